@@ -1,0 +1,42 @@
+# Everything here works on a fresh Debian 12 (or any Linux with Python 3.11 or newer and apt-get):
+# each target sets up what it needs, once.
+
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean postgresql
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Create the virtual environment and install babysit into it
+
+$(READY): pyproject.toml constraints.txt scripts/setup
+	@scripts/setup $(VENV)
+	@touch $@
+
+postgresql:
+	@scripts/postgresql
+
+demo: $(READY) ## Train a small GPT through five injected failures, without human help (about 3 minutes)
+	@$(VENV)/bin/babysit demo
+
+test: $(READY) postgresql ## Run all tests; prints the coverage
+	@$(PYTHON) -m pytest --cov --cov-report=
+	@echo "coverage: $$($(PYTHON) -m coverage report --format=total) % of lines and branches"
+
+lint: $(READY) ## Check style, formatting, types and the import contracts
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check
+	@$(PYTHON) -m mypy
+	@$(VENV)/bin/lint-imports --no-logo
+
+bench: $(READY) postgresql ## Run every benchmark; the last line of each is one JSON object
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PYTHON) "$$file"; done
+
+clean: ## Remove caches and outputs (the virtual environment stays: remove .venv yourself)
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* \
+	  build dist demo-output
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,134 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import structlog
+
+from orchestrator.database import schema
+from orchestrator.database.memory_store import MemoryStore
+from orchestrator.database.port import Store
+from orchestrator.database.sql_store import SqlStore
+from tests.postgres import PostgresServer
+
+_numbers = itertools.count(1)
+# The control plane logs while tests read what commands print: only errors, and not to stdout.
+structlog.configure(
+    wrapper_class=structlog.make_filtering_bound_logger(40),
+    logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One server for the whole session. Tests that stop it make one of their own."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """URL of the session's server (its database `postgres`, empty)."""
+    return postgres_server.url()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> str:
+    """Name of a database with the schema, to copy from: faster than migrating for each test."""
+    _execute(postgres_server, "CREATE DATABASE template_babysit")
+    asyncio.run(schema.upgrade(postgres_server.url("template_babysit")))
+    return "template_babysit"
+
+
+@pytest.fixture
+def empty_postgres(postgres_server: PostgresServer) -> Iterator[Callable[[], str]]:
+    """Makes empty databases; gives their URLs."""
+    yield from _databases(postgres_server, "template1")
+
+
+@pytest.fixture
+def postgres_database(
+    postgres_server: PostgresServer, postgres_template: str
+) -> Iterator[Callable[[], str]]:
+    """Makes databases with the schema; gives their URLs."""
+    yield from _databases(postgres_server, postgres_template)
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> str:
+    """URL of a SQLite database with the schema."""
+    url = f"sqlite:///{tmp_path / 'babysit.db'}"
+    asyncio.run(schema.upgrade(url))
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """URL of a database with the schema, on either of the two."""
+    if request.param == "sqlite":
+        url: str = request.getfixturevalue("sqlite_database")
+        return url
+    make: Callable[[], str] = request.getfixturevalue("postgres_database")
+    return make()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_urls(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Makes URLs of databases without a schema, on either of the two."""
+    if request.param == "sqlite":
+        return lambda: f"sqlite:///{tmp_path / f'{next(_numbers)}.db'}"
+    make: Callable[[], str] = request.getfixturevalue("empty_postgres")
+    return make
+
+
+@pytest.fixture(params=["memory", "sqlite", "sqlite in memory", "postgresql"])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    """Where the store of the contract tests lies; None: in memory, without SQL."""
+    match request.param:
+        case "sqlite":
+            url: str = request.getfixturevalue("sqlite_database")
+            return url
+        case "postgresql":
+            make: Callable[[], str] = request.getfixturevalue("postgres_database")
+            return make()
+        case "sqlite in memory":
+            return "sqlite://"
+    return None
+
+
+@pytest.fixture
+async def store(store_url: str | None) -> AsyncIterator[Store]:
+    """Each implementation of the run database."""
+    opened: Any = MemoryStore() if store_url is None else await SqlStore.open(store_url)
+    yield opened
+    await opened.close()
+
+
+def _databases(server: PostgresServer, template: str) -> Iterator[Callable[[], str]]:
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(f"test_{next(_numbers)}")
+        _execute(server, f"CREATE DATABASE {made[-1]} TEMPLATE {template}")
+        return server.url(made[-1])
+
+    yield make
+    for name in made:
+        _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _execute(server: PostgresServer, statement: str) -> None:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(statement)
