@@ -1,0 +1,8 @@
+"""The trainer's side of babysit. Importing it loads the standard library only."""
+
+from babysit.run import Run, init
+from babysit.wire import Phase
+
+__all__ = ["Phase", "Run", "__version__", "init"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,119 @@
+"""Which checkpoint to load: the first candidate whose shards every rank finds sound."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from babysit import collective
+from babysit.checkpoint import shard
+from babysit.checkpoint.saver import POSITION_FILE, DirectoryState
+from babysit.checkpoint.shard import Manifest
+from babysit.errors import ShardRefusedError
+from babysit.wire import Candidate, Plan, Tier, rank_directory, step_directory
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """What the ranks agreed on."""
+
+    candidate: Candidate | None
+    """None: start from the beginning."""
+    rejected: tuple[dict[str, str], ...]
+    """`{id, reason}` of the candidates before it."""
+
+
+def choose(plan: Plan) -> Choice:
+    """Try the plan's candidates in order; a collective where torch.distributed is initialised.
+
+    Without a process group each rank decides alone.
+    """
+    rejected: list[dict[str, str]] = []
+    for candidate in plan.restore:
+        reason = ""
+        try:
+            _check(candidate, plan)
+        except ShardRefusedError as error:
+            reason = str(error)
+        if collective.minimum(int(not reason))[0]:
+            return Choice(candidate, tuple(rejected))
+        if reason:  # otherwise another rank refused it, and says why
+            rejected.append({"id": candidate.id, "reason": reason})
+    return Choice(None, tuple(rejected))
+
+
+def _check(candidate: Candidate, plan: Plan) -> None:
+    """Verify what this rank answers for.
+
+    At the world size it was saved at, a rank answers for its own shard. At another, all shards are
+    read by somebody: each rank verifies its share of them, or all where ranks cannot confer.
+
+    Raises:
+        ShardRefusedError: What is wrong.
+    """
+    checkpoint = Path(candidate.path)
+    ranks: Sequence[int] = (plan.rank,)
+    if candidate.world_size != plan.world_size:
+        ranks = range(candidate.world_size)
+    manifests = [_manifest(candidate, rank_directory(checkpoint, rank), rank) for rank in ranks]
+    shared = candidate.tier is Tier.DIRECTORY and collective.process_group() is not None
+    for manifest in manifests:
+        mine = manifest.rank % plan.world_size == plan.rank
+        if mine or not shared or len(ranks) == 1:
+            shard.verify(manifest, rank_directory(checkpoint, manifest.rank))
+
+
+def _manifest(candidate: Candidate, directory: Path, rank: int) -> Manifest:
+    manifest = Manifest.read(directory)
+    found = (manifest.step, manifest.rank, manifest.world_size, manifest.attempt)
+    expected = (candidate.step, rank, candidate.world_size, candidate.attempt)
+    if found != expected:
+        raise ShardRefusedError(
+            f"{directory}: (step, rank, world size, attempt) is {found}, not {expected}"
+        )
+    return manifest
+
+
+def load(state: Any, candidate: Candidate, rank: int) -> dict[str, Any]:
+    """Load a verified candidate into the state; returns what was saved as its position.
+
+    Raises:
+        StateMismatchError: The checkpoint does not fit the state.
+        OSError: The files cannot be read.
+    """
+    own = rank_directory(candidate.path, rank % candidate.world_size)
+    if isinstance(state, DirectoryState):
+        state.load(own)
+    else:
+        from babysit.checkpoint import tensors  # noqa: PLC0415  # imports torch
+
+        tensors.load(state, Path(candidate.path), rank, candidate.world_size)
+    position: dict[str, Any] = pickle.loads((own / POSITION_FILE).read_bytes())  # noqa: S301  # ours
+    return position
+
+
+def newest_in(directory: Path) -> tuple[Candidate, ...]:
+    """Candidates for a stand-alone run: whole checkpoints in its directory, newest first."""
+    found = []
+    for step in shard.steps_in(directory):
+        checkpoint = step_directory(directory, step)
+        try:
+            first = Manifest.read(rank_directory(checkpoint, 0))
+            for rank in range(first.world_size):
+                Manifest.read(rank_directory(checkpoint, rank))
+        except ShardRefusedError:
+            continue
+        found.append(
+            Candidate(
+                id=checkpoint.name,
+                step=step,
+                tier=Tier.DIRECTORY,
+                path=str(checkpoint),
+                world_size=first.world_size,
+                attempt=first.attempt,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,252 @@
+"""Sharded states through torch.distributed.checkpoint (DCP), without its collectives.
+
+DCP plans: which chunk of which tensor this rank holds (at a save), and which saved chunks overlap
+the ones it needs (at a load, at whatever world size). The bytes are moved here: a save copies the
+local tensors into one buffer, reused from save to save, which then goes to disk as one file, with
+DCP's `Metadata` beside it. (`torch.save` per tensor, as in DCP's own writer, takes 0.2 ms each and
+holds the interpreter lock while the next step computes; measured on a model of 48 parameters.)
+
+Files: `tensors.bin`; `tensors.metadata`, a pickled `Metadata` whose storage data are
+:class:`Extent`; `objects.pt`, everything that is no tensor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import io
+import math
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.default_planner import (
+    DefaultLoadPlanner,
+    DefaultSavePlanner,
+    create_default_global_save_plan,
+)
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.tensor import DTensor
+
+from babysit.checkpoint.shard import Content, ShardWriter
+from babysit.checkpoint.state import apply, extract, flatten
+from babysit.errors import StateMismatchError
+from babysit.wire import rank_directory
+
+DATA_FILE = "tensors.bin"
+METADATA_FILE = "tensors.metadata"
+OBJECTS_FILE = "objects.pt"
+_ALIGNMENT = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Extent:
+    """Where the bytes of a chunk lie."""
+
+    rank: int
+    """Whose directory; set when metadata are merged."""
+    offset: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Where in the buffer each local tensor goes; the same for save after save."""
+
+    signature: list[tuple[Any, ...]]
+    buffer: torch.Tensor
+    slots: list[torch.Tensor]
+    metadata: bytes
+
+    @property
+    def data(self) -> memoryview:
+        """The bytes of the buffer."""
+        size = self.buffer.numel()
+        return memoryview((ctypes.c_ubyte * size).from_address(self.buffer.data_ptr())).cast("B")
+
+
+class TensorStage:
+    """Copies a state out of training's way."""
+
+    def __init__(self) -> None:
+        self._layout: _Layout | None = None
+
+    def stage(self, state: dict[str, Any]) -> Content:
+        """Copy; the result must have been written before the next call."""
+        tensors, objects = flatten(extract(state))
+        local = [_local(tensor) for tensor in tensors.values()]
+        signature = [
+            (name, part.dtype, part.shape, tensor.shape)
+            for (name, tensor), part in zip(tensors.items(), local, strict=True)
+        ]
+        if self._layout is None or self._layout.signature != signature:
+            self._layout = _lay_out(tensors, local, signature)
+        layout = self._layout
+        for slot, part in zip(layout.slots, local, strict=True):
+            slot.copy_(part, non_blocking=True)
+        if any(part.is_cuda for part in local):
+            torch.cuda.current_stream().synchronize()
+        pickled = io.BytesIO()
+        torch.save(objects, pickled)
+
+        def content(writer: ShardWriter) -> None:
+            writer.write(DATA_FILE, layout.data)
+            writer.write(METADATA_FILE, layout.metadata)
+            writer.write(OBJECTS_FILE, pickled.getvalue())
+
+        return content
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.detach()
+
+
+def _lay_out(
+    tensors: dict[str, torch.Tensor], local: list[torch.Tensor], signature: list[tuple[Any, ...]]
+) -> _Layout:
+    lengths = [part.numel() * part.element_size() for part in local]
+    offsets, end = [], 0
+    for length in lengths:
+        offsets.append(end)
+        end += -(-length // _ALIGNMENT) * _ALIGNMENT
+    pinned = any(part.is_cuda for part in local)
+    buffer = torch.zeros(max(end, 1), dtype=torch.uint8, pin_memory=pinned)
+    slots = [
+        buffer[offset : offset + length].view(part.dtype).view(part.shape)
+        for offset, length, part in zip(offsets, lengths, local, strict=True)
+    ]
+    extents = {
+        name: Extent(0, offset, length)
+        for name, offset, length in zip(tensors, offsets, lengths, strict=True)
+    }
+    planner = DefaultSavePlanner(flatten_state_dict=False)
+    planner.set_up_planner(tensors, is_coordinator=True)
+    (plan,), metadata = create_default_global_save_plan([planner.create_local_plan()])
+    metadata.storage_data = {item.index: extents[item.index.fqn] for item in plan.items}
+    return _Layout(signature, buffer, slots, pickle.dumps(metadata))
+
+
+def load(state: dict[str, Any], checkpoint: Path, rank: int, world_size: int) -> None:
+    """Load a checkpoint of `world_size` shards into a state, in place.
+
+    This rank's own directory (`rank` modulo `world_size`) is enough where it holds all that is
+    needed, as it does when the world has not changed; otherwise all are consulted.
+
+    Raises:
+        StateMismatchError: The state has other tensors than the checkpoint.
+        OSError: The files cannot be read.
+    """
+    own = rank % world_size
+    extracted = extract(state)
+    tensors, _ = flatten(extracted)
+    planner, plan, metadata = _covering_plan(tensors, checkpoint, own, world_size)
+    _read(plan, planner, metadata, checkpoint)
+    objects = torch.load(
+        rank_directory(checkpoint, own) / OBJECTS_FILE, map_location="cpu", weights_only=False
+    )
+    apply(state, extracted, objects)
+
+
+def _covering_plan(
+    tensors: dict[str, torch.Tensor], checkpoint: Path, own: int, world_size: int
+) -> tuple[DefaultLoadPlanner, LoadPlan, Metadata]:
+    """A plan from this rank's own shard where that is enough, else from all that are here."""
+    others = (r for r in range(world_size) if r != own)
+    here = [r for r in others if (rank_directory(checkpoint, r) / METADATA_FILE).exists()]
+    reason = "the shards hold only parts of some tensors"
+    cause: Exception | None = None
+    for ranks in ([own], [own, *here]):
+        try:
+            planner, plan, metadata = _plan(tensors, checkpoint, ranks)
+        except (RuntimeError, ValueError) as error:  # a key is missing, or a size differs
+            reason, cause = str(error), error
+            continue
+        if _covers(plan, planner):
+            return planner, plan, metadata
+    raise StateMismatchError(
+        f"the checkpoint {checkpoint} does not fit the script's state: {reason}. Has the model"
+        " changed? Use another checkpoint directory for a changed model."
+    ) from cause
+
+
+def read(checkpoint: Path | str, world_size: int) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, whole, on the CPU: to look at, or to export.
+
+    Returns:
+        Tensors by name, such as `model/layers.0.weight`.
+    """
+    metadata = _merged(Path(checkpoint), range(world_size))
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    planner, plan, metadata = _plan(tensors, Path(checkpoint), range(world_size))
+    _read(plan, planner, metadata, Path(checkpoint))
+    return tensors
+
+
+def _merged(checkpoint: Path, ranks: Iterable[int]) -> Metadata:
+    """One metadata for several ranks' shards; of replicated chunks, the first rank's is taken."""
+    merged = Metadata({}, storage_data={})
+    for rank in ranks:
+        file = rank_directory(checkpoint, rank) / METADATA_FILE
+        metadata: Metadata = pickle.loads(file.read_bytes())  # noqa: S301  # ours, and hashed
+        for index, extent in metadata.storage_data.items():
+            entry = _entry(metadata, index)
+            merged.state_dict_metadata.setdefault(index.fqn, dataclasses.replace(entry, chunks=[]))
+            if extent.length and index not in merged.storage_data:
+                _entry(merged, index).chunks.extend(entry.chunks)
+                merged.storage_data[index] = dataclasses.replace(extent, rank=rank)
+    return merged
+
+
+def _entry(metadata: Metadata, index: MetadataIndex) -> TensorStorageMetadata:
+    return cast("TensorStorageMetadata", metadata.state_dict_metadata[index.fqn])
+
+
+def _plan(
+    tensors: dict[str, torch.Tensor], checkpoint: Path, ranks: Iterable[int]
+) -> tuple[DefaultLoadPlanner, LoadPlan, Metadata]:
+    metadata = _merged(checkpoint, ranks)
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner.set_up_planner(tensors, metadata, is_coordinator=True)
+    return planner, planner.create_local_plan(), metadata
+
+
+def _covers(plan: LoadPlan, planner: DefaultLoadPlanner) -> bool:
+    """Whether the plan fills every local element (saved chunks do not overlap)."""
+    needed = sum(_local(tensor).numel() for tensor in planner.state_dict.values())
+    return needed == sum(math.prod(item.lengths) for item in plan.items)
+
+
+def _read(
+    plan: LoadPlan, planner: DefaultLoadPlanner, metadata: Metadata, checkpoint: Path
+) -> None:
+    mapped: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for item in plan.items:
+            extent: Extent = metadata.storage_data[item.storage_index]
+            if extent.rank not in mapped:
+                file = rank_directory(checkpoint, extent.rank) / DATA_FILE
+                mapped[extent.rank] = torch.from_file(
+                    str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8
+                )
+            data = mapped[extent.rank][extent.offset : extent.offset + extent.length]
+            planner.resolve_tensor(item).copy_(_part(item, data, metadata))
+
+
+def _part(item: ReadItem, data: torch.Tensor, metadata: Metadata) -> torch.Tensor:
+    """The part of a saved chunk that is asked for."""
+    entry = _entry(metadata, item.storage_index)
+    (sizes,) = (c.sizes for c in entry.chunks if c.offsets == item.storage_index.offset)
+    part = data.view(entry.properties.dtype).view(sizes)
+    for dimension, (start, length) in enumerate(
+        zip(item.storage_offsets, item.lengths, strict=True)
+    ):
+        part = part.narrow(dimension, start, length)
+    return part

@@ -1,0 +1,27 @@
+"""What can go wrong on the trainer's side. Each says what, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class BabysitError(Exception):
+    """Root of the errors raised into a training script."""
+
+
+class PlanError(BabysitError):
+    """The agent's plan cannot be read."""
+
+
+class EmptyLoaderError(BabysitError):
+    """A pass over the loader gave no batch."""
+
+
+class NotDistributedError(BabysitError):
+    """Several ranks share a state, but torch.distributed is not initialised."""
+
+
+class StateMismatchError(BabysitError):
+    """A sound checkpoint does not fit the state it is loaded into: the script has changed."""
+
+
+class ShardRefusedError(BabysitError):
+    """A shard is missing, incomplete or damaged; the next candidate is tried."""

@@ -1,0 +1,73 @@
+"""The rank's voice: the ring and the notes. Nothing here blocks or raises into training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from babysit.ring import Record, RingWriter, wall_clock
+from babysit.wire import NOTES_FILE, RING_FILE, Note, Phase
+
+log = logging.getLogger("babysit")
+
+QUIET = (OSError, ValueError, TypeError, RuntimeError, struct.error)
+"""What a failing disk, or a value that is no number, may raise while reporting."""
+
+
+class Reporter:
+    """Writes samples and notes for the agent; without a rank directory it does nothing."""
+
+    def __init__(self, directory: Path | None, rank: int) -> None:
+        self._rank = rank
+        self._notes = directory / NOTES_FILE if directory else None
+        self._ring: RingWriter | None = None
+        self._warned: set[str] = set()
+        if directory is not None:
+            try:
+                self._ring = RingWriter(directory / RING_FILE)
+            except OSError as error:
+                self.warn(f"no ring in {directory}, so the agent sees no samples: {error}")
+
+    def record(self, record: Record, phase: Phase) -> None:
+        """Publish a step and where the rank is."""
+        if self._ring is not None:
+            self._ring.write(record)
+            self._ring.progress(record.step, record.batch, record.time, phase)
+
+    def progress(self, step: int, batch: int, phase: Phase) -> None:
+        """Publish where the rank is."""
+        if self._ring is not None:
+            try:
+                self._ring.progress(step, batch, wall_clock(), phase)
+            except QUIET as error:
+                self.warn(f"cannot publish progress: {error}")
+
+    def note(self, kind: Note, **fields: Any) -> None:
+        """Append one line to the notes, in one write, so that lines never mix."""
+        if self._notes is None:
+            return
+        try:
+            line = {"kind": kind, "time": wall_clock(), "rank": self._rank, **fields}
+            data = (json.dumps(line) + "\n").encode()
+            descriptor = os.open(self._notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, data)
+            finally:
+                os.close(descriptor)
+        except QUIET as error:
+            self.warn(f"cannot write the note {kind!r}: {error}")
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether the agent asked this rank to save and leave."""
+        return self._ring is not None and self._ring.asked_to_stop
+
+    def warn(self, message: str) -> None:
+        """Log a message, each once."""
+        if message not in self._warned and len(self._warned) < 100:
+            self._warned.add(message)
+            log.warning("%s", message)

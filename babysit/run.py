@@ -1,0 +1,318 @@
+"""`babysit.init()` and the run it returns: what a training script sees of us."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from babysit import collective, rng
+from babysit.checkpoint import restore
+from babysit.checkpoint.saver import DirectoryState, Saved, Saver
+from babysit.data import Feed, Position
+from babysit.errors import NotDistributedError, PlanError
+from babysit.reporter import QUIET, Reporter
+from babysit.ring import Record, wall_clock
+from babysit.wire import ENV_RANK_DIR, PLAN_FILE, Note, Phase, Plan, SavePolicy
+
+Batch = TypeVar("Batch")
+
+_END: Any = object()
+_PHASES = {phase.value: phase for phase in Phase} | {
+    "restore": Phase.RESTORING,
+    "train": Phase.TRAINING,
+    "checkpoint": Phase.CHECKPOINTING,
+    "evaluate": Phase.EVALUATING,
+}
+
+
+def init(*, checkpoint: str | Path | None = None, every_steps: int = 100, keep: int = 3) -> Run:
+    """Join the run this process is part of.
+
+    Started by an agent, the plan lies in the directory that `BABYSIT_RANK_DIR` names. Otherwise the
+    script stands alone: nothing is reported anywhere, rank and world size are those of `RANK` and
+    `WORLD_SIZE` (as set by torchrun), and nothing is saved unless `checkpoint` is given.
+
+    Args:
+        checkpoint: Stand-alone only: directory to save to and to resume from.
+        every_steps: Stand-alone only: steps between saves.
+        keep: Stand-alone only: newest checkpoints kept.
+
+    Raises:
+        PlanError: The agent's plan cannot be read.
+    """
+    if not (rank_directory := os.environ.get(ENV_RANK_DIR)):
+        plan = _stand_alone(str(checkpoint or ""), every_steps, keep)
+        return Run(plan, Reporter(None, plan.rank))
+    directory = Path(rank_directory)
+    try:
+        plan = Plan.from_json((directory / PLAN_FILE).read_text())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PlanError(
+            f"{directory / PLAN_FILE}: {error}; to run without an agent, unset {ENV_RANK_DIR}"
+        ) from error
+    return Run(plan, Reporter(directory, plan.rank))
+
+
+def _stand_alone(directory: str, every_steps: int, keep: int) -> Plan:
+    return Plan(
+        run="",
+        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) + 1,
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        restore=restore.newest_in(Path(directory)) if directory else (),
+        save=SavePolicy(directory, every_steps, directory_keep=keep),
+    )
+
+
+class Run:
+    """One rank's part of a run."""
+
+    def __init__(self, plan: Plan, reporter: Reporter) -> None:
+        self.plan = plan
+        self.rank = plan.rank
+        self.world_size = plan.world_size
+        self.step = 0
+        """The step being computed (inside `steps()`), or the last one."""
+        self.batch = 0
+        """Number of the batch of that step."""
+        self._reporter = reporter
+        self._saver = Saver(plan, reporter)
+        self._phase = Phase.STARTING
+        self._feed: Feed | None = None
+        self._total: int | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._reported = time.perf_counter()
+        self._blocked = 0.0
+        reporter.note(Note.STARTED)
+        self._enter(Phase.TRAINING)
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def steps(
+        self, loader: Iterable[Batch], total: int | None = None, epochs: int | None = None
+    ) -> Iterator[tuple[int, Batch]]:
+        """Yield `(step, batch)`, from where the restored checkpoint left off.
+
+        Steps count from 1. Quarantined batches are passed over on every rank alike. How a loader is
+        resumed is told in :mod:`babysit.data`. With another world size, the position in batches
+        per rank is kept.
+
+        Args:
+            loader: Gives batches; anything that can be iterated over.
+            total: The last step; None: no end but that of the epochs.
+            epochs: Passes over the loader; None: as many as `total` needs, or else one.
+
+        Raises:
+            EmptyLoaderError: A whole pass gave no batch.
+        """
+        resumed = self._resumed or {}
+        position = resumed.get("position") or Position(batch=self.batch)
+        self._feed = Feed(loader, self.plan.skip_batches, position)
+        self._total = total
+        if epochs is None and total is None:
+            epochs = 1
+        batches = self._feed.batches(epochs, resumed.get("rng"))
+        self._enter(Phase.TRAINING)
+        self._reported = time.perf_counter()
+        while total is None or self.step < total:
+            batch = next(batches, _END)
+            if batch is _END:
+                break
+            self.step += 1
+            self.batch = self._feed.position.batch
+            yield self.step, batch
+        self.finish()
+        self._reporter.note(Note.FINISHED, step=self.step)
+
+    # -- reporting ----------------------------------------------------------------------------
+
+    def report(
+        self,
+        *,
+        loss: Any,
+        grad_norm: Any = -1.0,
+        tokens: Any = 0.0,
+        learning_rate: Any = -1.0,
+        step: int | None = None,
+    ) -> None:
+        """Report a step: one record in shared memory. Never blocks and never raises.
+
+        Args:
+            loss: A float, or what `float()` takes (a tensor on a GPU is waited for).
+            grad_norm: Norm of the gradient before clipping.
+            tokens: Tokens this rank consumed in the step.
+            learning_rate: As it was in this step.
+            step: The step; by default that of `steps()`.
+        """
+        try:
+            if step is not None:
+                self.step = step
+            now = time.perf_counter()
+            record = Record(
+                self.step,
+                self.batch,
+                wall_clock(),
+                float(loss),
+                float(grad_norm),
+                float(tokens),
+                now - self._reported,
+                self._blocked,
+                float(learning_rate),
+            )
+            self._reporter.record(record, self._phase)
+            self._reported = now
+            self._blocked = 0.0
+        except QUIET as error:
+            self._reporter.warn(f"cannot report step {self.step}: {error}")
+
+    def phase(self, name: str | Phase) -> PhaseScope:
+        """Say what the rank does now: `with run.phase("evaluate"): …`.
+
+        The phase holds from the call on; at the end of a `with` block the one before comes back. An
+        unknown name changes nothing and is warned of.
+        """
+        before = self._phase
+        phase = _PHASES.get(name)
+        if phase is None:
+            self._reporter.warn(f"unknown phase {name!r}; there are {', '.join(_PHASES)}")
+            return PhaseScope(self, before)
+        self._enter(phase)
+        return PhaseScope(self, before)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether to save and leave, because the node is about to go.
+
+        A collective where torch.distributed is initialised: the ranks' answers are combined, so all
+        leave after the same step. Look at it on every rank, at the same place in the loop.
+        """
+        asked = self._reporter.asked_to_stop
+        if self.world_size == 1:
+            return asked
+        return collective.minimum(-int(asked))[0] < 0
+
+    def fingerprint(self, model: Any) -> str:
+        """Hash this rank's parameters and buffers, and note it.
+
+        Replicas that hold the same (part of the) model must agree bit for bit; one that does not
+        has computed wrongly.
+
+        Returns:
+            32 hex digits (blake2b).
+        """
+        from babysit.fingerprint import digest  # noqa: PLC0415  # imports torch
+
+        value = digest(model)
+        self._reporter.note(Note.FINGERPRINT, step=self.step, digest=value)
+        return value
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def restore(self, state: dict[str, Any] | DirectoryState) -> int:
+        """Load the checkpoint the control plane chose; returns its step (0: from the beginning).
+
+        Candidates that are damaged are passed over, on all ranks alike: a collective where
+        torch.distributed is initialised. Generators and the place in the data come back too.
+
+        Raises:
+            NotDistributedError: There are several ranks and torch.distributed is not initialised.
+            StateMismatchError: A sound checkpoint does not fit the state.
+        """
+        begun = time.perf_counter()
+        with self.phase(Phase.RESTORING):
+            self._require_process_group(state)
+            choice = restore.choose(self.plan)
+            candidate = choice.candidate
+            if candidate is not None:
+                self._resumed = restore.load(state, candidate, self.rank)
+                self.step = candidate.step
+                self.batch = self._resumed["batch"]
+                rng.apply(self._resumed["rng"])
+            self._saver.forget_after(self.step)
+            self._reporter.note(
+                Note.RESTORED,
+                step=self.step,
+                checkpoint=candidate.id if candidate else "",
+                seconds=time.perf_counter() - begun,
+                rejected=list(choice.rejected),
+            )
+        for refused in choice.rejected:
+            self._reporter.warn(f"checkpoint {refused['id']} is passed over: {refused['reason']}")
+        return self.step
+
+    def checkpoint(
+        self,
+        state: dict[str, Any] | DirectoryState,
+        *,
+        step: int | None = None,
+        now: bool = False,
+    ) -> None:
+        """Save the state after this step, if a save is due. Call it last in the loop's body.
+
+        Training waits only for the copy out of its tensors (and for the save before it, should that
+        still be under way). The run's last step is always saved. A save that fails is noted, and
+        training goes on.
+
+        Args:
+            state: As for :meth:`restore`.
+            step: The step; by default that of `steps()`.
+            now: Save even if none is due (before leaving, say).
+        """
+        step = self.step if step is None else step
+        tiers = self._saver.due(step, last=step == self._total, now=now)
+        if not tiers:
+            return
+        begun = time.perf_counter()
+        with self.phase(Phase.CHECKPOINTING):
+            self._saver.save(state, Saved(step, self.batch, self._position(), tiers))
+        self._blocked += time.perf_counter() - begun
+
+    def flush(self) -> None:
+        """Complete what is still being written."""
+        self._saver.wait()
+
+    def finish(self) -> None:
+        """The work is done: complete what is still being written. `steps()` does so at its end."""
+        self.flush()
+        self._enter(Phase.FINISHED)
+
+    def _position(self) -> bytes:
+        position = self._feed.snapshot() if self._feed else Position(batch=self.batch)
+        return pickle.dumps({"batch": self.batch, "position": position, "rng": rng.capture()})
+
+    def _require_process_group(self, state: Any) -> None:
+        alone = self.world_size == 1 or isinstance(state, DirectoryState)
+        if not alone and collective.process_group() is None:
+            raise NotDistributedError(
+                f"this run has {self.world_size} ranks, but torch.distributed is not initialised:"
+                " call torch.distributed.init_process_group() before run.restore(state)"
+            )
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._reporter.progress(self.step, self.batch, phase)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PhaseScope:
+    """Brings the phase before back at the end of a `with` block."""
+
+    run: Run
+    before: Phase
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.run._enter(self.before)  # noqa: SLF001  # a part of Run

@@ -1,0 +1,248 @@
+"""Saving and restoring through a framework that writes a directory of its own; without torch."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from babysit.errors import NotDistributedError
+from babysit.reporter import Reporter
+from babysit.run import Run
+from babysit.wire import (
+    MANIFEST_FILE,
+    NOTES_FILE,
+    Candidate,
+    Plan,
+    SavePolicy,
+    Tier,
+    rank_directory,
+    step_directory,
+)
+from jobs.events import ShardReport
+
+
+class Counter:
+    """A framework's state: one number, in a file in a folder."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def save(self, directory: Path) -> None:
+        (directory / "inner").mkdir()
+        (directory / "inner" / "value").write_text(str(self.value))
+
+    def load(self, directory: Path) -> None:
+        self.value = int((directory / "inner" / "value").read_text())
+
+
+class Home:
+    """Where one rank's checkpoints and notes lie."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.memory = root / "memory"
+        self.disk = root / "disk"
+        self.policy = SavePolicy(str(self.disk), 4, str(self.memory), 1)
+
+    def run(self, attempt: int = 1, **changes: Any) -> Run:
+        (self.root / NOTES_FILE).unlink(missing_ok=True)
+        fields = {"run": "r", "rank": 0, "world_size": 1, "save": self.policy} | changes
+        return Run(Plan(attempt=attempt, **fields), Reporter(self.root, 0))
+
+    def notes(self, kind: str) -> list[dict[str, Any]]:
+        lines = (self.root / NOTES_FILE).read_text().splitlines()
+        return [note for note in map(json.loads, lines) if note["kind"] == kind]
+
+    def candidate(self, step: int, tier: Tier = Tier.MEMORY, attempt: int = 1) -> Candidate:
+        path = step_directory(self.memory if tier is Tier.MEMORY else self.disk, step)
+        return Candidate(f"{tier}-{step}", step, tier, str(path), 1, attempt)
+
+    def steps(self, tier: Tier) -> list[int]:
+        root = self.memory if tier is Tier.MEMORY else self.disk
+        return sorted(int(path.parts[-3][5:]) for path in root.glob(f"*/*/{MANIFEST_FILE}"))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def train(run: Run, total: int) -> Counter:
+    state = Counter()
+    run.restore(state)
+    for _step, batch in run.steps([1, 2, 3, 4, 5], total=total):
+        state.value += batch
+        run.checkpoint(state)
+    return state
+
+
+def test_each_tier_gets_its_saves(home: Home) -> None:
+    train(home.run(), total=10)
+    assert home.steps(Tier.MEMORY) == [8, 9, 10]  # the newest three
+    assert home.steps(Tier.DIRECTORY) == [4, 8, 10]  # the last step is saved though not due
+
+
+def test_a_shard_is_told_as_the_agent_wants_it(home: Home) -> None:
+    train(home.run(), total=4)
+    manifest = json.loads(
+        (rank_directory(step_directory(home.disk, 4), 0) / MANIFEST_FILE).read_text()
+    )
+    report = ShardReport.model_validate(manifest)
+    assert (report.step, report.rank, report.world_size, report.batch) == (4, 0, 1, 4)
+    assert report.path == str(step_directory(home.disk, 4))
+    assert [file.name for file in report.files] == ["inner/value", "position.pickle"]
+    assert report.files[0].bytes == len("10")
+    (note,) = home.notes("shard")
+    assert note["files"] == manifest["files"]
+    assert set(note["seconds"]) == {"copy", "write"}
+
+
+def test_restoring_continues_the_run(home: Home) -> None:
+    train(home.run(), total=7)
+    state = train(home.run(attempt=2, restore=(home.candidate(7),)), total=9)
+    assert state.value == train(Home(home.root / "straight").run(), total=9).value
+    (note,) = home.notes("restored")
+    assert (note["step"], note["checkpoint"], note["rejected"]) == (7, "memory-7", [])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone", "no manifest", "attempt"])
+def test_a_damaged_candidate_is_passed_over(home: Home, damage: str) -> None:
+    train(home.run(), total=5)
+    newest = rank_directory(step_directory(home.memory, 5), 0)
+    attempt = 1
+    match damage:
+        case "truncated":
+            (newest / "inner" / "value").write_text("1")
+        case "changed":
+            (newest / "inner" / "value").write_text("99")
+        case "gone":
+            (newest / "inner" / "value").unlink()
+        case "no manifest":
+            (newest / MANIFEST_FILE).unlink()
+        case "attempt":
+            attempt = 7
+    run = home.run(2, restore=(home.candidate(5, attempt=attempt), home.candidate(4)))
+    state = Counter()
+    assert run.restore(state) == 4
+    assert state.value == 1 + 2 + 3 + 4
+    (note,) = home.notes("restored")
+    assert [refused["id"] for refused in note["rejected"]] == ["memory-5"]
+    assert note["rejected"][0]["reason"]
+
+
+def test_nothing_sound_left_means_the_beginning(home: Home) -> None:
+    run = home.run(restore=(home.candidate(3),))
+    state = Counter()
+    assert run.restore(state) == 0
+    assert home.notes("restored")[0]["checkpoint"] == ""
+    assert len(home.notes("restored")[0]["rejected"]) == 1
+
+
+def test_saves_of_a_future_that_was_rolled_back_are_forgotten(home: Home) -> None:
+    train(home.run(), total=9)
+    run = home.run(attempt=2, restore=(home.candidate(4, Tier.DIRECTORY),))
+    train(run, total=5)
+    assert home.steps(Tier.MEMORY) == [5]
+    attempt = json.loads(
+        (rank_directory(step_directory(home.memory, 5), 0) / MANIFEST_FILE).read_text()
+    )["attempt"]
+    assert attempt == 2
+    assert home.steps(Tier.DIRECTORY) == [4, 5, 8, 9]  # the control plane's to prune
+
+
+def test_a_step_saved_again_replaces_the_old_shard(home: Home) -> None:
+    train(home.run(), total=4)
+    state = train(home.run(attempt=2), total=4)
+    assert state.value == 10
+    manifest = rank_directory(step_directory(home.disk, 4), 0) / MANIFEST_FILE
+    assert json.loads(manifest.read_text())["attempt"] == 2
+    assert [p.name for p in step_directory(home.disk, 4).iterdir()] == ["rank-00000"]
+
+
+def test_generators_come_back(home: Home) -> None:
+    random.seed(5)
+    train(home.run(), total=3)
+    expected = random.random()
+    random.seed(6)
+    home.run(2, restore=(home.candidate(3),)).restore(Counter())
+    assert random.random() == expected
+
+
+def test_a_save_that_fails_is_noted_and_training_goes_on(home: Home) -> None:
+    home.disk.write_text("a file where the directory should be")
+    state = train(home.run(), total=5)
+    assert state.value == 15
+    failures = home.notes("save_failed")
+    assert [(note["step"], note["tier"]) for note in failures] == [
+        (4, "directory"),
+        (5, "directory"),
+    ]
+    assert home.steps(Tier.MEMORY) == [3, 4, 5]  # the other tier is whole
+
+
+def test_a_framework_that_cannot_save_is_noted(home: Home) -> None:
+    class Full(Counter):
+        def save(self, directory: Path) -> None:
+            raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    run = home.run()
+    for _ in run.steps([1], total=1):
+        run.checkpoint(Full())
+    assert [note["tier"] for note in home.notes("save_failed")] == ["memory", "directory"]
+    assert not list(home.root.rglob(MANIFEST_FILE))
+
+
+def test_training_goes_on_while_a_save_is_written(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from babysit.checkpoint import shard
+
+    proceed, seal = threading.Event(), shard.ShardWriter.seal
+
+    def slow_seal(writer: shard.ShardWriter) -> None:
+        assert proceed.wait(60)
+        seal(writer)
+
+    monkeypatch.setattr(shard.ShardWriter, "seal", slow_seal)
+    run = home.run()
+    for step, _ in run.steps([1, 2], total=1):
+        run.checkpoint(Counter())  # returns, though the writer is held up
+        assert step == 1
+        assert home.steps(Tier.MEMORY) == []  # and a half-written shard is not to be seen
+        proceed.set()
+    assert home.steps(Tier.MEMORY) == [1]  # the end of the loop waits for it
+
+
+def test_now_saves_what_is_not_due_but_nothing_twice(home: Home) -> None:
+    run = home.run()
+    for _step, _ in run.steps([1, 2, 3], total=3):
+        run.checkpoint(Counter())
+        run.checkpoint(Counter(), now=True)
+        run.checkpoint(Counter(), now=True)
+        break
+    run.finish()
+    assert home.steps(Tier.DIRECTORY) == [1]
+    assert len(home.notes("shard")) == 1
+
+
+def test_several_ranks_need_a_process_group(home: Home) -> None:
+    with pytest.raises(NotDistributedError, match=r"init_process_group\(\) before"):
+        home.run(world_size=2).restore({"weight": 1})
+
+
+def test_alone_a_directory_is_resumed_from(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    import babysit
+
+    for name in ("BABYSIT_RANK_DIR", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    train(babysit.init(checkpoint=home.disk, every_steps=2, keep=2), total=7)
+    assert home.steps(Tier.DIRECTORY) == [6, 7]
+    run = babysit.init(checkpoint=home.disk, every_steps=2)
+    state = Counter()
+    assert run.restore(state) == 7
+    assert state.value == 15 + 3
