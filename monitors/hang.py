@@ -1,0 +1,253 @@
+"""The hang monitor: no rank of a run has made progress for longer than its own pace explains."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from babysit.wire import Phase
+from monitors.statistics import SortedWindow
+from monitors.types import Beat, Finding, FindingKind, Sample, Severity
+
+_STEPS_KEPT = 256
+_FEWEST_STEPS = 5
+"""Step times needed before they set a limit."""
+_PHASES_KEPT = 64
+_LONGEST_TICK_SECONDS = 10.0
+_FEWEST_TICKS = 2
+"""Silence is believed only when it was looked at twice.
+
+The first look after a pause of the monitor itself sees old beats.
+"""
+
+
+class HangSettings(BaseModel):
+    """Settings of the hang monitor."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    after_seconds: float | None = Field(default=None, gt=0)
+    """Silence in training that is a hang; None: from the run's own step times."""
+    starting_seconds: float = Field(default=600.0, gt=0)
+    """Limit for starting, restoring, an attempt's first step, and a phase never seen to end."""
+    floor_seconds: float = Field(default=3.0, gt=0)
+    """Least limit in training.
+
+    Below it, a pause of the garbage collector or a disk would be a hang.
+    """
+    median_factor: float = Field(default=5.0, ge=1)
+    """Limit as a multiple of the median step (Unicron: 3 times the mean; NVRx: safety factor 5)."""
+    quantile_factor: float = Field(default=2.0, ge=1)
+    """Limit as a multiple of the 99th percentile of step times.
+
+    Steps that are long now and then are normal here.
+    """
+    checkpointing_floor_seconds: float = Field(default=10.0, gt=0)
+    """Least limit of the blocking part of a save; it is also five times the longest one seen."""
+    evaluating_floor_seconds: float = Field(default=120.0, gt=0)
+    """Least limit of an evaluation; it is also five times the longest one seen."""
+    phase_factor: float = Field(default=5.0, ge=1)
+    """Limit of a phase as a multiple of the longest one seen."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Watched:
+    """One rank, as the monitor's own clock saw it."""
+
+    beat: Beat
+    silence: float = 0.0
+    """Seconds since the beat changed."""
+    ticks: int = 0
+    """Looks since the beat changed."""
+    in_phase: float = 0.0
+    """Seconds since the phase began."""
+
+
+class HangMonitor:
+    """Judges silence by the monitor's own clock, so that the clocks of nodes need not agree.
+
+    Only time between two ticks counts, and at most ten seconds of it: a control plane that slept
+    does not call its runs hung. A rank that is absent from a tick (its agent is out of contact)
+    starts anew when it is back, since losing contact is not failure. Tick about once a second.
+    """
+
+    def __init__(self, settings: HangSettings | None = None) -> None:
+        self._settings = settings or HangSettings()
+        self._steps = SortedWindow(_STEPS_KEPT)
+        self._phases = {
+            Phase.CHECKPOINTING: SortedWindow(_PHASES_KEPT),
+            Phase.EVALUATING: SortedWindow(_PHASES_KEPT),
+        }
+        self._attempt = 0
+        self._ranks: dict[int, _Watched] = {}
+        self._stepped = -1
+        self._last_tick: float | None = None
+        self._reported: set[int] = set()
+
+    @property
+    def median_step_seconds(self) -> float | None:
+        """Median step time of the run without the time that saves blocked it.
+
+        None before the fifth step.
+        """
+        return self._steps.median if len(self._steps) >= _FEWEST_STEPS else None
+
+    def observe(self, sample: Sample) -> None:
+        """Learn the pace of the run from a step."""
+        if sample.attempt < self._attempt:
+            return
+        self._stepped = sample.attempt
+        pace = sample.seconds - sample.blocked_seconds
+        if math.isfinite(pace) and pace > 0:
+            self._steps.push(pace)
+        if math.isfinite(sample.blocked_seconds) and sample.blocked_seconds > 0:
+            self._phases[Phase.CHECKPOINTING].push(sample.blocked_seconds)
+
+    def restart(self, attempt: int) -> None:
+        """A new attempt: what ranks did is forgotten, the pace of the run is kept."""
+        self._attempt = attempt
+        self._ranks.clear()
+        self._reported.clear()
+
+    def limit(self, phase: str) -> float:
+        """Seconds of silence that are normal in a phase (a :class:`babysit.wire.Phase` value).
+
+        Infinite when finished. Until a step of the attempt has ended, training has the limit of
+        starting: the first step compiles and connects.
+        """
+        s = self._settings
+        if phase == Phase.FINISHED:
+            return float("inf")
+        if phase == Phase.CHECKPOINTING:
+            return self._phase_limit(Phase.CHECKPOINTING, s.checkpointing_floor_seconds)
+        if phase == Phase.EVALUATING:
+            return self._phase_limit(Phase.EVALUATING, s.evaluating_floor_seconds)
+        median = self.median_step_seconds
+        if phase != Phase.TRAINING or self._stepped < self._attempt:
+            return s.starting_seconds
+        if s.after_seconds is not None:
+            return s.after_seconds
+        if median is None:
+            return s.starting_seconds
+        return max(
+            s.floor_seconds,
+            s.median_factor * median,
+            s.quantile_factor * self._steps.quantile(0.99),
+        )
+
+    def _phase_limit(self, phase: Phase, floor: float) -> float:
+        seen = self._phases[phase]
+        if not len(seen):
+            return max(floor, self._settings.starting_seconds)
+        return max(floor, self._settings.phase_factor * seen.quantile(1.0))
+
+    def tick(self, now: float, beats: Sequence[Beat]) -> list[Finding]:
+        """Look at the last beats of all ranks in contact; at most one finding for a hang.
+
+        Args:
+            now: Seconds on the caller's clock; only differences between ticks matter.
+            beats: One for each rank whose agent is in contact.
+        """
+        elapsed = 0.0 if self._last_tick is None else now - self._last_tick
+        self._last_tick = now
+        self._take(min(max(elapsed, 0.0), _LONGEST_TICK_SECONDS), beats)
+        hung = self._hung()
+        known = bool(self._reported)
+        self._reported |= {watched.beat.rank for watched in hung}
+        return [self._finding(now, hung)] if hung and not known else []
+
+    def _take(self, elapsed: float, beats: Sequence[Beat]) -> None:
+        newest = max((beat.attempt for beat in beats), default=0)
+        if newest > self._attempt:
+            self.restart(newest)
+        current = {b.rank: b for b in beats if b.attempt == self._attempt and b.alive}
+        self._ranks = {rank: w for rank, w in self._ranks.items() if rank in current}
+        self._reported &= current.keys()
+        for rank, beat in current.items():
+            watched = self._ranks.get(rank)
+            if watched is None:
+                self._ranks[rank] = _Watched(beat)
+            elif _progressed(watched.beat, beat):
+                self._reported.discard(rank)
+                self._advance(watched, beat, elapsed)
+            else:
+                watched.silence += elapsed
+                watched.in_phase += elapsed
+                watched.ticks += 1
+
+    def _advance(self, watched: _Watched, beat: Beat, elapsed: float) -> None:
+        before = watched.beat
+        watched.in_phase += elapsed
+        if beat.phase != before.phase:
+            lasted = self._phases.get(Phase(before.phase))
+            if lasted is not None:
+                lasted.push(watched.in_phase)
+            watched.in_phase = 0.0
+        watched.beat, watched.silence, watched.ticks = beat, 0.0, 0
+
+    def _hung(self) -> list[_Watched]:
+        """Ranks silent beyond their limit and beyond that of any peer they may rightly wait for."""
+        within = [
+            self.limit(w.beat.phase)
+            for w in self._ranks.values()
+            if w.silence <= self.limit(w.beat.phase) and w.beat.phase != Phase.FINISHED
+        ]
+        patience = max(within, default=0.0)
+        return [
+            w
+            for w in self._ranks.values()
+            if w.ticks >= _FEWEST_TICKS and w.silence > max(self.limit(w.beat.phase), patience)
+        ]
+
+    def _suspect(self, hung: list[_Watched]) -> int | None:
+        """The one rank that is behind all others; when all stand at the same step, nobody."""
+        if len(hung) == 1 and len(self._ranks) > 1:
+            return hung[0].beat.rank
+        lowest = min(w.beat.step for w in hung)
+        behind = [w.beat.rank for w in hung if w.beat.step == lowest]
+        return behind[0] if len(behind) == 1 and len(hung) > 1 else None
+
+    def _finding(self, now: float, hung: list[_Watched]) -> Finding:
+        silence = max(w.silence for w in hung)
+        limit = max(self.limit(w.beat.phase) for w in hung)
+        onset = min(w.beat.step for w in hung)
+        suspect = self._suspect(hung)
+        median = self.median_step_seconds
+        pace = f", median step {median:.3g} s" if median is not None else ""
+        reason = (
+            f"no progress on {len(hung)} of {len(self._ranks)} ranks for {silence:.1f} s "
+            f"after step {onset} (limit {limit:.1f} s{pace})"
+        )
+        if suspect is not None:
+            reason += f"; rank {suspect} is behind"
+        return Finding(
+            kind=FindingKind.HANG,
+            severity=Severity.CRITICAL,
+            attempt=self._attempt,
+            rank=suspect,
+            onset_step=onset,
+            detected_step=max(w.beat.step for w in self._ranks.values()),
+            onset_time=now - silence,
+            detected_time=now,
+            reason=reason,
+            evidence={
+                "limit_seconds": limit,
+                "median_step_seconds": median,
+                "ranks": [
+                    {
+                        "rank": w.beat.rank,
+                        "step": w.beat.step,
+                        "phase": w.beat.phase,
+                        "silent_seconds": round(w.silence, 3),
+                    }
+                    for w in sorted(self._ranks.values(), key=lambda w: w.beat.rank)
+                ],
+            },
+        )
+
+
+def _progressed(before: Beat, after: Beat) -> bool:
+    return (before.step, before.phase, before.beat) != (after.step, after.phase, after.beat)

@@ -1,0 +1,205 @@
+"""Stacks of all ranks, clustered: who waits, and who is being waited for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+_FRAME = re.compile(r"^(?P<function>.*?) \((?P<file>[^()]*?)(?::(?P<line>\d+))?\)$")
+_DEPTH = 12
+"""Innermost frames compared; below them, stacks of one program are alike anyway."""
+_COLLECTIVE = re.compile(
+    r"""
+    (?: all_?reduce | all_?gather | reduce_?scatter | all_?to_?all | monitored_barrier
+      | batch_isend_irecv | wait_for_unshard | wait_tensor | ncclGroupEnd | c10d:: | gloo:: )
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+"""Names that only a collective bears."""
+_COLLECTIVE_FILE = re.compile(
+    r"distributed_c10d\.py|_functional_collectives\.py|_fsdp_collectives\.py|_collective_utils\.py"
+)
+"""Files in which every function is a collective.
+
+Bare names such as `recv` prove nothing elsewhere.
+"""
+_LIBRARY = re.compile(
+    r"""
+    site-packages | dist-packages | /lib/python\d | <frozen | ^torch/ | ^contextlib\.py |
+    ^threading\.py | ^selectors\.py | ^socket\.py | ^ssl\.py | ^queue\.py | ^subprocess\.py |
+    ^multiprocessing/ | ^concurrent/ | \.(?: so | cpp | cc | c | cu )\b
+    """,
+    re.VERBOSE,
+)
+"""Files not of the user's making; py-spy names them in full or from the root of the import path."""
+_STATES = {
+    "T": "stopped",
+    "t": "stopped by a debugger",
+    "D": "blocked in the kernel",
+    "Z": "a zombie",
+    "X": "dead",
+}
+"""States of /proc in which a process is not merely waiting; see proc(5)."""
+
+
+class Stack(Protocol):
+    """What one rank was doing; `jobs.events.RankStack` is one."""
+
+    @property
+    def rank(self) -> int:
+        """Rank in the run."""
+
+    @property
+    def process_state(self) -> str:
+        """Letter from /proc."""
+
+    @property
+    def frames(self) -> tuple[str, ...]:
+        """Innermost first: `function (file:line)`."""
+
+    @property
+    def error(self) -> str:
+        """Why there are no frames; empty when there are."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cluster:
+    """Ranks that were doing the same."""
+
+    ranks: tuple[int, ...]
+    state: str
+    """Letter from /proc of an abnormal state, empty for running and sleeping alike."""
+    frames: tuple[str, ...]
+    """`function (file)`, innermost first: line numbers left out, paths cut to the file's name."""
+    waiting: str
+    """The collective that these ranks wait in; empty: none."""
+    where: str
+    """Innermost frame of the user's own making, or the innermost at all; for people."""
+
+
+def cluster(stacks: Iterable[Stack]) -> list[Cluster]:
+    """Group ranks by what they were doing, the largest group first (ties: lowest rank first)."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Stack]] = {}
+    for stack in stacks:
+        state = stack.process_state if stack.process_state in _STATES else ""
+        frames = tuple(_normalised(frame) for frame in stack.frames[:_DEPTH])
+        groups.setdefault((state, frames), []).append(stack)
+    clusters = [
+        Cluster(
+            ranks=tuple(sorted(stack.rank for stack in members)),
+            state=state,
+            frames=frames,
+            waiting=_collective(members[0].frames),
+            where=_where(members[0]),
+        )
+        for (state, frames), members in groups.items()
+    ]
+    return sorted(clusters, key=lambda c: (-len(c.ranks), c.ranks))
+
+
+def odd_rank(stacks: Sequence[Stack]) -> tuple[int | None, str]:
+    """Name the rank that the others wait for, and say why.
+
+    In order of weight: a process that is stopped, blocked in the kernel or dead; the one rank
+    outside a collective while the others wait in one; the one rank whose stack differs from a clear
+    majority. Otherwise nobody is named.
+
+    Returns:
+        The rank, or None, and one sentence.
+    """
+    if not stacks:
+        return None, "no stacks were captured"
+    clusters = cluster(stacks)
+    abnormal = [c for c in clusters if c.state]
+    # A stack that could not be read says nothing of its rank.
+    outside = [c for c in clusters if not c.state and not c.waiting and c.frames]
+    inside = [c for c in clusters if not c.state and c.waiting]
+    for suspects in (abnormal, outside if inside else []):
+        ranks = [rank for c in suspects for rank in c.ranks]
+        if len(ranks) == 1 and len(ranks) < len(stacks):
+            return ranks[0], _sentence(suspects[0], [c for c in clusters if c is not suspects[0]])
+        if ranks:
+            return None, _crowd(clusters)
+    majority = clusters[0]
+    others = clusters[1:]
+    alone = len(others) == 1 and len(others[0].ranks) == 1 and bool(others[0].frames)
+    if alone and len(majority.ranks) > 1:
+        return others[0].ranks[0], _sentence(others[0], [majority])
+    return None, _crowd(clusters)
+
+
+def _normalised(frame: str) -> str:
+    match = _FRAME.match(frame.strip())
+    if match is None:
+        return re.sub(r"0x[0-9a-fA-F]+", "0x", frame.strip())
+    return f"{match['function']} ({match['file'].rsplit('/', 1)[-1]})"
+
+
+def _parts(frame: str) -> tuple[str, str]:
+    """Function and file of a frame; the file is empty for what is no Python frame."""
+    match = _FRAME.match(frame.strip())
+    return (match["function"], match["file"]) if match else (frame.strip(), "")
+
+
+def _collective(frames: Sequence[str]) -> str:
+    """The collective that a rank waits in, as the innermost frame that is surely one names it.
+
+    Only frames below the user's own code count: wrappers of a whole model (FSDP, DDP) are on every
+    stack.
+    """
+    within = ""
+    for frame in frames:
+        function, file = _parts(frame)
+        if _COLLECTIVE.search(function):
+            return function
+        if _COLLECTIVE_FILE.search(file):
+            within = within or function
+        elif file and not _LIBRARY.search(file):
+            break
+    return within
+
+
+def _where(stack: Stack) -> str:
+    if not stack.frames:
+        return stack.error or "an unknown place"
+    for frame in stack.frames:
+        file = _parts(frame)[1]
+        if file and not _LIBRARY.search(file):
+            return _short(frame)
+    return _short(stack.frames[0])
+
+
+def _short(frame: str) -> str:
+    match = _FRAME.match(frame.strip())
+    if match is None:
+        return frame.strip()
+    line = f":{match['line']}" if match["line"] else ""
+    return f"{match['function']} ({match['file'].rsplit('/', 1)[-1]}{line})"
+
+
+def _doing(c: Cluster) -> str:
+    if c.state:
+        return f"{_STATES[c.state]} (state {c.state}) in {c.where}"
+    if not c.frames:
+        return f"unreadable ({c.where})"
+    return f"waiting in {c.waiting}" if c.waiting else f"in {c.where}"
+
+
+def _sentence(odd: Cluster, others: Sequence[Cluster]) -> str:
+    parts = [f"rank {odd.ranks[0]} is {_doing(odd)}"]
+    parts += [_crowd_part(c) for c in others]
+    return "; ".join(parts)
+
+
+def _crowd(clusters: Sequence[Cluster]) -> str:
+    return "no single odd rank: " + "; ".join(_crowd_part(c) for c in clusters)
+
+
+def _crowd_part(c: Cluster) -> str:
+    if not c.state and c.waiting:
+        verb = "rank waits" if len(c.ranks) == 1 else "ranks wait"
+        return f"{len(c.ranks)} {verb} in {c.waiting}"
+    verb = "rank is" if len(c.ranks) == 1 else "ranks are"
+    return f"{len(c.ranks)} {verb} {_doing(c)}"

@@ -1,0 +1,84 @@
+"""The words of the monitors: what goes in (samples, ticks) and what comes out (findings)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Severity(StrEnum):
+    """How much a finding matters to the person on call."""
+
+    INFO = "info"  # on record only
+    WARNING = "warning"  # worth a look in the morning
+    CRITICAL = "critical"  # the run is losing time now
+
+
+class FindingKind(StrEnum):
+    """What a monitor can find."""
+
+    HANG = "hang"
+    NON_FINITE = "non_finite"
+    LOSS_SPIKE = "loss_spike"  # persists: act
+    LOSS_BLIP = "loss_blip"  # isolated, or came back by itself: only recorded
+    GRAD_NORM_SPIKE = "grad_norm_spike"  # a warning on its own; never acted on alone
+    STRAGGLER = "straggler"
+
+
+class Sample(BaseModel):
+    """What one rank reported for one step (see :class:`babysit.ring.Record` for units)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attempt: int
+    rank: int
+    step: int
+    batch: int
+    time: float
+    """Unix seconds."""
+    loss: float
+    grad_norm: float = -1.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    blocked_seconds: float = 0.0
+    learning_rate: float = -1.0
+
+
+class Beat(BaseModel):
+    """The last sign of life of one rank, as its agent saw it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attempt: int
+    rank: int
+    step: int
+    phase: str
+    """A :class:`babysit.wire.Phase` value."""
+    beat: float
+    """Unix seconds of the last progress (a report or a change of phase)."""
+    alive: bool = True
+
+
+class Finding(BaseModel):
+    """What a monitor says. Pure data; the core decides what to do about it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: FindingKind
+    severity: Severity
+    attempt: int
+    rank: int | None = None
+    """The suspect rank, where one can be named."""
+    onset_step: int
+    """First step that was off (for a hang: the last step that ended)."""
+    onset_batch: int = 0
+    """Batch consumed by the onset step; 0 where batches mean nothing."""
+    detected_step: int
+    onset_time: float
+    """Unix seconds."""
+    detected_time: float
+    reason: str
+    """One sentence a person can read, with the figures."""
+    evidence: dict[str, Any] = Field(default_factory=dict)

@@ -1,0 +1,45 @@
+"""The benchmark runs, also without its data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "monitors.py"
+
+
+def bench(data):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--data", str(data)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def test_without_data_it_says_what_is_missing(tmp_path):
+    figures, said = bench(tmp_path)
+    assert figures == {"loss_curves_missing": True, "failure_logs_missing": True}
+    assert str(tmp_path / "loss_curves" / "labels.json") in said
+
+
+def test_it_scores_curves_and_logs(tmp_path):
+    curves, logs = tmp_path / "loss_curves", tmp_path / "failure_logs"
+    curves.mkdir()
+    logs.mkdir()
+    loss = [2.0 + 0.01 * (i % 3) for i in range(200)]
+    loss[150:160] = [6.0] * 10
+    rows = "".join(f"{i},{value}\n" for i, value in enumerate(loss))
+    (curves / "made__up.csv").write_text("step,loss\n" + rows)
+    label = {"start": 150, "end": 159, "severity": "major"}
+    (curves / "labels.json").write_text(json.dumps({"made__up.csv": [label]}))
+    log = {"id": "a", "log": "RuntimeError: CUDA out of memory.", "label": "cuda_oom"}
+    (logs / "failure_logs.jsonl").write_text(json.dumps(log) + "\n")
+    figures, _ = bench(tmp_path)
+    assert figures["majors_count"] == figures["majors_acted_on_count"] == 1
+    assert figures["act_delay_points_median"] == 2
+    assert figures["false_alarms_count"] == 0
+    assert figures["failure_class_accuracy_ratio"] == 1.0

@@ -1,0 +1,91 @@
+"""The host of all monitors of a run."""
+
+from __future__ import annotations
+
+import math
+
+from babysit.wire import Phase
+from monitors.types import Beat, FindingKind, Sample
+from monitors.watch import Watch
+
+
+def sample(step, loss=2.0, rank=0, attempt=1, seconds=0.1):
+    wobble = 0.01 * ((step * 7919) % 13 - 6)
+    return Sample(
+        attempt=attempt,
+        rank=rank,
+        step=step,
+        batch=step,
+        time=1e9 + step,
+        loss=loss + wobble,
+        seconds=seconds,
+    )
+
+
+def test_spikes_are_judged_on_rank_zero_only():
+    watch = Watch()
+    for step in range(1, 100):
+        for rank in (0, 1):
+            loss = 9.0 if rank == 1 and step > 80 else 2.0
+            assert watch.observe([sample(step, loss, rank)]) == []
+    found = watch.observe([sample(step, 9.0) for step in range(100, 110)])
+    assert [(f.kind, f.rank, f.onset_step) for f in found] == [(FindingKind.LOSS_SPIKE, 0, 100)]
+
+
+def test_a_nan_on_any_rank_is_found_and_ranks_that_share_it_say_it_once():
+    watch = Watch()
+    watch.observe([sample(step, rank=rank) for step in range(1, 50) for rank in (0, 1)])
+    found = watch.observe([sample(50, math.nan, rank) for rank in (1, 0)])
+    assert [(f.kind, f.rank) for f in found] == [(FindingKind.NON_FINITE, 1)]
+
+
+def test_the_pace_comes_from_the_samples():
+    watch = Watch()
+    assert watch.median_step_seconds is None
+    watch.observe([sample(step, seconds=0.25) for step in range(1, 10)])
+    assert watch.median_step_seconds == 0.25
+
+
+def test_a_hang_is_found_through_the_watch_and_forgotten_at_a_restart():
+    watch = Watch()
+    watch.observe([sample(step) for step in range(1, 30)])
+    beat = Beat(attempt=1, rank=0, step=29, phase=Phase.TRAINING, beat=1.0)
+    found = [f for t in range(10) for f in watch.tick(100.0 + t, [beat])]
+    assert [f.kind for f in found] == [FindingKind.HANG]
+    watch.restart(2, 20)
+    assert [f for t in range(10) for f in watch.tick(110.0 + t, [beat])] == []
+
+
+def test_steps_may_repeat_in_a_new_attempt_only():
+    watch = Watch()
+    watch.observe([sample(step) for step in range(1, 101)])
+    watch.restart(2, 60)
+    assert watch.observe([sample(61, math.nan, attempt=1)]) == []
+    assert len(watch.observe([sample(61, math.nan, attempt=2)])) == 1
+
+
+def test_saying_a_restart_twice_changes_nothing():
+    watch = Watch()
+    watch.restart(2, 0)
+    found = watch.observe([sample(step, attempt=2) for step in range(1, 80)])
+    watch.restart(2, 0)
+    found += watch.observe([sample(step, 9.0, attempt=2) for step in range(80, 90)])
+    assert [f.onset_step for f in found] == [80]
+
+
+def test_a_watch_rebuilt_from_recent_samples_goes_on_like_the_old_one():
+    history = [sample(step) for step in range(1, 301)]
+    history += [sample(step, attempt=2) for step in range(251, 340)]
+    future = [sample(step, 2.0 if step < 380 else 8.0, attempt=2) for step in range(340, 400)]
+    continuous, rebuilt = Watch(), Watch()
+    continuous.observe(history)
+    rebuilt.observe(history[100:])
+    assert continuous.observe(future) == rebuilt.observe(future) != []
+
+
+def test_samples_delivered_twice_are_judged_once():
+    watch = Watch()
+    watch.observe([sample(step) for step in range(1, 60)])
+    batch = [sample(step, 9.0) for step in range(60, 70)]
+    assert len(watch.observe(batch)) == 1
+    assert watch.observe(batch) == []
