@@ -1,0 +1,106 @@
+"""`python -P -m jobs.agent CONFIG.json`: run the agent of one worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import TextIO, cast
+
+import structlog
+from pydantic import ValidationError
+
+from jobs.agent.errors import ConfigError
+from jobs.agent.worker import Agent
+from jobs.clock import SystemClock
+from jobs.config import AgentConfig
+
+
+def read_config(path: Path) -> AgentConfig:
+    """The agent's settings.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or invalid. Values are not shown: one is a
+        secret.
+    """
+    try:
+        return AgentConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        faults = (
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)
+        )
+        raise ConfigError(f"{path}: {'; '.join(faults)}") from None
+
+
+class _Tolerant:
+    """A log file; a full disk costs lines, not the agent, and with it the training."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+
+def log_to(path: Path, **always: str) -> None:
+    """Send the log to a file, one JSON object a line."""
+    log = _Tolerant(path.open("a", buffering=1))
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", log)),
+    )
+    structlog.contextvars.bind_contextvars(**always)
+
+
+async def serve(config: AgentConfig) -> None:
+    """Run the agent until it is over; SIGTERM and SIGINT end it in good order."""
+    agent = Agent(config, SystemClock(), random.Random())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.leave, number.name)
+    await agent.run()
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code: 0 in good order, 2 for a bad configuration; a crash is an exception."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -P -m jobs.agent CONFIG.json\n")
+        return 2
+    try:
+        config = read_config(Path(arguments[0]))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    config.directory.mkdir(parents=True, exist_ok=True)
+    config.memory_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log_to(config.directory / "agent.log", worker=config.worker, run=config.run)
+    pid_file = config.directory / "agent.pid"
+    pid_file.write_text(f"{os.getpid()}\n")
+    try:
+        asyncio.run(serve(config))
+    except BaseException:
+        structlog.get_logger(part="agent").exception("crashed")
+        raise
+    pid_file.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

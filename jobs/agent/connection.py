@@ -1,0 +1,187 @@
+"""The one outgoing connection to the control plane. Losing it never touches training."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import Any, Protocol
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+
+from jobs import frames
+from jobs.agent.errors import ServerUnknownError
+from jobs.agent.spool import Spool
+from jobs.clock import Clock
+from jobs.commands import AgentCommand, Command
+from jobs.config import AgentConfig
+from jobs.events import Heartbeat, Hello
+
+_HEARTBEAT_SECONDS = 1.0
+_BACKOFF_SECONDS = (0.1, 2.0)
+_OPEN_SECONDS = 5.0
+_COMMAND: TypeAdapter[AgentCommand] = TypeAdapter(AgentCommand)
+
+
+class Host(Protocol):
+    """The agent, as its connection sees it."""
+
+    def hello(self) -> Hello:
+        """Who is calling."""
+
+    def heartbeat(self) -> Heartbeat:
+        """Signs of life of the ranks."""
+
+    def handle(self, command: Command) -> None:
+        """Take a command; returns at once. Repeated ids are the host's to ignore."""
+
+    def fenced(self, reason: str) -> None:
+        """The control plane will take nothing from this worker any more."""
+
+
+class Connection:
+    """Keeps connected, sends what is in the spool, and receives commands."""
+
+    def __init__(
+        self, config: AgentConfig, spool: Spool, host: Host, clock: Clock, chance: random.Random
+    ) -> None:
+        self._config = config
+        self._spool = spool
+        self._host = host
+        self._clock = clock
+        self._chance = chance
+        self._grown = asyncio.Event()
+        self._failures = 0
+        self._log = structlog.get_logger(part="connection")
+        self.last_contact = clock.monotonic()
+        """When the control plane was last heard of, on the clock's monotonic time."""
+
+    def wake(self) -> None:
+        """The spool has grown."""
+        self._grown.set()
+
+    async def run(self) -> None:
+        """Connect, again and again, until cancelled."""
+        while True:
+            reason = "closed by the control plane"
+            try:
+                await self._session(self._url())
+            except* (OSError, WebSocketException, ServerUnknownError, frames.FrameError) as group:
+                reason = "; ".join(str(error) or type(error).__name__ for error in _leaves(group))
+            self._failed(reason)
+            await self._clock.sleep(self._pause())
+
+    def _url(self) -> str:
+        """Where the control plane is now.
+
+        Raises:
+            ServerUnknownError: the file that says so is missing or unreadable.
+        """
+        file = self._config.server_file
+        if self._config.server_url or file is None:
+            return self._config.server_url
+        try:
+            return str(json.loads(file.read_text())["agent_url"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ServerUnknownError(f"{file}: no `agent_url` to be read: {error}") from error
+
+    def _pause(self) -> float:
+        """Seconds before the next try: full jitter, lest all workers come back at once."""
+        least, most = _BACKOFF_SECONDS
+        longest = min(most, least * 2 ** min(self._failures, 10))
+        return self._chance.uniform(least, max(least, longest))
+
+    def _failed(self, reason: str) -> None:
+        """Say so when it begins, and then ever more rarely."""
+        self._failures += 1
+        if self._failures & (self._failures - 1) == 0:
+            self._log.warning("no connection", failures=self._failures, reason=reason)
+
+    async def _session(self, url: str) -> None:
+        headers = {"Authorization": f"Bearer {self._config.token}"}
+        try:
+            socket = await connect(
+                url,
+                additional_headers=headers,
+                compression=None,
+                max_size=None,
+                open_timeout=_OPEN_SECONDS,
+                close_timeout=1.0,
+            )
+        except (InvalidHandshake, InvalidURI) as error:
+            raise ServerUnknownError(f"{url} did not take the connection: {error}") from error
+        async with socket, asyncio.TaskGroup() as tasks:
+            await socket.send(frames.encode("hello", self._host.hello()))
+            beating = tasks.create_task(self._beat(socket))
+            sending: asyncio.Task[None] | None = None
+            async for data in socket:
+                self.last_contact = self._clock.monotonic()
+                kind, body = frames.decode(data)
+                if kind == "welcome" and sending is None:
+                    self._welcomed(body)
+                    sending = tasks.create_task(self._send(socket))
+                else:
+                    await self._take(socket, kind, body)
+            beating.cancel()
+            if sending is not None:
+                sending.cancel()
+
+    def _welcomed(self, body: dict[str, Any]) -> None:
+        self._spool.acknowledge(_number(body, "last_sequence"))
+        behind = self._spool.next_sequence - self._spool.first_sequence
+        self._log.info("connected", replaying=behind, failures=self._failures)
+        self._failures = 0
+
+    async def _take(self, socket: ClientConnection, kind: str, body: dict[str, Any]) -> None:
+        match kind:
+            case "ack":
+                self._spool.acknowledge(_number(body, "sequence"))
+            case "command":
+                await self._command(socket, body)
+            case "refused" if body.get("fenced"):
+                self._host.fenced(str(body.get("reason", "")))
+            case "refused":
+                self._log.error("refused by the control plane", reason=body.get("reason"))
+            case _:
+                self._log.warning("unknown frame", kind=kind)
+
+    async def _command(self, socket: ClientConnection, body: dict[str, Any]) -> None:
+        try:
+            command = _COMMAND.validate_python(body)
+        except ValidationError as error:  # not acknowledged: a newer agent may know it
+            self._log.error("command not understood", body=body, error=str(error))
+            return
+        await socket.send(frames.encode("ack_command", {"id": command.id}))
+        self._host.handle(command)
+
+    async def _send(self, socket: ClientConnection) -> None:
+        sent = self._spool.first_sequence - 1
+        while True:
+            self._grown.clear()
+            for sequence, frame in self._spool.after(sent):
+                await socket.send(frame)
+                sent = sequence
+            await self._grown.wait()
+
+    async def _beat(self, socket: ClientConnection) -> None:
+        while True:
+            await socket.send(frames.encode("heartbeat", self._host.heartbeat()))
+            await self._clock.sleep(_HEARTBEAT_SECONDS)
+
+
+def _number(body: dict[str, Any], name: str) -> int:
+    value = body.get(name)
+    if not isinstance(value, int):
+        raise frames.FrameError(f"expected a number `{name}`, got {value!r}")
+    return value
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> list[BaseException]:
+    """The exceptions of a group of groups."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found

@@ -1,0 +1,57 @@
+"""Commands that look at a run, or at its checkpoints, without changing who is alive."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from jobs.agent import inventory, stacks
+from jobs.agent.errors import RefusedPathError
+from jobs.agent.gang import Gang
+from jobs.agent.reporter import Reporter
+from jobs.commands import CaptureStacks, DeleteCheckpoint, VerifyCheckpoint
+from jobs.events import CheckpointChecked, CheckpointDeleted, StacksCaptured
+
+
+async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Reporter) -> None:
+    """Answer with the stacks of the attempt's ranks; none when it is not alive here."""
+    pids: dict[int, int] = {}
+    if gang is not None and gang.attempt == command.attempt:
+        pids = {process.rank: process.pid for process in gang.ranks.values() if process.pid}
+    found = await stacks.capture(pids)
+    reporter.say(StacksCaptured(stacks=found, **reporter.fields(command.attempt, command.id)))
+
+
+async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: Reporter) -> None:
+    """Read a checkpoint's shards back, in a thread, and answer.
+
+    Args:
+        command: names the shards.
+        attempt: the newest this worker knows; the checkpoint may be of an older one.
+        reporter: takes the answer.
+    """
+    begun = reporter.clock.monotonic()
+    fault = await asyncio.to_thread(inventory.verify, command)
+    reporter.say(
+        CheckpointChecked(
+            checkpoint=command.checkpoint,
+            ok=not fault,
+            error=fault,
+            seconds=reporter.clock.monotonic() - begun,
+            **reporter.fields(max(attempt, command.attempt), command.id),
+        )
+    )
+
+
+async def delete_checkpoint(command: DeleteCheckpoint, attempt: int, reporter: Reporter) -> None:
+    """Remove a checkpoint's directory, in a thread, and answer; refusals and faults are logged."""
+    try:
+        await asyncio.to_thread(inventory.delete, Path(command.path), command.attempt)
+    except (RefusedPathError, OSError) as error:
+        log = structlog.get_logger(part="errands")
+        log.warning("checkpoint not deleted", path=command.path, reason=str(error))
+        return
+    fields = reporter.fields(max(attempt, command.attempt), command.id)
+    reporter.say(CheckpointDeleted(checkpoint=command.checkpoint, **fields))

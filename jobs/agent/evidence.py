@@ -1,0 +1,56 @@
+"""What the host knows about a dead rank: the end of its log, the kernel's kills for memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_TAIL_BYTES = 64 * 1024
+_TAIL_LINES = 200
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def log_tail(path: Path) -> str:
+    """The last 200 lines of a log, at most 64 KiB of it; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            data = file.read()
+    except OSError:
+        return ""
+    return "\n".join(data.decode(errors="replace").splitlines()[-_TAIL_LINES:])
+
+
+def oom_kills() -> int:
+    """Kernel's kills for memory in our control group so far; 0 where that cannot be read.
+
+    A count that grew while a rank died of SIGKILL says who sent it (cgroup v2 `memory.events`, v1
+    `memory.oom_control`).
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return 0
+    return max((_count(file) for line in lines for file in _counters(line)), default=0)
+
+
+def _counters(line: str) -> list[Path]:
+    """Files that may count, by a line of /proc/self/cgroup; containers see theirs as the root."""
+    _, controllers, group = line.split(":", 2)
+    if controllers == "":
+        root, name = _CGROUPS, "memory.events"
+    elif "memory" in controllers.split(","):
+        root, name = _CGROUPS / "memory", "memory.oom_control"
+    else:
+        return []
+    return [root / group.lstrip("/") / name, root / name]
+
+
+def _count(file: Path) -> int:
+    try:
+        found = re.search(r"^oom_kill (\d+)", file.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0

@@ -1,0 +1,96 @@
+"""What one rank tells its agent: the ring of samples, and the notes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from babysit import wire
+from babysit.ring import Record, RingReader
+from jobs.events import RankBeat, RankSamples
+
+_BATCH = 1024
+"""Records taken at once; a tick of 50 ms never sees as many unless the agent was stopped."""
+
+
+def columns(rank: int, records: list[Record], lost: int = 0) -> RankSamples:
+    """Records as columns."""
+    names = Record._fields
+    values = zip(*records, strict=True)
+    return RankSamples(rank=rank, lost=lost, **dict(zip(names, map(list, values), strict=False)))
+
+
+class RankFeed:
+    """Reads one rank directory, each byte once."""
+
+    def __init__(self, rank: int, directory: Path, started: float) -> None:
+        self._rank = rank
+        self._directory = directory
+        self._ring: RingReader | None = None
+        self._offset = 0
+        self._started = started
+        self._log = structlog.get_logger(part="feed", rank=rank)
+        self.last_step = 0
+        """Newest step the rank reported."""
+
+    def samples(self) -> RankSamples | None:
+        """Samples since the last call; None when there are none."""
+        ring = self._open()
+        if ring is None:
+            return None
+        records, lost = ring.drain(_BATCH)
+        while len(records) % _BATCH == 0 and records:
+            more, more_lost = ring.drain(_BATCH)
+            if not more:
+                break
+            records += more
+            lost += more_lost
+        if not records:
+            return None
+        self.last_step = records[-1].step
+        return columns(self._rank, records, lost)
+
+    def notes(self) -> list[str]:
+        """Whole lines written since the last call."""
+        try:
+            with (self._directory / wire.NOTES_FILE).open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        whole = data.rfind(b"\n") + 1
+        self._offset += whole
+        return data[:whole].decode(errors="replace").splitlines()
+
+    def beat(self, *, alive: bool) -> RankBeat:
+        """Where the rank is."""
+        ring = self._open()
+        if ring is None:
+            return RankBeat(
+                rank=self._rank, step=0, phase=wire.Phase.STARTING, beat=self._started, alive=alive
+            )
+        now = ring.progress()
+        return RankBeat(rank=self._rank, step=now.step, phase=now.phase, beat=now.beat, alive=alive)
+
+    def ask_to_stop(self) -> bool:
+        """Ask the rank to save and leave; False when it has no ring to be asked through."""
+        ring = self._open()
+        if ring is not None:
+            ring.ask_to_stop()
+        return ring is not None
+
+    def close(self) -> None:
+        """Let go of the ring."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    def _open(self) -> RingReader | None:
+        path = self._directory / wire.RING_FILE
+        if self._ring is None and path.exists():
+            try:
+                self._ring = RingReader(path)
+            except ValueError as error:  # created, but its header is not written yet: look again
+                self._log.debug("ring is not readable yet", error=str(error))
+        return self._ring

@@ -1,0 +1,123 @@
+"""Checkpoint shards on this node: what is in memory, what is whole, what is to go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from babysit.wire import MANIFEST_FILE, Tier, rank_directory
+from jobs.agent.errors import RefusedPathError
+from jobs.commands import VerifyCheckpoint
+from jobs.events import ShardFile, ShardReport
+
+_NEWEST = 3
+"""Memory shards reported for each rank: a rank keeps two, and a third may be half gone."""
+_STEP_DIRECTORY = re.compile(r"step-\d+")
+_HASH_BYTES = 16
+_CHUNK_BYTES = 1 << 22
+_log = structlog.get_logger(part="inventory")
+
+
+def memory_shards(root: Path) -> tuple[ShardReport, ...]:
+    """Whole shards under `root/step-…/rank-…`, newest first, the newest few of each rank."""
+    by_rank: defaultdict[int, list[ShardReport]] = defaultdict(list)
+    for manifest in sorted(root.glob(f"step-*/rank-*/{MANIFEST_FILE}"), reverse=True):
+        shard = _read(manifest)
+        if shard is not None and len(by_rank[shard.rank]) < _NEWEST and not _wrong_size(shard):
+            by_rank[shard.rank].append(shard)
+    found = [shard for shards in by_rank.values() for shard in shards]
+    return tuple(sorted(found, key=lambda shard: (-shard.step, shard.rank)))
+
+
+def _read(manifest: Path) -> ShardReport | None:
+    """The manifest as a report; None (and a line in the log) when it is not one."""
+    try:
+        raw = json.loads(manifest.read_bytes())
+        here = {"tier": Tier.MEMORY, "path": str(manifest.parent.parent)}
+        return ShardReport.model_validate({**raw, **here})
+    except (OSError, ValueError, TypeError, ValidationError) as error:
+        _log.warning(
+            "manifest is unreadable; its shard does not count", path=str(manifest), error=str(error)
+        )
+        return None
+
+
+def _wrong_size(shard: ShardReport) -> str:
+    """What is missing or of the wrong size, as a sentence; empty when nothing is."""
+    directory = rank_directory(shard.path, shard.rank)
+    for file in shard.files:
+        try:
+            size = (directory / file.name).stat().st_size
+        except OSError as error:
+            return f"{directory / file.name}: {error.strerror}"
+        if size != file.bytes:
+            return f"{directory / file.name}: {size} bytes, {file.bytes} expected (truncated?)"
+    return ""
+
+
+def verify(command: VerifyCheckpoint) -> str:
+    """Read the shards of `ranks` back, as their manifests say they were written. Blocks.
+
+    Returns:
+        The first fault as a sentence; empty when sizes and hashes of all files agree.
+    """
+    shards: list[ShardReport] = []
+    for rank in command.ranks:
+        manifest = rank_directory(command.path, rank) / MANIFEST_FILE
+        shard = _read(manifest)
+        if shard is None:
+            return f"{manifest}: missing or unreadable, so the shard was never finished"
+        if shard.attempt != command.attempt:
+            return f"{manifest}: written by attempt {shard.attempt}, not {command.attempt}"
+        shards.append(shard)
+    return next(filter(None, map(_fault, shards)), "")
+
+
+def _fault(shard: ShardReport) -> str:
+    """What is wrong with a shard; empty when nothing is."""
+    directory = rank_directory(shard.path, shard.rank)
+    faults = (_wrong_hash(directory, file) for file in shard.files)
+    return _wrong_size(shard) or next(filter(None, faults), "")
+
+
+def _wrong_hash(directory: Path, file: ShardFile) -> str:
+    digest = hashlib.blake2b(digest_size=_HASH_BYTES)
+    try:
+        with (directory / file.name).open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        return f"{directory / file.name}: {error.strerror}"
+    if digest.hexdigest() != file.blake2b:
+        return f"{directory / file.name}: content differs from what was written (blake2b)"
+    return ""
+
+
+def delete(path: Path, attempt: int) -> None:
+    """Remove the checkpoint that an attempt wrote; one that is gone already is fine. Blocks.
+
+    Manifests go first, so that a checkpoint half deleted never looks whole.
+
+    Raises:
+        RefusedPathError: not a directory named `step-…`, or a later attempt has saved there since.
+        OSError: it cannot be removed.
+    """
+    if not path.is_absolute() or not _STEP_DIRECTORY.fullmatch(path.name) or path.is_symlink():
+        raise RefusedPathError(
+            f"{path}: only a checkpoint (an absolute path ending in step-…) is deleted"
+        )
+    if not path.exists():
+        return
+    manifests = list(path.glob(f"rank-*/{MANIFEST_FILE}"))
+    if any(shard is not None and shard.attempt > attempt for shard in map(_read, manifests)):
+        raise RefusedPathError(f"{path}: a later attempt than {attempt} has saved there since")
+    for manifest in manifests:
+        manifest.unlink(missing_ok=True)
+    shutil.rmtree(path)

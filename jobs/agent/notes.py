@@ -1,0 +1,99 @@
+"""Notes of a rank, as events."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from babysit.wire import Note
+from jobs.agent.errors import NoteError
+from jobs.events import (
+    AgentEvent,
+    RankReady,
+    RankRestored,
+    SaveFailed,
+    ShardFile,
+    ShardReport,
+    ShardWritten,
+)
+
+Fields = Mapping[str, Any]
+"""What every event of the worker bears: id, time, actor, run, worker, attempt."""
+
+
+def _ready(_note: dict[str, Any], author: Author, fields: Fields) -> RankReady:
+    return RankReady(rank=author.rank, **fields)
+
+
+def _restored(note: dict[str, Any], author: Author, fields: Fields) -> RankRestored:
+    return RankRestored(
+        rank=author.rank,
+        step=note["step"],
+        checkpoint=note.get("checkpoint") or "",
+        seconds=note.get("seconds", 0.0),
+        rejected=note.get("rejected", ()),
+        **fields,
+    )
+
+
+def _shard(note: dict[str, Any], author: Author, fields: Fields) -> ShardWritten:
+    seconds = note.get("seconds") or {}
+    shard = ShardReport(
+        attempt=fields["attempt"],
+        step=note["step"],
+        rank=author.rank,
+        world_size=author.world_size,
+        tier=note["tier"],
+        path=note["path"],
+        batch=note.get("batch", 0),
+        files=tuple(ShardFile.model_validate(file) for file in note["files"]),
+        copy_seconds=seconds.get("copy", 0.0),
+        write_seconds=seconds.get("write", 0.0),
+    )
+    return ShardWritten(shard=shard, **fields)
+
+
+def _save_failed(note: dict[str, Any], author: Author, fields: Fields) -> SaveFailed:
+    return SaveFailed(
+        rank=author.rank, step=note["step"], tier=note["tier"], error=str(note["error"]), **fields
+    )
+
+
+_TRANSLATIONS: dict[str, Callable[[dict[str, Any], Author, Fields], AgentEvent]] = {
+    Note.STARTED: _ready,
+    Note.RESTORED: _restored,
+    Note.SHARD: _shard,
+    Note.SAVE_FAILED: _save_failed,
+}
+_SILENT = {Note.FINISHED, Note.FINGERPRINT}
+"""No event of the core answers to these (yet)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Author:
+    """Whose notes they are."""
+
+    rank: int
+    world_size: int
+
+
+def translate(line: str, author: Author, fields: Fields) -> AgentEvent | None:
+    """The event a note stands for; None for notes that are none.
+
+    Raises:
+        NoteError: the line is not a note of this version.
+    """
+    try:
+        note = json.loads(line)
+        kind = note["kind"]
+        if kind in _SILENT:
+            return None
+        return _TRANSLATIONS[kind](note, author, fields)
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise NoteError(
+            f"rank {author.rank} wrote a note that is none: {line[:200]!r}: {error}"
+        ) from error

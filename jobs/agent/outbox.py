@@ -1,0 +1,84 @@
+"""What the agent has to say, gathered into numbered reports."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from jobs import frames
+from jobs.agent.spool import Spool
+from jobs.clock import Clock
+from jobs.events import AgentEvent, RankSamples, Report
+
+_INTERVAL_SECONDS = 0.25
+"""Samples wait at most this long for company; events never wait."""
+
+
+class Outbox:
+    """Makes reports: samples four times a second, events at once and after earlier samples."""
+
+    def __init__(self, spool: Spool, clock: Clock, wake: Callable[[], None]) -> None:
+        self._spool = spool
+        self._clock = clock
+        self._wake = wake
+        self._attempt = 0
+        self._samples: dict[int, RankSamples] = {}
+        self._dropped: defaultdict[int, int] = defaultdict(int)
+        self._flushed = clock.monotonic()
+
+    def take(
+        self, attempt: int, samples: Sequence[RankSamples], events: Sequence[AgentEvent]
+    ) -> None:
+        """Take samples of an attempt, and events that arose after them."""
+        if attempt != self._attempt:
+            self._flush(())
+            self._attempt = attempt
+        for new in samples:
+            old = self._samples.get(new.rank)
+            self._samples[new.rank] = _joined(old, new) if old else new
+        if events:
+            self._flush(events)
+        else:
+            self.tick()
+
+    def tick(self) -> None:
+        """Send the samples that have waited long enough."""
+        if self._clock.monotonic() - self._flushed >= _INTERVAL_SECONDS:
+            self._flush(())
+
+    def _flush(self, events: Sequence[AgentEvent]) -> None:
+        if not self._samples and not events:
+            return
+        report = Report(
+            sequence=self._spool.next_sequence,
+            attempt=self._attempt,
+            samples=self._samples_that_fit(),
+            events=tuple(events),
+        )
+        self._samples.clear()
+        self._flushed = self._clock.monotonic()
+        if report.samples or report.events:
+            self._spool.append(frames.encode("report", report))
+            self._wake()
+
+    def _samples_that_fit(self) -> tuple[RankSamples, ...]:
+        """All of them; none while the spool is full, which the next ones will say (`lost`)."""
+        if self._spool.full:
+            if not self._dropped:
+                log = structlog.get_logger(part="outbox")
+                log.error("spool is full; samples are dropped until the control plane is back")
+            for rank, samples in self._samples.items():
+                self._dropped[rank] += samples.lost + len(samples.step)
+            return ()
+        return tuple(
+            samples.model_copy(update={"lost": samples.lost + self._dropped.pop(rank, 0)})
+            for rank, samples in self._samples.items()
+        )
+
+
+def _joined(old: RankSamples, new: RankSamples) -> RankSamples:
+    lists = {name for name in RankSamples.model_fields if name not in {"rank", "lost"}}
+    columns = {name: getattr(old, name) + getattr(new, name) for name in lists}
+    return RankSamples(rank=old.rank, lost=old.lost + new.lost, **columns)

@@ -1,0 +1,138 @@
+"""Says in words what the run spec's JSON Schema expects at a place, and which names exist there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jobs.schema import run_schema
+
+_FORMATS = {
+    "size": "a size such as 512Mi, 2Gi or 16G",
+    "duration": "a duration such as 90s, 10m, 1h30m or 14d",
+    "name": "lower-case letters, digits, dots and dashes (at most 63)",
+    "channel": 'a channel or a person such as "#training" or "@mia"',
+}
+_TYPES = {
+    "string": "a string",
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "nothing",
+}
+
+
+def expected(path: Sequence[str | int]) -> str:
+    """What the field at `path` wants: `an integer of at least 1, or {min, max}`."""
+    words = [_describe(branch) for branch in _branches(_at(path)) if branch.get("type") != "null"]
+    return ", or ".join(dict.fromkeys(words)) or "something else"
+
+
+def allows_boolean(path: Sequence[str | int]) -> bool:
+    """Whether true and false mean something there (also: whether nothing is known of it)."""
+    branches = list(_branches(_at(path)))
+    return not branches or any("boolean" in _types(branch) for branch in branches)
+
+
+def no_such_field(path: Sequence[str | int]) -> str:
+    """For an unknown name: the nearest valid one, or the names there are."""
+    name, level = str(path[-1]), _names(path[:-1])
+    prefix = "".join(f"{key}." for key in path[:-1])
+    near = difflib.get_close_matches(name, level, n=1, cutoff=0.6)
+    elsewhere = [full for full in _all_fields() if full.split(".")[-1] == name]
+    if near:
+        return f"no such field; did you mean {near[0]}?"
+    if elsewhere:
+        return f"no such field here; did you mean {elsewhere[0]}?"
+    return f"no such field; {prefix.rstrip('.') or 'the spec'} has {', '.join(level)}"
+
+
+def shown(value: object) -> str:
+    """A value as it was written, short enough for one line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}…"'
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, Sequence):
+        return "a list" if value else "an empty list"
+    tag = getattr(value, "tag", None)
+    return f"the tag {getattr(tag, 'value', tag)}" if tag is not None else str(value)
+
+
+def _resolved(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    while "$ref" in node:
+        node = run_schema()["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node
+
+
+def _branches(node: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The alternatives of a union; a plain node is its own only one."""
+    if node is None:
+        return
+    node = _resolved(node)
+    if "anyOf" in node:
+        outer = {"format": node["format"]} if "format" in node else {}
+        for branch in node["anyOf"]:
+            yield from _branches({**outer, **branch})
+    else:
+        yield node
+
+
+def _at(path: Sequence[str | int]) -> Mapping[str, Any] | None:
+    node: Mapping[str, Any] | None = run_schema()
+    for key in path:
+        node = next((n for branch in _branches(node) if (n := _child(branch, key))), None)
+    return node
+
+
+def _child(node: Mapping[str, Any], key: str | int) -> Mapping[str, Any] | None:
+    if isinstance(key, int):
+        child = node.get("items")
+    else:
+        child = node.get("properties", {}).get(key) or node.get("additionalProperties")
+    return child if isinstance(child, Mapping) else None
+
+
+def _types(node: Mapping[str, Any]) -> list[str]:
+    kind = node.get("type", [])
+    return [kind] if isinstance(kind, str) else list(kind)
+
+
+def _describe(node: Mapping[str, Any]) -> str:
+    if "const" in node:
+        return str(node["const"])
+    if "enum" in node:
+        return f"one of {', '.join(map(str, node['enum']))}"
+    types = _types(node)
+    if "array" in types:
+        at_least = "a non-empty list" if node.get("minItems") else "a list"
+        return f"{at_least} such as [a, b]"
+    if "properties" in node:
+        return f"{{{', '.join(node['properties'])}}}"
+    if "object" in types:
+        return "a mapping of names to values"
+    words = _FORMATS.get(node.get("format", "")) or " or ".join(_TYPES[kind] for kind in types)
+    if node.get("minimum") is not None and node["minimum"] > 0:
+        words += f" of at least {node['minimum']}"
+    elif "minimum" in node:
+        words += " of 0 or more"
+    elif "exclusiveMinimum" in node:
+        words += f" above {node['exclusiveMinimum']}"
+    if "pattern" in node and "format" not in node:
+        words += f" matching {node['pattern']}"
+    return words
+
+
+def _names(path: Sequence[str | int]) -> list[str]:
+    return [name for branch in _branches(_at(path)) for name in branch.get("properties", {})]
+
+
+def _all_fields(path: tuple[str, ...] = ()) -> Iterator[str]:
+    for name in _names(path):
+        yield ".".join((*path, name))
+        yield from _all_fields((*path, name))

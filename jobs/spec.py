@@ -1,0 +1,236 @@
+"""The run spec: what a user asks for. Checked by pydantic; read by :mod:`jobs.spec_file`."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def parse_bytes(value: object) -> object:
+    """`2Gi`, `512M` or a number of bytes, as bytes. Anything else is left for pydantic."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError("expected a size such as 512Mi, 2Gi or 16G")
+    unit = (match[2] or "").lower()
+    return int(float(match[1]) * {**_UNITS, **_BINARY_UNITS}[unit])
+
+
+def parse_seconds(value: object) -> object:
+    """`90s`, `10m`, `1h30m`, `14d` or a number of seconds, as seconds."""
+    if not isinstance(value, str):
+        return value
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", value.strip())
+    if not parts or re.sub(r"\s", "", value) != "".join(n + u for n, u in parts):
+        raise ValueError("expected a duration such as 90s, 10m, 1h30m or 14d")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    Field(ge=0),
+    WithJsonSchema({"type": ["integer", "string"], "format": "size", "minimum": 0}),
+]
+"""A size in bytes; YAML may say `2Gi`."""
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_seconds),
+    Field(gt=0),
+    WithJsonSchema({"type": ["number", "string"], "format": "duration", "exclusiveMinimum": 0}),
+]
+"""A duration in seconds; YAML may say `14d`."""
+Name = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$", json_schema_extra={"format": "name"}),
+]
+"""Lower-case letters, digits, dots and dashes, at most 63 characters."""
+
+
+def _plain_text(value: object) -> object:
+    """YAML's true, 1 and 0.5 as the text a shell would see. Anything else is left for pydantic."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (int, float)) else value
+
+
+EnvironmentValue = Annotated[
+    str,
+    BeforeValidator(_plain_text),
+    WithJsonSchema({"type": ["string", "number", "boolean"]}),
+]
+
+
+class Model(BaseModel):
+    """Frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Priority(StrEnum):
+    """Who goes first, within a queue."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+class Action(StrEnum):
+    """How far automation may go for one monitor."""
+
+    OBSERVE = "observe"  # say what it would do
+    ASK = "ask"  # ask a person, with a default after a stated time
+    ACT = "act"  # do it
+
+
+class NodeRange(Model):
+    """Elastic: between `min` and `max` nodes."""
+
+    min: int = Field(ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class Resources(Model):
+    """What the run needs. All counts are per node but `nodes`."""
+
+    nodes: Annotated[int, Field(ge=1)] | NodeRange = 1
+    processes_per_node: int = Field(
+        default=1, ge=1, description="Training processes (ranks) on each node."
+    )
+    gpus_per_node: int = Field(default=0, ge=0)
+    cpus_per_node: float = Field(default=1, gt=0)
+    memory_per_node: Bytes = 0
+
+    @property
+    def min_nodes(self) -> int:
+        """Fewest nodes the run can start on."""
+        return self.nodes if isinstance(self.nodes, int) else self.nodes.min
+
+    @property
+    def max_nodes(self) -> int:
+        """Most nodes the run can use."""
+        return self.nodes if isinstance(self.nodes, int) else self.nodes.max
+
+
+class Placement(Model):
+    """Where the nodes may lie."""
+
+    pack: Literal["nvlink", "rack", "spine", "zone", "any"] = "any"
+    spares: int = Field(default=0, ge=0, description="Standby nodes kept warm for this run.")
+
+
+class Checkpoint(Model):
+    """When and where checkpoints are saved."""
+
+    directory: str | None = Field(default=None, description="Directory tier; relative to workdir.")
+    every_steps: int = Field(default=100, ge=1, description="Steps between saves to the directory.")
+    memory_every_steps: int = Field(
+        default=0, ge=0, description="Steps between saves to node memory (tmpfs); 0: never."
+    )
+    keep: int = Field(
+        default=3, ge=1, description="Directory checkpoints kept; the last trusted one always is."
+    )
+    good_after_steps: int = Field(
+        default=50, ge=1, description="Clean steps after a checkpoint before it counts as good."
+    )
+
+
+class LossSpike(Model):
+    """The loss and gradient monitors."""
+
+    action: Action = Action.ACT
+    skip_batches: int = Field(
+        default=20,
+        ge=0,
+        description="Batches quarantined from onset when a spike comes back after a rollback.",
+    )
+    threshold: float = Field(
+        default=8.0, gt=0, description="Robust z (median/MAD of detrended loss)."
+    )
+    persistence: int = Field(default=3, ge=1, description="Anomalous steps in a row before acting.")
+    warmup_steps: int = Field(default=20, ge=5, description="Steps before the monitor judges.")
+
+
+class Hang(Model):
+    """The hang monitor."""
+
+    action: Action = Action.ACT
+    after: Literal["auto"] | Seconds = Field(
+        default="auto",
+        description="Silence before a hang is called; auto: from the run's own median step time.",
+    )
+    starting: Seconds = Field(default=600.0, description="Limit for the first step after a start.")
+
+
+class Monitors(Model):
+    """What is watched, and how far automation may go."""
+
+    loss_spike: LossSpike = LossSpike()
+    hang: Hang = Hang()
+
+
+class Recovery(Model):
+    """Restart budgets: failures with the same signature and no progress in between."""
+
+    infrastructure: int = Field(default=50, ge=0)
+    user: int = Field(
+        default=1, ge=0, description="Confirmations of a user error before the run stops."
+    )
+    anomaly: int = Field(default=3, ge=0)
+
+
+class Notify(Model):
+    """Who is told."""
+
+    slack: str | None = Field(
+        default=None,
+        pattern=r"^[#@].+",
+        description="Channel or person, such as #training.",
+        json_schema_extra={"format": "channel"},
+    )
+
+
+class RunSpec(Model):
+    """One training job."""
+
+    name: Name
+    queue: Name = "default"
+    project: Name = "default"
+    owner: str = ""
+    priority: Priority = Priority.NORMAL
+    command: tuple[str, ...] = Field(min_length=1)
+    workdir: str = "."
+    env: dict[str, EnvironmentValue] = Field(default_factory=dict)
+    image: str | None = Field(default=None, description="Container image; ray and kubernetes only.")
+    resources: Resources = Resources()
+    placement: Placement = Placement()
+    preload: tuple[str, ...] = Field(
+        default=(), description="Modules the standby interpreter imports, so that restarts do not."
+    )
+    checkpoint: Checkpoint = Checkpoint()
+    monitors: Monitors = Monitors()
+    recovery: Recovery = Recovery()
+    notify: Notify = Notify()
+    max_runtime: Seconds | None = None

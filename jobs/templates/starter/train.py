@@ -1,0 +1,54 @@
+"""A training script that babysit can look after. Put your own model and data in."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import babysit
+
+
+def main() -> None:
+    """Train a small network on a task that has an answer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)  # the same start on every attempt
+    model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    run = babysit.init()
+    state = {"model": model, "optimizer": optimizer}
+    run.restore(state)  # the checkpoint that was chosen; nothing on the first attempt
+
+    # Goes on at the right batch after a restart, and leaves out what was quarantined.
+    for step, (inputs, targets) in run.steps(batches(), total=options.steps):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(inputs), targets)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            print(f"step {step}  loss {float(loss.detach()):.4f}", flush=True)
+        run.report(loss=float(loss.detach()), grad_norm=float(norm), tokens=len(inputs))
+        run.checkpoint(state)  # saves when one is due, in the background
+        if run.should_stop:  # asked to leave (preemption, a drained host): save first
+            run.checkpoint(state, now=True)
+            break
+
+
+def batches() -> DataLoader[tuple[Tensor, ...]]:
+    """Replace with your own data."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(4096, 8, generator=generator)
+    targets = inputs.square().sum(dim=1, keepdim=True).sqrt()
+    return DataLoader(TensorDataset(inputs, targets), batch_size=32)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Faults on purpose, to see the run recover. Nothing happens unless `BABYSIT_DRILL` is set.
+
+    BABYSIT_DRILL="kill@30:1 stop@60:0 flip@90:0 poison@120-139 truncate@170:1"
+
+`kill`, `stop`, `flip` and `truncate` strike rank R when step N begins (`fault@N:R`), each once: a
+marker in `BABYSIT_DRILL_DIRECTORY` outlives the process. `poison@A-B` spoils the data of batches A
+to B, and comes back after a rollback, because the data do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import babysit
+
+_FAULT = re.compile(r"(kill|stop|flip|truncate)@(\d+):(\d+)|(poison)@(\d+)-(\d+)")
+_EXPONENT_TOP = 1 << 30
+"""Highest exponent bit of a float32: set in a small weight, it multiplies it by 2^128."""
+
+
+class Drill:
+    """The faults that are to strike this rank."""
+
+    def __init__(self, run: babysit.Run, specification: str, directory: Path) -> None:
+        self._run = run
+        self._directory = directory
+        self._strikes: list[tuple[str, int]] = []
+        self._poisoned: list[tuple[int, int]] = []
+        for word in specification.replace(",", " ").split():
+            if (match := _FAULT.fullmatch(word)) is None:
+                raise ValueError(f"BABYSIT_DRILL: {word!r} is no fault@STEP:RANK nor poison@A-B")
+            if match[4]:
+                self._poisoned.append((int(match[5]), int(match[6])))
+            elif int(match[3]) == run.rank:
+                self._strikes.append((match[1], int(match[2])))
+
+    @classmethod
+    def from_environment(cls, run: babysit.Run) -> Drill:
+        """The drill the environment asks for; usually none."""
+        directory = Path(os.environ.get("BABYSIT_DRILL_DIRECTORY", "drill"))
+        return cls(run, os.environ.get("BABYSIT_DRILL", ""), directory)
+
+    def strike(self, step: int, model: nn.Module) -> None:
+        """Let the faults of this step happen."""
+        for fault, when in self._strikes:
+            if when == step and self._first_time(f"{fault}-{step}-{self._run.rank}"):
+                print(f"drill: {fault} at step {step}", flush=True)
+                getattr(self, f"_{fault}")(model)
+
+    def spoil(self, batch: Tensor) -> Tensor:
+        """Noise instead of the batch, if it is a poisoned one."""
+        number = self._run.batch
+        if not any(first <= number <= last for first, last in self._poisoned):
+            return batch
+        generator = torch.Generator().manual_seed(number)
+        return torch.randint(0, 256, batch.shape, generator=generator)
+
+    def _first_time(self, name: str) -> bool:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        try:
+            (self._directory / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _kill(self, _model: nn.Module) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _stop(self, _model: nn.Module) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _flip(self, model: nn.Module) -> None:
+        """Flip one exponent bit of one weight, as a failing memory chip would.
+
+        One feature of the residual stream becomes huge, every later normalisation squeezes the
+        others to nothing, and so the loss goes to that of a guess (5.5) and stays: no gradient
+        comes through.
+        """
+        weight = model.get_parameter("blocks.0.down.weight")
+        local = weight.to_local() if hasattr(weight, "to_local") else weight
+        local.detach().view(-1)[:1].view(torch.int32).bitwise_xor_(_EXPONENT_TOP)
+
+    def _truncate(self, model: nn.Module) -> None:
+        """Halve the newest checkpoint on disk and all in memory, then die."""
+        self._run.flush()
+        save = self._run.plan.save
+        mine = f"step-*/rank-{self._run.rank:05d}"
+        shards = [*Path(save.memory_directory or os.devnull).glob(mine)]
+        shards += sorted(Path(save.directory or os.devnull).glob(mine))[-1:]
+        for shard in shards:
+            for file in shard.glob("*.bin"):
+                os.truncate(file, file.stat().st_size // 2)
+        self._kill(model)

@@ -1,0 +1,133 @@
+"""Nothing of a worker outlives its agent, whoever is killed, in whatever order."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from jobs.events import AttemptStopped, RankExited, RankReady
+from tests.agent_helpers import ended, eventually, playground, shutdown, start, stop
+
+FAMILY = """
+    import os, signal, subprocess, sys, babysit
+    run = babysit.init()
+    # in the rank's own group, and one that moved out of it
+    subprocess.Popen(["sleep", "1000"])
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    run.report(step=1, loss=1.0)
+    signal.pause()
+"""
+
+
+def family(agent) -> list[int]:
+    """Ranks and all that they started: everything with the mark but the standby."""
+    return [pid for pid in agent.marked() if pid != agent.standby]
+
+
+@pytest.mark.parametrize("who", ["agent", "agent, standby", "agent, standby, ranks"])
+async def test_nothing_is_left_when_the_agent_is_killed(tmp_path: Path, who: str):
+    async with playground(tmp_path, FAMILY) as (server, agent):
+        await server.send(start())
+        await server.until(lambda: server.steps(0) and server.steps(1))
+        assert len(family(agent)) == 6
+        victims = {
+            "agent": [agent.pid],
+            "standby": [agent.standby],
+            "ranks": [rank.pid for rank in agent.ranks()],
+        }
+        for name in who.split(", "):
+            for pid in victims[name]:
+                os.kill(pid, signal.SIGKILL)
+        assert await agent.gone() == -signal.SIGKILL
+        await agent.nothing_left()
+
+
+async def test_killed_standby_takes_its_ranks_and_is_replaced(tmp_path: Path):
+    async with playground(tmp_path, FAMILY) as (server, agent):
+        await server.send(start())
+        await server.until(lambda: server.steps(0) and server.steps(1))
+        before = agent.marked()
+        os.kill(agent.standby, signal.SIGKILL)
+        for rank in (0, 1):
+            exited = await server.event(RankExited, lambda e, rank=rank: e.rank == rank)
+            assert exited.code == -signal.SIGKILL
+            assert exited.last_step == 1
+        assert not set(before) & set(agent.marked())
+
+        await server.send(stop())
+        await server.event(AttemptStopped)
+        await server.send(start(attempt=2))
+        await server.event(RankReady, lambda e: e.attempt == 2)
+
+
+async def test_ranks_do_not_survive_their_standby_even_when_nobody_looks(tmp_path: Path):
+    async with playground(tmp_path, FAMILY) as (server, agent):
+        await server.send(start())
+        await server.until(lambda: server.steps(0) and server.steps(1))
+        ranks, standby = agent.ranks(), agent.standby
+        assert len(ranks) == 2
+        os.kill(agent.pid, signal.SIGSTOP)
+        os.kill(standby, signal.SIGKILL)
+        for rank in ranks:
+            await ended(rank.pid)
+
+
+async def test_children_die_with_their_rank(tmp_path: Path):
+    async with playground(tmp_path, FAMILY) as (server, agent):
+        await server.send(start(ranks=(0,)))
+        await server.until(lambda: server.steps(0))
+        members = family(agent)
+        grouped = [pid for pid in members if os.getpgid(pid) == agent.ranks()[0].pid]
+        assert len(members) == 3
+        assert len(grouped) == 2
+        os.kill(agent.ranks()[0].pid, signal.SIGKILL)
+        await server.event(RankExited)
+        for pid in grouped:
+            await ended(pid)
+        await server.send(stop())
+        await server.event(AttemptStopped)  # says that nothing of the attempt is alive
+        assert family(agent) == []
+
+
+async def test_shutdown_leaves_nothing(tmp_path: Path):
+    async with playground(tmp_path, FAMILY) as (server, agent):
+        await server.send(start())
+        await server.until(lambda: server.steps(0) and server.steps(1))
+        assert agent.config.memory_directory.exists()
+        await server.send(shutdown())
+        assert await agent.gone() == 0
+        assert agent.marked() == []
+        assert not agent.config.memory_directory.exists()
+        assert "shutdown" in server.acknowledged
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_agent_asked_to_end_leaves_nothing(tmp_path: Path, number: signal.Signals):
+    async with playground(tmp_path, FAMILY) as (server, agent):
+        await server.send(start())
+        await server.until(lambda: server.steps(0) and server.steps(1))
+        os.kill(agent.pid, number)
+        assert await agent.gone() == 0
+        assert agent.marked() == []
+
+
+async def test_orphan_with_nothing_to_do_leaves(tmp_path: Path):
+    async with playground(tmp_path) as (_, agent):
+        await agent.kill()
+        agent.start(orphan_seconds=0.5, server_url="ws://127.0.0.1:9/agent")
+        assert await agent.gone() == 0
+
+
+async def test_agent_killed_while_the_standby_imports(tmp_path: Path):
+    (tmp_path / "slow.py").write_text("import signal; signal.pause()")
+    async with playground(tmp_path) as (_, agent):
+        await agent.kill()
+        slow = agent.config.spec.model_copy(update={"preload": ("slow",)})
+        agent.start(spec=slow)
+        await eventually(agent.marked)
+        os.kill(agent.pid, signal.SIGKILL)
+        await agent.gone()
+        await agent.nothing_left()

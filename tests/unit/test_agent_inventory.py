@@ -1,0 +1,151 @@
+"""What the agent reads on the node: a rank's directory, and checkpoint shards."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from babysit.ring import Record, RingWriter
+from babysit.wire import Phase, Tier, rank_directory, step_directory
+from jobs.agent import inventory
+from jobs.agent.errors import RefusedPathError
+from jobs.agent.feed import RankFeed
+from jobs.commands import VerifyCheckpoint
+from jobs.events import RankBeat, ShardFile, ShardReport
+
+# --- a rank's directory -------------------------------------------------------------------------
+
+
+def record(step: int) -> Record:
+    return Record(step, step + 1, 5.0, 0.5, -1.0, 0.0, 0.1, 0.0, -1.0)
+
+
+def test_feed_reads_every_record_and_whole_notes_once(tmp_path: Path):
+    feed = RankFeed(2, tmp_path, 9.0)
+    assert feed.samples() is None
+    assert feed.notes() == []
+    assert feed.beat(alive=True) == RankBeat(rank=2, step=0, phase="starting", beat=9.0, alive=True)
+    assert feed.ask_to_stop() is False
+
+    (tmp_path / "ring").touch()  # created, nothing in it yet
+    assert feed.samples() is None
+    writer = RingWriter(tmp_path / "ring")
+    for step in range(1, 3001):
+        writer.write(record(step))
+    writer.progress(3000, 3001, 17.0, Phase.EVALUATING)
+    samples = feed.samples()
+    assert (samples.step, samples.lost) == (list(range(1, 3001)), 0)
+    assert samples.batch[0] == 2
+    assert feed.samples() is None
+    assert feed.last_step == 3000
+    assert feed.beat(alive=False).model_dump() == {
+        "rank": 2,
+        "step": 3000,
+        "phase": "evaluating",
+        "beat": 17.0,
+        "alive": False,
+    }
+    assert feed.ask_to_stop()
+    assert writer.asked_to_stop
+
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text('{"a": 1}\n{"b"')
+    assert feed.notes() == ['{"a": 1}']
+    assert feed.notes() == []
+    with notes.open("a") as file:
+        file.write(': "ü"}\n')
+    assert feed.notes() == ['{"b": "ü"}']
+    feed.close()
+
+
+def test_feed_says_how_many_records_were_overwritten(tmp_path: Path):
+    writer = RingWriter(tmp_path / "ring", capacity=10)
+    feed = RankFeed(0, tmp_path, 0.0)
+    for step in range(1, 26):
+        writer.write(record(step))
+    samples = feed.samples()
+    assert samples.lost >= 15  # the ring may give up one more: the slot being written
+    assert samples.step == list(range(samples.lost + 1, 26))
+
+
+# --- inventory ----------------------------------------------------------------------------------
+
+
+def shard(root: Path, step: int, rank: int = 0, attempt: int = 1) -> ShardReport:
+    """A whole shard on disk."""
+    checkpoint = step_directory(root, step)
+    directory = rank_directory(checkpoint, rank)
+    directory.mkdir(parents=True)
+    content = b"weights" * step
+    (directory / "w").write_bytes(content)
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    report = ShardReport(
+        attempt=attempt,
+        step=step,
+        rank=rank,
+        world_size=2,
+        tier=Tier.MEMORY,
+        path=str(checkpoint),
+        batch=step,
+        files=(ShardFile(name="w", bytes=len(content), blake2b=digest),),
+    )
+    (directory / "manifest.json").write_text(report.model_dump_json())
+    return report
+
+
+def test_inventory_keeps_the_newest_whole_shards_of_each_rank(tmp_path: Path):
+    for step in range(1, 7):
+        for rank in (0, 1):
+            shard(tmp_path, step, rank)
+    with (tmp_path / "step-000000006/rank-00001/w").open("ab") as file:
+        file.truncate(3)
+    (tmp_path / "step-000000005/rank-00000/w").unlink()
+    (tmp_path / "step-000000004/rank-00000/manifest.json").write_text("{")
+    found = [(s.step, s.rank) for s in inventory.memory_shards(tmp_path)]
+    assert found == [(6, 0), (5, 1), (4, 1), (3, 0), (3, 1), (2, 0)]
+
+
+def test_inventory_says_where_shards_are_now(tmp_path: Path):
+    shard(tmp_path / "old", 3)
+    (tmp_path / "old").rename(tmp_path / "new")
+    [found] = inventory.memory_shards(tmp_path / "new")
+    assert found.path == str(tmp_path / "new/step-000000003")
+    assert inventory.memory_shards(tmp_path / "none") == ()
+
+
+def verify(root: Path, **fields) -> str:
+    command = {"id": "v", "attempt": 1, "checkpoint": "c", "path": str(step_directory(root, 3))}
+    return inventory.verify(VerifyCheckpoint(**{**command, **fields}))
+
+
+def test_verify_by_manifest_refuses_another_attempts_shard(tmp_path: Path):
+    shard(tmp_path, 3, rank=0)
+    shard(tmp_path, 3, rank=1, attempt=2)
+    assert verify(tmp_path, ranks=(0,)) == ""
+    assert "written by attempt 2, not 1" in verify(tmp_path, ranks=(0, 1))
+    assert "rank-00002" in verify(tmp_path, ranks=(0, 2))
+
+
+def test_what_a_later_attempt_saved_again_is_not_deleted(tmp_path: Path):
+    shard(tmp_path, 3, rank=0)
+    shard(tmp_path, 3, rank=1, attempt=2)
+    with pytest.raises(RefusedPathError, match="later attempt than 1"):
+        inventory.delete(step_directory(tmp_path, 3), 1)
+    inventory.delete(step_directory(tmp_path, 3), 2)
+    assert not step_directory(tmp_path, 3).exists()
+
+
+@pytest.mark.parametrize("name", ["/", "/home", "step-5", "/tmp/step-", "/tmp/step-5/rank-00000"])
+def test_only_checkpoints_are_deleted(name: str):
+    with pytest.raises(RefusedPathError):
+        inventory.delete(Path(name), 1)
+
+
+def test_link_to_a_checkpoint_is_not_followed(tmp_path: Path):
+    shard(tmp_path, 3)
+    link = tmp_path / "step-9"
+    link.symlink_to(step_directory(tmp_path, 3))
+    with pytest.raises(RefusedPathError):
+        inventory.delete(link, 1)
