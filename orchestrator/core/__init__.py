@@ -1,0 +1,1 @@
+"""Pure decisions: events in, instructions out. No I/O, no clock, no randomness."""

@@ -1,0 +1,186 @@
+"""What the core knows: entities by id, with the indexes that decisions need."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from jobs.events import ShardReport
+from orchestrator.core.entities import (
+    Attempt,
+    Checkpoint,
+    Entity,
+    Fleet,
+    Incident,
+    Node,
+    Queue,
+    Run,
+    Worker,
+)
+from orchestrator.core.states import TERMINAL_RUN_STATES, IncidentState, WorkerState
+
+
+class State:
+    """Everything that is not over.
+
+    Only :class:`orchestrator.core.turn.Turn` changes it, through :meth:`put`.
+    """
+
+    def __init__(self, entities: Iterable[Entity] = ()) -> None:
+        self.runs: dict[str, Run] = {}
+        self.attempts: dict[str, Attempt] = {}
+        """Newest attempt by run id."""
+        self.workers: dict[str, Worker] = {}
+        self.nodes: dict[str, Node] = {}
+        self.checkpoints: dict[str, Checkpoint] = {}
+        self.incidents: dict[str, Incident] = {}
+        self.queues: dict[str, Queue] = {}
+        self.fleet = Fleet()
+        self._workers_of: dict[str, dict[str, None]] = defaultdict(dict)
+        self._workers_on: dict[str, dict[str, None]] = defaultdict(dict)
+        self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
+        self._incidents_of: dict[str, dict[str, None]] = defaultdict(dict)
+        self._changes: dict[tuple[str, str], Entity] = {}
+        self._shards: list[tuple[str, ShardReport]] = []
+        self._over: list[Entity] = []
+        """Workers, checkpoints, incidents and runs that came to their end since `forget`."""
+        for entity in entities:
+            self.put(entity)
+        self.take_changes()
+
+    def put(self, entity: Entity) -> None:
+        """Add or replace an entity, and remember that it changed."""
+        match entity:
+            case Run():
+                key = entity.id
+                self.runs[key] = entity
+            case Attempt():
+                key = entity.id
+                self.attempts[entity.run] = entity
+            case Worker():
+                key = entity.id
+                self.workers[key] = entity
+                self._workers_of[entity.run][key] = None
+                self._workers_on[entity.node][key] = None
+            case Node():
+                key = entity.id
+                self.nodes[key] = entity
+            case Checkpoint():
+                key = entity.id
+                self.checkpoints[key] = entity
+                self._checkpoints_of[entity.run][key] = None
+            case Incident():
+                key = entity.id
+                self.incidents[key] = entity
+                self._incidents_of[entity.run][key] = None
+            case Queue():
+                key = entity.name
+                self.queues[key] = entity
+            case Fleet():
+                key = entity.id
+                self.fleet = entity
+        self._changes[type(entity).__name__, key] = entity
+        if is_over(entity):
+            self._over.append(entity)
+
+    def recall(self, incident: Incident) -> None:
+        """Take back a resolved incident that is to be judged; nothing has changed by that."""
+        self.incidents[incident.id] = incident
+        self._incidents_of[incident.run][incident.id] = None
+        self._over.append(incident)
+
+    def record_shard(self, checkpoint: str, shard: ShardReport) -> None:
+        """Remember a shard for the database; the core keeps only which ranks are recorded."""
+        self._shards.append((checkpoint, shard))
+
+    def take_changes(self) -> tuple[list[Entity], list[tuple[str, ShardReport]]]:
+        """What changed since the last call, oldest first, and the shards recorded."""
+        changes, shards = list(self._changes.values()), self._shards
+        self._changes, self._shards = {}, []
+        return changes, shards
+
+    def workers_of(self, run: str) -> list[Worker]:
+        """Workers of a run that are not ended, in order of launch."""
+        return [self.workers[key] for key in self._workers_of.get(run, ())]
+
+    def workers_on(self, node: str) -> list[Worker]:
+        """Workers on a node that are not ended."""
+        return [self.workers[key] for key in self._workers_on.get(node, ())]
+
+    def checkpoints_of(self, run: str) -> list[Checkpoint]:
+        """Checkpoints of a run that are not deleted."""
+        return [self.checkpoints[key] for key in self._checkpoints_of.get(run, ())]
+
+    def incidents_of(self, run: str) -> list[Incident]:
+        """Incidents of a run that are not resolved."""
+        return [self.incidents[key] for key in self._incidents_of.get(run, ())]
+
+    def live_runs(self) -> Iterator[Run]:
+        """Runs that are not over."""
+        return (run for run in self.runs.values() if run.state not in TERMINAL_RUN_STATES)
+
+    def due_timers(self, now: dt.datetime) -> list[tuple[dt.datetime, str, str]]:
+        """Deadlines that have passed, the earliest first: when, which run, which timer."""
+        return sorted(
+            (due, run.id, name)
+            for run in self.live_runs()
+            for name, due in run.timers.items()
+            if due <= now
+        )
+
+    def next_timer(self) -> tuple[dt.datetime, str, str] | None:
+        """The earliest deadline: when, which run, which timer."""
+        return min(
+            ((due, run.id, name) for run in self.live_runs() for name, due in run.timers.items()),
+            default=None,
+        )
+
+    def forget(self) -> list[Entity]:
+        """Drop what is over, and say what was; the database keeps it.
+
+        Called between turns, after the changes were written. Looks only at what came to its end.
+        """
+        over, self._over = self._over, []
+        for entity in over:
+            match entity:
+                case Worker():
+                    self.workers.pop(entity.id, None)
+                    self._workers_of[entity.run].pop(entity.id, None)
+                    self._workers_on[entity.node].pop(entity.id, None)
+                case Checkpoint():
+                    self.checkpoints.pop(entity.id, None)
+                    self._checkpoints_of[entity.run].pop(entity.id, None)
+                case Incident():
+                    self.incidents.pop(entity.id, None)
+                    self._incidents_of[entity.run].pop(entity.id, None)
+        for run in dict.fromkeys(
+            e.id if isinstance(e, Run) else getattr(e, "run", "") for e in over
+        ):
+            known = self.runs.get(run)
+            if known is None or (is_over(known) and not self._workers_of.get(run)):
+                self._forget_run(run)
+        return over
+
+    def _forget_run(self, run: str) -> None:
+        for key in self._checkpoints_of.pop(run, {}):
+            del self.checkpoints[key]
+        for key in self._incidents_of.pop(run, {}):
+            del self.incidents[key]
+        self._workers_of.pop(run, None)
+        self.attempts.pop(run, None)
+        self.runs.pop(run, None)
+
+
+def is_over(entity: Entity) -> bool:
+    """Whether nothing will ever be decided about it any more."""
+    match entity:
+        case Run():
+            return entity.state in TERMINAL_RUN_STATES
+        case Worker():
+            return entity.state is WorkerState.ENDED
+        case Checkpoint():
+            return entity.deleted_at is not None
+        case Incident():
+            return entity.state is IncidentState.RESOLVED
+    return False

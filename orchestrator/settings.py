@@ -1,0 +1,135 @@
+"""Everything that can be set, in one object. Read from the environment once, at the edge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of command line and control plane: `BABYSIT_<NAME>` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="BABYSIT_", env_ignore_empty=True, frozen=True)
+
+    home: Path = Field(
+        default=Path("~/.babysit"),
+        description="Directory of the embedded database, of logs and of what agents spool. "
+        "Another home is another, independent control plane.",
+    )
+    server: str | None = Field(
+        default=None,
+        description="URL of the control plane, such as https://babysit.example.org. "
+        "Not set: an embedded one is started on this machine, and leaves when idle.",
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        description="Bearer token. For a client: who it is. For a server: a first token with the "
+        "role admin, so that others can be made with it.",
+    )
+    database_url: str = Field(
+        default="",
+        description="SQLAlchemy URL. Empty: SQLite in `home`, which serves one machine; several "
+        "servers (for fail-over) need postgresql://.",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address the server listens on. 0.0.0.0 opens it to the network: put TLS "
+        "in front of it.",
+    )
+    port: int = Field(
+        default=0, ge=0, le=65535, description="Port the server listens on; 0: any free one."
+    )
+    local_nodes: int = Field(
+        default=4,
+        ge=0,
+        le=256,
+        description="Virtual nodes of the local cluster, all on this machine. A run that needs "
+        "more is refused.",
+    )
+    local_cpus_per_node: float | None = Field(
+        default=None,
+        gt=0,
+        description="CPU cores each virtual node offers. Not set: all of this machine's, on every "
+        "node, so that CPU never keeps a run waiting.",
+    )
+    local_gpus_per_node: int = Field(
+        default=0, ge=0, description="GPUs each virtual node offers. Default none."
+    )
+    local_memory_per_node: int | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes of memory each virtual node offers. Not set: memory is not accounted.",
+    )
+    lease_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Life of the leader's lease. A leader that cannot renew it stops deciding; "
+        "another server takes over after at most this long.",
+    )
+    drain_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="How long a server that was told to stop finishes what it is doing. Runs go "
+        "on without it, whatever this says.",
+    )
+    worker_lost_seconds: float = Field(
+        default=15.0,
+        gt=0,
+        description="Silence of an agent before it counts as out of contact and is probed. Too "
+        "short: a busy machine looks dead.",
+    )
+    idle_exit_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        description="An embedded server with no active run and no request for this long leaves; "
+        "the next command starts it again.",
+    )
+    start_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long the command line waits for an embedded server to answer.",
+    )
+    request_seconds: float = Field(
+        default=30.0, gt=0, description="How long the command line waits for an answer."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log line the server writes."
+    )
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("server", mode="after")
+    @classmethod
+    def _no_trailing_slash(cls, server: str | None) -> str | None:
+        if server is not None and not server.startswith(("http://", "https://")):
+            raise ValueError("expected a URL such as https://babysit.example.org")
+        return server.rstrip("/") if server else None
+
+    @property
+    def database(self) -> str:
+        """The database URL, with the default filled in."""
+        return self.database_url or f"sqlite:///{self.home / 'babysit.db'}"
+
+    @property
+    def server_file(self) -> Path:
+        """Where the embedded server says how it is reached; mode 0600."""
+        return self.home / "server.json"
+
+    @property
+    def server_log(self) -> Path:
+        """What the embedded server logs."""
+        return self.home / "server.log"
+
+    def run_directory(self, run: str) -> Path:
+        """What belongs to one run on this machine."""
+        return self.home / "runs" / run
+
+    def log_directory(self, run: str) -> Path:
+        """Logs of a run's ranks: `attempt-0001/rank-00000.log` and so on."""
+        return self.run_directory(run) / "logs"

@@ -1,0 +1,464 @@
+"""Random interleavings never break the core's promises.
+
+Agents' messages are delivered in any order, twice, or long after their time; ranks, agents and
+operators do what they like;
+timers fire. After every event the invariants of DESIGN sections 3, 4 and 7 are checked.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from babysit.wire import Tier
+from jobs.commands import StartAttempt
+from jobs.events import (
+    CheckpointChecked,
+    RankRestored,
+    RejectedCheckpoint,
+    SaveFailed,
+    WorkerEvent,
+)
+from monitors.failures import Cause, Failure, FailureClass
+from monitors.types import FindingKind
+from orchestrator.core.events import (
+    EVENT,
+    CheckpointPinned,
+    CheckpointRemovalAsked,
+    IncidentChanged,
+    NodeChanged,
+    RestartAsked,
+    RollbackAsked,
+    RunCancelled,
+    RunHeld,
+    RunReleased,
+    WorkerLost,
+    WorkerRegained,
+)
+from orchestrator.core.explain import explain
+from orchestrator.core.instructions import INSTRUCTION, LaunchWorker, Notify, Record, Tell
+from orchestrator.core.ledger import totals
+from orchestrator.core.machine import handle
+from orchestrator.core.recovery import LAUNCH_TRIES
+from orchestrator.core.state import State
+from orchestrator.core.states import (
+    LIVE_ATTEMPT_STATES,
+    TERMINAL_RUN_STATES,
+    AttemptState,
+    IncidentState,
+    RunState,
+    Trust,
+    WorkerState,
+)
+from orchestrator.errors import NotFoundError, RefusedError
+from tests.world import World, reloaded, spec
+
+FAILURES = (
+    Failure(failure_class=FailureClass.SIGNAL, reason="killed by SIGKILL", signature="SIGKILL"),
+    Failure(failure_class=FailureClass.USER_CODE, reason="ValueError: x", signature="ValueError"),
+    Failure(failure_class=FailureClass.CASCADE, reason="closed by peer", signature="closed"),
+    Failure(failure_class=FailureClass.GPU_HARDWARE, reason="Xid 79", signature="xid 79"),
+    Failure(failure_class=FailureClass.UNKNOWN, reason="exit code 3", signature="exit 3"),
+)
+RUNS = ("run-1", "run-2")
+BUDGETS = {"infrastructure": 4, "user": 1, "anomaly": 2}
+LIMITS = {**BUDGETS, "stuck": BUDGETS["infrastructure"], "launch": LAUNCH_TRIES}
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """The core among unreliable messengers."""
+
+    @initialize(nodes=st.integers(2, 4), trained=st.booleans())
+    def begin(self, nodes: int, trained: bool) -> None:
+        self.world = World(nodes=nodes, slow=True)
+        self.past: dict[str, tuple[int, int]] = {}
+        self.numbers: dict[str, int] = {}
+        self.held: set[str] = set()
+        self.over: dict[str, RunState] = {}
+        self.checked = 0
+        self.steps: dict[str, int] = {}
+        for run in RUNS:
+            self.world.submit(spec(run, recovery=BUDGETS), run)
+        if trained:  # most of what can go wrong needs a gang that runs
+            for run in RUNS:
+                self.train_well(run, 3)
+
+    # messages
+
+    @precondition(lambda self: self.world.messages)
+    @rule(data=st.data(), again=st.booleans())
+    def deliver(self, data: st.DataObject, again: bool) -> None:
+        i = data.draw(st.integers(0, len(self.world.messages) - 1))
+        message = self.world.messages[i] if again else self.world.messages.pop(i)
+        self.world.do(message)
+
+    @precondition(lambda self: self.world.messages)
+    @rule()
+    def deliver_all(self) -> None:
+        for message in [*self.world.messages]:
+            self.world.messages.remove(message)
+            self.world.do(message)
+
+    @rule(picks=st.lists(st.integers(0, 11), min_size=3, max_size=12))
+    def bustle(self, picks: list[int]) -> None:
+        """Agents obey, each its oldest command first, and messages arrive, in any order."""
+        for pick in picks:
+            oldest = {tell.worker: tell for tell in reversed(self.world.orders)}
+            under_way = [*oldest.values(), *self.world.messages]
+            if under_way:
+                chosen = under_way[pick % len(under_way)]
+                if isinstance(chosen, Tell):
+                    self.world.obey(chosen)
+                else:
+                    self.world.messages.remove(chosen)
+                    self.world.do(chosen)
+                self.one_live_attempt()
+                self.only_trusted_checkpoints_are_offered()
+
+    @precondition(lambda self: self.world.orders or self.world.messages)
+    @rule()
+    def settle(self) -> None:
+        """A quiet moment: everything arrives."""
+        self.world.settle()
+
+    @precondition(lambda self: self.world.carried)
+    @rule(data=st.data())
+    def carry_out_again(self, data: st.DataObject) -> None:
+        """A new leader does what the last one did not note down as done."""
+        self.world.carry_out(data.draw(st.sampled_from(self.world.carried)))
+
+    @rule()
+    def restart(self) -> None:
+        self.world.restart()
+
+    # what is read back
+
+    @precondition(lambda self: any(isinstance(m, CheckpointChecked) for m in self.world.messages))
+    @rule(data=st.data())
+    def read_back_wrong(self, data: st.DataObject) -> None:
+        self._alter(data, CheckpointChecked, ok=False, error="content differs")
+
+    @precondition(lambda self: any(isinstance(m, RankRestored) for m in self.world.messages))
+    @rule(data=st.data(), step=st.sampled_from([0, 5, 10]), alone=st.booleans())
+    def load_something_else(self, data: st.DataObject, step: int, alone: bool) -> None:
+        """One rank, or all of them, could not load the first choice."""
+        message = self._alter(data, RankRestored, step=step, checkpoint="")
+        if not alone:
+            self.world.messages = [
+                m.model_copy(update={"step": step, "checkpoint": ""})
+                if isinstance(m, RankRestored)
+                and (m.run, m.attempt) == (message.run, message.attempt)
+                else m
+                for m in self.world.messages
+            ]
+
+    @precondition(lambda self: any(isinstance(m, RankRestored) for m in self.world.messages))
+    @rule(data=st.data())
+    def refuse_to_load(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sampled_from(sorted(self.world.state.checkpoints) or ["none"]))
+        refused = RejectedCheckpoint(id=chosen, reason="truncated")
+        self._alter(data, RankRestored, rejected=(refused,))
+
+    def _alter(self, data: st.DataObject, kind: type, **changes: object) -> WorkerEvent:
+        """Change one message under way."""
+        places = [i for i, m in enumerate(self.world.messages) if isinstance(m, kind)]
+        i = data.draw(st.sampled_from(places))
+        message = self.world.messages[i].model_copy(update=changes)
+        self.world.messages[i] = message
+        assert isinstance(message, WorkerEvent)
+        return message
+
+    @rule(seconds=st.sampled_from([1, 10, 40, 130, 400, 700]))
+    def wait(self, seconds: int) -> None:
+        self.world.advance(seconds)
+
+    # the runs
+
+    def _stepping(self, run: str) -> bool:
+        attempt = self.world.state.attempts.get(run)
+        return (
+            run in self.world.state.runs
+            and attempt is not None
+            and attempt.state in {AttemptState.STARTING, AttemptState.RUNNING}
+            and len(attempt.restored_ranks) == attempt.world_size
+        )
+
+    @rule(
+        run=st.sampled_from(RUNS),
+        steps=st.integers(1, 30),
+        save=st.booleans(),
+        memory=st.booleans(),
+    )
+    def train(self, run: str, steps: int, save: bool, memory: bool) -> None:
+        if not self._stepping(run):
+            return
+        step = self.world.attempt(run).step + steps
+        self.world.reach(step, run)
+        if save:
+            self.world.save(step, run)
+        seated = {seat.worker for seat in self.world.attempt(run).seats}
+        if memory and all(self.world.agents[worker].alive for worker in seated):
+            self.world.remember(step, run)
+
+    @rule(run=st.sampled_from(RUNS), saves=st.integers(1, 4))
+    def train_well(self, run: str, saves: int) -> None:
+        """Nothing goes wrong for a while: the way to good checkpoints."""
+        self.world.settle()
+        for _ in range(saves):
+            if self._stepping(run):
+                step = self.world.attempt(run).step // 10 * 10 + 10
+                self.world.reach(step, run)
+                self.world.save(step, run)
+                self.world.settle()
+
+    @rule(run=st.sampled_from(RUNS), failure=st.sampled_from(FAILURES), rank=st.integers(0, 1))
+    def die(self, run: str, failure: Failure, rank: int) -> None:
+        attempt = self.world.state.attempts.get(run)
+        if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
+            self.world.die(rank, failure, last_step=attempt.step, run=run)
+
+    @rule(run=st.sampled_from(RUNS))
+    def end_well(self, run: str) -> None:
+        if self._stepping(run):
+            self.world.end(run)
+
+    @rule(
+        run=st.sampled_from(RUNS),
+        kind=st.sampled_from([FindingKind.HANG, FindingKind.LOSS_SPIKE, FindingKind.LOSS_BLIP]),
+        back=st.integers(0, 25),
+    )
+    def find(self, run: str, kind: FindingKind, back: int) -> None:
+        attempt = self.world.state.attempts.get(run)
+        if run in self.world.state.runs and attempt is not None:
+            self.world.find(kind, onset=max(1, attempt.step - back), run=run)
+
+    @rule(run=st.sampled_from(RUNS))
+    def fail_to_save(self, run: str) -> None:
+        attempt = self.world.state.attempts.get(run)
+        if attempt is not None:
+            self.world.do(
+                self.world.event(
+                    SaveFailed,
+                    run=run,
+                    worker=attempt.seats[0].worker,
+                    attempt=attempt.number,
+                    rank=0,
+                    step=1,
+                    tier="directory",
+                    error="No space left on device",
+                )
+            )
+
+    # agents and nodes
+
+    @rule(data=st.data())
+    def agent_dies(self, data: st.DataObject) -> None:
+        alive = [a.worker for a in self.world.agents.values() if a.alive]
+        if alive:
+            self.world.kill_agent(data.draw(st.sampled_from(alive)))
+
+    @rule(data=st.data(), back=st.booleans())
+    def agent_out_of_contact(self, data: st.DataObject, back: bool) -> None:
+        agents = list(self.world.agents.values())
+        if agents:
+            agent = data.draw(st.sampled_from(agents))
+            kind, fields = (WorkerRegained, {}) if back else (WorkerLost, {"confirmed": False})
+            self.world.do(self.world.event(kind, run=agent.run, worker=agent.worker, **fields))
+
+    @rule(node=st.integers(1, 4), state=st.sampled_from(["ready", "cordoned", "draining"]))
+    def change_node(self, node: int, state: str) -> None:
+        self._ask(NodeChanged, node=f"node-{node}", state=state, reason="test")
+
+    # operators
+
+    @rule(run=st.sampled_from(RUNS), kind=st.sampled_from([RunHeld, RestartAsked]))
+    def ask(self, run: str, kind: type) -> None:
+        self._ask(kind, run=run)
+
+    @rule(data=st.data())
+    def hold_everything(self, data: st.DataObject) -> None:
+        if data.draw(st.integers(0, 4)) == 0:
+            self._ask(RunHeld, run=None)
+
+    @precondition(lambda self: self.world.state.checkpoints)
+    @rule(data=st.data(), pinned=st.booleans())
+    def pin(self, data: st.DataObject, pinned: bool) -> None:
+        checkpoint = data.draw(st.sampled_from(sorted(self.world.state.checkpoints)))
+        run = checkpoint.partition("/")[0]
+        self._ask(CheckpointPinned, run=run, checkpoint=checkpoint, pinned=pinned)
+
+    @precondition(lambda self: self.world.state.checkpoints)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        checkpoint = data.draw(st.sampled_from(sorted(self.world.state.checkpoints)))
+        run = checkpoint.partition("/")[0]
+        self._ask(CheckpointRemovalAsked, run=run, checkpoint=checkpoint)
+
+    @precondition(lambda self: self.world.state.incidents)
+    @rule(data=st.data(), resolve=st.booleans())
+    def judge(self, data: st.DataObject, resolve: bool) -> None:
+        incident = data.draw(st.sampled_from(sorted(self.world.state.incidents)))
+        state = IncidentState.RESOLVED if resolve else None
+        self._ask(IncidentChanged, incident=incident, acknowledge=True, state=state)
+
+    @rule(run=st.sampled_from([*RUNS, None]))
+    def release(self, run: str | None) -> None:
+        self._ask(RunReleased, run=run)
+
+    @rule(run=st.sampled_from(RUNS), to=st.sampled_from([None, 0, 5, 10]))
+    def roll_back(self, run: str, to: int | None) -> None:
+        self._ask(RollbackAsked, run=run, to_step=to)
+
+    @rule(run=st.sampled_from(RUNS), really=st.integers(0, 9))
+    def cancel(self, run: str, really: int) -> None:
+        if really == 0:
+            self._ask(RunCancelled, run=run)
+
+    def _ask(self, kind: type, **fields: object) -> None:
+        before = _picture(self.world.state)
+        try:
+            self.world.do(self.world.event(kind, **fields))
+        except (RefusedError, NotFoundError):
+            assert _picture(self.world.state) == before, "a refused request changed something"
+
+    # promises
+
+    @invariant()
+    def one_live_attempt(self) -> None:
+        """Ranks of two attempts are never alive together, unless the older one was fenced."""
+        for run in RUNS:
+            alive = {a.attempt for a in self.world.agents.values() if a.run == run and a.attempt}
+            fenced = any("fenced" in i.reason for i in self.world.carried)
+            assert len(alive) <= 1 or fenced
+
+    @invariant()
+    def numbers_only_grow(self) -> None:
+        for run, state in self.world.state.runs.items():
+            assert state.attempt >= self.numbers.get(run, 0)
+            self.numbers[run] = state.attempt
+
+    @invariant()
+    def nothing_after_the_end(self) -> None:
+        """A run that is over stays over, and nothing is done for it any more."""
+        for event, _, instructions in self.world.journal[self.checked :]:
+            for instruction in instructions:
+                ended = self.over.get(instruction.run or "")
+                quiet = isinstance(instruction, (Record, Notify))
+                assert ended is None or quiet, f"{instruction} after {ended}, on {event}"
+        self.checked = len(self.world.journal)
+        for run, state in self.world.state.runs.items():
+            if run in self.over:
+                assert state.state is self.over[run]
+            elif state.state in TERMINAL_RUN_STATES:
+                self.over[run] = state.state
+
+    @invariant()
+    def ends_or_waits_for_a_named_reason(self) -> None:
+        state = self.world.state
+        for run in state.live_runs():
+            attempt = state.attempts.get(run.id)
+            if attempt is not None and attempt.state is AttemptState.STOPPING:
+                assert {"stop", "fence"} & set(run.timers), "a stop without a deadline"
+            elif attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
+                coming = any(w.state is not WorkerState.ENDED for w in state.workers_of(run.id))
+                held = run.state is RunState.HELD or state.fleet.hold
+                assert held or run.pending or coming or "retry" in run.timers, (
+                    f"{run.state}: {run.reason}"
+                )
+            for worker in state.workers_of(run.id):
+                due = {WorkerState.LAUNCHING: "launch", WorkerState.LOST: "contact"}
+                if worker.state in due:
+                    assert f"{due[worker.state]}:{worker.id}" in run.timers, worker
+            if attempt is not None and attempt.state is AttemptState.STARTING:
+                whole = len(attempt.started_ranks) == attempt.world_size
+                assert whole or "start" in run.timers, "a start without a deadline"
+            assert run.reason
+            assert explain(state, run.id, self.world.now).sentences
+
+    @invariant()
+    def only_trusted_checkpoints_are_offered(self) -> None:
+        """When offered: complete at least; after an anomaly good, and from before its onset."""
+        for event, _, instructions in self.world.journal[-1:]:
+            for tell in instructions:
+                if isinstance(tell, Tell) and isinstance(tell.command, StartAttempt):
+                    self._check_offer(tell.run or "", tell.command, event.kind)
+
+    def _check_offer(self, run: str, command: StartAttempt, why: str) -> None:
+        restart = self.world.state.attempts[run].restart
+        for candidate in command.restore:
+            known = self.world.state.checkpoints[candidate.id]
+            assert known.trust not in {Trust.WRITING, Trust.BAD}, (why, known)
+            assert len(known.ranks) == known.world_size
+            if restart is not None and restart.cause is Cause.ANOMALY:
+                assert known.trust is Trust.GOOD, (why, known)
+            attempt, step = self.past.get(run, (0, 0))
+            wanted = restart is not None and restart.cause is Cause.OPERATOR and known.pinned
+            ours = known.attempt >= attempt or known.step <= step
+            assert ours or wanted, f"{known} is not of the past of attempt {attempt} from {step}"
+
+    @invariant()
+    def what_an_attempt_loaded_is_its_past(self) -> None:
+        for run, attempt in self.world.state.attempts.items():
+            if len(attempt.restored_ranks) == attempt.world_size:
+                self.past[run] = attempt.number, attempt.start_step
+
+    @invariant()
+    def nothing_begins_under_a_hold(self) -> None:
+        """What a hold (or the breaker) has frozen before an event stays frozen through it."""
+        state = self.world.state
+        held = {r.id for r in state.live_runs() if r.state is RunState.HELD or state.fleet.hold}
+        for _, _, instructions in self.world.journal[-1:] if self.held else ():
+            for each in instructions:
+                begins = isinstance(each, LaunchWorker) or (
+                    isinstance(each, Tell) and isinstance(each.command, StartAttempt)
+                )
+                assert not (begins and each.run in self.held & held), each
+        self.held = held
+
+    @invariant()
+    def state_stays_small(self) -> None:
+        """What is in memory of workers that are gone, or was overwritten there, is forgotten."""
+        for run in self.world.state.live_runs():
+            workers = {w.id for w in self.world.state.workers_of(run.id)}
+            for checkpoint in self.world.state.checkpoints_of(run.id):
+                if checkpoint.tier is Tier.MEMORY and checkpoint.deleted_at is None:
+                    assert workers >= set(checkpoint.homes.values()), checkpoint
+
+    @invariant()
+    def budgets_are_respected(self) -> None:
+        for run in self.world.state.live_runs():
+            for key, budget in run.budgets.items():
+                limit = LIMITS.get(key)
+                assert limit is None or budget.count <= limit, (key, budget)
+
+    @invariant()
+    def every_second_is_booked_once(self) -> None:
+        for run in self.world.state.live_runs():
+            booked = sum(totals(run.ledger, self.world.now).values())
+            elapsed = (self.world.now - run.submitted_at).total_seconds()
+            assert abs(booked - elapsed) < 1e-3
+
+    def teardown(self) -> None:
+        """The journal, through JSON and back, replays to the same decisions and the same state."""
+        if not hasattr(self, "world"):
+            return
+        state = State()
+        for i, (event, now, instructions) in enumerate(self.world.journal):
+            if i in self.world.restarts:
+                state = reloaded(state)
+            again = handle(state, EVENT.validate_json(event.model_dump_json()), now)
+            stored = [INSTRUCTION.validate_json(i.model_dump_json()) for i in instructions]
+            assert again == stored
+        assert _picture(reloaded(state)) == _picture(reloaded(self.world.state))
+
+
+def _picture(state: State) -> dict[str, object]:
+    return {
+        name: dict(getattr(state, name))
+        for name in ("runs", "attempts", "workers", "nodes", "checkpoints", "incidents")
+    } | {"fleet": state.fleet}
+
+
+TestCoreMachine = CoreMachine.TestCase
+TestCoreMachine.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)

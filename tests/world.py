@@ -1,0 +1,437 @@
+"""A make-believe world for tests of the core.
+
+Agents and a cluster that answer instructions, as messages to be delivered.
+
+Messages of one worker stay in order when `fifo` is used; the property test delivers them in any
+order, twice, or late.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter
+
+from babysit.wire import Tier
+from jobs.commands import (
+    CaptureStacks,
+    DeleteCheckpoint,
+    Shutdown,
+    StartAttempt,
+    StopAttempt,
+    VerifyCheckpoint,
+)
+from jobs.events import (
+    AttemptStopped,
+    CheckpointChecked,
+    CheckpointDeleted,
+    Event,
+    RankExited,
+    RankReady,
+    RankRestored,
+    RanksStarted,
+    RankStack,
+    ShardFile,
+    ShardReport,
+    ShardWritten,
+    StacksCaptured,
+    WorkerJoined,
+)
+from jobs.spec import RunSpec
+from monitors.failures import Failure, FailureClass
+from monitors.types import Finding, FindingKind, Severity
+from orchestrator.core.entities import (
+    Attempt,
+    Checkpoint,
+    Entity,
+    Incident,
+    Node,
+    Run,
+    Worker,
+)
+from orchestrator.core.events import (
+    CapacityChanged,
+    FindingRaised,
+    NodeInfo,
+    RunSubmitted,
+    StepReached,
+    TimerFired,
+    WorkerLost,
+)
+from orchestrator.core.instructions import (
+    Instruction,
+    LaunchWorker,
+    ProbeWorker,
+    StopWorker,
+    Tell,
+)
+from orchestrator.core.machine import handle
+from orchestrator.core.state import State
+
+START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+_KINDS = ("runs", "attempts", "workers", "nodes", "checkpoints", "incidents")
+_ENTITY: dict[type, TypeAdapter[Entity]] = {
+    kind: TypeAdapter(kind) for kind in (Run, Attempt, Worker, Node, Checkpoint, Incident)
+}
+
+
+def reloaded(state: State) -> State:
+    """The state as the next controller finds it: through JSON and back, without what is over."""
+    stored = [entity for kind in _KINDS for entity in getattr(state, kind).values()]
+    again = (_ENTITY[type(e)].validate_json(_ENTITY[type(e)].dump_json(e)) for e in stored)
+    fresh = State([*again, state.fleet])
+    fresh.forget()
+    return fresh
+
+
+def spec(name: str = "tiny", nodes: int = 2, **fields: object) -> RunSpec:
+    """A run spec with quick limits."""
+    return RunSpec.model_validate(
+        {
+            "name": name,
+            "command": ["python", "train.py"],
+            "resources": {"nodes": nodes},
+            "checkpoint": {"directory": "/checkpoints", "every_steps": 10, "good_after_steps": 10},
+            **fields,
+        }
+    )
+
+
+@dataclass
+class Agent:
+    """The truth about one worker."""
+
+    worker: str
+    run: str
+    node: str
+    alive: bool = True
+    attempt: int = 0
+    """Attempt whose ranks are alive here; 0: none."""
+    newest: int = 0
+    """Newest attempt ever started or stopped here: older orders are ignored."""
+    ranks: tuple[int, ...] = ()
+    world_size: int = 0
+    memory: list[ShardReport] = field(default_factory=list)
+
+
+@dataclass
+class World:
+    """A cluster of `nodes` nodes, the core's state, and the messages under way."""
+
+    nodes: int = 4
+    now: dt.datetime = START
+    state: State = field(default_factory=State)
+    agents: dict[str, Agent] = field(default_factory=dict)
+    messages: list[Event] = field(default_factory=list)
+    journal: list[tuple[Event, dt.datetime, list[Instruction]]] = field(default_factory=list)
+    restarts: list[int] = field(default_factory=list)
+    """Lengths of the journal at which the controller was restarted."""
+    carried: list[Instruction] = field(default_factory=list)
+    slow: bool = False
+    """Commands wait in `orders` until they are obeyed."""
+    orders: list[Tell] = field(default_factory=list)
+    _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def __post_init__(self) -> None:
+        infos = tuple(NodeInfo(id=f"node-{i + 1}", cpus=1) for i in range(self.nodes))
+        self.do(self.event(CapacityChanged, nodes=infos))
+
+    # events
+
+    def event(self, kind: type[Event], **fields: object) -> Event:
+        """An event with the next id, now."""
+        return kind.model_validate({"id": f"{next(self._ids):08d}", "at": self.now, **fields})
+
+    def do(self, event: Event) -> list[Instruction]:
+        """Give the core an event, and the world its instructions."""
+        instructions = handle(self.state, event, self.now)
+        self.journal.append((event, self.now, instructions))
+        for instruction in instructions:
+            self.carried.append(instruction)
+            self.carry_out(instruction)
+        return instructions
+
+    def submit(self, run_spec: RunSpec | None = None, run: str = "run-1") -> str:
+        """Submit a run; its id."""
+        self.do(self.event(RunSubmitted, run=run, spec=run_spec or spec()))
+        return run
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, firing what falls due on the way."""
+        end = self.now + dt.timedelta(seconds=seconds)
+        while (timer := self.state.next_timer()) is not None and timer[0] <= end:
+            self.now = max(self.now, timer[0])
+            self.do(self.event(TimerFired, run=timer[1], timer=timer[2], due=timer[0]))
+        self.now = end
+
+    def settle(self) -> None:
+        """Deliver everything under way, in order, until nothing is."""
+        while self.messages or self.orders:
+            while self.orders:
+                self.obey(self.orders[0])
+            if self.messages:
+                self.do(self.messages.pop(0))
+
+    def restart(self) -> None:
+        """The controller is killed; the next one goes on with what is stored and not over."""
+        self.restarts.append(len(self.journal))
+        self.state = reloaded(self.state)
+
+    # what agents and the cluster do
+
+    def obey(self, tell: Tell) -> None:
+        """An agent gets a command, at last or once more; in vain if it is dead."""
+        if tell in self.orders:
+            self.orders.remove(tell)
+        agent = self.agents.get(tell.worker)
+        if agent is not None and agent.alive:
+            self._obey(agent, tell)
+
+    def carry_out(self, instruction: Instruction) -> None:
+        """What an instruction leads to in the world, also when it is carried out again."""
+        match instruction:
+            case LaunchWorker():
+                self._launch(instruction)
+            case StopWorker():
+                self.kill_agent(instruction.worker, "stopped")
+            case ProbeWorker():
+                agent = self.agents.get(instruction.worker)
+                if agent is None or not agent.alive:
+                    self._gone(
+                        instruction.worker, str(instruction.run), "no process of it is alive"
+                    )
+            case Tell():
+                self.orders.append(instruction)
+                if not self.slow:
+                    self.obey(instruction)
+
+    def _launch(self, order: LaunchWorker) -> None:
+        if order.worker in self.agents:
+            return
+        self.agents[order.worker] = Agent(order.worker, str(order.run), order.node)
+        self._say(
+            self.agents[order.worker],
+            WorkerJoined,
+            attempt=0,
+            node=order.node,
+            address=order.node,
+            port=20000,
+        )
+
+    def _obey(self, agent: Agent, tell: Tell) -> None:
+        command = tell.command
+        match command:
+            case StartAttempt():
+                if command.attempt > agent.newest:
+                    self._start(agent, command)
+            case StopAttempt():
+                self._stop(agent, command.attempt)
+            case CaptureStacks():
+                stacks = tuple(
+                    RankStack(rank=r, process_state="S", frames=("f (x:1)",)) for r in agent.ranks
+                )
+                self._say(agent, StacksCaptured, attempt=command.attempt, stacks=stacks)
+            case VerifyCheckpoint():
+                self._say(
+                    agent,
+                    CheckpointChecked,
+                    attempt=command.attempt,
+                    checkpoint=command.checkpoint,
+                    ok=True,
+                )
+            case DeleteCheckpoint():
+                self._say(
+                    agent, CheckpointDeleted, attempt=command.attempt, checkpoint=command.checkpoint
+                )
+            case Shutdown():
+                self.kill_agent(agent.worker, "left")
+
+    def _start(self, agent: Agent, command: StartAttempt) -> None:
+        agent.attempt = agent.newest = command.attempt
+        agent.ranks, agent.world_size = command.ranks, command.world_size
+        first = command.restore[0] if command.restore else None
+        step = first.step if first else 0
+        agent.memory = [shard for shard in agent.memory if shard.step <= step]
+        self._say(agent, RanksStarted, attempt=command.attempt, ranks=command.ranks)
+        for rank in command.ranks:
+            self._say(agent, RankReady, attempt=command.attempt, rank=rank)
+        for rank in command.ranks:
+            self._say(
+                agent,
+                RankRestored,
+                attempt=command.attempt,
+                rank=rank,
+                step=step,
+                checkpoint=first.id if first else "",
+            )
+
+    def _stop(self, agent: Agent, attempt: int) -> None:
+        agent.newest = max(agent.newest, attempt)
+        if agent.attempt <= attempt:
+            agent.attempt = 0
+        run = self.state.runs.get(agent.run)
+        self._say(
+            agent,
+            AttemptStopped,
+            attempt=attempt,
+            port=20001,
+            memory_shards=tuple(agent.memory),
+            last_step=run.best_step if run else 0,
+        )
+
+    def _say(self, agent: Agent, kind: type[Event], **fields: object) -> None:
+        self.messages.append(self.event(kind, run=agent.run, worker=agent.worker, **fields))
+
+    def _gone(self, worker: str, run: str, reason: str) -> None:
+        self.messages.append(
+            self.event(WorkerLost, run=run, worker=worker, confirmed=True, reason=reason)
+        )
+
+    def kill_agent(self, worker: str, reason: str = "killed by SIGKILL") -> None:
+        """The agent and all its ranks die; the cluster says so."""
+        agent = self.agents.get(worker)
+        if agent is None:
+            return
+        agent.alive, agent.attempt, agent.ranks = False, 0, ()
+        self._gone(worker, agent.run, reason)
+
+    # what happens to runs
+
+    def run(self, run: str = "run-1") -> Run:
+        """The run as the core knows it."""
+        return self.state.runs[run]
+
+    def attempt(self, run: str = "run-1") -> Attempt:
+        """Its newest attempt."""
+        return self.state.attempts[run]
+
+    def reach(self, step: int, run: str = "run-1") -> None:
+        """Rank 0 reaches a step."""
+        number = self.attempt(run).number
+        self.do(self.event(StepReached, run=run, attempt=number, step=step))
+
+    def save(self, step: int, run: str = "run-1") -> str:
+        """Every rank writes its shard of a directory checkpoint; the checkpoint's id."""
+        attempt = self.attempt(run)
+        for seat in attempt.seats:
+            for rank in seat.ranks:
+                shard = self.shard(attempt, step, rank, Tier.DIRECTORY)
+                self.do(
+                    self.event(
+                        ShardWritten,
+                        run=run,
+                        worker=seat.worker,
+                        attempt=attempt.number,
+                        shard=shard,
+                    )
+                )
+        return f"{run}/{attempt.number}/directory/{step}"
+
+    def remember(self, step: int, run: str = "run-1") -> None:
+        """Every rank keeps a memory checkpoint of a step."""
+        attempt = self.attempt(run)
+        for seat in attempt.seats:
+            agent = self.agents[seat.worker]
+            agent.memory = [self.shard(attempt, step, rank, Tier.MEMORY) for rank in seat.ranks]
+
+    @staticmethod
+    def shard(attempt: Attempt, step: int, rank: int, tier: Tier) -> ShardReport:
+        """A made-up shard."""
+        return ShardReport(
+            attempt=attempt.number,
+            step=step,
+            rank=rank,
+            world_size=attempt.world_size,
+            tier=tier,
+            path=f"/checkpoints/step-{step:09d}",
+            batch=step,
+            files=(ShardFile(name="data", bytes=10, blake2b="00" * 16),),
+        )
+
+    def die(
+        self,
+        rank: int = 0,
+        failure: Failure | None = None,
+        *,
+        last_step: int = 0,
+        run: str = "run-1",
+    ) -> None:
+        """A rank dies."""
+        attempt = self.attempt(run)
+        seat = next(s for s in attempt.seats if rank in s.ranks)
+        failure = failure or Failure(
+            failure_class=FailureClass.SIGNAL,
+            reason="killed by SIGKILL, sender unknown",
+            signature="SIGKILL",
+        )
+        self.do(
+            self.event(
+                RankExited,
+                run=run,
+                worker=seat.worker,
+                attempt=attempt.number,
+                rank=rank,
+                code=-9,
+                failure=failure,
+                last_step=last_step,
+            )
+        )
+
+    def end(self, run: str = "run-1") -> None:
+        """Every rank ends well."""
+        attempt = self.attempt(run)
+        for seat in attempt.seats:
+            for rank in seat.ranks:
+                self.do(
+                    self.event(
+                        RankExited,
+                        run=run,
+                        worker=seat.worker,
+                        attempt=attempt.number,
+                        rank=rank,
+                        code=0,
+                        last_step=attempt.step,
+                    )
+                )
+
+    def find(
+        self,
+        kind: FindingKind = FindingKind.LOSS_SPIKE,
+        *,
+        onset: int = 25,
+        run: str = "run-1",
+        rank: int | None = None,
+    ) -> None:
+        """A monitor raises a finding."""
+        finding = Finding(
+            kind=kind,
+            severity=Severity.CRITICAL,
+            attempt=self.attempt(run).number,
+            rank=rank,
+            onset_step=onset,
+            onset_batch=onset,
+            detected_step=onset + 3,
+            onset_time=self.now.timestamp(),
+            detected_time=self.now.timestamp(),
+            reason=f"{kind} since step {onset}",
+        )
+        self.do(self.event(FindingRaised, run=run, attempt=finding.attempt, finding=finding))
+
+    def trained_to(self, step: int, run: str = "run-1") -> None:
+        """Bring the gang up and train to a step, saving on the way."""
+        self.settle()
+        every = self.run(run).spec.checkpoint.every_steps
+        for reached in range(self.attempt(run).start_step + 1, step + 1):
+            self.now += dt.timedelta(seconds=1)
+            if reached >= self.attempt(run).milestone:
+                self.reach(reached, run)
+            if reached % every == 0:
+                self.save(reached, run)
+                self.settle()
+        self.reach(step, run)
+
+    def told(self, kind: str) -> list[Tell]:
+        """Commands of a kind sent so far."""
+        return [i for i in self.carried if isinstance(i, Tell) and i.command.kind == kind]
