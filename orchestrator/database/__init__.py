@@ -1,0 +1,1 @@
+"""The run database: SQLAlchemy models, store, outbox, leader lease."""

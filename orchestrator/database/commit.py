@@ -1,0 +1,201 @@
+"""The controller's one transaction: everything a turn changed, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.entities import Attempt, Entity
+from orchestrator.core.instructions import Instruction
+from orchestrator.database import sample_rows
+from orchestrator.database.leadership import check_epoch
+from orchestrator.database.mapping import ATTEMPTS, MAPPED, WORKERS, printable, table_of, upsert
+from orchestrator.database.models import FindingRow, JournalRow, OutboxRow, ShardRow
+from orchestrator.database.port import (
+    Batch,
+    FindingRecord,
+    JournalEntry,
+    ShardRecord,
+    WorkerSamples,
+)
+from orchestrator.errors import InvariantError
+
+_SHARDS = table_of(ShardRow)
+_JOURNAL = table_of(JournalRow)
+_OUTBOX = table_of(OutboxRow)
+_FINDINGS = table_of(FindingRow)
+
+
+async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
+    """See :meth:`orchestrator.database.port.Store.commit`. Must run in a transaction of its own."""
+    await check_epoch(connection, epoch)
+    stored = await stored_sequences(connection, batch)
+    runs = {samples.run for samples in batch.samples}
+    before = await newest_attempts(connection, runs)
+    await upsert(connection, _SHARDS, [_shard_row(shard) for shard in batch.shards])
+    await _write_entities(connection, batch.entities)
+    await upsert(
+        connection,
+        _JOURNAL,
+        [_journal_row(entry) for entry in batch.journal],
+        keys=["id"],
+        overwrite=False,
+    )
+    await upsert(
+        connection,
+        _OUTBOX,
+        [_outbox_row(each) for each in batch.outbox],
+        keys=["id"],
+        overwrite=False,
+    )
+    await upsert(
+        connection, _FINDINGS, [_finding_row(each) for each in batch.findings], overwrite=False
+    )
+    after = await newest_attempts(connection, runs) if batch.entities else before
+    accepted, refused = admit(fresh(batch, stored), before, after)
+    await sample_rows.append(connection, accepted)
+    await _advance_sequences(connection, batch.sequences)
+    return refused
+
+
+def fresh(batch: Batch, stored: Mapping[str, int]) -> list[WorkerSamples]:
+    """The samples that are not stored yet. Pure, shared by all stores.
+
+    Samples that do not say which report they came in count as stored if any report of the batch is.
+    """
+    known = dict.fromkeys(batch.sequences, -1) | dict(stored)
+    repeated = any(sequence <= known[worker] for worker, sequence in batch.sequences.items())
+    return [
+        samples
+        for samples in batch.samples
+        if (
+            samples.sequence > known.get(samples.worker, -1)
+            if samples.worker and samples.sequence is not None
+            else not repeated
+        )
+    ]
+
+
+def admit(
+    samples: Iterable[WorkerSamples], before: Mapping[str, int], after: Mapping[str, int]
+) -> tuple[list[WorkerSamples], int]:
+    """Split off samples of attempts that are over; also returns how many those are. Pure.
+
+    The last samples of attempt n may come with the very report that lets n+1 start, so they are
+    measured by the newest attempt before the batch.
+    """
+    accepted: list[WorkerSamples] = []
+    refused = 0
+    for each in samples:
+        if max(1, before.get(each.run, 0)) <= each.attempt <= after.get(each.run, 0):
+            accepted.append(each)
+        else:
+            refused += sum(len(rank.step) for rank in each.ranks)
+    return accepted, refused
+
+
+async def stored_sequences(connection: AsyncConnection, batch: Batch) -> dict[str, int]:
+    """Worker → sequence of the newest report stored, for the workers that the batch names."""
+    workers = set(batch.sequences) | {each.worker for each in batch.samples if each.worker}
+    if not workers:
+        return {}
+    table = WORKERS.table
+    query = select(table.c.id, table.c.last_sequence).where(table.c.id.in_(workers))
+    return {worker: sequence for worker, sequence in await connection.execute(query)}  # noqa: C416 (rows are not pairs to mypy)
+
+
+async def newest_attempts(connection: AsyncConnection, runs: set[str]) -> dict[str, int]:
+    """Run → number of its newest attempt."""
+    if not runs:
+        return {}
+    table = ATTEMPTS.table
+    query = select(table.c.run, func.max(table.c.number)).where(table.c.run.in_(runs))
+    rows = await connection.execute(query.group_by(table.c.run))
+    return {run: number for run, number in rows}  # noqa: C416 (rows are not pairs to mypy)
+
+
+async def _write_entities(connection: AsyncConnection, entities: Sequence[Entity]) -> None:
+    for mapped in MAPPED:
+        mine: list[Any] = [each for each in entities if isinstance(each, mapped.entity)]
+        if mapped.entity is Attempt:
+            mine.sort(
+                key=lambda attempt: attempt.number
+            )  # the old one ends before the new one lives
+        await upsert(connection, mapped.table, [mapped.row(each) for each in mine])
+
+
+async def _advance_sequences(connection: AsyncConnection, sequences: Mapping[str, int]) -> None:
+    table = WORKERS.table
+    if not sequences:
+        return
+    query = select(func.count()).where(table.c.id.in_(sequences))
+    if (await connection.execute(query)).scalar_one() != len(sequences):
+        raise unknown_worker(sequences)
+    for worker, sequence in sequences.items():
+        await connection.execute(
+            update(table)
+            .where(table.c.id == worker, table.c.last_sequence < sequence)
+            .values(last_sequence=sequence)
+        )
+
+
+def unknown_worker(workers: Iterable[str]) -> InvariantError:
+    """A report of a worker that was never stored."""
+    return InvariantError(
+        f"sequences name a worker that is not stored ({', '.join(sorted(workers))}): "
+        "commit the worker with its launch, or before"
+    )
+
+
+def _shard_row(record: ShardRecord) -> dict[str, Any]:
+    return {
+        "checkpoint": record.checkpoint,
+        "rank": record.shard.rank,
+        "bytes": sum(file.bytes for file in record.shard.files),
+        "body": record.shard.model_dump(),
+    }
+
+
+def _journal_row(entry: JournalEntry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "at": entry.at,
+        "run": entry.run,
+        "attempt": entry.attempt,
+        "actor": printable(entry.actor),
+        "kind": entry.kind,
+        "name": entry.name,
+        "cause": entry.cause,
+        "reason": printable(entry.reason),
+        "payload": dict(entry.payload),
+    }
+
+
+def _outbox_row(instruction: Instruction) -> dict[str, Any]:
+    return {
+        "id": instruction.id,
+        "run": instruction.run,
+        "kind": instruction.kind,
+        "body": instruction.model_dump(),
+    }
+
+
+def _finding_row(record: FindingRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "run": record.run,
+        "attempt": record.attempt,
+        "at": record.at,
+        "kind": record.kind,
+        "severity": record.severity,
+        "body": dict(record.body),
+    }
+
+
+async def carried_out(connection: AsyncConnection, ids: Sequence[str], epoch: int) -> None:
+    """Mark outbox entries as done."""
+    await check_epoch(connection, epoch)
+    await connection.execute(update(_OUTBOX).where(_OUTBOX.c.id.in_(ids)).values(done=True))

@@ -1,0 +1,242 @@
+"""Connections: URLs, settings, and the one place where the drivers' errors become ours."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from pydantic_core import from_json, to_json
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+from orchestrator.errors import (
+    DatabaseUnavailableError,
+    InvalidError,
+    InvariantError,
+    SchemaError,
+)
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+_BUSY_SECONDS = 60
+"""How long a writer of SQLite waits for another's transaction (DESIGN section 4)."""
+_POSTGRES_SETTINGS: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds: a host that vanished is noticed, not waited for
+}
+_SQLITE_PRAGMAS = (
+    f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}",
+    "PRAGMA synchronous=NORMAL",
+    "PRAGMA foreign_keys=ON",
+)
+_WAL_ATTEMPTS = 50
+_MISSING_TABLE = {"UndefinedTable", "UndefinedColumn"}
+
+
+def database_url(url: str) -> URL:
+    """Add the asynchronous driver to `sqlite:///path` or `postgresql://…`.
+
+    Raises:
+        InvalidError: Neither of the two, or not a URL. The message holds no secret.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise InvalidError(
+            "the database URL cannot be read; expected sqlite:///path or postgresql://user@host/name"
+        ) from None  # the cause would quote the URL, and with it the password
+    if parsed.drivername not in _DRIVERS:
+        raise InvalidError(
+            f"no support for {parsed.drivername} databases; expected sqlite:///path or "
+            "postgresql://user@host/name"
+        )
+    return parsed.set(drivername=_DRIVERS[parsed.drivername])
+
+
+def describe(url: URL) -> str:
+    """Which database, for messages: without user, password and options."""
+    if is_sqlite(url):
+        return f"SQLite database {url.database or 'in memory'}"
+    port = f":{url.port}" if url.port else ""
+    return f"PostgreSQL database {url.database} at {url.host or 'the local socket'}{port}"
+
+
+def is_sqlite(url: URL) -> bool:
+    """SQLite, or else PostgreSQL."""
+    return url.drivername.startswith("sqlite")
+
+
+def in_memory(url: URL) -> bool:
+    """Whether the database ends with its connection."""
+    return is_sqlite(url) and url.database in {None, "", ":memory:"}
+
+
+def to_text(value: object) -> str:
+    """JSON of anything that pydantic can write. NaN and infinities, which JSON lacks, become words.
+
+    Typed fields read them back as numbers; in free-form evidence the words stay.
+    """
+    return to_json(value, inf_nan_mode="strings").decode()
+
+
+def create_engine(url: URL) -> AsyncEngine:
+    """An engine; nothing is connected yet.
+
+    Parameters never show in errors (they may be secrets). A memory database has one connection,
+    which all share in turn.
+    """
+    settings: dict[str, Any] = {
+        "hide_parameters": True,
+        "json_serializer": to_text,
+        "json_deserializer": from_json,
+        "poolclass": AsyncAdaptedQueuePool,
+    }
+    if not is_sqlite(url):
+        settings |= {"pool_pre_ping": True, "connect_args": _POSTGRES_SETTINGS}
+    elif in_memory(url):
+        settings |= {"pool_size": 1, "max_overflow": 0}
+    engine = create_async_engine(url, **settings)
+    if is_sqlite(url):
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins no transactions: _begin_sqlite does
+    cursor = connection.cursor()
+    for pragma in _SQLITE_PRAGMAS:
+        cursor.execute(pragma)
+    _use_wal(cursor)
+    cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Turn the write-ahead log on; it stays on in the file.
+
+    While others open the same new file, SQLite refuses at once instead of waiting; a transaction
+    does wait for them.
+    """
+    for attempt in range(1, _WAL_ATTEMPTS + 1):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if attempt == _WAL_ATTEMPTS:
+                raise
+            cursor.execute("BEGIN IMMEDIATE")
+            cursor.execute("COMMIT")
+        else:
+            return
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # Who reads first and writes later cannot wait for another writer: take the lock at once.
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextlib.contextmanager
+def our_errors(url: URL) -> Iterator[None]:
+    """Turn the driver's errors into ours, chained.
+
+    Raises:
+        DatabaseUnavailableError: No connection, or it broke.
+        InvariantError: A constraint or guard refused.
+        SchemaError: A table or column is missing.
+    """
+    try:
+        yield
+    except IntegrityError as error:
+        raise InvariantError(f"{describe(url)} refused the change: {_first_line(error)}") from error
+    except (DBAPIError, PoolTimeoutError, OSError) as error:
+        if _schema_is_missing(error):
+            raise SchemaError(
+                f"{describe(url)}: {_first_line(error)}; run `babysit db upgrade`"
+            ) from error
+        if not _is_outage(error):
+            raise
+        raise DatabaseUnavailableError(
+            f"{describe(url)} does not answer ({_first_line(error)}); try again later"
+        ) from error
+
+
+def _is_outage(error: Exception) -> bool:
+    """Not our bug: the connection, the server, the disk."""
+    if not isinstance(error, DBAPIError):
+        return True
+    outages = {"OperationalError", "InterfaceError"}
+    return (
+        error.connection_invalidated
+        or any(kind.__name__ in outages for kind in type(error.orig).__mro__)
+        or type(error.orig).__name__ == "DatabaseError"  # SQLite: not a database, or corrupt
+    )
+
+
+def _schema_is_missing(error: Exception) -> bool:
+    cause = getattr(error, "orig", None)
+    return type(cause).__name__ in _MISSING_TABLE or str(cause).startswith(
+        ("no such table", "no such column")
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(getattr(error, "orig", None) or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+class Database:
+    """An engine with our transactions."""
+
+    def __init__(self, url: str) -> None:
+        self.url = database_url(url)
+        self.sqlite = is_sqlite(self.url)
+        self.engine = create_engine(self.url)
+        self._snapshots = (
+            self.engine
+            if self.sqlite  # there every transaction is one
+            else self.engine.execution_options(isolation_level="REPEATABLE READ")
+        )
+        self._writers = self.engine.execution_options(write=True)
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction that sees one state of the database.
+
+        Raises:
+            DatabaseUnavailableError: No connection, or it broke.
+        """
+        with our_errors(self.url):
+            async with self._snapshots.connect() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction: committed at the end, rolled back on any error.
+
+        Raises:
+            DatabaseUnavailableError: No connection, or it broke. Should it break in the commit
+                itself, nobody can know
+                whether it was written: what is written this way must bear to be written twice.
+            InvariantError: A constraint or guard refused.
+        """
+        with our_errors(self.url):
+            async with self._writers.begin() as connection:
+                yield connection
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()

@@ -1,0 +1,113 @@
+"""Entities and rows: the one mapping between them, made from the entity classes themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import TypeAdapter
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from orchestrator.core.entities import (
+    Attempt,
+    Checkpoint,
+    Fleet,
+    Incident,
+    Node,
+    Queue,
+    Run,
+    Worker,
+)
+from orchestrator.database import models
+
+E = TypeVar("E")
+
+
+def table_of(model: type[models.Base]) -> Table:
+    """The table of a model."""
+    return cast("Table", model.__table__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped(Generic[E]):
+    """How one class of entities is stored."""
+
+    entity: type[E]
+    table: Table
+    adapter: TypeAdapter[E]
+    columns: tuple[str, ...]
+    """Explicit columns: attributes of the entity with the same names."""
+
+    def row(self, entity: E) -> dict[str, Any]:
+        """As a row."""
+        values = {name: plain(getattr(entity, name)) for name in self.columns}
+        return {**values, "body": self.adapter.dump_python(entity)}  # JSON: see engine.to_text
+
+    def entity_of(self, body: Mapping[str, Any]) -> E:
+        """Back from the column `body`."""
+        return self.adapter.validate_python(body, extra="ignore")
+
+
+def _mapped(entity: type[E], model: type[models.Base]) -> Mapped[E]:
+    table = table_of(model)
+    fields = {field.name for field in dataclasses.fields(entity)}  # type: ignore[arg-type]
+    columns = tuple(column.name for column in table.columns if column.name in fields)
+    return Mapped(entity, table, TypeAdapter(entity), columns)
+
+
+RUNS = _mapped(Run, models.RunRow)
+ATTEMPTS = _mapped(Attempt, models.AttemptRow)
+WORKERS = _mapped(Worker, models.WorkerRow)
+NODES = _mapped(Node, models.NodeRow)
+CHECKPOINTS = _mapped(Checkpoint, models.CheckpointRow)
+INCIDENTS = _mapped(Incident, models.IncidentRow)
+QUEUES = _mapped(Queue, models.QueueRow)
+FLEET = _mapped(Fleet, models.FleetRow)
+
+MAPPED: tuple[Mapped[Any], ...] = (
+    FLEET,
+    QUEUES,
+    NODES,
+    RUNS,
+    ATTEMPTS,
+    WORKERS,
+    CHECKPOINTS,
+    INCIDENTS,
+)
+"""In the order of their foreign keys."""
+
+
+def plain(value: Any) -> Any:
+    """A value that both drivers take: psycopg would write an enum by its own rules."""
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def printable(text: str) -> str:
+    """Text for a TEXT column: PostgreSQL refuses NUL, and log lines may well hold one."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+async def upsert(
+    connection: AsyncConnection,
+    table: Table,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    keys: Iterable[str] = (),
+    overwrite: bool = True,
+) -> None:
+    """Insert rows; where the key (the primary one by default) is taken, overwrite or let be."""
+    if not rows:
+        return
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert(table)
+    index = list(keys) or [column.name for column in table.primary_key]
+    changes = {name: statement.excluded[name] for name in rows[0] if name not in index}
+    if overwrite and changes:
+        statement = statement.on_conflict_do_update(index_elements=index, set_=changes)
+    else:
+        statement = statement.on_conflict_do_nothing(index_elements=index)
+    await connection.execute(statement, [dict(row) for row in rows])

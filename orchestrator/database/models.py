@@ -1,0 +1,388 @@
+"""The tables of the run database.
+
+Each entity of the core is one table: its key and the few columns that queries and constraints need,
+and one JSON column `body` that holds the whole entity. Every explicit column bears the name of the
+entity's attribute, so there is one mapping (:mod:`orchestrator.database.mapping`), not one by hand
+for each table, and a new field of an entity with a default needs no migration. What SQL must hold
+(one live attempt, final states, complete checkpoints) stands in explicit columns, and is held by
+constraints and by the guards of :mod:`orchestrator.database.guards`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    false,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from babysit.wire import Tier
+from monitors.types import Severity
+from orchestrator.core.states import (
+    LIVE_ATTEMPT_STATES,
+    AttemptState,
+    IncidentState,
+    NodeState,
+    RunState,
+    Trust,
+    WorkerState,
+)
+from orchestrator.database.columns import BigKey, UtcDateTime, one_of
+
+LIVE = "state IN ({})".format(", ".join(f"'{s.value}'" for s in sorted(LIVE_ATTEMPT_STATES)))
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (the name and form that declarative reads)
+        str: Text(),
+        int: BigInteger(),
+        float: Double(),
+        bytes: LargeBinary(),
+        dt.datetime: UtcDateTime(),
+        dict[str, Any]: JSON(),
+    }
+
+
+class RunRow(Base):
+    """Runs."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        one_of("state", RunState),
+        Index(None, "state"),
+        Index(None, "name", "submitted_at"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    state: Mapped[str]
+    attempt: Mapped[int]
+    submitted_at: Mapped[dt.datetime] = mapped_column(index=True)
+    ended_at: Mapped[dt.datetime | None]
+    body: Mapped[dict[str, Any]]
+
+
+class AttemptRow(Base):
+    """Attempts. At most one of a run is alive, and numbers only grow."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        one_of("state", AttemptState),
+        CheckConstraint("number >= 1", name="number"),
+        Index(
+            "uq_attempts_one_alive",
+            "run",
+            unique=True,
+            sqlite_where=text(LIVE),
+            postgresql_where=text(LIVE),
+        ),
+    )
+    run: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    state: Mapped[str]
+    started_at: Mapped[dt.datetime]
+    ended_at: Mapped[dt.datetime | None]
+    body: Mapped[dict[str, Any]]
+
+
+class WorkerRow(Base):
+    """Workers.
+
+    No foreign key to nodes: the inventory comes and goes, the history of workers stays.
+    """
+
+    __tablename__ = "workers"
+    __table_args__ = (one_of("state", WorkerState), Index(None, "state"))
+    id: Mapped[str] = mapped_column(primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    node: Mapped[str]
+    state: Mapped[str]
+    launched_at: Mapped[dt.datetime]
+    last_sequence: Mapped[int] = mapped_column(server_default=text("-1"))
+    """Sequence of the newest report stored; written by commits only, not part of the entity."""
+    body: Mapped[dict[str, Any]]
+
+
+class NodeRow(Base):
+    """Nodes."""
+
+    __tablename__ = "nodes"
+    __table_args__ = (one_of("state", NodeState),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    body: Mapped[dict[str, Any]]
+
+
+class CheckpointRow(Base):
+    """Checkpoints."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        one_of("trust", Trust),
+        one_of("tier", Tier),
+        CheckConstraint("world_size >= 1", name="world_size"),
+        ForeignKeyConstraint(["run", "attempt"], ["attempts.run", "attempts.number"]),
+        Index(None, "run", "step"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    run: Mapped[str]
+    attempt: Mapped[int]
+    step: Mapped[int]
+    tier: Mapped[str]
+    world_size: Mapped[int]
+    trust: Mapped[str]
+    created_at: Mapped[dt.datetime]
+    deleted_at: Mapped[dt.datetime | None]
+    body: Mapped[dict[str, Any]]
+
+
+class ShardRow(Base):
+    """Shards of checkpoints, with sizes and hashes.
+
+    The foreign key is checked at the end of the transaction: shards are written first, so that a
+    guard can count them when their checkpoint becomes complete.
+    """
+
+    __tablename__ = "shards"
+    __table_args__ = (CheckConstraint("rank >= 0", name="rank"),)
+    checkpoint: Mapped[str] = mapped_column(
+        ForeignKey("checkpoints.id", deferrable=True, initially="DEFERRED"), primary_key=True
+    )
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    bytes: Mapped[int]
+    body: Mapped[dict[str, Any]]
+
+
+class SampleRow(Base):
+    """Summaries of up to 512 samples of one rank in a row: what curves are drawn from.
+
+    Times are Unix seconds; a NULL number is NaN (SQLite has no NaN).
+    """
+
+    __tablename__ = "samples"
+    __table_args__ = (
+        ForeignKeyConstraint(["run", "attempt"], ["attempts.run", "attempts.number"]),
+        CheckConstraint("count BETWEEN 1 AND 512", name="count"),
+        Index(
+            "uq_samples_one_tail",
+            "run",
+            "attempt",
+            "rank",
+            unique=True,
+            sqlite_where=text("tail"),
+            postgresql_where=text("tail"),
+        ),
+    )
+    run: Mapped[str] = mapped_column(primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    chunk: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """0, 1, 2 … within (run, attempt, rank)."""
+    tail: Mapped[bool]
+    """The newest chunk: the one that takes more."""
+    first_step: Mapped[int]
+    last_step: Mapped[int]
+    count: Mapped[int]
+    lost: Mapped[int]
+    loss_last: Mapped[float | None]
+    loss_min: Mapped[float | None]
+    loss_max: Mapped[float | None]
+    grad_norm_last: Mapped[float | None]
+    seconds_sum: Mapped[float | None]
+    first_time: Mapped[float | None]
+    last_time: Mapped[float | None]
+
+
+class SampleDataRow(Base):
+    """The samples themselves, packed (:mod:`orchestrator.database.samples`).
+
+    A table of its own, so that reading the summaries of 10 million steps does not touch 300 MB of
+    data.
+    """
+
+    __tablename__ = "sample_data"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["run", "rank", "attempt", "chunk"],
+            ["samples.run", "samples.rank", "samples.attempt", "samples.chunk"],
+            ondelete="CASCADE",
+        ),
+    )
+    run: Mapped[str] = mapped_column(primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    chunk: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    data: Mapped[bytes]
+
+
+class FindingRow(Base):
+    """Findings, as raised."""
+
+    __tablename__ = "findings"
+    __table_args__ = (one_of("severity", Severity), Index(None, "run", "at"))
+    id: Mapped[str] = mapped_column(primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    attempt: Mapped[int]
+    at: Mapped[dt.datetime]
+    kind: Mapped[str]
+    severity: Mapped[str]
+    body: Mapped[dict[str, Any]]
+
+
+class IncidentRow(Base):
+    """Incidents."""
+
+    __tablename__ = "incidents"
+    __table_args__ = (
+        one_of("state", IncidentState),
+        one_of("severity", Severity),
+        Index(None, "run", "opened_at"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    attempt: Mapped[int]
+    kind: Mapped[str]
+    severity: Mapped[str]
+    state: Mapped[str]
+    opened_at: Mapped[dt.datetime]
+    resolved_at: Mapped[dt.datetime | None]
+    body: Mapped[dict[str, Any]]
+
+
+class JournalRow(Base):
+    """The journal.
+
+    Never updated; only the retention command deletes. No foreign keys: it also tells of what
+    failed.
+    """
+
+    __tablename__ = "journal"
+    __table_args__ = (
+        CheckConstraint("kind IN ('event', 'instruction')", name="kind"),
+        Index(None, "run", "position"),
+        {"sqlite_autoincrement": True},  # a position is never given twice
+    )
+    position: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    at: Mapped[dt.datetime]
+    run: Mapped[str | None]
+    attempt: Mapped[int | None]
+    actor: Mapped[str]
+    kind: Mapped[str]
+    name: Mapped[str]
+    cause: Mapped[str | None]
+    reason: Mapped[str]
+    payload: Mapped[dict[str, Any]]
+
+
+class OutboxRow(Base):
+    """Instructions to carry out.
+
+    Done ones stay, so that a batch written again does not ask for them again.
+    """
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        CheckConstraint("kind <> 'record'", name="kind"),
+        Index(
+            "ix_outbox_open",
+            "position",
+            sqlite_where=text("NOT done"),
+            postgresql_where=text("NOT done"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+    position: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    run: Mapped[str | None] = mapped_column(index=True)
+    kind: Mapped[str]
+    done: Mapped[bool] = mapped_column(server_default=false())
+    body: Mapped[dict[str, Any]]
+
+
+class QueueRow(Base):
+    """Queues."""
+
+    __tablename__ = "queues"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    body: Mapped[dict[str, Any]]
+
+
+class FleetRow(Base):
+    """What holds for everything. One row."""
+
+    __tablename__ = "fleet"
+    __table_args__ = (CheckConstraint("id = 'fleet'", name="one_row"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    body: Mapped[dict[str, Any]]
+
+
+class TokenRow(Base):
+    """Credentials. Of the secret, only a hash is kept."""
+
+    __tablename__ = "tokens"
+    __table_args__ = (CheckConstraint("role IN ('admin', 'operator', 'viewer')", name="role"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    role: Mapped[str]
+    hash: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[dt.datetime]
+    last_used_at: Mapped[dt.datetime | None]
+    revoked_at: Mapped[dt.datetime | None]
+
+
+class SecretRow(Base):
+    """Secrets the control plane makes for itself."""
+
+    __tablename__ = "secrets"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class LeaderRow(Base):
+    """The leader's lease. One row; the epoch only grows."""
+
+    __tablename__ = "leader"
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    holder: Mapped[str]
+    """Empty: nobody."""
+    epoch: Mapped[int]
+    expires_at: Mapped[dt.datetime]
+
+
+class RetentionRow(Base):
+    """What the retention command removed.
+
+    A guard lets journal rows go only when they are older than one of these.
+    """
+
+    __tablename__ = "retention"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    at: Mapped[dt.datetime]
+    until: Mapped[dt.datetime]
+    """Rows older than this were free to go."""

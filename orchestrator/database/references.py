@@ -1,0 +1,61 @@
+"""How people name things: ids, unique prefixes, names. Shared by all stores."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from orchestrator.errors import NotFoundError
+
+SHORTEST = 4
+"""Fewest characters of a prefix or suffix."""
+
+
+def pick_run(reference: str, candidates: Sequence[tuple[str, str]], names: Sequence[str]) -> str:
+    """The id of the run that is meant.
+
+    Args:
+        reference: An id, a name, or the first characters of an id.
+        candidates: (id, name) of runs that may be meant, newest first.
+        names: Of other runs, for a hint.
+
+    Raises:
+        NotFoundError: None or several are meant; names those that are near.
+    """
+    for id_, _ in candidates:
+        if id_ == reference:
+            return id_
+    for id_, name in candidates:
+        if name == reference:
+            return id_
+    return _only("run", reference, [id_ for id_, _ in candidates], names)
+
+
+def pick_incident(reference: str, candidates: Sequence[str], ids: Sequence[str]) -> str:
+    """The id of the incident that is meant: an id, its first or its last characters.
+
+    Raises:
+        NotFoundError: None or several are meant.
+    """
+    return reference if reference in candidates else _only("incident", reference, candidates, ids)
+
+
+def is_part_of(reference: str, id_: str, *, suffix: bool = False) -> bool:
+    """Whether `reference` is all of `id_`, or enough of its beginning (or its end)."""
+    if len(reference) < SHORTEST:
+        return reference == id_
+    short, long = reference.upper(), id_.upper()
+    return long.startswith(short) or (suffix and long.endswith(short))
+
+
+def _only(what: str, reference: str, found: Sequence[str], known: Sequence[str]) -> str:
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
+        raise NotFoundError(
+            f"{reference!r} may be {len(found)} {what}s: {listed}; give more characters"
+        )
+    near = difflib.get_close_matches(reference, dict.fromkeys(known), n=3)
+    hint = f"; near: {', '.join(near)}" if near else ""
+    raise NotFoundError(f"no {what} {reference!r}{hint}")

@@ -1,0 +1,297 @@
+"""Samples in SQL: append to the newest chunk; read curves, unpacking what a picture needs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import ColumnElement, and_, func, select, text, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from jobs.events import RankSamples
+from orchestrator.database import samples as arrays
+from orchestrator.database.mapping import table_of, upsert
+from orchestrator.database.models import SampleDataRow, SampleRow
+from orchestrator.database.port import Series, WorkerSamples
+from orchestrator.database.samples import Block, Points
+
+_SAMPLES = table_of(SampleRow)
+_DATA = table_of(SampleDataRow)
+_KEY = ("run", "rank", "attempt", "chunk")
+_GROUPED = ("attempt", "part", "first_step", "count", "loss_max", "seconds_sum")
+_OF_THE_LAST = ("last_step", "loss_last", "grad_norm_last", "last_time")
+UNPACKED = 128
+"""A curve over this many chunks (65 thousand samples) or fewer is drawn from the samples, a longer
+one from summaries."""
+_PAGE = 400
+"""Chunks asked for in one query."""
+
+
+async def append(connection: AsyncConnection, samples: Sequence[WorkerSamples]) -> None:
+    """Add samples behind those that are stored."""
+    merged: dict[tuple[str, int], dict[int, list[RankSamples]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for worker in samples:
+        for rank in worker.ranks:
+            if rank.step:
+                merged[worker.run, worker.attempt][rank.rank].append(rank)
+    for (run, attempt), ranks in merged.items():
+        await _append_attempt(connection, run, attempt, ranks)
+
+
+async def _append_attempt(
+    connection: AsyncConnection, run: str, attempt: int, ranks: Mapping[int, list[RankSamples]]
+) -> None:
+    tails = await _tails(connection, run, attempt, list(ranks))
+    summaries: list[dict[str, Any]] = []
+    data: list[dict[str, Any]] = []
+    for rank, parts in ranks.items():
+        chunk, lost, tail = tails.get(rank, (0, 0, None))
+        new = np.concatenate([arrays.block_of(part) for part in parts], axis=1)
+        blocks = arrays.split(tail, new)
+        for at, block in enumerate(blocks):
+            key = {"run": run, "rank": rank, "attempt": attempt, "chunk": chunk + at}
+            missing = lost if at == 0 else 0
+            if at == len(blocks) - 1:
+                missing += sum(part.lost for part in parts)
+            last = at == len(blocks) - 1
+            summaries.append({**key, "tail": last, "lost": missing, **arrays.summary(block)})
+            data.append({**key, "data": arrays.pack(block)})
+    await upsert(connection, _SAMPLES, summaries)
+    await upsert(connection, _DATA, data)
+
+
+async def _tails(
+    connection: AsyncConnection, run: str, attempt: int, ranks: list[int]
+) -> dict[int, tuple[int, int, Block]]:
+    """Rank → (chunk, lost, samples) of its newest chunk."""
+    query = (
+        select(_SAMPLES.c.rank, _SAMPLES.c.chunk, _SAMPLES.c.lost, _DATA.c.data)
+        .join_from(_SAMPLES, _DATA)
+        .where(
+            _SAMPLES.c.run == run,
+            _SAMPLES.c.attempt == attempt,
+            _SAMPLES.c.rank.in_(ranks),
+            _SAMPLES.c.tail,
+        )
+    )
+    rows = await connection.execute(query)
+    return {rank: (chunk, lost, arrays.unpack(data)) for rank, chunk, lost, data in rows}
+
+
+async def series(
+    connection: AsyncConnection, run: str, *, points: int, first_step: int, attempt: int | None
+) -> Series:
+    """See :meth:`orchestrator.database.port.Store.samples`. Curves are those of rank 0.
+
+    Drawn coarse to fine: groups of chunks by their summaries; those of which newer attempts hide
+    a part, by their chunks; and of these, those hidden in part by their samples.
+    """
+    where = [
+        _SAMPLES.c.run == run,
+        _SAMPLES.c.rank == 0,
+        _SAMPLES.c.last_step >= first_step,
+        *([] if attempt is None else [_SAMPLES.c.attempt == attempt]),
+    ]
+    count = (await connection.execute(select(func.count()).where(*where))).scalar_one()
+    size = max(1, count // max(1, 2 * points)) if count > UNPACKED else 1
+    groups = await _groups(connection, where, size)
+    hidden = _hidden(groups, first_step)
+    if count <= UNPACKED:
+        parts = await _unpacked(connection, run, groups, hidden)
+    else:
+        whole, touched = _split(groups, hidden)
+        parts = [_summaries(whole)]
+        if size > 1:
+            chunks = await _chunks(connection, where, touched, size)
+            whole, touched = _split(chunks, hidden)
+            parts.append(_summaries(whole))
+        parts += await _unpacked(connection, run, touched, hidden)
+    return arrays.thin(arrays.join(parts), points)
+
+
+Table = dict[str, Block]
+"""Columns of equal length: `attempt`, `part` (chunks so-and-so many to a part), and summaries."""
+Hull = tuple[float, float]
+"""First and last step, inclusive."""
+Hulls = tuple[Hull, ...]
+
+
+async def _groups(
+    connection: AsyncConnection, where: Sequence[ColumnElement[bool]], size: int
+) -> Table:
+    """Summaries of groups of `size` chunks, in order of attempts and steps."""
+    samples = _SAMPLES.c
+    groups = (
+        select(
+            samples.run,
+            samples.rank,
+            samples.attempt,
+            (samples.chunk // size).label("part"),
+            func.max(samples.chunk).label("chunk"),
+            func.min(samples.first_step).label("first_step"),
+            func.sum(samples.count).label("count"),
+            func.max(samples.loss_max).label("loss_max"),
+            func.sum(samples.seconds_sum).label("seconds_sum"),
+        )
+        .where(*where)
+        .group_by(samples.run, samples.rank, samples.attempt, text("part"))
+        .subquery()
+    )
+    last = [groups.c[name] == samples[name] for name in _KEY]
+    query = select(
+        *(groups.c[name] for name in _GROUPED), *(samples[name] for name in _OF_THE_LAST)
+    ).join_from(groups, _SAMPLES, and_(*last))
+    rows = (await connection.execute(query.order_by(groups.c.attempt, groups.c.part))).all()
+    columns = zip(*rows, strict=True) if rows else [()] * len(_GROUPED + _OF_THE_LAST)
+    # Column by column: numpy takes many rows apart a hundred times slower.
+    arrays_ = (np.array(column, dtype=np.float64) for column in columns)
+    return dict(zip(_GROUPED + _OF_THE_LAST, arrays_, strict=True))
+
+
+async def _chunks(
+    connection: AsyncConnection, where: Sequence[ColumnElement[bool]], groups: Table, size: int
+) -> Table:
+    """The single chunks of some groups."""
+    keys = _keys(groups)
+    pages = [
+        await _groups(
+            connection,
+            [
+                *where,
+                tuple_(_SAMPLES.c.attempt, _SAMPLES.c.chunk // size).in_(keys[at : at + _PAGE]),
+            ],
+            1,
+        )
+        for at in range(0, len(keys), _PAGE)
+    ]
+    if not pages:
+        return groups
+    return {name: np.concatenate([page[name] for page in pages]) for name in pages[0]}
+
+
+def _keys(table: Table) -> list[tuple[int, int]]:
+    return [(int(a), int(p)) for a, p in zip(table["attempt"], table["part"], strict=True)]
+
+
+def _hidden(table: Table, first_step: int) -> dict[int, Hulls]:
+    """The steps of each attempt not to show: those a newer one has, those before `first_step`."""
+    hulls: Hulls = ((-np.inf, first_step - 1.0),)
+    hidden: dict[int, Hulls] = {}
+    for attempt in np.unique(table["attempt"])[::-1]:
+        mine = slice(*np.searchsorted(table["attempt"], (attempt, attempt + 1)))
+        hidden[int(attempt)] = hulls
+        hulls = _joined(hulls, (table["first_step"][mine].min(), table["last_step"][mine].max()))
+    return hidden
+
+
+def _split(table: Table, hidden: Mapping[int, Hulls]) -> tuple[Table, Table]:
+    """Rows all of whose steps are shown, and rows of which a part is."""
+    attempts, first, last = table["attempt"], table["first_step"], table["last_step"]
+    touched, covered = np.zeros(len(attempts), bool), np.zeros(len(attempts), bool)
+    for attempt, hulls in hidden.items():
+        mine = slice(*np.searchsorted(attempts, (attempt, attempt + 1)))
+        for low, high in hulls:
+            touched[mine] |= (first[mine] <= high) & (last[mine] >= low)
+            covered[mine] |= (first[mine] >= low) & (last[mine] <= high)
+    return (
+        {name: column[~touched] for name, column in table.items()},
+        {name: column[touched & ~covered] for name, column in table.items()},
+    )
+
+
+def _joined(hulls: Hulls, new: Hull) -> Hulls:
+    """Add a hull to others. Those that touch become one: there are few, however many attempts."""
+    apart = tuple(hull for hull in hulls if hull[1] < new[0] - 1 or hull[0] > new[1] + 1)
+    touching = [hull for hull in hulls if hull not in apart]
+    lows, highs = zip(new, *touching, strict=True)
+    return (*apart, (float(min(lows)), float(max(highs))))
+
+
+def _summaries(table: Table) -> Points:
+    return Points(
+        step=table["last_step"],
+        attempt=table["attempt"],
+        loss=table["loss_last"],
+        loss_max=table["loss_max"],
+        grad_norm=table["grad_norm_last"],
+        seconds=table["seconds_sum"],
+        time=table["last_time"],
+        weight=table["count"],
+    )
+
+
+async def _unpacked(
+    connection: AsyncConnection, run: str, chunks: Table, hidden: Mapping[int, Hulls]
+) -> list[Points]:
+    """The samples of some chunks, without the hidden steps."""
+    keys = _keys(chunks)
+    parts: list[Points] = []
+    for at in range(0, len(keys), _PAGE):
+        query = select(_DATA.c.attempt, _DATA.c.data).where(
+            _DATA.c.run == run,
+            _DATA.c.rank == 0,
+            tuple_(_DATA.c.attempt, _DATA.c.chunk).in_(keys[at : at + _PAGE]),
+        )
+        for attempt, data in await connection.execute(query):
+            found = arrays.points_of(attempt, arrays.unpack(data))
+            visible = np.ones(len(found.step), bool)
+            for low, high in hidden[attempt]:
+                visible &= (found.step < low) | (found.step > high)
+            parts.append(arrays.select(found, visible))
+    return parts
+
+
+async def tail(connection: AsyncConnection, run: str, count: int) -> list[tuple[int, RankSamples]]:
+    """See :meth:`orchestrator.database.port.Store.sample_tail`."""
+    found: list[tuple[int, Block]] = []
+    missing, offset = count, 0
+    while missing > 0:
+        page = await _newest(connection, run, limit=missing // arrays.CHUNK + 8, offset=offset)
+        if not page:
+            break
+        offset += len(page)
+        found += page
+        missing -= sum(block.shape[1] for _, block in page)
+    return newest_samples([(attempt, block) for attempt, block in reversed(found)], count)
+
+
+def newest_samples(
+    blocks: Sequence[tuple[int, Block]], count: int
+) -> list[tuple[int, RankSamples]]:
+    """The last `count` samples of blocks (oldest first), in one piece for each attempt."""
+    by_attempt: dict[int, list[Block]] = defaultdict(list)
+    missing = count
+    for attempt, block in reversed(blocks):
+        if missing <= 0:
+            break
+        by_attempt[attempt].insert(0, block[:, -missing:])
+        missing -= block.shape[1]
+    return [
+        (attempt, arrays.samples_of(0, np.concatenate(by_attempt[attempt], axis=1)))
+        for attempt in sorted(by_attempt)
+    ]
+
+
+async def _newest(
+    connection: AsyncConnection, run: str, *, limit: int, offset: int
+) -> list[tuple[int, Block]]:
+    query = (
+        select(_DATA.c.attempt, _DATA.c.data)
+        .where(_DATA.c.run == run, _DATA.c.rank == 0)
+        .order_by(_DATA.c.attempt.desc(), _DATA.c.chunk.desc())
+        .limit(limit)
+        .offset(offset)
+    )
+    return [(a, arrays.unpack(data)) for a, data in await connection.execute(query)]
+
+
+async def total(connection: AsyncConnection, run: str, attempt: int | None) -> int:
+    """How many samples are stored, over all ranks."""
+    query = select(func.coalesce(func.sum(_SAMPLES.c.count), 0)).where(_SAMPLES.c.run == run)
+    if attempt is not None:
+        query = query.where(_SAMPLES.c.attempt == attempt)
+    return int((await connection.execute(query)).scalar_one())

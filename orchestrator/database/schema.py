@@ -1,0 +1,152 @@
+"""The schema and its migrations: `babysit db upgrade | check | backup`, and retention.
+
+Migrations are expand/contract: a database may be newer than the code that uses it, never older.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+import migrations
+from orchestrator.database.engine import Database, describe, in_memory, our_errors
+from orchestrator.database.guards import GUARDS
+from orchestrator.database.maintenance import Removed, backup, retention
+from orchestrator.database.models import Base
+from orchestrator.errors import SchemaError
+
+__all__ = ["Removed", "backup", "check", "downgrade", "require", "retention", "upgrade"]
+
+_UPGRADE_LOCK = 0x62616279
+"""Key of the advisory lock that makes upgrades of one PostgreSQL database queue."""
+
+
+async def upgrade(url: str, revision: str = "head") -> None:
+    """Create the schema or bring it up to date. Two at the same time are safe.
+
+    The second finds nothing to do.
+
+    Raises:
+        DatabaseUnavailableError: It does not answer.
+        InvalidError: No such kind of database, or one in memory.
+    """
+    await _migrate(url, command.upgrade, revision)
+
+
+async def downgrade(url: str, revision: str) -> None:
+    """Go back to a revision; `base` removes everything."""
+    await _migrate(url, command.downgrade, revision)
+
+
+async def check(url: str) -> list[str]:
+    """How the schema differs from what this version needs, one sentence each; empty: not at all.
+
+    Raises:
+        DatabaseUnavailableError: It does not answer.
+    """
+    database = Database(url)
+    try:
+        async with database.reading() as connection:
+            return await connection.run_sync(_differences)
+    finally:
+        await database.close()
+
+
+async def require(database: Database) -> None:
+    """Make the schema of a memory database; of any other, see that it is there and not too old.
+
+    Raises:
+        SchemaError: Run `babysit db upgrade`.
+        DatabaseUnavailableError: It does not answer.
+    """
+    if in_memory(database.url):
+        async with database.writing() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        return
+    async with database.reading() as connection:
+        current = await connection.run_sync(_revision)
+    script = ScriptDirectory.from_config(_config())
+    head = script.get_current_head()
+    known = {revision.revision for revision in script.walk_revisions()}
+    if current is None or (current in known and current != head):
+        raise SchemaError(
+            f"{describe(database.url)} has schema {current or 'none'}, this version needs {head}: "
+            "run `babysit db upgrade`"
+        )
+
+
+async def _migrate(url: str, step: Any, revision: str) -> None:
+    database = Database(url)
+
+    def run(connection: Connection) -> None:
+        config = _config()
+        config.attributes["connection"] = connection
+        step(config, revision)
+
+    try:
+        with our_errors(database.url):
+            async with database.writing() as connection:
+                if not database.sqlite:  # SQLite's writers queue by themselves
+                    await connection.execute(
+                        text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK}
+                    )
+                await connection.run_sync(run)
+    finally:
+        await database.close()
+
+
+def _config() -> Config:
+    config = Config()
+    directory = Path(str(migrations.__file__)).parent
+    config.set_main_option("script_location", str(directory).replace("%", "%%"))
+    return config
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _differences(connection: Connection) -> list[str]:
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    context = MigrationContext.configure(connection, opts={"compare_type": True})
+    found: list[str] = []
+    current = context.get_current_revision()
+    if current != head:
+        found.append(f"revision {current or 'none'}; this version has {head}")
+    found += [_sentence(each) for each in compare_metadata(context, Base.metadata)]
+    guards = _guards_in(connection)
+    for guard in GUARDS:
+        if guard.name not in guards:
+            found.append(f"trigger {guard.name} on {guard.table} is missing")
+        elif _squeezed(guard.condition) not in guards[guard.name]:
+            found.append(f"trigger {guard.name} on {guard.table} differs")
+    return found
+
+
+def _sentence(difference: Any) -> str:
+    steps = difference if isinstance(difference, list) else [difference]
+    return "; ".join(" ".join(str(part) for part in step if part is not None) for step in steps)
+
+
+def _guards_in(connection: Connection) -> dict[str, str]:
+    """Trigger → its text, without white space."""
+    if connection.dialect.name == "sqlite":
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+    else:
+        query = (
+            "SELECT t.tgname, p.prosrc FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid "
+            "WHERE NOT t.tgisinternal"
+        )
+    return {name: _squeezed(body) for name, body in connection.execute(text(query))}
+
+
+def _squeezed(sql: str) -> str:
+    return re.sub(r"\s+", "", sql)

@@ -1,0 +1,192 @@
+"""The run database on SQLite or PostgreSQL: each method is one transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Self
+
+from jobs.events import RankSamples, ShardReport
+from orchestrator.core.entities import Attempt, Checkpoint, Incident, Node, Queue, Run, Worker
+from orchestrator.core.states import RunState
+from orchestrator.database import commit, leadership, queries, sample_rows, schema, tokens
+from orchestrator.database.engine import Database
+from orchestrator.database.port import Batch, JournalEntry, Lease, Series, Snapshot, Token
+
+
+class SqlStore:
+    """Implements :class:`orchestrator.database.port.Store`; the port says what each method does."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        """Connect to `sqlite:///path`, `sqlite://` (in memory, with a fresh schema) or `postgresql://…`.
+
+        Raises:
+            DatabaseUnavailableError: It does not answer.
+            SchemaError: Its schema is missing or too old.
+            InvalidError: No such kind of database.
+        """
+        database = Database(url)
+        try:
+            await schema.require(database)
+        except BaseException:
+            await database.close()
+            raise
+        return cls(database)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._database.close()
+
+    # leadership
+
+    async def acquire(
+        self, holder: str, ttl: float, now: dt.datetime, *, force: bool = False
+    ) -> Lease | None:
+        """Take or renew the lease (`ttl` in seconds)."""
+        async with self._database.writing() as connection:
+            return await leadership.acquire(connection, holder, ttl, now, force=force)
+
+    async def release(self, holder: str, epoch: int) -> None:
+        """Give the lease up."""
+        async with self._database.writing() as connection:
+            await leadership.release(connection, holder, epoch)
+
+    async def leader(self) -> Lease | None:
+        """Who leads, or led last."""
+        async with self._database.reading() as connection:
+            lease = await leadership.lease(connection)
+        return lease if lease is not None and lease.holder else None
+
+    # the controller's path
+
+    async def load(self) -> Snapshot:
+        """Everything that is not over, as of one moment."""
+        async with self._database.reading() as connection:
+            return await queries.load(connection)
+
+    async def commit(self, batch: Batch, *, epoch: int) -> int:
+        """Write a batch; returns how many samples were refused."""
+        async with self._database.writing() as connection:
+            return await commit.write(connection, batch, epoch)
+
+    async def carried_out(self, ids: Sequence[str], *, epoch: int) -> None:
+        """Mark outbox entries as done."""
+        async with self._database.writing() as connection:
+            await commit.carried_out(connection, ids, epoch)
+
+    # reading
+
+    async def run(self, reference: str) -> Run:
+        """One run."""
+        async with self._database.reading() as connection:
+            return await queries.run(connection, reference)
+
+    async def runs(
+        self, *, states: Sequence[RunState] = (), name: str | None = None, limit: int = 100
+    ) -> list[Run]:
+        """Newest first."""
+        async with self._database.reading() as connection:
+            return await queries.runs(connection, states, name, limit)
+
+    async def attempts(self, run: str) -> list[Attempt]:
+        """Oldest first."""
+        async with self._database.reading() as connection:
+            return await queries.attempts(connection, run)
+
+    async def workers(self, run: str | None = None, *, ended: bool = False) -> list[Worker]:
+        """Oldest first."""
+        async with self._database.reading() as connection:
+            return await queries.workers(connection, run, ended=ended)
+
+    async def nodes(self) -> list[Node]:
+        """All nodes."""
+        async with self._database.reading() as connection:
+            return await queries.nodes(connection)
+
+    async def checkpoints(self, run: str, *, deleted: bool = False) -> list[Checkpoint]:
+        """Newest step first."""
+        async with self._database.reading() as connection:
+            return await queries.checkpoints(connection, run, deleted=deleted)
+
+    async def checkpoint(self, id: str) -> tuple[Checkpoint, list[ShardReport]]:  # noqa: A002 (the port's name)
+        """One checkpoint with its shards."""
+        async with self._database.reading() as connection:
+            return await queries.checkpoint(connection, id)
+
+    async def incidents(
+        self, run: str | None = None, *, open_only: bool = False, limit: int = 100
+    ) -> list[Incident]:
+        """Newest first."""
+        async with self._database.reading() as connection:
+            return await queries.incidents(connection, run, open_only=open_only, limit=limit)
+
+    async def incident(self, reference: str) -> Incident:
+        """One incident."""
+        async with self._database.reading() as connection:
+            return await queries.incident(connection, reference)
+
+    async def queues(self) -> list[Queue]:
+        """All queues."""
+        async with self._database.reading() as connection:
+            return await queries.queues(connection)
+
+    async def journal(
+        self, run: str | None = None, *, after: int = 0, limit: int = 1000, kind: str | None = None
+    ) -> list[JournalEntry]:
+        """In order of writing."""
+        async with self._database.reading() as connection:
+            return await queries.journal(connection, run, after, limit, kind)
+
+    async def samples(
+        self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
+    ) -> Series:
+        """The loss curve."""
+        async with self._database.reading() as connection:
+            return await sample_rows.series(
+                connection, run, points=points, first_step=first_step, attempt=attempt
+            )
+
+    async def sample_tail(self, run: str, *, count: int = 1000) -> list[tuple[int, RankSamples]]:
+        """The newest samples of rank 0."""
+        async with self._database.reading() as connection:
+            return await sample_rows.tail(connection, run, count)
+
+    async def sample_total(self, run: str, attempt: int | None = None) -> int:
+        """How many samples are stored."""
+        async with self._database.reading() as connection:
+            return await sample_rows.total(connection, run, attempt)
+
+    # tokens
+
+    async def create_token(self, name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
+        """The token and its secret. Raises InvalidError for an unknown role."""
+        async with self._database.writing() as connection:
+            return await tokens.create(connection, name, role, now)
+
+    async def find_token(self, secret: str, now: dt.datetime | None = None) -> Token | None:
+        """By secret."""
+        async with self._database.reading() as connection:
+            token = await tokens.find(connection, secret)
+        if token is not None and now is not None and tokens.use_is_due(token, now):
+            async with self._database.writing() as connection:
+                await tokens.note_use(connection, token, now)
+        return token
+
+    async def tokens(self) -> list[Token]:
+        """Oldest first, the revoked ones too."""
+        async with self._database.reading() as connection:
+            return await tokens.all_tokens(connection)
+
+    async def revoke_token(self, id: str, now: dt.datetime) -> None:  # noqa: A002 (the port's name)
+        """Revoke."""
+        async with self._database.writing() as connection:
+            await tokens.revoke(connection, id, now)
+
+    async def signing_key(self) -> str:
+        """The key worker tokens are signed with."""
+        async with self._database.writing() as connection:
+            return await tokens.signing_key(connection)

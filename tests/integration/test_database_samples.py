@@ -1,0 +1,206 @@
+"""Samples: each once, none of an old attempt, and curves that are quick and right."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from orchestrator.core.states import AttemptState
+from orchestrator.database.port import Batch, Series, Store
+from orchestrator.database.sample_rows import UNPACKED
+from orchestrator.database.samples import CHUNK
+from orchestrator.errors import InvalidError, InvariantError
+from tests.database_data import RUN, attempt, begin, columns, run, samples, worker
+
+
+async def next_attempt(store: Store, epoch: int, number: int) -> None:
+    """End the attempt before, and start this one."""
+    entities = [
+        run(attempt=number),
+        attempt(number - 1, state=AttemptState.ENDED),
+        attempt(number),
+    ]
+    await store.commit(Batch(entities=entities), epoch=epoch)
+
+
+async def test_samples_come_back_bit_for_bit(store: Store) -> None:
+    epoch = await begin(store)
+    sent = columns(1, 1300)
+    sent.loss[7], sent.loss[8], sent.grad_norm[9] = math.nan, math.inf, -0.0
+    cuts = [0, 1, 500, 513, 1024, 1300]  # reports that end in, at, and over chunks
+    for sequence, (first, last) in enumerate(itertools.pairwise(cuts)):
+        part = {
+            name: value[first:last] if isinstance(value, list) else value
+            for name, value in dict(sent).items()
+        }
+        piece = type(sent)(**part)
+        batch = Batch(samples=[samples(piece)], sequences={"w1": sequence})
+        assert await store.commit(batch, epoch=epoch) == 0
+    ((number, found),) = await store.sample_tail(RUN, count=5000)
+    assert number == 1
+    assert found.step == sent.step
+    assert found.batch == sent.batch
+    for name in ("time", "loss", "grad_norm", "tokens", "seconds", "learning_rate"):
+        expected, got = np.array(getattr(sent, name)), np.array(getattr(found, name))
+        assert expected.tobytes() == got.tobytes(), name
+    assert await store.sample_total(RUN) == 1300
+    assert await store.sample_total(RUN, 1) == 1300
+    assert await store.sample_total(RUN, 2) == 0
+
+
+async def test_a_batch_that_comes_twice_is_stored_once(store: Store) -> None:
+    epoch = await begin(store)
+    batch = Batch(samples=[samples(columns(1, 20))], sequences={"w1": 3})
+    for _ in range(3):
+        assert await store.commit(batch, epoch=epoch) == 0
+    older = Batch(samples=[samples(columns(1, 20))], sequences={"w1": 2})
+    await store.commit(older, epoch=epoch)
+    assert await store.sample_total(RUN) == 20
+    assert (await store.load()).sequences == {"w1": 3}
+
+
+async def test_reports_in_other_batches_than_before_are_stored_once(store: Store) -> None:
+    """The outcome of a commit was lost; the retry carries newer reports as well."""
+    epoch = await begin(store)
+    await store.commit(Batch(entities=[worker("w2")]), epoch=epoch)
+
+    def report(worker: str, rank: int, sequence: int) -> object:
+        first = sequence * 10 + 1
+        return samples(columns(first, first + 9, rank=rank), worker=worker, sequence=sequence)
+
+    first = [report("w1", 0, 0), report("w1", 0, 1), report("w2", 1, 0)]
+    await store.commit(Batch(samples=first, sequences={"w1": 1, "w2": 0}), epoch=epoch)
+    second = [report("w1", 0, 1), report("w1", 0, 2), report("w2", 1, 0), report("w2", 1, 1)]
+    await store.commit(Batch(samples=second, sequences={"w1": 2, "w2": 1}), epoch=epoch)
+    assert await store.sample_total(RUN) == 50
+    assert (await store.samples(RUN)).step == list(range(1, 31))
+
+
+async def test_samples_of_an_old_attempt_are_refused_and_counted(store: Store) -> None:
+    epoch = await begin(store)
+    await next_attempt(store, epoch, 2)
+    late = samples(columns(1, 7), columns(1, 5, rank=1), attempt=1)
+    current = samples(columns(1, 3), attempt=2)
+    future = samples(columns(1, 2), attempt=3)
+    batch = Batch(samples=[late, current, future], sequences={"w1": 0})
+    assert await store.commit(batch, epoch=epoch) == 12 + 2
+    assert await store.sample_total(RUN) == 3
+
+
+async def test_the_last_samples_of_an_attempt_may_come_with_its_end(store: Store) -> None:
+    epoch = await begin(store)
+    batch = Batch(
+        entities=[run(attempt=2), attempt(1, state=AttemptState.ENDED), attempt(2)],
+        samples=[samples(columns(1, 9), attempt=1), samples(columns(6, 8), attempt=2)],
+        sequences={"w1": 0},
+    )
+    assert await store.commit(batch, epoch=epoch) == 0
+    assert await store.sample_total(RUN, 1) == 9
+    assert await store.sample_total(RUN, 2) == 3
+
+
+async def test_a_report_of_an_unknown_worker_is_refused(store: Store) -> None:
+    epoch = await begin(store)
+    with pytest.raises(InvariantError, match="w7"):
+        await store.commit(
+            Batch(samples=[samples(columns(1, 3))], sequences={"w7": 0}), epoch=epoch
+        )
+    assert await store.sample_total(RUN) == 0
+
+
+async def test_columns_of_unequal_length_are_refused(store: Store) -> None:
+    epoch = await begin(store)
+    broken = columns(1, 3).model_copy(update={"loss": [1.0]})
+    with pytest.raises(InvalidError, match="1 values of loss for 3 steps"):
+        await store.commit(Batch(samples=[samples(broken)]), epoch=epoch)
+    assert await store.sample_total(RUN) == 0
+
+
+async def test_a_column_that_was_not_sent_has_its_absent_value(store: Store) -> None:
+    epoch = await begin(store)
+    bare = columns(1, 2).model_copy(update={"grad_norm": [], "loss": [], "tokens": []})
+    await store.commit(Batch(samples=[samples(bare)]), epoch=epoch)
+    ((_, found),) = await store.sample_tail(RUN)
+    assert found.grad_norm == [-1.0, -1.0]
+    assert found.tokens == [0.0, 0.0]
+    assert np.isnan(found.loss).all()
+
+
+async def test_the_newest_attempt_wins_where_steps_repeat(store: Store) -> None:
+    epoch = await begin(store)
+    await store.commit(Batch(samples=[samples(columns(1, 100, loss=1.0))]), epoch=epoch)
+    await next_attempt(store, epoch, 2)
+    await store.commit(Batch(samples=[samples(columns(51, 70, loss=2.0), attempt=2)]), epoch=epoch)
+    await next_attempt(store, epoch, 3)
+    await store.commit(Batch(samples=[samples(columns(41, 60, loss=3.0), attempt=3)]), epoch=epoch)
+
+    found = await store.samples(RUN)
+    assert found.step == list(range(1, 101))
+    expected = [1] * 40 + [3] * 20 + [2] * 10 + [1] * 30
+    assert found.attempt == expected
+    assert found.loss == [float(each) for each in expected]
+    assert (await store.samples(RUN, attempt=1)).loss == [1.0] * 100
+    assert (await store.samples(RUN, first_step=65)).step == list(range(65, 101))
+    tail = await store.sample_tail(RUN, count=45)
+    assert [(number, part.step) for number, part in tail] == [
+        (1, list(range(96, 101))),
+        (2, list(range(51, 71))),
+        (3, list(range(41, 61))),
+    ]
+
+
+async def test_a_run_without_samples_has_an_empty_curve(store: Store) -> None:
+    await begin(store)
+    empty = Series(step=[], attempt=[], loss=[], loss_max=[], grad_norm=[], seconds=[], time=[])
+    assert await store.samples(RUN) == empty
+    assert await store.sample_tail(RUN) == []
+    assert await store.sample_total(RUN) == 0
+    assert await store.samples("nothing") == empty
+
+
+async def test_a_thinned_curve_keeps_spikes_and_the_last_of_each_bucket(store: Store) -> None:
+    epoch = await begin(store)
+    sent = columns(1, 1000)
+    sent.loss[123] = 99.0
+    sent.loss[-1] = math.nan
+    await store.commit(Batch(samples=[samples(sent)]), epoch=epoch)
+    found = await store.samples(RUN, points=10)
+    assert found.step == list(range(100, 1001, 100))
+    assert found.loss_max[1] == 99.0
+    assert found.loss[1] == 10 / 200
+    assert math.isnan(found.loss[-1])
+    assert found.loss_max[-1] == 10 / 901  # NaN does not hide the others
+    assert found.seconds == pytest.approx([0.1] * 10)
+    assert found.grad_norm[0] == 1 / 107
+    assert found.time[0] == 1.7e9 + 100 / 3
+
+
+async def test_a_long_run_is_drawn_from_summaries_as_from_its_samples(store: Store) -> None:
+    """Long enough not to be unpacked; the same run, short, is checked above."""
+    epoch = await begin(store)
+    length = CHUNK * (UNPACKED + 10)
+    spike = columns(1, length)
+    spike.loss[CHUNK * 50 + 3] = 77.0
+    await store.commit(Batch(samples=[samples(spike)], sequences={"w1": 0}), epoch=epoch)
+    await next_attempt(store, epoch, 2)
+    back = length - 100  # the second attempt goes back into the middle of a chunk
+    again = samples(columns(back + 1, length + 400, loss=5.0), attempt=2)
+    await store.commit(Batch(samples=[again], sequences={"w1": 1}), epoch=epoch)
+
+    found = await store.samples(RUN, points=length)
+    assert found.step == sorted(set(found.step))
+    by_step = dict(zip(found.step, zip(found.attempt, found.loss, strict=True), strict=True))
+    assert by_step[back] == (1, 10 / back)
+    assert all(number == 2 for step, (number, _) in by_step.items() if step > back)
+    assert all(number == 1 for step, (number, _) in by_step.items() if step <= back)
+    assert found.step[-1] == length + 400
+
+    coarse = await store.samples(RUN, points=20)
+    assert len(coarse.step) == 20
+    assert max(coarse.loss_max) == 77.0
+    assert sum(each >= 5.0 for each in coarse.loss_max) == 3  # step 1, the spike, attempt 2
+    later = await store.samples(RUN, first_step=CHUNK * 3 + 5)
+    assert later.step[0] >= CHUNK * 3 + 5
