@@ -1,0 +1,1 @@
+"""Where workers run: one small protocol, an implementation per kind of cluster."""

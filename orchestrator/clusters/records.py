@@ -1,0 +1,119 @@
+"""What the local cluster knows about its workers, on disk: one small file each.
+
+Under `<home>/runs/<run>/workers/<worker>/` lie `config.json` (the agent's, with its token),
+`worker.json` (:class:`WorkerRecord`), `output.log` (the agent's stdout and stderr) and what the
+agent itself keeps there. The files outlive the server: the next one finds its workers by them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jobs.processes import Identity
+from orchestrator.clusters.errors import ClusterError
+
+_RECORD = "worker.json"
+_TMPFS = Path("/dev/shm")  # noqa: S108 - checked to be ours before use
+
+
+class WorkerRecord(BaseModel):
+    """One worker's life. A worker is started once: a new agent is a new worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    worker: str
+    run: str
+    node: str
+    devices: tuple[str, ...] = ()
+    """UUIDs of the GPUs it was given."""
+    agent: Identity | None = None
+    """None: about to be started (or the server died while it did)."""
+    gone: str | None = None
+    """Why no process of it is left; None: there may be one."""
+    told: bool = False
+    """Whether the control plane has taken note of its end."""
+
+
+class Records:
+    """The directory tree of one home."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def directory(self, run: str, worker: str) -> Path:
+        """The worker's own directory on disk."""
+        return self.home / "runs" / run / "workers" / worker
+
+    def logs(self, run: str) -> Path:
+        """Where the output of the run's ranks goes."""
+        return self.home / "runs" / run / "logs"
+
+    def memory(self, run: str, worker: str) -> Path:
+        """The worker's directory on tmpfs; under home where there is no `/dev/shm`.
+
+        Raises:
+            ClusterError: Someone else made the directory in which it would lie.
+        """
+        if not os.access(_TMPFS, os.W_OK):
+            return self.home / "memory" / run / worker
+        ours = _TMPFS / f"babysit-{os.getuid()}"
+        ours.mkdir(mode=0o700, exist_ok=True)
+        found = ours.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise ClusterError(f"{ours} belongs to someone else: have it removed")
+        digest = hashlib.blake2b(bytes(self.home), digest_size=8).hexdigest()
+        return ours / digest / run / worker
+
+    @contextlib.contextmanager
+    def locked(self, run: str, worker: str) -> Iterator[None]:
+        """Make the worker's directory; keep other servers off while something is decided."""
+        directory = self.directory(run, worker)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def read(self, run: str, worker: str) -> WorkerRecord | None:
+        """The worker's record; None when it has none."""
+        return _read(self.directory(run, worker) / _RECORD)
+
+    def write(self, record: WorkerRecord) -> None:
+        """Store the record: all of it or nothing."""
+        path = self.directory(record.run, record.worker) / _RECORD
+        write_private(path, record.model_dump_json())
+
+    def untold(self) -> list[WorkerRecord]:
+        """Workers whose end the control plane has not taken note of, in order of their ids."""
+        paths = sorted(self.home.glob(f"runs/*/workers/*/{_RECORD}"))
+        records = (_read(path) for path in paths)
+        return [record for record in records if record and not record.told]
+
+
+def _read(path: Path) -> WorkerRecord | None:
+    try:
+        return WorkerRecord.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValidationError:
+        # Emptied by a power cut, say. Processes, if there are any, are still found by their mark.
+        return WorkerRecord(worker=path.parent.name, run=path.parents[2].name, node="")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file at once with one that only its owner may read."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)

@@ -1,0 +1,152 @@
+"""A cluster in memory, for tests and simulation: its workers die or vanish when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime as dt
+from collections.abc import AsyncIterator, Iterable
+
+from jobs.clock import Clock
+from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.port import WorkerGone, WorkerLaunch
+from orchestrator.core.events import NodeInfo
+
+
+@dataclasses.dataclass(slots=True)
+class SimulatedWorker:
+    """What became of a worker."""
+
+    run: str
+    node: str
+    launched_at: dt.datetime | None = None
+    """None: it was stopped before it was started."""
+    launch: WorkerLaunch | None = None
+    stop_asked: bool = False
+    gone: str | None = None
+    """Why it is gone."""
+    told: bool = False
+
+
+class SimulatedCluster:
+    """Implements :class:`orchestrator.clusters.port.Cluster` without a process.
+
+    Attributes:
+        workers: Every worker ever, by id.
+    """
+
+    def __init__(self, nodes: Iterable[NodeInfo], clock: Clock) -> None:
+        self.workers: dict[str, SimulatedWorker] = {}
+        self._nodes = {node.id: node for node in nodes}
+        self._clock = clock
+        self._unreachable: set[str] = set()
+        self._ends: asyncio.Queue[WorkerGone | None] = asyncio.Queue()
+
+    # --- the port ---------------------------------------------------------------------------
+
+    async def nodes(self) -> list[NodeInfo]:
+        """The inventory; a partitioned node is still in it."""
+        return list(self._nodes.values())
+
+    async def launch(self, launch: WorkerLaunch) -> None:
+        """Start a worker, unless it was started before.
+
+        Raises:
+            ClusterError: No such node, or it cannot be reached.
+        """
+        if launch.worker in self.workers:
+            self._tell(launch.worker)
+            return
+        if launch.node not in self._nodes:
+            raise ClusterError(
+                f"{launch.node} is no node of this cluster, which has {', '.join(self._nodes)}",
+                node=launch.node,
+                worker=launch.worker,
+            )
+        if launch.node in self._unreachable:
+            raise ClusterError(
+                f"{launch.node} cannot be reached: try another node, or again later",
+                node=launch.node,
+                worker=launch.worker,
+            )
+        self.workers[launch.worker] = SimulatedWorker(
+            launch.run, launch.node, self._clock.now(), launch
+        )
+
+    async def stop(self, worker: str, run: str) -> None:
+        """End a worker: at once, or when its node can be reached again."""
+        found = self.workers.setdefault(worker, SimulatedWorker(run, ""))
+        found.stop_asked = True
+        if found.gone is not None:
+            self._tell(worker)
+        elif found.launched_at is None:
+            self._end(worker, "agent never started")
+        elif found.node not in self._unreachable:
+            self._end(worker, "agent was stopped")
+
+    async def alive(self, worker: str, run: str) -> bool | None:
+        """None: its node cannot be reached."""
+        found = self.workers.get(worker)
+        if found is None or found.run != run:
+            return False
+        return None if found.node in self._unreachable else found.gone is None
+
+    async def changes(self) -> AsyncIterator[WorkerGone]:
+        """Workers found gone. One is not told again after the next has been asked for."""
+        while (gone := await self._ends.get()) is not None:
+            yield gone
+            self.workers[gone.worker].told = True
+
+    async def close(self) -> None:
+        """Stop watching; see :meth:`reopen`."""
+        self._ends.put_nowait(None)
+
+    # --- what happens to it -----------------------------------------------------------------
+
+    def reopen(self) -> None:
+        """As a new server does: workers whose end was not taken note of are told again."""
+        self._ends = asyncio.Queue()
+        for name, worker in self.workers.items():
+            if not worker.told:
+                self._tell(name)
+
+    def die(self, worker: str, reason: str = "agent was killed by SIGKILL") -> None:
+        """The worker's processes end. Of a partitioned node this is heard at :meth:`heal`."""
+        found = self.workers[worker]
+        if found.gone is None:
+            found.gone = reason
+            self._tell(worker)
+
+    def partition(self, node: str) -> None:
+        """The node cannot be reached; its workers go on."""
+        self._unreachable.add(node)
+
+    def heal(self, node: str) -> None:
+        """The node can be reached again: deaths are heard of, and stops arrive."""
+        self._unreachable.remove(node)
+        for name, worker in self.workers.items():
+            if worker.node == node and worker.gone is None and worker.stop_asked:
+                self._end(name, "agent was stopped")
+            elif worker.node == node and not worker.told:
+                self._tell(name)
+
+    def lose(self, node: str) -> None:
+        """The cluster declares the node dead: it leaves the inventory, its workers are gone."""
+        del self._nodes[node]
+        self._unreachable.discard(node)
+        for name, worker in self.workers.items():
+            if worker.node == node and not worker.told:
+                self._end(name, worker.gone or "node lost")
+
+    def add(self, node: NodeInfo) -> None:
+        """A node joins, or changes."""
+        self._nodes[node.id] = node
+
+    def _end(self, worker: str, reason: str) -> None:
+        self.workers[worker].gone = reason
+        self._tell(worker)
+
+    def _tell(self, worker: str) -> None:
+        found = self.workers[worker]
+        if found.gone is not None and found.node not in self._unreachable:
+            self._ends.put_nowait(WorkerGone(worker=worker, run=found.run, reason=found.gone))
