@@ -1,0 +1,151 @@
+"""`babysit checkpoints`: saved states, and how far each may be trusted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.client import path
+from orchestrator.cli.output import Column, Format, FormatOption, emit, put, say, size, table, text
+from orchestrator.cli.output import duration as duration_cell
+from orchestrator.cli.session import RunArgument, session
+
+app = typer.Typer(no_args_is_help=True, help="Saved states, and how far each may be trusted.")
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(metavar="CHECKPOINT", help="A step, or an id as `ls -o wide` shows it."),
+]
+COLUMNS = [
+    Column("STEP", text("step")),
+    Column("TIER", text("tier")),
+    Column("TRUST", text("trust")),
+    Column("ATTEMPT", text("attempt")),
+    Column("SHARDS", lambda row: f"{row['shards']}/{row['world_size']}"),
+    Column("SIZE", size("bytes")),
+    Column("AGE", duration_cell("age_seconds")),
+    Column("PINNED", lambda row: "yes" if row["pinned"] else "-"),
+    Column("ID", text("id"), wide=True),
+    Column("PATH", text("path"), wide=True),
+    Column("REASON", text("reason"), wide=True),
+]
+SHARDS = [
+    Column("RANK", text("rank")),
+    Column("FILES", text("files")),
+    Column("SIZE", size("bytes")),
+    Column("COPY", duration_cell("copy_seconds")),
+    Column("WRITE", duration_cell("write_seconds")),
+    Column("PATH", text("path")),
+]
+
+
+@app.command("ls")
+def ls(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TABLE) -> None:
+    """List a run's checkpoints, newest step first.
+
+    For example:
+
+        babysit checkpoints ls tiny-gpt -o wide
+    """
+    rows = session(ctx).api.get(path("runs", run, "checkpoints"))
+    emit(rows, COLUMNS, form, empty=f"{run} has no checkpoint yet.")
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    run: RunArgument,
+    checkpoint: CheckpointArgument,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Show one checkpoint with its shards.
+
+    For example:
+
+        babysit checkpoints show tiny-gpt 60
+    """
+    found = session(ctx).api.get(path("runs", run, "checkpoints", checkpoint))
+    if form in {Format.TABLE, Format.WIDE}:
+        put(f"{table([found], COLUMNS, wide=True)}\n\n{table(found['shard_list'], SHARDS)}")
+    else:
+        emit(found, COLUMNS, form)
+
+
+def _ask(ctx: typer.Context, run: str, checkpoint: str, verb: str, form: Format) -> None:
+    where = path("runs", run, "checkpoints", checkpoint)
+    api = session(ctx).api
+    after = api.delete(where) if verb == "rm" else api.post(f"{where}/{verb}")
+    if form is Format.TABLE:
+        done = {
+            "verify": f"is being read back; it is {after['trust']} so far",
+            "pin": "is kept for ever",
+            "unpin": "is left to retention",
+            "rm": "is being deleted",
+        }[verb]
+        say(f"Checkpoint {after['id']} {done}.")
+    else:
+        emit(after, COLUMNS, form)
+
+
+@app.command()
+def verify(
+    ctx: typer.Context,
+    run: RunArgument,
+    checkpoint: CheckpointArgument,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Have a checkpoint read back, and its hashes compared.
+
+    For example:
+
+        babysit checkpoints verify tiny-gpt 60
+    """
+    _ask(ctx, run, checkpoint, "verify", form)
+
+
+@app.command()
+def pin(
+    ctx: typer.Context,
+    run: RunArgument,
+    checkpoint: CheckpointArgument,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Keep a checkpoint for ever.
+
+    For example:
+
+        babysit checkpoints pin tiny-gpt 60
+    """
+    _ask(ctx, run, checkpoint, "pin", form)
+
+
+@app.command()
+def unpin(
+    ctx: typer.Context,
+    run: RunArgument,
+    checkpoint: CheckpointArgument,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Leave a checkpoint to retention again.
+
+    For example:
+
+        babysit checkpoints unpin tiny-gpt 60
+    """
+    _ask(ctx, run, checkpoint, "unpin", form)
+
+
+@app.command()
+def rm(
+    ctx: typer.Context,
+    run: RunArgument,
+    checkpoint: CheckpointArgument,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Delete a checkpoint. The last trusted one, and one in use, are refused.
+
+    For example:
+
+        babysit checkpoints rm tiny-gpt 20
+    """
+    _ask(ctx, run, checkpoint, "rm", form)

@@ -1,0 +1,120 @@
+"""The embedded control plane: finds the one of this home, or starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import site
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import orchestrator
+from jobs.clock import Clock
+from orchestrator.cli.client import Api
+from orchestrator.cli.errors import UnreachableError
+from orchestrator.server.record import is_alive, read_record
+from orchestrator.settings import Settings
+
+_POLL_SECONDS = 0.05
+_TAIL_LINES = 15
+
+
+def find(settings: Settings, clock: Clock) -> Api | None:
+    """A live embedded server, if there is one."""
+    record = read_record(settings.server_file)
+    if record is None:
+        return None
+    api = Api(record.url, record.token, clock, timeout=settings.request_seconds)
+    if api.is_healthy():
+        return api
+    api.close()
+    return None
+
+
+def ensure(settings: Settings, clock: Clock) -> Api:
+    """A live embedded server, started if need be.
+
+    Raises:
+        UnreachableError: it does not come up; carries the end of its log.
+    """
+    try:
+        if api := find(settings, clock):
+            return api
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _starting(settings):
+            return find(settings, clock) or _start(settings, clock)
+    except OSError as error:
+        raise UnreachableError(
+            f"{settings.home} cannot be used: {error.strerror}; set BABYSIT_HOME"
+        ) from error
+
+
+def server_command() -> list[str]:
+    """What serves; `-P`: nothing in the working directory is imported by accident."""
+    return [sys.executable, "-P", "-m", "orchestrator.server"]
+
+
+def server_environment(settings: Settings, **more: str) -> Mapping[str, str]:
+    """The environment of a server of this home."""
+    environment = {**os.environ, "BABYSIT_HOME": str(settings.home), **more}
+    root = str(Path(orchestrator.__file__).parents[1])
+    if root not in (*site.getsitepackages(), site.getusersitepackages()):
+        # Run from a checkout: with -P the server would not find the package.
+        known = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
+    return environment
+
+
+@contextlib.contextmanager
+def _starting(settings: Settings) -> Iterator[None]:
+    """One command starts a server at a time; the others wait, and find it."""
+    with (settings.home / "start.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(settings: Settings, clock: Clock) -> Api:
+    record = read_record(settings.server_file)
+    process = None if record and is_alive(record) else _spawn(settings)
+    deadline = clock.monotonic() + settings.start_seconds
+    while clock.monotonic() < deadline:
+        if process is not None and process.poll() is not None:
+            raise UnreachableError(
+                f"the embedded control plane ended with exit code {process.returncode}; "
+                f"{_log_tail(settings)}"
+            )
+        if api := find(settings, clock):
+            if process is not None:
+                process.returncode = 0  # It lives on by itself: nothing is to be waited for.
+            return api
+        asyncio.run(clock.sleep(_POLL_SECONDS))
+    raise UnreachableError(
+        f"the embedded control plane did not answer within {settings.start_seconds:.0f} s; "
+        f"{_log_tail(settings)}"
+    )
+
+
+def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
+    with settings.server_log.open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 (our own module)
+            [*server_command(), "--embedded"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=settings.home,
+            env=server_environment(settings),
+            start_new_session=True,
+        )
+
+
+def _log_tail(settings: Settings) -> str:
+    try:
+        lines = settings.server_log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+    except FileNotFoundError:
+        lines = []
+    end = "".join(f"\n  {line}" for line in lines) or " nothing"
+    return f"the end of {settings.server_log} says:{end}"

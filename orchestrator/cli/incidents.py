@@ -1,0 +1,142 @@
+"""`babysit incidents`: what went wrong, who knows of it, whether the remedy was right."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.client import path
+from orchestrator.cli.output import (
+    Column,
+    Format,
+    FormatOption,
+    emit,
+    put,
+    say,
+    since,
+    text,
+    to_yaml,
+)
+from orchestrator.cli.session import Session, complete_run, session
+
+app = typer.Typer(no_args_is_help=True, help="What went wrong, and what was done about it.")
+IncidentArgument = Annotated[
+    str,
+    typer.Argument(metavar="INCIDENT", help="An id, or at least 4 characters of its start or end."),
+]
+
+
+class Verdict(StrEnum):
+    """Whether an incident was handled rightly."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+
+
+def _columns(here: Session) -> list[Column]:
+    return [
+        Column("ID", lambda row: row["id"][-8:]),
+        Column("KIND", text("kind")),
+        Column("SEVERITY", text("severity")),
+        Column("STATE", text("state")),
+        Column("SUBJECT", text("subject")),
+        Column("ONSET", text("onset_step")),
+        Column("REMEDY", text("remedy")),
+        Column("AGE", since("opened_at", here.clock.now())),
+        Column("RUN", text("run"), wide=True),
+        Column("KNOWN BY", text("acknowledged_by"), wide=True),
+        Column("VERDICT", text("verdict"), wide=True),
+        Column("REASON", text("reason"), wide=True),
+    ]
+
+
+@app.command("ls")
+def ls(
+    ctx: typer.Context,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Without it: of all.", autocompletion=complete_run),
+    ] = None,
+    open_only: Annotated[bool, typer.Option("--open", help="Not the resolved ones.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """List incidents, newest first.
+
+    For example:
+
+        babysit incidents ls --open
+
+        babysit incidents ls tiny-gpt -o wide
+    """
+    here = session(ctx)
+    rows = here.api.get(path("incidents"), run=run, open_only=open_only, limit=limit)
+    emit(rows, _columns(here), form, empty="No incidents.")
+
+
+@app.command()
+def show(ctx: typer.Context, incident: IncidentArgument, form: FormatOption = Format.TABLE) -> None:
+    """Show one incident with its evidence.
+
+    For example:
+
+        babysit incidents show 7K2M9QXA
+    """
+    found = session(ctx).api.get(path("incidents", incident))
+    if form in {Format.TABLE, Format.WIDE}:
+        put(to_yaml({key: value for key, value in found.items() if value not in (None, "", {})}))
+    else:
+        emit(found, [], form)
+
+
+def _ask(ctx: typer.Context, incident: str, verb: str, form: Format, **body: Any) -> None:
+    here = session(ctx)
+    after = here.api.post(path("incidents", incident, verb), **body)
+    if form is Format.TABLE:
+        known = f", known by {after['acknowledged_by']}" if after["acknowledged_by"] else ""
+        judged = f", judged {after['verdict']}" if after["verdict"] else ""
+        say(f"Incident {after['id']} ({after['kind']}) is {after['state']}{known}{judged}.")
+    else:
+        emit(after, _columns(here), form)
+
+
+@app.command()
+def ack(ctx: typer.Context, incident: IncidentArgument, form: FormatOption = Format.TABLE) -> None:
+    """Say that you know of it.
+
+    For example:
+
+        babysit incidents ack 7K2M9QXA
+    """
+    _ask(ctx, incident, "acknowledge", form)
+
+
+@app.command()
+def resolve(
+    ctx: typer.Context, incident: IncidentArgument, form: FormatOption = Format.TABLE
+) -> None:
+    """Close it.
+
+    For example:
+
+        babysit incidents resolve 7K2M9QXA
+    """
+    _ask(ctx, incident, "resolve", form)
+
+
+@app.command()
+def judge(
+    ctx: typer.Context,
+    incident: IncidentArgument,
+    verdict: Annotated[Verdict, typer.Argument(help="Was it handled rightly?")],
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Say whether it was handled rightly, so that thresholds can be tuned.
+
+    For example:
+
+        babysit incidents judge 7K2M9QXA wrong
+    """
+    _ask(ctx, incident, "judge", form, verdict=verdict.value)

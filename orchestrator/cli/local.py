@@ -1,0 +1,164 @@
+"""Commands that need no control plane: schema, init, doctor."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.schema import schema_text
+from orchestrator.cli import embedded
+from orchestrator.cli.client import Api
+from orchestrator.cli.errors import CliError, ExitCode
+from orchestrator.cli.output import Column, Format, FormatOption, emit, human_bytes, put, say, text
+from orchestrator.cli.session import Session, session
+from orchestrator.database import schema as database_schema
+from orchestrator.errors import BabysitError
+
+_STARTER = ("run.yaml", "train.py")
+_LOW_BYTES = 1 << 30
+Finding = tuple[bool, str]
+CHECKS = [
+    Column("CHECK", text("name")),
+    Column("RESULT", text("result")),
+    Column("DETAIL", text("detail")),
+]
+
+
+def schema() -> None:
+    """Print the JSON Schema of the run spec, for editors and checks.
+
+    For example:
+
+        babysit schema > run.schema.json
+    """
+    typer.echo(schema_text(), nl=False)
+
+
+def init(
+    directory: Annotated[
+        Path, typer.Argument(metavar="[DIRECTORY]", help="Where to; made if it is not there.")
+    ] = Path(),
+) -> None:
+    """Write a commented run.yaml and a train.py to start from. Overwrites nothing.
+
+    For example:
+
+        babysit init my-run && babysit run my-run/run.yaml
+    """
+    taken = [str(directory / name) for name in _STARTER if (directory / name).exists()]
+    if taken:
+        raise CliError(
+            f"{' and '.join(taken)} would be overwritten; name another directory", ExitCode.REFUSED
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in _STARTER:
+            content = resources.files("jobs").joinpath("templates", "starter", name).read_text()
+            (directory / name).write_text(content)
+    except OSError as error:
+        raise CliError(f"{directory}: {error.strerror}", ExitCode.REFUSED) from error
+    for name in _STARTER:
+        put(str(directory / name))
+    say(f"Start it: babysit run {directory / 'run.yaml'}")
+
+
+def doctor(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
+    """Look at what babysit needs on this machine. Starts nothing; ends with 1 when something lacks.
+
+    For example:
+
+        babysit doctor
+    """
+    here = session(ctx)
+    checks: dict[str, tuple[bool, Callable[[], Finding]]] = {
+        "python": (True, _python),
+        "home": (True, lambda: _home(here)),
+        "database": (True, lambda: _database(here)),
+        "server": (here.settings.server is not None, lambda: _server(here)),
+        "shared memory": (True, _shared_memory),
+        "stacks of hung ranks": (False, _py_spy),
+        "torch": (False, _torch),
+        "gpus": (False, _gpus),
+    }
+    rows = [_row(name, needed, check()) for name, (needed, check) in checks.items()]
+    emit(rows, CHECKS, form, name="name")
+    if any(row["result"] == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+def _row(name: str, needed: bool, finding: Finding) -> dict[str, Any]:
+    ok, detail = finding
+    result = "ok" if ok else "failed" if needed else "absent"
+    return {"name": name, "result": result, "detail": detail}
+
+
+def _python() -> Finding:
+    return True, f"{platform.python_version()} on {platform.system()} {platform.release()}"
+
+
+def _home(here: Session) -> Finding:
+    home = here.settings.home
+    ancestor = next(path for path in (home, *home.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=ancestor):
+            pass
+    except OSError as error:
+        return False, f"{home} cannot be written: {error.strerror}; set BABYSIT_HOME"
+    free = shutil.disk_usage(ancestor).free
+    return free > _LOW_BYTES, f"{home}, {human_bytes(free)} free"
+
+
+def _database(here: Session) -> Finding:
+    settings = here.settings
+    if not settings.database_url and not (settings.home / "babysit.db").exists():
+        return True, "SQLite, made at first use"
+    try:
+        differences = asyncio.run(database_schema.check(settings.database))
+    except BabysitError as error:
+        return False, str(error)
+    return not differences, "; ".join(differences) or "answers, and its schema is up to date"
+
+
+def _server(here: Session) -> Finding:
+    settings = here.settings
+    if settings.server is None:
+        found = embedded.find(settings, here.clock)
+        return found is not None, found.url if found else "embedded; started when needed"
+    api = Api(settings.server, None, here.clock)
+    answers = api.is_healthy()
+    api.close()
+    return answers, settings.server if answers else f"{settings.server} does not answer"
+
+
+def _shared_memory() -> Finding:
+    directory = Path("/dev/shm")  # noqa: S108 (the tmpfs itself, not a file in it)
+    if not directory.is_dir() or not os.access(directory, os.W_OK):
+        return False, f"{directory} cannot be written: memory checkpoints need it"
+    free = shutil.disk_usage(directory).free
+    return free > _LOW_BYTES // 16, f"{directory}, {human_bytes(free)} free"
+
+
+def _py_spy() -> Finding:
+    found = shutil.which("py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
+    return found is not None, found or "no py-spy: hangs are found, but not located"
+
+
+def _torch() -> Finding:
+    found = importlib.util.find_spec("torch") is not None
+    return found, "installed" if found else "not installed here; training scripts bring their own"
+
+
+def _gpus() -> Finding:
+    count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return count > 0, f"{count} NVIDIA" if count else "none on this machine"

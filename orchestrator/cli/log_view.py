@@ -1,0 +1,133 @@
+"""Prints logs a piece at a time, several ranks side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from typing import Any
+
+import typer
+
+from orchestrator.cli.client import path
+from orchestrator.cli.errors import CliError, ExitCode
+from orchestrator.cli.follow import POLL_SECONDS
+from orchestrator.cli.output import say
+from orchestrator.cli.session import Session
+from orchestrator.core.states import TERMINAL_RUN_STATES
+
+_OVER = {state.value for state in TERMINAL_RUN_STATES}
+Key = tuple[int, int]
+"""Attempt and rank."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which logs."""
+
+    rank: int | None = None
+    attempt: int | None = None
+    """None: the newest."""
+    since: dt.timedelta | None = None
+    tail: int | None = None
+
+    def of(self, files: list[dict[str, Any]], now: dt.datetime) -> list[Key]:
+        """The logs chosen, in order."""
+        newest = max((file["attempt"] for file in files), default=0)
+        return [
+            (file["attempt"], file["rank"])
+            for file in files
+            if file["attempt"] == (self.attempt or newest)
+            and self.rank in (None, file["rank"])
+            and (
+                self.since is None
+                or now - dt.datetime.fromisoformat(file["written_at"]) <= self.since
+            )
+        ]
+
+
+class _Printer:
+    """Prints whole lines, each with its attempt and rank where several are shown."""
+
+    def __init__(self, here: Session, run: str, tail: int | None) -> None:
+        self._here, self._run, self._tail = here, run, tail
+        self._offsets: dict[Key, int] = {}
+        self._rest: dict[Key, str] = {}
+
+    def catch_up(self, keys: list[Key]) -> None:
+        """Print what is new in these logs."""
+        for key in keys:
+            tail = None if key in self._offsets else self._tail
+            while True:
+                piece = self._here.api.get(
+                    path("runs", self._run, "logs", *key),
+                    offset=self._offsets.get(key, 0),
+                    tail=tail,
+                )
+                self._offsets[key], tail = piece["next_offset"], None
+                self._write(key, piece["text"], prefixed=len(keys) > 1)
+                if not piece["text"]:
+                    break
+
+    def flush(self, *, prefixed: bool) -> None:
+        """Print last lines that have no end."""
+        for key, rest in self._rest.items():
+            if rest:
+                self._write(key, "\n", prefixed=prefixed)
+
+    def _write(self, key: Key, text: str, *, prefixed: bool) -> None:
+        *lines, self._rest[key] = (self._rest.get(key, "") + text).split("\n")
+        before = f"{key[0]}/{key[1]} | " if prefixed else ""
+        for line in lines:
+            typer.echo(before + line)
+
+
+def ranks(here: Session, run: str, choice: Choice, *, follow: bool) -> None:
+    """Print the logs of ranks; following, go on to new attempts until the run is over."""
+    printer = _Printer(here, run, choice.tail)
+    said_waiting = False
+    while True:
+        over = not follow or here.api.get(path("runs", run))["state"] in _OVER
+        files = here.api.get(path("runs", run, "logs"))
+        keys = choice.of(files, here.clock.now())
+        if not keys and not follow:
+            raise CliError(_none(run, choice, files), ExitCode.NOT_FOUND)
+        if not keys and not said_waiting:
+            say("No log yet; waiting ...")
+            said_waiting = True
+        printer.catch_up(keys)
+        if over:
+            printer.flush(prefixed=len(keys) > 1)
+            return
+        here.wait(POLL_SECONDS)
+
+
+def _none(run: str, choice: Choice, files: list[dict[str, Any]]) -> str:
+    if not files:
+        return f"{run} has written no log yet; see why: babysit explain {run}"
+    have = ", ".join(f"{file['attempt']}/{file['rank']}" for file in files)
+    wanted = f"rank {choice.rank}" if choice.rank is not None else "any rank"
+    when = f" of attempt {choice.attempt}" if choice.attempt else ""
+    return f"{run} has no log of {wanted}{when} that fits; it has (attempt/rank): {have}"
+
+
+def controller(here: Session, run: str, *, tail: int | None, follow: bool) -> None:
+    """Print the lines of the server's log that name the run."""
+    offset, silent = 0, True
+    lines: list[str] = []
+    while True:
+        over = not follow or here.api.get(path("runs", run))["state"] in _OVER
+        while True:
+            piece = here.api.get(path("runs", run, "logs", "controller"), offset=offset)
+            lines += piece["text"].splitlines()
+            if piece["next_offset"] == offset:
+                break
+            offset = piece["next_offset"]
+        for line in lines if tail is None else lines[max(0, len(lines) - tail) :]:
+            typer.echo(line)
+        silent = silent and not lines
+        lines, tail = [], None
+        if over:
+            if silent:
+                say(f"The server logged nothing of {run}; decisions are in: babysit events {run}")
+            return
+        here.wait(POLL_SECONDS)

@@ -1,0 +1,212 @@
+"""Data on stdout, in the format asked for; everything else on stderr. Colour on a terminal only."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from ruamel.yaml import YAML
+
+from orchestrator.core.logbook import words
+
+Row = Mapping[str, Any]
+
+
+class Format(StrEnum):
+    """How data is printed."""
+
+    TABLE = "table"
+    WIDE = "wide"  # a table with more columns
+    JSON = "json"  # the API's schema
+    YAML = "yaml"
+    NAME = "name"  # ids or names only, one a line
+
+
+FormatOption = Annotated[
+    Format, typer.Option("-o", "--output", help="How to print it.", show_choices=True)
+]
+
+
+class Column(NamedTuple):
+    """One column of a table."""
+
+    title: str
+    cell: Callable[[Row], str]
+    wide: bool = False
+
+
+_COLOURS = {
+    "running": typer.colors.GREEN,
+    "succeeded": typer.colors.GREEN,
+    "ready": typer.colors.GREEN,
+    "good": typer.colors.GREEN,
+    "resolved": typer.colors.GREEN,
+    "verified": typer.colors.GREEN,
+    "recovering": typer.colors.YELLOW,
+    "starting": typer.colors.YELLOW,
+    "queued": typer.colors.YELLOW,
+    "held": typer.colors.YELLOW,
+    "mitigating": typer.colors.YELLOW,
+    "cordoned": typer.colors.YELLOW,
+    "draining": typer.colors.YELLOW,
+    "warning": typer.colors.YELLOW,
+    "failed": typer.colors.RED,
+    "bad": typer.colors.RED,
+    "critical": typer.colors.RED,
+    "open": typer.colors.RED,
+    "gone": typer.colors.RED,
+}
+
+
+def say(message: str) -> None:
+    """Tell the person at the keyboard: on stderr."""
+    typer.echo(message, err=True)
+
+
+def put(text: str) -> None:
+    """Print data: on stdout."""
+    typer.echo(text)
+
+
+def emit(
+    data: Any, columns: Sequence[Column], form: Format, *, name: str = "id", empty: str = ""
+) -> None:
+    """Print a list of rows, or one row, as asked.
+
+    Args:
+        data: What the API answered, unchanged.
+        columns: For tables.
+        form: The format.
+        name: The field that names a row.
+        empty: Said on stderr when there are no rows.
+    """
+    rows = data if isinstance(data, list) else [data]
+    if form is Format.JSON:
+        put(json.dumps(data, indent=2))
+    elif form is Format.YAML:
+        put(to_yaml(data))
+    elif form is Format.NAME:
+        for row in rows:
+            put(str(row[name]))
+    elif rows:
+        put(table(rows, columns, wide=form is Format.WIDE))
+    elif empty:
+        say(empty)
+
+
+def to_yaml(data: Any) -> str:
+    """YAML in block style."""
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = io.StringIO()
+    yaml.dump(data, stream)
+    return stream.getvalue().removesuffix("...\n").rstrip("\n")
+
+
+def table(rows: Sequence[Row], columns: Sequence[Column], *, wide: bool = False) -> str:
+    """Aligned columns under their titles; nothing is cut off."""
+    shown = [column for column in columns if wide or not column.wide]
+    cells = [[column.cell(row) for column in shown] for row in rows]
+    titles = [column.title for column in shown]
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    lines = [_line(titles, widths)]
+    lines += [_line(line, widths, colour=True) for line in cells]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], *, colour: bool = False) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    padded[-1] = padded[-1].rstrip()
+    if colour and coloured():
+        padded = [_styled(cell) for cell in padded]
+    return "  ".join(padded).rstrip()
+
+
+def coloured() -> bool:
+    """Whether stdout is a terminal that wants colour (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _styled(cell: str) -> str:
+    colour = _COLOURS.get(cell.strip())
+    return typer.style(cell, fg=colour) if colour else cell
+
+
+# cells
+
+
+def text(field: str) -> Callable[[Row], str]:
+    """A field as it is; `-` for nothing."""
+
+    def cell(row: Row) -> str:
+        value = row.get(field)
+        return "-" if value is None or value == "" else str(value)
+
+    return cell
+
+
+def number(field: str, pattern: str = "{:.4g}") -> Callable[[Row], str]:
+    """A number; `-` for nothing."""
+
+    def cell(row: Row) -> str:
+        return "-" if row.get(field) is None else pattern.format(row[field])
+
+    return cell
+
+
+def share(field: str) -> Callable[[Row], str]:
+    """A ratio as a percentage."""
+    return number(field, "{:.0%}")
+
+
+def duration(field: str) -> Callable[[Row], str]:
+    """Seconds in words."""
+
+    def cell(row: Row) -> str:
+        return "-" if row.get(field) is None else words(float(row[field]))
+
+    return cell
+
+
+def since(field: str, now: dt.datetime) -> Callable[[Row], str]:
+    """How long ago a time was."""
+
+    def cell(row: Row) -> str:
+        if row.get(field) is None:
+            return "-"
+        return words(max(0.0, (now - dt.datetime.fromisoformat(row[field])).total_seconds()))
+
+    return cell
+
+
+def size(field: str) -> Callable[[Row], str]:
+    """Bytes, in binary units."""
+
+    def cell(row: Row) -> str:
+        return human_bytes(row.get(field))
+
+    return cell
+
+
+def human_bytes(count: float | None) -> str:
+    """`512 B`, `1.5 KiB`, `2.0 GiB`."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def clock_time(moment: str) -> str:
+    """`03:12:07` of a time in ISO format (UTC)."""
+    return f"{dt.datetime.fromisoformat(moment):%H:%M:%S}"

@@ -1,0 +1,272 @@
+"""Commands on runs: submit, run, ls, show, and what can be asked of one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.spec_file import SpecError, parse, read_text, resolve
+from orchestrator.cli import follow, show_run
+from orchestrator.cli.client import path
+from orchestrator.cli.errors import CliError, ExitCode
+from orchestrator.cli.output import (
+    Column,
+    Format,
+    FormatOption,
+    emit,
+    number,
+    put,
+    say,
+    share,
+    since,
+    text,
+)
+from orchestrator.cli.session import ReasonOption, RunArgument, Session, complete_run, session
+from orchestrator.core.states import RunState
+
+SpecArgument = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="A run spec in YAML; `babysit init` writes one.")
+]
+
+
+def _columns(here: Session) -> list[Column]:
+    now = here.clock.now()
+    return [
+        Column("NAME", text("name")),
+        Column("STATE", text("state")),
+        Column("STEP", text("step")),
+        Column("LOSS", number("loss")),
+        Column("RESTARTS", text("restarts_count")),
+        Column("ETTR", share("ettr")),
+        Column("AGE", since("submitted_at", now)),
+        Column("ID", text("id")),
+        Column("ATTEMPT", text("attempt"), wide=True),
+        Column("NODES", text("nodes"), wide=True),
+        Column("QUEUE", text("queue"), wide=True),
+        Column("OWNER", text("owner"), wide=True),
+        Column("REASON", text("reason"), wide=True),
+    ]
+
+
+def send(here: Session, spec: Path) -> dict[str, Any]:
+    """Check a spec and submit it. What is wrong with it is found before any server is asked.
+
+    Raises:
+        CliError: the spec is wrong, or the control plane refused it.
+    """
+    base = spec.absolute().parent
+    try:
+        content = read_text(spec)
+        checked, source = parse(content, str(spec))
+        if here.settings.server is None:
+            resolve(checked, base, source)
+    except SpecError as error:
+        raise CliError(str(error), ExitCode.USAGE) from error
+    answer: dict[str, Any] = here.api.post(
+        path("runs"), yaml=content, name=str(spec), base_directory=str(base)
+    )
+    return answer
+
+
+def submit(ctx: typer.Context, spec: SpecArgument, form: FormatOption = Format.TABLE) -> None:
+    """Submit a run and return at once.
+
+    For example:
+
+        babysit submit run.yaml
+
+        RUN=$(babysit submit run.yaml -o name)
+    """
+    here = session(ctx)
+    run = send(here, spec)
+    emit(run, _columns(here), form)
+    if form is Format.TABLE:
+        say(f"Follow it with: babysit watch {run['name']}")
+
+
+def run(ctx: typer.Context, spec: SpecArgument, form: FormatOption = Format.TABLE) -> None:
+    """Submit a run and follow it to its end; Ctrl-C detaches, and the run goes on.
+
+    Ends with 0 when the run succeeded, 1 when it failed, 7 when it was cancelled.
+
+    For example:
+
+        babysit run run.yaml
+
+        babysit run run.yaml -o json > outcome.json
+    """
+    here = session(ctx)
+    submitted = send(here, spec)
+    last = follow.to_the_end(here, submitted)
+    if form is Format.TABLE:
+        put(show_run.page(last, here.clock.now()))
+    else:
+        emit(last, _columns(here), form)
+    raise typer.Exit(follow.OUTCOMES[last["state"]])
+
+
+def list_runs(
+    ctx: typer.Context,
+    form: FormatOption = Format.TABLE,
+    state: Annotated[list[RunState] | None, typer.Option(help="Only in this state.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only of this name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+) -> None:
+    """List runs, newest first.
+
+    For example:
+
+        babysit ls
+
+        babysit ls --state running --state recovering -o wide
+    """
+    here = session(ctx)
+    wanted = [one.value for one in state] if state else None
+    rows = here.api.get(path("runs"), state=wanted, name=name, limit=limit)
+    emit(rows, _columns(here), form, empty="There are no runs. Submit one: babysit run run.yaml")
+
+
+def show(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TABLE) -> None:
+    """Show one run: state, restarts, incidents, checkpoint, where its time went.
+
+    For example:
+
+        babysit show tiny-gpt
+
+        babysit show tiny-gpt -o json | jq .ettr
+    """
+    here = session(ctx)
+    detail = here.api.get(path("runs", run))
+    if form in {Format.TABLE, Format.WIDE}:
+        put(show_run.page(detail, here.clock.now(), wide=form is Format.WIDE))
+    else:
+        emit(detail, _columns(here), form)
+
+
+def _ask(ctx: typer.Context, run: str, verb: str, form: Format, **body: Any) -> None:
+    here = session(ctx)
+    after = here.api.post(path("runs", run, verb), **body)
+    if form is Format.TABLE:
+        say(f"{after['name']} is {after['state']}: {after['reason']}")
+    else:
+        emit(after, _columns(here), form)
+
+
+def cancel(
+    ctx: typer.Context,
+    run: RunArgument,
+    reason: ReasonOption = "",
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """End a run. What it saved stays.
+
+    For example:
+
+        babysit cancel tiny-gpt --reason "wrong data"
+    """
+    _ask(ctx, run, "cancel", form, reason=reason)
+
+
+OptionalRun = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help="Without it: everything.", autocompletion=complete_run),
+]
+
+
+def _scope(ctx: typer.Context, run: str | None, verb: str, form: Format, reason: str) -> None:
+    if run is not None:
+        _ask(ctx, run, verb, form, reason=reason)
+        return
+    info = session(ctx).api.post(path(verb), reason=reason)
+    if form is Format.TABLE:
+        held = info["hold"]
+        say(f"All automation is held: {held}" if held else "Automation acts again.")
+    else:
+        emit(info, [Column("HOLD", text("hold"))], form, name="hold")
+
+
+def hold(
+    ctx: typer.Context,
+    run: OptionalRun = None,
+    reason: ReasonOption = "",
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Stop all automatic action, for a run or for everything; monitoring goes on.
+
+    For example:
+
+        babysit hold tiny-gpt --reason "looking at the loss"
+
+        babysit hold --reason "network maintenance"
+    """
+    _scope(ctx, run, "hold", form, reason)
+
+
+def release(
+    ctx: typer.Context,
+    run: OptionalRun = None,
+    reason: ReasonOption = "",
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """End a hold.
+
+    For example:
+
+        babysit release tiny-gpt
+
+        babysit release
+    """
+    _scope(ctx, run, "release", form, reason)
+
+
+def restart(
+    ctx: typer.Context,
+    run: RunArgument,
+    reason: ReasonOption = "",
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Restart a run from its newest checkpoint.
+
+    For example:
+
+        babysit restart tiny-gpt --reason "new driver"
+    """
+    _ask(ctx, run, "restart", form, reason=reason)
+
+
+def _batches(value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", value)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise typer.BadParameter(
+            f"expected A:B, batches counted from 1, such as 60:79; got {value!r}",
+            param_hint="--skip",
+        )
+    return [int(match[1]), int(match[2])]
+
+
+def rollback(
+    ctx: typer.Context,
+    run: RunArgument,
+    to: Annotated[
+        int | None, typer.Option("--to", min=0, help="Step to go back to. Default: one back.")
+    ] = None,
+    skip: Annotated[
+        str | None, typer.Option("--skip", metavar="A:B", help="Batches to leave out, inclusive.")
+    ] = None,
+    reason: ReasonOption = "",
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Go back to an older checkpoint, and perhaps leave batches out.
+
+    For example:
+
+        babysit rollback tiny-gpt
+
+        babysit rollback tiny-gpt --to 900 --skip 903:922 --reason "poisoned shard"
+    """
+    _ask(ctx, run, "rollback", form, to_step=to, skip=_batches(skip), reason=reason)

@@ -1,0 +1,111 @@
+"""What the commands share: settings, the clock, and the way to the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from jobs.clock import Clock, SystemClock
+from orchestrator.cli import embedded
+from orchestrator.cli.client import Api, path
+from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
+from orchestrator.settings import Settings
+
+_COMPLETION_SECONDS = 2.0
+
+
+class Session:
+    """One invocation of the command line."""
+
+    def __init__(self, settings: Settings | None = None, clock: Clock | None = None) -> None:
+        self.settings = settings or read_settings()
+        self.clock = clock or SystemClock()
+        self._api: Api | None = None
+
+    @property
+    def api(self) -> Api:
+        """The control plane: the configured one, or the embedded one, started if need be."""
+        if self._api is None:
+            self._api = self._connect()
+        return self._api
+
+    def reconnect(self) -> None:
+        """Look for the control plane again: an embedded one may have come back elsewhere."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._api is not None:
+            self._api.close()
+            self._api = None
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        asyncio.run(self.clock.sleep(seconds))
+
+    def _connect(self) -> Api:
+        settings = self.settings
+        if settings.server is None:
+            return embedded.ensure(settings, self.clock)
+        token = settings.token.get_secret_value() if settings.token else None
+        return Api(settings.server, token, self.clock, timeout=settings.request_seconds)
+
+
+def read_settings() -> Settings:
+    """The settings of the environment.
+
+    Raises:
+        CliError: a variable is wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"BABYSIT_{'_'.join(map(str, item['loc'])).upper()}: "
+            f"{item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors(include_input=False)
+        ]
+        raise CliError("\n".join(lines), ExitCode.USAGE) from error
+
+
+def session(ctx: typer.Context) -> Session:
+    """The session of this invocation."""
+    found = ctx.find_root().obj
+    assert isinstance(found, Session)  # noqa: S101 (main's callback puts it there)
+    return found
+
+
+def complete_run(incomplete: str) -> list[tuple[str, str]]:
+    """Names of runs for the shell; silent when no control plane answers, and starts none."""
+    try:
+        rows = _runs_for_completion()
+    except CliError:
+        return []
+    names = {str(row["name"]): f"{row['state']}, {row['id']}" for row in reversed(rows)}
+    return [(name, help_) for name, help_ in names.items() if name.startswith(incomplete)]
+
+
+def _runs_for_completion() -> list[dict[str, Any]]:
+    settings = read_settings().model_copy(update={"request_seconds": _COMPLETION_SECONDS})
+    here = Session(settings)
+    if settings.server is None and embedded.find(settings, here.clock) is None:
+        raise UnreachableError("no embedded control plane runs")
+    try:
+        rows: list[dict[str, Any]] = here.api.get(path("runs"))
+        return rows
+    finally:
+        here.close()
+
+
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="An id, a unique prefix of one, or a name (its newest run).",
+        autocompletion=complete_run,
+    ),
+]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]

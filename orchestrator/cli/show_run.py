@@ -1,0 +1,87 @@
+"""One run on one page, as text."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from orchestrator.cli.output import Column, Row, clock_time, number, table, text
+from orchestrator.core.logbook import counted, words
+from orchestrator.core.views import PHASES
+
+
+def _phase(phase: str) -> Column:
+    def cell(row: Row) -> str:
+        seconds = row["seconds"][phase]
+        return "-" if seconds is None else f"{seconds:.1f}"
+
+    return Column(phase.upper(), cell)
+
+
+RESTARTS = [
+    Column("ATTEMPT", text("attempt")),
+    Column("AT", lambda row: clock_time(row["detected_at"])),
+    Column("CAUSE", text("cause")),
+    Column("CLASS", text("class")),
+    Column("RANK", text("rank")),
+    Column("NODE", text("node")),
+    Column("RESUMED", text("resumed_step")),
+    Column("LOST", text("lost_steps")),
+    *map(_phase, PHASES),
+    Column("REMEDY", text("remedy"), wide=True),
+    Column("REASON", text("reason"), wide=True),
+]
+"""Seconds by phase."""
+INCIDENTS = [
+    Column("ID", lambda row: row["id"][-8:]),
+    Column("KIND", text("kind")),
+    Column("SEVERITY", text("severity")),
+    Column("STATE", text("state")),
+    Column("SUBJECT", text("subject")),
+    Column("ONSET", text("onset_step")),
+    Column("REMEDY", text("remedy")),
+    Column("REASON", text("reason"), wide=True),
+]
+
+
+def page(run: dict[str, Any], now: dt.datetime, *, wide: bool = False) -> str:
+    """Everything a person on call asks for first."""
+    parts = [_facts(run, now)]
+    if run["restarts"]:
+        title = f"{counted(len(run['restarts']), 'restart')} (seconds by phase)"
+        parts.append(f"{title}\n{table(run['restarts'], RESTARTS, wide=wide)}")
+    if run["incidents"]:
+        title = counted(len(run["incidents"]), "incident")
+        parts.append(f"{title}\n{table(run['incidents'], INCIDENTS, wide=wide)}")
+    return "\n\n".join(parts)
+
+
+def _facts(run: dict[str, Any], now: dt.datetime) -> str:
+    ettr = run["ettr"]
+    begun = dt.datetime.fromisoformat(run["submitted_at"])
+    end = dt.datetime.fromisoformat(run["ended_at"]) if run["ended_at"] else now
+    facts = {
+        "name": run["name"],
+        "id": run["id"],
+        "state": f"{run['state']} ({run['reason']})" if run["reason"] else run["state"],
+        "attempt": f"{run['attempt']} on {', '.join(run['node_names']) or 'no node'}",
+        "step": str(run["step"]),
+        "loss": number("loss")(run),
+        "checkpoint": checkpoint_words(run["checkpoint"]),
+        "age": words(max(0.0, (end - begun).total_seconds())),
+        "ettr": "-" if ettr is None else f"{ettr:.1%} of allocated time was productive",
+        "time": ", ".join(f"{k} {words(v)}" for k, v in run["seconds"].items() if v >= 0.05) or "-",
+    }
+    if run["skip_batches"]:
+        facts["skipped"] = ", ".join(f"batches {a} to {b}" for a, b in run["skip_batches"])
+    if run["avoid"]:
+        facts["avoids"] = ", ".join(run["avoid"])
+    return "\n".join(f"{key + ':':<12}{value}" for key, value in facts.items())
+
+
+def checkpoint_words(checkpoint: dict[str, Any] | None) -> str:
+    """`step 60 (directory, good), 12.0 s old`."""
+    if checkpoint is None:
+        return "none yet"
+    what = f"step {checkpoint['step']} ({checkpoint['tier']}, {checkpoint['trust']})"
+    return f"{what}, {words(checkpoint['age_seconds'])} old"

@@ -1,0 +1,1 @@
+"""HTTP API, agent gateway and metrics endpoint."""

@@ -1,0 +1,66 @@
+"""The HTTP application: routes under `/api/v1`, `/healthz`, `/metrics`, and the agents' gateway."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+
+from jobs.clock import Clock
+from orchestrator.server import metrics, problems
+from orchestrator.server.context import Context, ControlPlane
+from orchestrator.server.routes import checkpoints, incidents, nodes, runs, story, system
+from orchestrator.settings import Settings
+
+_TAGS = [
+    {"name": "runs", "description": "Training jobs: submit, list, show, act on."},
+    {"name": "story", "description": "What happened to a run, and why."},
+    {"name": "checkpoints", "description": "Saved states, and how far each may be trusted."},
+    {"name": "incidents", "description": "What went wrong, and what was done."},
+    {"name": "nodes", "description": "Hosts, and whether they take work."},
+    {"name": "queues", "description": "Where runs wait."},
+    {"name": "tokens", "description": "Credentials (role admin)."},
+    {"name": "system", "description": "The control plane itself."},
+    {"name": "health", "description": "For probes and Prometheus; no token."},
+]
+
+
+def _operation_id(route: APIRoute) -> str:
+    """`runs_submit`: stable names for generated clients."""
+    return f"{route.tags[0] if route.tags else 'api'}_{route.name}"
+
+
+def create_app(
+    controller: ControlPlane, clock: Clock, settings: Settings, gateway: APIRouter | None = None
+) -> FastAPI:
+    """The application around a controller.
+
+    Args:
+        controller: Decides and stores. Started and stopped by the caller.
+        clock: What time it is.
+        settings: Where logs lie, and the first token.
+        gateway: Where agents connect (a WebSocket route).
+    """
+    app = FastAPI(
+        title="babysit",
+        version=system.package_version(),
+        summary="Keeps large training runs alive.",
+        openapi_tags=_TAGS,
+        openapi_url="/api/v1/openapi.json",
+        docs_url="/api/v1/docs",
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.context = Context(controller, clock, settings)
+    app.state.restarts = metrics.RestartTally()
+    api = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
+    # The more specific paths come first: `/runs/{reference}/events` before `/runs/{reference}`.
+    for module in (checkpoints, story, runs, incidents, nodes, system):
+        api.include_router(module.router)
+    api.include_router(story.everything)
+    app.include_router(api)
+    app.include_router(system.health)
+    app.include_router(metrics.router)
+    if gateway is not None:
+        app.include_router(gateway)
+    problems.install(app)
+    return app

@@ -1,0 +1,128 @@
+"""What every route needs: the control plane, the caller, and how to speak for them."""
+
+from __future__ import annotations
+
+import getpass
+import hmac
+from typing import Annotated, Any, Protocol, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from ulid import ULID
+
+from jobs.clock import Clock
+from jobs.events import Event
+from orchestrator.core.entities import Run
+from orchestrator.core.instructions import Instruction
+from orchestrator.core.state import State
+from orchestrator.database.port import Store, Token
+from orchestrator.errors import BabysitError, NotAllowedError
+from orchestrator.settings import Settings
+
+_RANK = {"viewer": 0, "operator": 1, "admin": 2}
+E = TypeVar("E", bound=Event)
+
+
+class UnauthenticatedError(BabysitError):
+    """No token, or one that is not known."""
+
+
+class ControlPlane(Protocol):
+    """What the API asks of the controller."""
+
+    @property
+    def store(self) -> Store:
+        """The run database."""
+
+    @property
+    def state(self) -> State:
+        """What the core knows; empty on a server that does not lead."""
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this server decides."""
+
+    async def submit(self, event: Any) -> list[Instruction]:
+        """Decide on an operator's event and store the decision."""
+
+
+class Context:
+    """The parts of the server, and shorthands the routes share."""
+
+    def __init__(self, controller: ControlPlane, clock: Clock, settings: Settings) -> None:
+        self.controller = controller
+        self.clock = clock
+        self.settings = settings
+        self.requests = 0
+        """Requests that bore a valid token; an embedded server that sees none may leave."""
+
+    @property
+    def store(self) -> Store:
+        """The run database."""
+        return self.controller.store
+
+    async def tell(self, caller: Token, kind: type[E], **fields: Any) -> list[Instruction]:
+        """Make an operator's event and have it decided."""
+        event = kind(id=str(ULID()), at=self.clock.now(), actor=f"operator:{caller.name}", **fields)
+        return await self.controller.submit(event)
+
+    async def authenticate(self, secret: str | None) -> Token:
+        """The token behind a secret.
+
+        Raises:
+            UnauthenticatedError: there is none.
+        """
+        if not secret:
+            raise UnauthenticatedError("this needs a token: set BABYSIT_TOKEN")
+        first = self.settings.token
+        if first and hmac.compare_digest(first.get_secret_value().encode(), secret.encode()):
+            return Token(
+                id="first", name=getpass.getuser(), role="admin", created_at=self.clock.now()
+            )
+        token = await self.store.find_token(secret)
+        if token is None:
+            raise UnauthenticatedError("the token is not known, or was revoked: get another")
+        return token
+
+
+def context(request: Request) -> Context:
+    """The context of the app that serves the request."""
+    found: Context = request.app.state.context
+    return found
+
+
+_bearer = HTTPBearer(auto_error=False, description="A token of `babysit token create`.")
+HasContext = Annotated[Context, Depends(context)]
+
+
+async def _caller(
+    here: HasContext,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Token:
+    token = await here.authenticate(credentials.credentials if credentials else None)
+    here.requests += 1
+    return token
+
+
+def _at_least(role: str) -> Any:
+    async def check(caller: Annotated[Token, Depends(_caller)]) -> Token:
+        if _RANK[caller.role] < _RANK[role]:
+            raise NotAllowedError(
+                f"this needs the role {role}; the token {caller.name} has {caller.role}"
+            )
+        return caller
+
+    return Depends(check)
+
+
+Viewer = Annotated[Token, _at_least("viewer")]
+Operator = Annotated[Token, _at_least("operator")]
+Admin = Annotated[Token, _at_least("admin")]
+
+
+async def _run(reference: str, here: HasContext, _: Viewer) -> Run:
+    return await here.store.run(reference)
+
+
+TheRun = Annotated[Run, Depends(_run)]
+"""The run that `{reference}` in the path names: an id, a unique prefix, or a name (its newest)."""

@@ -1,0 +1,107 @@
+"""Errors as the API's JSON: `{"error": {"kind", "message", …}}` with a fitting status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from jobs.spec_file import SpecError
+from orchestrator.errors import (
+    BabysitError,
+    DatabaseUnavailableError,
+    DeposedError,
+    InvalidError,
+    NotAllowedError,
+    NotFoundError,
+    NotLeaderError,
+    RefusedError,
+    TemporaryError,
+)
+from orchestrator.server.context import UnauthenticatedError
+
+_STATUS: dict[type[BabysitError], tuple[int, str]] = {
+    NotFoundError: (404, "not_found"),
+    RefusedError: (409, "refused"),
+    InvalidError: (422, "invalid"),
+    UnauthenticatedError: (401, "unauthenticated"),
+    NotAllowedError: (403, "not_allowed"),
+    DatabaseUnavailableError: (503, "database_unavailable"),
+    NotLeaderError: (503, "not_leader"),
+    DeposedError: (503, "not_leader"),
+    TemporaryError: (503, "temporary"),
+    BabysitError: (500, "internal"),
+}
+_RETRY_AFTER_SECONDS = "2"
+
+
+class Problem(BaseModel):
+    """What went wrong."""
+
+    kind: str
+    message: str
+    """What, where, and what to do next."""
+    problems: list[str] = []
+    """For an invalid spec: one line for each problem, with its position."""
+
+
+class ProblemBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: Problem
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemBody, "description": text}
+    for status, text in {
+        401: "No token, or not a known one",
+        403: "The token's role does not allow it",
+        404: "No such thing",
+        409: "Not possible in this state",
+        422: "The request itself is wrong",
+        503: "Try again: nothing was changed",
+    }.items()
+}
+
+
+def _answer(
+    status: int, kind: str, message: str, problems: list[str] | None = None
+) -> JSONResponse:
+    body = ProblemBody(error=Problem(kind=kind, message=message, problems=problems or []))
+    headers = {"Retry-After": _RETRY_AFTER_SECONDS} if status == 503 else {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body.model_dump(), status, headers=headers)
+
+
+async def _babysit_error(_: Request, error: Exception) -> JSONResponse:
+    status, kind = next(_STATUS[base] for base in type(error).__mro__ if base in _STATUS)
+    return _answer(status, kind, str(error))
+
+
+async def _spec_error(_: Request, error: Exception) -> JSONResponse:
+    return _answer(422, "invalid_spec", str(error), str(error).splitlines())
+
+
+async def _request_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 (registered for it only)
+    lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+    return _answer(422, "invalid", "; ".join(lines), lines)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 (registered for it only)
+    kind = {404: "no_such_route", 405: "wrong_method"}.get(error.status_code, "http")
+    return _answer(error.status_code, kind, f"{request.method} {request.url.path}: {error.detail}")
+
+
+def install(app: FastAPI) -> None:
+    """Have every error answered in the API's own form."""
+    app.add_exception_handler(BabysitError, _babysit_error)
+    app.add_exception_handler(SpecError, _spec_error)
+    app.add_exception_handler(RequestValidationError, _request_error)
+    app.add_exception_handler(HTTPException, _http_error)

@@ -1,0 +1,76 @@
+"""Nodes: what there is, how fit it is, and whether it takes work."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from orchestrator.core.entities import Node
+from orchestrator.core.events import NodeChanged
+from orchestrator.core.showing import check_node, node_view
+from orchestrator.core.views import NodeCheck, NodeView
+from orchestrator.errors import NotFoundError
+from orchestrator.server.context import Context, HasContext, Operator, Viewer
+from orchestrator.server.reading import LIVE
+
+router = APIRouter(prefix="/nodes", tags=["nodes"])
+
+
+class Why(BaseModel):
+    """The reason, for whoever finds the node like this."""
+
+    reason: str = Field(min_length=1, max_length=1000)
+
+
+async def _node(here: Context, name: str) -> Node:
+    nodes = await here.store.nodes()
+    for node in nodes:
+        if node.id == name:
+            return node
+    names = [node.id for node in nodes]
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; `babysit nodes ls` shows them"
+    raise NotFoundError(f"there is no node {name}{hint}")
+
+
+async def _views(here: Context, nodes: list[Node]) -> list[NodeView]:
+    workers = await here.store.workers()
+    names = {run.id: run.name for run in await here.store.runs(states=LIVE, limit=1000)}
+    return [node_view(node, workers, names) for node in nodes]
+
+
+@router.get("")
+async def list_nodes(here: HasContext, _: Viewer) -> list[NodeView]:
+    """All nodes, by name."""
+    return await _views(here, sorted(await here.store.nodes(), key=lambda node: node.id))
+
+
+@router.get("/{node}")
+async def show(node: str, here: HasContext, _: Viewer) -> NodeView:
+    """One node."""
+    return (await _views(here, [await _node(here, node)]))[0]
+
+
+@router.get("/{node}/check")
+async def check(node: str, here: HasContext, _: Viewer) -> list[NodeCheck]:
+    """What the control plane knows of its fitness. Touches nothing."""
+    workers = await here.store.workers()
+    return check_node(await _node(here, node), workers, here.clock.now())
+
+
+@router.post("/{node}/{verb}")
+async def change(
+    node: str,
+    verb: Literal["cordon", "drain", "uncordon"],
+    body: Why,
+    here: HasContext,
+    caller: Operator,
+) -> NodeView:
+    """Cordon: no new work. Drain: its runs move away too. Uncordon: takes work again."""
+    found = await _node(here, node)
+    state = {"cordon": "cordoned", "drain": "draining", "uncordon": "ready"}[verb]
+    await here.tell(caller, NodeChanged, node=found.id, state=state, reason=body.reason)
+    return (await _views(here, [await _node(here, node)]))[0]

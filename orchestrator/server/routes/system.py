@@ -1,0 +1,142 @@
+"""The control plane itself: what it is, its queues, its tokens, and the hold over everything."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from orchestrator.core.events import RunHeld, RunReleased
+from orchestrator.core.showing import queue_views
+from orchestrator.core.states import NodeState
+from orchestrator.core.views import QueueView, TokenView
+from orchestrator.database.port import Token
+from orchestrator.server.context import Admin, Context, HasContext, Operator, Viewer
+from orchestrator.server.reading import LIVE
+from orchestrator.server.routes.runs import Asked
+
+router = APIRouter()
+health = APIRouter(tags=["health"])
+
+
+class Info(BaseModel):
+    """What answers, and what it looks after."""
+
+    version: str
+    leader: bool = Field(description="Whether this server decides.")
+    leader_name: str | None = Field(description="Who leads.")
+    hold: str | None = Field(description="Why all automation is held, if it is.")
+    nodes: int
+    nodes_ready: int
+    live_runs: int
+    caller: str
+    role: str
+
+
+class Health(BaseModel):
+    """Whether the server is up, and whether it decides."""
+
+    status: Literal["ok"] = "ok"
+    leader: bool
+
+
+class NewToken(BaseModel):
+    """A token to be."""
+
+    name: str = Field(min_length=1, max_length=100)
+    role: Literal["admin", "operator", "viewer"] = "operator"
+
+
+class MadeToken(TokenView):
+    """A token with its secret, which is shown this once."""
+
+    secret: str
+
+
+def package_version() -> str:
+    """The installed version; `0+source` when run from a checkout."""
+    try:
+        return version("babysit")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+@health.get("/healthz")
+async def healthz(here: HasContext) -> Health:
+    """Up. Needs no token and no database."""
+    return Health(leader=here.controller.is_leader)
+
+
+async def _info(here: Context, caller: Token) -> Info:
+    nodes = [node for node in await here.store.nodes() if node.state is not NodeState.GONE]
+    lease = await here.store.leader()
+    return Info(
+        version=package_version(),
+        leader=here.controller.is_leader,
+        leader_name=None if lease is None else lease.holder,
+        hold=here.controller.state.fleet.hold,
+        nodes=len(nodes),
+        nodes_ready=sum(node.state is NodeState.READY for node in nodes),
+        live_runs=len(await here.store.runs(states=LIVE, limit=1000)),
+        caller=caller.name,
+        role=caller.role,
+    )
+
+
+@router.get("/info", tags=["system"])
+async def info(here: HasContext, caller: Viewer) -> Info:
+    """What answers, and what it looks after."""
+    return await _info(here, caller)
+
+
+@router.post("/hold", tags=["system"])
+async def hold(body: Asked, here: HasContext, caller: Operator) -> Info:
+    """Stop all automatic action, for every run; monitoring goes on."""
+    await here.tell(caller, RunHeld, run=None, reason=body.reason)
+    return await _info(here, caller)
+
+
+@router.post("/release", tags=["system"])
+async def release(body: Asked, here: HasContext, caller: Operator) -> Info:
+    """End the hold over everything."""
+    await here.tell(caller, RunReleased, run=None, reason=body.reason)
+    return await _info(here, caller)
+
+
+@router.get("/queues", tags=["queues"])
+async def queues(here: HasContext, _: Viewer) -> list[QueueView]:
+    """All queues, by name."""
+    runs = await here.store.runs(states=LIVE, limit=1000)
+    return queue_views(await here.store.queues(), runs)
+
+
+def _token(token: Token) -> dict[str, object]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": token.role,
+        "created_at": token.created_at,
+        "last_used_at": token.last_used_at,
+        "revoked_at": token.revoked_at,
+    }
+
+
+@router.get("/tokens", tags=["tokens"])
+async def list_tokens(here: HasContext, _: Admin) -> list[TokenView]:
+    """All tokens, without their secrets."""
+    return [TokenView.model_validate(_token(token)) for token in await here.store.tokens()]
+
+
+@router.post("/tokens", tags=["tokens"], status_code=201)
+async def create_token(body: NewToken, here: HasContext, _: Admin) -> MadeToken:
+    """Make a token. The secret is in this answer and nowhere else."""
+    token, secret = await here.store.create_token(body.name, body.role, here.clock.now())
+    return MadeToken.model_validate({**_token(token), "secret": secret})
+
+
+@router.delete("/tokens/{token}", tags=["tokens"], status_code=204)
+async def revoke_token(token: str, here: HasContext, _: Admin) -> None:
+    """Make a token worthless, at once."""
+    await here.store.revoke_token(token, here.clock.now())

@@ -1,0 +1,65 @@
+"""The database of a control plane stops in mid-run, and comes back."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import Jobs
+from tests.acceptance.record import check_record
+from tests.control_plane import ControlPlane, Servers, control_plane, until
+from tests.postgres import PostgresServer
+
+AWAY_SECONDS = 20.0
+
+
+@pytest.fixture
+def database() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this test's own."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def plane(database: PostgresServer, servers: Servers, tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane on PostgreSQL, with a lease shorter than the outage."""
+    settings = {"database_url": database.url(), "lease_seconds": 3}
+    with control_plane(servers, tmp_path / "home", **settings) as running:
+        yield running
+
+
+@pytest.mark.slow
+def test_postgres_is_away_for_twenty_seconds(
+    plane: ControlPlane, database: PostgresServer, jobs: Jobs
+) -> None:
+    """Training goes on without it. A rank dies meanwhile: the recovery comes when it is back."""
+    job = jobs()
+    run = plane.submit(job.spec)
+    plane.at_step(run, 10)
+
+    database.stop("immediate")
+    back = time.monotonic() + AWAY_SECONDS
+    step = max(step for _, step in plane.rings(run).values())
+    plane.at_step(run, step + 100)
+    plane.signal_rank(run, 1, signal.SIGKILL)
+    until(lambda: not plane.rings(run), "the ranks are dead")
+    until(lambda: time.monotonic() >= back, "the outage is over")
+    assert not plane.rings(run), "nothing is decided that cannot be written down"
+    database.start()
+
+    dead = max(line["step"] for line in job.events("step"))
+    plane.at_step(run, dead + 10)
+    shown = plane.show(run)
+    assert [restart["class"] for restart in shown["restarts"]] == ["signal"]
+    assert shown["restarts"][0]["lost_steps"] <= 2
+    job.finish()
+    plane.state(run, "succeeded")
+    check_record(plane, run, job)

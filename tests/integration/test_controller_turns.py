@@ -1,0 +1,287 @@
+"""The controller's turns: killed between any two of its calls, and among defects of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from jobs.events import Heartbeat, RankReady, Report
+from orchestrator.clusters.errors import ClusterError
+from orchestrator.controller import Controller
+from orchestrator.core import machine
+from orchestrator.core.entities import Attempt
+from orchestrator.core.events import CapacityChanged, NodeChanged, NodeInfo, StepReached
+from orchestrator.core.state import State
+from orchestrator.core.states import AttemptState, RunState
+from orchestrator.core.turn import Turn
+from orchestrator.database.port import Batch
+from orchestrator.errors import DefectError, DeposedError, InvariantError, NotLeaderError
+from orchestrator.observing import RunObserver
+from tests.control_room import STEPS, Fate, Room, samples
+from tests.replay import check_whole, replay
+from tests.world import spec
+
+
+def over(room: Room, run: str = "run-1") -> bool:
+    state = room.state_of(run)
+    return state in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
+
+
+def settled(room: Room) -> bool:
+    """The run is over, its workers are gone, and everything is carried out and noted down."""
+    return over(room) and not room.controller.state.runs and not room.store.left()
+
+
+async def live(fate: Fate) -> Room:
+    """A run that recovers once and succeeds, under a controller with that fate, and its next."""
+    room = Room()
+    await room.open(fate)
+    await room.submit()
+    if not await room.until(lambda: settled(room)):
+        assert fate.dead.is_set(), f"stuck: {room.state_of()}"
+        await room.kill()
+        await room.open()
+        if room.state_of() is None:
+            await room.submit()
+        assert await room.until(lambda: settled(room)), f"stuck: {room.state_of()}"
+    await room.kill()
+    return room
+
+
+async def check(room: Room) -> None:
+    assert room.state_of() is RunState.SUCCEEDED
+    assert [agent.started for agent in room.agents.values()] == [[1, 2], [1, 2]]
+    assert await room.store.sample_total("run-1") == 2 * 2 * STEPS
+    journal = await room.store.journal(limit=10_000)
+    check_whole(journal)
+    assert not replay(journal).runs
+
+
+async def test_a_controller_killed_between_any_two_calls_leaves_nothing_lost_or_doubled() -> None:
+    fate = Fate()
+    await check(await live(fate))
+    assert fate.calls.count("launch") == 2
+    for call in range(len(fate.calls)):
+        for after in (False, True):
+            try:
+                await check(await live(Fate(call, after=after)))
+            except AssertionError as error:
+                when = "after" if after else "before"
+                raise AssertionError(f"killed {when} call {call} ({fate.calls[call]})") from error
+
+
+# defects of our own
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> dict[type, list[Any]]:
+    """Kinds of events the core cannot take: a handler that changes the state, and then fails."""
+    met: dict[type, list[Any]] = {}
+    before = dict(machine._HANDLERS)
+
+    def handler(turn: Any, event: Any) -> None:
+        if type(event) in met:
+            met[type(event)].append(event)
+            for run in list(turn.state.runs):
+                turn.change_run(run, reason="half done")
+            raise KeyError("a defect")
+        before[type(event)](turn, event)
+
+    monkeypatch.setattr(machine, "_HANDLERS", dict.fromkeys(before, handler))
+    return met
+
+
+async def lead(room: Room) -> Controller:
+    controller = await room.open()
+    await room.until(lambda: controller.is_leader and bool(controller.state.nodes))
+    return controller
+
+
+async def test_after_a_defect_new_agents_are_still_launched_and_told(
+    broken: dict[type, list[Any]],
+) -> None:
+    room = Room()
+    controller = await lead(room)
+    broken[NodeChanged] = []
+    with pytest.raises(DefectError, match="nothing was changed"):
+        await controller.submit(
+            room.event(NodeChanged, node="node-1", state="cordoned", reason="test")
+        )
+    await room.submit()
+    assert await room.until(lambda: settled(room))
+    await room.kill()
+    await check(room)
+
+
+async def test_one_event_that_fails_takes_no_other_of_its_report_with_it(
+    broken: dict[type, list[Any]],
+) -> None:
+    room = Room(together=True)
+    broken[RankReady] = []
+    await lead(room)
+    await room.submit()
+    assert await room.until(lambda: settled(room))
+    await room.kill()
+    await check(room)
+    names = Counter(entry.name for entry in await room.store.journal(limit=10_000))
+    assert broken[RankReady]
+    assert "rank_ready" not in names
+    assert names["ranks_started"] == names["rank_restored"] == 4
+
+
+async def test_a_report_that_the_database_refuses_is_taken_without_its_events() -> None:
+    """Else the agent would send it for ever, and nothing behind it would ever arrive."""
+    room = Room()
+    commit, refused = room.store.commit, []
+
+    async def refuse(batch: Batch, *, epoch: int) -> int:
+        if any(entry.name == "rank_ready" for entry in batch.journal):
+            refused.append(batch)
+            raise InvariantError("refused")
+        return await commit(batch, epoch=epoch)
+
+    room.store.commit = refuse  # type: ignore[method-assign]
+    await lead(room)
+    await room.submit()
+    assert await room.until(lambda: settled(room))
+    await room.kill()
+    await check(room)
+    assert len(refused) == 4
+
+
+async def test_samples_that_the_database_refuses_do_not_block_what_comes_after() -> None:
+    room = Room()
+    commit = room.store.commit
+
+    async def refuse(batch: Batch, *, epoch: int) -> int:
+        if any(3 in rank.step for samples in batch.samples for rank in samples.ranks):
+            raise InvariantError("refused")
+        return await commit(batch, epoch=epoch)
+
+    room.store.commit = refuse  # type: ignore[method-assign]
+    await lead(room)
+    await room.submit()
+    assert await room.until(lambda: settled(room))
+    await room.kill()
+    assert await room.store.sample_total("run-1") == 2 * 2 * STEPS - 2
+
+
+async def test_a_timer_that_always_fails_does_not_hold_up_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = Room()
+    await lead(room)
+    fired: list[str] = []
+    real = machine._TIMERS["max_runtime"]
+
+    def timer(turn: Turn, run: str, subject: str) -> None:
+        fired.append(run)
+        if run == "run-1":
+            raise KeyError("a defect")
+        real(turn, run, subject)
+
+    monkeypatch.setattr(machine, "_TIMERS", {**machine._TIMERS, "max_runtime": timer})
+    await room.submit("run-1", nodes=1, max_runtime=3)
+    await room.submit("run-2", nodes=1, max_runtime=5)
+    assert await room.until(lambda: over(room, "run-2"))
+    assert room.state_of("run-2") is RunState.FAILED
+    assert fired == ["run-1", "run-2"], "one try is enough to know"
+    await room.kill()
+
+
+async def test_the_rounds_go_on_when_the_cluster_does_not_answer() -> None:
+    room = Room()
+    nodes, failures = room.cluster.nodes, iter([True, True])
+
+    async def flaky() -> list[NodeInfo]:
+        if next(failures, False):
+            raise ClusterError("the cluster does not answer", node="", worker="")
+        return await nodes()
+
+    room.cluster.nodes = flaky  # type: ignore[method-assign]
+    controller = await room.open()
+    assert await room.until(lambda: bool(controller.state.nodes))
+    await room.kill()
+
+
+async def test_the_rounds_go_on_after_a_defect(broken: dict[type, list[Any]]) -> None:
+    room = Room()
+    broken[CapacityChanged] = []
+    controller = await room.open()
+    await room.until(lambda: bool(broken[CapacityChanged]))
+    del broken[CapacityChanged]
+    assert await room.until(lambda: bool(controller.state.nodes))
+    await room.kill()
+
+
+async def test_a_stop_that_the_cluster_refuses_is_tried_again() -> None:
+    room = Room(deaf=True)
+    stop, failures = room.cluster.stop, iter([True] * 3)
+
+    async def flaky(worker: str, run: str) -> None:
+        if next(failures, False):
+            raise ClusterError("the node cannot be reached", node="", worker=worker)
+        await stop(worker, run)
+
+    room.cluster.stop = flaky  # type: ignore[method-assign]
+    await lead(room)
+    await room.submit()
+    assert await room.until(lambda: settled(room))
+    await room.kill()
+    await check(room)
+
+
+async def test_an_agent_is_sent_on_by_a_server_that_no_longer_leads() -> None:
+    """One that has nothing to report would else stay, and seem lost to who leads now."""
+    room = Room()
+    controller = await lead(room)
+    await room.submit()
+    await room.until(lambda: bool(room.agents))
+    await controller._step_down()
+    with pytest.raises(NotLeaderError):
+        await controller.heartbeat("run-1-w1", Heartbeat(attempt=0, time=0.0))
+    await room.kill()
+
+
+async def test_a_write_of_an_earlier_lead_does_not_end_the_present_one() -> None:
+    room = Room()
+    controller = await lead(room)
+    first = controller._lead.epoch
+    await room.store.acquire("another", 10.0, room.clock.now(), force=True)
+    writing = asyncio.create_task(controller._write(Batch()))
+    await room.until(writing.done)
+    assert isinstance(writing.exception(), DeposedError)
+    await room.until(lambda: controller.is_leader and controller._lead.epoch > first)
+    assert controller._lead.epoch == first + 2
+    await room.clock.settle()
+    assert controller.state.nodes
+    await room.kill()
+
+
+def test_what_saves_blocked_is_counted_on_after_a_takeover() -> None:
+    """Only the newest samples are read again: what came before them the core has counted."""
+    room = Room()
+    attempt = Attempt(
+        run="run-1",
+        number=1,
+        state=AttemptState.RUNNING,
+        seats=(),
+        world_size=1,
+        started_at=room.clock.now(),
+        step=1000,
+        milestone=1003,
+        blocked_seconds=500.0,
+    )
+    observer = RunObserver(spec())
+    observer.rebuild([(1, samples(0, step)) for step in range(900, 1003)], attempt)
+    report = Report(sequence=1, attempt=1, samples=(samples(0, 1003),))
+    state = State([attempt])
+    (reached,) = [
+        event
+        for event in observer.events("run-1", report, state, room.event)
+        if isinstance(event, StepReached)
+    ]
+    assert reached.blocked_seconds == pytest.approx(500.0 + 3 * 0.25)

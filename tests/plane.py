@@ -1,0 +1,282 @@
+"""A control plane in a thread: real controller and API, over a store and a cluster in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import uvicorn
+from pydantic import SecretStr
+
+from babysit.wire import Tier
+from jobs.clock import SystemClock
+from jobs.events import RankSamples, ShardFile, ShardReport
+from jobs.spec import RunSpec
+from monitors.failures import Cause, FailureClass
+from monitors.types import Severity
+from orchestrator.clusters.simulated import SimulatedCluster
+from orchestrator.controller import Controller
+from orchestrator.core.entities import (
+    Attempt,
+    Checkpoint,
+    Incident,
+    Ledger,
+    Restart,
+    Run,
+    Seat,
+)
+from orchestrator.core.events import NodeInfo
+from orchestrator.core.states import AttemptState, IncidentState, RunState, Trust
+from orchestrator.database.memory_store import MemoryStore
+from orchestrator.database.port import Batch, ShardRecord, WorkerSamples
+from orchestrator.leading import LeadSettings
+from orchestrator.server.app import create_app
+from orchestrator.settings import Settings
+
+SECRET = "first-token"
+T = TypeVar("T")
+START = dt.datetime(2026, 3, 1, 3, 12, tzinfo=dt.UTC)
+RUN_ID = "01JNB00000000000000000DONE"
+
+
+class Plane:
+    """Serves until stopped. Workers of its cluster never join: runs get as far as `starting`."""
+
+    def __init__(self, home: Path) -> None:
+        self.settings = Settings(home=home, token=SecretStr(SECRET), local_nodes=2)
+        self.url = ""
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something on the plane's own loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def write(self, **batch: Any) -> None:
+        """Write straight into the run database."""
+
+        async def commit() -> None:
+            lease = await self.store.leader()
+            assert lease is not None
+            await self.store.commit(Batch(**batch), epoch=lease.epoch)
+
+        self.do(commit())
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        clock = SystemClock()
+        self.store = MemoryStore()
+        cluster = SimulatedCluster([NodeInfo(id=f"node-{i}", cpus=2) for i in (1, 2)], clock)
+        self.controller = Controller(
+            self.store,
+            cluster,
+            clock,
+            settings=LeadSettings(holder="test"),
+            worker_token=lambda run, worker: "unused",
+        )
+        app = create_app(self.controller, clock, self.settings)
+        config = uvicorn.Config(app, port=0, log_level="warning", ws="none", lifespan="off")
+        self._server = uvicorn.Server(config)
+        await self.controller.start()
+        serving = asyncio.create_task(self._server.serve())
+        while not (
+            self._server.started and self.controller.is_leader and self.controller.state.nodes
+        ):
+            await clock.sleep(0.005)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._ready.set()
+        await serving
+        await self.controller.stop()
+        await cluster.close()
+
+
+def at(seconds: float) -> dt.datetime:
+    """So long after the finished run was submitted."""
+    return START + dt.timedelta(seconds=seconds)
+
+
+def spec(**fields: Any) -> RunSpec:
+    """A small run's spec."""
+    return RunSpec.model_validate(
+        {"name": "tiny", "command": ["python", "train.py"], "resources": {"nodes": 2}, **fields}
+    )
+
+
+def restart(**fields: Any) -> Restart:
+    """Rank 1 was killed at 60 s; 1.4 s later the first new step ended."""
+    return Restart(
+        **{
+            "attempt": 2,
+            "cause": Cause.INFRASTRUCTURE,
+            "failure_class": FailureClass.SIGNAL,
+            "reason": "rank 1 on node-2 was killed by SIGKILL (sender unknown)",
+            "node": "node-2",
+            "rank": 1,
+            "incident": "01JNB0000000000000INCIDENT",
+            "failed_at": at(60),
+            "detected_at": at(60.1),
+            "stopped_at": at(60.2),
+            "placed_at": at(60.2),
+            "ready_at": at(60.7),
+            "restored_at": at(60.9),
+            "recovered_at": at(61.4),
+            "best_step": 57,
+            "resumed_step": 57,
+            **fields,
+        }
+    )
+
+
+def attempts() -> list[Attempt]:
+    """Two attempts: killed, and well."""
+    seats = (
+        Seat(worker="w1", node="node-1", ranks=(0,)),
+        Seat(worker="w2", node="node-2", ranks=(1,)),
+    )
+    first = Attempt(
+        run=RUN_ID,
+        number=1,
+        state=AttemptState.ENDED,
+        seats=seats,
+        world_size=2,
+        step=57,
+        started_at=at(2),
+        first_step_at=at(5),
+        ended_at=at(60.2),
+    )
+    second = Attempt(
+        run=RUN_ID,
+        number=2,
+        state=AttemptState.ENDED,
+        seats=seats,
+        world_size=2,
+        restart=restart(),
+        restored=f"{RUN_ID}/1/memory/57",
+        restored_ranks=frozenset({0, 1}),
+        start_step=57,
+        step=200,
+        started_at=at(60.2),
+        first_step_at=at(61.4),
+        ended_at=at(200),
+    )
+    return [first, second]
+
+
+def finished_run(**fields: Any) -> Run:
+    """A run that was restarted once and succeeded."""
+    return Run(
+        **{
+            "id": RUN_ID,
+            "name": "tiny",
+            "spec": spec(),
+            "owner": "mia",
+            "submitted_at": at(0),
+            "state": RunState.SUCCEEDED,
+            "reason": "every rank ended well after step 200",
+            "attempt": 2,
+            "best_step": 200,
+            "started_at": at(2),
+            "ended_at": at(200),
+            "ledger": Ledger(
+                bucket="queued",
+                since=at(200),
+                seconds={"productive": 190.0, "starting": 8.0, "queued": 2.0},
+            ),
+            **fields,
+        }
+    )
+
+
+def incident(**fields: Any) -> Incident:
+    """What the restart was for."""
+    return Incident(
+        **{
+            "id": "01JNB0000000000000INCIDENT",
+            "run": RUN_ID,
+            "attempt": 1,
+            "kind": "signal",
+            "severity": Severity.WARNING,
+            "state": IncidentState.RESOLVED,
+            "subject": "rank 1 on node-2",
+            "onset_step": 57,
+            "remedy": "retry",
+            "reason": "rank 1 on node-2 was killed by SIGKILL (sender unknown)",
+            "opened_at": at(60.1),
+            "resolved_at": at(61.4),
+            **fields,
+        }
+    )
+
+
+def checkpoint(step: int, trust: Trust = Trust.GOOD, **fields: Any) -> Checkpoint:
+    """A checkpoint of the finished run, in its directory."""
+    return Checkpoint(
+        **{
+            "id": f"{RUN_ID}/1/directory/{step}",
+            "run": RUN_ID,
+            "attempt": 1,
+            "step": step,
+            "tier": Tier.DIRECTORY,
+            "world_size": 2,
+            "path": f"/checkpoints/step-{step:09d}",
+            "trust": trust,
+            "ranks": frozenset({0, 1}),
+            "bytes": 2048,
+            "created_at": at(step),
+            **fields,
+        }
+    )
+
+
+def shard(step: int, rank: int) -> ShardReport:
+    """A shard of it."""
+    return ShardReport(
+        attempt=1,
+        step=step,
+        rank=rank,
+        world_size=2,
+        tier=Tier.DIRECTORY,
+        path=f"/checkpoints/step-{step:09d}",
+        batch=step,
+        files=(ShardFile(name="data", bytes=1024, blake2b="0" * 32),),
+    )
+
+
+def finished(plane: Plane) -> Run:
+    """Write the finished run, and all that belongs to it, into the plane's database."""
+    run, (first, second) = finished_run(), attempts()
+    samples = RankSamples(
+        rank=0,
+        step=[199, 200],
+        batch=[199, 200],
+        time=[1.0, 2.0],
+        loss=[2.5, float("nan")],
+        grad_norm=[1.0, 1.0],
+        tokens=[0.0, 0.0],
+        seconds=[1.0, 1.0],
+        blocked_seconds=[0.0, 0.0],
+        learning_rate=[-1.0, -1.0],
+    )
+    plane.write(entities=[finished_run(attempt=1, state=RunState.RUNNING, ended_at=None), first])
+    plane.write(
+        entities=[checkpoint(20), checkpoint(40, Trust.BAD)],
+        shards=[ShardRecord(checkpoint=checkpoint(20).id, shard=shard(20, r)) for r in (0, 1)],
+    )
+    plane.write(entities=[second, incident()])
+    plane.write(samples=[WorkerSamples(run=RUN_ID, attempt=2, ranks=[samples])])
+    plane.write(entities=[run])
+    return run

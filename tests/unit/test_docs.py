@@ -1,0 +1,127 @@
+"""What the documentation says exists, and is as it says."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from pydantic_core import PydanticUndefined
+
+from monitors.failures import CAUSE_OF, Cause, FailureClass
+from orchestrator.cli.main import app
+from orchestrator.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+RECOVERY = (ROOT / "docs" / "recovery.md").read_text()
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "%": 0.01}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def settings_rows() -> list[str]:
+    """The table of settings in docs/operating.md."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        assert field.default is not PydanticUndefined
+        default = "" if field.default in (None, "") else f"`{field.default}`"
+        rows.append(f"| `BABYSIT_{name.upper()}` | {default} | {field.description} |")
+    return rows
+
+
+def test_every_setting_is_documented() -> None:
+    table = "\n".join(settings_rows())
+    page = (ROOT / "docs" / "operating.md").read_text()
+    assert table in page, f"the table in docs/operating.md should be:\n{table}"
+
+
+def thresholds() -> list[tuple[str, str, str, str]]:
+    """Value, unit, file and name of each row of the table in docs/recovery.md."""
+    row = r"^\| [^|]+ \| ([\d.]+) ?([^|]*?) \| `(\S+)\.py ([A-Z_]+)` \|"
+    return re.findall(row, RECOVERY, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("value", "unit", "module", "name"), thresholds())
+def test_thresholds_are_as_documented(value: str, unit: str, module: str, name: str) -> None:
+    actual = getattr(importlib.import_module(f"orchestrator.{module.replace('/', '.')}"), name)
+    if isinstance(actual, dt.timedelta):
+        actual = actual.total_seconds()
+    assert float(value) * UNITS.get(unit, 1.0) == pytest.approx(actual)
+
+
+def test_the_table_of_thresholds_is_read() -> None:
+    table = RECOVERY.partition("## Thresholds")[2].partition("\n## ")[0]
+    assert len(thresholds()) == table.count("\n|") - 2 > 10
+
+
+@pytest.mark.parametrize("cause", [cause for cause in Cause if cause is not Cause.OPERATOR])
+def test_classes_are_charged_as_documented(cause: Cause) -> None:
+    (row,) = re.findall(rf"^\| {cause} \| ([^|]+) \|", RECOVERY, re.MULTILINE)
+    charged = {c for c in FailureClass if CAUSE_OF.get(c, Cause.INFRASTRUCTURE) is cause}
+    assert set(re.findall(r"`(\w+)`", row)) == {c.value for c in charged}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text())
+    headings = {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    }
+    dead = [
+        link
+        for link in links
+        if (link[1:] not in headings if link[0] == "#" else not (page.parent / link).exists())
+    ]
+    assert dead == []
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Words of each `babysit …` in backticks, and of each line of a code block that is one."""
+    text = page.read_text()
+    blocks = re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    for line in [*lines, *re.findall(r"`([^`\n]+)`", prose)]:
+        # What a shell runs, without prompts, variables, redirections and comments.
+        for part in re.split(r"&&|\||\$\(| \d?>", line.partition(" #")[0].removeprefix("$ ")):
+            said = re.match(r"\s*(?:\w+=\S* )*babysit( [^)]+)?", part)
+            if said is not None:
+                yield shlex.split(said[1] or "")
+
+
+def unknown(words: list[str]) -> str:
+    """The first command or option that does not exist; empty when all do."""
+    command = typer.main.get_command(app)
+    rest = iter(words)
+    for word in rest:
+        below = getattr(command, "commands", {})  # of a group
+        name, _, value = word.partition("=")
+        option = next((p for p in command.params if name in p.opts), None)
+        if option is not None:
+            if not (value or getattr(option, "is_flag", False)):
+                next(rest, None)
+        elif (word.startswith("-") or below) and word not in {*below, "--help"}:
+            return f"{word} of {command.name}"
+        command = below.get(word, command)
+    return ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_exist(page: Path) -> None:
+    assert [words for words in commands(page) if unknown(words)] == []
+
+
+def test_what_does_not_exist_is_found() -> None:
+    assert unknown(["nodes", "fix", "node-1"]) == "fix of nodes"
+    assert unknown(["ls", "--colour"]) == "--colour of ls"
+    assert unknown(["nodes", "drain", "node-1", "--reason", "disk"]) == ""
+    assert len(list(commands(ROOT / "README.md"))) > 3
