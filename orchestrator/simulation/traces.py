@@ -1,0 +1,244 @@
+"""Job traces and node lists, read from CSV.
+
+A trace has a header and one line for each job: `job_id`, `submit_time_s`, `duration_s` and
+`num_gpus`; `vc` (virtual cluster) where the nodes are divided, `priority` (low, normal, high,
+critical) if wanted. Other columns are kept as they are.
+
+A node list has `gpus_per_node` (or `gpu_capacity_num`, as Alibaba's inventories call it), with
+`nodes` for how many of them and `vc` for whose they are. `8x4` means eight nodes of four GPUs.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from jobs.spec import Priority
+from orchestrator.errors import InvalidError
+
+SHARED = ""
+"""The pool of all jobs, where nodes are not divided into virtual clusters."""
+MAX_NODES = 1_000_000
+MAX_GPUS_PER_NODE = 1_024
+_COUNT_BY_GPUS = re.compile(r"(\d{1,9})x(\d{1,9})", re.ASCII)
+
+
+class TraceError(InvalidError):
+    """A trace or a node list is wrong: `FILE:LINE: column: expected …, got …`.
+
+    Attributes:
+        name: The file.
+        line: From 1, the header's; 0: the file as a whole.
+        column: The name of the column; empty: the line as a whole.
+    """
+
+    def __init__(self, name: str, line: int, column: str, message: str) -> None:
+        self.name, self.line, self.column = name, line, column
+        where = f"{name}:{line}" if line else name
+        super().__init__(": ".join(part for part in (where, column, message) if part))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One line of a trace."""
+
+    id: str
+    submit_seconds: float
+    """Since the origin of the trace."""
+    duration_seconds: float
+    """What it runs for, undisturbed."""
+    gpus: int
+    vc: str = SHARED
+    priority: Priority = Priority.NORMAL
+    line: int = 0
+    """Where it stands in the file."""
+    extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The columns that are nobody's business here."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trace:
+    """Jobs in order of submission; those of one moment as they stand in the file."""
+
+    name: str
+    jobs: tuple[Job, ...]
+
+
+Pools = Mapping[str, tuple[int, ...]]
+"""The GPUs of each node, by virtual cluster."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Line:
+    """One line of a file by its columns; says what is wrong with it."""
+
+    name: str
+    number: int
+    cells: Mapping[str, str]
+
+    def error(self, column: str, expected: str) -> TraceError:
+        got = self.cells.get(column, "")
+        return TraceError(self.name, self.number, column, f"expected {expected}, got {got!r}")
+
+    def seconds(self, column: str) -> float:
+        value = _number(self.cells[column])
+        if not (math.isfinite(value) and value >= 0):
+            raise self.error(column, "seconds, 0 or more")
+        return value
+
+    def count(self, column: str, most: int | None = None) -> int:
+        value = _number(self.cells[column])
+        if not (math.isfinite(value) and value.is_integer() and 1 <= value <= (most or value)):
+            limit = f"1 to {most:,}" if most else "1 or more"
+            raise self.error(column, f"a whole number, {limit}")
+        return int(value)
+
+    def priority(self) -> Priority:
+        try:
+            return Priority(self.cells.get("priority", "").strip() or Priority.NORMAL)
+        except ValueError:
+            raise self.error("priority", f"one of {', '.join(Priority)}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Read a trace.
+
+    Raises:
+        TraceError: The file cannot be read, or is wrong.
+    """
+    name = str(path)
+    needed = ("job_id", "submit_time_s", "duration_s", "num_gpus")
+    own = {*needed, "vc", "priority"}
+    jobs: list[Job] = []
+    lines: dict[str, int] = {}
+    for line in _lines(name, needed):
+        cells = line.cells
+        job_id = cells["job_id"]
+        if not job_id or job_id in lines:
+            other = f" (line {lines[job_id]} has it)" if job_id else ""
+            raise line.error("job_id", f"an id that no other job has{other}")
+        lines[job_id] = line.number
+        job = Job(
+            id=job_id,
+            submit_seconds=line.seconds("submit_time_s"),
+            duration_seconds=line.seconds("duration_s"),
+            gpus=line.count("num_gpus"),
+            vc=cells.get("vc", SHARED),
+            priority=line.priority(),
+            line=line.number,
+            extra={column: cell for column, cell in cells.items() if column not in own},
+        )
+        jobs.append(job)
+    if not jobs:
+        raise TraceError(name, 1, "", "expected jobs below the header, got none")
+    return Trace(name, tuple(sorted(jobs, key=lambda job: job.submit_seconds)))
+
+
+def read_nodes(text: str) -> Pools:
+    """The nodes of `COUNTxGPUS`, or of a file.
+
+    Raises:
+        TraceError: Neither; or the file is wrong.
+    """
+    if match := _COUNT_BY_GPUS.fullmatch(text):
+        count, gpus = map(int, match.groups())
+        if not (1 <= count <= MAX_NODES and 1 <= gpus <= MAX_GPUS_PER_NODE):
+            limits = f"1 to {MAX_NODES:,} nodes of 1 to {MAX_GPUS_PER_NODE:,} GPUs"
+            raise TraceError(text, 0, "", f"expected {limits}")
+        return {SHARED: (gpus,) * count}
+    return _read_node_list(text)
+
+
+def _read_node_list(name: str) -> Pools:
+    pools: dict[str, list[int]] = {}
+    total = 0
+    for line in _lines(name, ()):
+        column = "gpu_capacity_num" if "gpu_capacity_num" in line.cells else "gpus_per_node"
+        if column not in line.cells:
+            raise TraceError(name, 1, "", "expected the column gpus_per_node")
+        vc = line.cells.get("vc", SHARED)
+        if "vc" in line.cells and not vc:
+            raise line.error("vc", "the name of a virtual cluster")
+        count = line.count("nodes", MAX_NODES) if "nodes" in line.cells else 1
+        total += count
+        if total > MAX_NODES:
+            raise line.error("nodes", f"no more than {MAX_NODES:,} nodes in all")
+        pools.setdefault(vc, []).extend([line.count(column, MAX_GPUS_PER_NODE)] * count)
+    if not pools:
+        raise TraceError(name, 1, "", "expected nodes below the header, got none")
+    return {vc: tuple(gpus) for vc, gpus in pools.items()}
+
+
+def by_pool(trace: Trace, pools: Pools) -> dict[str, Sequence[Job]]:
+    """The jobs of each pool, in order of submission.
+
+    Raises:
+        TraceError: A job belongs to a virtual cluster that has no nodes.
+    """
+    if SHARED in pools:
+        return {SHARED: trace.jobs}
+    jobs: dict[str, list[Job]] = {vc: [] for vc in pools}
+    for job in trace.jobs:
+        if job.vc not in jobs:
+            known = f"a virtual cluster of the node list ({', '.join(sorted(pools))})"
+            raise TraceError(trace.name, job.line, "vc", f"expected {known}, got {job.vc!r}")
+        jobs[job.vc].append(job)
+    return {vc: tuple(found) for vc, found in jobs.items()}
+
+
+def _lines(name: str, needed: Sequence[str]) -> Iterator[_Line]:
+    """The lines below the header, blank ones left out.
+
+    Raises:
+        TraceError: Not to be read, no CSV, no header, or a line of another width.
+    """
+    try:
+        with Path(name).open(encoding="utf-8-sig", newline="") as stream:
+            yield from _rows(name, stream, needed)
+    except FileNotFoundError as error:
+        raise TraceError(name, 0, "", "no such file") from error
+    except OSError as error:
+        raise TraceError(name, 0, "", f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TraceError(name, 0, "", "expected UTF-8 text") from error
+
+
+def _rows(name: str, stream: Iterator[str], needed: Sequence[str]) -> Iterator[_Line]:
+    reader = csv.reader(stream, strict=True)
+    header: list[str] = []
+    number = 1
+    try:
+        for row in reader:
+            if not header:
+                header = _header(name, row, needed)
+            elif row and len(row) != len(header):
+                message = f"expected {len(header)} columns, got {len(row)}"
+                raise TraceError(name, number, "", message)
+            elif row:
+                yield _Line(name, number, dict(zip(header, row, strict=True)))
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise TraceError(name, number, "", f"expected CSV: {error}") from error
+    if not header:
+        raise TraceError(name, 1, "", "expected a header, got nothing")
+
+
+def _header(name: str, row: Sequence[str], needed: Sequence[str]) -> list[str]:
+    header = [cell.strip() for cell in row]
+    if missing := [column for column in needed if column not in header]:
+        message = f"expected the columns {', '.join(needed)}; there is no {', '.join(missing)}"
+        raise TraceError(name, 1, "", message)
+    if twice := next((column for column in header if header.count(column) > 1), None):
+        raise TraceError(name, 1, twice, "expected each column once, got it twice")
+    return header

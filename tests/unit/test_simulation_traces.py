@@ -1,0 +1,138 @@
+"""Traces and node lists: what is read, and what is said of what cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.spec import Priority
+from orchestrator.simulation.traces import SHARED, TraceError, by_pool, read_nodes, read_trace
+
+HEADER = "job_id,vc,submit_time_s,duration_s,num_gpus,status"
+SECONDS = "expected seconds, 0 or more, got"
+WHOLE = "expected a whole number, 1"
+COLUMNS = "job_id, submit_time_s, duration_s, num_gpus"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def written(text, name="t.csv"):
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return name
+
+    return written
+
+
+def test_jobs_come_in_order_of_submission_with_their_lines(write):
+    trace = read_trace(write(f"{HEADER},model\nb,v,7.5,3,8,,gpt\n\na,v,0,2.0,1.0,Pass,bert\n"))
+    assert [(job.id, job.line) for job in trace.jobs] == [("a", 4), ("b", 2)]
+    second = trace.jobs[1]
+    assert (second.submit_seconds, second.duration_seconds, second.gpus) == (7.5, 3.0, 8)
+    assert second.vc == "v"
+    assert second.priority is Priority.NORMAL
+    assert second.extra == {"status": "", "model": "gpt"}
+
+
+def test_a_priority_is_read(write):
+    header = "job_id,submit_time_s,duration_s,num_gpus,priority"
+    trace = read_trace(write(f"{header}\na,0,1,1,high\nb,0,1,1,\n"))
+    assert [job.priority for job in trace.jobs] == [Priority.HIGH, Priority.NORMAL]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "t.csv:1: expected a header, got nothing"),
+        (HEADER, "t.csv:1: expected jobs below the header, got none"),
+        (
+            "job_id,num_gpus\na,1\n",
+            f"t.csv:1: expected the columns {COLUMNS}; there is no submit_time_s, duration_s",
+        ),
+        (f"{HEADER},vc\n", "t.csv:1: vc: expected each column once, got it twice"),
+        (f"{HEADER}\na,v,0,1,1,\nb,v,0,1\n", "t.csv:3: expected 6 columns, got 4"),
+        (f"{HEADER}\n,v,0,1,1,\n", "t.csv:2: job_id: expected an id that no other job has, got ''"),
+        (
+            f"{HEADER}\na,v,0,1,1,\n\na,v,0,1,1,\n",
+            "t.csv:4: job_id: expected an id that no other job has (line 2 has it), got 'a'",
+        ),
+        (
+            f"{HEADER}\na,v,soon,1,1,\n",
+            f"t.csv:2: submit_time_s: {SECONDS} 'soon'",
+        ),
+        (
+            f'{HEADER}\n"a\nb",v,0,1,1,\nc,v,0,-1,1,\n',
+            f"t.csv:4: duration_s: {SECONDS} '-1'",
+        ),
+        (f"{HEADER}\na,v,0,nan,1,", f"t.csv:2: duration_s: {SECONDS} 'nan'"),
+        (f"{HEADER}\na,v,inf,1,1,", f"t.csv:2: submit_time_s: {SECONDS} 'inf'"),
+        (f"{HEADER}\na,v,0,1,0,", f"t.csv:2: num_gpus: {WHOLE} or more, got '0'"),
+        (f"{HEADER}\na,v,0,1,1.5,", f"t.csv:2: num_gpus: {WHOLE} or more, got '1.5'"),
+        (f'{HEADER}\na,v,0,1,1,"x', "t.csv:2: expected CSV: unexpected end of data"),
+        (b"\xff\xfe\x00", "t.csv: expected UTF-8 text"),
+        (
+            "job_id,submit_time_s,duration_s,num_gpus,priority\na,0,1,1,urgent\n",
+            "t.csv:2: priority: expected one of low, normal, high, critical, got 'urgent'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(write, text, message):
+    with pytest.raises(TraceError) as caught:
+        read_trace(write(text))
+    assert str(caught.value) == message
+
+
+def test_a_missing_file_and_a_directory_are_said(tmp_path):
+    for path, message in ((tmp_path / "none", "no such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(TraceError, match=message):
+            read_trace(path)
+
+
+def test_nodes_by_count_and_by_list(write):
+    assert read_nodes("3x8") == {SHARED: (8, 8, 8)}
+    listed = write("vc,nodes,gpus_per_node\na,2,8\nb,1,4\na,1,2\n")
+    assert read_nodes(listed) == {"a": (8, 8, 2), "b": (4,)}
+    assert read_nodes(write("gpu_model,gpu_capacity_num\nA10,1\nH800,8\n")) == {SHARED: (1, 8)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vc,nodes\na,1\n", "n.csv:1: expected the column gpus_per_node"),
+        ("gpus_per_node\n", "n.csv:1: expected nodes below the header, got none"),
+        ("gpus_per_node\n8\n0\n", f"n.csv:3: gpus_per_node: {WHOLE} to 1,024, got '0'"),
+        ("vc,gpus_per_node\n,8\n", "n.csv:2: vc: expected the name of a virtual cluster, got ''"),
+        ("nodes,gpus_per_node\n2000000,8", f"n.csv:2: nodes: {WHOLE} to 1,000,000, got '2000000'"),
+    ],
+)
+def test_a_wrong_node_list_is_said_with_its_line(write, text, message):
+    with pytest.raises(TraceError) as caught:
+        read_nodes(write(text, "n.csv"))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["0x8", "8x0", "8x2000", "999999999x1"])
+def test_counts_have_limits(text):
+    with pytest.raises(TraceError, match=r"expected 1 to 1,000,000 nodes of 1 to 1,024 GPUs"):
+        read_nodes(text)
+
+
+def test_a_full_node_list_takes_no_more(write):
+    listed = write("nodes,gpus_per_node\n1000000,1\n1,1\n")
+    with pytest.raises(TraceError, match=r"t\.csv:3: nodes: expected no more than 1,000,000 nodes"):
+        read_nodes(listed)
+
+
+def test_jobs_go_to_the_pool_of_their_virtual_cluster(write):
+    trace = read_trace(write(f"{HEADER}\n1,a,0,1,1,\n2,b,0,1,1,\n3,a,0,1,1,\n"))
+    pools = by_pool(trace, {"a": (8,), "b": (8,), "c": (8,)})
+    assert {vc: [job.id for job in jobs] for vc, jobs in pools.items()} == {
+        "a": ["1", "3"],
+        "b": ["2"],
+        "c": [],
+    }
+    with pytest.raises(TraceError) as caught:
+        by_pool(trace, {"a": (8,)})
+    assert str(caught.value) == (
+        "t.csv:3: vc: expected a virtual cluster of the node list (a), got 'b'"
+    )
