@@ -1,0 +1,121 @@
+"""What the benchmarks share: a control plane of their own, tables, and the last line of JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from ruamel.yaml import YAML
+
+from jobs.clock import SystemClock
+from orchestrator.cli import embedded
+from orchestrator.cli.client import Api, path
+from orchestrator.cli.runs import send
+from orchestrator.cli.session import Session
+from orchestrator.settings import Settings
+
+
+@contextlib.contextmanager
+def workplace(name: str) -> Iterator[Path]:
+    """A directory that goes away."""
+    directory = Path(tempfile.mkdtemp(prefix=f"babysit-{name}-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def control_plane(directory: Path, *, nodes: int = 2) -> Iterator[Session]:
+    """An embedded control plane of its own; every run is cancelled, and it leaves, at the end."""
+    settings = Settings(
+        home=directory / "home", server=None, token=None, local_nodes=nodes, idle_exit_seconds=1.0
+    )
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    os.environ["BABYSIT_LOCAL_NODES"] = str(nodes)
+    os.environ["BABYSIT_IDLE_EXIT_SECONDS"] = "1"
+    session = Session(settings, SystemClock())
+    try:
+        yield session
+    finally:
+        for run in session.api.get(path("runs")):
+            if run["ended_at"] is None:
+                session.api.post(path("runs", run["id"], "cancel"), reason="the benchmark is over")
+        session.close()
+        until(lambda: gone(session), "the control plane to leave", seconds=90)
+
+
+def gone(session: Session) -> bool:
+    """Whether the embedded control plane has left."""
+    found = embedded.find(session.settings, session.clock)
+    if found is not None:
+        found.close()
+    return found is None
+
+
+def submit(session: Session, directory: Path, spec: dict[str, Any]) -> str:
+    """Submit a spec; the run's id."""
+    file = directory / f"{spec['name']}.yaml"
+    with file.open("w") as stream:
+        YAML(typ="safe").dump(spec, stream)
+    return str(send(session, file)["id"])
+
+
+def until(ready: Callable[[], Any], what: str, *, seconds: float = 60.0) -> Any:
+    """Wait for a condition; what it gave.
+
+    Raises:
+        TimeoutError: It did not come.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := ready():
+            return found
+        time.sleep(0.01)
+    raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; floats with three significant digits."""
+    cells = [[_cell(value) for value in row] for row in (titles, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(titles))]
+    for row in cells:
+        print(
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def last_line(figures: dict[str, Any]) -> None:
+    """The figures, for comparison over time."""
+    print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}))
+
+
+def median(values: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(values)
+
+
+__all__ = [
+    "Api",
+    "control_plane",
+    "last_line",
+    "median",
+    "path",
+    "submit",
+    "table",
+    "until",
+    "workplace",
+]

@@ -1,0 +1,280 @@
+"""Score the monitors on labelled public curves and failure logs.
+
+`python benchmarks/monitors.py --data DIR` prints a table for each file and ends with one JSON
+object. Without the data it says so and exits with 0.
+
+An *alarm* is a spike or a blip; an *act* is a finding that automation acts on (a spike or
+non-finite numbers). A label is found when a finding's stretch (onset to detection) touches it,
+give or take two logged points. A false alarm lies outside every label, after the first 100
+points. The columns `mad` are a reference on the same points: detrended median/MAD, k = 8, 3 %
+floor, clipped buffer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from monitors.exits import classify  # noqa: E402 (the script runs without installation)
+from monitors.failures import CAUSE_OF, Cause, FailureClass  # noqa: E402
+from monitors.loss import LossMonitor  # noqa: E402
+from monitors.types import Finding, FindingKind, Sample  # noqa: E402
+
+IGNORED_POINTS = 100
+SLACK_POINTS = 2
+ACTS = (FindingKind.LOSS_SPIKE, FindingKind.NON_FINITE)
+ALARMS = (*ACTS, FindingKind.LOSS_BLIP)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Points of a curve, as indices, both ends included."""
+
+    start: int
+    end: int
+
+    def touches(self, other: Stretch) -> bool:
+        """Whether the two meet, give or take the slack."""
+        return self.start <= other.end + SLACK_POINTS and other.start - SLACK_POINTS <= self.end
+
+
+@dataclass
+class Curve:
+    """One series with its labels."""
+
+    name: str
+    samples: list[Sample]
+    majors: list[Stretch] = field(default_factory=list)
+    blips: list[Stretch] = field(default_factory=list)
+    labels: list[Stretch] = field(default_factory=list)
+
+
+def load_curves(directory: Path) -> Iterator[Curve]:
+    labels = json.loads((directory / "labels.json").read_text())
+    for path in sorted(directory.glob("*.csv")):
+        with path.open() as lines:
+            rows = list(csv.DictReader(lines))
+        curve = Curve(path.stem, [to_sample(i, row) for i, row in enumerate(rows)])
+        steps = [sample.step for sample in curve.samples]
+        for label in labels.get(path.name, []):
+            if label["severity"] == "none":
+                continue
+            stretch = Stretch(bisect_left(steps, label["start"]), bisect_left(steps, label["end"]))
+            curve.labels.append(stretch)
+            if label["severity"] == "major":
+                curve.majors.append(stretch)
+            elif label["severity"] == "blip":
+                curve.blips.append(stretch)
+        yield curve
+
+
+def to_sample(index: int, row: dict[str, str]) -> Sample:
+    step = int(row["step"])
+    return Sample(
+        attempt=1,
+        rank=0,
+        step=step,
+        batch=step,
+        time=float(index),
+        loss=float(row["loss"]),
+        grad_norm=float(row.get("grad_norm") or -1.0),
+    )
+
+
+def group_of(name: str) -> str:
+    if "__vit" in name:
+        return "noise control"
+    if name.startswith("datablations"):
+        return "LUMI (13-39 points)"
+    return "AlgoPerf" if name.startswith("algoperf") else "LLM"
+
+
+def run_monitor(curve: Curve) -> tuple[list[Finding], float]:
+    monitor = LossMonitor()
+    began = time.perf_counter()
+    findings = [finding for sample in curve.samples for finding in monitor.observe(sample)]
+    return findings, time.perf_counter() - began
+
+
+def run_mad(curve: Curve, window: int = 128) -> list[Stretch]:
+    """The reference detector: stretches of anomalous points."""
+    buffer: list[float] = []
+    found: list[Stretch] = []
+    for i, sample in enumerate(curve.samples):
+        value = sample.loss
+        if not np.isfinite(value):
+            found.append(Stretch(i, i))
+            continue
+        if len(buffer) >= 20:
+            points = np.array(buffer)
+            half = len(points) // 2
+            rise = np.median(points[half:]) - np.median(points[:half])
+            level = points - rise / (len(points) / 2) * (np.arange(len(points)) - len(points))
+            center = float(np.median(level))
+            spread = 1.4826 * float(np.median(np.abs(level - center)))
+            limit = center + max(8 * spread, 0.03 * abs(center))
+            if value > limit:
+                found.append(Stretch(i, i))
+                value = limit
+        buffer = [*buffer[-window + 1 :], value]
+    return merge(found)
+
+
+def merge(points: Sequence[Stretch], gap: int = 5) -> list[Stretch]:
+    merged: list[Stretch] = []
+    for point in points:
+        if merged and point.start - merged[-1].end <= gap:
+            merged[-1] = Stretch(merged[-1].start, point.end)
+        else:
+            merged.append(point)
+    return merged
+
+
+def hits(labels: Sequence[Stretch], stretches: Sequence[Stretch]) -> int:
+    return sum(any(s.touches(label) for s in stretches) for label in labels)
+
+
+def false_alarms(curve: Curve, stretches: Sequence[Stretch]) -> int:
+    late = [s for s in stretches if s.start >= IGNORED_POINTS]
+    return sum(not any(s.touches(label) for label in curve.labels) for s in late)
+
+
+def score(curve: Curve) -> tuple[Counter[str], list[int]]:
+    findings, seconds = run_monitor(curve)
+    steps = [sample.step for sample in curve.samples]
+
+    def stretches(kinds: Sequence[FindingKind]) -> list[Stretch]:
+        return [
+            Stretch(bisect_left(steps, f.onset_step), bisect_left(steps, f.detected_step))
+            for f in findings
+            if f.kind in kinds
+        ]
+
+    alarms, acts = stretches(ALARMS), stretches(ACTS)
+    mad = run_mad(curve)
+    figures = Counter(
+        majors=len(curve.majors),
+        majors_alarmed=hits(curve.majors, alarms),
+        majors_acted_on=hits(curve.majors, acts),
+        blips=len(curve.blips),
+        blips_recorded=hits(curve.blips, alarms),
+        blips_acted_on=hits(curve.blips, acts),
+        false_alarms=false_alarms(curve, alarms),
+        false_acts=false_alarms(curve, acts),
+        false_grad_norm_warnings=false_alarms(curve, stretches([FindingKind.GRAD_NORM_SPIKE])),
+        mad_majors_alarmed=hits(curve.majors, mad),
+        mad_blips_fired=hits(curve.blips, mad),
+        mad_false_alarms=false_alarms(curve, mad),
+        points=len(curve.samples),
+        nanoseconds=int(seconds * 1e9),
+    )
+    delays = [
+        max(0, min(act.end - label.start for act in touching))
+        for label in curve.majors
+        if (touching := [act for act in acts if act.touches(label)])
+    ]
+    return figures, delays
+
+
+COLUMNS = {
+    "majors": "major",
+    "majors_alarmed": "alarm",
+    "majors_acted_on": "act",
+    "blips": "blips",
+    "blips_recorded": "rec.",
+    "blips_acted_on": "act",
+    "false_alarms": "FP",
+    "false_acts": "FP act",
+    "false_grad_norm_warnings": "FP grad",
+    "mad_majors_alarmed": "mad",
+    "mad_blips_fired": "m.blip",
+    "mad_false_alarms": "m.FP",
+}
+
+
+def row(name: str, figures: Counter[str]) -> str:
+    return f"{name[:44]:<44} " + " ".join(f"{figures[key]:>7}" for key in COLUMNS)
+
+
+def bench_curves(directory: Path) -> dict[str, Any]:
+    print(f"{'curve':<44} " + " ".join(f"{title:>7}" for title in COLUMNS.values()))
+    groups: dict[str, Counter[str]] = {}
+    delays: list[int] = []
+    for curve in load_curves(directory):
+        figures, late = score(curve)
+        print(row(curve.name, figures))
+        groups.setdefault(group_of(curve.name), Counter()).update(figures)
+        delays += late
+    total: Counter[str] = Counter()
+    print()
+    for name, figures in sorted(groups.items()):
+        print(row(f"all {name}", figures))
+        total.update(figures)
+    print(row("all", total))
+    return {
+        **{f"{key}_count": total[key] for key in COLUMNS},
+        "act_delay_points_median": median(delays) if delays else None,
+        "microseconds_per_sample": round(total["nanoseconds"] / 1e3 / max(1, total["points"]), 2),
+    }
+
+
+def bench_logs(path: Path) -> dict[str, Any]:
+    logs = [json.loads(line) for line in path.read_text().splitlines()]
+    right: Counter[str] = Counter()
+    causes = 0
+    confused = []
+    for log in logs:
+        failure = classify(log["log"], 1)
+        assert failure is not None, log["id"]
+        label = FailureClass(log["label"])
+        right[label] += failure.failure_class is label
+        causes += failure.cause is CAUSE_OF.get(label, Cause.INFRASTRUCTURE)
+        if failure.failure_class is not label:
+            confused.append(f"{log['id']}: {label} taken for {failure.failure_class}")
+    print(f"\nfailure logs: {sum(right.values())} of {len(logs)} classes right")
+    for line in confused:
+        print(f"  {line}")
+    return {
+        "failure_log_count": len(logs),
+        "failure_class_accuracy_ratio": round(sum(right.values()) / len(logs), 3),
+        "failure_cause_accuracy_ratio": round(causes / len(logs), 3),
+    }
+
+
+def main() -> None:
+    default = os.environ.get("BABYSIT_DATA", str(ROOT.parent / "shared" / "data"))
+    parser = argparse.ArgumentParser(description="Score the monitors on labelled public data.")
+    parser.add_argument("--data", type=Path, default=Path(default))
+    data = parser.parse_args().data
+    figures: dict[str, Any] = {}
+    for name, needed, bench in (
+        ("loss_curves", "labels.json", bench_curves),
+        ("failure_logs", "failure_logs.jsonl", bench_logs),
+    ):
+        path = data / name / needed
+        if path.exists():
+            figures |= bench(path.parent if bench is bench_curves else path)
+        else:
+            print(f"{path} is missing: {name} not scored; name the data with --data")
+            figures[f"{name}_missing"] = True
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What babysit costs a training job: a report, a save to memory, and the agent beside it.
+
+    python benchmarks/overhead.py
+
+* `run.report`: the call alone, in this process, into a real ring on tmpfs.
+* The memory checkpoint: the tiny GPT on two ranks (FSDP2) saves after every second step; the figure
+  is what saves blocked, as a share of a step, and the difference between steps with and without.
+* The agent: CPU time of both agents of a job of two ranks at 20 steps/s, as a share of one core.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import babysit
+from babysit.wire import ENV_RANK_DIR, PLAN_FILE, Plan
+from benchmarks.harness import (
+    control_plane,
+    last_line,
+    median,
+    path,
+    submit,
+    table,
+    until,
+    workplace,
+)
+from orchestrator.cli.session import Session
+
+REPORTS, BATCHES = 2000, 30
+GPT_STEPS, GPT_WARM_UP = 160, 30
+AGENT_SECONDS = 15.0
+TEMPLATE = Path(__file__).resolve().parents[1] / "jobs" / "templates" / "tiny_gpt"
+PACED = """
+import time
+import babysit
+run = babysit.init()
+for step, _ in run.steps(range(1_000_000), total=1_000_000):
+    time.sleep(0.05)
+    run.report(loss=2.0, grad_norm=1.0, tokens=1024)
+"""
+
+
+def report_microseconds(directory: Path) -> list[float]:
+    """Microseconds of one `run.report`, a figure for each batch of calls."""
+    rank = directory / "rank"
+    rank.mkdir()
+    (rank / PLAN_FILE).write_text(Plan(run="bench", attempt=1, rank=0, world_size=1).to_json())
+    os.environ[ENV_RANK_DIR] = str(rank)
+    run = babysit.init()
+    del os.environ[ENV_RANK_DIR]
+    figures = []
+    for _ in range(BATCHES):
+        begun = time.perf_counter()
+        for step in range(REPORTS):
+            run.report(loss=2.5, grad_norm=0.3, tokens=4096, learning_rate=1e-3, step=step)
+        figures.append((time.perf_counter() - begun) / REPORTS * 1e6)
+    return figures
+
+
+def memory_checkpoint(session: Session, directory: Path) -> dict[str, float]:
+    """Seconds of steps with and without a save to memory."""
+    job = directory / "tiny_gpt"
+    shutil.copytree(TEMPLATE, job, ignore=shutil.ignore_patterns("__pycache__"))
+    run = submit(
+        session,
+        directory,
+        {
+            "name": "gpt",
+            "command": ["python", "train.py", "--steps", str(GPT_STEPS)],
+            "workdir": str(job),
+            "resources": {"nodes": 2},
+            "preload": ["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint"],
+            "checkpoint": {
+                "directory": str(directory / "checkpoints"),
+                "every_steps": GPT_STEPS,
+                "memory_every_steps": 2,
+            },
+        },
+    )
+    ended: dict[str, Any] = until(
+        lambda: (d := session.api.get(path("runs", run)))["ended_at"] and d, "the GPT", seconds=300
+    )
+    if ended["state"] != "succeeded":
+        raise RuntimeError(f"the GPT {ended['state']}: {ended['reason']}")
+    series = session.api.get(path("runs", run, "samples"), points=10_000)
+    blocked = ended["seconds"]["checkpointing"] / (GPT_STEPS // 2)
+    # The time of a step runs from report to report, and a save follows the report: step N + 1 pays
+    # for it.
+    steps = list(zip(series["step"], series["seconds"], strict=True))[GPT_WARM_UP:-1]
+    with_save = median([seconds for step, seconds in steps if step % 2 == 1])
+    without = median([seconds for step, seconds in steps if step % 2 == 0])
+    return {"blocked": blocked, "with": with_save, "without": without}
+
+
+def agent_share(session: Session, directory: Path) -> float:
+    """CPU seconds of both agents per second, while two ranks report 20 times a second each."""
+    (directory / "paced.py").write_text(PACED)
+    spec = {
+        "name": "paced",
+        "command": ["python", "paced.py"],
+        "workdir": str(directory),
+        "resources": {"nodes": 2},
+    }
+    run = submit(session, directory, spec)
+    until(lambda: session.api.get(path("runs", run))["step"] > 40, "40 steps")
+    pids = agents(run)
+    before, begun = sum(map(cpu_seconds, pids)), time.monotonic()
+    time.sleep(AGENT_SECONDS)
+    share = (sum(map(cpu_seconds, pids)) - before) / (time.monotonic() - begun)
+    session.api.post(path("runs", run, "cancel"), reason="measured")
+    return share
+
+
+def agents(run: str) -> list[int]:
+    """Pids of the agents of a run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"jobs.agent" in command and any(run.encode() in word for word in command):
+                found.append(int(entry.name))
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    with workplace("overhead") as directory:
+        reports = report_microseconds(directory)
+        with control_plane(directory) as session:
+            save = memory_checkpoint(session, directory)
+            agent = agent_share(session, directory)
+    difference = save["with"] - save["without"]
+    table(
+        ("what", "figure", "unit"),
+        [
+            ("run.report, median", median(reports), "µs"),
+            ("run.report, slowest batch", max(reports), "µs"),
+            ("tiny GPT step without a save, median", save["without"] * 1e3, "ms"),
+            ("tiny GPT step with a save to memory, median", save["with"] * 1e3, "ms"),
+            ("blocked by a save, mean", save["blocked"] * 1e3, "ms"),
+            ("blocked, as a share of a step", save["blocked"] / save["without"], ""),
+            ("two agents at 20 steps/s", agent * 100, "% of a core"),
+        ],
+    )
+    last_line(
+        {
+            "report_microseconds_median": median(reports),
+            "report_microseconds_max": max(reports),
+            "memory_checkpoint_blocked_milliseconds_mean": save["blocked"] * 1e3,
+            "memory_checkpoint_step_ratio": save["blocked"] / save["without"],
+            "memory_checkpoint_step_difference_ratio": difference / save["without"],
+            "step_milliseconds_median": save["without"] * 1e3,
+            "agent_cpu_percent_per_agent": agent * 50,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
