@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,13 @@ class Command(BaseModel):
     kind: str
     id: str
     attempt: int
+
+    def part(self, place: int, ranks: tuple[int, ...]) -> Self:  # noqa: ARG002 (for those that differ)
+        """What the worker at this place of a gang, with these ranks, is told.
+
+        The same as all others, unless the command says who does what.
+        """
+        return self
 
 
 class RestoreCandidate(BaseModel):
@@ -45,6 +52,10 @@ class StartAttempt(Command):
     restore: tuple[RestoreCandidate, ...] = ()
     skip_batches: tuple[tuple[int, int], ...] = ()
 
+    def part(self, place: int, ranks: tuple[int, ...]) -> Self:
+        """These ranks, on the node of this place."""
+        return self.model_copy(update={"node_rank": place, "ranks": ranks})
+
 
 class StopAttempt(Command):
     """Kill the ranks and answer AttemptStopped.
@@ -71,6 +82,10 @@ class VerifyCheckpoint(Command):
     path: str
     ranks: tuple[int, ...]
     """Whose shards; their manifests say what was written."""
+
+    def part(self, place: int, ranks: tuple[int, ...]) -> Self:  # noqa: ARG002 (only ranks matter)
+        """The shards of these ranks."""
+        return self.model_copy(update={"ranks": ranks})
 
 
 class DeleteCheckpoint(Command):

@@ -9,6 +9,7 @@ the actor. The gateway takes each report once, by its sequence.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -132,6 +133,61 @@ class ShardReport(BaseModel):
     files: tuple[ShardFile, ...]
     copy_seconds: float = 0.0
     write_seconds: float = 0.0
+
+
+class Shards(BaseModel):
+    """Parts of one checkpoint, in columns of equal length: what ShardReports say of many ranks."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attempt: int
+    step: int
+    world_size: int
+    tier: Tier
+    path: str
+    batch: int
+    ranks: tuple[int, ...]
+    workers: tuple[str, ...]
+    """Where each part lies, or who wrote it."""
+    sizes: tuple[int, ...]
+    """Bytes of each part."""
+    files: tuple[tuple[ShardFile, ...], ...]
+    copy_seconds: tuple[float, ...]
+    write_seconds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, worker: str, *reports: ShardReport) -> Shards:
+        """What one worker reports of one checkpoint."""
+        first = reports[0]
+        return cls(
+            **{name: getattr(first, name) for name in _OF_THE_CHECKPOINT},
+            ranks=tuple(report.rank for report in reports),
+            workers=(worker,) * len(reports),
+            sizes=tuple(sum(file.bytes for file in report.files) for report in reports),
+            files=tuple(report.files for report in reports),
+            copy_seconds=tuple(report.copy_seconds for report in reports),
+            write_seconds=tuple(report.write_seconds for report in reports),
+        )
+
+    def reports(self) -> Iterator[ShardReport]:
+        """One by one, for the table of shards."""
+        shared = {name: getattr(self, name) for name in _OF_THE_CHECKPOINT}
+        columns = zip(self.ranks, self.files, self.copy_seconds, self.write_seconds, strict=True)
+        for rank, files, copied, wrote in columns:
+            yield ShardReport(
+                **shared, rank=rank, files=files, copy_seconds=copied, write_seconds=wrote
+            )
+
+    def kept(self, places: Sequence[int]) -> Shards:
+        """Only the parts at these places of the columns."""
+        columns = {
+            name: tuple(getattr(self, name)[place] for place in places) for name in _OF_EACH_PART
+        }
+        return self.model_copy(update=columns)
+
+
+_OF_THE_CHECKPOINT = ("attempt", "step", "world_size", "tier", "path", "batch")
+_OF_EACH_PART = ("ranks", "workers", "sizes", "files", "copy_seconds", "write_seconds")
 
 
 class ShardWritten(WorkerEvent):

@@ -25,6 +25,7 @@ from orchestrator.core.instructions import (
     ProbeWorker,
     StopWorker,
     Tell,
+    TellGang,
 )
 from orchestrator.core.state import State
 from orchestrator.core.states import WorkerState
@@ -78,6 +79,8 @@ class Carrier:
         self._worker_token, self._worker_gone, self._done = worker_token, worker_gone, done
         self._links: dict[str, AgentLink] = {}
         self._commands: dict[str, dict[str, Tell]] = {}
+        self._open: dict[str, int] = {}
+        """Agents that have not taken their part of a gang's command yet, by its id."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._state = State()
 
@@ -85,6 +88,7 @@ class Carrier:
         """Begin with what an earlier leader left."""
         self.go_by(state)
         self._commands.clear()
+        self._open.clear()
         self.carry(outbox)
 
     def go_by(self, state: State) -> None:
@@ -99,12 +103,17 @@ class Carrier:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._links.clear()
         self._commands.clear()
+        self._open.clear()
 
     def carry(self, instructions: Iterable[Instruction]) -> None:
         """Take instructions that are in the outbox."""
         for instruction in instructions:
             if isinstance(instruction, Tell):
                 self._tell(instruction)
+            elif isinstance(instruction, TellGang):
+                self._open[instruction.id] = len(instruction.workers)
+                for tell in instruction.each():
+                    self._tell(tell)
             else:
                 self._spawn(self._carry_out(instruction))
 
@@ -127,17 +136,25 @@ class Carrier:
     def acknowledged(self, worker: str, command: str) -> None:
         """The agent has taken a command."""
         if self._commands.get(worker, {}).pop(command, None) is not None:
-            self._done(command)
+            self._taken(command)
 
     def forget(self, worker: str) -> None:
         """The worker has ended: nobody will ever take its commands."""
         for command in self._commands.pop(worker, {}):
+            self._taken(command)
+
+    def _taken(self, command: str) -> None:
+        """One agent needs a command no more; a gang's is done with the last of them."""
+        left = self._open.pop(command, 1) - 1
+        if left:
+            self._open[command] = left
+        else:
             self._done(command)
 
     def _tell(self, tell: Tell) -> None:
         known = self._state.workers.get(tell.worker)
         if known is None or known.state is WorkerState.ENDED:
-            self._done(tell.id)
+            self._taken(tell.id)
             return
         self._commands.setdefault(tell.worker, {})[tell.id] = tell
         link = self._links.get(tell.worker)

@@ -103,7 +103,11 @@ class TurnRecord:
         entities, shards = state.take_changes()
         return Batch(
             entities=entities,
-            shards=[ShardRecord(checkpoint=key, shard=shard) for key, shard in shards],
+            shards=[
+                ShardRecord(checkpoint=key, shard=report)
+                for key, columns in shards
+                for report in columns.reports()
+            ],
             journal=self.journal,
             outbox=self.outbox,
             findings=self.findings,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
@@ -66,6 +67,7 @@ from orchestrator.core.instructions import (
     ProbeWorker,
     StopWorker,
     Tell,
+    TellGang,
 )
 from orchestrator.core.machine import handle
 from orchestrator.core.state import State
@@ -84,6 +86,15 @@ def reloaded(state: State) -> State:
     fresh = State([*again, state.fleet])
     fresh.forget()
     return fresh
+
+
+def each_for_itself(instructions: Iterable[Instruction]) -> Iterator[Instruction]:
+    """The instructions, with what a gang is told as its workers hear it."""
+    for instruction in instructions:
+        if isinstance(instruction, TellGang):
+            yield from instruction.each()
+        else:
+            yield instruction
 
 
 def spec(name: str = "tiny", nodes: int = 2, **fields: object) -> RunSpec:
@@ -148,7 +159,7 @@ class World:
         """Give the core an event, and the world its instructions."""
         instructions = handle(self.state, event, self.now)
         self.journal.append((event, self.now, instructions))
-        for instruction in instructions:
+        for instruction in each_for_itself(instructions):
             self.carried.append(instruction)
             self.carry_out(instruction)
         return instructions

@@ -24,6 +24,15 @@ from jobs.events import (
 )
 from jobs.spec import Model, RunSpec
 from monitors.types import Finding
+from orchestrator.core.gang_events import (
+    GangChecked,
+    GangReady,
+    GangRestored,
+    GangSaved,
+    GangStacks,
+    GangStarted,
+    GangStopped,
+)
 from orchestrator.core.states import IncidentState
 
 
@@ -209,6 +218,13 @@ AnyEvent = Annotated[
     | StacksCaptured
     | CheckpointChecked
     | CheckpointDeleted
+    | GangStarted
+    | GangReady
+    | GangRestored
+    | GangSaved
+    | GangChecked
+    | GangStopped
+    | GangStacks
     | StepReached
     | FindingRaised
     | CapacityChanged

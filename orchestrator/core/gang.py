@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 from jobs.commands import RestoreCandidate, StartAttempt, StopAttempt
 from jobs.events import (
     AttemptStopped,
     RankReady,
-    RankRestored,
     RanksStarted,
+    ShardReport,
+    Shards,
     WorkerJoined,
 )
 from monitors.types import Severity
 from orchestrator.core import ledger, memory_tier, placing, recovery
 from orchestrator.core.entities import Attempt, Checkpoint, Run, Seat, Worker
+from orchestrator.core.gang_events import GangReady, GangStarted, GangStopped
 from orchestrator.core.instructions import StopWorker
 from orchestrator.core.ledger import Bucket
 from orchestrator.core.states import (
@@ -134,7 +137,7 @@ def _start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         )
     )
     newest = f"step {candidates[0].step} ({candidates[0].tier})" if candidates else "the beginning"
-    reason = f"attempt {number} starts from {newest} on {', '.join(seat.node for seat in seats)}"
+    reason = f"attempt {number} starts from {newest} on {named([seat.node for seat in seats])}"
     state = RunState.STARTING if number == 1 else RunState.RECOVERING
     turn.change_run(
         run.id,
@@ -159,21 +162,27 @@ def _start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         )
         for c in candidates
     )
-    for index, seat in enumerate(seats):
-        turn.tell(
-            seat.worker,
-            StartAttempt,
-            reason,
-            attempt=number,
-            ranks=seat.ranks,
-            world_size=world_size,
-            node_rank=index,
-            nodes=len(seats),
-            master_address=master.address,
-            master_port=master.port,
-            restore=offered,
-            skip_batches=run.skip_batches,
-        )
+    turn.tell_gang(
+        run.id,
+        {seat.worker: seat.ranks for seat in seats},
+        StartAttempt,
+        reason,
+        attempt=number,
+        ranks=(),
+        world_size=world_size,
+        node_rank=0,
+        nodes=len(seats),
+        master_address=master.address,
+        master_port=master.port,
+        restore=offered,
+        skip_batches=run.skip_batches,
+    )
+
+
+def named(nodes: Sequence[str], most: int = 8) -> str:
+    """Nodes by name, as far as a person would read them."""
+    more = f" and {len(nodes) - most:,} more" if len(nodes) > most else ""
+    return ", ".join(nodes[:most]) + more
 
 
 CANDIDATES = 8
@@ -205,6 +214,7 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
     turn.cancel_timer(run_id, "start", "stacks", "silent")
     turn.set_timer(run_id, "stop", STOP_SECONDS + grace)
     turn.set_timer(run_id, "fence", FENCE_SECONDS + grace)
+    told: dict[str, tuple[int, ...]] = {}
     for seat in attempt.seats:
         worker = turn.state.workers.get(seat.worker)
         if seat.stopped or worker is None:
@@ -212,14 +222,11 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
         if worker.state is WorkerState.LOST:
             turn.emit(StopWorker, run_id, "out of contact", worker=worker.id, node=worker.node)
         else:
-            turn.tell(
-                seat.worker,
-                StopAttempt,
-                reason,
-                attempt=attempt.number,
-                grace_seconds=grace,
-                reason=reason,
-            )
+            told[seat.worker] = seat.ranks
+    number = attempt.number
+    turn.tell_gang(
+        run_id, told, StopAttempt, reason, attempt=number, grace_seconds=grace, reason=reason
+    )
 
 
 def force_stop(turn: Turn, run_id: str) -> None:
@@ -239,35 +246,55 @@ def force_stop(turn: Turn, run_id: str) -> None:
             )
 
 
-def empty_seat(turn: Turn, run_id: str, worker: str) -> bool:
-    """Mark a seat as confirmed empty; True when it was the last one of a live attempt."""
+def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
+    """Mark seats as confirmed empty; True when none of a live attempt is left."""
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
         return False
-    seats = tuple(
-        dataclasses.replace(seat, stopped=True) if seat.worker == worker else seat
-        for seat in attempt.seats
-    )
-    turn.change_attempt(run_id, seats=seats)
+    seats, places = list(attempt.seats), turn.state.places_of(run_id)
+    for place in (places[worker] for worker in workers if worker in places):
+        seats[place] = dataclasses.replace(seats[place], stopped=True)
+    turn.change_attempt(run_id, seats=tuple(seats))
     return all(seat.stopped for seat in seats)
 
 
 def on_stopped(turn: Turn, event: AttemptStopped) -> bool:
     """A worker has no process of the attempt left. True when none has."""
-    turn.change_worker(event.worker, port=event.port or turn.state.workers[event.worker].port)
-    memory_tier.take_inventory(turn, event)
+    by_checkpoint: dict[tuple[int, int], list[ShardReport]] = {}
+    for shard in event.memory_shards:
+        by_checkpoint.setdefault((shard.attempt, shard.step), []).append(shard)
+    memory = [Shards.of(event.worker, *shards) for shards in by_checkpoint.values()]
+    return _stopped(turn, event, {event.worker: event.port}, memory)
+
+
+def on_gang_stopped(turn: Turn, event: GangStopped) -> bool:
+    """Many workers have no process of the attempt left. True when none has."""
+    ports = event.ports or (0,) * len(event.workers)
+    return _stopped(turn, event, dict(zip(event.workers, ports, strict=True)), event.memory)
+
+
+def _stopped(
+    turn: Turn,
+    event: AttemptStopped | GangStopped,
+    ports: Mapping[str, int],
+    memory: Sequence[Shards],
+) -> bool:
+    for worker, port in ports.items():
+        if port:
+            turn.change_worker(worker, port=port)
+    memory_tier.take_inventory(turn, event.run, event.attempt, ports.keys(), memory)
     run, attempt = turn.run(event.run), turn.state.attempts[event.run]
     turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
     turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
-    return empty_seat(turn, event.run, event.worker)
+    return empty_seats(turn, event.run, ports)
 
 
 # coming up
 
 
-def on_ranks_started(turn: Turn, event: RanksStarted) -> None:
+def on_ranks_started(turn: Turn, event: RanksStarted | GangStarted) -> None:
     """Processes exist. Whether their script ever reports remains to be seen."""
-    turn.record(event.run, f"ranks {', '.join(map(str, event.ranks))} started")
+    turn.record(event.run, f"ranks {named([str(rank) for rank in event.ranks])} started")
     attempt = turn.state.attempts[event.run]
     started = attempt.started_ranks.union(event.ranks)
     turn.change_attempt(event.run, started_ranks=started)
@@ -277,10 +304,11 @@ def on_ranks_started(turn: Turn, event: RanksStarted) -> None:
         turn.set_timer(event.run, "silent", SILENT_SECONDS)
 
 
-def on_ready(turn: Turn, event: RankReady) -> None:
-    """A rank is past its imports."""
+def on_ready(turn: Turn, event: RankReady | GangReady) -> None:
+    """Ranks are past their imports."""
     attempt = turn.state.attempts[event.run]
-    ready = attempt.ready_ranks | {event.rank}
+    ranks = (event.rank,) if isinstance(event, RankReady) else event.ranks
+    ready = attempt.ready_ranks.union(ranks)
     attempt = turn.change_attempt(event.run, ready_ranks=ready)
     turn.cancel_timer(event.run, "silent")
     run = turn.change_run(event.run, instrumented=True)
@@ -294,30 +322,29 @@ def on_ready(turn: Turn, event: RankReady) -> None:
             )
 
 
-def on_restored(turn: Turn, event: RankRestored) -> bool:
-    """A rank loaded its state. False when the ranks did not load the same step."""
-    attempt = turn.state.attempts[event.run]
-    if attempt.restored_ranks and event.step != attempt.start_step:
+def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoint: str) -> bool:
+    """Ranks loaded their state. False when not all ranks loaded the same step."""
+    attempt = turn.state.attempts[run_id]
+    if attempt.restored_ranks and step != attempt.start_step:
         return False
-    restored = attempt.restored_ranks | {event.rank}
     attempt = turn.change_attempt(
-        event.run,
-        restored_ranks=restored,
-        restored=event.checkpoint or None,
-        start_step=event.step,
-        milestone=event.step + 1,
-        step=max(attempt.step, event.step),
+        run_id,
+        restored_ranks=attempt.restored_ranks.union(ranks),
+        restored=checkpoint or None,
+        start_step=step,
+        milestone=step + 1,
+        step=max(attempt.step, step),
     )
-    if len(restored) == attempt.world_size:
-        run = turn.run(event.run)
-        again = attempt.restart is not None and event.step < attempt.restart.best_step
+    if len(attempt.restored_ranks) == attempt.world_size:
+        run = turn.run(run_id)
+        again = attempt.restart is not None and step < attempt.restart.best_step
         bucket = Bucket.LOST if again else Bucket.PRODUCTIVE
         turn.change_run(run.id, ledger=ledger.switch(run.ledger, bucket, turn.now))
         if attempt.restart is not None:
             turn.change_attempt(
                 run.id,
                 restart=dataclasses.replace(
-                    attempt.restart, restored_at=turn.now, resumed_step=event.step
+                    attempt.restart, restored_at=turn.now, resumed_step=step
                 ),
             )
     return True

@@ -8,6 +8,7 @@ twice is harmless.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -68,6 +69,27 @@ class Tell(Instruction):
     command: AgentCommand
 
 
+class TellGang(Instruction):
+    """Send one command to many agents at once; each gets its own part of it.
+
+    One line of the outbox for a gang of any size: it is done when every agent has taken its part,
+    or is gone. To each agent the part bears the instruction's id.
+    """
+
+    kind: Literal["tell_gang"] = "tell_gang"
+    workers: tuple[str, ...]
+    ranks: tuple[tuple[int, ...], ...] = ()
+    """Of each worker, where the command says who does what; empty: all are told the same."""
+    command: AgentCommand
+
+    def each(self) -> Iterator[Tell]:
+        """What each worker is told, in order."""
+        shared = {"id": self.id, "cause": self.cause, "run": self.run, "reason": self.reason}
+        for place, worker in enumerate(self.workers):
+            ranks = self.ranks[place] if self.ranks else ()
+            yield Tell(**shared, worker=worker, command=self.command.part(place, ranks))
+
+
 class Notify(Instruction):
     """Tell people."""
 
@@ -84,7 +106,8 @@ class Record(Instruction):
 
 
 AnyInstruction = Annotated[
-    LaunchWorker | StopWorker | ProbeWorker | Tell | Notify | Record, Field(discriminator="kind")
+    LaunchWorker | StopWorker | ProbeWorker | Tell | TellGang | Notify | Record,
+    Field(discriminator="kind"),
 ]
 INSTRUCTION: TypeAdapter[AnyInstruction] = TypeAdapter(AnyInstruction)
 """Reads instructions back from the outbox and the journal."""

@@ -54,6 +54,16 @@ from orchestrator.core.events import (
     WorkerLost,
     WorkerRegained,
 )
+from orchestrator.core.gang_events import (
+    GangChecked,
+    GangEvent,
+    GangReady,
+    GangRestored,
+    GangSaved,
+    GangStacks,
+    GangStarted,
+    GangStopped,
+)
 from orchestrator.core.instructions import Instruction
 from orchestrator.core.state import State
 from orchestrator.core.states import (
@@ -81,6 +91,10 @@ def handle(state: State, event: Event, now: dt.datetime) -> list[Instruction]:
     if stale:
         turn.record(getattr(event, "run", None), stale)
         return turn.instructions
+    if isinstance(event, GangEvent):
+        event = _of_those_there(turn, event)
+        if not event.workers:
+            return turn.instructions
     _HANDLERS[type(event)](turn, event)
     if turn.schedule_wanted:
         gang.schedule(turn)
@@ -98,13 +112,19 @@ _OF_THE_LIVE_ATTEMPT = (
     StacksCaptured,
     StepReached,
     FindingRaised,
+    GangStarted,
+    GangReady,
+    GangRestored,
+    GangSaved,
+    GangStopped,
+    GangStacks,
 )
 
 
 def _stale(state: State, event: Event) -> str | None:
     """Why an event does not count any more, if it does not."""
     if isinstance(event, (RunSubmitted, WorkerLost)) or not isinstance(
-        event, (WorkerEvent, StepReached, FindingRaised, TimerFired, WorkerRegained)
+        event, (WorkerEvent, GangEvent, StepReached, FindingRaised, TimerFired, WorkerRegained)
     ):
         return None
     run = state.runs.get(event.run)
@@ -118,13 +138,24 @@ def _stale(state: State, event: Event) -> str | None:
             or attempt.state not in LIVE_ATTEMPT_STATES
         ):
             return f"{event.kind} of attempt {event.attempt}, now {run.attempt}: ignored"
-        if isinstance(event, WorkerEvent) and event.worker not in {
-            seat.worker for seat in attempt.seats
-        }:
+        if isinstance(event, WorkerEvent) and event.worker not in state.places_of(event.run):
             return f"{event.kind} of {event.worker}, without a seat in the attempt: ignored"
         if isinstance(event, WorkerEvent) and event.worker not in state.workers:
             return f"{event.kind} of {event.worker}, which is gone: ignored"
     return None
+
+
+def _of_those_there(turn: Turn, event: GangEvent) -> GangEvent:
+    """The event without what workers say that have no seat in the attempt, or are gone."""
+    state = turn.state
+    places = state.places_of(event.run)
+    strangers = [w for w in event.workers if w not in places or w not in state.workers]
+    if not strangers or isinstance(event, GangChecked):  # whoever wrote shards may read them back
+        return event
+    turn.record(event.run, f"{event.kind} of {gang.named(strangers)}, not of the attempt: ignored")
+    seats = state.attempts[event.run].seats
+    there = [w for w in event.workers if w in places and w in state.workers]
+    return event.only({worker: seats[places[worker]].ranks for worker in there})
 
 
 def _on_lost(turn: Turn, event: WorkerLost) -> None:
@@ -134,12 +165,16 @@ def _on_lost(turn: Turn, event: WorkerLost) -> None:
         contact.on_out_of_contact(turn, event)
 
 
-def _on_stopped(turn: Turn, event: AttemptStopped) -> None:
+def _on_stopped(turn: Turn, event: AttemptStopped | GangStopped) -> None:
+    workers = (event.worker,) if isinstance(event, AttemptStopped) else event.workers
     if turn.state.attempts[event.run].state is not AttemptState.STOPPING:
-        turn.record(
-            event.run, f"{event.worker} says its ranks are stopped, but nobody asked: ignored"
-        )
-    elif gang.on_stopped(turn, event):
+        who = gang.named(workers)
+        turn.record(event.run, f"{who} says its ranks are stopped, but nobody asked: ignored")
+    elif (
+        gang.on_stopped(turn, event)
+        if isinstance(event, AttemptStopped)
+        else gang.on_gang_stopped(turn, event)
+    ):
         recovering.attempt_dead(turn, event.run)
 
 
@@ -247,5 +282,12 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     StepReached: watching.on_step,
     FindingRaised: watching.on_finding,
     StacksCaptured: watching.on_stacks,
+    GangStarted: gang.on_ranks_started,
+    GangReady: gang.on_ready,
+    GangRestored: saving.on_gang_restored,
+    GangSaved: saving.on_gang_saved,
+    GangChecked: saving.on_gang_checked,
+    GangStopped: _on_stopped,
+    GangStacks: watching.on_stacks,
     TimerFired: _on_timer,
 }

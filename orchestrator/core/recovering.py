@@ -46,7 +46,7 @@ def on_rank_exited(turn: Turn, event: RankExited) -> None:
                 turn, run.id, RunState.SUCCEEDED, f"every rank ended well after step {attempt.step}"
             )
         return
-    node = next((s.node for s in attempt.seats if s.worker == event.worker), "")
+    node = attempt.seats[turn.state.places_of(run.id)[event.worker]].node
     death = RankFailure(rank=event.rank, node=node, at=event.at, failure=event.failure)
     turn.change_attempt(run.id, failures=(*attempt.failures, death))
     if attempt.state is not AttemptState.STOPPING:
@@ -73,25 +73,26 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
     if run.state in TERMINAL_RUN_STATES:
         return
     attempt = turn.attempt(run.id)
-    seat = next((s for s in attempt.seats if s.worker == worker.id), None) if attempt else None
-    if attempt is None or seat is None or attempt.state not in LIVE_ATTEMPT_STATES:
+    seated = worker.id in turn.state.places_of(run.id)
+    if attempt is None or not seated or attempt.state not in LIVE_ATTEMPT_STATES:
         if not expected:
             launch_failed(turn, run, worker.node, event.reason, joined=joined)
         return
     if not expected:
         faults.note_fault(turn, worker.node, run.id, gone)
     lose_seat(turn, run.id, worker, gone, at=event.at)
-    if gang.empty_seat(turn, run.id, worker.id):
+    if gang.empty_seats(turn, run.id, (worker.id,)):
         attempt_dead(turn, run.id)
 
 
 def lose_seat(turn: Turn, run_id: str, worker: Worker, gone: Failure, *, at: dt.datetime) -> None:
     """A worker of the live attempt is lost: so is the attempt."""
     attempt = turn.state.attempts[run_id]
-    seat = next((seat for seat in attempt.seats if seat.worker == worker.id), None)
-    if seat is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+    place = turn.state.places_of(run_id).get(worker.id)
+    if place is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
-    death = RankFailure(rank=min(seat.ranks), node=worker.node, at=at, failure=gone)
+    rank = min(attempt.seats[place].ranks)
+    death = RankFailure(rank=rank, node=worker.node, at=at, failure=gone)
     turn.change_attempt(run_id, failures=(*attempt.failures, death))
     fail_attempt(turn, run_id, gone, failed_at=at, rank=None, node=worker.node)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from babysit.wire import Tier
 from jobs.commands import DeleteCheckpoint, VerifyCheckpoint
 from jobs.events import (
@@ -9,17 +11,19 @@ from jobs.events import (
     CheckpointDeleted,
     RankRestored,
     SaveFailed,
+    Shards,
     ShardWritten,
 )
 from monitors.failures import Failure, FailureClass
 from monitors.types import FindingKind, Severity
-from orchestrator.core import gang, recovering, recovery, rewinding
+from orchestrator.core import gang, memory_tier, recovering, recovery, rewinding
 from orchestrator.core.entities import Attempt, Checkpoint, Incident
 from orchestrator.core.events import (
     CheckpointPinned,
     CheckpointRemovalAsked,
     CheckpointVerificationAsked,
 )
+from orchestrator.core.gang_events import GangChecked, GangRestored, GangSaved
 from orchestrator.core.states import AttemptState, IncidentState, Trust, WorkerState
 from orchestrator.core.turn import Turn
 from orchestrator.errors import NotFoundError, RefusedError
@@ -31,48 +35,35 @@ _ANOMALIES = frozenset({FindingKind.LOSS_SPIKE.value, FindingKind.NON_FINITE.val
 
 
 def on_shard(turn: Turn, event: ShardWritten) -> None:
-    """A shard of a directory checkpoint is on disk.
+    """A shard of a directory checkpoint is on disk."""
+    _written(turn, event.run, Shards.of(event.worker, event.shard))
 
-    With the last one it is complete, and is read back.
-    """
-    shard = event.shard
-    key = f"{event.run}/{shard.attempt}/{shard.tier}/{shard.step}"
+
+def on_gang_saved(turn: Turn, event: GangSaved) -> None:
+    """Many shards of a directory checkpoint are on disk."""
+    _written(turn, event.run, event.shards)
+
+
+def _written(turn: Turn, run_id: str, shards: Shards) -> None:
+    """With its last shard a checkpoint is complete, and is read back."""
+    key = f"{run_id}/{shards.attempt}/{shards.tier}/{shards.step}"
     known = turn.state.checkpoints.get(key)
     if known is None:
-        _overwrites(turn, event.run, shard.path)
-        known = Checkpoint(
-            id=key,
-            run=event.run,
-            attempt=shard.attempt,
-            step=shard.step,
-            tier=shard.tier,
-            world_size=shard.world_size,
-            path=shard.path,
-            batch=shard.batch,
-            created_at=turn.now,
-        )
-        turn.put(known)
-    if shard.rank in known.ranks:
+        _overwrites(turn, run_id, shards.path)
+        known = memory_tier.new_checkpoint(turn, key, run_id, shards, path=shards.path)
+    if known.ranks:
+        fresh = [i for i, rank in enumerate(shards.ranks) if rank not in known.ranks]
+        shards = shards.kept(fresh) if len(fresh) < len(shards.ranks) else shards
+    if not shards.ranks:
         return
-    turn.state.record_shard(key, shard)
-    ranks = known.ranks | {shard.rank}
-    whole = len(ranks) == known.world_size and known.trust is Trust.WRITING
-    known = turn.change_checkpoint(
-        key,
-        ranks=ranks,
-        homes={**known.homes, shard.rank: event.worker},
-        trust=Trust.COMPLETE if whole else known.trust,
-        bytes=known.bytes + sum(f.bytes for f in shard.files),
-    )
+    known, whole = memory_tier.add_shards(turn, known, shards)
     if whole:
-        turn.record(
-            event.run, f"the checkpoint of step {shard.step} is complete: {known.bytes} bytes"
-        )
-        _saves_again(turn, event.run)
+        turn.record(run_id, f"the checkpoint of step {known.step} is complete: {known.bytes} bytes")
+        _saves_again(turn, run_id)
         verify(turn, known)
-        promote(turn, event.run)
-        set_milestone(turn, event.run)
-        prune(turn, event.run)
+        promote(turn, run_id)
+        set_milestone(turn, run_id)
+        prune(turn, run_id)
 
 
 def _overwrites(turn: Turn, run: str, path: str) -> None:
@@ -92,21 +83,21 @@ def verify(turn: Turn, checkpoint: Checkpoint) -> bool:
     ranks_of: dict[str, list[int]] = {}
     for rank, home in checkpoint.homes.items():
         ranks_of.setdefault(home, []).append(rank)
-    there = [
-        worker
+    there = {
+        worker.id: tuple(sorted(ranks_of[worker.id]))
         for worker in turn.state.workers_of(checkpoint.run)
         if worker.id in ranks_of and worker.state is WorkerState.READY
-    ]
-    for worker in there:
-        turn.tell(
-            worker.id,
-            VerifyCheckpoint,
-            f"read step {checkpoint.step} back",
-            attempt=checkpoint.attempt,
-            checkpoint=checkpoint.id,
-            path=checkpoint.path,
-            ranks=tuple(sorted(ranks_of[worker.id])),
-        )
+    }
+    turn.tell_gang(
+        checkpoint.run,
+        there,
+        VerifyCheckpoint,
+        f"read step {checkpoint.step} back",
+        attempt=checkpoint.attempt,
+        checkpoint=checkpoint.id,
+        path=checkpoint.path,
+        ranks=(),
+    )
     return bool(there)
 
 
@@ -117,14 +108,25 @@ def on_checked(turn: Turn, event: CheckpointChecked) -> None:
         return
     if not event.ok:
         found_corrupt(turn, known, event.error)
-        return
-    checked = known.checked_by | {event.worker}
+    else:
+        _found_whole(turn, known, (event.worker,))
+
+
+def on_gang_checked(turn: Turn, event: GangChecked) -> None:
+    """Many workers read their shards back, and found them whole."""
+    known = turn.state.checkpoints.get(event.checkpoint)
+    if known is not None and known.deleted_at is None and known.trust is not Trust.BAD:
+        _found_whole(turn, known, event.workers)
+
+
+def _found_whole(turn: Turn, known: Checkpoint, workers: Iterable[str]) -> None:
+    checked = known.checked_by.union(workers)
     whole = known.trust is Trust.COMPLETE and checked >= set(known.homes.values())
     turn.change_checkpoint(
         known.id, checked_by=checked, trust=Trust.VERIFIED if whole else known.trust
     )
-    promote(turn, event.run)
-    prune(turn, event.run)
+    promote(turn, known.run)
+    prune(turn, known.run)
 
 
 def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
@@ -291,22 +293,30 @@ def _saves_again(turn: Turn, run_id: str) -> None:
 
 
 def on_restored(turn: Turn, event: RankRestored) -> None:
-    """A rank loaded something, perhaps not the first choice.
-
-    All ranks must have loaded the same step.
-    """
+    """A rank loaded something, perhaps not the first choice."""
     for rejected in event.rejected:
         known = turn.state.checkpoints.get(rejected.id)
         if known is not None and known.trust is not Trust.BAD:
             found_corrupt(turn, known, rejected.reason)
-    agreed = gang.on_restored(turn, event)
-    attempt = turn.state.attempts[event.run]
-    if agreed:
+    _loaded(turn, event, (event.rank,))
+
+
+def on_gang_restored(turn: Turn, event: GangRestored) -> None:
+    """Many ranks loaded their first choice."""
+    if event.ranks:
+        _loaded(turn, event, event.ranks)
+
+
+def _loaded(turn: Turn, event: RankRestored | GangRestored, ranks: Sequence[int]) -> None:
+    """All ranks must have loaded the same step."""
+    if gang.restored(turn, event.run, ranks, event.step, event.checkpoint):
+        attempt = turn.state.attempts[event.run]
         if len(attempt.restored_ranks) == attempt.world_size:
             rewinding.leave_behind(turn, event.run)
         return
+    attempt = turn.state.attempts[event.run]
     reason = (
-        f"ranks loaded different steps: {attempt.start_step} and {event.step} (rank {event.rank})"
+        f"ranks loaded different steps: {attempt.start_step} and {event.step} (rank {ranks[0]})"
     )
     for checkpoint in turn.state.checkpoints_of(event.run):
         if (
@@ -317,9 +327,7 @@ def on_restored(turn: Turn, event: RankRestored) -> None:
     failure = Failure(
         failure_class=FailureClass.CHECKPOINT_CORRUPT, reason=reason, signature="restore mismatch"
     )
-    recovering.fail_attempt(
-        turn, event.run, failure, failed_at=event.at, rank=event.rank, node=None
-    )
+    recovering.fail_attempt(turn, event.run, failure, failed_at=event.at, rank=ranks[0], node=None)
 
 
 # operators

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from jobs.events import ShardReport
+from jobs.events import Shards
 from orchestrator.core.entities import (
     Attempt,
     Checkpoint,
@@ -19,6 +20,9 @@ from orchestrator.core.entities import (
     Worker,
 )
 from orchestrator.core.states import TERMINAL_RUN_STATES, IncidentState, WorkerState
+
+Timer = tuple[dt.datetime, str, str]
+"""A deadline: when, which run, which of its timers."""
 
 
 class State:
@@ -42,7 +46,11 @@ class State:
         self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._incidents_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._changes: dict[tuple[str, str], Entity] = {}
-        self._shards: list[tuple[str, ShardReport]] = []
+        self._shards: list[tuple[str, Shards]] = []
+        self._places: dict[str, dict[str, int]] = {}
+        """By run: the place of each worker among the seats of the newest attempt."""
+        self._timers: list[Timer] = []
+        """A heap of all deadlines ever set; those cancelled since are skipped as they surface."""
         self._over: list[Entity] = []
         """Workers, checkpoints, incidents and runs that came to their end since `forget`."""
         for entity in entities:
@@ -54,9 +62,11 @@ class State:
         match entity:
             case Run():
                 key = entity.id
+                self._note_timers(self.runs.get(key), entity)
                 self.runs[key] = entity
             case Attempt():
                 key = entity.id
+                self._note_seats(self.attempts.get(entity.run), entity)
                 self.attempts[entity.run] = entity
             case Worker():
                 key = entity.id
@@ -84,21 +94,37 @@ class State:
         if is_over(entity):
             self._over.append(entity)
 
+    def _note_timers(self, old: Run | None, new: Run) -> None:
+        before = old.timers if old is not None else {}
+        if new.timers is before:
+            return
+        for name, due in new.timers.items():
+            if before.get(name) != due:
+                heapq.heappush(self._timers, (due, new.id, name))
+
+    def _note_seats(self, old: Attempt | None, new: Attempt) -> None:
+        if old is None or old.number != new.number or len(old.seats) != len(new.seats):
+            self._places[new.run] = {seat.worker: i for i, seat in enumerate(new.seats)}
+
     def recall(self, incident: Incident) -> None:
         """Take back a resolved incident that is to be judged; nothing has changed by that."""
         self.incidents[incident.id] = incident
         self._incidents_of[incident.run][incident.id] = None
         self._over.append(incident)
 
-    def record_shard(self, checkpoint: str, shard: ShardReport) -> None:
-        """Remember a shard for the database; the core keeps only which ranks are recorded."""
-        self._shards.append((checkpoint, shard))
+    def record_shards(self, checkpoint: str, shards: Shards) -> None:
+        """Remember shards for the database; the core keeps only which ranks are recorded."""
+        self._shards.append((checkpoint, shards))
 
-    def take_changes(self) -> tuple[list[Entity], list[tuple[str, ShardReport]]]:
+    def take_changes(self) -> tuple[list[Entity], list[tuple[str, Shards]]]:
         """What changed since the last call, oldest first, and the shards recorded."""
         changes, shards = list(self._changes.values()), self._shards
         self._changes, self._shards = {}, []
         return changes, shards
+
+    def places_of(self, run: str) -> Mapping[str, int]:
+        """Where each worker of the newest attempt sits in its `seats`."""
+        return self._places.get(run, {})
 
     def workers_of(self, run: str) -> list[Worker]:
         """Workers of a run that are not ended, in order of launch."""
@@ -120,21 +146,29 @@ class State:
         """Runs that are not over."""
         return (run for run in self.runs.values() if run.state not in TERMINAL_RUN_STATES)
 
-    def due_timers(self, now: dt.datetime) -> list[tuple[dt.datetime, str, str]]:
-        """Deadlines that have passed, the earliest first: when, which run, which timer."""
-        return sorted(
-            (due, run.id, name)
-            for run in self.live_runs()
-            for name, due in run.timers.items()
-            if due <= now
-        )
+    def due_timers(self, now: dt.datetime) -> list[Timer]:
+        """Deadlines that have passed, the earliest first."""
+        due: list[Timer] = []
+        while (timer := self.next_timer()) is not None and timer[0] <= now:
+            if heapq.heappop(self._timers) not in due[-1:]:  # set, cancelled, and set again alike
+                due.append(timer)
+        for timer in due:  # they stand until the core has taken them
+            heapq.heappush(self._timers, timer)
+        return due
 
-    def next_timer(self) -> tuple[dt.datetime, str, str] | None:
-        """The earliest deadline: when, which run, which timer."""
-        return min(
-            ((due, run.id, name) for run in self.live_runs() for name, due in run.timers.items()),
-            default=None,
-        )
+    def next_timer(self) -> Timer | None:
+        """The earliest deadline."""
+        while self._timers:
+            due, run_id, name = self._timers[0]
+            run = self.runs.get(run_id)
+            if (
+                run is not None
+                and run.timers.get(name) == due
+                and run.state not in TERMINAL_RUN_STATES
+            ):
+                return self._timers[0]
+            heapq.heappop(self._timers)
+        return None
 
     def forget(self) -> list[Entity]:
         """Drop what is over, and say what was; the database keeps it.
@@ -168,6 +202,7 @@ class State:
         for key in self._incidents_of.pop(run, {}):
             del self.incidents[key]
         self._workers_of.pop(run, None)
+        self._places.pop(run, None)
         self.attempts.pop(run, None)
         self.runs.pop(run, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
 from jobs.commands import Command
@@ -18,7 +19,7 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
-from orchestrator.core.instructions import Instruction, Notify, Record, Tell
+from orchestrator.core.instructions import Instruction, Notify, Record, Tell, TellGang
 from orchestrator.core.state import State
 from orchestrator.core.states import (
     ATTEMPT_MOVES,
@@ -195,6 +196,20 @@ class Turn:
         run = self.state.workers[worker].run
         order = command(id=self.next_id, attempt=attempt, **fields)
         self.emit(Tell, run, why, worker=worker, command=order)
+
+    def tell_gang(
+        self,
+        run: str,
+        parts: Mapping[str, tuple[int, ...]],
+        command: type[Command],
+        why: str,
+        **fields: Any,
+    ) -> None:
+        """Send a command to many agents of a run; `parts` has each one's ranks, in their order."""
+        if parts:
+            order = command(id=self.next_id, **fields)
+            ranks = tuple(parts.values()) if "ranks" in command.model_fields else ()
+            self.emit(TellGang, run, why, workers=tuple(parts), ranks=ranks, command=order)
 
     def notify(
         self, run: str | None, severity: Severity, text: str, incident: str | None = None

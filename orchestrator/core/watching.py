@@ -14,6 +14,7 @@ from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core import gang, ledger, recovering, saving
 from orchestrator.core.entities import Attempt, Decision, Incident, Restart, Run
 from orchestrator.core.events import FindingRaised, StepReached
+from orchestrator.core.gang_events import GangStacks
 from orchestrator.core.ledger import Bucket
 from orchestrator.core.states import (
     RUNNABLE_ATTEMPT_STATES,
@@ -236,25 +237,24 @@ def _act_late(turn: Turn, run_id: str, incidents: list[Incident]) -> None:
 def _capture_stacks(turn: Turn, run_id: str, reason: str) -> None:
     attempt = turn.state.attempts[run_id]
     turn.set_timer(run_id, "stacks", STACKS_SECONDS)
-    for seat in attempt.seats:
-        if seat.worker in turn.state.workers:
-            turn.tell(seat.worker, CaptureStacks, reason, attempt=attempt.number)
+    there = {seat.worker: () for seat in attempt.seats if seat.worker in turn.state.workers}
+    turn.tell_gang(run_id, there, CaptureStacks, reason, attempt=attempt.number)
 
 
-def on_stacks(turn: Turn, event: StacksCaptured) -> None:
-    """One worker's stacks are in.
+def on_stacks(turn: Turn, event: StacksCaptured | GangStacks) -> None:
+    """Stacks are in.
 
-    With the last one, the odd rank is named and the attempt stopped.
+    With the last ones, the odd rank is named and the attempt stopped.
     """
     attempt = turn.state.attempts[event.run]
+    workers = (event.worker,) if isinstance(event, StacksCaptured) else event.workers
     attempt = turn.change_attempt(
         event.run,
         stacks=(*attempt.stacks, *event.stacks),
-        stacks_from=attempt.stacks_from | {event.worker},
+        stacks_from=attempt.stacks_from.union(workers),
     )
-    if attempt.state in RUNNABLE_ATTEMPT_STATES and attempt.stacks_from >= {
-        seat.worker for seat in attempt.seats
-    }:
+    everyone = turn.state.places_of(event.run).keys()
+    if attempt.state in RUNNABLE_ATTEMPT_STATES and attempt.stacks_from >= everyone:
         end_hang(turn, event.run)
 
 

@@ -52,7 +52,7 @@ from orchestrator.core.states import (
     WorkerState,
 )
 from orchestrator.errors import NotFoundError, RefusedError
-from tests.world import World, reloaded, spec
+from tests.world import World, each_for_itself, reloaded, spec
 
 FAILURES = (
     Failure(failure_class=FailureClass.SIGNAL, reason="killed by SIGKILL", signature="SIGKILL"),
@@ -380,7 +380,7 @@ class CoreMachine(RuleBasedStateMachine):
     def only_trusted_checkpoints_are_offered(self) -> None:
         """When offered: complete at least; after an anomaly good, and from before its onset."""
         for event, _, instructions in self.world.journal[-1:]:
-            for tell in instructions:
+            for tell in each_for_itself(instructions):
                 if isinstance(tell, Tell) and isinstance(tell.command, StartAttempt):
                     self._check_offer(tell.run or "", tell.command, event.kind)
 
@@ -409,7 +409,7 @@ class CoreMachine(RuleBasedStateMachine):
         state = self.world.state
         held = {r.id for r in state.live_runs() if r.state is RunState.HELD or state.fleet.hold}
         for _, _, instructions in self.world.journal[-1:] if self.held else ():
-            for each in instructions:
+            for each in each_for_itself(instructions):
                 begins = isinstance(each, LaunchWorker) or (
                     isinstance(each, Tell) and isinstance(each.command, StartAttempt)
                 )
