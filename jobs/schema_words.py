@@ -1,12 +1,10 @@
-"""Says in words what the run spec's JSON Schema expects at a place, and which names exist there."""
+"""Says in words what a JSON Schema expects at a place, and which names exist there."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-from jobs.schema import run_schema
 
 _FORMATS = {
     "size": "a size such as 512Mi, 2Gi or 16G",
@@ -23,29 +21,82 @@ _TYPES = {
 }
 
 
-def expected(path: Sequence[str | int]) -> str:
-    """What the field at `path` wants: `an integer of at least 1, or {min, max}`."""
-    words = [_describe(branch) for branch in _branches(_at(path)) if branch.get("type") != "null"]
-    return ", or ".join(dict.fromkeys(words)) or "something else"
+class Words:
+    """What one JSON Schema has to say.
+
+    Args:
+        schema: Of an object.
+        what: What it describes, as in `the spec has name, queue …`.
+    """
+
+    def __init__(self, schema: Mapping[str, Any], what: str) -> None:
+        self._schema, self._what = schema, what
+
+    def expected(self, path: Sequence[str | int]) -> str:
+        """What the field at `path` wants: `an integer of at least 1, or {min, max}`."""
+        words = [
+            _describe(branch)
+            for branch in self._branches(self._at(path))
+            if branch.get("type") != "null"
+        ]
+        return ", or ".join(dict.fromkeys(words)) or "something else"
+
+    def allows_boolean(self, path: Sequence[str | int]) -> bool:
+        """Whether true and false mean something there (also: whether nothing is known of it)."""
+        branches = list(self._branches(self._at(path)))
+        return not branches or any("boolean" in _types(branch) for branch in branches)
+
+    def no_such_field(self, path: Sequence[str | int]) -> str:
+        """For an unknown name: the nearest valid one, or the names there are."""
+        name, level = str(path[-1]), self._names(path[:-1])
+        near = difflib.get_close_matches(name, level, n=1, cutoff=0.6)
+        elsewhere = [full for full in self._all_fields() if full.split(".")[-1] == name]
+        if near:
+            return f"no such field; did you mean {near[0]}?"
+        if elsewhere:
+            return f"no such field here; did you mean {elsewhere[0]}?"
+        return f"no such field; {dotted(path[:-1]) or self._what} has {', '.join(level)}"
+
+    def _resolved(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        while "$ref" in node:
+            node = self._schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+        return node
+
+    def _branches(self, node: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+        """The alternatives of a union; a plain node is its own only one."""
+        if node is None:
+            return
+        node = self._resolved(node)
+        if "anyOf" in node:
+            outer = {"format": node["format"]} if "format" in node else {}
+            for branch in node["anyOf"]:
+                yield from self._branches({**outer, **branch})
+        else:
+            yield node
+
+    def _at(self, path: Sequence[str | int]) -> Mapping[str, Any] | None:
+        node: Mapping[str, Any] | None = self._schema
+        for key in path:
+            node = next((n for branch in self._branches(node) if (n := _child(branch, key))), None)
+        return node
+
+    def _names(self, path: Sequence[str | int]) -> list[str]:
+        return [
+            name
+            for branch in self._branches(self._at(path))
+            for name in branch.get("properties", {})
+        ]
+
+    def _all_fields(self, path: tuple[str, ...] = ()) -> Iterator[str]:
+        for name in self._names(path):
+            yield ".".join((*path, name))
+            yield from self._all_fields((*path, name))
 
 
-def allows_boolean(path: Sequence[str | int]) -> bool:
-    """Whether true and false mean something there (also: whether nothing is known of it)."""
-    branches = list(_branches(_at(path)))
-    return not branches or any("boolean" in _types(branch) for branch in branches)
-
-
-def no_such_field(path: Sequence[str | int]) -> str:
-    """For an unknown name: the nearest valid one, or the names there are."""
-    name, level = str(path[-1]), _names(path[:-1])
-    prefix = "".join(f"{key}." for key in path[:-1])
-    near = difflib.get_close_matches(name, level, n=1, cutoff=0.6)
-    elsewhere = [full for full in _all_fields() if full.split(".")[-1] == name]
-    if near:
-        return f"no such field; did you mean {near[0]}?"
-    if elsewhere:
-        return f"no such field here; did you mean {elsewhere[0]}?"
-    return f"no such field; {prefix.rstrip('.') or 'the spec'} has {', '.join(level)}"
+def dotted(path: Sequence[str | int]) -> str:
+    """`resources.nodes`, `command[3]`."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return text.removeprefix(".")
 
 
 def shown(value: object) -> str:
@@ -62,32 +113,6 @@ def shown(value: object) -> str:
         return "a list" if value else "an empty list"
     tag = getattr(value, "tag", None)
     return f"the tag {getattr(tag, 'value', tag)}" if tag is not None else str(value)
-
-
-def _resolved(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    while "$ref" in node:
-        node = run_schema()["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-    return node
-
-
-def _branches(node: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """The alternatives of a union; a plain node is its own only one."""
-    if node is None:
-        return
-    node = _resolved(node)
-    if "anyOf" in node:
-        outer = {"format": node["format"]} if "format" in node else {}
-        for branch in node["anyOf"]:
-            yield from _branches({**outer, **branch})
-    else:
-        yield node
-
-
-def _at(path: Sequence[str | int]) -> Mapping[str, Any] | None:
-    node: Mapping[str, Any] | None = run_schema()
-    for key in path:
-        node = next((n for branch in _branches(node) if (n := _child(branch, key))), None)
-    return node
 
 
 def _child(node: Mapping[str, Any], key: str | int) -> Mapping[str, Any] | None:
@@ -126,13 +151,3 @@ def _describe(node: Mapping[str, Any]) -> str:
     if "pattern" in node and "format" not in node:
         words += f" matching {node['pattern']}"
     return words
-
-
-def _names(path: Sequence[str | int]) -> list[str]:
-    return [name for branch in _branches(_at(path)) for name in branch.get("properties", {})]
-
-
-def _all_fields(path: tuple[str, ...] = ()) -> Iterator[str]:
-    for name in _names(path):
-        yield ".".join((*path, name))
-        yield from _all_fields((*path, name))

@@ -26,6 +26,7 @@ from jobs.spec import Model, RunSpec
 from monitors.types import Finding
 from orchestrator.core.gang_events import (
     GangChecked,
+    GangFinished,
     GangReady,
     GangRestored,
     GangSaved,
@@ -225,6 +226,7 @@ AnyEvent = Annotated[
     | GangChecked
     | GangStopped
     | GangStacks
+    | GangFinished
     | StepReached
     | FindingRaised
     | CapacityChanged

@@ -58,6 +58,13 @@ class GangRestored(_OfRanks):
     checkpoint: str = ""
 
 
+class GangFinished(_OfRanks):
+    """These ranks exited with code 0."""
+
+    kind: Literal["gang_finished"] = "gang_finished"
+    last_step: int
+
+
 class GangSaved(GangEvent):
     """Shards of one directory checkpoint are on disk."""
 

@@ -57,6 +57,7 @@ from orchestrator.core.events import (
 from orchestrator.core.gang_events import (
     GangChecked,
     GangEvent,
+    GangFinished,
     GangReady,
     GangRestored,
     GangSaved,
@@ -118,6 +119,7 @@ _OF_THE_LIVE_ATTEMPT = (
     GangSaved,
     GangStopped,
     GangStacks,
+    GangFinished,
 )
 
 
@@ -289,5 +291,6 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     GangChecked: saving.on_gang_checked,
     GangStopped: _on_stopped,
     GangStacks: watching.on_stacks,
+    GangFinished: recovering.on_gang_finished,
     TimerFired: _on_timer,
 }

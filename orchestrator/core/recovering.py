@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Iterable
 
 from jobs.events import RankExited
 from monitors.exits import root_cause
@@ -15,6 +16,7 @@ from monitors.types import Severity
 from orchestrator.core import faults, gang, ledger, memory_tier, recovery, rewinding
 from orchestrator.core.entities import Decision, RankFailure, Restart, Run, Worker
 from orchestrator.core.events import WorkerLost
+from orchestrator.core.gang_events import GangFinished
 from orchestrator.core.ledger import Bucket
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
@@ -36,21 +38,31 @@ def on_rank_exited(turn: Turn, event: RankExited) -> None:
     turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
     attempt = turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
     if event.failure is None:
-        attempt = turn.change_attempt(run.id, done_ranks=attempt.done_ranks | {event.rank})
-        if (
-            len(attempt.done_ranks) == attempt.world_size
-            and attempt.state is not AttemptState.STOPPING
-        ):
-            turn.change_attempt(run.id, state=AttemptState.ENDED, ended_at=turn.now)
-            gang.finish_run(
-                turn, run.id, RunState.SUCCEEDED, f"every rank ended well after step {attempt.step}"
-            )
+        _ended_well(turn, run.id, (event.rank,))
         return
     node = attempt.seats[turn.state.places_of(run.id)[event.worker]].node
     death = RankFailure(rank=event.rank, node=node, at=event.at, failure=event.failure)
     turn.change_attempt(run.id, failures=(*attempt.failures, death))
     if attempt.state is not AttemptState.STOPPING:
         fail_attempt(turn, run.id, event.failure, failed_at=event.at, rank=event.rank, node=node)
+
+
+def on_gang_finished(turn: Turn, event: GangFinished) -> None:
+    """Many ranks ended well."""
+    run, attempt = turn.run(event.run), turn.state.attempts[event.run]
+    turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
+    turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
+    _ended_well(turn, run.id, event.ranks)
+
+
+def _ended_well(turn: Turn, run_id: str, ranks: Iterable[int]) -> None:
+    """With the last of its ranks the run has succeeded."""
+    done = turn.state.attempts[run_id].done_ranks.union(ranks)
+    attempt = turn.change_attempt(run_id, done_ranks=done)
+    if len(done) == attempt.world_size and attempt.state is not AttemptState.STOPPING:
+        turn.change_attempt(run_id, state=AttemptState.ENDED, ended_at=turn.now)
+        reason = f"every rank ended well after step {attempt.step}"
+        gang.finish_run(turn, run_id, RunState.SUCCEEDED, reason)
 
 
 def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
