@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli import scenarios
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import (
     Column,
@@ -42,35 +43,78 @@ COLUMNS = [
 ]
 
 
-def simulate(
+def simulate(  # noqa: PLR0913, PLR0917 (one for each option)
+    scenario: Annotated[
+        str | None,
+        typer.Argument(metavar="[SCENARIO]", help="A YAML file, or the name of a shipped one."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the scenario's own.")] = None,
+    what_if: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE[,…]", help="A variant beside it. May be repeated."),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Two scenarios side by side."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw what happened over time.")
+    ] = None,
     trace: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="Jobs, in CSV: docs/simulation.md."),
-    ],
+        Path | None,
+        typer.Option(metavar="FILE", help="Replay jobs, in CSV: docs/simulation.md."),
+    ] = None,
     nodes: Annotated[
-        str, typer.Option(metavar="FILE|COUNTxGPUS", help="Nodes, in CSV; or as in 8x4.")
-    ],
+        str | None,
+        typer.Option(metavar="FILE|COUNTxGPUS", help="For a trace: nodes, in CSV; or as in 8x4."),
+    ] = None,
     policy: Annotated[
-        list[PolicyName] | None, typer.Option(help="May be repeated. All, when not given.")
+        list[PolicyName] | None,
+        typer.Option(help="For a trace. May be repeated. All, when not given."),
     ] = None,
     preemption_seconds: Annotated[
-        float, typer.Option(min=0, help="What a preemption or a move costs a job.")
+        float, typer.Option(min=0, help="For a trace: what a preemption or a move costs a job.")
     ] = PREEMPTION_SECONDS,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Replay a trace of jobs over nodes, under one policy or several. Starts nothing.
+    """Run a scenario with failures, or replay a trace of jobs, in virtual time. Starts nothing.
 
-    Scenarios with failures are to follow; this is the replay of traces only.
+    A scenario runs the scheduler and the recovery policy that run in production over a simulated
+    cluster. The same seed gives the same result, to the byte. Shipped: crash_loop, fleet_1k_jobs,
+    lemon_nodes, llama3_16k, switch_failure.
 
     For example:
 
+        babysit simulate llama3_16k --picture llama.png
+
+        babysit simulate my.yaml --what-if spares=4,checkpoint=10min --what-if failure_rate=2
+
+        babysit simulate --compare a.yaml b.yaml -o json
+
         babysit simulate --trace jobs.csv --nodes 8x8 --policy fifo --policy srsf
     """
+    given = [scenario is not None, compare is not None, trace is not None]
+    if sum(given) != 1:
+        raise CliError("give one of SCENARIO, --compare and --trace", ExitCode.USAGE)
+    if trace is not None:
+        _replay(trace, nodes, policy or list(PolicyName), preemption_seconds, form)
+    elif compare is not None:
+        scenarios.compare(compare, seed, form)
+    elif scenario is not None and what_if:
+        scenarios.variants(scenario, what_if, seed, form)
+    elif scenario is not None:
+        scenarios.one(scenario, seed, form, picture)
+
+
+def _replay(
+    trace: Path, nodes: str | None, policies: list[PolicyName], seconds: float, form: Format
+) -> None:
+    if nodes is None:
+        raise CliError("--trace needs --nodes, such as 8x4", ExitCode.USAGE)
     try:
         jobs, pools = read_trace(trace), read_nodes(nodes)
         outcomes = {
-            name: replay(jobs, pools, ProductRules(POLICIES[name], preemption_seconds))
-            for name in policy or PolicyName
+            name: replay(jobs, pools, ProductRules(POLICIES[name], seconds)) for name in policies
         }
     except TraceError as error:
         raise CliError(str(error), ExitCode.USAGE) from error

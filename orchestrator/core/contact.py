@@ -18,12 +18,13 @@ Its ranks may well be training, so this is far longer than a restart of the cont
 
 
 def on_out_of_contact(turn: Turn, event: WorkerLost) -> None:
-    """Ask the cluster, and go on."""
+    """Ask the cluster, and go on; unless so many are silent that it is the network, or us."""
     worker = turn.state.workers.get(event.worker)
     if worker is None or worker.state is not WorkerState.READY:
         return
     turn.change_worker(worker.id, state=WorkerState.LOST, reason=event.reason)
     turn.set_timer(worker.run, f"contact:{worker.id}", CONTACT_SECONDS)
+    faults.check_breaker(turn)
     turn.emit(
         ProbeWorker, worker.run, f"{worker.id}: {event.reason}", worker=worker.id, node=worker.node
     )

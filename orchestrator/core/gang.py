@@ -105,7 +105,8 @@ def _seated(turn: Turn, run: Run, ready: list[Worker]) -> tuple[Seat, ...]:
     before = turn.attempt(run.id)
     old = {seat.worker: i for i, seat in enumerate(before.seats)} if before else {}
     staying = {old[w.id]: w for w in ready if w.id in old and old[w.id] < len(ready)}
-    others = iter([w for w in ready if w not in staying.values()])
+    kept = {worker.id for worker in staying.values()}
+    others = iter([w for w in ready if w.id not in kept])
     places = [staying.get(i) or next(others) for i in range(len(ready))]
     return tuple(
         Seat(worker=w.id, node=w.node, ranks=tuple(range(i * per_node, (i + 1) * per_node)))

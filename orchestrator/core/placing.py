@@ -75,6 +75,8 @@ def free_nodes(state: State) -> list[Free]:
 def current_plan(state: State, now: dt.datetime) -> Plan:
     """One pass over every run that wants nodes."""
     demands = [demand_of(state, run) for run in state.live_runs() if wants_nodes(state, run)]
+    if not any(demand.nodes for demand in demands):
+        return Plan(placements={}, waits={})
     snapshot = Snapshot(
         free=free_nodes(state),
         rooms=[room_of(node) for node in state.nodes.values() if node.state is NodeState.READY],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from babysit.wire import Tier
 from jobs.commands import DeleteCheckpoint, VerifyCheckpoint
@@ -80,11 +81,9 @@ def _overwrites(turn: Turn, run: str, path: str) -> None:
 
 def verify(turn: Turn, checkpoint: Checkpoint) -> bool:
     """Have each worker read its own shards back; False when none of them is there to do it."""
-    ranks_of: dict[str, list[int]] = {}
-    for rank, home in checkpoint.homes.items():
-        ranks_of.setdefault(home, []).append(rank)
+    ranks_of = _ranks_of_homes(turn, checkpoint)
     there = {
-        worker.id: tuple(sorted(ranks_of[worker.id]))
+        worker.id: ranks_of[worker.id]
         for worker in turn.state.workers_of(checkpoint.run)
         if worker.id in ranks_of and worker.state is WorkerState.READY
     }
@@ -99,6 +98,17 @@ def verify(turn: Turn, checkpoint: Checkpoint) -> bool:
         ranks=(),
     )
     return bool(there)
+
+
+def _ranks_of_homes(turn: Turn, checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
+    """Whose shards each worker holds: its own, as far as the attempt that wrote them is known."""
+    attempt = turn.attempt(checkpoint.run)
+    if attempt is not None and attempt.number == checkpoint.attempt:
+        return {seat.worker: seat.ranks for seat in attempt.seats}
+    ranks_of: dict[str, list[int]] = defaultdict(list)
+    for rank, home in sorted(checkpoint.homes.items()):
+        ranks_of[home].append(rank)
+    return {home: tuple(ranks) for home, ranks in ranks_of.items()}
 
 
 def on_checked(turn: Turn, event: CheckpointChecked) -> None:

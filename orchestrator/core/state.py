@@ -62,17 +62,14 @@ class State:
         match entity:
             case Run():
                 key = entity.id
-                self._note_timers(self.runs.get(key), entity)
-                self.runs[key] = entity
+                self._put_run(entity)
             case Attempt():
                 key = entity.id
                 self._note_seats(self.attempts.get(entity.run), entity)
                 self.attempts[entity.run] = entity
             case Worker():
                 key = entity.id
-                self.workers[key] = entity
-                self._workers_of[entity.run][key] = None
-                self._workers_on[entity.node][key] = None
+                self._put_worker(entity)
             case Node():
                 key = entity.id
                 self.nodes[key] = entity
@@ -94,13 +91,20 @@ class State:
         if is_over(entity):
             self._over.append(entity)
 
-    def _note_timers(self, old: Run | None, new: Run) -> None:
-        before = old.timers if old is not None else {}
-        if new.timers is before:
-            return
-        for name, due in new.timers.items():
-            if before.get(name) != due:
-                heapq.heappush(self._timers, (due, new.id, name))
+    def _put_run(self, run: Run) -> None:
+        if run.id not in self.runs:
+            for name, due in run.timers.items():
+                self.expect(due, run.id, name)
+        self.runs[run.id] = run
+
+    def _put_worker(self, worker: Worker) -> None:
+        self.workers[worker.id] = worker
+        self._workers_of[worker.run][worker.id] = None
+        self._workers_on[worker.node][worker.id] = None
+
+    def expect(self, due: dt.datetime, run: str, timer: str) -> None:
+        """A deadline was set; it counts for as long as the run has it among its `timers`."""
+        heapq.heappush(self._timers, (due, run, timer))
 
     def _note_seats(self, old: Attempt | None, new: Attempt) -> None:
         if old is None or old.number != new.number or len(old.seats) != len(new.seats):

@@ -164,6 +164,7 @@ class Turn:
         """TimerFired(name) will come after so many seconds, unless cancelled or set again."""
         due = self.now + dt.timedelta(seconds=seconds)
         self.change_run(run, timers={**self.run(run).timers, name: due})
+        self.state.expect(due, run, name)
 
     def cancel_timer(self, run: str, *names: str) -> None:
         """Forget timers; unknown names do no harm, and neither do runs that are long over."""

@@ -540,3 +540,25 @@ def test_a_cordon_outlives_the_nodes_absence() -> None:
     world.do(world.event(CapacityChanged, nodes=both[:1]))
     world.do(world.event(CapacityChanged, nodes=both))
     assert world.state.nodes["node-2"].state is NodeState.READY
+
+
+def test_many_nodes_out_of_contact_at_once_freeze_automation() -> None:
+    """An unreachable switch: by the time their attempts are fenced, nobody is LOST any more."""
+    world = World(nodes=8)
+    world.submit(spec(nodes=6))
+    world.trained_to(5)
+    for seat in world.attempt().seats[:2]:
+        silent(world, seat.worker)
+    assert not world.state.fleet.hold
+    silent(world, world.attempt().seats[2].worker)
+    assert "circuit breaker: 3 of 8 nodes" in str(world.state.fleet.hold)
+
+
+def test_a_run_that_has_caught_up_says_that_it_trains() -> None:
+    world = trained(25)
+    world.die(last_step=25)
+    world.settle()
+    world.reach(21)
+    assert world.run().reason == "computing steps 21 to 25 again"
+    world.reach(26)
+    assert world.run().reason == "training, attempt 2 from step 20"

@@ -1,0 +1,430 @@
+"""One simulated attempt: its ranks come up, train, save, and stop, and its agents say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from enum import StrEnum, auto
+from functools import cached_property, partial
+from typing import Any
+
+from babysit.wire import Tier
+from jobs.commands import RestoreCandidate, StartAttempt, StopAttempt
+from jobs.events import RankExited, RankStack, Shards
+from monitors.failures import Failure, FailureClass
+from orchestrator.core.events import RunCancelled, StepReached
+from orchestrator.core.gang_events import (
+    GangFinished,
+    GangReady,
+    GangRestored,
+    GangSaved,
+    GangStacks,
+    GangStarted,
+    GangStopped,
+)
+from orchestrator.core.instructions import TellGang
+from orchestrator.simulation.chance import Chance
+from orchestrator.simulation.engine import Engine
+from orchestrator.simulation.scenario import Broken, Delay, Recovery, SimulatedRun
+from orchestrator.simulation.site import Site
+from orchestrator.simulation.training import Pace, Progress
+
+STEADY_SECONDS = 6 * 3600.0
+"""The core hears of saves at least so often, and whenever something goes wrong.
+
+Between two disturbances nothing is decided that depends on which checkpoints there are. When it is,
+retention has left the newest few and the newest that had enough clean steps after it. So only those
+are told, just before the disturbance, with the times at which they were written; a save that would
+not have been complete (or read back) by then is not.
+"""
+
+
+_NEVER = 10**18
+"""A step that no run reaches."""
+
+
+class Phase(StrEnum):
+    """What the ranks do."""
+
+    COMING = auto()  # being started, starting, loading
+    TRAINING = auto()
+    STUCK = auto()  # no progress: hung, or some of them dead and the rest not yet killed
+    LEAVING = auto()  # told to stop
+    OVER = auto()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all gangs share."""
+
+    engine: Engine
+    site: Site
+    chance: Chance
+    recovery: Recovery
+    blame: Callable[[str, str], None]
+    """Told which run is disturbed, and by what."""
+
+
+class Gang:
+    """The ranks of one attempt."""
+
+    def __init__(self, run: SimulatedRun, order: TellGang, around: Surroundings) -> None:
+        command = order.command
+        assert isinstance(command, StartAttempt)  # noqa: S101 (what begins a gang)
+        self.run, self.id, self.number = run, str(order.run), command.attempt
+        self.workers, self._ranks = order.workers, order.ranks
+        self.world_size = command.world_size
+        self.phase = Phase.COMING
+        self.loaded: RestoreCandidate | None = command.restore[0] if command.restore else None
+        self.start_step = self.loaded.step if self.loaded else 0
+        self.slow_seconds = 0.0
+        """Lost so far to being slower than undisturbed."""
+        self._around = around
+        self._progress = Progress(Pace.of(run), math.inf, self.start_step)
+        self._step = self._told = self._saved = self.start_step
+        self._written: dict[int, float] = {}
+        self._breaks_at = self._breaking_step()
+        self._cancelled_at = max(run.cancel_after_steps or _NEVER, self.start_step + 1)
+        self._blocked = 0.0
+        self._saves_told_at = around.engine.now
+        self._milestone = 0
+        self._wakes = 0
+        self._after(around.recovery.start, "start", self._started)
+
+    # coming up
+
+    def _started(self) -> None:
+        if self.phase is Phase.COMING:
+            self._tell(GangStarted, ranks=self._all_ranks)
+            self._after(self._around.recovery.ready, "ready", self._ready)
+
+    def _ready(self) -> None:
+        if self.phase is Phase.COMING:
+            self._tell(GangReady, ranks=self._all_ranks)
+            recovery = self._around.recovery
+            if self.loaded is None:
+                self._around.engine.after(0.0, self._restored)
+            elif self.loaded.tier == Tier.MEMORY:
+                self._after(recovery.restore_memory, "restore", self._restored)
+            else:
+                slow = self._around.site.storage_slowdown
+                self._after(recovery.restore, "restore", self._restored, times=slow)
+
+    def _restored(self) -> None:
+        if self.phase is not Phase.COMING:
+            return
+        checkpoint = self.loaded.id if self.loaded else ""
+        self._tell(GangRestored, ranks=self._all_ranks, step=self.start_step, checkpoint=checkpoint)
+        if self.phase is not Phase.COMING:
+            return  # the core did not like it
+        self.phase = Phase.TRAINING
+        extra = self._around.chance.delay(self._around.recovery.first_step, "first step")
+        self._progress = Progress(self._pace(), self._now + extra, self.start_step)
+        if self._loads_badly():
+            self._around.blame(self.id, Broken.BAD_CHECKPOINT.value.replace("_", " "))
+            self.die(self._ranks[0][0], _died_after_load(), since=self._now)
+        else:
+            self.follow()
+
+    def _loads_badly(self) -> bool:
+        """Whether what was loaded is the last save before the step at which the run broke."""
+        breaks, every = self.run.breaks, self.run.spec.checkpoint.every_steps
+        if breaks is None or breaks.does is not Broken.BAD_CHECKPOINT or self.loaded is None:
+            return False
+        return self.start_step == breaks.at_step // every * every
+
+    # training
+
+    @property
+    def step(self) -> int:
+        """The last step that has ended."""
+        if self.phase is Phase.TRAINING:
+            self._step = max(self._step, self._progress.step(self._now))
+        return self._step
+
+    def _pace(self) -> Pace:
+        """As the nodes and the storage allow now."""
+        pace, site = Pace.of(self.run), self._around.site
+        nodes = (site.agents[w].host.info.id for w in self.workers if w in site.agents)
+        return dataclasses.replace(
+            pace,
+            step=pace.step * site.slowdown(nodes),
+            save=pace.save * site.storage_slowdown,
+        )
+
+    def repace(self) -> None:
+        """Nodes or the storage became slower, or well again."""
+        if self.phase is Phase.TRAINING:
+            self._close_books()
+            self._progress = self._progress.changed(self._now, self._pace())
+            self.follow()
+
+    def _close_books(self) -> None:
+        """Before the pace changes, or training ends: what it has cost so far."""
+        pace, start = self._progress.pace, self._progress.start
+        nominal = Pace.of(self.run).seconds(start, self.step)
+        self._blocked += pace.blocked(start, self.step)
+        self.slow_seconds += max(0.0, pace.seconds(start, self.step) - nominal)
+
+    def follow(self) -> None:
+        """Wake when the next thing worth telling happens."""
+        if self.phase is not Phase.TRAINING:
+            return
+        attempt = self._around.engine.state.attempts[self.id]
+        self._milestone = attempt.milestone
+        known = max(attempt.milestone, self._told + 1)
+        step = min(known, self.run.steps, self._breaks_at, self._cancelled_at)
+        when = self._progress.at_end_of(step)
+        if step == self._breaks_at:  # in the middle of it: that step never ends
+            when -= self._progress.pace.seconds(step - 1, step) / 2
+        self._wakes += 1
+        self._around.engine.at(when, partial(self._wake, step, self._wakes))
+
+    def heard(self, milestone: int) -> None:
+        """The core wants to hear of another step."""
+        if milestone != self._milestone:
+            self.follow()
+
+    def _breaking_step(self) -> int:
+        """At which step the run's own fault shows; a bad checkpoint is written only once."""
+        breaks = self.run.breaks
+        if breaks is None or (breaks.does is Broken.BAD_CHECKPOINT and self.number > 1):
+            return _NEVER
+        return max(breaks.at_step, self.start_step + 1)
+
+    def _wake(self, step: int, number: int) -> None:
+        if number != self._wakes or self.phase is not Phase.TRAINING:
+            return
+        if self.run.breaks is not None and step == self._breaks_at:
+            self._break(self.run.breaks.does)
+            return
+        self._step = max(self._step, step)
+        if step >= self.run.steps:
+            self._finish()
+        elif step == self._cancelled_at:
+            self._around.engine.tell(
+                RunCancelled, run=self.id, reason="seen enough", actor="operator:owner"
+            )
+        else:
+            self._tell_step(step)
+            if self._now - self._saves_told_at >= STEADY_SECONDS:
+                self.catch_up()
+            self.follow()
+
+    def _break(self, how: Broken) -> None:
+        self._around.blame(self.id, how.value.replace("_", " "))
+        if how is Broken.USER_ERROR:
+            reason, signature = "ValueError: shapes do not match", "ValueError train.py"
+            failure = Failure(
+                failure_class=FailureClass.USER_CODE, reason=reason, signature=signature
+            )
+        else:
+            failure = _died_after_load()
+        self.die(self._ranks[0][0], failure, since=self._now)
+
+    def _finish(self) -> None:
+        self.catch_up()
+        self._end_training(Phase.OVER)
+        self._tell(GangFinished, ranks=self._all_ranks, last_step=self._step)
+
+    def _tell_step(self, step: int) -> None:
+        if step > self._told:
+            self._told = step
+            blocked = self._blocked + self._progress.pace.blocked(self._progress.start, step)
+            self._around.engine.tell(
+                StepReached,
+                run=self.id,
+                attempt=self.number,
+                step=step,
+                blocked_seconds=blocked,
+                actor="controller",
+            )
+
+    def _end_training(self, phase: Phase) -> None:
+        if self.phase is Phase.TRAINING:
+            self._close_books()
+        self.phase = phase
+
+    # saving
+
+    def catch_up(self) -> None:
+        """Tell the core what it would have heard by now of steps and saves (`STEADY_SECONDS`)."""
+        if self.phase is not Phase.TRAINING:
+            return
+        self._tell_step(self.step)
+        self._saves_told_at = self._now
+        checkpoint = self.run.spec.checkpoint
+        if checkpoint.directory is None:
+            return
+        every, last = checkpoint.every_steps, self.step // checkpoint.every_steps
+        good = (self.step - checkpoint.good_after_steps) // every
+        saves: list[tuple[int, float]] = []
+        newest = range(last, max(good, last - checkpoint.keep - 1, 0), -1)
+        for number in (*newest, good):
+            step = number * every
+            done = self._progress.at_end_of(step) + self._write_seconds()
+            kept = len(saves) < checkpoint.keep or number == good
+            if kept and step > self._saved and done <= self._now:
+                saves.append((step, done))
+        for step, done in reversed(saves):
+            self._save(step, done)
+
+    def _write_seconds(self) -> float:
+        write = self._around.chance.delay(self._around.recovery.write, "write")
+        return write * self._around.site.storage_slowdown
+
+    def _save(self, step: int, done: float) -> None:
+        self._saved = step
+        self._written[step] = done
+        path = f"{self.run.spec.checkpoint.directory}/step-{step:09d}"
+        shards = self._shards(step, Tier.DIRECTORY, path)
+        self._tell(GangSaved, since=done, shards=shards)
+
+    def written_at(self, step: int) -> float:
+        """When the save of a step was complete: long ago, if an earlier attempt wrote it."""
+        return self._written.get(step, 0.0)
+
+    def _shards(self, step: int, tier: Tier, path: str, attempt: int | None = None) -> Shards:
+        return Shards.model_construct(
+            **self._columns,
+            attempt=attempt or self.number,
+            step=step,
+            world_size=self.world_size,
+            tier=tier,
+            path=path,
+            batch=step,
+        )
+
+    @cached_property
+    def _columns(self) -> dict[str, Any]:
+        """What is the same in every save of the attempt."""
+        seats = zip(self.workers, self._ranks, strict=True)
+        zeros = (0.0,) * self.world_size
+        return {
+            "ranks": self._all_ranks,
+            "workers": tuple(worker for worker, ranks in seats for _ in ranks),
+            "sizes": (self.run.bytes_per_rank,) * self.world_size,
+            "files": ((),) * self.world_size,
+            "copy_seconds": zeros,
+            "write_seconds": zeros,
+        }
+
+    # the end
+
+    def die(self, rank: int, failure: Failure, *, since: float) -> None:
+        """A rank dies; its agent kills its peers, and the others wait in vain."""
+        self.stall()
+        exited = partial(self._exited, rank, failure, since)
+        self._after(self._around.recovery.exit_seen, "exit", exited)
+
+    def _exited(self, rank: int, failure: Failure, since: float) -> None:
+        if self.phase is not Phase.OVER:
+            worker = self.workers[next(i for i, ranks in enumerate(self._ranks) if rank in ranks)]
+            self._around.engine.tell(
+                RankExited,
+                since=since,
+                run=self.id,
+                worker=worker,
+                attempt=self.number,
+                rank=rank,
+                code=1,
+                failure=failure,
+                last_step=self._step,
+                actor=f"worker:{worker}",
+            )
+
+    def stall(self) -> None:
+        """No rank makes progress any more."""
+        self.catch_up()
+        if self.phase in {Phase.COMING, Phase.TRAINING}:
+            self._end_training(Phase.STUCK)
+
+    def stop(self, order: TellGang) -> None:
+        """The ranks are told to leave; they save first if they are given the time, and train."""
+        command = order.command
+        assert isinstance(command, StopAttempt)  # noqa: S101 (what ends a gang)
+        if self.phase in {Phase.LEAVING, Phase.OVER}:
+            return
+        self.catch_up()
+        saving = self._leaving_save(command.grace_seconds)
+        self._end_training(Phase.LEAVING)
+        stopping = self._around.chance.delay(self._around.recovery.stop, "stop")
+        self._around.engine.after(saving + stopping, partial(self._stopped, saves=saving > 0))
+
+    def _leaving_save(self, grace: float) -> float:
+        """Seconds a last save takes; 0: there is no time, or nothing to save."""
+        if self.phase is not Phase.TRAINING or self.run.spec.checkpoint.directory is None:
+            return 0.0
+        seconds = self.run.save_seconds + self._write_seconds()
+        return seconds if seconds <= grace and self.step > self._saved else 0.0
+
+    def _stopped(self, *, saves: bool) -> None:
+        """What can be reached says that it is empty; the rest is said to be gone, or comes back."""
+        self.phase = Phase.OVER
+        if saves:
+            self._save(self._step, self._now)
+        self.confirm_stop()
+
+    def confirm_stop(self) -> None:
+        """Agents in reach say that no process of the attempt is left."""
+        there = tuple(w for w in self.workers if self._around.site.there(w))
+        if self.phase is Phase.OVER and there:
+            whole = len(there) == len(self.workers)
+            self._around.engine.tell(
+                GangStopped,
+                run=self.id,
+                attempt=self.number,
+                workers=there,
+                memory=self._memory() if whole else (),
+                last_step=self._step,
+            )
+
+    def _memory(self) -> tuple[Shards, ...]:
+        """The memory checkpoint that survived: the newest, or the one that was loaded."""
+        every = self.run.spec.checkpoint.memory_every_steps
+        step = self._step // every * every if every else 0
+        if step > self.start_step:
+            return (self._shards(step, Tier.MEMORY, ""),)
+        if self.loaded is not None and self.loaded.tier == Tier.MEMORY:
+            return (self._shards(self.start_step, Tier.MEMORY, "", self.loaded.attempt),)
+        return ()
+
+    def capture_stacks(self) -> None:
+        """All are asked what they do; one of them is where the others are not."""
+        stacks = [_stack(rank, odd=place == 1) for place, (rank, *_) in enumerate(self._ranks[:9])]
+        tell = partial(self._tell, GangStacks, stacks=tuple(stacks))
+        self._after(self._around.recovery.stacks, "stacks", tell)
+
+    # small things
+
+    @property
+    def _now(self) -> float:
+        return self._around.engine.now
+
+    @cached_property
+    def _all_ranks(self) -> tuple[int, ...]:
+        return tuple(rank for ranks in self._ranks for rank in ranks)
+
+    def rank_of(self, worker: str) -> int:
+        """The first rank of a worker."""
+        return self._ranks[self.workers.index(worker)][0]
+
+    def _after(self, delay: Delay, concern: str, action: Any, times: float = 1.0) -> None:
+        self._around.engine.after(self._around.chance.delay(delay, concern) * times, action)
+
+    def _tell(self, kind: Any, since: float | None = None, **fields: Any) -> None:
+        self._around.engine.tell(
+            kind, since=since, run=self.id, attempt=self.number, workers=self.workers, **fields
+        )
+
+
+def _died_after_load() -> Failure:
+    return Failure(
+        failure_class=FailureClass.UNKNOWN, reason="exit code 3", signature="exit 3 train.py"
+    )
+
+
+def _stack(rank: int, *, odd: bool) -> RankStack:
+    frame = "_next_batch (loader.py:88)" if odd else "all_reduce (distributed_c10d.py:2501)"
+    return RankStack(rank=rank, process_state="S", frames=(frame, "main (train.py:10)"))
