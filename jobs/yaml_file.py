@@ -188,7 +188,7 @@ class FileKind(Generic[M]):
         if kinds & {"extra_forbidden", "invalid_key"}:
             return source.problem(path, self.words.no_such_field(path), at_key=True)
         own = [item for item in items if item["type"] == "value_error"]
-        if own and not any("expected" in item["msg"] for item in own):
+        if own and not any("expected a " in item["msg"] for item in own):
             return source.problem(path, str(own[0]["ctx"]["error"]))
         value = items[-1]["input"]
         message = f"expected {self.words.expected(path)}, got {shown(value)}"

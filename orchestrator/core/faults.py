@@ -51,7 +51,8 @@ def check_breaker(turn: Turn) -> None:
     if turn.state.fleet.hold:
         return
     nodes = [node for node in turn.state.nodes.values() if node.state is not NodeState.GONE]
-    faulty = [node.id for node in nodes if _looks_faulty(turn, node)]
+    silent = {w.node for w in turn.state.workers.values() if w.state is WorkerState.LOST}
+    faulty = [node.id for node in nodes if node.id in silent or _faulty_lately(turn, node)]
     limit = max(BREAKER_NODES, int(BREAKER_SHARE * len(nodes)) + 1)
     if len(faulty) >= limit:
         reason = (
@@ -63,8 +64,10 @@ def check_breaker(turn: Turn) -> None:
         turn.notify(None, Severity.CRITICAL, reason)
 
 
-def _looks_faulty(turn: Turn, node: Node) -> bool:
+def _faulty_lately(turn: Turn, node: Node) -> bool:
+    if not node.faults or turn.now - node.faults[-1].at > BREAKER_WINDOW:
+        return False
     return any(
         fault.failure_class in _NODE_FAULTS and turn.now - fault.at <= BREAKER_WINDOW
         for fault in reversed(node.faults)
-    ) or any(worker.state is WorkerState.LOST for worker in turn.state.workers_on(node.id))
+    )

@@ -254,7 +254,8 @@ def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
         return False
     seats, places = list(attempt.seats), turn.state.places_of(run_id)
     for place in (places[worker] for worker in workers if worker in places):
-        seats[place] = dataclasses.replace(seats[place], stopped=True)
+        seat = seats[place]
+        seats[place] = Seat(worker=seat.worker, node=seat.node, ranks=seat.ranks, stopped=True)
     turn.change_attempt(run_id, seats=tuple(seats))
     return all(seat.stopped for seat in seats)
 

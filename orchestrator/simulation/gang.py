@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from enum import StrEnum, auto
 from functools import cached_property, partial
 from typing import Any
@@ -24,21 +23,9 @@ from orchestrator.core.gang_events import (
     GangStopped,
 )
 from orchestrator.core.instructions import TellGang
-from orchestrator.simulation.chance import Chance
-from orchestrator.simulation.engine import Engine
-from orchestrator.simulation.scenario import Broken, Delay, Recovery, SimulatedRun
-from orchestrator.simulation.site import Site
+from orchestrator.simulation.saves import STEADY_SECONDS, Saves, Surroundings
+from orchestrator.simulation.scenario import Broken, Delay, SimulatedRun
 from orchestrator.simulation.training import Pace, Progress
-
-STEADY_SECONDS = 6 * 3600.0
-"""The core hears of saves at least so often, and whenever something goes wrong.
-
-Between two disturbances nothing is decided that depends on which checkpoints there are. When it is,
-retention has left the newest few and the newest that had enough clean steps after it. So only those
-are told, just before the disturbance, with the times at which they were written; a save that would
-not have been complete (or read back) by then is not.
-"""
-
 
 _NEVER = 10**18
 """A step that no run reaches."""
@@ -52,18 +39,6 @@ class Phase(StrEnum):
     STUCK = auto()  # no progress: hung, or some of them dead and the rest not yet killed
     LEAVING = auto()  # told to stop
     OVER = auto()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all gangs share."""
-
-    engine: Engine
-    site: Site
-    chance: Chance
-    recovery: Recovery
-    blame: Callable[[str, str], None]
-    """Told which run is disturbed, and by what."""
 
 
 class Gang:
@@ -82,8 +57,8 @@ class Gang:
         """Lost so far to being slower than undisturbed."""
         self._around = around
         self._progress = Progress(Pace.of(run), math.inf, self.start_step)
-        self._step = self._told = self._saved = self.start_step
-        self._written: dict[int, float] = {}
+        self._step = self._told = self.start_step
+        self.saves = Saves(run, around, self.start_step)
         self._breaks_at = self._breaking_step()
         self._cancelled_at = max(run.cancel_after_steps or _NEVER, self.start_step + 1)
         self._blocked = 0.0
@@ -254,61 +229,15 @@ class Gang:
             return
         self._tell_step(self.step)
         self._saves_told_at = self._now
-        checkpoint = self.run.spec.checkpoint
-        if checkpoint.directory is None:
+        if self.run.spec.checkpoint.directory is None:
             return
-        every, last = checkpoint.every_steps, self.step // checkpoint.every_steps
-        good = (self.step - checkpoint.good_after_steps) // every
-        saves: list[tuple[int, float]] = []
-        newest = range(last, max(good, last - checkpoint.keep - 1, 0), -1)
-        for number in (*newest, good):
-            step = number * every
-            done = self._progress.at_end_of(step) + self._write_seconds()
-            kept = len(saves) < checkpoint.keep or number == good
-            if kept and step > self._saved and done <= self._now:
-                saves.append((step, done))
-        for step, done in reversed(saves):
-            self._save(step, done)
-
-    def _write_seconds(self) -> float:
-        write = self._around.chance.delay(self._around.recovery.write, "write")
-        return write * self._around.site.storage_slowdown
+        for step, written in self.saves.worth_telling(self.step, self._now, self._progress):
+            self._save(step, written)
 
     def _save(self, step: int, done: float) -> None:
-        self._saved = step
-        self._written[step] = done
         path = f"{self.run.spec.checkpoint.directory}/step-{step:09d}"
         shards = self._shards(step, Tier.DIRECTORY, path)
         self._tell(GangSaved, since=done, shards=shards)
-
-    def written_at(self, step: int) -> float:
-        """When the save of a step was complete: long ago, if an earlier attempt wrote it."""
-        return self._written.get(step, 0.0)
-
-    def _shards(self, step: int, tier: Tier, path: str, attempt: int | None = None) -> Shards:
-        return Shards.model_construct(
-            **self._columns,
-            attempt=attempt or self.number,
-            step=step,
-            world_size=self.world_size,
-            tier=tier,
-            path=path,
-            batch=step,
-        )
-
-    @cached_property
-    def _columns(self) -> dict[str, Any]:
-        """What is the same in every save of the attempt."""
-        seats = zip(self.workers, self._ranks, strict=True)
-        zeros = (0.0,) * self.world_size
-        return {
-            "ranks": self._all_ranks,
-            "workers": tuple(worker for worker, ranks in seats for _ in ranks),
-            "sizes": (self.run.bytes_per_rank,) * self.world_size,
-            "files": ((),) * self.world_size,
-            "copy_seconds": zeros,
-            "write_seconds": zeros,
-        }
 
     # the end
 
@@ -356,13 +285,14 @@ class Gang:
         """Seconds a last save takes; 0: there is no time, or nothing to save."""
         if self.phase is not Phase.TRAINING or self.run.spec.checkpoint.directory is None:
             return 0.0
-        seconds = self.run.save_seconds + self._write_seconds()
-        return seconds if seconds <= grace and self.step > self._saved else 0.0
+        seconds = self.run.save_seconds + self.saves.write_seconds()
+        return seconds if seconds <= grace and self.step > self.saves.told else 0.0
 
     def _stopped(self, *, saves: bool) -> None:
         """What can be reached says that it is empty; the rest is said to be gone, or comes back."""
         self.phase = Phase.OVER
         if saves:
+            self.saves.add(self._step, self._now)
             self._save(self._step, self._now)
         self.confirm_stop()
 
@@ -389,6 +319,31 @@ class Gang:
         if self.loaded is not None and self.loaded.tier == Tier.MEMORY:
             return (self._shards(self.start_step, Tier.MEMORY, "", self.loaded.attempt),)
         return ()
+
+    def _shards(self, step: int, tier: Tier, path: str, attempt: int | None = None) -> Shards:
+        return Shards.model_construct(
+            **self._columns,
+            attempt=attempt or self.number,
+            step=step,
+            world_size=self.world_size,
+            tier=tier,
+            path=path,
+            batch=step,
+        )
+
+    @cached_property
+    def _columns(self) -> dict[str, Any]:
+        """What is the same in every save of the attempt."""
+        seats = zip(self.workers, self._ranks, strict=True)
+        zeros = (0.0,) * self.world_size
+        return {
+            "ranks": self._all_ranks,
+            "workers": tuple(worker for worker, ranks in seats for _ in ranks),
+            "sizes": (self.run.bytes_per_rank,) * self.world_size,
+            "files": ((),) * self.world_size,
+            "copy_seconds": zeros,
+            "write_seconds": zeros,
+        }
 
     def capture_stacks(self) -> None:
         """All are asked what they do; one of them is where the others are not."""

@@ -29,7 +29,7 @@ def report(world: World) -> Data:
     scenario, tally = world.scenario, world.tally
     runs = list(tally.runs.values())
     book = _book(world, runs)
-    allocated = sum(book.values())
+    allocated = sum(book.values()) - book[Bucket.QUEUED]
     losses = _losses(runs, allocated)
     return {
         "scenario": scenario.name,
@@ -38,7 +38,7 @@ def report(world: World) -> Data:
         "days": scenario.days,
         "nodes": scenario.cluster.size,
         "gpus": scenario.cluster.size * scenario.cluster.gpus_per_node,
-        "ettr": _ratio(book.get(Bucket.PRODUCTIVE, 0.0), allocated),
+        "ettr": _ratio(book[Bucket.PRODUCTIVE], allocated),
         "expected_ettr": _expected(world, runs),
         "gpu_days": {bucket: _days(seconds) for bucket, seconds in book.items()},
         "slow_share": _slow(world, runs, allocated),
@@ -53,7 +53,7 @@ def report(world: World) -> Data:
         "incidents": dict(sorted(tally.incidents.items())),
         "runs": dict(sorted(Counter(str(known.run.state) for known in runs).items())),
         "queue": _queue(runs),
-        "node_use": _node_use(world, allocated, book.get(Bucket.PRODUCTIVE, 0.0)),
+        "node_use": _node_use(world, allocated, book[Bucket.PRODUCTIVE]),
         "freezes": [{"begin_seconds": b, "end_seconds": e} for b, e in tally.freezes],
         "lemons": _lemons(world),
         "refused": world.engine.refusals[:20],
@@ -85,8 +85,8 @@ def _days(seconds: float) -> float:
 
 
 def _book(world: World, runs: Iterable[RunTally]) -> dict[str, float]:
-    """Allocated GPU seconds by bucket."""
-    book: dict[str, float] = {str(bucket): 0.0 for bucket in Bucket if bucket is not Bucket.QUEUED}
+    """GPU seconds by bucket; `queued` is all waiting, and was not allocated."""
+    book: dict[str, float] = {str(bucket): 0.0 for bucket in Bucket}
     for known in runs:
         seconds = ledger.totals(known.run.ledger, known.run.ended_at or world.engine.moment())
         for bucket in book:

@@ -215,7 +215,7 @@ class FailureModel(Model):
     def _how_often(self) -> Self:
         given = [self.expected is not None, self.per_1000_node_days is not None, bool(self.at)]
         if sum(given) != 1:
-            raise ValueError("expected exactly one of expected, per_1000_node_days and at")
+            raise ValueError("give exactly one of expected, per_1000_node_days and at")
         return self
 
 
@@ -267,7 +267,7 @@ class Scenario(Model):
     @classmethod
     def _some_runs(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and not (raw.get("runs") or raw.get("populations")):
-            raise ValueError("expected at least one of runs and populations")
+            raise ValueError("give at least one of runs and populations")
         return raw
 
     @model_validator(mode="after")

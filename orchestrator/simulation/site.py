@@ -36,6 +36,8 @@ class Host:
     away: bool = False
     """Out of reach; what runs there runs on."""
     slowdown: float = 1.0
+    lost_at: float | None = None
+    """When it died last."""
     agents: dict[str, Agent] = dataclasses.field(default_factory=dict)
 
 
@@ -123,15 +125,13 @@ class Site:
         """Is an agent alive? The cluster knows only of nodes that it can reach."""
         agent = self.agents.get(order.worker)
         if agent is not None and not agent.host.up:
-            self._after(
-                self._recovery.cluster_confirms, "cluster", partial(self._confirm, agent, self.now)
-            )
+            self._after(self._recovery.cluster_confirms, "cluster", partial(self._confirm, agent))
 
-    def _confirm(self, agent: Agent, since: float) -> None:
+    def _confirm(self, agent: Agent) -> None:
         if agent.host.listed and not agent.host.up:
             agent.host.listed = False
             self.open()
-        self._gone(agent, "its node is dead", since=since)
+        self._gone(agent, "its node is dead", since=agent.host.lost_at)
 
     def _gone(self, agent: Agent, reason: str, since: float | None = None) -> None:
         if self.agents.pop(agent.worker, None) is not None:
@@ -150,7 +150,7 @@ class Site:
 
     def lose(self, host: Host) -> None:
         """A host dies, with all agents on it."""
-        host.up = False
+        host.up, host.lost_at = False, self.now
         for agent in list(host.agents.values()):
             self._silent(agent)
         if not host.agents:

@@ -21,9 +21,10 @@ from orchestrator.core.instructions import (
 from orchestrator.core.states import NodeState
 from orchestrator.simulation.chance import Chance, failures
 from orchestrator.simulation.engine import Engine
-from orchestrator.simulation.gang import Gang, Phase, Surroundings
+from orchestrator.simulation.gang import Gang, Phase
 from orchestrator.simulation.mishaps import Mishaps
 from orchestrator.simulation.population import everyone
+from orchestrator.simulation.saves import Surroundings
 from orchestrator.simulation.scenario import FailureModel, Scenario, SimulatedRun, TimedEvent
 from orchestrator.simulation.site import Site
 from orchestrator.simulation.tally import Tally
@@ -149,8 +150,10 @@ class World:
     def _read_back(self, order: TellGang, checkpoint: str) -> None:
         """Done in time or not: what was written long ago has been read back since."""
         known = self.engine.state.checkpoints[checkpoint]
-        seconds = self._chance.delay(self.scenario.recovery.read_back, "read back")
-        written = self.gangs[known.run].written_at(known.step)
+        due = self.gangs[known.run].saves.read_back_at(known.step)
+        if due is None:
+            seconds = self._chance.delay(self.scenario.recovery.read_back, "read back")
+            due = self.engine.now + seconds
         checked = partial(
             self.engine.tell,
             GangChecked,
@@ -159,10 +162,10 @@ class World:
             workers=order.workers,
             checkpoint=checkpoint,
         )
-        if written + seconds <= self.engine.now:
+        if due <= self.engine.now:
             checked()
         else:
-            self.engine.at(written + seconds, checked)
+            self.engine.at(due, checked)
 
     def _page(self) -> None:
         """The person on call looks, and lifts the freeze."""
