@@ -16,7 +16,7 @@ from orchestrator.core.ledger import Bucket
 from orchestrator.core.views import PHASES
 from orchestrator.simulation.chance import lemons
 from orchestrator.simulation.scenario import DAY, Delay, Mishap, SimulatedRun
-from orchestrator.simulation.tally import LOSSES, RunTally
+from orchestrator.simulation.tally import FIRST_START, LOSSES, SAVES, RunTally
 from orchestrator.simulation.world import World
 
 Data = dict[str, Any]
@@ -196,7 +196,7 @@ def _expected(world: World, runs: Sequence[RunTally]) -> float | None:
     """The closed form (Meta, FAILURES.md), for the run with the most GPUs, as a check.
 
     `E = (1 - N r (u0 + dt/2)) / (1 + w/dt)`: N r disturbances a second as seen, u0 the mean
-    recovery without the recomputed steps, dt seconds between saves, w the blocking write.
+    recovery from the ledger, with the longer first step but without what is computed again, dt seconds between saves, w the blocking write.
     """
     if not runs:
         return None
@@ -207,10 +207,12 @@ def _expected(world: World, runs: Sequence[RunTally]) -> float | None:
     allocated = sum(seconds.values()) - seconds[Bucket.QUEUED]
     if allocated <= 0:
         return None
-    whole = [r.seconds for r in restarts if r.restored_at is not None]
-    overhead = [sum(v for phase, v in s.items() if phase != "recompute") for s in whole]
-    u0 = sum(overhead) / len(overhead) if overhead else 0.0
-    u0 += _typical(world.scenario.recovery.first_step) if overhead else 0.0
+    overhead = sum(
+        lost
+        for (cause, bucket), lost in largest.losses.items()
+        if cause not in {FIRST_START, SAVES} and bucket != Bucket.LOST
+    )
+    u0 = overhead / max(1, len(restarts)) + _typical(world.scenario.recovery.first_step)
     interval = simulated.spec.checkpoint.every_steps * simulated.step_seconds
     lost = len(restarts) / allocated * (u0 + interval / 2)
     return max(0.0, 1.0 - lost) / (1.0 + _blocked_each(simulated) / interval)
