@@ -8,7 +8,7 @@ import datetime as dt
 from monitors.failures import Cause, Failure, FailureClass
 from monitors.types import Severity
 from orchestrator.core.entities import Fault, Node
-from orchestrator.core.states import NodeState, WorkerState
+from orchestrator.core.states import NodeState
 from orchestrator.core.turn import Turn
 
 BREAKER_WINDOW = dt.timedelta(minutes=5)
@@ -50,9 +50,11 @@ def check_breaker(turn: Turn) -> None:
     """
     if turn.state.fleet.hold:
         return
+    suspects = turn.state.suspects()
+    faulty = [node.id for node, silent in suspects if silent or _faulty_lately(turn, node)]
+    if len(faulty) < BREAKER_NODES:
+        return
     nodes = [node for node in turn.state.nodes.values() if node.state is not NodeState.GONE]
-    silent = {w.node for w in turn.state.workers.values() if w.state is WorkerState.LOST}
-    faulty = [node.id for node in nodes if node.id in silent or _faulty_lately(turn, node)]
     limit = max(BREAKER_NODES, int(BREAKER_SHARE * len(nodes)) + 1)
     if len(faulty) >= limit:
         reason = (

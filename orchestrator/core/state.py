@@ -19,7 +19,7 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
-from orchestrator.core.states import TERMINAL_RUN_STATES, IncidentState, WorkerState
+from orchestrator.core.states import TERMINAL_RUN_STATES, IncidentState, NodeState, WorkerState
 
 Timer = tuple[dt.datetime, str, str]
 """A deadline: when, which run, which of its timers."""
@@ -49,6 +49,10 @@ class State:
         self._shards: list[tuple[str, Shards]] = []
         self._places: dict[str, dict[str, int]] = {}
         """By run: the place of each worker among the seats of the newest attempt."""
+        self._faulted: dict[str, None] = {}
+        """Nodes that faults are held against."""
+        self._silent: dict[str, None] = {}
+        """Workers out of contact."""
         self._timers: list[Timer] = []
         """A heap of all deadlines ever set; those cancelled since are skipped as they surface."""
         self._over: list[Entity] = []
@@ -72,7 +76,7 @@ class State:
                 self._put_worker(entity)
             case Node():
                 key = entity.id
-                self.nodes[key] = entity
+                self._put_node(entity)
             case Checkpoint():
                 key = entity.id
                 self.checkpoints[key] = entity
@@ -97,8 +101,17 @@ class State:
                 self.expect(due, run.id, name)
         self.runs[run.id] = run
 
+    def _put_node(self, node: Node) -> None:
+        self.nodes[node.id] = node
+        if node.faults:
+            self._faulted[node.id] = None
+
     def _put_worker(self, worker: Worker) -> None:
         self.workers[worker.id] = worker
+        if worker.state is WorkerState.LOST:
+            self._silent[worker.id] = None
+        else:
+            self._silent.pop(worker.id, None)
         self._workers_of[worker.run][worker.id] = None
         self._workers_on[worker.node][worker.id] = None
 
@@ -137,6 +150,14 @@ class State:
     def workers_on(self, node: str) -> list[Worker]:
         """Workers on a node that are not ended."""
         return [self.workers[key] for key in self._workers_on.get(node, ())]
+
+    def suspects(self) -> Iterator[tuple[Node, bool]]:
+        """Nodes that faults are held against or that are silent, and whether they are silent."""
+        silent = {self.workers[worker].node for worker in self._silent}
+        for name in dict.fromkeys((*self._faulted, *sorted(silent))):
+            node = self.nodes.get(name)
+            if node is not None and node.state is not NodeState.GONE:
+                yield node, name in silent
 
     def checkpoints_of(self, run: str) -> list[Checkpoint]:
         """Checkpoints of a run that are not deleted."""

@@ -196,7 +196,8 @@ def _expected(world: World, runs: Sequence[RunTally]) -> float | None:
     """The closed form (Meta, FAILURES.md), for the run with the most GPUs, as a check.
 
     `E = (1 - N r (u0 + dt/2)) / (1 + w/dt)`: N r disturbances a second as seen, u0 the mean
-    recovery from the ledger, with the longer first step but without what is computed again, dt seconds between saves, w the blocking write.
+    recovery from the ledger, with the longer first step but without what is computed again,
+    dt seconds between saves, w the blocking write.
     """
     if not runs:
         return None
