@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import structlog
 from ulid import ULID
@@ -47,6 +48,7 @@ from orchestrator.knowing import Knowledge
 from orchestrator.leading import Lead, LeadSettings
 from orchestrator.observing import RunObserver
 from orchestrator.patrol import Patrol, cancel
+from orchestrator.reports import Waiting, events_of, next_group
 
 _log = structlog.get_logger(__name__)
 
@@ -74,6 +76,7 @@ class Controller:
         self._changing_lead = asyncio.Lock()
         self._turning: set[asyncio.Task[list[Instruction]]] = set()
         self._carried: list[str] = []
+        self._waiting: deque[Waiting] = deque()
         self._tasks: list[asyncio.Task[None]] = []
         self._leading: list[asyncio.Task[None]] = []
         self._carrier = Carrier(
@@ -164,7 +167,45 @@ class Controller:
         Returns when it is stored: then it may be acknowledged.
         """
         self._require_lead()
-        await self._exclusively(lambda: self._take_report(worker, report))
+        own = Waiting(worker, report)
+        self._waiting.append(own)
+        try:
+            await self._exclusively(lambda: self._take_reports(own))
+        except Exception:  # it is not stored: the agent sends it again
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(own)
+            raise
+
+    async def _take_reports(self, own: Waiting) -> list[Instruction]:
+        """Take what waits, in order, until one's own report is taken: perhaps it was already."""
+        while self._waiting and not own.taken:
+            group = next_group(self._waiting)
+            try:
+                await self._take_group(group)
+            except Exception as error:  # noqa: BLE001 (each of the group raises it in its own turn)
+                for each in group:
+                    each.error = error
+            for each in group:
+                each.taken = True
+        if own.error is not None:
+            raise own.error
+        if not own.taken:
+            raise NotLeaderError("the report was not stored: send it again")
+        return []
+
+    async def _take_group(self, group: list[Waiting]) -> None:
+        """In one transaction; or, where the core fails over that, each in one of its own."""
+        known = [each for each in group if each.worker in self.state.workers]
+        if len(known) > 1:
+            events, sequences = events_of(known, self.last_sequence)
+            try:
+                await self._turn(events, sequences=sequences)
+            except DefectError:
+                _log.warning("reports are taken one by one", count=len(known))
+            else:
+                return
+        for each in known:
+            await self._take_report(each.worker, each.report)
 
     async def _take_report(self, worker: str, report: Report) -> list[Instruction]:
         known = self.state.workers.get(worker)
@@ -181,7 +222,7 @@ class Controller:
         return await self._turn(
             itertools.chain(meaning, report.events),
             samples=samples if report.samples else None,
-            sequence=(worker, report.sequence),
+            sequences={worker: report.sequence},
         )
 
     def last_sequence(self, worker: str) -> int:
@@ -265,7 +306,7 @@ class Controller:
         events: Iterable[Event],
         *,
         samples: WorkerSamples | None = None,
-        sequence: tuple[str, int] | None = None,
+        sequences: Mapping[str, int] | None = None,
     ) -> list[Instruction]:
         """Handle events one after the other, write them in one transaction, then carry it out."""
         pending = Events(events)
@@ -273,23 +314,22 @@ class Controller:
             record = TurnRecord()
             try:
                 record.play(self.state, pending, self.clock)
-                await self._write(record.batch(self.state, samples, sequence))
+                await self._write(record.batch(self.state, samples, sequences or {}))
                 break
             except (RefusedError, NotFoundError, InvalidError, DeposedError):
                 raise  # a request that cannot be met, and has changed nothing; or another leads now
             except Exception as error:
                 await self._recover_from_defect()
                 # An agent sends its report until it is taken: without the event that fails; else
-                # without any; else without the samples.
-                if sequence is None or not (pending or samples):
+                # without any; else without the samples. Several together are taken apart first.
+                if len(sequences or ()) != 1 or not (pending or samples):
                     raise DefectError(
                         f"{error!r}: a defect, in the server's log; nothing was changed"
                     ) from error
                 if not pending.leave_out():
                     samples = samples if pending else None
                     pending = Events(())
-        if sequence:
-            self._known.sequences[sequence[0]] = sequence[1]
+        self._known.sequences.update(sequences or {})
         self._carrier.carry(record.outbox)
         for worker in self._known.forget():
             self._carrier.forget(worker)

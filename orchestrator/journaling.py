@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -97,7 +97,7 @@ class TurnRecord:
         return [i for i in self.instructions if not isinstance(i, Record)]
 
     def batch(
-        self, state: State, samples: WorkerSamples | None, sequence: tuple[str, int] | None
+        self, state: State, samples: WorkerSamples | None, sequences: Mapping[str, int]
     ) -> Batch:
         """Everything to be written in one transaction; takes the changes out of the state."""
         entities, shards = state.take_changes()
@@ -112,7 +112,7 @@ class TurnRecord:
             outbox=self.outbox,
             findings=self.findings,
             samples=[samples] if samples else (),
-            sequences=dict([sequence]) if sequence else {},
+            sequences=sequences,
         )
 
 

@@ -128,10 +128,15 @@ class Mortal:
 class OnceStore(MemoryStore):
     """Notices an event that is handled twice, which the real one forgives."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[Batch] = []
+
     async def commit(self, batch: Batch, *, epoch: int) -> int:
         """See the port."""
         twice = [entry.id for entry in batch.journal if entry.id in self._journal]
         refused = await super().commit(batch, epoch=epoch)
+        self.batches.append(batch)
         assert not twice, f"handled twice: {twice}"
         return refused
 
@@ -208,7 +213,7 @@ class Agent:
         self._seen.add(command.id)
         match command:
             case StartAttempt():
-                if command.attempt > self.newest:
+                if command.attempt > self.newest and not self.room.silent:
                     self._train(command)
             case StopAttempt():
                 self.newest = max(self.newest, command.attempt)
@@ -252,9 +257,12 @@ def samples(rank: int, step: int) -> RankSamples:
 class Room:
     """Store and cluster that outlive controllers, the agents, and the controller of the hour."""
 
-    def __init__(self, nodes: int = 2, *, together: bool = False, deaf: bool = False) -> None:
-        self.together, self.deaf = together, deaf
-        """Whether agents say several things in one report; whether they stay when told to go."""
+    def __init__(
+        self, nodes: int = 2, *, together: bool = False, deaf: bool = False, silent: bool = False
+    ) -> None:
+        self.together, self.deaf, self.silent = together, deaf, silent
+        """Whether agents say several things in one report; whether they stay when told to go;
+        whether they say nothing of their ranks."""
         self.clock = VirtualClock()
         self.store = OnceStore()
         infos = [NodeInfo(id=f"node-{i + 1}", cpus=1) for i in range(nodes)]

@@ -14,6 +14,7 @@ from orchestrator.controller import Controller
 from orchestrator.core import machine
 from orchestrator.core.entities import Attempt
 from orchestrator.core.events import CapacityChanged, NodeChanged, NodeInfo, StepReached
+from orchestrator.core.gang_events import GangReady
 from orchestrator.core.state import State
 from orchestrator.core.states import AttemptState, RunState
 from orchestrator.core.turn import Turn
@@ -135,11 +136,13 @@ async def test_one_event_that_fails_takes_no_other_of_its_report_with_it(
 async def test_a_report_that_the_database_refuses_is_taken_without_its_events() -> None:
     """Else the agent would send it for ever, and nothing behind it would ever arrive."""
     room = Room()
-    commit, refused = room.store.commit, []
+    commit = room.store.commit
+    refused: list[set[str]] = []
 
     async def refuse(batch: Batch, *, epoch: int) -> int:
-        if any(entry.name == "rank_ready" for entry in batch.journal):
-            refused.append(batch)
+        names = {entry.name for entry in batch.journal}
+        if names & {"rank_ready", "gang_ready"}:
+            refused.append(names)
             raise InvariantError("refused")
         return await commit(batch, epoch=epoch)
 
@@ -149,7 +152,76 @@ async def test_a_report_that_the_database_refuses_is_taken_without_its_events() 
     assert await room.until(lambda: settled(room))
     await room.kill()
     await check(room)
-    assert len(refused) == 4
+    assert sum("rank_ready" in names for names in refused) == 4
+
+
+async def crowd(room: Room, workers: int) -> list[str]:
+    """A run whose agents all joined, and were told to start."""
+    await lead(room)
+    await room.submit(nodes=workers)
+    state = room.controller.state
+    assert await room.until(lambda: "run-1" in state.attempts)
+    return [seat.worker for seat in state.attempts["run-1"].seats]
+
+
+async def say_ready(room: Room, workers: list[str], sequence: int = 100) -> list[object]:
+    """All of them report at once that their rank is ready."""
+    reports = [
+        room.controller.report(
+            worker,
+            Report(
+                sequence=sequence,
+                attempt=1,
+                events=(room.event(RankReady, run="run-1", worker=worker, attempt=1, rank=rank),),
+            ),
+        )
+        for rank, worker in enumerate(workers)
+    ]
+    return list(await asyncio.gather(*reports, return_exceptions=True))
+
+
+async def test_reports_that_wait_together_are_stored_together() -> None:
+    room = Room(nodes=4, silent=True)
+    workers = await crowd(room, 4)
+    before = len(room.store.batches)
+    assert await say_ready(room, workers) == [None] * 4
+    stored = room.store.batches[before:]
+    assert [dict(batch.sequences) for batch in stored] == [dict.fromkeys(workers, 100)]
+    assert [e.name for e in stored[0].journal if e.kind == "event"] == ["gang_ready"]
+    assert room.controller.state.attempts["run-1"].ready_ranks == {0, 1, 2, 3}
+    assert [room.controller.last_sequence(worker) for worker in workers] == [100] * 4
+    assert await say_ready(room, workers) == [None] * 4  # said again: acknowledged, and no more
+    assert not any(batch.journal for batch in room.store.batches[before + 1 :])
+    await room.kill()
+    check_whole(await room.store.journal(limit=10_000))
+
+
+async def test_where_the_core_fails_over_reports_together_each_is_taken_alone(
+    broken: dict[type, list[Any]],
+) -> None:
+    room = Room(nodes=4, silent=True)
+    workers = await crowd(room, 4)
+    broken[GangReady] = []
+    assert await say_ready(room, workers) == [None] * 4
+    assert broken[GangReady]
+    assert room.controller.state.attempts["run-1"].ready_ranks == {0, 1, 2, 3}
+    assert "half done" not in room.controller.state.runs["run-1"].reason
+    names = Counter(entry.name for entry in await room.store.journal(limit=10_000))
+    assert (names["gang_ready"], names["rank_ready"]) == (0, 4)
+    await room.kill()
+
+
+async def test_reports_together_are_not_acknowledged_by_a_deposed_leader() -> None:
+    room = Room(nodes=4, silent=True)
+    workers = await crowd(room, 4)
+
+    async def refuse(batch: Batch, *, epoch: int) -> int:
+        raise DeposedError("another leads")
+
+    room.store.commit = refuse  # type: ignore[method-assign]
+    errors = await say_ready(room, workers)
+    assert all(isinstance(error, (DeposedError, NotLeaderError)) for error in errors)
+    await room.kill()
 
 
 async def test_samples_that_the_database_refuses_do_not_block_what_comes_after() -> None:
