@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import structlog
 from ulid import ULID
@@ -48,8 +48,9 @@ from orchestrator.knowing import Knowledge
 from orchestrator.leading import Lead, LeadSettings
 from orchestrator.observing import RunObserver
 from orchestrator.patrol import Patrol, cancel
-from orchestrator.reports import Waiting, events_of, next_group
+from orchestrator.reports import Reports, samples_of
 
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
@@ -74,9 +75,15 @@ class Controller:
         )
         self._turns = asyncio.Lock()
         self._changing_lead = asyncio.Lock()
-        self._turning: set[asyncio.Task[list[Instruction]]] = set()
+        self._turning: set[asyncio.Task[Any]] = set()
         self._carried: list[str] = []
-        self._waiting: deque[Waiting] = deque()
+        self._reports = Reports(
+            alone=self._take_report,
+            together=lambda events, last: self._turn(events, sequences=last),
+            last_sequence=lambda worker: (
+                self.last_sequence(worker) if worker in self.state.workers else None
+            ),
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._leading: list[asyncio.Task[None]] = []
         self._carrier = Carrier(
@@ -167,61 +174,16 @@ class Controller:
         Returns when it is stored: then it may be acknowledged.
         """
         self._require_lead()
-        own = Waiting(worker, report)
-        self._waiting.append(own)
-        try:
-            await self._exclusively(lambda: self._take_reports(own))
-        except Exception:  # it is not stored: the agent sends it again
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(own)
-            raise
-
-    async def _take_reports(self, own: Waiting) -> list[Instruction]:
-        """Take what waits, in order, until one's own report is taken: perhaps it was already."""
-        while self._waiting and not own.taken:
-            group = next_group(self._waiting)
-            try:
-                await self._take_group(group)
-            except Exception as error:  # noqa: BLE001 (each of the group raises it in its own turn)
-                for each in group:
-                    each.error = error
-            for each in group:
-                each.taken = True
-        if own.error is not None:
-            raise own.error
-        if not own.taken:
-            raise NotLeaderError("the report was not stored: send it again")
-        return []
-
-    async def _take_group(self, group: list[Waiting]) -> None:
-        """In one transaction; or, where the core fails over that, each in one of its own."""
-        known = [each for each in group if each.worker in self.state.workers]
-        if len(known) > 1:
-            events, sequences = events_of(known, self.last_sequence)
-            try:
-                await self._turn(events, sequences=sequences)
-            except DefectError:
-                _log.warning("reports are taken one by one", count=len(known))
-            else:
-                return
-        for each in known:
-            await self._take_report(each.worker, each.report)
+        await self._reports.store(worker, report, self._exclusively)
 
     async def _take_report(self, worker: str, report: Report) -> list[Instruction]:
         known = self.state.workers.get(worker)
         if known is None or report.sequence <= self.last_sequence(worker):
             return []
-        samples = WorkerSamples(
-            run=known.run,
-            attempt=report.attempt,
-            ranks=report.samples,
-            worker=worker,
-            sequence=report.sequence,
-        )
         meaning = self.observer(known.run).events(known.run, report, self.state, self._event)
         return await self._turn(
             itertools.chain(meaning, report.events),
-            samples=samples if report.samples else None,
+            samples=samples_of(known.run, worker, report),
             sequences={worker: report.sequence},
         )
 
@@ -283,15 +245,13 @@ class Controller:
 
     # turns
 
-    async def _exclusively(
-        self, turn: Callable[[], Awaitable[list[Instruction]]]
-    ) -> list[Instruction]:
+    async def _exclusively(self, turn: Callable[[], Awaitable[T]]) -> T:
         """One turn at a time, each to its end.
 
         A caller that goes away must not leave half a turn behind.
         """
 
-        async def alone() -> list[Instruction]:
+        async def alone() -> T:
             async with self._turns:
                 self._require_lead()
                 return await turn()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from enum import StrEnum, auto
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from babysit.wire import Tier
 from jobs.commands import RestoreCandidate, StartAttempt, StopAttempt
-from jobs.events import RankExited, RankStack, Shards
+from jobs.events import RankExited, Shards
 from monitors.failures import Failure, FailureClass
 from orchestrator.core.events import RunCancelled, StepReached
 from orchestrator.core.gang_events import (
@@ -23,6 +23,7 @@ from orchestrator.core.gang_events import (
     GangStopped,
 )
 from orchestrator.core.instructions import TellGang
+from orchestrator.simulation.ranks import Ranks
 from orchestrator.simulation.saves import STEADY_SECONDS, Saves, Surroundings
 from orchestrator.simulation.scenario import Broken, Delay, SimulatedRun
 from orchestrator.simulation.training import Pace, Progress
@@ -48,8 +49,8 @@ class Gang:
         command = order.command
         assert isinstance(command, StartAttempt)  # noqa: S101 (what begins a gang)
         self.run, self.id, self.number = run, str(order.run), command.attempt
-        self.workers, self._ranks = order.workers, order.ranks
-        self.world_size = command.world_size
+        self.workers = order.workers
+        self.ranks = Ranks(order, command.world_size, run.bytes_per_rank)
         self.phase = Phase.COMING
         self.loaded: RestoreCandidate | None = command.restore[0] if command.restore else None
         self.start_step = self.loaded.step if self.loaded else 0
@@ -71,12 +72,12 @@ class Gang:
 
     def _started(self) -> None:
         if self.phase is Phase.COMING:
-            self._tell(GangStarted, ranks=self._all_ranks)
+            self._tell(GangStarted, ranks=self.ranks.all)
             self._after(self._around.recovery.ready, "ready", self._ready)
 
     def _ready(self) -> None:
         if self.phase is Phase.COMING:
-            self._tell(GangReady, ranks=self._all_ranks)
+            self._tell(GangReady, ranks=self.ranks.all)
             recovery = self._around.recovery
             if self.loaded is None:
                 self._around.engine.after(0.0, self._restored)
@@ -90,7 +91,7 @@ class Gang:
         if self.phase is not Phase.COMING:
             return
         checkpoint = self.loaded.id if self.loaded else ""
-        self._tell(GangRestored, ranks=self._all_ranks, step=self.start_step, checkpoint=checkpoint)
+        self._tell(GangRestored, ranks=self.ranks.all, step=self.start_step, checkpoint=checkpoint)
         if self.phase is not Phase.COMING:
             return  # the core did not like it
         self.phase = Phase.TRAINING
@@ -98,7 +99,7 @@ class Gang:
         self._progress = Progress(self._pace(), self._now + extra, self.start_step)
         if self._loads_badly():
             self._around.blame(self.id, Broken.BAD_CHECKPOINT.value.replace("_", " "))
-            self.die(self._ranks[0][0], _died_after_load(), since=self._now)
+            self.die(self.ranks.all[0], _died_after_load(), since=self._now)
         else:
             self.follow()
 
@@ -196,12 +197,12 @@ class Gang:
             )
         else:
             failure = _died_after_load()
-        self.die(self._ranks[0][0], failure, since=self._now)
+        self.die(self.ranks.all[0], failure, since=self._now)
 
     def _finish(self) -> None:
         self.catch_up()
         self._end_training(Phase.OVER)
-        self._tell(GangFinished, ranks=self._all_ranks, last_step=self._step)
+        self._tell(GangFinished, ranks=self.ranks.all, last_step=self._step)
 
     def _tell_step(self, step: int) -> None:
         if step > self._told:
@@ -236,7 +237,7 @@ class Gang:
 
     def _save(self, step: int, done: float) -> None:
         path = f"{self.run.spec.checkpoint.directory}/step-{step:09d}"
-        shards = self._shards(step, Tier.DIRECTORY, path)
+        shards = self.ranks.shards(self.number, step, Tier.DIRECTORY, path)
         self._tell(GangSaved, since=done, shards=shards)
 
     # the end
@@ -249,7 +250,7 @@ class Gang:
 
     def _exited(self, rank: int, failure: Failure, since: float) -> None:
         if self.phase is not Phase.OVER:
-            worker = self.workers[next(i for i, ranks in enumerate(self._ranks) if rank in ranks)]
+            worker = self.ranks.worker_of(rank)
             self._around.engine.tell(
                 RankExited,
                 since=since,
@@ -315,40 +316,14 @@ class Gang:
         every = self.run.spec.checkpoint.memory_every_steps
         step = self._step // every * every if every else 0
         if step > self.start_step:
-            return (self._shards(step, Tier.MEMORY, ""),)
+            return (self.ranks.shards(self.number, step, Tier.MEMORY),)
         if self.loaded is not None and self.loaded.tier == Tier.MEMORY:
-            return (self._shards(self.start_step, Tier.MEMORY, "", self.loaded.attempt),)
+            return (self.ranks.shards(self.loaded.attempt, self.start_step, Tier.MEMORY),)
         return ()
-
-    def _shards(self, step: int, tier: Tier, path: str, attempt: int | None = None) -> Shards:
-        return Shards.model_construct(
-            **self._columns,
-            attempt=attempt or self.number,
-            step=step,
-            world_size=self.world_size,
-            tier=tier,
-            path=path,
-            batch=step,
-        )
-
-    @cached_property
-    def _columns(self) -> dict[str, Any]:
-        """What is the same in every save of the attempt."""
-        seats = zip(self.workers, self._ranks, strict=True)
-        zeros = (0.0,) * self.world_size
-        return {
-            "ranks": self._all_ranks,
-            "workers": tuple(worker for worker, ranks in seats for _ in ranks),
-            "sizes": (self.run.bytes_per_rank,) * self.world_size,
-            "files": ((),) * self.world_size,
-            "copy_seconds": zeros,
-            "write_seconds": zeros,
-        }
 
     def capture_stacks(self) -> None:
         """All are asked what they do; one of them is where the others are not."""
-        stacks = [_stack(rank, odd=place == 1) for place, (rank, *_) in enumerate(self._ranks[:9])]
-        tell = partial(self._tell, GangStacks, stacks=tuple(stacks))
+        tell = partial(self._tell, GangStacks, stacks=self.ranks.stacks())
         self._after(self._around.recovery.stacks, "stacks", tell)
 
     # small things
@@ -356,14 +331,6 @@ class Gang:
     @property
     def _now(self) -> float:
         return self._around.engine.now
-
-    @cached_property
-    def _all_ranks(self) -> tuple[int, ...]:
-        return tuple(rank for ranks in self._ranks for rank in ranks)
-
-    def rank_of(self, worker: str) -> int:
-        """The first rank of a worker."""
-        return self._ranks[self.workers.index(worker)][0]
 
     def _after(self, delay: Delay, concern: str, action: Any, times: float = 1.0) -> None:
         self._around.engine.after(self._around.chance.delay(delay, concern) * times, action)
@@ -378,8 +345,3 @@ def _died_after_load() -> Failure:
     return Failure(
         failure_class=FailureClass.UNKNOWN, reason="exit code 3", signature="exit 3 train.py"
     )
-
-
-def _stack(rank: int, *, odd: bool) -> RankStack:
-    frame = "_next_batch (loader.py:88)" if odd else "all_reduce (distributed_c10d.py:2501)"
-    return RankStack(rank=rank, process_state="S", frames=(frame, "main (train.py:10)"))

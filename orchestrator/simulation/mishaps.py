@@ -73,7 +73,7 @@ class Mishaps:
         agent = self._chance.of(f"victim/{model.name}").choice(agents)
         gang = self._gangs[agent.run]
         self._blame(gang.id, model.name)
-        gang.die(gang.rank_of(agent.worker), failure, since=self._engine.now)
+        gang.die(gang.ranks.first_of(agent.worker), failure, since=self._engine.now)
         return True
 
     def _trainers(self, node: str) -> list[Agent]:
@@ -113,7 +113,7 @@ class Mishaps:
                     reason=f"{model.name}: a peer does not answer",
                     signature="peer does not answer",
                 )
-                gang.die(gang.rank_of(outside[0]), failure, since=self._engine.now)
+                gang.die(gang.ranks.first_of(outside[0]), failure, since=self._engine.now)
             else:
                 gang.stall()
         return bool(met)
@@ -175,7 +175,7 @@ class Mishaps:
                 after = gang.run.spec.monitors.hang.after
                 pace = _HANG.median_factor * gang.run.step_seconds
                 limit = max(_HANG.floor_seconds, pace) if after == "auto" else after
-                rank = gang.rank_of(agent.worker)
+                rank = gang.ranks.first_of(agent.worker)
                 find = partial(self._find, FindingKind.HANG, gang, gang.step, model.name, rank=rank)
                 self._engine.after(limit, find)
                 return True
