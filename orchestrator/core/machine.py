@@ -202,6 +202,10 @@ def _max_runtime(turn: Turn, run_id: str, _subject: str) -> None:
     )
 
 
+def _grow_due(turn: Turn, _run_id: str, _subject: str) -> None:
+    turn.schedule_wanted = True
+
+
 def _answer_due(turn: Turn, run_id: str, incident_id: str) -> None:
     watching.act_unanswered(turn, run_id, incident_id)
 
@@ -216,6 +220,7 @@ _TIMERS: Mapping[str, Callable[[Turn, str, str], None]] = {
     "start": recovering.start_timed_out,
     "silent": _silent_due,
     "max_runtime": _max_runtime,
+    "grow": _grow_due,
     "ask": _answer_due,
 }
 

@@ -18,7 +18,13 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
-from orchestrator.core.states import TERMINAL_RUN_STATES, IncidentState, WorkerState
+from orchestrator.core.scheduling.rooms import Room, Rooms
+from orchestrator.core.states import (
+    TERMINAL_RUN_STATES,
+    IncidentState,
+    NodeState,
+    WorkerState,
+)
 
 
 class State:
@@ -41,6 +47,7 @@ class State:
         self._workers_on: dict[str, dict[str, None]] = defaultdict(dict)
         self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._incidents_of: dict[str, dict[str, None]] = defaultdict(dict)
+        self._rooms: Rooms | None = None
         self._changes: dict[tuple[str, str], Entity] = {}
         self._shards: list[tuple[str, ShardReport]] = []
         self._over: list[Entity] = []
@@ -65,7 +72,7 @@ class State:
                 self._workers_on[entity.node][key] = None
             case Node():
                 key = entity.id
-                self.nodes[key] = entity
+                self._put_node(entity)
             case Checkpoint():
                 key = entity.id
                 self.checkpoints[key] = entity
@@ -83,6 +90,11 @@ class State:
         self._changes[type(entity).__name__, key] = entity
         if is_over(entity):
             self._over.append(entity)
+
+    def _put_node(self, node: Node) -> None:
+        if _room(self.nodes.get(node.id)) != _room(node):
+            self._rooms = None
+        self.nodes[node.id] = node
 
     def recall(self, incident: Incident) -> None:
         """Take back a resolved incident that is to be judged; nothing has changed by that."""
@@ -115,6 +127,22 @@ class State:
     def incidents_of(self, run: str) -> list[Incident]:
         """Incidents of a run that are not resolved."""
         return [self.incidents[key] for key in self._incidents_of.get(run, ())]
+
+    @property
+    def rooms(self) -> Rooms:
+        """The nodes that take work, in columns; made anew only when one of them changes."""
+        if self._rooms is None:
+            rooms = (_room(node) for node in self.nodes.values())
+            self._rooms = Rooms(room for room in rooms if room is not None)
+        return self._rooms
+
+    def tenants(self) -> Iterator[tuple[Run, list[Worker]]]:
+        """Runs that have workers, also runs that are over while theirs are leaving."""
+        for run, keys in self._workers_of.items():
+            workers = [self.workers[key] for key in keys]
+            there = [worker for worker in workers if worker.state is not WorkerState.ENDED]
+            if there and run in self.runs:
+                yield self.runs[run], there
 
     def live_runs(self) -> Iterator[Run]:
         """Runs that are not over."""
@@ -170,6 +198,11 @@ class State:
         self._workers_of.pop(run, None)
         self.attempts.pop(run, None)
         self.runs.pop(run, None)
+
+
+def _room(node: Node | None) -> Room | None:
+    """A node as the scheduler sees it; None: it takes no work."""
+    return node.room if node is not None and node.state is NodeState.READY else None
 
 
 def is_over(entity: Entity) -> bool:
