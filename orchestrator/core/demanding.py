@@ -22,6 +22,8 @@ from orchestrator.core.states import (
 
 GROW_SECONDS = 600.0
 """An elastic run that has just started does not grow before this: growth costs a restart."""
+STANDBY_SECONDS = 30.0
+"""A standby that took over is replaced after this: first the run shall go on."""
 RESTART_SECONDS = 60.0
 """What a restart costs a run that is asked to leave, beside the work since its last save."""
 FAULT_DAYS = 30.0

@@ -190,6 +190,8 @@ def _start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
     turn.set_timer(run.id, "start", START_SECONDS)
     if len(seats) < run.spec.resources.max_nodes:
         turn.set_timer(run.id, "grow", demanding.GROW_SECONDS)
+    elif run.spec.placement.spares:
+        turn.set_timer(run.id, "grow", demanding.STANDBY_SECONDS)
     master = turn.state.workers[seats[0].worker]
     offered = tuple(
         RestoreCandidate(

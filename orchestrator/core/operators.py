@@ -322,12 +322,28 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
             sorted(n.id for n in turn.state.nodes.values() if n.state is not NodeState.GONE)
         )
         raise NotFoundError(f"no such node: {event.node}; the cluster has {have or 'no nodes'}")
-    by = "" if event.state == "ready" else event.actor
-    node = turn.change_node(node.id, state=NodeState(event.state), reason=event.reason, by=by)
-    if event.state == "draining":
-        for worker in turn.state.workers_on(node.id):
-            _move_away(turn, worker.run, node)
     turn.schedule_wanted = True
+    if event.state == "draining":
+        drain(turn, node.id, event.reason, event.actor)
+        return
+    ready = event.state == "ready"
+    by = "" if ready else event.actor
+    # Who takes a node back into service during its maintenance calls the maintenance off.
+    planned = [w for w in node.maintenance if not ready or w.begins > turn.now]
+    turn.change_node(
+        node.id,
+        state=NodeState(event.state),
+        reason=event.reason,
+        by=by,
+        maintenance=tuple(planned),
+    )
+
+
+def drain(turn: Turn, node_id: str, reason: str, by: str) -> None:
+    """No new work, and its runs move away; they may save first."""
+    node = turn.change_node(node_id, state=NodeState.DRAINING, reason=reason, by=by)
+    for worker in turn.state.workers_on(node.id):
+        _move_away(turn, worker.run, node)
 
 
 def _move_away(turn: Turn, run_id: str, node: Node) -> None:

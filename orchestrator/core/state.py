@@ -48,6 +48,8 @@ class State:
         self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._incidents_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._rooms: Rooms | None = None
+        self._maintained: set[str] = set()
+        """Nodes with planned maintenance."""
         self._changes: dict[tuple[str, str], Entity] = {}
         self._shards: list[tuple[str, ShardReport]] = []
         self._over: list[Entity] = []
@@ -95,6 +97,10 @@ class State:
         if _room(self.nodes.get(node.id)) != _room(node):
             self._rooms = None
         self.nodes[node.id] = node
+        if node.maintenance:
+            self._maintained.add(node.id)
+        else:
+            self._maintained.discard(node.id)
 
     def recall(self, incident: Incident) -> None:
         """Take back a resolved incident that is to be judged; nothing has changed by that."""
@@ -147,6 +153,16 @@ class State:
     def live_runs(self) -> Iterator[Run]:
         """Runs that are not over."""
         return (run for run in self.runs.values() if run.state not in TERMINAL_RUN_STATES)
+
+    def due_maintenance(self, now: dt.datetime) -> list[str]:
+        """Nodes whose planned maintenance begins, or is over."""
+        due = []
+        for name in sorted(self._maintained):
+            node, window = self.nodes[name], self.nodes[name].maintenance[0]
+            begins = window.begins <= now and node.state is NodeState.READY
+            if begins or window.ends <= now:
+                due.append(name)
+        return due
 
     def due_timers(self, now: dt.datetime) -> list[tuple[dt.datetime, str, str]]:
         """Deadlines that have passed, the earliest first: when, which run, which timer."""

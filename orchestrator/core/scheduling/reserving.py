@@ -76,6 +76,7 @@ class Reservations:
         busy = busy_until(self._rooms, holdings)
         usable = could_fit(self._rooms, demand.need)
         usable[self._rooms.places(demand.keeps)] = False
+        usable &= ~self.beyond(math.inf)  # what is kept for others already
         soonest = reserve(board, demand, usable, busy, self._now)
         old = demand.claim
         if old is None or not self.whole(demand, old):

@@ -47,20 +47,20 @@ class Shares:
 def in_order(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
     """Demands, one after the other, as the pass charges what it places.
 
-    Recoveries first: they must not wait behind newcomers. Then by priority. Within one: those for
-    whom others leave, then the project with the least share, then who came first.
+    First those for whom others have left: the nodes are kept for them. Then recoveries, which must
+    not wait behind newcomers. Then by priority; within one the project with the least share; within
+    one who came first.
     """
     classes: dict[tuple[bool, int], list[Demand]] = defaultdict(list)
+    expected = []
     for demand in demands:
-        classes[not demand.recovers, PRIORITY_RANK[demand.priority]].append(demand)
+        if demand.claim is not None and demand.claim.preempting:
+            expected.append(demand)
+        else:
+            classes[not demand.recovers, PRIORITY_RANK[demand.priority]].append(demand)
+    yield from sorted(expected, key=_age)
     for key in sorted(classes):
-        expected = [d for d in classes[key] if _is_expected(d)]
-        yield from sorted(expected, key=_age)
-        yield from _fairly([d for d in classes[key] if not _is_expected(d)], shares)
-
-
-def _is_expected(demand: Demand) -> bool:
-    return demand.claim is not None and demand.claim.preempting
+        yield from _fairly(classes[key], shares)
 
 
 def _age(demand: Demand) -> tuple[object, str]:
