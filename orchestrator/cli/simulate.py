@@ -19,12 +19,8 @@ from orchestrator.cli.output import (
     say,
     text,
 )
-from orchestrator.simulation.policies import (
-    POLICIES,
-    PREEMPTION_SECONDS,
-    PolicyName,
-    ProductRules,
-)
+from orchestrator.simulation.policies import PREEMPTION_SECONDS, PolicyName
+from orchestrator.simulation.production import rules_of
 from orchestrator.simulation.replay import Outcome, replay, summarise
 from orchestrator.simulation.traces import TraceError, read_nodes, read_trace
 
@@ -69,7 +65,7 @@ def simulate(
     try:
         jobs, pools = read_trace(trace), read_nodes(nodes)
         outcomes = {
-            name: replay(jobs, pools, ProductRules(POLICIES[name], preemption_seconds))
+            name: replay(jobs, pools, rules_of(name, preemption_seconds))
             for name in policy or PolicyName
         }
     except TraceError as error:

@@ -53,8 +53,8 @@ def leave_bad_nodes(turn: Turn, run: Run) -> None:
 def _free_elsewhere(state: State, run: Run, mine: Iterable[Worker]) -> int:
     """Nodes that the run fits on, does not avoid, and does not have."""
     board = Board(state.rooms)
-    for other, workers in state.tenants():
-        board.take(board.rooms.places(w.node for w in workers), other.spec.resources)
+    tenants = state.tenants()
+    board.seat((w.node, other.spec.resources) for other, workers in tenants for w in workers)
     fits = board.fits(run.spec.resources)
     fits[board.rooms.places((*run.avoid, *(worker.node for worker in mine)))] = False
     return int(fits.sum())

@@ -40,6 +40,17 @@ class Board:
             setattr(other, name, getattr(self, name).copy())
         return other
 
+    def seat(self, workers: Iterable[tuple[str, Resources]]) -> None:
+        """Put workers on nodes, each with what it needs; nodes that take no work are left out."""
+        index = self.rooms.index
+        here = [(index[node], *shape_of(need)) for node, need in workers if node in index]
+        if here:
+            columns = zip(*here, strict=True)
+            places = np.fromiter(next(columns), dtype=np.intp, count=len(here))
+            for free in (self.gpus, self.cpus, self.memory):
+                np.subtract.at(free, places, np.array(next(columns), dtype=free.dtype))
+            np.add.at(self.tenants, places, 1)
+
     def take(self, places: Indices, need: Resources) -> None:
         """Put one worker on each of these nodes."""
         self._add(places, need, -1)

@@ -61,8 +61,8 @@ class Pass:
             for project, weight in quota.weights.items()
         }
         self._shares = Shares(snapshot.usage, snapshot.holdings, weights)
+        self._board.seat((node, h.need) for h in snapshot.holdings for node in h.nodes)
         for holding in snapshot.holdings:
-            self._board.take(snapshot.rooms.places(holding.nodes), holding.need)
             self._quotas.charge(holding.queue, holding.gpus)
         self._waiting = {demand.run for demand in snapshot.demands}
         """Not looked at yet: behind whoever is looked at now."""
