@@ -40,6 +40,7 @@ from peer_rules import (  # noqa: E402
 
 from orchestrator.simulation.policies import POLICIES, PolicyName, ProductRules  # noqa: E402
 from orchestrator.simulation.pool import Rules  # noqa: E402
+from orchestrator.simulation.production import ProductionRules  # noqa: E402
 from orchestrator.simulation.replay import Outcome, Summary, replay, summarise  # noqa: E402
 from orchestrator.simulation.traces import (  # noqa: E402
     Pools,
@@ -127,6 +128,7 @@ def rules_for(case: Case) -> Iterator[tuple[str, Rules]]:
         yield "helios:srtf", HeliosPreemptiveRules(POLICIES[PolicyName.SRTF])
     for name, policy in POLICIES.items():
         yield name, costs(policy)
+    yield PolicyName.BABYSIT, ProductionRules()
 
 
 def bench(case: Case) -> list[Replayed]:

@@ -16,7 +16,13 @@ from monitors.types import Finding
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import Cluster
 from orchestrator.core.entities import Attempt
-from orchestrator.core.events import CapacityChanged, NodeInfo, TimerFired, WorkerLost
+from orchestrator.core.events import (
+    CapacityChanged,
+    MaintenanceDue,
+    NodeInfo,
+    TimerFired,
+    WorkerLost,
+)
 from orchestrator.core.state import State
 from orchestrator.core.states import LIVE_ATTEMPT_STATES, WorkerState
 from orchestrator.errors import DatabaseUnavailableError, DeposedError, NotLeaderError
@@ -95,6 +101,7 @@ class Patrol:
         while True:
             for check in (
                 self._fire_timers,
+                self._begin_maintenance,
                 self._check_contact,
                 self._check_hangs,
                 self._plane.note_carried,
@@ -115,6 +122,10 @@ class Patrol:
                 TimerFired, run=run, timer=name, due=due
             ):
                 self._defective.add(timer)
+
+    async def _begin_maintenance(self) -> None:
+        for node in self._plane.state.due_maintenance(self._clock.now()):
+            await self._plane.decide(MaintenanceDue, node=node)
 
     async def _check_contact(self) -> None:
         for worker in list(self._plane.state.workers.values()):

@@ -51,6 +51,14 @@ class Api:
         """Ask for a change."""
         return self._ask("POST", where, json=body)
 
+    def patch(self, where: str, **body: Any) -> Any:
+        """Ask for a change of some fields."""
+        return self._ask("PATCH", where, json=body)
+
+    def put(self, where: str, **body: Any) -> Any:
+        """Ask for something to be set."""
+        return self._ask("PUT", where, json=body)
+
     def delete(self, where: str) -> Any:
         """Ask for a removal."""
         return self._ask("DELETE", where)

@@ -1,17 +1,19 @@
-"""`babysit nodes`: what there is, how fit it is, whether it takes work. And `babysit queues`."""
+"""`babysit nodes`: what there is, how fit it is, whether it takes work."""
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated
 
 import typer
 
+from jobs.spec import parse_seconds
 from orchestrator.cli.client import path
+from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, emit, number, say, size, text
 from orchestrator.cli.session import session
 
 app = typer.Typer(no_args_is_help=True, help="Hosts: how fit they are, whether they take work.")
-queues = typer.Typer(no_args_is_help=True, help="Where runs wait.")
 NodeArgument = Annotated[
     str, typer.Argument(metavar="NODE", help="As `babysit nodes ls` shows it.")
 ]
@@ -27,20 +29,23 @@ COLUMNS = [
     Column("RUNS", lambda row: ", ".join(row["runs"]) or "-"),
     Column("FAULTS", lambda row: str(len(row["faults"]))),
     Column("REASON", text("reason")),
+    Column("MAINTENANCE", lambda row: _next_window(row["maintenance"]), wide=True),
     Column("BY", text("by"), wide=True),
     Column("LABELS", lambda row: ",".join(f"{k}={v}" for k, v in row["labels"].items()), wide=True),
 ]
+
+
+def _next_window(windows: list[dict[str, str]]) -> str:
+    return f"{windows[0]['begins'][:16]} to {windows[0]['ends'][:16]}" if windows else "-"
+
+
 CHECKS = [
     Column("CHECK", text("name")),
     Column("RESULT", lambda row: "ok" if row["ok"] else "failed"),
     Column("DETAIL", text("detail")),
 ]
-QUEUES = [
-    Column("QUEUE", text("name")),
-    Column("GPUS", lambda row: "no limit" if row["gpus"] is None else str(row["gpus"])),
-    Column("QUEUED", text("queued")),
-    Column("ACTIVE", text("active")),
-]
+SPARES = [Column("SPARES", text("spares")), Column("NODES NOW", text("nodes"))]
+_TIMES = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d"]
 
 
 @app.command("ls")
@@ -135,13 +140,75 @@ def uncordon(
     _change(ctx, node, "uncordon", reason, form)
 
 
-@queues.command("ls")
-def queues_ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """List queues.
+@app.command()
+def maintain(  # noqa: PLR0913, PLR0917 (a command has its options)
+    ctx: typer.Context,
+    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="One node or several.")],
+    begins: Annotated[
+        dt.datetime | None,
+        typer.Option("--from", formats=_TIMES, help="When it begins, in UTC; now, if left out."),
+    ] = None,
+    lasts: Annotated[str, typer.Option("--for", help="How long, as in 90m or 4h.")] = "1h",
+    reason: Annotated[str, typer.Option("--reason", help="Why, for whoever wonders.")] = "",
+    off: Annotated[bool, typer.Option("--off", help="Call what is planned off.")] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Plan a time in which nodes are not to be used.
+
+    Nothing that would still run then is started there; when it begins, runs save and move away.
 
     For example:
 
-        babysit queues ls
+        babysit nodes maintain node-7 node-8 --from 2026-12-01T02:00 --for 4h --reason "new switch"
+
+        babysit nodes maintain node-7 --off
     """
-    rows = session(ctx).api.get(path("queues"))
-    emit(rows, QUEUES, form, name="name", empty="There are no queues.")
+    here = session(ctx)
+    if off:
+        after = here.api.post(path("nodes", "maintenance", "cancel"), nodes=nodes, reason=reason)
+    else:
+        if not reason:
+            raise CliError("--reason is needed: why, for whoever wonders", ExitCode.USAGE)
+        start = (begins or here.clock.now()).replace(tzinfo=dt.UTC)
+        after = here.api.post(
+            path("nodes", "maintenance"),
+            nodes=nodes,
+            begins=start.isoformat(),
+            ends=(start + dt.timedelta(seconds=_seconds(lasts))).isoformat(),
+            reason=reason,
+        )
+    emit(after, COLUMNS, form)
+
+
+def _seconds(text_: str) -> float:
+    try:
+        return float(parse_seconds(text_))  # type: ignore[arg-type]  # a number, for a text
+    except (ValueError, TypeError) as error:
+        raise CliError(f"--for: {error}, got {text_!r}", ExitCode.USAGE) from error
+
+
+@app.command()
+def spares(
+    ctx: typer.Context,
+    number_: Annotated[
+        str | None, typer.Argument(metavar="[N|auto]", help="Without it: say how many there are.")
+    ] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Keep idle nodes for recoveries: newcomers do not get them.
+
+    With `auto`, as many as suffice for 99 of 100 repair times, by the failures seen on this
+    cluster.
+
+    For example:
+
+        babysit nodes spares auto
+    """
+    api = session(ctx).api
+    if number_ is not None and number_ != "auto" and not number_.isdigit():
+        raise CliError(f"expected a number or auto, got {number_!r}", ExitCode.USAGE)
+    if number_ is None:
+        found = api.get(path("spares"))
+    else:
+        found = api.put(path("spares"), spares=number_ if number_ == "auto" else int(number_))
+    emit(found, SPARES, form, name="nodes")

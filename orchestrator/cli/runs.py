@@ -51,8 +51,10 @@ def _columns(here: Session) -> list[Column]:
     ]
 
 
-def send(here: Session, spec: Path) -> dict[str, Any]:
+def send(here: Session, spec: Path, *, dry_run: bool = False) -> dict[str, Any]:
     """Check a spec and submit it. What is wrong with it is found before any server is asked.
+
+    A dry run only asks what would become of it.
 
     Raises:
         CliError: the spec is wrong, or the control plane refused it.
@@ -65,26 +67,46 @@ def send(here: Session, spec: Path) -> dict[str, Any]:
             resolve(checked, base, source)
     except SpecError as error:
         raise CliError(str(error), ExitCode.USAGE) from error
+    where = path("runs", "dry-run") if dry_run else path("runs")
     answer: dict[str, Any] = here.api.post(
-        path("runs"), yaml=content, name=str(spec), base_directory=str(base)
+        where, yaml=content, name=str(spec), base_directory=str(base)
     )
     return answer
 
 
-def submit(ctx: typer.Context, spec: SpecArgument, form: FormatOption = Format.TABLE) -> None:
+def submit(
+    ctx: typer.Context,
+    spec: SpecArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say where it would run; submit nothing.")
+    ] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
     """Submit a run and return at once.
 
     For example:
 
         babysit submit run.yaml
 
+        babysit submit run.yaml --dry-run
+
         RUN=$(babysit submit run.yaml -o name)
     """
     here = session(ctx)
+    if dry_run:
+        _show_dry_run(send(here, spec, dry_run=True), form)
+        return
     run = send(here, spec)
     emit(run, _columns(here), form)
     if form is Format.TABLE:
         say(f"Follow it with: babysit watch {run['name']}")
+
+
+def _show_dry_run(answer: dict[str, Any], form: Format) -> None:
+    if form in {Format.TABLE, Format.WIDE}:
+        put("\n".join(answer["sentences"]))
+    else:
+        emit(answer, [], form, name="name")
 
 
 def run(ctx: typer.Context, spec: SpecArgument, form: FormatOption = Format.TABLE) -> None:

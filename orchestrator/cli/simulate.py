@@ -20,12 +20,8 @@ from orchestrator.cli.output import (
     say,
     text,
 )
-from orchestrator.simulation.policies import (
-    POLICIES,
-    PREEMPTION_SECONDS,
-    PolicyName,
-    ProductRules,
-)
+from orchestrator.simulation.policies import PREEMPTION_SECONDS, PolicyName
+from orchestrator.simulation.production import rules_of
 from orchestrator.simulation.replay import Outcome, replay, summarise
 from orchestrator.simulation.traces import TraceError, read_nodes, read_trace
 
@@ -113,9 +109,7 @@ def _replay(
         raise CliError("--trace needs --nodes, such as 8x4", ExitCode.USAGE)
     try:
         jobs, pools = read_trace(trace), read_nodes(nodes)
-        outcomes = {
-            name: replay(jobs, pools, ProductRules(POLICIES[name], seconds)) for name in policies
-        }
+        outcomes = {name: replay(jobs, pools, rules_of(name, seconds)) for name in policies}
     except TraceError as error:
         raise CliError(str(error), ExitCode.USAGE) from error
     _say_refused(jobs.name, next(iter(outcomes.values())))

@@ -9,13 +9,16 @@ import dataclasses
 import datetime as dt
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from babysit.wire import Tier
 from jobs.events import RankStack
 from jobs.spec import RunSpec
 from monitors.failures import Cause, Failure, FailureClass
 from monitors.types import Severity
+from orchestrator.core.records import Past, Usage, Window
+from orchestrator.core.scheduling.rooms import Room
+from orchestrator.core.scheduling.terms import Claim, Quota
 from orchestrator.core.states import (
     AttemptState,
     IncidentState,
@@ -127,6 +130,8 @@ class Decision:
     retry_at: dt.datetime | None = None
     """Decided, and waiting out a back-off until then."""
     decided: bool = False
+    give_back: tuple[str, ...] = ()
+    """Nodes it leaves for another run before it starts again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +164,8 @@ class Run:
     skip_batches: tuple[tuple[int, int], ...] = ()
     avoid: tuple[str, ...] = ()
     """Nodes this run would rather not use."""
+    claim: Claim | None = None
+    """Nodes the scheduler keeps for it while it waits."""
     excluded: tuple[str, ...] = ()
     """Checkpoints not to be loaded again, though nothing is known to be wrong with them."""
     timers: Mapping[str, dt.datetime] = dataclasses.field(default_factory=dict)
@@ -268,6 +275,22 @@ class Node:
     """Topology: zone, spine, rack, nvlink."""
     faults: tuple[Fault, ...] = ()
     """Newest last; at most 20 are kept."""
+    since: dt.datetime | None = None
+    """When it was first seen."""
+    maintenance: tuple[Window, ...] = ()
+    """Planned, and not over; the earliest first."""
+
+    @property
+    def room(self) -> Room:
+        """As the scheduler sees it, with nothing on it."""
+        return Room(
+            node=self.id,
+            gpus=self.gpus,
+            cpus=self.cpus,
+            memory=self.memory or None,
+            labels=self.labels,
+            window=self.maintenance[0].begins if self.maintenance else None,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,12 +348,11 @@ class Incident:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Queue:
-    """A queue of runs. Quota and fairness come with the scheduler."""
+class Queue(Quota):
+    """A queue of runs: its quota, and how it went for the last of its runs."""
 
-    name: str
-    gpus: int | None = None
-    """Nominal quota; None: no limit."""
+    history: tuple[Past, ...] = ()
+    """Newest last; at most `history.KEPT` are kept."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,6 +363,10 @@ class Fleet:
     hold: str | None = None
     """Reason all automation is held, if it is."""
     hold_by: str = ""
+    spares: int | Literal["auto"] = 0
+    """Idle nodes that newcomers leave to recoveries; auto: from the measured failure rate."""
+    usage: Mapping[str, Usage] = dataclasses.field(default_factory=dict)
+    """By project: use that is over, decayed."""
 
 
 Entity = Run | Attempt | Worker | Node | Checkpoint | Incident | Queue | Fleet

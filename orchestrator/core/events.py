@@ -34,6 +34,7 @@ from orchestrator.core.gang_events import (
     GangStarted,
     GangStopped,
 )
+from orchestrator.core.scheduling import Quota
 from orchestrator.core.states import IncidentState
 
 
@@ -155,6 +156,45 @@ class NodeChanged(Event):
     reason: str
 
 
+class QueueChanged(Event):
+    """Someone sets a queue's quota; a queue that nobody has named before is made."""
+
+    kind: Literal["queue_changed"] = "queue_changed"
+    quota: Quota
+
+
+class SparesChanged(Event):
+    """Someone says how many idle nodes newcomers leave to recoveries."""
+
+    kind: Literal["spares_changed"] = "spares_changed"
+    spares: Annotated[int, Field(ge=0)] | Literal["auto"]
+
+
+class MaintenancePlanned(Event):
+    """Someone plans a time in which nodes are not to be used."""
+
+    kind: Literal["maintenance_planned"] = "maintenance_planned"
+    nodes: tuple[str, ...]
+    begins: dt.datetime
+    ends: dt.datetime
+    reason: str
+
+
+class MaintenanceCancelled(Event):
+    """Someone calls the planned maintenance of nodes off."""
+
+    kind: Literal["maintenance_cancelled"] = "maintenance_cancelled"
+    nodes: tuple[str, ...]
+    reason: str = ""
+
+
+class MaintenanceDue(Event):
+    """A planned maintenance of a node begins, or is over."""
+
+    kind: Literal["maintenance_due"] = "maintenance_due"
+    node: str
+
+
 class CheckpointPinned(Event):
     """Keep (or stop keeping) a checkpoint for ever."""
 
@@ -231,6 +271,11 @@ AnyEvent = Annotated[
     | FindingRaised
     | CapacityChanged
     | NodeChanged
+    | QueueChanged
+    | SparesChanged
+    | MaintenancePlanned
+    | MaintenanceCancelled
+    | MaintenanceDue
     | CheckpointPinned
     | CheckpointRemovalAsked
     | CheckpointVerificationAsked

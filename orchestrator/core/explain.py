@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.core import placing
+from orchestrator.core import demanding, history, placing
 from orchestrator.core.entities import Run
-from orchestrator.core.scheduling import Pending
+from orchestrator.core.scheduling import Pending, Wait
 from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
@@ -34,6 +34,8 @@ class Explanation(BaseModel):
     """Names of the runs ahead of it."""
     unblock: str = ""
     """What would move it on."""
+    starts_at: dt.datetime | None = None
+    """When it gets its nodes, where that can be told: from max_runtime of others, or history."""
     sentences: list[str] = []
 
 
@@ -55,7 +57,7 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
                 f"It tries again in {seconds:.0f} s.",
             ],
         )
-    if placing.wants_nodes(state, run):
+    if demanding.wants_nodes(state, run):
         return _waiting(state, run, now)
     attempt = state.attempts.get(run_id)
     sentences = [f"{run.name} is {run.state}: {run.reason}."]
@@ -77,53 +79,115 @@ def _held(state: State, run: Run) -> Explanation:
 
 
 def _waiting(state: State, run: Run, now: dt.datetime) -> Explanation:
-    need = run.spec.resources
-    shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
     plan = placing.current_plan(state, now)
     wait = plan.waits.get(run.id)
     if wait is None:
-        lost = [w.node for w in state.workers_of(run.id) if w.state is WorkerState.LOST]
-        if lost:
-            return _say(
-                run,
-                underlying=Pending.WORKERS,
-                unblock=f"the agents on {', '.join(lost)} being back in contact, or given up",
-                sentences=[f"{run.name} has no contact with its agents on {', '.join(lost)}."],
-            )
-        coming = [w for w in state.workers_of(run.id) if w.state is WorkerState.LAUNCHING]
-        nodes = ", ".join(w.node for w in coming) or "its nodes"
-        return _say(
-            run,
-            underlying=Pending.WORKERS,
-            unblock=f"the agents on {nodes} joining",
-            sentences=[f"{run.name} has its nodes; its agents on {nodes} are coming up."],
-        )
-    demand = placing.demand_of(state, run)
+        return _coming_up(state, run)
     ahead = [state.runs[other].name for other in plan.ahead(run.id)]
-    users = _users(state, run) if wait.why is not Pending.TOO_LARGE else []
-    missing = f"{demand.nodes} of {need.min_nodes} nodes with {shape} each"
-    behind = f", behind {', '.join(ahead)}" if ahead else ""
-    sentences = [
-        f"{run.name} waits for {missing}; {wait.fitting} of those free fit.",
-        f"It is number {wait.place} in the queue{behind}.",
-    ]
-    if users:
+    unblock = _unblock(state, run, wait)
+    starts_at, estimate = _estimate(state, run, wait, now)
+    sentences = [*_shortage(state, run, wait), _in_line(wait, ahead)]
+    if (users := _users(state, run)) and wait.why is Pending.NO_CAPACITY:
         sentences.append(f"The nodes that would fit are used by {', '.join(users)}.")
-    unblock = (
-        f"{' or '.join(users)} ending or giving nodes back"
-        if users
-        else "more nodes, or uncordoning some"
-    )
-    if wait.why is Pending.BEHIND and wait.behind:
-        unblock = f"{state.runs[wait.behind].name}, which is ahead, getting its nodes"
+    sentences.append(f"What would unblock it: {unblock}.")
     return _say(
         run,
         underlying=wait.why,
         place=wait.place,
         ahead=ahead,
         unblock=unblock,
-        sentences=[*sentences, f"What would unblock it: {unblock}."],
+        starts_at=starts_at,
+        sentences=[*sentences, *estimate],
     )
+
+
+def _coming_up(state: State, run: Run) -> Explanation:
+    lost = [w.node for w in state.workers_of(run.id) if w.state is WorkerState.LOST]
+    if lost:
+        return _say(
+            run,
+            underlying=Pending.WORKERS,
+            unblock=f"the agents on {', '.join(lost)} being back in contact, or given up",
+            sentences=[f"{run.name} has no contact with its agents on {', '.join(lost)}."],
+        )
+    coming = [w for w in state.workers_of(run.id) if w.state is WorkerState.LAUNCHING]
+    nodes = ", ".join(w.node for w in coming) or "its nodes"
+    return _say(
+        run,
+        underlying=Pending.WORKERS,
+        unblock=f"the agents on {nodes} joining",
+        sentences=[f"{run.name} has its nodes; its agents on {nodes} are coming up."],
+    )
+
+
+def _shortage(state: State, run: Run, wait: Wait) -> list[str]:
+    """What is missing, and the cause of it."""
+    need = run.spec.resources
+    shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
+    missing = f"{wait.missing} of {need.min_nodes} nodes with {shape} each"
+    sentences = [f"{run.name} waits for {missing}; {wait.fitting} of those free fit."]
+    causes = {
+        Pending.TOPOLOGY: f"Not so many of them lie within one {run.spec.placement.pack}.",
+        Pending.RESERVED: f"The others are kept for {_name(state, wait.behind)}, ahead of it.",
+        Pending.SPARES: "The idle ones are the spares that recoveries may need.",
+        Pending.QUOTA: f"Its quota is used up: {wait.detail}.",
+        Pending.TOO_LARGE: f"That is more than there is: {wait.detail}.",
+        Pending.PREEMPTING: f"{_names(state, wait.detail)} save and leave for it.",
+    }
+    if wait.why in causes and (wait.why is not Pending.RESERVED or wait.behind):
+        sentences.append(causes[wait.why])
+    return sentences
+
+
+def _in_line(wait: Wait, ahead: list[str]) -> str:
+    behind = f", behind {', '.join(ahead)}" if ahead else ""
+    return f"It is number {wait.place} in the queue{behind}."
+
+
+def _unblock(state: State, run: Run, wait: Wait) -> str:
+    """What would move it on."""
+    users = _users(state, run)
+    leave = f"{' or '.join(users)} ending or giving nodes back" if users else ""
+    ahead = f"{_name(state, wait.behind)}, which is ahead, getting its nodes"
+    queue = run.spec.queue
+    raised = f"`babysit queues set {queue} --gpus N`"
+    return (
+        {
+            Pending.BEHIND: ahead,
+            Pending.RESERVED: ahead if wait.behind else leave,
+            Pending.QUOTA: f"runs of queue {queue} ending, or {raised}",
+            Pending.PREEMPTING: f"{_names(state, wait.detail)} having left",
+            Pending.SPARES: "more nodes, or `babysit nodes spares` with a smaller number",
+            Pending.TOO_LARGE: "more nodes (or quota), or uncordoning some",
+        }.get(wait.why)
+        or leave
+        or "more nodes, or uncordoning some"
+    )
+
+
+def _estimate(
+    state: State, run: Run, wait: Wait, now: dt.datetime
+) -> tuple[dt.datetime | None, list[str]]:
+    """When it gets its nodes: by the ends of those that have them, or else as it usually went."""
+    if wait.starts_at is not None and wait.starts_at > now:
+        minutes = (wait.starts_at - now).total_seconds() / 60
+        return wait.starts_at, [f"Its nodes are expected to be free in {minutes:.0f} min."]
+    nodes = run.spec.resources.min_nodes
+    usual = history.usual_wait(state.queues.get(run.spec.queue), nodes)
+    if usual is None or wait.why is Pending.TOO_LARGE:
+        return None, []
+    seconds, runs = usual
+    told = f"Runs of its size waited {seconds / 60:.0f} min here (median of {runs})."
+    starts_at = run.submitted_at + dt.timedelta(seconds=seconds)
+    return (starts_at if starts_at > now else None), [told]
+
+
+def _name(state: State, run: str | None) -> str:
+    return state.runs[run].name if run in state.runs else "another run"
+
+
+def _names(state: State, runs: str) -> str:
+    return ", ".join(_name(state, run) for run in runs.split(", "))
 
 
 def _users(state: State, run: Run) -> list[str]:

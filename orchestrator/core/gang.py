@@ -8,18 +8,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from jobs.commands import RestoreCandidate, StartAttempt, StopAttempt
 from jobs.events import (
     AttemptStopped,
-    RankReady,
-    RanksStarted,
     ShardReport,
     Shards,
     WorkerJoined,
 )
+from monitors.failures import Cause, FailureClass
 from monitors.types import Severity
-from orchestrator.core import ledger, memory_tier, placing, recovery
-from orchestrator.core.entities import Attempt, Checkpoint, Run, Seat, Worker
-from orchestrator.core.gang_events import GangReady, GangStarted, GangStopped
+from orchestrator.core import (
+    demanding,
+    history,
+    leaving,
+    ledger,
+    memory_tier,
+    placing,
+    recovery,
+)
+from orchestrator.core.entities import Attempt, Checkpoint, Queue, Restart, Run, Seat, Worker
+from orchestrator.core.gang_events import GangStopped
 from orchestrator.core.instructions import StopWorker
 from orchestrator.core.ledger import Bucket
+from orchestrator.core.scheduling.rooms import LEVELS
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
     RUNNABLE_ATTEMPT_STATES,
@@ -47,16 +55,21 @@ def schedule(turn: Turn) -> None:
 
     Start the gangs that are whole.
     """
-    wanting = [run for run in turn.state.live_runs() if placing.wants_nodes(turn.state, run)]
+    wanting = [run for run in turn.state.live_runs() if demanding.wants_nodes(turn.state, run)]
     for run in wanting:
         placing.leave_bad_nodes(turn, run)
     outcome = placing.current_plan(turn.state, turn.now)
+    for run_id, nodes in outcome.leaves.items():
+        placing.end_workers(turn, run_id, nodes, "the gang moves to be close together")
     for run_id, nodes in outcome.placements.items():
-        for node in nodes:
-            placing.launch(turn, run_id, node)
         placing.placed(turn, run_id, nodes)
-    for run_id, wait in outcome.waits.items():
-        placing.waits(turn, run_id, wait.why, wait.fitting)
+    for nodes_of in (outcome.placements, outcome.growth):
+        for run_id, nodes in nodes_of.items():
+            placing.launch(turn, run_id, nodes)
+    for eviction in outcome.evictions:
+        leaving.evict(turn, eviction)
+    for wait in outcome.waits.values():
+        placing.waits(turn, wait, outcome.claims.get(wait.run))
     for run in wanting:
         start_if_whole(turn, run.id)
 
@@ -88,29 +101,54 @@ def on_joined(turn: Turn, event: WorkerJoined) -> None:
 def start_if_whole(turn: Turn, run_id: str) -> None:
     """Start the next attempt once every worker of the gang is ready."""
     run = turn.run(run_id)
-    if not placing.wants_nodes(turn.state, run):
+    if not demanding.wants_nodes(turn.state, run):
+        leaving.grow(turn, run_id)
         return
-    ready = [w for w in turn.state.workers_of(run_id) if w.state is WorkerState.READY]
-    if len(ready) < run.spec.resources.min_nodes:
+    workers = turn.state.workers_of(run_id)
+    ready = [w for w in workers if w.state is WorkerState.READY]
+    most = run.spec.resources.max_nodes
+    more_to_come = any(w.state is WorkerState.LAUNCHING for w in workers)
+    if len(ready) < run.spec.resources.min_nodes or (len(ready) < most and more_to_come):
         return
-    _start_attempt(turn, run, _seated(turn, run, ready[: run.spec.resources.max_nodes]))
+    _start_attempt(turn, run, _seated(turn, run, ready[:most]))
 
 
 def _seated(turn: Turn, run: Run, ready: list[Worker]) -> tuple[Seat, ...]:
     """Ranks by worker.
 
-    A worker keeps the ranks it had, so that its memory checkpoints serve again.
+    A worker keeps the ranks it had, so that its memory checkpoints serve again. The others come in
+    the order of the topology: neighbours in rank are neighbours on the network.
     """
     per_node = run.spec.resources.processes_per_node
     before = turn.attempt(run.id)
     old = {seat.worker: i for i, seat in enumerate(before.seats)} if before else {}
     staying = {old[w.id]: w for w in ready if w.id in old and old[w.id] < len(ready)}
     kept = {worker.id for worker in staying.values()}
-    others = iter([w for w in ready if w.id not in kept])
+    others = iter(sorted((w for w in ready if w.id not in kept), key=lambda w: _path(turn, w)))
     places = [staying.get(i) or next(others) for i in range(len(ready))]
     return tuple(
         Seat(worker=w.id, node=w.node, ranks=tuple(range(i * per_node, (i + 1) * per_node)))
         for i, w in enumerate(places)
+    )
+
+
+def _path(turn: Turn, worker: Worker) -> tuple[str, ...]:
+    """Where a worker's node lies, from the zone down."""
+    node = turn.state.nodes.get(worker.node)
+    return tuple(node.labels.get(level, "") for level in LEVELS) if node is not None else ()
+
+
+def asked(turn: Turn, run: Run, reason: str, *, remedy: str = "as asked") -> Restart:
+    """A restart that nothing failed for."""
+    return Restart(
+        attempt=run.attempt + 1,
+        cause=Cause.OPERATOR,
+        failure_class=FailureClass.UNKNOWN,
+        reason=reason,
+        remedy=remedy,
+        failed_at=turn.now,
+        detected_at=turn.now,
+        best_step=run.best_step,
     )
 
 
@@ -151,6 +189,10 @@ def _start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         ledger=ledger.switch(run.ledger, Bucket.STARTING, turn.now),
     )
     turn.set_timer(run.id, "start", START_SECONDS)
+    if len(seats) < run.spec.resources.max_nodes:
+        turn.set_timer(run.id, "grow", demanding.GROW_SECONDS)
+    elif run.spec.placement.spares:
+        turn.set_timer(run.id, "grow", demanding.STANDBY_SECONDS)
     master = turn.state.workers[seats[0].worker]
     offered = tuple(
         RestoreCandidate(
@@ -291,67 +333,6 @@ def _stopped(
     return empty_seats(turn, event.run, ports)
 
 
-# coming up
-
-
-def on_ranks_started(turn: Turn, event: RanksStarted | GangStarted) -> None:
-    """Processes exist. Whether their script ever reports remains to be seen."""
-    turn.record(event.run, f"ranks {named([str(rank) for rank in event.ranks])} started")
-    attempt = turn.state.attempts[event.run]
-    started = attempt.started_ranks.union(event.ranks)
-    turn.change_attempt(event.run, started_ranks=started)
-    if len(started) == attempt.world_size:
-        turn.cancel_timer(event.run, "start")
-    if attempt.state is AttemptState.STARTING and not turn.run(event.run).instrumented:
-        turn.set_timer(event.run, "silent", SILENT_SECONDS)
-
-
-def on_ready(turn: Turn, event: RankReady | GangReady) -> None:
-    """Ranks are past their imports."""
-    attempt = turn.state.attempts[event.run]
-    ranks = (event.rank,) if isinstance(event, RankReady) else event.ranks
-    ready = attempt.ready_ranks.union(ranks)
-    attempt = turn.change_attempt(event.run, ready_ranks=ready)
-    turn.cancel_timer(event.run, "silent")
-    run = turn.change_run(event.run, instrumented=True)
-    if len(ready) == attempt.world_size:
-        if attempt.first_step_at is None:  # agents speak in turn: steps may be known already
-            book = ledger.switch(run.ledger, Bucket.RESTORING, turn.now)
-            run = turn.change_run(run.id, ledger=book)
-        if attempt.restart is not None:
-            turn.change_attempt(
-                run.id, restart=dataclasses.replace(attempt.restart, ready_at=turn.now)
-            )
-
-
-def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoint: str) -> bool:
-    """Ranks loaded their state. False when not all ranks loaded the same step."""
-    attempt = turn.state.attempts[run_id]
-    if attempt.restored_ranks and step != attempt.start_step:
-        return False
-    attempt = turn.change_attempt(
-        run_id,
-        restored_ranks=attempt.restored_ranks.union(ranks),
-        restored=checkpoint or None,
-        start_step=step,
-        milestone=step + 1,
-        step=max(attempt.step, step),
-    )
-    if len(attempt.restored_ranks) == attempt.world_size:
-        run = turn.run(run_id)
-        again = attempt.restart is not None and step < attempt.restart.best_step
-        bucket = Bucket.LOST if again else Bucket.PRODUCTIVE
-        turn.change_run(run.id, ledger=ledger.switch(run.ledger, bucket, turn.now))
-        if attempt.restart is not None:
-            turn.change_attempt(
-                run.id,
-                restart=dataclasses.replace(
-                    attempt.restart, restored_at=turn.now, resumed_step=step
-                ),
-            )
-    return True
-
-
 # the end
 
 
@@ -362,6 +343,9 @@ def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
         turn.resolve_incident(incident.id, f"the run ended: {state}")
     for worker in turn.state.workers_of(run_id):
         placing.end_worker(turn, worker, f"{run.name} {state}")
+    if run.started_at is not None:
+        queue = turn.state.queues.get(run.spec.queue) or Queue(name=run.spec.queue)
+        turn.put(history.remembered(queue, run, turn.now))
     run = turn.run(run_id)
     turn.change_run(
         run_id,
@@ -371,6 +355,7 @@ def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
         timers={},
         decision=None,
         pending=None,
+        claim=None,
         held_from=None,
         ledger=ledger.switch(run.ledger, Bucket.QUEUED, turn.now),
     )

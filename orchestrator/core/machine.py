@@ -27,8 +27,10 @@ from jobs.events import (
     WorkerJoined,
 )
 from orchestrator.core import (
+    coming_up,
     contact,
     gang,
+    housekeeping,
     operators,
     placing,
     recovering,
@@ -42,13 +44,18 @@ from orchestrator.core.events import (
     CheckpointVerificationAsked,
     FindingRaised,
     IncidentChanged,
+    MaintenanceCancelled,
+    MaintenanceDue,
+    MaintenancePlanned,
     NodeChanged,
+    QueueChanged,
     RestartAsked,
     RollbackAsked,
     RunCancelled,
     RunHeld,
     RunReleased,
     RunSubmitted,
+    SparesChanged,
     StepReached,
     TimerFired,
     WorkerLost,
@@ -239,6 +246,10 @@ def _max_runtime(turn: Turn, run_id: str, _subject: str) -> None:
     )
 
 
+def _grow_due(turn: Turn, _run_id: str, _subject: str) -> None:
+    turn.schedule_wanted = True
+
+
 def _answer_due(turn: Turn, run_id: str, incident_id: str) -> None:
     watching.act_unanswered(turn, run_id, incident_id)
 
@@ -253,6 +264,7 @@ _TIMERS: Mapping[str, Callable[[Turn, str, str], None]] = {
     "start": recovering.start_timed_out,
     "silent": _silent_due,
     "max_runtime": _max_runtime,
+    "grow": _grow_due,
     "ask": _answer_due,
 }
 
@@ -266,11 +278,16 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     CapacityChanged: operators.on_capacity,
     NodeChanged: operators.on_node_changed,
     IncidentChanged: operators.on_incident_changed,
+    QueueChanged: housekeeping.on_queue_changed,
+    SparesChanged: housekeeping.on_spares_changed,
+    MaintenancePlanned: housekeeping.on_maintenance_planned,
+    MaintenanceCancelled: housekeeping.on_maintenance_cancelled,
+    MaintenanceDue: housekeeping.on_maintenance_due,
     WorkerJoined: gang.on_joined,
     WorkerLost: _on_lost,
     WorkerRegained: contact.on_regained,
-    RanksStarted: gang.on_ranks_started,
-    RankReady: gang.on_ready,
+    RanksStarted: coming_up.on_ranks_started,
+    RankReady: coming_up.on_ready,
     RankRestored: saving.on_restored,
     RankExited: recovering.on_rank_exited,
     AttemptStopped: _on_stopped,
@@ -284,8 +301,8 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     StepReached: watching.on_step,
     FindingRaised: watching.on_finding,
     StacksCaptured: watching.on_stacks,
-    GangStarted: gang.on_ranks_started,
-    GangReady: gang.on_ready,
+    GangStarted: coming_up.on_ranks_started,
+    GangReady: coming_up.on_ready,
     GangRestored: saving.on_gang_restored,
     GangSaved: saving.on_gang_saved,
     GangChecked: saving.on_gang_checked,

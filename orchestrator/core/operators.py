@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 
-from jobs.spec import Resources
-from monitors.failures import Cause, FailureClass
-from orchestrator.core import gang, ledger, placing, recovering, rewinding, watching
+from jobs.spec import RunSpec
+from orchestrator.core import (
+    gang,
+    leaving,
+    ledger,
+    recovering,
+    rewinding,
+    watching,
+)
 from orchestrator.core.entities import Decision, Ledger, Node, Restart, Run
 from orchestrator.core.events import (
     CapacityChanged,
@@ -21,10 +28,12 @@ from orchestrator.core.events import (
     RunSubmitted,
 )
 from orchestrator.core.ledger import Bucket
+from orchestrator.core.scheduling.board import could_fit
+from orchestrator.core.scheduling.rooms import Rooms
+from orchestrator.core.scheduling.topology import largest_domain
 from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
-    RUNNABLE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     IncidentState,
     NodeState,
@@ -34,16 +43,13 @@ from orchestrator.core.states import (
 from orchestrator.core.turn import Turn
 from orchestrator.errors import InvalidError, NotFoundError, RefusedError
 
-LEAVE_SECONDS = 30.0
-"""Time a rank gets to save and leave when people (not failures) end its attempt."""
-
 
 def on_submitted(turn: Turn, event: RunSubmitted) -> None:
     """A new run joins the queue, unless the cluster could never hold it."""
     if event.run in turn.state.runs:
         turn.record(event.run, "submitted twice: the first counts")
         return
-    refuse_too_large(turn.state, event.spec.resources)
+    refuse_too_large(turn.state, event.spec)
     run = Run(
         id=event.run,
         name=event.spec.name,
@@ -59,7 +65,7 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
     turn.schedule_wanted = True
 
 
-def refuse_too_large(state: State, need: Resources) -> None:
+def refuse_too_large(state: State, spec: RunSpec) -> None:
     """Raise InvalidError when even the empty cluster does not fit the run.
 
     An unknown cluster refuses nothing.
@@ -67,18 +73,27 @@ def refuse_too_large(state: State, need: Resources) -> None:
     nodes = [node for node in state.nodes.values() if node.state is not NodeState.GONE]
     if not nodes:
         return
-    fitting = sum(placing.room_of(node).fits(need) for node in nodes)
-    if fitting < need.min_nodes:
-        largest = max(nodes, key=lambda n: (n.gpus, n.cpus, n.memory))
-        memory = f", {largest.memory / 2**30:.1f} GiB" if largest.memory else ""
-        shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
-        offer = f"{largest.gpus} GPUs, {largest.cpus:g} CPUs{memory}"
+    need, pack = spec.resources, spec.placement.pack
+    rooms = Rooms(node.room for node in nodes)
+    mask = could_fit(rooms, need)
+    fitting = largest_domain(rooms, mask, pack)
+    if fitting >= need.min_nodes:
+        return
+    if int(mask.sum()) >= need.min_nodes:
         raise InvalidError(
-            f"resources: asks for {need.min_nodes} x ({shape}"
-            + (f", {need.memory_per_node / 2**30:.1f} GiB" if need.memory_per_node else "")
-            + f") but the cluster has {len(nodes)} nodes of at most ({offer}),"
-            f" of which {fitting} fit: ask for less, or add nodes"
+            f"placement.pack: asks for {need.min_nodes} nodes within one {pack}, and the largest"
+            f" has {fitting} that fit: ask for less, or pack within something larger"
         )
+    largest = max(nodes, key=lambda n: (n.gpus, n.cpus, n.memory))
+    memory = f", {largest.memory / 2**30:.1f} GiB" if largest.memory else ""
+    shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
+    offer = f"{largest.gpus} GPUs, {largest.cpus:g} CPUs{memory}"
+    raise InvalidError(
+        f"resources: asks for {need.min_nodes} x ({shape}"
+        + (f", {need.memory_per_node / 2**30:.1f} GiB" if need.memory_per_node else "")
+        + f") but the cluster has {len(nodes)} nodes of at most ({offer}),"
+        f" of which {int(mask.sum())} fit: ask for less, or add nodes"
+    )
 
 
 def _live(turn: Turn, run_id: str, verb: str) -> Run:
@@ -95,19 +110,6 @@ def _has_live_attempt(turn: Turn, run_id: str) -> bool:
     return attempt is not None and attempt.state in LIVE_ATTEMPT_STATES
 
 
-def _asked(turn: Turn, run: Run, reason: str) -> Restart:
-    return Restart(
-        attempt=run.attempt + 1,
-        cause=Cause.OPERATOR,
-        failure_class=FailureClass.UNKNOWN,
-        reason=reason,
-        remedy="as asked",
-        failed_at=turn.now,
-        detected_at=turn.now,
-        best_step=run.best_step,
-    )
-
-
 def on_cancelled(turn: Turn, event: RunCancelled) -> None:
     """End a run; nothing it has saved is touched."""
     run = _live(turn, event.run, "cancel")
@@ -117,10 +119,10 @@ def on_cancelled(turn: Turn, event: RunCancelled) -> None:
 
 def end(turn: Turn, run: Run, state: RunState, reason: str) -> None:
     """Stop the gang if there is one, then end the run in `state`."""
-    decision = Decision(restart=_asked(turn, run, reason), finish=state)
+    decision = Decision(restart=gang.asked(turn, run, reason), finish=state)
     turn.change_run(run.id, decision=decision, reason=reason)
     if _has_live_attempt(turn, run.id):
-        gang.stop_attempt(turn, run.id, reason, grace=LEAVE_SECONDS)
+        gang.stop_attempt(turn, run.id, reason, grace=leaving.GRACE_SECONDS)
     else:
         gang.finish_run(turn, run.id, state, reason)
 
@@ -132,7 +134,7 @@ def on_restart_asked(turn: Turn, event: RestartAsked) -> None:
         turn,
         run,
         f"restart asked for by {event.actor}" + _because(event.reason),
-        grace=LEAVE_SECONDS,
+        grace=leaving.GRACE_SECONDS,
     )
 
 
@@ -187,7 +189,7 @@ def _again(
     if not live and run.attempt == 0:
         raise RefusedError(f"{run.name} has not started yet: {run.reason}")
     turn.cancel_timer(run.id, "retry")
-    decision = _instead_of(run.decision, _asked(turn, run, reason), to_step, skip)
+    decision = _instead_of(run.decision, gang.asked(turn, run, reason), to_step, skip)
     book = ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)
     state = RunState.RECOVERING if live else run.state
     turn.change_run(run.id, decision=decision, state=state, reason=reason, ledger=book)
@@ -265,7 +267,7 @@ def on_capacity(turn: Turn, event: CapacityChanged) -> None:
     for info in event.nodes:
         known = turn.state.nodes.get(info.id)
         if known is None:
-            turn.put(_node(info))
+            turn.put(_node(info, turn.now))
         elif known.state is NodeState.GONE:
             _back(turn, known, info)
         elif any(getattr(known, field) != value for field, value in _shape(info).items()):
@@ -298,9 +300,14 @@ def _shape(info: NodeInfo) -> dict[str, object]:
     }
 
 
-def _node(info: NodeInfo) -> Node:
+def _node(info: NodeInfo, now: dt.datetime) -> Node:
     return Node(
-        id=info.id, gpus=info.gpus, cpus=info.cpus, memory=info.memory, labels=dict(info.labels)
+        id=info.id,
+        gpus=info.gpus,
+        cpus=info.cpus,
+        memory=info.memory,
+        labels=dict(info.labels),
+        since=now,
     )
 
 
@@ -315,36 +322,35 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
             sorted(n.id for n in turn.state.nodes.values() if n.state is not NodeState.GONE)
         )
         raise NotFoundError(f"no such node: {event.node}; the cluster has {have or 'no nodes'}")
-    by = "" if event.state == "ready" else event.actor
-    node = turn.change_node(node.id, state=NodeState(event.state), reason=event.reason, by=by)
-    if event.state == "draining":
-        for worker in turn.state.workers_on(node.id):
-            _move_away(turn, worker.run, node)
     turn.schedule_wanted = True
+    if event.state == "draining":
+        drain(turn, node.id, event.reason, event.actor)
+        return
+    ready = event.state == "ready"
+    by = "" if ready else event.actor
+    # Who takes a node back into service during its maintenance calls the maintenance off.
+    planned = [w for w in node.maintenance if not ready or w.begins > turn.now]
+    turn.change_node(
+        node.id,
+        state=NodeState(event.state),
+        reason=event.reason,
+        by=by,
+        maintenance=tuple(planned),
+    )
+
+
+def drain(turn: Turn, node_id: str, reason: str, by: str) -> None:
+    """No new work, and its runs move away; they may save first."""
+    node = turn.change_node(node_id, state=NodeState.DRAINING, reason=reason, by=by)
+    for worker in turn.state.workers_on(node.id):
+        _move_away(turn, worker.run, node)
 
 
 def _move_away(turn: Turn, run_id: str, node: Node) -> None:
-    run, attempt = turn.run(run_id), turn.attempt(run_id)
-    if (
-        run.state in TERMINAL_RUN_STATES
-        or turn.held(run_id)  # its release comes back here
-        or run.decision is not None
-        or attempt is None
-        or attempt.state not in RUNNABLE_ATTEMPT_STATES
-    ):
-        return
+    run = turn.run(run_id)
     reason = f"{node.id} is being drained by {node.by}: {node.reason}"
-    restart = dataclasses.replace(
-        _asked(turn, run, reason),
-        cause=Cause.PREEMPTION,
-        failure_class=FailureClass.PREEMPTION,
-        node=node.id,
-        remedy="move away",
-    )
-    turn.change_run(
-        run_id, decision=Decision(restart=restart), state=RunState.RECOVERING, reason=reason
-    )
-    gang.stop_attempt(turn, run_id, reason, grace=LEAVE_SECONDS)
+    restart = gang.asked(turn, run, reason, remedy="move away")
+    leaving.ask(turn, run, dataclasses.replace(restart, node=node.id))
 
 
 # incidents

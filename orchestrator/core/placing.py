@@ -1,93 +1,38 @@
-"""Placing: which runs want nodes, what is free, and getting and leaving workers."""
+"""Placing: which runs want nodes, what all have, and getting and leaving workers."""
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 
 from jobs.commands import Shutdown
-from orchestrator.core import ledger
-from orchestrator.core.entities import Node, Run, Worker
+from orchestrator.core import demanding, ledger
+from orchestrator.core.entities import Run, Worker
 from orchestrator.core.instructions import LaunchWorker, StopWorker
 from orchestrator.core.ledger import Bucket
-from orchestrator.core.scheduling import Demand, Free, Pending, Plan, Snapshot, plan
+from orchestrator.core.scheduling import Claim, Pending, Plan, Wait, plan
+from orchestrator.core.scheduling.board import Board
 from orchestrator.core.state import State
-from orchestrator.core.states import (
-    LIVE_ATTEMPT_STATES,
-    TERMINAL_RUN_STATES,
-    NodeState,
-    RunState,
-    WorkerState,
-)
+from orchestrator.core.states import NodeState, RunState, WorkerState
 from orchestrator.core.turn import Turn
 
 LAUNCH_SECONDS = 300.0
 """An agent that has not joined after this long is given up (image pulls count)."""
-_COMING = frozenset({WorkerState.LAUNCHING, WorkerState.READY, WorkerState.LOST})
-
-
-def wants_nodes(state: State, run: Run) -> bool:
-    """Whether the run should have nodes now: no live attempt, nothing to wait for."""
-    if run.state in TERMINAL_RUN_STATES or run.state is RunState.HELD or state.fleet.hold:
-        return False
-    attempt = state.attempts.get(run.id)
-    if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
-        return False
-    return run.decision is None or (run.decision.decided and run.decision.retry_at is None)
-
-
-def demand_of(state: State, run: Run) -> Demand:
-    """What the run still misses."""
-    own = kept(state, run)
-    return Demand(
-        run=run.id,
-        name=run.name,
-        need=run.spec.resources,
-        nodes=max(0, run.spec.resources.min_nodes - len(own)),
-        had_nodes=run.attempt > 0,
-        priority=run.spec.priority,
-        submitted_at=run.submitted_at,
-        keeps=tuple(w.node for w in own),
-        avoid=run.avoid,
-    )
-
-
-def room_of(node: Node) -> Free:
-    """What an empty node has."""
-    return Free(
-        node=node.id, gpus=node.gpus, cpus=node.cpus, memory=node.memory or None, empty=True
-    )
-
-
-def free_nodes(state: State) -> list[Free]:
-    """What is left on the nodes that take work."""
-    free = []
-    for node in state.nodes.values():
-        if node.state is not NodeState.READY:
-            continue
-        entry = room_of(node)
-        for worker in state.workers_on(node.id):
-            if worker.state is not WorkerState.ENDED:
-                entry = entry.take(state.runs[worker.run].spec.resources)
-        free.append(entry)
-    return free
+_WHY = {
+    Pending.NO_CAPACITY: "not enough are free that fit",
+    Pending.TOPOLOGY: "enough are free, but not within one {pack}",
+    Pending.QUOTA: "its queue's quota is used up",
+    Pending.RESERVED: "those that are free are kept for a run ahead of it",
+    Pending.SPARES: "those that are free are spares for recoveries",
+    Pending.PREEMPTING: "others save and leave for it",
+    Pending.BEHIND: "a run of its queue is ahead of it",
+    Pending.TOO_LARGE: "more than the cluster has now",
+}
 
 
 def current_plan(state: State, now: dt.datetime) -> Plan:
     """One pass over every run that wants nodes."""
-    demands = [demand_of(state, run) for run in state.live_runs() if wants_nodes(state, run)]
-    if not any(demand.nodes for demand in demands):
-        return Plan(placements={}, waits={})
-    snapshot = Snapshot(
-        free=free_nodes(state),
-        rooms=[room_of(node) for node in state.nodes.values() if node.state is NodeState.READY],
-        demands=[d for d in demands if d.nodes > 0],
-    )
-    return plan(snapshot, now)
-
-
-def kept(state: State, run: Run) -> list[Worker]:
-    """Workers the run has or is getting."""
-    return [w for w in state.workers_of(run.id) if w.state in _COMING]
+    return plan(demanding.snapshot(state, now), now)
 
 
 def leave_bad_nodes(turn: Turn, run: Run) -> None:
@@ -95,18 +40,24 @@ def leave_bad_nodes(turn: Turn, run: Run) -> None:
 
     Give up workers on nodes that drain, and on avoided ones if there is elsewhere to go.
     """
-    mine = kept(turn.state, run)
+    mine = demanding.kept(turn.state, run)
     if not any(_unusable(turn.state, run, w) or w.node in run.avoid for w in mine):
         return
-    elsewhere = {
-        free.node
-        for free in free_nodes(turn.state)
-        if free.fits(run.spec.resources) and free.node not in run.avoid
-    } - {w.node for w in mine}
+    elsewhere = _free_elsewhere(turn.state, run, mine)
     for worker in mine:
         if _unusable(turn.state, run, worker) or (worker.node in run.avoid and elsewhere):
-            elsewhere.discard(next(iter(sorted(elsewhere)), ""))
+            elsewhere = max(0, elsewhere - 1)
             end_worker(turn, worker, f"leaving {worker.node}")
+
+
+def _free_elsewhere(state: State, run: Run, mine: Iterable[Worker]) -> int:
+    """Nodes that the run fits on, does not avoid, and does not have."""
+    board = Board(state.rooms)
+    tenants = state.tenants()
+    board.seat((w.node, other.spec.resources) for other, workers in tenants for w in workers)
+    fits = board.fits(run.spec.resources)
+    fits[board.rooms.places((*run.avoid, *(worker.node for worker in mine)))] = False
+    return int(fits.sum())
 
 
 def _unusable(state: State, run: Run, worker: Worker) -> bool:
@@ -118,17 +69,18 @@ def _unusable(state: State, run: Run, worker: Worker) -> bool:
     )
 
 
-def launch(turn: Turn, run_id: str, node: str) -> None:
-    """Ask the cluster for an agent on a node."""
-    run = turn.run(run_id)
-    number = run.workers_made + 1
-    worker = Worker(id=f"{run.id}-w{number}", run=run.id, node=node, launched_at=turn.now)
-    turn.put(worker)
-    turn.change_run(run.id, workers_made=number)
-    turn.set_timer(run.id, f"launch:{worker.id}", LAUNCH_SECONDS)
-    turn.emit(
-        LaunchWorker, run.id, f"an agent on {node} for {run.name}", worker=worker.id, node=node
-    )
+def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
+    """Ask the cluster for an agent on each of these nodes."""
+    for node in nodes:
+        run = turn.run(run_id)
+        number = run.workers_made + 1
+        worker = Worker(id=f"{run.id}-w{number}", run=run.id, node=node, launched_at=turn.now)
+        turn.put(worker)
+        turn.change_run(run.id, workers_made=number)
+        turn.set_timer(run.id, f"launch:{worker.id}", LAUNCH_SECONDS)
+        turn.emit(
+            LaunchWorker, run.id, f"an agent on {node} for {run.name}", worker=worker.id, node=node
+        )
 
 
 def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
@@ -137,29 +89,33 @@ def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
     book = ledger.switch(run.ledger, Bucket.STARTING, turn.now)
     if run.state is RunState.QUEUED:
         reason = f"placed on {', '.join(nodes)}; its agents are coming up"
-        turn.change_run(run_id, state=RunState.STARTING, reason=reason, pending=None, ledger=book)
+        turn.change_run(
+            run_id, state=RunState.STARTING, reason=reason, pending=None, claim=None, ledger=book
+        )
     else:
-        turn.change_run(run_id, pending=None, ledger=book)
+        turn.change_run(run_id, pending=None, claim=None, ledger=book)
 
 
-def waits(turn: Turn, run_id: str, why: Pending, fitting: int) -> None:
-    """The run does not fit now: say why."""
-    run = turn.run(run_id)
-    missing = demand_of(turn.state, run).nodes
-    reason = f"waits for {missing} {'node' if missing == 1 else 'nodes'}: "
-    if why is Pending.TOO_LARGE:
-        reason += "more than the cluster has now"
-    else:
-        reason += f"{fitting} of those free fit"
-    if run.pending == why.value and run.reason == reason:
+def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
+    """The run does not fit now: say why.
+
+    The reason bears no figure that changes while it waits: thousands may wait, and each change is
+    written. `explain` has the figures of the moment.
+    """
+    run = turn.run(wait.run)
+    if run.claim != claim:
+        run = turn.change_run(run.id, claim=claim)
+    why = _WHY[wait.why].format(pack=run.spec.placement.pack)
+    reason = f"waits for {wait.missing} {'node' if wait.missing == 1 else 'nodes'}: {why}"
+    if run.pending == wait.why.value and run.reason == reason:
         return
     book = ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
     if run.state in {RunState.STARTING, RunState.RECOVERING}:
         turn.change_run(
-            run_id, state=RunState.QUEUED, reason=reason, pending=why.value, ledger=book
+            run.id, state=RunState.QUEUED, reason=reason, pending=wait.why.value, ledger=book
         )
     else:
-        turn.change_run(run_id, reason=reason, pending=why.value, ledger=book)
+        turn.change_run(run.id, reason=reason, pending=wait.why.value, ledger=book)
 
 
 def end_worker(turn: Turn, worker: Worker, reason: str) -> None:
@@ -171,3 +127,11 @@ def end_worker(turn: Turn, worker: Worker, reason: str) -> None:
     turn.cancel_timer(worker.run, f"launch:{worker.id}", f"contact:{worker.id}")
     turn.change_worker(worker.id, state=WorkerState.STOPPING, reason=reason)
     turn.emit(StopWorker, worker.run, reason, worker=worker.id, node=worker.node)
+
+
+def end_workers(turn: Turn, run_id: str, nodes: Iterable[str], reason: str) -> None:
+    """Have a run leave nodes."""
+    left = set(nodes)
+    for worker in turn.state.workers_of(run_id):
+        if worker.node in left:
+            end_worker(turn, worker, reason)

@@ -13,7 +13,7 @@ from jobs.events import RankExited
 from monitors.exits import root_cause
 from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
-from orchestrator.core import faults, gang, ledger, memory_tier, recovery, rewinding
+from orchestrator.core import faults, gang, ledger, memory_tier, placing, recovery, rewinding
 from orchestrator.core.entities import Decision, RankFailure, Restart, Run, Worker
 from orchestrator.core.events import WorkerLost
 from orchestrator.core.gang_events import GangFinished
@@ -311,6 +311,7 @@ def _go_on(turn: Turn, run_id: str, decision: Decision, delay: float) -> None:
     if decision.skip is not None:
         turn.change_run(run_id, skip_batches=merge((*run.skip_batches, decision.skip)))
     rewinding.rewind(turn, run_id, decision)
+    placing.end_workers(turn, run_id, decision.give_back, decision.restart.reason)
     retry_at = turn.now + dt.timedelta(seconds=delay) if delay > 0 else None
     decision = dataclasses.replace(decision, decided=True, retry_at=retry_at)
     reason = decision.restart.reason

@@ -34,6 +34,9 @@ LAUNCH_TRIES = 5
 """Agents that do not come up, without progress, before the run stops (row 24 has 2)."""
 STUCK = "stuck"
 """Budget key that counts restarts without progress, whatever they died of (row 26)."""
+PATIENCE = 2
+"""A run that has restarted so often without progress neither goes ahead of others nor has them
+evicted: a crash loop may not keep others from working."""
 SAME_WINDOW_BATCHES = 20
 """Onsets closer than this (or skip_batches, if more) are the same anomaly."""
 NAN_AFTER_LOAD_STEPS = 3
@@ -117,6 +120,12 @@ def charge(run: Run, failure: Failure) -> tuple[dict[str, Budget], int]:
         count = old.count + 1 if old and same else 1
         budgets[key] = Budget(signature=signature, count=count, best_step=run.best_step)
     return budgets, budgets[failure.cause.value].count
+
+
+def restarts_in_vain(run: Run) -> int:
+    """Restarts since the run last got further than before."""
+    stuck = run.budgets.get(STUCK)
+    return stuck.count if stuck is not None and run.best_step <= stuck.best_step else 0
 
 
 def charge_launch(run: Run, reason: str) -> tuple[dict[str, Budget], int]:

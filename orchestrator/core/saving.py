@@ -17,7 +17,7 @@ from jobs.events import (
 )
 from monitors.failures import Failure, FailureClass
 from monitors.types import FindingKind, Severity
-from orchestrator.core import gang, memory_tier, recovering, recovery, rewinding
+from orchestrator.core import coming_up, memory_tier, recovering, recovery, rewinding
 from orchestrator.core.entities import Attempt, Checkpoint, Incident
 from orchestrator.core.events import (
     CheckpointPinned,
@@ -319,7 +319,7 @@ def on_gang_restored(turn: Turn, event: GangRestored) -> None:
 
 def _loaded(turn: Turn, event: RankRestored | GangRestored, ranks: Sequence[int]) -> None:
     """All ranks must have loaded the same step."""
-    if gang.restored(turn, event.run, ranks, event.step, event.checkpoint):
+    if coming_up.restored(turn, event.run, ranks, event.step, event.checkpoint):
         attempt = turn.state.attempts[event.run]
         if len(attempt.restored_ranks) == attempt.world_size:
             rewinding.leave_behind(turn, event.run)

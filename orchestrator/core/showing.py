@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
+from orchestrator.core.scheduling import Quota
 from orchestrator.core.states import (
     TERMINAL_RUN_STATES,
     IncidentState,
@@ -38,6 +40,7 @@ from orchestrator.core.views import (
     RestartView,
     RunDetail,
     RunView,
+    WindowView,
 )
 
 _LOADABLE = frozenset({Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD})
@@ -203,6 +206,10 @@ def node_view(node: Node, workers: Iterable[Worker], names: dict[str, str]) -> N
         faults=[
             FaultView(at=f.at, run=f.run, failure_class=f.failure_class.value) for f in node.faults
         ],
+        maintenance=[
+            WindowView(begins=w.begins, ends=w.ends, reason=w.reason, by=w.by)
+            for w in node.maintenance
+        ],
     )
 
 
@@ -234,22 +241,34 @@ def check_node(node: Node, workers: Iterable[Worker], now: dt.datetime) -> list[
     ]
 
 
-def queue_views(queues: Iterable[Queue], runs: Iterable[Run]) -> list[QueueView]:
+def queue_views(
+    queues: Iterable[Queue], runs: Iterable[Run], workers: Iterable[Worker]
+) -> list[QueueView]:
     """All queues: the default one, the declared ones, and those that live runs name."""
     declared = {queue.name: queue for queue in queues}
     live = [run for run in runs if run.state not in TERMINAL_RUN_STATES]
     names = sorted({"default", *declared, *(run.spec.queue for run in live)})
     queued = Counter(run.spec.queue for run in live if run.state is RunState.QUEUED)
     total = Counter(run.spec.queue for run in live)
+    of = {run.id: run.spec for run in live}
+    used: Counter[str] = Counter()
+    for worker in workers:
+        if worker.run in of and worker.state is not WorkerState.ENDED:
+            used[of[worker.run].queue] += of[worker.run].resources.gpus_per_node
     return [
         QueueView(
-            name=name,
-            gpus=declared[name].gpus if name in declared else None,
+            **_quota(declared.get(name) or Queue(name=name)),
+            used_gpus=used[name],
             queued=queued[name],
             active=total[name] - queued[name],
         )
         for name in names
     ]
+
+
+def _quota(queue: Queue) -> dict[str, Any]:
+    """The fields that a person sets."""
+    return {field.name: getattr(queue, field.name) for field in dataclasses.fields(Quota)}
 
 
 def open_incidents(incidents: Iterable[Incident]) -> Counter[str]:

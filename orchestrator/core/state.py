@@ -19,7 +19,13 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
-from orchestrator.core.states import TERMINAL_RUN_STATES, IncidentState, NodeState, WorkerState
+from orchestrator.core.scheduling.rooms import Room, Rooms
+from orchestrator.core.states import (
+    TERMINAL_RUN_STATES,
+    IncidentState,
+    NodeState,
+    WorkerState,
+)
 
 Timer = tuple[dt.datetime, str, str]
 """A deadline: when, which run, which of its timers."""
@@ -45,6 +51,9 @@ class State:
         self._workers_on: dict[str, dict[str, None]] = defaultdict(dict)
         self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._incidents_of: dict[str, dict[str, None]] = defaultdict(dict)
+        self._rooms: Rooms | None = None
+        self._maintained: set[str] = set()
+        """Nodes with planned maintenance."""
         self._changes: dict[tuple[str, str], Entity] = {}
         self._shards: list[tuple[str, Shards]] = []
         self._places: dict[str, dict[str, int]] = {}
@@ -102,9 +111,15 @@ class State:
         self.runs[run.id] = run
 
     def _put_node(self, node: Node) -> None:
+        if _room(self.nodes.get(node.id)) != _room(node):
+            self._rooms = None
         self.nodes[node.id] = node
         if node.faults:
             self._faulted[node.id] = None
+        if node.maintenance:
+            self._maintained.add(node.id)
+        else:
+            self._maintained.discard(node.id)
 
     def _put_worker(self, worker: Worker) -> None:
         self.workers[worker.id] = worker
@@ -167,9 +182,35 @@ class State:
         """Incidents of a run that are not resolved."""
         return [self.incidents[key] for key in self._incidents_of.get(run, ())]
 
+    @property
+    def rooms(self) -> Rooms:
+        """The nodes that take work, in columns; made anew only when one of them changes."""
+        if self._rooms is None:
+            rooms = (_room(node) for node in self.nodes.values())
+            self._rooms = Rooms(room for room in rooms if room is not None)
+        return self._rooms
+
+    def tenants(self) -> Iterator[tuple[Run, list[Worker]]]:
+        """Runs that have workers, also runs that are over while theirs are leaving."""
+        for run, keys in self._workers_of.items():
+            workers = [self.workers[key] for key in keys]
+            there = [worker for worker in workers if worker.state is not WorkerState.ENDED]
+            if there and run in self.runs:
+                yield self.runs[run], there
+
     def live_runs(self) -> Iterator[Run]:
         """Runs that are not over."""
         return (run for run in self.runs.values() if run.state not in TERMINAL_RUN_STATES)
+
+    def due_maintenance(self, now: dt.datetime) -> list[str]:
+        """Nodes whose planned maintenance begins, or is over."""
+        due = []
+        for name in sorted(self._maintained):
+            node, window = self.nodes[name], self.nodes[name].maintenance[0]
+            begins = window.begins <= now and node.state is NodeState.READY
+            if begins or window.ends <= now:
+                due.append(name)
+        return due
 
     def due_timers(self, now: dt.datetime) -> list[Timer]:
         """Deadlines that have passed, the earliest first."""
@@ -230,6 +271,11 @@ class State:
         self._places.pop(run, None)
         self.attempts.pop(run, None)
         self.runs.pop(run, None)
+
+
+def _room(node: Node | None) -> Room | None:
+    """A node as the scheduler sees it; None: it takes no work."""
+    return node.room if node is not None and node.state is NodeState.READY else None
 
 
 def is_over(entity: Entity) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from jobs.commands import Command
 from jobs.events import Event
 from monitors.types import Severity
+from orchestrator.core import history
 from orchestrator.core.entities import (
     Attempt,
     Checkpoint,
@@ -31,6 +32,7 @@ from orchestrator.core.states import (
     WORKER_MOVES,
     IncidentState,
     RunState,
+    WorkerState,
     check_move,
 )
 
@@ -102,6 +104,9 @@ class Turn:
         new = dataclasses.replace(old, **changes)
         check_move(WORKER_MOVES, old.state, new.state, f"worker {worker}", old.reason)
         self.state.put(new)
+        if new.state is WorkerState.ENDED and old.state is not new.state:
+            run = self.state.runs[new.run]
+            self.state.put(history.booked(self.state.fleet, run, new, self.now))
         return new
 
     def change_node(self, node: str, **changes: Any) -> Node:

@@ -165,6 +165,15 @@ class FaultView(View):
     failure_class: str = Field(alias="class")
 
 
+class WindowView(View):
+    """Planned maintenance of a node."""
+
+    begins: dt.datetime
+    ends: dt.datetime
+    reason: str
+    by: str
+
+
 class NodeView(View):
     """A host."""
 
@@ -178,6 +187,7 @@ class NodeView(View):
     labels: dict[str, str]
     runs: list[str] = Field(description="Names of the runs with an agent there.")
     faults: list[FaultView]
+    maintenance: list[WindowView]
 
 
 class NodeCheck(View):
@@ -192,9 +202,40 @@ class QueueView(View):
     """A queue of runs."""
 
     name: str
-    gpus: int | None
+    gpus: int | None = Field(description="Nominal quota; null: no limit.")
+    cohort: str | None
+    borrowing_limit: int | None
+    lending_limit: int | None
+    weights: dict[str, float]
+    used_gpus: int
     queued: int
     active: int
+
+
+class EvictionView(View):
+    """A run that would be asked to save and leave."""
+
+    run: str
+    name: str
+    nodes: list[str]
+    why: str = Field(description="priority, reclaim or order.")
+    lost_gpu_seconds: float
+
+
+class DryRunView(View):
+    """What would become of a run if it were submitted now."""
+
+    name: str
+    starts: bool
+    nodes: list[str]
+    more_nodes: list[str] = Field(description="Standbys, and growth of an elastic run.")
+    domains: dict[str, list[str]] = Field(description="Topology level: domains of its nodes.")
+    underlying: str | None
+    place: int | None
+    ahead: list[str]
+    starts_at: dt.datetime | None
+    evicts: list[EvictionView]
+    sentences: list[str]
 
 
 class EventView(View):
@@ -235,6 +276,7 @@ class ExplanationView(View):
     place: int | None = Field(description="Place in the queue, from 1.")
     ahead: list[str]
     unblock: str
+    starts_at: dt.datetime | None = Field(description="An estimate, where there is one.")
     sentences: list[str]
 
 

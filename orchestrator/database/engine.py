@@ -119,9 +119,13 @@ def create_engine(url: URL) -> AsyncEngine:
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver begins no transactions: _begin_sqlite does
     cursor = connection.cursor()
-    for pragma in _SQLITE_PRAGMAS:
-        cursor.execute(pragma)
-    _use_wal(cursor)
+    try:
+        for pragma in _SQLITE_PRAGMAS:
+            cursor.execute(pragma)
+        _use_wal(cursor)
+    except BaseException:
+        connection.close()  # else its thread would outlive it, and perhaps the event loop
+        raise
     cursor.close()
 
 

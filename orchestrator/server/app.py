@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from jobs.clock import Clock
 from orchestrator.server import metrics, problems
 from orchestrator.server.context import Context, ControlPlane
-from orchestrator.server.routes import checkpoints, incidents, nodes, runs, story, system
+from orchestrator.server.routes import checkpoints, incidents, nodes, queues, runs, story, system
 from orchestrator.settings import Settings
 
 _TAGS = [
@@ -54,7 +54,7 @@ def create_app(
     app.state.restarts = metrics.RestartTally()
     api = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
     # The more specific paths come first: `/runs/{reference}/events` before `/runs/{reference}`.
-    for module in (checkpoints, story, runs, incidents, nodes, system):
+    for module in (checkpoints, story, runs, incidents, nodes, queues, system):
         api.include_router(module.router)
     api.include_router(story.everything)
     app.include_router(api)

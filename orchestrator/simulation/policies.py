@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from jobs.spec import Priority
-from orchestrator.simulation.nodes import Grants, best_fit
+from orchestrator.simulation.nodes import Grants, Nodes, best_fit
 from orchestrator.simulation.pool import Place, Pool, Work
 from orchestrator.simulation.room import by_moving, by_preempting
 
@@ -27,6 +27,7 @@ class PolicyName(StrEnum):
     SRTF = "srtf"  # shortest remaining time first
     SRSF = "srsf"  # shortest remaining service (time x GPUs) first
     PRIORITY = "priority"  # the highest first; first in, first out within each
+    BABYSIT = "babysit"  # the scheduler that runs are placed by in production
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,10 @@ class ProductRules:
     def look_again(self, pool: Pool) -> float | None:  # noqa: ARG002 (subclasses look at it)
         """Ranks of running jobs only improve: between two events nothing new is to be done."""
         return None
+
+    def holds(self, nodes: Nodes, gpus: int) -> bool:
+        """A job may lie on nodes in unequal parts."""
+        return gpus <= nodes.capacity
 
     def schedule(self, pool: Pool) -> None:
         """Start what fits, in order; make room where the policy may.

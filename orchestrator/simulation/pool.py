@@ -62,6 +62,9 @@ class Rules(Protocol):
     def look_again(self, pool: Pool) -> float | None:
         """When to pass again, should no event come before; None: not at all."""
 
+    def holds(self, nodes: Nodes, gpus: int) -> bool:
+        """Whether a job of so many GPUs could ever run on these nodes, empty as they are."""
+
 
 class Pool:
     """Jobs, waiting and running.

@@ -17,7 +17,7 @@ class Outcome:
 
     Attributes:
         works: Those that ran, in order of submission within each pool.
-        refused: Those larger than their whole pool.
+        refused: Those that their whole pool, empty, could not hold.
         gpus: GPUs of all pools.
     """
 
@@ -57,10 +57,9 @@ def replay(trace: Trace, pools: Pools, rules: Rules) -> Outcome:
     works: list[Work] = []
     refused: list[Job] = []
     for vc, jobs in by_pool(trace, pools).items():
-        capacity = sum(pools[vc])
-        refused += (job for job in jobs if job.gpus > capacity)
-        fitting = [job for job in jobs if job.gpus <= capacity]
-        works += Pool(Nodes(pools[vc]), rules).run(fitting)
+        nodes = Nodes(pools[vc])
+        refused += (job for job in jobs if not rules.holds(nodes, job.gpus))
+        works += Pool(nodes, rules).run([job for job in jobs if rules.holds(nodes, job.gpus)])
     return Outcome(tuple(works), tuple(refused), sum(map(sum, pools.values())))
 
 

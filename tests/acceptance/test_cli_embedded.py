@@ -32,8 +32,10 @@ class Shell:
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
+        # A test run in the background of a shell ignores SIGINT, and its children would too.
+        undisturbed = ("env", "--default-signal=INT")
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "orchestrator.cli.main", *arguments],
+            [*undisturbed, sys.executable, "-P", "-m", "orchestrator.cli.main", *arguments],
             cwd=self.home.parent,
             env=self.environment,
             stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -77,8 +78,13 @@ async def test_a_cancelled_commit_writes_nothing_and_blocks_nobody(sqlite_databa
 
 
 async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
     with pytest.raises(DatabaseUnavailableError, match=r"nowhere/b\.db"):
         await SqlStore.open(f"sqlite:///{tmp_path}/nowhere/b.db")
+    # Where nothing could be opened, the driver does not wait for its thread, which then speaks to
+    # an event loop that may be closed.
+    for thread in set(threading.enumerate()) - before:
+        await asyncio.to_thread(thread.join)
 
 
 async def test_a_file_that_is_no_database(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_a_table_has_every_policy(trace):
         "srtf",
         "srsf",
         "priority",
+        "babysit",
     ]
 
 
@@ -90,7 +91,7 @@ def test_the_benchmark_takes_other_traces(trace, tmp_path):
     code, lines, _ = bench("--trace", trace, "--nodes", str(nodes))
     figures = json.loads(lines[-1])["three"]
     assert code == 0
-    assert set(figures) == {"fifo", "sjf", "srtf", "srsf", "priority"} | {
+    assert set(figures) == {"fifo", "sjf", "srtf", "srsf", "priority", "babysit"} | {
         "helios:fifo",
         "helios:sjf",
         "helios:srtf",

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jobs.spec import Priority
 from orchestrator.simulation.nodes import Nodes, best_fit
 from orchestrator.simulation.policies import POLICIES, PolicyName, ProductRules
+from orchestrator.simulation.production import ProductionRules, shape
 from orchestrator.simulation.replay import quantile, replay, summarise
 from orchestrator.simulation.traces import SHARED, Job, Trace
 
@@ -192,7 +193,7 @@ ROW = st.tuples(
 @given(
     rows=st.lists(ROW, min_size=1, max_size=25),
     nodes=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=6),
-    policy=st.sampled_from(PolicyName),
+    policy=st.sampled_from(sorted(POLICIES)),
     cost=st.sampled_from([0.0, 1.0, 60.0]),
 )
 def test_any_trace_runs_to_its_end(rows, nodes, policy, cost):
@@ -212,4 +213,58 @@ def test_any_trace_runs_to_its_end(rows, nodes, policy, cost):
             assert work.preemptions == 0
     again = replay(trace, pools, ProductRules(POLICIES[policy], cost))
     assert summarise(again) == summarise(outcome)
+    assert [work.ended for work in again.works] == [work.ended for work in outcome.works]
+
+
+# the production scheduler
+
+
+def production(trace, nodes, cost=0.0):
+    return replay(trace, {SHARED: nodes}, ProductionRules(cost))
+
+
+def test_production_fills_the_wait_of_a_large_job():
+    """Two nodes, one busy until 10: the gang of both waits; what ends by then goes ahead of it."""
+    trace = jobs((0.0, 10.0, 2), (1.0, 5.0, 4), (2.0, 8.0, 2), (3.0, 9.0, 2))
+    outcome = production(trace, (2, 2))
+    assert [work.ended for work in outcome.works] == [10.0, 15.0, 10.0, 24.0]
+
+
+def test_production_has_the_lower_priority_leave():
+    trace = jobs((0.0, 100.0, 2, Priority.LOW), (5.0, 10.0, 2, Priority.HIGH))
+    outcome = production(trace, (2,), cost=3.0)
+    assert [work.ended for work in outcome.works] == [113.0, 15.0]
+    assert [work.preemptions for work in outcome.works] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sizes", "expected"),
+    [
+        (3, (8, 8), (1, 3)),
+        (12, (8, 8), (2, 6)),
+        (16, (8, 8), (2, 8)),
+        (20, (8, 8, 8, 8), (4, 5)),
+        (7, (4, 4), None),
+        (17, (8, 8), None),
+    ],
+)
+def test_a_job_is_a_gang_of_equal_workers(gpus, sizes, expected):
+    found = shape(Nodes(sizes), gpus)
+    assert (found and (found.min_nodes, found.gpus_per_node)) == expected
+
+
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=20),
+    nodes=st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=6),
+    cost=st.sampled_from([0.0, 60.0]),
+)
+def test_production_brings_any_trace_to_its_end(rows, nodes, cost):
+    trace = jobs(*sorted(rows, key=lambda row: row[0]))
+    outcome = production(trace, tuple(nodes), cost)
+    assert all(shape(Nodes(nodes), job.gpus) is None for job in outcome.refused)
+    assert len(outcome.works) + len(outcome.refused) == len(rows)
+    for work in outcome.works:
+        held = work.held_gpu_seconds / work.job.gpus
+        assert held == pytest.approx(work.job.duration_seconds + cost * work.preemptions)
+    again = production(trace, tuple(nodes), cost)
     assert [work.ended for work in again.works] == [work.ended for work in outcome.works]

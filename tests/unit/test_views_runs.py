@@ -128,6 +128,7 @@ def test_queues_count_live_runs_only() -> None:
         finished_run(spec=other, state=RunState.RUNNING),
     ]
     shown = [
-        (q.name, q.gpus, q.queued, q.active) for q in queue_views([Queue(name="big", gpus=8)], runs)
+        (q.name, q.gpus, q.queued, q.active)
+        for q in queue_views([Queue(name="big", gpus=8)], runs, [])
     ]
     assert shown == [("big", 8, 0, 0), ("default", None, 0, 0), ("night", None, 1, 1)]

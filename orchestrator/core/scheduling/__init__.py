@@ -1,5 +1,30 @@
 """Who runs where: `plan(snapshot, now) -> Plan`. Pure."""
 
-from orchestrator.core.scheduling.plan import Demand, Free, Pending, Plan, Snapshot, Wait, plan
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.scheduling.rooms import Room, Rooms
+from orchestrator.core.scheduling.terms import (
+    Claim,
+    Demand,
+    Eviction,
+    Holding,
+    Pending,
+    Plan,
+    Quota,
+    Snapshot,
+    Wait,
+)
 
-__all__ = ["Demand", "Free", "Pending", "Plan", "Snapshot", "Wait", "plan"]
+__all__ = [
+    "Claim",
+    "Demand",
+    "Eviction",
+    "Holding",
+    "Pending",
+    "Plan",
+    "Quota",
+    "Room",
+    "Rooms",
+    "Snapshot",
+    "Wait",
+    "plan",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 from typing import Literal
 
@@ -9,7 +10,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from orchestrator.core.entities import Node
-from orchestrator.core.events import NodeChanged
+from orchestrator.core.events import MaintenanceCancelled, MaintenancePlanned, NodeChanged
 from orchestrator.core.showing import check_node, node_view
 from orchestrator.core.views import NodeCheck, NodeView
 from orchestrator.errors import NotFoundError
@@ -59,6 +60,51 @@ async def check(node: str, here: HasContext, _: Viewer) -> list[NodeCheck]:
     """What the control plane knows of its fitness. Touches nothing."""
     workers = await here.store.workers()
     return check_node(await _node(here, node), workers, here.clock.now())
+
+
+class Maintenance(Why):
+    """A time in which nodes are not to be used."""
+
+    nodes: list[str] = Field(min_length=1)
+    begins: dt.datetime
+    ends: dt.datetime
+
+
+class MaintenanceOff(BaseModel):
+    """Whose maintenance is called off."""
+
+    nodes: list[str] = Field(min_length=1)
+    reason: str = Field(default="", max_length=1000)
+
+
+@router.post("/maintenance")
+async def plan_maintenance(body: Maintenance, here: HasContext, caller: Operator) -> list[NodeView]:
+    """Plan a time in which nodes are not to be used: they are drained when it begins."""
+    found = [(await _node(here, node)).id for node in body.nodes]
+    await here.tell(
+        caller,
+        MaintenancePlanned,
+        nodes=tuple(found),
+        begins=_aware(body.begins),
+        ends=_aware(body.ends),
+        reason=body.reason,
+    )
+    return await _views(here, [await _node(here, node) for node in found])
+
+
+@router.post("/maintenance/cancel")
+async def cancel_maintenance(
+    body: MaintenanceOff, here: HasContext, caller: Operator
+) -> list[NodeView]:
+    """Call the planned maintenance of nodes off."""
+    found = [(await _node(here, node)).id for node in body.nodes]
+    await here.tell(caller, MaintenanceCancelled, nodes=tuple(found), reason=body.reason)
+    return await _views(here, [await _node(here, node) for node in found])
+
+
+def _aware(time: dt.datetime) -> dt.datetime:
+    """In UTC, which a time without a zone is taken for."""
+    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
 
 
 @router.post("/{node}/{verb}")

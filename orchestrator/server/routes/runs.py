@@ -24,8 +24,9 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.showing import attempt_view
 from orchestrator.core.states import RunState
-from orchestrator.core.views import AttemptView, RunDetail, RunView
-from orchestrator.errors import InvalidError
+from orchestrator.core.trying import try_out
+from orchestrator.core.views import AttemptView, DryRunView, RunDetail, RunView
+from orchestrator.errors import InvalidError, NotLeaderError
 from orchestrator.server.context import HasContext, Operator, TheRun, Viewer
 from orchestrator.server.reading import detail, line
 
@@ -82,6 +83,15 @@ async def submit(body: Submission, here: HasContext, caller: Operator) -> RunVie
     owner = body.owner or spec.owner or caller.name
     await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
     return await line(here, await here.store.run(run))
+
+
+@router.post("/dry-run")
+async def dry_run(body: Submission, here: HasContext, _: Viewer) -> DryRunView:
+    """Check a spec and say where it would run, or why it would wait. Nothing is changed."""
+    spec = await run_in_threadpool(_read, body)
+    if not here.controller.is_leader:
+        raise NotLeaderError("this server does not lead: ask the leader, or try again in a moment")
+    return try_out(here.controller.state, spec, here.clock.now())
 
 
 @router.get("")

@@ -91,6 +91,7 @@ async def explanation(run: TheRun, here: HasContext) -> ExplanationView:
             place=None,
             ahead=[],
             unblock="nothing: it is over",
+            starts_at=None,
             sentences=[said],
         )
     if run.id not in here.controller.state.runs:
@@ -104,6 +105,7 @@ async def explanation(run: TheRun, here: HasContext) -> ExplanationView:
         place=found.place,
         ahead=found.ahead,
         unblock=found.unblock,
+        starts_at=found.starts_at,
         sentences=found.sentences,
     )
 

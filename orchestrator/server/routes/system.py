@@ -9,9 +9,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from orchestrator.core.events import RunHeld, RunReleased
-from orchestrator.core.showing import queue_views
 from orchestrator.core.states import NodeState
-from orchestrator.core.views import QueueView, TokenView
+from orchestrator.core.views import TokenView
 from orchestrator.database.port import Token
 from orchestrator.server.context import Admin, Context, HasContext, Operator, Viewer
 from orchestrator.server.reading import LIVE
@@ -103,13 +102,6 @@ async def release(body: Asked, here: HasContext, caller: Operator) -> Info:
     """End the hold over everything."""
     await here.tell(caller, RunReleased, run=None, reason=body.reason)
     return await _info(here, caller)
-
-
-@router.get("/queues", tags=["queues"])
-async def queues(here: HasContext, _: Viewer) -> list[QueueView]:
-    """All queues, by name."""
-    runs = await here.store.runs(states=LIVE, limit=1000)
-    return queue_views(await here.store.queues(), runs)
 
 
 def _token(token: Token) -> dict[str, object]:

@@ -1,0 +1,299 @@
+"""What a scheduling pass costs: 10,000 nodes, 2,000 running and 5,000 pending runs; and smaller.
+
+    python benchmarks/scheduler.py [--passes N] [--picture FILE.png]
+
+`plan` is the pass alone, over passes that follow each other: runs end, are placed, leave and come.
+`pass` also makes its snapshot from the core's state, as production does.
+Growth is the slope of log(seconds) over log(size), between a hundredth of that size and all of it:
+1 is linear. Beside it, as a peer of the same job, the time of a plain sort of the nodes for each
+pending run, which a scheduler without columns and classes pays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
+
+from benchmarks.harness import last_line, table
+from jobs.spec import Priority, RunSpec
+from orchestrator.core import demanding
+from orchestrator.core.entities import (
+    Attempt,
+    Checkpoint,
+    Entity,
+    Ledger,
+    Node,
+    Queue,
+    Run,
+    Seat,
+    Worker,
+)
+from orchestrator.core.scheduling import Holding, Plan, Snapshot, plan
+from orchestrator.core.state import State
+from orchestrator.core.states import AttemptState, RunState, Trust, WorkerState
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+NODES, RUNNING, PENDING = 10_000, 2_000, 5_000
+SCALES = (0.01, 0.1, 1.0)
+ENDING = 0.01
+"""Share of the running runs that end between two passes."""
+WARM_UP = 10
+"""Passes until the priorities of those that run fit those that wait."""
+PEER_DEMANDS = 50
+"""Pending runs the peer is timed over; its time for all of them is in proportion."""
+
+
+def fleet(scale: float, seed: int = 1) -> State:
+    """Racks of 16 nodes with 8 GPUs; most of them busy; sizes as on LLM clusters: mostly small."""
+    random_ = random.Random(seed)
+    entities: list[Entity] = [Queue(name=f"q{i}", gpus=None if i else 40_000) for i in range(4)]
+    nodes = [
+        Node(
+            id=f"node-{i:05}",
+            gpus=8,
+            cpus=128,
+            labels={"zone": str(i // 4096), "spine": str(i // 256), "rack": str(i // 16)},
+        )
+        for i in range(int(NODES * scale))
+    ]
+    entities += nodes
+    free = [node.id for node in nodes]
+    random_.shuffle(free)
+    for i in range(int(RUNNING * scale)):
+        wanted = min(len(free), random_.choice([1, 1, 1, 2, 2, 4, 8, 16]))
+        taken, free = free[:wanted], free[wanted:]
+        entities += running(i, taken, random_)
+    for i in range(int(PENDING * scale)):
+        entities.append(pending(i, random_))
+    return State(entities)
+
+
+def spec(name: str, nodes: int, random_: random.Random) -> RunSpec:
+    """A run of a random queue, project and priority; half of them say how long they may take."""
+    return RunSpec.model_validate(
+        {
+            "name": name,
+            "command": ["train"],
+            "queue": f"q{random_.randrange(4)}",
+            "project": f"p{random_.randrange(20)}",
+            "priority": random_.choice(list(Priority)),
+            "resources": {"nodes": nodes, "gpus_per_node": 8, "cpus_per_node": 64},
+            "placement": {"pack": random_.choice(["any", "any", "any", "spine", "rack"])},
+            "max_runtime": random_.choice([None, float(random_.randrange(600, 86_400))]),
+        }
+    )
+
+
+def running(i: int, nodes: list[str], random_: random.Random) -> list[Entity]:
+    """A run with its workers, its attempt, and a checkpoint."""
+    run = Run(
+        id=f"run-{i}",
+        name=f"run-{i}",
+        spec=spec(f"run-{i}", max(1, len(nodes)), random_),
+        submitted_at=NOW - dt.timedelta(days=1),
+        state=RunState.RUNNING,
+        attempt=1,
+        started_at=NOW - dt.timedelta(hours=20),
+        ledger=Ledger(since=NOW),
+    )
+    if run.spec.max_runtime is not None:
+        ends = NOW + dt.timedelta(seconds=run.spec.max_runtime)
+        run = dataclasses.replace(run, timers={"max_runtime": ends})
+    workers = [
+        Worker(
+            id=f"{run.id}-w{j}",
+            run=run.id,
+            node=node,
+            state=WorkerState.READY,
+            launched_at=NOW - dt.timedelta(hours=20),
+        )
+        for j, node in enumerate(nodes)
+    ]
+    attempt = Attempt(
+        run=run.id,
+        number=1,
+        state=AttemptState.RUNNING,
+        seats=tuple(Seat(worker=w.id, node=w.node, ranks=(j,)) for j, w in enumerate(workers)),
+        world_size=len(nodes),
+        started_at=NOW - dt.timedelta(hours=20),
+        first_step_at=NOW - dt.timedelta(hours=19),
+    )
+    saved = Checkpoint(
+        id=f"{run.id}/1/directory/100",
+        run=run.id,
+        attempt=1,
+        step=100,
+        tier="directory",  # type: ignore[arg-type]  # a StrEnum's word
+        world_size=len(nodes),
+        path="/checkpoints",
+        trust=Trust.GOOD,
+        created_at=NOW - dt.timedelta(minutes=random_.randrange(1, 60)),
+    )
+    return [run, *workers, attempt, saved]
+
+
+def pending(i: int, random_: random.Random) -> Run:
+    """A run that waits."""
+    nodes = random_.choice([1, 1, 2, 4, 8, 16, 64, 256])
+    return Run(
+        id=f"wait-{i:05}",
+        name=f"wait-{i}",
+        spec=spec(f"wait-{i}", nodes, random_),
+        submitted_at=NOW - dt.timedelta(seconds=random_.randrange(86_400)),
+        ledger=Ledger(since=NOW),
+    )
+
+
+def seconds(work: Callable[[], object], passes: int) -> list[float]:
+    """Seconds of each of several goes, after one to warm up."""
+    work()
+    times = []
+    for _ in range(passes):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return times
+
+
+def peer(snapshot: Snapshot) -> None:
+    """Every pending run looks at every node, and sorts those that fit."""
+    free = dict.fromkeys(snapshot.rooms.names, 8)
+    for holding in snapshot.holdings:
+        for node in holding.nodes:
+            free[node] -= holding.need.gpus_per_node
+    for demand in snapshot.demands[:PEER_DEMANDS]:
+        fits = [node for node, gpus in free.items() if gpus >= demand.need.gpus_per_node]
+        fits.sort(key=lambda node: (free[node], node))
+
+
+def next_snapshot(before: Snapshot, outcome: Plan, random_: random.Random) -> Snapshot:
+    """A while later: who was placed runs, who was asked has left, some have ended, some came."""
+    left = {eviction.run: set(eviction.nodes) for eviction in outcome.evictions}
+    holdings = [
+        dataclasses.replace(h, nodes=tuple(n for n in h.nodes if n not in left.get(h.run, ())))
+        for h in before.holdings
+        if random_.random() > ENDING
+    ]
+    demands = {demand.run: demand for demand in before.demands}
+    for run, nodes in outcome.placements.items():
+        demand = demands.pop(run)
+        holdings.append(
+            Holding(
+                run=run,
+                need=demand.need,
+                nodes=nodes,
+                queue=demand.queue,
+                project=demand.project,
+                priority=demand.priority,
+            )
+        )
+    waiting = [dataclasses.replace(d, claim=outcome.claims.get(run)) for run, d in demands.items()]
+    new = random_.sample(before.demands, min(len(before.demands), len(outcome.placements)))
+    fresh = (dataclasses.replace(d, run=f"{d.run}+", claim=None, submitted_at=NOW) for d in new)
+    waiting += [demand for demand in fresh if demand.run not in demands]
+    return dataclasses.replace(before, holdings=[h for h in holdings if h.nodes], demands=waiting)
+
+
+def measured(scale: float, passes: int) -> dict[str, float]:
+    """Figures at one size: of passes that follow each other, and of making a snapshot."""
+    state, random_ = fleet(scale), random.Random(2)
+    snapshot = demanding.snapshot(state, NOW)
+    times, placed, evicted = [], 0, 0
+    for number in range(WARM_UP + passes):
+        begun = time.perf_counter()
+        outcome = plan(snapshot, NOW)
+        if number >= WARM_UP:
+            times.append(time.perf_counter() - begun)
+            placed += len(outcome.placements)
+            evicted += len(outcome.evictions)
+        snapshot = next_snapshot(snapshot, outcome, random_)
+    making = seconds(lambda: demanding.snapshot(state, NOW), max(1, passes // 2))
+    other = seconds(lambda: peer(snapshot), max(1, passes // 3))
+    return {
+        "nodes": len(state.nodes),
+        "demands": len(snapshot.demands),
+        "plan_seconds": statistics.median(times),
+        "plan_seconds_max": max(times),
+        "pass_seconds": statistics.median(times) + statistics.median(making),
+        "peer_seconds": statistics.median(other) * len(snapshot.demands) / PEER_DEMANDS,
+        "placed": placed,
+        "evictions": evicted,
+    }
+
+
+def exponent(rows: list[dict[str, float]], key: str) -> float:
+    """Slope of the logarithms between the smallest and the largest size."""
+    first, last = rows[0], rows[-1]
+    return math.log(last[key] / first[key]) / math.log(last["nodes"] / first["nodes"])
+
+
+def draw(rows: list[dict[str, float]], file: str) -> None:
+    """Seconds over nodes, both logarithmic."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    sizes = [row["nodes"] for row in rows]
+    for key in ("plan_seconds", "pass_seconds", "peer_seconds"):
+        axes.loglog(sizes, [row[key] for row in rows], marker="o", label=key.replace("_", " "))
+    axes.loglog(sizes, [rows[0]["pass_seconds"] * n / sizes[0] for n in sizes], ":", label="linear")
+    axes.set_xlabel("nodes (with a fifth as many running runs, and half as many pending)")
+    axes.set_ylabel("seconds")
+    axes.legend()
+    axes.grid(visible=True, which="both", alpha=0.3)
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--passes", type=int, default=30)
+    parser.add_argument("--picture", help="where to draw the growth")
+    options = parser.parse_args()
+    rows = [measured(scale, options.passes) for scale in SCALES]
+    table(
+        ["nodes", "demands", "plan ms", "pass ms", "peer ms", "placed", "evictions"],
+        [
+            [
+                f"{row['nodes']:,.0f}",
+                f"{row['demands']:,.0f}",
+                f"{row['plan_seconds'] * 1e3:.2f}",
+                f"{row['pass_seconds'] * 1e3:.2f}",
+                f"{row['peer_seconds'] * 1e3:.0f}",
+                f"{row['placed']:.0f}",
+                f"{row['evictions']:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+    if options.picture:
+        draw(rows, options.picture)
+    last = rows[-1]
+    last_line(
+        {
+            "plan_milliseconds_median": last["plan_seconds"] * 1e3,
+            "plan_milliseconds_max": last["plan_seconds_max"] * 1e3,
+            "pass_milliseconds_median": last["pass_seconds"] * 1e3,
+            "sort_all_nodes_milliseconds_median": last["peer_seconds"] * 1e3,
+            "growth_exponent": exponent(rows, "plan_seconds"),
+            "pass_growth_exponent": exponent(rows, "pass_seconds"),
+            "nodes": last["nodes"],
+            "running_runs": RUNNING,
+            "pending_runs": last["demands"],
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""An attempt comes up: its ranks exist, are past their imports, and have loaded their state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from jobs.events import RankReady, RanksStarted
+from orchestrator.core import ledger
+from orchestrator.core.gang import SILENT_SECONDS, named
+from orchestrator.core.gang_events import GangReady, GangStarted
+from orchestrator.core.ledger import Bucket
+from orchestrator.core.states import AttemptState
+from orchestrator.core.turn import Turn
+
+
+def on_ranks_started(turn: Turn, event: RanksStarted | GangStarted) -> None:
+    """Processes exist. Whether their script ever reports remains to be seen."""
+    turn.record(event.run, f"ranks {named([str(rank) for rank in event.ranks])} started")
+    attempt = turn.state.attempts[event.run]
+    started = attempt.started_ranks.union(event.ranks)
+    turn.change_attempt(event.run, started_ranks=started)
+    if len(started) == attempt.world_size:
+        turn.cancel_timer(event.run, "start")
+    if attempt.state is AttemptState.STARTING and not turn.run(event.run).instrumented:
+        turn.set_timer(event.run, "silent", SILENT_SECONDS)
+
+
+def on_ready(turn: Turn, event: RankReady | GangReady) -> None:
+    """Ranks are past their imports."""
+    attempt = turn.state.attempts[event.run]
+    ranks = (event.rank,) if isinstance(event, RankReady) else event.ranks
+    ready = attempt.ready_ranks.union(ranks)
+    attempt = turn.change_attempt(event.run, ready_ranks=ready)
+    turn.cancel_timer(event.run, "silent")
+    run = turn.change_run(event.run, instrumented=True)
+    if len(ready) == attempt.world_size:
+        if attempt.first_step_at is None:  # agents speak in turn: steps may be known already
+            book = ledger.switch(run.ledger, Bucket.RESTORING, turn.now)
+            run = turn.change_run(run.id, ledger=book)
+        if attempt.restart is not None:
+            turn.change_attempt(
+                run.id, restart=dataclasses.replace(attempt.restart, ready_at=turn.now)
+            )
+
+
+def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoint: str) -> bool:
+    """Ranks loaded their state. False when not all ranks loaded the same step."""
+    attempt = turn.state.attempts[run_id]
+    if attempt.restored_ranks and step != attempt.start_step:
+        return False
+    attempt = turn.change_attempt(
+        run_id,
+        restored_ranks=attempt.restored_ranks.union(ranks),
+        restored=checkpoint or None,
+        start_step=step,
+        milestone=step + 1,
+        step=max(attempt.step, step),
+    )
+    if len(attempt.restored_ranks) == attempt.world_size:
+        run = turn.run(run_id)
+        again = attempt.restart is not None and step < attempt.restart.best_step
+        bucket = Bucket.LOST if again else Bucket.PRODUCTIVE
+        turn.change_run(run.id, ledger=ledger.switch(run.ledger, bucket, turn.now))
+        if attempt.restart is not None:
+            turn.change_attempt(
+                run.id,
+                restart=dataclasses.replace(
+                    attempt.restart, restored_at=turn.now, resumed_step=step
+                ),
+            )
+    return True

@@ -1,0 +1,192 @@
+"""The state as a scheduling pass sees it: what each run has, and what it wants."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+
+from babysit.wire import Tier
+from orchestrator.core import history, recovery
+from orchestrator.core.entities import Attempt, Run, Worker
+from orchestrator.core.scheduling import Demand, Holding, Snapshot
+from orchestrator.core.scheduling.spares import failure_rate, pool_size
+from orchestrator.core.state import State
+from orchestrator.core.states import (
+    LIVE_ATTEMPT_STATES,
+    TERMINAL_RUN_STATES,
+    AttemptState,
+    RunState,
+    Trust,
+    WorkerState,
+)
+
+GROW_SECONDS = 600.0
+"""An elastic run that has just started does not grow before this: growth costs a restart."""
+STANDBY_SECONDS = 30.0
+"""A standby that took over is replaced after this: first the run shall go on."""
+RESTART_SECONDS = 60.0
+"""What a restart costs a run that is asked to leave, beside the work since its last save."""
+FAULT_DAYS = 30.0
+"""Faults of nodes count for the failure rate for so long."""
+_COMING = frozenset({WorkerState.LAUNCHING, WorkerState.READY, WorkerState.LOST})
+
+
+def wants_nodes(state: State, run: Run) -> bool:
+    """Whether the run should have nodes now: no live attempt, nothing to wait for."""
+    if run.state in TERMINAL_RUN_STATES or run.state is RunState.HELD or state.fleet.hold:
+        return False
+    if _live_attempt(state, run) is not None:
+        return False
+    return run.decision is None or (run.decision.decided and run.decision.retry_at is None)
+
+
+def _live_attempt(state: State, run: Run) -> Attempt | None:
+    attempt = state.attempts.get(run.id)
+    return attempt if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES else None
+
+
+def kept(state: State, run: Run) -> list[Worker]:
+    """Workers the run has or is getting."""
+    return [w for w in state.workers_of(run.id) if w.state in _COMING]
+
+
+def snapshot(state: State, now: dt.datetime, extra: Iterable[Run] = ()) -> Snapshot:
+    """Everything a pass looks at.
+
+    Args:
+        state: What the core knows.
+        now: The moment.
+        extra: Runs that are not in the state: what would become of them?
+    """
+    wanting = [run for run in state.live_runs() if wants_nodes(state, run)]
+    demands = (demand_of(state, run, now) for run in (*wanting, *extra))
+    return Snapshot(
+        rooms=state.rooms,
+        holdings=[
+            each for run, workers in state.tenants() for each in _held(state, run, workers, now)
+        ],
+        demands=[demand for demand in demands if demand.nodes > 0],
+        quotas=list(state.queues.values()),
+        usage=history.usage_by_project(state, now),
+        spares=spare_pool(state, now),
+    )
+
+
+def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
+    """What the run still misses."""
+    need, own = run.spec.resources, kept(state, run)
+    looping = recovery.restarts_in_vain(run)
+    gave = run.decision is not None and bool(run.decision.give_back)
+    ends = run.timers.get("max_runtime")
+    most = need.max_nodes + run.spec.placement.spares
+    return Demand(
+        run=run.id,
+        name=run.name,
+        need=need,
+        nodes=max(0, need.min_nodes - len(own)),
+        more=max(0, most - max(len(own), need.min_nodes)),
+        queue=run.spec.queue,
+        project=run.spec.project,
+        priority=run.spec.priority,
+        submitted_at=run.submitted_at,
+        pack=run.spec.placement.pack,
+        recovers=run.attempt > 0 and not gave and looping < recovery.PATIENCE,
+        may_preempt=looping < recovery.PATIENCE,
+        keeps=tuple(worker.node for worker in own),
+        avoid=run.avoid,
+        ends_within=(
+            max(0.0, (ends - now).total_seconds()) if ends is not None else run.spec.max_runtime
+        ),
+        claim=run.claim,
+    )
+
+
+def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> list[Holding]:
+    """What a run has, and what it is about to leave."""
+    decision = run.decision
+    left = set(decision.give_back) if decision is not None else set()
+    leaving = [w.node for w in workers if w.state is WorkerState.STOPPING or w.node in left]
+    gone = set(leaving)
+    staying = tuple(worker.node for worker in workers if worker.node not in gone)
+    found = []
+    if leaving:
+        found.append(_holding(run, tuple(leaving), leaving=True, movable=False, ends_at=now))
+    if staying:
+        need = run.spec.resources
+        found.append(
+            _holding(
+                run,
+                staying,
+                ends_at=history.expected_end(state, run, now),
+                lost_gpu_seconds=lost_gpu_seconds(state, run, len(staying), now),
+                surplus=staying[need.min_nodes :],
+                wants=_wants(state, run, len(staying), now),
+                movable=run.state is not RunState.HELD and decision is None,
+            )
+        )
+    return found
+
+
+def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:
+    return Holding(
+        run=run.id,
+        need=run.spec.resources,
+        nodes=nodes,
+        queue=run.spec.queue,
+        project=run.spec.project,
+        priority=run.spec.priority,
+        pack=run.spec.placement.pack,
+        avoid=run.avoid,
+        **facts,  # type: ignore[arg-type]  # fields of Holding, from the two calls above
+    )
+
+
+def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> float:
+    """What it costs to stop a run: work since its last save, should it not save now; the restart.
+
+    A node without GPUs counts as one.
+    """
+    gpus = nodes * max(1, run.spec.resources.gpus_per_node)
+    attempt = _live_attempt(state, run)
+    if attempt is None or attempt.first_step_at is None:
+        return 0.0
+    saved = [
+        checkpoint.created_at
+        for checkpoint in state.checkpoints_of(run.id)
+        if checkpoint.tier is Tier.DIRECTORY
+        and checkpoint.trust not in {Trust.WRITING, Trust.BAD}
+        and checkpoint.deleted_at is None
+    ]
+    since = max([attempt.first_step_at, *saved])
+    return gpus * (max(0.0, (now - since).total_seconds()) + RESTART_SECONDS)
+
+
+def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
+    """More nodes a run with a live attempt could use: standbys, and growth once it runs well."""
+    attempt = _live_attempt(state, run)
+    quiet = run.decision is None and run.state is not RunState.HELD and not state.fleet.hold
+    if attempt is None or not quiet or attempt.state is AttemptState.STOPPING:
+        return 0
+    standbys = run.spec.placement.spares
+    if len(attempt.seats) < run.spec.resources.max_nodes and may_grow(attempt, now):
+        return max(0, run.spec.resources.max_nodes + standbys - nodes)
+    return max(0, len(attempt.seats) + standbys - nodes)
+
+
+def may_grow(attempt: Attempt, now: dt.datetime) -> bool:
+    """Whether an attempt has run for long enough to be worth another start."""
+    ran = (now - attempt.started_at).total_seconds()
+    return attempt.state is AttemptState.RUNNING and ran >= GROW_SECONDS
+
+
+def spare_pool(state: State, now: dt.datetime) -> int:
+    """Idle nodes kept for recoveries; auto: the P99 of the nodes that fail in a repair time."""
+    if state.fleet.spares != "auto":
+        return state.fleet.spares
+    nodes = list(state.nodes.values())
+    recent = dt.timedelta(days=FAULT_DAYS)
+    failures = sum(now - fault.at <= recent for node in nodes for fault in node.faults)
+    days = sum(
+        min(FAULT_DAYS, (now - (node.since or now)).total_seconds() / 86400.0) for node in nodes
+    )
+    return pool_size(len(nodes), failure_rate(failures, days))

@@ -1,0 +1,37 @@
+"""Small things that entities bear. Times are UTC."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A time in which a node is not to be used: it is drained when it begins."""
+
+    begins: dt.datetime
+    ends: dt.datetime
+    reason: str
+    by: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """How it went for a run of a queue: what estimates are made from."""
+
+    name: str
+    project: str
+    nodes: int
+    waited_seconds: float
+    """From submission to its first nodes."""
+    ran_seconds: float
+    """From then to its end."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a project has used, as it counts at a time."""
+
+    gpu_seconds: float
+    at: dt.datetime

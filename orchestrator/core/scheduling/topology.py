@@ -1,0 +1,92 @@
+"""Where a gang goes: the smallest domain that fits, by best fit, over as few blocks as can be.
+
+Compared with an exact search on small clusters in `tests/property/test_scheduling.py`; solvers stay
+out of the path, as their time limits would make answers depend on the wall clock.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.core.scheduling.rooms import LEVELS, Indices, Mask, Rooms
+
+Order = NDArray[np.intp]
+
+
+def allowed_levels(pack: str) -> tuple[str, ...]:
+    """Levels a gang may fill one domain of, the smallest first; `any` allows all."""
+    smallest_first = tuple(reversed(LEVELS))
+    return smallest_first if pack == "any" else smallest_first[: smallest_first.index(pack) + 1]
+
+
+def choose(rooms: Rooms, fits: Mask, count: int, pack: str, order: Order) -> Indices | None:
+    """`count` of the nodes that fit; None: there is no place.
+
+    Args:
+        rooms: All nodes.
+        fits: Those that may be used.
+        count: How many.
+        pack: The largest domain that the gang may span.
+        order: Rank of each node: within the last block, smaller ranks are taken first.
+    """
+    candidates = np.flatnonzero(fits)
+    if len(candidates) < count:
+        return None
+    for level in allowed_levels(pack):
+        inside = _best_domain(rooms.domains[level][candidates], count)
+        if inside is not None:
+            return _fill(rooms, candidates[inside], count, LEVELS.index(level) + 1, order)
+    return _fill(rooms, candidates, count, 0, order) if pack == "any" else None
+
+
+def largest_domain(rooms: Rooms, fits: Mask, pack: str) -> int:
+    """How many nodes that fit lie in the best domain of the level; `any`: how many there are."""
+    if pack == "any" or not fits.any():
+        return int(fits.sum())
+    return int(np.bincount(rooms.domains[pack][fits]).max())
+
+
+def beside(rooms: Rooms, places: Indices, pack: str) -> list[Mask]:
+    """Nodes near these: in the smallest domain that holds them all, then in each larger one."""
+    near = []
+    for level in allowed_levels(pack):
+        domains = rooms.domains[level]
+        if len(places) and (domains[places] == domains[places[0]]).all():
+            near.append(domains == domains[places[0]])
+    return near
+
+
+def within(rooms: Rooms, places: Indices, pack: str) -> Mask:
+    """Nodes that a gang with some nodes already may add, by its domain of the level."""
+    domains = rooms.domains[pack]
+    mask: Mask = domains == domains[places[0]]
+    return mask
+
+
+def _best_domain(domains: Indices, count: int) -> Mask | None:
+    """The nodes of the domain with the fewest that still suffice, so that large ones stay whole."""
+    sizes = np.bincount(domains)
+    enough = np.flatnonzero(sizes >= count)
+    if not len(enough):
+        return None
+    best: Mask = domains == enough[np.argmin(sizes[enough])]
+    return best
+
+
+def _fill(rooms: Rooms, candidates: Indices, count: int, depth: int, order: Order) -> Indices:
+    """Take the largest blocks whole, and the rest from the smallest block that has it."""
+    if depth == len(LEVELS):
+        return candidates[np.argsort(order[candidates], kind="stable")[:count]]
+    domains = rooms.domains[LEVELS[depth]][candidates]
+    taken: list[Indices] = []
+    while count > 0:
+        inside = _best_domain(domains, count)
+        if inside is None:
+            inside = domains == np.argmax(np.bincount(domains))
+            taken.append(candidates[inside])
+        else:
+            taken.append(_fill(rooms, candidates[inside], count, depth + 1, order))
+        count -= len(taken[-1])
+        candidates, domains = candidates[~inside], domains[~inside]
+    return np.concatenate(taken)

@@ -1,0 +1,91 @@
+"""What would become of a run if it were submitted now. Pure; nothing is changed."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from jobs.spec import RunSpec
+from orchestrator.core import demanding, operators
+from orchestrator.core.entities import Ledger, Run
+from orchestrator.core.scheduling import Eviction, Plan, plan
+from orchestrator.core.state import State
+from orchestrator.core.views import DryRunView, EvictionView
+
+_RUN = "dry-run"
+
+
+def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
+    """One scheduling pass with a run that nobody has submitted.
+
+    Raises:
+        InvalidError: The cluster could never hold it.
+    """
+    operators.refuse_too_large(state, spec)
+    run = Run(id=_RUN, name=spec.name, spec=spec, submitted_at=now, ledger=Ledger(since=now))
+    outcome = plan(demanding.snapshot(state, now, [run]), now)
+    nodes = outcome.placements.get(_RUN, ())
+    more = outcome.growth.get(_RUN, ())
+    wait = outcome.waits.get(_RUN)
+    ahead = [state.runs[other].name for other in outcome.ahead(_RUN)] if wait else []
+    evicts = [_view(state, each) for each in outcome.evictions if each.by == _RUN]
+    held = state.fleet.hold or ""
+    return DryRunView(
+        name=spec.name,
+        starts=bool(nodes) and not held,
+        nodes=list(nodes),
+        more_nodes=list(more),
+        domains=_domains(state, nodes),
+        underlying=None if wait is None else wait.why.value,
+        place=None if wait is None else wait.place,
+        ahead=ahead,
+        starts_at=None if wait is None else wait.starts_at,
+        evicts=evicts,
+        sentences=_sentences(state, spec, outcome, evicts, ahead),
+    )
+
+
+def _view(state: State, eviction: Eviction) -> EvictionView:
+    return EvictionView(
+        run=eviction.run,
+        name=state.runs[eviction.run].name,
+        nodes=list(eviction.nodes),
+        why=eviction.why,
+        lost_gpu_seconds=eviction.lost_gpu_seconds,
+    )
+
+
+def _domains(state: State, nodes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Level → the domains that the nodes lie in, of the levels that are labelled."""
+    found: dict[str, set[str]] = {}
+    for node in nodes:
+        for level, domain in state.nodes[node].labels.items():
+            found.setdefault(level, set()).add(domain)
+    return {level: sorted(domains) for level, domains in found.items()}
+
+
+def _sentences(
+    state: State, spec: RunSpec, outcome: Plan, evicts: list[EvictionView], ahead: list[str]
+) -> list[str]:
+    wait = outcome.waits.get(_RUN)
+    told = [] if state.fleet.hold is None else [f"Everything is held: {state.fleet.hold}."]
+    if wait is None:
+        nodes = outcome.placements[_RUN]
+        told.append(f"{spec.name} would start now, on {', '.join(nodes)}.")
+        if more := outcome.growth.get(_RUN):
+            told.append(f"It would also get {', '.join(more)}.")
+        return told
+    behind = f", behind {', '.join(ahead)}" if ahead else ""
+    cause = f" ({wait.detail})" if wait.detail and not evicts else ""
+    why = wait.why.value.replace("_", " ")
+    told.append(
+        f"{spec.name} would wait for {wait.missing} nodes: {why}{cause}."
+        f" It would be number {wait.place} in the queue{behind}."
+    )
+    told.extend(
+        f"{each.name} would be asked to save and leave {', '.join(each.nodes)} ({each.why});"
+        f" that costs up to {each.lost_gpu_seconds:.0f} GPU s."
+        for each in evicts
+    )
+    if wait.starts_at is not None:
+        told.append(f"Its nodes are expected to be free at {wait.starts_at:%Y-%m-%d %H:%M:%S} UTC.")
+    return told

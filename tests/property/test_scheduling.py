@@ -1,0 +1,327 @@
+"""Whatever the cluster and the queue look like, a pass keeps the scheduler's promises."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.spec import Priority, Resources
+from orchestrator.core.scheduling import (
+    Claim,
+    Demand,
+    Holding,
+    Pending,
+    Plan,
+    Quota,
+    Room,
+    Rooms,
+    Snapshot,
+    plan,
+)
+from orchestrator.core.scheduling.board import Board
+from orchestrator.core.scheduling.rooms import LEVELS
+from orchestrator.core.scheduling.terms import PRIORITY_RANK
+from orchestrator.core.scheduling.topology import choose
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+QUEUES = ("a", "b", "free")
+ROOMS = [
+    Room(node=f"n{i:02}", gpus=8, cpus=64, labels={"spine": str(i // 6), "rack": str(i // 3)})
+    for i in range(12)
+]
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    """Twelve nodes in four racks, some of them busy, and up to ten runs that wait."""
+    free = {room.node: 8 for room in ROOMS}
+    holdings = []
+    for i in range(draw(st.integers(0, 6))):
+        gpus = draw(st.sampled_from([2, 4, 8]))
+        fitting = [node for node, left in free.items() if left >= gpus]
+        nodes = draw(st.lists(st.sampled_from(fitting), unique=True, max_size=4)) if fitting else []
+        for node in nodes:
+            free[node] -= gpus
+        ends = draw(st.one_of(st.none(), st.integers(1, 5000)))
+        if nodes:
+            holdings.append(
+                Holding(
+                    run=f"h{i}",
+                    need=Resources(nodes=len(nodes), gpus_per_node=gpus),
+                    nodes=tuple(nodes),
+                    queue=draw(st.sampled_from(QUEUES)),
+                    project=draw(st.sampled_from("xy")),
+                    priority=draw(st.sampled_from(list(Priority))),
+                    ends_at=None if ends is None else NOW + dt.timedelta(seconds=ends),
+                    lost_gpu_seconds=float(draw(st.integers(0, 100))),
+                    surplus=tuple(nodes[1:]) if draw(st.booleans()) else (),
+                    movable=draw(st.booleans()),
+                )
+            )
+    demands = [draw(demands_of(f"d{i}")) for i in range(draw(st.integers(0, 10)))]
+    cohort = draw(st.sampled_from(["c", None]))
+    quotas = [Quota(name=q, gpus=draw(st.integers(0, 64)), cohort=cohort) for q in QUEUES[:2]]
+    return Snapshot(
+        rooms=Rooms(ROOMS),
+        holdings=holdings,
+        demands=demands,
+        quotas=quotas,
+        spares=draw(st.integers(0, 2)),
+    )
+
+
+@st.composite
+def demands_of(draw: st.DrawFn, run: str) -> Demand:
+    nodes = draw(st.integers(1, 8))
+    return Demand(
+        run=run,
+        name=run,
+        need=Resources(nodes=nodes, gpus_per_node=draw(st.sampled_from([2, 4, 8]))),
+        nodes=nodes,
+        queue=draw(st.sampled_from(QUEUES)),
+        project=draw(st.sampled_from("xy")),
+        priority=draw(st.sampled_from(list(Priority))),
+        submitted_at=NOW - dt.timedelta(seconds=draw(st.integers(0, 9))),
+        pack=draw(st.sampled_from(["any", "rack", "spine"])),
+        recovers=draw(st.booleans()),
+        avoid=tuple(draw(st.lists(st.sampled_from(["n00", "n05"]), unique=True))),
+        ends_within=draw(st.one_of(st.none(), st.floats(1, 5000))),
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(snapshots())
+def test_a_pass_keeps_its_promises(snapshot: Snapshot) -> None:
+    outcome = plan(snapshot, NOW)
+    assert plan(snapshot, NOW) == outcome  # nothing but its input counts
+    _everyone_is_told(snapshot, outcome)
+    _all_or_nothing_within_what_there_is(snapshot, outcome)
+    _within_the_domain(snapshot, outcome)
+    _within_quota(snapshot, outcome)
+    _nobody_leaves_for_nothing(snapshot, outcome)
+    _reservations_are_not_delayed(snapshot, outcome)
+
+
+def _everyone_is_told(snapshot: Snapshot, outcome: Plan) -> None:
+    assert {d.run for d in snapshot.demands} == outcome.placements.keys() | outcome.waits.keys()
+    assert not outcome.placements.keys() & outcome.waits.keys()
+    places = [w.place for w in outcome.waits.values() if w.why is not Pending.TOO_LARGE]
+    assert places == list(range(1, len(places) + 1))
+
+
+def _all_or_nothing_within_what_there_is(snapshot: Snapshot, outcome: Plan) -> None:
+    used: Counter[str] = Counter()
+    for holding in snapshot.holdings:
+        used.update(dict.fromkeys(holding.nodes, holding.need.gpus_per_node))
+    for demand in snapshot.demands:
+        nodes = outcome.placements.get(demand.run, ())
+        assert len(nodes) == len(set(nodes)) == (demand.nodes if nodes else 0)
+        used.update(dict.fromkeys(nodes, demand.need.gpus_per_node))
+    assert all(gpus <= 8 for gpus in used.values())
+
+
+def _within_the_domain(snapshot: Snapshot, outcome: Plan) -> None:
+    labels = {room.node: room.labels for room in ROOMS}
+    for demand in snapshot.demands:
+        if demand.pack != "any":
+            nodes = outcome.placements.get(demand.run, ())
+            assert len({labels[node][demand.pack] for node in nodes}) <= 1
+
+
+def _within_quota(snapshot: Snapshot, outcome: Plan) -> None:
+    """What was placed is within the quotas of its cohort, unless those were exceeded already."""
+    before: Counter[str] = Counter()
+    for holding in snapshot.holdings:
+        before[holding.queue] += holding.gpus
+    after = before.copy()
+    for demand in snapshot.demands:
+        if demand.run in outcome.placements:
+            after[demand.queue] += demand.gpus
+    limit = {quota.name: quota.gpus or 0 for quota in snapshot.quotas}
+    grown = [q for q in limit if after[q] > before[q]]
+    if snapshot.quotas[0].cohort is None:
+        assert all(after[q] <= limit[q] for q in grown)
+    elif grown:
+        assert sum(after[q] for q in limit) <= sum(limit.values())
+
+
+def _nobody_leaves_for_nothing(snapshot: Snapshot, outcome: Plan) -> None:
+    """Each eviction is by right; with all of them the run fits, and with one less it does not."""
+    holdings = {holding.run: holding for holding in snapshot.holdings}
+    demands = {demand.run: demand for demand in snapshot.demands}
+    for by, group in itertools.groupby(outcome.evictions, key=lambda e: e.by):
+        evictions = list(group)
+        demand, claim = demands[by], outcome.claims[by]
+        assert claim.preempting
+        assert len(claim.nodes) == demand.nodes
+        for eviction in evictions:
+            victim = holdings[eviction.run]
+            assert victim.movable
+            assert set(eviction.nodes) in ({*victim.nodes}, {*victim.surplus})
+            lower = PRIORITY_RANK[victim.priority] > PRIORITY_RANK[demand.priority]
+            assert lower or (eviction.why == "reclaim" and victim.queue != demand.queue)
+    runs = [eviction.run for eviction in outcome.evictions]
+    assert len(runs) == len(set(runs))
+
+
+def _reservations_are_not_delayed(snapshot: Snapshot, outcome: Plan) -> None:
+    """Nobody behind the first in the queue is on its nodes when it is to have them."""
+    for run, claim in outcome.claims.items():
+        if claim.preempting:
+            continue
+        wait = outcome.waits[run]
+        assert sum(not c.preempting for c in outcome.claims.values()) == 1
+        for other, nodes in outcome.placements.items():
+            demand = next(d for d in snapshot.demands if d.run == other)
+            head = next(d for d in snapshot.demands if d.run == wait.run)
+            ahead = (not demand.recovers, PRIORITY_RANK[demand.priority]) <= (
+                not head.recovers,
+                PRIORITY_RANK[head.priority],
+            )
+            if set(nodes) & set(claim.nodes) and not ahead:
+                assert claim.until is not None
+                assert demand.ends_within is not None
+                assert NOW + dt.timedelta(seconds=demand.ends_within) <= claim.until
+
+
+class Cluster:
+    """Eight nodes on which what `plan` says happens; only runs with an end are submitted."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        self.rooms = Rooms(ROOMS[:8])
+        self.waiting: dict[str, Demand] = {}
+        self.running: dict[str, Holding] = {}
+        self.started: dict[str, dt.datetime] = {}
+
+    def submit(self, run: str, nodes: int, seconds: float) -> None:
+        self.waiting[run] = Demand(
+            run=run,
+            name=run,
+            need=Resources(nodes=nodes, gpus_per_node=8),
+            nodes=nodes,
+            priority=Priority.NORMAL,
+            submitted_at=self.now,
+            ends_within=seconds,
+        )
+
+    def schedule(self) -> None:
+        snapshot = Snapshot(
+            rooms=self.rooms,
+            holdings=list(self.running.values()),
+            demands=list(self.waiting.values()),
+        )
+        outcome = plan(snapshot, self.now)
+        for run, nodes in outcome.placements.items():
+            demand = self.waiting.pop(run)
+            assert demand.ends_within is not None
+            self.started[run] = self.now
+            self.running[run] = Holding(
+                run=run,
+                need=demand.need,
+                nodes=nodes,
+                priority=demand.priority,
+                ends_at=self.now + dt.timedelta(seconds=demand.ends_within),
+            )
+        for run, demand in list(self.waiting.items()):
+            claim = outcome.claims.get(run)
+            self.waiting[run] = _with_claim(demand, claim)
+
+    def advance(self, seconds: float) -> None:
+        """Let runs end, scheduling after each."""
+        end = self.now + dt.timedelta(seconds=seconds)
+        while due := sorted(
+            (h.ends_at, h.run) for h in self.running.values() if h.ends_at and h.ends_at <= end
+        ):
+            self.now, run = due[0]
+            del self.running[run]
+            self.schedule()
+        self.now = end
+
+
+def _with_claim(demand: Demand, claim: Claim | None) -> Demand:
+    import dataclasses
+
+    return dataclasses.replace(demand, claim=claim)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    first=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 500)), min_size=1, max_size=6),
+    small=st.lists(
+        st.tuples(st.integers(1, 60), st.integers(1, 3), st.integers(1, 900)), max_size=60
+    ),
+)
+def test_nobody_starves(
+    first: Sequence[tuple[int, int]], small: Sequence[tuple[int, int, int]]
+) -> None:
+    """A run that needs the whole cluster starts, however many small ones come after it.
+
+    Once it is the first in the queue, it starts when what runs at that moment has ended: those
+    behind it may only use what does not delay it.
+    """
+    cluster = Cluster()
+    for i, (nodes, seconds) in enumerate(first):
+        cluster.submit(f"first-{i}", nodes, seconds)
+    cluster.schedule()
+    cluster.submit("whole", 8, 100)
+    cluster.schedule()
+    longest = sum(seconds for _, seconds in first)
+    for i, (pause, nodes, seconds) in enumerate(small):
+        cluster.advance(pause)
+        cluster.submit(f"small-{i}", nodes, seconds)
+        cluster.schedule()
+    cluster.advance(longest + 60_000)
+    bound = longest + max((seconds for _, _, seconds in small), default=0)
+    assert (cluster.started["whole"] - NOW).total_seconds() <= bound
+    assert not cluster.waiting
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 4), min_size=4, max_size=6),
+    count=st.integers(1, 10),
+)
+def test_a_gang_spans_as_few_racks_as_an_exact_search_finds(sizes: list[int], count: int) -> None:
+    racks = [rack for rack, size in enumerate(sizes) for _ in range(size)]
+    rooms = Rooms(Room(node=f"n{i:02}", labels={"rack": str(r)}) for i, r in enumerate(racks))
+    board = Board(rooms)
+    fits = board.fits(Resources(nodes=count))
+    places = choose(rooms, fits, count, "any", board.tightest_first())
+    if count > len(racks):
+        assert places is None
+        return
+    assert places is not None
+    assert len(set(places.tolist())) == count
+    used = {racks[i] for i in places.tolist()}
+    fewest = next(
+        k
+        for k in range(1, len(sizes) + 1)
+        if any(
+            sum(sizes[r] for r in some) >= count
+            for some in itertools.combinations(range(len(sizes)), k)
+        )
+    )
+    assert len(used) == fewest
+    if fewest == 1:  # best fit: no smaller rack would have done
+        (rack,) = used
+        assert sizes[rack] == min(size for size in sizes if size >= count)
+
+
+def test_domains_nest() -> None:
+    """Rack 0 of one spine is not rack 0 of another."""
+    rooms = Rooms(Room(node=f"n{i}", labels={"spine": str(i), "rack": "0"}) for i in range(2))
+    by_level = defaultdict(set)
+    for level in LEVELS:
+        by_level[level] = set(rooms.domains[level].tolist())
+    assert {level: len(domains) for level, domains in by_level.items()} == {
+        "zone": 1,
+        "spine": 2,
+        "rack": 2,
+        "nvlink": 2,
+    }
