@@ -72,6 +72,20 @@ def snapshot(state: State, now: dt.datetime, extra: Iterable[Run] = ()) -> Snaps
     )
 
 
+def anybody_wants(state: State, now: dt.datetime) -> bool:
+    """Whether a pass could give nodes to anyone: a cheap look before a dear one.
+
+    Most events that call for a pass find every gang whole: a rank died, a node came back.
+    """
+    for run in state.live_runs():
+        if wants_nodes(state, run):
+            if len(kept(state, run)) < run.spec.resources.min_nodes:
+                return True
+        elif _wants(state, run, len(kept(state, run)), now):
+            return True
+    return False
+
+
 def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
     """What the run still misses."""
     need, own = run.spec.resources, kept(state, run)

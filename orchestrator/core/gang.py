@@ -104,6 +104,8 @@ def start_if_whole(turn: Turn, run_id: str) -> None:
     if not demanding.wants_nodes(turn.state, run):
         leaving.grow(turn, run_id)
         return
+    if turn.state.joined(run_id) < run.spec.resources.min_nodes:
+        return  # known without looking at each of thousands
     workers = turn.state.workers_of(run_id)
     ready = [w for w in workers if w.state is WorkerState.READY]
     most = run.spec.resources.max_nodes

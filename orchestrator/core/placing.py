@@ -31,7 +31,9 @@ _WHY = {
 
 
 def current_plan(state: State, now: dt.datetime) -> Plan:
-    """One pass over every run that wants nodes."""
+    """One pass over every run that wants nodes; none where nobody does."""
+    if not demanding.anybody_wants(state, now):
+        return Plan()
     return plan(demanding.snapshot(state, now), now)
 
 
@@ -52,11 +54,14 @@ def leave_bad_nodes(turn: Turn, run: Run) -> None:
 
 def _free_elsewhere(state: State, run: Run, mine: Iterable[Worker]) -> int:
     """Nodes that the run fits on, does not avoid, and does not have."""
+    others = {*run.avoid, *(worker.node for worker in mine)}
+    if all(n.state is not NodeState.READY or n.id in others for n in state.nodes.values()):
+        return 0
     board = Board(state.rooms)
     tenants = state.tenants()
     board.seat((w.node, other.spec.resources) for other, workers in tenants for w in workers)
     fits = board.fits(run.spec.resources)
-    fits[board.rooms.places((*run.avoid, *(worker.node for worker in mine)))] = False
+    fits[board.rooms.places(others)] = False
     return int(fits.sum())
 
 

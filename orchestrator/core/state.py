@@ -60,6 +60,8 @@ class State:
         """By run: the place of each worker among the seats of the newest attempt."""
         self._faulted: dict[str, None] = {}
         """Nodes that faults are held against."""
+        self._launching: dict[str, set[str]] = defaultdict(set)
+        """By run: workers that have not joined."""
         self._silent: dict[str, None] = {}
         """Workers out of contact."""
         self._timers: list[Timer] = []
@@ -127,6 +129,10 @@ class State:
             self._silent[worker.id] = None
         else:
             self._silent.pop(worker.id, None)
+        if worker.state is WorkerState.LAUNCHING:
+            self._launching[worker.run].add(worker.id)
+        else:
+            self._launching[worker.run].discard(worker.id)
         self._workers_of[worker.run][worker.id] = None
         self._workers_on[worker.node][worker.id] = None
 
@@ -161,6 +167,10 @@ class State:
     def workers_of(self, run: str) -> list[Worker]:
         """Workers of a run that are not ended, in order of launch."""
         return [self.workers[key] for key in self._workers_of.get(run, ())]
+
+    def joined(self, run: str) -> int:
+        """How many workers of a run have joined, and are not forgotten."""
+        return len(self._workers_of.get(run, ())) - len(self._launching.get(run, ()))
 
     def workers_on(self, node: str) -> list[Worker]:
         """Workers on a node that are not ended."""
@@ -268,6 +278,7 @@ class State:
         for key in self._incidents_of.pop(run, {}):
             del self.incidents[key]
         self._workers_of.pop(run, None)
+        self._launching.pop(run, None)
         self._places.pop(run, None)
         self.attempts.pop(run, None)
         self.runs.pop(run, None)
