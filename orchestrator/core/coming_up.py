@@ -7,16 +7,17 @@ from collections.abc import Iterable
 
 from jobs.events import RankReady, RanksStarted
 from orchestrator.core import ledger
-from orchestrator.core.gang import SILENT_SECONDS, named
+from orchestrator.core.gang import SILENT_SECONDS
 from orchestrator.core.gang_events import GangReady, GangStarted
 from orchestrator.core.ledger import Bucket
+from orchestrator.core.naming import named
 from orchestrator.core.states import AttemptState
 from orchestrator.core.turn import Turn
 
 
 def on_ranks_started(turn: Turn, event: RanksStarted | GangStarted) -> None:
     """Processes exist. Whether their script ever reports remains to be seen."""
-    turn.record(event.run, f"ranks {named([str(rank) for rank in event.ranks])} started")
+    turn.record(event.run, f"ranks {named(event.ranks)} started")
     attempt = turn.state.attempts[event.run]
     started = attempt.started_ranks.union(event.ranks)
     turn.change_attempt(event.run, started_ranks=started)

@@ -27,6 +27,7 @@ from orchestrator.core.entities import Attempt, Checkpoint, Queue, Restart, Run,
 from orchestrator.core.gang_events import GangStopped
 from orchestrator.core.instructions import StopWorker
 from orchestrator.core.ledger import Bucket
+from orchestrator.core.naming import named
 from orchestrator.core.scheduling.rooms import LEVELS
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
@@ -222,12 +223,6 @@ def _start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         restore=offered,
         skip_batches=run.skip_batches,
     )
-
-
-def named(nodes: Sequence[str], most: int = 8) -> str:
-    """Nodes by name, as far as a person would read them."""
-    more = f" and {len(nodes) - most:,} more" if len(nodes) > most else ""
-    return ", ".join(nodes[:most]) + more
 
 
 CANDIDATES = 8

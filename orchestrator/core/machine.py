@@ -73,6 +73,7 @@ from orchestrator.core.gang_events import (
     GangStopped,
 )
 from orchestrator.core.instructions import Instruction
+from orchestrator.core.naming import named
 from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
@@ -161,7 +162,7 @@ def _of_those_there(turn: Turn, event: GangEvent) -> GangEvent:
     strangers = [w for w in event.workers if w not in places or w not in state.workers]
     if not strangers or isinstance(event, GangChecked):  # whoever wrote shards may read them back
         return event
-    turn.record(event.run, f"{event.kind} of {gang.named(strangers)}, not of the attempt: ignored")
+    turn.record(event.run, f"{event.kind} of {named(strangers)}, not of the attempt: ignored")
     seats = state.attempts[event.run].seats
     there = [w for w in event.workers if w in places and w in state.workers]
     return event.only({worker: seats[places[worker]].ranks for worker in there})
@@ -177,7 +178,7 @@ def _on_lost(turn: Turn, event: WorkerLost) -> None:
 def _on_stopped(turn: Turn, event: AttemptStopped | GangStopped) -> None:
     workers = (event.worker,) if isinstance(event, AttemptStopped) else event.workers
     if turn.state.attempts[event.run].state is not AttemptState.STOPPING:
-        who = gang.named(workers)
+        who = named(workers)
         turn.record(event.run, f"{who} says its ranks are stopped, but nobody asked: ignored")
     elif (
         gang.on_stopped(turn, event)

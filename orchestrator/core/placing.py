@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from jobs.commands import Shutdown
 from orchestrator.core import demanding, ledger
 from orchestrator.core.entities import Run, Worker
 from orchestrator.core.instructions import LaunchWorker, StopWorker
 from orchestrator.core.ledger import Bucket
+from orchestrator.core.naming import named
 from orchestrator.core.scheduling import Claim, Pending, Plan, Wait, plan
 from orchestrator.core.scheduling.board import Board
 from orchestrator.core.state import State
@@ -42,12 +43,12 @@ def leave_bad_nodes(turn: Turn, run: Run) -> None:
 
     Give up workers on nodes that drain, and on avoided ones if there is elsewhere to go.
     """
-    mine = demanding.kept(turn.state, run)
-    if not any(_unusable(turn.state, run, w) or w.node in run.avoid for w in mine):
+    mine, avoid = demanding.kept(turn.state, run), frozenset(run.avoid)
+    if not any(w.node in avoid or _unusable(turn.state, w, avoid) for w in mine):
         return
     elsewhere = _free_elsewhere(turn.state, run, mine)
     for worker in mine:
-        if _unusable(turn.state, run, worker) or (worker.node in run.avoid and elsewhere):
+        if _unusable(turn.state, worker, avoid) or (worker.node in avoid and elsewhere):
             elsewhere = max(0, elsewhere - 1)
             end_worker(turn, worker, f"leaving {worker.node}")
 
@@ -65,12 +66,12 @@ def _free_elsewhere(state: State, run: Run, mine: Iterable[Worker]) -> int:
     return int(fits.sum())
 
 
-def _unusable(state: State, run: Run, worker: Worker) -> bool:
+def _unusable(state: State, worker: Worker, avoid: Container[str]) -> bool:
     node = state.nodes.get(worker.node)
     return (
         node is None
         or node.state in {NodeState.DRAINING, NodeState.GONE}
-        or (node.state is NodeState.CORDONED and worker.node in run.avoid)
+        or (node.state is NodeState.CORDONED and worker.node in avoid)
     )
 
 
@@ -93,7 +94,7 @@ def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
     run = turn.run(run_id)
     book = ledger.switch(run.ledger, Bucket.STARTING, turn.now)
     if run.state is RunState.QUEUED:
-        reason = f"placed on {', '.join(nodes)}; its agents are coming up"
+        reason = f"placed on {named(nodes)}; its agents are coming up"
         turn.change_run(
             run_id, state=RunState.STARTING, reason=reason, pending=None, claim=None, ledger=book
         )
