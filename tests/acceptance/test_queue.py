@@ -28,7 +28,7 @@ def test_the_second_run_waits_for_the_first(plane: ControlPlane, jobs: Jobs) -> 
     three = plane.submit(third.spec)
 
     assert plane.show(two)["state"] == plane.show(three)["state"] == "queued"
-    assert plane.show(two)["reason"] == "waits for 2 nodes: 0 of those free fit"
+    assert plane.show(two)["reason"] == "waits for 2 nodes: not enough are free that fit"
     why = plane.ask("explain", two)
     assert (why["underlying"], why["place"], why["ahead"]) == ("no_capacity", 1, [])
     assert why["unblock"] == "first ending or giving nodes back"
