@@ -165,6 +165,7 @@ class Saver:
             batch=saved.batch,
             copy_seconds=copy_seconds,
             attempt=self._plan.attempt,
+            run=self._plan.run,
         )
         try:
             with shard.writing(manifest) as writer:

@@ -54,6 +54,9 @@ class Manifest:
     attempt: int = 0
     """Shards of one step may stem from different attempts, before and after a rollback; they do not
     mix."""
+    run: str = ""
+    """Whose it is: two runs may have been given one directory. Empty: of a stand-alone run, or from
+    before manifests said so."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jobs.spec import Resources
+from jobs.spec import Resources, RunSpec
 from monitors.failures import Cause, FailureClass
 from orchestrator.core import gang, ledger, placing, recovering, rewinding, watching
 from orchestrator.core.entities import Decision, Ledger, Node, Restart, Run
@@ -44,6 +44,7 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
         turn.record(event.run, "submitted twice: the first counts")
         return
     refuse_too_large(turn.state, event.spec.resources)
+    _refuse_shared_directory(turn.state, event.spec)
     run = Run(
         id=event.run,
         name=event.spec.name,
@@ -78,6 +79,20 @@ def refuse_too_large(state: State, need: Resources) -> None:
             + (f", {need.memory_per_node / 2**30:.1f} GiB" if need.memory_per_node else "")
             + f") but the cluster has {len(nodes)} nodes of at most ({offer}),"
             f" of which {fitting} fit: ask for less, or add nodes"
+        )
+
+
+def _refuse_shared_directory(state: State, spec: RunSpec) -> None:
+    """Raise RefusedError when a live run saves where this one would.
+
+    Steps of both would lie at the same paths, and each would overwrite and prune the other's.
+    """
+    directory = spec.checkpoint.directory
+    others = (run for run in state.live_runs() if run.spec.checkpoint.directory == directory)
+    if directory is not None and (other := next(others, None)) is not None:
+        raise RefusedError(
+            f"{directory} holds the checkpoints of {other.name} ({other.id}), which is"
+            f" {other.state}: name another checkpoint.directory, or wait for that run or cancel it"
         )
 
 

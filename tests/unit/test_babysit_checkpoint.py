@@ -26,6 +26,12 @@ from babysit.wire import (
 from jobs.events import ShardReport
 
 
+def mark(shard: Path, **fields: Any) -> None:
+    """Have a manifest say something else."""
+    manifest = shard / MANIFEST_FILE
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | fields))
+
+
 class Counter:
     """A framework's state: one number, in a file in a folder."""
 
@@ -60,7 +66,7 @@ class Home:
 
     def candidate(self, step: int, tier: Tier = Tier.MEMORY, attempt: int = 1) -> Candidate:
         path = step_directory(self.memory if tier is Tier.MEMORY else self.disk, step)
-        return Candidate(f"{tier}-{step}", step, tier, str(path), 1, attempt)
+        return Candidate(f"{tier}-{step}", step, tier, str(path), 1, attempt, "r")
 
     def steps(self, tier: Tier) -> list[int]:
         root = self.memory if tier is Tier.MEMORY else self.disk
@@ -110,7 +116,9 @@ def test_restoring_continues_the_run(home: Home) -> None:
     assert (note["step"], note["checkpoint"], note["rejected"]) == (7, "memory-7", [])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "gone", "no manifest", "attempt"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "changed", "gone", "no manifest", "attempt", "run"]
+)
 def test_a_damaged_candidate_is_passed_over(home: Home, damage: str) -> None:
     train(home.run(), total=5)
     newest = rank_directory(step_directory(home.memory, 5), 0)
@@ -126,6 +134,8 @@ def test_a_damaged_candidate_is_passed_over(home: Home, damage: str) -> None:
             (newest / MANIFEST_FILE).unlink()
         case "attempt":
             attempt = 7
+        case "run":
+            mark(newest, run="another")
     run = home.run(2, restore=(home.candidate(5, attempt=attempt), home.candidate(4)))
     state = Counter()
     assert run.restore(state) == 4
@@ -133,6 +143,15 @@ def test_a_damaged_candidate_is_passed_over(home: Home, damage: str) -> None:
     (note,) = home.notes("restored")
     assert [refused["id"] for refused in note["rejected"]] == ["memory-5"]
     assert note["rejected"][0]["reason"]
+
+
+def test_a_shard_from_before_manifests_named_their_run_is_loaded(home: Home) -> None:
+    train(home.run(), total=5)
+    manifest = rank_directory(step_directory(home.memory, 5), 0) / MANIFEST_FILE
+    old = json.loads(manifest.read_text())
+    del old["run"]
+    manifest.write_text(json.dumps(old))
+    assert home.run(2, restore=(home.candidate(5),)).restore(Counter()) == 5
 
 
 def test_nothing_sound_left_means_the_beginning(home: Home) -> None:

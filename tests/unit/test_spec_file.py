@@ -182,6 +182,14 @@ def test_what_does_not_exist_is_found_before_anything_is_made(tmp_path: Path) ->
     ).startswith("3:25: checkpoint.directory: expected a directory every node can reach")
 
 
+def test_one_place_has_one_name(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    text = "name: a\ncommand: [x]\ncheckpoint: {directory: link/../real/./checkpoints}"
+    found = resolve(loads(text), tmp_path).checkpoint.directory
+    assert found == str(tmp_path.resolve() / "real" / "checkpoints")
+
+
 @pytest.mark.skipif(not Path("/proc/sys").is_dir(), reason="needs /proc")
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     # Even root cannot make files in /proc.
