@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import babysit
 from babysit.wire import ENV_RANK_DIR, PLAN_FILE, Plan
-from benchmarks.harness import (
+from benchmarks.support.harness import (
     control_plane,
     last_line,
     median,
@@ -139,6 +140,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with workplace("overhead") as directory:
         reports = report_microseconds(directory)
         with control_plane(directory) as session:
