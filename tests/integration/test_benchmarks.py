@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
+
+from tests.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -28,3 +31,15 @@ def test_every_benchmark_is_a_program_that_explains_itself(script: Path, tmp_pat
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {script.name}")
+
+
+def test_the_database_is_measured_as_durable_as_in_production() -> None:
+    assert "PostgresServer(durable=True)" in (ROOT / "benchmarks" / "database.py").read_text()
+    server = PostgresServer(durable=True)
+    try:
+        server.start()
+        with psycopg.connect(server.url()) as connection:
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                assert connection.execute(f"SHOW {setting}").fetchone() == ("on",)
+    finally:
+        server.remove()
