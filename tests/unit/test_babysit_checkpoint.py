@@ -183,6 +183,25 @@ def test_a_step_saved_again_replaces_the_old_shard(home: Home) -> None:
     assert [p.name for p in step_directory(home.disk, 4).iterdir()] == ["rank-00000"]
 
 
+def test_a_fenced_attempt_that_lives_on_overwrites_nothing(home: Home) -> None:
+    train(home.run(attempt=2), total=4)
+    train(home.run(attempt=1), total=4)
+    manifest = rank_directory(step_directory(home.disk, 4), 0) / MANIFEST_FILE
+    assert json.loads(manifest.read_text())["attempt"] == 2
+    assert [p.name for p in step_directory(home.disk, 4).iterdir()] == ["rank-00000"]
+    failed = [note for note in home.notes("save_failed") if note["tier"] == "directory"]
+    assert [note["error"] for note in failed] == [
+        "attempt 2 has saved there since, and this is attempt 1"
+    ]
+
+
+def test_a_new_run_may_save_where_one_that_is_over_did(home: Home) -> None:
+    train(home.run(attempt=2), total=4)
+    train(home.run(run="next"), total=4)
+    manifest = rank_directory(step_directory(home.disk, 4), 0) / MANIFEST_FILE
+    assert json.loads(manifest.read_text())["run"] == "next"
+
+
 def test_generators_come_back(home: Home) -> None:
     random.seed(5)
     train(home.run(), total=3)
