@@ -238,7 +238,7 @@ def test_a_framework_that_cannot_save_is_noted(home: Home) -> None:
 def test_training_goes_on_while_a_save_is_written(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from babysit.checkpoint import shard
+    from babysit.checkpoint import saver, shard
 
     proceed, seal = threading.Event(), shard.ShardWriter.seal
 
@@ -247,6 +247,7 @@ def test_training_goes_on_while_a_save_is_written(
         seal(writer)
 
     monkeypatch.setattr(shard.ShardWriter, "seal", slow_seal)
+    monkeypatch.setattr(saver, "INLINE_BYTES", 0)
     run = home.run()
     for step, _ in run.steps([1, 2], total=1):
         run.checkpoint(Counter())  # returns, though the writer is held up
@@ -254,6 +255,13 @@ def test_training_goes_on_while_a_save_is_written(
         assert home.steps(Tier.MEMORY) == []  # and a half-written shard is not to be seen
         proceed.set()
     assert home.steps(Tier.MEMORY) == [1]  # the end of the loop waits for it
+
+
+def test_a_small_memory_save_is_in_place_when_the_call_returns(home: Home) -> None:
+    run = home.run()
+    for step, _ in run.steps([1, 2], total=2):
+        run.checkpoint(Counter())
+        assert step in home.steps(Tier.MEMORY)  # from the first one on: a kill now loses nothing
 
 
 def test_now_saves_what_is_not_due_but_nothing_twice(home: Home) -> None:
