@@ -108,6 +108,10 @@ def test_units_and_plain_values_are_understood() -> None:
         "env: {A: true, B: 1}\nmonitors: {hang: {after: 90s}}\n"
     )
     assert spec.max_runtime == 5400
+    assert (
+        loads(GOOD + 'max_runtime: "60"').max_runtime
+        == loads(GOOD + "max_runtime: 60s").max_runtime
+    )
     assert spec.resources.memory_per_node == 2 * 2**30
     assert spec.env == {"A": "true", "B": "1"}
     assert spec.monitors.hang.after == 90
