@@ -68,6 +68,8 @@ def send(here: Session, spec: Path) -> dict[str, Any]:
     answer: dict[str, Any] = here.api.post(
         path("runs"), yaml=content, name=str(spec), base_directory=str(base)
     )
+    for warning in answer.get("warnings", ()):  # an older server has none
+        say(f"{spec}: {warning}")
     return answer
 
 
