@@ -162,7 +162,11 @@ def check(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
         babysit db check
     """
     settings = session(ctx).settings
-    differences = _now(schema.check(settings.database))
+    file = settings.home / "babysit.db"
+    if settings.database_url or file.exists():
+        differences = _now(schema.check(settings.database))
+    else:
+        differences = [f"there is no database yet: {file}"]
     _conclude_schema(differences, form, "The schema is as it should be.")
 
 
@@ -173,7 +177,10 @@ def _conclude_schema(differences: list[str], form: Format, said: str) -> None:
         for line in differences:
             put(line)
     if differences:
-        raise CliError("The schema differs: run `babysit db upgrade`.", ExitCode.REFUSED)
+        raise CliError(
+            "The schema is not what this version needs: run `babysit db upgrade`.",
+            ExitCode.REFUSED,
+        )
     if form in {Format.TABLE, Format.WIDE}:
         say(said)
 

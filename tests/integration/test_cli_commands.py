@@ -93,7 +93,8 @@ def fresh(spec_file: Path) -> Iterator[str]:
         (["nodes", "drain", "node-1"], USAGE, "Missing option '--reason'"),
         (["frobnicate"], USAGE, "No such command"),
         (["submit", "nowhere.yaml"], USAGE, "nowhere.yaml: no such file"),
-        (["show", "nobody"], NOT_FOUND, "no run 'nobody'"),
+        (["show", "nobody"], NOT_FOUND, "no run 'nobody'; see `babysit ls`"),
+        (["incidents", "show", "nothing"], NOT_FOUND, "'nothing'; see `babysit incidents ls`"),
         (["nodes", "show", "node-9"], NOT_FOUND, "there is no node node-9"),
         (["incidents", "ack", "NOTHERE"], NOT_FOUND, ""),
         (["checkpoints", "pin", "tiny", "30"], NOT_FOUND, "steps: 20, 40"),
@@ -285,6 +286,11 @@ def test_the_schema_and_the_starter(tmp_path: Path) -> None:
 
 
 def test_the_database_commands(tmp_path: Path) -> None:
+    none = babysit("db", "check")
+    assert none.exit_code == REFUSED
+    assert none.stdout == f"there is no database yet: {tmp_path / 'babysit.db'}\n"
+    assert "run `babysit db upgrade`" in none.stderr
+    assert not (tmp_path / "babysit.db").exists(), "looking makes nothing"
     assert babysit("db", "upgrade").exit_code == OK
     assert babysit("db", "check").exit_code == OK
     copy = tmp_path / "copy.db"
