@@ -77,6 +77,19 @@ def test_a_wrong_spec_makes_nothing(http: httpx.Client, tmp_path: Path) -> None:
     assert http.get("/runs").json() == before
 
 
+def test_a_checkpoint_directory_serves_one_live_run(http: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(".")
+    first = submit(http, tmp_path, name="saves", checkpoint={"directory": "saved"}).json()
+    shared = {"name": "too", "checkpoint": {"directory": "link/saved"}}
+    status, kind, message = refusal(submit(http, tmp_path, **shared))
+    assert (status, kind) == (409, "refused")
+    assert f"{tmp_path / 'saved'} holds the checkpoints of saves ({first['id']})" in message
+    http.post(f"/runs/{first['id']}/cancel", json={})
+    second = submit(http, tmp_path, **shared)
+    assert second.status_code == 201
+    http.post(f"/runs/{second.json()['id']}/cancel", json={})
+
+
 def test_lists_are_filtered(http: httpx.Client) -> None:
     rows = http.get("/runs", params={"state": "succeeded", "limit": 5}).json()
     assert [row["id"] for row in rows] == [RUN_ID]
