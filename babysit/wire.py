@@ -58,6 +58,8 @@ class Candidate:
     attempt: int
     """The attempt that wrote it. A manifest of another attempt does not belong to this checkpoint:
     refuse it."""
+    run: str = ""
+    """The run it belongs to. A manifest that names another does not: refuse it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

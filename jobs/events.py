@@ -132,6 +132,8 @@ class ShardReport(BaseModel):
     files: tuple[ShardFile, ...]
     copy_seconds: float = 0.0
     write_seconds: float = 0.0
+    run: str = ""
+    """Whose it is; empty: written before manifests said so."""
 
 
 class ShardWritten(WorkerEvent):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Protocol
 
@@ -49,6 +50,9 @@ class AgentLink(Protocol):
 class Notifier(Protocol):
     """Tells people."""
 
+    channel: str
+    """Where they are told: a word for the metrics."""
+
     async def notify(self, notice: Notify) -> None:
         """Deliver one notice."""
 
@@ -56,9 +60,29 @@ class Notifier(Protocol):
 class LogNotifier:
     """Writes notices into the server's log."""
 
+    channel = "log"
+
     async def notify(self, notice: Notify) -> None:
         """One log line."""
         _log.warning("notice", run=notice.run, severity=notice.severity, text=notice.text)
+
+
+class CountedNotifier:
+    """Tells through another, and counts how that went, by channel and result."""
+
+    def __init__(self, inner: Notifier) -> None:
+        self._inner = inner
+        self.channel = inner.channel
+        self.counts = Counter({(self.channel, result): 0 for result in ("delivered", "failed")})
+
+    async def notify(self, notice: Notify) -> None:
+        """Deliver one notice; errors are the other's."""
+        try:
+            await self._inner.notify(notice)
+        except Exception:
+            self.counts[self.channel, "failed"] += 1
+            raise
+        self.counts[self.channel, "delivered"] += 1
 
 
 class Carrier:
@@ -74,7 +98,10 @@ class Carrier:
         worker_gone: Callable[[str, str, str], Awaitable[None]],
         done: Callable[[str], None],
     ) -> None:
-        self._cluster, self._notifier, self._clock = cluster, notifier, clock
+        self._cluster, self._clock = cluster, clock
+        self._notifier = CountedNotifier(notifier)
+        self.notices = self._notifier.counts
+        """Notices told since this server started, by channel and result."""
         self._worker_token, self._worker_gone, self._done = worker_token, worker_gone, done
         self._links: dict[str, AgentLink] = {}
         self._commands: dict[str, dict[str, Tell]] = {}

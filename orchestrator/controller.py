@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import structlog
 from ulid import ULID
@@ -84,6 +84,7 @@ class Controller:
             worker_gone=self.worker_gone,
             done=self._carried.append,
         )
+        self.notices: Mapping[tuple[str, str], int] = self._carrier.notices
 
     @property
     def state(self) -> State:

@@ -99,6 +99,12 @@ def spec(name: str = "tiny", nodes: int = 2, **fields: object) -> RunSpec:
     )
 
 
+def on_its_own(asked: RunSpec, run: str) -> RunSpec:
+    """The spec with a checkpoint directory that no other run has."""
+    own = asked.checkpoint.model_copy(update={"directory": f"/checkpoints/{run}"})
+    return asked.model_copy(update={"checkpoint": own})
+
+
 @dataclass
 class Agent:
     """The truth about one worker."""
@@ -155,7 +161,7 @@ class World:
 
     def submit(self, run_spec: RunSpec | None = None, run: str = "run-1") -> str:
         """Submit a run; its id."""
-        self.do(self.event(RunSubmitted, run=run, spec=run_spec or spec()))
+        self.do(self.event(RunSubmitted, run=run, spec=on_its_own(run_spec or spec(), run)))
         return run
 
     def advance(self, seconds: float) -> None:
@@ -345,7 +351,7 @@ class World:
             rank=rank,
             world_size=attempt.world_size,
             tier=tier,
-            path=f"/checkpoints/step-{step:09d}",
+            path=f"/checkpoints/{attempt.run}/step-{step:09d}",
             batch=step,
             files=(ShardFile(name="data", bytes=10, blake2b="00" * 16),),
         )

@@ -68,6 +68,10 @@ def _check(candidate: Candidate, plan: Plan) -> None:
 
 def _manifest(candidate: Candidate, directory: Path, rank: int) -> Manifest:
     manifest = Manifest.read(directory)
+    if manifest.run and manifest.run != candidate.run:
+        raise ShardRefusedError(
+            f"{directory}: belongs to run {manifest.run}, not to {candidate.run or 'this one'}"
+        )
     found = (manifest.step, manifest.rank, manifest.world_size, manifest.attempt)
     expected = (candidate.step, rank, candidate.world_size, candidate.attempt)
     if found != expected:
@@ -114,6 +118,7 @@ def newest_in(directory: Path) -> tuple[Candidate, ...]:
                 path=str(checkpoint),
                 world_size=first.world_size,
                 attempt=first.attempt,
+                run=first.run,
             )
         )
     return tuple(found)

@@ -54,6 +54,9 @@ class Manifest:
     attempt: int = 0
     """Shards of one step may stem from different attempts, before and after a rollback; they do not
     mix."""
+    run: str = ""
+    """Whose it is: two runs may have been given one directory. Empty: of a stand-alone run, or from
+    before manifests said so."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -141,7 +144,8 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
     """A hidden directory to write a shard into; at a clean exit it is sealed and put in place.
 
     Raises:
-        OSError: As :meth:`ShardWriter.write`. Nothing is left behind.
+        OSError: As :meth:`ShardWriter.write`, or a later attempt has saved there since. Nothing is
+            left behind.
     """
     final = rank_directory(manifest.path, manifest.rank)
     for leftover in final.parent.glob(f".{final.name}.*"):  # of a writer that was killed
@@ -152,6 +156,7 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
     try:
         yield writer
         writer.seal()
+        _refuse_if_overtaken(manifest, final)
         _put_in_place(hidden, final, durable=manifest.tier is Tier.DIRECTORY)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -160,6 +165,21 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
 def hidden_directory(final: Path) -> Path:
     """A name beside `final` that nobody takes for a shard."""
     return final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}"
+
+
+def _refuse_if_overtaken(manifest: Manifest, final: Path) -> None:
+    """A fenced attempt may live on: what it saves must not take the place of a later one's shard.
+
+    Attempts are numbered within a run; stand-alone runs, and other runs', do not compare.
+    """
+    try:
+        there = Manifest.read(final)
+    except ShardRefusedError:
+        return
+    if manifest.run and manifest.run == there.run and manifest.attempt < there.attempt:
+        raise FileExistsError(
+            f"attempt {there.attempt} has saved there since, and this is attempt {manifest.attempt}"
+        )
 
 
 def _put_in_place(hidden: Path, final: Path, *, durable: bool) -> None:

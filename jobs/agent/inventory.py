@@ -62,8 +62,12 @@ def _wrong_size(shard: ShardReport) -> str:
     return ""
 
 
-def verify(command: VerifyCheckpoint) -> str:
+def verify(command: VerifyCheckpoint, run: str) -> str:
     """Read the shards of `ranks` back, as their manifests say they were written. Blocks.
+
+    Args:
+        command: names the shards.
+        run: whose they must be.
 
     Returns:
         The first fault as a sentence; empty when sizes and hashes of all files agree.
@@ -74,10 +78,17 @@ def verify(command: VerifyCheckpoint) -> str:
         shard = _read(manifest)
         if shard is None:
             return f"{manifest}: missing or unreadable, so the shard was never finished"
+        if _of_another(shard, run):
+            return f"{manifest}: belongs to run {shard.run}, not to {run}"
         if shard.attempt != command.attempt:
             return f"{manifest}: written by attempt {shard.attempt}, not {command.attempt}"
         shards.append(shard)
     return next(filter(None, map(_fault, shards)), "")
+
+
+def _of_another(shard: ShardReport, run: str) -> bool:
+    """Whether a manifest names another run. Those of older versions name none."""
+    return shard.run not in {"", run}
 
 
 def _fault(shard: ShardReport) -> str:
@@ -100,13 +111,14 @@ def _wrong_hash(directory: Path, file: ShardFile) -> str:
     return ""
 
 
-def delete(path: Path, attempt: int) -> None:
-    """Remove the checkpoint that an attempt wrote; one that is gone already is fine. Blocks.
+def delete(path: Path, attempt: int, run: str) -> None:
+    """Remove the checkpoint an attempt of a run wrote; one that is gone already is fine. Blocks.
 
     Manifests go first, so that a checkpoint half deleted never looks whole.
 
     Raises:
-        RefusedPathError: not a directory named `step-…`, or a later attempt has saved there since.
+        RefusedPathError: not a directory named `step-…`, or a later attempt or another run has
+            saved there since.
         OSError: it cannot be removed.
     """
     if not path.is_absolute() or not _STEP_DIRECTORY.fullmatch(path.name) or path.is_symlink():
@@ -116,7 +128,10 @@ def delete(path: Path, attempt: int) -> None:
     if not path.exists():
         return
     manifests = list(path.glob(f"rank-*/{MANIFEST_FILE}"))
-    if any(shard is not None and shard.attempt > attempt for shard in map(_read, manifests)):
+    shards = [shard for shard in map(_read, manifests) if shard is not None]
+    if others := {shard.run for shard in shards if _of_another(shard, run)}:
+        raise RefusedPathError(f"{path}: run {min(others)} has saved there, and not only {run}")
+    if any(shard.attempt > attempt for shard in shards):
         raise RefusedPathError(f"{path}: a later attempt than {attempt} has saved there since")
     for manifest in manifests:
         manifest.unlink(missing_ok=True)

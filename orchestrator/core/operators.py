@@ -50,6 +50,7 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
         turn.record(event.run, "submitted twice: the first counts")
         return
     refuse_too_large(turn.state, event.spec)
+    _refuse_shared_directory(turn.state, event.spec)
     run = Run(
         id=event.run,
         name=event.spec.name,
@@ -94,6 +95,20 @@ def refuse_too_large(state: State, spec: RunSpec) -> None:
         + f") but the cluster has {len(nodes)} nodes of at most ({offer}),"
         f" of which {int(mask.sum())} fit: ask for less, or add nodes"
     )
+
+
+def _refuse_shared_directory(state: State, spec: RunSpec) -> None:
+    """Raise RefusedError when a live run saves where this one would.
+
+    Steps of both would lie at the same paths, and each would overwrite and prune the other's.
+    """
+    directory = spec.checkpoint.directory
+    others = (run for run in state.live_runs() if run.spec.checkpoint.directory == directory)
+    if directory is not None and (other := next(others, None)) is not None:
+        raise RefusedError(
+            f"{directory} holds the checkpoints of {other.name} ({other.id}), which is"
+            f" {other.state}: name another checkpoint.directory, or wait for that run or cancel it"
+        )
 
 
 def _live(turn: Turn, run_id: str, verb: str) -> Run:

@@ -46,11 +46,9 @@ def test_the_second_run_waits_for_the_first(plane: ControlPlane, jobs: Jobs) -> 
     plane.at_step(three, 3)
     third.finish()
     plane.state(three, "succeeded")
-    for run, job in ((one, first), (two, second), (three, third)):
-        shown = plane.show(run)
-        assert shown["restarts"] == []
-        assert shown["seconds"]["queued"] >= 0
-        del job
+    shown = [plane.show(run) for run in (one, two, three)]
+    assert [run["restarts"] for run in shown] == [[], [], []]
+    assert 0 < shown[1]["seconds"]["queued"] < shown[2]["seconds"]["queued"]
     ended, began = plane.attempts(one)[0].ended_at, plane.attempts(two)[0].started_at
     assert ended is not None
     assert ended <= began

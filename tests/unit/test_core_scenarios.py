@@ -13,6 +13,7 @@ from orchestrator.core.events import (
     RunCancelled,
     RunHeld,
     RunReleased,
+    RunSubmitted,
     WorkerLost,
 )
 from orchestrator.core.explain import explain
@@ -38,6 +39,20 @@ def test_a_run_is_placed_started_and_succeeds() -> None:
     world.settle()
     assert world.run().state is RunState.SUCCEEDED
     assert all(not agent.alive for agent in world.agents.values())
+
+
+def test_a_run_may_not_save_where_a_live_one_does() -> None:
+    world = World()
+    world.submit()
+    shared = world.run().spec
+    with pytest.raises(RefusedError, match=r"checkpoints of tiny \(run-1\), which is .*cancel it"):
+        world.do(world.event(RunSubmitted, run="run-2", spec=shared))
+    assert "run-2" not in world.state.runs
+    world.trained_to(30)
+    world.end()
+    world.settle()
+    world.do(world.event(RunSubmitted, run="run-2", spec=shared))
+    assert world.run("run-2").spec.checkpoint.directory == shared.checkpoint.directory
 
 
 def test_a_killed_rank_restarts_the_gang_from_the_newest_memory_checkpoint() -> None:

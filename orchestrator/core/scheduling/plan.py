@@ -194,8 +194,7 @@ class Pass:
         return mask
 
     def _ends(self, demand: Demand) -> float:
-        within = demand.ends_within
-        return np.inf if within is None else self._now.timestamp() + within
+        return np.inf if demand.ends_within is None else self._now.timestamp() + demand.ends_within
 
     def _leaves_spares(self, demand: Demand, places: Indices) -> bool:
         """Newcomers leave the pool of spares alone."""
