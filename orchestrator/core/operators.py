@@ -156,16 +156,27 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
             f"{run.name} has no checkpoint of step {to_step} to roll back to; it has: {have}"
         )
     if to_step is None and event.skip is None:
-        past = (c.step for c in loadable if c.id not in run.excluded and c.step < run.best_step)
-        to_step = max(past, default=0)
+        past = [c.step for c in loadable if c.id not in run.excluded and c.step < run.best_step]
+        to_step = _newest(run, past, steps, f"step {run.best_step}, the newest reached")
     if to_step is None and event.skip is not None:
-        before = (c.step for c in loadable if c.id not in run.excluded and c.batch < event.skip[0])
-        to_step = max(before, default=0)
+        before = [c.step for c in loadable if c.id not in run.excluded and c.batch < event.skip[0]]
+        to_step = _newest(run, before, steps, f"batch {event.skip[0]}")
     where = "" if to_step is None else f" to step {to_step}"
     reason = f"rollback{where} asked for by {event.actor}" + _because(event.reason)
     _again(turn, run, reason, to_step=to_step, skip=event.skip)
     if event.to_step is not None:
         rewinding.take_up_again(turn, run.id, event.to_step)
+
+
+def _newest(run: Run, past: list[int], steps: list[int], what: str) -> int:
+    """The newest of the steps; to begin again, where there is something to lose, must be said."""
+    if steps and not past:
+        have = ", ".join(map(str, steps))
+        raise RefusedError(
+            f"{run.name} has no checkpoint from before {what}; it has: {have};"
+            " `--to STEP` takes one of them, `--to 0` begins again"
+        )
+    return max(past, default=0)
 
 
 def _again(

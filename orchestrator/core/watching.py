@@ -107,7 +107,8 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
 def _book_saves(turn: Turn, run: Run, attempt: Attempt, event: StepReached) -> None:
     more = event.blocked_seconds - attempt.blocked_seconds
     if more > 0:
-        closed = ledger.switch(run.ledger, Bucket(run.ledger.bucket), turn.now)
+        ended = min(event.at, turn.now)  # what came after that step may have been a stall
+        closed = ledger.switch(run.ledger, Bucket(run.ledger.bucket), ended)
         booked = ledger.move(closed, Bucket(run.ledger.bucket), Bucket.CHECKPOINTING, more)
         turn.change_run(run.id, ledger=booked)
         turn.change_attempt(run.id, blocked_seconds=event.blocked_seconds)

@@ -193,7 +193,7 @@ class CoreMachine(RuleBasedStateMachine):
     def train(self, run: str, steps: int, save: bool, memory: bool) -> None:
         if not self._stepping(run):
             return
-        step = self.world.attempt(run).step + steps
+        step = self.world.step(run) + steps
         self.world.reach(step, run)
         if save:
             self.world.save(step, run)
@@ -207,7 +207,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.world.settle()
         for _ in range(saves):
             if self._stepping(run):
-                step = self.world.attempt(run).step // 10 * 10 + 10
+                step = self.world.step(run) // 10 * 10 + 10
                 self.world.reach(step, run)
                 self.world.save(step, run)
                 self.world.settle()
@@ -216,7 +216,7 @@ class CoreMachine(RuleBasedStateMachine):
     def die(self, run: str, failure: Failure, rank: int) -> None:
         attempt = self.world.state.attempts.get(run)
         if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
-            self.world.die(rank, failure, last_step=attempt.step, run=run)
+            self.world.die(rank, failure, last_step=self.world.step(run), run=run)
 
     @rule(run=st.sampled_from(RUNS))
     def end_well(self, run: str) -> None:
@@ -231,7 +231,7 @@ class CoreMachine(RuleBasedStateMachine):
     def find(self, run: str, kind: FindingKind, back: int) -> None:
         attempt = self.world.state.attempts.get(run)
         if run in self.world.state.runs and attempt is not None:
-            self.world.find(kind, onset=max(1, attempt.step - back), run=run)
+            self.world.find(kind, onset=max(1, self.world.step(run) - back), run=run)
 
     @rule(run=st.sampled_from(RUNS))
     def fail_to_save(self, run: str) -> None:
@@ -316,9 +316,11 @@ class CoreMachine(RuleBasedStateMachine):
             self._ask(RunCancelled, run=run)
 
     def _ask(self, kind: type, **fields: object) -> None:
+        event = self.world.event(kind, **fields)
+        self.world.tell_news(event)
         before = _picture(self.world.state)
         try:
-            self.world.do(self.world.event(kind, **fields))
+            self.world.do(event)
         except (RefusedError, NotFoundError):
             assert _picture(self.world.state) == before, "a refused request changed something"
 

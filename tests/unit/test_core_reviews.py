@@ -383,6 +383,36 @@ def test_a_restart_asked_for_during_a_rollback_does_not_undo_it() -> None:
     assert offered(world)[0] == (10, "directory")
 
 
+@pytest.mark.parametrize("skip", [None, (5, 7)])
+def test_a_rollback_that_names_no_step_never_throws_everything_away(
+    skip: tuple[int, int] | None,
+) -> None:
+    world = trained(10)
+    with pytest.raises(RefusedError, match=r"it has: 10; .* `--to 0` begins again"):
+        world.do(world.event(RollbackAsked, run="run-1", skip=skip))
+    world.do(world.event(RollbackAsked, run="run-1", to_step=0))
+    world.settle()
+    assert world.attempt().start_step == 0
+
+
+def test_a_rollback_goes_by_the_step_that_was_truly_reached() -> None:
+    """The core hears of milestones only, which lie up to a hundred steps apart."""
+    world = trained(69, checkpoint={"directory": "/checkpoints", "every_steps": 20})
+    assert world.run().best_step < 60
+    world.do(world.event(RollbackAsked, run="run-1"))
+    world.settle()
+    assert world.attempt().start_step == 60
+
+
+def test_an_agent_that_dies_between_milestones_loses_what_was_computed() -> None:
+    world = trained(40, resources={"nodes": 1}, checkpoint={"directory": None})
+    world.kill_agent(world.attempt().seats[0].worker)
+    world.settle()
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.best_step, restart.lost_steps) == (40, 40)
+
+
 @pytest.mark.parametrize("skip", [(10, 5), (0, 5), (-3, -1)])
 def test_batches_to_skip_are_checked(skip: tuple[int, int]) -> None:
     world = trained(20)
