@@ -115,6 +115,9 @@ def on_checked(turn: Turn, event: CheckpointChecked) -> None:
     known = turn.state.checkpoints.get(event.checkpoint)
     if known is None or known.deleted_at is not None or known.trust is Trust.BAD:
         return
+    if event.unreadable:
+        turn.record(event.run, f"step {known.step} could not be read back: {event.error}")
+        return
     if not event.ok:
         found_corrupt(turn, known, event.error)
         return
@@ -297,8 +300,11 @@ def on_restored(turn: Turn, event: RankRestored) -> None:
     """
     for rejected in event.rejected:
         known = turn.state.checkpoints.get(rejected.id)
-        if known is not None and known.trust is not Trust.BAD:
+        if known is not None and known.trust is not Trust.BAD and not rejected.unreadable:
             found_corrupt(turn, known, rejected.reason)
+    if turn.state.attempts[event.run].candidates and not event.checkpoint and event.step == 0:
+        _nothing_loaded(turn, event)
+        return
     agreed = gang.on_restored(turn, event)
     attempt = turn.state.attempts[event.run]
     if agreed:
@@ -316,6 +322,22 @@ def on_restored(turn: Turn, event: RankRestored) -> None:
             rewinding.condemn(turn, checkpoint.id, "not every rank could load it")
     failure = Failure(
         failure_class=FailureClass.CHECKPOINT_CORRUPT, reason=reason, signature="restore mismatch"
+    )
+    recovering.fail_attempt(
+        turn, event.run, failure, failed_at=event.at, rank=event.rank, node=None
+    )
+
+
+def _nothing_loaded(turn: Turn, event: RankRestored) -> None:
+    """A rank could load none of those offered: it must not begin again on its own (row 16)."""
+    attempt = turn.state.attempts[event.run]
+    reasons = tuple(rejected.reason for rejected in event.rejected)
+    why = f": {reasons[0]}" if reasons else ""
+    failure = Failure(
+        failure_class=FailureClass.STORAGE,
+        reason=f"none of {len(attempt.candidates)} checkpoints could be loaded{why}",
+        signature=recovery.NOTHING_LOADED,
+        evidence=reasons,
     )
     recovering.fail_attempt(
         turn, event.run, failure, failed_at=event.at, rank=event.rank, node=None
