@@ -187,7 +187,8 @@ def _doubt(attempt: Attempt, failure: Failure, count: int) -> str | None:
     It was loaded, and the same failure came back before any new step.
     """
     stepped = attempt.first_step_at is not None
-    if count > 1 and not stepped and failure.failure_class in MAY_BE_THE_CHECKPOINT:
+    suspect = failure.failure_class in MAY_BE_THE_CHECKPOINT and failure.cause is not Cause.USER
+    if count > 1 and not stepped and suspect:
         return attempt.restored
     return None
 

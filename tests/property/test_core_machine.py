@@ -59,7 +59,7 @@ FAILURES = (
     Failure(failure_class=FailureClass.USER_CODE, reason="ValueError: x", signature="ValueError"),
     Failure(failure_class=FailureClass.CASCADE, reason="closed by peer", signature="closed"),
     Failure(failure_class=FailureClass.GPU_HARDWARE, reason="Xid 79", signature="xid 79"),
-    Failure(failure_class=FailureClass.UNKNOWN, reason="exit code 3", signature="exit 3"),
+    Failure(failure_class=FailureClass.UNKNOWN, reason="exit code 3", signature="exit 3", code=3),
 )
 RUNS = ("run-1", "run-2")
 BUDGETS = {"infrastructure": 4, "user": 1, "anomaly": 2}

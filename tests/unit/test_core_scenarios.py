@@ -134,6 +134,41 @@ def test_a_user_error_stops_after_one_confirmation_with_the_tracebacks_last_line
     assert world.run().reason == "ValueError: bad batch"
 
 
+def test_a_script_that_ends_itself_is_confirmed_once_and_no_node_is_blamed() -> None:
+    """Row 26: fifty restarts, over all nodes, would tell its owner no more."""
+    gave_up = Failure(
+        failure_class=FailureClass.UNKNOWN, reason="no data", signature="exit 1", code=1
+    )
+    closed = Failure(failure_class=FailureClass.CASCADE, reason="closed", signature="closed")
+    world = World()
+    world.submit()
+    world.trained_to(25)
+    for _ in range(2):
+        world.die(rank=0, failure=closed, last_step=25)
+        world.die(rank=1, failure=gave_up, last_step=25)
+        world.settle()
+    assert (world.run().state, world.run().attempt) == (RunState.FAILED, 2)
+    assert world.run().reason == "no data"
+    assert not any(node.faults for node in world.state.nodes.values())
+    assert not world.run().avoid
+
+
+def test_a_silent_exit_does_not_condemn_what_was_loaded() -> None:
+    """The owner allows more tries: none of them says anything about the checkpoint."""
+    gave_up = Failure(
+        failure_class=FailureClass.UNKNOWN, reason="no data", signature="exit 1", code=1
+    )
+    world = World()
+    world.submit(spec(recovery={"user": 5}))
+    world.trained_to(25)
+    for _ in range(3):
+        world.die(failure=gave_up, last_step=25)
+        world.settle()
+        world.advance(61)
+        world.settle()
+    assert world.attempt().start_step == 20
+
+
 def test_a_user_error_after_progress_earns_another_try() -> None:
     world = World()
     world.submit()
