@@ -6,7 +6,7 @@ import pytest
 
 from babysit.wire import Tier
 from jobs.commands import DeleteCheckpoint
-from jobs.events import AttemptStopped, RankRestored, SaveFailed
+from jobs.events import AttemptStopped, CheckpointChecked, RankRestored, SaveFailed
 from monitors.failures import FailureClass
 from monitors.types import FindingKind, Severity
 from orchestrator.core.events import (
@@ -393,6 +393,23 @@ def test_a_rollback_that_names_no_step_never_throws_everything_away(
     world.do(world.event(RollbackAsked, run="run-1", to_step=0))
     world.settle()
     assert world.attempt().start_step == 0
+
+
+@pytest.mark.parametrize(("ok", "trust"), [(True, Trust.VERIFIED), (False, Trust.BAD)])
+def test_the_last_checkpoint_is_read_back_though_the_run_is_over(*, ok: bool, trust: Trust) -> None:
+    """It is what the run was for; its answer comes after the ranks have ended."""
+    world = trained(19)
+    world.reach(20)
+    last = world.save(20)
+    checks = [m for m in world.messages if isinstance(m, CheckpointChecked)]
+    world.messages = [m for m in world.messages if m not in checks]
+    world.end()
+    assert world.run().state is RunState.SUCCEEDED
+    for check in checks:
+        world.do(check.model_copy(update={"ok": ok, "error": "" if ok else "content differs"}))
+    assert world.state.checkpoints[last].trust is trust
+    told = [i.text for i in world.carried if isinstance(i, Notify)]
+    assert any("step 20 is corrupt" in text for text in told) is not ok
 
 
 def test_a_rollback_goes_by_the_step_that_was_truly_reached() -> None:
