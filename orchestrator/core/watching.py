@@ -87,7 +87,8 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
     """Past everything reached before: the recovery, if there was one, is over."""
     run, attempt = turn.run(run_id), turn.state.attempts[run_id]
     restart = attempt.restart
-    if restart is not None and restart.recovered_at is None:
+    recovered = restart is not None and restart.recovered_at is None
+    if restart is not None and recovered:
         turn.change_attempt(run_id, restart=dataclasses.replace(restart, recovered_at=at))
         turn.resolve_incident(restart.incident, f"training passed step {restart.best_step} again")
         for other in turn.state.incidents_of(run_id):
@@ -95,7 +96,7 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
                 turn.resolve_incident(other.id, f"training passed step {restart.best_step} again")
     if run.ledger.bucket != Bucket.PRODUCTIVE:
         turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.PRODUCTIVE, at))
-    if turn.run(run_id).state is not RunState.RUNNING:
+    if recovered or turn.run(run_id).state is not RunState.RUNNING:
         since = (
             "from the beginning" if attempt.start_step == 0 else f"from step {attempt.start_step}"
         )

@@ -61,6 +61,18 @@ def test_a_killed_rank_restarts_the_gang_from_the_newest_memory_checkpoint() -> 
     )
 
 
+def test_what_a_run_says_of_itself_once_the_lost_steps_are_computed_again() -> None:
+    world = World()
+    world.submit()
+    world.trained_to(25)
+    world.die(rank=1, last_step=25)
+    world.settle()
+    world.reach(21)
+    assert world.run().reason == "computing steps 21 to 25 again"
+    world.reach(26)
+    assert world.run().reason == "training, attempt 2 from step 20"
+
+
 def test_a_script_that_never_reports_is_called_running_and_ends_by_its_exits() -> None:
     world = World()
     world.submit()
