@@ -126,8 +126,18 @@ def on_checked(turn: Turn, event: CheckpointChecked) -> None:
     turn.change_checkpoint(
         known.id, checked_by=checked, trust=Trust.VERIFIED if whole else known.trust
     )
+    if whole:
+        _makes_up_for(turn, known)
     promote(turn, event.run)
     prune(turn, event.run)
+
+
+def _makes_up_for(turn: Turn, verified: Checkpoint) -> None:
+    """A newer one has been read back: what was corrupt before it is no longer missed."""
+    for incident in turn.state.incidents_of(verified.run):
+        corrupt = incident.kind == FailureClass.CHECKPOINT_CORRUPT.value
+        if corrupt and incident.evidence.get("step", verified.step) < verified.step:
+            turn.resolve_incident(incident.id, f"step {verified.step} was saved and read back")
 
 
 def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
@@ -140,6 +150,7 @@ def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
         severity=Severity.WARNING,
         subject=f"checkpoint of step {checkpoint.step} ({checkpoint.tier})",
         remedy="fall back to an older one",
+        evidence={"step": checkpoint.step},
         reason=f"the {checkpoint.tier} checkpoint of step {checkpoint.step} is corrupt: {error}",
     )
     turn.notify(run.id, Severity.WARNING, f"{run.name}: {incident.reason}", incident.id)

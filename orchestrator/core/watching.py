@@ -91,8 +91,9 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
     if restart is not None and recovered:
         turn.change_attempt(run_id, restart=dataclasses.replace(restart, recovered_at=at))
         turn.resolve_incident(restart.incident, f"training passed step {restart.best_step} again")
+        fallen_back = FailureClass.CHECKPOINT_CORRUPT.value  # found as this attempt loaded
         for other in turn.state.incidents_of(run_id):
-            if other.attempt < attempt.number:
+            if other.attempt < attempt.number or other.kind == fallen_back:
                 turn.resolve_incident(other.id, f"training passed step {restart.best_step} again")
     if run.ledger.bucket != Bucket.PRODUCTIVE:
         turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.PRODUCTIVE, at))

@@ -6,7 +6,13 @@ import pytest
 
 from babysit.wire import Tier
 from jobs.commands import DeleteCheckpoint
-from jobs.events import AttemptStopped, CheckpointChecked, RankRestored, SaveFailed
+from jobs.events import (
+    AttemptStopped,
+    CheckpointChecked,
+    RankRestored,
+    RejectedCheckpoint,
+    SaveFailed,
+)
 from monitors.failures import FailureClass
 from monitors.types import FindingKind, Severity
 from orchestrator.core.events import (
@@ -410,6 +416,42 @@ def test_the_last_checkpoint_is_read_back_though_the_run_is_over(*, ok: bool, tr
     assert world.state.checkpoints[last].trust is trust
     told = [i.text for i in world.carried if isinstance(i, Notify)]
     assert any("step 20 is corrupt" in text for text in told) is not ok
+
+
+def test_a_corrupt_checkpoint_is_no_longer_missed_once_a_newer_one_is_read_back() -> None:
+    world = trained(19)
+    world.reach(20)
+    world.save(20)
+    world.messages = [
+        m.model_copy(update={"ok": False, "error": "bits differ"})
+        if isinstance(m, CheckpointChecked)
+        else m
+        for m in world.messages
+    ]
+    world.settle()
+    (incident,) = world.state.incidents_of("run-1")
+    world.trained_to(29)
+    assert world.state.incidents[incident.id].state is IncidentState.OPEN
+    world.trained_to(30)
+    assert world.state.incidents[incident.id].state is IncidentState.RESOLVED
+
+
+def test_a_corrupt_checkpoint_that_was_fallen_back_from_is_settled_by_new_steps() -> None:
+    world = trained(25)
+    world.die(last_step=25)
+    while world.attempt().number == 1:
+        world.do(world.messages.pop(0))
+    refused = RejectedCheckpoint(id="run-1/1/directory/20", reason="bits differ")
+    instead = {"step": 10, "checkpoint": "run-1/1/directory/10", "rejected": (refused,)}
+    world.messages = [
+        m.model_copy(update=instead) if isinstance(m, RankRestored) else m for m in world.messages
+    ]
+    world.settle()
+    world.reach(19)
+    kinds = {i.kind for i in world.state.incidents_of("run-1")}
+    assert kinds == {"signal", "checkpoint_corrupt"}
+    world.reach(26)
+    assert {i.state for i in world.state.incidents_of("run-1")} == {IncidentState.RESOLVED}
 
 
 def test_a_rollback_goes_by_the_step_that_was_truly_reached() -> None:
