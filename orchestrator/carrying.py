@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 LAUNCH_TRIES = 3
 RETRY_SECONDS = 1.0
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds between tries to stop a worker, or to ask after it; the last for ever."""
+"""Seconds between tries; the last for ever."""
 
 
 class AgentLink(Protocol):
@@ -197,6 +197,20 @@ class Carrier:
             _log.error("an instruction was not carried out", exc_info=task.exception())
 
     async def _carry_out(self, instruction: Instruction) -> None:
+        """Until it is done: what nobody has foreseen may pass as well as what was."""
+        for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
+            try:
+                await self._act(instruction)
+            except Exception:  # noqa: BLE001 (a defect of a port, or a service that is away)
+                _log.exception("not carried out yet", id=instruction.id, kind=instruction.kind)
+                if not self._matters(instruction):
+                    break
+                await self._clock.sleep(pause)
+            else:
+                break
+        self._done(instruction.id)
+
+    async def _act(self, instruction: Instruction) -> None:
         match instruction:
             case LaunchWorker():
                 await self._launch(instruction)
@@ -204,7 +218,11 @@ class Carrier:
                 await self._ask_cluster(instruction)
             case Notify():
                 await self._notifier.notify(instruction)
-        self._done(instruction.id)
+
+    def _matters(self, instruction: Instruction) -> bool:
+        """Whether there still is somebody to do it to."""
+        worker = getattr(instruction, "worker", None)
+        return worker is None or worker in self._state.workers
 
     async def _ask_cluster(self, order: StopWorker | ProbeWorker) -> None:
         """Until the cluster has answered, or nothing is left to be asked about."""
@@ -222,7 +240,7 @@ class Carrier:
                     worker=order.worker,
                     error=str(error),
                 )
-                if order.worker not in self._state.workers:
+                if not self._matters(order):
                     return
                 await self._clock.sleep(pause)
             else:

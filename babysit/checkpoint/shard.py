@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from babysit.errors import ShardRefusedError
+from babysit.errors import ShardRefusedError, ShardUnreadableError
 from babysit.wire import MANIFEST_FILE, Tier, rank_directory, step_directory
 
 _HASH_BYTES = 16
@@ -67,17 +67,20 @@ class Manifest:
         """The manifest of a rank's directory.
 
         Raises:
-            ShardRefusedError: There is none, or it is no manifest.
+            ShardUnreadableError: There is none, or it cannot be read.
+            ShardRefusedError: It is no manifest.
         """
         try:
             raw = json.loads((directory / MANIFEST_FILE).read_bytes())
             files = tuple(ShardFile(**entry) for entry in raw.pop("files"))
             return cls(**{**raw, "tier": Tier(raw["tier"])}, files=files)
         except FileNotFoundError:
-            raise ShardRefusedError(
+            raise ShardUnreadableError(
                 f"{directory}: no manifest, so the shard is not whole"
             ) from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except OSError as error:
+            raise ShardUnreadableError(f"{directory / MANIFEST_FILE}: {error.strerror}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ShardRefusedError(f"{directory / MANIFEST_FILE}: unreadable: {error}") from error
 
 
@@ -207,7 +210,8 @@ def verify(manifest: Manifest, directory: Path) -> None:
     """Read a shard back.
 
     Raises:
-        ShardRefusedError: A file is missing, of another size, or of other content.
+        ShardUnreadableError: A file is missing, or cannot be read.
+        ShardRefusedError: A file is of another size, or of other content.
     """
     for file in manifest.files:
         path = directory / file.name
@@ -218,7 +222,7 @@ def verify(manifest: Manifest, directory: Path) -> None:
             if _digest(path) != file.blake2b:
                 raise ShardRefusedError(f"{path}: the content is not what was written (blake2b)")
         except OSError as error:
-            raise ShardRefusedError(f"{path}: {error.strerror}") from error
+            raise ShardUnreadableError(f"{path}: {error.strerror}") from error
 
 
 def _digest(path: Path) -> str:

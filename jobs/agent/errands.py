@@ -33,12 +33,17 @@ async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: R
         reporter: takes the answer.
     """
     begun = reporter.clock.monotonic()
-    fault = await asyncio.to_thread(inventory.verify, command, reporter.run)
+    unreadable = False
+    try:
+        fault = await asyncio.to_thread(inventory.verify, command, reporter.run)
+    except OSError as error:
+        fault, unreadable = f"{error.filename}: {error.strerror}", True
     reporter.say(
         CheckpointChecked(
             checkpoint=command.checkpoint,
             ok=not fault,
             error=fault,
+            unreadable=unreadable,
             seconds=reporter.clock.monotonic() - begun,
             **reporter.fields(max(attempt, command.attempt), command.id),
         )

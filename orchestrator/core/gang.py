@@ -155,6 +155,10 @@ def _start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
     number = run.attempt + 1
     world_size = sum(len(seat.ranks) for seat in seats)
     candidates = _candidates(turn, run, seats, world_size)
+    known = turn.state.checkpoints_of(run.id)
+    if not candidates and recovery.has_lost_its_past(run, turn.attempt(run.id), known):
+        hold(turn, run.id, "none of its checkpoints can be trusted any more")
+        return
     decision = run.decision
     restart = (
         dataclasses.replace(
@@ -369,6 +373,20 @@ def on_restored(turn: Turn, event: RankRestored) -> bool:
 
 
 # the end
+
+
+def hold(turn: Turn, run_id: str, why: str, incident: str | None = None) -> None:
+    """Stop here and page: what would come next cannot be undone."""
+    run = turn.run(run_id)
+    reason = (
+        f"held by babysit: {why}; `babysit release` tries again,"
+        " `babysit rollback --to STEP` goes on from another step (0: begins again)"
+    )
+    book = ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
+    turn.change_run(
+        run_id, state=RunState.HELD, held_from=run.state, reason=reason, pending=None, ledger=book
+    )
+    turn.notify(run_id, Severity.CRITICAL, f"{run.name} is {reason}", incident)
 
 
 def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:

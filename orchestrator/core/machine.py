@@ -114,7 +114,8 @@ def _stale(state: State, event: Event) -> str | None:
     ):
         return None
     run = state.runs.get(event.run)
-    if run is None or run.state in TERMINAL_RUN_STATES:
+    last_word = isinstance(event, CheckpointChecked)  # on the last checkpoint: it comes that late
+    if run is None or (run.state in TERMINAL_RUN_STATES and not last_word):
         return f"{event.kind} after the end of the run: ignored"
     if isinstance(event, _OF_THE_LIVE_ATTEMPT):
         attempt = state.attempts.get(event.run)

@@ -145,6 +145,7 @@ def end(turn: Turn, run: Run, state: RunState, reason: str) -> None:
 def on_restart_asked(turn: Turn, event: RestartAsked) -> None:
     """Stop the gang (it may save first) and start it again from the newest checkpoint."""
     run = _live(turn, event.run, "restart")
+    _refuse_held(run)
     _again(
         turn,
         run,
@@ -173,16 +174,34 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
             f"{run.name} has no checkpoint of step {to_step} to roll back to; it has: {have}"
         )
     if to_step is None and event.skip is None:
-        past = (c.step for c in loadable if c.id not in run.excluded and c.step < run.best_step)
-        to_step = max(past, default=0)
+        past = [c.step for c in loadable if c.id not in run.excluded and c.step < run.best_step]
+        to_step = _newest(run, past, steps, f"step {run.best_step}, the newest reached")
     if to_step is None and event.skip is not None:
-        before = (c.step for c in loadable if c.id not in run.excluded and c.batch < event.skip[0])
-        to_step = max(before, default=0)
+        before = [c.step for c in loadable if c.id not in run.excluded and c.batch < event.skip[0]]
+        to_step = _newest(run, before, steps, f"batch {event.skip[0]}")
     where = "" if to_step is None else f" to step {to_step}"
     reason = f"rollback{where} asked for by {event.actor}" + _because(event.reason)
+    if event.to_step is None or _has_live_attempt(turn, run.id):
+        _refuse_held(run)  # else the choice of a step ends the hold: nothing runs that it protects
     _again(turn, run, reason, to_step=to_step, skip=event.skip)
     if event.to_step is not None:
         rewinding.take_up_again(turn, run.id, event.to_step)
+
+
+def _refuse_held(run: Run) -> None:
+    if run.state is RunState.HELD:
+        raise RefusedError(f"{run.name} is held; `babysit release` it first")
+
+
+def _newest(run: Run, past: list[int], steps: list[int], what: str) -> int:
+    """The newest of the steps; to begin again, where there is something to lose, must be said."""
+    if steps and not past:
+        have = ", ".join(map(str, steps))
+        raise RefusedError(
+            f"{run.name} has no checkpoint from before {what}; it has: {have};"
+            " `--to STEP` takes one of them, `--to 0` begins again"
+        )
+    return max(past, default=0)
 
 
 def _again(
@@ -194,8 +213,6 @@ def _again(
     skip: tuple[int, int] | None = None,
     grace: float = 0.0,
 ) -> None:
-    if run.state is RunState.HELD:
-        raise RefusedError(f"{run.name} is held; `babysit release` it first")
     if turn.state.fleet.hold:
         raise RefusedError(f"everything is held ({turn.state.fleet.hold}); `babysit release` first")
     if run.decision is not None and run.decision.finish is not None:
@@ -203,6 +220,8 @@ def _again(
     live = _has_live_attempt(turn, run.id)
     if not live and run.attempt == 0:
         raise RefusedError(f"{run.name} has not started yet: {run.reason}")
+    if run.state is RunState.HELD:
+        run = turn.release_run(run.id, run.held_from or RunState.QUEUED, reason)
     turn.cancel_timer(run.id, "retry")
     decision = _instead_of(run.decision, gang.asked(turn, run, reason), to_step, skip)
     book = ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)

@@ -205,11 +205,7 @@ def decide(turn: Turn, run_id: str) -> None:
 def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
     attempt = turn.state.attempts[run.id]
     restart = decision.restart
-    if (
-        decision.onset_step is None
-        and attempt.failures
-        and failure.failure_class is not FailureClass.HANG
-    ):
+    if decision.onset_step is None and failure in [death.failure for death in attempt.failures]:
         rank, _, failure = root_cause(
             [(f.rank, f.at.timestamp(), f.failure) for f in attempt.failures]
         )
@@ -238,6 +234,11 @@ def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
     if verdict.stop:
         turn.notify(run.id, Severity.CRITICAL, f"{run.name} stops: {verdict.reason}", incident)
         gang.finish_run(turn, run.id, RunState.FAILED, verdict.reason)
+        return
+    if verdict.hold:
+        waiting = dataclasses.replace(decision, restart=restart, failure=None)  # it is judged
+        turn.change_run(run.id, decision=waiting)
+        gang.hold(turn, run.id, verdict.reason, incident)
         return
     decision = dataclasses.replace(decision, restart=restart, skip=verdict.skip, failure=failure)
     turn.record(run.id, f"{verdict.remedy}: {verdict.reason}")

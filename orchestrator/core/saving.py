@@ -115,6 +115,9 @@ def on_checked(turn: Turn, event: CheckpointChecked) -> None:
     known = turn.state.checkpoints.get(event.checkpoint)
     if known is None or known.deleted_at is not None or known.trust is Trust.BAD:
         return
+    if event.unreadable:
+        turn.record(event.run, f"step {known.step} could not be read back: {event.error}")
+        return
     if not event.ok:
         found_corrupt(turn, known, event.error)
         return
@@ -123,8 +126,18 @@ def on_checked(turn: Turn, event: CheckpointChecked) -> None:
     turn.change_checkpoint(
         known.id, checked_by=checked, trust=Trust.VERIFIED if whole else known.trust
     )
+    if whole:
+        _makes_up_for(turn, known)
     promote(turn, event.run)
     prune(turn, event.run)
+
+
+def _makes_up_for(turn: Turn, verified: Checkpoint) -> None:
+    """A newer one has been read back: what was corrupt before it is no longer missed."""
+    for incident in turn.state.incidents_of(verified.run):
+        corrupt = incident.kind == FailureClass.CHECKPOINT_CORRUPT.value
+        if corrupt and incident.evidence.get("step", verified.step) < verified.step:
+            turn.resolve_incident(incident.id, f"step {verified.step} was saved and read back")
 
 
 def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
@@ -137,6 +150,7 @@ def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
         severity=Severity.WARNING,
         subject=f"checkpoint of step {checkpoint.step} ({checkpoint.tier})",
         remedy="fall back to an older one",
+        evidence={"step": checkpoint.step},
         reason=f"the {checkpoint.tier} checkpoint of step {checkpoint.step} is corrupt: {error}",
     )
     turn.notify(run.id, Severity.WARNING, f"{run.name}: {incident.reason}", incident.id)
@@ -297,8 +311,11 @@ def on_restored(turn: Turn, event: RankRestored) -> None:
     """
     for rejected in event.rejected:
         known = turn.state.checkpoints.get(rejected.id)
-        if known is not None and known.trust is not Trust.BAD:
+        if known is not None and known.trust is not Trust.BAD and not rejected.unreadable:
             found_corrupt(turn, known, rejected.reason)
+    if turn.state.attempts[event.run].candidates and not event.checkpoint and event.step == 0:
+        _nothing_loaded(turn, event)
+        return
     agreed = gang.on_restored(turn, event)
     attempt = turn.state.attempts[event.run]
     if agreed:
@@ -316,6 +333,22 @@ def on_restored(turn: Turn, event: RankRestored) -> None:
             rewinding.condemn(turn, checkpoint.id, "not every rank could load it")
     failure = Failure(
         failure_class=FailureClass.CHECKPOINT_CORRUPT, reason=reason, signature="restore mismatch"
+    )
+    recovering.fail_attempt(
+        turn, event.run, failure, failed_at=event.at, rank=event.rank, node=None
+    )
+
+
+def _nothing_loaded(turn: Turn, event: RankRestored) -> None:
+    """A rank could load none of those offered: it must not begin again on its own (row 16)."""
+    attempt = turn.state.attempts[event.run]
+    reasons = tuple(rejected.reason for rejected in event.rejected)
+    why = f": {reasons[0]}" if reasons else ""
+    failure = Failure(
+        failure_class=FailureClass.STORAGE,
+        reason=f"none of {len(attempt.candidates)} checkpoints could be loaded{why}",
+        signature=recovery.NOTHING_LOADED,
+        evidence=reasons,
     )
     recovering.fail_attempt(
         turn, event.run, failure, failed_at=event.at, rank=event.rank, node=None

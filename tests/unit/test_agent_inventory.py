@@ -126,7 +126,10 @@ def test_verify_by_manifest_refuses_another_attempts_shard(tmp_path: Path):
     shard(tmp_path, 3, rank=1, attempt=2)
     assert verify(tmp_path, ranks=(0,)) == ""
     assert "written by attempt 2, not 1" in verify(tmp_path, ranks=(0, 1))
-    assert "rank-00002" in verify(tmp_path, ranks=(0, 2))
+    with pytest.raises(FileNotFoundError, match="rank-00002"):
+        verify(tmp_path, ranks=(0, 2))
+    (rank_directory(step_directory(tmp_path, 3), 0) / "manifest.json").write_text("{}")
+    assert "no manifest" in verify(tmp_path, ranks=(0,))
 
 
 def test_another_runs_shard_is_neither_verified_nor_deleted(tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from babysit.errors import NotDistributedError
+from babysit.errors import NotDistributedError, NothingLoadedError
 from babysit.reporter import Reporter
 from babysit.run import Run
 from babysit.wire import (
@@ -154,12 +154,20 @@ def test_a_shard_from_before_manifests_named_their_run_is_loaded(home: Home) -> 
     assert home.run(2, restore=(home.candidate(5),)).restore(Counter()) == 5
 
 
-def test_nothing_sound_left_means_the_beginning(home: Home) -> None:
-    run = home.run(restore=(home.candidate(3),))
-    state = Counter()
-    assert run.restore(state) == 0
-    assert home.notes("restored")[0]["checkpoint"] == ""
-    assert len(home.notes("restored")[0]["rejected"]) == 1
+def test_where_nothing_can_be_loaded_nothing_begins_again(home: Home) -> None:
+    """A stale mount must not cost the whole run, nor what is in memory."""
+    train(home.run(), total=5)
+    away = home.disk.rename(home.root / "away")
+    run = home.run(2, restore=(home.candidate(4, Tier.DIRECTORY), home.candidate(5, attempt=7)))
+    with pytest.raises(NothingLoadedError, match="none of 2 checkpoints can be loaded"):
+        run.restore(Counter())
+    (note,) = home.notes("restored")
+    assert (note["step"], note["checkpoint"]) == (0, "")
+    unreadable = [(refused["id"], refused["unreadable"]) for refused in note["rejected"]]
+    assert unreadable == [("directory-4", True), ("memory-5", False)]
+    assert home.steps(Tier.MEMORY)[-1] == 5
+    away.rename(home.disk)
+    assert home.run(3, restore=(home.candidate(4, Tier.DIRECTORY),)).restore(Counter()) == 4
 
 
 def test_saves_of_a_future_that_was_rolled_back_are_forgotten(home: Home) -> None:

@@ -1,0 +1,92 @@
+"""Carrying instructions out, when the world outside answers with errors nobody has foreseen."""
+
+from __future__ import annotations
+
+import pytest
+
+from monitors.types import Severity
+from orchestrator.carrying import PAUSES, Carrier
+from orchestrator.clusters.simulated import SimulatedCluster
+from orchestrator.core.entities import Worker
+from orchestrator.core.instructions import Notify, StopWorker
+from orchestrator.core.state import State
+from tests.control_room import VirtualClock
+
+
+class Flaky:
+    """A notifier, or a cluster, that fails a number of times in its own way."""
+
+    def __init__(self, failures: int) -> None:
+        self.left = failures
+        self.done: list[str] = []
+
+    async def _do(self, what: str) -> None:
+        if self.left:
+            self.left -= 1
+            raise RuntimeError("nobody has foreseen this")
+        self.done.append(what)
+
+    async def notify(self, notice: Notify) -> None:
+        await self._do(notice.text)
+
+    async def stop(self, worker: str, run: str) -> None:
+        await self._do(f"{run}: {worker}")
+
+
+class Desk:
+    """A carrier, and what it has noted down as done."""
+
+    def __init__(self, flaky: Flaky, *workers: str) -> None:
+        self.clock = VirtualClock()
+        self.noted: list[str] = []
+        cluster = SimulatedCluster([], self.clock)
+        cluster.stop = flaky.stop  # type: ignore[method-assign]
+        self.state = State(
+            Worker(id=worker, run="run-1", node="node-1", launched_at=self.clock.now())
+            for worker in workers
+        )
+        self.carrier = Carrier(
+            cluster,
+            flaky,
+            self.clock,
+            worker_token=lambda run, worker: "token",
+            worker_gone=self._gone,
+            done=self.noted.append,
+        )
+        self.carrier.start(self.state, [])
+
+    async def _gone(self, worker: str, run: str, reason: str) -> None:
+        raise AssertionError(f"{worker} of {run}: {reason}")
+
+    async def ticks(self, count: int) -> None:
+        for _ in range(count):
+            await self.clock.tick()
+
+
+STOP = StopWorker(id="i-1", cause="e-1", run="run-1", reason="", worker="w-1", node="node-1")
+PAGE = Notify(
+    id="i-2", cause="e-1", run="run-1", reason="", severity=Severity.CRITICAL, text="wake up"
+)
+
+
+@pytest.mark.parametrize(("order", "what"), [(STOP, "run-1: w-1"), (PAGE, "wake up")])
+async def test_what_fails_unforeseen_is_tried_again_with_back_off(
+    order: StopWorker | Notify, what: str
+) -> None:
+    flaky = Flaky(failures=3)
+    desk = Desk(flaky, "w-1")
+    desk.carrier.carry([order])
+    await desk.clock.settle()
+    assert (desk.noted, flaky.done) == ([], [])
+    await desk.ticks(3)
+    assert (desk.noted, flaky.done) == ([order.id], [what])
+    assert desk.clock.monotonic() == sum(PAUSES[:3])
+    await desk.carrier.stop()
+
+
+async def test_what_no_longer_matters_is_not_tried_for_ever() -> None:
+    desk = Desk(Flaky(failures=1000))
+    desk.carrier.carry([STOP])
+    await desk.clock.settle()
+    assert desk.noted == [STOP.id]
+    await desk.carrier.stop()
