@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
-from jobs.events import RankExited
+from jobs.events import RankExited, RankRestored
 from monitors.exits import root_cause
 from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
@@ -130,6 +130,20 @@ def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:
             reason=f"the ranks on {node} were not started within {gang.START_SECONDS:.0f} s",
         )
         fail_attempt(turn, run_id, failure, failed_at=turn.now, rank=None, node=node)
+
+
+def nothing_loaded(turn: Turn, event: RankRestored) -> None:
+    """A rank could load none of those offered: it must not begin again on its own (row 16)."""
+    attempt = turn.state.attempts[event.run]
+    reasons = tuple(rejected.reason for rejected in event.rejected)
+    why = f": {reasons[0]}" if reasons else ""
+    failure = Failure(
+        failure_class=FailureClass.STORAGE,
+        reason=f"none of {len(attempt.candidates)} checkpoints could be loaded{why}",
+        signature=recovery.NOTHING_LOADED,
+        evidence=reasons,
+    )
+    fail_attempt(turn, event.run, failure, failed_at=event.at, rank=event.rank, node=None)
 
 
 def fail_attempt(

@@ -314,7 +314,7 @@ def on_restored(turn: Turn, event: RankRestored) -> None:
         if known is not None and known.trust is not Trust.BAD and not rejected.unreadable:
             found_corrupt(turn, known, rejected.reason)
     if turn.state.attempts[event.run].candidates and not event.checkpoint and event.step == 0:
-        _nothing_loaded(turn, event)
+        recovering.nothing_loaded(turn, event)
         return
     agreed = gang.on_restored(turn, event)
     attempt = turn.state.attempts[event.run]
@@ -333,22 +333,6 @@ def on_restored(turn: Turn, event: RankRestored) -> None:
             rewinding.condemn(turn, checkpoint.id, "not every rank could load it")
     failure = Failure(
         failure_class=FailureClass.CHECKPOINT_CORRUPT, reason=reason, signature="restore mismatch"
-    )
-    recovering.fail_attempt(
-        turn, event.run, failure, failed_at=event.at, rank=event.rank, node=None
-    )
-
-
-def _nothing_loaded(turn: Turn, event: RankRestored) -> None:
-    """A rank could load none of those offered: it must not begin again on its own (row 16)."""
-    attempt = turn.state.attempts[event.run]
-    reasons = tuple(rejected.reason for rejected in event.rejected)
-    why = f": {reasons[0]}" if reasons else ""
-    failure = Failure(
-        failure_class=FailureClass.STORAGE,
-        reason=f"none of {len(attempt.candidates)} checkpoints could be loaded{why}",
-        signature=recovery.NOTHING_LOADED,
-        evidence=reasons,
     )
     recovering.fail_attempt(
         turn, event.run, failure, failed_at=event.at, rank=event.rank, node=None
