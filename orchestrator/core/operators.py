@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
-from jobs.spec import RunSpec
 from orchestrator.core import (
+    admission,
     gang,
     leaving,
     ledger,
@@ -28,10 +28,6 @@ from orchestrator.core.events import (
     RunSubmitted,
 )
 from orchestrator.core.ledger import Bucket
-from orchestrator.core.scheduling.board import could_fit
-from orchestrator.core.scheduling.rooms import Rooms
-from orchestrator.core.scheduling.topology import largest_domain
-from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
@@ -49,8 +45,7 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
     if event.run in turn.state.runs:
         turn.record(event.run, "submitted twice: the first counts")
         return
-    refuse_too_large(turn.state, event.spec)
-    _refuse_shared_directory(turn.state, event.spec)
+    admission.check(turn.state, event.spec)
     run = Run(
         id=event.run,
         name=event.spec.name,
@@ -64,51 +59,6 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
     if event.spec.max_runtime is not None:
         turn.set_timer(run.id, "max_runtime", event.spec.max_runtime)
     turn.schedule_wanted = True
-
-
-def refuse_too_large(state: State, spec: RunSpec) -> None:
-    """Raise InvalidError when even the empty cluster does not fit the run.
-
-    An unknown cluster refuses nothing.
-    """
-    nodes = [node for node in state.nodes.values() if node.state is not NodeState.GONE]
-    if not nodes:
-        return
-    need, pack = spec.resources, spec.placement.pack
-    rooms = Rooms(node.room for node in nodes)
-    mask = could_fit(rooms, need)
-    fitting = largest_domain(rooms, mask, pack)
-    if fitting >= need.min_nodes:
-        return
-    if int(mask.sum()) >= need.min_nodes:
-        raise InvalidError(
-            f"placement.pack: asks for {need.min_nodes} nodes within one {pack}, and the largest"
-            f" has {fitting} that fit: ask for less, or pack within something larger"
-        )
-    largest = max(nodes, key=lambda n: (n.gpus, n.cpus, n.memory))
-    memory = f", {largest.memory / 2**30:.1f} GiB" if largest.memory else ""
-    shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
-    offer = f"{largest.gpus} GPUs, {largest.cpus:g} CPUs{memory}"
-    raise InvalidError(
-        f"resources: asks for {need.min_nodes} x ({shape}"
-        + (f", {need.memory_per_node / 2**30:.1f} GiB" if need.memory_per_node else "")
-        + f") but the cluster has {len(nodes)} nodes of at most ({offer}),"
-        f" of which {int(mask.sum())} fit: ask for less, or add nodes"
-    )
-
-
-def _refuse_shared_directory(state: State, spec: RunSpec) -> None:
-    """Raise RefusedError when a live run saves where this one would.
-
-    Steps of both would lie at the same paths, and each would overwrite and prune the other's.
-    """
-    directory = spec.checkpoint.directory
-    others = (run for run in state.live_runs() if run.spec.checkpoint.directory == directory)
-    if directory is not None and (other := next(others, None)) is not None:
-        raise RefusedError(
-            f"{directory} holds the checkpoints of {other.name} ({other.id}), which is"
-            f" {other.state}: name another checkpoint.directory, or wait for that run or cancel it"
-        )
 
 
 def _live(turn: Turn, run_id: str, verb: str) -> Run:
@@ -134,7 +84,7 @@ def on_cancelled(turn: Turn, event: RunCancelled) -> None:
 
 def end(turn: Turn, run: Run, state: RunState, reason: str) -> None:
     """Stop the gang if there is one, then end the run in `state`."""
-    decision = Decision(restart=gang.asked(turn, run, reason), finish=state)
+    decision = Decision(restart=leaving.asked(turn, run, reason), finish=state)
     turn.change_run(run.id, decision=decision, reason=reason)
     if _has_live_attempt(turn, run.id):
         gang.stop_attempt(turn, run.id, reason, grace=leaving.GRACE_SECONDS)
@@ -223,7 +173,7 @@ def _again(
     if run.state is RunState.HELD:
         run = turn.release_run(run.id, run.held_from or RunState.QUEUED, reason)
     turn.cancel_timer(run.id, "retry")
-    decision = _instead_of(run.decision, gang.asked(turn, run, reason), to_step, skip)
+    decision = _instead_of(run.decision, leaving.asked(turn, run, reason), to_step, skip)
     book = ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)
     state = RunState.RECOVERING if live else run.state
     turn.change_run(run.id, decision=decision, state=state, reason=reason, ledger=book)
@@ -383,7 +333,7 @@ def drain(turn: Turn, node_id: str, reason: str, by: str) -> None:
 def _move_away(turn: Turn, run_id: str, node: Node) -> None:
     run = turn.run(run_id)
     reason = f"{node.id} is being drained by {node.by}: {node.reason}"
-    restart = gang.asked(turn, run, reason, remedy="move away")
+    restart = leaving.asked(turn, run, reason, remedy="move away")
     leaving.ask(turn, run, dataclasses.replace(restart, node=node.id))
 
 

@@ -16,6 +16,8 @@ from tests.control_room import VirtualClock
 class Flaky:
     """A notifier, or a cluster, that fails a number of times in its own way."""
 
+    channel = "test"
+
     def __init__(self, failures: int) -> None:
         self.left = failures
         self.done: list[str] = []
