@@ -48,6 +48,7 @@ from orchestrator.core.entities import (
     Entity,
     Incident,
     Node,
+    Queue,
     Run,
     Worker,
 )
@@ -72,9 +73,9 @@ from orchestrator.core.state import State
 from orchestrator.observing import Progress, may_end
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-_KINDS = ("runs", "attempts", "workers", "nodes", "checkpoints", "incidents")
+_KINDS = ("runs", "attempts", "workers", "nodes", "checkpoints", "incidents", "queues")
 _ENTITY: dict[type, TypeAdapter[Entity]] = {
-    kind: TypeAdapter(kind) for kind in (Run, Attempt, Worker, Node, Checkpoint, Incident)
+    kind: TypeAdapter(kind) for kind in (Run, Attempt, Worker, Node, Checkpoint, Incident, Queue)
 }
 
 

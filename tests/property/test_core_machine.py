@@ -8,6 +8,7 @@ timers fire. After every event the invariants of DESIGN sections 3, 4 and 7 are 
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import itertools
 import re
 from collections.abc import Callable
@@ -33,12 +34,16 @@ from orchestrator.core.events import (
     CheckpointPinned,
     CheckpointRemovalAsked,
     IncidentChanged,
+    MaintenanceDue,
+    MaintenancePlanned,
     NodeChanged,
+    QueueChanged,
     RestartAsked,
     RollbackAsked,
     RunCancelled,
     RunHeld,
     RunReleased,
+    SparesChanged,
     WorkerLost,
     WorkerRegained,
 )
@@ -54,6 +59,7 @@ from orchestrator.core.instructions import (
 from orchestrator.core.ledger import totals
 from orchestrator.core.machine import handle
 from orchestrator.core.recovery import LAUNCH_TRIES
+from orchestrator.core.scheduling import Quota
 from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
@@ -64,7 +70,7 @@ from orchestrator.core.states import (
     Trust,
     WorkerState,
 )
-from orchestrator.errors import NotFoundError, RefusedError
+from orchestrator.errors import InvalidError, NotFoundError, RefusedError
 from tests.world import World, reloaded, spec
 
 FAILURES = (
@@ -128,8 +134,16 @@ class CountingWorld(World):
 class CoreMachine(RuleBasedStateMachine):
     """The core among unreliable messengers."""
 
-    @initialize(nodes=st.integers(2, 4), trained=st.booleans(), asks=st.booleans())
-    def begin(self, nodes: int, trained: bool, asks: bool) -> None:
+    @initialize(
+        nodes=st.integers(2, 4),
+        trained=st.booleans(),
+        asks=st.booleans(),
+        priorities=st.tuples(*[st.sampled_from(["low", "normal", "high"])] * 2),
+        shape=st.sampled_from([2, {"min": 1, "max": 2}, {"min": 1, "max": 3}]),
+    )
+    def begin(
+        self, nodes: int, trained: bool, asks: bool, priorities: tuple[str, str], shape: object
+    ) -> None:
         self.world = CountingWorld(nodes=nodes, slow=True)
         self.world.after = self.after_each_event
         self.past: dict[str, tuple[int, int]] = {}
@@ -139,9 +153,17 @@ class CoreMachine(RuleBasedStateMachine):
         self.checked = 0
         self.steps: dict[str, int] = {}
         action = {"action": "ask" if asks else "act"}
-        for run in RUNS:
-            monitors = {"loss_spike": action, "hang": action} if run == "run-2" else {}
-            self.world.submit(spec(run, recovery=BUDGETS, monitors=monitors), run)
+        for run, priority in zip(RUNS, priorities, strict=True):
+            second = run == "run-2"
+            asked = spec(
+                run,
+                recovery=BUDGETS,
+                monitors={"loss_spike": action, "hang": action} if second else {},
+                priority=priority,
+                resources={"nodes": shape if second else 2},
+                placement={"spares": int(nodes == 4 and not second)},
+            )
+            self.world.submit(asked, run)
         if trained:  # most of what can go wrong needs a gang that runs
             for run in RUNS:
                 self.train_well(run, 3)
@@ -277,6 +299,7 @@ class CoreMachine(RuleBasedStateMachine):
     def die(self, run: str, failure: Failure, rank: int) -> None:
         attempt = self.world.state.attempts.get(run)
         if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
+            rank %= attempt.world_size
             self.world.die(rank, failure, last_step=self.world.step(run), run=run)
 
     @rule(run=st.sampled_from(RUNS), failure=st.sampled_from(FAILURES), times=st.integers(2, 7))
@@ -361,6 +384,26 @@ class CoreMachine(RuleBasedStateMachine):
 
     # operators
 
+    @rule(gpus=st.sampled_from([None, 0, 1, 2, 4]))
+    def set_quota(self, gpus: int | None) -> None:
+        self._ask(QueueChanged, quota=Quota(name="default", gpus=gpus))
+
+    @rule(spares=st.sampled_from([0, 1, "auto"]))
+    def set_spares(self, spares: int | str) -> None:
+        self._ask(SparesChanged, spares=spares)
+
+    @rule(node=st.integers(1, 4), wait=st.integers(0, 100), lasts=st.integers(1, 500))
+    def plan_maintenance(self, node: int, wait: int, lasts: int) -> None:
+        begins = self.world.now + dt.timedelta(seconds=wait)
+        ends = begins + dt.timedelta(seconds=lasts)
+        names = (f"node-{node}",)
+        self._ask(MaintenancePlanned, nodes=names, begins=begins, ends=ends, reason="test")
+
+    @rule()
+    def begin_maintenance(self) -> None:
+        for node in self.world.state.due_maintenance(self.world.now):
+            self.world.do(self.world.event(MaintenanceDue, node=node))
+
     @rule(run=st.sampled_from(RUNS), kind=st.sampled_from([RunHeld, RestartAsked]))
     def ask(self, run: str, kind: type) -> None:
         self._ask(kind, run=run)
@@ -410,7 +453,7 @@ class CoreMachine(RuleBasedStateMachine):
         before = _picture(self.world.state)
         try:
             self.world.do(event)
-        except (RefusedError, NotFoundError):
+        except (InvalidError, RefusedError, NotFoundError):
             assert _picture(self.world.state) == before, "a refused request changed something"
 
     # promises
@@ -429,6 +472,16 @@ class CoreMachine(RuleBasedStateMachine):
         for run, state in self.world.state.runs.items():
             assert state.attempt >= self.numbers.get(run, 0)
             self.numbers[run] = state.attempt
+
+    @invariant()
+    def no_node_is_given_twice(self) -> None:
+        """They have one CPU each. Nobody has nodes kept for it that has all it needs."""
+        state = self.world.state
+        for node in state.nodes:
+            here = [w for w in state.workers_on(node) if w.state is not WorkerState.ENDED]
+            assert len(here) <= 1, here
+        for run in state.live_runs():
+            assert run.claim is None or run.pending or run.state is RunState.HELD, run
 
     @invariant()
     def nothing_after_the_end(self) -> None:
@@ -569,7 +622,15 @@ class CoreMachine(RuleBasedStateMachine):
 def _picture(state: State) -> dict[str, object]:
     return {
         name: dict(getattr(state, name))
-        for name in ("runs", "attempts", "workers", "nodes", "checkpoints", "incidents")
+        for name in (
+            "runs",
+            "attempts",
+            "workers",
+            "nodes",
+            "checkpoints",
+            "incidents",
+            "queues",
+        )
     } | {"fleet": state.fleet}
 
 
