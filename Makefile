@@ -33,7 +33,7 @@ lint: $(READY) ## Check style, formatting, types and the import contracts
 	@$(PYTHON) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
 
-bench: $(READY) postgresql ## Run every benchmark; the last line of each is one JSON object
+bench: $(READY) postgresql ## Run every benchmark (not its support/); the last line of each is one JSON object
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PYTHON) "$$file"; done
 
 clean: ## Remove caches and outputs (the virtual environment stays: remove .venv yourself)

@@ -25,3 +25,11 @@ class StateMismatchError(BabysitError):
 
 class ShardRefusedError(BabysitError):
     """A shard is missing, incomplete or damaged; the next candidate is tried."""
+
+
+class ShardUnreadableError(ShardRefusedError):
+    """A shard is not there, or cannot be read: which may pass, and says nothing of its content."""
+
+
+class NothingLoadedError(BabysitError):
+    """There are checkpoints, and none can be loaded: to begin again would throw them away."""

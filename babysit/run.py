@@ -223,6 +223,7 @@ class Run:
         Raises:
             NotDistributedError: There are several ranks and torch.distributed is not initialised.
             StateMismatchError: A sound checkpoint does not fit the state.
+            NothingLoadedError: There are checkpoints, and none of them can be loaded.
         """
         begun = time.perf_counter()
         with self.phase(Phase.RESTORING):
@@ -234,7 +235,6 @@ class Run:
                 self.step = candidate.step
                 self.batch = self._resumed["batch"]
                 rng.apply(self._resumed["rng"])
-            self._saver.forget_after(self.step)
             self._reporter.note(
                 Note.RESTORED,
                 step=self.step,
@@ -242,6 +242,8 @@ class Run:
                 seconds=time.perf_counter() - begun,
                 rejected=list(choice.rejected),
             )
+            choice.require(self.plan)
+            self._saver.forget_after(self.step)
         for refused in choice.rejected:
             self._reporter.warn(f"checkpoint {refused['id']} is passed over: {refused['reason']}")
         return self.step

@@ -58,6 +58,8 @@ class Candidate:
     attempt: int
     """The attempt that wrote it. A manifest of another attempt does not belong to this checkpoint:
     refuse it."""
+    run: str = ""
+    """The run it belongs to. A manifest that names another does not: refuse it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ class Note(StrEnum):
     """Kinds of line in `notes.jsonl`. Every line has `kind`, `time` (Unix seconds) and `rank`."""
 
     STARTED = "started"  # `babysit.init()` was called
-    RESTORED = "restored"  # step, checkpoint (id or ""), seconds, rejected: [{id, reason}]
+    RESTORED = "restored"  # step, checkpoint (id or ""), seconds, rejected: [{id, reason,
+    # unreadable}]; step 0 and "" although there were candidates: none could be loaded
     SHARD = "shard"  # step, tier, path, files: [{name, bytes, blake2b}], batch,
     # seconds: {copy, write}; the directory tier only
     SAVE_FAILED = "save_failed"  # step, tier, error

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 import time
 from bisect import bisect_left
@@ -31,7 +30,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from monitors.exits import classify  # noqa: E402 (the script runs without installation)
+from benchmarks.support import public_data  # noqa: E402 (the script runs without installation)
+from monitors.exits import classify  # noqa: E402
 from monitors.failures import CAUSE_OF, Cause, FailureClass  # noqa: E402
 from monitors.loss import LossMonitor  # noqa: E402
 from monitors.types import Finding, FindingKind, Sample  # noqa: E402
@@ -258,9 +258,8 @@ def bench_logs(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    default = os.environ.get("BABYSIT_DATA", str(ROOT.parent / "shared" / "data"))
     parser = argparse.ArgumentParser(description="Score the monitors on labelled public data.")
-    parser.add_argument("--data", type=Path, default=Path(default))
+    parser.add_argument("--data", type=Path, default=public_data.default(), help=public_data.HELP)
     data = parser.parse_args().data
     figures: dict[str, Any] = {}
     for name, needed, bench in (
@@ -268,11 +267,11 @@ def main() -> None:
         ("failure_logs", "failure_logs.jsonl", bench_logs),
     ):
         path = data / name / needed
-        if path.exists():
-            figures |= bench(path.parent if bench is bench_curves else path)
-        else:
-            print(f"{path} is missing: {name} not scored; name the data with --data")
+        if problem := public_data.missing(path):
+            print(f"{name} not scored: {problem}")
             figures[f"{name}_missing"] = True
+        else:
+            figures |= bench(path.parent if bench is bench_curves else path)
     print(json.dumps(figures))
 
 

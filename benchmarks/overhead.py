@@ -3,13 +3,16 @@
     python benchmarks/overhead.py
 
 * `run.report`: the call alone, in this process, into a real ring on tmpfs.
-* The memory checkpoint: the tiny GPT on two ranks (FSDP2) saves after every second step; the figure
-  is what saves blocked, as a share of a step, and the difference between steps with and without.
+* The memory checkpoint: the tiny GPT on two ranks (FSDP2) saves after every second step; the
+  figures are what rank 0 says each save blocked, as a share of a step, and the difference between
+  steps with and without. Medians, after a warm-up: the first save imports what it needs.
 * The agent: CPU time of both agents of a job of two ranks at 20 steps/s, as a share of one core.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import os
 import shutil
 import sys
@@ -21,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import babysit
 from babysit.wire import ENV_RANK_DIR, PLAN_FILE, Plan
-from benchmarks.harness import (
+from benchmarks.support.harness import (
     control_plane,
     last_line,
     median,
@@ -32,6 +35,7 @@ from benchmarks.harness import (
     workplace,
 )
 from orchestrator.cli.session import Session
+from orchestrator.database.sql_store import SqlStore
 
 REPORTS, BATCHES = 2000, 30
 GPT_STEPS, GPT_WARM_UP = 160, 30
@@ -89,14 +93,29 @@ def memory_checkpoint(session: Session, directory: Path) -> dict[str, float]:
     )
     if ended["state"] != "succeeded":
         raise RuntimeError(f"the GPT {ended['state']}: {ended['reason']}")
-    series = session.api.get(path("runs", run, "samples"), points=10_000)
-    blocked = ended["seconds"]["checkpointing"] / (GPT_STEPS // 2)
+    steps = asyncio.run(reported(session.settings.database, run))[GPT_WARM_UP:-1]
     # The time of a step runs from report to report, and a save follows the report: step N + 1 pays
     # for it.
-    steps = list(zip(series["step"], series["seconds"], strict=True))[GPT_WARM_UP:-1]
-    with_save = median([seconds for step, seconds in steps if step % 2 == 1])
-    without = median([seconds for step, seconds in steps if step % 2 == 0])
-    return {"blocked": blocked, "with": with_save, "without": without}
+    paying = [(took, blocked) for step, took, blocked in steps if step % 2 == 1]
+    return {
+        "blocked": median([blocked for _, blocked in paying]),
+        "with": median([took for took, _ in paying]),
+        "without": median([took for step, took, _ in steps if step % 2 == 0]),
+    }
+
+
+async def reported(url: str, run: str) -> list[tuple[int, float, float]]:
+    """(step, its seconds, of which a save blocked) of every step of rank 0, from the database."""
+    store = await SqlStore.open(url)
+    try:
+        tail = await store.sample_tail(run, count=GPT_STEPS)
+    finally:
+        await store.close()
+    return [
+        row
+        for _, samples in tail
+        for row in zip(samples.step, samples.seconds, samples.blocked_seconds, strict=True)
+    ]
 
 
 def agent_share(session: Session, directory: Path) -> float:
@@ -139,6 +158,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with workplace("overhead") as directory:
         reports = report_microseconds(directory)
         with control_plane(directory) as session:
@@ -152,7 +174,7 @@ def main() -> None:
             ("run.report, slowest batch", max(reports), "µs"),
             ("tiny GPT step without a save, median", save["without"] * 1e3, "ms"),
             ("tiny GPT step with a save to memory, median", save["with"] * 1e3, "ms"),
-            ("blocked by a save, mean", save["blocked"] * 1e3, "ms"),
+            ("blocked by a save, median", save["blocked"] * 1e3, "ms"),
             ("blocked, as a share of a step", save["blocked"] / save["without"], ""),
             ("two agents at 20 steps/s", agent * 100, "% of a core"),
         ],
@@ -161,7 +183,7 @@ def main() -> None:
         {
             "report_microseconds_median": median(reports),
             "report_microseconds_max": max(reports),
-            "memory_checkpoint_blocked_milliseconds_mean": save["blocked"] * 1e3,
+            "memory_checkpoint_blocked_milliseconds_median": save["blocked"] * 1e3,
             "memory_checkpoint_step_ratio": save["blocked"] / save["without"],
             "memory_checkpoint_step_difference_ratio": difference / save["without"],
             "step_milliseconds_median": save["without"] * 1e3,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.harness import (
+from benchmarks.support.harness import (
     control_plane,
     last_line,
     median,
@@ -34,7 +34,8 @@ from benchmarks.harness import (
     workplace,
 )
 
-JOB = Path(__file__).with_name("recovery_job.py")
+ROOT = Path(__file__).resolve().parents[1]
+JOB = ROOT / "benchmarks" / "support" / "recovery_job.py"
 STEPS_BETWEEN_KILLS = 15
 MANY_STEPS = 100_000
 PATIENCE_SECONDS = 120.0
@@ -117,7 +118,7 @@ def under_torchrun(directory: Path, kills: int, chance: random.Random) -> list[R
                 f"--max-restarts={kills * 10}", str(JOB), str(log), str(checkpoints),
                 str(MANY_STEPS),
             ],
-            env={**os.environ, **TORCHRUN_ENVIRONMENT, "PYTHONPATH": str(JOB.parents[1])},
+            env={**os.environ, **TORCHRUN_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=(directory / "torchrun.err").open("w"),
             start_new_session=True,
@@ -138,7 +139,7 @@ def under_babysit(
         "name": "recovery",
         "command": ["python", str(JOB), str(log), "", str(MANY_STEPS)],
         "workdir": str(directory),
-        "env": {"PYTHONPATH": str(JOB.parents[1])},
+        "env": {"PYTHONPATH": str(ROOT)},
         "resources": {"nodes": 2},
         "preload": [
             "torch",

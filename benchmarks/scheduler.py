@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 
-from benchmarks.harness import last_line, table
+from benchmarks.support.harness import last_line, table
 from jobs.spec import Priority, RunSpec
 from orchestrator.core import demanding
 from orchestrator.core.entities import (

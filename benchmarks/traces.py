@@ -1,7 +1,7 @@
 """Replay public job traces: peers' published figures to the digit, then the product's policies.
 
 `python benchmarks/traces.py --data DIR` compares with every expected figure, under the peer's own
-rules (`peer_rules.py`), and ends with 1 when a digit differs. `--trace FILE --nodes
+rules (`support/peer_rules.py`), and ends with 1 when a digit differs. `--trace FILE --nodes
 FILE|COUNTxGPUS` (both may be repeated) replays other traces: under the product's policies, and
 under the rules of the peer whose kind of trace it is. The last line is one JSON object:
 `{trace: {policy: {avg_jct_seconds, avg_queue_seconds, p99_jct_seconds, wall_seconds}}}`.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -28,8 +27,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from harness import table  # noqa: E402 (the script runs without installation)
-from peer_rules import (  # noqa: E402
+from benchmarks.support import public_data  # noqa: E402 (the script runs without installation)
+from benchmarks.support.harness import table  # noqa: E402
+from benchmarks.support.peer_rules import (  # noqa: E402
     HeliosCosts,
     HeliosPreemptiveRules,
     HeliosQueueRules,
@@ -37,7 +37,6 @@ from peer_rules import (  # noqa: E402
     MuriRules,
     muri_trace,
 )
-
 from orchestrator.simulation.policies import POLICIES, PolicyName, ProductRules  # noqa: E402
 from orchestrator.simulation.pool import Rules  # noqa: E402
 from orchestrator.simulation.production import ProductionRules  # noqa: E402
@@ -193,10 +192,10 @@ def known_cases(data: Path) -> Iterator[Case]:
 
 
 def is_there(*paths: Path) -> bool:
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        print(f"{' and '.join(missing)} missing: not replayed; name the data with --data")
-    return not missing
+    problem = public_data.missing(*paths)
+    if problem:
+        print(f"not replayed: {problem}")
+    return not problem
 
 
 def muri_expected(path: Path, number: str) -> dict[str, dict[str, str]]:
@@ -214,9 +213,8 @@ def given_cases(traces: list[Path], nodes: list[str]) -> Iterator[Case]:
 
 
 def main() -> int:
-    default = os.environ.get("BABYSIT_DATA", str(ROOT.parent / "shared" / "data"))
     parser = argparse.ArgumentParser(description="Replay public job traces.")
-    parser.add_argument("--data", type=Path, default=Path(default))
+    parser.add_argument("--data", type=Path, default=public_data.default(), help=public_data.HELP)
     parser.add_argument("--trace", type=Path, action="append", default=[])
     parser.add_argument("--nodes", action="append", default=[], help="FILE|COUNTxGPUS")
     options = parser.parse_args()

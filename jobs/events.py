@@ -78,10 +78,15 @@ class RejectedCheckpoint(BaseModel):
 
     id: str
     reason: str
+    unreadable: bool = False
+    """It is missing or cannot be read, which may pass; otherwise it is damaged."""
 
 
 class RankRestored(WorkerEvent):
-    """A rank loaded a checkpoint (step 0 and no id: started from the beginning)."""
+    """A rank loaded a checkpoint.
+
+    Step 0 and no id: it started from the beginning, or could load none of those offered.
+    """
 
     kind: Literal["rank_restored"] = "rank_restored"
     rank: int
@@ -133,6 +138,8 @@ class ShardReport(BaseModel):
     files: tuple[ShardFile, ...]
     copy_seconds: float = 0.0
     write_seconds: float = 0.0
+    run: str = ""
+    """Whose it is; empty: written before manifests said so."""
 
 
 class Shards(BaseModel):
@@ -247,6 +254,8 @@ class CheckpointChecked(WorkerEvent):
     checkpoint: str
     ok: bool
     error: str = ""
+    unreadable: bool = False
+    """Not ok since it is missing or cannot be read, which may pass; otherwise it is damaged."""
     seconds: float = 0.0
 
 

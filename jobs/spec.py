@@ -32,9 +32,11 @@ def parse_bytes(value: object) -> object:
 
 
 def parse_seconds(value: object) -> object:
-    """`90s`, `10m`, `1h30m`, `14d` or a number of seconds, as seconds."""
+    """`90s`, `10m`, `1h30m`, `14d` or a number of seconds, also as text, as seconds."""
     if not isinstance(value, str):
         return value
+    if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
+        return float(value)
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", value.strip())
     if not parts or re.sub(r"\s", "", value) != "".join(n + u for n, u in parts):
         raise ValueError("expected a duration such as 90s, 10m, 1h30m or 14d")

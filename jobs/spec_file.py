@@ -106,7 +106,8 @@ def resolve(spec: RunSpec, base_directory: str | Path, source: Source | None = N
         directory = Path(workdir, checkpoint.directory).absolute()
         if message := _not_writable(checkpoint.directory, directory):
             problems.append(source.problem(("checkpoint", "directory"), message))
-        checkpoint = checkpoint.model_copy(update={"directory": str(directory)})
+        # Without links: one place has one name, so that the core can tell who shares it.
+        checkpoint = checkpoint.model_copy(update={"directory": str(directory.resolve())})
     if problems:
         raise SpecError(problems)
     return spec.model_copy(update={"workdir": str(workdir), "checkpoint": checkpoint})

@@ -125,6 +125,7 @@ _TABLE: tuple[tuple[F, int, str, str], ...] = (
         Transport endpoint is not connected|nfs: server .* not responding
         LustreError|gpfs.*(?:error|unmount)|\[Errno (?:5|28|30|107|116|121|122)\]
         SlowDown|reduce your request rate|ServiceUnavailable.*(?:S3|storage|blob)
+        ^babysit\.errors\.NothingLoadedError
     """),
     (F.STORAGE, LIKELY, "", r"""
         (?:s3fs|gcsfs|botocore|fsspec)\S*.*(?:Timeout|Unavailable|ConnectionError|5\d\d)

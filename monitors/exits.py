@@ -78,7 +78,9 @@ _BLAMES_PEERS = {
     FailureClass.NETWORK,
     FailureClass.COLLECTIVE_TIMEOUT,
     FailureClass.RENDEZVOUS,
+    FailureClass.UNKNOWN,
 }
+"""What ranks die of that found a peer gone; one that says nothing may well be among them."""
 
 
 class _Match(NamedTuple):
@@ -144,8 +146,8 @@ def classify(
 def root_cause(failures: Sequence[tuple[int, float, Failure]]) -> tuple[int, float, Failure]:
     """The failure that began it all: `(rank, time, failure)`, times in seconds of one clock.
 
-    Deaths that speak for themselves come before those that blame a peer or the network, and a
-    cascade comes last; among equals, the first in time.
+    Deaths that speak for themselves come before those that blame a peer or the network, or say
+    nothing, and a cascade comes last; among equals, the first in time.
 
     Raises:
         ValueError: there are no failures.
@@ -233,9 +235,9 @@ def _unexplained(lines: Sequence[str], code: int) -> Failure:
         return _failure(FailureClass.USER_CODE, usage, (usage,))
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     said = f"; its last words: {last}" if last else "; its log is empty"
-    return _failure(
-        FailureClass.UNKNOWN, f"exit code {code}{said}", (last,) if last else (), f"exit {code}"
-    )
+    evidence = (last,) if last else ()
+    failure = _failure(FailureClass.UNKNOWN, f"exit code {code}{said}", evidence, f"exit {code}")
+    return failure.model_copy(update={"code": code})
 
 
 def _failure(

@@ -56,6 +56,8 @@ CAUSE_OF: dict[FailureClass, Cause] = {
     FailureClass.PREEMPTION: Cause.PREEMPTION,
 }
 """Classes not named here are infrastructure."""
+_OWN_EXIT_CODES = range(1, 128)
+"""Codes with which a program ends itself; negative and above are those of signals."""
 
 
 class Failure(BaseModel):
@@ -70,8 +72,12 @@ class Failure(BaseModel):
     """Equal for equal failures: class and where it arose, without addresses, numbers and times."""
     evidence: tuple[str, ...] = ()
     """Log lines that led here."""
+    code: int | None = None
+    """The exit code, where nothing else speaks."""
 
     @property
     def cause(self) -> Cause:
-        """Whose budget pays."""
+        """Whose budget pays. A program that ended itself, whatever its reasons, is its owner's."""
+        if self.failure_class is FailureClass.UNKNOWN and self.code in _OWN_EXIT_CODES:
+            return Cause.USER
         return CAUSE_OF.get(self.failure_class, Cause.INFRASTRUCTURE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Protocol
 
@@ -34,7 +35,7 @@ _log = structlog.get_logger(__name__)
 LAUNCH_TRIES = 3
 RETRY_SECONDS = 1.0
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds between tries to stop a worker, or to ask after it; the last for ever."""
+"""Seconds between tries; the last for ever."""
 
 
 class AgentLink(Protocol):
@@ -50,6 +51,9 @@ class AgentLink(Protocol):
 class Notifier(Protocol):
     """Tells people."""
 
+    channel: str
+    """Where they are told: a word for the metrics."""
+
     async def notify(self, notice: Notify) -> None:
         """Deliver one notice."""
 
@@ -57,9 +61,29 @@ class Notifier(Protocol):
 class LogNotifier:
     """Writes notices into the server's log."""
 
+    channel = "log"
+
     async def notify(self, notice: Notify) -> None:
         """One log line."""
         _log.warning("notice", run=notice.run, severity=notice.severity, text=notice.text)
+
+
+class CountedNotifier:
+    """Tells through another, and counts how that went, by channel and result."""
+
+    def __init__(self, inner: Notifier) -> None:
+        self._inner = inner
+        self.channel = inner.channel
+        self.counts = Counter({(self.channel, result): 0 for result in ("delivered", "failed")})
+
+    async def notify(self, notice: Notify) -> None:
+        """Deliver one notice; errors are the other's."""
+        try:
+            await self._inner.notify(notice)
+        except Exception:
+            self.counts[self.channel, "failed"] += 1
+            raise
+        self.counts[self.channel, "delivered"] += 1
 
 
 class Carrier:
@@ -75,7 +99,10 @@ class Carrier:
         worker_gone: Callable[[str, str, str], Awaitable[None]],
         done: Callable[[str], None],
     ) -> None:
-        self._cluster, self._notifier, self._clock = cluster, notifier, clock
+        self._cluster, self._clock = cluster, clock
+        self._notifier = CountedNotifier(notifier)
+        self.notices = self._notifier.counts
+        """Notices told since this server started, by channel and result."""
         self._worker_token, self._worker_gone, self._done = worker_token, worker_gone, done
         self._links: dict[str, AgentLink] = {}
         self._commands: dict[str, dict[str, Tell]] = {}
@@ -187,6 +214,20 @@ class Carrier:
             _log.error("an instruction was not carried out", exc_info=task.exception())
 
     async def _carry_out(self, instruction: Instruction) -> None:
+        """Until it is done: what nobody has foreseen may pass as well as what was."""
+        for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
+            try:
+                await self._act(instruction)
+            except Exception:  # noqa: BLE001 (a defect of a port, or a service that is away)
+                _log.exception("not carried out yet", id=instruction.id, kind=instruction.kind)
+                if not self._matters(instruction):
+                    break
+                await self._clock.sleep(pause)
+            else:
+                break
+        self._done(instruction.id)
+
+    async def _act(self, instruction: Instruction) -> None:
         match instruction:
             case LaunchWorker():
                 await self._launch(instruction)
@@ -194,7 +235,11 @@ class Carrier:
                 await self._ask_cluster(instruction)
             case Notify():
                 await self._notifier.notify(instruction)
-        self._done(instruction.id)
+
+    def _matters(self, instruction: Instruction) -> bool:
+        """Whether there still is somebody to do it to."""
+        worker = getattr(instruction, "worker", None)
+        return worker is None or worker in self._state.workers
 
     async def _ask_cluster(self, order: StopWorker | ProbeWorker) -> None:
         """Until the cluster has answered, or nothing is left to be asked about."""
@@ -212,7 +257,7 @@ class Carrier:
                     worker=order.worker,
                     error=str(error),
                 )
-                if order.worker not in self._state.workers:
+                if not self._matters(order):
                     return
                 await self._clock.sleep(pause)
             else:

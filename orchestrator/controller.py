@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -79,7 +78,9 @@ class Controller:
         self._carried: list[str] = []
         self._reports = Reports(
             alone=self._take_report,
-            together=lambda events, last: self._turn(events, sequences=last),
+            together=lambda events, last: self._turn(
+                self._known.after_news(events, self._event), sequences=last
+            ),
             last_sequence=lambda worker: (
                 self.last_sequence(worker) if worker in self.state.workers else None
             ),
@@ -94,6 +95,7 @@ class Controller:
             worker_gone=self.worker_gone,
             done=self._carried.append,
         )
+        self.notices: Mapping[tuple[str, str], int] = self._carrier.notices
 
     @property
     def state(self) -> State:
@@ -155,7 +157,7 @@ class Controller:
             await self._recall(event.incident)
         elif not isinstance(event, RunSubmitted):
             await self._check_known(getattr(event, "run", None))
-        return await self._exclusively(lambda: self._turn([event]))
+        return await self._exclusively(lambda: self._decide_on(event))
 
     async def _check_known(self, run: str | None) -> None:
         """A run that is over has left the state: say so, rather than that it is not known."""
@@ -180,9 +182,8 @@ class Controller:
         known = self.state.workers.get(worker)
         if known is None or report.sequence <= self.last_sequence(worker):
             return []
-        meaning = self.observer(known.run).events(known.run, report, self.state, self._event)
         return await self._turn(
-            itertools.chain(meaning, report.events),
+            self._known.meaning(known.run, report, self._event),
             samples=samples_of(known.run, worker, report),
             sequences={worker: report.sequence},
         )
@@ -238,18 +239,22 @@ class Controller:
         event = self._event(kind, **fields)
         try:
             with contextlib.suppress(NotLeaderError):
-                await self._exclusively(lambda: self._turn([event]))
+                await self._exclusively(lambda: self._decide_on(event))
         except DefectError:
             return False
         return True
 
+    async def _decide_on(self, event: Event) -> list[Instruction]:
+        """An event that no agent reported, in a turn after the news: a refusal changes nothing."""
+        if news := list(self._known.news(event, self._event)):
+            with contextlib.suppress(DefectError):  # which is logged, and no reason not to act
+                await self._turn(news)
+        return await self._turn([event])
+
     # turns
 
     async def _exclusively(self, turn: Callable[[], Awaitable[T]]) -> T:
-        """One turn at a time, each to its end.
-
-        A caller that goes away must not leave half a turn behind.
-        """
+        """One turn at a time, each to its end: a caller that goes away leaves no half turn."""
 
         async def alone() -> T:
             async with self._turns:
@@ -279,7 +284,7 @@ class Controller:
             except (RefusedError, NotFoundError, InvalidError, DeposedError):
                 raise  # a request that cannot be met, and has changed nothing; or another leads now
             except Exception as error:
-                await self._recover_from_defect()
+                await self._recover_from_defect(samples)
                 # An agent sends its report until it is taken: without the event that fails; else
                 # without any; else without the samples. Several together are taken apart first.
                 if len(sequences or ()) != 1 or not (pending or samples):
@@ -304,13 +309,10 @@ class Controller:
                 self._leading.append(asyncio.create_task(self._step_down()))
             raise
 
-    async def _recover_from_defect(self) -> None:
-        """The core failed: a defect of ours.
-
-        Go back to what is stored: the state may be half changed. And say so loudly.
-        """
+    async def _recover_from_defect(self, samples: WorkerSamples | None) -> None:
+        """The core failed: a defect of ours. Go back to what is stored, and say so loudly."""
         _log.exception("the core failed: what it failed over is left out; please report this")
-        await self._known.load_when_possible()
+        await self._known.load_when_possible(samples)
         self._carrier.go_by(self.state)
 
     # what the rounds need

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
+
+import structlog
+
 from jobs.clock import Clock
+from jobs.events import Event, Report
 from orchestrator.core.entities import Run, Worker
 from orchestrator.core.state import State
-from orchestrator.database.port import Snapshot, Store
+from orchestrator.database.port import Snapshot, Store, WorkerSamples
 from orchestrator.errors import DatabaseUnavailableError
-from orchestrator.observing import RunObserver
+from orchestrator.observing import MakeEvent, RunObserver, may_end
 
+_log = structlog.get_logger(__name__)
 SAMPLES_TO_REBUILD = 1000
 LOAD_RETRY_SECONDS = 0.5
 
@@ -51,15 +58,39 @@ class Knowledge:
                 self.observer(run.id).rebuild(tail, attempt)
         return snapshot
 
-    async def load_when_possible(self) -> None:
-        """Load, however long it takes the database to come back."""
+    async def load_when_possible(self, samples: WorkerSamples | None) -> None:
+        """Load, however long it takes the database to come back.
+
+        `samples` are about to be stored: the new monitors must have seen them too.
+        """
         while True:
             try:
                 await self.load()
             except DatabaseUnavailableError:
                 await self._clock.sleep(LOAD_RETRY_SECONDS)
             else:
-                return
+                break
+        if samples is not None and samples.run in self.state.runs:
+            try:
+                self.observer(samples.run).take_again(samples.attempt, samples.ranks)
+            except Exception:  # noqa: BLE001 (it may be these samples that the monitors fail over)
+                _log.exception("samples that no monitor has seen", run=samples.run)
+
+    def news(self, event: Event, make: MakeEvent) -> Iterator[Event]:
+        """How far the attempts have come that an event may end, as the core must know first."""
+        for attempt in may_end(event, self.state):
+            yield from self.observer(attempt.run).news(attempt, make)
+
+    def meaning(self, run: str, report: Report, make: MakeEvent) -> Iterator[Event]:
+        """What a report means to the core: its samples, then its events, each after the news."""
+        told = self.observer(run).events(run, report, lambda: self.state, make)
+        return self.after_news(itertools.chain(told, report.events), make)
+
+    def after_news(self, events: Iterable[Event], make: MakeEvent) -> Iterator[Event]:
+        """Each of the events after the news that bear on it."""
+        for event in events:
+            yield from self.news(event, make)
+            yield event
 
     def drop(self) -> None:
         """Know nothing: another may lead now."""

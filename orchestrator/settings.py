@@ -66,8 +66,8 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="Life of the leader's lease. A leader that cannot renew it stops deciding; "
-        "another server takes over after at most this long.",
+        description="Life of the leader's lease: another server takes over at most this long "
+        "after its last renewal. Nothing that the one before decides is written from then on.",
     )
     drain_seconds: float = Field(
         default=10.0,

@@ -36,7 +36,7 @@ from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Batch
 from orchestrator.errors import DeposedError, NotFoundError, NotLeaderError
 from orchestrator.leading import LeadSettings
-from tests.world import spec
+from tests.world import on_its_own, spec
 
 _SPINS = 25
 """Turns of the event loop after which everything that can happen now has happened."""
@@ -330,7 +330,10 @@ class Room:
     async def submit(self, run: str = "run-1", **fields: Any) -> None:
         """Submit a run, once however often it is said (its id makes it so)."""
         request = RunSubmitted(
-            id=f"submit-{run}", at=self.clock.now(), run=run, spec=spec(**fields)
+            id=f"submit-{run}",
+            at=self.clock.now(),
+            run=run,
+            spec=on_its_own(spec(**fields), run),
         )
         await self.until(lambda: self.controller.is_leader and bool(self.controller.state.nodes))
         if not self.fate.dead.is_set():

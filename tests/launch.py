@@ -64,7 +64,7 @@ class Job:
     def candidate(self, tier: Tier, step: int, attempt: int, rank: int) -> Candidate:
         root = self.memory(rank) if tier is Tier.MEMORY else self.directory
         path = str(step_directory(root, step))
-        return Candidate(f"{tier}-{step}", step, tier, path, self.world_size, attempt)
+        return Candidate(f"{tier}-{step}", step, tier, path, self.world_size, attempt, "test")
 
     def plan(self, rank: int, candidates: list[tuple[Tier, int, int]], **changes: Any) -> Plan:
         plan = Plan(

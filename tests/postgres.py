@@ -27,12 +27,16 @@ def _version(directory: Path) -> float:
 
 
 class PostgresServer:
-    """A cluster of its own in a temporary directory, without fsync: fast, and gone afterwards.
+    """A cluster of its own in a temporary directory, gone afterwards.
 
     The server keeps its port and its data over stop() and start().
+
+    Args:
+        durable: Commits reach the disk, as in production; otherwise no fsync, which is faster.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        self._durable = durable
         # A unix socket's path may have 107 bytes: keep it short, whatever pytest's directory is.
         self.directory = Path(tempfile.mkdtemp(prefix="babysit-pg-"))
         self.user = "postgres"
@@ -68,9 +72,11 @@ class PostgresServer:
     def start(self) -> None:
         """Start, and wait until it takes connections."""
         options = (
-            f"-p {self.port} -k {self.directory} -c listen_addresses=127.0.0.1 -c fsync=off "
-            "-c full_page_writes=off -c shared_buffers=32MB"
+            f"-p {self.port} -k {self.directory} -c listen_addresses=127.0.0.1 "
+            "-c shared_buffers=32MB"
         )
+        if not self._durable:
+            options += " -c fsync=off -c full_page_writes=off"
         log = self.directory / "server.log"
         self._control("start", f"--log={log}", f"--options={options}")
 

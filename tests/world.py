@@ -49,6 +49,7 @@ from orchestrator.core.entities import (
     Entity,
     Incident,
     Node,
+    Queue,
     Run,
     Worker,
 )
@@ -71,11 +72,12 @@ from orchestrator.core.instructions import (
 )
 from orchestrator.core.machine import handle
 from orchestrator.core.state import State
+from orchestrator.observing import Progress, may_end
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-_KINDS = ("runs", "attempts", "workers", "nodes", "checkpoints", "incidents")
+_KINDS = ("runs", "attempts", "workers", "nodes", "checkpoints", "incidents", "queues")
 _ENTITY: dict[type, TypeAdapter[Entity]] = {
-    kind: TypeAdapter(kind) for kind in (Run, Attempt, Worker, Node, Checkpoint, Incident)
+    kind: TypeAdapter(kind) for kind in (Run, Attempt, Worker, Node, Checkpoint, Incident, Queue)
 }
 
 
@@ -108,6 +110,12 @@ def spec(name: str = "tiny", nodes: int = 2, **fields: object) -> RunSpec:
             **fields,
         }
     )
+
+
+def on_its_own(asked: RunSpec, run: str) -> RunSpec:
+    """The spec with a checkpoint directory that no other run has."""
+    own = asked.checkpoint.model_copy(update={"directory": f"/checkpoints/{run}"})
+    return asked.model_copy(update={"checkpoint": own})
 
 
 @dataclass
@@ -143,6 +151,8 @@ class World:
     slow: bool = False
     """Commands wait in `orders` until they are obeyed."""
     orders: list[Tell] = field(default_factory=list)
+    progress: dict[str, Progress] = field(default_factory=dict)
+    """How far each run's rank 0 has come; the core hears of it as the controller tells it."""
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -156,7 +166,17 @@ class World:
         return kind.model_validate({"id": f"{next(self._ids):08d}", "at": self.now, **fields})
 
     def do(self, event: Event) -> list[Instruction]:
-        """Give the core an event, and the world its instructions."""
+        """Give the core an event, after the news, and the world its instructions."""
+        self.tell_news(event)
+        return self._do(event)
+
+    def tell_news(self, event: Event) -> None:
+        """Tell the core what it must know before the event."""
+        for attempt in may_end(event, self.state):
+            if self.step(attempt.run) > attempt.step:
+                self._tell_progress(attempt.run)
+
+    def _do(self, event: Event) -> list[Instruction]:
         instructions = handle(self.state, event, self.now)
         self.journal.append((event, self.now, instructions))
         for instruction in each_for_itself(instructions):
@@ -166,7 +186,7 @@ class World:
 
     def submit(self, run_spec: RunSpec | None = None, run: str = "run-1") -> str:
         """Submit a run; its id."""
-        self.do(self.event(RunSubmitted, run=run, spec=run_spec or spec()))
+        self.do(self.event(RunSubmitted, run=run, spec=on_its_own(run_spec or spec(), run)))
         return run
 
     def advance(self, seconds: float) -> None:
@@ -282,14 +302,13 @@ class World:
         agent.newest = max(agent.newest, attempt)
         if agent.attempt <= attempt:
             agent.attempt = 0
-        run = self.state.runs.get(agent.run)
         self._say(
             agent,
             AttemptStopped,
             attempt=attempt,
             port=20001,
             memory_shards=tuple(agent.memory),
-            last_step=run.best_step if run else 0,
+            last_step=self.step(agent.run) if agent.run in self.state.attempts else 0,
         )
 
     def _say(self, agent: Agent, kind: type[Event], **fields: object) -> None:
@@ -319,9 +338,21 @@ class World:
         return self.state.attempts[run]
 
     def reach(self, step: int, run: str = "run-1") -> None:
-        """Rank 0 reaches a step."""
-        number = self.attempt(run).number
-        self.do(self.event(StepReached, run=run, attempt=number, step=step))
+        """Rank 0 reaches a step, of which the core hears if it wanted to."""
+        attempt = self.attempt(run)
+        self.progress[run] = Progress(attempt.number, step, self.now.timestamp())
+        if step >= attempt.milestone:
+            self._tell_progress(run)
+
+    def step(self, run: str = "run-1") -> int:
+        """The step that rank 0 of the newest attempt has truly reached."""
+        attempt, progress = self.attempt(run), self.progress.get(run, Progress())
+        return max(attempt.step, progress.step if progress.attempt == attempt.number else 0)
+
+    def _tell_progress(self, run: str) -> None:
+        known = self.progress[run]
+        at = dt.datetime.fromtimestamp(known.time, dt.UTC)
+        self._do(self.event(StepReached, run=run, attempt=known.attempt, step=known.step, at=at))
 
     def save(self, step: int, run: str = "run-1") -> str:
         """Every rank writes its shard of a directory checkpoint; the checkpoint's id."""
@@ -356,7 +387,7 @@ class World:
             rank=rank,
             world_size=attempt.world_size,
             tier=tier,
-            path=f"/checkpoints/step-{step:09d}",
+            path=f"/checkpoints/{attempt.run}/step-{step:09d}",
             batch=step,
             files=(ShardFile(name="data", bytes=10, blake2b="00" * 16),),
         )
@@ -436,12 +467,10 @@ class World:
         every = self.run(run).spec.checkpoint.every_steps
         for reached in range(self.attempt(run).start_step + 1, step + 1):
             self.now += dt.timedelta(seconds=1)
-            if reached >= self.attempt(run).milestone:
-                self.reach(reached, run)
+            self.reach(reached, run)
             if reached % every == 0:
                 self.save(reached, run)
                 self.settle()
-        self.reach(step, run)
 
     def told(self, kind: str) -> list[Tell]:
         """Commands of a kind sent so far."""

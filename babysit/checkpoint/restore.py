@@ -12,7 +12,7 @@ from babysit import collective
 from babysit.checkpoint import shard
 from babysit.checkpoint.saver import POSITION_FILE, DirectoryState
 from babysit.checkpoint.shard import Manifest
-from babysit.errors import ShardRefusedError
+from babysit.errors import NothingLoadedError, ShardRefusedError, ShardUnreadableError
 from babysit.wire import Candidate, Plan, Tier, rank_directory, step_directory
 
 
@@ -21,9 +21,23 @@ class Choice:
     """What the ranks agreed on."""
 
     candidate: Candidate | None
-    """None: start from the beginning."""
-    rejected: tuple[dict[str, str], ...]
-    """`{id, reason}` of the candidates before it."""
+    """None: there is none to choose, or none that can be loaded."""
+    rejected: tuple[dict[str, Any], ...]
+    """`{id, reason, unreadable}` of the candidates before it; unreadable is not damaged."""
+
+    def require(self, plan: Plan) -> None:
+        """Do not begin again where there is something to go on from.
+
+        Raises:
+            NothingLoadedError: Candidates were given, and none can be loaded.
+        """
+        if plan.restore and self.candidate is None:
+            why = self.rejected[0]["reason"] if self.rejected else "another rank says why"
+            raise NothingLoadedError(
+                f"none of {len(plan.restore)} checkpoints can be loaded ({why}): see that"
+                f" {plan.restore[0].path} can be read; to begin again, say so (`babysit rollback"
+                " RUN --to 0`; without an agent, give another directory)"
+            )
 
 
 def choose(plan: Plan) -> Choice:
@@ -31,17 +45,17 @@ def choose(plan: Plan) -> Choice:
 
     Without a process group each rank decides alone.
     """
-    rejected: list[dict[str, str]] = []
+    rejected: list[dict[str, Any]] = []
     for candidate in plan.restore:
-        reason = ""
+        reason, unreadable = "", False
         try:
             _check(candidate, plan)
         except ShardRefusedError as error:
-            reason = str(error)
+            reason, unreadable = str(error), isinstance(error, ShardUnreadableError)
         if collective.minimum(int(not reason))[0]:
             return Choice(candidate, tuple(rejected))
         if reason:  # otherwise another rank refused it, and says why
-            rejected.append({"id": candidate.id, "reason": reason})
+            rejected.append({"id": candidate.id, "reason": reason, "unreadable": unreadable})
     return Choice(None, tuple(rejected))
 
 
@@ -68,6 +82,10 @@ def _check(candidate: Candidate, plan: Plan) -> None:
 
 def _manifest(candidate: Candidate, directory: Path, rank: int) -> Manifest:
     manifest = Manifest.read(directory)
+    if manifest.run and manifest.run != candidate.run:
+        raise ShardRefusedError(
+            f"{directory}: belongs to run {manifest.run}, not to {candidate.run or 'this one'}"
+        )
     found = (manifest.step, manifest.rank, manifest.world_size, manifest.attempt)
     expected = (candidate.step, rank, candidate.world_size, candidate.attempt)
     if found != expected:
@@ -114,6 +132,7 @@ def newest_in(directory: Path) -> tuple[Candidate, ...]:
                 path=str(checkpoint),
                 world_size=first.world_size,
                 attempt=first.attempt,
+                run=first.run,
             )
         )
     return tuple(found)

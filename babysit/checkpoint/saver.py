@@ -61,8 +61,7 @@ class Saver:
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
         self._stage: Any = None
-        self._memory_bytes: int | None = None
-        """Size of the last memory shard."""
+        self._staged_bytes = 0
         self._saved: set[tuple[int, Tier]] = set()
 
     def due(self, step: int, *, last: bool, now: bool) -> tuple[Tier, ...]:
@@ -105,7 +104,7 @@ class Saver:
 
     def _divided(self, tiers: tuple[Tier, ...]) -> tuple[tuple[Tier, ...], tuple[Tier, ...]]:
         """What is written at once, and what in the background."""
-        small = self._memory_bytes is not None and self._memory_bytes <= INLINE_BYTES
+        small = self._staged_bytes <= INLINE_BYTES
         inline = tuple(tier for tier in tiers if tier is Tier.MEMORY and small)
         return inline, tiers[len(inline) :]
 
@@ -133,6 +132,7 @@ class Saver:
 
             self._stage = TensorStage()
         content: Content = self._stage.stage(state)
+        self._staged_bytes = self._stage.bytes
         return content
 
     def _saved_by_framework(self, state: DirectoryState, root: Path) -> Content:
@@ -143,6 +143,8 @@ class Saver:
             state.save(staging)
         except RuntimeError as error:  # torch's writers say so when the disk is full
             raise OSError(f"the framework could not save: {error}") from error
+        files = (path for path in staging.rglob("*") if path.is_file())
+        self._staged_bytes = sum(path.stat().st_size for path in files)
         return lambda writer: writer.adopt(staging)
 
     def _staging(self, root: Path) -> Path:
@@ -165,6 +167,7 @@ class Saver:
             batch=saved.batch,
             copy_seconds=copy_seconds,
             attempt=self._plan.attempt,
+            run=self._plan.run,
         )
         try:
             with shard.writing(manifest) as writer:
@@ -177,7 +180,6 @@ class Saver:
     def _written(self, manifest: Manifest) -> None:
         policy = self._plan.save
         if manifest.tier is Tier.MEMORY:
-            self._memory_bytes = sum(file.bytes for file in manifest.files)
             shard.prune(Path(policy.memory_directory), manifest.rank, policy.memory_keep)
             return
         self._reporter.note(

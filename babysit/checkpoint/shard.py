@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from babysit.errors import ShardRefusedError
+from babysit.errors import ShardRefusedError, ShardUnreadableError
 from babysit.wire import MANIFEST_FILE, Tier, rank_directory, step_directory
 
 _HASH_BYTES = 16
@@ -54,6 +54,9 @@ class Manifest:
     attempt: int = 0
     """Shards of one step may stem from different attempts, before and after a rollback; they do not
     mix."""
+    run: str = ""
+    """Whose it is: two runs may have been given one directory. Empty: of a stand-alone run, or from
+    before manifests said so."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -64,17 +67,20 @@ class Manifest:
         """The manifest of a rank's directory.
 
         Raises:
-            ShardRefusedError: There is none, or it is no manifest.
+            ShardUnreadableError: There is none, or it cannot be read.
+            ShardRefusedError: It is no manifest.
         """
         try:
             raw = json.loads((directory / MANIFEST_FILE).read_bytes())
             files = tuple(ShardFile(**entry) for entry in raw.pop("files"))
             return cls(**{**raw, "tier": Tier(raw["tier"])}, files=files)
         except FileNotFoundError:
-            raise ShardRefusedError(
+            raise ShardUnreadableError(
                 f"{directory}: no manifest, so the shard is not whole"
             ) from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except OSError as error:
+            raise ShardUnreadableError(f"{directory / MANIFEST_FILE}: {error.strerror}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ShardRefusedError(f"{directory / MANIFEST_FILE}: unreadable: {error}") from error
 
 
@@ -141,7 +147,8 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
     """A hidden directory to write a shard into; at a clean exit it is sealed and put in place.
 
     Raises:
-        OSError: As :meth:`ShardWriter.write`. Nothing is left behind.
+        OSError: As :meth:`ShardWriter.write`, or a later attempt has saved there since. Nothing is
+            left behind.
     """
     final = rank_directory(manifest.path, manifest.rank)
     for leftover in final.parent.glob(f".{final.name}.*"):  # of a writer that was killed
@@ -152,6 +159,7 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
     try:
         yield writer
         writer.seal()
+        _refuse_if_overtaken(manifest, final)
         _put_in_place(hidden, final, durable=manifest.tier is Tier.DIRECTORY)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -160,6 +168,21 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
 def hidden_directory(final: Path) -> Path:
     """A name beside `final` that nobody takes for a shard."""
     return final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}"
+
+
+def _refuse_if_overtaken(manifest: Manifest, final: Path) -> None:
+    """A fenced attempt may live on: what it saves must not take the place of a later one's shard.
+
+    Attempts are numbered within a run; stand-alone runs, and other runs', do not compare.
+    """
+    try:
+        there = Manifest.read(final)
+    except ShardRefusedError:
+        return
+    if manifest.run and manifest.run == there.run and manifest.attempt < there.attempt:
+        raise FileExistsError(
+            f"attempt {there.attempt} has saved there since, and this is attempt {manifest.attempt}"
+        )
 
 
 def _put_in_place(hidden: Path, final: Path, *, durable: bool) -> None:
@@ -187,7 +210,8 @@ def verify(manifest: Manifest, directory: Path) -> None:
     """Read a shard back.
 
     Raises:
-        ShardRefusedError: A file is missing, of another size, or of other content.
+        ShardUnreadableError: A file is missing, or cannot be read.
+        ShardRefusedError: A file is of another size, or of other content.
     """
     for file in manifest.files:
         path = directory / file.name
@@ -198,7 +222,7 @@ def verify(manifest: Manifest, directory: Path) -> None:
             if _digest(path) != file.blake2b:
                 raise ShardRefusedError(f"{path}: the content is not what was written (blake2b)")
         except OSError as error:
-            raise ShardRefusedError(f"{path}: {error.strerror}") from error
+            raise ShardUnreadableError(f"{path}: {error.strerror}") from error
 
 
 def _digest(path: Path) -> str:

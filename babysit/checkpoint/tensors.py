@@ -73,6 +73,8 @@ class TensorStage:
 
     def __init__(self) -> None:
         self._layout: _Layout | None = None
+        self.bytes = 0
+        """Size of what was staged last."""
 
     def stage(self, state: dict[str, Any]) -> Content:
         """Copy; the result must have been written before the next call."""
@@ -91,6 +93,7 @@ class TensorStage:
             torch.cuda.current_stream().synchronize()
         pickled = io.BytesIO()
         torch.save(objects, pickled)
+        self.bytes = layout.buffer.numel() + pickled.tell()
 
         def content(writer: ShardWriter) -> None:
             writer.write(DATA_FILE, layout.data)

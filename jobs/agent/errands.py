@@ -33,12 +33,17 @@ async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: R
         reporter: takes the answer.
     """
     begun = reporter.clock.monotonic()
-    fault = await asyncio.to_thread(inventory.verify, command)
+    unreadable = False
+    try:
+        fault = await asyncio.to_thread(inventory.verify, command, reporter.run)
+    except OSError as error:
+        fault, unreadable = f"{error.filename}: {error.strerror}", True
     reporter.say(
         CheckpointChecked(
             checkpoint=command.checkpoint,
             ok=not fault,
             error=fault,
+            unreadable=unreadable,
             seconds=reporter.clock.monotonic() - begun,
             **reporter.fields(max(attempt, command.attempt), command.id),
         )
@@ -48,7 +53,8 @@ async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: R
 async def delete_checkpoint(command: DeleteCheckpoint, attempt: int, reporter: Reporter) -> None:
     """Remove a checkpoint's directory, in a thread, and answer; refusals and faults are logged."""
     try:
-        await asyncio.to_thread(inventory.delete, Path(command.path), command.attempt)
+        path = Path(command.path)
+        await asyncio.to_thread(inventory.delete, path, command.attempt, reporter.run)
     except (RefusedPathError, OSError) as error:
         log = structlog.get_logger(part="errands")
         log.warning("checkpoint not deleted", path=command.path, reason=str(error))

@@ -199,6 +199,7 @@ def _candidate(candidate: RestoreCandidate, config: AgentConfig) -> wire.Candida
         path=path,
         world_size=candidate.world_size,
         attempt=candidate.attempt,
+        run=config.run,
     )
 
 

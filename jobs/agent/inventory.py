@@ -30,7 +30,7 @@ def memory_shards(root: Path) -> tuple[ShardReport, ...]:
     by_rank: defaultdict[int, list[ShardReport]] = defaultdict(list)
     for manifest in sorted(root.glob(f"step-*/rank-*/{MANIFEST_FILE}"), reverse=True):
         shard = _read(manifest)
-        if shard is not None and len(by_rank[shard.rank]) < _NEWEST and not _wrong_size(shard):
+        if shard is not None and len(by_rank[shard.rank]) < _NEWEST and _is_whole(shard):
             by_rank[shard.rank].append(shard)
     found = [shard for shards in by_rank.values() for shard in shards]
     return tuple(sorted(found, key=lambda shard: (-shard.step, shard.rank)))
@@ -39,9 +39,7 @@ def memory_shards(root: Path) -> tuple[ShardReport, ...]:
 def _read(manifest: Path) -> ShardReport | None:
     """The manifest as a report; None (and a line in the log) when it is not one."""
     try:
-        raw = json.loads(manifest.read_bytes())
-        here = {"tier": Tier.MEMORY, "path": str(manifest.parent.parent)}
-        return ShardReport.model_validate({**raw, **here})
+        return _parsed(manifest)
     except (OSError, ValueError, TypeError, ValidationError) as error:
         _log.warning(
             "manifest is unreadable; its shard does not count", path=str(manifest), error=str(error)
@@ -49,35 +47,60 @@ def _read(manifest: Path) -> ShardReport | None:
         return None
 
 
+def _parsed(manifest: Path) -> ShardReport:
+    raw = json.loads(manifest.read_bytes())
+    here = {"tier": Tier.MEMORY, "path": str(manifest.parent.parent)}
+    return ShardReport.model_validate({**raw, **here})
+
+
+def _is_whole(shard: ShardReport) -> bool:
+    try:
+        return not _wrong_size(shard)
+    except OSError:
+        return False
+
+
 def _wrong_size(shard: ShardReport) -> str:
-    """What is missing or of the wrong size, as a sentence; empty when nothing is."""
+    """What is of the wrong size, as a sentence; empty when nothing is."""
     directory = rank_directory(shard.path, shard.rank)
     for file in shard.files:
-        try:
-            size = (directory / file.name).stat().st_size
-        except OSError as error:
-            return f"{directory / file.name}: {error.strerror}"
+        size = (directory / file.name).stat().st_size
         if size != file.bytes:
             return f"{directory / file.name}: {size} bytes, {file.bytes} expected (truncated?)"
     return ""
 
 
-def verify(command: VerifyCheckpoint) -> str:
+def verify(command: VerifyCheckpoint, run: str) -> str:
     """Read the shards of `ranks` back, as their manifests say they were written. Blocks.
+
+    Args:
+        command: names the shards.
+        run: whose they must be.
 
     Returns:
         The first fault as a sentence; empty when sizes and hashes of all files agree.
+
+    Raises:
+        OSError: A file is missing or cannot be read: that may pass, and is no fault of its content.
     """
     shards: list[ShardReport] = []
     for rank in command.ranks:
         manifest = rank_directory(command.path, rank) / MANIFEST_FILE
-        shard = _read(manifest)
-        if shard is None:
-            return f"{manifest}: missing or unreadable, so the shard was never finished"
+        try:
+            shard = _parsed(manifest)
+        except (ValueError, TypeError) as error:  # pydantic's are ValueErrors
+            return f"{manifest}: no manifest: {error}"
+        if _of_another(shard, run):
+            return f"{manifest}: belongs to run {shard.run}, not to {run}"
         if shard.attempt != command.attempt:
             return f"{manifest}: written by attempt {shard.attempt}, not {command.attempt}"
         shards.append(shard)
     return next(filter(None, map(_fault, shards)), "")
+
+
+def _of_another(shard: ShardReport, run: str) -> bool:
+    """Whether a manifest names another run. Those of older versions name none."""
+    return shard.run not in {"", run}
 
 
 def _fault(shard: ShardReport) -> str:
@@ -89,24 +112,22 @@ def _fault(shard: ShardReport) -> str:
 
 def _wrong_hash(directory: Path, file: ShardFile) -> str:
     digest = hashlib.blake2b(digest_size=_HASH_BYTES)
-    try:
-        with (directory / file.name).open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        return f"{directory / file.name}: {error.strerror}"
+    with (directory / file.name).open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
     if digest.hexdigest() != file.blake2b:
         return f"{directory / file.name}: content differs from what was written (blake2b)"
     return ""
 
 
-def delete(path: Path, attempt: int) -> None:
-    """Remove the checkpoint that an attempt wrote; one that is gone already is fine. Blocks.
+def delete(path: Path, attempt: int, run: str) -> None:
+    """Remove the checkpoint an attempt of a run wrote; one that is gone already is fine. Blocks.
 
     Manifests go first, so that a checkpoint half deleted never looks whole.
 
     Raises:
-        RefusedPathError: not a directory named `step-…`, or a later attempt has saved there since.
+        RefusedPathError: not a directory named `step-…`, or a later attempt or another run has
+            saved there since.
         OSError: it cannot be removed.
     """
     if not path.is_absolute() or not _STEP_DIRECTORY.fullmatch(path.name) or path.is_symlink():
@@ -116,7 +137,10 @@ def delete(path: Path, attempt: int) -> None:
     if not path.exists():
         return
     manifests = list(path.glob(f"rank-*/{MANIFEST_FILE}"))
-    if any(shard is not None and shard.attempt > attempt for shard in map(_read, manifests)):
+    shards = [shard for shard in map(_read, manifests) if shard is not None]
+    if others := {shard.run for shard in shards if _of_another(shard, run)}:
+        raise RefusedPathError(f"{path}: run {min(others)} has saved there, and not only {run}")
+    if any(shard.attempt > attempt for shard in shards):
         raise RefusedPathError(f"{path}: a later attempt than {attempt} has saved there since")
     for manifest in manifests:
         manifest.unlink(missing_ok=True)

@@ -53,6 +53,7 @@ def _shard(note: dict[str, Any], author: Author, fields: Fields) -> ShardWritten
         files=tuple(ShardFile.model_validate(file) for file in note["files"]),
         copy_seconds=seconds.get("copy", 0.0),
         write_seconds=seconds.get("write", 0.0),
+        run=fields["run"],
     )
     return ShardWritten(shard=shard, **fields)
 

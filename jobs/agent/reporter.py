@@ -26,6 +26,7 @@ class Reporter:
 
     def __init__(self, config: AgentConfig, clock: Clock, outbox: Outbox) -> None:
         self._config = config
+        self.run = config.run
         self.clock = clock
         self._outbox = outbox
         self._log = structlog.get_logger(part="reporter")

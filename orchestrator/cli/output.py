@@ -101,6 +101,14 @@ def emit(
         say(empty)
 
 
+def conclude(data: Row, form: Format, *, said: str, name: str = "id") -> None:
+    """Say what a command has done; as data only when a format is asked for."""
+    if form in {Format.TABLE, Format.WIDE}:
+        say(said)
+    else:
+        emit(data, [], form, name=name)
+
+
 def to_yaml(data: Any) -> str:
     """YAML in block style."""
     yaml = YAML(typ="safe")

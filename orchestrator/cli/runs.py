@@ -71,6 +71,8 @@ def send(here: Session, spec: Path, *, dry_run: bool = False) -> dict[str, Any]:
     answer: dict[str, Any] = here.api.post(
         where, yaml=content, name=str(spec), base_directory=str(base)
     )
+    for warning in answer.get("warnings", ()):  # an older server has none
+        say(f"{spec}: {warning}")
     return answer
 
 

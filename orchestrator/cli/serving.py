@@ -15,7 +15,17 @@ import typer
 from orchestrator.cli import embedded
 from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
-from orchestrator.cli.output import Column, Format, FormatOption, emit, put, say, since, text
+from orchestrator.cli.output import (
+    Column,
+    Format,
+    FormatOption,
+    conclude,
+    emit,
+    put,
+    say,
+    since,
+    text,
+)
 from orchestrator.cli.session import session
 from orchestrator.database import schema
 from orchestrator.errors import BabysitError, InvalidError, RefusedError
@@ -89,7 +99,7 @@ def status(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 
 
 @server.command()
-def stop(ctx: typer.Context) -> None:
+def stop(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
     """Stop the embedded server of this home. Its runs go on; the next command starts it again.
 
     For example:
@@ -99,7 +109,8 @@ def stop(ctx: typer.Context) -> None:
     here = session(ctx)
     record = read_record(here.settings.server_file)
     if record is None or not is_alive(record):
-        say(f"No server of {here.settings.home} runs.")
+        nothing = f"No server of {here.settings.home} runs."
+        conclude({"stopped": False, "pid": None}, form, said=nothing, name="pid")
         return
     os.kill(record.pid, signal.SIGTERM)
     deadline = here.clock.monotonic() + _STOP_SECONDS
@@ -111,7 +122,7 @@ def stop(ctx: typer.Context) -> None:
                 ExitCode.REFUSED,
             )
         here.wait(0.05)
-    say("Stopped. Runs go on.")
+    conclude({"stopped": True, "pid": record.pid}, form, said="Stopped. Runs go on.", name="pid")
 
 
 def _now(work: Coroutine[Any, Any, T]) -> T:
@@ -127,7 +138,7 @@ def _now(work: Coroutine[Any, Any, T]) -> T:
 
 
 @database.command()
-def upgrade(ctx: typer.Context) -> None:
+def upgrade(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
     """Create the schema, or bring it up to date.
 
     For example:
@@ -139,11 +150,11 @@ def upgrade(ctx: typer.Context) -> None:
     settings = session(ctx).settings
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _now(schema.upgrade(settings.database))
-    say("The schema is up to date.")
+    _conclude_schema([], form, "The schema is up to date.")
 
 
 @database.command()
-def check(ctx: typer.Context) -> None:
+def check(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
     """Compare the schema with what this version needs; ends with 4 when it differs.
 
     For example:
@@ -151,18 +162,34 @@ def check(ctx: typer.Context) -> None:
         babysit db check
     """
     settings = session(ctx).settings
-    differences = _now(schema.check(settings.database))
-    for line in differences:
-        put(line)
+    file = settings.home / "babysit.db"
+    if settings.database_url or file.exists():
+        differences = _now(schema.check(settings.database))
+    else:
+        differences = [f"there is no database yet: {file}"]
+    _conclude_schema(differences, form, "The schema is as it should be.")
+
+
+def _conclude_schema(differences: list[str], form: Format, said: str) -> None:
+    if form in {Format.JSON, Format.YAML}:
+        emit({"up_to_date": not differences, "differences": differences}, [], form)
+    else:
+        for line in differences:
+            put(line)
     if differences:
-        raise CliError("The schema differs: run `babysit db upgrade`.", ExitCode.REFUSED)
-    say("The schema is as it should be.")
+        raise CliError(
+            "The schema is not what this version needs: run `babysit db upgrade`.",
+            ExitCode.REFUSED,
+        )
+    if form in {Format.TABLE, Format.WIDE}:
+        say(said)
 
 
 @database.command()
 def backup(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    form: FormatOption = Format.TABLE,
 ) -> None:
     """Copy the whole database to a new file, while it is in use.
 
@@ -171,7 +198,10 @@ def backup(
         babysit db backup babysit-$(date +%F).db
     """
     _now(schema.backup(session(ctx).settings.database, file))
-    put(str(file))
+    if form in {Format.TABLE, Format.WIDE}:
+        put(str(file))
+    else:
+        emit({"file": str(file)}, [], form, name="file")
 
 
 def _token_columns(ctx: typer.Context) -> list[Column]:
@@ -225,6 +255,7 @@ def token_ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 def revoke(
     ctx: typer.Context,
     id_: Annotated[str, typer.Argument(metavar="ID", help="As `babysit token ls` shows it.")],
+    form: FormatOption = Format.TABLE,
 ) -> None:
     """Make a token worthless, at once.
 
@@ -233,4 +264,4 @@ def revoke(
         babysit token revoke 01JABCDEFGHJKMNPQRSTVWXYZ0
     """
     session(ctx).api.delete(path("tokens", id_))
-    say(f"Revoked {id_}.")
+    conclude({"id": id_}, form, said=f"Revoked {id_}.")

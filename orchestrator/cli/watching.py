@@ -15,7 +15,7 @@ from jobs.spec import parse_seconds
 from orchestrator.cli import follow
 from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode
-from orchestrator.cli.output import put, say
+from orchestrator.cli.output import Format, FormatOption, conclude, put
 from orchestrator.cli.session import RunArgument, Session, complete_run, session
 from orchestrator.cli.show_run import page
 from orchestrator.core.logbook import words
@@ -99,6 +99,7 @@ def wait(
     timeout: Annotated[
         str | None, typer.Option(metavar="30m", help="How long at most. Default: for ever.")
     ] = None,
+    form: FormatOption = Format.TABLE,
 ) -> None:
     """Wait until a run has come so far.
 
@@ -118,7 +119,8 @@ def wait(
     here.api.get(path("runs", run))  # a run that does not exist is not waited for
     for detail in follow.details(here, run):
         if _reached(detail, word, step):
-            say(f"{detail['name']} is {detail['state']} at step {detail['step']}.")
+            said = f"{detail['name']} is {detail['state']} at step {detail['step']}."
+            conclude(detail, form, said=said)
             return
         if detail["state"] in follow.OUTCOMES:
             raise _missed(detail, goal)

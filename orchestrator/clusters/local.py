@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -185,7 +184,7 @@ class LocalCluster:
         directory = self._records.directory(launch.run, launch.worker)
         config = self._config(launch)
         config.log_directory.mkdir(parents=True, exist_ok=True)
-        config.memory_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._records.make_memory(launch.run, launch.worker)
         path = directory / "config.json"
         write_private(path, config.model_dump_json())
         command = self._settings.agent or (sys.executable, "-P", "-m", "jobs.agent")
@@ -297,13 +296,9 @@ class LocalCluster:
 
     async def _free_memory(self, record: WorkerRecord) -> None:
         """The memory tier is the worker's own: no other worker inherits it."""
-        path = self._records.memory(record.run, record.worker)
-        await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-        if path.exists():
+        if not await asyncio.to_thread(self._records.free_memory, record.run, record.worker):
+            path = self._records.memory(record.run, record.worker)
             _log.warning("memory directory cannot be removed", path=str(path))
-        for parent in (path.parent, path.parent.parent):
-            with contextlib.suppress(OSError):  # not empty: others use it
-                parent.rmdir()
 
     async def _gone_within(self, watch: _Watch, seconds: float) -> bool:
         waits = [

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ from orchestrator.clusters.errors import ClusterError
 
 _RECORD = "worker.json"
 _TMPFS = Path("/dev/shm")  # noqa: S108 - checked to be ours before use
+
+_LEVELS = 3
+"""Directories above a worker's memory: the run's, the home's, this user's (or the home itself)."""
 
 
 class WorkerRecord(BaseModel):
@@ -57,7 +61,7 @@ class Records:
         return self.home / "runs" / run / "logs"
 
     def memory(self, run: str, worker: str) -> Path:
-        """The worker's directory on tmpfs; under home where there is no `/dev/shm`.
+        """The worker's directory on tmpfs; under home where there is no `/dev/shm`. Makes nothing.
 
         Raises:
             ClusterError: Someone else made the directory in which it would lie.
@@ -65,12 +69,37 @@ class Records:
         if not os.access(_TMPFS, os.W_OK):
             return self.home / "memory" / run / worker
         ours = _TMPFS / f"babysit-{os.getuid()}"
-        ours.mkdir(mode=0o700, exist_ok=True)
-        found = ours.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise ClusterError(f"{ours} belongs to someone else: have it removed")
+        with contextlib.suppress(FileNotFoundError):
+            found = ours.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                raise ClusterError(f"{ours} belongs to someone else: have it removed")
         digest = hashlib.blake2b(bytes(self.home), digest_size=8).hexdigest()
         return ours / digest / run / worker
+
+    def make_memory(self, run: str, worker: str) -> None:
+        """Make that directory and those above it, for this user alone.
+
+        Raises:
+            ClusterError: As :meth:`memory`.
+            OSError: It cannot be made.
+        """
+        path = self.memory(run, worker)
+        for directory in (*reversed(path.parents[:_LEVELS]), path):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        self.memory(run, worker)  # whose it is, now that it is there
+
+    def free_memory(self, run: str, worker: str) -> bool:
+        """Remove that directory, and those above it that nobody uses. Whether it is gone. Blocks.
+
+        Raises:
+            ClusterError: As :meth:`memory`.
+        """
+        path = self.memory(run, worker)
+        shutil.rmtree(path, ignore_errors=True)
+        for directory in path.parents[:_LEVELS]:
+            with contextlib.suppress(OSError):  # not empty: others use it
+                directory.rmdir()
+        return not path.exists()
 
     @contextlib.contextmanager
     def locked(self, run: str, worker: str) -> Iterator[None]:

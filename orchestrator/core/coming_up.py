@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from jobs.events import RankReady, RanksStarted
-from orchestrator.core import ledger
+from jobs.events import RankReady, RankRestored, RanksStarted
+from monitors.failures import Failure, FailureClass
+from orchestrator.core import ledger, recovering, rewinding, saving
 from orchestrator.core.gang import SILENT_SECONDS
-from orchestrator.core.gang_events import GangReady, GangStarted
+from orchestrator.core.gang_events import GangReady, GangRestored, GangStarted
 from orchestrator.core.ledger import Bucket
 from orchestrator.core.naming import named
-from orchestrator.core.states import AttemptState
+from orchestrator.core.states import AttemptState, Trust
 from orchestrator.core.turn import Turn
 
 
@@ -71,3 +72,44 @@ def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoin
                 ),
             )
     return True
+
+
+def on_restored(turn: Turn, event: RankRestored) -> None:
+    """A rank loaded something, perhaps not the first choice."""
+    for rejected in event.rejected:
+        known = turn.state.checkpoints.get(rejected.id)
+        if known is not None and known.trust is not Trust.BAD and not rejected.unreadable:
+            saving.found_corrupt(turn, known, rejected.reason)
+    _loaded(turn, event, (event.rank,))
+
+
+def on_gang_restored(turn: Turn, event: GangRestored) -> None:
+    """Many ranks loaded their first choice."""
+    if event.ranks:
+        _loaded(turn, event, event.ranks)
+
+
+def _loaded(turn: Turn, event: RankRestored | GangRestored, ranks: Sequence[int]) -> None:
+    """All ranks must have loaded the same step."""
+    if turn.state.attempts[event.run].candidates and not event.checkpoint and event.step == 0:
+        recovering.nothing_loaded(turn, event, ranks[0])
+        return
+    if restored(turn, event.run, ranks, event.step, event.checkpoint):
+        attempt = turn.state.attempts[event.run]
+        if len(attempt.restored_ranks) == attempt.world_size:
+            rewinding.leave_behind(turn, event.run)
+        return
+    attempt = turn.state.attempts[event.run]
+    reason = (
+        f"ranks loaded different steps: {attempt.start_step} and {event.step} (rank {ranks[0]})"
+    )
+    for checkpoint in turn.state.checkpoints_of(event.run):
+        if (
+            checkpoint.step == max(attempt.start_step, event.step)
+            and checkpoint.id in attempt.candidates
+        ):
+            rewinding.condemn(turn, checkpoint.id, "not every rank could load it")
+    failure = Failure(
+        failure_class=FailureClass.CHECKPOINT_CORRUPT, reason=reason, signature="restore mismatch"
+    )
+    recovering.fail_attempt(turn, event.run, failure, failed_at=event.at, rank=ranks[0], node=None)

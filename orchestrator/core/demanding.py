@@ -10,6 +10,7 @@ from orchestrator.core import history, recovery
 from orchestrator.core.entities import Attempt, Run, Worker
 from orchestrator.core.scheduling import Demand, Holding, Snapshot
 from orchestrator.core.scheduling.spares import failure_rate, pool_size
+from orchestrator.core.scheduling.terms import accounted_gpus
 from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
@@ -156,11 +157,8 @@ def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:
 
 
 def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> float:
-    """What it costs to stop a run: work since its last save, should it not save now; the restart.
-
-    A node without GPUs counts as one.
-    """
-    gpus = nodes * max(1, run.spec.resources.gpus_per_node)
+    """What it costs to stop a run: work since its last save, if it cannot save now; the restart."""
+    gpus = nodes * accounted_gpus(run.spec.resources)
     attempt = _live_attempt(state, run)
     if attempt is None or attempt.first_step_at is None:
         return 0.0

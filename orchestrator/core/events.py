@@ -111,7 +111,10 @@ class WorkerRegained(Event):
 
 
 class StepReached(Event):
-    """Rank 0 ended a step at or past the attempt's milestone."""
+    """Rank 0 ended a step at or past the attempt's milestone.
+
+    Or, said before an event that may end the attempt: the last one so far.
+    """
 
     kind: Literal["step_reached"] = "step_reached"
     run: str

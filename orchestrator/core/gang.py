@@ -12,7 +12,6 @@ from jobs.events import (
     Shards,
     WorkerJoined,
 )
-from monitors.failures import Cause, FailureClass
 from monitors.types import Severity
 from orchestrator.core import (
     demanding,
@@ -22,13 +21,13 @@ from orchestrator.core import (
     memory_tier,
     placing,
     recovery,
+    seating,
 )
-from orchestrator.core.entities import Attempt, Checkpoint, Queue, Restart, Run, Seat, Worker
+from orchestrator.core.entities import Attempt, Checkpoint, Queue, Run, Seat
 from orchestrator.core.gang_events import GangStopped
 from orchestrator.core.instructions import StopWorker
 from orchestrator.core.ledger import Bucket
 from orchestrator.core.naming import named
-from orchestrator.core.scheduling.rooms import LEVELS
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
     RUNNABLE_ATTEMPT_STATES,
@@ -113,52 +112,17 @@ def start_if_whole(turn: Turn, run_id: str) -> None:
     more_to_come = any(w.state is WorkerState.LAUNCHING for w in workers)
     if len(ready) < run.spec.resources.min_nodes or (len(ready) < most and more_to_come):
         return
-    _start_attempt(turn, run, _seated(turn, run, ready[:most]))
-
-
-def _seated(turn: Turn, run: Run, ready: list[Worker]) -> tuple[Seat, ...]:
-    """Ranks by worker.
-
-    A worker keeps the ranks it had, so that its memory checkpoints serve again. The others come in
-    the order of the topology: neighbours in rank are neighbours on the network.
-    """
-    per_node = run.spec.resources.processes_per_node
-    before = turn.attempt(run.id)
-    old = {seat.worker: i for i, seat in enumerate(before.seats)} if before else {}
-    staying = {old[w.id]: w for w in ready if w.id in old and old[w.id] < len(ready)}
-    kept = {worker.id for worker in staying.values()}
-    others = iter(sorted((w for w in ready if w.id not in kept), key=lambda w: _path(turn, w)))
-    places = [staying.get(i) or next(others) for i in range(len(ready))]
-    return tuple(
-        Seat(worker=w.id, node=w.node, ranks=tuple(range(i * per_node, (i + 1) * per_node)))
-        for i, w in enumerate(places)
-    )
-
-
-def _path(turn: Turn, worker: Worker) -> tuple[str, ...]:
-    """Where a worker's node lies, from the zone down."""
-    node = turn.state.nodes.get(worker.node)
-    return tuple(node.labels.get(level, "") for level in LEVELS) if node is not None else ()
-
-
-def asked(turn: Turn, run: Run, reason: str, *, remedy: str = "as asked") -> Restart:
-    """A restart that nothing failed for."""
-    return Restart(
-        attempt=run.attempt + 1,
-        cause=Cause.OPERATOR,
-        failure_class=FailureClass.UNKNOWN,
-        reason=reason,
-        remedy=remedy,
-        failed_at=turn.now,
-        detected_at=turn.now,
-        best_step=run.best_step,
-    )
+    _start_attempt(turn, run, seating.seats(turn, run, ready[:most]))
 
 
 def _start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
     number = run.attempt + 1
     world_size = sum(len(seat.ranks) for seat in seats)
     candidates = _candidates(turn, run, seats, world_size)
+    known = turn.state.checkpoints_of(run.id)
+    if not candidates and recovery.has_lost_its_past(run, turn.attempt(run.id), known):
+        hold(turn, run.id, "none of its checkpoints can be trusted any more")
+        return
     decision = run.decision
     restart = (
         dataclasses.replace(
@@ -331,6 +295,20 @@ def _stopped(
 
 
 # the end
+
+
+def hold(turn: Turn, run_id: str, why: str, incident: str | None = None) -> None:
+    """Stop here and page: what would come next cannot be undone."""
+    run = turn.run(run_id)
+    reason = (
+        f"held by babysit: {why}; `babysit release` tries again,"
+        " `babysit rollback --to STEP` goes on from another step (0: begins again)"
+    )
+    book = ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
+    turn.change_run(
+        run_id, state=RunState.HELD, held_from=run.state, reason=reason, pending=None, ledger=book
+    )
+    turn.notify(run_id, Severity.CRITICAL, f"{run.name} is {reason}", incident)
 
 
 def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:

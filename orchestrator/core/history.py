@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from orchestrator.core.entities import Fleet, Queue, Run, Worker
 from orchestrator.core.records import Past, Usage
 from orchestrator.core.scheduling.share import decayed
+from orchestrator.core.scheduling.terms import accounted_gpus
 from orchestrator.core.state import State
 
 KEPT = 200
@@ -19,8 +20,8 @@ SAMPLES = 3
 
 
 def booked(fleet: Fleet, run: Run, worker: Worker, now: dt.datetime) -> Fleet:
-    """The use of a worker that has ended, on its project's account. A CPU node counts as a GPU."""
-    project, gpus = run.spec.project, max(1, run.spec.resources.gpus_per_node)
+    """The use of a worker that has ended, on its project's account."""
+    project, gpus = run.spec.project, accounted_gpus(run.spec.resources)
     seconds = (now - worker.launched_at).total_seconds()
     used = settled(fleet.usage.get(project), now) + gpus * max(0.0, seconds)
     usage = {**fleet.usage, project: Usage(gpu_seconds=used, at=now)}
@@ -38,7 +39,7 @@ def usage_by_project(state: State, now: dt.datetime) -> dict[str, float]:
     """GPU seconds that count now: use that is over, decayed, and what runs have used so far."""
     found = {project: settled(usage, now) for project, usage in state.fleet.usage.items()}
     for run, workers in state.tenants():
-        gpus, project = max(1, run.spec.resources.gpus_per_node), run.spec.project
+        gpus, project = accounted_gpus(run.spec.resources), run.spec.project
         seconds = sum((now - worker.launched_at).total_seconds() for worker in workers)
         found[project] = found.get(project, 0.0) + gpus * seconds
     return found

@@ -25,6 +25,20 @@ _WHY = {
 }
 
 
+def asked(turn: Turn, run: Run, reason: str, *, remedy: str = "as asked") -> Restart:
+    """A restart that nothing failed for."""
+    return Restart(
+        attempt=run.attempt + 1,
+        cause=Cause.OPERATOR,
+        failure_class=FailureClass.UNKNOWN,
+        reason=reason,
+        remedy=remedy,
+        failed_at=turn.now,
+        detected_at=turn.now,
+        best_step=run.best_step,
+    )
+
+
 def ask(turn: Turn, run: Run, restart: Restart, give_back: tuple[str, ...] = ()) -> bool:
     """Have the live attempt save and end; whether there is one that can be asked now."""
     attempt = turn.attempt(run.id)
@@ -59,7 +73,7 @@ def evict(turn: Turn, eviction: Eviction) -> None:
     whole = len(eviction.nodes) == len(demanding.kept(turn.state, run))
     what = "leaves its nodes" if whole else f"leaves {len(eviction.nodes)} nodes and goes on"
     reason = f"{what} for {by.name}, {_WHY[eviction.why]}"
-    restart = gang.asked(turn, run, reason, remedy="preempted" if whole else "shrink")
+    restart = asked(turn, run, reason, remedy="preempted" if whole else "shrink")
     turn.record(
         run.id, f"{reason}; it loses {eviction.lost_gpu_seconds:.0f} GPU s if it cannot save"
     )
@@ -78,4 +92,4 @@ def grow(turn: Turn, run_id: str) -> None:
     target = min(most, ready - run.spec.placement.spares)
     if target > seats and demanding.may_grow(attempt, turn.now):
         reason = f"grows from {seats} to {target} nodes"
-        ask(turn, run, gang.asked(turn, run, reason, remedy="grow"))
+        ask(turn, run, asked(turn, run, reason, remedy="grow"))

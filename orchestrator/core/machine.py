@@ -138,7 +138,8 @@ def _stale(state: State, event: Event) -> str | None:
     ):
         return None
     run = state.runs.get(event.run)
-    if run is None or run.state in TERMINAL_RUN_STATES:
+    last_word = isinstance(event, CheckpointChecked)  # on the last checkpoint: it comes that late
+    if run is None or (run.state in TERMINAL_RUN_STATES and not last_word):
         return f"{event.kind} after the end of the run: ignored"
     if isinstance(event, _OF_THE_LIVE_ATTEMPT):
         attempt = state.attempts.get(event.run)
@@ -289,7 +290,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     WorkerRegained: contact.on_regained,
     RanksStarted: coming_up.on_ranks_started,
     RankReady: coming_up.on_ready,
-    RankRestored: saving.on_restored,
+    RankRestored: coming_up.on_restored,
     RankExited: recovering.on_rank_exited,
     AttemptStopped: _on_stopped,
     ShardWritten: saving.on_shard,
@@ -304,7 +305,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     StacksCaptured: watching.on_stacks,
     GangStarted: coming_up.on_ranks_started,
     GangReady: coming_up.on_ready,
-    GangRestored: saving.on_gang_restored,
+    GangRestored: coming_up.on_gang_restored,
     GangSaved: saving.on_gang_saved,
     GangChecked: saving.on_gang_checked,
     GangStopped: _on_stopped,

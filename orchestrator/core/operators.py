@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
-from jobs.spec import RunSpec
 from orchestrator.core import (
+    admission,
     gang,
     leaving,
     ledger,
@@ -28,10 +28,6 @@ from orchestrator.core.events import (
     RunSubmitted,
 )
 from orchestrator.core.ledger import Bucket
-from orchestrator.core.scheduling.board import could_fit
-from orchestrator.core.scheduling.rooms import Rooms
-from orchestrator.core.scheduling.topology import largest_domain
-from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
@@ -49,7 +45,7 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
     if event.run in turn.state.runs:
         turn.record(event.run, "submitted twice: the first counts")
         return
-    refuse_too_large(turn.state, event.spec)
+    admission.check(turn.state, event.spec)
     run = Run(
         id=event.run,
         name=event.spec.name,
@@ -63,37 +59,6 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
     if event.spec.max_runtime is not None:
         turn.set_timer(run.id, "max_runtime", event.spec.max_runtime)
     turn.schedule_wanted = True
-
-
-def refuse_too_large(state: State, spec: RunSpec) -> None:
-    """Raise InvalidError when even the empty cluster does not fit the run.
-
-    An unknown cluster refuses nothing.
-    """
-    nodes = [node for node in state.nodes.values() if node.state is not NodeState.GONE]
-    if not nodes:
-        return
-    need, pack = spec.resources, spec.placement.pack
-    rooms = Rooms(node.room for node in nodes)
-    mask = could_fit(rooms, need)
-    fitting = largest_domain(rooms, mask, pack)
-    if fitting >= need.min_nodes:
-        return
-    if int(mask.sum()) >= need.min_nodes:
-        raise InvalidError(
-            f"placement.pack: asks for {need.min_nodes} nodes within one {pack}, and the largest"
-            f" has {fitting} that fit: ask for less, or pack within something larger"
-        )
-    largest = max(nodes, key=lambda n: (n.gpus, n.cpus, n.memory))
-    memory = f", {largest.memory / 2**30:.1f} GiB" if largest.memory else ""
-    shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
-    offer = f"{largest.gpus} GPUs, {largest.cpus:g} CPUs{memory}"
-    raise InvalidError(
-        f"resources: asks for {need.min_nodes} x ({shape}"
-        + (f", {need.memory_per_node / 2**30:.1f} GiB" if need.memory_per_node else "")
-        + f") but the cluster has {len(nodes)} nodes of at most ({offer}),"
-        f" of which {int(mask.sum())} fit: ask for less, or add nodes"
-    )
 
 
 def _live(turn: Turn, run_id: str, verb: str) -> Run:
@@ -119,7 +84,7 @@ def on_cancelled(turn: Turn, event: RunCancelled) -> None:
 
 def end(turn: Turn, run: Run, state: RunState, reason: str) -> None:
     """Stop the gang if there is one, then end the run in `state`."""
-    decision = Decision(restart=gang.asked(turn, run, reason), finish=state)
+    decision = Decision(restart=leaving.asked(turn, run, reason), finish=state)
     turn.change_run(run.id, decision=decision, reason=reason)
     if _has_live_attempt(turn, run.id):
         gang.stop_attempt(turn, run.id, reason, grace=leaving.GRACE_SECONDS)
@@ -130,6 +95,7 @@ def end(turn: Turn, run: Run, state: RunState, reason: str) -> None:
 def on_restart_asked(turn: Turn, event: RestartAsked) -> None:
     """Stop the gang (it may save first) and start it again from the newest checkpoint."""
     run = _live(turn, event.run, "restart")
+    _refuse_held(run)
     _again(
         turn,
         run,
@@ -158,16 +124,34 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
             f"{run.name} has no checkpoint of step {to_step} to roll back to; it has: {have}"
         )
     if to_step is None and event.skip is None:
-        past = (c.step for c in loadable if c.id not in run.excluded and c.step < run.best_step)
-        to_step = max(past, default=0)
+        past = [c.step for c in loadable if c.id not in run.excluded and c.step < run.best_step]
+        to_step = _newest(run, past, steps, f"step {run.best_step}, the newest reached")
     if to_step is None and event.skip is not None:
-        before = (c.step for c in loadable if c.id not in run.excluded and c.batch < event.skip[0])
-        to_step = max(before, default=0)
+        before = [c.step for c in loadable if c.id not in run.excluded and c.batch < event.skip[0]]
+        to_step = _newest(run, before, steps, f"batch {event.skip[0]}")
     where = "" if to_step is None else f" to step {to_step}"
     reason = f"rollback{where} asked for by {event.actor}" + _because(event.reason)
+    if event.to_step is None or _has_live_attempt(turn, run.id):
+        _refuse_held(run)  # else the choice of a step ends the hold: nothing runs that it protects
     _again(turn, run, reason, to_step=to_step, skip=event.skip)
     if event.to_step is not None:
         rewinding.take_up_again(turn, run.id, event.to_step)
+
+
+def _refuse_held(run: Run) -> None:
+    if run.state is RunState.HELD:
+        raise RefusedError(f"{run.name} is held; `babysit release` it first")
+
+
+def _newest(run: Run, past: list[int], steps: list[int], what: str) -> int:
+    """The newest of the steps; to begin again, where there is something to lose, must be said."""
+    if steps and not past:
+        have = ", ".join(map(str, steps))
+        raise RefusedError(
+            f"{run.name} has no checkpoint from before {what}; it has: {have};"
+            " `--to STEP` takes one of them, `--to 0` begins again"
+        )
+    return max(past, default=0)
 
 
 def _again(
@@ -179,8 +163,6 @@ def _again(
     skip: tuple[int, int] | None = None,
     grace: float = 0.0,
 ) -> None:
-    if run.state is RunState.HELD:
-        raise RefusedError(f"{run.name} is held; `babysit release` it first")
     if turn.state.fleet.hold:
         raise RefusedError(f"everything is held ({turn.state.fleet.hold}); `babysit release` first")
     if run.decision is not None and run.decision.finish is not None:
@@ -188,8 +170,10 @@ def _again(
     live = _has_live_attempt(turn, run.id)
     if not live and run.attempt == 0:
         raise RefusedError(f"{run.name} has not started yet: {run.reason}")
+    if run.state is RunState.HELD:
+        run = turn.release_run(run.id, run.held_from or RunState.QUEUED, reason)
     turn.cancel_timer(run.id, "retry")
-    decision = _instead_of(run.decision, gang.asked(turn, run, reason), to_step, skip)
+    decision = _instead_of(run.decision, leaving.asked(turn, run, reason), to_step, skip)
     book = ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)
     state = RunState.RECOVERING if live else run.state
     turn.change_run(run.id, decision=decision, state=state, reason=reason, ledger=book)
@@ -349,7 +333,7 @@ def drain(turn: Turn, node_id: str, reason: str, by: str) -> None:
 def _move_away(turn: Turn, run_id: str, node: Node) -> None:
     run = turn.run(run_id)
     reason = f"{node.id} is being drained by {node.by}: {node.reason}"
-    restart = gang.asked(turn, run, reason, remedy="move away")
+    restart = leaving.asked(turn, run, reason, remedy="move away")
     leaving.ask(turn, run, dataclasses.replace(restart, node=node.id))
 
 

@@ -9,14 +9,14 @@ import dataclasses
 import datetime as dt
 from collections.abc import Iterable
 
-from jobs.events import RankExited
+from jobs.events import RankExited, RankRestored
 from monitors.exits import root_cause
 from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
 from orchestrator.core import faults, gang, ledger, memory_tier, placing, recovery, rewinding
 from orchestrator.core.entities import Decision, RankFailure, Restart, Run, Worker
 from orchestrator.core.events import WorkerLost
-from orchestrator.core.gang_events import GangFinished
+from orchestrator.core.gang_events import GangFinished, GangRestored
 from orchestrator.core.ledger import Bucket
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
@@ -145,6 +145,21 @@ def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:
         fail_attempt(turn, run_id, failure, failed_at=turn.now, rank=None, node=node)
 
 
+def nothing_loaded(turn: Turn, event: RankRestored | GangRestored, rank: int) -> None:
+    """A rank could load none of those offered: it must not begin again on its own (row 16)."""
+    attempt = turn.state.attempts[event.run]
+    rejected = event.rejected if isinstance(event, RankRestored) else ()
+    reasons = tuple(each.reason for each in rejected)
+    why = f": {reasons[0]}" if reasons else ""
+    failure = Failure(
+        failure_class=FailureClass.STORAGE,
+        reason=f"none of {len(attempt.candidates)} checkpoints could be loaded{why}",
+        signature=recovery.NOTHING_LOADED,
+        evidence=reasons,
+    )
+    fail_attempt(turn, event.run, failure, failed_at=event.at, rank=rank, node=None)
+
+
 def fail_attempt(
     turn: Turn,
     run_id: str,
@@ -218,11 +233,7 @@ def decide(turn: Turn, run_id: str) -> None:
 def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
     attempt = turn.state.attempts[run.id]
     restart = decision.restart
-    if (
-        decision.onset_step is None
-        and attempt.failures
-        and failure.failure_class is not FailureClass.HANG
-    ):
+    if decision.onset_step is None and failure in [death.failure for death in attempt.failures]:
         rank, _, failure = root_cause(
             [(f.rank, f.at.timestamp(), f.failure) for f in attempt.failures]
         )
@@ -251,6 +262,11 @@ def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
     if verdict.stop:
         turn.notify(run.id, Severity.CRITICAL, f"{run.name} stops: {verdict.reason}", incident)
         gang.finish_run(turn, run.id, RunState.FAILED, verdict.reason)
+        return
+    if verdict.hold:
+        waiting = dataclasses.replace(decision, restart=restart, failure=None)  # it is judged
+        turn.change_run(run.id, decision=waiting)
+        gang.hold(turn, run.id, verdict.reason, incident)
         return
     decision = dataclasses.replace(decision, restart=restart, skip=verdict.skip, failure=failure)
     turn.record(run.id, f"{verdict.remedy}: {verdict.reason}")

@@ -37,6 +37,10 @@ STUCK = "stuck"
 PATIENCE = 2
 """A run that has restarted so often without progress neither goes ahead of others nor has them
 evicted: a crash loop may not keep others from working."""
+NOTHING_LOADED = "nothing could be loaded"
+"""Signature of an attempt that could load none of the checkpoints offered to it."""
+LOAD_TRIES = 8
+"""Such attempts in a row before the run is held and people are paged: after three minutes."""
 SAME_WINDOW_BATCHES = 20
 """Onsets closer than this (or skip_batches, if more) are the same anomaly."""
 NAN_AFTER_LOAD_STEPS = 3
@@ -53,6 +57,8 @@ class Verdict:
     failure_class: FailureClass
     stop: bool = False
     """End the run as failed."""
+    hold: bool = False
+    """Wait for a person: what is to be done cannot be undone."""
     delay: float = 0.0
     """Seconds to wait before the next attempt."""
     budgets: Mapping[str, Budget]
@@ -93,6 +99,9 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
         budgets=budgets,
         anomalies=run.anomalies,
     )
+    if failure.signature == NOTHING_LOADED and count > min(limit, LOAD_TRIES):
+        reason = f"{failure.reason} ({count} times)"
+        return dataclasses.replace(verdict, remedy="hold", reason=reason, hold=True)
     if count > limit or budgets[STUCK].count > max(limit, run.spec.recovery.infrastructure):
         reason = _stop_reason(failure, count)
         return dataclasses.replace(verdict, remedy="stop", reason=reason, stop=True)
@@ -187,7 +196,8 @@ def _doubt(attempt: Attempt, failure: Failure, count: int) -> str | None:
     It was loaded, and the same failure came back before any new step.
     """
     stepped = attempt.first_step_at is not None
-    if count > 1 and not stepped and failure.failure_class in MAY_BE_THE_CHECKPOINT:
+    suspect = failure.failure_class in MAY_BE_THE_CHECKPOINT and failure.cause is not Cause.USER
+    if count > 1 and not stepped and suspect:
         return attempt.restored
     return None
 
@@ -276,6 +286,23 @@ def trusted(
     return sorted(
         filter(usable, checkpoints),
         key=lambda c: (-c.step, c.tier is not Tier.MEMORY, -c.attempt),
+    )
+
+
+def has_lost_its_past(run: Run, before: Attempt | None, checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether to begin again would throw a past away that nobody has decided to give up.
+
+    That is so where the last attempt went on from checkpoints, or saved some, that turned out bad.
+    """
+    decision = run.decision
+    wanted = decision and (decision.to_step is not None or decision.onset_step is not None)
+    if before is None or wanted:
+        return False
+    return any(
+        checkpoint.tier is Tier.DIRECTORY
+        and checkpoint.trust is Trust.BAD
+        and (checkpoint.attempt == before.number or checkpoint.id in before.candidates)
+        for checkpoint in checkpoints
     )
 
 

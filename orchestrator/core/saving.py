@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from babysit.wire import Tier
 from jobs.commands import DeleteCheckpoint, VerifyCheckpoint
 from jobs.events import (
     CheckpointChecked,
     CheckpointDeleted,
-    RankRestored,
     SaveFailed,
     Shards,
     ShardWritten,
 )
-from monitors.failures import Failure, FailureClass
+from monitors.failures import FailureClass
 from monitors.types import FindingKind, Severity
-from orchestrator.core import coming_up, memory_tier, recovering, recovery, rewinding
+from orchestrator.core import memory_tier, recovery, rewinding
 from orchestrator.core.entities import Attempt, Checkpoint, Incident
 from orchestrator.core.events import (
     CheckpointPinned,
     CheckpointRemovalAsked,
     CheckpointVerificationAsked,
 )
-from orchestrator.core.gang_events import GangChecked, GangRestored, GangSaved
+from orchestrator.core.gang_events import GangChecked, GangSaved
 from orchestrator.core.states import AttemptState, IncidentState, Trust, WorkerState
 from orchestrator.core.turn import Turn
 from orchestrator.errors import NotFoundError, RefusedError
@@ -116,6 +115,9 @@ def on_checked(turn: Turn, event: CheckpointChecked) -> None:
     known = turn.state.checkpoints.get(event.checkpoint)
     if known is None or known.deleted_at is not None or known.trust is Trust.BAD:
         return
+    if event.unreadable:
+        turn.record(event.run, f"step {known.step} could not be read back: {event.error}")
+        return
     if not event.ok:
         found_corrupt(turn, known, event.error)
     else:
@@ -135,8 +137,18 @@ def _found_whole(turn: Turn, known: Checkpoint, workers: Iterable[str]) -> None:
     turn.change_checkpoint(
         known.id, checked_by=checked, trust=Trust.VERIFIED if whole else known.trust
     )
+    if whole:
+        _makes_up_for(turn, known)
     promote(turn, known.run)
     prune(turn, known.run)
+
+
+def _makes_up_for(turn: Turn, verified: Checkpoint) -> None:
+    """A newer one has been read back: what was corrupt before it is no longer missed."""
+    for incident in turn.state.incidents_of(verified.run):
+        corrupt = incident.kind == FailureClass.CHECKPOINT_CORRUPT.value
+        if corrupt and incident.evidence.get("step", verified.step) < verified.step:
+            turn.resolve_incident(incident.id, f"step {verified.step} was saved and read back")
 
 
 def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
@@ -149,6 +161,7 @@ def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
         severity=Severity.WARNING,
         subject=f"checkpoint of step {checkpoint.step} ({checkpoint.tier})",
         remedy="fall back to an older one",
+        evidence={"step": checkpoint.step},
         reason=f"the {checkpoint.tier} checkpoint of step {checkpoint.step} is corrupt: {error}",
     )
     turn.notify(run.id, Severity.WARNING, f"{run.name}: {incident.reason}", incident.id)
@@ -300,44 +313,6 @@ def _saves_again(turn: Turn, run_id: str) -> None:
     known = _failing_saves(turn, run_id, Tier.DIRECTORY)
     if known is not None:
         turn.resolve_incident(known.id, "a checkpoint was saved again")
-
-
-def on_restored(turn: Turn, event: RankRestored) -> None:
-    """A rank loaded something, perhaps not the first choice."""
-    for rejected in event.rejected:
-        known = turn.state.checkpoints.get(rejected.id)
-        if known is not None and known.trust is not Trust.BAD:
-            found_corrupt(turn, known, rejected.reason)
-    _loaded(turn, event, (event.rank,))
-
-
-def on_gang_restored(turn: Turn, event: GangRestored) -> None:
-    """Many ranks loaded their first choice."""
-    if event.ranks:
-        _loaded(turn, event, event.ranks)
-
-
-def _loaded(turn: Turn, event: RankRestored | GangRestored, ranks: Sequence[int]) -> None:
-    """All ranks must have loaded the same step."""
-    if coming_up.restored(turn, event.run, ranks, event.step, event.checkpoint):
-        attempt = turn.state.attempts[event.run]
-        if len(attempt.restored_ranks) == attempt.world_size:
-            rewinding.leave_behind(turn, event.run)
-        return
-    attempt = turn.state.attempts[event.run]
-    reason = (
-        f"ranks loaded different steps: {attempt.start_step} and {event.step} (rank {ranks[0]})"
-    )
-    for checkpoint in turn.state.checkpoints_of(event.run):
-        if (
-            checkpoint.step == max(attempt.start_step, event.step)
-            and checkpoint.id in attempt.candidates
-        ):
-            rewinding.condemn(turn, checkpoint.id, "not every rank could load it")
-    failure = Failure(
-        failure_class=FailureClass.CHECKPOINT_CORRUPT, reason=reason, signature="restore mismatch"
-    )
-    recovering.fail_attempt(turn, event.run, failure, failed_at=event.at, rank=ranks[0], node=None)
 
 
 # operators

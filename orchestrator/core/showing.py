@@ -20,6 +20,7 @@ from orchestrator.core.entities import (
     Worker,
 )
 from orchestrator.core.scheduling import Quota
+from orchestrator.core.scheduling.terms import accounted_gpus
 from orchestrator.core.states import (
     TERMINAL_RUN_STATES,
     IncidentState,
@@ -254,7 +255,7 @@ def queue_views(
     used: Counter[str] = Counter()
     for worker in workers:
         if worker.run in of and worker.state is not WorkerState.ENDED:
-            used[of[worker.run].queue] += of[worker.run].resources.gpus_per_node
+            used[of[worker.run].queue] += accounted_gpus(of[worker.run].resources)
     return [
         QueueView(
             **_quota(declared.get(name) or Queue(name=name)),

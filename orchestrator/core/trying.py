@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from jobs.spec import RunSpec
-from orchestrator.core import demanding, operators
+from orchestrator.core import admission, demanding
 from orchestrator.core.entities import Ledger, Run
 from orchestrator.core.scheduling import Eviction, Plan, plan
 from orchestrator.core.state import State
@@ -18,9 +18,9 @@ def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
     """One scheduling pass with a run that nobody has submitted.
 
     Raises:
-        InvalidError: The cluster could never hold it.
+        InvalidError, RefusedError: It would be refused.
     """
-    operators.refuse_too_large(state, spec)
+    admission.check(state, spec)
     run = Run(id=_RUN, name=spec.name, spec=spec, submitted_at=now, ledger=Ledger(since=now))
     outcome = plan(demanding.snapshot(state, now, [run]), now)
     nodes = outcome.placements.get(_RUN, ())

@@ -51,6 +51,12 @@ class RunView(View):
     ended_at: dt.datetime | None
 
 
+class SubmittedView(RunView):
+    """A run that has just been submitted."""
+
+    warnings: list[str] = Field(description="What the spec asks for and this version does not do.")
+
+
 class RestartView(View):
     """Why and how one attempt followed another."""
 

@@ -88,16 +88,17 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
     """Past everything reached before: the recovery, if there was one, is over."""
     run, attempt = turn.run(run_id), turn.state.attempts[run_id]
     restart = attempt.restart
-    recovers = restart is not None and restart.recovered_at is None
-    if restart is not None and recovers:
+    recovered = restart is not None and restart.recovered_at is None
+    if restart is not None and recovered:
         turn.change_attempt(run_id, restart=dataclasses.replace(restart, recovered_at=at))
         turn.resolve_incident(restart.incident, f"training passed step {restart.best_step} again")
+        fallen_back = FailureClass.CHECKPOINT_CORRUPT.value  # found as this attempt loaded
         for other in turn.state.incidents_of(run_id):
-            if other.attempt < attempt.number:
+            if other.attempt < attempt.number or other.kind == fallen_back:
                 turn.resolve_incident(other.id, f"training passed step {restart.best_step} again")
     if run.ledger.bucket != Bucket.PRODUCTIVE:
         turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.PRODUCTIVE, at))
-    if recovers or turn.run(run_id).state is not RunState.RUNNING:
+    if recovered or turn.run(run_id).state is not RunState.RUNNING:
         since = (
             "from the beginning" if attempt.start_step == 0 else f"from step {attempt.start_step}"
         )
@@ -109,7 +110,8 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
 def _book_saves(turn: Turn, run: Run, attempt: Attempt, event: StepReached) -> None:
     more = event.blocked_seconds - attempt.blocked_seconds
     if more > 0:
-        closed = ledger.switch(run.ledger, Bucket(run.ledger.bucket), turn.now)
+        ended = min(event.at, turn.now)  # what came after that step may have been a stall
+        closed = ledger.switch(run.ledger, Bucket(run.ledger.bucket), ended)
         booked = ledger.move(closed, Bucket(run.ledger.bucket), Bucket.CHECKPOINTING, more)
         turn.change_run(run.id, ledger=booked)
         turn.change_attempt(run.id, blocked_seconds=event.blocked_seconds)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from orchestrator.errors import NotFoundError
 
+_LISTED_BY = {"run": "babysit ls", "incident": "babysit incidents ls"}
 SHORTEST = 4
 """Fewest characters of a prefix or suffix."""
 
@@ -58,4 +59,4 @@ def _only(what: str, reference: str, found: Sequence[str], known: Sequence[str])
         )
     near = difflib.get_close_matches(reference, dict.fromkeys(known), n=3)
     hint = f"; near: {', '.join(near)}" if near else ""
-    raise NotFoundError(f"no {what} {reference!r}{hint}")
+    raise NotFoundError(f"no {what} {reference!r}{hint}; see `{_LISTED_BY[what]}`")

@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from jobs.clock import Clock
-from orchestrator.server import metrics, problems
+from orchestrator.server import metrics, problems, tallies
 from orchestrator.server.context import Context, ControlPlane
 from orchestrator.server.routes import checkpoints, incidents, nodes, queues, runs, story, system
 from orchestrator.settings import Settings
@@ -51,7 +51,7 @@ def create_app(
         generate_unique_id_function=_operation_id,
     )
     app.state.context = Context(controller, clock, settings)
-    app.state.restarts = metrics.RestartTally()
+    app.state.tallies = tallies.Tallies()
     api = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
     # The more specific paths come first: `/runs/{reference}/events` before `/runs/{reference}`.
     for module in (checkpoints, story, runs, incidents, nodes, queues, system):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import hmac
+from collections.abc import Mapping
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends, Request
@@ -29,6 +30,9 @@ class UnauthenticatedError(BabysitError):
 
 class ControlPlane(Protocol):
     """What the API asks of the controller."""
+
+    notices: Mapping[tuple[str, str], int]
+    """Notices told since this server started, by channel and result."""
 
     @property
     def store(self) -> Store:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
 )
@@ -18,39 +19,19 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from monitors.failures import Cause
 from monitors.types import Severity
 from orchestrator.core.entities import Run
+from orchestrator.core.ledger import Bucket
+from orchestrator.core.scheduling import Pending
 from orchestrator.core.showing import newest_checkpoint, open_incidents
-from orchestrator.core.states import TERMINAL_RUN_STATES, NodeState, RunState
-from orchestrator.core.views import RunView
+from orchestrator.core.states import NodeState, RunState
+from orchestrator.core.views import PHASES, RunView
 from orchestrator.server.context import Context, HasContext
 from orchestrator.server.reading import LIVE, line
 from orchestrator.server.routes.system import package_version
+from orchestrator.server.tallies import Histogram, Tallies, Tally
 
 router = APIRouter(tags=["health"])
 _ALL = 100_000
 """Runs looked at; more than one control plane sees in its life."""
-
-
-class RestartTally:
-    """Restarts by cause over all runs. What is over is counted once and remembered."""
-
-    def __init__(self) -> None:
-        self._over: Counter[str] = Counter()
-        self._seen: set[str] = set()
-
-    async def count(self, here: Context, runs: Sequence[Run]) -> Counter[str]:
-        """Restarts by cause so far; never less than the last time."""
-        total: Counter[str] = Counter()
-        for run in runs:
-            if run.id in self._seen or run.attempt < 2:
-                continue
-            attempts = await here.store.attempts(run.id)
-            causes = Counter(a.restart.cause.value for a in attempts if a.restart is not None)
-            if run.state in TERMINAL_RUN_STATES:
-                self._over += causes
-                self._seen.add(run.id)
-            else:
-                total += causes
-        return total + self._over
 
 
 def _by_label(
@@ -98,27 +79,71 @@ async def _of_live_runs(here: Context, runs: Sequence[Run]) -> list[Metric]:
     return [step, loss, ettr, age]
 
 
-async def _families(here: Context, tally: RestartTally) -> list[Metric]:
-    runs = await here.store.runs(limit=_ALL)
-    nodes = await here.store.nodes()
-    incidents = await here.store.incidents(open_only=True, limit=10_000)
-    causes = await tally.count(here, runs)
+def _counted(tally: Tally) -> list[Metric]:
     restarts = CounterMetricFamily(
         "babysit_restarts_total", "Restarts of runs, by who pays for them.", labels=["cause"]
     )
     for cause in Cause:
-        restarts.add_metric([cause.value], causes[cause.value])
+        restarts.add_metric([cause.value], tally.restarts[cause.value])
+    gpus = CounterMetricFamily(
+        "babysit_gpu_seconds_total",
+        "GPU time of all runs by what it went to; while queued, of the GPUs asked for.",
+        labels=["bucket"],
+    )
+    for bucket in Bucket:
+        gpus.add_metric([bucket.value], tally.gpu_seconds[bucket.value])
+    detection = HistogramMetricFamily(
+        "babysit_detection_seconds",
+        "From the last sign of progress to the detection of what a restart was for.",
+    )
+    _fill(detection, [], tally.detection)
+    recovery = HistogramMetricFamily(
+        "babysit_recovery_seconds", "Restarts of runs, phase by phase.", labels=["phase"]
+    )
+    for phase in PHASES:
+        _fill(recovery, [phase], tally.recovery[phase])
+    return [restarts, gpus, detection, recovery]
+
+
+def _fill(family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram) -> None:
+    family.add_metric(labels, buckets=histogram.buckets, sum_value=histogram.sum)
+
+
+def _notifications(here: Context) -> CounterMetricFamily:
+    family = CounterMetricFamily(
+        "babysit_notifications_total",
+        "Notices that this server has told, since it started.",
+        labels=["channel", "result"],
+    )
+    for (channel, result), count in sorted(here.controller.notices.items()):
+        family.add_metric([channel, result], count)
+    return family
+
+
+async def _families(here: Context, tallies: Tallies) -> list[Metric]:
+    runs = await here.store.runs(limit=_ALL)
+    nodes = await here.store.nodes()
+    incidents = await here.store.incidents(open_only=True, limit=10_000)
     leader = GaugeMetricFamily("babysit_leader", "1 on the server that decides, else 0.")
     leader.add_metric([], float(here.controller.is_leader))
     build = InfoMetricFamily("babysit_build", "What runs here.")
     build.add_metric([], {"version": package_version()})
     run_states = Counter(run.state.value for run in runs)
+    waiting = Counter(run.pending for run in runs if run.pending and run.state in LIVE)
     node_states = Counter(node.state.value for node in nodes)
     severities = open_incidents(incidents)
     return [
         _by_label("babysit_runs", "Runs by state.", "state", run_states, list(RunState)),
         *await _of_live_runs(here, [run for run in runs if run.state in LIVE]),
-        restarts,
+        *_counted(await tallies.count(here, runs)),
+        _by_label(
+            "babysit_scheduler_pending",
+            "Runs that wait for nodes, by the scheduler's reason.",
+            "reason",
+            waiting,
+            list(Pending),
+        ),
+        _notifications(here),
         _by_label("babysit_nodes", "Nodes by state.", "state", node_states, list(NodeState)),
         _by_label(
             "babysit_incidents_open",
@@ -136,5 +161,5 @@ async def _families(here: Context, tally: RestartTally) -> list[Metric]:
 async def metrics(request: Request, here: HasContext) -> Response:
     """Prometheus text format. Needs no token: it names runs, and nothing else of them."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collected(await _families(here, request.app.state.restarts)))
+    registry.register(_Collected(await _families(here, request.app.state.tallies)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -44,7 +44,12 @@ def members(population: Population, chance: Chance) -> Iterator[SimulatedRun]:
 
 def _sized(like: SimulatedRun, name: str, nodes: int) -> SimulatedRun:
     resources = like.spec.resources.model_copy(update={"nodes": nodes})
-    spec = like.spec.model_copy(update={"name": name, "resources": resources})
+    checkpoint = like.spec.checkpoint
+    if checkpoint.directory is not None:  # no two live runs save to one place
+        own = f"{checkpoint.directory}/{name}"
+        checkpoint = checkpoint.model_copy(update={"directory": own})
+    changes = {"name": name, "resources": resources, "checkpoint": checkpoint}
+    spec = like.spec.model_copy(update=changes)
     return like.model_copy(update={"spec": spec})
 
 

@@ -144,6 +144,35 @@ def _on_disk(job: Job) -> set[int]:
     return {int(path.name.removeprefix("step-")) for path in job.checkpoints.glob("step-*")}
 
 
+def test_a_directory_that_is_away_for_a_while(plane: ControlPlane, jobs: Jobs) -> None:
+    """A mount that is gone says nothing about what is on it: the run waits, and loses nothing."""
+    job = jobs(**SLOW, checkpoint={"memory_every_steps": 0})
+    run = plane.submit(job.spec)
+    plane.at_step(run, 25)
+    is_read_back(plane, run, 20)
+    freeze(plane, run)
+    aside = job.checkpoints.rename(job.checkpoints.with_name("aside"))
+    plane.signal_rank(run, 1, signal.SIGKILL)
+    thaw(plane, run)
+
+    def waits() -> list[dict[str, Any]] | None:
+        restarts: list[dict[str, Any]] = plane.show(run)["restarts"]
+        return restarts if [r["class"] for r in restarts[1:3]] == ["storage"] * 2 else None
+
+    (first, second, *_) = until(waits, "two attempts could load nothing")[1:]
+    assert "none of 2 checkpoints could be loaded" in first["reason"]
+    assert (second["node"], second["cause"]) == (None, "infrastructure")
+    assert job.steps().keys() == {(1, 0), (1, 1)}, "nothing began again"
+    aside.rename(job.checkpoints)
+    until(lambda: _recovered(plane, run), "past where it was killed")
+    assert plane.show(run)["restarts"][-1]["resumed_step"] == 20
+    assert _trust(plane, run, 20) in {"verified", "good"}
+    assert {i["kind"] for i in plane.show(run)["incidents"]} == {"signal", "storage"}
+    job.finish()
+    plane.state(run, "succeeded")
+    check_record(plane, run, job)
+
+
 def test_a_disk_that_cannot_be_written(plane: ControlPlane, jobs: Jobs) -> None:
     """Saves fail: training goes on without them, and someone is told."""
     job = jobs()

@@ -158,6 +158,24 @@ def test_rolled_back_on_request(plane: ControlPlane, jobs: Jobs) -> None:
     check_attempts(plane, run, job)
 
 
+def test_rolled_back_without_a_step(plane: ControlPlane, jobs: Jobs) -> None:
+    """With the values a spec has by itself: to the newest checkpoint before the step it is at."""
+    job = jobs(checkpoint={"every_steps": 20, "good_after_steps": 50, "keep": 100}, pace=0.1)
+    run = plane.submit(job.spec)
+    plane.at_step(run, 25)
+    assert plane.babysit("rollback", run).exit_code == OK
+    until(lambda: plane.show(run)["attempt"] == 2, "the second attempt")
+    plane.at_step(run, 30)
+    (restart,) = plane.show(run)["restarts"]
+    assert restart["resumed_step"] == 20
+    assert restart["lost_steps"] >= 4
+    trust = {row["step"]: row["trust"] for row in plane.ask("checkpoints", "ls", run)}
+    assert trust[20] != "bad"
+    job.finish()
+    plane.state(run, "succeeded")
+    check_attempts(plane, run, job)
+
+
 def test_a_node_is_drained(roomy: ControlPlane, jobs: Jobs) -> None:
     """Its run saves, moves to the spare node and goes on; the node takes nothing more."""
     job = jobs()

@@ -1,4 +1,4 @@
-"""The database of a control plane stops in mid-run, and comes back."""
+"""A control plane on PostgreSQL: its database stops in mid-run; its server is killed."""
 
 from __future__ import annotations
 
@@ -62,4 +62,31 @@ def test_postgres_is_away_for_twenty_seconds(
     assert shown["restarts"][0]["lost_steps"] <= 2
     job.finish()
     plane.state(run, "succeeded")
+    check_record(plane, run, job)
+
+
+@pytest.mark.slow
+def test_the_server_is_killed_and_the_next_one_waits_for_the_lease(
+    plane: ControlPlane, jobs: Jobs
+) -> None:
+    """Each time a rank has died too. The dead leader's lease runs out, then its work goes on."""
+    job = jobs()
+    run = plane.submit(job.spec)
+    for kill in range(1, 4):
+        until(plane.leads, "a server leads")
+        plane.at_step(run, max((line["step"] for line in job.events("step")), default=0) + 5)
+        leader = plane.read(lambda store: store.leader())
+        plane.signal_rank(run, 1, signal.SIGKILL)
+        plane.kill()
+        plane.spawn()
+        until(plane.leads, f"the next server leads, after kill {kill}")
+        lease = plane.read(lambda store: store.leader())
+        assert leader is not None
+        assert lease is not None
+        assert lease.epoch > leader.epoch
+
+    plane.at_step(run, max(line["step"] for line in job.events("step")) + 5)
+    job.finish()
+    shown = plane.state(run, "succeeded")
+    assert [restart["class"] for restart in shown["restarts"]] == ["signal"] * 3
     check_record(plane, run, job)

@@ -119,10 +119,12 @@ async def test_verify_tells_whole_truncated_and_flipped_files_apart(tmp_path: Pa
         assert "4999 bytes, 5000 expected" in (await check("truncated")).error
         weights.write_bytes(bytes([content[0] ^ 64]) + content[1:])
         flipped = await check("flipped")
-        assert not flipped.ok
+        assert (flipped.ok, flipped.unreadable) == (False, False)
         assert str(weights) in flipped.error
         weights.unlink()
-        assert "No such file" in (await check("missing")).error
+        missing = await check("missing")
+        assert (missing.ok, missing.unreadable) == (False, True)
+        assert missing.error == f"{weights}: No such file or directory"
 
 
 async def test_delete_removes_checkpoints_and_nothing_else(tmp_path: Path):

@@ -77,6 +77,19 @@ def test_a_wrong_spec_makes_nothing(http: httpx.Client, tmp_path: Path) -> None:
     assert http.get("/runs").json() == before
 
 
+def test_a_checkpoint_directory_serves_one_live_run(http: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(".")
+    first = submit(http, tmp_path, name="saves", checkpoint={"directory": "saved"}).json()
+    shared = {"name": "too", "checkpoint": {"directory": "link/saved"}}
+    status, kind, message = refusal(submit(http, tmp_path, **shared))
+    assert (status, kind) == (409, "refused")
+    assert f"{tmp_path / 'saved'} holds the checkpoints of saves ({first['id']})" in message
+    http.post(f"/runs/{first['id']}/cancel", json={})
+    second = submit(http, tmp_path, **shared)
+    assert second.status_code == 201
+    http.post(f"/runs/{second.json()['id']}/cancel", json={})
+
+
 def test_lists_are_filtered(http: httpx.Client) -> None:
     rows = http.get("/runs", params={"state": "succeeded", "limit": 5}).json()
     assert [row["id"] for row in rows] == [RUN_ID]
@@ -304,6 +317,26 @@ def scrape(plane: Plane) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     }
 
 
+def test_every_metric_is_documented_with_its_labels(
+    http: httpx.Client, plane: Plane, tmp_path: Path
+) -> None:
+    run = submit(http, tmp_path, name="documented").json()
+    text = httpx.get(f"{plane.url}/metrics", trust_env=False).text
+    http.post(f"/runs/{run['id']}/cancel", json={})
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    rows = re.findall(r"^\| `(babysit_\w+)(?:\{([\w,]+)\})?` \| (\w+) \|", page, re.MULTILINE)
+    told = {}
+    for family in text_string_to_metric_families(text):
+        labels = {tuple(sorted({*s.labels} - {"le"})) for s in family.samples}
+        told[family.name + ("_total" if family.type == "counter" else "")] = (family.type, labels)
+        assert family.documentation
+    assert set(told) == {name for name, _, _ in rows}
+    for name, names, kind in rows:
+        labels = tuple(sorted(filter(None, names.split(","))))
+        assert told[name][0] == kind
+        assert told[name][1] <= {labels}, name
+
+
 def test_metrics(http: httpx.Client, plane: Plane, tmp_path: Path) -> None:
     run = submit(http, tmp_path, name="measured").json()
     found = scrape(plane)
@@ -315,5 +348,11 @@ def test_metrics(http: httpx.Client, plane: Plane, tmp_path: Path) -> None:
     assert found["babysit_run_step", labels] == 0
     assert any(name == "babysit_build_info" for name, _ in found)
     assert found["babysit_incidents_open", frozenset({("severity", "critical")})] == 0
+    assert found["babysit_gpu_seconds_total", frozenset({("bucket", "productive")})] == 0
+    assert found["babysit_detection_seconds_count", frozenset()] == 1
+    assert found["babysit_recovery_seconds_count", frozenset({("phase", "recompute")})] == 1
+    assert found["babysit_scheduler_pending", frozenset({("reason", "no_capacity")})] == 0
+    delivered = frozenset({("channel", "log"), ("result", "delivered")})
+    assert found["babysit_notifications_total", delivered] >= 0
     http.post(f"/runs/{run['id']}/cancel", json={})
     assert ("babysit_run_step", labels) not in scrape(plane), "only live runs have labels"

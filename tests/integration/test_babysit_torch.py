@@ -146,7 +146,7 @@ def step_once(state: dict[str, Any]) -> float:
 
 def make_run(root: Path, step: int = 0) -> Run:
     path = str(step_directory(root, step))
-    restore = (Candidate("c", step, Tier.MEMORY, path, 1, 1),) if step else ()
+    restore = (Candidate("c", step, Tier.MEMORY, path, 1, 1, "r"),) if step else ()
     policy = SavePolicy(memory_directory=str(root), memory_every_steps=1)
     return Run(Plan("r", 1, 0, 1, restore, save=policy), Reporter(None, 0))
 

@@ -93,7 +93,8 @@ def fresh(spec_file: Path) -> Iterator[str]:
         (["nodes", "drain", "node-1"], USAGE, "Missing option '--reason'"),
         (["frobnicate"], USAGE, "No such command"),
         (["submit", "nowhere.yaml"], USAGE, "nowhere.yaml: no such file"),
-        (["show", "nobody"], NOT_FOUND, "no run 'nobody'"),
+        (["show", "nobody"], NOT_FOUND, "no run 'nobody'; see `babysit ls`"),
+        (["incidents", "show", "nothing"], NOT_FOUND, "'nothing'; see `babysit incidents ls`"),
         (["nodes", "show", "node-9"], NOT_FOUND, "there is no node node-9"),
         (["incidents", "ack", "NOTHERE"], NOT_FOUND, ""),
         (["checkpoints", "pin", "tiny", "30"], NOT_FOUND, "steps: 20, 40"),
@@ -285,6 +286,11 @@ def test_the_schema_and_the_starter(tmp_path: Path) -> None:
 
 
 def test_the_database_commands(tmp_path: Path) -> None:
+    none = babysit("db", "check")
+    assert none.exit_code == REFUSED
+    assert none.stdout == f"there is no database yet: {tmp_path / 'babysit.db'}\n"
+    assert "run `babysit db upgrade`" in none.stderr
+    assert not (tmp_path / "babysit.db").exists(), "looking makes nothing"
     assert babysit("db", "upgrade").exit_code == OK
     assert babysit("db", "check").exit_code == OK
     copy = tmp_path / "copy.db"
@@ -374,6 +380,53 @@ def test_every_command_has_help_with_examples(command: tuple[str, ...]) -> None:
     ):
         assert "For example:" in result.stdout
         assert f"babysit {' '.join(command)}" in result.stdout
+
+
+OF_THEIR_OWN_FORM = {("watch",), ("logs",), ("schema",), ("init",), ("demo",)}
+
+
+def test_every_command_takes_a_format_or_is_a_documented_exception() -> None:
+    import typer.main
+
+    root: Any = typer.main.get_command(app)
+    without = set()
+    for command in walk():
+        node = root
+        for name in command:
+            node = node.commands[name]
+        if not getattr(node, "commands", None) and not any("-o" in p.opts for p in node.params):
+            without.add(command)
+    assert without == OF_THEIR_OWN_FORM
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    exceptions = page.partition("but those whose output")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`babysit (\w+)`", exceptions)) == {name for (name,) in without}
+
+
+def test_what_has_only_a_sentence_to_say_says_it_as_data_when_asked(tmp_path: Path) -> None:
+    assert data("wait", "tiny")["state"] == "succeeded"
+    assert babysit("wait", "tiny", "-o", "name").stdout == f"{RUN_ID}\n"
+    assert babysit("wait", "tiny").stdout == ""
+    assert data("db", "upgrade") == {"up_to_date": True, "differences": []}
+    assert data("db", "check") == {"up_to_date": True, "differences": []}
+    copy = tmp_path / "copy.db"
+    assert data("db", "backup", str(copy)) == {"file": str(copy)}
+    assert data("server", "stop") == {"stopped": False, "pid": None}
+    made = data("token", "create", "eve")
+    assert data("token", "revoke", made["id"]) == {"id": made["id"]}
+
+
+def test_what_has_no_effect_is_said_at_submission(spec_file: Path) -> None:
+    spec_file.write_text(spec_file.read_text() + "image: registry/train:1\n")
+    result = babysit("submit", str(spec_file), "-o", "name")
+    run = result.stdout.strip()
+    babysit("cancel", run)
+    assert f"{spec_file}: image: has no effect on the local cluster" in result.stderr
+    assert data("show", run)["name"] == "fresh"
+
+
+def test_a_bare_number_is_seconds() -> None:
+    assert babysit("wait", "tiny", "--timeout", "60").exit_code == OK
+    assert babysit("wait", "tiny", "--timeout", "60 parsecs").exit_code == USAGE
 
 
 def test_commands_and_tables_look_as_they_did(snapshot: Any) -> None:

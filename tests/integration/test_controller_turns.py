@@ -353,7 +353,7 @@ def test_what_saves_blocked_is_counted_on_after_a_takeover() -> None:
     state = State([attempt])
     (reached,) = [
         event
-        for event in observer.events("run-1", report, state, room.event)
+        for event in observer.events("run-1", report, lambda: state, room.event)
         if isinstance(event, StepReached)
     ]
     assert reached.blocked_seconds == pytest.approx(500.0 + 3 * 0.25)

@@ -7,6 +7,12 @@ timers fire. After every event the invariants of DESIGN sections 3, 4 and 7 are 
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
+import itertools
+import re
+from collections.abc import Callable
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,6 +21,7 @@ from babysit.wire import Tier
 from jobs.commands import StartAttempt
 from jobs.events import (
     CheckpointChecked,
+    Event,
     RankRestored,
     RejectedCheckpoint,
     SaveFailed,
@@ -27,20 +34,32 @@ from orchestrator.core.events import (
     CheckpointPinned,
     CheckpointRemovalAsked,
     IncidentChanged,
+    MaintenanceDue,
+    MaintenancePlanned,
     NodeChanged,
+    QueueChanged,
     RestartAsked,
     RollbackAsked,
     RunCancelled,
     RunHeld,
     RunReleased,
+    SparesChanged,
     WorkerLost,
     WorkerRegained,
 )
 from orchestrator.core.explain import explain
-from orchestrator.core.instructions import INSTRUCTION, LaunchWorker, Notify, Record, Tell
+from orchestrator.core.instructions import (
+    INSTRUCTION,
+    Instruction,
+    LaunchWorker,
+    Notify,
+    Record,
+    Tell,
+)
 from orchestrator.core.ledger import totals
 from orchestrator.core.machine import handle
 from orchestrator.core.recovery import LAUNCH_TRIES
+from orchestrator.core.scheduling import Quota
 from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
@@ -51,7 +70,7 @@ from orchestrator.core.states import (
     Trust,
     WorkerState,
 )
-from orchestrator.errors import NotFoundError, RefusedError
+from orchestrator.errors import InvalidError, NotFoundError, RefusedError
 from tests.world import World, each_for_itself, reloaded, spec
 
 FAILURES = (
@@ -59,27 +78,92 @@ FAILURES = (
     Failure(failure_class=FailureClass.USER_CODE, reason="ValueError: x", signature="ValueError"),
     Failure(failure_class=FailureClass.CASCADE, reason="closed by peer", signature="closed"),
     Failure(failure_class=FailureClass.GPU_HARDWARE, reason="Xid 79", signature="xid 79"),
-    Failure(failure_class=FailureClass.UNKNOWN, reason="exit code 3", signature="exit 3"),
+    Failure(failure_class=FailureClass.UNKNOWN, reason="exit code 3", signature="exit 3", code=3),
 )
 RUNS = ("run-1", "run-2")
 BUDGETS = {"infrastructure": 4, "user": 1, "anomaly": 2}
 LIMITS = {**BUDGETS, "stuck": BUDGETS["infrastructure"], "launch": LAUNCH_TRIES}
+_FENCED = re.compile(r"attempt (\d+) could not be confirmed dead: fenced")
+
+
+@dataclasses.dataclass
+class Tally:
+    """Restarts of a run since it last got further than ever, counted by what it did."""
+
+    best: int = 0
+    causes: list[tuple[Cause, FailureClass]] = dataclasses.field(default_factory=list)
+
+    def of(self, *causes: Cause) -> list[FailureClass]:
+        """Classes of the restarts for these causes, in order."""
+        return [failure_class for cause, failure_class in self.causes if cause in causes]
+
+
+class CountingWorld(World):
+    """Keeps count of what is promised, without asking the core for its own count."""
+
+    def __post_init__(self) -> None:
+        self.tallies = {run: Tally() for run in RUNS}
+        self.fenced: set[tuple[str, int]] = set()
+        self.furthest = dict.fromkeys(RUNS, 0)
+        self.after: Callable[[Event, list[Instruction]], None] = lambda *_: None
+        super().__post_init__()
+
+    def reach(self, step: int, run: str = "run-1") -> None:
+        super().reach(step, run)
+        self.furthest[run] = max(self.furthest[run], step)
+
+    def _do(self, event: Event) -> list[Instruction]:
+        numbers = {run: self.state.attempts[run].number for run in self.state.attempts}
+        instructions = super()._do(event)
+        for instruction in instructions:
+            if fenced := _FENCED.match(instruction.reason):
+                self.fenced.add((str(instruction.run), int(fenced[1])))
+        for run, attempt in self.state.attempts.items():
+            if attempt.number > numbers.get(run, 0) and attempt.restart is not None:
+                tally = self.tallies[run]
+                if self.furthest[run] > tally.best:
+                    tally = self.tallies[run] = Tally(best=self.furthest[run])
+                tally.causes.append((attempt.restart.cause, attempt.restart.failure_class))
+        if isinstance(event, RunReleased):  # a person has looked, and wants another try
+            for run in RUNS if event.run is None else [event.run]:
+                self.tallies[run].causes.clear()
+        self.after(event, instructions)
+        return instructions
 
 
 class CoreMachine(RuleBasedStateMachine):
     """The core among unreliable messengers."""
 
-    @initialize(nodes=st.integers(2, 4), trained=st.booleans())
-    def begin(self, nodes: int, trained: bool) -> None:
-        self.world = World(nodes=nodes, slow=True)
+    @initialize(
+        nodes=st.integers(2, 4),
+        trained=st.booleans(),
+        asks=st.booleans(),
+        priorities=st.tuples(*[st.sampled_from(["low", "normal", "high"])] * 2),
+        shape=st.sampled_from([2, {"min": 1, "max": 2}, {"min": 1, "max": 3}]),
+    )
+    def begin(
+        self, nodes: int, trained: bool, asks: bool, priorities: tuple[str, str], shape: object
+    ) -> None:
+        self.world = CountingWorld(nodes=nodes, slow=True)
+        self.world.after = self.after_each_event
         self.past: dict[str, tuple[int, int]] = {}
         self.numbers: dict[str, int] = {}
         self.held: set[str] = set()
         self.over: dict[str, RunState] = {}
         self.checked = 0
         self.steps: dict[str, int] = {}
-        for run in RUNS:
-            self.world.submit(spec(run, recovery=BUDGETS), run)
+        action = {"action": "ask" if asks else "act"}
+        for run, priority in zip(RUNS, priorities, strict=True):
+            second = run == "run-2"
+            asked = spec(
+                run,
+                recovery=BUDGETS,
+                monitors={"loss_spike": action, "hang": action} if second else {},
+                priority=priority,
+                resources={"nodes": shape if second else 2},
+                placement={"spares": int(nodes == 4 and not second)},
+            )
+            self.world.submit(asked, run)
         if trained:  # most of what can go wrong needs a gang that runs
             for run in RUNS:
                 self.train_well(run, 3)
@@ -114,7 +198,6 @@ class CoreMachine(RuleBasedStateMachine):
                     self.world.messages.remove(chosen)
                     self.world.do(chosen)
                 self.one_live_attempt()
-                self.only_trusted_checkpoints_are_offered()
 
     @precondition(lambda self: self.world.orders or self.world.messages)
     @rule()
@@ -193,7 +276,7 @@ class CoreMachine(RuleBasedStateMachine):
     def train(self, run: str, steps: int, save: bool, memory: bool) -> None:
         if not self._stepping(run):
             return
-        step = self.world.attempt(run).step + steps
+        step = self.world.step(run) + steps
         self.world.reach(step, run)
         if save:
             self.world.save(step, run)
@@ -207,7 +290,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.world.settle()
         for _ in range(saves):
             if self._stepping(run):
-                step = self.world.attempt(run).step // 10 * 10 + 10
+                step = self.world.step(run) // 10 * 10 + 10
                 self.world.reach(step, run)
                 self.world.save(step, run)
                 self.world.settle()
@@ -216,7 +299,29 @@ class CoreMachine(RuleBasedStateMachine):
     def die(self, run: str, failure: Failure, rank: int) -> None:
         attempt = self.world.state.attempts.get(run)
         if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
-            self.world.die(rank, failure, last_step=attempt.step, run=run)
+            rank %= attempt.world_size
+            self.world.die(rank, failure, last_step=self.world.step(run), run=run)
+
+    @rule(run=st.sampled_from(RUNS), failure=st.sampled_from(FAILURES), times=st.integers(2, 7))
+    def crash_loop(self, run: str, failure: Failure, times: int) -> None:
+        """The same death again and again, without a new step."""
+        for _ in range(times):
+            self.world.settle()
+            if self._stepping(run):
+                self.world.die(0, failure, last_step=self.world.step(run), run=run)
+                self.world.settle()
+                self.world.advance(20)
+
+    @rule(run=st.sampled_from(RUNS), back=st.integers(0, 25), times=st.integers(1, 4))
+    def diverge(self, run: str, back: int, times: int) -> None:
+        """After good days an anomaly, which comes back each time before a new step is reached."""
+        self.train_well(run, 3)
+        for _ in range(times):
+            self.world.settle()
+            if self._stepping(run):
+                onset = max(1, self.world.step(run) - back)
+                self.world.find(FindingKind.NON_FINITE, onset=onset, run=run)
+                self.world.settle()
 
     @rule(run=st.sampled_from(RUNS))
     def end_well(self, run: str) -> None:
@@ -225,13 +330,20 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(
         run=st.sampled_from(RUNS),
-        kind=st.sampled_from([FindingKind.HANG, FindingKind.LOSS_SPIKE, FindingKind.LOSS_BLIP]),
+        kind=st.sampled_from(
+            [
+                FindingKind.HANG,
+                FindingKind.LOSS_SPIKE,
+                FindingKind.NON_FINITE,
+                FindingKind.LOSS_BLIP,
+            ]
+        ),
         back=st.integers(0, 25),
     )
     def find(self, run: str, kind: FindingKind, back: int) -> None:
         attempt = self.world.state.attempts.get(run)
         if run in self.world.state.runs and attempt is not None:
-            self.world.find(kind, onset=max(1, attempt.step - back), run=run)
+            self.world.find(kind, onset=max(1, self.world.step(run) - back), run=run)
 
     @rule(run=st.sampled_from(RUNS))
     def fail_to_save(self, run: str) -> None:
@@ -271,6 +383,26 @@ class CoreMachine(RuleBasedStateMachine):
         self._ask(NodeChanged, node=f"node-{node}", state=state, reason="test")
 
     # operators
+
+    @rule(gpus=st.sampled_from([None, 0, 1, 2, 4]))
+    def set_quota(self, gpus: int | None) -> None:
+        self._ask(QueueChanged, quota=Quota(name="default", gpus=gpus))
+
+    @rule(spares=st.sampled_from([0, 1, "auto"]))
+    def set_spares(self, spares: int | str) -> None:
+        self._ask(SparesChanged, spares=spares)
+
+    @rule(node=st.integers(1, 4), wait=st.integers(0, 100), lasts=st.integers(1, 500))
+    def plan_maintenance(self, node: int, wait: int, lasts: int) -> None:
+        begins = self.world.now + dt.timedelta(seconds=wait)
+        ends = begins + dt.timedelta(seconds=lasts)
+        names = (f"node-{node}",)
+        self._ask(MaintenancePlanned, nodes=names, begins=begins, ends=ends, reason="test")
+
+    @rule()
+    def begin_maintenance(self) -> None:
+        for node in self.world.state.due_maintenance(self.world.now):
+            self.world.do(self.world.event(MaintenanceDue, node=node))
 
     @rule(run=st.sampled_from(RUNS), kind=st.sampled_from([RunHeld, RestartAsked]))
     def ask(self, run: str, kind: type) -> None:
@@ -316,27 +448,40 @@ class CoreMachine(RuleBasedStateMachine):
             self._ask(RunCancelled, run=run)
 
     def _ask(self, kind: type, **fields: object) -> None:
+        event = self.world.event(kind, **fields)
+        self.world.tell_news(event)
         before = _picture(self.world.state)
         try:
-            self.world.do(self.world.event(kind, **fields))
-        except (RefusedError, NotFoundError):
+            self.world.do(event)
+        except (InvalidError, RefusedError, NotFoundError):
             assert _picture(self.world.state) == before, "a refused request changed something"
 
     # promises
 
     @invariant()
     def one_live_attempt(self) -> None:
-        """Ranks of two attempts are never alive together, unless the older one was fenced."""
+        """Ranks of two attempts are never alive together, but for those of a fenced one."""
         for run in RUNS:
             alive = {a.attempt for a in self.world.agents.values() if a.run == run and a.attempt}
-            fenced = any("fenced" in i.reason for i in self.world.carried)
-            assert len(alive) <= 1 or fenced
+            counted = {attempt for attempt in alive if (run, attempt) not in self.world.fenced}
+            assert len(counted) <= 1
+            assert not counted or max(alive) in counted, "a fenced attempt is the newest alive"
 
     @invariant()
     def numbers_only_grow(self) -> None:
         for run, state in self.world.state.runs.items():
             assert state.attempt >= self.numbers.get(run, 0)
             self.numbers[run] = state.attempt
+
+    @invariant()
+    def no_node_is_given_twice(self) -> None:
+        """They have one CPU each. Nobody has nodes kept for it that has all it needs."""
+        state = self.world.state
+        for node in state.nodes:
+            here = [w for w in state.workers_on(node) if w.state is not WorkerState.ENDED]
+            assert len(here) <= 1, here
+        for run in state.live_runs():
+            assert run.claim is None or run.pending or run.state is RunState.HELD, run
 
     @invariant()
     def nothing_after_the_end(self) -> None:
@@ -376,44 +521,54 @@ class CoreMachine(RuleBasedStateMachine):
             assert run.reason
             assert explain(state, run.id, self.world.now).sentences
 
-    @invariant()
-    def only_trusted_checkpoints_are_offered(self) -> None:
-        """When offered: complete at least; after an anomaly good, and from before its onset."""
-        for event, _, instructions in self.world.journal[-1:]:
-            for tell in each_for_itself(instructions):
-                if isinstance(tell, Tell) and isinstance(tell.command, StartAttempt):
-                    self._check_offer(tell.run or "", tell.command, event.kind)
+    def after_each_event(self, event: Event, instructions: list[Instruction]) -> None:
+        """What must hold after each of the many events that one rule may lead to."""
+        for tell in each_for_itself(instructions):
+            if isinstance(tell, Tell) and isinstance(tell.command, StartAttempt):
+                self._check_offer(tell.run or "", tell.command, event.kind)
+        for run, attempt in self.world.state.attempts.items():
+            if len(attempt.restored_ranks) == attempt.world_size:
+                self.past[run] = attempt.number, attempt.start_step  # what it loaded is its past
+        self._check_holds(instructions)
 
     def _check_offer(self, run: str, command: StartAttempt, why: str) -> None:
+        """When offered: complete at least; after an anomaly good, and from before its onset."""
         restart = self.world.state.attempts[run].restart
+        asked = restart is None or restart.cause in {Cause.ANOMALY, Cause.OPERATOR}
+        assert command.restore or asked or not self._loadable(run), "begins again, unasked"
         for candidate in command.restore:
             known = self.world.state.checkpoints[candidate.id]
             assert known.trust not in {Trust.WRITING, Trust.BAD}, (why, known)
             assert len(known.ranks) == known.world_size
             if restart is not None and restart.cause is Cause.ANOMALY:
                 assert known.trust is Trust.GOOD, (why, known)
+                onset = self.world.state.runs[run].anomalies[-1].onset_step
+                assert known.step < onset, f"{known} is from after the onset at {onset}"
             attempt, step = self.past.get(run, (0, 0))
             wanted = restart is not None and restart.cause is Cause.OPERATOR and known.pinned
             ours = known.attempt >= attempt or known.step <= step
             assert ours or wanted, f"{known} is not of the past of attempt {attempt} from {step}"
 
-    @invariant()
-    def what_an_attempt_loaded_is_its_past(self) -> None:
-        for run, attempt in self.world.state.attempts.items():
-            if len(attempt.restored_ranks) == attempt.world_size:
-                self.past[run] = attempt.number, attempt.start_step
+    def _loadable(self, run: str) -> list[str]:
+        excluded = self.world.state.runs[run].excluded
+        return [
+            c.id
+            for c in self.world.state.checkpoints_of(run)
+            if c.tier is Tier.DIRECTORY
+            and c.deleted_at is None
+            and c.trust in {Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD}
+            and c.id not in excluded
+        ]
 
-    @invariant()
-    def nothing_begins_under_a_hold(self) -> None:
+    def _check_holds(self, instructions: list[Instruction]) -> None:
         """What a hold (or the breaker) has frozen before an event stays frozen through it."""
         state = self.world.state
         held = {r.id for r in state.live_runs() if r.state is RunState.HELD or state.fleet.hold}
-        for _, _, instructions in self.world.journal[-1:] if self.held else ():
-            for each in each_for_itself(instructions):
-                begins = isinstance(each, LaunchWorker) or (
-                    isinstance(each, Tell) and isinstance(each.command, StartAttempt)
-                )
-                assert not (begins and each.run in self.held & held), each
+        for each in each_for_itself(instructions):
+            begins = isinstance(each, LaunchWorker) or (
+                isinstance(each, Tell) and isinstance(each.command, StartAttempt)
+            )
+            assert not (begins and each.run in self.held & held), each
         self.held = held
 
     @invariant()
@@ -431,6 +586,17 @@ class CoreMachine(RuleBasedStateMachine):
             for key, budget in run.budgets.items():
                 limit = LIMITS.get(key)
                 assert limit is None or budget.count <= limit, (key, budget)
+
+    @invariant()
+    def nothing_is_tried_for_ever(self) -> None:
+        """Restarts since the run last got further than ever, as counted here."""
+        for run, tally in self.world.tallies.items():
+            failed = tally.of(Cause.INFRASTRUCTURE, Cause.USER)
+            assert len(failed) <= BUDGETS["infrastructure"], (run, tally)
+            assert len(tally.of(Cause.ANOMALY)) <= BUDGETS["anomaly"], (run, tally)
+            users = tally.of(Cause.USER)
+            again = [a for a, b in itertools.pairwise(users) if a is b]
+            assert not again, (run, tally)
 
     @invariant()
     def every_second_is_booked_once(self) -> None:
@@ -456,7 +622,15 @@ class CoreMachine(RuleBasedStateMachine):
 def _picture(state: State) -> dict[str, object]:
     return {
         name: dict(getattr(state, name))
-        for name in ("runs", "attempts", "workers", "nodes", "checkpoints", "incidents")
+        for name in (
+            "runs",
+            "attempts",
+            "workers",
+            "nodes",
+            "checkpoints",
+            "incidents",
+            "queues",
+        )
     } | {"fleet": state.fleet}
 
 

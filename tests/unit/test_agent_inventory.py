@@ -73,7 +73,7 @@ def test_feed_says_how_many_records_were_overwritten(tmp_path: Path):
 # --- inventory ----------------------------------------------------------------------------------
 
 
-def shard(root: Path, step: int, rank: int = 0, attempt: int = 1) -> ShardReport:
+def shard(root: Path, step: int, rank: int = 0, attempt: int = 1, run: str = "r") -> ShardReport:
     """A whole shard on disk."""
     checkpoint = step_directory(root, step)
     directory = rank_directory(checkpoint, rank)
@@ -90,6 +90,7 @@ def shard(root: Path, step: int, rank: int = 0, attempt: int = 1) -> ShardReport
         path=str(checkpoint),
         batch=step,
         files=(ShardFile(name="w", bytes=len(content), blake2b=digest),),
+        run=run,
     )
     (directory / "manifest.json").write_text(report.model_dump_json())
     return report
@@ -117,7 +118,7 @@ def test_inventory_says_where_shards_are_now(tmp_path: Path):
 
 def verify(root: Path, **fields) -> str:
     command = {"id": "v", "attempt": 1, "checkpoint": "c", "path": str(step_directory(root, 3))}
-    return inventory.verify(VerifyCheckpoint(**{**command, **fields}))
+    return inventory.verify(VerifyCheckpoint(**{**command, **fields}), "r")
 
 
 def test_verify_by_manifest_refuses_another_attempts_shard(tmp_path: Path):
@@ -125,22 +126,34 @@ def test_verify_by_manifest_refuses_another_attempts_shard(tmp_path: Path):
     shard(tmp_path, 3, rank=1, attempt=2)
     assert verify(tmp_path, ranks=(0,)) == ""
     assert "written by attempt 2, not 1" in verify(tmp_path, ranks=(0, 1))
-    assert "rank-00002" in verify(tmp_path, ranks=(0, 2))
+    with pytest.raises(FileNotFoundError, match="rank-00002"):
+        verify(tmp_path, ranks=(0, 2))
+    (rank_directory(step_directory(tmp_path, 3), 0) / "manifest.json").write_text("{}")
+    assert "no manifest" in verify(tmp_path, ranks=(0,))
+
+
+def test_another_runs_shard_is_neither_verified_nor_deleted(tmp_path: Path):
+    shard(tmp_path, 3, rank=0, run="")  # of a version that did not say
+    shard(tmp_path, 3, rank=1, run="other")
+    assert verify(tmp_path, ranks=(0,)) == ""
+    assert "belongs to run other, not to r" in verify(tmp_path, ranks=(0, 1))
+    with pytest.raises(RefusedPathError, match="run other has saved there"):
+        inventory.delete(step_directory(tmp_path, 3), 1, "r")
 
 
 def test_what_a_later_attempt_saved_again_is_not_deleted(tmp_path: Path):
     shard(tmp_path, 3, rank=0)
     shard(tmp_path, 3, rank=1, attempt=2)
     with pytest.raises(RefusedPathError, match="later attempt than 1"):
-        inventory.delete(step_directory(tmp_path, 3), 1)
-    inventory.delete(step_directory(tmp_path, 3), 2)
+        inventory.delete(step_directory(tmp_path, 3), 1, "r")
+    inventory.delete(step_directory(tmp_path, 3), 2, "r")
     assert not step_directory(tmp_path, 3).exists()
 
 
 @pytest.mark.parametrize("name", ["/", "/home", "step-5", "/tmp/step-", "/tmp/step-5/rank-00000"])
 def test_only_checkpoints_are_deleted(name: str):
     with pytest.raises(RefusedPathError):
-        inventory.delete(Path(name), 1)
+        inventory.delete(Path(name), 1, "r")
 
 
 def test_link_to_a_checkpoint_is_not_followed(tmp_path: Path):
@@ -148,4 +161,4 @@ def test_link_to_a_checkpoint_is_not_followed(tmp_path: Path):
     link = tmp_path / "step-9"
     link.symlink_to(step_directory(tmp_path, 3))
     with pytest.raises(RefusedPathError):
-        inventory.delete(link, 1)
+        inventory.delete(link, 1, "r")

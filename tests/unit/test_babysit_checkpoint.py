@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from babysit.errors import NotDistributedError
+from babysit.errors import NotDistributedError, NothingLoadedError
 from babysit.reporter import Reporter
 from babysit.run import Run
 from babysit.wire import (
@@ -24,6 +24,12 @@ from babysit.wire import (
     step_directory,
 )
 from jobs.events import ShardReport
+
+
+def mark(shard: Path, **fields: Any) -> None:
+    """Have a manifest say something else."""
+    manifest = shard / MANIFEST_FILE
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | fields))
 
 
 class Counter:
@@ -60,7 +66,7 @@ class Home:
 
     def candidate(self, step: int, tier: Tier = Tier.MEMORY, attempt: int = 1) -> Candidate:
         path = step_directory(self.memory if tier is Tier.MEMORY else self.disk, step)
-        return Candidate(f"{tier}-{step}", step, tier, str(path), 1, attempt)
+        return Candidate(f"{tier}-{step}", step, tier, str(path), 1, attempt, "r")
 
     def steps(self, tier: Tier) -> list[int]:
         root = self.memory if tier is Tier.MEMORY else self.disk
@@ -110,7 +116,9 @@ def test_restoring_continues_the_run(home: Home) -> None:
     assert (note["step"], note["checkpoint"], note["rejected"]) == (7, "memory-7", [])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "gone", "no manifest", "attempt"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "changed", "gone", "no manifest", "attempt", "run"]
+)
 def test_a_damaged_candidate_is_passed_over(home: Home, damage: str) -> None:
     train(home.run(), total=5)
     newest = rank_directory(step_directory(home.memory, 5), 0)
@@ -126,6 +134,8 @@ def test_a_damaged_candidate_is_passed_over(home: Home, damage: str) -> None:
             (newest / MANIFEST_FILE).unlink()
         case "attempt":
             attempt = 7
+        case "run":
+            mark(newest, run="another")
     run = home.run(2, restore=(home.candidate(5, attempt=attempt), home.candidate(4)))
     state = Counter()
     assert run.restore(state) == 4
@@ -135,12 +145,29 @@ def test_a_damaged_candidate_is_passed_over(home: Home, damage: str) -> None:
     assert note["rejected"][0]["reason"]
 
 
-def test_nothing_sound_left_means_the_beginning(home: Home) -> None:
-    run = home.run(restore=(home.candidate(3),))
-    state = Counter()
-    assert run.restore(state) == 0
-    assert home.notes("restored")[0]["checkpoint"] == ""
-    assert len(home.notes("restored")[0]["rejected"]) == 1
+def test_a_shard_from_before_manifests_named_their_run_is_loaded(home: Home) -> None:
+    train(home.run(), total=5)
+    manifest = rank_directory(step_directory(home.memory, 5), 0) / MANIFEST_FILE
+    old = json.loads(manifest.read_text())
+    del old["run"]
+    manifest.write_text(json.dumps(old))
+    assert home.run(2, restore=(home.candidate(5),)).restore(Counter()) == 5
+
+
+def test_where_nothing_can_be_loaded_nothing_begins_again(home: Home) -> None:
+    """A stale mount must not cost the whole run, nor what is in memory."""
+    train(home.run(), total=5)
+    away = home.disk.rename(home.root / "away")
+    run = home.run(2, restore=(home.candidate(4, Tier.DIRECTORY), home.candidate(5, attempt=7)))
+    with pytest.raises(NothingLoadedError, match="none of 2 checkpoints can be loaded"):
+        run.restore(Counter())
+    (note,) = home.notes("restored")
+    assert (note["step"], note["checkpoint"]) == (0, "")
+    unreadable = [(refused["id"], refused["unreadable"]) for refused in note["rejected"]]
+    assert unreadable == [("directory-4", True), ("memory-5", False)]
+    assert home.steps(Tier.MEMORY)[-1] == 5
+    away.rename(home.disk)
+    assert home.run(3, restore=(home.candidate(4, Tier.DIRECTORY),)).restore(Counter()) == 4
 
 
 def test_saves_of_a_future_that_was_rolled_back_are_forgotten(home: Home) -> None:
@@ -162,6 +189,25 @@ def test_a_step_saved_again_replaces_the_old_shard(home: Home) -> None:
     manifest = rank_directory(step_directory(home.disk, 4), 0) / MANIFEST_FILE
     assert json.loads(manifest.read_text())["attempt"] == 2
     assert [p.name for p in step_directory(home.disk, 4).iterdir()] == ["rank-00000"]
+
+
+def test_a_fenced_attempt_that_lives_on_overwrites_nothing(home: Home) -> None:
+    train(home.run(attempt=2), total=4)
+    train(home.run(attempt=1), total=4)
+    manifest = rank_directory(step_directory(home.disk, 4), 0) / MANIFEST_FILE
+    assert json.loads(manifest.read_text())["attempt"] == 2
+    assert [p.name for p in step_directory(home.disk, 4).iterdir()] == ["rank-00000"]
+    failed = [note for note in home.notes("save_failed") if note["tier"] == "directory"]
+    assert [note["error"] for note in failed] == [
+        "attempt 2 has saved there since, and this is attempt 1"
+    ]
+
+
+def test_a_new_run_may_save_where_one_that_is_over_did(home: Home) -> None:
+    train(home.run(attempt=2), total=4)
+    train(home.run(run="next"), total=4)
+    manifest = rank_directory(step_directory(home.disk, 4), 0) / MANIFEST_FILE
+    assert json.loads(manifest.read_text())["run"] == "next"
 
 
 def test_generators_come_back(home: Home) -> None:
@@ -200,7 +246,7 @@ def test_a_framework_that_cannot_save_is_noted(home: Home) -> None:
 def test_training_goes_on_while_a_save_is_written(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from babysit.checkpoint import shard
+    from babysit.checkpoint import saver, shard
 
     proceed, seal = threading.Event(), shard.ShardWriter.seal
 
@@ -209,6 +255,7 @@ def test_training_goes_on_while_a_save_is_written(
         seal(writer)
 
     monkeypatch.setattr(shard.ShardWriter, "seal", slow_seal)
+    monkeypatch.setattr(saver, "INLINE_BYTES", 0)
     run = home.run()
     for step, _ in run.steps([1, 2], total=1):
         run.checkpoint(Counter())  # returns, though the writer is held up
@@ -216,6 +263,13 @@ def test_training_goes_on_while_a_save_is_written(
         assert home.steps(Tier.MEMORY) == []  # and a half-written shard is not to be seen
         proceed.set()
     assert home.steps(Tier.MEMORY) == [1]  # the end of the loop waits for it
+
+
+def test_a_small_memory_save_is_in_place_when_the_call_returns(home: Home) -> None:
+    run = home.run()
+    for step, _ in run.steps([1, 2], total=2):
+        run.checkpoint(Counter())
+        assert step in home.steps(Tier.MEMORY)  # from the first one on: a kill now loses nothing
 
 
 def test_now_saves_what_is_not_due_but_nothing_twice(home: Home) -> None:

@@ -1,149 +1,94 @@
-"""What a gang is told: each agent takes its part, and the order is done with the last of them."""
+"""Carrying instructions out, when the world outside answers with errors nobody has foreseen."""
 
 from __future__ import annotations
 
-import asyncio
-import datetime as dt
-from typing import Any
-
 import pytest
 
-from jobs.clock import SystemClock
-from jobs.commands import AgentCommand, CaptureStacks, StartAttempt, VerifyCheckpoint
-from orchestrator.carrying import Carrier, LogNotifier
+from monitors.types import Severity
+from orchestrator.carrying import PAUSES, Carrier
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.core.entities import Worker
-from orchestrator.core.instructions import INSTRUCTION, TellGang
+from orchestrator.core.instructions import Notify, StopWorker
 from orchestrator.core.state import State
-from orchestrator.core.states import WorkerState
-
-NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-WORKERS = ("a", "b", "c")
+from tests.control_room import VirtualClock
 
 
-def order(command: Any = None) -> TellGang:
-    command = command or StartAttempt(
-        id="E1.1",
-        attempt=1,
-        ranks=(),
-        world_size=6,
-        node_rank=0,
-        nodes=3,
-        master_address="a",
-        master_port=1,
-    )
-    return TellGang(
-        id="E1.1",
-        cause="E1",
-        run="r",
-        reason="begin",
-        workers=WORKERS,
-        ranks=((0, 1), (2, 3), (4, 5)),
-        command=command,
-    )
+class Flaky:
+    """A notifier, or a cluster, that fails a number of times in its own way."""
 
+    channel = "test"
 
-class Link:
-    def __init__(self) -> None:
-        self.got: list[AgentCommand] = []
-
-    async def send(self, command: AgentCommand) -> None:
-        self.got.append(command)
-
-
-class Carried:
-    """A carrier among three agents."""
-
-    def __init__(self) -> None:
-        clock = SystemClock()
+    def __init__(self, failures: int) -> None:
+        self.left = failures
         self.done: list[str] = []
-        self.links = {worker: Link() for worker in WORKERS}
-        self.carrier = Carrier(
-            SimulatedCluster([], clock),
-            LogNotifier(),
-            clock,
-            worker_token=lambda run, worker: "",
-            worker_gone=self.gone,
-            done=self.done.append,
+
+    async def _do(self, what: str) -> None:
+        if self.left:
+            self.left -= 1
+            raise RuntimeError("nobody has foreseen this")
+        self.done.append(what)
+
+    async def notify(self, notice: Notify) -> None:
+        await self._do(notice.text)
+
+    async def stop(self, worker: str, run: str) -> None:
+        await self._do(f"{run}: {worker}")
+
+
+class Desk:
+    """A carrier, and what it has noted down as done."""
+
+    def __init__(self, flaky: Flaky, *workers: str) -> None:
+        self.clock = VirtualClock()
+        self.noted: list[str] = []
+        cluster = SimulatedCluster([], self.clock)
+        cluster.stop = flaky.stop  # type: ignore[method-assign]
+        self.state = State(
+            Worker(id=worker, run="run-1", node="node-1", launched_at=self.clock.now())
+            for worker in workers
         )
-        workers = [
-            Worker(id=w, run="r", node=w, state=WorkerState.READY, launched_at=NOW) for w in WORKERS
-        ]
-        self.state = State(workers)
+        self.carrier = Carrier(
+            cluster,
+            flaky,
+            self.clock,
+            worker_token=lambda run, worker: "token",
+            worker_gone=self._gone,
+            done=self.noted.append,
+        )
         self.carrier.start(self.state, [])
 
-    async def gone(self, worker: str, run: str, reason: str) -> None:
-        raise AssertionError(worker)
+    async def _gone(self, worker: str, run: str, reason: str) -> None:
+        raise AssertionError(f"{worker} of {run}: {reason}")
 
-    async def attach(self) -> None:
-        for worker, link in self.links.items():
-            self.carrier.attach(worker, link)
-        await asyncio.gather(*self.carrier._tasks)
-
-    async def carry(self, gang: TellGang) -> None:
-        self.carrier.carry([gang])
-        await asyncio.gather(*self.carrier._tasks)
+    async def ticks(self, count: int) -> None:
+        for _ in range(count):
+            await self.clock.tick()
 
 
-async def test_each_agent_is_told_its_own_part_under_the_id_of_the_order() -> None:
-    carried = Carried()
-    await carried.attach()
-    await carried.carry(order())
-    told = [link.got[0] for link in carried.links.values()]
-    assert all(isinstance(command, StartAttempt) for command in told)
-    assert [(c.id, c.node_rank, c.ranks) for c in told if isinstance(c, StartAttempt)] == [
-        ("E1.1", 0, (0, 1)),
-        ("E1.1", 1, (2, 3)),
-        ("E1.1", 2, (4, 5)),
-    ]
-    assert not carried.done
-
-
-async def test_it_is_done_when_all_have_taken_it_or_are_gone() -> None:
-    carried = Carried()
-    await carried.carry(order())  # nobody is connected yet: it waits
-    await carried.attach()
-    carried.carrier.acknowledged("a", "E1.1")
-    carried.carrier.acknowledged("a", "E1.1")  # said twice
-    carried.carrier.forget("b")
-    assert not carried.done
-    carried.carrier.acknowledged("c", "E1.1")
-    assert carried.done == ["E1.1"]
-
-
-async def test_an_agent_that_has_ended_is_not_waited_for() -> None:
-    carried = Carried()
-    ended = Worker(id="b", run="r", node="b", state=WorkerState.ENDED, launched_at=NOW)
-    carried.state.put(ended)
-    await carried.attach()
-    await carried.carry(order())
-    for worker in ("a", "c"):
-        carried.carrier.acknowledged(worker, "E1.1")
-    assert carried.done == ["E1.1"]
-    assert not carried.links["b"].got
-
-
-async def test_the_next_leader_tells_all_of_them_again() -> None:
-    carried = Carried()
-    await carried.attach()
-    await carried.carry(order())
-    carried.carrier.acknowledged("a", "E1.1")
-    await carried.carrier.stop()
-    stored = INSTRUCTION.validate_json(order().model_dump_json())
-    carried.carrier.start(carried.state, [stored])
-    await carried.attach()
-    for worker in WORKERS:
-        carried.carrier.acknowledged(worker, "E1.1")
-    assert carried.done == ["E1.1"]
-
-
-@pytest.mark.parametrize(
-    ("command", "ranks"),
-    [
-        (VerifyCheckpoint(id="E1.1", attempt=1, checkpoint="c", path="/c", ranks=()), (2, 3)),
-        (CaptureStacks(id="E1.1", attempt=1), None),
-    ],
+STOP = StopWorker(id="i-1", cause="e-1", run="run-1", reason="", worker="w-1", node="node-1")
+PAGE = Notify(
+    id="i-2", cause="e-1", run="run-1", reason="", severity=Severity.CRITICAL, text="wake up"
 )
-def test_parts_of_other_commands(command: AgentCommand, ranks: tuple[int, ...] | None) -> None:
-    part = list(order(command).each())[1].command
-    assert getattr(part, "ranks", None) == ranks
+
+
+@pytest.mark.parametrize(("order", "what"), [(STOP, "run-1: w-1"), (PAGE, "wake up")])
+async def test_what_fails_unforeseen_is_tried_again_with_back_off(
+    order: StopWorker | Notify, what: str
+) -> None:
+    flaky = Flaky(failures=3)
+    desk = Desk(flaky, "w-1")
+    desk.carrier.carry([order])
+    await desk.clock.settle()
+    assert (desk.noted, flaky.done) == ([], [])
+    await desk.ticks(3)
+    assert (desk.noted, flaky.done) == ([order.id], [what])
+    assert desk.clock.monotonic() == sum(PAUSES[:3])
+    await desk.carrier.stop()
+
+
+async def test_what_no_longer_matters_is_not_tried_for_ever() -> None:
+    desk = Desk(Flaky(failures=1000))
+    desk.carrier.carry([STOP])
+    await desk.clock.settle()
+    assert desk.noted == [STOP.id]
+    await desk.carrier.stop()

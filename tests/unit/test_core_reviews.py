@@ -6,7 +6,13 @@ import pytest
 
 from babysit.wire import Tier
 from jobs.commands import DeleteCheckpoint
-from jobs.events import AttemptStopped, RankRestored, SaveFailed
+from jobs.events import (
+    AttemptStopped,
+    CheckpointChecked,
+    RankRestored,
+    RejectedCheckpoint,
+    SaveFailed,
+)
 from monitors.failures import FailureClass
 from monitors.types import FindingKind, Severity
 from orchestrator.core.events import (
@@ -381,6 +387,89 @@ def test_a_restart_asked_for_during_a_rollback_does_not_undo_it() -> None:
     world.do(world.event(RestartAsked, run="run-1"))
     world.settle()
     assert offered(world)[0] == (10, "directory")
+
+
+@pytest.mark.parametrize("skip", [None, (5, 7)])
+def test_a_rollback_that_names_no_step_never_throws_everything_away(
+    skip: tuple[int, int] | None,
+) -> None:
+    world = trained(10)
+    with pytest.raises(RefusedError, match=r"it has: 10; .* `--to 0` begins again"):
+        world.do(world.event(RollbackAsked, run="run-1", skip=skip))
+    world.do(world.event(RollbackAsked, run="run-1", to_step=0))
+    world.settle()
+    assert world.attempt().start_step == 0
+
+
+@pytest.mark.parametrize(("ok", "trust"), [(True, Trust.VERIFIED), (False, Trust.BAD)])
+def test_the_last_checkpoint_is_read_back_though_the_run_is_over(*, ok: bool, trust: Trust) -> None:
+    """It is what the run was for; its answer comes after the ranks have ended."""
+    world = trained(19)
+    world.reach(20)
+    last = world.save(20)
+    checks = [m for m in world.messages if isinstance(m, CheckpointChecked)]
+    world.messages = [m for m in world.messages if m not in checks]
+    world.end()
+    assert world.run().state is RunState.SUCCEEDED
+    for check in checks:
+        world.do(check.model_copy(update={"ok": ok, "error": "" if ok else "content differs"}))
+    assert world.state.checkpoints[last].trust is trust
+    told = [i.text for i in world.carried if isinstance(i, Notify)]
+    assert any("step 20 is corrupt" in text for text in told) is not ok
+
+
+def test_a_corrupt_checkpoint_is_no_longer_missed_once_a_newer_one_is_read_back() -> None:
+    world = trained(19)
+    world.reach(20)
+    world.save(20)
+    world.messages = [
+        m.model_copy(update={"ok": False, "error": "bits differ"})
+        if isinstance(m, CheckpointChecked)
+        else m
+        for m in world.messages
+    ]
+    world.settle()
+    (incident,) = world.state.incidents_of("run-1")
+    world.trained_to(29)
+    assert world.state.incidents[incident.id].state is IncidentState.OPEN
+    world.trained_to(30)
+    assert world.state.incidents[incident.id].state is IncidentState.RESOLVED
+
+
+def test_a_corrupt_checkpoint_that_was_fallen_back_from_is_settled_by_new_steps() -> None:
+    world = trained(25)
+    world.die(last_step=25)
+    while world.attempt().number == 1:
+        world.do(world.messages.pop(0))
+    refused = RejectedCheckpoint(id="run-1/1/directory/20", reason="bits differ")
+    instead = {"step": 10, "checkpoint": "run-1/1/directory/10", "rejected": (refused,)}
+    world.messages = [
+        m.model_copy(update=instead) if isinstance(m, RankRestored) else m for m in world.messages
+    ]
+    world.settle()
+    world.reach(19)
+    kinds = {i.kind for i in world.state.incidents_of("run-1")}
+    assert kinds == {"signal", "checkpoint_corrupt"}
+    world.reach(26)
+    assert {i.state for i in world.state.incidents_of("run-1")} == {IncidentState.RESOLVED}
+
+
+def test_a_rollback_goes_by_the_step_that_was_truly_reached() -> None:
+    """The core hears of milestones only, which lie up to a hundred steps apart."""
+    world = trained(69, checkpoint={"directory": "/checkpoints", "every_steps": 20})
+    assert world.run().best_step < 60
+    world.do(world.event(RollbackAsked, run="run-1"))
+    world.settle()
+    assert world.attempt().start_step == 60
+
+
+def test_an_agent_that_dies_between_milestones_loses_what_was_computed() -> None:
+    world = trained(40, resources={"nodes": 1}, checkpoint={"directory": None})
+    world.kill_agent(world.attempt().seats[0].worker)
+    world.settle()
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.best_step, restart.lost_steps) == (40, 40)
 
 
 @pytest.mark.parametrize("skip", [(10, 5), (0, 5), (-3, -1)])

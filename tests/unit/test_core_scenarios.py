@@ -13,6 +13,7 @@ from orchestrator.core.events import (
     RunCancelled,
     RunHeld,
     RunReleased,
+    RunSubmitted,
     WorkerLost,
 )
 from orchestrator.core.explain import explain
@@ -40,6 +41,20 @@ def test_a_run_is_placed_started_and_succeeds() -> None:
     assert all(not agent.alive for agent in world.agents.values())
 
 
+def test_a_run_may_not_save_where_a_live_one_does() -> None:
+    world = World()
+    world.submit()
+    shared = world.run().spec
+    with pytest.raises(RefusedError, match=r"checkpoints of tiny \(run-1\), which is .*cancel it"):
+        world.do(world.event(RunSubmitted, run="run-2", spec=shared))
+    assert "run-2" not in world.state.runs
+    world.trained_to(30)
+    world.end()
+    world.settle()
+    world.do(world.event(RunSubmitted, run="run-2", spec=shared))
+    assert world.run("run-2").spec.checkpoint.directory == shared.checkpoint.directory
+
+
 def test_a_killed_rank_restarts_the_gang_from_the_newest_memory_checkpoint() -> None:
     world = World()
     world.submit()
@@ -59,6 +74,18 @@ def test_a_killed_rank_restarts_the_gang_from_the_newest_memory_checkpoint() -> 
     assert not world.state.incidents_of("run-1") or all(
         i.state == "resolved" for i in world.state.incidents_of("run-1")
     )
+
+
+def test_what_a_run_says_of_itself_once_the_lost_steps_are_computed_again() -> None:
+    world = World()
+    world.submit()
+    world.trained_to(25)
+    world.die(rank=1, last_step=25)
+    world.settle()
+    world.reach(21)
+    assert world.run().reason == "computing steps 21 to 25 again"
+    world.reach(26)
+    assert world.run().reason == "training, attempt 2 from step 20"
 
 
 def test_a_script_that_never_reports_is_called_running_and_ends_by_its_exits() -> None:
@@ -132,6 +159,41 @@ def test_a_user_error_stops_after_one_confirmation_with_the_tracebacks_last_line
     world.settle()
     assert world.run().state is RunState.FAILED
     assert world.run().reason == "ValueError: bad batch"
+
+
+def test_a_script_that_ends_itself_is_confirmed_once_and_no_node_is_blamed() -> None:
+    """Row 26: fifty restarts, over all nodes, would tell its owner no more."""
+    gave_up = Failure(
+        failure_class=FailureClass.UNKNOWN, reason="no data", signature="exit 1", code=1
+    )
+    closed = Failure(failure_class=FailureClass.CASCADE, reason="closed", signature="closed")
+    world = World()
+    world.submit()
+    world.trained_to(25)
+    for _ in range(2):
+        world.die(rank=0, failure=closed, last_step=25)
+        world.die(rank=1, failure=gave_up, last_step=25)
+        world.settle()
+    assert (world.run().state, world.run().attempt) == (RunState.FAILED, 2)
+    assert world.run().reason == "no data"
+    assert not any(node.faults for node in world.state.nodes.values())
+    assert not world.run().avoid
+
+
+def test_a_silent_exit_does_not_condemn_what_was_loaded() -> None:
+    """The owner allows more tries: none of them says anything about the checkpoint."""
+    gave_up = Failure(
+        failure_class=FailureClass.UNKNOWN, reason="no data", signature="exit 1", code=1
+    )
+    world = World()
+    world.submit(spec(recovery={"user": 5}))
+    world.trained_to(25)
+    for _ in range(3):
+        world.die(failure=gave_up, last_step=25)
+        world.settle()
+        world.advance(61)
+        world.settle()
+    assert world.attempt().start_step == 20
 
 
 def test_a_user_error_after_progress_earns_another_try() -> None:
@@ -276,8 +338,8 @@ def test_silence_of_an_agent_is_not_failure() -> None:
     world.do(world.event(WorkerLost, run="run-1", worker=worker, confirmed=False, reason="silent"))
     world.settle()
     assert world.attempt().state is AttemptState.RUNNING
-    world.reach(6)
-    assert world.run().best_step == 6
+    world.reach(world.attempt().milestone)
+    assert world.run().best_step == world.attempt().step > 5
 
 
 def test_a_hold_stops_all_action_until_released() -> None:

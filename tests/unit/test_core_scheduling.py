@@ -9,7 +9,7 @@ import pytest
 
 from jobs.commands import StartAttempt, StopAttempt
 from jobs.spec import Priority
-from monitors.failures import Cause
+from monitors.failures import Cause, Failure, FailureClass
 from orchestrator.core import demanding
 from orchestrator.core.events import (
     CapacityChanged,
@@ -29,6 +29,10 @@ from orchestrator.core.states import NodeState, RunState, WorkerState
 from orchestrator.core.trying import try_out
 from orchestrator.errors import InvalidError, NotFoundError
 from tests.world import World, each_for_itself, spec
+
+LINK_DOWN = Failure(
+    failure_class=FailureClass.NETWORK, reason="the link is down", signature="link down"
+)
 
 
 def cluster(nodes: int, gpus: int = 8, **labels: Any) -> World:
@@ -137,7 +141,7 @@ def test_a_crash_loop_evicts_nobody() -> None:
     start(world, "loop", nodes=2, priority="critical")
     start(world, "calm", nodes=1, priority="low")
     for _ in range(2):
-        world.die(0, run="loop", last_step=world.attempt("loop").step)
+        world.die(0, LINK_DOWN, run="loop", last_step=world.attempt("loop").step)
         world.settle()
         world.advance(10)
         world.settle()

@@ -180,6 +180,17 @@ def test_an_unknown_exit_says_its_code_and_its_last_words():
     assert failure.reason == "exit code 3; its last words: bye"
 
 
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [(1, Cause.USER), (127, Cause.USER), (200, Cause.INFRASTRUCTURE), (-40, Cause.INFRASTRUCTURE)],
+)
+def test_a_program_that_ends_itself_is_its_owners(code, cause):
+    failure = why("no data under /data\n", code)
+    assert failure.failure_class is F.UNKNOWN
+    assert failure.cause is cause
+    assert Failure.model_validate_json(failure.model_dump_json()).cause is cause
+
+
 def test_signatures_of_one_cause_are_equal_and_of_two_are_not():
     first = "OSError: [Errno 28] No space left on device: '/a/b/step-000000040/0xdeadbeef'"
     again = "OSError: [Errno 28] No space left on device: '/c/step-000000080/0xfeedface'"
@@ -209,6 +220,14 @@ def test_the_root_cause_is_the_first_that_is_no_cascade():
 def test_who_blames_its_peers_comes_after_who_speaks_for_itself():
     failures = [(0, 10.0, failure(F.COLLECTIVE_TIMEOUT)), (1, 10.5, failure(F.SIGNAL))]
     assert root_cause(failures)[0] == 1
+
+
+def test_a_silent_exit_is_the_cause_only_where_it_came_first():
+    silent = why("", 1)
+    killed = [(0, 10.0, silent), (1, 10.5, failure(F.SIGNAL))]
+    assert root_cause(killed)[0] == 1, "a peer that gave up when the other was killed"
+    first = [(0, 10.5, failure(F.NETWORK)), (1, 10.0, silent), (2, 9.9, failure(F.CASCADE))]
+    assert root_cause(first)[0] == 1
 
 
 def test_when_all_are_cascades_the_first_is_named():

@@ -108,6 +108,10 @@ def test_units_and_plain_values_are_understood() -> None:
         "env: {A: true, B: 1}\nmonitors: {hang: {after: 90s}}\n"
     )
     assert spec.max_runtime == 5400
+    assert (
+        loads(GOOD + 'max_runtime: "60"').max_runtime
+        == loads(GOOD + "max_runtime: 60s").max_runtime
+    )
     assert spec.resources.memory_per_node == 2 * 2**30
     assert spec.env == {"A": "true", "B": "1"}
     assert spec.monitors.hang.after == 90
@@ -180,6 +184,14 @@ def test_what_does_not_exist_is_found_before_anything_is_made(tmp_path: Path) ->
     assert resolved(
         tmp_path, "name: a\ncommand: [x]\ncheckpoint: {directory: s3://b/x}"
     ).startswith("3:25: checkpoint.directory: expected a directory every node can reach")
+
+
+def test_one_place_has_one_name(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    text = "name: a\ncommand: [x]\ncheckpoint: {directory: link/../real/./checkpoints}"
+    found = resolve(loads(text), tmp_path).checkpoint.directory
+    assert found == str(tmp_path.resolve() / "real" / "checkpoints")
 
 
 @pytest.mark.skipif(not Path("/proc/sys").is_dir(), reason="needs /proc")

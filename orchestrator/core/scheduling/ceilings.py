@@ -6,7 +6,7 @@ from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.board import Shape, could_fit, shape_of
 from orchestrator.core.scheduling.quota import Quotas
 from orchestrator.core.scheduling.rooms import Rooms
-from orchestrator.core.scheduling.terms import Demand
+from orchestrator.core.scheduling.terms import Demand, accounted_gpus
 
 
 class Ceilings:
@@ -22,7 +22,7 @@ class Ceilings:
         Nothing that ends would make it fit, so it holds nobody up.
         """
         most = self._quotas.most(demand.queue)
-        if most is not None and demand.gang * demand.need.gpus_per_node > most:
+        if most is not None and demand.gang * accounted_gpus(demand.need) > most:
             return f"queue {demand.queue} may use {most} GPUs at most"
         nodes = self._most_nodes(demand)
         if nodes >= demand.gang:

@@ -31,6 +31,7 @@ from orchestrator.core.scheduling.terms import (
     Plan,
     Snapshot,
     Wait,
+    accounted_gpus,
 )
 
 MAINTENANCE_LEAD_SECONDS = 3600.0
@@ -179,7 +180,7 @@ class Pass:
 
     def _settle(self, demand: Demand, places: Indices) -> None:
         self._board.take(places, demand.need)
-        self._quotas.charge(demand.queue, len(places) * demand.need.gpus_per_node)
+        self._quotas.charge(demand.queue, len(places) * accounted_gpus(demand.need))
         self._shares.charge(demand)
         self._plan.placements[demand.run] = nodes = self._board.rooms.named(places)
         self._holdings.append(_holding(demand, nodes, self._now))
@@ -193,8 +194,7 @@ class Pass:
         return mask
 
     def _ends(self, demand: Demand) -> float:
-        within = demand.ends_within
-        return np.inf if within is None else self._now.timestamp() + within
+        return np.inf if demand.ends_within is None else self._now.timestamp() + demand.ends_within
 
     def _leaves_spares(self, demand: Demand, places: Indices) -> bool:
         """Newcomers leave the pool of spares alone."""
@@ -341,10 +341,11 @@ class Pass:
 
     def _within_quota(self, holding: Holding) -> int:
         """Nodes it may have more without borrowing."""
-        quota, gpus = self._quotas.of(holding.queue), holding.need.gpus_per_node
-        if quota.gpus is None or gpus == 0:
+        quota = self._quotas.of(holding.queue)
+        if quota.gpus is None:
             return holding.wants
-        return max(0, quota.gpus - self._quotas.used(holding.queue)) // gpus
+        left = max(0, quota.gpus - self._quotas.used(holding.queue))
+        return left // accounted_gpus(holding.need)
 
 
 def _growth(holding: Holding) -> Demand:

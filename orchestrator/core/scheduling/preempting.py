@@ -12,7 +12,13 @@ from jobs.spec import Resources
 from orchestrator.core.scheduling.board import Board
 from orchestrator.core.scheduling.quota import Quotas, Standing
 from orchestrator.core.scheduling.rooms import Indices
-from orchestrator.core.scheduling.terms import PRIORITY_RANK, Demand, Eviction, Holding
+from orchestrator.core.scheduling.terms import (
+    PRIORITY_RANK,
+    Demand,
+    Eviction,
+    Holding,
+    accounted_gpus,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +32,7 @@ class Candidate:
     @property
     def gpus(self) -> int:
         """GPUs it would free."""
-        return len(self.nodes) * self.holding.need.gpus_per_node
+        return len(self.nodes) * accounted_gpus(self.holding.need)
 
 
 def cheapest_first(holdings: Iterable[Holding]) -> list[Holding]:

@@ -68,7 +68,7 @@ class Quotas:
     def standing(self, queue: str, gpus: int) -> Standing:
         """How the queue would stand with `gpus` more."""
         quota = self.of(queue)
-        if quota.gpus is None or gpus == 0:
+        if quota.gpus is None:
             return Standing.WITHIN
         self._used[queue] += gpus
         above, excess = self.borrowed(queue), self._excess(quota)

@@ -32,7 +32,7 @@ class Shares:
         self._usage, self._weights = usage, weights
         self._gpus: dict[str, int] = defaultdict(int)
         for holding in holdings:
-            self._gpus[holding.project] += max(holding.gpus, len(holding.nodes))
+            self._gpus[holding.project] += holding.gpus
 
     def score(self, queue: str, project: str) -> float:
         """GPU seconds for each unit of weight: the lowest goes first."""
@@ -40,8 +40,8 @@ class Shares:
         return used / self._weights.get((queue, project), 1.0)
 
     def charge(self, demand: Demand) -> None:
-        """A run of the project was placed. A node without GPUs counts as one."""
-        self._gpus[demand.project] += max(demand.gpus, demand.nodes)
+        """A run of the project was placed."""
+        self._gpus[demand.project] += demand.gpus
 
 
 def in_order(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:

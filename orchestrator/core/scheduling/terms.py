@@ -18,6 +18,11 @@ PRIORITY_RANK = {Priority.CRITICAL: 0, Priority.HIGH: 1, Priority.NORMAL: 2, Pri
 """Smaller goes first."""
 
 
+def accounted_gpus(need: Resources) -> int:
+    """What one worker counts for in quotas, shares and costs: its GPUs, or else one."""
+    return max(1, need.gpus_per_node)
+
+
 class Pending(StrEnum):
     """Why a run waits."""
 
@@ -77,8 +82,8 @@ class Demand:
 
     @property
     def gpus(self) -> int:
-        """GPUs of the missing nodes."""
-        return self.nodes * self.need.gpus_per_node
+        """GPUs of the missing nodes, as they are accounted."""
+        return self.nodes * accounted_gpus(self.need)
 
     @property
     def gang(self) -> int:
@@ -113,8 +118,8 @@ class Holding:
 
     @property
     def gpus(self) -> int:
-        """GPUs of all its nodes."""
-        return len(self.nodes) * self.need.gpus_per_node
+        """GPUs of all its nodes, as they are accounted."""
+        return len(self.nodes) * accounted_gpus(self.need)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

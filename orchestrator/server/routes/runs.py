@@ -25,7 +25,7 @@ from orchestrator.core.events import (
 from orchestrator.core.showing import attempt_view
 from orchestrator.core.states import RunState
 from orchestrator.core.trying import try_out
-from orchestrator.core.views import AttemptView, DryRunView, RunDetail, RunView
+from orchestrator.core.views import AttemptView, DryRunView, RunDetail, RunView, SubmittedView
 from orchestrator.errors import InvalidError, NotLeaderError
 from orchestrator.server.context import HasContext, Operator, TheRun, Viewer
 from orchestrator.server.reading import detail, line
@@ -76,13 +76,26 @@ def _read(body: Submission) -> RunSpec:
 
 
 @router.post("", status_code=201)
-async def submit(body: Submission, here: HasContext, caller: Operator) -> RunView:
+async def submit(body: Submission, here: HasContext, caller: Operator) -> SubmittedView:
     """Check a spec and submit it as a new run. Nothing is made of one that is wrong."""
     spec = await run_in_threadpool(_read, body)
     run = str(ULID())
     owner = body.owner or spec.owner or caller.name
     await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
-    return await line(here, await here.store.run(run))
+    view = await line(here, await here.store.run(run))
+    return SubmittedView(**view.model_dump(), warnings=_without_effect(spec))
+
+
+def _without_effect(spec: RunSpec) -> list[str]:
+    """Fields that are accepted, so that a spec is good for every cluster, and do nothing here."""
+    warnings = []
+    if spec.image is not None:
+        warnings.append(
+            "image: has no effect on the local cluster: the command runs on this machine as it is"
+        )
+    if spec.notify.slack is not None:
+        warnings.append("notify.slack: has no effect yet: notices go to the server's log")
+    return warnings
 
 
 @router.post("/dry-run")

@@ -1,0 +1,112 @@
+"""Quotas, shares, the pool of spares, and what is remembered, each by itself."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.entities import Queue
+from orchestrator.core.history import usual_wait
+from orchestrator.core.records import Past
+from orchestrator.core.scheduling import Pending, Quota, Room, Rooms
+from orchestrator.core.scheduling.quota import Quotas, Standing
+from orchestrator.core.scheduling.share import HALF_LIFE_SECONDS, decayed
+from orchestrator.core.scheduling.spares import (
+    PRIOR_FAILURES_PER_NODE_DAY,
+    failure_rate,
+    pool_size,
+)
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def quotas(*given: Quota, **used: int) -> Quotas:
+    found = Quotas(given)
+    for queue, gpus in used.items():
+        found.charge(queue, gpus)
+    return found
+
+
+PAIR = (Quota(name="a", gpus=16, cohort="c"), Quota(name="b", gpus=8, cohort="c"))
+
+
+@pytest.mark.parametrize(
+    ("used", "more", "expected"),
+    [
+        ({}, 16, Standing.WITHIN),
+        ({}, 24, Standing.BORROWING),
+        ({}, 25, Standing.OVER),
+        ({"b": 8}, 17, Standing.OVER),
+        ({"b": 12}, 12, Standing.WITHIN),
+        ({"b": 12}, 13, Standing.RECLAIMING),
+        ({"b": 24}, 1, Standing.RECLAIMING),
+    ],
+)
+def test_standings(used: dict[str, int], more: int, expected: Standing) -> None:
+    assert quotas(*PAIR, **used).standing("a", more) is expected
+
+
+def test_a_queue_that_was_never_set_has_no_limit() -> None:
+    found = quotas(*PAIR)
+    assert found.standing("other", 10**6) is Standing.WITHIN
+    assert found.most("other") is None
+    assert found.most("a") == 24
+
+
+def test_standing_changes_nothing() -> None:
+    found = quotas(*PAIR, a=3)
+    found.standing("a", 100)
+    assert found.used("a") == 3
+
+
+@pytest.mark.parametrize(("nodes", "p"), [(1, 0.5), (10, 0.02), (50, 0.1), (400, 0.0065)])
+def test_the_pool_is_the_percentile_of_the_binomial(nodes: int, p: float) -> None:
+    def at_most(k: int) -> float:
+        return sum(math.comb(nodes, i) * p**i * (1 - p) ** (nodes - i) for i in range(k + 1))
+
+    rate = -math.log(1 - p)  # of which p is the chance in a day
+    size = pool_size(nodes, rate)
+    assert at_most(size) >= 0.99
+    assert size == 0 or at_most(size - 1) < 0.99
+
+
+def test_the_pool_of_a_large_fleet_can_be_computed() -> None:
+    """(1 - p)^n is nothing at all for these, and still there is an answer near the mean."""
+    assert 600 < pool_size(100_000, PRIOR_FAILURES_PER_NODE_DAY) < 750
+    assert pool_size(0, 1.0) == 0
+    assert pool_size(10, 0.0) == 0
+
+
+def test_the_failure_rate_moves_from_the_published_to_the_measured() -> None:
+    assert failure_rate(0, 0.0) == pytest.approx(PRIOR_FAILURES_PER_NODE_DAY)
+    assert failure_rate(1000, 100_000.0) == pytest.approx(0.01, rel=0.02)
+
+
+def test_use_decays_by_half_in_a_half_life() -> None:
+    assert decayed(100.0, HALF_LIFE_SECONDS) == pytest.approx(50.0)
+
+
+def test_an_estimate_takes_runs_of_the_size() -> None:
+    def past(nodes: int, waited: float) -> Past:
+        return Past(name="r", project="p", nodes=nodes, waited_seconds=waited, ran_seconds=1.0)
+
+    queue = Queue(
+        name="q", history=tuple(past(n, w) for n, w in [(4, 10), (8, 30), (2, 20), (64, 9)])
+    )
+    assert usual_wait(queue, 4) == (20.0, 3)
+    assert usual_wait(queue, 64) is None
+    assert usual_wait(None, 4) is None
+
+
+def test_rooms_know_the_next_window() -> None:
+    begins = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    rooms = Rooms([Room(node="a", window=begins), Room(node="b")])
+    assert rooms.window.tolist() == [begins.timestamp(), math.inf]
+
+
+@pytest.mark.parametrize("why", Pending)
+def test_every_reason_is_documented(why: Pending) -> None:
+    assert f"`{why.value}`" in (DOCS / "scheduling.md").read_text()
