@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 
 from babysit.wire import Tier
-from benchmarks.harness import last_line, table
+from benchmarks.support.harness import last_line, table
 from jobs.events import (
     Event,
     RankExited,

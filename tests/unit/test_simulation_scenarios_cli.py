@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +131,19 @@ def test_a_wrong_scenario_is_told_line_by_line(tmp_path: Path) -> None:
     said = str(result.exception) + result.stderr
     assert f"{file}:2:7: days: expected a number above 0" in said
     assert f"{file}:11:24: failures[0].do: no such field; did you mean does?" in said
+
+
+def test_the_benchmark_ends_with_its_figures() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "simulation.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--quick"], capture_output=True, text=True, check=True
+    )
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert {
+        "event_microseconds_median",
+        "llama3_16k_seconds",
+        "llama3_16k_ettr",
+        "llama3_16k_interruptions",
+        "growth_exponent",
+    } <= set(figures)
+    assert 0.9 < figures["llama3_16k_ettr"] < 1
