@@ -118,7 +118,7 @@ def _what(restart: Restart) -> str:
         reason = f"{place}: {reason}"
     late = (restart.detected_at - restart.failed_at).total_seconds()
     noticed = f" (noticed after {words(late)})" if late >= _NOTICED_LATE_SECONDS else ""
-    return f"{reason}{noticed}."
+    return f"{reason[:1].upper()}{reason[1:]}{noticed}." if not place else f"{reason}{noticed}."
 
 
 def _remedy(restart: Restart, before: Attempt | None, attempt: Attempt) -> str:
@@ -129,6 +129,10 @@ def _remedy(restart: Restart, before: Attempt | None, attempt: Attempt) -> str:
         source = "a checkpoint"
     if restart.remedy.startswith("roll back"):
         return f"Rolled back to {source}:"
+    if restart.cause is Cause.PREEMPTION:
+        nodes = ", ".join(seat.node for seat in attempt.seats)
+        again = "Came back" if restart.remedy == "preempted" else "Went on"
+        return f"{again} on {nodes}, from {source}:"
     old = {seat.node for seat in before.seats} if before else set()
     new = {seat.node for seat in attempt.seats}
     if old and new != old:

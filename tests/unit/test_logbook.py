@@ -169,3 +169,15 @@ def test_times_are_kept() -> None:
     lines = logbook.story(finished_run(), attempts(), [], [], now=at(500))
     assert [line.at for line in lines] == sorted(line.at for line in lines)
     assert lines[0].at == dt.datetime(2026, 3, 1, 3, 12, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("remedy", "words"), [("preempted", "Came back"), ("grow", "Went on"), ("shrink", "Went on")]
+)
+def test_a_run_that_made_room_has_lost_nothing(remedy: str, words: str) -> None:
+    reason = "leaves its nodes for urgent, which has a higher priority"
+    again = restart(cause=Cause.PREEMPTION, reason=reason, remedy=remedy, rank=None, node=None)
+    told = tell(tries=second(restart=again))[2]
+    assert "Leaves its nodes for urgent, which has a higher priority." in told
+    assert f"{words} on node-1, node-2, from step 57 (memory): " in told
+    assert told.endswith("0 steps lost.")
