@@ -335,11 +335,16 @@ class Controller:
         return self._known.silence(worker)
 
     async def note_carried(self) -> None:
-        """Mark what was carried out in the outbox."""
+        """Mark what was carried out in the outbox.
+
+        Between turns: what the turn under way has decided may be why something needed no carrying
+        out, and that must be stored first.
+        """
         if self._carried:
-            ids = self._carried.copy()
-            await self.store.carried_out(ids, epoch=self._lead.epoch)
-            del self._carried[: len(ids)]
+            async with self._turns:
+                ids = self._carried.copy()
+                await self.store.carried_out(ids, epoch=self._lead.epoch)
+                del self._carried[: len(ids)]
 
     # small things
 
