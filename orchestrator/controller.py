@@ -197,9 +197,12 @@ class Controller:
     async def heartbeat(self, worker: str, heartbeat: Heartbeat) -> None:
         """Take a sign of life. Not stored.
 
-        Raises NotLeaderError: then the agent must look for who leads.
+        Raises NotLeaderError: then the agent must look for who leads. Also when this server has
+        lost the lead and has it again: its links are gone, and no command would reach the agent.
         """
         self._require_lead()
+        if not self._carrier.attached(worker):
+            raise NotLeaderError("this server has led anew since: connect again")
         known = self.state.workers.get(worker)
         if known is not None:
             self._known.heard_of(worker)
