@@ -7,16 +7,17 @@ that, and the smallest command that shows it again.
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 from jobs.clock import Clock, SystemClock
 from orchestrator.simulation.fuzz.plan import FAULTS, Choice, draw, parse_faults
 from orchestrator.simulation.fuzz.room import Outcome
-from orchestrator.simulation.fuzz.shrink import Shrinker, command, tell
+from orchestrator.simulation.fuzz.shrink import Shrinker, command, tell, tell_seed
 
 _LINES_SHOWN = 60
-Say = Callable[[str], None]
 
 
 def main(arguments: Sequence[str] | None = None, clock: Clock | None = None) -> int:
@@ -26,8 +27,7 @@ def main(arguments: Sequence[str] | None = None, clock: Clock | None = None) -> 
     choice = Choice(given.faults, given.only)
     begun = clock.monotonic()
     told = 0
-    for seed in given.seeds:
-        outcome = tell(draw(seed), choice)
+    for seed, outcome in _outcomes(given.seeds, choice, given.jobs):
         told += 1
         if given.story:
             _say("\n".join(outcome.story))
@@ -43,6 +43,15 @@ def main(arguments: Sequence[str] | None = None, clock: Clock | None = None) -> 
         f" {told} in {seconds:.1f} s, {told / max(seconds, 1e-9):.1f} seeds per second"
     )
     return 0
+
+
+def _outcomes(seeds: range, choice: Choice, jobs: int) -> Iterator[tuple[int, Outcome]]:
+    """The stories in the order of their seeds, told by so many processes."""
+    if jobs == 1:
+        yield from ((seed, tell(draw(seed), choice)) for seed in seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from zip(seeds, pool.imap(functools.partial(tell_seed, choice), seeds), strict=True)
 
 
 def _smallest(
@@ -88,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="stop after so many seconds"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes to use (default: 1)")
     parser.add_argument(
         "--shrink", type=float, default=60.0, help="seconds to make a failure small (default: 60)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from orchestrator.simulation.fuzz.plan import FAULTS, Choice, Plan
+from orchestrator.simulation.fuzz.plan import FAULTS, Choice, Plan, draw
 from orchestrator.simulation.fuzz.room import Outcome, Room
 from orchestrator.simulation.fuzz.weather import AMBIENT
 
@@ -13,6 +13,11 @@ from orchestrator.simulation.fuzz.weather import AMBIENT
 def tell(plan: Plan, choice: Choice) -> Outcome:
     """Tell one story."""
     return Room(plan, choice).tell()
+
+
+def tell_seed(choice: Choice, seed: int) -> Outcome:
+    """Tell the story of a seed."""
+    return tell(draw(seed), choice)
 
 
 @dataclasses.dataclass(slots=True)
