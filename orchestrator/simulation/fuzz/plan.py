@@ -111,8 +111,9 @@ def _submission(chance: random.Random, number: int, nodes: int) -> Submission:
             "name": f"run-{number}",
             "command": ["python", "train.py"],
             "priority": chance.choice(("low", "normal", "high")),
+            "placement": {"spares": chance.choice((0, 0, 0, 1))},
             "resources": {
-                "nodes": min(nodes, chance.choice((1, 2, 2, 3))),
+                "nodes": _size(chance, nodes),
                 "processes_per_node": chance.choice((1, 1, 2)),
             },
             "checkpoint": {
@@ -145,6 +146,12 @@ def _submission(chance: random.Random, number: int, nodes: int) -> Submission:
         steps=chance.randint(8, 40),
         step_seconds=chance.uniform(0.8, 3.0),
     )
+
+
+def _size(chance: random.Random, nodes: int) -> int | dict[str, int]:
+    """Nodes of a gang; some are elastic."""
+    most = min(nodes, chance.choice((1, 2, 2, 3)))
+    return {"min": chance.randint(1, most), "max": most} if chance.random() < 0.2 else most
 
 
 def parse_faults(names: Iterable[str]) -> frozenset[str]:
