@@ -235,7 +235,7 @@ class Room:
             await rest(self.loop, _LOOK_SECONDS)
             if self.loop.failures:
                 self.promises.breaks(self.loop.failures[0])
-            if self.loop.time() < self.plan.calm_at + 40.0:
+            if self.loop.time() < self.plan.calm_at:
                 continue
             if self.loop.time() > self.plan.calm_at + _CONTACT_SECONDS:
                 for sentence in self.promises.overdue(_OVERDUE_SECONDS):

@@ -25,9 +25,9 @@ from orchestrator.simulation.fuzz.watched import WatchedStore
 if TYPE_CHECKING:
     from orchestrator.simulation.fuzz.room import Room
 
-LEASE_SECONDS = 6.0
+LEASE_SECONDS = 9.0
 WORKER_LOST_SECONDS = 6.0
-SEEK_SECONDS = 2.5
+SEEK_SECONDS = 4.0
 """Rarer than in production: a server that waits for the lead should not be most of the story."""
 
 
