@@ -51,7 +51,10 @@ _log = structlog.get_logger(__name__)
 
 
 def fresh_id() -> str:
-    """An id that nobody has had before; ids sort by time."""
+    """An id that nobody has had before; ids sort by time.
+
+    Who sets `Controller.new_id` to something that repeats can have a story told again.
+    """
     return str(ULID())
 
 
@@ -70,7 +73,6 @@ class Controller:
     ) -> None:
         self.store, self.cluster, self.clock = store, cluster, clock
         self.new_id: Callable[[], str] = fresh_id
-        """Makes the ids of events; one that is told what to make lets a story be told again."""
         self._known = Knowledge(store, clock)
         self._lead = Lead(store, clock, settings)
         self._patrol = Patrol(
@@ -166,10 +168,7 @@ class Controller:
             self.state.recall(await self.store.incident(incident))
 
     async def report(self, worker: str, report: Report) -> None:
-        """Take one numbered report of an agent, once.
-
-        Returns when it is stored: then it may be acknowledged.
-        """
+        """Take one numbered report of an agent, once; when it returns, that is stored."""
         self._require_lead()
         await self._exclusively(lambda: self._take_report(worker, report))
 
@@ -195,13 +194,9 @@ class Controller:
         return self._known.sequences.get(worker, 0)
 
     async def heartbeat(self, worker: str, heartbeat: Heartbeat) -> None:
-        """Take a sign of life. Not stored.
-
-        Raises NotLeaderError: then the agent must look for who leads. Also when this server has
-        lost the lead and has it again: its links are gone, and no command would reach the agent.
-        """
+        """Take a sign of life; not stored. NotLeaderError: the agent must look for who leads."""
         self._require_lead()
-        if not self._carrier.attached(worker):
+        if not self._carrier.attached(worker):  # lost with the lead: no command would reach it
             raise NotLeaderError("this server has led anew since: connect again")
         known = self.state.workers.get(worker)
         if known is not None:
@@ -345,13 +340,9 @@ class Controller:
         return self._known.silence(worker)
 
     async def note_carried(self) -> None:
-        """Mark what was carried out in the outbox.
-
-        Between turns: what the turn under way has decided may be why something needed no carrying
-        out, and that must be stored first.
-        """
+        """Mark what was carried out in the outbox."""
         if self._carried:
-            async with self._turns:
+            async with self._turns:  # what made it needless must be stored first
                 ids = self._carried.copy()
                 await self.store.carried_out(ids, epoch=self._lead.epoch)
                 del self._carried[: len(ids)]
