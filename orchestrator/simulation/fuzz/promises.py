@@ -101,12 +101,12 @@ class Promises:
 
     def _receipt(self, order: Order) -> None:
         order.done = True
-        known = self.book.workers.get(getattr(order.instruction, "worker", ""))
-        if known is not None and known.state is WorkerState.ENDED:
-            return  # nobody will ever take it
-        if not self._truth.carried_out(order.instruction):
-            what = order.instruction
-            self.breaks(f"{what.kind} {what.id} is marked as done, and was not ({what.reason})")
+        for part in rules.parts(order.instruction):
+            known = self.book.workers.get(getattr(part, "worker", ""))
+            if known is not None and known.state is WorkerState.ENDED:
+                continue  # nobody will ever take it
+            if not self._truth.carried_out(part):
+                self.breaks(f"{part.kind} {part.id} is noted as done, and was not ({part.reason})")
 
     def _check_epoch(self, epoch: int) -> None:
         (current,) = self._raw.execute("SELECT epoch FROM leader").fetchone()
@@ -219,12 +219,18 @@ class Promises:
     def overdue(self, seconds: float) -> Iterator[str]:
         """Orders that an agent in contact should have had by now, in sentences."""
         oldest = self._truth.seconds() - seconds
-        for key, order in self._outbox.items():
-            worker = self.book.workers.get(getattr(order.instruction, "worker", ""))
-            if order.done or order.since > oldest or worker is None:
+        for order in self._outbox.values():
+            if order.done or order.since > oldest:
                 continue
-            if worker.state is WorkerState.READY and self._truth.in_contact(worker.id):
-                yield f"{worker.id} waits in vain for {order.instruction.kind} {key}"
+            for part in rules.parts(order.instruction):
+                worker = self.book.workers.get(getattr(part, "worker", ""))
+                if (
+                    worker is not None
+                    and worker.state is WorkerState.READY
+                    and self._truth.in_contact(worker.id)
+                    and not self._truth.carried_out(part)
+                ):
+                    yield f"{worker.id} waits in vain for {part.kind} {part.id} ({part.reason})"
 
     # --- the end --------------------------------------------------------------------------------
 

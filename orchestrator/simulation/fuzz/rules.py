@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from babysit.wire import Tier
 from jobs.commands import DeleteCheckpoint, StartAttempt
 from monitors.failures import Cause
 from orchestrator.core.entities import Attempt, Checkpoint, Incident, Run, Worker
-from orchestrator.core.instructions import LaunchWorker, Notify, Record, Tell
+from orchestrator.core.instructions import Instruction, LaunchWorker, Notify, Record, Tell
 from orchestrator.core.ledger import totals
 from orchestrator.core.recovery import LAUNCH_TRIES
 from orchestrator.core.state import State
@@ -39,6 +39,17 @@ _OF_ONE_ATTEMPT = frozenset(
 )
 """Events that count for the attempt they tell of, and for no other."""
 _ROUNDING_SECONDS = 1e-3
+
+
+def parts(instruction: Instruction) -> Sequence[Instruction]:
+    """An instruction, once for each worker that it concerns."""
+    return (instruction,)
+
+
+def told(batch: Batch) -> Iterator[Tell]:
+    """Every command of a turn, once for each agent that gets it."""
+    for instruction in batch.outbox:
+        yield from (part for part in parts(instruction) if isinstance(part, Tell))
 
 
 def before(book: State, batch: Batch) -> Iterator[str]:
@@ -117,8 +128,8 @@ def _attempt_goes_on(old: Attempt | None, new: Attempt) -> Iterator[str]:
 
 def _last_trusted_stays(book: State, batch: Batch) -> Iterator[str]:
     changed = {each.id: each for each in batch.entities if isinstance(each, Checkpoint)}
-    for tell in batch.outbox:
-        if not (isinstance(tell, Tell) and isinstance(tell.command, DeleteCheckpoint)):
+    for tell in told(batch):
+        if not isinstance(tell.command, DeleteCheckpoint):
             continue
         known = book.checkpoints.get(tell.command.checkpoint)
         if known is None or known.trust not in WHOLE:
@@ -142,10 +153,9 @@ def _holds_hold(book: State, batch: Batch) -> Iterator[str]:
     runs = {each.id: each for each in batch.entities if isinstance(each, Run)}
     fleets = [each for each in batch.entities if getattr(each, "id", "") == "fleet"]
     everything = bool(book.fleet.hold) and all(getattr(fleet, "hold", "") for fleet in fleets)
-    for instruction in batch.outbox:
-        starts = isinstance(instruction, Tell) and isinstance(instruction.command, StartAttempt)
-        if not (starts or isinstance(instruction, LaunchWorker)):
-            continue
+    begins: list[Instruction] = [each for each in batch.outbox if isinstance(each, LaunchWorker)]
+    begins += [tell for tell in told(batch) if isinstance(tell.command, StartAttempt)]
+    for instruction in begins:
         old = book.runs.get(str(instruction.run))
         new = runs.get(str(instruction.run), old)
         own = old and new and old.state is new.state is RunState.HELD
@@ -155,8 +165,8 @@ def _holds_hold(book: State, batch: Batch) -> Iterator[str]:
 
 def after(book: State, batch: Batch, *, count_seconds: bool) -> Iterator[str]:
     """What must hold once a turn is stored."""
-    for tell in batch.outbox:
-        if isinstance(tell, Tell) and isinstance(tell.command, StartAttempt):
+    for tell in told(batch):
+        if isinstance(tell.command, StartAttempt):
             yield from _offers_are_trusted(book, str(tell.run), tell.command)
     now = max((entry.at for entry in batch.journal), default=None)
     for entity in batch.entities:
