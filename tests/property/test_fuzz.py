@@ -109,18 +109,13 @@ async def asks_nobody(*_: object) -> None:
     """What waits for an agent is not sent when it is back."""
 
 
-async def gone_when_the_launch_failed(self: Carrier, order: Any, why: str) -> None:
-    """As it was: an answer that was lost made a living agent dead."""
-    await self._worker_gone(order.worker, str(order.run), why)
-
-
 def never_spent(_run: object, _cause: object) -> float:
     """Budgets have no end."""
     return float("inf")
 
 
 DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
-    (machine, "_stale", of_any_attempt, 30),
+    (machine, "_stale", of_any_attempt, 90),
     (commit, "check_epoch", at_any_epoch, 15),
     (Controller, "last_sequence", forgets_reports, 5),
     (Carrier, "carry", done_before_carrying, 5),
@@ -129,7 +124,6 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
     (recovery, "expendable", deletes_all, 30),
     (recovery, "_limit", never_spent, 30),
     (Carrier, "_send_all", asks_nobody, 30),
-    (Carrier, "_give_up", gone_when_the_launch_failed, 200),
 ]
 
 

@@ -123,7 +123,9 @@ def _look_after(room: Room, server: Server) -> None:
         if node.state in {NodeState.CORDONED, NodeState.DRAINING}:
             _ask(room, NodeChanged, node=node.id, state="ready", reason="done with it")
     for run in list(book.live_runs()):
-        if run.state is RunState.HELD:
+        if run.state is RunState.HELD and "none of its checkpoints can be trusted" in run.reason:
+            _ask(room, RollbackAsked, run=run.id, to_step=0)
+        elif run.state is RunState.HELD:
             _ask(room, RunReleased, run=run.id)
         elif any(_left_to_people(room, incident.id) for incident in book.incidents_of(run.id)):
             _ask(room, RestartAsked, run=run.id)

@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 2400.0
 """Virtual seconds after the last fault in which every run must have come to its end."""
 _LOOK_SECONDS = 2.0
 _CONTACT_SECONDS = 60.0
-"""After the last fault, servers and agents have found each other by then."""
+"""After a server has begun to lead, agents have found it by then."""
 _OVERDUE_SECONDS = 45.0
 """An order to an agent in contact is late when it takes so long."""
 
@@ -90,6 +90,8 @@ class Room:
         self.servers = [Server(self, f"server-{i + 1}") for i in range(plan.servers)]
         self._ids = itertools.count(1)
         self._lost: set[str] = set()
+        self._leaders: tuple[str, ...] = ()
+        self._leading_since = 0.0
 
     def random(self, purpose: str) -> random.Random:
         """Chance for one purpose, so that what happens elsewhere does not change it."""
@@ -237,7 +239,7 @@ class Room:
                 self.promises.breaks(self.loop.failures[0])
             if self.loop.time() < self.plan.calm_at:
                 continue
-            if self.loop.time() > self.plan.calm_at + _CONTACT_SECONDS:
+            if self.loop.time() > self._led_since() + _CONTACT_SECONDS:
                 for sentence in self.promises.overdue(_OVERDUE_SECONDS):
                     self.promises.breaks(sentence)
             left = next(self.promises.unfinished(), None)
@@ -245,6 +247,13 @@ class Room:
                 return
             if self.loop.time() > end:
                 self.promises.breaks(f"{PATIENCE_SECONDS:.0f} s after the last fault, {left}")
+
+    def _led_since(self) -> float:
+        """Since when one server has led without faults, to within a look."""
+        leaders = tuple(server.process for server in self.servers if server.leads)
+        if leaders != self._leaders or not leaders:
+            self._leaders, self._leading_since = leaders, self.loop.time()
+        return self._leading_since
 
     def _overheard(self, level: str, what: str) -> None:
         """What the control plane itself calls a defect is one."""
