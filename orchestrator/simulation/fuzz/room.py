@@ -239,7 +239,8 @@ class Room:
                 self.promises.breaks(self.loop.failures[0])
             if self.loop.time() < self.plan.calm_at:
                 continue
-            if self.loop.time() > self._led_since() + _CONTACT_SECONDS:
+            calm_since = max(self._led_since(), self.plan.calm_at)
+            if self.loop.time() > calm_since + _CONTACT_SECONDS:
                 for sentence in self.promises.overdue(_OVERDUE_SECONDS):
                     self.promises.breaks(sentence)
             left = next(self.promises.unfinished(), None)
