@@ -4,9 +4,10 @@
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+SEEDS ?= 0:100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean postgresql
+.PHONY: help setup demo test lint bench fuzz clean postgresql
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,9 @@ lint: $(READY) ## Check style, formatting, types and the import contracts
 
 bench: $(READY) postgresql ## Run every benchmark (not its support/); the last line of each is one JSON object
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PYTHON) "$$file"; done
+
+fuzz: $(READY) ## Tell stories of the whole control plane among faults: SEEDS=0:100; FUZZ=options
+	@$(PYTHON) -m orchestrator.simulation.fuzz $(SEEDS) $(FUZZ)
 
 clean: ## Remove caches and outputs (the virtual environment stays: remove .venv yourself)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* \

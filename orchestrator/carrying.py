@@ -8,6 +8,7 @@ them, which is harmless: clusters and agents take each once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -280,13 +281,21 @@ class Carrier:
             except ClusterError as error:
                 _log.warning("launch failed", worker=worker.id, error=str(error), tries_left=left)
                 if not left:
-                    await self._worker_gone(worker.id, run.id, str(error))
+                    await self._give_up(order, str(error))
                     return
                 await self._clock.sleep(RETRY_SECONDS)
                 if not self._wanted(worker.id):
                     return
             else:
                 return
+
+    async def _give_up(self, order: LaunchWorker, why: str) -> None:
+        """A launch that failed may have taken effect: an agent is gone once the cluster ends it."""
+        fields = order.model_dump(include={"id", "cause", "run", "worker", "node"})
+        await self._ask_cluster(StopWorker(reason=why, **fields))
+        with contextlib.suppress(ClusterError):  # then the cluster tells by itself
+            if await self._cluster.alive(order.worker, str(order.run)) is False:
+                await self._worker_gone(order.worker, str(order.run), why)
 
     def _wanted(self, worker: str) -> bool:
         """Whether a worker is still to be launched."""

@@ -53,6 +53,14 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
+def fresh_id() -> str:
+    """An id that nobody has had before; ids sort by time.
+
+    Who sets `Controller.new_id` to something that repeats can have a story told again.
+    """
+    return str(ULID())
+
+
 class Controller:
     """One control plane. Implements what the API and the agent gateway need."""
 
@@ -67,6 +75,7 @@ class Controller:
         notifier: Notifier | None = None,
     ) -> None:
         self.store, self.cluster, self.clock = store, cluster, clock
+        self.new_id: Callable[[], str] = fresh_id
         self._known = Knowledge(store, clock)
         self._lead = Lead(store, clock, settings)
         self._patrol = Patrol(
@@ -171,10 +180,7 @@ class Controller:
             self.state.recall(await self.store.incident(incident))
 
     async def report(self, worker: str, report: Report) -> None:
-        """Take one numbered report of an agent, once.
-
-        Returns when it is stored: then it may be acknowledged.
-        """
+        """Take one numbered report of an agent, once; when it returns, that is stored."""
         self._require_lead()
         await self._reports.store(worker, report, self._exclusively)
 
@@ -193,11 +199,10 @@ class Controller:
         return self._known.sequences.get(worker, 0)
 
     async def heartbeat(self, worker: str, heartbeat: Heartbeat) -> None:
-        """Take a sign of life. Not stored.
-
-        Raises NotLeaderError: then the agent must look for who leads.
-        """
+        """Take a sign of life; not stored. NotLeaderError: the agent must look for who leads."""
         self._require_lead()
+        if not self._carrier.attached(worker):  # lost with the lead: no command would reach it
+            raise NotLeaderError("this server has led anew since: connect again")
         known = self.state.workers.get(worker)
         if known is not None:
             self._known.heard_of(worker)
@@ -339,9 +344,10 @@ class Controller:
     async def note_carried(self) -> None:
         """Mark what was carried out in the outbox."""
         if self._carried:
-            ids = self._carried.copy()
-            await self.store.carried_out(ids, epoch=self._lead.epoch)
-            del self._carried[: len(ids)]
+            async with self._turns:  # what made it needless must be stored first
+                ids = self._carried.copy()
+                await self.store.carried_out(ids, epoch=self._lead.epoch)
+                del self._carried[: len(ids)]
 
     # small things
 
@@ -350,5 +356,5 @@ class Controller:
             raise NotLeaderError("this server is not the leader (yet): try again")
 
     def _event(self, kind: type[Event], **fields: object) -> Event:
-        given = {"id": str(ULID()), "at": self.clock.now(), "actor": "controller", **fields}
+        given = {"id": self.new_id(), "at": self.clock.now(), "actor": "controller", **fields}
         return kind.model_validate(given)

@@ -13,7 +13,6 @@ from orchestrator.database.port import Store
 from orchestrator.errors import DatabaseUnavailableError
 
 _log = structlog.get_logger(__name__)
-SEEK_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +23,8 @@ class LeadSettings:
     """Who this is, among those that may lead."""
     lease_seconds: float = 10.0
     """Another takes over after at most so long without a renewal."""
+    seek_seconds: float = 0.5
+    """How often a server that does not lead looks whether it may."""
     worker_lost_seconds: float = 15.0
     """Silence of an agent before the cluster is asked about it."""
     alone: bool = False
@@ -50,7 +51,10 @@ class Lead:
                 _log.warning("the database does not answer", error=str(error))
             except Exception:  # noqa: BLE001 (a server that leads nothing must say why, and try on)
                 _log.exception("cannot begin to lead: trying again; please report this")
-            await self._clock.sleep(self._settings.lease_seconds / 3 if self.held else SEEK_SECONDS)
+            settings = self._settings
+            await self._clock.sleep(
+                settings.lease_seconds / 3 if self.held else settings.seek_seconds
+            )
 
     async def _try(
         self, gain: Callable[[], Awaitable[None]], lose: Callable[[], Awaitable[None]]

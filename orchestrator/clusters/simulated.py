@@ -33,13 +33,14 @@ class SimulatedCluster:
 
     Attributes:
         workers: Every worker ever, by id.
+        unreachable: Nodes that are partitioned.
     """
 
     def __init__(self, nodes: Iterable[NodeInfo], clock: Clock) -> None:
         self.workers: dict[str, SimulatedWorker] = {}
         self._nodes = {node.id: node for node in nodes}
         self._clock = clock
-        self._unreachable: set[str] = set()
+        self.unreachable: set[str] = set()
         self._ends: asyncio.Queue[WorkerGone | None] = asyncio.Queue()
 
     # --- the port ---------------------------------------------------------------------------
@@ -63,7 +64,7 @@ class SimulatedCluster:
                 node=launch.node,
                 worker=launch.worker,
             )
-        if launch.node in self._unreachable:
+        if launch.node in self.unreachable:
             raise ClusterError(
                 f"{launch.node} cannot be reached: try another node, or again later",
                 node=launch.node,
@@ -81,7 +82,7 @@ class SimulatedCluster:
             self._tell(worker)
         elif found.launched_at is None:
             self._end(worker, "agent never started")
-        elif found.node not in self._unreachable:
+        elif found.node not in self.unreachable:
             self._end(worker, "agent was stopped")
 
     async def alive(self, worker: str, run: str) -> bool | None:
@@ -89,7 +90,7 @@ class SimulatedCluster:
         found = self.workers.get(worker)
         if found is None or found.run != run:
             return False
-        return None if found.node in self._unreachable else found.gone is None
+        return None if found.node in self.unreachable else found.gone is None
 
     async def changes(self) -> AsyncIterator[WorkerGone]:
         """Workers found gone. One is not told again after the next has been asked for."""
@@ -119,11 +120,11 @@ class SimulatedCluster:
 
     def partition(self, node: str) -> None:
         """The node cannot be reached; its workers go on."""
-        self._unreachable.add(node)
+        self.unreachable.add(node)
 
     def heal(self, node: str) -> None:
         """The node can be reached again: deaths are heard of, and stops arrive."""
-        self._unreachable.remove(node)
+        self.unreachable.remove(node)
         for name, worker in self.workers.items():
             if worker.node == node and worker.gone is None and worker.stop_asked:
                 self._end(name, "agent was stopped")
@@ -133,7 +134,7 @@ class SimulatedCluster:
     def lose(self, node: str) -> None:
         """The cluster declares the node dead: it leaves the inventory, its workers are gone."""
         del self._nodes[node]
-        self._unreachable.discard(node)
+        self.unreachable.discard(node)
         for name, worker in self.workers.items():
             if worker.node == node and not worker.told:
                 self._end(name, worker.gone or "node lost")
@@ -148,5 +149,5 @@ class SimulatedCluster:
 
     def _tell(self, worker: str) -> None:
         found = self.workers[worker]
-        if found.gone is not None and found.node not in self._unreachable:
+        if found.gone is not None and found.node not in self.unreachable:
             self._ends.put_nowait(WorkerGone(worker=worker, run=found.run, reason=found.gone))

@@ -19,6 +19,8 @@ class GangEvent(Event):
     attempt: int
     workers: tuple[str, ...]
     """Each once."""
+    stands_for: tuple[str, ...] = ()
+    """Ids of the agents' events that were put together."""
 
     def only(self, seats: Mapping[str, Collection[int]]) -> Self:
         """What those of the workers report that have one of these seats, of their own ranks."""

@@ -37,7 +37,7 @@ from orchestrator.core.gang_events import (
 def gather(events: Iterable[Event]) -> list[Event]:
     """The events, with neighbours that say the same of other workers or ranks made one.
 
-    What stands for several bears the id, time and cause of the first of them.
+    What stands for several bears the id, time and cause of the first of them, and names them all.
     """
     gathered: list[Event] = []
     for _, alike in itertools.groupby(events, key=_key):
@@ -66,6 +66,7 @@ def _key(event: Event) -> Hashable:
 
 def _gang(kind: type[GangEvent], group: Sequence[Any], **fields: object) -> GangEvent:
     first = group[0]
+    fields.setdefault("stands_for", tuple(event.id for event in group))
     return kind(
         id=first.id,
         at=first.at,
@@ -92,6 +93,7 @@ def _stopped(group: Sequence[AttemptStopped]) -> GangEvent:
         memory=tuple(_columns(part) for part in parts.values()),
         ports=tuple(event.port for event in last.values()),
         last_step=max(event.last_step for event in group),
+        stands_for=tuple(event.id for event in group),
     )
 
 

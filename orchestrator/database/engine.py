@@ -112,12 +112,12 @@ def create_engine(url: URL) -> AsyncEngine:
     engine = create_async_engine(url, **settings)
     if is_sqlite(url):
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        event.listen(engine.sync_engine, "begin", begin_sqlite)
     return engine
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins no transactions: _begin_sqlite does
+    connection.isolation_level = None  # the driver begins no transactions: begin_sqlite does
     cursor = connection.cursor()
     try:
         for pragma in _SQLITE_PRAGMAS:
@@ -147,7 +147,11 @@ def _use_wal(cursor: Any) -> None:
             return
 
 
-def _begin_sqlite(connection: Connection) -> None:
+def begin_sqlite(connection: Connection) -> None:
+    """Begin a transaction, as the driver does not.
+
+    For the engine's event of that name.
+    """
     # Who reads first and writes later cannot wait for another writer: take the lock at once.
     write = connection.get_execution_options().get("write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
@@ -205,10 +209,11 @@ def _first_line(error: Exception) -> str:
 class Database:
     """An engine with our transactions."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, engine: AsyncEngine | None = None) -> None:
+        """`engine`: another than that of the URL, for a driver of one's own."""
         self.url = database_url(url)
         self.sqlite = is_sqlite(self.url)
-        self.engine = create_engine(self.url)
+        self.engine = engine or create_engine(self.url)
         self._snapshots = (
             self.engine
             if self.sqlite  # there every transaction is one

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import TypeAdapter
-from sqlalchemy import Table
+from sqlalchemy import Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -102,12 +103,18 @@ async def upsert(
     """Insert rows; where the key (the primary one by default) is taken, overwrite or let be."""
     if not rows:
         return
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(table)
-    index = list(keys) or [column.name for column in table.primary_key]
-    changes = {name: statement.excluded[name] for name in rows[0] if name not in index}
-    if overwrite and changes:
-        statement = statement.on_conflict_do_update(index_elements=index, set_=changes)
-    else:
-        statement = statement.on_conflict_do_nothing(index_elements=index)
+    index = tuple(keys) or tuple(column.name for column in table.primary_key)
+    changed = tuple(name for name in rows[0] if name not in index) if overwrite else ()
+    statement = _upsert(connection.dialect.name, table, index, changed)
     await connection.execute(statement, [dict(row) for row in rows])
+
+
+@functools.lru_cache(maxsize=256)
+def _upsert(dialect: str, table: Table, index: tuple[str, ...], changed: tuple[str, ...]) -> Insert:
+    """The statement, made once: that takes longer than to execute it."""
+    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    statement = insert(table)
+    if not changed:
+        return statement.on_conflict_do_nothing(index_elements=index)
+    changes = {name: statement.excluded[name] for name in changed}
+    return statement.on_conflict_do_update(index_elements=index, set_=changes)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from jobs.events import Heartbeat, RankReady, Report
+from orchestrator.carrying import LAUNCH_TRIES
 from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.port import WorkerLaunch
 from orchestrator.controller import Controller
 from orchestrator.core import machine
 from orchestrator.core.entities import Attempt
@@ -21,7 +23,7 @@ from orchestrator.core.turn import Turn
 from orchestrator.database.port import Batch
 from orchestrator.errors import DefectError, DeposedError, InvariantError, NotLeaderError
 from orchestrator.observing import RunObserver
-from tests.control_room import STEPS, Fate, Room, samples
+from tests.control_room import STEPS, Agent, Fate, Room, samples
 from tests.replay import check_whole, replay
 from tests.world import spec
 
@@ -357,3 +359,62 @@ def test_what_saves_blocked_is_counted_on_after_a_takeover() -> None:
         if isinstance(event, StepReached)
     ]
     assert reached.blocked_seconds == pytest.approx(500.0 + 3 * 0.25)
+
+
+async def test_an_agent_connects_anew_to_a_server_that_lost_the_lead_and_has_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its link was dropped with the lead: signs of life alone would bring it no command."""
+    monkeypatch.setattr(Agent, "_train", lambda _agent, _command: None)
+    room = Room()
+    controller = await room.open()
+    await room.submit()
+    attached = controller._carrier.attached
+    assert await room.until(lambda: attached("run-1-w1") and attached("run-1-w2"))
+    first = controller._lead.epoch
+    await room.store.acquire("another", 10.0, room.clock.now(), force=True)
+    assert await room.until(lambda: controller.is_leader and controller._lead.epoch > first)
+    assert await room.until(lambda: attached("run-1-w1") and attached("run-1-w2"), ticks=200)
+    await room.kill()
+
+
+async def test_an_agent_whose_launch_seemed_to_fail_is_ended_before_it_counts_as_gone() -> None:
+    """The last try had started it; only the answer was lost."""
+    room = Room()
+    await room.open()
+    launch = room.cluster.launch
+    lost: list[str] = []
+
+    async def answer_is_lost(order: WorkerLaunch) -> None:
+        if order.worker.endswith("w1"):
+            lost.append(order.worker)
+            if len(lost) == LAUNCH_TRIES:
+                await launch(order)
+            raise ClusterError("time-out")
+        await launch(order)
+
+    room.cluster.launch = answer_is_lost  # type: ignore[method-assign]
+    await room.submit()
+    assert await room.until(lambda: len(lost) == LAUNCH_TRIES)
+    assert await room.until(lambda: "run-1-w1" not in room.controller.state.workers)
+    assert room.cluster.workers["run-1-w1"].gone is not None
+    await room.kill()
+
+
+async def test_what_a_turn_makes_needless_is_noted_only_after_that_turn() -> None:
+    """A launch given up by a turn that is never stored must be there for the next leader."""
+    room = Room()
+    controller = await room.open()
+    assert await room.until(lambda: controller.is_leader)
+    noted: list[list[str]] = []
+
+    async def carried_out(ids: list[str], *, epoch: int) -> None:
+        noted.append(ids)
+
+    room.store.carried_out = carried_out  # type: ignore[method-assign,assignment]
+    controller._carried.append("an-order")
+    async with controller._turns:  # a turn is under way
+        await room.until(lambda: bool(noted), ticks=20)
+        assert noted == []
+    assert await room.until(lambda: noted == [["an-order"]])
+    await room.kill()

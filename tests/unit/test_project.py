@@ -139,7 +139,7 @@ def test_make_says_what_it_can_do() -> None:
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert re.findall(r"^  make ([a-z]+) +\S", printed, re.MULTILINE) == targets
-    assert set(targets) == {"help", "setup", "demo", "test", "lint", "bench", "clean"}
+    assert set(targets) == {"help", "setup", "demo", "test", "lint", "bench", "fuzz", "clean"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""The directory that checkpoints are saved to, as it really is: which shards lie where."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from babysit.wire import Tier
+from jobs.commands import RestoreCandidate
+from jobs.events import ShardFile, ShardReport
+
+
+@dataclasses.dataclass(slots=True)
+class Shard:
+    """One rank's part of a checkpoint, with its manifest."""
+
+    attempt: int
+    step: int
+    world_size: int
+    batch: int
+    sound: bool = True
+    """Whether its content is what was written."""
+
+
+class Storage:
+    """Shards by directory and rank."""
+
+    def __init__(self) -> None:
+        self.shards: dict[str, dict[int, Shard]] = {}
+
+    def write(self, path: str, rank: int, shard: Shard) -> None:
+        """A rank saves; what lay there is gone."""
+        self.shards.setdefault(path, {})[rank] = shard
+
+    def fault(self, path: str, attempt: int, ranks: tuple[int, ...]) -> str:
+        """What is wrong with some shards of a checkpoint, as an agent finds it; empty: nothing."""
+        here = self.shards.get(path, {})
+        for rank in ranks:
+            shard = here.get(rank)
+            if shard is None:
+                return f"rank {rank}: missing"
+            if shard.attempt != attempt:
+                return f"rank {rank}: written by attempt {shard.attempt}, not {attempt}"
+            if not shard.sound:
+                return f"rank {rank}: content differs from what was written"
+        return ""
+
+    def delete(self, path: str, attempt: int) -> bool:
+        """Remove a checkpoint; refused where a later attempt has saved there since."""
+        if any(shard.attempt > attempt for shard in self.shards.get(path, {}).values()):
+            return False
+        self.shards.pop(path, None)
+        return True
+
+    def refuses(self, candidate: RestoreCandidate) -> str:
+        """Why a gang cannot load a candidate from here; empty: it can."""
+        return self.fault(candidate.path, candidate.attempt, tuple(range(candidate.world_size)))
+
+
+def path_of(run: str, step: int) -> str:
+    """Where a run saves a step: like the real one, the same place for every attempt."""
+    return f"/checkpoints/{run}/step-{step:09d}"
+
+
+def report_of(shard: Shard, rank: int, tier: Tier, path: str) -> ShardReport:
+    """A shard as its agent reports it."""
+    return ShardReport(
+        attempt=shard.attempt,
+        step=shard.step,
+        rank=rank,
+        world_size=shard.world_size,
+        tier=tier,
+        path=path,
+        batch=shard.batch,
+        files=(ShardFile(name="data", bytes=10, blake2b="00" * 16),),
+    )

@@ -1,0 +1,178 @@
+"""The fuzzer tells the same story twice, finds nothing in a few seeds, and finds what is broken."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from orchestrator.carrying import Carrier
+from orchestrator.controller import Controller
+from orchestrator.core import gang, machine, recovery
+from orchestrator.core.entities import Checkpoint
+from orchestrator.core.instructions import Instruction
+from orchestrator.core.turn import Turn
+from orchestrator.database import commit
+from orchestrator.simulation.fuzz.__main__ import main
+from orchestrator.simulation.fuzz.plan import FAULTS, Blow, Choice, draw, parse_faults
+from orchestrator.simulation.fuzz.shrink import command, tell
+
+SEEDS = range(1000, 1012)
+BY_HASH = "import sys; from orchestrator.simulation.fuzz.plan import Choice, draw; \
+from orchestrator.simulation.fuzz.shrink import tell; \
+print(*(tell(draw(seed), Choice()).journal for seed in (1, 2)))"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_promise_is_broken(seed: int) -> None:
+    outcome = tell(draw(seed), Choice())
+    assert not outcome.broken, "\n".join([*outcome.story[-60:], command(seed, Choice())])
+    assert outcome.turns > 5
+
+
+def test_without_faults_every_run_succeeds() -> None:
+    outcome = tell(draw(2), Choice(faults=frozenset()))
+    assert not outcome.broken
+    assert outcome.blows == ()
+
+
+def test_a_seed_is_one_story() -> None:
+    first, again = (tell(draw(6), Choice()) for _ in range(2))
+    assert first == again
+    assert first.journal != tell(draw(7), Choice()).journal
+
+
+def test_a_story_does_not_depend_on_how_python_hashes() -> None:
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", BY_HASH],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
+
+
+# a fuzzer that cannot fail is worth nothing: defects put in on purpose, and the seeds to find each
+
+
+def of_any_attempt(_state: object, _event: object) -> None:
+    """Events of an older attempt count."""
+
+
+async def at_any_epoch(*_: object) -> None:
+    """A deposed leader may write."""
+
+
+def forgets_reports(_self: Controller, _worker: str) -> int:
+    """Reports are taken as often as they come."""
+    return 0
+
+
+_CARRY, _EMPTY_SEAT = Carrier.carry, gang.empty_seat
+
+
+def done_before_carrying(self: Carrier, instructions: Iterable[Instruction]) -> None:
+    """The outbox is ticked off first."""
+    kept = list(instructions)
+    for each in kept:
+        self._done(each.id)
+    _CARRY(self, kept)
+
+
+def dead_when_one_seat_is(turn: Turn, run: str, worker: str) -> bool:
+    """The next attempt does not wait for every node."""
+    _EMPTY_SEAT(turn, run, worker)
+    return True
+
+
+def trusts_all(checkpoints: Iterable[Checkpoint], **_: Any) -> list[Checkpoint]:
+    """Half-written and bad checkpoints are offered as well."""
+    return sorted((c for c in checkpoints if not c.deleted_at), key=lambda c: -c.step)
+
+
+def deletes_all(checkpoints: Iterable[Checkpoint], *_: Any) -> list[Checkpoint]:
+    """Retention keeps nothing."""
+    return [c for c in checkpoints if not c.deleted_at and c.trust in {"verified", "good"}]
+
+
+async def asks_nobody(*_: object) -> None:
+    """What waits for an agent is not sent when it is back."""
+
+
+def never_spent(_run: object, _cause: object) -> float:
+    """Budgets have no end."""
+    return float("inf")
+
+
+DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
+    (machine, "_stale", of_any_attempt, 90),
+    (commit, "check_epoch", at_any_epoch, 15),
+    (Controller, "last_sequence", forgets_reports, 5),
+    (Carrier, "carry", done_before_carrying, 5),
+    (gang, "empty_seat", dead_when_one_seat_is, 10),
+    (recovery, "trusted", trusts_all, 15),
+    (recovery, "expendable", deletes_all, 30),
+    (recovery, "_limit", never_spent, 30),
+    (Carrier, "_send_all", asks_nobody, 30),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "defect", "seeds"), DEFECTS, ids=[d[2].__name__ for d in DEFECTS]
+)
+def test_a_defect_is_found(
+    place: object, name: str, defect: Callable[..., Any], seeds: int
+) -> None:
+    with mock.patch.object(place, name, defect):
+        found = next((s for s in range(seeds) if tell(draw(s), Choice()).broken), None)
+    assert found is not None, f"{defect.__doc__} Not noticed in {seeds} seeds"
+
+
+# what it prints
+
+
+def test_a_failure_is_made_small_and_can_be_told_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with mock.patch.object(Controller, "last_sequence", forgets_reports):
+        assert main(["0:5", "--shrink", "20", "--lines", "5"]) == 1
+        said = capsys.readouterr().out
+        again = re.search(r"Again: python -m orchestrator\.simulation\.fuzz (.*)", said)
+        assert again is not None, said
+        broken = re.search(r"Broken: (.*)", said)
+        assert main([*again[1].split(), "--shrink", "0"]) == 1
+        assert broken is not None
+        assert broken[1] in capsys.readouterr().out
+    assert main(again[1].split()) == 0, "without the defect, the same story breaks nothing"
+
+
+def test_it_says_how_fast_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["3:5"]) == 0
+    assert re.search(r"2 in [0-9.]+ s, [0-9.]+ seeds per second", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("arguments", [["5:5"], ["0:1", "--faults", "earthquake"]])
+def test_what_it_cannot_do_is_said(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "give FIRST:LAST" in (said := capsys.readouterr().err) or "there are lost" in said
+
+
+def test_a_choice_says_what_to_type() -> None:
+    assert command(7, Choice()) == "python -m orchestrator.simulation.fuzz 7"
+    faults = parse_faults(["lost", "hang"])
+    assert command(7, Choice(faults, frozenset({3, 1}))).endswith("--faults lost,hang --only 1,3")
+    assert not Choice(faults).admits(Blow(1, 0.0, "operator"))
+    assert set(faults) < set(FAULTS)
