@@ -78,7 +78,7 @@ def forgets_reports(_self: Controller, _worker: str) -> int:
     return 0
 
 
-_CARRY, _EMPTY_SEAT = Carrier.carry, gang.empty_seat
+_CARRY, _EMPTY_SEATS = Carrier.carry, gang.empty_seats
 
 
 def done_before_carrying(self: Carrier, instructions: Iterable[Instruction]) -> None:
@@ -89,9 +89,9 @@ def done_before_carrying(self: Carrier, instructions: Iterable[Instruction]) -> 
     _CARRY(self, kept)
 
 
-def dead_when_one_seat_is(turn: Turn, run: str, worker: str) -> bool:
+def dead_when_one_seat_is(turn: Turn, run: str, workers: Iterable[str]) -> bool:
     """The next attempt does not wait for every node."""
-    _EMPTY_SEAT(turn, run, worker)
+    _EMPTY_SEATS(turn, run, workers)
     return True
 
 
@@ -119,7 +119,7 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
     (commit, "check_epoch", at_any_epoch, 15),
     (Controller, "last_sequence", forgets_reports, 5),
     (Carrier, "carry", done_before_carrying, 5),
-    (gang, "empty_seat", dead_when_one_seat_is, 10),
+    (gang, "empty_seats", dead_when_one_seat_is, 10),
     (recovery, "trusted", trusts_all, 15),
     (recovery, "expendable", deletes_all, 30),
     (recovery, "_limit", never_spent, 30),
