@@ -21,6 +21,7 @@ from orchestrator.core import (
     memory_tier,
     placing,
     recovery,
+    rewinding,
     seating,
 )
 from orchestrator.core.entities import Attempt, Checkpoint, Queue, Run, Seat
@@ -119,6 +120,8 @@ def _start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
     number = run.attempt + 1
     world_size = sum(len(seat.ranks) for seat in seats)
     candidates = _candidates(turn, run, seats, world_size)
+    if not candidates and run.decision is not None:  # people let it begin again
+        rewinding.rewind(turn, run.id, run.decision)
     known = turn.state.checkpoints_of(run.id)
     if not candidates and recovery.has_lost_its_past(run, turn.attempt(run.id), known):
         hold(turn, run.id, "none of its checkpoints can be trusted any more")
@@ -297,11 +300,13 @@ def _stopped(
 # the end
 
 
-def hold(turn: Turn, run_id: str, why: str, incident: str | None = None) -> None:
+def hold(
+    turn: Turn, run_id: str, why: str, incident: str | None = None, release: str = "tries again"
+) -> None:
     """Stop here and page: what would come next cannot be undone."""
     run = turn.run(run_id)
     reason = (
-        f"held by babysit: {why}; `babysit release` tries again,"
+        f"held by babysit: {why}; `babysit release` {release},"
         " `babysit rollback --to STEP` goes on from another step (0: begins again)"
     )
     book = ledger.switch(run.ledger, Bucket.QUEUED, turn.now)

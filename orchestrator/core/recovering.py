@@ -326,7 +326,9 @@ def _go_on(turn: Turn, run_id: str, decision: Decision, delay: float) -> None:
     run = turn.run(run_id)
     if decision.skip is not None:
         turn.change_run(run_id, skip_batches=merge((*run.skip_batches, decision.skip)))
-    rewinding.rewind(turn, run_id, decision)
+    too_much = rewinding.would_lose(turn, run_id, decision) >= recovery.LARGE_LOSS_SECONDS
+    if not too_much:
+        rewinding.rewind(turn, run_id, decision)
     placing.end_workers(turn, run_id, decision.give_back, decision.restart.reason)
     retry_at = turn.now + dt.timedelta(seconds=delay) if delay > 0 else None
     decision = dataclasses.replace(decision, decided=True, retry_at=retry_at)
@@ -335,6 +337,9 @@ def _go_on(turn: Turn, run_id: str, decision: Decision, delay: float) -> None:
         turn.set_timer(run_id, "retry", delay)
         reason = f"{reason}; next try in {delay:.0f} s"
     turn.change_run(run_id, decision=decision, reason=reason)
+    if too_much:
+        why = f"no good checkpoint is left from before step {decision.onset_step}"
+        gang.hold(turn, run_id, why, decision.restart.incident, release="begins again")
     turn.schedule_wanted = True
 
 

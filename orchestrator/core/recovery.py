@@ -41,6 +41,8 @@ NOTHING_LOADED = "nothing could be loaded"
 """Signature of an attempt that could load none of the checkpoints offered to it."""
 LOAD_TRIES = 8
 """Such attempts in a row before the run is held and people are paged: after three minutes."""
+LARGE_LOSS_SECONDS = 3600.0
+"""So much work is not begun again unasked: the run is held, and people are paged."""
 SAME_WINDOW_BATCHES = 20
 """Onsets closer than this (or skip_batches, if more) are the same anomaly."""
 NAN_AFTER_LOAD_STEPS = 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.core import recovery
+from orchestrator.core import ledger, recovery
 from orchestrator.core.entities import Checkpoint, Decision
 from orchestrator.core.states import Trust
 from orchestrator.core.turn import Turn
@@ -40,6 +40,22 @@ def rewind(turn: Turn, run_id: str, decision: Decision) -> None:
         _leave_later(
             turn, run_id, decision.to_step, f"left behind by a rollback to step {decision.to_step}"
         )
+
+
+def would_lose(turn: Turn, run_id: str, decision: Decision) -> float:
+    """Seconds of work that are gone if an anomaly takes the run back to the beginning; else 0."""
+    run = turn.run(run_id)
+    if decision.onset_step is None or not turn.state.checkpoints_of(run_id):
+        return 0.0
+    good = recovery.trusted(
+        turn.state.checkpoints_of(run_id),
+        run=run,
+        before_step=decision.onset_step,
+        to_step=decision.to_step,
+        homes={},
+        world_size=0,
+    )
+    return 0.0 if good else ledger.totals(run.ledger, turn.now)[ledger.Bucket.PRODUCTIVE]
 
 
 def leave_behind(turn: Turn, run_id: str) -> None:

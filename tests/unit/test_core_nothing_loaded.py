@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import pytest
 
 from jobs.events import CheckpointChecked, RankRestored, RejectedCheckpoint
@@ -164,3 +166,45 @@ def test_a_crash_that_condemned_every_checkpoint_does_not_begin_again() -> None:
         world.advance(61)
         world.settle()
     assert world.attempt().start_step == 10
+
+
+# an anomaly with no good checkpoint from before it
+
+
+def late(hours: float) -> World:
+    """An anomaly since step 5 is found at step 45; the oldest checkpoint is of step 10."""
+    world = trained()
+    world.now += dt.timedelta(hours=hours)
+    world.find(onset=5)
+    world.settle()
+    return world
+
+
+def test_hours_of_work_are_not_begun_again_unasked() -> None:
+    world = late(2)
+    assert world.run().state is RunState.HELD
+    assert "no good checkpoint is left from before step 5" in world.run().reason
+    assert "`babysit release` begins again" in world.run().reason
+    notices = [i for i in world.carried if isinstance(i, Notify)]
+    assert "held by babysit" in notices[-1].text
+    assert set(trusts(world).values()) & {Trust.VERIFIED, Trust.GOOD}, "people may want them"
+
+
+def test_people_may_go_on_from_what_is_not_known_to_be_good() -> None:
+    world = late(2)
+    world.do(world.event(RollbackAsked, run="run-1", to_step=40))
+    world.settle()
+    assert (world.attempt().number, world.attempt().start_step) == (2, 40)
+
+
+def test_people_may_begin_again() -> None:
+    world = late(2)
+    world.do(world.event(RunReleased, run="run-1"))
+    world.settle()
+    assert (world.attempt().number, world.attempt().start_step) == (2, 0)
+    assert set(trusts(world).values()) <= {Trust.BAD}
+
+
+def test_minutes_of_work_are() -> None:
+    world = late(0.1)
+    assert (world.attempt().number, world.attempt().start_step) == (2, 0)
