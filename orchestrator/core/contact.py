@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monitors.failures import Failure, FailureClass
-from orchestrator.core import faults, gang, placing, recovering
+from orchestrator.core import assembling, faults, placing, recovering
 from orchestrator.core.entities import Worker
 from orchestrator.core.events import WorkerLost, WorkerRegained
 from orchestrator.core.instructions import ProbeWorker
@@ -36,7 +36,7 @@ def on_regained(turn: Turn, event: WorkerRegained) -> None:
     if worker is not None and worker.state is WorkerState.LOST:
         turn.cancel_timer(worker.run, f"contact:{worker.id}")
         turn.change_worker(worker.id, state=WorkerState.READY, reason="back in contact")
-        gang.start_if_whole(turn, event.run)
+        assembling.start_if_whole(turn, event.run)
 
 
 def given_up(turn: Turn, run_id: str, worker_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Gangs: getting nodes and workers for a run, and starting and stopping its attempts."""
+"""Gangs: starting and stopping attempts, and the end of a run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from jobs.events import (
     AttemptStopped,
     ShardReport,
     Shards,
-    WorkerJoined,
 )
 from monitors.types import Severity
 from orchestrator.core import (
     demanding,
     history,
-    leaving,
     ledger,
     memory_tier,
     placing,
     recovery,
     rewinding,
-    seating,
 )
 from orchestrator.core.entities import Attempt, Checkpoint, Queue, Run, Seat
 from orchestrator.core.gang_events import GangStopped
@@ -48,75 +45,8 @@ FENCE_SECONDS = 120.0
 """An attempt that cannot be confirmed dead after this long is fenced."""
 
 
-# getting nodes
-
-
-def schedule(turn: Turn) -> None:
-    """Launch workers for the runs that fit; say of the others why they wait.
-
-    Start the gangs that are whole.
-    """
-    wanting = [run for run in turn.state.live_runs() if demanding.wants_nodes(turn.state, run)]
-    for run in wanting:
-        placing.leave_bad_nodes(turn, run)
-    outcome = placing.current_plan(turn.state, turn.now)
-    for run_id, nodes in outcome.leaves.items():
-        placing.end_workers(turn, run_id, nodes, "the gang moves to be close together")
-    for run_id, nodes in outcome.placements.items():
-        placing.placed(turn, run_id, nodes)
-    for nodes_of in (outcome.placements, outcome.growth):
-        for run_id, nodes in nodes_of.items():
-            placing.launch(turn, run_id, nodes)
-    for eviction in outcome.evictions:
-        leaving.evict(turn, eviction)
-    for wait in outcome.waits.values():
-        placing.waits(turn, wait, outcome.claims.get(wait.run))
-    for run in wanting:
-        start_if_whole(turn, run.id)
-
-
-# workers
-
-
-def on_joined(turn: Turn, event: WorkerJoined) -> None:
-    """An agent is ready to start ranks."""
-    worker = turn.state.workers.get(event.worker)
-    if worker is None or worker.state is not WorkerState.LAUNCHING:
-        turn.record(event.run, f"{event.worker} joined, but is not expected: ignored")
-        return
-    turn.cancel_timer(event.run, f"launch:{worker.id}")
-    turn.change_worker(
-        worker.id,
-        state=WorkerState.READY,
-        joined_at=turn.now,
-        address=event.address,
-        port=event.port,
-        reason="joined",
-    )
-    start_if_whole(turn, event.run)
-
-
-# attempts
-
-
-def start_if_whole(turn: Turn, run_id: str) -> None:
-    """Start the next attempt once every worker of the gang is ready."""
-    run = turn.run(run_id)
-    if not demanding.wants_nodes(turn.state, run):
-        leaving.grow(turn, run_id)
-        return
-    if turn.state.joined(run_id) < run.spec.resources.min_nodes:
-        return  # known without looking at each of thousands
-    workers = turn.state.workers_of(run_id)
-    ready = [w for w in workers if w.state is WorkerState.READY]
-    most = run.spec.resources.max_nodes
-    more_to_come = any(w.state is WorkerState.LAUNCHING for w in workers)
-    if len(ready) < run.spec.resources.min_nodes or (len(ready) < most and more_to_come):
-        return
-    _start_attempt(turn, run, seating.seats(turn, run, ready[:most]))
-
-
-def _start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
+def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
+    """The next attempt, from the newest checkpoint that may be trusted, unless it takes people."""
     number = run.attempt + 1
     world_size = sum(len(seat.ranks) for seat in seats)
     candidates = _candidates(turn, run, seats, world_size)

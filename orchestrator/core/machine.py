@@ -27,6 +27,7 @@ from jobs.events import (
     WorkerJoined,
 )
 from orchestrator.core import (
+    assembling,
     coming_up,
     contact,
     gang,
@@ -106,7 +107,7 @@ def handle(state: State, event: Event, now: dt.datetime) -> list[Instruction]:
             return turn.instructions
     _HANDLERS[type(event)](turn, event)
     if turn.schedule_wanted:
-        gang.schedule(turn)
+        assembling.schedule(turn)
     return turn.instructions
 
 
@@ -285,7 +286,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     MaintenancePlanned: housekeeping.on_maintenance_planned,
     MaintenanceCancelled: housekeeping.on_maintenance_cancelled,
     MaintenanceDue: housekeeping.on_maintenance_due,
-    WorkerJoined: gang.on_joined,
+    WorkerJoined: assembling.on_joined,
     WorkerLost: _on_lost,
     WorkerRegained: contact.on_regained,
     RanksStarted: coming_up.on_ranks_started,
