@@ -235,4 +235,6 @@ class RunSpec(Model):
     monitors: Monitors = Monitors()
     recovery: Recovery = Recovery()
     notify: Notify = Notify()
-    max_runtime: Seconds | None = None
+    max_runtime: Seconds | None = Field(
+        default=None, description="Time from its first nodes on after which the run is ended."
+    )

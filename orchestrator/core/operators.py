@@ -56,8 +56,6 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
         ledger=Ledger(bucket=Bucket.QUEUED.value, since=turn.now),
     )
     turn.put(run)
-    if event.spec.max_runtime is not None:
-        turn.set_timer(run.id, "max_runtime", event.spec.max_runtime)
     turn.schedule_wanted = True
 
 

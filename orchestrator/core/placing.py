@@ -90,7 +90,10 @@ def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
 
 
 def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
-    """The run has its nodes; its agents are coming up."""
+    """The run has its nodes; its agents are coming up. With the first ones its time begins."""
+    limit = turn.run(run_id).spec.max_runtime
+    if limit is not None and turn.run(run_id).workers_made == 0:
+        turn.set_timer(run_id, "max_runtime", limit)
     run = turn.run(run_id)
     book = ledger.switch(run.ledger, Bucket.STARTING, turn.now)
     if run.state is RunState.QUEUED:

@@ -121,7 +121,7 @@ def launch_failed(turn: Turn, run: Run, node: str, reason: str, *, joined: bool)
         reason=f"the agent on {node} {what}: {reason}",
     )
     budgets, count = recovery.charge_launch(run, failure.reason)
-    turn.change_run(run.id, budgets=budgets, avoid=_with(run.avoid, node))
+    turn.change_run(run.id, budgets=budgets, avoid=_with(run.avoid, node)[-recovery.AVOIDED :])
     faults.note_fault(turn, node, run.id, failure)
     if count > recovery.LAUNCH_TRIES:
         gang.finish_run(turn, run.id, RunState.FAILED, f"{failure.reason} ({count} times)")
@@ -300,7 +300,7 @@ def _incident(
 
 def _remember(turn: Turn, run_id: str, verdict: recovery.Verdict) -> None:
     run = turn.run(run_id)
-    avoid = _with(run.avoid, verdict.avoid)
+    avoid = _with(run.avoid, verdict.avoid)[-recovery.AVOIDED :]
     excluded = _with(run.excluded, verdict.distrust)
     turn.change_run(
         run_id,

@@ -425,3 +425,19 @@ def test_use_is_booked_on_the_project() -> None:
     world.end("a")
     world.settle()
     assert world.state.fleet.usage["vision"].gpu_seconds == pytest.approx(16 * 112, rel=0.1)
+
+
+def test_time_in_the_queue_is_no_runtime() -> None:
+    world = cluster(2)
+    start(world, "busy")
+    world.submit(gpu_spec("next", max_runtime="1h"), "next")
+    world.advance(7200)
+    assert world.run("next").state is RunState.QUEUED
+    world.end("busy")
+    world.settle()
+    begun = world.now
+    assert world.run("next").timers["max_runtime"] == begun + dt.timedelta(hours=1)
+    world.advance(3600)
+    world.settle()
+    assert world.run("next").state is RunState.FAILED
+    assert "max_runtime of 3600 s has passed" in world.run("next").reason
