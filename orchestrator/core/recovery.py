@@ -27,7 +27,7 @@ MAY_BE_THE_CHECKPOINT = frozenset(
 )
 """Repeated before the first new step after a load, these cast doubt on the checkpoint (row 22)."""
 AVOIDED = 16
-"""Nodes a run avoids at most, the latest: over weeks it would come to avoid every spare there is."""
+"""Nodes a run avoids at most, the latest: over weeks it would come to avoid every spare."""
 LEMON_FAULTS, LEMON_WINDOW = 3, dt.timedelta(hours=24)
 """A node with so many faults in so long is avoided (lemon score, Meta's reliability study)."""
 LAUNCH = "launch"
