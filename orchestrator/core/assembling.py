@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from jobs.events import WorkerJoined
 from orchestrator.core import demanding, gang, leaving, placing, seating
+from orchestrator.core.entities import Run
+from orchestrator.core.naming import named
 from orchestrator.core.states import WorkerState
 from orchestrator.core.turn import Turn
 
@@ -15,10 +17,10 @@ def schedule(turn: Turn) -> None:
     """
     wanting = [run for run in turn.state.live_runs() if demanding.wants_nodes(turn.state, run)]
     for run in wanting:
-        placing.leave_bad_nodes(turn, run)
+        placing.leave_unusable_nodes(turn, run)
     outcome = placing.current_plan(turn.state, turn.now)
     for run_id, nodes in outcome.leaves.items():
-        placing.end_workers(turn, run_id, nodes, "the gang moves to be close together")
+        placing.end_workers(turn, run_id, nodes, _why_left(turn.run(run_id), nodes))
     for run_id, nodes in outcome.placements.items():
         placing.placed(turn, run_id, nodes)
     for nodes_of in (outcome.placements, outcome.growth):
@@ -30,6 +32,12 @@ def schedule(turn: Turn) -> None:
         placing.waits(turn, wait, outcome.claims.get(wait.run))
     for run in wanting:
         start_if_whole(turn, run.id)
+
+
+def _why_left(run: Run, nodes: tuple[str, ...]) -> str:
+    if set(nodes) <= set(run.avoid):
+        return f"leaving {named(nodes)}, which the run avoids"
+    return "the gang moves to be close together"
 
 
 def on_joined(turn: Turn, event: WorkerJoined) -> None:

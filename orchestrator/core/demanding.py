@@ -66,7 +66,7 @@ def snapshot(state: State, now: dt.datetime, extra: Iterable[Run] = ()) -> Snaps
         holdings=[
             each for run, workers in state.tenants() for each in _held(state, run, workers, now)
         ],
-        demands=[demand for demand in demands if demand.nodes > 0],
+        demands=[demand for demand in demands if demand.nodes > 0 or demand.unwanted],
         quotas=list(state.queues.values()),
         usage=history.usage_by_project(state, now),
         spares=spare_pool(state, now),
@@ -80,7 +80,8 @@ def anybody_wants(state: State, now: dt.datetime) -> bool:
     """
     for run in state.live_runs():
         if wants_nodes(state, run):
-            if len(kept(state, run)) < run.spec.resources.min_nodes:
+            own = kept(state, run)
+            if len(own) < run.spec.resources.min_nodes or _unwanted(run, own):
                 return True
         elif _wants(state, run, len(kept(state, run)), now):
             return True
@@ -108,12 +109,20 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
         recovers=run.attempt > 0 and not gave and looping < recovery.PATIENCE,
         may_preempt=looping < recovery.PATIENCE,
         keeps=tuple(worker.node for worker in own),
+        unwanted=_unwanted(run, own),
         avoid=run.avoid,
         ends_within=(
             max(0.0, (ends - now).total_seconds()) if ends is not None else run.spec.max_runtime
         ),
         claim=run.claim,
     )
+
+
+def _unwanted(run: Run, own: Iterable[Worker]) -> tuple[str, ...]:
+    """Nodes that the run avoids. An agent that is coming up on one is its last resort: it stays."""
+    if not run.avoid:
+        return ()
+    return tuple(w.node for w in own if w.state is WorkerState.READY and w.node in run.avoid)
 
 
 def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> list[Holding]:

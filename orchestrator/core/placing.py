@@ -12,7 +12,6 @@ from orchestrator.core.instructions import LaunchWorker, StopWorker
 from orchestrator.core.ledger import Bucket
 from orchestrator.core.naming import named
 from orchestrator.core.scheduling import Claim, Pending, Plan, Wait, plan
-from orchestrator.core.scheduling.board import Board
 from orchestrator.core.state import State
 from orchestrator.core.states import NodeState, RunState, WorkerState
 from orchestrator.core.turn import Turn
@@ -38,32 +37,12 @@ def current_plan(state: State, now: dt.datetime) -> Plan:
     return plan(demanding.snapshot(state, now), now)
 
 
-def leave_bad_nodes(turn: Turn, run: Run) -> None:
-    """Before a new attempt.
-
-    Give up workers on nodes that drain, and on avoided ones if there is elsewhere to go.
-    """
-    mine, avoid = demanding.kept(turn.state, run), frozenset(run.avoid)
-    if not any(w.node in avoid or _unusable(turn.state, w, avoid) for w in mine):
-        return
-    elsewhere = _free_elsewhere(turn.state, run, mine)
-    for worker in mine:
-        if _unusable(turn.state, worker, avoid) or (worker.node in avoid and elsewhere):
-            elsewhere = max(0, elsewhere - 1)
+def leave_unusable_nodes(turn: Turn, run: Run) -> None:
+    """Before a new attempt: give up workers on nodes that drain, or that nobody may go back to."""
+    avoid = frozenset(run.avoid)
+    for worker in demanding.kept(turn.state, run):
+        if _unusable(turn.state, worker, avoid):
             end_worker(turn, worker, f"leaving {worker.node}")
-
-
-def _free_elsewhere(state: State, run: Run, mine: Iterable[Worker]) -> int:
-    """Nodes that the run fits on, does not avoid, and does not have."""
-    others = {*run.avoid, *(worker.node for worker in mine)}
-    if all(n.state is not NodeState.READY or n.id in others for n in state.nodes.values()):
-        return 0
-    board = Board(state.rooms)
-    tenants = state.tenants()
-    board.seat((w.node, other.spec.resources) for other, workers in tenants for w in workers)
-    fits = board.fits(run.spec.resources)
-    fits[board.rooms.places(others)] = False
-    return int(fits.sum())
 
 
 def _unusable(state: State, worker: Worker, avoid: Container[str]) -> bool:

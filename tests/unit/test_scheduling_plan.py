@@ -323,9 +323,11 @@ def test_weights_shift_the_shares() -> None:
 
 
 def test_newcomers_leave_the_spares_to_recoveries() -> None:
-    outcome = placed(rooms(3), demand("new", 2), spares=2)
+    busy = [holding("x", "n00")]
+    outcome = placed(rooms(4), demand("new", 2), holdings=busy, spares=2)
     assert outcome.waits["new"].why is Pending.SPARES
-    assert placed(rooms(3), demand("back", 2, recovers=True), spares=2).placements
+    back = demand("back", 3, recovers=True)
+    assert placed(rooms(4), back, holdings=busy, spares=2).placements
 
 
 def test_elastic_runs_grow_when_nobody_waits() -> None:

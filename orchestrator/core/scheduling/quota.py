@@ -25,9 +25,14 @@ class Quotas:
         self._quotas = {quota.name: quota for quota in quotas}
         self._used: dict[str, int] = defaultdict(int)
         self._cohorts: dict[str, list[Quota]] = defaultdict(list)
+        self._excess: dict[str, int] = defaultdict(int)
+        """Cohort → GPUs that are borrowed in it, less those that are lent at most."""
+        self._borrowers: dict[str, set[str]] = defaultdict(set)
+        self._most: dict[str, int] = {}
         for quota in self._quotas.values():
             if quota.cohort is not None and quota.gpus is not None:
                 self._cohorts[quota.cohort].append(quota)
+                self._excess[quota.cohort] += self._balance(quota)
 
     def of(self, queue: str) -> Quota:
         """A queue's quota; one that was never set has no limit."""
@@ -39,7 +44,13 @@ class Quotas:
 
     def charge(self, queue: str, gpus: int) -> None:
         """Its runs have so many more (or fewer)."""
+        quota = self.of(queue)
+        before = self._balance(quota)
         self._used[queue] += gpus
+        if quota.cohort is not None and quota.gpus is not None:
+            self._excess[quota.cohort] += self._balance(quota) - before
+            borrowers = self._borrowers[quota.cohort]
+            (borrowers.add if self.borrowed(queue) else borrowers.discard)(queue)
 
     def limited(self, queue: str) -> bool:
         """Whether it has a quota."""
@@ -55,24 +66,21 @@ class Quotas:
         quota = self.of(queue)
         if quota.gpus is None:
             return None
-        lent = sum(
-            other.gpus or 0
-            if other.lending_limit is None
-            else min(other.gpus or 0, other.lending_limit)
-            for other in self._mates(quota)
-        )
-        return quota.gpus + (
-            lent if quota.borrowing_limit is None else min(lent, quota.borrowing_limit)
-        )
+        if queue not in self._most:
+            mates = self._cohorts.get(quota.cohort or "", [])
+            lent = sum(_lendable(other, 0) for other in mates if other.name != queue)
+            limit = quota.borrowing_limit
+            self._most[queue] = quota.gpus + (lent if limit is None else min(lent, limit))
+        return self._most[queue]
 
     def standing(self, queue: str, gpus: int) -> Standing:
         """How the queue would stand with `gpus` more."""
         quota = self.of(queue)
         if quota.gpus is None:
             return Standing.WITHIN
-        self._used[queue] += gpus
-        above, excess = self.borrowed(queue), self._excess(quota)
-        self._used[queue] -= gpus
+        self.charge(queue, gpus)
+        above, excess = self.borrowed(queue), self._beyond(quota)
+        self.charge(queue, -gpus)
         if above == 0:
             return Standing.RECLAIMING if excess > 0 else Standing.WITHIN
         limit = quota.borrowing_limit
@@ -80,28 +88,19 @@ class Quotas:
             return Standing.OVER
         return Standing.BORROWING
 
-    def excess(self, queue: str, gpus: int) -> int:
-        """GPUs that borrowers must give back before the queue may use `gpus` more of its own."""
-        self._used[queue] += gpus
-        excess = self._excess(self.of(queue))
-        self._used[queue] -= gpus
-        return excess
-
     def borrowers(self, queue: str) -> set[str]:
         """Other queues of its cohort that use more than their own."""
-        return {
-            other.name for other in self._mates(self.of(queue)) if self.borrowed(other.name) > 0
-        }
+        return self._borrowers.get(self.of(queue).cohort or "", set()) - {queue}
 
-    def _mates(self, quota: Quota) -> list[Quota]:
-        return [q for q in self._cohorts.get(quota.cohort or "", []) if q.name != quota.name]
-
-    def _excess(self, quota: Quota) -> int:
+    def _beyond(self, quota: Quota) -> int:
         """GPUs borrowed within the cohort beyond what is lent."""
-        members = [quota, *self._mates(quota)]
-        lent = sum(self._lendable(q) for q in members)
-        return max(0, sum(self.borrowed(q.name) for q in members) - lent)
+        return self.borrowed(quota.name) if quota.cohort is None else self._excess[quota.cohort]
 
-    def _lendable(self, quota: Quota) -> int:
-        unused = max(0, (quota.gpus or 0) - self._used[quota.name])
-        return unused if quota.lending_limit is None else min(unused, quota.lending_limit)
+    def _balance(self, quota: Quota) -> int:
+        """GPUs a queue has borrowed, less those that it has to lend."""
+        return self.borrowed(quota.name) - _lendable(quota, self._used[quota.name])
+
+
+def _lendable(quota: Quota, used: int) -> int:
+    unused = max(0, (quota.gpus or 0) - used)
+    return unused if quota.lending_limit is None else min(unused, quota.lending_limit)

@@ -1,12 +1,14 @@
 """Reservation for the run that is first in the queue and does not fit (EASY backfill).
 
 Lifka, "The ANL/IBM SP scheduling system", 1995: whoever is not first may only use what does not
-delay who is. Here the nodes themselves are kept, and the choice is remembered from pass to pass, so
-that nothing that starts later can be on them when they are wanted.
+delay who is. Here the nodes themselves are kept, and the choice is remembered from pass to pass.
+It is changed only for a better one, so whatever becomes free is added to it: also where nobody
+knows when others end, the first in the queue starts once enough nodes have been free.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import math
 from collections.abc import Sequence
@@ -15,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.scheduling.board import Board, could_fit
+from orchestrator.core.scheduling.eligible import Eligible
 from orchestrator.core.scheduling.rooms import Indices, Mask, Rooms
 from orchestrator.core.scheduling.terms import Claim, Demand, Holding
-from orchestrator.core.scheduling.topology import choose
+from orchestrator.core.scheduling.topology import choose, within
 
 Times = NDArray[np.float64]
 
@@ -32,100 +35,151 @@ def busy_until(rooms: Rooms, holdings: Sequence[Holding]) -> Times:
     return until
 
 
-class Reservations:
-    """What is kept for runs that wait, in one pass."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Soonest:
+    """The nodes that are free together the soonest."""
 
-    def __init__(self, rooms: Rooms, now: dt.datetime) -> None:
-        self._rooms, self._now = rooms, now
-        self._kept: dict[str, tuple[Indices, float]] = {}
-        """Places, and the Unix time until which others may use them; never: minus infinity."""
+    places: Indices
+    until: float
+    """Unix time at which the run may start; infinite: unknown."""
+    unknown: int
+    """Of the nodes, those of which nobody knows when they are free."""
+    busy: int
+    """Of the nodes, those that are not free now."""
 
-    def keep(self, run: str, claim: Claim) -> None:
-        """Keep what a run claims."""
-        if claim.nodes:
-            until = -math.inf if claim.until is None else claim.until.timestamp()
-            self._kept[run] = self._rooms.places(claim.nodes), until
+    @property
+    def rank(self) -> tuple[float, int, int]:
+        """The smaller, the better."""
+        return self.until, self.unknown, self.busy
 
-    def release(self, run: str) -> None:
-        """Keep nothing for a run any more."""
-        self._kept.pop(run, None)
-
-    def open_until(self, ends: float) -> tuple[bool, ...]:
-        """Which of the reservations a run that ends then does not delay."""
-        return tuple(ends <= until for _, until in self._kept.values())
-
-    def beyond(self, ends: float) -> Mask:
-        """Nodes that a run that ends then would keep from others."""
-        mask = np.zeros(len(self._rooms), dtype=np.bool_)
-        for places, until in self._kept.values():
-            if not ends <= until:
-                mask[places] = True
-        return mask
-
-    def whole(self, demand: Demand, claim: Claim) -> bool:
-        """Whether everything that was kept can still be used, and suffices."""
-        places = self._rooms.places(claim.nodes)
-        fit = could_fit(self._rooms, demand.need)[places]
-        return len(places) == len(claim.nodes) >= demand.nodes and bool(fit.all())
-
-    def best(self, board: Board, demand: Demand, holdings: Sequence[Holding]) -> Claim:
-        """The soonest nodes; what it has kept already stays, unless others are free sooner.
-
-        So the start of the first in the queue is never put off by what starts behind it.
-        """
-        busy = busy_until(self._rooms, holdings)
-        usable = could_fit(self._rooms, demand.need)
-        usable[self._rooms.places(demand.keeps)] = False
-        usable &= ~self.beyond(math.inf)  # what is kept for others already
-        soonest = reserve(board, demand, usable, busy, self._now)
-        old = demand.claim
-        if old is None or not self.whole(demand, old):
-            return soonest
-        only = np.zeros(len(self._rooms), dtype=np.bool_)
-        only[self._rooms.places(old.nodes)] = True
-        kept = reserve(board, demand, usable & only, busy, self._now)
-        return soonest if _until(soonest) < _until(kept) else kept
+    def claim(self, rooms: Rooms) -> Claim:
+        """As it is remembered."""
+        finite = math.isfinite(self.until)
+        until = dt.datetime.fromtimestamp(self.until, dt.UTC) if finite else None
+        return Claim(nodes=rooms.named(self.places), until=until)
 
 
-def _until(claim: Claim) -> float:
-    """Unix time; infinite: unknown."""
-    return math.inf if claim.until is None else claim.until.timestamp()
-
-
-def reserve(board: Board, demand: Demand, usable: Mask, busy: Times, now: dt.datetime) -> Claim:
-    """The nodes that will be free together the soonest; ties by how close they lie.
+class Forecast:
+    """What will be free when, for the run that is first in the queue.
 
     Args:
         board: What is free now.
-        demand: Who is first in the queue.
-        usable: Nodes that it fits on when they are empty.
-        busy: :func:`busy_until`.
+        holdings: What all have.
+        eligible: What the run may use.
         now: The moment of the pass.
     """
-    rooms, start = board.rooms, now.timestamp()
-    free_at = np.where(board.fits(demand.need), start, np.maximum(busy, start))
-    soonest = _soonest(rooms, demand, usable, free_at)
-    in_time = usable & (free_at <= soonest)
-    by_time = np.empty(len(rooms), dtype=np.intp)
-    by_time[np.lexsort((board.gpus, free_at))] = np.arange(len(rooms))
-    places = choose(rooms, in_time, demand.nodes, demand.pack, by_time)
-    if places is None:
-        return Claim(nodes=())
-    ends = float(free_at[places].max())
-    until = dt.datetime.fromtimestamp(ends, dt.UTC) if math.isfinite(ends) else None
-    return Claim(nodes=rooms.named(places), until=until)
+
+    def __init__(
+        self, board: Board, holdings: Sequence[Holding], eligible: Eligible, now: dt.datetime
+    ) -> None:
+        self._board, self._rooms, self._eligible = board, board.rooms, eligible
+        self._start = now.timestamp()
+        self._empty_at = np.maximum(busy_until(board.rooms, holdings), self._start)
+
+    def claim(self, demand: Demand) -> Claim:
+        """The soonest nodes; what it has kept already stays, unless others are better."""
+        near = self._usable(demand)
+        count = demand.nodes
+        if demand.keeps and demand.pack != "any":
+            kept = self._rooms.places(demand.keeps)
+            near &= within(self._rooms, kept, demand.pack)
+            if int(near.sum()) < count:  # no room beside what it has, ever: the gang moves
+                near, count = self._usable(demand), demand.gang
+                near[kept] = could_fit(self._rooms, demand.need)[kept]
+        soonest = self._soonest(demand, near, count)
+        old = self._old(demand, near, count)
+        best = soonest if old is None or (soonest and soonest.rank < old.rank) else old
+        return Claim(nodes=()) if best is None else best.claim(self._rooms)
+
+    def _usable(self, demand: Demand) -> Mask:
+        usable = could_fit(self._rooms, demand.need) & ~self._eligible.kept.kept()
+        usable[self._rooms.places(demand.keeps)] = False
+        return usable
+
+    def _old(self, demand: Demand, usable: Mask, count: int) -> Soonest | None:
+        """What it has kept so far, as it stands now; None: it is of no use any more."""
+        if demand.claim is None or len(demand.claim.nodes) < count:
+            return None
+        only = np.zeros(len(self._rooms), dtype=np.bool_)
+        only[self._rooms.places(demand.claim.nodes)] = True
+        return self._soonest(demand, usable & only, count)
+
+    def _soonest(self, demand: Demand, usable: Mask, count: int) -> Soonest | None:
+        """Later starts reach into more maintenance, which may put the start off once more."""
+        free_at = np.where(self._board.fits(demand.need), self._start, self._empty_at)
+        free_at[self._rooms.places(demand.keeps)] = self._start
+        start = self._spared_at(demand, count)
+        while True:
+            in_time = usable & (self._rooms.window >= start + self._eligible.stays(demand))
+            found = _best_domain(self._rooms, in_time, free_at, count, demand.pack, self._start)
+            if found is None:
+                return None
+            nth, mask = found
+            if nth <= start or math.isinf(nth) or not np.isfinite(self._rooms.window).any():
+                break
+            start = nth
+        until = max(start, nth)
+        places = self._choose(demand, mask, free_at, nth, count)
+        times = free_at[places]
+        return Soonest(
+            places=places,
+            until=until,
+            unknown=int(np.isinf(times).sum()),
+            busy=int((times > self._start).sum()),
+        )
+
+    def _spared_at(self, demand: Demand, count: int) -> float:
+        """When so many nodes are empty that the pool of spares is left besides."""
+        if demand.recovers or self._eligible.spares == 0:
+            return self._start
+        empty = np.where(self._board.idle(), self._start, self._empty_at)[self._eligible.pool]
+        wanted = min(len(empty), count + self._eligible.spares)
+        return float(np.partition(empty, wanted - 1)[wanted - 1]) if wanted else self._start
+
+    def _choose(
+        self, demand: Demand, mask: Mask, free_at: Times, nth: float, count: int
+    ) -> Indices:
+        """Close together if all are known to be free by then; else those that are free first."""
+        by_time = np.lexsort((self._board.gpus, free_at))
+        if math.isfinite(nth):
+            ranks = np.empty(len(by_time), dtype=np.intp)
+            ranks[by_time] = np.arange(len(by_time))
+            places = choose(self._rooms, mask & (free_at <= nth), count, demand.pack, ranks)
+            if places is not None:
+                return places
+        return by_time[mask[by_time]][:count]
 
 
-def _soonest(rooms: Rooms, demand: Demand, usable: Mask, free_at: Times) -> float:
-    """When enough nodes (of one domain, where that is asked for) are free."""
-    if demand.pack == "any":
-        return _nth(free_at[usable], demand.nodes)
-    domains = rooms.domains[demand.pack]
-    return min(
-        (_nth(free_at[usable & (domains == each)], demand.nodes) for each in np.unique(domains)),
-        default=math.inf,
-    )
+def _best_domain(
+    rooms: Rooms, usable: Mask, free_at: Times, count: int, pack: str, now: float
+) -> tuple[float, Mask] | None:
+    """When enough nodes of one domain are free, and the nodes of the domain where it is so first.
+
+    Ties go to the domain with the fewest nodes of unknown end, then with the most that are free
+    now, then with the least to spare. None: no domain has so many.
+    """
+    candidates = np.flatnonzero(usable)
+    of = rooms.domains[pack][candidates] if pack != "any" else np.zeros_like(candidates)
+    order = np.lexsort((free_at[candidates], of))
+    times, domains = free_at[candidates][order], of[order]
+    starts = np.flatnonzero(np.r_[True, domains[1:] != domains[:-1]]) if len(domains) else domains
+    sizes = np.diff(np.r_[starts, len(domains)])
+    starts, sizes = starts[sizes >= count], sizes[sizes >= count]
+    if not len(starts):
+        return None
+    nth = times[starts + count - 1]
+    known = np.minimum(count, _run_length(np.isfinite(times), starts))
+    free = np.minimum(count, _run_length(times <= now, starts))
+    best = np.lexsort((sizes, -free, -known, nth))[0]
+    chosen = domains[starts[best]]
+    mask = usable.copy()
+    if pack != "any":
+        mask &= rooms.domains[pack] == chosen
+    return float(nth[best]), mask
 
 
-def _nth(times: Times, count: int) -> float:
-    return math.inf if len(times) < count else float(np.partition(times, count - 1)[count - 1])
+def _run_length(flags: Mask, starts: Indices) -> Indices:
+    """How many flags are set in a row from each start."""
+    unset = np.append(np.flatnonzero(~flags), len(flags))
+    first = unset[np.searchsorted(unset, starts)]
+    return (first - starts).astype(np.intp)

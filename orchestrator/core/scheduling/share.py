@@ -47,40 +47,35 @@ class Shares:
 def in_order(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
     """Demands, one after the other, as the pass charges what it places.
 
-    First those for whom others have left: the nodes are kept for them. Then recoveries, which must
-    not wait behind newcomers. Then by priority; within one the project with the least share; within
-    one who came first.
+    First recoveries, which must not wait behind newcomers. Then by priority; within one the project
+    with the least share; within one who came first.
     """
     classes: dict[tuple[bool, int], list[Demand]] = defaultdict(list)
-    expected = []
     for demand in demands:
-        if demand.claim is not None and demand.claim.preempting:
-            expected.append(demand)
-        else:
-            classes[not demand.recovers, PRIORITY_RANK[demand.priority]].append(demand)
-    yield from sorted(expected, key=_age)
+        classes[not demand.recovers, PRIORITY_RANK[demand.priority]].append(demand)
     for key in sorted(classes):
         yield from _fairly(classes[key], shares)
 
 
-def _age(demand: Demand) -> tuple[object, str]:
+def age(demand: Demand) -> tuple[object, str]:
+    """Who came first."""
     return demand.submitted_at, demand.run
 
 
 def _fairly(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
     """The oldest of the project that is due most, again and again."""
     lines: dict[tuple[str, str], list[Demand]] = defaultdict(list)
-    for demand in sorted(demands, key=_age, reverse=True):
+    for demand in sorted(demands, key=age, reverse=True):
         lines[demand.queue, demand.project].append(demand)
-    heap = [(shares.score(*key), _age(line[-1]), key) for key, line in lines.items()]
+    heap = [(shares.score(*key), age(line[-1]), key) for key, line in lines.items()]
     heapq.heapify(heap)
     while heap:
-        score, age, key = heapq.heappop(heap)
+        score, oldest, key = heapq.heappop(heap)
         now = shares.score(*key)
         if now > score:  # something of the project was placed since
-            heapq.heappush(heap, (now, age, key))
+            heapq.heappush(heap, (now, oldest, key))
             continue
         line = lines[key]
         yield line.pop()
         if line:
-            heapq.heappush(heap, (shares.score(*key), _age(line[-1]), key))
+            heapq.heappush(heap, (shares.score(*key), age(line[-1]), key))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.board import Board
 from orchestrator.core.scheduling.rooms import Indices, Mask
@@ -16,6 +18,9 @@ def spot(board: Board, demand: Demand, allowed: Mask) -> Indices | None:
         return None
     order = board.tightest_first(demand.avoid)
     for mask in _preferred(board, demand, allowed):
+        if demand.gang == 1 and (partly := np.flatnonzero(mask & ~board.idle())).size:
+            fullest = int(np.argmin(order[partly]))  # beside others, so that nodes stay whole
+            return partly[fullest : fullest + 1]
         places = topology.choose(board.rooms, mask, demand.nodes, demand.pack, order)
         if places is not None:
             return places

@@ -31,6 +31,7 @@ class Pending(StrEnum):
     QUOTA = "quota"  # its queue's quota, and what it may borrow, are used up
     RESERVED = "reserved"  # the free nodes that fit are kept for a run ahead of it
     SPARES = "spares"  # the free nodes that fit are the pool of spares for recoveries
+    MAINTENANCE = "maintenance"  # the free nodes that fit are maintained before it would end
     PREEMPTING = "preempting"  # others save and leave for it
     BEHIND = "behind"  # it might fit, but a run of its queue ahead of it does not yet
     TOO_LARGE = "too_large"  # more than the cluster (or its queue) has, even empty
@@ -73,6 +74,8 @@ class Demand:
     """False for a run in a crash loop: it may not keep evicting others."""
     keeps: tuple[str, ...] = ()
     """Nodes it has already: no second worker of a run on one node."""
+    unwanted: tuple[str, ...] = ()
+    """Of those, the ones it would rather leave: it avoids them. Only if there is elsewhere."""
     avoid: tuple[str, ...] = ()
     """Nodes to use only when nothing else fits."""
     ends_within: float | None = None
@@ -193,7 +196,7 @@ class Plan:
 
     placements: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     leaves: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """Nodes that a placed run gives up, as its gang moves as a whole."""
+    """Nodes that a placed run gives up: those it avoids, or all where its gang moves as a whole."""
     growth: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """More nodes for runs that have theirs: elastic growth and standbys."""
     waits: dict[str, Wait] = dataclasses.field(default_factory=dict)

@@ -66,10 +66,13 @@ def within(rooms: Rooms, places: Indices, pack: str) -> Mask:
 
 def _best_domain(domains: Indices, count: int) -> Mask | None:
     """The nodes of the domain with the fewest that still suffice, so that large ones stay whole."""
+    return _smallest(domains, count) if np.bincount(domains).max() >= count else None
+
+
+def _smallest(domains: Indices, count: int) -> Mask:
+    """The same, where some domain has so many."""
     sizes = np.bincount(domains)
     enough = np.flatnonzero(sizes >= count)
-    if not len(enough):
-        return None
     best: Mask = domains == enough[np.argmin(sizes[enough])]
     return best
 
@@ -79,14 +82,15 @@ def _fill(rooms: Rooms, candidates: Indices, count: int, depth: int, order: Orde
     if depth == len(LEVELS):
         return candidates[np.argsort(order[candidates], kind="stable")[:count]]
     domains = rooms.domains[LEVELS[depth]][candidates]
-    taken: list[Indices] = []
-    while count > 0:
-        inside = _best_domain(domains, count)
-        if inside is None:
-            inside = domains == np.argmax(np.bincount(domains))
-            taken.append(candidates[inside])
-        else:
-            taken.append(_fill(rooms, candidates[inside], count, depth + 1, order))
-        count -= len(taken[-1])
-        candidates, domains = candidates[~inside], domains[~inside]
-    return np.concatenate(taken)
+    sizes = np.bincount(domains)
+    largest_first = np.argsort(-sizes, kind="stable")
+    filled = np.cumsum(sizes[largest_first])
+    whole = int(np.searchsorted(filled, count))  # so many blocks are taken whole
+    rank = np.empty(len(sizes), dtype=np.intp)
+    rank[largest_first] = np.arange(len(sizes))
+    taken = candidates[rank[domains] < whole]
+    count -= len(taken)
+    left = rank[domains] >= whole
+    candidates, domains = candidates[left], domains[left]
+    inside = _smallest(domains, count)  # the next largest has them
+    return np.concatenate([taken, _fill(rooms, candidates[inside], count, depth + 1, order)])
