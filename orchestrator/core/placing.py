@@ -24,6 +24,7 @@ _WHY = {
     Pending.QUOTA: "its queue's quota is used up",
     Pending.RESERVED: "those that are free are kept for a run ahead of it",
     Pending.SPARES: "those that are free are spares for recoveries",
+    Pending.MAINTENANCE: "those that are free are maintained before it would end",
     Pending.PREEMPTING: "others save and leave for it",
     Pending.BEHIND: "a run of its queue is ahead of it",
     Pending.TOO_LARGE: "more than the cluster has now",

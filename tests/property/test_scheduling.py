@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,39 +41,104 @@ ROOMS = [
 def snapshots(draw: st.DrawFn) -> Snapshot:
     """Twelve nodes in four racks, some of them busy, and up to ten runs that wait."""
     free = {room.node: 8 for room in ROOMS}
-    holdings = []
-    for i in range(draw(st.integers(0, 6))):
-        gpus = draw(st.sampled_from([2, 4, 8]))
-        fitting = [node for node, left in free.items() if left >= gpus]
-        nodes = draw(st.lists(st.sampled_from(fitting), unique=True, max_size=4)) if fitting else []
-        for node in nodes:
-            free[node] -= gpus
-        ends = draw(st.one_of(st.none(), st.integers(1, 5000)))
-        if nodes:
-            holdings.append(
-                Holding(
-                    run=f"h{i}",
-                    need=Resources(nodes=len(nodes), gpus_per_node=gpus),
-                    nodes=tuple(nodes),
-                    queue=draw(st.sampled_from(QUEUES)),
-                    project=draw(st.sampled_from("xy")),
-                    priority=draw(st.sampled_from(list(Priority))),
-                    ends_at=None if ends is None else NOW + dt.timedelta(seconds=ends),
-                    lost_gpu_seconds=float(draw(st.integers(0, 100))),
-                    surplus=tuple(nodes[1:]) if draw(st.booleans()) else (),
-                    movable=draw(st.booleans()),
-                )
+    holdings = [
+        h for i in range(draw(st.integers(0, 6))) if (h := draw(holdings_of(f"h{i}", free)))
+    ]
+    demands = [draw(demands_of(f"d{i}")) for i in range(draw(st.integers(0, 8)))]
+    for i in range(draw(st.integers(0, 2))):  # runs that lost a node and hold the others
+        if (own := draw(holdings_of(f"r{i}", free))) is not None and not own.leaving:
+            holdings.append(dataclasses.replace(own, movable=False, surplus=(), wants=0))
+            demands.append(draw(more_for(own)))
+    names = [f"n{i:02}" for i in range(12)]
+    for i, demand in enumerate(demands):
+        if not demand.keeps and draw(st.integers(0, 3)) == 0:
+            nodes = draw(st.permutations(names))[: demand.nodes]
+            until = draw(st.one_of(st.none(), st.integers(0, 5000)))
+            claim = Claim(
+                nodes=tuple(nodes),
+                until=None if until is None else NOW + dt.timedelta(seconds=until),
+                preempting=draw(st.booleans()),
             )
-    demands = [draw(demands_of(f"d{i}")) for i in range(draw(st.integers(0, 10)))]
+            demands[i] = dataclasses.replace(demand, claim=claim)
     cohort = draw(st.sampled_from(["c", None]))
-    quotas = [Quota(name=q, gpus=draw(st.integers(0, 64)), cohort=cohort) for q in QUEUES[:2]]
+    limits = st.one_of(st.none(), st.integers(0, 32)) if cohort else st.none()
+    quotas = [
+        Quota(
+            name=q,
+            gpus=draw(st.integers(0, 64)),
+            cohort=cohort,
+            borrowing_limit=draw(limits),
+            lending_limit=draw(limits),
+        )
+        for q in QUEUES[:2]
+    ]
+    window = NOW + dt.timedelta(seconds=draw(st.integers(0, 6000)))
+    maintained = draw(st.sets(st.integers(0, 11), max_size=4))
     return Snapshot(
-        rooms=Rooms(ROOMS),
+        rooms=Rooms(
+            dataclasses.replace(room, window=window if i in maintained else None)
+            for i, room in enumerate(ROOMS)
+        ),
         holdings=holdings,
         demands=demands,
         quotas=quotas,
         spares=draw(st.integers(0, 2)),
     )
+
+
+@st.composite
+def holdings_of(draw: st.DrawFn, run: str, free: dict[str, int]) -> Holding | None:
+    """What some run has; its GPUs are taken from those that are free."""
+    gpus = draw(st.sampled_from([2, 4, 8]))
+    fitting = [node for node, left in free.items() if left >= gpus]
+    nodes = draw(st.lists(st.sampled_from(fitting), unique=True, max_size=4)) if fitting else []
+    for node in nodes:
+        free[node] -= gpus
+    if not nodes:
+        return None
+    ends = draw(st.one_of(st.none(), st.integers(1, 5000)))
+    leaving = draw(st.integers(0, 5)) == 0
+    return Holding(
+        run=run,
+        need=Resources(nodes=len(nodes), gpus_per_node=gpus),
+        nodes=tuple(nodes),
+        queue=draw(st.sampled_from(QUEUES)),
+        project=draw(st.sampled_from("xy")),
+        priority=draw(st.sampled_from(list(Priority))),
+        ends_at=None if ends is None else NOW + dt.timedelta(seconds=ends),
+        lost_gpu_seconds=float(draw(st.integers(0, 100))),
+        surplus=tuple(nodes[1:]) if draw(st.booleans()) else (),
+        wants=0 if leaving else draw(st.integers(0, 3)),
+        movable=not leaving and draw(st.booleans()),
+        leaving=leaving,
+    )
+
+
+@st.composite
+def more_for(draw: st.DrawFn, own: Holding) -> Demand:
+    """A run that has lost nodes, and perhaps avoids some of those that it has."""
+    avoid = tuple(draw(st.lists(st.sampled_from([*own.nodes, "n00"]), unique=True)))
+    return Demand(
+        run=own.run,
+        name=own.run,
+        need=own.need,
+        nodes=draw(st.integers(0, 3)),
+        queue=own.queue,
+        project=own.project,
+        priority=own.priority,
+        submitted_at=NOW,
+        pack="any" if len(_racks(own.nodes)) > 1 else draw(st.sampled_from(["any", "rack"])),
+        recovers=draw(st.booleans()),
+        keeps=own.nodes,
+        avoid=avoid,
+        unwanted=tuple(node for node in own.nodes if node in avoid),
+        ends_within=draw(st.one_of(st.none(), st.floats(1, 5000))),
+    )
+
+
+def _racks(nodes: Iterable[str]) -> set[str]:
+    labels = {room.node: room.labels["rack"] for room in ROOMS}
+    return {labels[node] for node in nodes}
 
 
 @st.composite
@@ -83,88 +149,164 @@ def demands_of(draw: st.DrawFn, run: str) -> Demand:
         name=run,
         need=Resources(nodes=nodes, gpus_per_node=draw(st.sampled_from([2, 4, 8]))),
         nodes=nodes,
+        more=draw(st.integers(0, 2)),
         queue=draw(st.sampled_from(QUEUES)),
         project=draw(st.sampled_from("xy")),
         priority=draw(st.sampled_from(list(Priority))),
         submitted_at=NOW - dt.timedelta(seconds=draw(st.integers(0, 9))),
         pack=draw(st.sampled_from(["any", "rack", "spine"])),
         recovers=draw(st.booleans()),
+        may_preempt=draw(st.booleans()),
         avoid=tuple(draw(st.lists(st.sampled_from(["n00", "n05"]), unique=True))),
         ends_within=draw(st.one_of(st.none(), st.floats(1, 5000))),
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(snapshots())
 def test_a_pass_keeps_its_promises(snapshot: Snapshot) -> None:
     outcome = plan(snapshot, NOW)
     assert plan(snapshot, NOW) == outcome  # nothing but its input counts
     _everyone_is_told(snapshot, outcome)
     _all_or_nothing_within_what_there_is(snapshot, outcome)
+    _nothing_stays_into_maintenance(snapshot, outcome)
     _within_the_domain(snapshot, outcome)
     _within_quota(snapshot, outcome)
+    _the_pool_of_spares_is_left(snapshot, outcome)
+    _nodes_are_left_for_better_ones(snapshot, outcome)
     _nobody_leaves_for_nothing(snapshot, outcome)
     _reservations_are_not_delayed(snapshot, outcome)
 
 
 def _everyone_is_told(snapshot: Snapshot, outcome: Plan) -> None:
-    assert {d.run for d in snapshot.demands} == outcome.placements.keys() | outcome.waits.keys()
+    """Placed or told why not; who misses nothing may stay where it is."""
+    missing = {d.run for d in snapshot.demands if d.nodes > 0}
+    assert missing <= outcome.placements.keys() | outcome.waits.keys()
     assert not outcome.placements.keys() & outcome.waits.keys()
     places = [w.place for w in outcome.waits.values() if w.why is not Pending.TOO_LARGE]
     assert places == list(range(1, len(places) + 1))
 
 
 def _all_or_nothing_within_what_there_is(snapshot: Snapshot, outcome: Plan) -> None:
+    """Nodes that are being left are not free yet."""
     used: Counter[str] = Counter()
+    needs = {each.run: each.need for each in (*snapshot.holdings, *snapshot.demands)}
     for holding in snapshot.holdings:
         used.update(dict.fromkeys(holding.nodes, holding.need.gpus_per_node))
     for demand in snapshot.demands:
         nodes = outcome.placements.get(demand.run, ())
-        assert len(nodes) == len(set(nodes)) == (demand.nodes if nodes else 0)
-        used.update(dict.fromkeys(nodes, demand.need.gpus_per_node))
+        asked = demand.nodes + len(outcome.leaves.get(demand.run, ()))
+        assert len(nodes) == len(set(nodes)) == (asked if nodes else 0)
+        assert not set(nodes) & set(demand.keeps)
+    for run, nodes in (*outcome.placements.items(), *outcome.growth.items()):
+        used.update(dict.fromkeys(nodes, needs[run].gpus_per_node))
     assert all(gpus <= 8 for gpus in used.values())
+
+
+def _nothing_stays_into_maintenance(snapshot: Snapshot, outcome: Plan) -> None:
+    rooms = snapshot.rooms
+    for demand in snapshot.demands:
+        for node in outcome.placements.get(demand.run, ()):
+            stays = 3600.0 if demand.ends_within is None else demand.ends_within
+            assert NOW.timestamp() + stays <= rooms.window[rooms.index[node]]
 
 
 def _within_the_domain(snapshot: Snapshot, outcome: Plan) -> None:
     labels = {room.node: room.labels for room in ROOMS}
     for demand in snapshot.demands:
-        if demand.pack != "any":
-            nodes = outcome.placements.get(demand.run, ())
+        if demand.pack != "any" and demand.run in outcome.placements:
+            left = outcome.leaves.get(demand.run, ())
+            stays = [node for node in demand.keeps if node not in left]
+            nodes = (*outcome.placements[demand.run], *stays)
             assert len({labels[node][demand.pack] for node in nodes}) <= 1
 
 
 def _within_quota(snapshot: Snapshot, outcome: Plan) -> None:
-    """What was placed is within the quotas of its cohort, unless those were exceeded already."""
+    """What was placed is within the quotas of its cohort, unless those were exceeded already.
+
+    A run that recovers gets what it had.
+    """
     before: Counter[str] = Counter()
     for holding in snapshot.holdings:
         before[holding.queue] += holding.gpus
-    after = before.copy()
+    after, exempt = before.copy(), set()
     for demand in snapshot.demands:
         if demand.run in outcome.placements:
             after[demand.queue] += demand.gpus
-    limit = {quota.name: quota.gpus or 0 for quota in snapshot.quotas}
-    grown = [q for q in limit if after[q] > before[q]]
+            if demand.recovers and demand.keeps:
+                exempt.add(demand.queue)
+    for holding in snapshot.holdings:
+        after[holding.queue] += len(outcome.growth.get(holding.run, ())) * accounted(holding)
+    quotas = {quota.name: quota for quota in snapshot.quotas}
+    grown = [q for q in quotas if after[q] > before[q] and q not in exempt]
     if snapshot.quotas[0].cohort is None:
-        assert all(after[q] <= limit[q] for q in grown)
-    elif grown:
-        assert sum(after[q] for q in limit) <= sum(limit.values())
+        assert all(after[q] <= (quotas[q].gpus or 0) for q in grown)
+    elif grown and not exempt:
+        assert sum(after[q] for q in quotas) <= sum(q.gpus or 0 for q in snapshot.quotas)
+        for q in grown:
+            borrowed = max(0, after[q] - (quotas[q].gpus or 0))
+            (other,) = quotas.keys() - {q}
+            most = [quotas[q].borrowing_limit, quotas[other].lending_limit]
+            assert borrowed <= min(limit for limit in (*most, 999) if limit is not None)
+
+
+def accounted(holding: Holding) -> int:
+    return max(1, holding.need.gpus_per_node)
+
+
+def _the_pool_of_spares_is_left(snapshot: Snapshot, outcome: Plan) -> None:
+    """By newcomers and by growth. Recoveries, and runs for which others left, may take of it."""
+    taken = {node for holding in snapshot.holdings for node in holding.nodes}
+    others = {node for nodes in outcome.growth.values() for node in nodes}
+    for demand in snapshot.demands:
+        expected = demand.claim is not None and demand.claim.preempting
+        nodes = outcome.placements.get(demand.run, ())
+        (taken if demand.recovers or expected else others).update(nodes)
+    if others - taken:
+        assert len(ROOMS) - len(taken | others) >= snapshot.spares
+
+
+def _nodes_are_left_for_better_ones(snapshot: Snapshot, outcome: Plan) -> None:
+    demands = {demand.run: demand for demand in snapshot.demands}
+    for run, left in outcome.leaves.items():
+        demand = demands[run]
+        assert set(left) <= set(demand.keeps)
+        assert not set(outcome.placements[run]) & set(demand.avoid)
+        moved = set(left) == set(demand.keeps) or demand.pack != "any"
+        assert moved or set(left) <= set(demand.unwanted)
 
 
 def _nobody_leaves_for_nothing(snapshot: Snapshot, outcome: Plan) -> None:
-    """Each eviction is by right; with all of them the run fits, and with one less it does not."""
+    """Each eviction is by right and helps; once all have left, the run fits on its claim."""
     holdings = {holding.run: holding for holding in snapshot.holdings}
     demands = {demand.run: demand for demand in snapshot.demands}
+    limited = {quota.name for quota in snapshot.quotas}
+    board = Board(snapshot.rooms)
+    gone = {eviction.run: eviction.nodes for eviction in outcome.evictions}
+    for holding in snapshot.holdings:
+        if not holding.leaving:
+            stays = [node for node in holding.nodes if node not in gone.get(holding.run, ())]
+            board.take(snapshot.rooms.places(stays), holding.need)
     for by, group in itertools.groupby(outcome.evictions, key=lambda e: e.by):
-        evictions = list(group)
         demand, claim = demands[by], outcome.claims[by]
         assert claim.preempting
         assert len(claim.nodes) == demand.nodes
-        for eviction in evictions:
+        assert board.fits(demand.need)[snapshot.rooms.places(claim.nodes)].all()
+        for eviction in group:
             victim = holdings[eviction.run]
-            assert victim.movable
             assert set(eviction.nodes) in ({*victim.nodes}, {*victim.surplus})
-            lower = PRIORITY_RANK[victim.priority] > PRIORITY_RANK[demand.priority]
-            assert lower or (eviction.why == "reclaim" and victim.queue != demand.queue)
+            if snapshot.spares == 0 and demand.queue not in limited:
+                assert set(eviction.nodes) & set(claim.nodes)
+            if eviction.why == "order":
+                assert eviction.run in outcome.waits
+                continue
+            assert victim.movable
+            assert demand.may_preempt
+            if eviction.why == "reclaim":
+                assert victim.queue != demand.queue
+            else:
+                assert PRIORITY_RANK[victim.priority] > PRIORITY_RANK[demand.priority]
+                assert victim.queue == demand.queue or victim.queue not in limited
     runs = [eviction.run for eviction in outcome.evictions]
     assert len(runs) == len(set(runs))
 
@@ -179,11 +321,12 @@ def _reservations_are_not_delayed(snapshot: Snapshot, outcome: Plan) -> None:
         for other, nodes in outcome.placements.items():
             demand = next(d for d in snapshot.demands if d.run == other)
             head = next(d for d in snapshot.demands if d.run == wait.run)
+            expected = demand.claim is not None and demand.claim.preempting
             ahead = (not demand.recovers, PRIORITY_RANK[demand.priority]) <= (
                 not head.recovers,
                 PRIORITY_RANK[head.priority],
             )
-            if set(nodes) & set(claim.nodes) and not ahead:
+            if set(nodes) & set(claim.nodes) and not ahead and not expected:
                 assert claim.until is not None
                 assert demand.ends_within is not None
                 assert NOW + dt.timedelta(seconds=demand.ends_within) <= claim.until
@@ -245,8 +388,6 @@ class Cluster:
 
 
 def _with_claim(demand: Demand, claim: Claim | None) -> Demand:
-    import dataclasses
-
     return dataclasses.replace(demand, claim=claim)
 
 

@@ -70,15 +70,13 @@ class Eligible:
     def spot(self, board: Board, demand: Demand, allowed: Mask) -> Indices | None:
         """Where it goes, of the nodes allowed, with the pool of spares left alone."""
         places = spot(board, demand, allowed)
-        most = self._idle_allowance(board, demand)
-        if places is None or most is None:
+        if places is None or self._exempt(demand):
             return places
-        idle = self._idle_spares(board)
-        if int(idle[places].sum()) <= most:
+        taken = np.zeros_like(allowed)
+        taken[places] = True
+        if self._may_take(board, taken)[places].all():
             return places
-        beside = allowed & ~idle
-        beside[np.flatnonzero(allowed & idle)[:most]] = True
-        return spot(board, demand, beside)
+        return spot(board, demand, self._may_take(board, allowed))
 
     def may_have(self, board: Board, demand: Demand) -> Mask:
         """Nodes that others would be asked to leave for it: none that it avoids."""
@@ -98,22 +96,24 @@ class Eligible:
 
     def most(self, board: Board, demand: Demand, mask: Mask) -> int:
         """How many of these nodes it may take, with the pool of spares left alone."""
-        most = self._idle_allowance(board, demand)
-        if most is None:
-            return int(mask.sum())
-        idle = self._idle_spares(board)
-        return min(most, int((mask & idle).sum())) + int((mask & ~idle).sum())
+        return int((mask if self._exempt(demand) else self._may_take(board, mask)).sum())
 
-    def _idle_spares(self, board: Board) -> Mask:
-        """Idle nodes of the pool that nobody claims."""
-        mask: Mask = board.idle() & self.pool & ~self.kept.kept()
-        return mask
+    def _exempt(self, demand: Demand) -> bool:
+        """The spares are for recoveries."""
+        return demand.recovers or self.spares == 0
 
-    def _idle_allowance(self, board: Board, demand: Demand) -> int | None:
-        """How many of the pool's idle nodes it may take; None: any."""
-        if demand.recovers or self.spares == 0:
-            return None
-        return max(0, int(self._idle_spares(board).sum()) - self.spares)
+    def _may_take(self, board: Board, mask: Mask) -> Mask:
+        """As many of these nodes as leave the pool alone.
+
+        Nodes that the first in the queue keeps serve recoveries too, but those beside them must be
+        as many as the pool besides: the first in the queue is a newcomer itself.
+        """
+        idle, kept = board.idle() & self.pool, self.kept.kept()
+        spared = mask.copy()
+        for pool in (idle & ~kept, idle):
+            most = max(0, int(pool.sum()) - self.spares)
+            spared[np.flatnonzero(spared & pool)[most:]] = False
+        return spared
 
     def like(self, demand: Demand) -> tuple[object, ...]:
         """What counts of a demand here beside its shape: reservations and windows open to it."""

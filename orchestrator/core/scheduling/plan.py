@@ -73,6 +73,8 @@ class Pass:
         self._closed: dict[str, str] = {}
         """Queue → the run that waits for its quota: nobody of the queue overtakes it."""
         self._preemptors = 0
+        self._gave: dict[str, str] = {}
+        """Run that was asked to leave → for whom."""
         self._known = Known()
         self._in_line = 0
         """How many wait for something that can come."""
@@ -126,13 +128,13 @@ class Pass:
 
     def _take_up(self, demand: Demand) -> None:
         self._idling.discard(demand.run)
-        if detail := self._ceilings.exceeded_by(demand):
+        if demand.run in self._gave:  # what it wants is counted anew once its nodes are left
+            self._wait(demand, Pending.RESERVED, behind=self._gave[demand.run])
+        elif demand.nodes == 0:
+            self._move(demand)
+        elif detail := self._ceilings.exceeded_by(demand):
             self._wait(demand, Pending.TOO_LARGE, detail=detail)
             self._lies_idle(demand)
-        elif demand.unwanted and self._move(demand):
-            pass
-        elif demand.nodes == 0:
-            pass  # it stays where it is
         elif told := self._known.told(self._kind(demand), demand):
             self._wait(demand, told.why, told.fitting, behind=told.behind)
         elif demand.queue in self._closed:
@@ -171,6 +173,8 @@ class Pass:
         key = self._key(demand)
         if tried := self._known.failed(key, demand):
             return False, tried.why, tried.fitting
+        if demand.unwanted and self._move(demand):
+            return True, Pending.NO_CAPACITY, 0
         fits = self._eligible.fitting(self._board, demand)
         allowed = fits & ~self._kept.beyond(self._eligible.ends(demand))
         places = self._eligible.spot(self._board, demand, allowed)
@@ -297,6 +301,7 @@ class Pass:
         gone = preempting.evictions(demand, [options[i] for i in chosen])
         for eviction in gone:
             self._holders.leave(eviction.run)
+            self._gave[eviction.run] = demand.run
         self._plan.evictions.extend(gone)
         before = [h.run for h in leaving if not set(nodes).isdisjoint(h.nodes)]
         claim = Claim(nodes=nodes, preempting=True)
