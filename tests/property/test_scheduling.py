@@ -6,7 +6,7 @@ import dataclasses
 import datetime as dt
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -330,97 +330,6 @@ def _reservations_are_not_delayed(snapshot: Snapshot, outcome: Plan) -> None:
                 assert claim.until is not None
                 assert demand.ends_within is not None
                 assert NOW + dt.timedelta(seconds=demand.ends_within) <= claim.until
-
-
-class Cluster:
-    """Eight nodes on which what `plan` says happens; only runs with an end are submitted."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-        self.rooms = Rooms(ROOMS[:8])
-        self.waiting: dict[str, Demand] = {}
-        self.running: dict[str, Holding] = {}
-        self.started: dict[str, dt.datetime] = {}
-
-    def submit(self, run: str, nodes: int, seconds: float) -> None:
-        self.waiting[run] = Demand(
-            run=run,
-            name=run,
-            need=Resources(nodes=nodes, gpus_per_node=8),
-            nodes=nodes,
-            priority=Priority.NORMAL,
-            submitted_at=self.now,
-            ends_within=seconds,
-        )
-
-    def schedule(self) -> None:
-        snapshot = Snapshot(
-            rooms=self.rooms,
-            holdings=list(self.running.values()),
-            demands=list(self.waiting.values()),
-        )
-        outcome = plan(snapshot, self.now)
-        for run, nodes in outcome.placements.items():
-            demand = self.waiting.pop(run)
-            assert demand.ends_within is not None
-            self.started[run] = self.now
-            self.running[run] = Holding(
-                run=run,
-                need=demand.need,
-                nodes=nodes,
-                priority=demand.priority,
-                ends_at=self.now + dt.timedelta(seconds=demand.ends_within),
-            )
-        for run, demand in list(self.waiting.items()):
-            claim = outcome.claims.get(run)
-            self.waiting[run] = _with_claim(demand, claim)
-
-    def advance(self, seconds: float) -> None:
-        """Let runs end, scheduling after each."""
-        end = self.now + dt.timedelta(seconds=seconds)
-        while due := sorted(
-            (h.ends_at, h.run) for h in self.running.values() if h.ends_at and h.ends_at <= end
-        ):
-            self.now, run = due[0]
-            del self.running[run]
-            self.schedule()
-        self.now = end
-
-
-def _with_claim(demand: Demand, claim: Claim | None) -> Demand:
-    return dataclasses.replace(demand, claim=claim)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    first=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 500)), min_size=1, max_size=6),
-    small=st.lists(
-        st.tuples(st.integers(1, 60), st.integers(1, 3), st.integers(1, 900)), max_size=60
-    ),
-)
-def test_nobody_starves(
-    first: Sequence[tuple[int, int]], small: Sequence[tuple[int, int, int]]
-) -> None:
-    """A run that needs the whole cluster starts, however many small ones come after it.
-
-    Once it is the first in the queue, it starts when what runs at that moment has ended: those
-    behind it may only use what does not delay it.
-    """
-    cluster = Cluster()
-    for i, (nodes, seconds) in enumerate(first):
-        cluster.submit(f"first-{i}", nodes, seconds)
-    cluster.schedule()
-    cluster.submit("whole", 8, 100)
-    cluster.schedule()
-    longest = sum(seconds for _, seconds in first)
-    for i, (pause, nodes, seconds) in enumerate(small):
-        cluster.advance(pause)
-        cluster.submit(f"small-{i}", nodes, seconds)
-        cluster.schedule()
-    cluster.advance(longest + 60_000)
-    bound = longest + max((seconds for _, _, seconds in small), default=0)
-    assert (cluster.started["whole"] - NOW).total_seconds() <= bound
-    assert not cluster.waiting
 
 
 @settings(max_examples=200, deadline=None)

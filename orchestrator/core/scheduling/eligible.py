@@ -33,6 +33,7 @@ class Eligible:
     Attributes:
         kept: What is kept for runs that wait.
         pool: Nodes that count as spares: those with GPUs, where there are any.
+        windows: Unix times at which maintenance begins, the next first.
     """
 
     def __init__(self, rooms: Rooms, now: dt.datetime, spares: int) -> None:
@@ -40,7 +41,7 @@ class Eligible:
         self.kept = Reservations(rooms)
         self.pool: Mask = (rooms.gpus > 0) | (not (rooms.gpus > 0).any())
         windows = rooms.window[np.isfinite(rooms.window)]
-        self._windows: list[float] = np.unique(windows).tolist()
+        self.windows: list[float] = np.unique(windows).tolist()
 
     def ends(self, demand: Demand) -> float:
         """Unix time at which it is over for certain; infinite: nobody knows."""
@@ -58,7 +59,7 @@ class Eligible:
     def fitting(self, board: Board, demand: Demand) -> Mask:
         """Nodes with room for it that it does not have yet, in time before maintenance."""
         mask = board.fits(demand.need)
-        if self._windows:
+        if self.windows:
             mask &= self.in_time(demand)
         mask[self._rooms.places(demand.keeps)] = False
         return mask
@@ -103,20 +104,15 @@ class Eligible:
         return demand.recovers or self.spares == 0
 
     def _may_take(self, board: Board, mask: Mask) -> Mask:
-        """As many of these nodes as leave the pool alone.
-
-        Nodes that the first in the queue keeps serve recoveries too, but those beside them must be
-        as many as the pool besides: the first in the queue is a newcomer itself.
-        """
-        idle, kept = board.idle() & self.pool, self.kept.kept()
-        spared = mask.copy()
-        for pool in (idle & ~kept, idle):
-            most = max(0, int(pool.sum()) - self.spares)
-            spared[np.flatnonzero(spared & pool)[most:]] = False
-        return spared
+        """As many of these nodes as leave the pool alone."""
+        idle = board.idle() & self.pool
+        most = max(0, int(idle.sum()) - self.spares)
+        allowed = mask.copy()
+        allowed[np.flatnonzero(mask & idle)[most:]] = False
+        return allowed
 
     def like(self, demand: Demand) -> tuple[object, ...]:
         """What counts of a demand here beside its shape: reservations and windows open to it."""
         ends = self.ends(demand)
-        windows = bisect.bisect_left(self._windows, self._now + self.stays(demand))
+        windows = bisect.bisect_left(self.windows, self._now + self.stays(demand))
         return demand.recovers, self.kept.open_until(ends), windows

@@ -37,7 +37,7 @@ def busy_until(rooms: Rooms, holdings: Sequence[Holding]) -> Times:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Soonest:
-    """The nodes that are free together the soonest."""
+    """The nodes that are free together the soonest, with those that must be left as spares."""
 
     places: Indices
     until: float
@@ -108,33 +108,40 @@ class Forecast:
         """Later starts reach into more maintenance, which may put the start off once more."""
         free_at = np.where(self._board.fits(demand.need), self._start, self._empty_at)
         free_at[self._rooms.places(demand.keeps)] = self._start
-        start = self._spared_at(demand, count)
+        start = self._start
         while True:
             in_time = usable & (self._rooms.window >= start + self._eligible.stays(demand))
             found = _best_domain(self._rooms, in_time, free_at, count, demand.pack, self._start)
             if found is None:
                 return None
             nth, mask = found
-            if nth <= start or math.isinf(nth) or not np.isfinite(self._rooms.window).any():
-                break
-            start = nth
-        until = max(start, nth)
-        places = self._choose(demand, mask, free_at, nth, count)
-        times = free_at[places]
-        return Soonest(
-            places=places,
-            until=until,
-            unknown=int(np.isinf(times).sum()),
-            busy=int((times > self._start).sum()),
-        )
+            places = self._choose(demand, mask, free_at, nth, count)
+            spares = self._spares(demand, places)
+            times = np.concatenate([free_at[places], self._emptied_at()[spares]])
+            until = float(times.max())
+            if until <= start or math.isinf(until) or not self._eligible.windows:
+                return Soonest(
+                    places=np.concatenate([places, spares]),
+                    until=until,
+                    unknown=int(np.isinf(times).sum()),
+                    busy=int((times > self._start).sum()),
+                )
+            start = until
 
-    def _spared_at(self, demand: Demand, count: int) -> float:
-        """When so many nodes are empty that the pool of spares is left besides."""
+    def _emptied_at(self) -> Times:
+        return np.where(self._board.idle(), self._start, self._empty_at)
+
+    def _spares(self, demand: Demand, places: Indices) -> Indices:
+        """Nodes that are kept empty besides, for the pool of spares; those it kept so far first."""
         if demand.recovers or self._eligible.spares == 0:
-            return self._start
-        empty = np.where(self._board.idle(), self._start, self._empty_at)[self._eligible.pool]
-        wanted = min(len(empty), count + self._eligible.spares)
-        return float(np.partition(empty, wanted - 1)[wanted - 1]) if wanted else self._start
+            return np.empty(0, dtype=np.intp)
+        pool = self._eligible.pool & ~self._eligible.kept.kept()
+        pool[places] = False
+        new = np.ones(len(self._rooms), dtype=np.bool_)
+        if demand.claim is not None:
+            new[self._rooms.places(demand.claim.nodes)] = False
+        order = np.lexsort((new, self._emptied_at()))
+        return order[pool[order]][: self._eligible.spares]
 
     def _choose(
         self, demand: Demand, mask: Mask, free_at: Times, nth: float, count: int

@@ -1,0 +1,314 @@
+"""Passes that follow each other on a cluster where what they say happens: nobody starves.
+
+Runs start, end, are asked to leave and come back. Time is virtual.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.spec import Priority, Resources
+from orchestrator.core.scheduling import (
+    Demand,
+    Holding,
+    Pending,
+    Plan,
+    Quota,
+    Room,
+    Rooms,
+    Snapshot,
+    plan,
+)
+from orchestrator.core.scheduling.terms import PRIORITY_RANK
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+GRACE = 30.0
+"""Seconds that who is asked to leave takes at most."""
+NODES = [Room(node=f"n{i}", gpus=8, cpus=64, labels={"rack": str(i // 4)}) for i in range(8)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What somebody submits."""
+
+    nodes: int
+    gpus: int = 8
+    seconds: float
+    """How long it runs in all, over all its attempts."""
+    limited: bool = True
+    """It has said how long, as its max_runtime."""
+    priority: Priority = Priority.NORMAL
+    queue: str = "default"
+    project: str = "p"
+    pack: str = "any"
+    surplus: int = 0
+    """Nodes that it can go without, of those it asks for."""
+
+
+@dataclasses.dataclass(slots=True)
+class Running:
+    """A run that has its nodes."""
+
+    holding: Holding
+    since: dt.datetime
+    turn: int
+    """Tells its events from those of an earlier attempt."""
+
+
+class Cluster:
+    """Eight nodes in two racks."""
+
+    def __init__(self, quotas: Sequence[Quota] = (), spares: int = 0) -> None:
+        self.now, self.rooms = NOW, Rooms(NODES)
+        self.quotas, self.spares = quotas, spares
+        self.jobs: dict[str, Job] = {}
+        self.left: dict[str, float] = {}
+        self.waiting: dict[str, Demand] = {}
+        self.running: dict[str, Running] = {}
+        self.leaving: list[tuple[dt.datetime, str, Holding, bool]] = []
+        self.started: dict[str, dt.datetime] = {}
+        self.promised: dict[str, dt.datetime] = {}
+        """Run → when all has ended that ran when it came to be the first in the queue."""
+        self.asked: Counter[tuple[str, str]] = Counter()
+        self.expecting: dict[str, set[str]] = {}
+        """Run → nodes that others leave for it."""
+        self._events: list[tuple[dt.datetime, int, str]] = []
+        self._turns = 0
+
+    # what happens
+
+    def submit(self, run: str, job: Job) -> None:
+        self.jobs[run], self.left[run] = job, job.seconds
+        self.waiting[run] = self._demand(run, self.now)
+        self.schedule()
+
+    def advance(self, seconds: float) -> None:
+        """Runs end, and who was asked has left; a pass after each."""
+        end = self.now + dt.timedelta(seconds=seconds)
+        while self._events and self._events[0][0] <= end:
+            self.now, turn, run = heapq.heappop(self._events)
+            if turn < 0:
+                self._gone(-turn)
+            elif run in self.running and self.running[run].turn == turn:
+                del self.running[run]
+            self.schedule()
+        self.now = end
+
+    def _gone(self, turn: int) -> None:
+        """Whoever was asked has saved and left; it waits again, unless it only shrank."""
+        for entry in [e for e in self.leaving if e[0] <= self.now]:
+            self.leaving.remove(entry)
+            _, run, _, whole = entry
+            if whole:
+                self.waiting[run] = self._demand(run, NOW + dt.timedelta(seconds=turn))
+
+    # passes
+
+    def schedule(self) -> None:
+        outcome = plan(self.snapshot(), self.now)
+        self._check(outcome)
+        for run, nodes in outcome.placements.items():
+            self._start(run, nodes)
+        for eviction in outcome.evictions:
+            self.asked[eviction.run, eviction.by] += 1
+            self._leave(eviction.run, eviction.nodes)
+        self.expecting = {
+            run: set(claim.nodes) for run, claim in outcome.claims.items() if claim.preempting
+        }
+        for run in outcome.claims.keys() - self.expecting.keys() - self.promised.keys():
+            self.promised[run] = max((at for at, _, _ in self._events), default=self.now)
+        for run, demand in self.waiting.items():
+            self.waiting[run] = dataclasses.replace(demand, claim=outcome.claims.get(run))
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            rooms=self.rooms,
+            holdings=[
+                *(each.holding for each in self.running.values()),
+                *(holding for _, _, holding, _ in self.leaving),
+            ],
+            demands=list(self.waiting.values()),
+            quotas=self.quotas,
+            spares=self.spares,
+        )
+
+    def _check(self, outcome: Plan) -> None:
+        """No node bears too much, and who had others leave is the one that gets their nodes."""
+        used: Counter[str] = Counter()
+        for holding in self.snapshot().holdings:
+            used.update(dict.fromkeys(holding.nodes, holding.need.gpus_per_node))
+        for run, nodes in outcome.placements.items():
+            used.update(dict.fromkeys(nodes, self.jobs[run].gpus))
+        assert all(gpus <= 8 for gpus in used.values())
+        away = {node for _, _, holding, _ in self.leaving for node in holding.nodes}
+        for run, nodes_ in self.expecting.items():
+            if not nodes_ & away and run in self.waiting:
+                assert set(outcome.placements.get(run, ())) == nodes_
+        for eviction in outcome.evictions:  # what leaves already does not suffice
+            free = {node for node in self.rooms.names if node not in self._busy()}
+            by = self.waiting[eviction.by]
+            if by.pack == "any" and self.spares == 0 and not self.quotas:
+                kept = {n for r, c in self.expecting.items() if r != by.run for n in c}
+                assert len((free | away) - kept) < by.nodes
+
+    def _busy(self) -> set[str]:
+        return {node for each in self.running.values() for node in each.holding.nodes} | {
+            node for _, _, holding, _ in self.leaving for node in holding.nodes
+        }
+
+    def _start(self, run: str, nodes: tuple[str, ...]) -> None:
+        job, demand = self.jobs[run], self.waiting.pop(run)
+        ends = self.now + dt.timedelta(seconds=self.left[run])
+        self._turns += 1
+        self.running[run] = Running(
+            Holding(
+                run=run,
+                need=demand.need,
+                nodes=nodes,
+                queue=job.queue,
+                project=job.project,
+                priority=job.priority,
+                ends_at=ends if job.limited else None,
+                lost_gpu_seconds=60.0 * len(nodes),
+                surplus=nodes[len(nodes) - job.surplus :] if job.surplus else (),
+                pack=job.pack,
+            ),
+            self.now,
+            self._turns,
+        )
+        self.started.setdefault(run, self.now)
+        heapq.heappush(self._events, (ends, self._turns, run))
+
+    def _leave(self, run: str, nodes: tuple[str, ...]) -> None:
+        """It is asked to; a surplus is given up while the rest goes on."""
+        running = self.running[run]
+        whole = set(nodes) == set(running.holding.nodes)
+        gone = self.now + dt.timedelta(seconds=GRACE)
+        left = dataclasses.replace(
+            running.holding, nodes=nodes, leaving=True, movable=False, ends_at=gone, surplus=()
+        )
+        self.leaving.append((gone, run, left, whole))
+        self._turns += 1
+        heapq.heappush(self._events, (gone, -self._turns, run))
+        if whole:
+            del self.running[run]
+            self.left[run] -= (self.now - running.since).total_seconds()
+        else:
+            stays = tuple(node for node in running.holding.nodes if node not in nodes)
+            running.holding = dataclasses.replace(running.holding, nodes=stays, surplus=())
+
+    def _demand(self, run: str, at: dt.datetime) -> Demand:
+        job = self.jobs[run]
+        return Demand(
+            run=run,
+            name=run,
+            need=Resources(nodes=job.nodes, gpus_per_node=job.gpus),
+            nodes=job.nodes,
+            queue=job.queue,
+            project=job.project,
+            priority=job.priority,
+            submitted_at=at,
+            pack=job.pack,
+            ends_within=self.left[run] if job.limited else None,
+        )
+
+
+def jobs(most: int = 8, **fixed: object) -> st.SearchStrategy[Job]:
+    """Jobs of all kinds, but for what is fixed."""
+    fields: dict[str, st.SearchStrategy[object]] = {
+        "nodes": st.integers(1, most),
+        "gpus": st.sampled_from([8, 8, 4]),
+        "seconds": st.floats(1, 900),
+        "limited": st.booleans(),
+        "priority": st.sampled_from(list(Priority)),
+        "queue": st.sampled_from(["a", "b", "default"]),
+        "project": st.sampled_from("pq"),
+        "pack": st.just("any") if most > 4 else st.sampled_from(["any", "rack"]),
+    }
+    fields.update({name: st.just(value) for name, value in fixed.items()})
+    return st.builds(Job, **fields)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    first=st.lists(jobs(priority=Priority.NORMAL, queue="default"), min_size=1, max_size=6),
+    whole=st.tuples(st.integers(1, 8), st.sampled_from(["any", "rack"])),
+    small=st.lists(
+        st.tuples(st.integers(1, 60), jobs(3, priority=Priority.NORMAL, queue="default")),
+        max_size=50,
+    ),
+    spares=st.integers(0, 2),
+)
+def test_nobody_starves(
+    first: Sequence[Job],
+    whole: tuple[int, str],
+    small: Sequence[tuple[int, Job]],
+    spares: int,
+) -> None:
+    """A large run starts, however many small ones come after it, whether or not they have an end.
+
+    Once a run is the first in the queue, it starts when what runs at that moment has ended: those
+    behind it may only use what does not delay it.
+    """
+    cluster = Cluster(spares=spares)
+    for i, job in enumerate(first):
+        cluster.submit(f"first-{i}", dataclasses.replace(job, project="p"))
+    nodes, pack = whole
+    nodes = min(nodes, 8 - spares, 4 if pack == "rack" else 8)
+    cluster.submit("whole", Job(nodes=nodes, seconds=100.0, pack=pack))
+    for i, (pause, job) in enumerate(small):
+        cluster.advance(pause)
+        cluster.submit(f"small-{i}", dataclasses.replace(job, project="p"))
+    cluster.advance(100_000)
+    for run, at in cluster.promised.items():
+        assert cluster.started[run] <= at
+    _everybody_had_a_turn(cluster)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    stream=st.lists(st.tuples(st.integers(0, 200), jobs()), min_size=1, max_size=25),
+    quotas=st.sampled_from(
+        [
+            (),
+            (Quota(name="a", gpus=32, cohort="c"), Quota(name="b", gpus=32, cohort="c")),
+            (
+                Quota(name="a", gpus=24, cohort="c", lending_limit=8),
+                Quota(name="b", gpus=32, cohort="c", borrowing_limit=8),
+            ),
+            (Quota(name="a", gpus=16),),
+        ]
+    ),
+    spares=st.integers(0, 2),
+)
+def test_whoever_had_others_leave_starts_and_all_have_their_turn(
+    stream: Sequence[tuple[int, Job]], quotas: Sequence[Quota], spares: int
+) -> None:
+    """Priorities, quotas and spares together: nobody leaves in vain, and nothing stands still."""
+    cluster = Cluster(quotas, spares)
+    for i, (pause, job) in enumerate(stream):
+        cluster.advance(pause)
+        surplus = (job.nodes - 1) * (i % 2)
+        cluster.submit(f"r{i}", dataclasses.replace(job, surplus=surplus))
+    cluster.advance(100_000)
+    _everybody_had_a_turn(cluster)
+    for (run, by), times in cluster.asked.items():
+        assert times <= 2, f"{by} has had {run} leave {times} times"  # its surplus, then the rest
+        victim, other = cluster.jobs[run], cluster.jobs[by]
+        lower = PRIORITY_RANK[victim.priority] > PRIORITY_RANK[other.priority]
+        assert lower or victim.queue != other.queue
+
+
+def _everybody_had_a_turn(cluster: Cluster) -> None:
+    """Nothing runs any more, and only what could never run waits."""
+    assert not cluster.running
+    waits = plan(cluster.snapshot(), cluster.now).waits
+    assert {wait.why for wait in waits.values()} <= {Pending.TOO_LARGE}
+    assert cluster.waiting.keys() == waits.keys()
