@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from orchestrator.core import operators
+from orchestrator.core import nodes
 from orchestrator.core.entities import Node, Queue
 from orchestrator.core.events import (
     MaintenanceCancelled,
@@ -78,7 +78,7 @@ def on_maintenance_due(turn: Turn, event: MaintenanceDue) -> None:
         _give_back(turn, node)
     elif window.begins <= turn.now and node.state is NodeState.READY:
         reason = f"maintenance until {window.ends:%Y-%m-%d %H:%M} UTC: {window.reason}"
-        operators.drain(turn, node.id, reason, MAINTENANCE)
+        nodes.drain(turn, node.id, reason, MAINTENANCE)
     turn.schedule_wanted = True
 
 
