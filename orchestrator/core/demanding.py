@@ -16,6 +16,7 @@ from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     AttemptState,
+    NodeState,
     RunState,
     Trust,
     WorkerState,
@@ -118,14 +119,12 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
 
 def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> list[Holding]:
     """What a run has, and what it is about to leave."""
-    decision = run.decision
-    left = set(decision.give_back) if decision is not None else set()
-    leaving = [w.node for w in workers if w.state is WorkerState.STOPPING or w.node in left]
+    leaving = leaving_nodes(run, workers)
     gone = set(leaving)
     staying = tuple(worker.node for worker in workers if worker.node not in gone)
     found = []
     if leaving:
-        found.append(_holding(run, tuple(leaving), leaving=True, movable=False, ends_at=now))
+        found.append(_holding(run, leaving, leaving=True, movable=False, ends_at=now))
     if staying:
         need = run.spec.resources
         found.append(
@@ -136,10 +135,22 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
                 lost_gpu_seconds=lost_gpu_seconds(state, run, len(staying), now),
                 surplus=staying[need.min_nodes :],
                 wants=_wants(state, run, len(staying), now),
-                movable=run.state is not RunState.HELD and decision is None,
+                movable=run.state is not RunState.HELD and run.decision is None,
             )
         )
     return found
+
+
+def leaving_nodes(run: Run, workers: Iterable[Worker]) -> tuple[str, ...]:
+    """Nodes that a run is about to leave.
+
+    Under a hold it keeps those it was asked for: nothing is done about it before the release. Once
+    that is decided, workers on them are stopping; whatever it has there later, it has anew.
+    """
+    decision = run.decision
+    asked = decision is not None and not decision.decided and run.state is not RunState.HELD
+    left = frozenset(decision.give_back) if decision is not None and asked else frozenset()
+    return tuple(w.node for w in workers if w.state is WorkerState.STOPPING or w.node in left)
 
 
 def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:
@@ -157,10 +168,13 @@ def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:
 
 
 def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> float:
-    """What it costs to stop a run: work since its last save, if it cannot save now; the restart."""
+    """What it costs to stop a run: work since its last save, if it cannot save now; the restart.
+
+    To come up is work too: else a run that is just loading would be asked again and again.
+    """
     gpus = nodes * accounted_gpus(run.spec.resources)
     attempt = _live_attempt(state, run)
-    if attempt is None or attempt.first_step_at is None:
+    if attempt is None:
         return 0.0
     saved = [
         checkpoint.created_at
@@ -169,7 +183,7 @@ def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> fl
         and checkpoint.trust not in {Trust.WRITING, Trust.BAD}
         and checkpoint.deleted_at is None
     ]
-    since = max([attempt.first_step_at, *saved])
+    since = max([attempt.started_at, *saved])
     return gpus * (max(0.0, (now - since).total_seconds()) + RESTART_SECONDS)
 
 
@@ -195,7 +209,7 @@ def spare_pool(state: State, now: dt.datetime) -> int:
     """Idle nodes kept for recoveries; auto: the P99 of the nodes that fail in a repair time."""
     if state.fleet.spares != "auto":
         return state.fleet.spares
-    nodes = list(state.nodes.values())
+    nodes = [node for node in state.nodes.values() if node.state is not NodeState.GONE]
     recent = dt.timedelta(days=FAULT_DAYS)
     failures = sum(now - fault.at <= recent for node in nodes for fault in node.faults)
     days = sum(

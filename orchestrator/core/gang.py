@@ -265,7 +265,6 @@ def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
         timers={},
         decision=None,
         pending=None,
-        claim=None,
         held_from=None,
         ledger=ledger.switch(run.ledger, Bucket.QUEUED, turn.now),
     )

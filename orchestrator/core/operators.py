@@ -208,6 +208,7 @@ def on_held(turn: Turn, event: RunHeld) -> None:
     run = _live(turn, event.run, "hold")
     if run.state is not RunState.HELD:
         turn.change_run(run.id, state=RunState.HELD, held_from=run.state, reason=reason)
+        turn.schedule_wanted = True  # others may have waited for it to leave, or it for them
 
 
 def on_released(turn: Turn, event: RunReleased) -> None:

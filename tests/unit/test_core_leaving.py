@@ -1,0 +1,95 @@
+"""Who leaves for others, and who only seems to: holds, standbys, and runs that came back."""
+
+from __future__ import annotations
+
+from jobs.events import WorkerJoined
+from orchestrator.core import demanding
+from orchestrator.core.events import CapacityChanged, NodeInfo, RunHeld, SparesChanged
+from orchestrator.core.scheduling import Holding
+from orchestrator.core.states import RunState, WorkerState
+from tests.unit.test_core_scheduling import cluster, gpu_spec, nodes_of, start
+from tests.world import World
+
+
+def holdings(world: World, run: str) -> list[Holding]:
+    """What a scheduling pass would see of a run."""
+    return [h for h in demanding.snapshot(world.state, world.now).holdings if h.run == run]
+
+
+# what counts as leaving
+
+
+def test_a_victim_that_is_held_keeps_nobody_waiting() -> None:
+    """Asked to leave, then held by an operator: it keeps its nodes, so another must leave."""
+    world = cluster(4)
+    start(world, "one", priority="low")
+    start(world, "two", priority="low")
+    world.slow = True
+    world.submit(gpu_spec("high", priority="high"), "high")
+    victim = next(run for run in ("one", "two") if world.run(run).decision is not None)
+    world.do(world.event(RunHeld, run=victim))
+    world.slow = False
+    world.settle()
+    world.advance(60)
+    world.settle()
+    assert world.run(victim).state is RunState.HELD
+    assert [h.leaving for h in holdings(world, victim)] == [False]
+    assert world.run("high").state is not RunState.QUEUED
+    assert world.run({"one": "two", "two": "one"}[victim]).state is RunState.QUEUED
+
+
+def test_who_came_back_is_not_leaving() -> None:
+    """It left node-0 and node-1 for another, got them again, and one agent does not come up."""
+    world = cluster(2)
+    start(world, "low", priority="low")
+    world.submit(gpu_spec("high", priority="high"), "high")
+    world.settle()
+    world.trained_to(3, "high")
+    world.end("high")
+    while not any(w.state is WorkerState.LAUNCHING for w in world.state.workers_of("low")):
+        world.do(world.messages.pop(0))
+    world.messages = [m for m in world.messages if not isinstance(m, WorkerJoined)]
+    decision = world.run("low").decision
+    assert decision is not None
+    assert decision.give_back == ("node-0", "node-1")
+    assert [(h.nodes, h.leaving) for h in holdings(world, "low")] == [(("node-0", "node-1"), False)]
+
+
+def test_who_is_held_has_no_nodes_kept_for_it() -> None:
+    """Others left for it, but it is held: a third may use what they left."""
+    world = cluster(2)
+    start(world, "low", priority="low")
+    world.slow = True
+    world.submit(gpu_spec("high", priority="high"), "high")
+    assert world.run("high").claim is not None
+    world.do(world.event(RunHeld, run="high"))
+    assert world.run("high").claim is None
+    world.slow = False
+    world.settle()
+    assert world.attempt("low").number == 2
+
+
+def test_a_run_that_is_loading_is_not_the_cheapest_for_ever() -> None:
+    """Ten minutes of coming up are work too: the run that has just saved leaves instead."""
+    world = cluster(4)
+    start(world, "loading", priority="low")
+    world.die(0, run="loading", last_step=12)
+    world.settle()
+    world.advance(600)
+    start(world, "training", priority="low")
+    assert world.attempt("loading").first_step_at is None
+    world.submit(gpu_spec("high", priority="high"), "high")
+    world.settle()
+    assert world.attempt("loading").number == 2
+    assert world.run("training").state is RunState.QUEUED
+    assert nodes_of(world, "high") == {"node-2", "node-3"}
+
+
+def test_the_pool_of_spares_is_sized_for_the_nodes_there_are() -> None:
+    """90 of 100 nodes have left the cluster for good: ten need fewer spares."""
+    world = cluster(100)
+    world.do(world.event(SparesChanged, spares="auto"))
+    assert demanding.spare_pool(world.state, world.now) == 3
+    left = tuple(NodeInfo(id=f"node-{i}", gpus=8, cpus=8) for i in range(10))
+    world.do(world.event(CapacityChanged, nodes=left))
+    assert demanding.spare_pool(world.state, world.now) == 1
