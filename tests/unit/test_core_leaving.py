@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
+import pytest
+
 from jobs.events import WorkerJoined
-from orchestrator.core import demanding
+from orchestrator.core import demanding, history
 from orchestrator.core.events import CapacityChanged, NodeInfo, RunHeld, SparesChanged
 from orchestrator.core.scheduling import Holding
 from orchestrator.core.states import RunState, WorkerState
@@ -93,3 +97,15 @@ def test_the_pool_of_spares_is_sized_for_the_nodes_there_are() -> None:
     left = tuple(NodeInfo(id=f"node-{i}", gpus=8, cpus=8) for i in range(10))
     world.do(world.event(CapacityChanged, nodes=left))
     assert demanding.spare_pool(world.state, world.now) == 1
+
+
+def test_use_counts_the_same_before_and_after_it_ends() -> None:
+    """A project that has run for eight weeks is not due more because its run has just ended."""
+    world = cluster(2)
+    start(world, "long", nodes=1, project="vision")
+    world.now += dt.timedelta(weeks=8)
+    running = history.usage_by_project(world.state, world.now)["vision"]
+    world.end("long")
+    world.settle()
+    assert history.usage_by_project(world.state, world.now)["vision"] == pytest.approx(running)
+    assert running < 8 * 86400 * 10.1
