@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterable
 
 from babysit.wire import Tier
-from orchestrator.core import history, recovery
+from orchestrator.core import history, limits, recovery
 from orchestrator.core.entities import Attempt, Run, Worker
 from orchestrator.core.scheduling import Demand, Holding, Snapshot
 from orchestrator.core.scheduling.spares import failure_rate, pool_size
@@ -93,7 +93,6 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
     need, own = run.spec.resources, kept(state, run)
     looping = recovery.restarts_in_vain(run)
     gave = run.decision is not None and bool(run.decision.give_back)
-    ends = run.timers.get("max_runtime")
     most = need.max_nodes + run.spec.placement.spares
     return Demand(
         run=run.id,
@@ -110,9 +109,7 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
         may_preempt=looping < recovery.PATIENCE,
         keeps=tuple(worker.node for worker in own),
         avoid=run.avoid,
-        ends_within=(
-            max(0.0, (ends - now).total_seconds()) if ends is not None else run.spec.max_runtime
-        ),
+        ends_within=limits.ends_within(run, now),
         claim=run.claim,
     )
 

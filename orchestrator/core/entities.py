@@ -168,6 +168,9 @@ class Run:
     """Nodes the scheduler keeps for it while it waits."""
     excluded: tuple[str, ...] = ()
     """Checkpoints not to be loaded again, though nothing is known to be wrong with them."""
+    runtime_left: float | None = None
+    """Seconds of max_runtime that were left when it lost its last node to the queue; None: its time
+    runs (timer `max_runtime`), or has not begun."""
     timers: Mapping[str, dt.datetime] = dataclasses.field(default_factory=dict)
     """Deadlines by name; the controller fires TimerFired when one is due."""
     ledger: Ledger

@@ -7,6 +7,7 @@ import datetime as dt
 import statistics
 from collections.abc import Sequence
 
+from orchestrator.core import limits
 from orchestrator.core.entities import Fleet, Queue, Run, Worker
 from orchestrator.core.records import Past, Usage
 from orchestrator.core.scheduling.share import accrued, decayed
@@ -63,7 +64,7 @@ def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
 
 def expected_end(state: State, run: Run, now: dt.datetime) -> dt.datetime | None:
     """When a run ends: by its max_runtime, or as runs of its name did before; None: unknown."""
-    if (certain := run.timers.get("max_runtime")) is not None:
+    if (certain := limits.ends_at(run)) is not None:
         return certain
     queue = state.queues.get(run.spec.queue)
     if queue is None or run.started_at is None:

@@ -7,6 +7,7 @@ import dataclasses
 from monitors.failures import Cause, FailureClass
 from orchestrator.core import demanding, gang, placing
 from orchestrator.core.entities import Decision, Restart, Run
+from orchestrator.core.limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Eviction
 from orchestrator.core.states import (
     RUNNABLE_ATTEMPT_STATES,
@@ -16,8 +17,6 @@ from orchestrator.core.states import (
 )
 from orchestrator.core.turn import Turn
 
-GRACE_SECONDS = 30.0
-"""Time a rank gets to save and leave."""
 _WHY = {
     "priority": "which has a higher priority",
     "reclaim": "whose queue takes back what was borrowed",

@@ -25,6 +25,7 @@ from orchestrator.core.events import (
     RunSubmitted,
 )
 from orchestrator.core.ledger import Bucket
+from orchestrator.core.limits import GRACE_SECONDS
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
@@ -81,7 +82,7 @@ def end(turn: Turn, run: Run, state: RunState, reason: str) -> None:
     decision = Decision(restart=leaving.asked(turn, run, reason), finish=state)
     turn.change_run(run.id, decision=decision, reason=reason)
     if _has_live_attempt(turn, run.id):
-        gang.stop_attempt(turn, run.id, reason, grace=leaving.GRACE_SECONDS)
+        gang.stop_attempt(turn, run.id, reason, grace=GRACE_SECONDS)
     else:
         gang.finish_run(turn, run.id, state, reason)
 
@@ -94,7 +95,7 @@ def on_restart_asked(turn: Turn, event: RestartAsked) -> None:
         turn,
         run,
         f"restart asked for by {event.actor}" + _because(event.reason),
-        grace=leaving.GRACE_SECONDS,
+        grace=GRACE_SECONDS,
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from jobs.events import WorkerJoined
 from orchestrator.core import demanding, history
-from orchestrator.core.events import CapacityChanged, NodeInfo, RunHeld, SparesChanged
+from orchestrator.core.events import CapacityChanged, NodeChanged, NodeInfo, RunHeld, SparesChanged
+from orchestrator.core.limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Holding
 from orchestrator.core.states import RunState, WorkerState
 from tests.unit.test_core_scheduling import cluster, gpu_spec, nodes_of, start
@@ -109,3 +110,49 @@ def test_use_counts_the_same_before_and_after_it_ends() -> None:
     world.settle()
     assert history.usage_by_project(world.state, world.now)["vision"] == pytest.approx(running)
     assert running < 8 * 86400 * 10.1
+
+
+# the time of a run
+
+
+def test_the_time_of_a_run_stands_still_while_it_waits_for_others() -> None:
+    """Preempted after ten minutes of its hour, two hours in the queue: fifty minutes are left."""
+    world = cluster(2)
+    start(world, "low", priority="low", max_runtime="1h")
+    world.advance(588)
+    world.submit(gpu_spec("high", priority="high"), "high")
+    world.settle()
+    assert "max_runtime" not in world.run("low").timers
+    assert world.run("low").runtime_left == pytest.approx(3000)
+    world.trained_to(1, "high")
+    world.advance(7200)
+    low = demanding.demand_of(world.state, world.run("low"), world.now)
+    assert low.ends_within == pytest.approx(3000 + GRACE_SECONDS)
+    world.end("high")
+    world.settle()
+    assert world.run("low").timers["max_runtime"] == world.now + dt.timedelta(seconds=3000)
+    assert world.run("low").runtime_left is None
+    world.advance(3000)
+    world.settle()
+    assert world.run("low").state is RunState.FAILED
+
+
+def test_the_time_of_a_run_goes_on_while_it_restarts() -> None:
+    """It has its nodes meanwhile; also with a node too few it keeps the other from others."""
+    world = cluster(2)
+    start(world, "run-1", max_runtime="1h")
+    ends = world.run().timers["max_runtime"]
+    world.do(world.event(NodeChanged, node="node-0", state="cordoned", reason="Xid 79"))
+    world.kill_agent(next(w.id for w in world.state.workers_of("run-1") if w.node == "node-0"))
+    world.settle()
+    assert world.run().state is RunState.QUEUED
+    assert world.run().timers["max_runtime"] == ends
+
+
+def test_nodes_are_promised_for_when_a_run_has_saved() -> None:
+    """Whoever ends just before a reservation begins may still save for 30 s."""
+    world = cluster(2)
+    start(world, "busy", max_runtime="1h")
+    told = world.run("busy").timers["max_runtime"]
+    grace = dt.timedelta(seconds=GRACE_SECONDS)
+    assert [h.ends_at for h in holdings(world, "busy")] == [told + grace]

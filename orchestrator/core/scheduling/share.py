@@ -21,10 +21,10 @@ def decayed(gpu_seconds: float, elapsed: float) -> float:
 
 
 def accrued(gpus: int, seconds: float) -> float:
-    """What the use of so many GPUs counts for that began so long ago and goes on: each moment decays.
+    """What the use of so many GPUs counts for that began so long ago and goes on.
 
-    The integral of `gpus` x 2^(-t / half life) over that time. It never counts for more than 10.1
-    days (half life / ln 2), however long it goes on.
+    Each moment decays: the integral of `gpus` x 2^(-t / half life) over that time. It
+    never counts for more than 10.1 days (half life / ln 2), however long it goes on.
     """
     lifetime = HALF_LIFE_SECONDS / math.log(2.0)
     return gpus * lifetime * -math.expm1(-seconds / lifetime)
