@@ -118,24 +118,34 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
     """What a run has, and what it is about to leave."""
     leaving = leaving_nodes(run, workers)
     gone = set(leaving)
-    staying = tuple(worker.node for worker in workers if worker.node not in gone)
+    staying = [worker for worker in workers if worker.node not in gone]
     found = []
     if leaving:
         found.append(_holding(run, leaving, leaving=True, movable=False, ends_at=now))
     if staying:
-        need = run.spec.resources
         found.append(
             _holding(
                 run,
-                staying,
+                tuple(worker.node for worker in staying),
                 ends_at=history.expected_end(state, run, now),
                 lost_gpu_seconds=lost_gpu_seconds(state, run, len(staying), now),
-                surplus=staying[need.min_nodes :],
+                surplus=_surplus(state, run, staying),
                 wants=_wants(state, run, len(staying), now),
                 movable=run.state is not RunState.HELD and run.decision is None,
             )
         )
     return found
+
+
+def _surplus(state: State, run: Run, workers: list[Worker]) -> tuple[str, ...]:
+    """Nodes that a run could go without, the first to go first: standbys, then the last seats."""
+    fewest = run.spec.resources.min_nodes
+    if len(workers) <= fewest:
+        return ()
+    seats = state.places_of(run.id) if _live_attempt(state, run) is not None else {}
+    last = len(seats)
+    ordered = sorted(workers, key=lambda worker: seats.get(worker.id, last))
+    return tuple(worker.node for worker in reversed(ordered[fewest:]))
 
 
 def leaving_nodes(run: Run, workers: Iterable[Worker]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
-from orchestrator.core import leaving
+from orchestrator.core import leaving, placing
 from orchestrator.core.entities import Node
 from orchestrator.core.events import CapacityChanged, NodeChanged, NodeInfo
 from orchestrator.core.states import NodeState
@@ -98,15 +98,21 @@ def drain(turn: Turn, node_id: str, reason: str, by: str) -> None:
 
 
 def _move_away(turn: Turn, run_id: str, node: Node) -> None:
+    """Under a hold nothing moves: its release looks again."""
     run = turn.run(run_id)
+    if turn.held(run_id):
+        return
     reason = f"{node.id} is being drained by {node.by}: {node.reason}"
+    if leaving.have_no_seat(turn, run_id, (node.id,)):
+        placing.end_workers(turn, run_id, (node.id,), reason)
+        return
     restart = leaving.asked(turn, run, reason, remedy="move away")
     leaving.ask(turn, run, dataclasses.replace(restart, node=node.id))
 
 
 def leave_draining(turn: Turn, run_id: str) -> None:
     """A hold has ended: move away from nodes that were drained meanwhile."""
-    for seat in turn.state.attempts[run_id].seats:
-        node = turn.state.nodes.get(seat.node)
+    for worker in turn.state.workers_of(run_id):
+        node = turn.state.nodes.get(worker.node)
         if node is not None and node.state is NodeState.DRAINING:
             _move_away(turn, run_id, node)

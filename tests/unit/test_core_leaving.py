@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import pytest
 
 from jobs.events import WorkerJoined
 from orchestrator.core import demanding, history
-from orchestrator.core.events import CapacityChanged, NodeChanged, NodeInfo, RunHeld, SparesChanged
+from orchestrator.core.events import (
+    CapacityChanged,
+    NodeChanged,
+    NodeInfo,
+    RunHeld,
+    RunReleased,
+    SparesChanged,
+)
 from orchestrator.core.limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Holding
 from orchestrator.core.states import RunState, WorkerState
@@ -156,3 +164,56 @@ def test_nodes_are_promised_for_when_a_run_has_saved() -> None:
     told = world.run("busy").timers["max_runtime"]
     grace = dt.timedelta(seconds=GRACE_SECONDS)
     assert [h.ends_at for h in holdings(world, "busy")] == [told + grace]
+
+
+# standbys
+
+
+def with_standby(nodes: int, **fields: Any) -> tuple[World, str]:
+    """A run of two nodes that trains, and the node of its standby."""
+    world = cluster(nodes)
+    start(world, "run-1", placement={"spares": 1}, **fields)
+    (standby,) = nodes_of(world, "run-1") - {seat.node for seat in world.attempt().seats}
+    return world, standby
+
+
+def test_a_standby_leaves_for_others_without_a_restart() -> None:
+    world, standby = with_standby(3, priority="low")
+    world.submit(gpu_spec("high", nodes=1, priority="high"), "high")
+    world.settle()
+    assert nodes_of(world, "high") == {standby}
+    assert (world.attempt().number, world.run().state) == (1, RunState.RUNNING)
+
+
+def test_a_drain_takes_a_standby_without_a_restart() -> None:
+    """And another one comes up elsewhere."""
+    world, standby = with_standby(4)
+    world.do(world.event(NodeChanged, node=standby, state="draining", reason="dust"))
+    world.settle()
+    assert (world.attempt().number, world.run().state) == (1, RunState.RUNNING)
+    assert nodes_of(world, "run-1") == {"node-0", "node-1", "node-3"}
+
+
+def test_a_hold_keeps_a_standby_on_a_drained_node() -> None:
+    world, standby = with_standby(4)
+    world.do(world.event(RunHeld, run="run-1"))
+    world.do(world.event(NodeChanged, node=standby, state="draining", reason="dust"))
+    world.settle()
+    assert standby in nodes_of(world, "run-1")
+    world.do(world.event(RunReleased, run="run-1"))
+    world.settle()
+    assert standby not in nodes_of(world, "run-1")
+    assert world.attempt().number == 1
+
+
+def test_standbys_shrink_before_seats() -> None:
+    """The standby that was launched first has a seat by now, and the newest agent has none."""
+    world = cluster(5)
+    start(world, "run-1", nodes={"min": 1, "max": 2}, placement={"spares": 1})
+    world.kill_agent(world.attempt().seats[0].worker)
+    world.settle()
+    world.advance(40)
+    world.settle()
+    seats = [seat.node for seat in world.attempt().seats]
+    (standby,) = nodes_of(world, "run-1") - set(seats)
+    assert [h.surplus for h in holdings(world, "run-1")] == [(standby, seats[1])]
