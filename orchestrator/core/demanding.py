@@ -198,7 +198,8 @@ def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
     """More nodes a run with a live attempt could use: standbys, and growth once it runs well."""
     attempt = _live_attempt(state, run)
     quiet = run.decision is None and run.state is not RunState.HELD and not state.fleet.hold
-    if attempt is None or not quiet or attempt.state is AttemptState.STOPPING:
+    paused = "standby" in run.timers  # the last one did not last
+    if attempt is None or not quiet or paused or attempt.state is AttemptState.STOPPING:
         return 0
     standbys = run.spec.placement.spares
     if len(attempt.seats) < run.spec.resources.max_nodes and may_grow(attempt, now):

@@ -228,6 +228,8 @@ class Attempt:
     failures: tuple[RankFailure, ...] = ()
     stacks: tuple[RankStack, ...] = ()
     stacks_from: frozenset[str] = frozenset()
+    standbys_lost: int = 0
+    """Agents without a seat that did not last, one after the other."""
     blocked_seconds: float = 0.0
     """Seconds in which saves blocked training, so far."""
 

@@ -88,6 +88,7 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         started_at=run.started_at or turn.now,
         ledger=ledger.switch(run.ledger, Bucket.STARTING, turn.now),
     )
+    turn.cancel_timer(run.id, "standby")
     turn.set_timer(run.id, "start", START_SECONDS)
     if len(seats) < run.spec.resources.max_nodes:
         turn.set_timer(run.id, "grow", demanding.GROW_SECONDS)

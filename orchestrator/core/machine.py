@@ -223,7 +223,7 @@ def _launch_timed_out(turn: Turn, run_id: str, worker_id: str) -> None:
     worker = turn.state.workers.get(worker_id)
     if worker is not None and worker.state is WorkerState.LAUNCHING:
         why = f"has not joined within {placing.LAUNCH_SECONDS:.0f} s"
-        recovering.launch_failed(turn, turn.run(run_id), worker.node, why, joined=False)
+        recovering.launch_failed(turn, turn.run(run_id), worker, why)
         if turn.run(run_id).state not in TERMINAL_RUN_STATES:
             placing.end_worker(turn, worker, why)
         turn.schedule_wanted = True
@@ -269,6 +269,7 @@ _TIMERS: Mapping[str, Callable[[Turn, str, str], None]] = {
     "silent": _silent_due,
     "max_runtime": _max_runtime,
     "grow": _grow_due,
+    "standby": _grow_due,
     "ask": _answer_due,
 }
 

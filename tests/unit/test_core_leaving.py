@@ -19,7 +19,7 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Holding
-from orchestrator.core.states import RunState, WorkerState
+from orchestrator.core.states import IncidentState, RunState, WorkerState
 from tests.unit.test_core_scheduling import cluster, gpu_spec, nodes_of, start
 from tests.world import World
 
@@ -217,3 +217,53 @@ def test_standbys_shrink_before_seats() -> None:
     seats = [seat.node for seat in world.attempt().seats]
     (standby,) = nodes_of(world, "run-1") - set(seats)
     assert [h.surplus for h in holdings(world, "run-1")] == [(standby, seats[1])]
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_standbys_that_do_not_last_do_not_end_a_run(joins: bool) -> None:
+    """Ten in a row die while waiting, or never come up; the run trains all the time."""
+    world, _ = with_standby(100)  # so many that the breaker stays calm
+    pauses = []
+    for _ in range(10):
+        seats = {seat.worker for seat in world.attempt().seats}
+        (standby,) = [
+            w
+            for w in world.state.workers_of("run-1")
+            if w.id not in seats and w.state in {WorkerState.READY, WorkerState.LAUNCHING}
+        ]
+        world.kill_agent(standby.id)
+        died = world.now
+        world.settle()
+        assert standby.node in world.run().avoid
+        while "standby" in world.run().timers:
+            world.advance(10)
+        pauses.append((world.now - died).total_seconds())
+        if not joins:
+            world.messages = [m for m in world.messages if not isinstance(m, WorkerJoined)]
+        world.settle()
+    assert pauses == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
+    assert (world.attempt().number, world.run().state) == (1, RunState.RUNNING)
+    assert world.run().budgets == {}
+    assert world.run().best_step == 12
+    (incident, *_) = [i for i in world.state.incidents.values() if i.run == "run-1"]
+    assert incident.remedy == "another agent in 30 s"
+    assert incident.state is IncidentState.RESOLVED
+
+
+def test_a_standby_that_lasted_is_replaced_soon() -> None:
+    """It died after a day: the pause is short again."""
+    world, _ = with_standby(8)
+    for expected, lasted in ((30, 0), (60, 0), (30, 86400)):
+        world.advance(lasted)
+        seats = {seat.worker for seat in world.attempt().seats}
+        (lost,) = [
+            w
+            for w in world.state.workers_of("run-1")
+            if w.id not in seats and w.state is WorkerState.READY
+        ]
+        world.kill_agent(lost.id)
+        world.settle()
+        due = world.run().timers["standby"]
+        assert due == world.now + dt.timedelta(seconds=expected)
+        world.advance(expected)
+        world.settle()
