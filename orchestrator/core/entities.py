@@ -16,7 +16,7 @@ from jobs.events import RankStack
 from jobs.spec import RunSpec
 from monitors.failures import Cause, Failure, FailureClass
 from monitors.types import Severity
-from orchestrator.core.records import Past, Usage, Window
+from orchestrator.core.records import Cordon, Past, Usage, Window
 from orchestrator.core.scheduling.rooms import Room
 from orchestrator.core.scheduling.terms import Claim, Quota
 from orchestrator.core.states import (
@@ -284,6 +284,8 @@ class Node:
     """When it was first seen."""
     maintenance: tuple[Window, ...] = ()
     """Planned, and not over; the earliest first."""
+    cordon: Cordon | None = None
+    """While it is maintained: the cordon that stood before, and stands again afterwards."""
 
     @property
     def room(self) -> Room:

@@ -8,9 +8,13 @@ import datetime as dt
 from orchestrator.core import leaving, placing
 from orchestrator.core.entities import Node
 from orchestrator.core.events import CapacityChanged, NodeChanged, NodeInfo
+from orchestrator.core.records import MAINTENANCE, Cordon, Window
 from orchestrator.core.states import NodeState
 from orchestrator.core.turn import Turn
 from orchestrator.errors import NotFoundError
+
+_LEFT = "no longer in the cluster; "
+"""Before the reason of a cordon that stands should the node come back."""
 
 
 def on_capacity(turn: Turn, event: CapacityChanged) -> None:
@@ -26,20 +30,23 @@ def on_capacity(turn: Turn, event: CapacityChanged) -> None:
     present = {info.id for info in event.nodes}
     for node in list(turn.state.nodes.values()):
         if node.id not in present and node.state is not NodeState.GONE:
-            why = f"no longer in the cluster; {node.reason}" if node.by else "no longer there"
-            turn.change_node(node.id, state=NodeState.GONE, reason=why)
+            turn.change_node(node.id, state=NodeState.GONE, reason=_left(node.by, node.reason))
     turn.schedule_wanted = True
 
 
 def _back(turn: Turn, node: Node, info: NodeInfo) -> None:
-    """A node that was cordoned (or drained) when it left takes no work before someone says so."""
-    if node.by:
-        why = node.reason.removeprefix("no longer in the cluster; ")
-        turn.change_node(node.id, state=NodeState.CORDONED, reason=why, **_shape(info))
-    else:
-        turn.change_node(
-            node.id, state=NodeState.READY, reason="back in the cluster", **_shape(info)
-        )
+    """A node that was cordoned (or drained) when it left takes no work before someone says so.
+
+    It may well have left to be maintained.
+    """
+    state = NodeState.CORDONED if node.by else NodeState.READY
+    why = node.reason.removeprefix(_LEFT) if node.by else "back in the cluster"
+    turn.change_node(node.id, state=state, reason=why, **_shape(info))
+    maintain(turn, node.id)
+
+
+def _left(by: str, reason: str) -> str:
+    return f"{_LEFT}{reason}" if by else "no longer there"
 
 
 def _shape(info: NodeInfo) -> dict[str, object]:
@@ -86,15 +93,58 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
         state=NodeState(event.state),
         reason=event.reason,
         by=by,
+        cordon=None,
         maintenance=tuple(planned),
     )
 
 
 def drain(turn: Turn, node_id: str, reason: str, by: str) -> None:
     """No new work, and its runs move away; they may save first."""
-    node = turn.change_node(node_id, state=NodeState.DRAINING, reason=reason, by=by)
+    _drain(turn, node_id, reason=reason, by=by, cordon=None)
+
+
+def _drain(turn: Turn, node_id: str, **why: object) -> None:
+    node = turn.change_node(node_id, state=NodeState.DRAINING, **why)
     for worker in turn.state.workers_on(node.id):
         _move_away(turn, worker.run, node)
+
+
+def maintain(turn: Turn, node_id: str) -> None:
+    """Keep a node drained while any window of its maintenance is open, then have it as before.
+
+    What a person drains, or is not there, needs nothing. A cordon is remembered.
+    """
+    node = turn.state.nodes[node_id]
+    planned = tuple(window for window in node.maintenance if window.ends > turn.now)
+    if planned != node.maintenance:
+        node = turn.change_node(node_id, maintenance=planned)
+    open_now = [window for window in planned if window.begins <= turn.now]
+    if open_now:
+        _keep_away(turn, node, max(open_now, key=lambda window: window.ends))
+    elif node.by == MAINTENANCE:
+        _give_back(turn, node)
+    turn.schedule_wanted = True
+
+
+def _keep_away(turn: Turn, node: Node, window: Window) -> None:
+    reason = f"maintenance until {window.ends:%Y-%m-%d %H:%M} UTC: {window.reason}"
+    if node.state is NodeState.GONE:
+        return
+    if node.by == MAINTENANCE:
+        turn.change_node(node.id, reason=reason)
+    elif node.state is not NodeState.DRAINING:
+        cordoned = node.state is NodeState.CORDONED
+        before = Cordon(reason=node.reason, by=node.by) if cordoned else None
+        _drain(turn, node.id, reason=reason, by=MAINTENANCE, cordon=before)
+
+
+def _give_back(turn: Turn, node: Node) -> None:
+    """Its maintenance is over: its cordon stands again, or else it takes work."""
+    before = node.cordon or Cordon(reason="maintenance is over", by="")
+    state, reason = NodeState.CORDONED if node.cordon else NodeState.READY, before.reason
+    if node.state is NodeState.GONE:
+        state, reason = NodeState.GONE, _left(before.by, reason)
+    turn.change_node(node.id, state=state, reason=reason, by=before.by, cordon=None)
 
 
 def _move_away(turn: Turn, run_id: str, node: Node) -> None:
