@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from babysit.wire import Tier
 from orchestrator.core import history, limits, recovery
@@ -34,8 +34,13 @@ _COMING = frozenset({WorkerState.LAUNCHING, WorkerState.READY, WorkerState.LOST}
 
 
 def wants_nodes(state: State, run: Run) -> bool:
-    """Whether the run should have nodes now: no live attempt, nothing to wait for."""
-    if run.state in TERMINAL_RUN_STATES or run.state is RunState.HELD or state.fleet.hold:
+    """Whether the run should have nodes now: no hold, no live attempt, nothing to wait for."""
+    return not state.fleet.hold and wants_when_released(state, run)
+
+
+def wants_when_released(state: State, run: Run) -> bool:
+    """The same, but for a hold over everything."""
+    if run.state in TERMINAL_RUN_STATES or run.state is RunState.HELD:
         return False
     if _live_attempt(state, run) is not None:
         return False
@@ -52,15 +57,16 @@ def kept(state: State, run: Run) -> list[Worker]:
     return [w for w in state.workers_of(run.id) if w.state in _COMING]
 
 
-def snapshot(state: State, now: dt.datetime, extra: Iterable[Run] = ()) -> Snapshot:
+def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snapshot:
     """Everything a pass looks at.
 
     Args:
         state: What the core knows.
         now: The moment.
-        extra: Runs that are not in the state: what would become of them?
+        extra: Runs that are not in the state: what would become of them, if not everything is held?
     """
-    wanting = [run for run in state.live_runs() if wants_nodes(state, run)]
+    wants = wants_when_released if extra else wants_nodes
+    wanting = [run for run in state.live_runs() if wants(state, run)]
     demands = (demand_of(state, run, now) for run in (*wanting, *extra))
     return Snapshot(
         rooms=state.rooms,

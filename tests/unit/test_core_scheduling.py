@@ -84,7 +84,7 @@ def test_a_lower_priority_saves_and_leaves_and_comes_back() -> None:
     assert [stop.grace_seconds for stop in stops] == [30.0, 30.0]
     assert "leaves its nodes for high, which has a higher priority" in world.run("low").reason
     assert world.run("high").pending == "preempting"
-    assert "low save and leave for it." in " ".join(
+    assert "low saves and leaves for it." in " ".join(
         explain(world.state, "high", world.now).sentences
     )
 
