@@ -241,9 +241,7 @@ def hold(
         " `babysit rollback --to STEP` goes on from another step (0: begins again)"
     )
     book = ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
-    turn.change_run(
-        run_id, state=RunState.HELD, held_from=run.state, reason=reason, pending=None, ledger=book
-    )
+    turn.change_run(run_id, state=RunState.HELD, held_from=run.state, reason=reason, ledger=book)
     turn.notify(run_id, Severity.CRITICAL, f"{run.name} is {reason}", incident)
 
 
@@ -265,7 +263,6 @@ def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
         ended_at=turn.now,
         timers={},
         decision=None,
-        pending=None,
         held_from=None,
         ledger=ledger.switch(run.ledger, Bucket.QUEUED, turn.now),
     )

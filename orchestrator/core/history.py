@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from orchestrator.core import limits
 from orchestrator.core.entities import Fleet, Queue, Run, Worker
@@ -23,7 +23,7 @@ SAMPLES = 3
 def booked(fleet: Fleet, run: Run, worker: Worker, now: dt.datetime) -> Fleet:
     """The use of a worker that has ended, on its project's account."""
     project, gpus = run.spec.project, accounted_gpus(run.spec.resources)
-    used = settled(fleet.usage.get(project), now) + _used(gpus, worker, now)
+    used = settled(fleet.usage.get(project), now) + _used(gpus, [worker], now)
     usage = {**fleet.usage, project: Usage(gpu_seconds=used, at=now)}
     return dataclasses.replace(fleet, usage=usage)
 
@@ -40,13 +40,12 @@ def usage_by_project(state: State, now: dt.datetime) -> dict[str, float]:
     found = {project: settled(usage, now) for project, usage in state.fleet.usage.items()}
     for run, workers in state.tenants():
         gpus, project = accounted_gpus(run.spec.resources), run.spec.project
-        used = sum(_used(gpus, worker, now) for worker in workers)
-        found[project] = found.get(project, 0.0) + used
+        found[project] = found.get(project, 0.0) + _used(gpus, workers, now)
     return found
 
 
-def _used(gpus: int, worker: Worker, now: dt.datetime) -> float:
-    return accrued(gpus, max(0.0, (now - worker.launched_at).total_seconds()))
+def _used(gpus: int, workers: Iterable[Worker], now: dt.datetime) -> float:
+    return max(0.0, accrued(gpus, ((now - w.launched_at).total_seconds() for w in workers)))
 
 
 def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:

@@ -46,7 +46,7 @@ def test_a_dry_run_says_when_others_will_have_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "shorter"), [("5h", "a shorter `max_runtime`"), (None, "a `max")]
+    ("limit", "shorter"), [("5h", "or a shorter `max_runtime`"), (None, "or a `max_runtime`")]
 )
 def test_maintenance_that_keeps_a_run_waiting_is_named(
     limit: str | None, shorter: str, monkeypatch: pytest.MonkeyPatch

@@ -91,10 +91,10 @@ def test_use_decays_by_half_in_a_half_life() -> None:
 
 def test_use_that_goes_on_decays_too() -> None:
     """The same GPUs used for two half lives: the first half counts half, whoever splits it."""
-    once = accrued(8, HALF_LIFE_SECONDS)
-    assert accrued(8, 60.0) == pytest.approx(480.0, rel=1e-4)
-    assert accrued(8, 2 * HALF_LIFE_SECONDS) == pytest.approx(once + once / 2)
-    assert accrued(8, 1e12) == pytest.approx(8 * HALF_LIFE_SECONDS / math.log(2))
+    once = accrued(8, [HALF_LIFE_SECONDS])
+    assert accrued(8, [60.0, 60.0]) == pytest.approx(960.0, rel=1e-4)
+    assert accrued(8, [2 * HALF_LIFE_SECONDS]) == pytest.approx(once + once / 2)
+    assert accrued(8, [1e12]) == pytest.approx(8 * HALF_LIFE_SECONDS / math.log(2))
 
 
 def test_an_estimate_takes_runs_of_the_size() -> None:
