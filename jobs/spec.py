@@ -236,5 +236,7 @@ class RunSpec(Model):
     recovery: Recovery = Recovery()
     notify: Notify = Notify()
     max_runtime: Seconds | None = Field(
-        default=None, description="Time from its first nodes on after which the run is ended."
+        default=None,
+        description="Time from its first nodes on after which the run is ended; it stands still"
+        " while the run waits without any.",
     )

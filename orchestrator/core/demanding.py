@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from babysit.wire import Tier
-from orchestrator.core import history, recovery
+from orchestrator.core import history, limits, recovery
 from orchestrator.core.entities import Attempt, Run, Worker
 from orchestrator.core.scheduling import Demand, Holding, Snapshot
 from orchestrator.core.scheduling.spares import failure_rate, pool_size
@@ -16,6 +16,7 @@ from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     AttemptState,
+    NodeState,
     RunState,
     Trust,
     WorkerState,
@@ -33,8 +34,13 @@ _COMING = frozenset({WorkerState.LAUNCHING, WorkerState.READY, WorkerState.LOST}
 
 
 def wants_nodes(state: State, run: Run) -> bool:
-    """Whether the run should have nodes now: no live attempt, nothing to wait for."""
-    if run.state in TERMINAL_RUN_STATES or run.state is RunState.HELD or state.fleet.hold:
+    """Whether the run should have nodes now: no hold, no live attempt, nothing to wait for."""
+    return not state.fleet.hold and wants_when_released(state, run)
+
+
+def wants_when_released(state: State, run: Run) -> bool:
+    """The same, but for a hold over everything."""
+    if run.state in TERMINAL_RUN_STATES or run.state is RunState.HELD:
         return False
     if _live_attempt(state, run) is not None:
         return False
@@ -51,15 +57,16 @@ def kept(state: State, run: Run) -> list[Worker]:
     return [w for w in state.workers_of(run.id) if w.state in _COMING]
 
 
-def snapshot(state: State, now: dt.datetime, extra: Iterable[Run] = ()) -> Snapshot:
+def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snapshot:
     """Everything a pass looks at.
 
     Args:
         state: What the core knows.
         now: The moment.
-        extra: Runs that are not in the state: what would become of them?
+        extra: Runs that are not in the state: what would become of them, if not everything is held?
     """
-    wanting = [run for run in state.live_runs() if wants_nodes(state, run)]
+    wants = wants_when_released if extra else wants_nodes
+    wanting = [run for run in state.live_runs() if wants(state, run)]
     demands = (demand_of(state, run, now) for run in (*wanting, *extra))
     return Snapshot(
         rooms=state.rooms,
@@ -93,7 +100,6 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
     need, own = run.spec.resources, kept(state, run)
     looping = recovery.restarts_in_vain(run)
     gave = run.decision is not None and bool(run.decision.give_back)
-    ends = run.timers.get("max_runtime")
     most = need.max_nodes + run.spec.placement.spares
     return Demand(
         run=run.id,
@@ -111,9 +117,7 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
         keeps=tuple(worker.node for worker in own),
         unwanted=_unwanted(run, own),
         avoid=run.avoid,
-        ends_within=(
-            max(0.0, (ends - now).total_seconds()) if ends is not None else run.spec.max_runtime
-        ),
+        ends_within=limits.ends_within(run, now),
         claim=run.claim,
     )
 
@@ -127,28 +131,48 @@ def _unwanted(run: Run, own: Iterable[Worker]) -> tuple[str, ...]:
 
 def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> list[Holding]:
     """What a run has, and what it is about to leave."""
-    decision = run.decision
-    left = set(decision.give_back) if decision is not None else set()
-    leaving = [w.node for w in workers if w.state is WorkerState.STOPPING or w.node in left]
+    leaving = leaving_nodes(run, workers)
     gone = set(leaving)
-    staying = tuple(worker.node for worker in workers if worker.node not in gone)
+    staying = [worker for worker in workers if worker.node not in gone]
     found = []
     if leaving:
-        found.append(_holding(run, tuple(leaving), leaving=True, movable=False, ends_at=now))
+        found.append(_holding(run, leaving, leaving=True, movable=False, ends_at=now))
     if staying:
-        need = run.spec.resources
         found.append(
             _holding(
                 run,
-                staying,
+                tuple(worker.node for worker in staying),
                 ends_at=history.expected_end(state, run, now),
                 lost_gpu_seconds=lost_gpu_seconds(state, run, len(staying), now),
-                surplus=staying[need.min_nodes :],
+                surplus=_surplus(state, run, staying),
                 wants=_wants(state, run, len(staying), now),
-                movable=run.state is not RunState.HELD and decision is None,
+                movable=run.state is not RunState.HELD and run.decision is None,
             )
         )
     return found
+
+
+def _surplus(state: State, run: Run, workers: list[Worker]) -> tuple[str, ...]:
+    """Nodes that a run could go without, the first to go first: standbys, then the last seats."""
+    fewest = run.spec.resources.min_nodes
+    if len(workers) <= fewest:
+        return ()
+    seats = state.places_of(run.id) if _live_attempt(state, run) is not None else {}
+    last = len(seats)
+    ordered = sorted(workers, key=lambda worker: seats.get(worker.id, last))
+    return tuple(worker.node for worker in reversed(ordered[fewest:]))
+
+
+def leaving_nodes(run: Run, workers: Iterable[Worker]) -> tuple[str, ...]:
+    """Nodes that a run is about to leave.
+
+    Under a hold it keeps those it was asked for: nothing is done about it before the release. Once
+    that is decided, workers on them are stopping; whatever it has there later, it has anew.
+    """
+    decision = run.decision
+    asked = decision is not None and not decision.decided and run.state is not RunState.HELD
+    left = frozenset(decision.give_back) if decision is not None and asked else frozenset()
+    return tuple(w.node for w in workers if w.state is WorkerState.STOPPING or w.node in left)
 
 
 def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:
@@ -166,10 +190,13 @@ def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:
 
 
 def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> float:
-    """What it costs to stop a run: work since its last save, if it cannot save now; the restart."""
+    """What it costs to stop a run: work since its last save, if it cannot save now; the restart.
+
+    To come up is work too: else a run that is just loading would be asked again and again.
+    """
     gpus = nodes * accounted_gpus(run.spec.resources)
     attempt = _live_attempt(state, run)
-    if attempt is None or attempt.first_step_at is None:
+    if attempt is None:
         return 0.0
     saved = [
         checkpoint.created_at
@@ -178,7 +205,7 @@ def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> fl
         and checkpoint.trust not in {Trust.WRITING, Trust.BAD}
         and checkpoint.deleted_at is None
     ]
-    since = max([attempt.first_step_at, *saved])
+    since = max([attempt.started_at, *saved])
     return gpus * (max(0.0, (now - since).total_seconds()) + RESTART_SECONDS)
 
 
@@ -186,7 +213,8 @@ def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
     """More nodes a run with a live attempt could use: standbys, and growth once it runs well."""
     attempt = _live_attempt(state, run)
     quiet = run.decision is None and run.state is not RunState.HELD and not state.fleet.hold
-    if attempt is None or not quiet or attempt.state is AttemptState.STOPPING:
+    paused = "standby" in run.timers  # the last one did not last
+    if attempt is None or not quiet or paused or attempt.state is AttemptState.STOPPING:
         return 0
     standbys = run.spec.placement.spares
     if len(attempt.seats) < run.spec.resources.max_nodes and may_grow(attempt, now):
@@ -204,7 +232,7 @@ def spare_pool(state: State, now: dt.datetime) -> int:
     """Idle nodes kept for recoveries; auto: the P99 of the nodes that fail in a repair time."""
     if state.fleet.spares != "auto":
         return state.fleet.spares
-    nodes = list(state.nodes.values())
+    nodes = [node for node in state.nodes.values() if node.state is not NodeState.GONE]
     recent = dt.timedelta(days=FAULT_DAYS)
     failures = sum(now - fault.at <= recent for node in nodes for fault in node.faults)
     days = sum(

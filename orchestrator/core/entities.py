@@ -16,7 +16,7 @@ from jobs.events import RankStack
 from jobs.spec import RunSpec
 from monitors.failures import Cause, Failure, FailureClass
 from monitors.types import Severity
-from orchestrator.core.records import Past, Usage, Window
+from orchestrator.core.records import Cordon, Past, Usage, Window
 from orchestrator.core.scheduling.rooms import Room
 from orchestrator.core.scheduling.terms import Claim, Quota
 from orchestrator.core.states import (
@@ -168,6 +168,9 @@ class Run:
     """Nodes the scheduler keeps for it while it waits."""
     excluded: tuple[str, ...] = ()
     """Checkpoints not to be loaded again, though nothing is known to be wrong with them."""
+    runtime_left: float | None = None
+    """Seconds of max_runtime that were left when it lost its last node to the queue; None: its time
+    runs (timer `max_runtime`), or has not begun."""
     timers: Mapping[str, dt.datetime] = dataclasses.field(default_factory=dict)
     """Deadlines by name; the controller fires TimerFired when one is due."""
     ledger: Ledger
@@ -225,6 +228,8 @@ class Attempt:
     failures: tuple[RankFailure, ...] = ()
     stacks: tuple[RankStack, ...] = ()
     stacks_from: frozenset[str] = frozenset()
+    standbys_lost: int = 0
+    """Agents without a seat that did not last, one after the other."""
     blocked_seconds: float = 0.0
     """Seconds in which saves blocked training, so far."""
 
@@ -279,6 +284,8 @@ class Node:
     """When it was first seen."""
     maintenance: tuple[Window, ...] = ()
     """Planned, and not over; the earliest first."""
+    cordon: Cordon | None = None
+    """While it is maintained: the cordon that stood before, and stands again afterwards."""
 
     @property
     def room(self) -> Room:

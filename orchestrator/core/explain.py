@@ -7,13 +7,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.core import demanding, history, placing
+from orchestrator.core import demanding, history, limits, placing
 from orchestrator.core.entities import Run
-from orchestrator.core.scheduling import Pending, Wait
+from orchestrator.core.naming import named
+from orchestrator.core.scheduling import Pending, Plan, Wait
+from orchestrator.core.scheduling.plan import MAINTENANCE_LEAD_SECONDS
 from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
+    NodeState,
     RunState,
     WorkerState,
 )
@@ -84,9 +87,10 @@ def _waiting(state: State, run: Run, now: dt.datetime) -> Explanation:
     if wait is None:
         return _coming_up(state, run)
     ahead = [state.runs[other].name for other in plan.ahead(run.id)]
-    unblock = _unblock(state, run, wait)
+    leaving = _leaving(state, run, plan)
+    unblock = _unblock(state, run, wait, leaving, now)
     starts_at, estimate = _estimate(state, run, wait, now)
-    sentences = [*_shortage(state, run, wait), _in_line(wait, ahead)]
+    sentences = [*_shortage(state, run, wait, leaving), _in_line(wait, ahead)]
     if (users := _users(state, run)) and wait.why is Pending.NO_CAPACITY:
         sentences.append(f"The nodes that would fit are used by {', '.join(users)}.")
     sentences.append(f"What would unblock it: {unblock}.")
@@ -120,7 +124,19 @@ def _coming_up(state: State, run: Run) -> Explanation:
     )
 
 
-def _shortage(state: State, run: Run, wait: Wait) -> list[str]:
+def _leaving(state: State, run: Run, plan: Plan) -> list[str]:
+    """Names of the runs that leave for it: those of this pass, and those asked before."""
+    asked = {eviction.run for eviction in plan.evictions if eviction.by == run.id}
+    claim = plan.claims.get(run.id)
+    for node in claim.nodes if claim is not None else ():
+        for worker in state.workers_on(node):
+            other = state.runs.get(worker.run)
+            if other is not None and other is not run and demanding.leaving_nodes(other, [worker]):
+                asked.add(other.id)
+    return sorted(state.runs[other].name for other in asked)
+
+
+def _shortage(state: State, run: Run, wait: Wait, leaving: list[str]) -> list[str]:
     """What is missing, and the cause of it."""
     need = run.spec.resources
     shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
@@ -132,7 +148,8 @@ def _shortage(state: State, run: Run, wait: Wait) -> list[str]:
         Pending.SPARES: "The idle ones are the spares that recoveries may need.",
         Pending.QUOTA: f"Its quota is used up: {wait.detail}.",
         Pending.TOO_LARGE: f"That is more than there is: {wait.detail}.",
-        Pending.PREEMPTING: f"{_names(state, wait.detail)} save and leave for it.",
+        Pending.PREEMPTING: f"{_listed(leaving)} for it.",
+        Pending.MAINTENANCE: "Those that are free are maintained before it would end.",
     }
     if wait.why in causes and (wait.why is not Pending.RESERVED or wait.behind):
         sentences.append(causes[wait.why])
@@ -144,7 +161,13 @@ def _in_line(wait: Wait, ahead: list[str]) -> str:
     return f"It is number {wait.place} in the queue{behind}."
 
 
-def _unblock(state: State, run: Run, wait: Wait) -> str:
+def _listed(leaving: list[str]) -> str:
+    if len(leaving) == 1:
+        return f"{leaving[0]} saves and leaves"
+    return f"{', '.join(leaving) or 'Others'} save and leave"
+
+
+def _unblock(state: State, run: Run, wait: Wait, leaving: list[str], now: dt.datetime) -> str:
     """What would move it on."""
     users = _users(state, run)
     leave = f"{' or '.join(users)} ending or giving nodes back" if users else ""
@@ -156,7 +179,8 @@ def _unblock(state: State, run: Run, wait: Wait) -> str:
             Pending.BEHIND: ahead,
             Pending.RESERVED: ahead if wait.behind else leave,
             Pending.QUOTA: f"runs of queue {queue} ending, or {raised}",
-            Pending.PREEMPTING: f"{_names(state, wait.detail)} having left",
+            Pending.PREEMPTING: f"{', '.join(leaving) or 'others'} having left",
+            Pending.MAINTENANCE: _after_maintenance(state, run, now),
             Pending.SPARES: "more nodes, or `babysit nodes spares` with a smaller number",
             Pending.TOO_LARGE: "more nodes (or quota), or uncordoning some",
         }.get(wait.why)
@@ -165,10 +189,29 @@ def _unblock(state: State, run: Run, wait: Wait) -> str:
     )
 
 
+def _after_maintenance(state: State, run: Run, now: dt.datetime) -> str:
+    within = limits.ends_within(run, now)
+    lead = MAINTENANCE_LEAD_SECONDS if within is None else within
+    until = now + dt.timedelta(seconds=lead)
+    nodes = [
+        node.id
+        for node in state.nodes.values()
+        if node.state is NodeState.READY and any(w.begins < until for w in node.maintenance)
+    ]
+    shorter = "a `max_runtime`" if within is None else "a shorter `max_runtime`"
+    return (
+        f"the maintenance of {named(nodes)} being over, or called off with"
+        f" `babysit nodes maintain NODE --off`, or {shorter} that ends before it"
+    )
+
+
 def _estimate(
     state: State, run: Run, wait: Wait, now: dt.datetime
 ) -> tuple[dt.datetime | None, list[str]]:
     """When it gets its nodes: by the ends of those that have them, or else as it usually went."""
+    if wait.why is Pending.PREEMPTING:
+        told = f"They have {limits.GRACE_SECONDS:.0f} s to save and leave."
+        return now + dt.timedelta(seconds=limits.GRACE_SECONDS), [told]
     if wait.starts_at is not None and wait.starts_at > now:
         minutes = (wait.starts_at - now).total_seconds() / 60
         return wait.starts_at, [f"Its nodes are expected to be free in {minutes:.0f} min."]
@@ -184,10 +227,6 @@ def _estimate(
 
 def _name(state: State, run: str | None) -> str:
     return state.runs[run].name if run in state.runs else "another run"
-
-
-def _names(state: State, runs: str) -> str:
-    return ", ".join(_name(state, run) for run in runs.split(", "))
 
 
 def _users(state: State, run: Run) -> list[str]:

@@ -88,6 +88,7 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         started_at=run.started_at or turn.now,
         ledger=ledger.switch(run.ledger, Bucket.STARTING, turn.now),
     )
+    turn.cancel_timer(run.id, "standby")
     turn.set_timer(run.id, "start", START_SECONDS)
     if len(seats) < run.spec.resources.max_nodes:
         turn.set_timer(run.id, "grow", demanding.GROW_SECONDS)
@@ -240,9 +241,7 @@ def hold(
         " `babysit rollback --to STEP` goes on from another step (0: begins again)"
     )
     book = ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
-    turn.change_run(
-        run_id, state=RunState.HELD, held_from=run.state, reason=reason, pending=None, ledger=book
-    )
+    turn.change_run(run_id, state=RunState.HELD, held_from=run.state, reason=reason, ledger=book)
     turn.notify(run_id, Severity.CRITICAL, f"{run.name} is {reason}", incident)
 
 
@@ -264,8 +263,6 @@ def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
         ended_at=turn.now,
         timers={},
         decision=None,
-        pending=None,
-        claim=None,
         held_from=None,
         ledger=ledger.switch(run.ledger, Bucket.QUEUED, turn.now),
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from orchestrator.core import limits
 from orchestrator.core.entities import Fleet, Queue, Run, Worker
 from orchestrator.core.records import Past, Usage
-from orchestrator.core.scheduling.share import decayed
+from orchestrator.core.scheduling.share import accrued, decayed
 from orchestrator.core.scheduling.terms import accounted_gpus
 from orchestrator.core.state import State
 
@@ -22,8 +23,7 @@ SAMPLES = 3
 def booked(fleet: Fleet, run: Run, worker: Worker, now: dt.datetime) -> Fleet:
     """The use of a worker that has ended, on its project's account."""
     project, gpus = run.spec.project, accounted_gpus(run.spec.resources)
-    seconds = (now - worker.launched_at).total_seconds()
-    used = settled(fleet.usage.get(project), now) + gpus * max(0.0, seconds)
+    used = settled(fleet.usage.get(project), now) + _used(gpus, [worker], now)
     usage = {**fleet.usage, project: Usage(gpu_seconds=used, at=now)}
     return dataclasses.replace(fleet, usage=usage)
 
@@ -36,13 +36,16 @@ def settled(usage: Usage | None, now: dt.datetime) -> float:
 
 
 def usage_by_project(state: State, now: dt.datetime) -> dict[str, float]:
-    """GPU seconds that count now: use that is over, decayed, and what runs have used so far."""
+    """GPU seconds that count now, decayed: use that is over, and what runs have used so far."""
     found = {project: settled(usage, now) for project, usage in state.fleet.usage.items()}
     for run, workers in state.tenants():
         gpus, project = accounted_gpus(run.spec.resources), run.spec.project
-        seconds = sum((now - worker.launched_at).total_seconds() for worker in workers)
-        found[project] = found.get(project, 0.0) + gpus * seconds
+        found[project] = found.get(project, 0.0) + _used(gpus, workers, now)
     return found
+
+
+def _used(gpus: int, workers: Iterable[Worker], now: dt.datetime) -> float:
+    return max(0.0, accrued(gpus, ((now - w.launched_at).total_seconds() for w in workers)))
 
 
 def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
@@ -60,7 +63,7 @@ def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
 
 def expected_end(state: State, run: Run, now: dt.datetime) -> dt.datetime | None:
     """When a run ends: by its max_runtime, or as runs of its name did before; None: unknown."""
-    if (certain := run.timers.get("max_runtime")) is not None:
+    if (certain := limits.ends_at(run)) is not None:
         return certain
     queue = state.queues.get(run.spec.queue)
     if queue is None or run.started_at is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from orchestrator.core import operators
+from orchestrator.core import nodes
 from orchestrator.core.entities import Node, Queue
 from orchestrator.core.events import (
     MaintenanceCancelled,
@@ -19,13 +19,12 @@ from orchestrator.core.states import NodeState
 from orchestrator.core.turn import Turn
 from orchestrator.errors import InvalidError, NotFoundError
 
-MAINTENANCE = "maintenance"
-"""Who drains a node whose window has begun."""
-
 
 def on_queue_changed(turn: Turn, event: QueueChanged) -> None:
     """Set a quota. What runs goes on: a queue above it gets nothing more, or gives back."""
     quota = event.quota
+    if quota.cohort is not None and not quota.cohort.strip():
+        raise InvalidError(f"queue {quota.name}: a cohort has a name; `--cohort none` leaves it")
     if quota.cohort is None and (quota.borrowing_limit or quota.lending_limit):
         raise InvalidError(
             f"queue {quota.name}: only queues of a cohort borrow and lend: give --cohort too"
@@ -54,7 +53,8 @@ def on_maintenance_planned(turn: Turn, event: MaintenancePlanned) -> None:
         )
     window = Window(begins=event.begins, ends=event.ends, reason=event.reason, by=event.actor)
     for node in _known(turn, event.nodes):
-        planned = sorted((*node.maintenance, window), key=lambda w: (w.begins, w.ends))
+        others = [w for w in node.maintenance if (w.begins, w.ends) != (window.begins, window.ends)]
+        planned = sorted((*others, window), key=lambda w: (w.begins, w.ends))
         turn.change_node(node.id, maintenance=tuple(planned))
     turn.schedule_wanted = True
 
@@ -63,38 +63,23 @@ def on_maintenance_cancelled(turn: Turn, event: MaintenanceCancelled) -> None:
     """Forget what was planned; a node that is being maintained takes work again."""
     for node in _known(turn, event.nodes):
         turn.change_node(node.id, maintenance=())
-        _give_back(turn, node)
-    turn.schedule_wanted = True
+        nodes.maintain(turn, node.id)
 
 
 def on_maintenance_due(turn: Turn, event: MaintenanceDue) -> None:
-    """A window begins: the node is drained. It is over: the node takes work again."""
-    node = turn.state.nodes.get(event.node)
-    if node is None or not node.maintenance:
-        return
-    window = node.maintenance[0]
-    if window.ends <= turn.now:
-        turn.change_node(node.id, maintenance=node.maintenance[1:])
-        _give_back(turn, node)
-    elif window.begins <= turn.now and node.state is NodeState.READY:
-        reason = f"maintenance until {window.ends:%Y-%m-%d %H:%M} UTC: {window.reason}"
-        operators.drain(turn, node.id, reason, MAINTENANCE)
-    turn.schedule_wanted = True
-
-
-def _give_back(turn: Turn, node: Node) -> None:
-    if node.state is NodeState.DRAINING and node.by == MAINTENANCE:
-        turn.change_node(node.id, state=NodeState.READY, reason="maintenance is over", by="")
+    """A window begins: the node is drained. It is over: the node is as it was before."""
+    if event.node in turn.state.nodes:
+        nodes.maintain(turn, event.node)
 
 
 def _known(turn: Turn, names: Iterable[str]) -> list[Node]:
     """Nodes by name; all of them, or an error and none."""
-    nodes = [turn.state.nodes.get(name) for name in names]
+    found = [turn.state.nodes.get(name) for name in names]
     missing = [
         name
-        for name, node in zip(names, nodes, strict=True)
+        for name, node in zip(names, found, strict=True)
         if node is None or node.state is NodeState.GONE
     ]
     if missing:
         raise NotFoundError(f"no such node: {', '.join(missing)}; see `babysit nodes ls`")
-    return [node for node in nodes if node is not None]
+    return [node for node in found if node is not None]

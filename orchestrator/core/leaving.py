@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 
 from monitors.failures import Cause, FailureClass
 from orchestrator.core import demanding, gang, placing
 from orchestrator.core.entities import Decision, Restart, Run
+from orchestrator.core.limits import GRACE_SECONDS
+from orchestrator.core.naming import named
 from orchestrator.core.scheduling import Eviction
 from orchestrator.core.states import (
+    LIVE_ATTEMPT_STATES,
     RUNNABLE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     RunState,
@@ -16,8 +20,6 @@ from orchestrator.core.states import (
 )
 from orchestrator.core.turn import Turn
 
-GRACE_SECONDS = 30.0
-"""Time a rank gets to save and leave."""
 _WHY = {
     "priority": "which has a higher priority",
     "reclaim": "whose queue takes back what was borrowed",
@@ -63,13 +65,27 @@ def ask(turn: Turn, run: Run, restart: Restart, give_back: tuple[str, ...] = ())
     return True
 
 
+def have_no_seat(turn: Turn, run_id: str, nodes: Container[str]) -> bool:
+    """Whether a run has a live attempt, and none of it is on these nodes: standbys, or growth."""
+    attempt = turn.attempt(run_id)
+    if attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
+        return False
+    seated = turn.state.places_of(run_id)
+    workers = turn.state.workers_of(run_id)
+    return not any(worker.id in seated for worker in workers if worker.node in nodes)
+
+
 def evict(turn: Turn, eviction: Eviction) -> None:
     """Nodes of one run for another, as the scheduler has it.
 
     A run that trains saves first. One that only holds nodes while it waits, or whose agents are
-    coming up, gives them back at once.
+    coming up, gives them back at once; and so does any that trains on others.
     """
     run, by = turn.run(eviction.run), turn.run(eviction.by)
+    if have_no_seat(turn, run.id, eviction.nodes):
+        reason = f"{named(eviction.nodes)} left to {by.name}, {_WHY[eviction.why]}"
+        placing.end_workers(turn, run.id, eviction.nodes, reason)
+        return
     whole = len(eviction.nodes) == len(demanding.kept(turn.state, run))
     what = "leaves its nodes" if whole else f"leaves {len(eviction.nodes)} nodes and goes on"
     reason = f"{what} for {by.name}, {_WHY[eviction.why]}"

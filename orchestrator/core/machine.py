@@ -32,6 +32,7 @@ from orchestrator.core import (
     contact,
     gang,
     housekeeping,
+    nodes,
     operators,
     placing,
     recovering,
@@ -222,7 +223,7 @@ def _launch_timed_out(turn: Turn, run_id: str, worker_id: str) -> None:
     worker = turn.state.workers.get(worker_id)
     if worker is not None and worker.state is WorkerState.LAUNCHING:
         why = f"has not joined within {placing.LAUNCH_SECONDS:.0f} s"
-        recovering.launch_failed(turn, turn.run(run_id), worker.node, why, joined=False)
+        recovering.launch_failed(turn, turn.run(run_id), worker, why)
         if turn.run(run_id).state not in TERMINAL_RUN_STATES:
             placing.end_worker(turn, worker, why)
         turn.schedule_wanted = True
@@ -268,6 +269,7 @@ _TIMERS: Mapping[str, Callable[[Turn, str, str], None]] = {
     "silent": _silent_due,
     "max_runtime": _max_runtime,
     "grow": _grow_due,
+    "standby": _grow_due,
     "ask": _answer_due,
 }
 
@@ -278,8 +280,8 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     RunReleased: operators.on_released,
     RestartAsked: operators.on_restart_asked,
     RollbackAsked: operators.on_rollback_asked,
-    CapacityChanged: operators.on_capacity,
-    NodeChanged: operators.on_node_changed,
+    CapacityChanged: nodes.on_capacity,
+    NodeChanged: nodes.on_node_changed,
     IncidentChanged: operators.on_incident_changed,
     QueueChanged: housekeeping.on_queue_changed,
     SparesChanged: housekeeping.on_spares_changed,

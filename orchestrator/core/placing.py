@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Container, Iterable
 
 from jobs.commands import Shutdown
-from orchestrator.core import demanding, ledger
+from orchestrator.core import demanding, ledger, limits
 from orchestrator.core.entities import Run, Worker
 from orchestrator.core.instructions import LaunchWorker, StopWorker
 from orchestrator.core.ledger import Bucket
@@ -23,6 +23,7 @@ _WHY = {
     Pending.TOPOLOGY: "enough are free, but not within one {pack}",
     Pending.QUOTA: "its queue's quota is used up",
     Pending.RESERVED: "those that are free are kept for a run ahead of it",
+    Pending.MAINTENANCE: "those that are free are maintained before it would end",
     Pending.SPARES: "those that are free are spares for recoveries",
     Pending.MAINTENANCE: "those that are free are maintained before it would end",
     Pending.PREEMPTING: "others save and leave for it",
@@ -70,10 +71,11 @@ def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
 
 
 def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
-    """The run has its nodes; its agents are coming up. With the first ones its time begins."""
-    limit = turn.run(run_id).spec.max_runtime
-    if limit is not None and turn.run(run_id).workers_made == 0:
-        turn.set_timer(run_id, "max_runtime", limit)
+    """The run has its nodes; its agents are coming up. Its time runs."""
+    left = limits.runtime_left(turn.run(run_id))
+    if left is not None and "max_runtime" not in turn.run(run_id).timers:
+        turn.set_timer(run_id, "max_runtime", left)
+        turn.change_run(run_id, runtime_left=None)
     run = turn.run(run_id)
     book = ledger.switch(run.ledger, Bucket.STARTING, turn.now)
     if run.state is RunState.QUEUED:
@@ -91,7 +93,7 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
     The reason bears no figure that changes while it waits: thousands may wait, and each change is
     written. `explain` has the figures of the moment.
     """
-    run = turn.run(wait.run)
+    run = _stop_its_time(turn, turn.run(wait.run))
     if run.claim != claim:
         run = turn.change_run(run.id, claim=claim)
     why = _WHY[wait.why].format(pack=run.spec.placement.pack)
@@ -105,6 +107,15 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
         )
     else:
         turn.change_run(run.id, reason=reason, pending=wait.why.value, ledger=book)
+
+
+def _stop_its_time(turn: Turn, run: Run) -> Run:
+    """A run that waits and has no node, as when it left them for another, uses none of its time."""
+    ends = run.timers.get("max_runtime")
+    if ends is None or demanding.kept(turn.state, run):
+        return run
+    turn.cancel_timer(run.id, "max_runtime")
+    return turn.change_run(run.id, runtime_left=max(0.0, (ends - turn.now).total_seconds()))
 
 
 def end_worker(turn: Turn, worker: Worker, reason: str) -> None:

@@ -16,6 +16,18 @@ class Window:
     by: str = ""
 
 
+MAINTENANCE = "maintenance"
+"""Who drains a node whose window has begun."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Cordon:
+    """Why a node takes no new work, and who says so."""
+
+    reason: str
+    by: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
     """How it went for a run of a queue: what estimates are made from."""

@@ -13,7 +13,16 @@ from jobs.events import RankExited, RankRestored
 from monitors.exits import root_cause
 from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
-from orchestrator.core import faults, gang, ledger, memory_tier, placing, recovery, rewinding
+from orchestrator.core import (
+    faults,
+    gang,
+    ledger,
+    memory_tier,
+    placing,
+    recovery,
+    rewinding,
+    standbys,
+)
 from orchestrator.core.entities import Decision, RankFailure, Restart, Run, Worker
 from orchestrator.core.events import WorkerLost
 from orchestrator.core.gang_events import GangFinished, GangRestored
@@ -76,7 +85,6 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
         signature=f"worker_lost {worker.node}",
         reason=f"the agent on {worker.node} is gone: {event.reason}",
     )
-    joined = worker.joined_at is not None
     turn.cancel_timer(worker.run, f"launch:{worker.id}", f"contact:{worker.id}")
     turn.change_worker(worker.id, state=WorkerState.ENDED, reason=event.reason)
     memory_tier.drop_with(turn, worker.run, worker.id)
@@ -88,7 +96,7 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
     seated = worker.id in turn.state.places_of(run.id)
     if attempt is None or not seated or attempt.state not in LIVE_ATTEMPT_STATES:
         if not expected:
-            launch_failed(turn, run, worker.node, event.reason, joined=joined)
+            launch_failed(turn, run, worker, event.reason)
         return
     if not expected:
         faults.note_fault(turn, worker.node, run.id, gone)
@@ -109,20 +117,26 @@ def lose_seat(turn: Turn, run_id: str, worker: Worker, gone: Failure, *, at: dt.
     fail_attempt(turn, run_id, gone, failed_at=at, rank=None, node=worker.node)
 
 
-def launch_failed(turn: Turn, run: Run, node: str, reason: str, *, joined: bool) -> None:
-    """An agent died with no attempt alive: it never came up, or died while waiting.
+def launch_failed(turn: Turn, run: Run, worker: Worker, reason: str) -> None:
+    """An agent without a seat never came up, or died while waiting.
 
-    Charged like any failure.
+    Charged like any failure, unless the run trains without it.
     """
-    what = "died while waiting" if joined else "did not come up"
+    node = worker.node
+    what = "did not come up" if worker.joined_at is None else "died while waiting"
     failure = Failure(
         failure_class=FailureClass.WORKER_LOST,
         signature=f"launch {node}",
         reason=f"the agent on {node} {what}: {reason}",
     )
-    budgets, count = recovery.charge_launch(run, failure.reason)
-    turn.change_run(run.id, budgets=budgets, avoid=_with(run.avoid, node)[-recovery.AVOIDED :])
+    turn.change_run(run.id, avoid=_with(run.avoid, node)[-recovery.AVOIDED :])
     faults.note_fault(turn, node, run.id, failure)
+    attempt = turn.attempt(run.id)
+    if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
+        standbys.lost(turn, worker, failure)
+        return
+    budgets, count = recovery.charge_launch(run, failure.reason)
+    turn.change_run(run.id, budgets=budgets)
     if count > recovery.LAUNCH_TRIES:
         gang.finish_run(turn, run.id, RunState.FAILED, f"{failure.reason} ({count} times)")
 

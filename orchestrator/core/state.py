@@ -19,6 +19,7 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
+from orchestrator.core.records import MAINTENANCE
 from orchestrator.core.scheduling.rooms import Room, Rooms
 from orchestrator.core.states import (
     TERMINAL_RUN_STATES,
@@ -214,13 +215,7 @@ class State:
 
     def due_maintenance(self, now: dt.datetime) -> list[str]:
         """Nodes whose planned maintenance begins, or is over."""
-        due = []
-        for name in sorted(self._maintained):
-            node, window = self.nodes[name], self.nodes[name].maintenance[0]
-            begins = window.begins <= now and node.state is NodeState.READY
-            if begins or window.ends <= now:
-                due.append(name)
-        return due
+        return [name for name in sorted(self._maintained) if _is_due(self.nodes[name], now)]
 
     def due_timers(self, now: dt.datetime) -> list[Timer]:
         """Deadlines that have passed, the earliest first."""
@@ -287,6 +282,11 @@ class State:
 def _room(node: Node | None) -> Room | None:
     """A node as the scheduler sees it; None: it takes no work."""
     return node.room if node is not None and node.state is NodeState.READY else None
+
+
+def _is_due(node: Node, now: dt.datetime) -> bool:
+    drained = node.by == MAINTENANCE or node.state in {NodeState.DRAINING, NodeState.GONE}
+    return any(w.ends <= now or (w.begins <= now and not drained) for w in node.maintenance)
 
 
 def is_over(entity: Entity) -> bool:

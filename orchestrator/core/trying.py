@@ -7,7 +7,8 @@ import datetime as dt
 from jobs.spec import RunSpec
 from orchestrator.core import admission, demanding
 from orchestrator.core.entities import Ledger, Run
-from orchestrator.core.scheduling import Eviction, Plan, plan
+from orchestrator.core.limits import GRACE_SECONDS
+from orchestrator.core.scheduling import Eviction, Pending, Plan, Wait, plan
 from orchestrator.core.state import State
 from orchestrator.core.views import DryRunView, EvictionView
 
@@ -15,7 +16,7 @@ _RUN = "dry-run"
 
 
 def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
-    """One scheduling pass with a run that nobody has submitted.
+    """One scheduling pass with a run that nobody has submitted; if all is held, after the release.
 
     Raises:
         InvalidError, RefusedError: It would be refused.
@@ -28,17 +29,17 @@ def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
     wait = outcome.waits.get(_RUN)
     ahead = [state.runs[other].name for other in outcome.ahead(_RUN)] if wait else []
     evicts = [_view(state, each) for each in outcome.evictions if each.by == _RUN]
-    held = state.fleet.hold or ""
+    why = Pending.HELD if state.fleet.hold else wait.why if wait is not None else None
     return DryRunView(
         name=spec.name,
-        starts=bool(nodes) and not held,
+        starts=bool(nodes) and not state.fleet.hold,
         nodes=list(nodes),
         more_nodes=list(more),
         domains=_domains(state, nodes),
-        underlying=None if wait is None else wait.why.value,
+        underlying=None if why is None else why.value,
         place=None if wait is None else wait.place,
         ahead=ahead,
-        starts_at=None if wait is None else wait.starts_at,
+        starts_at=None if state.fleet.hold else _starts_at(wait, evicts, now),
         evicts=evicts,
         sentences=_sentences(state, spec, outcome, evicts, ahead),
     )
@@ -66,19 +67,20 @@ def _domains(state: State, nodes: tuple[str, ...]) -> dict[str, list[str]]:
 def _sentences(
     state: State, spec: RunSpec, outcome: Plan, evicts: list[EvictionView], ahead: list[str]
 ) -> list[str]:
-    wait = outcome.waits.get(_RUN)
-    told = [] if state.fleet.hold is None else [f"Everything is held: {state.fleet.hold}."]
+    wait, hold = outcome.waits.get(_RUN), state.fleet.hold
+    told = [f"Everything is held, so nothing starts before `babysit release`: {hold}."] * bool(hold)
+    start = "then start" if hold else "start now"
     if wait is None:
-        nodes = outcome.placements[_RUN]
-        told.append(f"{spec.name} would start now, on {', '.join(nodes)}.")
+        told.append(f"{spec.name} would {start}, on {', '.join(outcome.placements[_RUN])}.")
         if more := outcome.growth.get(_RUN):
             told.append(f"It would also get {', '.join(more)}.")
         return told
     behind = f", behind {', '.join(ahead)}" if ahead else ""
     cause = f" ({wait.detail})" if wait.detail and not evicts else ""
-    why = wait.why.value.replace("_", " ")
+    nodes = "1 node" if wait.missing == 1 else f"{wait.missing} nodes"
+    would = f"would {'then ' * bool(hold)}wait for {nodes}"
     told.append(
-        f"{spec.name} would wait for {wait.missing} nodes: {why}{cause}."
+        f"{spec.name} {would}: {wait.why.value.replace('_', ' ')}{cause}."
         f" It would be number {wait.place} in the queue{behind}."
     )
     told.extend(
@@ -86,6 +88,16 @@ def _sentences(
         f" that costs up to {each.lost_gpu_seconds:.0f} GPU s."
         for each in evicts
     )
-    if wait.starts_at is not None:
+    if evicts:
+        told.append(f"They would have {GRACE_SECONDS:.0f} s to save.")
+    elif wait.starts_at is not None:
         told.append(f"Its nodes are expected to be free at {wait.starts_at:%Y-%m-%d %H:%M:%S} UTC.")
     return told
+
+
+def _starts_at(
+    wait: Wait | None, evicts: list[EvictionView], now: dt.datetime
+) -> dt.datetime | None:
+    if evicts:
+        return now + dt.timedelta(seconds=GRACE_SECONDS)
+    return None if wait is None else wait.starts_at

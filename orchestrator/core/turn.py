@@ -36,6 +36,7 @@ from orchestrator.core.states import (
     check_move,
 )
 
+_NOT_IN_THE_QUEUE = frozenset({RunState.HELD, *TERMINAL_RUN_STATES})
 _SEEN_THROUGH_A_HOLD = frozenset({None, RunState.HELD, *TERMINAL_RUN_STATES})
 
 
@@ -71,12 +72,15 @@ class Turn:
     def change_run(self, run: str, **changes: Any) -> Run:
         """Change fields; a change of state must be legal.
 
-        Under a hold, the state underneath changes.
+        Under a hold, the state underneath changes. A run that is held or over is not in the queue:
+        nodes are kept for it no longer.
         """
         old = self.state.runs[run]
         if old.state is RunState.HELD and changes.get("state") not in _SEEN_THROUGH_A_HOLD:
             changes["held_from"] = changes.pop("state")
             changes.pop("reason", None)
+        if changes.get("state") in _NOT_IN_THE_QUEUE:
+            changes |= {"claim": None, "pending": None}
         new = dataclasses.replace(old, **changes)
         check_move(RUN_MOVES, old.state, new.state, f"run {run}", f"{old.reason} -> {new.reason}")
         self.state.put(new)

@@ -475,13 +475,14 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_node_is_given_twice(self) -> None:
-        """They have one CPU each. Nobody has nodes kept for it that has all it needs."""
+        """They have one CPU each. Nodes are kept for nobody that has all it needs, or is held."""
         state = self.world.state
         for node in state.nodes:
             here = [w for w in state.workers_on(node) if w.state is not WorkerState.ENDED]
             assert len(here) <= 1, here
         for run in state.live_runs():
-            assert run.claim is None or run.pending or run.state is RunState.HELD, run
+            waits = run.pending and run.state is not RunState.HELD
+            assert run.claim is None or waits, run
 
     @invariant()
     def nothing_after_the_end(self) -> None:

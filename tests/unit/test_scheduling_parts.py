@@ -13,7 +13,7 @@ from orchestrator.core.history import usual_wait
 from orchestrator.core.records import Past
 from orchestrator.core.scheduling import Pending, Quota, Room, Rooms
 from orchestrator.core.scheduling.quota import Quotas, Standing
-from orchestrator.core.scheduling.share import HALF_LIFE_SECONDS, decayed
+from orchestrator.core.scheduling.share import HALF_LIFE_SECONDS, accrued, decayed
 from orchestrator.core.scheduling.spares import (
     PRIOR_FAILURES_PER_NODE_DAY,
     failure_rate,
@@ -87,6 +87,14 @@ def test_the_failure_rate_moves_from_the_published_to_the_measured() -> None:
 
 def test_use_decays_by_half_in_a_half_life() -> None:
     assert decayed(100.0, HALF_LIFE_SECONDS) == pytest.approx(50.0)
+
+
+def test_use_that_goes_on_decays_too() -> None:
+    """The same GPUs used for two half lives: the first half counts half, whoever splits it."""
+    once = accrued(8, [HALF_LIFE_SECONDS])
+    assert accrued(8, [60.0, 60.0]) == pytest.approx(960.0, rel=1e-4)
+    assert accrued(8, [2 * HALF_LIFE_SECONDS]) == pytest.approx(once + once / 2)
+    assert accrued(8, [1e12]) == pytest.approx(8 * HALF_LIFE_SECONDS / math.log(2))
 
 
 def test_an_estimate_takes_runs_of_the_size() -> None:

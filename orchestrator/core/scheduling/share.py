@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from orchestrator.core.scheduling.terms import PRIORITY_RANK, Demand, Holding
 
@@ -18,6 +18,16 @@ HORIZON_SECONDS = 3600.0
 def decayed(gpu_seconds: float, elapsed: float) -> float:
     """What use counts for, `elapsed` seconds later."""
     return gpu_seconds * math.exp2(-elapsed / HALF_LIFE_SECONDS)
+
+
+def accrued(gpus: int, seconds: Iterable[float]) -> float:
+    """What the use of so many GPUs counts for each time that it began so long ago and goes on.
+
+    Each moment decays: the integral of `gpus` x 2^(-t / half life) over that time. It
+    never counts for more than 10.1 days (half life / ln 2), however long it goes on.
+    """
+    lifetime = HALF_LIFE_SECONDS / math.log(2.0)
+    return gpus * lifetime * sum(-math.expm1(-each / lifetime) for each in seconds)
 
 
 class Shares:

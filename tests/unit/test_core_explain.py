@@ -1,0 +1,91 @@
+"""Why a run waits, and what would become of one: what is said must be so."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from orchestrator.core import explain as explaining
+from orchestrator.core.events import MaintenancePlanned, RunHeld, RunReleased
+from orchestrator.core.explain import explain
+from orchestrator.core.limits import GRACE_SECONDS
+from orchestrator.core.scheduling import Pending, Plan, Wait
+from orchestrator.core.states import RunState
+from orchestrator.core.trying import try_out
+from tests.unit.test_core_scheduling import cluster, gpu_spec, start
+
+GRACE = dt.timedelta(seconds=GRACE_SECONDS)
+
+
+def test_each_is_told_who_leaves_for_it() -> None:
+    """Two preempt at once: each hears of its own victims, and when they will have left."""
+    world = cluster(4)
+    start(world, "one", priority="low")
+    start(world, "two", priority="low")
+    world.slow = True
+    world.submit(gpu_spec("first", priority="high"), "first")
+    world.submit(gpu_spec("second", priority="high"), "second")
+    told = {}
+    for run in ("first", "second"):
+        said = explain(world.state, run, world.now)
+        assert said.underlying == Pending.PREEMPTING
+        assert said.starts_at == world.now + GRACE
+        assert "They have 30 s to save and leave." in said.sentences
+        (told[run],) = [s for s in said.sentences if s.endswith("saves and leaves for it.")]
+        assert said.unblock == f"{told[run].split()[0]} having left"
+    assert sorted(sentence.split()[0] for sentence in told.values()) == ["one", "two"]
+
+
+def test_a_dry_run_says_when_others_will_have_left() -> None:
+    world = cluster(2)
+    start(world, "low", priority="low")
+    foreseen = try_out(world.state, gpu_spec("high", priority="high"), world.now)
+    assert foreseen.starts_at == world.now + GRACE
+    assert foreseen.sentences[-1] == "They would have 30 s to save."
+
+
+@pytest.mark.parametrize(
+    ("limit", "shorter"), [("5h", "or a shorter `max_runtime`"), (None, "or a `max_runtime`")]
+)
+def test_maintenance_that_keeps_a_run_waiting_is_named(
+    limit: str | None, shorter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both nodes are free, but one is maintained before the run would end."""
+    world = cluster(2)
+    soon, later = world.now + dt.timedelta(minutes=30), world.now + dt.timedelta(hours=30)
+    for node, begins in (("node-0", soon), ("node-1", later)):
+        ends = begins + dt.timedelta(hours=1)
+        world.do(
+            world.event(
+                MaintenancePlanned, nodes=(node,), begins=begins, ends=ends, reason="new switch"
+            )
+        )
+    world.submit(gpu_spec("run-1", nodes=2, max_runtime=limit), "run-1")
+    assert world.run().state is RunState.QUEUED
+    wait = Wait(run="run-1", why=Pending.MAINTENANCE, place=1, missing=2, fitting=1)
+    monkeypatch.setattr(explaining.placing, "current_plan", lambda *_: Plan(waits={"run-1": wait}))
+    said = explain(world.state, "run-1", world.now)
+    assert said.underlying == "maintenance"
+    assert "Those that are free are maintained before it would end." in said.sentences
+    assert said.unblock.startswith("the maintenance of node-0 being over, or called off with")
+    assert shorter in said.unblock
+
+
+def test_a_dry_run_while_everything_is_held_looks_past_the_hold() -> None:
+    """Nothing starts, as it says; and it does not promise nodes that others wait for already."""
+    world = cluster(3)
+    start(world, "busy", nodes=1)
+    world.do(world.event(RunHeld, run=None, reason="network"))
+    alone = try_out(world.state, gpu_spec("new", nodes=2), world.now)
+    assert (alone.starts, alone.underlying, alone.starts_at) == (False, "held", None)
+    assert alone.nodes == ["node-1", "node-2"]
+    assert "Everything is held, so nothing starts before `babysit release`" in alone.sentences[0]
+    assert alone.sentences[1] == "new would then start, on node-1, node-2."
+
+    world.submit(gpu_spec("before", nodes=2), "before")
+    behind = try_out(world.state, gpu_spec("new", nodes=2), world.now)
+    assert (behind.starts, behind.nodes, behind.ahead) == (False, [], [])
+    assert behind.sentences[1].startswith("new would then wait for 2 nodes: no capacity.")
+    world.do(world.event(RunReleased, run=None))
+    assert world.run("before").state is RunState.STARTING
