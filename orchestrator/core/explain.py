@@ -11,7 +11,7 @@ from orchestrator.core import demanding, history, limits, placing
 from orchestrator.core.entities import Run
 from orchestrator.core.naming import named
 from orchestrator.core.scheduling import Pending, Plan, Wait
-from orchestrator.core.scheduling.plan import MAINTENANCE_LEAD_SECONDS
+from orchestrator.core.scheduling.eligible import MAINTENANCE_LEAD_SECONDS
 from orchestrator.core.state import State
 from orchestrator.core.states import (
     LIVE_ATTEMPT_STATES,

@@ -23,7 +23,6 @@ _WHY = {
     Pending.TOPOLOGY: "enough are free, but not within one {pack}",
     Pending.QUOTA: "its queue's quota is used up",
     Pending.RESERVED: "those that are free are kept for a run ahead of it",
-    Pending.MAINTENANCE: "those that are free are maintained before it would end",
     Pending.SPARES: "those that are free are spares for recoveries",
     Pending.MAINTENANCE: "those that are free are maintained before it would end",
     Pending.PREEMPTING: "others save and leave for it",

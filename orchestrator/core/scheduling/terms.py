@@ -30,7 +30,6 @@ class Pending(StrEnum):
     TOPOLOGY = "topology"  # enough free nodes, but not within one domain of the size asked for
     QUOTA = "quota"  # its queue's quota, and what it may borrow, are used up
     RESERVED = "reserved"  # the free nodes that fit are kept for a run ahead of it
-    MAINTENANCE = "maintenance"  # the free nodes that fit are maintained before it would end
     SPARES = "spares"  # the free nodes that fit are the pool of spares for recoveries
     MAINTENANCE = "maintenance"  # the free nodes that fit are maintained before it would end
     PREEMPTING = "preempting"  # others save and leave for it
