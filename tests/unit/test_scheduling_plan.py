@@ -43,7 +43,7 @@ def need(nodes: int = 1, gpus: int = 8) -> Resources:
 def demand(run: str, nodes: int = 1, gpus: int = 8, **fields: Any) -> Demand:
     fields.setdefault("priority", Priority.NORMAL)
     fields.setdefault("submitted_at", NOW)
-    return Demand(run=run, name=run, need=need(nodes, gpus), nodes=nodes, **fields)
+    return Demand(run=run, name=run, need=need(max(1, nodes), gpus), nodes=nodes, **fields)
 
 
 def holding(run: str, *nodes: str, gpus: int = 8, **fields: Any) -> Holding:
