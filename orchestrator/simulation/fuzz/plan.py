@@ -117,7 +117,7 @@ def _submission(chance: random.Random, number: int, nodes: int) -> Submission:
                 "processes_per_node": chance.choice((1, 1, 2)),
             },
             "checkpoint": {
-                "directory": "/checkpoints",
+                "directory": f"/checkpoints/RUN-{number}",  # two live runs never share one
                 "every_steps": every,
                 "memory_every_steps": chance.choice((0, 0, 1, 2)),
                 "keep": chance.randint(1, 3),
