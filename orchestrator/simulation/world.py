@@ -52,12 +52,10 @@ class World:
         """By failure: how often it happened, and how often it disturbed a run."""
         self._simulated: dict[str, SimulatedRun] = {}
         around = Surroundings(
-            self.engine, self.site, self._chance, scenario.recovery, self.tally.disturbed
+            self.engine, self.site, self._chance, scenario.recovery, self.tally.stopped
         )
         self._begin_gang = partial(self._new_gang, around)
-        self._mishaps = Mishaps(
-            self.engine, self.site, self._chance, self.gangs, self.tally.disturbed
-        )
+        self._mishaps = Mishaps(self.engine, self.site, self._chance, self.gangs, self.tally)
 
     def run(self, progress: Progress = lambda _: None) -> None:
         """From the beginning to the end of the scenario."""
