@@ -35,7 +35,11 @@ def complaint(text: str) -> str:
     ("old", "new", "expected"),
     [
         ("nodes: 4, spares", "nodse: 4, spares", "my.yaml:3:11: cluster.nodse: no such field"),
-        ("days: 1", "days: long", 'my.yaml:2:7: days: expected a number above 0, got "long"'),
+        (
+            "days: 1",
+            "days: long",
+            "my.yaml:2:7: days: expected a number above 0 and at most 3660, got",
+        ),
         ("step_seconds: 2s", "step_seconds: soon", "my.yaml:10:19: runs[0].step_seconds: expected"),
         ("nodes: 4}\n      ", "nodes: 0}\n      ", "my.yaml:8:26: runs[0].spec.resources.nodes"),
         ("does: gpu_fault", "does: gpu", "my.yaml:12:30: failures[0].does: expected one of crash,"),
@@ -44,8 +48,12 @@ def complaint(text: str) -> str:
         ("run: one, reason", "rum: one, reason", "my.yaml:14:5: events[0].run: field required"),
         ("name: tiny\n", "name: tiny\n\t", "my.yaml:2:1: tab character"),
         ("days: 1\n", "days: 1\ndays: 2\n", "my.yaml:3:1: days: is given twice"),
-        ("days: 1", "days: 1e9", "my.yaml:2:7: days: expected a number above 0"),
-        ("nodes: 4, spares", "nodes: 1e12, spares", "my.yaml:3:18: cluster.nodes: expected"),
+        ("days: 1", "days: 1e9", "my.yaml:2:7: days: expected a number above 0 and at most 3660"),
+        (
+            "nodes: 4, spares",
+            "nodes: 1e12, spares",
+            "my.yaml:3:18: cluster.nodes: expected an integer of at least 1 and",
+        ),
         ("spares: 1", "lemons: 9", "my.yaml:3:29: cluster.lemons: expected at most 4 (cluster."),
         (
             "nodes: 4}\n      ",
