@@ -192,6 +192,29 @@ def test_slow_storage_costs_what_saves_take_longer(save_seconds: float) -> None:
     assert told["slow_share"] == pytest.approx(expected, rel=0.02)
 
 
+def test_planned_maintenance_drains_nodes_when_it_begins_until_it_is_over() -> None:
+    window = {"begins": "2026-01-01T00:30:00Z", "ends": "2026-01-01T01:10:00Z", "reason": "disk"}
+    nodes = [f"n{i}" for i in (1, 2)]
+    planned = {"at": "10m", "kind": "maintenance_planned", "nodes": nodes, **window}
+    world = World(small(cluster={"nodes": 4}, events=[planned]))
+    seen: list[tuple[list[str], set[str]]] = []
+
+    def see() -> None:
+        state = world.engine.state
+        off = [node.id for node in state.nodes.values() if node.state is not NodeState.READY]
+        seen.append((off, {worker.node for worker in state.workers_of("r")}))
+
+    for minute in (29, 40, 75):
+        world.engine.at(minute * 60.0, see)
+    world.run()
+    (before, first), (during, moved), (after, _) = seen
+    assert (before, during, after) == ([], nodes, [])
+    assert first & set(nodes)
+    assert not moved & set(nodes)
+    assert [r["remedy"] for r in report(world)["restarts"]] == ["move away"]
+    assert not world.engine.refusals
+
+
 def test_a_preempted_node_is_back_after_its_time() -> None:
     world = World(met_by("preemption", failure={"lasts": 1200}, cluster={"spares": 2}))
     draining: list[int] = []
