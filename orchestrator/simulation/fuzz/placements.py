@@ -19,6 +19,8 @@ from orchestrator.database.port import Batch
 _LEAD = dt.timedelta(hours=1)
 """Nothing without a limit starts on a node so long before its maintenance."""
 _LEAVING = frozenset({WorkerState.STOPPING, WorkerState.ENDED})
+_MOST_LAUNCHES = 80
+"""Of agents of one run: three times what any story needs. More goes round in circles."""
 _PUNCTUAL = dt.timedelta(seconds=30)
 """A maintenance that begins or ends is acted upon by then, where someone leads."""
 
@@ -53,6 +55,9 @@ def _takes_work(book: State, launch: LaunchWorker) -> Iterator[str]:
     if node.state is not NodeState.READY:
         yield f"{launch.worker} is launched on {node.id}, which is {node.state}: {node.reason}"
     mine = [w for w in book.workers_of(str(launch.run)) if w.node == node.id]
+    made = book.runs[str(launch.run)].workers_made
+    if made > _MOST_LAUNCHES:
+        yield f"{launch.worker} is launched: the {made}th agent of {launch.run}"
     if sum(worker.state not in _LEAVING for worker in mine) > 1:
         yield f"{launch.worker} is launched on {node.id}, where {launch.run} has one"
     wanted = sum(
