@@ -334,6 +334,9 @@ def main() -> None:
     figures = {
         "event_microseconds_median": statistics.median(everything),
         "event_microseconds_p99": sorted(everything)[int(0.99 * len(everything))],
+        "event_microseconds_median_by_kind": {
+            kind: statistics.median(values) for kind, values in micros.items()
+        },
         "event_nodes": full[0],
         "event_running_runs": full[1],
         "event_pending_runs": full[2],

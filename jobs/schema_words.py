@@ -142,12 +142,19 @@ def _describe(node: Mapping[str, Any]) -> str:
     if "object" in types:
         return "a mapping of names to values"
     words = _FORMATS.get(node.get("format", "")) or " or ".join(_TYPES[kind] for kind in types)
-    if node.get("minimum") is not None and node["minimum"] > 0:
-        words += f" of at least {node['minimum']}"
-    elif "minimum" in node:
-        words += " of 0 or more"
-    elif "exclusiveMinimum" in node:
-        words += f" above {node['exclusiveMinimum']}"
+    words += _bounds(node)
     if "pattern" in node and "format" not in node:
         words += f" matching {node['pattern']}"
     return words
+
+
+def _bounds(node: Mapping[str, Any]) -> str:
+    """How small and how large a number may be."""
+    words = ""
+    if node.get("minimum") is not None and node["minimum"] > 0:
+        words = f" of at least {node['minimum']}"
+    elif "minimum" in node:
+        words = " of 0 or more"
+    elif "exclusiveMinimum" in node:
+        words = f" above {node['exclusiveMinimum']}"
+    return words + (f" and at most {node['maximum']}" if "maximum" in node else "")

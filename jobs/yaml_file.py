@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from jobs.schema_words import Words, dotted, shown
 M = TypeVar("M", bound=BaseModel)
 MAX_BYTES = 1_000_000
 """A file larger than this is a mistake (a checkpoint passed by accident, say)."""
+MAX_VALUES = 1_000_000
+"""More than a file of that size can hold, unless its aliases stand for each other."""
 
 FieldPath = tuple[str | int, ...]
 """Keys and indices from the root to a field."""
@@ -117,6 +120,9 @@ class FileKind(Generic[M]):
             raise SpecError(
                 [source.problem((), f"expected a mapping of fields, got {shown(tree)}")]
             )
+        if _unfolded(tree, {}) > MAX_VALUES:
+            message = f"its aliases (*) stand for more than {MAX_VALUES:,} values; write them out"
+            raise SpecError([source.problem((), message)])
         plain: dict[Any, Any] = _plain(tree, {})
         return plain, source
 
@@ -234,6 +240,17 @@ def _syntax_words(error: MarkedYAMLError, holds: str) -> str:
         return "a `:` where no mapping can begin; check the indentation, or quote the text"
     context = f" ({error.context})" if error.context else ""
     return f"YAML: {problem}{context}"
+
+
+def _unfolded(node: Any, known: dict[int, float]) -> float:
+    """How many values there are when each alias is counted as often as it is used."""
+    if not isinstance(node, CommentedMap | CommentedSeq):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while inside: what holds itself has no end
+        values = node.values() if isinstance(node, CommentedMap) else node
+        known[id(node)] = 1 + sum(_unfolded(value, known) for value in values)
+    return known[id(node)]
 
 
 def _plain(node: Any, seen: dict[int, Any]) -> Any:

@@ -162,9 +162,9 @@ async def _guarded(check: Callable[[], Awaitable[None]]) -> bool:
     try:
         await check()
     except (ClusterError, DatabaseUnavailableError, DeposedError, NotLeaderError) as error:
-        _log.warning("a check failed", check=str(check), error=str(error))
+        _log.warning("a check failed", check=_name(check), error=str(error))
     except Exception:  # noqa: BLE001 (a defect of ours: said loudly, and no reason to stop looking)
-        _log.exception("a check failed: please report this", check=str(check))
+        _log.exception("a check failed: please report this", check=_name(check))
     else:
         return True
     return False
@@ -178,3 +178,8 @@ async def cancel(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
     tasks.clear()
+
+
+def _name(check: object) -> str:
+    """Of a method, perhaps with some of its arguments: without addresses, for the log."""
+    return str(getattr(getattr(check, "func", check), "__name__", check))

@@ -94,7 +94,13 @@ def simulated(written: Written, changes: dict[str, str], label: str) -> dict[str
         raise CliError(str(error), ExitCode.USAGE) from error
     world = World(scenario)
     world.run(_progress(scenario, label))
-    return report(world)
+    told = report(world)
+    for refusal in told["refused"]:
+        say(f"{label}: refused: {refusal}")
+    for run in told["run_list"]:
+        if run["first_wait_seconds"] is None:
+            say(f"{label}: {run['name']} never got its nodes: {run['reason']}")
+    return told
 
 
 def _progress(scenario: Scenario, label: str) -> Callable[[float], None]:
@@ -113,16 +119,36 @@ def _progress(scenario: Scenario, label: str) -> Callable[[float], None]:
 def one(name: str, seed: int | None, form: Format, picture: Path | None) -> None:
     """Run a scenario and print its report."""
     written, changes = read(name, seed)
+    draw = None if picture is None else _drawer(picture)
     outcome = simulated(written, changes, name)
-    if picture is not None:
-        from orchestrator.simulation.picture import draw  # noqa: PLC0415 (matplotlib is slow to import)
-
-        draw(outcome, picture)
-        say(f"Wrote {picture}.")
+    if draw is not None:
+        draw(outcome)
     if form in {Format.TABLE, Format.WIDE}:
         _tables(outcome, wide=form is Format.WIDE)
     else:
         emit(outcome, [], form, name="scenario")
+
+
+def _drawer(path: Path) -> Callable[[dict[str, Any]], None]:
+    """Draws the picture; what is wrong with its path is said before the simulation."""
+    from orchestrator.simulation import picture  # noqa: PLC0415 (matplotlib is slow to import)
+
+    formats = picture.formats()
+    if path.suffix.removeprefix(".") not in formats:
+        known = ", ".join(formats)
+        raise CliError(f"--picture {path}: expected a name that ends in {known}", ExitCode.USAGE)
+
+    def draw(outcome: dict[str, Any]) -> None:
+        try:
+            picture.draw(outcome, path)
+        except OSError as error:
+            reason = f"cannot be written: {error.strerror}"
+            raise CliError(f"--picture {path}: {reason}", ExitCode.USAGE) from error
+        say(f"Wrote {path}.")
+
+    if path.is_dir():
+        raise CliError(f"--picture {path}: is a directory; name a file in it", ExitCode.USAGE)
+    return draw
 
 
 def variants(name: str, what_ifs: Sequence[str], seed: int | None, form: Format) -> None:

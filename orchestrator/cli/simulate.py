@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,11 @@ from orchestrator.cli.output import (
     say,
     text,
 )
+from orchestrator.errors import InvalidError
 from orchestrator.simulation.policies import PREEMPTION_SECONDS, PolicyName
 from orchestrator.simulation.production import rules_of
 from orchestrator.simulation.replay import Outcome, replay, summarise
-from orchestrator.simulation.traces import TraceError, read_nodes, read_trace
+from orchestrator.simulation.traces import SHARED, Pools, read_nodes, read_trace
 
 COLUMNS = [
     Column("POLICY", text("policy")),
@@ -69,8 +71,14 @@ def simulate(  # noqa: PLR0913, PLR0917 (one for each option)
         typer.Option(help="For a trace. May be repeated. All, when not given."),
     ] = None,
     preemption_seconds: Annotated[
-        float, typer.Option(min=0, help="For a trace: what a preemption or a move costs a job.")
-    ] = PREEMPTION_SECONDS,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1e9,
+            help="For a trace: what a preemption or a move costs a job."
+            f" {PREEMPTION_SECONDS:g}, when not given.",
+        ),
+    ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Run a scenario with failures, or replay a trace of jobs, in virtual time. Starts nothing.
@@ -92,14 +100,29 @@ def simulate(  # noqa: PLR0913, PLR0917 (one for each option)
     given = [scenario is not None, compare is not None, trace is not None]
     if sum(given) != 1:
         raise CliError("give one of SCENARIO, --compare and --trace", ExitCode.USAGE)
+    of_traces = {"--nodes": nodes, "--policy": policy, "--preemption-seconds": preemption_seconds}
+    of_scenarios = {"--seed": seed, "--what-if": what_if, "--picture": picture}
     if trace is not None:
-        _replay(trace, nodes, policy or list(PolicyName), preemption_seconds, form)
-    elif compare is not None:
+        _refuse("--trace", of_scenarios)
+        seconds = PREEMPTION_SECONDS if preemption_seconds is None else preemption_seconds
+        _replay(trace, nodes, policy or list(PolicyName), seconds, form)
+        return
+    _refuse("a scenario", of_traces)
+    if compare is not None:
+        _refuse("--compare", {"--what-if": what_if, "--picture": picture})
         scenarios.compare(compare, seed, form)
     elif scenario is not None and what_if:
+        _refuse("--what-if", {"--picture": picture})
         scenarios.variants(scenario, what_if, seed, form)
     elif scenario is not None:
         scenarios.one(scenario, seed, form, picture)
+
+
+def _refuse(beside: str, options: Mapping[str, object]) -> None:
+    """Options that would be ignored."""
+    for name, value in options.items():
+        if value is not None and value != []:
+            raise CliError(f"{name} means nothing with {beside}: leave it out", ExitCode.USAGE)
 
 
 def _replay(
@@ -110,9 +133,9 @@ def _replay(
     try:
         jobs, pools = read_trace(trace), read_nodes(nodes)
         outcomes = {name: replay(jobs, pools, rules_of(name, seconds)) for name in policies}
-    except TraceError as error:
+    except InvalidError as error:
         raise CliError(str(error), ExitCode.USAGE) from error
-    _say_refused(jobs.name, next(iter(outcomes.values())))
+    _say_refused(jobs.name, pools, outcomes)
     rows = [
         {"policy": str(name), **dataclasses.asdict(summarise(outcome))}
         for name, outcome in outcomes.items()
@@ -120,10 +143,17 @@ def _replay(
     emit(rows, COLUMNS, form, name="policy")
 
 
-def _say_refused(name: str, outcome: Outcome) -> None:
-    if refused := outcome.refused:
-        first = refused[0]
-        say(
-            f"Left out {len(refused)} of the jobs, which are larger than all of their nodes: "
-            f"first {first.id} with {first.gpus} GPUs ({name}:{first.line})."
-        )
+def _say_refused(name: str, pools: Pools, outcomes: Mapping[PolicyName, Outcome]) -> None:
+    """Which jobs could never run, by policy: some want equal workers."""
+    by_lines: dict[tuple[int, ...], list[PolicyName]] = {}
+    for policy, outcome in outcomes.items():
+        by_lines.setdefault(tuple(job.line for job in outcome.refused), []).append(policy)
+    for policies in by_lines.values():
+        if jobs := outcomes[policies[0]].refused:
+            large = sum(job.gpus > sum(pools.get(job.vc, pools.get(SHARED, ()))) for job in jobs)
+            why = [f"{large} larger than all of their nodes"] if large else []
+            if large < len(jobs):
+                why.append(f"{len(jobs) - large} that divide evenly on none of them")
+            who = "" if len(policies) == len(outcomes) else f" under {', '.join(policies)}"
+            first = f"{jobs[0].id} with {jobs[0].gpus} GPUs ({name}:{jobs[0].line})"
+            say(f"Left out {len(jobs)} of the jobs{who}: {' and '.join(why)}; first {first}.")

@@ -48,6 +48,15 @@ def per_node_day(model: FailureModel, scenario: Scenario) -> float:
     return rate * scenario.failure_rate
 
 
+def expected_failures(model: FailureModel, scenario: Scenario) -> float:
+    """How many there should be on the nodes that rates are relative to, lemons among them."""
+    if model.at:
+        return float(len(model.at))
+    cluster = scenario.cluster
+    more = (cluster.lemon_factor - 1.0) * cluster.lemons / cluster.size
+    return per_node_day(model, scenario) * cluster.nodes * scenario.days * (1.0 + more)
+
+
 def lemons(scenario: Scenario, nodes: Sequence[str]) -> frozenset[str]:
     """The nodes that fail more often than others."""
     generator = Chance(scenario.seed).of("lemons")

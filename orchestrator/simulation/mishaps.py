@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 from monitors.failures import Failure, FailureClass
 from monitors.hang import HangSettings
@@ -19,18 +20,25 @@ _HANG = HangSettings()
 _STRAGGLER_STEPS = 50
 """Steps over which a slower node stands out from the others."""
 
-Blame = Callable[[str, str], None]
-"""Told which run is disturbed, and by what."""
+
+class Witness(Protocol):
+    """Told which run is met, and by what."""
+
+    def stopped(self, run: str, by: str) -> None:
+        """It has to start again."""
+
+    def marked(self, run: str, by: str) -> None:
+        """It goes on."""
 
 
 class Mishaps:
     """Makes failures happen, to whoever is on the node they meet."""
 
     def __init__(
-        self, engine: Engine, site: Site, chance: Chance, gangs: Mapping[str, Gang], blame: Blame
+        self, engine: Engine, site: Site, chance: Chance, gangs: Mapping[str, Gang], told: Witness
     ) -> None:
         self._engine, self._site, self._chance = engine, site, chance
-        self._gangs, self._blame = gangs, blame
+        self._gangs, self._told = gangs, told
         self._act: Mapping[Mishap, Callable[[FailureModel, str], bool]] = {
             Mishap.CRASH: self._crash,
             Mishap.GPU_FAULT: self._gpu_fault,
@@ -72,7 +80,7 @@ class Mishaps:
             return False
         agent = self._chance.of(f"victim/{model.name}").choice(agents)
         gang = self._gangs[agent.run]
-        self._blame(gang.id, model.name)
+        self._told.stopped(gang.id, model.name)
         gang.die(gang.ranks.first_of(agent.worker), failure, since=self._engine.now)
         return True
 
@@ -94,7 +102,7 @@ class Mishaps:
             return False
         met = self._trainers(node)
         for agent in met:
-            self._blame(agent.run, model.name)
+            self._told.stopped(agent.run, model.name)
             self._gangs[agent.run].stall()
         self._site.lose(host)
         return bool(met)
@@ -105,7 +113,7 @@ class Mishaps:
         met = {agent.run for host in hosts for agent in self._trainers(host.info.id)}
         for run in sorted(met):
             gang = self._gangs[run]
-            self._blame(run, model.name)
+            self._told.stopped(run, model.name)
             outside = [worker for worker in gang.workers if self._site.there(worker)]
             if outside:
                 failure = Failure(
@@ -121,7 +129,7 @@ class Mishaps:
     def _preemption(self, model: FailureModel, node: str) -> bool:
         met = self._trainers(node)
         for agent in met:
-            self._blame(agent.run, model.name)
+            self._told.stopped(agent.run, model.name)
             self._gangs[agent.run].catch_up()
         self._site.mark(node, "draining", model.name)
         lasts = self._chance.delay(model.lasts, f"lasts/{model.name}")
@@ -131,7 +139,7 @@ class Mishaps:
     def _straggler(self, model: FailureModel, node: str) -> bool:
         met = self._trainers(node)
         for agent in met:
-            self._blame(agent.run, model.name)
+            self._told.marked(agent.run, model.name)
         host = self._site.hosts[node]
         host.slowdown = model.slowdown
         self._repace_on(node)
@@ -170,7 +178,7 @@ class Mishaps:
         for agent in self._trainers(node):
             gang = self._gangs[agent.run]
             if gang.phase is Phase.TRAINING:
-                self._blame(gang.id, model.name)
+                self._told.stopped(gang.id, model.name)
                 gang.stall()
                 after = gang.run.spec.monitors.hang.after
                 pace = _HANG.median_factor * gang.run.step_seconds
@@ -220,8 +228,10 @@ class Mishaps:
         if now is not gang and (kind is FindingKind.HANG or now.start_step < onset):
             return
         now.catch_up()
-        if kind not in {FindingKind.STRAGGLER, FindingKind.HANG}:  # blamed when it began
-            self._blame(gang.id, name)
+        if kind is FindingKind.LOSS_BLIP:
+            self._told.marked(gang.id, name)
+        elif kind not in {FindingKind.STRAGGLER, FindingKind.HANG}:  # told of when it began
+            self._told.stopped(gang.id, name)
         finding = Finding(
             kind=kind,
             severity=Severity.CRITICAL,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -21,6 +22,11 @@ _BUCKETS = {
     "checkpointing": "tab:blue",
 }
 _MOST_CAUSES = 12
+
+
+def formats() -> list[str]:
+    """Suffixes of files that can be written."""
+    return sorted(FigureCanvasBase.get_supported_filetypes())
 
 
 def draw(outcome: Data, path: Path) -> None:
@@ -63,7 +69,7 @@ def _draw_runs(axes: Axes, outcome: Data) -> None:
     days = [point["day"] for point in outcome["over_time"]]
     columns = [[point[state] for point in outcome["over_time"]] for state, _ in _STATES]
     labels, colours = [s for s, _ in _STATES], [colour for _, colour in _STATES]
-    axes.stackplot(days, columns, labels=labels, colors=colours, step="mid", alpha=0.7)
+    axes.stackplot(days, columns, labels=labels, colors=colours, step="pre", alpha=0.7)
     axes.set_ylabel("runs")
     axes.legend(loc="upper right", ncols=3)
 
@@ -88,8 +94,8 @@ def _draw_marks(axes: Axes, outcome: Data) -> None:
 
 
 def _draw_losses(axes: Axes, outcome: Data) -> None:
-    """The dearest causes, and of what each loss is made."""
-    rows = outcome["losses"][:_MOST_CAUSES][::-1]
+    """The dearest causes, and of what each loss is made; the rest of them together."""
+    rows = _with_the_rest(outcome["losses"])[::-1]
     left = [0.0] * len(rows)
     for bucket, colour in _BUCKETS.items():
         widths = [row["by_bucket"].get(bucket, 0.0) for row in rows]
@@ -101,3 +107,12 @@ def _draw_losses(axes: Axes, outcome: Data) -> None:
     axes.set_xlabel("share of the allocated GPU time that was lost")
     axes.legend(loc="lower right", ncols=len(_BUCKETS))
     axes.grid(alpha=0.3, axis="x")
+
+
+def _with_the_rest(losses: list[Data]) -> list[Data]:
+    """As many as there is room for, the last of them standing for all others."""
+    if len(losses) <= _MOST_CAUSES:
+        return losses
+    shown, rest = losses[: _MOST_CAUSES - 1], losses[_MOST_CAUSES - 1 :]
+    together = {bucket: sum(r["by_bucket"].get(bucket, 0.0) for r in rest) for bucket in _BUCKETS}
+    return [*shown, {"cause": f"{len(rest)} others", "by_bucket": together}]

@@ -7,6 +7,7 @@ import datetime as dt
 
 from jobs.spec import Resources
 from orchestrator.core.scheduling import Claim, Demand, Holding, Room, Rooms, Snapshot, plan
+from orchestrator.errors import InvalidError
 from orchestrator.simulation.nodes import Grants, Nodes
 from orchestrator.simulation.policies import (
     POLICIES,
@@ -18,6 +19,8 @@ from orchestrator.simulation.pool import Pool, Rules, Work
 
 ORIGIN = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 """Second 0 of a trace: the scheduler thinks in dates."""
+_LAST_SECONDS = 240_000_000_000.0
+"""A little before dates end."""
 
 
 class ProductionRules:
@@ -150,4 +153,7 @@ def shape(nodes: Nodes, gpus: int) -> Resources | None:
 
 
 def _date(seconds: float) -> dt.datetime:
+    if seconds > _LAST_SECONDS:
+        years = f"{_LAST_SECONDS / 3.156e7:,.0f} years"
+        raise InvalidError(f"the trace takes more than {years} on these nodes: give more of them")
     return ORIGIN + dt.timedelta(seconds=seconds)

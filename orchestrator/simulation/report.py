@@ -14,7 +14,7 @@ from orchestrator.core import ledger
 from orchestrator.core.entities import Restart
 from orchestrator.core.ledger import Bucket
 from orchestrator.core.views import PHASES
-from orchestrator.simulation.chance import lemons
+from orchestrator.simulation.chance import expected_failures, lemons
 from orchestrator.simulation.scenario import DAY, Delay, Mishap, SimulatedRun
 from orchestrator.simulation.tally import FIRST_START, LOSSES, SAVES, RunTally
 from orchestrator.simulation.world import World
@@ -138,17 +138,14 @@ def _interrupts(world: World, name: str) -> bool:
 
 def _failures(world: World) -> list[Data]:
     scenario = world.scenario
-    node_days = scenario.cluster.nodes * scenario.days
     rows = []
     for model in scenario.failures:
-        rate = (model.per_1000_node_days or 0.0) / 1000.0 * node_days
-        expected = len(model.at) or (model.expected or rate) * scenario.failure_rate
         happened, hit = world.happened[model.name]
         rows.append(
             {
                 "name": model.name,
                 "does": str(model.does),
-                "expected": expected,
+                "expected": expected_failures(model, scenario),
                 "happened": happened,
                 "disturbed": hit,
                 "interrupts": _interrupts(world, model.name),

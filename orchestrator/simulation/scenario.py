@@ -11,7 +11,14 @@ import datetime as dt
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from jobs.spec import Bytes, Model, Name, RunSpec, Seconds, parse_seconds
 from monitors.failures import FailureClass
@@ -24,6 +31,12 @@ Moment = Annotated[
 ]
 """Seconds since the start of the scenario; YAML may say `6h`."""
 DAY = 86_400.0
+MOST_NODES = 100_000
+MOST_GPUS_PER_NODE = 1_024
+MOST_FAILURES = 1_000_000
+"""Of one kind, in one scenario: more would take hours, and is a slip of the unit."""
+_WIDEST = 1_000_000
+_LAST_YEAR = 9_000
 _SPARE_CPUS = 1024.0
 """CPUs of a simulated node: enough that GPUs decide what fits."""
 
@@ -38,6 +51,8 @@ class Spread(Model):
     def _ordered(self) -> Self:
         if self.p99 < self.median:
             raise ValueError(f"p99 ({self.p99:g} s) is below the median ({self.median:g} s)")
+        if self.p99 > _WIDEST * self.median:
+            raise ValueError(f"p99 is more than {_WIDEST:,} times the median")
         return self
 
 
@@ -48,9 +63,13 @@ Delay = Spread | Seconds
 class Cluster(Model):
     """The nodes."""
 
-    nodes: int = Field(ge=1, description="Nodes that rates of failures are relative to.")
-    spares: int = Field(default=0, ge=0, description="Nodes more than these, of the same kind.")
-    gpus_per_node: int = Field(default=8, ge=0)
+    nodes: int = Field(
+        ge=1, le=MOST_NODES, description="Nodes that rates of failures are relative to."
+    )
+    spares: int = Field(
+        default=0, ge=0, le=MOST_NODES, description="Nodes more than these, of the same kind."
+    )
+    gpus_per_node: int = Field(default=8, ge=0, le=MOST_GPUS_PER_NODE)
     cpus_per_node: float = Field(default=_SPARE_CPUS, gt=0)
     nodes_per_rack: int = Field(default=16, ge=1)
     racks_per_spine: int = Field(default=12, ge=1)
@@ -164,7 +183,7 @@ class Population(Model):
     """Many runs, drawn at random."""
 
     name: Name
-    count: int = Field(ge=1)
+    count: int = Field(ge=1, le=100_000)
     over: Seconds = Field(description="They are submitted within this time, at random.")
     sizes: tuple[Share, ...] = Field(min_length=1)
     run_time: Spread
@@ -196,7 +215,7 @@ class FailureModel(Model):
     run on all of them should see. A failure that meets an idle node disturbs nobody.
     """
 
-    name: str
+    name: str = Field(min_length=1)
     does: Mishap
     failure_class: FailureClass = Field(default=FailureClass.UNKNOWN, alias="class")
     expected: float | None = Field(default=None, gt=0, description="Times in the whole scenario.")
@@ -204,11 +223,12 @@ class FailureModel(Model):
     at: tuple[Moment, ...] = Field(default=(), description="At these times, whatever the rate.")
     shape: float = Field(
         default=1.0,
-        gt=0,
+        ge=0.1,
+        le=20,
         description="Weibull shape of each node's times between failures; 1: exponential.",
     )
     lasts: Delay = 600.0
-    slowdown: float = Field(default=1.1, ge=1)
+    slowdown: float = Field(default=1.1, ge=1, le=1_000)
     level: Literal["rack", "spine"] = "rack"
 
     @model_validator(mode="after")
@@ -241,14 +261,21 @@ class Operator(Model):
     )
 
 
+def _in_utc(begin: dt.datetime) -> dt.datetime:
+    """Without a zone it is UTC; far enough from the ends of the calendar."""
+    if not 1970 <= begin.year <= _LAST_YEAR:
+        raise ValueError(f"is to lie between the years 1970 and {_LAST_YEAR}, not in {begin.year}")
+    return begin.astimezone(dt.UTC) if begin.tzinfo else begin.replace(tzinfo=dt.UTC)
+
+
 class Scenario(Model):
     """What `babysit simulate` runs."""
 
-    name: str
+    name: str = Field(min_length=1)
     description: str = ""
-    days: float = Field(gt=0, description="How long it goes on.")
+    days: float = Field(gt=0, le=3_660, description="How long it goes on.")
     seed: int = 1
-    begin: dt.datetime = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    begin: Annotated[dt.datetime, AfterValidator(_in_utc)] = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     cluster: Cluster
     runs: tuple[SimulatedRun, ...] = ()
     populations: tuple[Population, ...] = ()

@@ -9,16 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from jobs.schema_words import Words, shown
 from jobs.spec import parse_seconds
 from jobs.yaml_file import FileKind, Problem, Source, SpecError, read_text
-from orchestrator.core.events import EVENT
+from orchestrator.simulation import scenario_checks
 from orchestrator.simulation.scenario import Scenario
 
 _FOLDER = importlib.resources.files("orchestrator.simulation") / "scenarios"
-_EVENT_KINDS: dict[str, Any] = EVENT.json_schema()["discriminator"]["mapping"]
 
 
 @cache
@@ -49,14 +46,28 @@ class Written:
         Raises:
             SpecError: It is not valid (any more).
         """
-        raw, source = self.raw, self.source
-        for key, value in (changes or {}).items():
-            raw = _changed(raw, key, value)
-        scenario = _kind().validate(raw, source)
-        problems = _event_problems(scenario, source)
-        if problems:
-            raise SpecError(problems)
+        if not changes:
+            return _checked(self.raw, self.source)
+        # What is wrong now is wrong because of the changes, not in a line of the file.
+        said = ",".join(f"{key}={value}" for key, value in changes.items())
+        source = Source(f"--what-if {said}")
+        last = {key: value for key, value in changes.items() if key == _INTERVAL}
+        first = {key: value for key, value in changes.items() if key in _SHORT}
+        raw = self.raw
+        for key, value in {**first, **changes}.items():
+            if key not in last:
+                raw = _changed(raw, key, value)
+        scenario = _checked(raw, source)
+        for value in last.values():
+            scenario = _checked(_with_interval(raw, scenario, value), source)
         return scenario
+
+
+def _checked(raw: dict[Any, Any], source: Source) -> Scenario:
+    scenario = _kind().validate(raw, source)
+    if problems := scenario_checks.problems(scenario, source):
+        raise SpecError(problems)
+    return scenario
 
 
 def load(name: str) -> Written:
@@ -84,27 +95,6 @@ def loads(text: str, name: str = "scenario.yaml") -> Written:
     return written
 
 
-def _event_problems(scenario: Scenario, source: Source) -> list[Problem]:
-    """What the core does not understand among the events."""
-    problems = []
-    for place, event in enumerate(scenario.events):
-        if event.kind not in _EVENT_KINDS:
-            known = ", ".join(sorted(_EVENT_KINDS))
-            problems.append(
-                source.problem(
-                    ("events", place, "kind"), f"expected one of {known}, got {shown(event.kind)}"
-                )
-            )
-            continue
-        try:
-            EVENT.validate_python(event.of_the_core("1", scenario.begin))
-        except ValidationError as error:
-            for item in error.errors(include_url=False):
-                path = tuple(key for key in item["loc"] if key != event.kind)
-                problems.append(source.problem(("events", place, *path), item["msg"].lower()))
-    return problems
-
-
 # what if
 
 
@@ -124,12 +114,13 @@ def parse_changes(text: str) -> dict[str, str]:
 
 
 _SHORT = {"spares": "cluster.spares", "nodes": "cluster.nodes"}
+_INTERVAL = "checkpoint"
 
 
 def _changed(raw: dict[Any, Any], key: str, value: str) -> dict[Any, Any]:
-    if key == "checkpoint":
-        return _with_interval(raw, value)
     path = re.findall(r"[^.\[\]]+", _SHORT.get(key, key))
+    if not path:
+        raise SpecError([Problem("--what-if", 0, 0, "", f"expected a field, got {shown(key)}")])
     changed = _set(raw, path, _number(value))
     if key == "nodes":  # runs that span the cluster span the new one
         before = raw.get("cluster", {}).get("nodes")
@@ -148,42 +139,38 @@ def _set(node: Any, path: list[str], value: Any) -> Any:
     if isinstance(node, list) and head.isdigit() and int(head) < len(node):
         return [_set(each, rest, value) if i == int(head) else each for i, each in enumerate(node)]
     if isinstance(node, list):  # by name: failures.faulty GPU.expected
-        names = [str(each.get("name", each.get("spec", {}).get("name"))) for each in node]
+        names = [_name_of(each) for each in node]
         if head not in names:
-            raise SpecError(
-                [Problem("--what-if", 0, 0, head, f"expected one of {', '.join(names)}")]
-            )
+            known = ", ".join(name for name in names if name) or f"0 to {len(node) - 1}"
+            raise SpecError([Problem("--what-if", 0, 0, head, f"expected one of {known}")])
         return _set(node, [str(names.index(head)), *rest], value)
     inner = node if isinstance(node, dict) else {}
     return {**inner, head: _set(inner.get(head), rest, value)}
 
 
-def _with_interval(raw: dict[Any, Any], value: str) -> dict[Any, Any]:
+def _name_of(each: Any) -> str:
+    """How an item of a list is called; empty: it has no name."""
+    if not isinstance(each, dict):
+        return ""
+    return str(each.get("name") or (each.get("spec") or {}).get("name", ""))
+
+
+def _with_interval(raw: dict[Any, Any], scenario: Scenario, value: str) -> dict[Any, Any]:
     """Every run saves about so often."""
     text = re.sub(r"min\b", "m", value)
     try:
         seconds = float(str(parse_seconds(text if re.search(r"[a-z]", text) else f"{text}s")))
     except ValueError as error:
-        raise SpecError([Problem("--what-if", 0, 0, "checkpoint", str(error))]) from error
-    changed = raw
-    for place, run in enumerate(raw.get("runs") or []):
-        every = _steps(run, seconds)
-        where = ["runs", str(place), "spec", "checkpoint", "every_steps"]
-        changed = _set(changed, where, every)
-    for place, each in enumerate(raw.get("populations") or []):
-        every = _steps(each.get("like", {}), seconds)
-        where = ["populations", str(place), "like", "spec", "checkpoint", "every_steps"]
-        changed = _set(changed, where, every)
+        raise SpecError([Problem("--what-if", 0, 0, _INTERVAL, str(error))]) from error
+    runs = [(("runs", str(i)), run) for i, run in enumerate(scenario.runs)]
+    likes = [
+        (("populations", str(i), "like"), each.like) for i, each in enumerate(scenario.populations)
+    ]
+    changed: Any = raw
+    for where, run in (*runs, *likes):
+        every = max(1, round(seconds / run.step_seconds))
+        changed = _set(changed, [*where, "spec", "checkpoint", "every_steps"], every)
     return dict(changed)
-
-
-def _steps(run: dict[Any, Any], seconds: float) -> int:
-    each = float(
-        str(parse_seconds(str(run.get("step_seconds", 1))))
-        if isinstance(run.get("step_seconds"), str)
-        else run.get("step_seconds", 1)
-    )
-    return max(1, round(seconds / each))
 
 
 def _number(value: str) -> object:

@@ -27,32 +27,35 @@ class RunTally:
     """As it is now, or was at its end."""
     gpus: int
     blame: str = FIRST_START
-    """What disturbed it last."""
+    """What stopped it last: a failure, or what was asked of it (`preempted`, `as asked` …)."""
+    blamed_in: int = 0
+    """During which attempt that was."""
     losses: dict[tuple[str, str], float] = dataclasses.field(
         default_factory=lambda: defaultdict(float)
     )
     """Wall seconds by cause and bucket."""
     states: list[tuple[float, RunState]] = dataclasses.field(default_factory=list)
+    """Since when it was in which."""
     first_wait: float | None = None
     """Seconds from submission to its first nodes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The whole at one moment."""
+    """The whole at one moment; runs by state are means since the sample before."""
 
     day: float
     allocated: float
     """GPU seconds so far."""
     productive: float
     busy_nodes: int
-    queued: int
-    running: int
-    recovering: int
+    queued: float
+    running: float
+    recovering: float
 
 
 class Tally:
-    """Counts. `disturbed` is told by the world, all else it reads off the core's changes."""
+    """Counts. What meets runs is told by the world, all else it reads off the core's changes."""
 
     def __init__(self, engine: Engine, busy_nodes: Callable[[], int]) -> None:
         self._engine, self._busy_nodes = engine, busy_nodes
@@ -67,10 +70,20 @@ class Tally:
         self.cordoned: set[str] = set()
         """Nodes that automation ever cordoned."""
         self._seen: set[str] = set()
+        self._states: Counter[RunState] = Counter()
+        """Live runs, now."""
+        self._state_seconds: dict[RunState, float] = defaultdict(float)
+        """Of all runs, since the last sample."""
+        self._counted_at = self._sampled_at = 0.0
 
-    def disturbed(self, run: str, by: str) -> None:
-        """A failure meets a run."""
-        self.runs[run].blame = by
+    def stopped(self, run: str, by: str) -> None:
+        """A failure meets a run, and stops it: what is lost from now on is lost to it."""
+        known = self.runs[run]
+        known.blame, known.blamed_in = by, known.run.attempt
+        self.marked(run, by)
+
+    def marked(self, run: str, by: str) -> None:
+        """A failure meets a run, which goes on."""
         self.marks.append((self._engine.now, run, by))
 
     def changed(self, entities: Iterable[Entity]) -> None:
@@ -97,10 +110,16 @@ class Tally:
             self.runs[run.id] = known
         self._book(known, known.run, run)
         if not known.states or known.states[-1][1] is not run.state:
+            self._count_states()
+            self._states.subtract(state for _, state in known.states[-1:])
+            self._states[run.state] += 1
             known.states.append((self._engine.now, run.state))
         if known.first_wait is None and run.workers_made:
             known.first_wait = (self._engine.moment() - run.submitted_at).total_seconds()
         known.run = run
+        if run.decision is not None and known.blamed_in != run.attempt:
+            # Nothing failed in this attempt: others, or people, want it to stop.
+            known.blame, known.blamed_in = run.decision.restart.remedy, run.attempt
 
     @staticmethod
     def _book(known: RunTally, old: Run, new: Run) -> None:
@@ -125,24 +144,35 @@ class Tally:
         for place in range(1, _SAMPLES + 1):
             self._engine.at(end * place / _SAMPLES, self._sample)
 
+    def _count_states(self) -> None:
+        """How long runs were in their states, up to now."""
+        seconds = self._engine.now - self._counted_at
+        for state, runs in self._states.items():
+            self._state_seconds[state] += runs * seconds
+        self._counted_at = self._engine.now
+
     def _sample(self) -> None:
         now = self._engine.moment()
         allocated = productive = 0.0
-        states: Counter[RunState] = Counter()
         for known in self.runs.values():
             seconds = ledger.totals(known.run.ledger, known.run.ended_at or now)
             productive += seconds[Bucket.PRODUCTIVE] * known.gpus
             allocated += (sum(seconds.values()) - seconds[Bucket.QUEUED]) * known.gpus
-            states[known.run.state] += 1
+        self._count_states()
+        length = self._engine.now - self._sampled_at
+        states = {state: seconds / length for state, seconds in self._state_seconds.items()}
+        self._state_seconds.clear()
+        self._sampled_at = self._engine.now
         self.samples.append(
             Sample(
                 day=self._engine.now / 86_400.0,
                 allocated=allocated,
                 productive=productive,
                 busy_nodes=self._busy_nodes(),
-                queued=states[RunState.QUEUED],
-                running=states[RunState.RUNNING],
-                recovering=states[RunState.RECOVERING] + states[RunState.STARTING],
+                queued=states.get(RunState.QUEUED, 0.0),
+                running=states.get(RunState.RUNNING, 0.0),
+                recovering=states.get(RunState.RECOVERING, 0.0)
+                + states.get(RunState.STARTING, 0.0),
             )
         )
 

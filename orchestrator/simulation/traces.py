@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gzip
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from jobs.spec import Priority
 from orchestrator.errors import InvalidError
@@ -24,6 +27,12 @@ SHARED = ""
 """The pool of all jobs, where nodes are not divided into virtual clusters."""
 MAX_NODES = 1_000_000
 MAX_GPUS_PER_NODE = 1_024
+MAX_GPUS = 1_000_000_000
+MAX_SUBMIT_SECONDS = 100_000_000_000
+"""Three thousand years: the Unix time fits, and milliseconds are found out."""
+MAX_DURATION_SECONDS = 1_000_000_000
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_GZIP = b"\x1f\x8b"
 _COUNT_BY_GPUS = re.compile(r"(\d{1,9})x(\d{1,9})", re.ASCII)
 
 
@@ -84,17 +93,16 @@ class _Line:
         got = self.cells.get(column, "")
         return TraceError(self.name, self.number, column, f"expected {expected}, got {got!r}")
 
-    def seconds(self, column: str) -> float:
+    def seconds(self, column: str, most: int) -> float:
         value = _number(self.cells[column])
-        if not (math.isfinite(value) and value >= 0):
-            raise self.error(column, "seconds, 0 or more")
+        if not 0 <= value <= most:
+            raise self.error(column, f"seconds, 0 to {most:,}")
         return value
 
-    def count(self, column: str, most: int | None = None) -> int:
+    def count(self, column: str, most: int) -> int:
         value = _number(self.cells[column])
-        if not (math.isfinite(value) and value.is_integer() and 1 <= value <= (most or value)):
-            limit = f"1 to {most:,}" if most else "1 or more"
-            raise self.error(column, f"a whole number, {limit}")
+        if not (1 <= value <= most and value.is_integer()):
+            raise self.error(column, f"a whole number, 1 to {most:,}")
         return int(value)
 
     def priority(self) -> Priority:
@@ -105,10 +113,8 @@ class _Line:
 
 
 def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    """NaN for what is none, such as `1_000`, `inf`, or digits of other scripts."""
+    return float(text) if _NUMBER.fullmatch(text.strip()) else math.nan
 
 
 def read_trace(path: str | Path) -> Trace:
@@ -131,9 +137,9 @@ def read_trace(path: str | Path) -> Trace:
         lines[job_id] = line.number
         job = Job(
             id=job_id,
-            submit_seconds=line.seconds("submit_time_s"),
-            duration_seconds=line.seconds("duration_s"),
-            gpus=line.count("num_gpus"),
+            submit_seconds=line.seconds("submit_time_s", MAX_SUBMIT_SECONDS),
+            duration_seconds=line.seconds("duration_s", MAX_DURATION_SECONDS),
+            gpus=line.count("num_gpus", MAX_GPUS),
             vc=cells.get("vc", SHARED),
             priority=line.priority(),
             line=line.number,
@@ -157,6 +163,8 @@ def read_nodes(text: str) -> Pools:
             limits = f"1 to {MAX_NODES:,} nodes of 1 to {MAX_GPUS_PER_NODE:,} GPUs"
             raise TraceError(text, 0, "", f"expected {limits}")
         return {SHARED: (gpus,) * count}
+    if not text or not Path(text).exists():
+        raise TraceError(text or "--nodes", 0, "", "expected a file, or COUNTxGPUS such as 8x4")
     return _read_node_list(text)
 
 
@@ -204,14 +212,26 @@ def _lines(name: str, needed: Sequence[str]) -> Iterator[_Line]:
         TraceError: Not to be read, no CSV, no header, or a line of another width.
     """
     try:
-        with Path(name).open(encoding="utf-8-sig", newline="") as stream:
+        with _text(name) as stream:
             yield from _rows(name, stream, needed)
     except FileNotFoundError as error:
         raise TraceError(name, 0, "", "no such file") from error
-    except OSError as error:
-        raise TraceError(name, 0, "", f"cannot be read: {error.strerror}") from error
+    except IsADirectoryError as error:
+        raise TraceError(name, 0, "", "is a directory; name a CSV file in it") from error
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise TraceError(name, 0, "", f"cannot be read: {why}") from error
     except UnicodeDecodeError as error:
         raise TraceError(name, 0, "", "expected UTF-8 text") from error
+
+
+def _text(name: str) -> TextIO:
+    """The text of a file, which may be compressed with gzip."""
+    with Path(name).open("rb") as file:
+        packed = file.read(len(_GZIP)) == _GZIP
+    if packed:
+        return gzip.open(name, "rt", encoding="utf-8-sig", newline="")
+    return Path(name).open(encoding="utf-8-sig", newline="")
 
 
 def _rows(name: str, stream: Iterator[str], needed: Sequence[str]) -> Iterator[_Line]:

@@ -7,7 +7,7 @@ from functools import partial
 
 from jobs.commands import CaptureStacks, Shutdown, StartAttempt, StopAttempt, VerifyCheckpoint
 from orchestrator.core.entities import Attempt, Entity, Node
-from orchestrator.core.events import EVENT, RunReleased, RunSubmitted
+from orchestrator.core.events import EVENT, MaintenanceDue, RunReleased, RunSubmitted
 from orchestrator.core.gang_events import GangChecked
 from orchestrator.core.instructions import (
     Instruction,
@@ -51,13 +51,13 @@ class World:
         self.happened: dict[str, list[int]] = {model.name: [0, 0] for model in scenario.failures}
         """By failure: how often it happened, and how often it disturbed a run."""
         self._simulated: dict[str, SimulatedRun] = {}
+        self._awaited: set[tuple[float, str]] = set()
+        """Beginnings and ends of maintenance, by node."""
         around = Surroundings(
-            self.engine, self.site, self._chance, scenario.recovery, self.tally.disturbed
+            self.engine, self.site, self._chance, scenario.recovery, self.tally.stopped
         )
         self._begin_gang = partial(self._new_gang, around)
-        self._mishaps = Mishaps(
-            self.engine, self.site, self._chance, self.gangs, self.tally.disturbed
-        )
+        self._mishaps = Mishaps(self.engine, self.site, self._chance, self.gangs, self.tally)
 
     def run(self, progress: Progress = lambda _: None) -> None:
         """From the beginning to the end of the scenario."""
@@ -188,8 +188,23 @@ class World:
                     gang = self.gangs.get(entity.run)
                     if gang is not None and gang.number == entity.number:
                         gang.heard(entity.milestone)
-                case Node(state=NodeState.CORDONED, by="babysit"):
-                    self.site.cordoned(entity.id)
+                case Node():
+                    self._await_maintenance(entity)
+                    if entity.state is NodeState.CORDONED and entity.by == "babysit":
+                        self.site.cordoned(entity.id)
+
+    def _await_maintenance(self, node: Node) -> None:
+        """Look again when its windows begin and end, as the controller does all the time."""
+        for window in node.maintenance:
+            for moment in (window.begins, window.ends):
+                at = (moment - self.scenario.begin).total_seconds()
+                if (at, node.id) not in self._awaited:
+                    self._awaited.add((at, node.id))
+                    self.engine.at(at, self._maintain)
+
+    def _maintain(self) -> None:
+        for node in self.engine.state.due_maintenance(self.engine.moment()):
+            self.engine.tell(MaintenanceDue, node=node, actor="controller")
 
     def _busy_nodes(self) -> int:
         return sum(bool(host.agents) for host in self.site.hosts.values())

@@ -17,6 +17,9 @@ from orchestrator.controller import Controller
 from orchestrator.core import gang, machine, recovery
 from orchestrator.core.entities import Checkpoint
 from orchestrator.core.instructions import Instruction
+from orchestrator.core.scheduling.plan import Pass
+from orchestrator.core.scheduling.quota import Quotas, Standing
+from orchestrator.core.state import State
 from orchestrator.core.turn import Turn
 from orchestrator.database import commit
 from orchestrator.simulation.fuzz.__main__ import main
@@ -114,9 +117,33 @@ def never_spent(_run: object, _cause: object) -> float:
     return float("inf")
 
 
+def within(_self: Quotas, _queue: str, _gpus: int) -> Standing:
+    """Every queue is within its quota."""
+    return Standing.WITHIN
+
+
+def charges_nothing(_self: Quotas, _queue: str, _gpus: int) -> None:
+    """What queues use is not counted."""
+
+
+def at_any_time(self: Pass, _demand: object) -> Any:
+    """Maintenance does not matter."""
+    return self._board.rooms.window > 0
+
+
+def leaves_none(_self: Pass, _demand: object, _places: object) -> bool:
+    """Newcomers take the spares too."""
+    return True
+
+
+def never_due(_self: State, _now: object) -> list[str]:
+    """No maintenance begins or ends."""
+    return []
+
+
 DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
     (machine, "_stale", of_any_attempt, 90),
-    (commit, "check_epoch", at_any_epoch, 15),
+    (commit, "check_epoch", at_any_epoch, 40),
     (Controller, "last_sequence", forgets_reports, 5),
     (Carrier, "carry", done_before_carrying, 5),
     (gang, "empty_seats", dead_when_one_seat_is, 10),
@@ -124,6 +151,11 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
     (recovery, "expendable", deletes_all, 30),
     (recovery, "_limit", never_spent, 30),
     (Carrier, "_send_all", asks_nobody, 30),
+    (Quotas, "standing", within, 60),
+    (Quotas, "charge", charges_nothing, 10),
+    (Pass, "_in_time", at_any_time, 30),
+    (Pass, "_leaves_spares", leaves_none, 30),
+    (State, "due_maintenance", never_due, 10),
 ]
 
 

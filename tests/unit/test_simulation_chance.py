@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from orchestrator.simulation.chance import Chance, draw, failures, lemons
+from orchestrator.simulation.chance import Chance, draw, expected_failures, failures, lemons
 from orchestrator.simulation.population import members
 from orchestrator.simulation.scenario import (
     FailureModel,
@@ -93,6 +93,13 @@ def test_lemons_fail_more_often(shape: float) -> None:
     assert worst == bad
     others = statistics.fmean(counts[node] for node in NODES if node not in bad)
     assert statistics.fmean(counts[node] for node in bad) / others == pytest.approx(20, rel=0.15)
+
+
+def test_what_is_expected_counts_the_lemons() -> None:
+    for lemons_ in (0, 5):
+        world = scenario(cluster={"lemons": lemons_, "lemon_factor": 20})
+        one = model(expected=3000)
+        assert len(drawn(one, world)) == pytest.approx(expected_failures(one, world), rel=0.05)
 
 
 def test_failures_at_given_times_come_then() -> None:

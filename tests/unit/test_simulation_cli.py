@@ -69,12 +69,37 @@ def test_jobs_larger_than_the_nodes_are_named(trace):
     assert f"first a with 2 GPUs ({trace}:2)" in done.stderr
 
 
+def test_jobs_that_only_some_policies_can_run_are_named_with_them(tmp_path):
+    trace = tmp_path / "odd.csv"
+    trace.write_text("job_id,submit_time_s,duration_s,num_gpus\na,0,9,11\nb,0,9,1\n")
+    both = ("--policy", "fifo", "--policy", "babysit", "-o", "json")
+    done = simulate("--trace", str(trace), "--nodes", "4x8", *both)
+    assert [row["refused"] for row in json.loads(done.stdout)] == [0, 1]
+    said = "Left out 1 of the jobs under babysit: 1 that divide evenly on none of them"
+    assert f"{said}; first a with 11 GPUs ({trace}:2)." in done.stderr
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1"])
+def test_a_preemption_costs_a_finite_time(trace, seconds):
+    done = simulate("--trace", trace, "--nodes", "1x2", "--preemption-seconds", seconds)
+    assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_a_trace_that_outlasts_the_calendar(tmp_path):
+    trace = tmp_path / "long.csv"
+    jobs = "".join(f"j{i},99999999999,1e9,1\n" for i in range(150))
+    trace.write_text(f"job_id,submit_time_s,duration_s,num_gpus\n{jobs}")
+    done = simulate("--trace", str(trace), "--nodes", "1x1", "--policy", "babysit")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("the trace takes more than 7,605 years on these nodes")
+
+
 def test_bad_input_is_said_on_stderr(tmp_path):
     bad = tmp_path / "bad.csv"
     bad.write_text(TRACE.replace("10", "ten"))
     done = simulate("--trace", str(bad), "--nodes", "1x2")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr == f"{bad}:2: duration_s: expected seconds, 0 or more, got 'ten'\n"
+    assert done.stderr == f"{bad}:2: duration_s: expected seconds, 0 to 1,000,000,000, got 'ten'\n"
     assert simulate("--trace", str(tmp_path / "none"), "--nodes", "1x2").exit_code == 2
     assert simulate("--nodes", "1x2").exit_code == 2
 
@@ -130,5 +155,5 @@ def test_the_benchmark_says_what_is_wrong_with_a_trace(tmp_path):
     bad.write_text(TRACE.replace("10", "ten"))
     code, _, said = bench("--trace", str(bad), "--nodes", "1x2")
     assert code == 2
-    assert said == f"{bad}:2: duration_s: expected seconds, 0 or more, got 'ten'\n"
+    assert said == f"{bad}:2: duration_s: expected seconds, 0 to 1,000,000,000, got 'ten'\n"
     assert bench("--trace", str(bad))[0] == 2

@@ -35,7 +35,11 @@ def complaint(text: str) -> str:
     ("old", "new", "expected"),
     [
         ("nodes: 4, spares", "nodse: 4, spares", "my.yaml:3:11: cluster.nodse: no such field"),
-        ("days: 1", "days: long", 'my.yaml:2:7: days: expected a number above 0, got "long"'),
+        (
+            "days: 1",
+            "days: long",
+            "my.yaml:2:7: days: expected a number above 0 and at most 3660, got",
+        ),
         ("step_seconds: 2s", "step_seconds: soon", "my.yaml:10:19: runs[0].step_seconds: expected"),
         ("nodes: 4}\n      ", "nodes: 0}\n      ", "my.yaml:8:26: runs[0].spec.resources.nodes"),
         ("does: gpu_fault", "does: gpu", "my.yaml:12:30: failures[0].does: expected one of crash,"),
@@ -44,11 +48,54 @@ def complaint(text: str) -> str:
         ("run: one, reason", "rum: one, reason", "my.yaml:14:5: events[0].run: field required"),
         ("name: tiny\n", "name: tiny\n\t", "my.yaml:2:1: tab character"),
         ("days: 1\n", "days: 1\ndays: 2\n", "my.yaml:3:1: days: is given twice"),
+        ("days: 1", "days: 1e9", "my.yaml:2:7: days: expected a number above 0 and at most 3660"),
+        (
+            "nodes: 4, spares",
+            "nodes: 1e12, spares",
+            "my.yaml:3:18: cluster.nodes: expected an integer of at least 1 and",
+        ),
+        ("spares: 1", "lemons: 9", "my.yaml:3:29: cluster.lemons: expected at most 4 (cluster."),
+        (
+            "nodes: 4}\n      ",
+            "nodes: 6}\n      ",
+            "my.yaml:8:26: runs[0].spec.resources.nodes: expected at most 5 (cluster.nodes and",
+        ),
+        (
+            "nodes: 4}\n      ",
+            "nodes: 4, gpus_per_node: 9}\n      ",
+            "my.yaml:8:44: runs[0].spec.resources.gpus_per_node: expected at most 8 (cluster.gpus",
+        ),
+        ("expected: 3", "expected: 1e7", "my.yaml:12:5: failures[0]: 10,000,000 failures are"),
+        ("expected: 3", "at: [1h, 3d]", "my.yaml:12:50: failures[0].at[1]: expected a time before"),
+        (
+            "at: 2h",
+            "at: 2d",
+            "my.yaml:14:10: events[0].at: expected a time before the end after 86,400 s",
+        ),
+        ("expected: 3", "expected: 3, shape: 1e-4", "my.yaml:12:61: failures[0].shape: expected"),
+        ("name: tiny", 'name: ""', "my.yaml:1:7: name: expected"),
+        (
+            "days: 1\n",
+            "days: 1\nbegin: 9999-12-31\n",
+            "my.yaml:3:8: begin: is to lie between the years",
+        ),
+        (
+            "spares: 1",
+            "repair: {median: 1s, p99: 30d}",
+            "my.yaml:3:29: cluster.repair: p99 is more than 1,000,000 times the median",
+        ),
     ],
 )
 def test_problems_are_said_with_their_place(old: str, new: str, expected: str) -> None:
     assert old in GOOD
     assert expected in complaint(GOOD.replace(old, new))
+
+
+def test_aliases_that_stand_for_each_other_are_refused_at_once() -> None:
+    bomb = "a0: &a0 [x]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+    )
+    assert "my.yaml:1:1: its aliases (*) stand for more than 1,000,000 values" in complaint(bomb)
 
 
 def test_the_nearest_name_is_offered() -> None:
@@ -99,6 +146,12 @@ def test_what_if_changes_single_fields() -> None:
     assert written.scenario().cluster.spares == 1
 
 
+def test_an_interval_is_in_the_steps_of_the_variant() -> None:
+    for text in ("checkpoint=10min,runs.0.step_seconds=6", "runs.0.step_seconds=6,checkpoint=600"):
+        scenario = loads(GOOD).scenario(parse_changes(text))
+        assert scenario.runs[0].spec.checkpoint.every_steps == 100
+
+
 def test_what_if_reaches_any_field_by_its_path() -> None:
     written = loads(GOOD)
     changes = parse_changes("runs.0.spec.placement.spares=2,failures.faulty GPU.expected=12")
@@ -125,7 +178,10 @@ def test_a_what_if_that_cannot_be_read(text: str) -> None:
         ({"sparse": "1"}, "sparse: no such field"),
         ({"checkpoint": "often"}, "expected a duration"),
         ({"failures.meteor.expected": "1"}, "expected one of faulty GPU"),
-        ({"nodes": "-1"}, "cluster.nodes: expected an integer of at least 1, got -1"),
+        ({"nodes": "-1"}, "--what-if nodes=-1: cluster.nodes: expected an integer"),
+        ({"nodes": "3", "cluster": "3"}, "cluster: expected"),
+        ({"runs.0.step_seconds": "soon", "checkpoint": "10m"}, r"runs\[0\].step_seconds: expected"),
+        ({"runs.0.spec.command.x": "1"}, "x: expected one of 0 to 1"),
     ],
 )
 def test_a_what_if_that_makes_no_sense(changes: dict[str, str], message: str) -> None:

@@ -115,6 +115,26 @@ def test_a_picture(tiny: str, tmp_path: Path) -> None:
         (["crash_loop", "--what-if", "spares"], "--what-if: expected KEY=VALUE"),
         (["crash_loop", "--what-if", "spare=1"], "spare: no such field"),
         (["--trace", "x.csv"], "--trace needs --nodes"),
+        (["--trace", "x.csv", "--seed", "1"], "--seed means nothing with --trace"),
+        (["crash_loop", "--nodes", "8x8"], "--nodes means nothing with a scenario"),
+        (
+            ["--compare", "crash_loop", "crash_loop", "--what-if", "spares=1"],
+            "--what-if means nothing with --compare",
+        ),
+        (["crash_loop", "--what-if", "spares=1", "--picture", "x.png"], "--picture means nothing"),
+        (
+            ["crash_loop", "--picture", "x.doc"],
+            "--picture x.doc: expected a name that ends in avif",
+        ),
+        (
+            ["crash_loop", "--picture", "/proc/x.png"],
+            "--picture /proc/x.png: cannot be written: No",
+        ),
+        (["crash_loop", "--what-if", ".=3"], "--what-if: expected a field, got"),
+        (
+            ["crash_loop", "--what-if", "nodes=1"],
+            "--what-if nodes=1: runs[2].spec.resources.nodes: expected at most 2 (cluster.nodes",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said(arguments: list[str], message: str) -> None:
@@ -122,6 +142,17 @@ def test_what_cannot_be_done_is_said(arguments: list[str], message: str) -> None
     assert result.exit_code != 0
     said = str(result.exception) + result.stderr
     assert message in said
+
+
+def test_what_the_core_refused_and_who_never_ran_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "stuck.yaml"
+    spec = "command: [x], resources: {nodes: 2, gpus_per_node: 8}, checkpoint: {directory: /d}"
+    events = "[{at: 1h, kind: node_changed, node: n9, state: ready, reason: typo}]"
+    second = f"  - spec: {{name: two, {spec}}}\n    submit: 1h\n"
+    file.write_text(TINY.replace("failures:", f"{second}events: {events}\nfailures:"))
+    said = simulate(str(file)).stderr
+    assert f"{file}: refused: node_changed: no such node: n9; the cluster has n1, n2, n3" in said
+    assert f"{file}: two never got its nodes: waits for 2 nodes: not enough are free" in said
 
 
 def test_a_wrong_scenario_is_told_line_by_line(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
 from jobs.spec import Priority
 from orchestrator.simulation.traces import SHARED, TraceError, by_pool, read_nodes, read_trace
 
 HEADER = "job_id,vc,submit_time_s,duration_s,num_gpus,status"
-SECONDS = "expected seconds, 0 or more, got"
+SUBMIT = "submit_time_s: expected seconds, 0 to 100,000,000,000, got"
+DURATION = "duration_s: expected seconds, 0 to 1,000,000,000, got"
 WHOLE = "expected a whole number, 1"
 COLUMNS = "job_id, submit_time_s, duration_s, num_gpus"
 
@@ -58,18 +61,32 @@ def test_a_priority_is_read(write):
         ),
         (
             f"{HEADER}\na,v,soon,1,1,\n",
-            f"t.csv:2: submit_time_s: {SECONDS} 'soon'",
+            f"t.csv:2: {SUBMIT} 'soon'",
         ),
         (
             f'{HEADER}\n"a\nb",v,0,1,1,\nc,v,0,-1,1,\n',
-            f"t.csv:4: duration_s: {SECONDS} '-1'",
+            f"t.csv:4: {DURATION} '-1'",
         ),
-        (f"{HEADER}\na,v,0,nan,1,", f"t.csv:2: duration_s: {SECONDS} 'nan'"),
-        (f"{HEADER}\na,v,inf,1,1,", f"t.csv:2: submit_time_s: {SECONDS} 'inf'"),
-        (f"{HEADER}\na,v,0,1,0,", f"t.csv:2: num_gpus: {WHOLE} or more, got '0'"),
-        (f"{HEADER}\na,v,0,1,1.5,", f"t.csv:2: num_gpus: {WHOLE} or more, got '1.5'"),
+        (f"{HEADER}\na,v,0,nan,1,", f"t.csv:2: {DURATION} 'nan'"),
+        (
+            f"{HEADER}\na,v,inf,1,1,",
+            f"t.csv:2: {SUBMIT} 'inf'",
+        ),
+        (f"{HEADER}\na,v,0,1,0,", f"t.csv:2: num_gpus: {WHOLE} to 1,000,000,000, got '0'"),
+        (f"{HEADER}\na,v,0,1,1.5,", f"t.csv:2: num_gpus: {WHOLE} to 1,000,000,000, got '1.5'"),
         (f'{HEADER}\na,v,0,1,1,"x', "t.csv:2: expected CSV: unexpected end of data"),
         (b"\xff\xfe\x00", "t.csv: expected UTF-8 text"),
+        (b"\x1f\x8bno", "t.csv: cannot be read: Compressed file ended before"),
+        (
+            f"{HEADER}\na,v,1_0,1,1,",
+            f"t.csv:2: {SUBMIT} '1_0'",
+        ),
+        (
+            f"{HEADER}\na,v,0,\u0663,1,",
+            f"t.csv:2: {DURATION} '\u0663'",
+        ),
+        (f"{HEADER}\na,v,0,1e300,1,", f"t.csv:2: {DURATION} '1e300'"),
+        (f"{HEADER}\na,v,0,1,1e300,", f"t.csv:2: num_gpus: {WHOLE} to 1,000,000,000, got '1e300'"),
         (
             "job_id,submit_time_s,duration_s,num_gpus,priority\na,0,1,1,urgent\n",
             "t.csv:2: priority: expected one of low, normal, high, critical, got 'urgent'",
@@ -79,11 +96,22 @@ def test_a_priority_is_read(write):
 def test_what_is_wrong_is_said_with_its_line(write, text, message):
     with pytest.raises(TraceError) as caught:
         read_trace(write(text))
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message)
+
+
+def test_a_trace_may_be_compressed(write):
+    text = f"{HEADER}\r\na,v,7,1,1,\r\n".encode("utf-8-sig")
+    assert [job.submit_seconds for job in read_trace(write(gzip.compress(text))).jobs] == [7.0]
+
+
+@pytest.mark.parametrize("text", ["", "8", "no/such.csv", "8x8x8"])
+def test_nodes_that_are_neither_are_told_what_there_is(text):
+    with pytest.raises(TraceError, match="expected a file, or COUNTxGPUS such as 8x4"):
+        read_nodes(text)
 
 
 def test_a_missing_file_and_a_directory_are_said(tmp_path):
-    for path, message in ((tmp_path / "none", "no such file"), (tmp_path, "Is a directory")):
+    for path, message in ((tmp_path / "none", "no such file"), (tmp_path, "is a directory")):
         with pytest.raises(TraceError, match=message):
             read_trace(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.states import RunState
+from orchestrator.core.states import NodeState, RunState
 from orchestrator.simulation.report import report
 from orchestrator.simulation.scenario import Scenario
 from orchestrator.simulation.scenario_file import load
@@ -95,6 +96,151 @@ def test_the_ledger_adds_up_and_agrees_with_the_steps() -> None:
     lost = sum(row["gpu_days"] for row in told["losses"])
     parts = told["gpu_days"]
     assert math.isclose(lost, sum(parts.values()) - parts["productive"], rel_tol=1e-6)
+
+
+def lost_to(told: dict[str, Any]) -> set[str]:
+    return {row["cause"] for row in told["losses"]}
+
+
+def test_what_nobody_failed_for_is_not_blamed_on_what_failed_before() -> None:
+    """A straggler goes on; people ask for a restart later, and that is what it costs."""
+    asked = {"at": "40m", "kind": "restart_asked", "run": "r", "reason": "new image"}
+    _, told = outcome(met_by("straggler", events=[asked]))
+    assert told["restarts"][0]["remedy"] == "as asked"
+    assert lost_to(told) == {"first start", "saves", "as asked"}
+
+
+def test_a_crash_after_a_restart_that_was_asked_for_is_blamed_on_the_crash() -> None:
+    asked = {"at": "20m", "kind": "restart_asked", "run": "r", "reason": "new image"}
+    _, told = outcome(met_by("crash", cluster={"spares": 0}, events=[asked]))
+    assert lost_to(told) == {"first start", "saves", "as asked", "crash"}
+
+
+def test_a_run_that_leaves_for_another_has_lost_its_time_to_that() -> None:
+    low = small(spec={"priority": "low"})
+    high = low.runs[0].model_copy(
+        update={
+            "spec": low.runs[0].spec.model_copy(
+                update={
+                    "name": "h",
+                    "priority": "high",
+                    "checkpoint": low.runs[0].spec.checkpoint.model_copy(
+                        update={"directory": "/h"}
+                    ),
+                }
+            ),
+            "submit": 1800.0,
+            "steps": 600,
+        }
+    )
+    _, told = outcome(low.model_copy(update={"runs": (*low.runs, high)}))
+    assert told["restarts"][0]["remedy"] == "preempted"
+    assert lost_to(told) == {"first start", "saves", "preempted"}
+
+
+@pytest.mark.parametrize("name", ["crash_loop", "switch_failure", "lemon_nodes"])
+def test_the_losses_are_all_that_was_not_productive(name: str) -> None:
+    told = simulate(name)[1]
+    lost = math.fsum(row["share"] for row in told["losses"])
+    assert lost == pytest.approx(1.0 - told["ettr"], abs=1e-12)
+    for row in told["losses"]:
+        assert math.fsum(row["by_bucket"].values()) == pytest.approx(row["share"], abs=1e-15)
+
+
+def test_runs_over_time_are_means_so_that_short_recoveries_look_short() -> None:
+    world, told = outcome(met_by("crash", cluster={"spares": 0}))
+    [run] = world.tally.runs.values()
+    states = [*run.states, (world.scenario.seconds, run.run.state)]
+    recovering = sum(
+        after - at
+        for (at, state), (after, _) in itertools.pairwise(states)
+        if state in {RunState.RECOVERING, RunState.STARTING}
+    )
+    share = math.fsum(point["recovering"] for point in told["over_time"]) / 200
+    assert share == pytest.approx(recovering / world.scenario.seconds, rel=1e-9)
+    assert 0.0 < share < 0.1
+
+
+# against what can be said in closed form
+
+
+def test_an_outage_cuts_off_the_whole_rack_or_spine_and_nothing_else() -> None:
+    cluster = {"nodes": 16, "spares": 0, "nodes_per_rack": 2, "racks_per_spine": 4}
+    for level, size in (("rack", 2), ("spine", 8)):
+        world = World(met_by("outage", cluster=cluster, failure={"level": level}))
+        away: list[set[str]] = []
+
+        def see(world: World = world, away: list[set[str]] = away) -> None:
+            away.append({name for name, host in world.site.hosts.items() if host.away})
+
+        for minute in (29, 31, 39, 41):
+            world.engine.at(minute * 60.0, see)
+        world.run()
+        assert [len(hosts) for hosts in away] == [0, size, size, 0]
+        assert len({world.site.hosts[name].info.labels[level] for name in away[1]}) == 1
+
+
+@pytest.mark.parametrize("save_seconds", [1.0, 4.0])
+def test_slow_storage_costs_what_saves_take_longer(save_seconds: float) -> None:
+    """For an hour each save of every 10 steps takes 5 times as long."""
+    slow = {"slowdown": 5, "lasts": 3600}
+    run = {"save_seconds": save_seconds}
+    _, told = outcome(met_by("slow_storage", failure=slow, run=run, cluster={"spares": 0}))
+    saves = 3600.0 / (10.0 + 5 * save_seconds)
+    allocated = 0.1 * 86_400.0
+    expected = saves * 4 * save_seconds / allocated
+    assert told["slow_share"] == pytest.approx(expected, rel=0.02)
+
+
+def test_planned_maintenance_drains_nodes_when_it_begins_until_it_is_over() -> None:
+    window = {"begins": "2026-01-01T00:30:00Z", "ends": "2026-01-01T01:10:00Z", "reason": "disk"}
+    nodes = [f"n{i}" for i in (1, 2)]
+    planned = {"at": "10m", "kind": "maintenance_planned", "nodes": nodes, **window}
+    world = World(small(cluster={"nodes": 4}, events=[planned]))
+    seen: list[tuple[list[str], set[str]]] = []
+
+    def see() -> None:
+        state = world.engine.state
+        off = [node.id for node in state.nodes.values() if node.state is not NodeState.READY]
+        seen.append((off, {worker.node for worker in state.workers_of("r")}))
+
+    for minute in (29, 40, 75):
+        world.engine.at(minute * 60.0, see)
+    world.run()
+    (before, first), (during, moved), (after, _) = seen
+    assert (before, during, after) == ([], nodes, [])
+    assert first & set(nodes)
+    assert not moved & set(nodes)
+    assert [r["remedy"] for r in report(world)["restarts"]] == ["move away"]
+    assert not world.engine.refusals
+
+
+def test_a_preempted_node_is_back_after_its_time() -> None:
+    world = World(met_by("preemption", failure={"lasts": 1200}, cluster={"spares": 2}))
+    draining: list[int] = []
+
+    def count() -> None:
+        nodes = world.engine.state.nodes.values()
+        draining.append(sum(node.state is NodeState.DRAINING for node in nodes))
+
+    for minute in (29, 31, 49, 51):
+        world.engine.at(minute * 60.0, count)
+    world.run()
+    assert draining == [0, 1, 1, 0]
+
+
+def test_effective_time_agrees_with_the_closed_form() -> None:
+    """`(1 - r (u0 + dt/2)) / (1 + w/dt)` (Meta), for crashes of a run that saves every 100 s."""
+    crashes = {"name": "crash", "does": "crash", "class": "network", "expected": 300}
+    scenario = small(
+        days=30,
+        failures=[crashes],
+        cluster={"spares": 0},
+        spec={"checkpoint": {"directory": "/c", "every_steps": 100}},
+    )
+    _, told = outcome(scenario)
+    assert told["interruptions"] == pytest.approx(300, rel=0.15)
+    assert told["ettr"] == pytest.approx(told["expected_ettr"], abs=0.004)
 
 
 def class_(expected: str) -> Callable[[dict[str, Any]], bool]:

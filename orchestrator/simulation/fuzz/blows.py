@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from monitors.failures import Failure, FailureClass
@@ -28,6 +29,9 @@ _DEATHS = (
     (FailureClass.CUDA_OOM, "CUDA out of memory"),
     (FailureClass.CHECKPOINT_CORRUPT, "cannot unpickle"),
 )
+
+_STEPS_OF_AN_AGENT = 40
+"""Within which one that is to be killed is: half a minute of training, or one start."""
 
 
 def later(room: Room, seconds: float, work: Callable[..., None], *args: object) -> None:
@@ -71,7 +75,7 @@ def _agent(room: Room, chance: random.Random) -> Agent | None:
 
 
 def agent_killed(room: Room, chance: random.Random) -> None:
-    """An agent dies, and its ranks with it; or it no longer obeys stops."""
+    """An agent dies between two of its next steps, and its ranks with it; or it no longer obeys."""
     agent = _agent(room, chance)
     if agent is None:
         return
@@ -79,8 +83,14 @@ def agent_killed(room: Room, chance: random.Random) -> None:
         room.story.tell(f"{agent.worker} cannot kill its ranks any more")
         agent.deaf = True
     else:
-        room.story.tell(f"{agent.worker} is killed")
-        room.site.die(agent.worker)
+        room.loop.doom(
+            agent.worker, chance.randint(0, _STEPS_OF_AN_AGENT), partial(_die, room, agent)
+        )
+
+
+def _die(room: Room, agent: Agent) -> None:
+    room.story.tell(f"{agent.worker} is killed")
+    room.site.die(agent.worker)
 
 
 def node_lost(room: Room, chance: random.Random) -> None:
@@ -211,4 +221,5 @@ BLOWS: Mapping[str, Strike] = {
     "bad_data": bad_data,
     "bad_save": bad_save,
     "operator": people.ask_for_something,
+    "steward": people.look_after_cluster,
 }

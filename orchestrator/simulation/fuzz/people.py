@@ -20,15 +20,18 @@ from orchestrator.core.events import (
     RunReleased,
     RunSubmitted,
 )
+from orchestrator.core.housekeeping import MAINTENANCE
 from orchestrator.core.states import IncidentState, NodeState, RunState
+from orchestrator.simulation.fuzz import stewards
 from orchestrator.simulation.fuzz.loop import rest
 from orchestrator.simulation.fuzz.plan import Submission
 
 if TYPE_CHECKING:
     from orchestrator.simulation.fuzz.room import Room
-    from orchestrator.simulation.fuzz.servers import Server
 
 _ROUNDS_SECONDS = 20.0
+_LIVE_SHARE = 0.9
+"""Of what is asked for of a run: one that is not over."""
 
 
 def _event(room: Room, kind: type[Event], **fields: Any) -> Event:
@@ -54,16 +57,28 @@ async def submit(room: Room, submission: Submission) -> None:
 
 
 def ask_for_something(room: Room, chance: random.Random) -> None:
-    """One request, of any kind, for anything there is."""
-    runs = list(room.promises.book.runs.values())
-    if not runs:
-        return
-    run = chance.choice(runs)
+    """One request, of any kind, for anything there is; mostly of what is not over."""
+    book = room.promises.book
+    runs = list(book.live_runs()) if chance.random() < _LIVE_SHARE else list(book.runs.values())
+    if runs:
+        _ask_of(room, chance, chance.choice(runs))
+
+
+def look_after_cluster(room: Room, chance: random.Random) -> None:
+    """A quota, spares, or maintenance."""
+    queues = sorted({submission.spec.queue for submission in room.plan.submissions})
+    cluster = stewards.Cluster(sorted(room.nodes), queues, room.clock.now())
+    kind, fields = stewards.wish(chance, cluster)
+    _ask(room, kind, **fields)
+
+
+def _ask_of(room: Room, chance: random.Random, run: Run) -> None:
+    """One request for a run, or around it."""
     match chance.randrange(13):
         case 0:
             _ask(room, RunHeld, run=run.id)
         case 1:
-            _ask(room, RunHeld, run=None, reason="maintenance")
+            _ask(room, RunHeld, run=None, reason="a look at everything")
         case 2 | 3:
             _ask(room, RunReleased, run=chance.choice((run.id, None)))
         case 4 | 5:
@@ -112,15 +127,18 @@ async def clear_up(room: Room) -> None:
         await rest(room.loop, _ROUNDS_SECONDS)
         leading = [server for server in room.servers if server.leads]
         if leading:
-            _look_after(room, leading[0])
+            _look_after(room)
 
 
-def _look_after(room: Room, server: Server) -> None:
+def _look_after(room: Room) -> None:
     book = room.promises.book
+    for kind, fields in stewards.lift_limits(book):
+        _ask(room, kind, **fields)
     if book.fleet.hold:
         _ask(room, RunReleased, run=None)
     for node in book.nodes.values():
-        if node.state in {NodeState.CORDONED, NodeState.DRAINING}:
+        maintained = node.state is NodeState.DRAINING and node.by == MAINTENANCE
+        if node.state in {NodeState.CORDONED, NodeState.DRAINING} and not maintained:
             _ask(room, NodeChanged, node=node.id, state="ready", reason="done with it")
     for run in list(book.live_runs()):
         if run.state is RunState.HELD and "none of its checkpoints can be trusted" in run.reason:
@@ -129,7 +147,6 @@ def _look_after(room: Room, server: Server) -> None:
             _ask(room, RunReleased, run=run.id)
         elif any(_left_to_people(room, incident.id) for incident in book.incidents_of(run.id)):
             _ask(room, RestartAsked, run=run.id)
-    _ = server
 
 
 def _left_to_people(room: Room, incident: str) -> bool:

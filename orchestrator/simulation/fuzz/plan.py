@@ -25,12 +25,18 @@ BLOWS = (
     "bad_data",
     "bad_save",
     "operator",
+    "steward",
 )
-"""Faults that come at a time of the plan. `operator`: people, who do as they like."""
+"""Faults that come at a time of the plan. `operator`: people, who do as they like; `steward`: those
+who set quotas and spares and plan maintenance."""
 FAULTS = AMBIENT + BLOWS
-_WEIGHTS = (6, 3, 1, 3, 2, 4, 2, 1, 2, 4, 2, 3, 3, 8)
+_WEIGHTS = (6, 3, 1, 3, 2, 4, 2, 1, 2, 4, 2, 3, 3, 10, 0)
 _CHAOS_SECONDS = (30.0, 90.0)
 _MOST_BLOWS = 22
+_MOST_STEWARDS = 6
+_STEWARDS_SHARE = 0.6
+"""Of the story until its calm: early, so that what they set meets who comes later."""
+QUEUES = ("default", "research", "product")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,14 +98,17 @@ def draw(seed: int) -> Plan:
     calm_at = chance.uniform(*_CHAOS_SECONDS)
     runs = range(1, chance.choice((1, 1, 2, 2, 3)) + 1)
     kinds = chance.choices(BLOWS, _WEIGHTS, k=chance.randint(2, _MOST_BLOWS))
-    moments = sorted(chance.uniform(1.0, calm_at) for _ in kinds)
-    blows = zip(moments, kinds, strict=True)
+    blows = [(chance.uniform(1.0, calm_at), kind) for kind in kinds]
+    blows += [
+        (chance.uniform(0.5, _STEWARDS_SHARE * calm_at), "steward")
+        for _ in range(chance.randint(0, _MOST_STEWARDS))
+    ]
     return Plan(
         seed=seed,
         nodes=nodes,
         servers=chance.choice((1, 2, 2)),
         submissions=tuple(_submission(chance, number, len(nodes)) for number in runs),
-        blows=tuple(Blow(i, at, kind) for i, (at, kind) in enumerate(blows, 1)),
+        blows=tuple(Blow(i, at, kind) for i, (at, kind) in enumerate(sorted(blows), 1)),
         calm_at=calm_at,
     )
 
@@ -110,14 +119,16 @@ def _submission(chance: random.Random, number: int, nodes: int) -> Submission:
         {
             "name": f"run-{number}",
             "command": ["python", "train.py"],
-            "priority": chance.choice(("low", "normal", "high")),
+            "queue": chance.choice(QUEUES),
+            "project": chance.choice(("blue", "green")),
+            "priority": chance.choice(("low", "normal", "high", "critical")),
             "placement": {"spares": chance.choice((0, 0, 0, 1))},
             "resources": {
                 "nodes": _size(chance, nodes),
                 "processes_per_node": chance.choice((1, 1, 2)),
             },
             "checkpoint": {
-                "directory": "/checkpoints",
+                "directory": f"/checkpoints/RUN-{number}",  # two live runs never share one
                 "every_steps": every,
                 "memory_every_steps": chance.choice((0, 0, 1, 2)),
                 "keep": chance.randint(1, 3),
@@ -140,7 +151,7 @@ def _submission(chance: random.Random, number: int, nodes: int) -> Submission:
         }
     )
     return Submission(
-        at=chance.uniform(0.0, 15.0),
+        at=chance.uniform(0.0, chance.choice((15.0, 40.0))),
         run=f"RUN-{number}",
         spec=spec,
         steps=chance.randint(8, 40),

@@ -18,7 +18,7 @@ from orchestrator.core.instructions import Instruction
 from orchestrator.core.state import State, is_over
 from orchestrator.core.states import AttemptState, WorkerState
 from orchestrator.database.port import Batch, JournalEntry, Snapshot
-from orchestrator.simulation.fuzz import rules
+from orchestrator.simulation.fuzz import placements, rules
 from orchestrator.simulation.fuzz.watched import Intent, Receipt, Turn
 
 
@@ -120,6 +120,7 @@ class Promises:
         self.turns += 1
         for sentence in rules.before(self.book, batch):
             self.breaks(sentence)
+        newcomers = frozenset(run.id for run in self.book.runs.values() if run.attempt == 0)
         self._enter_journal(batch)
         self._enter_sequences(batch)
         self._enter_samples(batch)
@@ -128,7 +129,7 @@ class Promises:
         self.book.take_changes()
         now = self._truth.seconds()
         self._outbox.update((each.id, Order(each, now)) for each in batch.outbox)
-        for sentence in self._after(batch):
+        for sentence in self._after(batch, newcomers):
             self.breaks(sentence)
 
     def _enter(self, entity: Entity) -> None:
@@ -139,8 +140,10 @@ class Promises:
                 return
         self.book.put(entity)
 
-    def _after(self, batch: Batch) -> Iterator[str]:
-        yield from rules.after(self.book, batch, count_seconds=self.right_clocks)
+    def _after(self, batch: Batch, newcomers: frozenset[str]) -> Iterator[str]:
+        clocks = self.right_clocks
+        yield from rules.after(self.book, batch, count_seconds=clocks)
+        yield from placements.after(self.book, batch, newcomers, clocks=clocks)
         yield from rules.one_live_attempt(self._attempts.values())
         for entity in batch.entities:
             if isinstance(entity, Checkpoint) and entity.trust in rules.WHOLE:

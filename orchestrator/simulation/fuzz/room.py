@@ -7,12 +7,13 @@ import dataclasses
 import hashlib
 import itertools
 import random
+from collections.abc import Iterator
 
 from jobs.commands import StartAttempt
 from orchestrator.clusters.port import WorkerLaunch
 from orchestrator.core.instructions import Instruction, LaunchWorker, StopWorker, Tell
 from orchestrator.core.states import WorkerState
-from orchestrator.simulation.fuzz import blows, people
+from orchestrator.simulation.fuzz import blows, people, placements
 from orchestrator.simulation.fuzz.agents import Agent
 from orchestrator.simulation.fuzz.disk import DISK, Disk
 from orchestrator.simulation.fuzz.gangs import Gang, Job
@@ -241,13 +242,19 @@ class Room:
                 continue
             calm_since = max(self._led_since(), self.plan.calm_at)
             if self.loop.time() > calm_since + _CONTACT_SECONDS:
-                for sentence in self.promises.overdue(_OVERDUE_SECONDS):
+                for sentence in self._late():
                     self.promises.breaks(sentence)
             left = next(self.promises.unfinished(), None)
             if left is None and len(self.promises.book.runs) == len(self.jobs):
                 return
             if self.loop.time() > end:
                 self.promises.breaks(f"{PATIENCE_SECONDS:.0f} s after the last fault, {left}")
+
+    def _late(self) -> Iterator[str]:
+        """What should have been done by now, in sentences."""
+        yield from self.promises.overdue(_OVERDUE_SECONDS)
+        if self.promises.right_clocks:
+            yield from placements.late_maintenance(self.promises.book, self.clock.now())
 
     def _led_since(self) -> float:
         """Since when one server has led without faults, to within a look."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 AMBIENT = ("lost", "late", "doubled", "reordered", "database", "cluster")
 """Faults that strike by chance, each time something is said or done."""
 _WORST: Mapping[str, float] = {
-    "lost": 0.006,
+    "lost": 0.02,
     "late": 0.02,
     "doubled": 0.03,
     "reordered": 0.03,
