@@ -20,7 +20,7 @@ from orchestrator.core.events import (
     RunReleased,
     RunSubmitted,
 )
-from orchestrator.core.housekeeping import MAINTENANCE
+from orchestrator.core.records import MAINTENANCE
 from orchestrator.core.states import IncidentState, NodeState, RunState
 from orchestrator.simulation.fuzz import stewards
 from orchestrator.simulation.fuzz.loop import rest
