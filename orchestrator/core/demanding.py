@@ -131,18 +131,20 @@ def _unwanted(run: Run, own: Iterable[Worker]) -> tuple[str, ...]:
 
 def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> list[Holding]:
     """What a run has, and what it is about to leave."""
-    leaving = leaving_nodes(run, workers)
-    gone = set(leaving)
-    staying = [worker for worker in workers if worker.node not in gone]
+    going = leaving(run, workers)
+    gone = {worker.id for worker in going}  # by worker: a new one may come up on a node it leaves
+    staying = [worker for worker in workers if worker.id not in gone]
     found = []
-    if leaving:
-        found.append(_holding(run, leaving, leaving=True, movable=False, ends_at=now))
+    if going:
+        nodes = tuple(worker.node for worker in going)
+        found.append(_holding(run, nodes, leaving=True, movable=False, ends_at=now))
     if staying:
         found.append(
             _holding(
                 run,
                 tuple(worker.node for worker in staying),
                 ends_at=history.expected_end(state, run, now),
+                ends_within=limits.ends_within(run, now),
                 lost_gpu_seconds=lost_gpu_seconds(state, run, len(staying), now),
                 surplus=_surplus(state, run, staying),
                 wants=_wants(state, run, len(staying), now),
@@ -163,8 +165,8 @@ def _surplus(state: State, run: Run, workers: list[Worker]) -> tuple[str, ...]:
     return tuple(worker.node for worker in reversed(ordered[fewest:]))
 
 
-def leaving_nodes(run: Run, workers: Iterable[Worker]) -> tuple[str, ...]:
-    """Nodes that a run is about to leave.
+def leaving(run: Run, workers: Iterable[Worker]) -> list[Worker]:
+    """Workers whose nodes a run is about to leave.
 
     Under a hold it keeps those it was asked for: nothing is done about it before the release. Once
     that is decided, workers on them are stopping; whatever it has there later, it has anew.
@@ -172,7 +174,7 @@ def leaving_nodes(run: Run, workers: Iterable[Worker]) -> tuple[str, ...]:
     decision = run.decision
     asked = decision is not None and not decision.decided and run.state is not RunState.HELD
     left = frozenset(decision.give_back) if decision is not None and asked else frozenset()
-    return tuple(w.node for w in workers if w.state is WorkerState.STOPPING or w.node in left)
+    return [w for w in workers if w.state is WorkerState.STOPPING or w.node in left]
 
 
 def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:

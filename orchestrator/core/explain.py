@@ -131,7 +131,7 @@ def _leaving(state: State, run: Run, plan: Plan) -> list[str]:
     for node in claim.nodes if claim is not None else ():
         for worker in state.workers_on(node):
             other = state.runs.get(worker.run)
-            if other is not None and other is not run and demanding.leaving_nodes(other, [worker]):
+            if other is not None and other is not run and demanding.leaving(other, [worker]):
                 asked.add(other.id)
     return sorted(state.runs[other].name for other in asked)
 

@@ -17,8 +17,10 @@ from orchestrator.controller import Controller
 from orchestrator.core import gang, machine, recovery
 from orchestrator.core.entities import Checkpoint
 from orchestrator.core.instructions import Instruction
-from orchestrator.core.scheduling.plan import Pass
+from orchestrator.core.scheduling.board import Board
+from orchestrator.core.scheduling.eligible import Eligible
 from orchestrator.core.scheduling.quota import Quotas, Standing
+from orchestrator.core.scheduling.terms import Demand
 from orchestrator.core.state import State
 from orchestrator.core.turn import Turn
 from orchestrator.database import commit
@@ -126,12 +128,14 @@ def charges_nothing(_self: Quotas, _queue: str, _gpus: int) -> None:
     """What queues use is not counted."""
 
 
-def at_any_time(self: Pass, _demand: object) -> Any:
+def at_any_time(self: Eligible, board: Board, demand: Demand) -> Any:
     """Maintenance does not matter."""
-    return self._board.rooms.window > 0
+    mask = board.fits(demand.need)
+    mask[board.rooms.places(demand.keeps)] = False
+    return mask
 
 
-def leaves_none(_self: Pass, _demand: object, _places: object) -> bool:
+def leaves_none(_self: Eligible, _demand: object) -> bool:
     """Newcomers take the spares too."""
     return True
 
@@ -153,8 +157,8 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
     (Carrier, "_send_all", asks_nobody, 30),
     (Quotas, "standing", within, 60),
     (Quotas, "charge", charges_nothing, 10),
-    (Pass, "_in_time", at_any_time, 30),
-    (Pass, "_leaves_spares", leaves_none, 30),
+    (Eligible, "fitting", at_any_time, 30),
+    (Eligible, "_exempt", leaves_none, 30),
     (State, "due_maintenance", never_due, 10),
 ]
 

@@ -80,4 +80,5 @@ def _demand(holding: Holding) -> Demand:
         pack=holding.pack,
         keeps=holding.nodes,
         avoid=holding.avoid,
+        ends_within=holding.ends_within,
     )

@@ -320,6 +320,7 @@ def _holding(demand: Demand, nodes: tuple[str, ...], now: dt.datetime) -> Holdin
         project=demand.project,
         priority=demand.priority,
         ends_at=None if within is None else now + dt.timedelta(seconds=within),
+        ends_within=within,
         wants=demand.more,
         pack=demand.pack,
         avoid=demand.avoid,

@@ -106,6 +106,8 @@ class Holding:
     priority: Priority
     ends_at: dt.datetime | None = None
     """When its nodes are expected to be free; None: unknown."""
+    ends_within: float | None = None
+    """Seconds after which it is ended for certain (max_runtime); None: no limit."""
     lost_gpu_seconds: float = 0.0
     """What stopping it now would cost: work since its last save, and the restart."""
     surplus: tuple[str, ...] = ()
