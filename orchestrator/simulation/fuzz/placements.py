@@ -42,7 +42,10 @@ def after(book: State, batch: Batch, newcomers: frozenset[str], *, clocks: bool)
         yield from _takes_work(book, launch)
         if clocks:
             yield from _not_in_maintenance(book, launch, now)
-    queues = {book.runs[str(launch.run)].spec.queue for launch in launches}
+    made = {launch.worker for launch in launches}
+    runs = {str(launch.run) for launch in launches}
+    anew = [run for run in runs if run in newcomers or not _goes_on(book, run, made)]
+    queues = {book.runs[run].spec.queue for run in anew}
     used = _used(book)
     for name in sorted(queues):
         yield from _within_quota(book.queues, name, used)
@@ -90,6 +93,11 @@ def _end(run: Run, now: dt.datetime) -> dt.datetime:
 
 
 # quotas
+
+
+def _goes_on(book: State, run: str, made: set[str]) -> bool:
+    """It recovers with nodes that it has: what it had it gets again, whatever its quota is now."""
+    return any(w.state not in _LEAVING and w.id not in made for w in book.workers_of(run))
 
 
 def _used(book: State) -> Counter[str]:
