@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import structlog
 from ulid import ULID
@@ -26,6 +26,7 @@ from orchestrator.clusters.port import Cluster
 from orchestrator.core.events import (
     FindingRaised,
     IncidentChanged,
+    PassDue,
     RunSubmitted,
     WorkerLost,
     WorkerRegained,
@@ -45,6 +46,7 @@ from orchestrator.errors import (
 from orchestrator.journaling import Events, TurnRecord, commit_when_possible
 from orchestrator.knowing import Knowledge
 from orchestrator.leading import Lead, LeadSettings
+from orchestrator.line import Line
 from orchestrator.observing import RunObserver
 from orchestrator.patrol import Patrol, cancel
 from orchestrator.reports import Reports, samples_of
@@ -81,9 +83,13 @@ class Controller:
         self._patrol = Patrol(
             self, cluster, clock, worker_lost_seconds=settings.worker_lost_seconds
         )
-        self._turns = asyncio.Lock()
+        self._line = Line(
+            clock,
+            may_begin=self._require_lead,
+            wanted=lambda: self.is_leader and self.state.pass_wanted is not None,
+            look=self._look,
+        )
         self._changing_lead = asyncio.Lock()
-        self._turning: set[asyncio.Task[Any]] = set()
         self._carried: list[str] = []
         self._reports = Reports(
             alone=self._take_report,
@@ -128,9 +134,7 @@ class Controller:
         if self.is_leader:
             await self._step_down()
             await self._lead.release()
-        for turn in list(self._turning):  # one that waits for the database would wait for ever
-            turn.cancel()
-        await asyncio.gather(*self._turning, return_exceptions=True)
+        await self._line.stop()
 
     async def _begin(self) -> None:
         """Load what is not over, finish what was left, and start deciding."""
@@ -140,6 +144,11 @@ class Controller:
             _log.info("leading", epoch=self._lead.epoch, runs=len(self.state.runs))
             self._carrier.start(self.state, snapshot.outbox)
             self._leading = [asyncio.create_task(round_) for round_ in self._patrol.rounds()]
+            self._leading.append(asyncio.create_task(self._first_pass()))
+
+    async def _first_pass(self) -> None:
+        """Whoever led before may have gone before the scheduler could look."""
+        await self.decide(PassDue)
 
     async def _step_down(self) -> None:
         """Drop everything: what counts is in the database, and another may lead now."""
@@ -166,7 +175,7 @@ class Controller:
             await self._recall(event.incident)
         elif not isinstance(event, RunSubmitted):
             await self._check_known(getattr(event, "run", None))
-        return await self._exclusively(lambda: self._decide_on(event))
+        return await self._line.take(lambda: self._decide_on(event))
 
     async def _check_known(self, run: str | None) -> None:
         """A run that is over has left the state: say so, rather than that it is not known."""
@@ -182,7 +191,7 @@ class Controller:
     async def report(self, worker: str, report: Report) -> None:
         """Take one numbered report of an agent, once; when it returns, that is stored."""
         self._require_lead()
-        await self._reports.store(worker, report, self._exclusively)
+        await self._reports.store(worker, report, self._line.take)
 
     async def _take_report(self, worker: str, report: Report) -> list[Instruction]:
         known = self.state.workers.get(worker)
@@ -244,7 +253,7 @@ class Controller:
         event = self._event(kind, **fields)
         try:
             with contextlib.suppress(NotLeaderError):
-                await self._exclusively(lambda: self._decide_on(event))
+                await self._line.take(lambda: self._decide_on(event))
         except DefectError:
             return False
         return True
@@ -258,18 +267,11 @@ class Controller:
 
     # turns
 
-    async def _exclusively(self, turn: Callable[[], Awaitable[T]]) -> T:
-        """One turn at a time, each to its end: a caller that goes away leaves no half turn."""
-
-        async def alone() -> T:
-            async with self._turns:
-                self._require_lead()
-                return await turn()
-
-        task = asyncio.create_task(alone())
-        self._turning.add(task)
-        task.add_done_callback(self._turning.discard)
-        return await asyncio.shield(task)
+    async def _look(self) -> None:
+        """A scheduling pass."""
+        cause = self.state.pass_wanted
+        with contextlib.suppress(DefectError, DeposedError):  # which is logged
+            await self._turn([self._event(PassDue, cause=cause)])
 
     async def _turn(
         self,
@@ -284,7 +286,8 @@ class Controller:
             record = TurnRecord()
             try:
                 record.play(self.state, pending, self.clock)
-                await self._write(record.batch(self.state, samples, sequences or {}))
+                if record or samples or sequences:
+                    await self._write(record.batch(self.state, samples, sequences or {}))
                 break
             except (RefusedError, NotFoundError, InvalidError, DeposedError):
                 raise  # a request that cannot be met, and has changed nothing; or another leads now
@@ -344,7 +347,7 @@ class Controller:
     async def note_carried(self) -> None:
         """Mark what was carried out in the outbox."""
         if self._carried:
-            async with self._turns:  # what made it needless must be stored first
+            async with self._line.between():  # what made it needless must be stored first
                 ids = self._carried.copy()
                 await self.store.carried_out(ids, epoch=self._lead.epoch)
                 del self._carried[: len(ids)]

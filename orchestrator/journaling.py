@@ -11,7 +11,7 @@ import structlog
 
 from jobs.clock import Clock
 from jobs.events import Event, WorkerEvent
-from orchestrator.core.events import FindingRaised
+from orchestrator.core.events import FindingRaised, PassDue
 from orchestrator.core.instructions import Instruction, Record
 from orchestrator.core.machine import handle
 from orchestrator.core.state import State
@@ -79,7 +79,9 @@ class TurnRecord:
         """Have the core handle events one after the other, and write down what it decides."""
         for event in events:
             now = clock.now()
-            self.add(event, handle(state, event, now), now)
+            decided = handle(state, event, now)
+            if decided or state.changed or not isinstance(event, PassDue):
+                self.add(event, decided, now)
 
     def add(self, event: Event, decided: Sequence[Instruction], now: dt.datetime) -> None:
         """An event, handled at `now`, and what it led to."""
@@ -90,6 +92,9 @@ class TurnRecord:
             self.findings.append(_finding_record(event, now))
         for instruction in decided:
             _log.info(instruction.kind, run=instruction.run, reason=instruction.reason)
+
+    def __bool__(self) -> bool:
+        return bool(self.journal)
 
     @property
     def outbox(self) -> list[Instruction]:

@@ -57,6 +57,7 @@ from orchestrator.core.events import (
     CapacityChanged,
     FindingRaised,
     NodeInfo,
+    PassDue,
     RunSubmitted,
     StepReached,
     TimerFired,
@@ -168,7 +169,10 @@ class World:
     def do(self, event: Event) -> list[Instruction]:
         """Give the core an event, after the news, and the world its instructions."""
         self.tell_news(event)
-        return self._do(event)
+        instructions = self._do(event)
+        if (cause := self.state.pass_wanted) is not None:
+            instructions = [*instructions, *self._do(self.event(PassDue, cause=cause))]
+        return instructions
 
     def tell_news(self, event: Event) -> None:
         """Tell the core what it must know before the event."""

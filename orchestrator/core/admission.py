@@ -31,6 +31,8 @@ def _refuse_too_large(state: State, spec: RunSpec) -> None:
     if not nodes:
         return
     need, pack = spec.resources, spec.placement.pack
+    if largest_domain(state.rooms, could_fit(state.rooms, need), pack) >= need.min_nodes:
+        return  # of those that take work now, which is known without looking at each node
     rooms = Rooms(node.room for node in nodes)
     mask = could_fit(rooms, need)
     fitting = largest_domain(rooms, mask, pack)

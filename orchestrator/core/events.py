@@ -166,6 +166,15 @@ class QueueChanged(Event):
     quota: Quota
 
 
+class PassDue(Event):
+    """The scheduler looks at all runs and nodes: something has changed since it last did.
+
+    Told once for whatever has come together: at 10,000 nodes a pass costs more than 100 events.
+    """
+
+    kind: Literal["pass_due"] = "pass_due"
+
+
 class SparesChanged(Event):
     """Someone says how many idle nodes newcomers leave to recoveries."""
 
@@ -274,6 +283,7 @@ AnyEvent = Annotated[
     | FindingRaised
     | CapacityChanged
     | NodeChanged
+    | PassDue
     | QueueChanged
     | SparesChanged
     | MaintenancePlanned

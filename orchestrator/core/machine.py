@@ -50,6 +50,7 @@ from orchestrator.core.events import (
     MaintenanceDue,
     MaintenancePlanned,
     NodeChanged,
+    PassDue,
     QueueChanged,
     RestartAsked,
     RollbackAsked,
@@ -107,8 +108,8 @@ def handle(state: State, event: Event, now: dt.datetime) -> list[Instruction]:
         if not event.workers:
             return turn.instructions
     _HANDLERS[type(event)](turn, event)
-    if turn.schedule_wanted:
-        assembling.schedule(turn)
+    if turn.schedule_wanted and not isinstance(event, PassDue) and state.pass_wanted is None:
+        state.pass_wanted = event.id
     return turn.instructions
 
 
@@ -169,6 +170,11 @@ def _of_those_there(turn: Turn, event: GangEvent) -> GangEvent:
     seats = state.attempts[event.run].seats
     there = [w for w in event.workers if w in places and w in state.workers]
     return event.only({worker: seats[places[worker]].ranks for worker in there})
+
+
+def _pass(turn: Turn, _event: PassDue) -> None:
+    turn.state.pass_wanted = None
+    assembling.schedule(turn)
 
 
 def _on_lost(turn: Turn, event: WorkerLost) -> None:
@@ -284,6 +290,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     NodeChanged: nodes.on_node_changed,
     IncidentChanged: operators.on_incident_changed,
     QueueChanged: housekeeping.on_queue_changed,
+    PassDue: _pass,
     SparesChanged: housekeeping.on_spares_changed,
     MaintenancePlanned: housekeeping.on_maintenance_planned,
     MaintenanceCancelled: housekeeping.on_maintenance_cancelled,

@@ -48,6 +48,8 @@ class State:
         self.incidents: dict[str, Incident] = {}
         self.queues: dict[str, Queue] = {}
         self.fleet = Fleet()
+        self.pass_wanted: str | None = None
+        """The event since which the scheduler should look again; not stored: who loads looks."""
         self._workers_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._workers_on: dict[str, dict[str, None]] = defaultdict(dict)
         self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
@@ -72,6 +74,11 @@ class State:
         for entity in entities:
             self.put(entity)
         self.take_changes()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was put since the changes were last taken."""
+        return bool(self._changes or self._shards)
 
     def put(self, entity: Entity) -> None:
         """Add or replace an entity, and remember that it changed."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.events import Event
 from orchestrator.core.entities import Entity
-from orchestrator.core.events import TimerFired
+from orchestrator.core.events import PassDue, TimerFired
 from orchestrator.core.instructions import Instruction
 from orchestrator.core.machine import handle
 from orchestrator.core.state import State
@@ -74,9 +74,14 @@ class Engine:
         if self._turning:
             return
         self._turning = True
-        while self._events:
-            self._turn(self._events.popleft())
+        while self._events or self.state.pass_wanted is not None:
+            self._turn(self._events.popleft() if self._events else self._pass())
         self._turning = False
+
+    def _pass(self) -> Event:
+        """The scheduler looks once for all that has come together, as in production."""
+        cause = self.state.pass_wanted
+        return PassDue(id=self.identity(), at=self.moment(), cause=cause)
 
     def _turn(self, event: Event) -> None:
         self.turns += 1

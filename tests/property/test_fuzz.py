@@ -156,9 +156,9 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
     (recovery, "_limit", never_spent, 30),
     (Carrier, "_send_all", asks_nobody, 30),
     (Quotas, "standing", within, 60),
-    (Quotas, "charge", charges_nothing, 10),
+    (Quotas, "charge", charges_nothing, 60),
     (Eligible, "fitting", at_any_time, 30),
-    (Eligible, "_exempt", leaves_none, 30),
+    (Eligible, "_exempt", leaves_none, 90),
     (State, "due_maintenance", never_due, 10),
 ]
 

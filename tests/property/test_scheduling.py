@@ -255,7 +255,12 @@ def accounted(holding: Holding) -> int:
 
 
 def _the_pool_of_spares_is_left(snapshot: Snapshot, outcome: Plan) -> None:
-    """By newcomers and by growth. Recoveries, and runs for which others left, may take of it."""
+    """By newcomers and by growth. Recoveries, and runs for which others left, may take of it.
+
+    A newcomer whose gang moves leaves nodes to the pool for those that it takes, a moment later.
+    """
+    if any(d.run in outcome.leaves and not d.recovers for d in snapshot.demands):
+        return
     taken = {node for holding in snapshot.holdings for node in holding.nodes}
     others = {node for nodes in outcome.growth.values() for node in nodes}
     for demand in snapshot.demands:

@@ -75,7 +75,9 @@ class Cluster:
         self.leaving: list[tuple[dt.datetime, str, Holding, bool]] = []
         self.started: dict[str, dt.datetime] = {}
         self.promised: dict[str, dt.datetime] = {}
-        """Run → when all has ended that ran when it came to be the first in the queue."""
+        """Run → when all has ended that ran when it came to be the first in the queue, or what it
+        was first told, if that is later: a known end is preferred to unknown ones."""
+        self.told: set[str] = set()
         self.asked: Counter[tuple[str, str]] = Counter()
         self.expecting: dict[str, set[str]] = {}
         """Run → nodes that others leave for it."""
@@ -124,6 +126,10 @@ class Cluster:
         }
         for run in outcome.claims.keys() - self.expecting.keys() - self.promised.keys():
             self.promised[run] = max((at for at, _, _ in self._events), default=self.now)
+        for run in self.promised.keys() & outcome.claims.keys() - self.told:
+            if (until := outcome.claims[run].until) is not None:
+                self.promised[run] = max(self.promised[run], until)
+                self.told.add(run)
         for run, demand in self.waiting.items():
             self.waiting[run] = dataclasses.replace(demand, claim=outcome.claims.get(run))
 
@@ -149,13 +155,15 @@ class Cluster:
         assert all(gpus <= 8 for gpus in used.values())
         away = {node for _, _, holding, _ in self.leaving for node in holding.nodes}
         for run, nodes_ in self.expecting.items():
-            if not nodes_ & away and run in self.waiting:
+            limited = any(quota.name == self.jobs[run].queue for quota in self.quotas)
+            if not (away if limited else nodes_ & away) and run in self.waiting:
                 assert set(outcome.placements.get(run, ())) == nodes_
         for eviction in outcome.evictions:  # what leaves already does not suffice
-            free = {node for node in self.rooms.names if node not in self._busy()}
+            placed = {node for nodes in outcome.placements.values() for node in nodes}
+            free = set(self.rooms.names) - self._busy() - placed
             by = self.waiting[eviction.by]
             if by.pack == "any" and self.spares == 0 and not self.quotas:
-                kept = {n for r, c in self.expecting.items() if r != by.run for n in c}
+                kept = {n for r, c in outcome.claims.items() if r != by.run for n in c.nodes}
                 assert len((free | away) - kept) < by.nodes
 
     def _busy(self) -> set[str]:
@@ -254,8 +262,8 @@ def test_nobody_starves(
 ) -> None:
     """A large run starts, however many small ones come after it, whether or not they have an end.
 
-    Once a run is the first in the queue, it starts when what runs at that moment has ended: those
-    behind it may only use what does not delay it.
+    Once a run is the first in the queue, it starts when what runs at that moment has ended, or by
+    the first end that it is told: those behind it may only use what does not delay it.
     """
     cluster = Cluster(spares=spares)
     for i, job in enumerate(first):

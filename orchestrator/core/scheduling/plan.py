@@ -118,8 +118,10 @@ class Pass:
             if places is not None:
                 self._settle(demand, self._board.rooms.named(places))
                 return True
-        gone = {h.run: set(h.nodes) for h in self._snapshot.holdings if h.leaving}
-        leaving = [run for run, nodes in gone.items() if nodes & set(claim.nodes)]
+        gone = [holding for holding in self._snapshot.holdings if holding.leaving]
+        leaving = [h.run for h in gone if not set(claim.nodes).isdisjoint(h.nodes)]
+        if not leaving and not self._within_quota(demand) and self._within_quota(demand, gone):
+            leaving = [h.run for h in gone if self._quotas.limited(h.queue)]  # left for the quota
         could = could_fit(self._board.rooms, demand.need) & only
         if not leaving or int(could.sum()) < demand.nodes:
             return False
@@ -158,8 +160,13 @@ class Pass:
         else:
             self._hold_up(demand, why, fitting)
 
-    def _within_quota(self, demand: Demand) -> bool:
+    def _within_quota(self, demand: Demand, gone: Iterable[Holding] = ()) -> bool:
+        """Whether its queue may have so much more, now or once some have gone."""
+        for holding in gone:
+            self._quotas.charge(holding.queue, -holding.gpus)
         standing = self._quotas.standing(demand.queue, demand.gpus)
+        for holding in gone:
+            self._quotas.charge(holding.queue, holding.gpus)
         return goes_on(demand) or standing in {Standing.WITHIN, Standing.BORROWING}
 
     def _lies_idle(self, demand: Demand) -> None:
@@ -269,6 +276,7 @@ class Pass:
 
     def _await_leavers(self, demand: Demand, claim: Claim, leaving: Iterable[str]) -> None:
         self._claim(demand, claim)
+        self._quotas.charge(demand.queue, demand.gpus)  # kept for it, as its nodes are
         self._wait(demand, Pending.PREEMPTING, detail=", ".join(sorted(set(leaving))))
 
     def _make_room(self, demand: Demand) -> bool:

@@ -179,12 +179,15 @@ def after(book: State, batch: Batch, *, count_seconds: bool) -> Iterator[str]:
     for entity in batch.entities:
         if isinstance(entity, Run) and entity.state not in TERMINAL_RUN_STATES:
             yield from _budgets_hold(entity)
-            yield from _waits_for_something(book, entity)
+            yield from _has_deadlines(book, entity)
             if count_seconds and now is not None:
                 booked = sum(totals(entity.ledger, now).values())
                 elapsed = (now - entity.submitted_at).total_seconds()
                 if abs(booked - elapsed) > _ROUNDING_SECONDS:
                     yield f"{entity.id} has {booked:.3f} s on its ledger after {elapsed:.3f} s"
+    if any(entry.name == "pass_due" for entry in batch.journal):
+        for run in book.live_runs():
+            yield from _waits_for_something(book, run)
 
 
 def _offers_are_trusted(book: State, run: str, command: StartAttempt) -> Iterator[str]:
@@ -214,7 +217,18 @@ def _budgets_hold(run: Run) -> Iterator[str]:
 
 
 def _waits_for_something(book: State, run: Run) -> Iterator[str]:
-    """A run that does not train has a deadline, a worker coming, or a word for why it waits."""
+    """Once the scheduler has looked, a run that does not train has a word for why it waits."""
+    attempt = book.attempts.get(run.id)
+    if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
+        return
+    coming = any(w.state is not WorkerState.ENDED for w in book.workers_of(run.id))
+    held = run.state is RunState.HELD or book.fleet.hold
+    if not (held or run.pending or coming or "retry" in run.timers):
+        yield f"{run.id} is {run.state} and waits for nothing: {run.reason}"
+
+
+def _has_deadlines(book: State, run: Run) -> Iterator[str]:
+    """Whatever is under way ends by some time."""
     attempt = book.attempts.get(run.id)
     workers = [w for w in book.workers.values() if w.run == run.id]
     for worker in workers:
@@ -224,12 +238,7 @@ def _waits_for_something(book: State, run: Run) -> Iterator[str]:
     if attempt is not None and attempt.state is AttemptState.STOPPING:
         if not {"stop", "fence"} & set(run.timers):
             yield f"attempt {attempt.number} of {run.id} is being stopped without a deadline"
-    elif attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
-        coming = any(worker.state is not WorkerState.ENDED for worker in workers)
-        held = run.state is RunState.HELD or book.fleet.hold
-        if not (held or run.pending or coming or "retry" in run.timers):
-            yield f"{run.id} is {run.state} and waits for nothing: {run.reason}"
-    elif attempt.state is AttemptState.STARTING:
+    elif attempt is not None and attempt.state is AttemptState.STARTING:
         whole = len(attempt.started_ranks) == attempt.world_size
         if not (whole or "start" in run.timers):
             yield f"attempt {attempt.number} of {run.id} starts without a deadline"
