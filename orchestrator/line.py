@@ -55,9 +55,12 @@ class Line:
             try:
                 self._may_begin()
                 try:
-                    return await turn()
-                finally:
+                    result = await turn()
+                except Exception:  # not where it is cancelled: then everything ends
                     await self._look_if_wanted()
+                    raise
+                await self._look_if_wanted()
+                return result
             finally:
                 self._lock.release()
 

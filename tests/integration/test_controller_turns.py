@@ -413,7 +413,7 @@ async def test_what_a_turn_makes_needless_is_noted_only_after_that_turn() -> Non
 
     room.store.carried_out = carried_out  # type: ignore[method-assign,assignment]
     controller._carried.append("an-order")
-    async with controller._turns:  # a turn is under way
+    async with controller._line.between():  # a turn is under way
         await room.until(lambda: bool(noted), ticks=20)
         assert noted == []
     assert await room.until(lambda: noted == [["an-order"]])
