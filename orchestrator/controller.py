@@ -320,7 +320,9 @@ class Controller:
     async def _recover_from_defect(self, samples: WorkerSamples | None) -> None:
         """The core failed: a defect of ours. Go back to what is stored, and say so loudly."""
         _log.exception("the core failed: what it failed over is left out; please report this")
+        wanted = self.state.pass_wanted  # by a turn before this one; not stored
         await self._known.load_when_possible(samples)
+        self.state.pass_wanted = wanted
         self._carrier.go_by(self.state)
 
     # what the rounds need

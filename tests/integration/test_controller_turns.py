@@ -15,7 +15,13 @@ from orchestrator.clusters.port import WorkerLaunch
 from orchestrator.controller import Controller
 from orchestrator.core import machine
 from orchestrator.core.entities import Attempt
-from orchestrator.core.events import CapacityChanged, NodeChanged, NodeInfo, StepReached
+from orchestrator.core.events import (
+    CapacityChanged,
+    NodeChanged,
+    NodeInfo,
+    RunSubmitted,
+    StepReached,
+)
 from orchestrator.core.gang_events import GangReady
 from orchestrator.core.state import State
 from orchestrator.core.states import AttemptState, RunState
@@ -25,7 +31,7 @@ from orchestrator.errors import DefectError, DeposedError, InvariantError, NotLe
 from orchestrator.observing import RunObserver
 from tests.control_room import STEPS, Agent, Fate, Room, samples
 from tests.replay import check_whole, replay
-from tests.world import spec
+from tests.world import on_its_own, spec
 
 
 def over(room: Room, run: str = "run-1") -> bool:
@@ -117,6 +123,31 @@ async def test_after_a_defect_new_agents_are_still_launched_and_told(
     assert await room.until(lambda: settled(room))
     await room.kill()
     await check(room)
+
+
+async def test_a_scheduling_pass_that_waits_in_line_outlives_a_defect(
+    broken: dict[type, list[Any]],
+) -> None:
+    """A run is submitted, and the turn behind it fails before the scheduler has looked."""
+    room = Room()
+    controller = await lead(room)
+    broken[NodeChanged] = []
+    bad = room.event(NodeChanged, node="node-1", state="cordoned", reason="test")
+    new = room.event(RunSubmitted, run="run-1", spec=on_its_own(spec(), "run-1"))
+    commit, behind = room.store.commit, asyncio.Event()
+
+    async def once_one_is_behind(batch: Batch, *, epoch: int) -> int:
+        await behind.wait()
+        return await commit(batch, epoch=epoch)
+
+    room.store.commit = once_one_is_behind  # type: ignore[method-assign]
+    turns = [asyncio.create_task(controller.submit(event)) for event in (new, bad)]
+    await room.until(lambda: controller._line._waiting > 0)
+    behind.set()
+    _, failed = await asyncio.gather(*turns, return_exceptions=True)
+    assert isinstance(failed, DefectError)
+    assert controller.state.runs["run-1"].state is RunState.STARTING
+    await room.kill()
 
 
 async def test_one_event_that_fails_takes_no_other_of_its_report_with_it(
