@@ -38,7 +38,7 @@ bench: $(READY) postgresql ## Run every benchmark (not its support/); the last l
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PYTHON) "$$file"; done
 
 fuzz: $(READY) ## Tell stories of the whole control plane among faults: SEEDS=0:100; FUZZ=options
-	@$(PYTHON) -m orchestrator.simulation.fuzz $(SEEDS) $(FUZZ)
+	@$(PYTHON) -m orchestrator.fuzz $(SEEDS) $(FUZZ)
 
 clean: ## Remove caches and outputs (the virtual environment stays: remove .venv yourself)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* \

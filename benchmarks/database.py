@@ -25,8 +25,8 @@ from sqlalchemy import insert
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 
 from jobs.events import RankSamples
-from orchestrator.core.entities import Attempt
-from orchestrator.core.states import AttemptState
+from orchestrator.core.model.entities import Attempt
+from orchestrator.core.model.states import AttemptState
 from orchestrator.database import samples as arrays
 from orchestrator.database import schema
 from orchestrator.database.engine import Database

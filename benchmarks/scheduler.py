@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 
 from benchmarks.support.harness import last_line, table
 from jobs.spec import Priority, RunSpec
-from orchestrator.core import demanding
-from orchestrator.core.entities import (
+from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Entity,
@@ -38,9 +37,10 @@ from orchestrator.core.entities import (
     Seat,
     Worker,
 )
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import AttemptState, RunState, Trust, WorkerState
+from orchestrator.core.placement import snapshot as demanding
 from orchestrator.core.scheduling import Holding, Plan, Snapshot, plan
-from orchestrator.core.state import State
-from orchestrator.core.states import AttemptState, RunState, Trust, WorkerState
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 NODES, RUNNING, PENDING = 10_000, 2_000, 5_000

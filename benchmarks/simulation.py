@@ -37,8 +37,8 @@ from jobs.events import (
 from jobs.spec import RunSpec
 from monitors.failures import Failure, FailureClass
 from monitors.types import Finding, FindingKind, Severity
-from orchestrator.core.entities import Attempt, Ledger, Node, Queue, Run, Seat, Worker
-from orchestrator.core.events import (
+from orchestrator.core.machine import handle
+from orchestrator.core.messages.events import (
     FindingRaised,
     PassDue,
     RunCancelled,
@@ -47,14 +47,14 @@ from orchestrator.core.events import (
     WorkerLost,
     WorkerRegained,
 )
-from orchestrator.core.gang_events import GangChecked, GangStopped
-from orchestrator.core.instructions import TellGang
-from orchestrator.core.machine import handle
-from orchestrator.core.state import State
-from orchestrator.core.states import AttemptState, RunState, WorkerState
-from orchestrator.simulation.report import report
-from orchestrator.simulation.scenario_file import load
-from orchestrator.simulation.world import World
+from orchestrator.core.messages.gang_events import GangChecked, GangStopped
+from orchestrator.core.messages.instructions import TellGang
+from orchestrator.core.model.entities import Attempt, Ledger, Node, Queue, Run, Seat, Worker
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import AttemptState, RunState, WorkerState
+from orchestrator.simulation.scenario.loader import load
+from orchestrator.simulation.scenario.report import report
+from orchestrator.simulation.scenario.world import World
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 FULL = (10_000, 2_000, 5_000)

@@ -37,11 +37,11 @@ from benchmarks.support.peer_rules import (  # noqa: E402
     MuriRules,
     muri_trace,
 )
-from orchestrator.simulation.policies import POLICIES, PolicyName, ProductRules  # noqa: E402
-from orchestrator.simulation.pool import Rules  # noqa: E402
-from orchestrator.simulation.production import ProductionRules  # noqa: E402
-from orchestrator.simulation.replay import Outcome, Summary, replay, summarise  # noqa: E402
-from orchestrator.simulation.traces import (  # noqa: E402
+from orchestrator.simulation.traces.policies import POLICIES, PolicyName, ProductRules  # noqa: E402
+from orchestrator.simulation.traces.pool import Rules  # noqa: E402
+from orchestrator.simulation.traces.production_policy import ProductionRules  # noqa: E402
+from orchestrator.simulation.traces.replay import Outcome, Summary, replay, summarise  # noqa: E402
+from orchestrator.simulation.traces.trace_file import (  # noqa: E402
     Pools,
     Trace,
     TraceError,

@@ -3,7 +3,7 @@
 A pid alone names nobody: it is used again. An :class:`Identity` adds the start time
 (`/proc/PID/stat`, field 22) and the boot, and signals go through pidfds, so that a recycled pid is
 never mistaken for the process that had it. What belongs to a worker is found and killed by
-:mod:`jobs.agent.warden`.
+:mod:`jobs.agent.reaper`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from monitors.drift import Drift, DriftDetector
 from monitors.episode import Episode, Point, Track
-from monitors.finite import NonFiniteGuard, loss_is_lost
+from monitors.non_finite import NonFiniteGuard, loss_is_lost
 from monitors.types import Finding, FindingKind, Sample, Severity
 
 _GRAD_NORM_ACTION_RATIO = 10.0

@@ -25,7 +25,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from jobs import frames
-from jobs.agent import warden
+from jobs.agent import reaper as warden
 from jobs.clock import SystemClock
 from jobs.commands import Command, Shutdown, StartAttempt, StopAttempt
 from jobs.config import AgentConfig
@@ -246,7 +246,7 @@ class AgentProcess:
     @property
     def standby(self) -> int:
         """Pid of the standby interpreter."""
-        return next(pid for pid in children(self.pid) if "standby.py" in command_line(pid))
+        return next(pid for pid in children(self.pid) if "fork_server.py" in command_line(pid))
 
     def marked(self) -> list[int]:
         """Pids of everything that bears the worker's mark."""

@@ -24,17 +24,17 @@ from typer.testing import CliRunner, Result
 
 from babysit.ring import RingReader
 from babysit.wire import RING_FILE
-from jobs.agent.warden import ENV_WORKER
+from jobs.agent.reaper import ENV_WORKER
 from jobs.events import RankSamples
 from orchestrator.cli.main import app
-from orchestrator.clusters.records import Records
-from orchestrator.core.entities import Attempt
+from orchestrator.clusters.local.worker_records import Records
+from orchestrator.core.model.entities import Attempt
 from orchestrator.database import samples as arrays
 from orchestrator.database.mapping import table_of
 from orchestrator.database.models import SampleDataRow
 from orchestrator.database.port import JournalEntry
 from orchestrator.database.sql_store import SqlStore
-from orchestrator.server.record import is_alive, read_record
+from orchestrator.server.server_file import is_alive, read_record
 from tests.replay import check_whole, replay
 
 ROOT = Path(__file__).parents[1]

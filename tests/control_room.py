@@ -28,14 +28,14 @@ from jobs.events import (
 )
 from monitors.failures import Failure, FailureClass
 from orchestrator.clusters.simulated import SimulatedCluster
-from orchestrator.controller import Controller
-from orchestrator.core.entities import Run
-from orchestrator.core.events import NodeInfo, RunSubmitted
-from orchestrator.core.states import RunState
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.leader_election import LeadSettings
+from orchestrator.core.messages.events import NodeInfo, RunSubmitted
+from orchestrator.core.model.entities import Run
+from orchestrator.core.model.states import RunState
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Batch
 from orchestrator.errors import DeposedError, NotFoundError, NotLeaderError
-from orchestrator.leading import LeadSettings
 from tests.world import on_its_own, spec
 
 _SPINS = 25

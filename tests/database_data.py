@@ -9,7 +9,7 @@ from babysit.wire import Tier
 from jobs.events import RankSamples, ShardFile, ShardReport
 from jobs.spec import RunSpec
 from monitors.types import Severity
-from orchestrator.core.entities import (
+from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Incident,

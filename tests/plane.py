@@ -19,8 +19,10 @@ from jobs.spec import RunSpec
 from monitors.failures import Cause, FailureClass
 from monitors.types import Severity
 from orchestrator.clusters.simulated import SimulatedCluster
-from orchestrator.controller import Controller
-from orchestrator.core.entities import (
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.leader_election import LeadSettings
+from orchestrator.core.messages.events import NodeInfo
+from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Incident,
@@ -29,11 +31,9 @@ from orchestrator.core.entities import (
     Run,
     Seat,
 )
-from orchestrator.core.events import NodeInfo
-from orchestrator.core.states import AttemptState, IncidentState, RunState, Trust
+from orchestrator.core.model.states import AttemptState, IncidentState, RunState, Trust
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Batch, ShardRecord, WorkerSamples
-from orchestrator.leading import LeadSettings
 from orchestrator.server.app import create_app
 from orchestrator.settings import Settings
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from orchestrator.core.events import EVENT
 from orchestrator.core.machine import handle
-from orchestrator.core.state import State
+from orchestrator.core.messages.events import EVENT
+from orchestrator.core.model.state import State
 from orchestrator.database.port import JournalEntry
 
 

@@ -43,17 +43,9 @@ from jobs.events import (
 from jobs.spec import RunSpec
 from monitors.failures import Failure, FailureClass
 from monitors.types import Finding, FindingKind, Severity
-from orchestrator.core.entities import (
-    Attempt,
-    Checkpoint,
-    Entity,
-    Incident,
-    Node,
-    Queue,
-    Run,
-    Worker,
-)
-from orchestrator.core.events import (
+from orchestrator.controller.sample_pipeline import Progress, may_end
+from orchestrator.core.machine import handle
+from orchestrator.core.messages.events import (
     CapacityChanged,
     FindingRaised,
     NodeInfo,
@@ -63,7 +55,7 @@ from orchestrator.core.events import (
     TimerFired,
     WorkerLost,
 )
-from orchestrator.core.instructions import (
+from orchestrator.core.messages.instructions import (
     Instruction,
     LaunchWorker,
     ProbeWorker,
@@ -71,9 +63,17 @@ from orchestrator.core.instructions import (
     Tell,
     TellGang,
 )
-from orchestrator.core.machine import handle
-from orchestrator.core.state import State
-from orchestrator.observing import Progress, may_end
+from orchestrator.core.model.entities import (
+    Attempt,
+    Checkpoint,
+    Entity,
+    Incident,
+    Node,
+    Queue,
+    Run,
+    Worker,
+)
+from orchestrator.core.model.state import State
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 _KINDS = ("runs", "attempts", "workers", "nodes", "checkpoints", "incidents", "queues")

@@ -10,10 +10,10 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from orchestrator.simulation.nodes import Grants, Nodes, best_fit, whole_nodes
-from orchestrator.simulation.policies import Policy, ProductRules
-from orchestrator.simulation.pool import Pool, Work
-from orchestrator.simulation.traces import Trace, TraceError
+from orchestrator.simulation.traces.nodes import Grants, Nodes, best_fit, whole_nodes
+from orchestrator.simulation.traces.policies import Policy, ProductRules
+from orchestrator.simulation.traces.pool import Pool, Work
+from orchestrator.simulation.traces.trace_file import Trace, TraceError
 
 
 def muri_trace(trace: Trace) -> Trace:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from babysit import wire
 from jobs.agent.evidence import oom_kills
-from jobs.agent.feed import RankFeed
-from jobs.agent.standby import kill_group
+from jobs.agent.fork_server import kill_group
+from jobs.agent.rank_reader import RankFeed
 from jobs.commands import RestoreCandidate, StartAttempt
 from jobs.config import AgentConfig
 from jobs.events import RankBeat, RankSamples

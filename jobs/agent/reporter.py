@@ -10,7 +10,7 @@ from ulid import ULID
 from jobs.agent.errors import NoteError
 from jobs.agent.evidence import log_tail
 from jobs.agent.gang import Gang, RankProcess
-from jobs.agent.notes import Author, translate
+from jobs.agent.note_events import Author, translate
 from jobs.agent.outbox import Outbox
 from jobs.clock import Clock
 from jobs.config import AgentConfig

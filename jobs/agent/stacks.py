@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.agent import standby
+from jobs.agent import fork_server as standby
 from jobs.events import RankStack
 
 _PATIENCE_SECONDS = 10.0

@@ -11,11 +11,13 @@ from typing import Any
 
 import structlog
 
-from jobs.agent import errands, inventory, warden
+from jobs.agent import inventory
+from jobs.agent import on_demand as errands
+from jobs.agent import reaper as warden
 from jobs.agent.connection import Connection
 from jobs.agent.errors import LaunchError, StandbyLostError
+from jobs.agent.fork_client import Launcher
 from jobs.agent.gang import Gang, RankProcess, memory_checkpoints
-from jobs.agent.launcher import Launcher
 from jobs.agent.network import free_port
 from jobs.agent.outbox import Outbox
 from jobs.agent.reporter import Reporter

@@ -18,8 +18,8 @@ from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import put, say
 from orchestrator.cli.runs import send
 from orchestrator.cli.session import Session, session
-from orchestrator.core.logbook import text as story_text
-from orchestrator.core.views import StoryView
+from orchestrator.core.views.logbook import text as story_text
+from orchestrator.core.views.models import StoryView
 
 TEMPLATE = Path(jobs.__file__).parent / "templates" / "tiny_gpt"
 STEPS = 360

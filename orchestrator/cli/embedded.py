@@ -16,7 +16,7 @@ import orchestrator
 from jobs.clock import Clock
 from orchestrator.cli.client import Api
 from orchestrator.cli.errors import UnreachableError
-from orchestrator.server.record import is_alive, read_record
+from orchestrator.server.server_file import is_alive, read_record
 from orchestrator.settings import Settings
 
 _POLL_SECONDS = 0.05

@@ -17,8 +17,8 @@ from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
 from orchestrator.cli.output import say
 from orchestrator.cli.session import Session
 from orchestrator.cli.show_run import checkpoint_words
-from orchestrator.core.logbook import words
-from orchestrator.core.states import TERMINAL_RUN_STATES
+from orchestrator.core.model.states import TERMINAL_RUN_STATES
+from orchestrator.core.views.logbook import words
 
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 10.0

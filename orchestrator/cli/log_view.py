@@ -13,7 +13,7 @@ from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.follow import POLL_SECONDS
 from orchestrator.cli.output import say
 from orchestrator.cli.session import Session
-from orchestrator.core.states import TERMINAL_RUN_STATES
+from orchestrator.core.model.states import TERMINAL_RUN_STATES
 
 _OVER = {state.value for state in TERMINAL_RUN_STATES}
 Key = tuple[int, int]

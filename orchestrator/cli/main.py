@@ -9,19 +9,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.cli import (
-    checkpoints,
-    demo,
-    incidents,
-    local,
-    nodes,
-    queues,
-    runs,
-    serving,
-    simulate,
-    stories,
-    watching,
-)
+from orchestrator.cli import checkpoints, demo, incidents, local, nodes, queues, runs, simulate
+from orchestrator.cli import history as stories
+from orchestrator.cli import server as serving
+from orchestrator.cli import watch as watching
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.output import put, say
 from orchestrator.cli.session import Session

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from ruamel.yaml import YAML
 
-from orchestrator.core.logbook import words
+from orchestrator.core.views.logbook import words
 
 Row = Mapping[str, Any]
 

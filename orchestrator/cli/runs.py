@@ -25,7 +25,7 @@ from orchestrator.cli.output import (
     text,
 )
 from orchestrator.cli.session import ReasonOption, RunArgument, Session, complete_run, session
-from orchestrator.core.states import RunState
+from orchestrator.core.model.states import RunState
 
 SpecArgument = Annotated[
     Path, typer.Argument(metavar="SPEC", help="A run spec in YAML; `babysit init` writes one.")

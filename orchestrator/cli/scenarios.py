@@ -20,10 +20,10 @@ from orchestrator.cli.output import (
     table,
     text,
 )
-from orchestrator.simulation.report import report
-from orchestrator.simulation.scenario import Scenario
-from orchestrator.simulation.scenario_file import Written, load, parse_changes
-from orchestrator.simulation.world import World
+from orchestrator.simulation.scenario.loader import Written, load, parse_changes
+from orchestrator.simulation.scenario.model import Scenario
+from orchestrator.simulation.scenario.report import report
+from orchestrator.simulation.scenario.world import World
 
 _PERCENT = "{:.2%}"
 AS_IT_IS = "as it is"
@@ -131,7 +131,7 @@ def one(name: str, seed: int | None, form: Format, picture: Path | None) -> None
 
 def _drawer(path: Path) -> Callable[[dict[str, Any]], None]:
     """Draws the picture; what is wrong with its path is said before the simulation."""
-    from orchestrator.simulation import picture  # noqa: PLC0415 (matplotlib is slow to import)
+    from orchestrator.simulation import plot as picture  # noqa: PLC0415
 
     formats = picture.formats()
     if path.suffix.removeprefix(".") not in formats:

@@ -6,8 +6,8 @@ import datetime as dt
 from typing import Any
 
 from orchestrator.cli.output import Column, Row, clock_time, number, table, text
-from orchestrator.core.logbook import counted, words
-from orchestrator.core.views import PHASES
+from orchestrator.core.views.logbook import counted, words
+from orchestrator.core.views.models import PHASES
 
 
 def _phase(phase: str) -> Column:

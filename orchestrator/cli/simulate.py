@@ -22,10 +22,10 @@ from orchestrator.cli.output import (
     text,
 )
 from orchestrator.errors import InvalidError
-from orchestrator.simulation.policies import PREEMPTION_SECONDS, PolicyName
-from orchestrator.simulation.production import rules_of
-from orchestrator.simulation.replay import Outcome, replay, summarise
-from orchestrator.simulation.traces import SHARED, Pools, read_nodes, read_trace
+from orchestrator.simulation.traces.policies import PREEMPTION_SECONDS, PolicyName
+from orchestrator.simulation.traces.production_policy import rules_of
+from orchestrator.simulation.traces.replay import Outcome, replay, summarise
+from orchestrator.simulation.traces.trace_file import SHARED, Pools, read_nodes, read_trace
 
 COLUMNS = [
     Column("POLICY", text("policy")),

@@ -8,7 +8,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from jobs.spec import RunSpec
-from orchestrator.core.events import NodeInfo
+from orchestrator.core.messages.events import NodeInfo
 
 
 class WorkerLaunch(BaseModel):

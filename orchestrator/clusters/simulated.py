@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from jobs.clock import Clock
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
-from orchestrator.core.events import NodeInfo
+from orchestrator.core.messages.events import NodeInfo
 
 
 @dataclasses.dataclass(slots=True)

@@ -26,20 +26,11 @@ from jobs.events import (
     WorkerEvent,
     WorkerJoined,
 )
-from orchestrator.core import (
-    assembling,
-    coming_up,
-    contact,
-    gang,
-    housekeeping,
-    nodes,
-    operators,
-    placing,
-    recovering,
-    saving,
-    watching,
-)
-from orchestrator.core.events import (
+from orchestrator.core import watching
+from orchestrator.core.attempts import assembly as assembling
+from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.checkpoints import lifecycle as saving
+from orchestrator.core.messages.events import (
     CapacityChanged,
     CheckpointPinned,
     CheckpointRemovalAsked,
@@ -64,7 +55,7 @@ from orchestrator.core.events import (
     WorkerLost,
     WorkerRegained,
 )
-from orchestrator.core.gang_events import (
+from orchestrator.core.messages.gang_events import (
     GangChecked,
     GangEvent,
     GangFinished,
@@ -75,16 +66,23 @@ from orchestrator.core.gang_events import (
     GangStarted,
     GangStopped,
 )
-from orchestrator.core.instructions import Instruction
-from orchestrator.core.naming import named
-from orchestrator.core.state import State
-from orchestrator.core.states import (
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     AttemptState,
     RunState,
     WorkerState,
 )
+from orchestrator.core.placement import workers as placing
+from orchestrator.core.requests import cluster as housekeeping
+from orchestrator.core.requests import nodes
+from orchestrator.core.requests import runs as operators
+from orchestrator.core.supervision import agent_contact as contact
+from orchestrator.core.supervision import failures as recovering
+from orchestrator.core.supervision import startup as coming_up
+from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
 Handler = Callable[[Turn, Any], Any]

@@ -10,8 +10,8 @@ from typing import Any
 from jobs.commands import Command
 from jobs.events import Event
 from monitors.types import Severity
-from orchestrator.core import history
-from orchestrator.core.entities import (
+from orchestrator.core.messages.instructions import Instruction, Notify, Record, Tell, TellGang
+from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Entity,
@@ -20,9 +20,8 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
-from orchestrator.core.instructions import Instruction, Notify, Record, Tell, TellGang
-from orchestrator.core.state import State
-from orchestrator.core.states import (
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import (
     ATTEMPT_MOVES,
     INCIDENT_MOVES,
     NODE_MOVES,
@@ -35,6 +34,7 @@ from orchestrator.core.states import (
     WorkerState,
     check_move,
 )
+from orchestrator.core.policy import usage_history as history
 
 _NOT_IN_THE_QUEUE = frozenset({RunState.HELD, *TERMINAL_RUN_STATES})
 _SEEN_THROUGH_A_HOLD = frozenset({None, RunState.HELD, *TERMINAL_RUN_STATES})

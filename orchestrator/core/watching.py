@@ -11,17 +11,20 @@ from jobs.spec import Action
 from monitors.failures import Failure, FailureClass
 from monitors.stacks import odd_rank
 from monitors.types import Finding, FindingKind, Severity
-from orchestrator.core import gang, ledger, recovering, saving
-from orchestrator.core.entities import Attempt, Decision, Incident, Restart, Run
-from orchestrator.core.events import FindingRaised, StepReached
-from orchestrator.core.gang_events import GangStacks
-from orchestrator.core.ledger import Bucket
-from orchestrator.core.states import (
+from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.checkpoints import lifecycle as saving
+from orchestrator.core.messages.events import FindingRaised, StepReached
+from orchestrator.core.messages.gang_events import GangStacks
+from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model.entities import Attempt, Decision, Incident, Restart, Run
+from orchestrator.core.model.states import (
     RUNNABLE_ATTEMPT_STATES,
     AttemptState,
     IncidentState,
     RunState,
 )
+from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.supervision import failures as recovering
 from orchestrator.core.turn import Turn
 
 STACKS_SECONDS = 8.0

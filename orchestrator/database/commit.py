@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.entities import Attempt, Entity
-from orchestrator.core.instructions import Instruction
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.model.entities import Attempt, Entity
 from orchestrator.database import sample_rows
 from orchestrator.database.leadership import check_epoch
 from orchestrator.database.mapping import ATTEMPTS, MAPPED, WORKERS, printable, table_of, upsert

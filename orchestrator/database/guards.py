@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from sqlalchemy import DDL, event
 
-from orchestrator.core.states import (
+from orchestrator.core.model.states import (
     ATTEMPT_MOVES,
     INCIDENT_MOVES,
     RUN_MOVES,

@@ -16,7 +16,7 @@ from sqlalchemy import Select, delete, insert, select
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.states import TERMINAL_RUN_STATES
+from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.database.engine import Database, database_url, describe, in_memory, is_sqlite
 from orchestrator.database.mapping import RUNS, table_of
 from orchestrator.database.models import JournalRow, OutboxRow, RetentionRow, SampleRow

@@ -13,7 +13,7 @@ from sqlalchemy import Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.entities import (
+from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Fleet,

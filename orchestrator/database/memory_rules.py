@@ -6,8 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.events import ShardReport
-from orchestrator.core.entities import Attempt, Checkpoint, Entity, Incident, Queue, Run, Worker
-from orchestrator.core.states import (
+from orchestrator.core.model.entities import (
+    Attempt,
+    Checkpoint,
+    Entity,
+    Incident,
+    Queue,
+    Run,
+    Worker,
+)
+from orchestrator.core.model.states import (
     ATTEMPT_MOVES,
     INCIDENT_MOVES,
     LIVE_ATTEMPT_STATES,

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jobs.events import RankSamples, ShardReport
-from orchestrator.core.entities import (
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Fleet,
@@ -24,8 +25,7 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
-from orchestrator.core.instructions import Instruction
-from orchestrator.core.states import (
+from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     IncidentState,

@@ -31,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from babysit.wire import Tier
 from monitors.types import Severity
-from orchestrator.core.states import (
+from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     AttemptState,
     IncidentState,

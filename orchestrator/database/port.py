@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from jobs.events import RankSamples, ShardReport
-from orchestrator.core.entities import (
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Entity,
@@ -19,8 +20,7 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
-from orchestrator.core.instructions import Instruction
-from orchestrator.core.states import RunState
+from orchestrator.core.model.states import RunState
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from jobs.events import ShardReport
-from orchestrator.core.entities import (
+from orchestrator.core.messages.instructions import INSTRUCTION
+from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Fleet,
@@ -19,8 +20,7 @@ from orchestrator.core.entities import (
     Run,
     Worker,
 )
-from orchestrator.core.instructions import INSTRUCTION
-from orchestrator.core.states import (
+from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     IncidentState,

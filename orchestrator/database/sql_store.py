@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Self
 
 from jobs.events import RankSamples, ShardReport
-from orchestrator.core.entities import Attempt, Checkpoint, Incident, Node, Queue, Run, Worker
-from orchestrator.core.states import RunState
+from orchestrator.core.model.entities import Attempt, Checkpoint, Incident, Node, Queue, Run, Worker
+from orchestrator.core.model.states import RunState
 from orchestrator.database import commit, leadership, queries, sample_rows, schema, tokens
 from orchestrator.database.engine import Database
 from orchestrator.database.port import Batch, JournalEntry, Lease, Series, Snapshot, Token

@@ -11,7 +11,7 @@ import structlog
 
 from jobs.clock import SystemClock
 from orchestrator.errors import BabysitError
-from orchestrator.server.serving import serve
+from orchestrator.server.process import serve
 from orchestrator.settings import Settings
 
 

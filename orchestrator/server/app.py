@@ -6,9 +6,12 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from jobs.clock import Clock
-from orchestrator.server import metrics, problems, tallies
+from orchestrator.server import counters as tallies
+from orchestrator.server import error_responses as problems
+from orchestrator.server import metrics
 from orchestrator.server.context import Context, ControlPlane
-from orchestrator.server.routes import checkpoints, incidents, nodes, queues, runs, story, system
+from orchestrator.server.routes import checkpoints, incidents, nodes, queues, runs, system
+from orchestrator.server.routes import history as story
 from orchestrator.settings import Settings
 
 _TAGS = [

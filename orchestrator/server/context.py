@@ -13,9 +13,9 @@ from ulid import ULID
 
 from jobs.clock import Clock
 from jobs.events import Event
-from orchestrator.core.entities import Run
-from orchestrator.core.instructions import Instruction
-from orchestrator.core.state import State
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.model.entities import Run
+from orchestrator.core.model.state import State
 from orchestrator.database.port import Store, Token
 from orchestrator.errors import BabysitError, NotAllowedError
 from orchestrator.settings import Settings

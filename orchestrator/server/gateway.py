@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from jobs.commands import AgentCommand
 from jobs.events import Heartbeat, Hello, Report
 from jobs.frames import FrameError, decode, encode
-from orchestrator.controller import Controller
+from orchestrator.controller.controller import Controller
 from orchestrator.errors import DeposedError, NotAllowedError, NotFoundError, NotLeaderError
 
 _log = structlog.get_logger(__name__)

@@ -18,16 +18,16 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from monitors.failures import Cause
 from monitors.types import Severity
-from orchestrator.core.entities import Run
-from orchestrator.core.ledger import Bucket
+from orchestrator.core.model.entities import Run
+from orchestrator.core.model.states import NodeState, RunState
+from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.scheduling import Pending
-from orchestrator.core.showing import newest_checkpoint, open_incidents
-from orchestrator.core.states import NodeState, RunState
-from orchestrator.core.views import PHASES, RunView
+from orchestrator.core.views.build import newest_checkpoint, open_incidents
+from orchestrator.core.views.models import PHASES, RunView
 from orchestrator.server.context import Context, HasContext
-from orchestrator.server.reading import LIVE, line
+from orchestrator.server.counters import Histogram, Tallies, Tally
 from orchestrator.server.routes.system import package_version
-from orchestrator.server.tallies import Histogram, Tallies, Tally
+from orchestrator.server.run_queries import LIVE, line
 
 router = APIRouter(tags=["health"])
 _ALL = 100_000

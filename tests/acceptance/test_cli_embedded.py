@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.server.record import is_alive, read_record
+from orchestrator.server.server_file import is_alive, read_record
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.server.record import is_alive, read_record
+from orchestrator.server.server_file import is_alive, read_record
 from tests.control_plane import until
 
 pytest.importorskip("torch")

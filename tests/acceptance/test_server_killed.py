@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.core.states import RunState
+from orchestrator.core.model.states import RunState
 from tests.acceptance.conftest import Jobs
 from tests.acceptance.record import check_record
 from tests.control_plane import ControlPlane, until

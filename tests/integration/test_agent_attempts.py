@@ -74,7 +74,7 @@ async def test_exception_is_reported_with_its_last_line_and_peers_are_killed(tmp
         assert [e.rank for e in server.of(RankExited)] == [1, 0]
         log = agent.log(1, 1)
         assert log.startswith("about to fail\nTraceback")
-        assert "standby.py" not in log
+        assert "fork_server.py" not in log
 
 
 async def test_killed_rank_is_reported_and_next_attempt_forks_from_the_same_standby(tmp_path: Path):

@@ -63,7 +63,7 @@ async def test_stacks_of_stopped_sleeping_and_spinning_ranks(tmp_path: Path):
             assert stack.frames[0].startswith(f"{function} (")
             assert "train.py:" in stack.frames[0]
             assert stack.frames[-1].startswith("<module> (")
-            assert not any("standby.py" in frame for frame in stack.frames)
+            assert not any("fork_server.py" in frame for frame in stack.frames)
 
 
 async def test_a_rank_that_cannot_be_read_does_not_spoil_the_others(tmp_path: Path):

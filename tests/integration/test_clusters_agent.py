@@ -14,13 +14,13 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from jobs import frames
-from jobs.agent.warden import strays
+from jobs.agent.reaper import strays
 from jobs.clock import ManualClock, SystemClock
 from jobs.processes import identify
 from jobs.spec import RunSpec
-from orchestrator.clusters.local import LocalCluster, LocalClusterSettings
+from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
+from orchestrator.clusters.local.worker_records import Records
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
-from orchestrator.clusters.records import Records
 
 PATIENCE = 60.0
 

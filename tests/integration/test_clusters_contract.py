@@ -13,15 +13,15 @@ from typing import Protocol
 
 import pytest
 
-from jobs.agent.warden import kill_strays
+from jobs.agent.reaper import kill_strays
 from jobs.clock import SystemClock
 from jobs.spec import RunSpec
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.local import LocalCluster, LocalClusterSettings
+from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
+from orchestrator.clusters.local.worker_records import Records
 from orchestrator.clusters.port import Cluster, WorkerGone, WorkerLaunch
-from orchestrator.clusters.records import Records
 from orchestrator.clusters.simulated import SimulatedCluster
-from orchestrator.core.events import NodeInfo
+from orchestrator.core.messages.events import NodeInfo
 
 STAND_IN = Path(__file__).parents[1] / "clusters_agent.py"
 KILLED = "agent was killed by SIGKILL"

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.agent.warden import kill_strays, strays
+from jobs.agent.reaper import kill_strays, strays
 from jobs.clock import Clock, ManualClock, SystemClock
 from jobs.config import AgentConfig
 from jobs.processes import Identity, identify, is_alive
 from jobs.spec import Resources, RunSpec
-from orchestrator.clusters import machine
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.local import LocalCluster, LocalClusterSettings
+from orchestrator.clusters.local import hardware as machine
+from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
+from orchestrator.clusters.local.worker_records import Records, WorkerRecord
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
-from orchestrator.clusters.records import Records, WorkerRecord
 
 STAND_IN = Path(__file__).parents[1] / "clusters_agent.py"
 PATIENCE = 60.0
@@ -285,7 +285,7 @@ async def test_an_end_is_told_until_it_is_taken_note_of(site: Site) -> None:
 SERVER = """
 import asyncio, sys
 from jobs.clock import SystemClock
-from orchestrator.clusters.local import LocalCluster, LocalClusterSettings
+from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
 from orchestrator.clusters.port import WorkerLaunch
 
 async def main():

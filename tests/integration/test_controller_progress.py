@@ -9,7 +9,7 @@ import pytest
 from jobs.commands import StartAttempt
 from jobs.events import RankReady, RankRestored, RanksStarted
 from orchestrator.core import machine
-from orchestrator.core.events import RollbackAsked, StepReached
+from orchestrator.core.messages.events import RollbackAsked, StepReached
 from orchestrator.core.turn import Turn
 from orchestrator.errors import RefusedError
 from tests.control_room import STEPS, Agent, Room, samples

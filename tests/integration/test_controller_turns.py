@@ -9,26 +9,26 @@ from typing import Any
 import pytest
 
 from jobs.events import Heartbeat, RankReady, Report
-from orchestrator.carrying import LAUNCH_TRIES
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import WorkerLaunch
-from orchestrator.controller import Controller
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.dispatcher import LAUNCH_TRIES
+from orchestrator.controller.sample_pipeline import RunObserver
 from orchestrator.core import machine
-from orchestrator.core.entities import Attempt
-from orchestrator.core.events import (
+from orchestrator.core.messages.events import (
     CapacityChanged,
     NodeChanged,
     NodeInfo,
     RunSubmitted,
     StepReached,
 )
-from orchestrator.core.gang_events import GangReady
-from orchestrator.core.state import State
-from orchestrator.core.states import AttemptState, RunState
+from orchestrator.core.messages.gang_events import GangReady
+from orchestrator.core.model.entities import Attempt
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.turn import Turn
 from orchestrator.database.port import Batch
 from orchestrator.errors import DefectError, DeposedError, InvariantError, NotLeaderError
-from orchestrator.observing import RunObserver
 from tests.control_room import STEPS, Agent, Fate, Room, samples
 from tests.replay import check_whole, replay
 from tests.world import on_its_own, spec

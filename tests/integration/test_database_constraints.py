@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import text
 
-from orchestrator.core.states import AttemptState, IncidentState, RunState, Trust, WorkerState
+from orchestrator.core.model.states import AttemptState, IncidentState, RunState, Trust, WorkerState
 from orchestrator.database.engine import Database
 from orchestrator.database.port import Batch
 from orchestrator.database.sql_store import SqlStore

@@ -10,9 +10,9 @@ import pytest
 from babysit.wire import Tier
 from jobs.commands import StopAttempt
 from monitors.types import Severity
-from orchestrator.core.entities import Fleet, Node, Queue
-from orchestrator.core.instructions import LaunchWorker, Notify, Record, Tell
-from orchestrator.core.states import (
+from orchestrator.core.messages.instructions import LaunchWorker, Notify, Record, Tell
+from orchestrator.core.model.entities import Fleet, Node, Queue
+from orchestrator.core.model.states import (
     AttemptState,
     IncidentState,
     NodeState,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from orchestrator.core.states import AttemptState, RunState, WorkerState
+from orchestrator.core.model.states import AttemptState, RunState, WorkerState
 from orchestrator.database import schema
 from orchestrator.database.engine import Database
 from orchestrator.database.port import Batch

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.core.states import AttemptState
+from orchestrator.core.model.states import AttemptState
 from orchestrator.database.port import Batch, Series, Store
 from orchestrator.database.sample_rows import UNPACKED
 from orchestrator.database.samples import CHUNK

@@ -29,7 +29,8 @@ from jobs.events import (
 )
 from monitors.failures import Cause, Failure, FailureClass
 from monitors.types import FindingKind
-from orchestrator.core.events import (
+from orchestrator.core.machine import handle
+from orchestrator.core.messages.events import (
     EVENT,
     CheckpointPinned,
     CheckpointRemovalAsked,
@@ -47,8 +48,7 @@ from orchestrator.core.events import (
     WorkerLost,
     WorkerRegained,
 )
-from orchestrator.core.explain import explain
-from orchestrator.core.instructions import (
+from orchestrator.core.messages.instructions import (
     INSTRUCTION,
     Instruction,
     LaunchWorker,
@@ -56,12 +56,8 @@ from orchestrator.core.instructions import (
     Record,
     Tell,
 )
-from orchestrator.core.ledger import totals
-from orchestrator.core.machine import handle
-from orchestrator.core.recovery import LAUNCH_TRIES
-from orchestrator.core.scheduling import Quota
-from orchestrator.core.state import State
-from orchestrator.core.states import (
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     AttemptState,
@@ -70,6 +66,10 @@ from orchestrator.core.states import (
     Trust,
     WorkerState,
 )
+from orchestrator.core.model.time_ledger import totals
+from orchestrator.core.policy.recovery import LAUNCH_TRIES
+from orchestrator.core.scheduling import Quota
+from orchestrator.core.views.explain import explain
 from orchestrator.errors import InvalidError, NotFoundError, RefusedError
 from tests.world import World, each_for_itself, reloaded, spec
 

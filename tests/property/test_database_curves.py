@@ -8,7 +8,7 @@ from unittest import mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.states import AttemptState
+from orchestrator.core.model.states import AttemptState
 from orchestrator.database import sample_rows
 from orchestrator.database import samples as arrays
 from orchestrator.database.port import Batch, Series

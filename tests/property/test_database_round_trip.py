@@ -18,8 +18,8 @@ from pydantic_core import from_json
 
 from jobs.spec import RunSpec
 from monitors.types import Finding, FindingKind, Severity
-from orchestrator.core.entities import Ledger, Run
-from orchestrator.core.events import EVENT, FindingRaised
+from orchestrator.core.messages.events import EVENT, FindingRaised
+from orchestrator.core.model.entities import Ledger, Run
 from orchestrator.database.engine import to_text
 from orchestrator.database.mapping import MAPPED, Mapped
 from orchestrator.database.port import Batch

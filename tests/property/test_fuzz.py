@@ -12,25 +12,27 @@ from unittest import mock
 
 import pytest
 
-from orchestrator.carrying import Carrier
-from orchestrator.controller import Controller
-from orchestrator.core import gang, machine, recovery
-from orchestrator.core.entities import Checkpoint
-from orchestrator.core.instructions import Instruction
-from orchestrator.core.scheduling.board import Board
-from orchestrator.core.scheduling.eligible import Eligible
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.dispatcher import Carrier
+from orchestrator.core import machine
+from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.model.entities import Checkpoint
+from orchestrator.core.model.state import State
+from orchestrator.core.policy import recovery
+from orchestrator.core.scheduling.eligibility import Eligible
+from orchestrator.core.scheduling.free_resources import Board
 from orchestrator.core.scheduling.quota import Quotas, Standing
-from orchestrator.core.scheduling.terms import Demand
-from orchestrator.core.state import State
+from orchestrator.core.scheduling.types import Demand
 from orchestrator.core.turn import Turn
 from orchestrator.database import commit
-from orchestrator.simulation.fuzz.__main__ import main
-from orchestrator.simulation.fuzz.plan import FAULTS, Blow, Choice, draw, parse_faults
-from orchestrator.simulation.fuzz.shrink import command, tell
+from orchestrator.fuzz.__main__ import main
+from orchestrator.fuzz.plan import FAULTS, Blow, Choice, draw, parse_faults
+from orchestrator.fuzz.shrink import command, tell
 
 SEEDS = range(1000, 1012)
-BY_HASH = "import sys; from orchestrator.simulation.fuzz.plan import Choice, draw; \
-from orchestrator.simulation.fuzz.shrink import tell; \
+BY_HASH = "import sys; from orchestrator.fuzz.plan import Choice, draw; \
+from orchestrator.fuzz.shrink import tell; \
 print(*(tell(draw(seed), Choice()).journal for seed in (1, 2)))"
 
 
@@ -207,7 +209,7 @@ def test_what_it_cannot_do_is_said(
 
 
 def test_a_choice_says_what_to_type() -> None:
-    assert command(7, Choice()) == "python -m orchestrator.simulation.fuzz 7"
+    assert command(7, Choice()) == "python -m orchestrator.fuzz 7"
     faults = parse_faults(["lost", "hang"])
     assert command(7, Choice(faults, frozenset({3, 1}))).endswith("--faults lost,hang --only 1,3")
     assert not Choice(faults).admits(Blow(1, 0.0, "operator"))

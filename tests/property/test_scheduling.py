@@ -24,10 +24,10 @@ from orchestrator.core.scheduling import (
     Snapshot,
     plan,
 )
-from orchestrator.core.scheduling.board import Board
-from orchestrator.core.scheduling.rooms import LEVELS
-from orchestrator.core.scheduling.terms import PRIORITY_RANK
+from orchestrator.core.scheduling.free_resources import Board
+from orchestrator.core.scheduling.node_table import LEVELS
 from orchestrator.core.scheduling.topology import choose
+from orchestrator.core.scheduling.types import PRIORITY_RANK
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 QUEUES = ("a", "b", "free")

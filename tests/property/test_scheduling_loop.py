@@ -26,7 +26,7 @@ from orchestrator.core.scheduling import (
     Snapshot,
     plan,
 )
-from orchestrator.core.scheduling.terms import PRIORITY_RANK
+from orchestrator.core.scheduling.types import PRIORITY_RANK
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 GRACE = 30.0

@@ -11,7 +11,7 @@ from babysit.ring import Record, RingWriter
 from babysit.wire import Phase, Tier, rank_directory, step_directory
 from jobs.agent import inventory
 from jobs.agent.errors import RefusedPathError
-from jobs.agent.feed import RankFeed
+from jobs.agent.rank_reader import RankFeed
 from jobs.commands import VerifyCheckpoint
 from jobs.events import RankBeat, ShardFile, ShardReport
 

@@ -16,13 +16,14 @@ import pytest
 
 from babysit.wire import Note, Tier
 from jobs import frames
-from jobs.agent import evidence, stacks, standby
+from jobs.agent import evidence, stacks
+from jobs.agent import fork_server as standby
 from jobs.agent.__main__ import read_config
 from jobs.agent.errors import ConfigError, NoteError
+from jobs.agent.fork_client import standby_environment
 from jobs.agent.gang import rank_plan
-from jobs.agent.launcher import standby_environment
 from jobs.agent.network import PORTS, free_port
-from jobs.agent.notes import Author, translate
+from jobs.agent.note_events import Author, translate
 from jobs.commands import RestoreCandidate
 from jobs.config import AgentConfig
 from jobs.events import RankReady, RankSamples, Report, SaveFailed, ShardFile

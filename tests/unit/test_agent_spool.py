@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from babysit.ring import Record
 from jobs import frames
 from jobs.agent.errors import SpoolError
-from jobs.agent.feed import columns
 from jobs.agent.outbox import Outbox
+from jobs.agent.rank_reader import columns
 from jobs.agent.spool import Spool
 from jobs.clock import ManualClock
 from jobs.events import RankReady, Report

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from monitors.types import Severity
-from orchestrator.carrying import PAUSES, Carrier
 from orchestrator.clusters.simulated import SimulatedCluster
-from orchestrator.core.entities import Worker
-from orchestrator.core.instructions import Notify, StopWorker
-from orchestrator.core.state import State
+from orchestrator.controller.dispatcher import PAUSES, Carrier
+from orchestrator.core.messages.instructions import Notify, StopWorker
+from orchestrator.core.model.entities import Worker
+from orchestrator.core.model.state import State
 from tests.control_room import VirtualClock
 
 

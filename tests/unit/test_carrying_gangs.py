@@ -10,12 +10,12 @@ import pytest
 
 from jobs.clock import SystemClock
 from jobs.commands import AgentCommand, CaptureStacks, StartAttempt, VerifyCheckpoint
-from orchestrator.carrying import Carrier, LogNotifier
 from orchestrator.clusters.simulated import SimulatedCluster
-from orchestrator.core.entities import Worker
-from orchestrator.core.instructions import INSTRUCTION, TellGang
-from orchestrator.core.state import State
-from orchestrator.core.states import WorkerState
+from orchestrator.controller.dispatcher import Carrier, LogNotifier
+from orchestrator.core.messages.instructions import INSTRUCTION, TellGang
+from orchestrator.core.model.entities import Worker
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import WorkerState
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 WORKERS = ("a", "b", "c")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.clusters import machine
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.nodes import LocalClusterSettings, virtual_nodes
+from orchestrator.clusters.local import hardware as machine
+from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, virtual_nodes
 
 GPUS = ("GPU-0a", "GPU-1b", "GPU-2c")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.clusters import records
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.records import Records
+from orchestrator.clusters.local import worker_records as records
+from orchestrator.clusters.local.worker_records import Records
 
 
 @pytest.fixture

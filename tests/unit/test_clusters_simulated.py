@@ -12,7 +12,7 @@ from jobs.spec import RunSpec
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import WorkerLaunch
 from orchestrator.clusters.simulated import SimulatedCluster
-from orchestrator.core.events import NodeInfo
+from orchestrator.core.messages.events import NodeInfo
 
 
 @pytest.fixture

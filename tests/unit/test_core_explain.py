@@ -6,13 +6,13 @@ import datetime as dt
 
 import pytest
 
-from orchestrator.core import explain as explaining
-from orchestrator.core.events import MaintenancePlanned, RunHeld, RunReleased
-from orchestrator.core.explain import explain
-from orchestrator.core.limits import GRACE_SECONDS
+from orchestrator.core.messages.events import MaintenancePlanned, RunHeld, RunReleased
+from orchestrator.core.model.states import RunState
+from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Pending, Plan, Wait
-from orchestrator.core.states import RunState
-from orchestrator.core.trying import try_out
+from orchestrator.core.views import explain as explaining
+from orchestrator.core.views.dry_run import try_out
+from orchestrator.core.views.explain import explain
 from tests.unit.test_core_scheduling import cluster, gpu_spec, start
 
 GRACE = dt.timedelta(seconds=GRACE_SECONDS)

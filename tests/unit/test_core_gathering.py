@@ -7,10 +7,10 @@ import pytest
 from babysit.wire import Tier
 from jobs.events import AttemptStopped, RankReady, RankRestored, RanksStarted, ShardWritten
 from monitors.types import FindingKind
-from orchestrator.core.events import EVENT
-from orchestrator.core.gang_events import GangReady, GangSaved, GangStopped
-from orchestrator.core.gathering import gather
-from orchestrator.core.states import RunState, Trust
+from orchestrator.core.messages.batching import gather
+from orchestrator.core.messages.events import EVENT
+from orchestrator.core.messages.gang_events import GangReady, GangSaved, GangStopped
+from orchestrator.core.model.states import RunState, Trust
 from tests.world import World, spec
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.events import WorkerJoined
-from orchestrator.core import demanding, history
-from orchestrator.core.events import (
+from orchestrator.core.messages.events import (
     CapacityChanged,
     NodeChanged,
     NodeInfo,
@@ -17,9 +16,11 @@ from orchestrator.core.events import (
     RunReleased,
     SparesChanged,
 )
-from orchestrator.core.limits import GRACE_SECONDS
+from orchestrator.core.model.states import IncidentState, RunState, WorkerState
+from orchestrator.core.placement import snapshot as demanding
+from orchestrator.core.policy import usage_history as history
+from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Holding
-from orchestrator.core.states import IncidentState, RunState, WorkerState
 from tests.unit.test_core_scheduling import cluster, gpu_spec, nodes_of, start
 from tests.world import World
 

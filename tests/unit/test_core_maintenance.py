@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from orchestrator.core.events import (
+from orchestrator.core.messages.events import (
     CapacityChanged,
     MaintenanceCancelled,
     MaintenanceDue,
@@ -15,8 +15,8 @@ from orchestrator.core.events import (
     NodeInfo,
     QueueChanged,
 )
+from orchestrator.core.model.states import NodeState
 from orchestrator.core.scheduling import Quota
-from orchestrator.core.states import NodeState
 from orchestrator.errors import InvalidError
 from tests.unit.test_core_scheduling import cluster, nodes_of, start
 from tests.world import World

@@ -8,10 +8,10 @@ import pytest
 
 from jobs.events import CheckpointChecked, RankRestored, RejectedCheckpoint
 from monitors.failures import Failure, FailureClass
-from orchestrator.core.events import RestartAsked, RollbackAsked, RunReleased
-from orchestrator.core.instructions import Notify
-from orchestrator.core.recovery import LOAD_TRIES
-from orchestrator.core.states import AttemptState, RunState, Trust
+from orchestrator.core.messages.events import RestartAsked, RollbackAsked, RunReleased
+from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.model.states import AttemptState, RunState, Trust
+from orchestrator.core.policy.recovery import LOAD_TRIES
 from orchestrator.errors import RefusedError
 from tests.world import World, spec
 

@@ -15,7 +15,7 @@ from jobs.events import (
 )
 from monitors.failures import FailureClass
 from monitors.types import FindingKind, Severity
-from orchestrator.core.events import (
+from orchestrator.core.messages.events import (
     CapacityChanged,
     CheckpointPinned,
     CheckpointRemovalAsked,
@@ -30,10 +30,10 @@ from orchestrator.core.events import (
     WorkerLost,
     WorkerRegained,
 )
-from orchestrator.core.explain import explain
-from orchestrator.core.instructions import Notify
-from orchestrator.core.ledger import totals
-from orchestrator.core.states import AttemptState, IncidentState, NodeState, RunState, Trust
+from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.model.states import AttemptState, IncidentState, NodeState, RunState, Trust
+from orchestrator.core.model.time_ledger import totals
+from orchestrator.core.views.explain import explain
 from orchestrator.errors import InvalidError, NotFoundError, RefusedError
 from tests.world import World, spec
 

@@ -6,7 +6,7 @@ import pytest
 
 from monitors.failures import Failure, FailureClass
 from monitors.types import FindingKind
-from orchestrator.core.events import (
+from orchestrator.core.messages.events import (
     NodeChanged,
     RestartAsked,
     RollbackAsked,
@@ -16,9 +16,9 @@ from orchestrator.core.events import (
     RunSubmitted,
     WorkerLost,
 )
-from orchestrator.core.explain import explain
-from orchestrator.core.ledger import ettr, totals
-from orchestrator.core.states import AttemptState, NodeState, RunState, Trust
+from orchestrator.core.model.states import AttemptState, NodeState, RunState, Trust
+from orchestrator.core.model.time_ledger import ettr, totals
+from orchestrator.core.views.explain import explain
 from orchestrator.errors import InvalidError, NotFoundError, RefusedError
 from tests.world import World, spec
 

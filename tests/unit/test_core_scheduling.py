@@ -10,8 +10,7 @@ import pytest
 from jobs.commands import StartAttempt, StopAttempt
 from jobs.spec import Priority
 from monitors.failures import Cause, Failure, FailureClass
-from orchestrator.core import demanding
-from orchestrator.core.events import (
+from orchestrator.core.messages.events import (
     CapacityChanged,
     MaintenanceCancelled,
     MaintenanceDue,
@@ -22,12 +21,13 @@ from orchestrator.core.events import (
     RunCancelled,
     SparesChanged,
 )
-from orchestrator.core.explain import explain
-from orchestrator.core.instructions import LaunchWorker, Tell
-from orchestrator.core.limits import GRACE_SECONDS
+from orchestrator.core.messages.instructions import LaunchWorker, Tell
+from orchestrator.core.model.states import NodeState, RunState, WorkerState
+from orchestrator.core.placement import snapshot as demanding
+from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Quota
-from orchestrator.core.states import NodeState, RunState, WorkerState
-from orchestrator.core.trying import try_out
+from orchestrator.core.views.dry_run import try_out
+from orchestrator.core.views.explain import explain
 from orchestrator.errors import InvalidError, NotFoundError
 from tests.world import World, each_for_itself, spec
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.core import diagrams, states
+from orchestrator.core.model import states
+from orchestrator.core.views import state_diagrams as diagrams
 
 PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 TABLES = [value for name, value in vars(states).items() if name.endswith("_MOVES")]
 
 
 def test_the_page_is_up_to_date() -> None:
-    again = "python -m orchestrator.core.diagrams > docs/states.md"
+    again = "python -m orchestrator.core.views.state_diagrams > docs/states.md"
     assert PAGE.read_text() == diagrams.page(), f"generate it again: {again}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.simulation.fuzz.loop import START, WORLD, ProcessClock, VirtualLoop, rest
+from orchestrator.fuzz.event_loop import START, WORLD, ProcessClock, VirtualLoop, rest
 
 
 @pytest.fixture

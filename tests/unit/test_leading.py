@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 
 from jobs.clock import ManualClock
+from orchestrator.controller.leader_election import Lead, LeadSettings
 from orchestrator.database.memory_store import MemoryStore
-from orchestrator.leading import Lead, LeadSettings
 
 
 async def test_a_leader_that_cannot_begin_tries_again() -> None:

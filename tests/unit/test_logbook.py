@@ -10,9 +10,9 @@ import pytest
 
 from monitors.failures import Cause
 from monitors.types import Severity
-from orchestrator.core import logbook
-from orchestrator.core.entities import Attempt, Seat
-from orchestrator.core.states import AttemptState, IncidentState, RunState
+from orchestrator.core.model.entities import Attempt, Seat
+from orchestrator.core.model.states import AttemptState, IncidentState, RunState
+from orchestrator.core.views import logbook
 from orchestrator.database.port import JournalEntry
 from tests.plane import RUN_ID, at, attempts, finished_run, incident, restart
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitors.finite import OVERFLOW_STEPS, WARMUP_OVERFLOW_STEPS
 from monitors.loss import LossMonitor, LossSettings
+from monitors.non_finite import OVERFLOW_STEPS, WARMUP_OVERFLOW_STEPS
 from monitors.types import Finding, FindingKind, Sample, Severity
 
 NAN = math.nan

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from babysit.wire import Phase
+from monitors.run_monitors import Watch
 from monitors.types import Beat, FindingKind, Sample
-from monitors.watch import Watch
 
 
 def sample(step, loss=2.0, rank=0, attempt=1, seconds=0.1):

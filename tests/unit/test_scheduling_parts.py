@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.core.entities import Queue
-from orchestrator.core.history import usual_wait
-from orchestrator.core.records import Past
+from orchestrator.core.model.entities import Queue
+from orchestrator.core.model.records import Past
+from orchestrator.core.policy.usage_history import usual_wait
 from orchestrator.core.scheduling import Pending, Quota, Room, Rooms
+from orchestrator.core.scheduling.fair_share import HALF_LIFE_SECONDS, accrued, decayed
 from orchestrator.core.scheduling.quota import Quotas, Standing
-from orchestrator.core.scheduling.share import HALF_LIFE_SECONDS, accrued, decayed
 from orchestrator.core.scheduling.spares import (
     PRIOR_FAILURES_PER_NODE_DAY,
     failure_rate,

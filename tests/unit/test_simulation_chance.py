@@ -9,16 +9,22 @@ from collections import Counter
 
 import pytest
 
-from orchestrator.simulation.chance import Chance, draw, expected_failures, failures, lemons
-from orchestrator.simulation.population import members
-from orchestrator.simulation.scenario import (
+from orchestrator.simulation.scenario.model import (
     FailureModel,
     Population,
     Scenario,
     SimulatedRun,
     Spread,
 )
-from orchestrator.simulation.training import Pace, Progress
+from orchestrator.simulation.scenario.population import members
+from orchestrator.simulation.scenario.random_streams import (
+    Chance,
+    draw,
+    expected_failures,
+    failures,
+    lemons,
+)
+from orchestrator.simulation.scenario.training import Pace, Progress
 
 NODES = [f"n{i}" for i in range(100)]
 RUN = {"spec": {"name": "r", "command": ["python"]}}

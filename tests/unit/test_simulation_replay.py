@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.spec import Priority
-from orchestrator.simulation.nodes import Nodes, best_fit
-from orchestrator.simulation.policies import POLICIES, PolicyName, ProductRules
-from orchestrator.simulation.production import ProductionRules, shape
-from orchestrator.simulation.replay import quantile, replay, summarise
-from orchestrator.simulation.traces import SHARED, Job, Trace
+from orchestrator.simulation.traces.nodes import Nodes, best_fit
+from orchestrator.simulation.traces.policies import POLICIES, PolicyName, ProductRules
+from orchestrator.simulation.traces.production_policy import ProductionRules, shape
+from orchestrator.simulation.traces.replay import quantile, replay, summarise
+from orchestrator.simulation.traces.trace_file import SHARED, Job, Trace
 
 
 def jobs(*rows):

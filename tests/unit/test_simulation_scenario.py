@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.yaml_file import SpecError
-from orchestrator.simulation.scenario_file import load, loads, parse_changes, shipped
+from orchestrator.simulation.scenario.loader import load, loads, parse_changes, shipped
 
 GOOD = """\
 name: tiny

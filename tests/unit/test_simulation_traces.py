@@ -7,7 +7,13 @@ import gzip
 import pytest
 
 from jobs.spec import Priority
-from orchestrator.simulation.traces import SHARED, TraceError, by_pool, read_nodes, read_trace
+from orchestrator.simulation.traces.trace_file import (
+    SHARED,
+    TraceError,
+    by_pool,
+    read_nodes,
+    read_trace,
+)
 
 HEADER = "job_id,vc,submit_time_s,duration_s,num_gpus,status"
 SUBMIT = "submit_time_s: expected seconds, 0 to 100,000,000,000, got"

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.states import NodeState, RunState
-from orchestrator.simulation.report import report
-from orchestrator.simulation.scenario import Scenario
-from orchestrator.simulation.scenario_file import load
-from orchestrator.simulation.world import World
+from orchestrator.core.model.states import NodeState, RunState
+from orchestrator.simulation.scenario.loader import load
+from orchestrator.simulation.scenario.model import Scenario
+from orchestrator.simulation.scenario.report import report
+from orchestrator.simulation.scenario.world import World
 
 
 def simulate(name: str, **changes: object) -> tuple[World, dict[str, Any]]:

@@ -13,13 +13,13 @@ from jobs.clock import ManualClock
 from jobs.events import RankSamples
 from monitors.failures import Cause
 from monitors.types import Severity
-from orchestrator.carrying import CountedNotifier, LogNotifier
-from orchestrator.core import ledger
-from orchestrator.core.entities import Attempt, Ledger, Run
-from orchestrator.core.instructions import Notify
-from orchestrator.core.ledger import Bucket
-from orchestrator.core.states import RunState
-from orchestrator.server.tallies import BOUNDS, Histogram, Tallies, Tally
+from orchestrator.controller.dispatcher import CountedNotifier, LogNotifier
+from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model.entities import Attempt, Ledger, Run
+from orchestrator.core.model.states import RunState
+from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.server.counters import BOUNDS, Histogram, Tallies, Tally
 from tests.plane import at, attempts, finished_run, restart, spec
 
 ON_GPUS = spec(resources={"nodes": 2, "gpus_per_node": 4})

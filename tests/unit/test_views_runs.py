@@ -8,8 +8,9 @@ import json
 import math
 
 from monitors.failures import FailureClass
-from orchestrator.core.entities import Fault, Ledger, Node, Queue, Worker
-from orchestrator.core.showing import (
+from orchestrator.core.model.entities import Fault, Ledger, Node, Queue, Worker
+from orchestrator.core.model.states import NodeState, RunState, Trust, WorkerState
+from orchestrator.core.views.build import (
     check_node,
     newest_checkpoint,
     node_view,
@@ -18,8 +19,7 @@ from orchestrator.core.showing import (
     run_detail,
     run_view,
 )
-from orchestrator.core.states import NodeState, RunState, Trust, WorkerState
-from orchestrator.core.views import PHASES
+from orchestrator.core.views.models import PHASES
 from tests.plane import at, attempts, checkpoint, finished_run, incident, restart, spec
 
 NOW = at(500)

@@ -1,8 +1,8 @@
 """Who runs where: `plan(snapshot, now) -> Plan`. Pure."""
 
+from orchestrator.core.scheduling.node_table import Room, Rooms
 from orchestrator.core.scheduling.plan import plan
-from orchestrator.core.scheduling.rooms import Room, Rooms
-from orchestrator.core.scheduling.terms import (
+from orchestrator.core.scheduling.types import (
     Claim,
     Demand,
     Eviction,

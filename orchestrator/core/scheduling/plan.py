@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.core.scheduling import moving, preempting
-from orchestrator.core.scheduling.board import Board, could_fit, shape_of
-from orchestrator.core.scheduling.ceilings import Ceilings, goes_on
-from orchestrator.core.scheduling.eligible import Eligible
-from orchestrator.core.scheduling.growing import grow
-from orchestrator.core.scheduling.known import Key, Known, Told
+from orchestrator.core.scheduling import migration as moving
+from orchestrator.core.scheduling import preemption as preempting
+from orchestrator.core.scheduling.backfill import Forecast
+from orchestrator.core.scheduling.elastic import grow
+from orchestrator.core.scheduling.eligibility import Eligible
+from orchestrator.core.scheduling.fair_share import Shares, age, in_order
+from orchestrator.core.scheduling.free_resources import Board, could_fit, shape_of
+from orchestrator.core.scheduling.node_choice import spot
+from orchestrator.core.scheduling.node_table import Mask
 from orchestrator.core.scheduling.quota import Quotas, Standing
-from orchestrator.core.scheduling.reserving import Forecast
-from orchestrator.core.scheduling.rooms import Mask
-from orchestrator.core.scheduling.share import Shares, age, in_order
-from orchestrator.core.scheduling.spots import spot
-from orchestrator.core.scheduling.terms import (
+from orchestrator.core.scheduling.rejection_cache import Key, Known, Told
+from orchestrator.core.scheduling.types import (
     Claim,
     Demand,
     Holding,
@@ -35,6 +35,7 @@ from orchestrator.core.scheduling.terms import (
     Wait,
     accounted_gpus,
 )
+from orchestrator.core.scheduling.upper_bounds import Ceilings, goes_on
 
 MOST_PREEMPTORS = 4
 """Runs for which others are asked to leave in one pass: the next ones come with the next pass."""

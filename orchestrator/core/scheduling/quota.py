@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from enum import StrEnum
 
-from orchestrator.core.scheduling.terms import Quota
+from orchestrator.core.scheduling.types import Quota
 
 
 class Standing(StrEnum):

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from orchestrator.core.scheduling.rooms import Indices, Mask, Rooms
-from orchestrator.core.scheduling.terms import Claim
+from orchestrator.core.scheduling.node_table import Indices, Mask, Rooms
+from orchestrator.core.scheduling.types import Claim
 
 
 class Reservations:

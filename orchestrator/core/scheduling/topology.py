@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.core.scheduling.rooms import LEVELS, Indices, Mask, Rooms
+from orchestrator.core.scheduling.node_table import LEVELS, Indices, Mask, Rooms
 
 Order = NDArray[np.intp]
 

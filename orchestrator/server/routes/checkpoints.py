@@ -10,14 +10,14 @@ from fastapi import APIRouter, Depends
 
 from babysit.wire import Tier
 from jobs.events import ShardReport
-from orchestrator.core.entities import Checkpoint
-from orchestrator.core.events import (
+from orchestrator.core.messages.events import (
     CheckpointPinned,
     CheckpointRemovalAsked,
     CheckpointVerificationAsked,
 )
-from orchestrator.core.showing import checkpoint_view
-from orchestrator.core.views import CheckpointDetail, CheckpointView, ShardView
+from orchestrator.core.model.entities import Checkpoint
+from orchestrator.core.views.build import checkpoint_view
+from orchestrator.core.views.models import CheckpointDetail, CheckpointView, ShardView
 from orchestrator.errors import NotFoundError
 from orchestrator.server.context import Context, HasContext, Operator, TheRun
 

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from orchestrator.core.events import IncidentChanged
-from orchestrator.core.showing import incident_view
-from orchestrator.core.states import IncidentState
-from orchestrator.core.views import IncidentView
+from orchestrator.core.messages.events import IncidentChanged
+from orchestrator.core.model.states import IncidentState
+from orchestrator.core.views.build import incident_view
+from orchestrator.core.views.models import IncidentView
 from orchestrator.server.context import HasContext, Operator, Viewer
 
 router = APIRouter(prefix="/incidents", tags=["incidents"])

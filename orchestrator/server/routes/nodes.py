@@ -9,13 +9,13 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from orchestrator.core.entities import Node
-from orchestrator.core.events import MaintenanceCancelled, MaintenancePlanned, NodeChanged
-from orchestrator.core.showing import check_node, node_view
-from orchestrator.core.views import NodeCheck, NodeView
+from orchestrator.core.messages.events import MaintenanceCancelled, MaintenancePlanned, NodeChanged
+from orchestrator.core.model.entities import Node
+from orchestrator.core.views.build import check_node, node_view
+from orchestrator.core.views.models import NodeCheck, NodeView
 from orchestrator.errors import NotFoundError
 from orchestrator.server.context import Context, HasContext, Operator, Viewer
-from orchestrator.server.reading import LIVE
+from orchestrator.server.run_queries import LIVE
 
 router = APIRouter(prefix="/nodes", tags=["nodes"])
 

@@ -9,14 +9,14 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.core.demanding import spare_pool
-from orchestrator.core.entities import Queue
-from orchestrator.core.events import QueueChanged, SparesChanged
+from orchestrator.core.messages.events import QueueChanged, SparesChanged
+from orchestrator.core.model.entities import Queue
+from orchestrator.core.placement.snapshot import spare_pool
 from orchestrator.core.scheduling import Quota
-from orchestrator.core.showing import queue_views
-from orchestrator.core.views import QueueView
+from orchestrator.core.views.build import queue_views
+from orchestrator.core.views.models import QueueView
 from orchestrator.server.context import Context, HasContext, Operator, Viewer
-from orchestrator.server.reading import LIVE
+from orchestrator.server.run_queries import LIVE
 
 router = APIRouter(tags=["queues"])
 QueueName = Annotated[str, InPath(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]

@@ -13,8 +13,7 @@ from ulid import ULID
 
 from jobs.spec import RunSpec
 from jobs.spec_file import Source, parse, resolve, validate
-from orchestrator.core.entities import Attempt, Run
-from orchestrator.core.events import (
+from orchestrator.core.messages.events import (
     RestartAsked,
     RollbackAsked,
     RunCancelled,
@@ -22,13 +21,20 @@ from orchestrator.core.events import (
     RunReleased,
     RunSubmitted,
 )
-from orchestrator.core.showing import attempt_view
-from orchestrator.core.states import RunState
-from orchestrator.core.trying import try_out
-from orchestrator.core.views import AttemptView, DryRunView, RunDetail, RunView, SubmittedView
+from orchestrator.core.model.entities import Attempt, Run
+from orchestrator.core.model.states import RunState
+from orchestrator.core.views.build import attempt_view
+from orchestrator.core.views.dry_run import try_out
+from orchestrator.core.views.models import (
+    AttemptView,
+    DryRunView,
+    RunDetail,
+    RunView,
+    SubmittedView,
+)
 from orchestrator.errors import InvalidError, NotLeaderError
 from orchestrator.server.context import HasContext, Operator, TheRun, Viewer
-from orchestrator.server.reading import detail, line
+from orchestrator.server.run_queries import detail, line
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 

@@ -8,13 +8,13 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from orchestrator.core.events import RunHeld, RunReleased
-from orchestrator.core.states import NodeState
-from orchestrator.core.views import TokenView
+from orchestrator.core.messages.events import RunHeld, RunReleased
+from orchestrator.core.model.states import NodeState
+from orchestrator.core.views.models import TokenView
 from orchestrator.database.port import Token
 from orchestrator.server.context import Admin, Context, HasContext, Operator, Viewer
-from orchestrator.server.reading import LIVE
 from orchestrator.server.routes.runs import Asked
+from orchestrator.server.run_queries import LIVE
 
 router = APIRouter()
 health = APIRouter(tags=["health"])

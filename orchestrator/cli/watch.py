@@ -1,0 +1,148 @@
+"""Commands that look on: watch and wait."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from jobs.spec import parse_seconds
+from orchestrator.cli import follow
+from orchestrator.cli.client import path
+from orchestrator.cli.errors import CliError, ExitCode
+from orchestrator.cli.output import Format, FormatOption, conclude, put
+from orchestrator.cli.session import RunArgument, Session, complete_run, session
+from orchestrator.cli.show_run import page
+from orchestrator.core.views.logbook import words
+
+
+def watch(
+    ctx: typer.Context,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Without it: all.", autocompletion=complete_run),
+    ] = None,
+) -> None:
+    """Watch a run, or all of them, live. Ctrl-C ends the watching, not the run.
+
+    Without a terminal, a run is followed in plain lines, and all runs are printed once.
+
+    For example:
+
+        babysit watch tiny-gpt
+
+        babysit watch
+    """
+    here = session(ctx)
+    if run is not None:
+        last = follow.to_the_end(here, here.api.get(path("runs", run)))
+        put(page(last, here.clock.now()))
+        raise typer.Exit(follow.OUTCOMES[last["state"]])
+    if not sys.stdout.isatty():
+        Console().print(_board(here))
+        return
+    try:
+        with Live(console=Console(), auto_refresh=False, screen=True) as screen:
+            while True:
+                screen.update(_board(here), refresh=True)
+                here.wait(2 * follow.POLL_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def _board(here: Session) -> Table:
+    board = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("name", "state", "step", "loss", "restarts", "ettr", "why"):
+        board.add_column(title)
+    for row in here.api.get(path("runs"), limit=50):
+        board.add_row(
+            row["name"],
+            row["state"],
+            str(row["step"]),
+            "-" if row["loss"] is None else f"{row['loss']:.4g}",
+            str(row["restarts_count"]),
+            "-" if row["ettr"] is None else f"{row['ettr']:.0%}",
+            Text(row["reason"], overflow="ellipsis", no_wrap=True),
+        )
+    return board
+
+
+def _goal(value: str) -> tuple[str, int]:
+    """`succeeded`, `running` or `step=N`, as a word and a step."""
+    word, _, step = value.partition("=")
+    if (word in {"succeeded", "running"} and not step) or (word == "step" and step.isdigit()):
+        return word, int(step or 0)
+    raise typer.BadParameter(
+        f"expected succeeded, running or step=N; got {value!r}", param_hint="--for"
+    )
+
+
+def _reached(detail: follow.Detail, word: str, step: int) -> bool:
+    if word == "step":
+        return bool(detail["step"] >= step)
+    if word == "running":
+        return detail["state"] in {"running", "succeeded"}
+    return bool(detail["state"] == word)
+
+
+def wait(
+    ctx: typer.Context,
+    run: RunArgument,
+    goal: Annotated[
+        str, typer.Option("--for", metavar="succeeded|running|step=N", help="What to wait for.")
+    ] = "succeeded",
+    timeout: Annotated[
+        str | None, typer.Option(metavar="30m", help="How long at most. Default: for ever.")
+    ] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Wait until a run has come so far.
+
+    Ends with 0 when it has, 1 when the run failed first, 7 when it was cancelled first, 4 when it
+    succeeded without ever getting there, 8 when the time is up.
+
+    For example:
+
+        babysit wait tiny-gpt
+
+        babysit wait tiny-gpt --for step=100 --timeout 10m
+    """
+    here = session(ctx)
+    word, step = _goal(goal)
+    limit = _limit(timeout)
+    begun = here.clock.monotonic()
+    here.api.get(path("runs", run))  # a run that does not exist is not waited for
+    for detail in follow.details(here, run):
+        if _reached(detail, word, step):
+            said = f"{detail['name']} is {detail['state']} at step {detail['step']}."
+            conclude(detail, form, said=said)
+            return
+        if detail["state"] in follow.OUTCOMES:
+            raise _missed(detail, goal)
+        if limit is not None and here.clock.monotonic() - begun >= limit:
+            raise CliError(
+                f"{detail['name']} is {detail['state']} at step {detail['step']} after "
+                f"{words(limit)}: {detail['reason']}",
+                ExitCode.TIMED_OUT,
+            )
+
+
+def _limit(timeout: str | None) -> float | None:
+    if timeout is None:
+        return None
+    try:
+        return float(str(parse_seconds(timeout)))
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}, got {timeout!r}", param_hint="--timeout") from error
+
+
+def _missed(detail: follow.Detail, goal: str) -> CliError:
+    message = f"{detail['name']} {detail['state']} at step {detail['step']}, before {goal}"
+    why = f": {detail['reason']}" if detail["reason"] else ""
+    code = follow.OUTCOMES[detail["state"]]
+    return CliError(message + why, code if code is not ExitCode.OK else ExitCode.REFUSED)

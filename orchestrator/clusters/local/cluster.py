@@ -1,0 +1,357 @@
+"""The local cluster: virtual nodes on this machine, each worker an agent in a session of its own.
+
+Agents outlive the server, however it ends; the next server finds them by the files of
+:mod:`orchestrator.clusters.local.worker_records`. The end of an agent shows at its pidfd. Then
+everything that bears the worker's mark is killed, and only when nothing is left is the worker
+reported gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
+
+import structlog
+
+from jobs.agent.reaper import ENV_WORKER, kill_strays, strays
+from jobs.clock import Clock
+from jobs.config import AgentConfig
+from jobs.processes import end_of, identify, is_alive, open_pidfd, send_signal
+from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.local import hardware as machine
+from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, Node, virtual_nodes
+from orchestrator.clusters.local.worker_records import Records, WorkerRecord, write_private
+from orchestrator.clusters.port import WorkerGone, WorkerLaunch
+from orchestrator.core.messages.events import NodeInfo
+
+__all__ = ["LocalCluster", "LocalClusterSettings"]
+
+_log = structlog.get_logger(__name__)
+_STUCK_SECONDS = 1.0
+"""Pause between attempts to end processes that do not die (uninterruptible sleep)."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Watch:
+    """A worker that is not known to be gone."""
+
+    record: WorkerRecord
+    descriptor: int | None
+    """The agent's pidfd; None when the agent has ended."""
+    gone: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+
+class LocalCluster:
+    """Implements :class:`orchestrator.clusters.port.Cluster` on this machine."""
+
+    def __init__(self, settings: LocalClusterSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._records = Records(settings.home)
+        self._inventory: dict[str, Node] | None = None
+        self._watches: dict[str, _Watch] = {}
+        self._ends: asyncio.Queue[WorkerGone | None] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._adopted = False
+
+    # --- the port ---------------------------------------------------------------------------
+
+    async def nodes(self) -> list[NodeInfo]:
+        """The inventory. It does not change while the server runs."""
+        return [node.info for node in (await self._nodes()).values()]
+
+    async def launch(self, launch: WorkerLaunch) -> None:
+        """Start an agent, unless it was started before.
+
+        Raises:
+            ClusterError: No such node, its GPUs are taken, a directory cannot be written, or
+                the interpreter cannot be started.
+        """
+        self._adopt()
+        nodes = await self._nodes()
+        if launch.node not in nodes:
+            raise ClusterError(
+                f"{launch.node} is no node of this cluster, which has {', '.join(nodes) or 'none'}",
+                node=launch.node,
+                worker=launch.worker,
+            )
+        what = f"cannot be started on {launch.node}"
+        with (
+            self._explained(what, launch.worker, launch.node),
+            self._records.locked(launch.run, launch.worker),
+        ):
+            self._launch_once(launch, nodes[launch.node])
+
+    async def stop(self, worker: str, run: str) -> None:
+        """SIGTERM, grace, SIGKILL. Returns when no process of the worker is left."""
+        self._adopt()
+        watch = self._watches.get(worker) or self._never_seen(worker, run)
+        if watch is None or watch.gone.is_set():
+            return
+        if watch.descriptor is not None:
+            send_signal(watch.descriptor, signal.SIGTERM)
+        if not await self._gone_within(watch, self._settings.stop_grace_seconds):
+            if watch.descriptor is not None:
+                send_signal(watch.descriptor, signal.SIGKILL)
+            await watch.gone.wait()
+
+    async def alive(self, worker: str, run: str) -> bool | None:
+        """Whether the agent or any process it left is alive."""
+        record = self._records.read(run, worker)
+        if record and record.agent and is_alive(record.agent):
+            return True
+        return bool(await asyncio.to_thread(strays, worker))
+
+    async def changes(self) -> AsyncIterator[WorkerGone]:
+        """Workers found gone. One is not told again after the next has been asked for."""
+        self._adopt()
+        while (gone := await self._ends.get()) is not None:
+            yield gone
+            self._take_note(gone)
+
+    async def close(self) -> None:
+        """Stop watching. Agents go on."""
+        for watch in self._watches.values():
+            self._unwatch(watch)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._ends.put_nowait(None)
+
+    # --- nodes ------------------------------------------------------------------------------
+
+    async def _nodes(self) -> dict[str, Node]:
+        if self._inventory is None:
+            wanted = self._settings.gpus_per_node
+            found = () if wanted == 0 else await asyncio.to_thread(machine.gpu_uuids)
+            nodes = virtual_nodes(self._settings, found)
+            self._inventory = {node.info.id: node for node in nodes}
+        return self._inventory
+
+    # --- starting ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _explained(self, what: str, worker: str, node: str = "") -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ClusterError(
+                f"worker {worker} {what}: {error}. Check that {self._settings.home} can be written "
+                f"and that the interpreter is there",
+                node=node,
+                worker=worker,
+            ) from error
+
+    def _launch_once(self, launch: WorkerLaunch, node: Node) -> None:
+        """Start the agent unless its record, or a running process, says that this was done."""
+        record = self._records.read(launch.run, launch.worker)
+        if launch.worker in self._watches:
+            return
+        if record is not None:
+            record = self._identified(record)
+            if record.gone is not None or record.agent is not None:
+                self._take_over(record)
+                return
+        record = WorkerRecord(
+            worker=launch.worker,
+            run=launch.run,
+            node=launch.node,
+            devices=self._free_devices(launch, node),
+        )
+        self._records.write(record)
+        self._start(launch, record)
+
+    def _free_devices(self, launch: WorkerLaunch, node: Node) -> tuple[str, ...]:
+        wanted = launch.spec.resources.gpus_per_node
+        taken = {device for watch in self._watches.values() for device in watch.record.devices}
+        free = [device for device in node.devices if device not in taken]
+        if len(free) < wanted:
+            raise ClusterError(
+                f"{launch.node} has {len(free)} of its {len(node.devices)} GPUs free, and worker "
+                f"{launch.worker} needs {wanted}: wait until those who hold them are gone",
+                node=launch.node,
+                worker=launch.worker,
+            )
+        return tuple(free[:wanted])
+
+    def _start(self, launch: WorkerLaunch, record: WorkerRecord) -> None:
+        directory = self._records.directory(launch.run, launch.worker)
+        config = self._config(launch)
+        config.log_directory.mkdir(parents=True, exist_ok=True)
+        self._records.make_memory(launch.run, launch.worker)
+        path = directory / "config.json"
+        write_private(path, config.model_dump_json())
+        command = self._settings.agent or (sys.executable, "-P", "-m", "jobs.agent")
+        with (directory / "output.log").open("ab") as output:
+            process = subprocess.Popen(  # noqa: S603 - the command is ours
+                [*command, str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+                env=_environment(record),
+                start_new_session=True,
+            )
+        descriptor = os.pidfd_open(process.pid)
+        process.returncode = (
+            0  # it is reaped through the pidfd; Popen would warn that it still runs
+        )
+        record = record.model_copy(update={"agent": identify(process.pid)})
+        self._watch(record, descriptor)
+        self._records.write(record)
+
+    def _config(self, launch: WorkerLaunch) -> AgentConfig:
+        return AgentConfig(
+            run=launch.run,
+            worker=launch.worker,
+            node=launch.node,
+            server_file=self._settings.home / "server.json",
+            token=launch.token,
+            directory=self._records.directory(launch.run, launch.worker),
+            log_directory=self._records.logs(launch.run),
+            memory_directory=self._records.memory(launch.run, launch.worker),
+            spec=launch.spec,
+        )
+
+    # --- watching ---------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Once: take over the workers of earlier servers."""
+        if self._adopted:
+            return
+        self._adopted = True
+        for record in self._records.untold():
+            self._take_over(self._identified(record))
+
+    def _identified(self, record: WorkerRecord) -> WorkerRecord:
+        """A server may have died between starting an agent and writing down its pid."""
+        if record.agent is not None or record.gone is not None:
+            return record
+        config = str(self._records.directory(record.run, record.worker) / "config.json").encode()
+        found = [identify(pid) for pid in strays(record.worker) if config in _arguments(pid)]
+        # Forks of the agent share its arguments; it is the oldest.
+        agent = min(filter(None, found), key=lambda identity: identity.start, default=None)
+        return record.model_copy(update={"agent": agent})
+
+    def _take_over(self, record: WorkerRecord) -> None:
+        if record.gone is not None:
+            self._tell(record)
+        elif record.agent is not None and record.worker not in self._watches:
+            self._watch(record, open_pidfd(record.agent))
+            self._records.write(record)
+
+    def _watch(self, record: WorkerRecord, descriptor: int | None) -> None:
+        watch = self._watches[record.worker] = _Watch(record, descriptor)
+        if descriptor is None:
+            how = "ended while no server was there to see how" if record.agent else "never started"
+            self._spawn(self._bury(watch, how))
+        else:
+            asyncio.get_running_loop().add_reader(descriptor, self._ended, watch)
+
+    def _unwatch(self, watch: _Watch) -> None:
+        if watch.descriptor is not None:
+            asyncio.get_running_loop().remove_reader(watch.descriptor)
+            os.close(watch.descriptor)
+            watch.descriptor = None
+
+    def _ended(self, watch: _Watch) -> None:
+        """The pidfd is readable: the agent has ended."""
+        how = end_of(watch.descriptor) if watch.descriptor is not None else "ended"
+        self._unwatch(watch)
+        self._spawn(self._bury(watch, how))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- ending -----------------------------------------------------------------------------
+
+    async def _bury(self, watch: _Watch, how: str) -> None:
+        """After the agent's end: leave no process and no memory of the worker, then say so."""
+        record = watch.record
+        await self._sweep(record.worker)
+        await self._free_memory(record)
+        record = record.model_copy(update={"gone": f"agent {how}"})
+        self._store(record)
+        del self._watches[record.worker]
+        self._tell(record)
+        watch.gone.set()
+
+    async def _sweep(self, worker: str) -> None:
+        clean = 0
+        # Two scans without a find: in the midst of an exec a process shows no environment.
+        while clean < 2:
+            left = await asyncio.to_thread(kill_strays, worker)
+            clean = 0 if left else clean + 1
+            if left:
+                _log.warning("processes do not die of SIGKILL", worker=worker, pids=left)
+                await self._clock.sleep(_STUCK_SECONDS)
+
+    async def _free_memory(self, record: WorkerRecord) -> None:
+        """The memory tier is the worker's own: no other worker inherits it."""
+        if not await asyncio.to_thread(self._records.free_memory, record.run, record.worker):
+            path = self._records.memory(record.run, record.worker)
+            _log.warning("memory directory cannot be removed", path=str(path))
+
+    async def _gone_within(self, watch: _Watch, seconds: float) -> bool:
+        waits = [
+            asyncio.ensure_future(watch.gone.wait()),
+            asyncio.ensure_future(self._clock.sleep(seconds)),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return watch.gone.is_set()
+
+    def _never_seen(self, worker: str, run: str) -> _Watch | None:
+        """A worker that is gone or was never started: say so, and do not start it from now on."""
+        with self._explained("cannot be stopped", worker), self._records.locked(run, worker):
+            record = self._records.read(run, worker)
+            record = self._identified(record or WorkerRecord(worker=worker, run=run, node=""))
+            if record.gone is None and record.agent is None:
+                self._watch(record, None)
+            else:
+                self._take_over(record)
+        return self._watches.get(worker)
+
+    def _tell(self, record: WorkerRecord) -> None:
+        reason = record.gone or ""
+        self._ends.put_nowait(WorkerGone(worker=record.worker, run=record.run, reason=reason))
+
+    def _take_note(self, gone: WorkerGone) -> None:
+        record = self._records.read(gone.run, gone.worker)
+        if record is not None:
+            self._store(record.model_copy(update={"told": True}))
+
+    def _store(self, record: WorkerRecord) -> None:
+        try:
+            self._records.write(record)
+        except OSError as error:  # a full disk: the next server finds and tells it again
+            _log.warning("worker record not written", worker=record.worker, error=str(error))
+
+
+def _arguments(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _environment(record: WorkerRecord) -> dict[str, str]:
+    """The server's, without its settings (some are secret), with the worker's mark and GPUs."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("BABYSIT_")}
+    return {
+        **inherited,
+        ENV_WORKER: record.worker,
+        "CUDA_VISIBLE_DEVICES": ",".join(record.devices),
+    }

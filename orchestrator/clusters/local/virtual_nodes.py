@@ -1,0 +1,76 @@
+"""The virtual nodes of the local cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.local import hardware as machine
+from orchestrator.core.messages.events import NodeInfo
+
+
+class LocalClusterSettings(BaseModel):
+    """What the virtual nodes offer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path
+    """Holds `runs/` and `server.json`. Two clusters never share one at the same time."""
+    nodes: int = Field(default=4, ge=0)
+    """Named `node-1`, `node-2` …"""
+    cpus_per_node: float | None = Field(default=None, gt=0)
+    """None: all of this machine's on every node, so that CPU never keeps a run waiting."""
+    gpus_per_node: int | None = Field(default=None, ge=0)
+    """None: this machine's GPUs, dealt out contiguously."""
+    memory_per_node: int | None = Field(default=None, gt=0)
+    """Bytes. None: not accounted."""
+    labels: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """By node: `{"node-1": {"rack": "a"}}`."""
+    stop_grace_seconds: float = Field(default=10.0, ge=0)
+    """Between SIGTERM and SIGKILL of an agent that is stopped."""
+    agent: tuple[str, ...] = ()
+    """Command that takes the path of a config; empty: our agent under this interpreter."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Node:
+    """A virtual node and the GPUs that are its own."""
+
+    info: NodeInfo
+    devices: tuple[str, ...]
+    """UUIDs."""
+
+
+def virtual_nodes(settings: LocalClusterSettings, gpus: tuple[str, ...]) -> Iterator[Node]:
+    """Divide this machine.
+
+    Args:
+        settings: What the nodes shall offer.
+        gpus: UUIDs of the GPUs of this machine.
+
+    Raises:
+        ClusterError: More GPUs are to be offered than there are.
+    """
+    count, wanted = settings.nodes, settings.gpus_per_node
+    if wanted is not None:
+        if len(gpus) < wanted * count:
+            raise ClusterError(
+                f"{count} nodes with {wanted} GPUs each need {wanted * count} GPUs; this machine "
+                f"has {len(gpus)}. Configure fewer nodes or fewer GPUs"
+            )
+        gpus = gpus[: wanted * count]
+    hands = machine.deal(gpus, count) if count else []
+    for number, devices in enumerate(hands, 1):
+        name = f"node-{number}"
+        info = NodeInfo(
+            id=name,
+            gpus=len(devices),
+            cpus=settings.cpus_per_node or machine.cpus(),
+            memory=settings.memory_per_node or 0,
+            labels=settings.labels.get(name, {}),
+        )
+        yield Node(info, devices)

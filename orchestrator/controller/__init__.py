@@ -1,0 +1,1 @@
+"""The loop that joins the ports: takes events, has the core decide, commits, then acts."""

@@ -1,0 +1,1 @@
+"""One incarnation of a run's gang: assembled, started, stopped, preempted."""

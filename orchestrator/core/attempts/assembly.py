@@ -1,0 +1,79 @@
+"""From nodes to a gang: passes carried out, agents that join, attempts of gangs that are whole."""
+
+from __future__ import annotations
+
+from jobs.events import WorkerJoined
+from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.attempts import preemption as leaving
+from orchestrator.core.attempts import rank_assignment as seating
+from orchestrator.core.model.entities import Run
+from orchestrator.core.model.states import WorkerState
+from orchestrator.core.placement import snapshot as demanding
+from orchestrator.core.placement import workers as placing
+from orchestrator.core.text import named
+from orchestrator.core.turn import Turn
+
+
+def schedule(turn: Turn) -> None:
+    """Launch workers for the runs that fit; say of the others why they wait.
+
+    Start the gangs that are whole.
+    """
+    wanting = [run for run in turn.state.live_runs() if demanding.wants_nodes(turn.state, run)]
+    for run in wanting:
+        placing.leave_unusable_nodes(turn, run)
+    outcome = placing.current_plan(turn.state, turn.now)
+    for run_id, nodes in outcome.leaves.items():
+        placing.end_workers(turn, run_id, nodes, _why_left(turn.run(run_id), nodes))
+    for run_id, nodes in outcome.placements.items():
+        placing.placed(turn, run_id, nodes)
+    for nodes_of in (outcome.placements, outcome.growth):
+        for run_id, nodes in nodes_of.items():
+            placing.launch(turn, run_id, nodes)
+    for eviction in outcome.evictions:
+        leaving.evict(turn, eviction)
+    for wait in outcome.waits.values():
+        placing.waits(turn, wait, outcome.claims.get(wait.run))
+    for run in wanting:
+        start_if_whole(turn, run.id)
+
+
+def _why_left(run: Run, nodes: tuple[str, ...]) -> str:
+    if set(nodes) <= set(run.avoid):
+        return f"leaving {named(nodes)}, which the run avoids"
+    return "the gang moves to be close together"
+
+
+def on_joined(turn: Turn, event: WorkerJoined) -> None:
+    """An agent is ready to start ranks."""
+    worker = turn.state.workers.get(event.worker)
+    if worker is None or worker.state is not WorkerState.LAUNCHING:
+        turn.record(event.run, f"{event.worker} joined, but is not expected: ignored")
+        return
+    turn.cancel_timer(event.run, f"launch:{worker.id}")
+    turn.change_worker(
+        worker.id,
+        state=WorkerState.READY,
+        joined_at=turn.now,
+        address=event.address,
+        port=event.port,
+        reason="joined",
+    )
+    start_if_whole(turn, event.run)
+
+
+def start_if_whole(turn: Turn, run_id: str) -> None:
+    """Start the next attempt once every worker of the gang is ready."""
+    run = turn.run(run_id)
+    if not demanding.wants_nodes(turn.state, run):
+        leaving.grow(turn, run_id)
+        return
+    if turn.state.joined(run_id) < run.spec.resources.min_nodes:
+        return  # known without looking at each of thousands
+    workers = turn.state.workers_of(run_id)
+    ready = [w for w in workers if w.state is WorkerState.READY]
+    most = run.spec.resources.max_nodes
+    more_to_come = any(w.state is WorkerState.LAUNCHING for w in workers)
+    if len(ready) < run.spec.resources.min_nodes or (len(ready) < most and more_to_come):
+        return
+    gang.start_attempt(turn, run, seating.seats(turn, run, ready[:most]))

@@ -1,0 +1,269 @@
+"""Gangs: starting and stopping attempts, and the end of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from jobs.commands import RestoreCandidate, StartAttempt, StopAttempt
+from jobs.events import (
+    AttemptStopped,
+    ShardReport,
+    Shards,
+)
+from monitors.types import Severity
+from orchestrator.core.checkpoints import memory_tier
+from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.messages.gang_events import GangStopped
+from orchestrator.core.messages.instructions import StopWorker
+from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model.entities import Attempt, Checkpoint, Queue, Run, Seat
+from orchestrator.core.model.states import (
+    LIVE_ATTEMPT_STATES,
+    RUNNABLE_ATTEMPT_STATES,
+    AttemptState,
+    RunState,
+    WorkerState,
+)
+from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.placement import snapshot as demanding
+from orchestrator.core.placement import workers as placing
+from orchestrator.core.policy import recovery
+from orchestrator.core.policy import usage_history as history
+from orchestrator.core.text import named
+from orchestrator.core.turn import Turn
+
+STOP_SECONDS = 30.0
+"""An agent that has not answered StopAttempt after this long is ended through the cluster."""
+START_SECONDS = 300.0
+"""An agent that has not started its ranks after this long fails the attempt (row 24)."""
+SILENT_SECONDS = 60.0
+"""Without `babysit.init()` for this long, a script counts as one that does not report."""
+FENCE_SECONDS = 120.0
+"""An attempt that cannot be confirmed dead after this long is fenced."""
+
+
+def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
+    """The next attempt, from the newest checkpoint that may be trusted, unless it takes people."""
+    number = run.attempt + 1
+    world_size = sum(len(seat.ranks) for seat in seats)
+    candidates = _candidates(turn, run, seats, world_size)
+    if not candidates and run.decision is not None:  # people let it begin again
+        rewinding.rewind(turn, run.id, run.decision)
+    known = turn.state.checkpoints_of(run.id)
+    if not candidates and recovery.has_lost_its_past(run, turn.attempt(run.id), known):
+        hold(turn, run.id, "none of its checkpoints can be trusted any more")
+        return
+    decision = run.decision
+    restart = (
+        dataclasses.replace(
+            decision.restart, attempt=number, placed_at=turn.now, best_step=run.best_step
+        )
+        if decision
+        else None
+    )
+    turn.put(
+        Attempt(
+            run=run.id,
+            number=number,
+            seats=seats,
+            world_size=world_size,
+            restart=restart,
+            candidates=tuple(c.id for c in candidates),
+            started_at=turn.now,
+        )
+    )
+    newest = f"step {candidates[0].step} ({candidates[0].tier})" if candidates else "the beginning"
+    reason = f"attempt {number} starts from {newest} on {named([seat.node for seat in seats])}"
+    state = RunState.STARTING if number == 1 else RunState.RECOVERING
+    turn.change_run(
+        run.id,
+        state=state,
+        attempt=number,
+        decision=None,
+        pending=None,
+        reason=reason,
+        started_at=run.started_at or turn.now,
+        ledger=ledger.switch(run.ledger, Bucket.STARTING, turn.now),
+    )
+    turn.cancel_timer(run.id, "standby")
+    turn.set_timer(run.id, "start", START_SECONDS)
+    if len(seats) < run.spec.resources.max_nodes:
+        turn.set_timer(run.id, "grow", demanding.GROW_SECONDS)
+    elif run.spec.placement.spares:
+        turn.set_timer(run.id, "grow", demanding.STANDBY_SECONDS)
+    master = turn.state.workers[seats[0].worker]
+    offered = tuple(
+        RestoreCandidate(
+            id=c.id,
+            step=c.step,
+            tier=c.tier,
+            path=c.path,
+            world_size=c.world_size,
+            attempt=c.attempt,
+        )
+        for c in candidates
+    )
+    turn.tell_gang(
+        run.id,
+        {seat.worker: seat.ranks for seat in seats},
+        StartAttempt,
+        reason,
+        attempt=number,
+        ranks=(),
+        world_size=world_size,
+        node_rank=0,
+        nodes=len(seats),
+        master_address=master.address,
+        master_port=master.port,
+        restore=offered,
+        skip_batches=run.skip_batches,
+    )
+
+
+CANDIDATES = 8
+"""Checkpoints offered to an attempt: it falls back along the list by itself."""
+
+
+def _candidates(turn: Turn, run: Run, seats: tuple[Seat, ...], world_size: int) -> list[Checkpoint]:
+    decision = run.decision
+    homes = {rank: seat.worker for seat in seats for rank in seat.ranks}
+    return recovery.trusted(
+        turn.state.checkpoints_of(run.id),
+        run=run,
+        homes=homes,
+        world_size=world_size,
+        before_step=decision.onset_step if decision else None,
+        to_step=decision.to_step if decision else None,
+    )[:CANDIDATES]
+
+
+def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) -> None:
+    """Kill what is left of the live attempt.
+
+    `attempt_dead` is reached when every seat is confirmed empty.
+    """
+    attempt = turn.attempt(run_id)
+    if attempt is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+        return
+    turn.change_attempt(run_id, state=AttemptState.STOPPING)
+    turn.cancel_timer(run_id, "start", "stacks", "silent")
+    turn.set_timer(run_id, "stop", STOP_SECONDS + grace)
+    turn.set_timer(run_id, "fence", FENCE_SECONDS + grace)
+    told: dict[str, tuple[int, ...]] = {}
+    for seat in attempt.seats:
+        worker = turn.state.workers.get(seat.worker)
+        if seat.stopped or worker is None:
+            continue
+        if worker.state is WorkerState.LOST:
+            turn.emit(StopWorker, run_id, "out of contact", worker=worker.id, node=worker.node)
+        else:
+            told[seat.worker] = seat.ranks
+    number = attempt.number
+    turn.tell_gang(
+        run_id, told, StopAttempt, reason, attempt=number, grace_seconds=grace, reason=reason
+    )
+
+
+def force_stop(turn: Turn, run_id: str) -> None:
+    """Agents that did not answer in time are ended through the cluster."""
+    attempt = turn.attempt(run_id)
+    if attempt is None or attempt.state is not AttemptState.STOPPING:
+        return
+    for seat in attempt.seats:
+        worker = turn.state.workers.get(seat.worker)
+        if not seat.stopped and worker is not None:
+            turn.emit(
+                StopWorker,
+                run_id,
+                f"no answer to a stop for {STOP_SECONDS:.0f} s",
+                worker=worker.id,
+                node=worker.node,
+            )
+
+
+def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
+    """Mark seats as confirmed empty; True when none of a live attempt is left."""
+    attempt = turn.attempt(run_id)
+    if attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
+        return False
+    seats, places = list(attempt.seats), turn.state.places_of(run_id)
+    for place in (places[worker] for worker in workers if worker in places):
+        seat = seats[place]
+        seats[place] = Seat(worker=seat.worker, node=seat.node, ranks=seat.ranks, stopped=True)
+    turn.change_attempt(run_id, seats=tuple(seats))
+    return all(seat.stopped for seat in seats)
+
+
+def on_stopped(turn: Turn, event: AttemptStopped) -> bool:
+    """A worker has no process of the attempt left. True when none has."""
+    by_checkpoint: dict[tuple[int, int], list[ShardReport]] = {}
+    for shard in event.memory_shards:
+        by_checkpoint.setdefault((shard.attempt, shard.step), []).append(shard)
+    memory = [Shards.of(event.worker, *shards) for shards in by_checkpoint.values()]
+    return _stopped(turn, event, {event.worker: event.port}, memory)
+
+
+def on_gang_stopped(turn: Turn, event: GangStopped) -> bool:
+    """Many workers have no process of the attempt left. True when none has."""
+    ports = event.ports or (0,) * len(event.workers)
+    return _stopped(turn, event, dict(zip(event.workers, ports, strict=True)), event.memory)
+
+
+def _stopped(
+    turn: Turn,
+    event: AttemptStopped | GangStopped,
+    ports: Mapping[str, int],
+    memory: Sequence[Shards],
+) -> bool:
+    for worker, port in ports.items():
+        if port:
+            turn.change_worker(worker, port=port)
+    memory_tier.take_inventory(turn, event.run, event.attempt, ports.keys(), memory)
+    run, attempt = turn.run(event.run), turn.state.attempts[event.run]
+    turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
+    turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
+    return empty_seats(turn, event.run, ports)
+
+
+# the end
+
+
+def hold(
+    turn: Turn, run_id: str, why: str, incident: str | None = None, release: str = "tries again"
+) -> None:
+    """Stop here and page: what would come next cannot be undone."""
+    run = turn.run(run_id)
+    reason = (
+        f"held by babysit: {why}; `babysit release` {release},"
+        " `babysit rollback --to STEP` goes on from another step (0: begins again)"
+    )
+    book = ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
+    turn.change_run(run_id, state=RunState.HELD, held_from=run.state, reason=reason, ledger=book)
+    turn.notify(run_id, Severity.CRITICAL, f"{run.name} is {reason}", incident)
+
+
+def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
+    """End a run: workers leave, timers stop, incidents close. Terminal."""
+    run = turn.run(run_id)
+    for incident in turn.state.incidents_of(run_id):
+        turn.resolve_incident(incident.id, f"the run ended: {state}")
+    for worker in turn.state.workers_of(run_id):
+        placing.end_worker(turn, worker, f"{run.name} {state}")
+    if run.started_at is not None:
+        queue = turn.state.queues.get(run.spec.queue) or Queue(name=run.spec.queue)
+        turn.put(history.remembered(queue, run, turn.now))
+    run = turn.run(run_id)
+    turn.change_run(
+        run_id,
+        state=state,
+        reason=reason,
+        ended_at=turn.now,
+        timers={},
+        decision=None,
+        held_from=None,
+        ledger=ledger.switch(run.ledger, Bucket.QUEUED, turn.now),
+    )
+    if state is RunState.FAILED:
+        turn.notify(run_id, Severity.CRITICAL, f"{run.name} failed: {reason}")
+    turn.schedule_wanted = True

@@ -1,0 +1,1 @@
+"""Checkpoints from the first shard to good, bad or deleted, and rollbacks."""

@@ -1,0 +1,369 @@
+"""Checkpoints: from the first shard to good, bad or deleted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from babysit.wire import Tier
+from jobs.commands import DeleteCheckpoint, VerifyCheckpoint
+from jobs.events import (
+    CheckpointChecked,
+    CheckpointDeleted,
+    SaveFailed,
+    Shards,
+    ShardWritten,
+)
+from monitors.failures import FailureClass
+from monitors.types import FindingKind, Severity
+from orchestrator.core.checkpoints import memory_tier
+from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.messages.events import (
+    CheckpointPinned,
+    CheckpointRemovalAsked,
+    CheckpointVerificationAsked,
+)
+from orchestrator.core.messages.gang_events import GangChecked, GangSaved
+from orchestrator.core.model.entities import Attempt, Checkpoint, Incident
+from orchestrator.core.model.states import AttemptState, IncidentState, Trust, WorkerState
+from orchestrator.core.policy import recovery
+from orchestrator.core.turn import Turn
+from orchestrator.errors import NotFoundError, RefusedError
+
+PAGE_AFTER_FAILED_SAVES = 2
+"""Consecutive failed saves before someone is paged (FAILURES.md row 17)."""
+_FAILING_SAVES = "checkpoint_failed"
+_ANOMALIES = frozenset({FindingKind.LOSS_SPIKE.value, FindingKind.NON_FINITE.value})
+
+
+def on_shard(turn: Turn, event: ShardWritten) -> None:
+    """A shard of a directory checkpoint is on disk."""
+    _written(turn, event.run, Shards.of(event.worker, event.shard))
+
+
+def on_gang_saved(turn: Turn, event: GangSaved) -> None:
+    """Many shards of a directory checkpoint are on disk."""
+    _written(turn, event.run, event.shards)
+
+
+def _written(turn: Turn, run_id: str, shards: Shards) -> None:
+    """With its last shard a checkpoint is complete, and is read back."""
+    key = f"{run_id}/{shards.attempt}/{shards.tier}/{shards.step}"
+    known = turn.state.checkpoints.get(key)
+    if known is None:
+        _overwrites(turn, run_id, shards.path)
+        known = memory_tier.new_checkpoint(turn, key, run_id, shards, path=shards.path)
+    if known.ranks:
+        fresh = [i for i, rank in enumerate(shards.ranks) if rank not in known.ranks]
+        shards = shards.kept(fresh) if len(fresh) < len(shards.ranks) else shards
+    if not shards.ranks:
+        return
+    known, whole = memory_tier.add_shards(turn, known, shards)
+    if whole:
+        turn.record(run_id, f"the checkpoint of step {known.step} is complete: {known.bytes} bytes")
+        _saves_again(turn, run_id)
+        verify(turn, known)
+        promote(turn, run_id)
+        set_milestone(turn, run_id)
+        prune(turn, run_id)
+
+
+def _overwrites(turn: Turn, run: str, path: str) -> None:
+    """A later attempt saves the same step to the same place.
+
+    What an earlier one saved there is gone.
+    """
+    for old in turn.state.checkpoints_of(run):
+        if old.path == path and old.tier is Tier.DIRECTORY and old.deleted_at is None:
+            turn.change_checkpoint(
+                old.id, deleted_at=turn.now, reason="written again by a later attempt"
+            )
+
+
+def verify(turn: Turn, checkpoint: Checkpoint) -> bool:
+    """Have each worker read its own shards back; False when none of them is there to do it."""
+    ranks_of = _ranks_of_homes(turn, checkpoint)
+    there = {
+        worker.id: ranks_of[worker.id]
+        for worker in turn.state.workers_of(checkpoint.run)
+        if worker.id in ranks_of and worker.state is WorkerState.READY
+    }
+    turn.tell_gang(
+        checkpoint.run,
+        there,
+        VerifyCheckpoint,
+        f"read step {checkpoint.step} back",
+        attempt=checkpoint.attempt,
+        checkpoint=checkpoint.id,
+        path=checkpoint.path,
+        ranks=(),
+    )
+    return bool(there)
+
+
+def _ranks_of_homes(turn: Turn, checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
+    """Whose shards each worker holds: its own, as far as the attempt that wrote them is known."""
+    attempt = turn.attempt(checkpoint.run)
+    if attempt is not None and attempt.number == checkpoint.attempt:
+        return {seat.worker: seat.ranks for seat in attempt.seats}
+    ranks_of: dict[str, list[int]] = defaultdict(list)
+    for rank, home in sorted(checkpoint.homes.items()):
+        ranks_of[home].append(rank)
+    return {home: tuple(ranks) for home, ranks in ranks_of.items()}
+
+
+def on_checked(turn: Turn, event: CheckpointChecked) -> None:
+    """A worker read its shards back."""
+    known = turn.state.checkpoints.get(event.checkpoint)
+    if known is None or known.deleted_at is not None or known.trust is Trust.BAD:
+        return
+    if event.unreadable:
+        turn.record(event.run, f"step {known.step} could not be read back: {event.error}")
+        return
+    if not event.ok:
+        found_corrupt(turn, known, event.error)
+    else:
+        _found_whole(turn, known, (event.worker,))
+
+
+def on_gang_checked(turn: Turn, event: GangChecked) -> None:
+    """Many workers read their shards back, and found them whole."""
+    known = turn.state.checkpoints.get(event.checkpoint)
+    if known is not None and known.deleted_at is None and known.trust is not Trust.BAD:
+        _found_whole(turn, known, event.workers)
+
+
+def _found_whole(turn: Turn, known: Checkpoint, workers: Iterable[str]) -> None:
+    checked = known.checked_by.union(workers)
+    whole = known.trust is Trust.COMPLETE and checked >= set(known.homes.values())
+    turn.change_checkpoint(
+        known.id, checked_by=checked, trust=Trust.VERIFIED if whole else known.trust
+    )
+    if whole:
+        _makes_up_for(turn, known)
+    promote(turn, known.run)
+    prune(turn, known.run)
+
+
+def _makes_up_for(turn: Turn, verified: Checkpoint) -> None:
+    """A newer one has been read back: what was corrupt before it is no longer missed."""
+    for incident in turn.state.incidents_of(verified.run):
+        corrupt = incident.kind == FailureClass.CHECKPOINT_CORRUPT.value
+        if corrupt and incident.evidence.get("step", verified.step) < verified.step:
+            turn.resolve_incident(incident.id, f"step {verified.step} was saved and read back")
+
+
+def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
+    """A checkpoint that does not read back: never loaded again, and on record."""
+    rewinding.condemn(turn, checkpoint.id, error)
+    run = turn.run(checkpoint.run)
+    incident = turn.open_incident(
+        run,
+        kind=FailureClass.CHECKPOINT_CORRUPT.value,
+        severity=Severity.WARNING,
+        subject=f"checkpoint of step {checkpoint.step} ({checkpoint.tier})",
+        remedy="fall back to an older one",
+        evidence={"step": checkpoint.step},
+        reason=f"the {checkpoint.tier} checkpoint of step {checkpoint.step} is corrupt: {error}",
+    )
+    turn.notify(run.id, Severity.WARNING, f"{run.name}: {incident.reason}", incident.id)
+
+
+def may_become_good(checkpoint: Checkpoint) -> bool:
+    """Whether clean steps still count for it."""
+    return (
+        checkpoint.tier is Tier.DIRECTORY
+        and checkpoint.deleted_at is None
+        and checkpoint.trust in {Trust.COMPLETE, Trust.VERIFIED}
+    )
+
+
+def promote(turn: Turn, run_id: str) -> None:
+    """Verified checkpoints with enough clean steps after them are good.
+
+    Steps are clean while the attempt is not being stopped: an anomaly stops it, and condemns what
+    came after its onset. Where nothing is done about one (`observe`, or a hold), no step from its
+    onset on is clean. Until every rank has loaded, it is not known whose past these steps have.
+    """
+    run, attempt = turn.run(run_id), turn.attempt(run_id)
+    if attempt is None or run.decision is not None or attempt.state is not AttemptState.RUNNING:
+        return
+    if len(attempt.restored_ranks) < attempt.world_size:
+        return
+    clean_until = _clean_step(turn, attempt) - run.spec.checkpoint.good_after_steps
+    for checkpoint in turn.state.checkpoints_of(run_id):
+        if (
+            may_become_good(checkpoint)
+            and checkpoint.trust is Trust.VERIFIED
+            and checkpoint.step <= clean_until
+            and checkpoint.id not in run.excluded
+        ):
+            turn.change_checkpoint(checkpoint.id, trust=Trust.GOOD)
+
+
+def _clean_step(turn: Turn, attempt: Attempt) -> int:
+    """The last step of the attempt that no open anomaly casts doubt on."""
+    onsets = [
+        incident.onset_step - 1
+        for incident in turn.state.incidents_of(attempt.run)
+        if incident.kind in _ANOMALIES
+        and incident.state is IncidentState.OPEN
+        and incident.attempt == attempt.number
+        and incident.onset_step is not None
+    ]
+    return min([attempt.step, *onsets])
+
+
+def set_milestone(turn: Turn, run_id: str) -> None:
+    """Choose the next step worth hearing of: a first new one, or what makes a checkpoint good."""
+    run, attempt = turn.run(run_id), turn.state.attempts[run_id]
+    if attempt.state is not AttemptState.RUNNING:
+        return
+    after = run.spec.checkpoint.good_after_steps
+    steps = [attempt.step + max(after, 100)]
+    if attempt.restart is not None:
+        steps.append(attempt.restart.best_step + 1)
+    steps.extend(c.step + after for c in turn.state.checkpoints_of(run_id) if may_become_good(c))
+    turn.change_attempt(run_id, milestone=min(step for step in steps if step > attempt.step))
+
+
+def prune(turn: Turn, run_id: str) -> None:
+    """Retention: delete what is expendable, through any worker that is there."""
+    worker = next((w for w in turn.state.workers_of(run_id) if w.state is WorkerState.READY), None)
+    attempt = turn.attempt(run_id)
+    if worker is None or attempt is None:
+        return
+    run = turn.run(run_id)
+    counted = [
+        c for c in turn.state.checkpoints_of(run_id) if not (c.pinned and c.id in run.excluded)
+    ]
+    for spent in recovery.expendable(counted, run.spec.checkpoint.keep, _in_use(attempt)):
+        _delete(turn, worker.id, spent, "retention")
+
+
+def _in_use(attempt: Attempt | None) -> tuple[str, ...]:
+    """What the ranks may be loading just now."""
+    return attempt.candidates if attempt is not None and attempt.first_step_at is None else ()
+
+
+def _delete(turn: Turn, worker: str, checkpoint: Checkpoint, why: str) -> None:
+    """Not to be chosen from now on; the bytes go when the agent gets to it."""
+    turn.change_checkpoint(
+        checkpoint.id, deleted_at=turn.now, reason=f"{why}; {checkpoint.reason}".rstrip("; ")
+    )
+    turn.tell(
+        worker,
+        DeleteCheckpoint,
+        f"{why}: the checkpoint of step {checkpoint.step}",
+        attempt=checkpoint.attempt,
+        checkpoint=checkpoint.id,
+        path=checkpoint.path,
+    )
+
+
+def on_deleted(turn: Turn, event: CheckpointDeleted) -> None:
+    """The bytes are gone."""
+    turn.record(event.run, f"{event.checkpoint} is deleted")
+
+
+def on_save_failed(turn: Turn, event: SaveFailed) -> None:
+    """Training goes on without a checkpoint; the second failure in a row pages, once.
+
+    The same save failing on many ranks is one failure.
+    """
+    run = turn.run(event.run)
+    reason = f"rank {event.rank} could not save step {event.step} ({event.tier}): {event.error}"
+    known = _failing_saves(turn, run.id, event.tier)
+    if known is None:
+        known = turn.open_incident(
+            run,
+            kind=_FAILING_SAVES,
+            severity=Severity.WARNING,
+            reason=reason,
+            subject=f"rank {event.rank}",
+            remedy="training goes on; the next save tries again",
+            evidence={"failed": 1, "step": event.step, "tier": event.tier.value},
+        )
+        turn.notify(run.id, known.severity, f"{run.name}: {reason}", known.id)
+    elif event.step != known.evidence["step"]:
+        failed = known.evidence["failed"] + 1
+        severe = failed >= PAGE_AFTER_FAILED_SAVES
+        turn.change_incident(
+            known.id,
+            reason=reason,
+            severity=Severity.CRITICAL if severe else known.severity,
+            evidence={**known.evidence, "failed": failed, "step": event.step},
+        )
+        if failed == PAGE_AFTER_FAILED_SAVES:
+            turn.notify(run.id, Severity.CRITICAL, f"{run.name}: {reason}", known.id)
+
+
+def _failing_saves(turn: Turn, run_id: str, tier: Tier) -> Incident | None:
+    return next(
+        (
+            incident
+            for incident in turn.state.incidents_of(run_id)
+            if incident.kind == _FAILING_SAVES
+            and incident.state is not IncidentState.RESOLVED
+            and incident.evidence["tier"] == tier.value
+        ),
+        None,
+    )
+
+
+def _saves_again(turn: Turn, run_id: str) -> None:
+    known = _failing_saves(turn, run_id, Tier.DIRECTORY)
+    if known is not None:
+        turn.resolve_incident(known.id, "a checkpoint was saved again")
+
+
+# operators
+
+
+def _known(turn: Turn, run: str, checkpoint: str) -> Checkpoint:
+    known = turn.state.checkpoints.get(checkpoint)
+    if known is None or known.deleted_at is not None or known.run != run:
+        raise NotFoundError(
+            f"no checkpoint {checkpoint} of the live run {run}; see `babysit checkpoints ls RUN`"
+        )
+    return known
+
+
+def on_pinned(turn: Turn, event: CheckpointPinned) -> None:
+    """Keep it for ever, or no longer."""
+    known = _known(turn, event.run, event.checkpoint)
+    turn.change_checkpoint(known.id, pinned=event.pinned)
+
+
+def on_verification_asked(turn: Turn, event: CheckpointVerificationAsked) -> None:
+    """Read it back again."""
+    known = _known(turn, event.run, event.checkpoint)
+    if known.trust is Trust.WRITING:
+        raise RefusedError(f"{known.id} is still being written")
+    if not verify(turn, known):
+        raise RefusedError(f"no agent that wrote {known.id} is there to read it back")
+
+
+def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
+    """Delete one, unless it is pinned, in use, or the last that can be trusted."""
+    known = _known(turn, event.run, event.checkpoint)
+    others = [
+        c
+        for c in turn.state.checkpoints_of(event.run)
+        if c.id != known.id
+        and c.tier is Tier.DIRECTORY
+        and c.deleted_at is None
+        and c.trust in {Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD}
+    ]
+    worker = next(
+        (w for w in turn.state.workers_of(event.run) if w.state is WorkerState.READY), None
+    )
+    if known.pinned:
+        raise RefusedError(f"{known.id} is pinned; `babysit checkpoints unpin` it first")
+    if known.id in _in_use(turn.attempt(event.run)):
+        raise RefusedError(f"{known.id} may be loaded just now; wait for the next step")
+    if not others and known.trust is not Trust.BAD:
+        raise RefusedError(f"{known.id} is the last checkpoint of the run that can be trusted")
+    if worker is None:
+        raise RefusedError("no agent of the run is there to delete it")
+    _delete(turn, worker.id, known, f"asked for by {event.actor}")

@@ -1,0 +1,97 @@
+"""Which checkpoints a run leaves behind when it goes back: they belong to an undone past."""
+
+from __future__ import annotations
+
+from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model.entities import Checkpoint, Decision
+from orchestrator.core.model.states import Trust
+from orchestrator.core.policy import recovery
+from orchestrator.core.turn import Turn
+
+
+def condemn(turn: Turn, checkpoint: str | None, reason: str) -> None:
+    """Mark a checkpoint bad, if it is known and not bad already."""
+    known = turn.state.checkpoints.get(checkpoint or "")
+    if known is not None and known.trust is not Trust.BAD:
+        turn.change_checkpoint(known.id, trust=Trust.BAD, reason=reason)
+
+
+def rewind(turn: Turn, run_id: str, decision: Decision) -> None:
+    """A rollback makes worthless what was saved after the step it goes back to.
+
+    After an anomaly that is the newest good checkpoint from before the onset: what lies between
+    them was not good enough now, and is not at the next crash either.
+    """
+    run, checkpoints = turn.run(run_id), turn.state.checkpoints_of(run_id)
+    if decision.onset_step is not None:
+        good = recovery.trusted(
+            checkpoints,
+            run=run,
+            before_step=decision.onset_step,
+            to_step=decision.to_step,
+            homes={},
+            world_size=0,
+        )
+        step = good[0].step if good else 0
+        why = f"left behind by a rollback to step {step}: anomaly since step {decision.onset_step}"
+        for checkpoint in checkpoints:
+            if checkpoint.step > step:
+                condemn(turn, checkpoint.id, why)
+    elif decision.to_step is not None:
+        _leave_later(
+            turn, run_id, decision.to_step, f"left behind by a rollback to step {decision.to_step}"
+        )
+
+
+def would_lose(turn: Turn, run_id: str, decision: Decision) -> float:
+    """Seconds of work that are gone if an anomaly takes the run back to the beginning; else 0."""
+    run = turn.run(run_id)
+    if decision.onset_step is None or not turn.state.checkpoints_of(run_id):
+        return 0.0
+    good = recovery.trusted(
+        turn.state.checkpoints_of(run_id),
+        run=run,
+        before_step=decision.onset_step,
+        to_step=decision.to_step,
+        homes={},
+        world_size=0,
+    )
+    return 0.0 if good else ledger.totals(run.ledger, turn.now)[ledger.Bucket.PRODUCTIVE]
+
+
+def leave_behind(turn: Turn, run_id: str) -> None:
+    """The attempt has loaded its step: what older attempts saved after it is no longer its past.
+
+    Loading it at the next crash would jump over steps that this attempt does differently, and
+    clean steps of this attempt say nothing about it.
+    """
+    attempt = turn.state.attempts[run_id]
+    why = f"left behind: attempt {attempt.number} went on from step {attempt.start_step}"
+    _leave_later(turn, run_id, attempt.start_step, why, before_attempt=attempt.number)
+
+
+def _leave_later(
+    turn: Turn, run_id: str, step: int, why: str, before_attempt: int | None = None
+) -> None:
+    for checkpoint in turn.state.checkpoints_of(run_id):
+        if checkpoint.step > step and (
+            before_attempt is None or checkpoint.attempt < before_attempt
+        ):
+            _set_aside(turn, checkpoint, why)
+
+
+def _set_aside(turn: Turn, checkpoint: Checkpoint, why: str) -> None:
+    """Nothing is known to be wrong with it: a pinned one can still be asked for."""
+    run = turn.run(checkpoint.run)
+    if not checkpoint.pinned:
+        condemn(turn, checkpoint.id, why)
+    elif checkpoint.id not in run.excluded:
+        turn.change_run(run.id, excluded=(*run.excluded, checkpoint.id))
+
+
+def take_up_again(turn: Turn, run_id: str, step: int) -> None:
+    """A person asks for a step that an earlier rollback had left behind."""
+    run, known = turn.run(run_id), turn.state.checkpoints
+    excluded = tuple(id_ for id_ in run.excluded if id_ not in known or known[id_].step != step)
+    if excluded != run.excluded:
+        turn.change_run(run_id, excluded=excluded)

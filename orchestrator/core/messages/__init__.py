@@ -1,0 +1,1 @@
+"""What goes into the core and what comes out: events and instructions."""

@@ -1,0 +1,303 @@
+"""Everything that can happen to the control plane. Agents' events come from :mod:`jobs.events`."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from jobs.events import (
+    AttemptStopped,
+    CheckpointChecked,
+    CheckpointDeleted,
+    Event,
+    RankExited,
+    RankReady,
+    RankRestored,
+    RanksStarted,
+    SaveFailed,
+    ShardWritten,
+    StacksCaptured,
+    WorkerEvent,
+    WorkerJoined,
+)
+from jobs.spec import Model, RunSpec
+from monitors.types import Finding
+from orchestrator.core.messages.gang_events import (
+    GangChecked,
+    GangFinished,
+    GangReady,
+    GangRestored,
+    GangSaved,
+    GangStacks,
+    GangStarted,
+    GangStopped,
+)
+from orchestrator.core.model.states import IncidentState
+from orchestrator.core.scheduling import Quota
+
+
+class RunSubmitted(Event):
+    """Someone submitted a run."""
+
+    kind: Literal["run_submitted"] = "run_submitted"
+    run: str
+    spec: RunSpec
+    owner: str = ""
+
+
+class RunCancelled(Event):
+    """Someone wants the run ended."""
+
+    kind: Literal["run_cancelled"] = "run_cancelled"
+    run: str
+    reason: str = ""
+
+
+class RunHeld(Event):
+    """Stop all automatic action for a run, or (run None) for everything."""
+
+    kind: Literal["run_held"] = "run_held"
+    run: str | None
+    reason: str = ""
+
+
+class RunReleased(Event):
+    """End a hold."""
+
+    kind: Literal["run_released"] = "run_released"
+    run: str | None
+    reason: str = ""
+
+
+class RestartAsked(Event):
+    """Someone wants the gang restarted from the newest checkpoint."""
+
+    kind: Literal["restart_asked"] = "restart_asked"
+    run: str
+    reason: str = ""
+
+
+class RollbackAsked(Event):
+    """Someone wants an older checkpoint loaded, and perhaps batches skipped."""
+
+    kind: Literal["rollback_asked"] = "rollback_asked"
+    run: str
+    to_step: int | None = None
+    skip: tuple[int, int] | None = None
+    reason: str = ""
+
+
+class WorkerLost(Event):
+    """A worker is gone (`confirmed`.
+
+    The cluster or its agent says no process is left) or out of contact.
+    """
+
+    kind: Literal["worker_lost"] = "worker_lost"
+    run: str
+    worker: str
+    confirmed: bool
+    reason: str = ""
+
+
+class WorkerRegained(Event):
+    """A worker that was out of contact is back."""
+
+    kind: Literal["worker_regained"] = "worker_regained"
+    run: str
+    worker: str
+
+
+class StepReached(Event):
+    """Rank 0 ended a step at or past the attempt's milestone.
+
+    Or, said before an event that may end the attempt: the last one so far.
+    """
+
+    kind: Literal["step_reached"] = "step_reached"
+    run: str
+    attempt: int
+    step: int
+    blocked_seconds: float = 0.0
+    """Seconds of the attempt in which saves blocked training, so far."""
+
+
+class FindingRaised(Event):
+    """A monitor found something."""
+
+    kind: Literal["finding_raised"] = "finding_raised"
+    run: str
+    attempt: int
+    finding: Finding
+
+
+class NodeInfo(Model):
+    """A node as its cluster describes it."""
+
+    id: str
+    gpus: int = 0
+    cpus: float = 1
+    memory: int = 0
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class CapacityChanged(Event):
+    """The cluster's inventory. Nodes not named are gone."""
+
+    kind: Literal["capacity_changed"] = "capacity_changed"
+    nodes: tuple[NodeInfo, ...]
+
+
+class NodeChanged(Event):
+    """Someone cordons, drains or uncordons a node."""
+
+    kind: Literal["node_changed"] = "node_changed"
+    node: str
+    state: Literal["ready", "cordoned", "draining"]
+    reason: str
+
+
+class QueueChanged(Event):
+    """Someone sets a queue's quota; a queue that nobody has named before is made."""
+
+    kind: Literal["queue_changed"] = "queue_changed"
+    quota: Quota
+
+
+class PassDue(Event):
+    """The scheduler looks at all runs and nodes: something has changed since it last did.
+
+    Told once for whatever has come together: at 10,000 nodes a pass costs more than 100 events.
+    """
+
+    kind: Literal["pass_due"] = "pass_due"
+
+
+class SparesChanged(Event):
+    """Someone says how many idle nodes newcomers leave to recoveries."""
+
+    kind: Literal["spares_changed"] = "spares_changed"
+    spares: Annotated[int, Field(ge=0)] | Literal["auto"]
+
+
+class MaintenancePlanned(Event):
+    """Someone plans a time in which nodes are not to be used."""
+
+    kind: Literal["maintenance_planned"] = "maintenance_planned"
+    nodes: tuple[str, ...]
+    begins: dt.datetime
+    ends: dt.datetime
+    reason: str
+
+
+class MaintenanceCancelled(Event):
+    """Someone calls the planned maintenance of nodes off."""
+
+    kind: Literal["maintenance_cancelled"] = "maintenance_cancelled"
+    nodes: tuple[str, ...]
+    reason: str = ""
+
+
+class MaintenanceDue(Event):
+    """A planned maintenance of a node begins, or is over."""
+
+    kind: Literal["maintenance_due"] = "maintenance_due"
+    node: str
+
+
+class CheckpointPinned(Event):
+    """Keep (or stop keeping) a checkpoint for ever."""
+
+    kind: Literal["checkpoint_pinned"] = "checkpoint_pinned"
+    run: str
+    checkpoint: str
+    pinned: bool = True
+
+
+class CheckpointRemovalAsked(Event):
+    """Someone wants a checkpoint deleted."""
+
+    kind: Literal["checkpoint_removal_asked"] = "checkpoint_removal_asked"
+    run: str
+    checkpoint: str
+
+
+class CheckpointVerificationAsked(Event):
+    """Someone wants a checkpoint read back."""
+
+    kind: Literal["checkpoint_verification_asked"] = "checkpoint_verification_asked"
+    run: str
+    checkpoint: str
+
+
+class IncidentChanged(Event):
+    """Someone acknowledges, resolves or judges an incident."""
+
+    kind: Literal["incident_changed"] = "incident_changed"
+    incident: str
+    acknowledge: bool = False
+    state: IncidentState | None = None
+    verdict: Literal["right", "wrong"] | None = None
+
+
+class TimerFired(Event):
+    """A deadline of a run has passed."""
+
+    kind: Literal["timer_fired"] = "timer_fired"
+    run: str
+    timer: str
+    due: dt.datetime
+
+
+AnyEvent = Annotated[
+    RunSubmitted
+    | RunCancelled
+    | RunHeld
+    | RunReleased
+    | RestartAsked
+    | RollbackAsked
+    | WorkerJoined
+    | WorkerLost
+    | WorkerRegained
+    | RanksStarted
+    | RankReady
+    | RankRestored
+    | RankExited
+    | ShardWritten
+    | SaveFailed
+    | AttemptStopped
+    | StacksCaptured
+    | CheckpointChecked
+    | CheckpointDeleted
+    | GangStarted
+    | GangReady
+    | GangRestored
+    | GangSaved
+    | GangChecked
+    | GangStopped
+    | GangStacks
+    | GangFinished
+    | StepReached
+    | FindingRaised
+    | CapacityChanged
+    | NodeChanged
+    | PassDue
+    | QueueChanged
+    | SparesChanged
+    | MaintenancePlanned
+    | MaintenanceCancelled
+    | MaintenanceDue
+    | CheckpointPinned
+    | CheckpointRemovalAsked
+    | CheckpointVerificationAsked
+    | IncidentChanged
+    | TimerFired,
+    Field(discriminator="kind"),
+]
+EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+"""Reads events back from the journal."""
+
+__all__ = [name for name in dir() if name[0].isupper()]
+_ = WorkerEvent

@@ -1,0 +1,113 @@
+"""What the core wants done.
+
+Data only; :mod:`orchestrator.controller.controller` carries it out, through the outbox.
+
+An instruction's id is `<event id>.<n>`: the same event gives the same ids, so carrying one out
+twice is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from jobs.commands import AgentCommand
+from monitors.types import Severity
+
+
+class Instruction(BaseModel):
+    """Something to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    id: str
+    cause: str
+    """Id of the event that led here."""
+    run: str | None
+    reason: str
+    """A sentence a person can read."""
+
+
+class LaunchWorker(Instruction):
+    """Ask the cluster for an agent on this node."""
+
+    kind: Literal["launch_worker"] = "launch_worker"
+    worker: str
+    node: str
+
+
+class StopWorker(Instruction):
+    """Ask the cluster to end the agent and all that belongs to it.
+
+    Comes back as WorkerLost(confirmed).
+    """
+
+    kind: Literal["stop_worker"] = "stop_worker"
+    worker: str
+    node: str
+
+
+class ProbeWorker(Instruction):
+    """Ask the cluster whether the agent is alive.
+
+    Comes back as WorkerLost(confirmed) if it is not.
+    """
+
+    kind: Literal["probe_worker"] = "probe_worker"
+    worker: str
+    node: str
+
+
+class Tell(Instruction):
+    """Send a command to an agent."""
+
+    kind: Literal["tell"] = "tell"
+    worker: str
+    command: AgentCommand
+
+
+class TellGang(Instruction):
+    """Send one command to many agents at once; each gets its own part of it.
+
+    One line of the outbox for a gang of any size: it is done when every agent has taken its part,
+    or is gone. To each agent the part bears the instruction's id.
+    """
+
+    kind: Literal["tell_gang"] = "tell_gang"
+    workers: tuple[str, ...]
+    ranks: tuple[tuple[int, ...], ...] = ()
+    """Of each worker, where the command says who does what; empty: all are told the same."""
+    command: AgentCommand
+
+    def each(self) -> Iterator[Tell]:
+        """What each worker is told, in order."""
+        shared = {"id": self.id, "cause": self.cause, "run": self.run, "reason": self.reason}
+        for place, worker in enumerate(self.workers):
+            ranks = self.ranks[place] if self.ranks else ()
+            yield Tell(**shared, worker=worker, command=self.command.part(place, ranks))
+
+
+class Notify(Instruction):
+    """Tell people."""
+
+    kind: Literal["notify"] = "notify"
+    severity: Severity
+    text: str
+    incident: str | None = None
+
+
+class Record(Instruction):
+    """A decision with nothing to carry out: it goes into the journal only."""
+
+    kind: Literal["record"] = "record"
+
+
+AnyInstruction = Annotated[
+    LaunchWorker | StopWorker | ProbeWorker | Tell | TellGang | Notify | Record,
+    Field(discriminator="kind"),
+]
+INSTRUCTION: TypeAdapter[AnyInstruction] = TypeAdapter(AnyInstruction)
+"""Reads instructions back from the outbox and the journal."""

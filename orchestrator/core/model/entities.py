@@ -1,0 +1,379 @@
+"""The things the core decides about. Frozen: a change is a new value put into the state.
+
+Each class is one table of the run database (:mod:`orchestrator.database.models`). Times are UTC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import itertools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from babysit.wire import Tier
+from jobs.events import RankStack
+from jobs.spec import RunSpec
+from monitors.failures import Cause, Failure, FailureClass
+from monitors.types import Severity
+from orchestrator.core.model.records import Cordon, Past, Usage, Window
+from orchestrator.core.model.states import (
+    AttemptState,
+    IncidentState,
+    NodeState,
+    RunState,
+    Trust,
+    WorkerState,
+)
+from orchestrator.core.scheduling.node_table import Room
+from orchestrator.core.scheduling.types import Claim, Quota
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Failures of one cause with one signature and no progress in between."""
+
+    signature: str
+    count: int
+    best_step: int
+    """The run's best step when it was last charged: beyond it, the budget is earned back."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Anomaly:
+    """An onset that led to a rollback."""
+
+    onset_step: int
+    onset_batch: int
+    count: int
+    """How often an anomaly began here."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Where the wall seconds of a run went (DESIGN section 7)."""
+
+    bucket: str = "queued"
+    """What the run is doing now."""
+    since: dt.datetime
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Closed time by bucket.
+
+    Productive, lost, restoring, starting, stalled, checkpointing, queued.
+    """
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """Why and how one attempt followed another."""
+
+    attempt: int
+    """The attempt this led to."""
+    cause: Cause
+    failure_class: FailureClass
+    reason: str
+    remedy: str = "retry"
+    node: str | None = None
+    rank: int | None = None
+    incident: str | None = None
+    failed_at: dt.datetime
+    """Last sign of progress before the failure (a crash: the exit)."""
+    detected_at: dt.datetime
+    stopped_at: dt.datetime | None = None
+    placed_at: dt.datetime | None = None
+    ready_at: dt.datetime | None = None
+    restored_at: dt.datetime | None = None
+    recovered_at: dt.datetime | None = None
+    """End of the first new step."""
+    best_step: int = 0
+    """Best step before the failure."""
+    resumed_step: int | None = None
+
+    @property
+    def lost_steps(self) -> int | None:
+        """Steps to compute again."""
+        return None if self.resumed_step is None else max(0, self.best_step - self.resumed_step)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, as far as known."""
+        marks = (
+            ("detect", self.failed_at),
+            ("stop", self.detected_at),
+            ("place", self.stopped_at),
+            ("start", self.placed_at),
+            ("restore", self.ready_at),
+            ("recompute", self.restored_at),
+            ("", self.recovered_at),
+        )
+        return {
+            name: max(0.0, (end - begin).total_seconds())
+            for (name, begin), (_, end) in itertools.pairwise(marks)
+            if begin is not None and end is not None
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A remedy that waits for the attempt to be dead (or for a release)."""
+
+    restart: Restart
+    failure: Failure | None = None
+    onset_step: int | None = None
+    """For an anomaly: only good checkpoints before this step count."""
+    onset_batch: int = 0
+    to_step: int | None = None
+    """The operator's choice of checkpoint step."""
+    skip: tuple[int, int] | None = None
+    finish: RunState | None = None
+    """Not a restart: end the run in this state."""
+    retry_at: dt.datetime | None = None
+    """Decided, and waiting out a back-off until then."""
+    decided: bool = False
+    give_back: tuple[str, ...] = ()
+    """Nodes it leaves for another run before it starts again."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training job an operator cares about."""
+
+    id: str
+    name: str
+    spec: RunSpec
+    owner: str = ""
+    submitted_at: dt.datetime
+    state: RunState = RunState.QUEUED
+    reason: str = ""
+    """Why it is in this state, for a person."""
+    pending: str | None = None
+    """Why it waits, as a word of the scheduler's vocabulary (see scheduling.Pending)."""
+    held_from: RunState | None = None
+    attempt: int = 0
+    """Number of the newest attempt."""
+    workers_made: int = 0
+    best_step: int = 0
+    """Highest step ever reached, as far as the core was told."""
+    instrumented: bool = False
+    """Whether its ranks ever called `babysit.init()`."""
+    started_at: dt.datetime | None = None
+    ended_at: dt.datetime | None = None
+    decision: Decision | None = None
+    budgets: Mapping[str, Budget] = dataclasses.field(default_factory=dict)
+    anomalies: tuple[Anomaly, ...] = ()
+    skip_batches: tuple[tuple[int, int], ...] = ()
+    avoid: tuple[str, ...] = ()
+    """Nodes this run would rather not use."""
+    claim: Claim | None = None
+    """Nodes the scheduler keeps for it while it waits."""
+    excluded: tuple[str, ...] = ()
+    """Checkpoints not to be loaded again, though nothing is known to be wrong with them."""
+    runtime_left: float | None = None
+    """Seconds of max_runtime that were left when it lost its last node to the queue; None: its time
+    runs (timer `max_runtime`), or has not begun."""
+    timers: Mapping[str, dt.datetime] = dataclasses.field(default_factory=dict)
+    """Deadlines by name; the controller fires TimerFired when one is due."""
+    ledger: Ledger
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Which ranks run where in one attempt."""
+
+    worker: str
+    node: str
+    ranks: tuple[int, ...]
+    stopped: bool = False
+    """Confirmed: no process of the attempt is alive there."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RankFailure:
+    """One rank's death within an attempt."""
+
+    rank: int
+    node: str
+    at: dt.datetime
+    failure: Failure
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One incarnation of a run's gang."""
+
+    run: str
+    number: int
+    state: AttemptState = AttemptState.STARTING
+    seats: tuple[Seat, ...]
+    world_size: int
+    restart: Restart | None = None
+    """None for the first attempt."""
+    candidates: tuple[str, ...] = ()
+    """Checkpoint ids offered, in order."""
+    restored: str | None = None
+    start_step: int = 0
+    """The step resumed from."""
+    milestone: int = 1
+    """Next step the core wants to hear of (StepReached)."""
+    step: int = 0
+    """Last step the core was told of."""
+    first_step_at: dt.datetime | None = None
+    started_at: dt.datetime
+    ended_at: dt.datetime | None = None
+    started_ranks: frozenset[int] = frozenset()
+    """Ranks whose processes were launched."""
+    ready_ranks: frozenset[int] = frozenset()
+    restored_ranks: frozenset[int] = frozenset()
+    done_ranks: frozenset[int] = frozenset()
+    failures: tuple[RankFailure, ...] = ()
+    stacks: tuple[RankStack, ...] = ()
+    stacks_from: frozenset[str] = frozenset()
+    standbys_lost: int = 0
+    """Agents without a seat that did not last, one after the other."""
+    blocked_seconds: float = 0.0
+    """Seconds in which saves blocked training, so far."""
+
+    @property
+    def id(self) -> str:
+        """`<run>/<number>`."""
+        return f"{self.run}/{self.number}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """Our agent on one node, for one run."""
+
+    id: str
+    run: str
+    node: str
+    state: WorkerState = WorkerState.LAUNCHING
+    launched_at: dt.datetime
+    joined_at: dt.datetime | None = None
+    address: str = ""
+    port: int = 0
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A failure held against a node."""
+
+    at: dt.datetime
+    run: str
+    failure_class: FailureClass
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A host with GPUs."""
+
+    id: str
+    state: NodeState = NodeState.READY
+    reason: str = ""
+    by: str = ""
+    """Who cordoned or drained it."""
+    gpus: int = 0
+    cpus: float = 1
+    memory: int = 0
+    """Bytes; 0: not accounted."""
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Topology: zone, spine, rack, nvlink."""
+    faults: tuple[Fault, ...] = ()
+    """Newest last; at most 20 are kept."""
+    since: dt.datetime | None = None
+    """When it was first seen."""
+    maintenance: tuple[Window, ...] = ()
+    """Planned, and not over; the earliest first."""
+    cordon: Cordon | None = None
+    """While it is maintained: the cordon that stood before, and stands again afterwards."""
+
+    @property
+    def room(self) -> Room:
+        """As the scheduler sees it, with nothing on it."""
+        return Room(
+            node=self.id,
+            gpus=self.gpus,
+            cpus=self.cpus,
+            memory=self.memory or None,
+            labels=self.labels,
+            window=self.maintenance[0].begins if self.maintenance else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A saved state at a step."""
+
+    id: str
+    """`<run>/<attempt>/<tier>/<step>`."""
+    run: str
+    attempt: int
+    """The attempt that wrote it."""
+    step: int
+    tier: Tier
+    world_size: int
+    path: str
+    """Directory tier: the directory. Memory tier: empty (each worker has its own)."""
+    trust: Trust = Trust.WRITING
+    reason: str = ""
+    batch: int = 0
+    ranks: frozenset[int] = frozenset()
+    """Ranks whose shards are recorded."""
+    homes: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    """Memory tier: rank → worker that holds its shard."""
+    checked_by: frozenset[str] = frozenset()
+    """Workers that read their shards back and found them whole."""
+    bytes: int = 0
+    pinned: bool = False
+    created_at: dt.datetime
+    deleted_at: dt.datetime | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """Findings with one cause."""
+
+    id: str
+    """Id of the event that opened it."""
+    run: str
+    attempt: int
+    kind: str
+    """A FindingKind or a FailureClass."""
+    severity: Severity
+    state: IncidentState = IncidentState.OPEN
+    subject: str = ""
+    """`rank 1 on node-2`, a node, a checkpoint."""
+    onset_step: int | None = None
+    remedy: str = ""
+    reason: str
+    evidence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    opened_at: dt.datetime
+    resolved_at: dt.datetime | None = None
+    acknowledged_by: str | None = None
+    verdict: str | None = None
+    """Judged later: right or wrong."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Queue(Quota):
+    """A queue of runs: its quota, and how it went for the last of its runs."""
+
+    history: tuple[Past, ...] = ()
+    """Newest last; at most `history.KEPT` are kept."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """What holds for everything. One row."""
+
+    id: str = "fleet"
+    hold: str | None = None
+    """Reason all automation is held, if it is."""
+    hold_by: str = ""
+    spares: int | Literal["auto"] = 0
+    """Idle nodes that newcomers leave to recoveries; auto: from the measured failure rate."""
+    usage: Mapping[str, Usage] = dataclasses.field(default_factory=dict)
+    """By project: use that is over, decayed."""
+
+
+Entity = Run | Attempt | Worker | Node | Checkpoint | Incident | Queue | Fleet

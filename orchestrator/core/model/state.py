@@ -1,0 +1,310 @@
+"""What the core knows: entities by id, with the indexes that decisions need."""
+
+from __future__ import annotations
+
+import datetime as dt
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+from jobs.events import Shards
+from orchestrator.core.model.entities import (
+    Attempt,
+    Checkpoint,
+    Entity,
+    Fleet,
+    Incident,
+    Node,
+    Queue,
+    Run,
+    Worker,
+)
+from orchestrator.core.model.records import MAINTENANCE
+from orchestrator.core.model.states import (
+    TERMINAL_RUN_STATES,
+    IncidentState,
+    NodeState,
+    WorkerState,
+)
+from orchestrator.core.scheduling.node_table import Room, Rooms
+
+Timer = tuple[dt.datetime, str, str]
+"""A deadline: when, which run, which of its timers."""
+
+
+class State:
+    """Everything that is not over.
+
+    Only :class:`orchestrator.core.turn.Turn` changes it, through :meth:`put`.
+    """
+
+    def __init__(self, entities: Iterable[Entity] = ()) -> None:
+        self.runs: dict[str, Run] = {}
+        self.attempts: dict[str, Attempt] = {}
+        """Newest attempt by run id."""
+        self.workers: dict[str, Worker] = {}
+        self.nodes: dict[str, Node] = {}
+        self.checkpoints: dict[str, Checkpoint] = {}
+        self.incidents: dict[str, Incident] = {}
+        self.queues: dict[str, Queue] = {}
+        self.fleet = Fleet()
+        self.pass_wanted: str | None = None
+        """The event since which the scheduler should look again; not stored: who loads looks."""
+        self._workers_of: dict[str, dict[str, None]] = defaultdict(dict)
+        self._workers_on: dict[str, dict[str, None]] = defaultdict(dict)
+        self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
+        self._incidents_of: dict[str, dict[str, None]] = defaultdict(dict)
+        self._rooms: Rooms | None = None
+        self._maintained: set[str] = set()
+        """Nodes with planned maintenance."""
+        self._changes: dict[tuple[str, str], Entity] = {}
+        self._shards: list[tuple[str, Shards]] = []
+        self._places: dict[str, dict[str, int]] = {}
+        """By run: the place of each worker among the seats of the newest attempt."""
+        self._faulted: dict[str, None] = {}
+        """Nodes that faults are held against."""
+        self._launching: dict[str, set[str]] = defaultdict(set)
+        """By run: workers that have not joined."""
+        self._silent: dict[str, None] = {}
+        """Workers out of contact."""
+        self._timers: list[Timer] = []
+        """A heap of all deadlines ever set; those cancelled since are skipped as they surface."""
+        self._over: list[Entity] = []
+        """Workers, checkpoints, incidents and runs that came to their end since `forget`."""
+        for entity in entities:
+            self.put(entity)
+        self.take_changes()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was put since the changes were last taken."""
+        return bool(self._changes or self._shards)
+
+    def put(self, entity: Entity) -> None:
+        """Add or replace an entity, and remember that it changed."""
+        match entity:
+            case Run():
+                key = entity.id
+                self._put_run(entity)
+            case Attempt():
+                key = entity.id
+                self._note_seats(self.attempts.get(entity.run), entity)
+                self.attempts[entity.run] = entity
+            case Worker():
+                key = entity.id
+                self._put_worker(entity)
+            case Node():
+                key = entity.id
+                self._put_node(entity)
+            case Checkpoint():
+                key = entity.id
+                self.checkpoints[key] = entity
+                self._checkpoints_of[entity.run][key] = None
+            case Incident():
+                key = entity.id
+                self.incidents[key] = entity
+                self._incidents_of[entity.run][key] = None
+            case Queue():
+                key = entity.name
+                self.queues[key] = entity
+            case Fleet():
+                key = entity.id
+                self.fleet = entity
+        self._changes[type(entity).__name__, key] = entity
+        if is_over(entity):
+            self._over.append(entity)
+
+    def _put_run(self, run: Run) -> None:
+        if run.id not in self.runs:
+            for name, due in run.timers.items():
+                self.expect(due, run.id, name)
+        self.runs[run.id] = run
+
+    def _put_node(self, node: Node) -> None:
+        if _room(self.nodes.get(node.id)) != _room(node):
+            self._rooms = None
+        self.nodes[node.id] = node
+        if node.faults:
+            self._faulted[node.id] = None
+        if node.maintenance:
+            self._maintained.add(node.id)
+        else:
+            self._maintained.discard(node.id)
+
+    def _put_worker(self, worker: Worker) -> None:
+        self.workers[worker.id] = worker
+        if worker.state is WorkerState.LOST:
+            self._silent[worker.id] = None
+        else:
+            self._silent.pop(worker.id, None)
+        if worker.state is WorkerState.LAUNCHING:
+            self._launching[worker.run].add(worker.id)
+        else:
+            self._launching[worker.run].discard(worker.id)
+        self._workers_of[worker.run][worker.id] = None
+        self._workers_on[worker.node][worker.id] = None
+
+    def expect(self, due: dt.datetime, run: str, timer: str) -> None:
+        """A deadline was set; it counts for as long as the run has it among its `timers`."""
+        heapq.heappush(self._timers, (due, run, timer))
+
+    def _note_seats(self, old: Attempt | None, new: Attempt) -> None:
+        if old is None or old.number != new.number or len(old.seats) != len(new.seats):
+            self._places[new.run] = {seat.worker: i for i, seat in enumerate(new.seats)}
+
+    def recall(self, incident: Incident) -> None:
+        """Take back a resolved incident that is to be judged; nothing has changed by that."""
+        self.incidents[incident.id] = incident
+        self._incidents_of[incident.run][incident.id] = None
+        self._over.append(incident)
+
+    def record_shards(self, checkpoint: str, shards: Shards) -> None:
+        """Remember shards for the database; the core keeps only which ranks are recorded."""
+        self._shards.append((checkpoint, shards))
+
+    def take_changes(self) -> tuple[list[Entity], list[tuple[str, Shards]]]:
+        """What changed since the last call, oldest first, and the shards recorded."""
+        changes, shards = list(self._changes.values()), self._shards
+        self._changes, self._shards = {}, []
+        return changes, shards
+
+    def places_of(self, run: str) -> Mapping[str, int]:
+        """Where each worker of the newest attempt sits in its `seats`."""
+        return self._places.get(run, {})
+
+    def workers_of(self, run: str) -> list[Worker]:
+        """Workers of a run that are not ended, in order of launch."""
+        return [self.workers[key] for key in self._workers_of.get(run, ())]
+
+    def joined(self, run: str) -> int:
+        """How many workers of a run have joined, and are not forgotten."""
+        return len(self._workers_of.get(run, ())) - len(self._launching.get(run, ()))
+
+    def workers_on(self, node: str) -> list[Worker]:
+        """Workers on a node that are not ended."""
+        return [self.workers[key] for key in self._workers_on.get(node, ())]
+
+    def suspects(self) -> Iterator[tuple[Node, bool]]:
+        """Nodes that faults are held against or that are silent, and whether they are silent."""
+        silent = {self.workers[worker].node for worker in self._silent}
+        for name in dict.fromkeys((*self._faulted, *sorted(silent))):
+            node = self.nodes.get(name)
+            if node is not None and node.state is not NodeState.GONE:
+                yield node, name in silent
+
+    def checkpoints_of(self, run: str) -> list[Checkpoint]:
+        """Checkpoints of a run that are not deleted."""
+        return [self.checkpoints[key] for key in self._checkpoints_of.get(run, ())]
+
+    def incidents_of(self, run: str) -> list[Incident]:
+        """Incidents of a run that are not resolved."""
+        return [self.incidents[key] for key in self._incidents_of.get(run, ())]
+
+    @property
+    def rooms(self) -> Rooms:
+        """The nodes that take work, in columns; made anew only when one of them changes."""
+        if self._rooms is None:
+            rooms = (_room(node) for node in self.nodes.values())
+            self._rooms = Rooms(room for room in rooms if room is not None)
+        return self._rooms
+
+    def tenants(self) -> Iterator[tuple[Run, list[Worker]]]:
+        """Runs that have workers, also runs that are over while theirs are leaving."""
+        for run, keys in self._workers_of.items():
+            workers = [self.workers[key] for key in keys]
+            there = [worker for worker in workers if worker.state is not WorkerState.ENDED]
+            if there and run in self.runs:
+                yield self.runs[run], there
+
+    def live_runs(self) -> Iterator[Run]:
+        """Runs that are not over."""
+        return (run for run in self.runs.values() if run.state not in TERMINAL_RUN_STATES)
+
+    def due_maintenance(self, now: dt.datetime) -> list[str]:
+        """Nodes whose planned maintenance begins, or is over."""
+        return [name for name in sorted(self._maintained) if _is_due(self.nodes[name], now)]
+
+    def due_timers(self, now: dt.datetime) -> list[Timer]:
+        """Deadlines that have passed, the earliest first."""
+        due: list[Timer] = []
+        while (timer := self.next_timer()) is not None and timer[0] <= now:
+            if heapq.heappop(self._timers) not in due[-1:]:  # set, cancelled, and set again alike
+                due.append(timer)
+        for timer in due:  # they stand until the core has taken them
+            heapq.heappush(self._timers, timer)
+        return due
+
+    def next_timer(self) -> Timer | None:
+        """The earliest deadline."""
+        while self._timers:
+            due, run_id, name = self._timers[0]
+            run = self.runs.get(run_id)
+            if (
+                run is not None
+                and run.timers.get(name) == due
+                and run.state not in TERMINAL_RUN_STATES
+            ):
+                return self._timers[0]
+            heapq.heappop(self._timers)
+        return None
+
+    def forget(self) -> list[Entity]:
+        """Drop what is over, and say what was; the database keeps it.
+
+        Called between turns, after the changes were written. Looks only at what came to its end.
+        """
+        over, self._over = self._over, []
+        for entity in over:
+            match entity:
+                case Worker():
+                    self.workers.pop(entity.id, None)
+                    self._workers_of[entity.run].pop(entity.id, None)
+                    self._workers_on[entity.node].pop(entity.id, None)
+                case Checkpoint():
+                    self.checkpoints.pop(entity.id, None)
+                    self._checkpoints_of[entity.run].pop(entity.id, None)
+                case Incident():
+                    self.incidents.pop(entity.id, None)
+                    self._incidents_of[entity.run].pop(entity.id, None)
+        for run in dict.fromkeys(
+            e.id if isinstance(e, Run) else getattr(e, "run", "") for e in over
+        ):
+            known = self.runs.get(run)
+            if known is None or (is_over(known) and not self._workers_of.get(run)):
+                self._forget_run(run)
+        return over
+
+    def _forget_run(self, run: str) -> None:
+        for key in self._checkpoints_of.pop(run, {}):
+            del self.checkpoints[key]
+        for key in self._incidents_of.pop(run, {}):
+            del self.incidents[key]
+        self._workers_of.pop(run, None)
+        self._launching.pop(run, None)
+        self._places.pop(run, None)
+        self.attempts.pop(run, None)
+        self.runs.pop(run, None)
+
+
+def _room(node: Node | None) -> Room | None:
+    """A node as the scheduler sees it; None: it takes no work."""
+    return node.room if node is not None and node.state is NodeState.READY else None
+
+
+def _is_due(node: Node, now: dt.datetime) -> bool:
+    drained = node.by == MAINTENANCE or node.state in {NodeState.DRAINING, NodeState.GONE}
+    return any(w.ends <= now or (w.begins <= now and not drained) for w in node.maintenance)
+
+
+def is_over(entity: Entity) -> bool:
+    """Whether nothing will ever be decided about it any more."""
+    match entity:
+        case Run():
+            return entity.state in TERMINAL_RUN_STATES
+        case Worker():
+            return entity.state is WorkerState.ENDED
+        case Checkpoint():
+            return entity.deleted_at is not None
+        case Incident():
+            return entity.state is IncidentState.RESOLVED
+    return False

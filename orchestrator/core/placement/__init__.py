@@ -1,0 +1,1 @@
+"""Which nodes a run's workers get: from the state to the scheduler and back."""

@@ -1,0 +1,35 @@
+"""Agents without a seat, beside a run that trains: standbys, and those that it is to grow by."""
+
+from __future__ import annotations
+
+from monitors.failures import Failure
+from monitors.types import Severity
+from orchestrator.core.model.entities import Worker
+from orchestrator.core.placement.snapshot import STANDBY_SECONDS
+from orchestrator.core.turn import Turn
+
+LONGEST_SECONDS = 3600.0
+"""The longest pause before the next one; one that lasted so long was no failure to come up."""
+
+
+def lost(turn: Turn, worker: Worker, failure: Failure) -> None:
+    """One is gone, and training goes on: the next one comes later each time, elsewhere if it can.
+
+    Nothing of that is charged to the run, however often it happens.
+    """
+    attempt, joined = turn.state.attempts[worker.run], worker.joined_at
+    lasted = joined is not None and (turn.now - joined).total_seconds() >= LONGEST_SECONDS
+    count = 1 if lasted else attempt.standbys_lost + 1
+    turn.change_attempt(worker.run, standbys_lost=count)
+    pause = min(LONGEST_SECONDS, STANDBY_SECONDS * 2.0 ** min(count - 1, 10))
+    turn.set_timer(worker.run, "standby", pause)
+    incident = turn.open_incident(
+        turn.run(worker.run),
+        kind=failure.failure_class.value,
+        severity=Severity.WARNING,
+        reason=failure.reason,
+        subject=worker.node,
+        remedy=f"another agent in {pause:.0f} s",
+        evidence={"signature": failure.signature},
+    )
+    turn.resolve_incident(incident.id, "training goes on without it")

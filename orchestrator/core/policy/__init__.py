@@ -1,0 +1,1 @@
+"""Rules without state: what a failure means, what is admitted, which limits apply."""

@@ -1,0 +1,69 @@
+"""What is refused at submission, before anything is made of it."""
+
+from __future__ import annotations
+
+from jobs.spec import RunSpec
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import NodeState
+from orchestrator.core.scheduling.free_resources import could_fit
+from orchestrator.core.scheduling.node_table import Rooms
+from orchestrator.core.scheduling.topology import largest_domain
+from orchestrator.errors import InvalidError, RefusedError
+
+
+def check(state: State, spec: RunSpec) -> None:
+    """Refuse a run that could never run, or that would get in another's way.
+
+    Raises:
+        InvalidError: Even the empty cluster does not fit it. An unknown cluster refuses nothing.
+        RefusedError: A live run saves where it would.
+    """
+    _refuse_too_large(state, spec)
+    _refuse_shared_directory(state, spec)
+
+
+def _refuse_too_large(state: State, spec: RunSpec) -> None:
+    """Raise InvalidError when even the empty cluster does not fit the run.
+
+    An unknown cluster refuses nothing.
+    """
+    nodes = [node for node in state.nodes.values() if node.state is not NodeState.GONE]
+    if not nodes:
+        return
+    need, pack = spec.resources, spec.placement.pack
+    if largest_domain(state.rooms, could_fit(state.rooms, need), pack) >= need.min_nodes:
+        return  # of those that take work now, which is known without looking at each node
+    rooms = Rooms(node.room for node in nodes)
+    mask = could_fit(rooms, need)
+    fitting = largest_domain(rooms, mask, pack)
+    if fitting >= need.min_nodes:
+        return
+    if int(mask.sum()) >= need.min_nodes:
+        raise InvalidError(
+            f"placement.pack: asks for {need.min_nodes} nodes within one {pack}, and the largest"
+            f" has {fitting} that fit: ask for less, or pack within something larger"
+        )
+    largest = max(nodes, key=lambda n: (n.gpus, n.cpus, n.memory))
+    memory = f", {largest.memory / 2**30:.1f} GiB" if largest.memory else ""
+    shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
+    offer = f"{largest.gpus} GPUs, {largest.cpus:g} CPUs{memory}"
+    raise InvalidError(
+        f"resources: asks for {need.min_nodes} x ({shape}"
+        + (f", {need.memory_per_node / 2**30:.1f} GiB" if need.memory_per_node else "")
+        + f") but the cluster has {len(nodes)} nodes of at most ({offer}),"
+        f" of which {int(mask.sum())} fit: ask for less, or add nodes"
+    )
+
+
+def _refuse_shared_directory(state: State, spec: RunSpec) -> None:
+    """Raise RefusedError when a live run saves where this one would.
+
+    Steps of both would lie at the same paths, and each would overwrite and prune the other's.
+    """
+    directory = spec.checkpoint.directory
+    others = (run for run in state.live_runs() if run.spec.checkpoint.directory == directory)
+    if directory is not None and (other := next(others, None)) is not None:
+        raise RefusedError(
+            f"{directory} holds the checkpoints of {other.name} ({other.id}), which is"
+            f" {other.state}: name another checkpoint.directory, or wait for that run or cancel it"
+        )

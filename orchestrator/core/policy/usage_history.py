@@ -1,0 +1,89 @@
+"""What runs did before: use of projects for fair share, and estimates of waits and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import statistics
+from collections.abc import Iterable, Sequence
+
+from orchestrator.core.model.entities import Fleet, Queue, Run, Worker
+from orchestrator.core.model.records import Past, Usage
+from orchestrator.core.model.state import State
+from orchestrator.core.policy import time_limits as limits
+from orchestrator.core.scheduling.fair_share import accrued, decayed
+from orchestrator.core.scheduling.types import accounted_gpus
+
+KEPT = 200
+"""Runs a queue remembers."""
+SAMPLES = 3
+"""Fewer than this say nothing."""
+
+
+def booked(fleet: Fleet, run: Run, worker: Worker, now: dt.datetime) -> Fleet:
+    """The use of a worker that has ended, on its project's account."""
+    project, gpus = run.spec.project, accounted_gpus(run.spec.resources)
+    used = settled(fleet.usage.get(project), now) + _used(gpus, [worker], now)
+    usage = {**fleet.usage, project: Usage(gpu_seconds=used, at=now)}
+    return dataclasses.replace(fleet, usage=usage)
+
+
+def settled(usage: Usage | None, now: dt.datetime) -> float:
+    """GPU seconds, as they count now."""
+    if usage is None:
+        return 0.0
+    return decayed(usage.gpu_seconds, max(0.0, (now - usage.at).total_seconds()))
+
+
+def usage_by_project(state: State, now: dt.datetime) -> dict[str, float]:
+    """GPU seconds that count now, decayed: use that is over, and what runs have used so far."""
+    found = {project: settled(usage, now) for project, usage in state.fleet.usage.items()}
+    for run, workers in state.tenants():
+        gpus, project = accounted_gpus(run.spec.resources), run.spec.project
+        found[project] = found.get(project, 0.0) + _used(gpus, workers, now)
+    return found
+
+
+def _used(gpus: int, workers: Iterable[Worker], now: dt.datetime) -> float:
+    return max(0.0, accrued(gpus, ((now - w.launched_at).total_seconds() for w in workers)))
+
+
+def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
+    """The queue, with a run that has ended in its history."""
+    started = run.started_at or now
+    past = Past(
+        name=run.name,
+        project=run.spec.project,
+        nodes=run.spec.resources.min_nodes,
+        waited_seconds=(started - run.submitted_at).total_seconds(),
+        ran_seconds=(now - started).total_seconds(),
+    )
+    return dataclasses.replace(queue, history=(*queue.history, past)[-KEPT:])
+
+
+def expected_end(state: State, run: Run, now: dt.datetime) -> dt.datetime | None:
+    """When a run ends: by its max_runtime, or as runs of its name did before; None: unknown."""
+    if (certain := limits.ends_at(run)) is not None:
+        return certain
+    queue = state.queues.get(run.spec.queue)
+    if queue is None or run.started_at is None:
+        return None
+    took = [
+        past.ran_seconds
+        for past in queue.history
+        if (past.name, past.project) == (run.name, run.spec.project)
+    ]
+    ends = run.started_at + dt.timedelta(seconds=_median(took) or 0.0)
+    return ends if ends > now else None
+
+
+def usual_wait(queue: Queue | None, nodes: int) -> tuple[float, int] | None:
+    """Median seconds that runs of half to twice as many nodes waited, and how many did."""
+    history = queue.history if queue is not None else ()
+    waits = [past.waited_seconds for past in history if nodes / 2 <= past.nodes <= nodes * 2]
+    median = _median(waits)
+    return None if median is None else (median, len(waits))
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if len(values) >= SAMPLES else None

@@ -1,0 +1,1 @@
+"""What people ask for: of runs, of nodes, of the cluster."""

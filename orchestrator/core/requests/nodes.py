@@ -1,0 +1,169 @@
+"""Nodes: those that come and go, and those that people cordon and drain."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+
+from orchestrator.core.attempts import preemption as leaving
+from orchestrator.core.messages.events import CapacityChanged, NodeChanged, NodeInfo
+from orchestrator.core.model.entities import Node
+from orchestrator.core.model.records import MAINTENANCE, Cordon, Window
+from orchestrator.core.model.states import NodeState
+from orchestrator.core.placement import workers as placing
+from orchestrator.core.turn import Turn
+from orchestrator.errors import NotFoundError
+
+_LEFT = "no longer in the cluster; "
+"""Before the reason of a cordon that stands should the node come back."""
+
+
+def on_capacity(turn: Turn, event: CapacityChanged) -> None:
+    """Take the cluster's inventory over; what is known of a node's past and its cordon stays."""
+    for info in event.nodes:
+        known = turn.state.nodes.get(info.id)
+        if known is None:
+            turn.put(_node(info, turn.now))
+        elif known.state is NodeState.GONE:
+            _back(turn, known, info)
+        elif any(getattr(known, field) != value for field, value in _shape(info).items()):
+            turn.change_node(info.id, **_shape(info))
+    present = {info.id for info in event.nodes}
+    for node in list(turn.state.nodes.values()):
+        if node.id not in present and node.state is not NodeState.GONE:
+            turn.change_node(node.id, state=NodeState.GONE, reason=_left(node.by, node.reason))
+    turn.schedule_wanted = True
+
+
+def _back(turn: Turn, node: Node, info: NodeInfo) -> None:
+    """A node that was cordoned (or drained) when it left takes no work before someone says so.
+
+    It may well have left to be maintained.
+    """
+    state = NodeState.CORDONED if node.by else NodeState.READY
+    why = node.reason.removeprefix(_LEFT) if node.by else "back in the cluster"
+    turn.change_node(node.id, state=state, reason=why, **_shape(info))
+    maintain(turn, node.id)
+
+
+def _left(by: str, reason: str) -> str:
+    return f"{_LEFT}{reason}" if by else "no longer there"
+
+
+def _shape(info: NodeInfo) -> dict[str, object]:
+    return {
+        "gpus": info.gpus,
+        "cpus": info.cpus,
+        "memory": info.memory,
+        "labels": dict(info.labels),
+    }
+
+
+def _node(info: NodeInfo, now: dt.datetime) -> Node:
+    return Node(
+        id=info.id,
+        gpus=info.gpus,
+        cpus=info.cpus,
+        memory=info.memory,
+        labels=dict(info.labels),
+        since=now,
+    )
+
+
+def on_node_changed(turn: Turn, event: NodeChanged) -> None:
+    """Cordon: no new work. Drain: its runs move away (they may save first).
+
+    Ready: takes work again.
+    """
+    node = turn.state.nodes.get(event.node)
+    if node is None or node.state is NodeState.GONE:
+        have = ", ".join(
+            sorted(n.id for n in turn.state.nodes.values() if n.state is not NodeState.GONE)
+        )
+        raise NotFoundError(f"no such node: {event.node}; the cluster has {have or 'no nodes'}")
+    turn.schedule_wanted = True
+    if event.state == "draining":
+        drain(turn, node.id, event.reason, event.actor)
+        return
+    ready = event.state == "ready"
+    by = "" if ready else event.actor
+    # Who takes a node back into service during its maintenance calls the maintenance off.
+    planned = [w for w in node.maintenance if not ready or w.begins > turn.now]
+    turn.change_node(
+        node.id,
+        state=NodeState(event.state),
+        reason=event.reason,
+        by=by,
+        cordon=None,
+        maintenance=tuple(planned),
+    )
+
+
+def drain(turn: Turn, node_id: str, reason: str, by: str) -> None:
+    """No new work, and its runs move away; they may save first."""
+    _drain(turn, node_id, reason=reason, by=by, cordon=None)
+
+
+def _drain(turn: Turn, node_id: str, **why: object) -> None:
+    node = turn.change_node(node_id, state=NodeState.DRAINING, **why)
+    for worker in turn.state.workers_on(node.id):
+        _move_away(turn, worker.run, node)
+
+
+def maintain(turn: Turn, node_id: str) -> None:
+    """Keep a node drained while any window of its maintenance is open, then have it as before.
+
+    What a person drains, or is not there, needs nothing. A cordon is remembered.
+    """
+    node = turn.state.nodes[node_id]
+    planned = tuple(window for window in node.maintenance if window.ends > turn.now)
+    if planned != node.maintenance:
+        node = turn.change_node(node_id, maintenance=planned)
+    open_now = [window for window in planned if window.begins <= turn.now]
+    if open_now:
+        _keep_away(turn, node, max(open_now, key=lambda window: window.ends))
+    elif node.by == MAINTENANCE:
+        _give_back(turn, node)
+    turn.schedule_wanted = True
+
+
+def _keep_away(turn: Turn, node: Node, window: Window) -> None:
+    reason = f"maintenance until {window.ends:%Y-%m-%d %H:%M} UTC: {window.reason}"
+    if node.state is NodeState.GONE:
+        return
+    if node.by == MAINTENANCE:
+        turn.change_node(node.id, reason=reason)
+    elif node.state is not NodeState.DRAINING:
+        cordoned = node.state is NodeState.CORDONED
+        before = Cordon(reason=node.reason, by=node.by) if cordoned else None
+        _drain(turn, node.id, reason=reason, by=MAINTENANCE, cordon=before)
+
+
+def _give_back(turn: Turn, node: Node) -> None:
+    """Its maintenance is over: its cordon stands again, or else it takes work."""
+    before = node.cordon or Cordon(reason="maintenance is over", by="")
+    state, reason = NodeState.CORDONED if node.cordon else NodeState.READY, before.reason
+    if node.state is NodeState.GONE:
+        state, reason = NodeState.GONE, _left(before.by, reason)
+    turn.change_node(node.id, state=state, reason=reason, by=before.by, cordon=None)
+
+
+def _move_away(turn: Turn, run_id: str, node: Node) -> None:
+    """Under a hold nothing moves: its release looks again."""
+    run = turn.run(run_id)
+    if turn.held(run_id):
+        return
+    reason = f"{node.id} is being drained by {node.by}: {node.reason}"
+    if leaving.have_no_seat(turn, run_id, (node.id,)):
+        placing.end_workers(turn, run_id, (node.id,), reason)
+        return
+    restart = leaving.asked(turn, run, reason, remedy="move away")
+    leaving.ask(turn, run, dataclasses.replace(restart, node=node.id))
+
+
+def leave_draining(turn: Turn, run_id: str) -> None:
+    """A hold has ended: move away from nodes that were drained meanwhile."""
+    for worker in turn.state.workers_of(run_id):
+        node = turn.state.nodes.get(worker.node)
+        if node is not None and node.state is NodeState.DRAINING:
+            _move_away(turn, run_id, node)

@@ -1,0 +1,248 @@
+"""What people ask for: submit, cancel, hold, release, restart, roll back; incidents."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from orchestrator.core import watching
+from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.attempts import preemption as leaving
+from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.messages.events import (
+    IncidentChanged,
+    RestartAsked,
+    RollbackAsked,
+    RunCancelled,
+    RunHeld,
+    RunReleased,
+    RunSubmitted,
+)
+from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model.entities import Decision, Ledger, Restart, Run
+from orchestrator.core.model.states import (
+    LIVE_ATTEMPT_STATES,
+    TERMINAL_RUN_STATES,
+    IncidentState,
+    RunState,
+    Trust,
+)
+from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.policy import admission
+from orchestrator.core.policy.time_limits import GRACE_SECONDS
+from orchestrator.core.requests import nodes
+from orchestrator.core.supervision import failures as recovering
+from orchestrator.core.turn import Turn
+from orchestrator.errors import InvalidError, NotFoundError, RefusedError
+
+
+def on_submitted(turn: Turn, event: RunSubmitted) -> None:
+    """A new run joins the queue, unless the cluster could never hold it."""
+    if event.run in turn.state.runs:
+        turn.record(event.run, "submitted twice: the first counts")
+        return
+    admission.check(turn.state, event.spec)
+    run = Run(
+        id=event.run,
+        name=event.spec.name,
+        spec=event.spec,
+        owner=event.owner or event.spec.owner,
+        submitted_at=turn.now,
+        reason="waits for the scheduler",
+        ledger=Ledger(bucket=Bucket.QUEUED.value, since=turn.now),
+    )
+    turn.put(run)
+    turn.schedule_wanted = True
+
+
+def _live(turn: Turn, run_id: str, verb: str) -> Run:
+    run = turn.state.runs.get(run_id)
+    if run is None:
+        raise RefusedError(f"cannot {verb} {run_id}: it is over")
+    if run.state in TERMINAL_RUN_STATES:
+        raise RefusedError(f"cannot {verb} {run.name}: it {run.state} already")
+    return run
+
+
+def _has_live_attempt(turn: Turn, run_id: str) -> bool:
+    attempt = turn.attempt(run_id)
+    return attempt is not None and attempt.state in LIVE_ATTEMPT_STATES
+
+
+def on_cancelled(turn: Turn, event: RunCancelled) -> None:
+    """End a run; nothing it has saved is touched."""
+    run = _live(turn, event.run, "cancel")
+    reason = f"cancelled by {event.actor}" + (f": {event.reason}" if event.reason else "")
+    end(turn, run, RunState.CANCELLED, reason)
+
+
+def end(turn: Turn, run: Run, state: RunState, reason: str) -> None:
+    """Stop the gang if there is one, then end the run in `state`."""
+    decision = Decision(restart=leaving.asked(turn, run, reason), finish=state)
+    turn.change_run(run.id, decision=decision, reason=reason)
+    if _has_live_attempt(turn, run.id):
+        gang.stop_attempt(turn, run.id, reason, grace=GRACE_SECONDS)
+    else:
+        gang.finish_run(turn, run.id, state, reason)
+
+
+def on_restart_asked(turn: Turn, event: RestartAsked) -> None:
+    """Stop the gang (it may save first) and start it again from the newest checkpoint."""
+    run = _live(turn, event.run, "restart")
+    _refuse_held(run)
+    _again(
+        turn,
+        run,
+        f"restart asked for by {event.actor}" + _because(event.reason),
+        grace=GRACE_SECONDS,
+    )
+
+
+def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
+    """Stop the gang and start it from an older checkpoint, perhaps skipping batches."""
+    run = _live(turn, event.run, "roll back")
+    to_step = event.to_step
+    if event.skip is not None and not 1 <= event.skip[0] <= event.skip[1]:
+        raise InvalidError(
+            f"skip: {event.skip[0]}:{event.skip[1]} are no batches: give FIRST:LAST, from 1 on"
+        )
+    loadable = [
+        c
+        for c in turn.state.checkpoints_of(run.id)
+        if c.deleted_at is None and c.trust not in {Trust.WRITING, Trust.BAD}
+    ]
+    steps = sorted({c.step for c in loadable})
+    if to_step is not None and to_step != 0 and to_step not in steps:
+        have = ", ".join(map(str, steps)) or "none"
+        raise RefusedError(
+            f"{run.name} has no checkpoint of step {to_step} to roll back to; it has: {have}"
+        )
+    if to_step is None and event.skip is None:
+        past = [c.step for c in loadable if c.id not in run.excluded and c.step < run.best_step]
+        to_step = _newest(run, past, steps, f"step {run.best_step}, the newest reached")
+    if to_step is None and event.skip is not None:
+        before = [c.step for c in loadable if c.id not in run.excluded and c.batch < event.skip[0]]
+        to_step = _newest(run, before, steps, f"batch {event.skip[0]}")
+    where = "" if to_step is None else f" to step {to_step}"
+    reason = f"rollback{where} asked for by {event.actor}" + _because(event.reason)
+    if event.to_step is None or _has_live_attempt(turn, run.id):
+        _refuse_held(run)  # else the choice of a step ends the hold: nothing runs that it protects
+    _again(turn, run, reason, to_step=to_step, skip=event.skip)
+    if event.to_step is not None:
+        rewinding.take_up_again(turn, run.id, event.to_step)
+
+
+def _refuse_held(run: Run) -> None:
+    if run.state is RunState.HELD:
+        raise RefusedError(f"{run.name} is held; `babysit release` it first")
+
+
+def _newest(run: Run, past: list[int], steps: list[int], what: str) -> int:
+    """The newest of the steps; to begin again, where there is something to lose, must be said."""
+    if steps and not past:
+        have = ", ".join(map(str, steps))
+        raise RefusedError(
+            f"{run.name} has no checkpoint from before {what}; it has: {have};"
+            " `--to STEP` takes one of them, `--to 0` begins again"
+        )
+    return max(past, default=0)
+
+
+def _again(
+    turn: Turn,
+    run: Run,
+    reason: str,
+    *,
+    to_step: int | None = None,
+    skip: tuple[int, int] | None = None,
+    grace: float = 0.0,
+) -> None:
+    if turn.state.fleet.hold:
+        raise RefusedError(f"everything is held ({turn.state.fleet.hold}); `babysit release` first")
+    if run.decision is not None and run.decision.finish is not None:
+        raise RefusedError(f"{run.name} is being ended: {run.decision.restart.reason}")
+    live = _has_live_attempt(turn, run.id)
+    if not live and run.attempt == 0:
+        raise RefusedError(f"{run.name} has not started yet: {run.reason}")
+    if run.state is RunState.HELD:
+        run = turn.release_run(run.id, run.held_from or RunState.QUEUED, reason)
+    turn.cancel_timer(run.id, "retry")
+    decision = _instead_of(run.decision, leaving.asked(turn, run, reason), to_step, skip)
+    book = ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)
+    state = RunState.RECOVERING if live else run.state
+    turn.change_run(run.id, decision=decision, state=state, reason=reason, ledger=book)
+    if live:
+        gang.stop_attempt(turn, run.id, reason, grace=grace)
+    else:
+        recovering.decide(turn, run.id)
+
+
+def _instead_of(
+    before: Decision | None, restart: Restart, to_step: int | None, skip: tuple[int, int] | None
+) -> Decision:
+    """A request that names no step does not undo a rollback that is under way."""
+    if before is None or to_step is not None:
+        return Decision(restart=restart, to_step=to_step, skip=skip)
+    return Decision(
+        restart=restart,
+        onset_step=before.onset_step,
+        onset_batch=before.onset_batch,
+        to_step=before.to_step,
+        skip=skip or before.skip,
+    )
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+# holds
+
+
+def on_held(turn: Turn, event: RunHeld) -> None:
+    """Stop all automatic action, for one run or for everything; monitoring goes on."""
+    reason = f"held by {event.actor}" + _because(event.reason)
+    if event.run is None:
+        turn.put(dataclasses.replace(turn.state.fleet, hold=reason, hold_by=event.actor))
+        return
+    run = _live(turn, event.run, "hold")
+    if run.state is not RunState.HELD:
+        turn.change_run(run.id, state=RunState.HELD, held_from=run.state, reason=reason)
+        turn.schedule_wanted = True  # others may have waited for it to leave, or it for them
+
+
+def on_released(turn: Turn, event: RunReleased) -> None:
+    """End a hold, and act on what waited for it."""
+    if event.run is None:
+        turn.put(dataclasses.replace(turn.state.fleet, hold=None, hold_by=""))
+        waiting = [run.id for run in turn.state.live_runs()]
+    else:
+        run = _live(turn, event.run, "release")
+        if run.state is not RunState.HELD:
+            raise RefusedError(f"{run.name} is not held: it is {run.state}")
+        turn.release_run(run.id, run.held_from or RunState.QUEUED, f"released by {event.actor}")
+        waiting = [run.id]
+    for run_id in waiting:
+        if not _has_live_attempt(turn, run_id):
+            recovering.decide(turn, run_id)
+        elif not turn.held(run_id):
+            watching.resume(turn, run_id)
+            nodes.leave_draining(turn, run_id)
+    turn.schedule_wanted = True
+
+
+# incidents
+
+
+def on_incident_changed(turn: Turn, event: IncidentChanged) -> None:
+    """Acknowledge, resolve or judge."""
+    incident = turn.state.incidents.get(event.incident)
+    if incident is None:
+        raise NotFoundError(f"no open incident {event.incident}; see `babysit incidents ls`")
+    if event.acknowledge:
+        turn.change_incident(incident.id, acknowledged_by=event.actor)
+        turn.cancel_timer(incident.run, f"ask:{incident.id}")
+    if event.verdict is not None:
+        turn.change_incident(incident.id, verdict=event.verdict)
+    if event.state is IncidentState.RESOLVED:
+        turn.cancel_timer(incident.run, f"ask:{incident.id}")
+        turn.resolve_incident(incident.id, f"by {event.actor}")

@@ -1,0 +1,1 @@
+"""Live attempts watched: start-up, progress, findings, hangs, failures, faulty nodes."""

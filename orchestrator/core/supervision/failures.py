@@ -1,0 +1,370 @@
+"""From a failure to the next attempt.
+
+Collect what died, judge it once the gang is dead, carry the verdict out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable
+
+from jobs.events import RankExited, RankRestored
+from monitors.exits import root_cause
+from monitors.failures import Failure, FailureClass
+from monitors.types import Severity
+from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.checkpoints import memory_tier
+from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.messages.events import WorkerLost
+from orchestrator.core.messages.gang_events import GangFinished, GangRestored
+from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model.entities import Decision, RankFailure, Restart, Run, Worker
+from orchestrator.core.model.states import (
+    LIVE_ATTEMPT_STATES,
+    RUNNABLE_ATTEMPT_STATES,
+    TERMINAL_RUN_STATES,
+    AttemptState,
+    IncidentState,
+    NodeState,
+    RunState,
+    WorkerState,
+)
+from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.placement import standby_nodes as standbys
+from orchestrator.core.placement import workers as placing
+from orchestrator.core.policy import recovery
+from orchestrator.core.supervision import node_faults as faults
+from orchestrator.core.turn import Turn
+
+
+def on_rank_exited(turn: Turn, event: RankExited) -> None:
+    """A rank ended: well, or as the first or a later death of its attempt."""
+    attempt = turn.state.attempts[event.run]
+    run = turn.run(event.run)
+    turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
+    attempt = turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
+    if event.failure is None:
+        _ended_well(turn, run.id, (event.rank,))
+        return
+    node = attempt.seats[turn.state.places_of(run.id)[event.worker]].node
+    death = RankFailure(rank=event.rank, node=node, at=event.at, failure=event.failure)
+    turn.change_attempt(run.id, failures=(*attempt.failures, death))
+    if attempt.state is not AttemptState.STOPPING:
+        fail_attempt(turn, run.id, event.failure, failed_at=event.at, rank=event.rank, node=node)
+
+
+def on_gang_finished(turn: Turn, event: GangFinished) -> None:
+    """Many ranks ended well."""
+    run, attempt = turn.run(event.run), turn.state.attempts[event.run]
+    turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
+    turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
+    _ended_well(turn, run.id, event.ranks)
+
+
+def _ended_well(turn: Turn, run_id: str, ranks: Iterable[int]) -> None:
+    """With the last of its ranks the run has succeeded."""
+    done = turn.state.attempts[run_id].done_ranks.union(ranks)
+    attempt = turn.change_attempt(run_id, done_ranks=done)
+    if len(done) == attempt.world_size and attempt.state is not AttemptState.STOPPING:
+        turn.change_attempt(run_id, state=AttemptState.ENDED, ended_at=turn.now)
+        reason = f"every rank ended well after step {attempt.step}"
+        gang.finish_run(turn, run_id, RunState.SUCCEEDED, reason)
+
+
+def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
+    """The cluster confirms that nothing of a worker is left."""
+    worker = turn.state.workers.get(event.worker)
+    if worker is None or worker.state is WorkerState.ENDED:
+        return
+    expected = worker.state is WorkerState.STOPPING
+    gone = Failure(
+        failure_class=FailureClass.WORKER_LOST,
+        signature=f"worker_lost {worker.node}",
+        reason=f"the agent on {worker.node} is gone: {event.reason}",
+    )
+    turn.cancel_timer(worker.run, f"launch:{worker.id}", f"contact:{worker.id}")
+    turn.change_worker(worker.id, state=WorkerState.ENDED, reason=event.reason)
+    memory_tier.drop_with(turn, worker.run, worker.id)
+    turn.schedule_wanted = True
+    run = turn.run(worker.run)
+    if run.state in TERMINAL_RUN_STATES:
+        return
+    attempt = turn.attempt(run.id)
+    seated = worker.id in turn.state.places_of(run.id)
+    if attempt is None or not seated or attempt.state not in LIVE_ATTEMPT_STATES:
+        if not expected:
+            launch_failed(turn, run, worker, event.reason)
+        return
+    if not expected:
+        faults.note_fault(turn, worker.node, run.id, gone)
+    lose_seat(turn, run.id, worker, gone, at=event.at)
+    if gang.empty_seats(turn, run.id, (worker.id,)):
+        attempt_dead(turn, run.id)
+
+
+def lose_seat(turn: Turn, run_id: str, worker: Worker, gone: Failure, *, at: dt.datetime) -> None:
+    """A worker of the live attempt is lost: so is the attempt."""
+    attempt = turn.state.attempts[run_id]
+    place = turn.state.places_of(run_id).get(worker.id)
+    if place is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+        return
+    rank = min(attempt.seats[place].ranks)
+    death = RankFailure(rank=rank, node=worker.node, at=at, failure=gone)
+    turn.change_attempt(run_id, failures=(*attempt.failures, death))
+    fail_attempt(turn, run_id, gone, failed_at=at, rank=None, node=worker.node)
+
+
+def launch_failed(turn: Turn, run: Run, worker: Worker, reason: str) -> None:
+    """An agent without a seat never came up, or died while waiting.
+
+    Charged like any failure, unless the run trains without it.
+    """
+    node = worker.node
+    what = "did not come up" if worker.joined_at is None else "died while waiting"
+    failure = Failure(
+        failure_class=FailureClass.WORKER_LOST,
+        signature=f"launch {node}",
+        reason=f"the agent on {node} {what}: {reason}",
+    )
+    turn.change_run(run.id, avoid=_with(run.avoid, node)[-recovery.AVOIDED :])
+    faults.note_fault(turn, node, run.id, failure)
+    attempt = turn.attempt(run.id)
+    if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
+        standbys.lost(turn, worker, failure)
+        return
+    budgets, count = recovery.charge_launch(run, failure.reason)
+    turn.change_run(run.id, budgets=budgets)
+    if count > recovery.LAUNCH_TRIES:
+        gang.finish_run(turn, run.id, RunState.FAILED, f"{failure.reason} ({count} times)")
+
+
+def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:
+    """An agent that has not even launched its ranks: they have no pulse that could be missed."""
+    attempt = turn.attempt(run_id)
+    if attempt is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+        return
+    late = [seat for seat in attempt.seats if not attempt.started_ranks.issuperset(seat.ranks)]
+    if late and turn.held(run_id):
+        turn.set_timer(run_id, "start", gang.START_SECONDS)
+    elif late:
+        node = late[0].node
+        failure = Failure(
+            failure_class=FailureClass.RENDEZVOUS,
+            signature=f"start {node}",
+            reason=f"the ranks on {node} were not started within {gang.START_SECONDS:.0f} s",
+        )
+        fail_attempt(turn, run_id, failure, failed_at=turn.now, rank=None, node=node)
+
+
+def nothing_loaded(turn: Turn, event: RankRestored | GangRestored, rank: int) -> None:
+    """A rank could load none of those offered: it must not begin again on its own (row 16)."""
+    attempt = turn.state.attempts[event.run]
+    rejected = event.rejected if isinstance(event, RankRestored) else ()
+    reasons = tuple(each.reason for each in rejected)
+    why = f": {reasons[0]}" if reasons else ""
+    failure = Failure(
+        failure_class=FailureClass.STORAGE,
+        reason=f"none of {len(attempt.candidates)} checkpoints could be loaded{why}",
+        signature=recovery.NOTHING_LOADED,
+        evidence=reasons,
+    )
+    fail_attempt(turn, event.run, failure, failed_at=event.at, rank=rank, node=None)
+
+
+def fail_attempt(
+    turn: Turn,
+    run_id: str,
+    failure: Failure,
+    *,
+    failed_at: dt.datetime,
+    rank: int | None,
+    node: str | None,
+) -> None:
+    """The attempt is lost: stop what is left of it. What to do next is judged when it is dead."""
+    run = turn.run(run_id)
+    failed_at = min(failed_at, turn.now)
+    if run.decision is None:
+        restart = Restart(
+            attempt=run.attempt + 1,
+            cause=failure.cause,
+            failure_class=failure.failure_class,
+            reason=failure.reason,
+            node=node,
+            rank=rank,
+            failed_at=failed_at,
+            detected_at=turn.now,
+            best_step=run.best_step,
+        )
+        turn.change_run(run_id, decision=Decision(restart=restart, failure=failure))
+    mark_down(turn, run_id, failed_at, failure.reason)
+    gang.stop_attempt(turn, run_id, failure.reason)
+
+
+def mark_down(turn: Turn, run_id: str, failed_at: dt.datetime, reason: str) -> None:
+    """Book the time since the last progress as stalled, and from now on as starting."""
+    run = turn.run(run_id)
+    book = ledger.switch(run.ledger, Bucket.STALLED, failed_at)
+    book = ledger.switch(book, Bucket.STARTING, turn.now)
+    turn.change_run(run_id, state=RunState.RECOVERING, reason=reason, ledger=book)
+
+
+def attempt_dead(turn: Turn, run_id: str, state: AttemptState = AttemptState.ENDED) -> None:
+    """No process of the attempt is left (or it was fenced): judge, unless a hold says wait."""
+    turn.change_attempt(run_id, state=state, ended_at=turn.now)
+    turn.cancel_timer(run_id, "stop", "fence", "stacks")
+    run = turn.run(run_id)
+    if run.decision is not None:
+        restart = dataclasses.replace(run.decision.restart, stopped_at=turn.now)
+        turn.change_run(run_id, decision=dataclasses.replace(run.decision, restart=restart))
+    decide(turn, run_id)
+
+
+def decide(turn: Turn, run_id: str) -> None:
+    """Carry out what was decided, or judge first.
+
+    Does nothing under a hold: `release` comes back here.
+    """
+    run = turn.run(run_id)
+    decision = run.decision
+    if decision is None or decision.decided:
+        return
+    if decision.finish is not None:
+        gang.finish_run(turn, run_id, decision.finish, decision.restart.reason)
+        return
+    if turn.held(run_id):
+        turn.record(run_id, f"held: {decision.restart.reason}; no action until released")
+        turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.QUEUED, turn.now))
+        return
+    if decision.failure is None:
+        _go_on(turn, run_id, decision, delay=0.0)
+    else:
+        _judge(turn, run, decision, decision.failure)
+
+
+def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
+    attempt = turn.state.attempts[run.id]
+    restart = decision.restart
+    if decision.onset_step is None and failure in [death.failure for death in attempt.failures]:
+        rank, _, failure = root_cause(
+            [(f.rank, f.at.timestamp(), f.failure) for f in attempt.failures]
+        )
+        node_name = next(f.node for f in attempt.failures if f.rank == rank)
+        restart = dataclasses.replace(restart, rank=rank, node=node_name)
+    case = recovery.Case(
+        failure=failure,
+        node=restart.node,
+        onset_step=decision.onset_step,
+        onset_batch=decision.onset_batch,
+    )
+    node = turn.state.nodes.get(restart.node or "")
+    if failure.failure_class is not FailureClass.WORKER_LOST:  # noted when the worker went
+        node = faults.note_fault(turn, restart.node, run.id, failure)
+    verdict = recovery.judge(run, attempt, case, node, turn.now)
+    incident = _incident(turn, run, restart, failure, verdict)
+    restart = dataclasses.replace(
+        restart,
+        cause=verdict.cause,
+        failure_class=verdict.failure_class,
+        reason=verdict.reason,
+        remedy=verdict.remedy,
+        incident=incident,
+    )
+    _remember(turn, run.id, verdict)
+    if verdict.stop:
+        turn.notify(run.id, Severity.CRITICAL, f"{run.name} stops: {verdict.reason}", incident)
+        gang.finish_run(turn, run.id, RunState.FAILED, verdict.reason)
+        return
+    if verdict.hold:
+        waiting = dataclasses.replace(decision, restart=restart, failure=None)  # it is judged
+        turn.change_run(run.id, decision=waiting)
+        gang.hold(turn, run.id, verdict.reason, incident)
+        return
+    decision = dataclasses.replace(decision, restart=restart, skip=verdict.skip, failure=failure)
+    turn.record(run.id, f"{verdict.remedy}: {verdict.reason}")
+    _go_on(turn, run.id, decision, verdict.delay)
+
+
+def _incident(
+    turn: Turn, run: Run, restart: Restart, failure: Failure, verdict: recovery.Verdict
+) -> str:
+    """The incident of this failure: the monitor's if it opened one, or a new one."""
+    known = turn.state.incidents.get(restart.incident or "")
+    if known is not None and known.state is not IncidentState.RESOLVED:
+        turn.change_incident(known.id, state=IncidentState.MITIGATING, remedy=verdict.remedy)
+        return known.id
+    subject = " on ".join(
+        part
+        for part in (f"rank {restart.rank}" if restart.rank is not None else "", restart.node or "")
+        if part
+    )
+    return turn.open_incident(
+        run,
+        kind=failure.failure_class.value,
+        severity=Severity.CRITICAL if verdict.stop else Severity.WARNING,
+        reason=verdict.reason,
+        subject=subject,
+        remedy=verdict.remedy,
+        state=IncidentState.MITIGATING,
+        evidence={"log": list(failure.evidence), "signature": failure.signature},
+    ).id
+
+
+def _remember(turn: Turn, run_id: str, verdict: recovery.Verdict) -> None:
+    run = turn.run(run_id)
+    avoid = _with(run.avoid, verdict.avoid)[-recovery.AVOIDED :]
+    excluded = _with(run.excluded, verdict.distrust)
+    turn.change_run(
+        run_id,
+        budgets=dict(verdict.budgets),
+        anomalies=verdict.anomalies,
+        avoid=avoid,
+        excluded=excluded,
+    )
+    if verdict.distrust in turn.state.checkpoints:
+        rewinding.condemn(
+            turn,
+            verdict.distrust,
+            f"the same failure came back right after loading it: {verdict.reason}",
+        )
+    if verdict.cordon and turn.state.nodes[verdict.cordon].state is NodeState.READY:
+        turn.change_node(
+            verdict.cordon, state=NodeState.CORDONED, reason=verdict.reason, by="babysit"
+        )
+
+
+def _go_on(turn: Turn, run_id: str, decision: Decision, delay: float) -> None:
+    """Prepare the next attempt: at once, or after a back-off."""
+    run = turn.run(run_id)
+    if decision.skip is not None:
+        turn.change_run(run_id, skip_batches=merge((*run.skip_batches, decision.skip)))
+    too_much = rewinding.would_lose(turn, run_id, decision) >= recovery.LARGE_LOSS_SECONDS
+    if not too_much:
+        rewinding.rewind(turn, run_id, decision)
+    placing.end_workers(turn, run_id, decision.give_back, decision.restart.reason)
+    retry_at = turn.now + dt.timedelta(seconds=delay) if delay > 0 else None
+    decision = dataclasses.replace(decision, decided=True, retry_at=retry_at)
+    reason = decision.restart.reason
+    if retry_at is not None:
+        turn.set_timer(run_id, "retry", delay)
+        reason = f"{reason}; next try in {delay:.0f} s"
+    turn.change_run(run_id, decision=decision, reason=reason)
+    if too_much:
+        why = f"no good checkpoint is left from before step {decision.onset_step}"
+        gang.hold(turn, run_id, why, decision.restart.incident, release="begins again")
+    turn.schedule_wanted = True
+
+
+def merge(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """Inclusive ranges, sorted, with overlapping and adjacent ones joined."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in sorted(ranges):
+        if joined and begin <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+        else:
+            joined.append((begin, end))
+    return tuple(joined)
+
+
+def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
+    return names if name is None or name in names else (*names, name)

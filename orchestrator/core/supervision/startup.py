@@ -1,0 +1,118 @@
+"""An attempt comes up: its ranks exist, are past their imports, and have loaded their state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from jobs.events import RankReady, RankRestored, RanksStarted
+from monitors.failures import Failure, FailureClass
+from orchestrator.core.attempts.lifecycle import SILENT_SECONDS
+from orchestrator.core.checkpoints import lifecycle as saving
+from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.messages.gang_events import GangReady, GangRestored, GangStarted
+from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model.states import AttemptState, Trust
+from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.supervision import failures as recovering
+from orchestrator.core.text import named
+from orchestrator.core.turn import Turn
+
+
+def on_ranks_started(turn: Turn, event: RanksStarted | GangStarted) -> None:
+    """Processes exist. Whether their script ever reports remains to be seen."""
+    turn.record(event.run, f"ranks {named(event.ranks)} started")
+    attempt = turn.state.attempts[event.run]
+    started = attempt.started_ranks.union(event.ranks)
+    turn.change_attempt(event.run, started_ranks=started)
+    if len(started) == attempt.world_size:
+        turn.cancel_timer(event.run, "start")
+    if attempt.state is AttemptState.STARTING and not turn.run(event.run).instrumented:
+        turn.set_timer(event.run, "silent", SILENT_SECONDS)
+
+
+def on_ready(turn: Turn, event: RankReady | GangReady) -> None:
+    """Ranks are past their imports."""
+    attempt = turn.state.attempts[event.run]
+    ranks = (event.rank,) if isinstance(event, RankReady) else event.ranks
+    ready = attempt.ready_ranks.union(ranks)
+    attempt = turn.change_attempt(event.run, ready_ranks=ready)
+    turn.cancel_timer(event.run, "silent")
+    run = turn.change_run(event.run, instrumented=True)
+    if len(ready) == attempt.world_size:
+        if attempt.first_step_at is None:  # agents speak in turn: steps may be known already
+            book = ledger.switch(run.ledger, Bucket.RESTORING, turn.now)
+            run = turn.change_run(run.id, ledger=book)
+        if attempt.restart is not None:
+            turn.change_attempt(
+                run.id, restart=dataclasses.replace(attempt.restart, ready_at=turn.now)
+            )
+
+
+def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoint: str) -> bool:
+    """Ranks loaded their state. False when not all ranks loaded the same step."""
+    attempt = turn.state.attempts[run_id]
+    if attempt.restored_ranks and step != attempt.start_step:
+        return False
+    attempt = turn.change_attempt(
+        run_id,
+        restored_ranks=attempt.restored_ranks.union(ranks),
+        restored=checkpoint or None,
+        start_step=step,
+        milestone=step + 1,
+        step=max(attempt.step, step),
+    )
+    if len(attempt.restored_ranks) == attempt.world_size:
+        run = turn.run(run_id)
+        again = attempt.restart is not None and step < attempt.restart.best_step
+        bucket = Bucket.LOST if again else Bucket.PRODUCTIVE
+        turn.change_run(run.id, ledger=ledger.switch(run.ledger, bucket, turn.now))
+        if attempt.restart is not None:
+            turn.change_attempt(
+                run.id,
+                restart=dataclasses.replace(
+                    attempt.restart, restored_at=turn.now, resumed_step=step
+                ),
+            )
+    return True
+
+
+def on_restored(turn: Turn, event: RankRestored) -> None:
+    """A rank loaded something, perhaps not the first choice."""
+    for rejected in event.rejected:
+        known = turn.state.checkpoints.get(rejected.id)
+        if known is not None and known.trust is not Trust.BAD and not rejected.unreadable:
+            saving.found_corrupt(turn, known, rejected.reason)
+    _loaded(turn, event, (event.rank,))
+
+
+def on_gang_restored(turn: Turn, event: GangRestored) -> None:
+    """Many ranks loaded their first choice."""
+    if event.ranks:
+        _loaded(turn, event, event.ranks)
+
+
+def _loaded(turn: Turn, event: RankRestored | GangRestored, ranks: Sequence[int]) -> None:
+    """All ranks must have loaded the same step."""
+    if turn.state.attempts[event.run].candidates and not event.checkpoint and event.step == 0:
+        recovering.nothing_loaded(turn, event, ranks[0])
+        return
+    if restored(turn, event.run, ranks, event.step, event.checkpoint):
+        attempt = turn.state.attempts[event.run]
+        if len(attempt.restored_ranks) == attempt.world_size:
+            rewinding.leave_behind(turn, event.run)
+        return
+    attempt = turn.state.attempts[event.run]
+    reason = (
+        f"ranks loaded different steps: {attempt.start_step} and {event.step} (rank {ranks[0]})"
+    )
+    for checkpoint in turn.state.checkpoints_of(event.run):
+        if (
+            checkpoint.step == max(attempt.start_step, event.step)
+            and checkpoint.id in attempt.candidates
+        ):
+            rewinding.condemn(turn, checkpoint.id, "not every rank could load it")
+    failure = Failure(
+        failure_class=FailureClass.CHECKPOINT_CORRUPT, reason=reason, signature="restore mismatch"
+    )
+    recovering.fail_attempt(turn, event.run, failure, failed_at=event.at, rank=ranks[0], node=None)

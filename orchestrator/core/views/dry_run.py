@@ -1,0 +1,104 @@
+"""What would become of a run if it were submitted now. Pure; nothing is changed."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from jobs.spec import RunSpec
+from orchestrator.core.model.entities import Ledger, Run
+from orchestrator.core.model.state import State
+from orchestrator.core.placement import snapshot as demanding
+from orchestrator.core.policy import admission
+from orchestrator.core.policy.time_limits import GRACE_SECONDS
+from orchestrator.core.scheduling import Eviction, Pending, Plan, Wait, plan
+from orchestrator.core.views.models import DryRunView, EvictionView
+
+_RUN = "dry-run"
+
+
+def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
+    """One scheduling pass with a run that nobody has submitted; if all is held, after the release.
+
+    Raises:
+        InvalidError, RefusedError: It would be refused.
+    """
+    admission.check(state, spec)
+    run = Run(id=_RUN, name=spec.name, spec=spec, submitted_at=now, ledger=Ledger(since=now))
+    outcome = plan(demanding.snapshot(state, now, [run]), now)
+    nodes = outcome.placements.get(_RUN, ())
+    more = outcome.growth.get(_RUN, ())
+    wait = outcome.waits.get(_RUN)
+    ahead = [state.runs[other].name for other in outcome.ahead(_RUN)] if wait else []
+    evicts = [_view(state, each) for each in outcome.evictions if each.by == _RUN]
+    why = Pending.HELD if state.fleet.hold else wait.why if wait is not None else None
+    return DryRunView(
+        name=spec.name,
+        starts=bool(nodes) and not state.fleet.hold,
+        nodes=list(nodes),
+        more_nodes=list(more),
+        domains=_domains(state, nodes),
+        underlying=None if why is None else why.value,
+        place=None if wait is None else wait.place,
+        ahead=ahead,
+        starts_at=None if state.fleet.hold else _starts_at(wait, evicts, now),
+        evicts=evicts,
+        sentences=_sentences(state, spec, outcome, evicts, ahead),
+    )
+
+
+def _view(state: State, eviction: Eviction) -> EvictionView:
+    return EvictionView(
+        run=eviction.run,
+        name=state.runs[eviction.run].name,
+        nodes=list(eviction.nodes),
+        why=eviction.why,
+        lost_gpu_seconds=eviction.lost_gpu_seconds,
+    )
+
+
+def _domains(state: State, nodes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Level → the domains that the nodes lie in, of the levels that are labelled."""
+    found: dict[str, set[str]] = {}
+    for node in nodes:
+        for level, domain in state.nodes[node].labels.items():
+            found.setdefault(level, set()).add(domain)
+    return {level: sorted(domains) for level, domains in found.items()}
+
+
+def _sentences(
+    state: State, spec: RunSpec, outcome: Plan, evicts: list[EvictionView], ahead: list[str]
+) -> list[str]:
+    wait, hold = outcome.waits.get(_RUN), state.fleet.hold
+    told = [f"Everything is held, so nothing starts before `babysit release`: {hold}."] * bool(hold)
+    start = "then start" if hold else "start now"
+    if wait is None:
+        told.append(f"{spec.name} would {start}, on {', '.join(outcome.placements[_RUN])}.")
+        if more := outcome.growth.get(_RUN):
+            told.append(f"It would also get {', '.join(more)}.")
+        return told
+    behind = f", behind {', '.join(ahead)}" if ahead else ""
+    cause = f" ({wait.detail})" if wait.detail and not evicts else ""
+    nodes = "1 node" if wait.missing == 1 else f"{wait.missing} nodes"
+    would = f"would {'then ' * bool(hold)}wait for {nodes}"
+    told.append(
+        f"{spec.name} {would}: {wait.why.value.replace('_', ' ')}{cause}."
+        f" It would be number {wait.place} in the queue{behind}."
+    )
+    told.extend(
+        f"{each.name} would be asked to save and leave {', '.join(each.nodes)} ({each.why});"
+        f" that costs up to {each.lost_gpu_seconds:.0f} GPU s."
+        for each in evicts
+    )
+    if evicts:
+        told.append(f"They would have {GRACE_SECONDS:.0f} s to save.")
+    elif wait.starts_at is not None:
+        told.append(f"Its nodes are expected to be free at {wait.starts_at:%Y-%m-%d %H:%M:%S} UTC.")
+    return told
+
+
+def _starts_at(
+    wait: Wait | None, evicts: list[EvictionView], now: dt.datetime
+) -> dt.datetime | None:
+    if evicts:
+        return now + dt.timedelta(seconds=GRACE_SECONDS)
+    return None if wait is None else wait.starts_at

@@ -1,0 +1,255 @@
+"""Why a run is where it is, and what would move it. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.core.model.entities import Run
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import (
+    LIVE_ATTEMPT_STATES,
+    TERMINAL_RUN_STATES,
+    NodeState,
+    RunState,
+    WorkerState,
+)
+from orchestrator.core.placement import snapshot as demanding
+from orchestrator.core.placement import workers as placing
+from orchestrator.core.policy import time_limits as limits
+from orchestrator.core.policy import usage_history as history
+from orchestrator.core.scheduling import Pending, Plan, Wait
+from orchestrator.core.scheduling.eligibility import MAINTENANCE_LEAD_SECONDS
+from orchestrator.core.text import named
+
+
+class Explanation(BaseModel):
+    """Why a run is where it is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: str
+    reason: str
+    underlying: str = ""
+    """The word of the scheduler's vocabulary, where it waits."""
+    place: int | None = None
+    """Place in the queue, from 1."""
+    ahead: list[str] = []
+    """Names of the runs ahead of it."""
+    unblock: str = ""
+    """What would move it on."""
+    starts_at: dt.datetime | None = None
+    """When it gets its nodes, where that can be told: from max_runtime of others, or history."""
+    sentences: list[str] = []
+
+
+def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
+    """Explain one run that the state knows."""
+    run = state.runs[run_id]
+    if run.state in TERMINAL_RUN_STATES:
+        return _say(run, sentences=[f"{run.name} {run.state}: {run.reason}."])
+    if run.state is RunState.HELD or state.fleet.hold:
+        return _held(state, run)
+    if run.decision is not None and run.decision.retry_at is not None:
+        seconds = max(0.0, (run.decision.retry_at - now).total_seconds())
+        return _say(
+            run,
+            underlying=Pending.BACK_OFF,
+            unblock=f"nothing: the next try is in {seconds:.0f} s",
+            sentences=[
+                f"{run.name} recovers: {run.decision.restart.reason}.",
+                f"It tries again in {seconds:.0f} s.",
+            ],
+        )
+    if demanding.wants_nodes(state, run):
+        return _waiting(state, run, now)
+    attempt = state.attempts.get(run_id)
+    sentences = [f"{run.name} is {run.state}: {run.reason}."]
+    if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
+        places = ", ".join(f"ranks {_ranks(s.ranks)} on {s.node}" for s in attempt.seats)
+        sentences.append(
+            f"Attempt {attempt.number} is {attempt.state} at step {attempt.step}: {places}."
+        )
+    return _say(run, sentences=sentences)
+
+
+def _held(state: State, run: Run) -> Explanation:
+    reason = run.reason if run.state is RunState.HELD else str(state.fleet.hold)
+    what = f"babysit release {run.name}" if run.state is RunState.HELD else "babysit release"
+    sentences = [f"All automatic action for {run.name} is held: {reason}.", "Monitoring goes on."]
+    if run.decision is not None:
+        sentences.append(f"Waiting to be acted on: {run.decision.restart.reason}.")
+    return _say(run, reason=reason, underlying=Pending.HELD, unblock=what, sentences=sentences)
+
+
+def _waiting(state: State, run: Run, now: dt.datetime) -> Explanation:
+    plan = placing.current_plan(state, now)
+    wait = plan.waits.get(run.id)
+    if wait is None:
+        return _coming_up(state, run)
+    ahead = [state.runs[other].name for other in plan.ahead(run.id)]
+    leaving = _leaving(state, run, plan)
+    unblock = _unblock(state, run, wait, leaving, now)
+    starts_at, estimate = _estimate(state, run, wait, now)
+    sentences = [*_shortage(state, run, wait, leaving), _in_line(wait, ahead)]
+    if (users := _users(state, run)) and wait.why is Pending.NO_CAPACITY:
+        sentences.append(f"The nodes that would fit are used by {', '.join(users)}.")
+    sentences.append(f"What would unblock it: {unblock}.")
+    return _say(
+        run,
+        underlying=wait.why,
+        place=wait.place,
+        ahead=ahead,
+        unblock=unblock,
+        starts_at=starts_at,
+        sentences=[*sentences, *estimate],
+    )
+
+
+def _coming_up(state: State, run: Run) -> Explanation:
+    lost = [w.node for w in state.workers_of(run.id) if w.state is WorkerState.LOST]
+    if lost:
+        return _say(
+            run,
+            underlying=Pending.WORKERS,
+            unblock=f"the agents on {', '.join(lost)} being back in contact, or given up",
+            sentences=[f"{run.name} has no contact with its agents on {', '.join(lost)}."],
+        )
+    coming = [w for w in state.workers_of(run.id) if w.state is WorkerState.LAUNCHING]
+    nodes = ", ".join(w.node for w in coming) or "its nodes"
+    return _say(
+        run,
+        underlying=Pending.WORKERS,
+        unblock=f"the agents on {nodes} joining",
+        sentences=[f"{run.name} has its nodes; its agents on {nodes} are coming up."],
+    )
+
+
+def _leaving(state: State, run: Run, plan: Plan) -> list[str]:
+    """Names of the runs that leave for it: those of this pass, and those asked before."""
+    asked = {eviction.run for eviction in plan.evictions if eviction.by == run.id}
+    claim = plan.claims.get(run.id)
+    for node in claim.nodes if claim is not None else ():
+        for worker in state.workers_on(node):
+            other = state.runs.get(worker.run)
+            if other is not None and other is not run and demanding.leaving(other, [worker]):
+                asked.add(other.id)
+    return sorted(state.runs[other].name for other in asked)
+
+
+def _shortage(state: State, run: Run, wait: Wait, leaving: list[str]) -> list[str]:
+    """What is missing, and the cause of it."""
+    need = run.spec.resources
+    shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
+    missing = f"{wait.missing} of {need.min_nodes} nodes with {shape} each"
+    sentences = [f"{run.name} waits for {missing}; {wait.fitting} of those free fit."]
+    causes = {
+        Pending.TOPOLOGY: f"Not so many of them lie within one {run.spec.placement.pack}.",
+        Pending.RESERVED: f"The others are kept for {_name(state, wait.behind)}, ahead of it.",
+        Pending.SPARES: "The idle ones are the spares that recoveries may need.",
+        Pending.QUOTA: f"Its quota is used up: {wait.detail}.",
+        Pending.TOO_LARGE: f"That is more than there is: {wait.detail}.",
+        Pending.PREEMPTING: f"{_listed(leaving)} for it.",
+        Pending.MAINTENANCE: "Those that are free are maintained before it would end.",
+    }
+    if wait.why in causes and (wait.why is not Pending.RESERVED or wait.behind):
+        sentences.append(causes[wait.why])
+    return sentences
+
+
+def _in_line(wait: Wait, ahead: list[str]) -> str:
+    behind = f", behind {', '.join(ahead)}" if ahead else ""
+    return f"It is number {wait.place} in the queue{behind}."
+
+
+def _listed(leaving: list[str]) -> str:
+    if len(leaving) == 1:
+        return f"{leaving[0]} saves and leaves"
+    return f"{', '.join(leaving) or 'Others'} save and leave"
+
+
+def _unblock(state: State, run: Run, wait: Wait, leaving: list[str], now: dt.datetime) -> str:
+    """What would move it on."""
+    users = _users(state, run)
+    leave = f"{' or '.join(users)} ending or giving nodes back" if users else ""
+    ahead = f"{_name(state, wait.behind)}, which is ahead, getting its nodes"
+    queue = run.spec.queue
+    raised = f"`babysit queues set {queue} --gpus N`"
+    return (
+        {
+            Pending.BEHIND: ahead,
+            Pending.RESERVED: ahead if wait.behind else leave,
+            Pending.QUOTA: f"runs of queue {queue} ending, or {raised}",
+            Pending.PREEMPTING: f"{', '.join(leaving) or 'others'} having left",
+            Pending.MAINTENANCE: _after_maintenance(state, run, now),
+            Pending.SPARES: "more nodes, or `babysit nodes spares` with a smaller number",
+            Pending.TOO_LARGE: "more nodes (or quota), or uncordoning some",
+        }.get(wait.why)
+        or leave
+        or "more nodes, or uncordoning some"
+    )
+
+
+def _after_maintenance(state: State, run: Run, now: dt.datetime) -> str:
+    within = limits.ends_within(run, now)
+    lead = MAINTENANCE_LEAD_SECONDS if within is None else within
+    until = now + dt.timedelta(seconds=lead)
+    nodes = [
+        node.id
+        for node in state.nodes.values()
+        if node.state is NodeState.READY and any(w.begins < until for w in node.maintenance)
+    ]
+    shorter = "a `max_runtime`" if within is None else "a shorter `max_runtime`"
+    return (
+        f"the maintenance of {named(nodes)} being over, or called off with"
+        f" `babysit nodes maintain NODE --off`, or {shorter} that ends before it"
+    )
+
+
+def _estimate(
+    state: State, run: Run, wait: Wait, now: dt.datetime
+) -> tuple[dt.datetime | None, list[str]]:
+    """When it gets its nodes: by the ends of those that have them, or else as it usually went."""
+    if wait.why is Pending.PREEMPTING:
+        told = f"They have {limits.GRACE_SECONDS:.0f} s to save and leave."
+        return now + dt.timedelta(seconds=limits.GRACE_SECONDS), [told]
+    if wait.starts_at is not None and wait.starts_at > now:
+        minutes = (wait.starts_at - now).total_seconds() / 60
+        return wait.starts_at, [f"Its nodes are expected to be free in {minutes:.0f} min."]
+    nodes = run.spec.resources.min_nodes
+    usual = history.usual_wait(state.queues.get(run.spec.queue), nodes)
+    if usual is None or wait.why is Pending.TOO_LARGE:
+        return None, []
+    seconds, runs = usual
+    told = f"Runs of its size waited {seconds / 60:.0f} min here (median of {runs})."
+    starts_at = run.submitted_at + dt.timedelta(seconds=seconds)
+    return (starts_at if starts_at > now else None), [told]
+
+
+def _name(state: State, run: str | None) -> str:
+    return state.runs[run].name if run in state.runs else "another run"
+
+
+def _users(state: State, run: Run) -> list[str]:
+    """Names of the runs on nodes that would fit this one if they were empty."""
+    names = {
+        state.runs[worker.run].name
+        for node in state.nodes.values()
+        if node.gpus >= run.spec.resources.gpus_per_node
+        and node.cpus >= run.spec.resources.cpus_per_node
+        for worker in state.workers_on(node.id)
+        if worker.run != run.id and worker.state is not WorkerState.ENDED
+    }
+    return sorted(names)
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
+
+
+def _say(run: Run, *, sentences: list[str], **facts: Any) -> Explanation:
+    return Explanation(
+        **{"state": run.state, "reason": run.reason, "sentences": sentences, **facts}
+    )

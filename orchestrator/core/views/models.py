@@ -1,0 +1,304 @@
+"""What people and programs are shown: the models of the API. Pure.
+
+These models are the API's schema, and `-o json` of the command line prints them as they are. Times
+are UTC; what is not known (yet) is null.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from jobs.spec import RunSpec
+from orchestrator.core.model.states import (
+    RunState,
+)
+
+PHASES = ("detect", "stop", "place", "start", "restore", "recompute")
+"""What a recovery's seconds are split into, in order."""
+
+
+class View(BaseModel):
+    """A thing as shown. Not-a-number becomes null: JSON has no word for it."""
+
+    model_config = ConfigDict(
+        frozen=True, ser_json_inf_nan="null", serialize_by_alias=True, populate_by_name=True
+    )
+
+
+class RunView(View):
+    """A run, in a line."""
+
+    id: str
+    name: str
+    state: RunState
+    reason: str
+    pending: str | None = Field(description="Why it waits, as a word of the scheduler.")
+    owner: str
+    project: str
+    queue: str
+    priority: str
+    nodes: int = Field(description="Nodes asked for (the fewest, if elastic).")
+    attempt: int
+    step: int = Field(description="The newest step reported; 0: none yet.")
+    loss: float | None
+    restarts_count: int
+    ettr: float | None = Field(description="Productive / allocated seconds, 0 to 1.")
+    submitted_at: dt.datetime
+    started_at: dt.datetime | None
+    ended_at: dt.datetime | None
+
+
+class SubmittedView(RunView):
+    """A run that has just been submitted."""
+
+    warnings: list[str] = Field(description="What the spec asks for and this version does not do.")
+
+
+class RestartView(View):
+    """Why and how one attempt followed another."""
+
+    attempt: int
+    cause: str
+    failure_class: str = Field(alias="class")
+    reason: str
+    remedy: str
+    node: str | None
+    rank: int | None
+    incident: str | None
+    detected_at: dt.datetime
+    recovered_at: dt.datetime | None
+    resumed_step: int | None
+    lost_steps: int | None
+    seconds: dict[str, float | None] = Field(description="By phase: " + ", ".join(PHASES))
+
+
+class IncidentView(View):
+    """Findings with one cause."""
+
+    id: str
+    run: str
+    attempt: int
+    kind: str
+    severity: str
+    state: str
+    subject: str
+    onset_step: int | None
+    remedy: str
+    reason: str
+    opened_at: dt.datetime
+    resolved_at: dt.datetime | None
+    acknowledged_by: str | None
+    verdict: str | None
+    evidence: dict[str, JsonValue]
+
+
+class CheckpointView(View):
+    """A saved state at a step."""
+
+    id: str
+    run: str
+    attempt: int
+    step: int
+    tier: str
+    trust: str
+    reason: str
+    path: str
+    world_size: int
+    shards: int = Field(description="Shards recorded so far, of `world_size`.")
+    bytes: int
+    pinned: bool
+    created_at: dt.datetime
+    age_seconds: float
+
+
+class ShardView(View):
+    """One rank's part of a checkpoint."""
+
+    rank: int
+    files: int
+    bytes: int
+    path: str
+    copy_seconds: float
+    write_seconds: float
+
+
+class CheckpointDetail(CheckpointView):
+    """A checkpoint with its shards."""
+
+    batch: int
+    shard_list: list[ShardView]
+
+
+class RunDetail(RunView):
+    """A run, with everything a person on call asks for first."""
+
+    restarts: list[RestartView]
+    incidents: list[IncidentView]
+    checkpoint: CheckpointView | None = Field(description="The newest that may be loaded.")
+    seconds: dict[str, float] = Field(description="Wall seconds by bucket of the time ledger.")
+    node_names: list[str] = Field(description="Where the newest attempt runs or ran.")
+    skip_batches: list[tuple[int, int]] = Field(description="Quarantined, inclusive.")
+    avoid: list[str] = Field(description="Nodes it would rather not use.")
+    spec: RunSpec
+
+
+class AttemptView(View):
+    """One incarnation of the gang."""
+
+    run: str
+    number: int
+    state: str
+    nodes: list[str]
+    world_size: int
+    start_step: int
+    step: int
+    restored: str | None
+    started_at: dt.datetime
+    first_step_at: dt.datetime | None
+    ended_at: dt.datetime | None
+    restart: RestartView | None
+    failures: list[str]
+
+
+class FaultView(View):
+    """A failure held against a node."""
+
+    at: dt.datetime
+    run: str
+    failure_class: str = Field(alias="class")
+
+
+class WindowView(View):
+    """Planned maintenance of a node."""
+
+    begins: dt.datetime
+    ends: dt.datetime
+    reason: str
+    by: str
+
+
+class NodeView(View):
+    """A host."""
+
+    id: str
+    state: str
+    reason: str
+    by: str
+    gpus: int
+    cpus: float
+    memory_bytes: int
+    labels: dict[str, str]
+    runs: list[str] = Field(description="Names of the runs with an agent there.")
+    faults: list[FaultView]
+    maintenance: list[WindowView]
+
+
+class NodeCheck(View):
+    """One thing looked at, of one node."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class QueueView(View):
+    """A queue of runs."""
+
+    name: str
+    gpus: int | None = Field(description="Nominal quota; null: no limit.")
+    cohort: str | None
+    borrowing_limit: int | None
+    lending_limit: int | None
+    weights: dict[str, float]
+    used_gpus: int
+    queued: int
+    active: int
+
+
+class EvictionView(View):
+    """A run that would be asked to save and leave."""
+
+    run: str
+    name: str
+    nodes: list[str]
+    why: str = Field(description="priority, reclaim or order.")
+    lost_gpu_seconds: float
+
+
+class DryRunView(View):
+    """What would become of a run if it were submitted now."""
+
+    name: str
+    starts: bool
+    nodes: list[str]
+    more_nodes: list[str] = Field(description="Standbys, and growth of an elastic run.")
+    domains: dict[str, list[str]] = Field(description="Topology level: domains of its nodes.")
+    underlying: str | None
+    place: int | None
+    ahead: list[str]
+    starts_at: dt.datetime | None
+    evicts: list[EvictionView]
+    sentences: list[str]
+
+
+class EventView(View):
+    """One line of the journal."""
+
+    position: int
+    id: str
+    at: dt.datetime
+    run: str | None
+    attempt: int | None
+    actor: str
+    kind: Literal["event", "instruction"]
+    name: str
+    cause: str | None
+    reason: str
+    payload: dict[str, JsonValue]
+
+
+class SeriesView(View):
+    """A run's samples, thinned, in columns of equal length."""
+
+    step: list[int]
+    attempt: list[int]
+    loss: list[float | None]
+    loss_max: list[float | None]
+    grad_norm: list[float | None]
+    seconds: list[float | None]
+    time: list[float]
+
+
+class ExplanationView(View):
+    """Why a run is where it is."""
+
+    run: str
+    state: str
+    reason: str
+    underlying: str | None
+    place: int | None = Field(description="Place in the queue, from 1.")
+    ahead: list[str]
+    unblock: str
+    starts_at: dt.datetime | None = Field(description="An estimate, where there is one.")
+    sentences: list[str]
+
+
+class TokenView(View):
+    """A credential, without its secret."""
+
+    id: str
+    name: str
+    role: str
+    created_at: dt.datetime
+    last_used_at: dt.datetime | None
+    revoked_at: dt.datetime | None
+
+
+class StoryView(View):
+    """One sentence of the logbook."""
+
+    at: dt.datetime
+    text: str

@@ -1,0 +1,303 @@
+"""Agents: each holds a spool, takes each command once, and outlives servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from babysit.wire import Phase
+from jobs.commands import (
+    CaptureStacks,
+    Command,
+    DeleteCheckpoint,
+    Shutdown,
+    StartAttempt,
+    StopAttempt,
+    VerifyCheckpoint,
+)
+from jobs.events import (
+    AttemptStopped,
+    CheckpointChecked,
+    CheckpointDeleted,
+    Event,
+    Heartbeat,
+    Hello,
+    RankBeat,
+    RankSamples,
+    RanksStarted,
+    RankStack,
+    Report,
+    StacksCaptured,
+    WorkerJoined,
+)
+from orchestrator.clusters.port import WorkerLaunch
+from orchestrator.fuzz.event_loop import ProcessClock
+from orchestrator.fuzz.network import Wire
+from orchestrator.fuzz.training import Share
+
+if TYPE_CHECKING:
+    from orchestrator.fuzz.world import Room
+
+_SAMPLES_SECONDS = 5.0
+"""Samples wait at most so long for company (the real agent's wait a quarter of a second)."""
+
+
+class Agent:
+    """One worker, from its launch to its end.
+
+    Attributes:
+        share: The ranks that are alive here.
+        seen: Ids of the commands it was given.
+        deaf: Whether it does not obey stops: a rank is stuck in the kernel.
+    """
+
+    def __init__(self, room: Room, launch: WorkerLaunch) -> None:
+        self.room, self.spec = room, launch.spec
+        self.worker, self.run, self.node = launch.worker, launch.run, launch.node
+        self.clock = ProcessClock(room.loop)
+        self.chance = room.random(f"agent {launch.worker}")
+        self.alive, self.deaf = True, False
+        self.share: Share | None = None
+        self.memory: dict[tuple[int, int, int], Any] = {}
+        """Shards in memory, by attempt, step and rank."""
+        self._newest = 0
+        self._spool: deque[Report] = deque()
+        self._sequence = 0
+        self._grown = asyncio.Event()
+        self._samples: dict[int, RankSamples] = {}
+        self._sampled = 0
+        self.seen: set[str] = set()
+        self._lifecycle = asyncio.Lock()
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def live(self) -> None:
+        """Come up, and keep connected."""
+        await self.clock.sleep(self.chance.uniform(0.1, 3.0))
+        self.say(0, WorkerJoined, node=self.node, address=self.node, port=20000)
+        while True:
+            server = self.chance.choice(self.room.servers)
+            try:
+                await self.room.network.reach(self.node)
+                wire = server.connect(self.room.network, self.node, self.worker)
+                await self._converse(wire)
+            except ConnectionError:
+                pass
+            await self.clock.sleep(self.chance.uniform(0.1, 1.5))
+
+    def end(self) -> None:
+        """Every process of it is killed."""
+        if self.alive:
+            self.alive = False
+            if self.share is not None:
+                self.share.die()
+            self.room.loop.kill(self.worker)
+            self.room.network.hang_up(self.worker)
+
+    def _leave(self, why: str) -> None:
+        self.room.site.die(self.worker, why)
+
+    # --- the connection -------------------------------------------------------------------------
+
+    async def _converse(self, wire: Wire) -> None:
+        first = self._spool[0].sequence if self._spool else self._sequence + 1
+        hello = Hello(
+            run=self.run,
+            worker=self.worker,
+            node=self.node,
+            attempt=self._newest,
+            next_sequence=first,
+        )
+        wire.send(wire.at_server, "hello", hello)
+        speaking: list[asyncio.Task[None]] = []
+        try:
+            while await self._take(wire, speaking):
+                pass
+        finally:
+            for task in speaking:
+                task.cancel()
+            wire.break_off()
+
+    async def _take(self, wire: Wire, speaking: list[asyncio.Task[None]]) -> bool:
+        """One frame; False when the connection is over."""
+        kind, body = await wire.at_agent.frames.get()
+        match kind:
+            case "welcome":
+                self._acknowledged(body)
+                speaking += [asyncio.create_task(self._speak(wire, what)) for what in (0, 1)]
+            case "ack":
+                self._acknowledged(body)
+            case "command":
+                wire.send(wire.at_server, "ack_command", body.id)
+                self._obey(body)
+            case "refused":
+                self._leave("agent exited with code 0")
+            case _:
+                return False
+        return True
+
+    async def _speak(self, wire: Wire, what: int) -> None:
+        """Send reports (0) or signs of life (1) until the connection is broken."""
+        try:
+            await (self._beat(wire) if what else self._report(wire))
+        except ConnectionError:
+            return
+
+    async def _report(self, wire: Wire) -> None:
+        sent = 0
+        while True:
+            self._grown.clear()
+            for report in [report for report in self._spool if report.sequence > sent]:
+                wire.send(wire.at_server, "report", report)
+                sent = report.sequence
+            await self._grown.wait()
+
+    async def _beat(self, wire: Wire) -> None:
+        while True:
+            wire.send(wire.at_server, "heartbeat", self._heartbeat())
+            await self.clock.sleep(1.0)
+
+    def _heartbeat(self) -> Heartbeat:
+        share = self.share
+        beats: tuple[RankBeat, ...] = ()
+        if share is not None and share.phase is not Phase.STARTING:
+            fields = {"step": share.step, "phase": share.phase, "beat": share.beat, "alive": True}
+            beats = tuple(RankBeat(rank=rank, **fields) for rank in share.ranks)
+        attempt = share.attempt if share is not None else self._newest
+        return Heartbeat(attempt=attempt, time=self.clock.now().timestamp(), beats=beats)
+
+    def _acknowledged(self, sequence: int) -> None:
+        while self._spool and self._spool[0].sequence <= sequence:
+            self._spool.popleft()
+
+    # --- what it says ---------------------------------------------------------------------------
+
+    def event(self, attempt: int, kind: type[Event], **fields: Any) -> Any:
+        """An event of this worker."""
+        return kind.model_validate(
+            {
+                "id": self.room.new_id("A"),
+                "at": self.clock.now(),
+                "actor": f"worker:{self.worker}",
+                "run": self.run,
+                "worker": self.worker,
+                "attempt": attempt,
+                **fields,
+            }
+        )
+
+    def say(self, attempt: int, kind: type[Event], **fields: Any) -> None:
+        """Report an event, after the samples before it."""
+        if not self.alive:
+            return
+        if attempt != self._sampled:
+            self._flush()
+        self._flush(attempt, self.event(attempt, kind, **fields))
+
+    def sampled(self, attempt: int, samples: RankSamples) -> None:
+        """A rank ended a step."""
+        if attempt != self._sampled:
+            self._flush()
+            self._sampled = attempt
+        if not self._samples:
+            self.room.loop.call_later(_SAMPLES_SECONDS, self._flush)
+        old = self._samples.get(samples.rank)
+        self._samples[samples.rank] = samples if old is None else _joined(old, samples)
+
+    def _flush(self, attempt: int | None = None, *events: Any) -> None:
+        if not self._samples and not events:
+            return
+        self._sequence += 1
+        report = Report(
+            sequence=self._sequence,
+            attempt=self._sampled if attempt is None else attempt,
+            samples=tuple(self._samples.values()),
+            events=events,
+        )
+        self._samples = {}
+        self._spool.append(report)
+        self.room.promises.reported(self.worker, report)
+        self._grown.set()
+
+    # --- commands -------------------------------------------------------------------------------
+
+    def _obey(self, command: Command) -> None:
+        if command.id not in self.seen:
+            self.seen.add(command.id)
+            self.room.loop.spawn(self.worker, self._execute(command))
+
+    async def _execute(self, command: Command) -> None:
+        match command:
+            case StartAttempt():
+                await self._start(command)
+            case StopAttempt():
+                await self._stop(command)
+            case CaptureStacks():
+                await self._capture(command)
+            case VerifyCheckpoint():
+                await self._verify(command)
+            case DeleteCheckpoint():
+                if self.room.storage.delete(command.path, command.attempt):
+                    self._answer(command, CheckpointDeleted, checkpoint=command.checkpoint)
+            case Shutdown():
+                self._leave("agent exited with code 0")
+
+    def _answer(self, command: Command, kind: type[Event], **fields: Any) -> None:
+        self.say(max(self._newest, command.attempt), kind, cause=command.id, **fields)
+
+    async def _start(self, command: StartAttempt) -> None:
+        async with self._lifecycle:
+            if command.attempt <= self._newest:
+                return
+            self._newest = command.attempt
+            if self.share is not None:
+                self.share.die()
+            await self.clock.sleep(self.chance.uniform(0.05, 0.5))
+            self.share = self.room.gang(self.run, command).enter(self, command)
+            self.say(command.attempt, RanksStarted, ranks=command.ranks, cause=command.id)
+            self.room.loop.spawn(self.worker, self.share.come_up())
+
+    async def _stop(self, command: StopAttempt) -> None:
+        async with self._lifecycle:
+            self._newest = max(self._newest, command.attempt)
+            last_step = 0
+            share = self.share
+            if share is not None and share.attempt <= command.attempt:
+                if share.attempt == command.attempt:
+                    last_step = share.step
+                await share.leave(command.grace_seconds)
+                while self.deaf:
+                    await self.clock.sleep(5.0)
+                share.die()
+            self._say_stopped(command, last_step)
+
+    def _say_stopped(self, command: StopAttempt, last_step: int) -> None:
+        self.say(
+            command.attempt,
+            AttemptStopped,
+            memory_shards=tuple(self.memory.values()),
+            port=20001,
+            last_step=last_step,
+            cause=command.id,
+        )
+
+    async def _capture(self, command: CaptureStacks) -> None:
+        await self.clock.sleep(self.chance.uniform(0.1, 1.0))
+        share = self.share
+        ranks = share.ranks if share is not None and share.attempt == command.attempt else ()
+        stacks = tuple(RankStack(rank=r, process_state="S", frames=("f (x:1)",)) for r in ranks)
+        self.say(command.attempt, StacksCaptured, stacks=stacks, cause=command.id)
+
+    async def _verify(self, command: VerifyCheckpoint) -> None:
+        await self.clock.sleep(self.chance.uniform(0.1, 2.0))
+        fault = self.room.storage.fault(command.path, command.attempt, command.ranks)
+        self._answer(
+            command, CheckpointChecked, checkpoint=command.checkpoint, ok=not fault, error=fault
+        )
+
+
+def _joined(old: RankSamples, new: RankSamples) -> RankSamples:
+    columns = [name for name in RankSamples.model_fields if name not in {"rank", "lost"}]
+    joined = {name: getattr(old, name) + getattr(new, name) for name in columns}
+    return RankSamples.model_construct(rank=old.rank, lost=old.lost + new.lost, **joined)

@@ -1,0 +1,238 @@
+"""The run database of a story: SQLite in memory, shared by all servers, that fails at will.
+
+The store, its SQL, the constraints and triggers are the real ones. Only the driver is ours: it
+executes at once on one `sqlite3` connection, and waits, fails or dies at the edges of transactions.
+One transaction is open at a time; that of a server that was killed is rolled back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import random
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Self
+
+import sqlalchemy
+from pydantic_core import from_json
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from orchestrator.database import guards
+from orchestrator.database.engine import Database, begin_sqlite, to_text
+from orchestrator.database.models import Base
+from orchestrator.fuzz.event_loop import PROCESS, VirtualLoop, rest
+from orchestrator.fuzz.fault_rates import Weather
+
+DISK: contextvars.ContextVar[Disk] = contextvars.ContextVar("disk")
+"""The disk of the story that is being told."""
+INTENT: contextvars.ContextVar[Any] = contextvars.ContextVar("intent", default=None)
+"""What the transaction under way means to write."""
+
+
+class Disk:
+    """One database, its one lock, and what goes wrong with it.
+
+    Attributes:
+        raw: The connection, to look behind the scenes.
+        away: Whether it does not answer at all.
+        holder: The connection whose transaction is open.
+        on_commit: Called with the intent of a transaction just as it takes effect.
+    """
+
+    def __init__(self, loop: VirtualLoop, chance: random.Random, weather: Weather) -> None:
+        self.raw = sqlite3.connect(":memory:", isolation_level=None)
+        self.raw.deserialize(_schema())
+        self.raw.execute("PRAGMA foreign_keys=ON")
+        self.away = False
+        self.on_commit: Callable[[Any], None] = lambda _intent: None
+        self._loop, self._chance, self._weather = loop, chance, weather
+        self.holder: DiskConnection | None = None
+        self._waiting: deque[tuple[str, DiskConnection, asyncio.Future[None]]] = deque()
+
+    async def pause(self) -> None:
+        """A disk takes its time."""
+        await rest(self._loop, self._weather.disk_seconds(self._chance))
+
+    def fails(self) -> bool:
+        """Whether this step of a transaction fails."""
+        return self.away or self._weather.strikes("database", self._chance)
+
+    async def lock(self, connection: DiskConnection) -> None:
+        """Wait for the transaction under way."""
+        if self.holder is not None:
+            waker = self._loop.create_future()
+            self._waiting.append((PROCESS.get(), connection, waker))
+            await waker
+        else:
+            self.holder = connection
+
+    def unlock(self, connection: DiskConnection) -> None:
+        """Let the next one in."""
+        if self.holder is not connection:
+            return
+        self.holder = None
+        while self._waiting:
+            process, waiter, waker = self._waiting.popleft()
+            if not waker.done() and not self._loop.killed(process):
+                self.holder = waiter
+                waker.set_result(None)
+                return
+
+    def drop(self, process: str) -> None:
+        """A server was killed: what it had begun is undone."""
+        if self.holder is not None and self.holder.process == process:
+            self.holder.undo()
+
+
+class DiskConnection:
+    """To SQLAlchemy, a connection of aiosqlite."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk, self.process = disk, PROCESS.get()
+        self.isolation_level: str | None = None
+        self._connection, self._conn, self._tx = disk.raw, self, self
+
+    def put_nowait(self, order: tuple[asyncio.Future[None], Callable[[], None]]) -> None:
+        """What aiosqlite would do in its thread."""
+        order[1]()
+        order[0].set_result(None)
+
+    def cursor(self) -> DiskCursor:
+        """A cursor."""
+        return DiskCursor(self)
+
+    async def create_function(self, *_: Any, **__: Any) -> None:
+        """Nothing of ours needs functions in SQL."""
+
+    async def begin(self, statement: str) -> None:
+        """Wait for the lock, and begin."""
+        await self.disk.pause()
+        if self.disk.fails():
+            raise sqlite3.OperationalError("disk I/O error")
+        await self.disk.lock(self)
+        self.disk.raw.execute(statement)
+
+    async def commit(self) -> None:
+        """Commit; a failure may come before it took effect, or after."""
+        if not self._open:
+            return
+        await self.disk.pause()
+        if self.disk.fails():
+            raise sqlite3.OperationalError("disk I/O error")
+        self.disk.on_commit(INTENT.get())
+        self.disk.raw.execute("COMMIT")
+        self.disk.unlock(self)
+        await self.disk.pause()
+        if self.disk.fails():
+            raise sqlite3.OperationalError("the answer was lost")
+
+    async def rollback(self) -> None:
+        """Undo."""
+        self.undo()
+
+    def undo(self) -> None:
+        """Undo what was begun, if anything was, and let the next one in."""
+        if self._open:
+            self.disk.raw.execute("ROLLBACK")
+        self.disk.unlock(self)
+
+    async def close(self) -> None:
+        """Close."""
+        self.undo()
+
+    def stop(self) -> None:
+        """Close at once."""
+        self.undo()
+
+    @property
+    def _open(self) -> bool:
+        return self.disk.holder is self and self.disk.raw.in_transaction
+
+
+class DiskCursor:
+    """To SQLAlchemy, a cursor of aiosqlite: one that never waits, but for a `BEGIN`."""
+
+    arraysize = 1
+
+    def __init__(self, connection: DiskConnection) -> None:
+        self._connection = connection
+        self._cursor = connection.disk.raw.cursor()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    @property
+    def description(self) -> Any:
+        """Of the columns."""
+        return self._cursor.description
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows were touched."""
+        return self._cursor.rowcount
+
+    @property
+    def lastrowid(self) -> Any:
+        """Of the row inserted last."""
+        return self._cursor.lastrowid
+
+    async def execute(self, statement: str, parameters: Any = ()) -> None:
+        """Execute, now."""
+        if statement.startswith("BEGIN"):
+            await self._connection.begin(statement)
+        else:
+            self._cursor.execute(statement, parameters or ())
+
+    async def executemany(self, statement: str, parameters: Any) -> None:
+        """Execute for each, now."""
+        self._cursor.executemany(statement, parameters)
+
+    async def fetchall(self) -> list[Any]:
+        """All rows."""
+        return self._cursor.fetchall()
+
+    async def fetchone(self) -> Any:
+        """The next row."""
+        return self._cursor.fetchone()
+
+    async def close(self) -> None:
+        """Close."""
+        self._cursor.close()
+
+
+@functools.cache
+def _schema() -> bytes:
+    """A fresh database, made once: making the schema takes longer than a story."""
+    assert guards.GUARDS  # noqa: S101 (importing them attaches the triggers to the schema)
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect() as connection:
+        Base.metadata.create_all(connection)
+        connection.commit()
+        raw: Any = connection.connection.driver_connection
+        schema: bytes = raw.serialize()
+    engine.dispose()
+    return schema
+
+
+@functools.cache
+def database() -> Database:
+    """All stories share one engine, since it remembers how statements are compiled."""
+
+    async def connect(*_: Any, **__: Any) -> DiskConnection:
+        return DiskConnection(DISK.get())
+
+    engine = create_async_engine(
+        "sqlite+aiosqlite://",
+        async_creator=connect,
+        poolclass=NullPool,
+        hide_parameters=True,
+        json_serializer=to_text,
+        json_deserializer=from_json,
+    )
+    event.listen(engine.sync_engine, "begin", begin_sqlite)
+    return Database("sqlite://", engine)

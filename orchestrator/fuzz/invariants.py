@@ -1,0 +1,272 @@
+"""What is checked at every transaction: the database against what should be in it by now.
+
+The book below is kept from what transactions meant to write, in the order in which they took
+effect; the rules for single turns are in :mod:`orchestrator.fuzz.turn_invariants`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from jobs.events import Report
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.model.entities import Attempt, Checkpoint, Entity, Incident, Run, Worker
+from orchestrator.core.model.state import State, is_over
+from orchestrator.core.model.states import AttemptState, WorkerState
+from orchestrator.database.port import Batch, JournalEntry, Snapshot
+from orchestrator.fuzz import placement_invariants as placements
+from orchestrator.fuzz import turn_invariants as rules
+from orchestrator.fuzz.recording_store import Intent, Receipt, Turn
+
+
+class Truth(Protocol):
+    """What is really so, whatever the database says."""
+
+    def seconds(self) -> float:
+        """Virtual time."""
+
+    def carried_out(self, instruction: Instruction) -> bool:
+        """Whether whom it concerns has heard of it."""
+
+    def in_contact(self, worker: str) -> bool:
+        """Whether an agent lives, and can be reached."""
+
+
+@dataclasses.dataclass(slots=True)
+class Order:
+    """An entry of the outbox."""
+
+    instruction: Instruction
+    since: float
+    done: bool = False
+
+
+class Promises:
+    """Keeps the book, and says which promise is broken.
+
+    Attributes:
+        book: Everything that was ever committed, over or not.
+        broken: The first promise found broken; empty: none.
+        right_clocks: Whether no wall clock was ever wrong, so that seconds can be counted.
+    """
+
+    def __init__(self, raw: sqlite3.Connection, truth: Truth, tell: Callable[[str], None]) -> None:
+        self.book = State()
+        self.broken = ""
+        self.right_clocks = True
+        self.turns = 0
+        self._raw, self._truth, self._tell = raw, truth, tell
+        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._journal: dict[str, str] = {}
+        self._outbox: dict[str, Order] = {}
+        self._reports: dict[tuple[str, int], Report] = {}
+        self._sequences: dict[str, int] = {}
+        self._samples: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self._last: Batch | None = None
+
+    def breaks(self, sentence: str) -> None:
+        """A promise is broken; the first one counts."""
+        if not self.broken:
+            self.broken = sentence
+            self._tell(f"BROKEN: {sentence}")
+
+    # --- what really happens --------------------------------------------------------------------
+
+    def reported(self, worker: str, report: Report) -> None:
+        """An agent has made a report, which must be stored once."""
+        self._reports[worker, report.sequence] = report
+
+    def ranks_start(self, run: str, attempt: int, alive: Iterable[int]) -> None:
+        """Ranks of an attempt begin to live; so do those of others, which must be fenced."""
+        for other in alive:
+            known = self._attempts.get((run, other))
+            if known is None or known.state is not AttemptState.FENCED:
+                self.breaks(f"ranks of attempt {attempt} of {run} start; {other} is alive still")
+
+    # --- transactions ---------------------------------------------------------------------------
+
+    def committing(self, intent: Intent) -> None:
+        """A transaction takes effect."""
+        match intent:
+            case Turn():
+                self._check_epoch(intent.epoch)
+                self._turn(intent.batch)
+            case Receipt():
+                self._check_epoch(intent.epoch)
+                for key in intent.ids:
+                    self._receipt(self._outbox[key])
+
+    def _receipt(self, order: Order) -> None:
+        order.done = True
+        for part in rules.parts(order.instruction):
+            known = self.book.workers.get(getattr(part, "worker", ""))
+            if known is not None and known.state is WorkerState.ENDED:
+                continue  # nobody will ever take it
+            if not self._truth.carried_out(part):
+                self.breaks(f"{part.kind} {part.id} is noted as done, and was not ({part.reason})")
+
+    def _check_epoch(self, epoch: int) -> None:
+        (current,) = self._raw.execute("SELECT epoch FROM leader").fetchone()
+        if epoch != current:
+            self.breaks(f"a leader of epoch {epoch} writes in epoch {current}")
+
+    def _turn(self, batch: Batch) -> None:
+        if batch is self._last:
+            return  # written already, but the answer was lost: once more changes nothing
+        self._last = batch
+        self.turns += 1
+        for sentence in rules.before(self.book, batch):
+            self.breaks(sentence)
+        newcomers = frozenset(run.id for run in self.book.runs.values() if run.attempt == 0)
+        self._enter_journal(batch)
+        self._enter_sequences(batch)
+        self._enter_samples(batch)
+        for entity in batch.entities:
+            self._enter(entity)
+        self.book.take_changes()
+        now = self._truth.seconds()
+        self._outbox.update((each.id, Order(each, now)) for each in batch.outbox)
+        for sentence in self._after(batch, newcomers):
+            self.breaks(sentence)
+
+    def _enter(self, entity: Entity) -> None:
+        if isinstance(entity, Attempt):
+            self._attempts[entity.run, entity.number] = entity
+            newest = self.book.attempts.get(entity.run)
+            if newest is not None and newest.number > entity.number:
+                return
+        self.book.put(entity)
+
+    def _after(self, batch: Batch, newcomers: frozenset[str]) -> Iterator[str]:
+        clocks = self.right_clocks
+        yield from rules.after(self.book, batch, count_seconds=clocks)
+        yield from placements.after(self.book, batch, newcomers, clocks=clocks)
+        yield from rules.one_live_attempt(self._attempts.values())
+        for entity in batch.entities:
+            if isinstance(entity, Checkpoint) and entity.trust in rules.WHOLE:
+                query = "SELECT count(*) FROM shards WHERE checkpoint = ?"
+                (shards,) = self._raw.execute(query, (entity.id,)).fetchone()
+                if shards != entity.world_size:
+                    yield f"{entity.id} is {entity.trust} with {shards} shards of it on record"
+
+    def _enter_journal(self, batch: Batch) -> None:
+        for entry in batch.journal:
+            if entry.id in self._journal:
+                self.breaks(f"{entry.name} {entry.id} is handled twice")
+            self._journal[entry.id] = entry.name
+            self._tell(_line(entry.name, entry.run, entry.reason))
+        (rows,) = self._raw.execute("SELECT count(*) FROM journal").fetchone()
+        if rows != len(self._journal):
+            self.breaks(f"the journal has {rows} entries, of {len(self._journal)} written")
+
+    def _enter_sequences(self, batch: Batch) -> None:
+        for worker, sequence in batch.sequences.items():
+            last = self._sequences.get(worker, 0)
+            if sequence != last + 1:
+                self.breaks(f"report {sequence} of {worker} is stored after its report {last}")
+            self._sequences[worker] = sequence
+            said = {event.id for event in self._reports[worker, sequence].events}
+            if missing := said - {name for entry in batch.journal for name in _names(entry)}:
+                self.breaks(f"events of {worker} are left out: {', '.join(sorted(missing))}")
+
+    def _enter_samples(self, batch: Batch) -> None:
+        for worker, sequence in batch.sequences.items():
+            report = self._reports[worker, sequence]
+            run = self.book.runs[self.book.workers[worker].run]
+            if report.attempt == run.attempt:
+                count = sum(len(rank.step) for rank in report.samples)
+                self._samples[run.id, report.attempt] += count
+            key = run.id, report.attempt
+            query = "SELECT coalesce(sum(count), 0) FROM samples WHERE run = ? AND attempt = ?"
+            (stored,) = self._raw.execute(query, key).fetchone() if report.samples else (None,)
+            if stored is not None and stored != self._samples[key]:
+                self.breaks(
+                    f"attempt {report.attempt} of {run.id} has {stored} samples stored,"
+                    f" of {self._samples[key]} reported"
+                )
+
+    # --- what a new leader finds ----------------------------------------------------------------
+
+    def loaded(self, snapshot: Snapshot) -> None:
+        """What is read must be what was written."""
+        read = {id(entity): entity for entity in snapshot.entities()}.values()
+        for entity in read:
+            if isinstance(entity, Run | Worker | Attempt | Checkpoint) and not self._known(entity):
+                self.breaks(f"a new leader finds {entity.id} otherwise than it was written")
+        found = {entity.id for entity in read if isinstance(entity, Run | Worker)}
+        alive: list[Run | Worker] = [*self.book.runs.values(), *self.book.workers.values()]
+        for written in alive:
+            if not is_over(written) and written.id not in found:
+                self.breaks(f"a new leader does not find {written.id}")
+        left = [key for key, order in self._outbox.items() if not order.done]
+        if [each.id for each in snapshot.outbox] != left:
+            self.breaks("a new leader finds another outbox than was left")
+        for worker, sequence in snapshot.sequences.items():
+            if sequence != self._sequences.get(worker, 0):
+                self.breaks(f"a new leader takes up {worker} after its report {sequence}")
+
+    def _known(self, entity: Run | Worker | Attempt | Checkpoint) -> bool:
+        match entity:
+            case Run():
+                return self.book.runs.get(entity.id) == entity
+            case Worker():
+                return self.book.workers.get(entity.id) == entity
+            case Attempt():
+                return self._attempts.get((entity.run, entity.number)) == entity
+            case Checkpoint():
+                return self.book.checkpoints.get(entity.id) == entity
+
+    def overdue(self, seconds: float) -> Iterator[str]:
+        """Orders that an agent in contact should have had by now, in sentences."""
+        oldest = self._truth.seconds() - seconds
+        for order in self._outbox.values():
+            if order.done or order.since > oldest:
+                continue
+            for part in rules.parts(order.instruction):
+                worker = self.book.workers.get(getattr(part, "worker", ""))
+                if (
+                    worker is not None
+                    and worker.state is WorkerState.READY
+                    and self._truth.in_contact(worker.id)
+                    and not self._truth.carried_out(part)
+                ):
+                    yield f"{worker.id} waits in vain for {part.kind} {part.id} ({part.reason})"
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def unfinished(self) -> Iterator[str]:
+        """What is not done yet, in sentences; a story that is over has none."""
+        for run in self.book.live_runs():
+            yield f"{run.id} is {run.state} still: {run.reason}"
+        for worker in self.book.workers.values():
+            if worker.state is not WorkerState.ENDED:
+                yield f"{worker.id} is {worker.state} still: {worker.reason}"
+        for key, order in self._outbox.items():
+            if not order.done:
+                yield f"instruction {key} is not carried out"
+
+    def audit(self) -> None:
+        """The journal holds what was written, in its order, and nothing else."""
+        rows = self._raw.execute("SELECT id, name FROM journal ORDER BY position").fetchall()
+        if rows != list(self._journal.items()):
+            self.breaks("the journal is not what was written to it")
+        for incident in self.book.incidents.values():
+            self._check_incident(incident)
+
+    def _check_incident(self, incident: Incident) -> None:
+        query = "SELECT state FROM incidents WHERE id = ?"
+        if self._raw.execute(query, (incident.id,)).fetchone() != (incident.state.value,):
+            self.breaks(f"incident {incident.id} is stored otherwise than it was written")
+
+
+def _names(entry: JournalEntry) -> list[str]:
+    """The event itself, and those that were put together in it."""
+    return [entry.id, *entry.payload.get("stands_for", ())]
+
+
+def _line(name: str, run: str | None, reason: str) -> str:
+    return f"    {name} {run or ''} {reason}".rstrip()

@@ -1,0 +1,160 @@
+"""The promises about who gets which node: pure, on what is stored after a turn and what it adds.
+
+They say again, on their own, what docs/scheduling.md promises; nothing here asks the scheduler.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from orchestrator.core.messages.instructions import LaunchWorker
+from orchestrator.core.model.entities import Queue, Run
+from orchestrator.core.model.records import Window
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import NodeState, WorkerState
+from orchestrator.database.port import Batch
+
+_LEAD = dt.timedelta(hours=1)
+"""Nothing without a limit starts on a node so long before its maintenance."""
+_LEAVING = frozenset({WorkerState.STOPPING, WorkerState.ENDED})
+_MOST_LAUNCHES = 80
+"""Of agents of one run: three times what any story needs. More goes round in circles."""
+_PUNCTUAL = dt.timedelta(seconds=30)
+"""A maintenance that begins or ends is acted upon by then, where someone leads."""
+
+
+def after(book: State, batch: Batch, newcomers: frozenset[str], *, clocks: bool) -> Iterator[str]:
+    """What must hold once a turn that launches agents is stored.
+
+    Args:
+        book: Everything, with the turn.
+        batch: The turn.
+        newcomers: Runs that had no attempt before it.
+        clocks: Whether the clocks are right, so that moments can be compared.
+    """
+    launches = [each for each in batch.outbox if isinstance(each, LaunchWorker)]
+    if not launches:
+        return
+    now = max(entry.at for entry in batch.journal)
+    for launch in launches:
+        yield from _takes_work(book, launch)
+        if clocks:
+            yield from _not_in_maintenance(book, launch, now)
+    made = {launch.worker for launch in launches}
+    runs = {str(launch.run) for launch in launches}
+    anew = [run for run in runs if run in newcomers or not _goes_on(book, run, made)]
+    queues = {book.runs[run].spec.queue for run in anew}
+    used = _used(book)
+    for name in sorted(queues):
+        yield from _within_quota(book.queues, name, used)
+    if all(launch.run in newcomers for launch in launches):
+        yield from _leaves_spares(book, launches)
+
+
+def _takes_work(book: State, launch: LaunchWorker) -> Iterator[str]:
+    node = book.nodes[launch.node]
+    if node.state is not NodeState.READY:
+        yield f"{launch.worker} is launched on {node.id}, which is {node.state}: {node.reason}"
+    mine = [w for w in book.workers_of(str(launch.run)) if w.node == node.id]
+    made = book.runs[str(launch.run)].workers_made
+    if made > _MOST_LAUNCHES:
+        yield f"{launch.worker} is launched: the {made}th agent of {launch.run}"
+    if sum(worker.state not in _LEAVING for worker in mine) > 1:
+        yield f"{launch.worker} is launched on {node.id}, where {launch.run} has one"
+    wanted = sum(
+        book.runs[worker.run].spec.resources.cpus_per_node
+        for worker in book.workers_on(node.id)
+        if worker.state is not WorkerState.ENDED
+    )
+    if wanted > node.cpus:
+        yield f"{node.id} has {node.cpus:g} CPUs, and {wanted:g} are given away"
+
+
+def _not_in_maintenance(book: State, launch: LaunchWorker, now: dt.datetime) -> Iterator[str]:
+    run = book.runs[str(launch.run)]
+    end = _end(run, now)
+    for window in book.nodes[launch.node].maintenance:
+        if window.ends > now and window.begins < end:
+            yield (
+                f"{launch.worker} is launched on {launch.node} at {now:%H:%M:%S}, which is"
+                f" maintained from {window.begins:%H:%M:%S} to {window.ends:%H:%M:%S}"
+            )
+
+
+def _end(run: Run, now: dt.datetime) -> dt.datetime:
+    """Until when a run that starts now is sure to need its nodes."""
+    limit = run.timers.get("max_runtime")
+    if limit is not None:
+        return limit
+    longest = run.spec.max_runtime
+    return now + (_LEAD if longest is None else dt.timedelta(seconds=longest))
+
+
+# quotas
+
+
+def _goes_on(book: State, run: str, made: set[str]) -> bool:
+    """It recovers with nodes that it has: what it had it gets again, whatever its quota is now."""
+    return any(w.state not in _LEAVING and w.id not in made for w in book.workers_of(run))
+
+
+def _used(book: State) -> Counter[str]:
+    """By queue: the agents that its runs have, or are getting; each counts as one GPU."""
+    there = [w for w in book.workers.values() if w.state is not WorkerState.ENDED]
+    return Counter(book.runs[worker.run].spec.queue for worker in there)
+
+
+def _within_quota(queues: dict[str, Queue], name: str, used: Counter[str]) -> Iterator[str]:
+    quota = queues.get(name)
+    if quota is None or quota.gpus is None:
+        return
+    above = used[name] - quota.gpus
+    if quota.cohort is None and above > 0:
+        yield f"queue {name} gets more, and uses {used[name]} of {quota.gpus}"
+    elif quota.borrowing_limit is not None and above > quota.borrowing_limit:
+        yield f"queue {name} gets more, and borrows {above} of {quota.borrowing_limit}"
+    elif quota.cohort is not None:
+        mates = [q for q in queues.values() if q.cohort == quota.cohort and q.gpus is not None]
+        borrowed = sum(max(0, used[q.name] - (q.gpus or 0)) for q in mates)
+        lent = sum(_lent(q, used[q.name]) for q in mates)
+        if borrowed > lent:
+            yield f"queue {name} gets more, and cohort {quota.cohort} borrows {borrowed} of {lent}"
+
+
+def _lent(queue: Queue, used: int) -> int:
+    unused = max(0, (queue.gpus or 0) - used)
+    return unused if queue.lending_limit is None else min(unused, queue.lending_limit)
+
+
+# spares
+
+
+def _leaves_spares(book: State, launches: Sequence[LaunchWorker]) -> Iterator[str]:
+    spares = book.fleet.spares
+    if not isinstance(spares, int) or not spares:
+        return
+    tenants = Counter(w.node for w in book.workers.values() if w.state is not WorkerState.ENDED)
+    ready = [node.id for node in book.nodes.values() if node.state is NodeState.READY]
+    idle = sum(node not in tenants for node in ready)
+    taken = Counter(launch.node for launch in launches)
+    if idle < spares and any(tenants[node] == count for node, count in taken.items()):
+        yield f"newcomers leave {idle} nodes idle, where {spares} are kept as spares"
+
+
+# maintenance that nobody acted upon
+
+
+def late_maintenance(book: State, now: dt.datetime) -> Iterator[str]:
+    """Windows that began or ended a while ago, and nothing happened."""
+    for node in book.nodes.values():
+        for window in node.maintenance if node.state is not NodeState.GONE else ():
+            if window.ends + _PUNCTUAL < now:
+                yield f"{node.id}: maintenance is not over, {_when(window)}"
+            elif window.begins + _PUNCTUAL < now < window.ends and node.state is NodeState.READY:
+                yield f"{node.id} takes work in its maintenance, {_when(window)}"
+
+
+def _when(window: Window) -> str:
+    return f"which was to last from {window.begins:%H:%M:%S} to {window.ends:%H:%M:%S}"

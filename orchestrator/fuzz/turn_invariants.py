@@ -1,0 +1,252 @@
+"""The promises that one turn can break: pure, on what was stored before it and what it adds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from babysit.wire import Tier
+from jobs.commands import DeleteCheckpoint, StartAttempt
+from monitors.failures import Cause
+from orchestrator.core.messages.instructions import (
+    Instruction,
+    LaunchWorker,
+    Notify,
+    Record,
+    Tell,
+    TellGang,
+)
+from orchestrator.core.model.entities import Attempt, Checkpoint, Incident, Run, Worker
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import (
+    LIVE_ATTEMPT_STATES,
+    TERMINAL_RUN_STATES,
+    AttemptState,
+    IncidentState,
+    RunState,
+    Trust,
+    WorkerState,
+)
+from orchestrator.core.model.time_ledger import totals
+from orchestrator.core.policy.recovery import LAUNCH_TRIES
+from orchestrator.database.port import Batch, JournalEntry
+
+WHOLE = frozenset({Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD})
+_OF_ONE_ATTEMPT = frozenset(
+    {
+        "ranks_started",
+        "rank_ready",
+        "rank_restored",
+        "rank_exited",
+        "shard_written",
+        "save_failed",
+        "attempt_stopped",
+        "stacks_captured",
+    }
+)
+"""Events that count for the attempt they tell of, and for no other."""
+_ROUNDING_SECONDS = 1e-3
+
+
+def parts(instruction: Instruction) -> Sequence[Instruction]:
+    """An instruction, once for each worker that it concerns."""
+    return tuple(instruction.each()) if isinstance(instruction, TellGang) else (instruction,)
+
+
+def told(batch: Batch) -> Iterator[Tell]:
+    """Every command of a turn, once for each agent that gets it."""
+    for instruction in batch.outbox:
+        yield from (part for part in parts(instruction) if isinstance(part, Tell))
+
+
+def before(book: State, batch: Batch) -> Iterator[str]:
+    """What a turn may not do, given what was stored before it."""
+    yield from _attempts_go_on(book, batch)
+    for entity in batch.entities:
+        match entity:
+            case Run():
+                yield from _run_goes_on(book.runs.get(entity.id), entity)
+            case Worker():
+                old = book.workers.get(entity.id)
+                if old is not None and old.state is WorkerState.ENDED is not entity.state:
+                    yield f"{entity.id} is back from its end"
+            case Incident():
+                known = book.incidents.get(entity.id)
+                if known and known.state is IncidentState.RESOLVED is not entity.state:
+                    yield f"incident {entity.id} is open again"
+            case _:
+                pass
+    over = {run.id for run in book.runs.values() if run.state in TERMINAL_RUN_STATES}
+    for instruction in batch.outbox:
+        if instruction.run in over and not isinstance(instruction, Record | Notify):
+            yield f"{instruction.kind} for {instruction.run}, which is over"
+    yield from _late_events_change_nothing(book, batch)
+    yield from _last_trusted_stays(book, batch)
+    yield from _holds_hold(book, batch)
+
+
+def _late_events_change_nothing(book: State, batch: Batch) -> Iterator[str]:
+    """What ranks of an older attempt say does not count."""
+    events = [entry for entry in batch.journal if entry.kind == "event"]
+    if not events or not all(_is_late(book, entry) for entry in events):
+        return
+    for entity in batch.entities:
+        if isinstance(entity, Run | Attempt | Checkpoint | Incident):
+            late = events[0]
+            yield f"{late.name} of attempt {late.attempt}, which is over, changes {entity.id}"
+
+
+def _is_late(book: State, entry: JournalEntry) -> bool:
+    run = book.runs.get(entry.run or "")
+    over = run is not None and (
+        run.state in TERMINAL_RUN_STATES or (entry.attempt or 0) < run.attempt
+    )
+    return over and entry.name in _OF_ONE_ATTEMPT
+
+
+def _run_goes_on(old: Run | None, new: Run) -> Iterator[str]:
+    if old is not None and old.state in TERMINAL_RUN_STATES and new.state is not old.state:
+        yield f"{new.id} was {old.state} and becomes {new.state}"
+    if old is not None and new.attempt < old.attempt:
+        yield f"{new.id} goes back from attempt {old.attempt} to {new.attempt}"
+    if not new.reason:
+        yield f"{new.id} is {new.state} without a reason"
+
+
+def _attempts_go_on(book: State, batch: Batch) -> Iterator[str]:
+    newest = dict(book.attempts)
+    changed = [entity for entity in batch.entities if isinstance(entity, Attempt)]
+    for attempt in sorted(changed, key=lambda attempt: attempt.number):
+        yield from _attempt_goes_on(newest.get(attempt.run), attempt)
+        newest[attempt.run] = attempt
+
+
+def _attempt_goes_on(old: Attempt | None, new: Attempt) -> Iterator[str]:
+    if old is None:
+        return
+    if new.number < old.number:
+        yield f"attempt {new.number} of {new.run} changes after {old.number} has begun"
+    if new.number > old.number and old.state in LIVE_ATTEMPT_STATES:
+        yield f"attempt {new.number} of {new.run} begins while {old.number} is {old.state}"
+    final = old.state not in LIVE_ATTEMPT_STATES and new.state is not old.state
+    if new.number == old.number and final:
+        yield f"attempt {new.number} of {new.run} was {old.state} and becomes {new.state}"
+
+
+def _last_trusted_stays(book: State, batch: Batch) -> Iterator[str]:
+    changed = {each.id: each for each in batch.entities if isinstance(each, Checkpoint)}
+    for tell in told(batch):
+        if not isinstance(tell.command, DeleteCheckpoint):
+            continue
+        known = book.checkpoints.get(tell.command.checkpoint)
+        if known is None or known.trust not in WHOLE:
+            continue
+        left = [
+            checkpoint
+            for checkpoint in {**book.checkpoints, **changed}.values()
+            if checkpoint.run == known.run
+            and checkpoint.tier is Tier.DIRECTORY
+            and checkpoint.trust in WHOLE
+            and checkpoint.deleted_at is None
+        ]
+        if not left:
+            yield f"{known.id} is deleted, the last checkpoint of {known.run} to be trusted"
+        if known.pinned:
+            yield f"{known.id} is deleted, which is pinned"
+
+
+def _holds_hold(book: State, batch: Batch) -> Iterator[str]:
+    """What a hold had frozen before a turn, and still has after it, does not begin in it."""
+    runs = {each.id: each for each in batch.entities if isinstance(each, Run)}
+    fleets = [each for each in batch.entities if getattr(each, "id", "") == "fleet"]
+    everything = bool(book.fleet.hold) and all(getattr(fleet, "hold", "") for fleet in fleets)
+    begins: list[Instruction] = [each for each in batch.outbox if isinstance(each, LaunchWorker)]
+    begins += [tell for tell in told(batch) if isinstance(tell.command, StartAttempt)]
+    for instruction in begins:
+        old = book.runs.get(str(instruction.run))
+        new = runs.get(str(instruction.run), old)
+        own = old and new and old.state is new.state is RunState.HELD
+        if old and (everything or own):
+            yield f"{instruction.kind} for {old.id}, which is held"
+
+
+def after(book: State, batch: Batch, *, count_seconds: bool) -> Iterator[str]:
+    """What must hold once a turn is stored."""
+    for tell in told(batch):
+        if isinstance(tell.command, StartAttempt):
+            yield from _offers_are_trusted(book, str(tell.run), tell.command)
+    now = max((entry.at for entry in batch.journal), default=None)
+    for entity in batch.entities:
+        if isinstance(entity, Run) and entity.state not in TERMINAL_RUN_STATES:
+            yield from _budgets_hold(entity)
+            yield from _has_deadlines(book, entity)
+            if count_seconds and now is not None:
+                booked = sum(totals(entity.ledger, now).values())
+                elapsed = (now - entity.submitted_at).total_seconds()
+                if abs(booked - elapsed) > _ROUNDING_SECONDS:
+                    yield f"{entity.id} has {booked:.3f} s on its ledger after {elapsed:.3f} s"
+    if any(entry.name == "pass_due" for entry in batch.journal):
+        for run in book.live_runs():
+            yield from _waits_for_something(book, run)
+
+
+def _offers_are_trusted(book: State, run: str, command: StartAttempt) -> Iterator[str]:
+    restart = book.attempts[run].restart
+    for candidate in command.restore:
+        known = book.checkpoints.get(candidate.id)
+        if known is None or known.trust not in WHOLE or len(known.ranks) != known.world_size:
+            yield f"{candidate.id} is offered, which is {known.trust if known else 'unknown'}"
+        elif known.deleted_at is not None:
+            yield f"{candidate.id} is offered, which is deleted"
+        elif restart and restart.cause is Cause.ANOMALY and known.trust is not Trust.GOOD:
+            yield f"{candidate.id} is offered after an anomaly, and is {known.trust}"
+
+
+def _budgets_hold(run: Run) -> Iterator[str]:
+    spec = run.spec.recovery
+    limits = {
+        "infrastructure": spec.infrastructure,
+        "user": spec.user,
+        "anomaly": spec.anomaly,
+        "launch": LAUNCH_TRIES,
+    }
+    for key, budget in run.budgets.items():
+        limit = limits.get(key)
+        if limit is not None and budget.count > limit:
+            yield f"{run.id} goes on after {budget.count} failures of {limit} ({key})"
+
+
+def _waits_for_something(book: State, run: Run) -> Iterator[str]:
+    """Once the scheduler has looked, a run that does not train has a word for why it waits."""
+    attempt = book.attempts.get(run.id)
+    if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
+        return
+    coming = any(w.state is not WorkerState.ENDED for w in book.workers_of(run.id))
+    held = run.state is RunState.HELD or book.fleet.hold
+    if not (held or run.pending or coming or "retry" in run.timers):
+        yield f"{run.id} is {run.state} and waits for nothing: {run.reason}"
+
+
+def _has_deadlines(book: State, run: Run) -> Iterator[str]:
+    """Whatever is under way ends by some time."""
+    attempt = book.attempts.get(run.id)
+    workers = [w for w in book.workers.values() if w.run == run.id]
+    for worker in workers:
+        due = {WorkerState.LAUNCHING: "launch", WorkerState.LOST: "contact"}.get(worker.state)
+        if due is not None and f"{due}:{worker.id}" not in run.timers:
+            yield f"{worker.id} is {worker.state} without a deadline"
+    if attempt is not None and attempt.state is AttemptState.STOPPING:
+        if not {"stop", "fence"} & set(run.timers):
+            yield f"attempt {attempt.number} of {run.id} is being stopped without a deadline"
+    elif attempt is not None and attempt.state is AttemptState.STARTING:
+        whole = len(attempt.started_ranks) == attempt.world_size
+        if not (whole or "start" in run.timers):
+            yield f"attempt {attempt.number} of {run.id} starts without a deadline"
+
+
+def one_live_attempt(attempts: Iterable[Attempt]) -> Iterator[str]:
+    """No run has two."""
+    alive = Counter(each.run for each in attempts if each.state in LIVE_ATTEMPT_STATES)
+    for run, count in alive.items():
+        if count > 1:
+            yield f"{run} has {count} live attempts"

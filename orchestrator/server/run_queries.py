@@ -1,0 +1,64 @@
+"""Reads from the run database what a view needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+
+from orchestrator.core.model.entities import Run
+from orchestrator.core.model.states import TERMINAL_RUN_STATES, RunState
+from orchestrator.core.views.build import run_detail, run_view
+from orchestrator.core.views.models import RunDetail, RunView
+from orchestrator.database.port import JournalEntry
+from orchestrator.server.context import Context
+
+LIVE = tuple(state for state in RunState if state not in TERMINAL_RUN_STATES)
+_PAGE = 1000
+
+
+async def newest_sample(here: Context, run: Run) -> tuple[int, float] | None:
+    """Step and loss of the newest sample; None before the first."""
+    if run.attempt == 0:
+        return None
+    tail = await here.store.sample_tail(run.id, count=1)
+    if not tail or not tail[-1][1].step:
+        return None
+    columns = tail[-1][1]
+    return columns.step[-1], columns.loss[-1]
+
+
+async def line(here: Context, run: Run) -> RunView:
+    """A run in a line."""
+    step, loss = await newest_sample(here, run) or (None, None)
+    attempts = await here.store.attempts(run.id) if run.attempt > 1 else []
+    restarts = sum(attempt.restart is not None for attempt in attempts)
+    return run_view(run, here.clock.now(), restarts=restarts, step=step, loss=loss)
+
+
+async def detail(here: Context, run: Run) -> RunDetail:
+    """A run in full."""
+    return run_detail(
+        run,
+        await here.store.attempts(run.id),
+        await here.store.incidents(run.id),
+        await here.store.checkpoints(run.id),
+        now=here.clock.now(),
+        newest=await newest_sample(here, run),
+    )
+
+
+async def journal(here: Context, run: str) -> AsyncIterator[JournalEntry]:
+    """The whole journal of a run, a page at a time."""
+    position = 0
+    while True:
+        page = await here.store.journal(run, after=position, limit=_PAGE)
+        for entry in page:
+            yield entry
+        if len(page) < _PAGE:
+            return
+        position = page[-1].position
+
+
+def finite(values: list[float]) -> list[float | None]:
+    """Not-a-number and infinities as None: JSON has no word for them."""
+    return [value if math.isfinite(value) else None for value in values]

@@ -1,0 +1,1 @@
+"""Scenarios: a fleet, its runs and their failures under virtual time."""

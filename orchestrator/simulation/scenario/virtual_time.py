@@ -1,0 +1,113 @@
+"""Virtual time, and the production core in it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jobs.events import Event
+from orchestrator.core.machine import handle
+from orchestrator.core.messages.events import PassDue, TimerFired
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.model.entities import Entity
+from orchestrator.core.model.state import State
+from orchestrator.errors import InvalidError, NotFoundError, RefusedError
+
+Action = Callable[[], None]
+
+
+class Engine:
+    """A heap of what is to happen, and the turns of the core, as the controller takes them.
+
+    Attributes:
+        state: What the core knows.
+        now: Seconds since the scenario began.
+        turns: Events handled so far.
+        refusals: What the core refused to do, in words.
+    """
+
+    def __init__(self, begin: dt.datetime) -> None:
+        self.state = State()
+        self.now = 0.0
+        self.turns = 0
+        self.refusals: list[str] = []
+        self.carry_out: Callable[[Instruction], None]
+        self.changed: Callable[[Sequence[Entity]], None]
+        self._begin = begin
+        self._heap: list[tuple[float, int, Action]] = []
+        self._numbers = itertools.count(1)
+        self._events: deque[Event] = deque()
+        self._turning = False
+
+    def moment(self, seconds: float | None = None) -> dt.datetime:
+        """A time of the scenario, now if not given, as the core sees it."""
+        return self._begin + dt.timedelta(seconds=self.now if seconds is None else seconds)
+
+    def at(self, when: float, action: Action) -> None:
+        """Have something happen; what lies in the past happens next."""
+        heapq.heappush(self._heap, (max(when, self.now), next(self._numbers), action))
+
+    def after(self, delay: float, action: Action) -> None:
+        """Have something happen in so many seconds."""
+        self.at(self.now + delay, action)
+
+    def identity(self) -> str:
+        """An id for an event; ids sort by time."""
+        return f"{next(self._numbers):010d}"
+
+    def tell(self, kind: type[Event], *, since: float | None = None, **fields: Any) -> None:
+        """Give the core an event, which arose at `since` (now, if not given).
+
+        The fields are trusted: an event of a gang has tens of thousands of values, made here.
+        """
+        identity = {"id": self.identity(), "at": self.moment(since)}
+        self.submit(kind.model_construct(**{**identity, **fields}))
+
+    def submit(self, event: Event) -> None:
+        """Take a turn; what the turn leads to at once is taken after it, in order."""
+        self._events.append(event)
+        if self._turning:
+            return
+        self._turning = True
+        while self._events or self.state.pass_wanted is not None:
+            self._turn(self._events.popleft() if self._events else self._pass())
+        self._turning = False
+
+    def _pass(self) -> Event:
+        """The scheduler looks once for all that has come together, as in production."""
+        cause = self.state.pass_wanted
+        return PassDue(id=self.identity(), at=self.moment(), cause=cause)
+
+    def _turn(self, event: Event) -> None:
+        self.turns += 1
+        try:
+            instructions = handle(self.state, event, self.moment())
+        except (RefusedError, NotFoundError, InvalidError) as error:
+            self.refusals.append(f"{event.kind}: {error}")
+            return
+        changes, _ = self.state.take_changes()
+        self.changed(changes)
+        for instruction in instructions:
+            self.carry_out(instruction)
+        self.state.forget()
+
+    def run(self, until: float) -> None:
+        """Let everything happen that is due by `until`, in order; timers go last at equal times."""
+        while True:
+            timer = self.state.next_timer()
+            due = (timer[0] - self._begin).total_seconds() if timer else math.inf
+            first = self._heap[0][0] if self._heap else math.inf
+            if min(due, first) > until:
+                break
+            if first <= due:
+                self.now, _, action = heapq.heappop(self._heap)
+                action()
+            elif timer is not None:
+                self.now = max(self.now, due)
+                self.tell(TimerFired, run=timer[1], timer=timer[2], due=timer[0])
+        self.now = until

@@ -1,0 +1,1 @@
+"""Job traces replayed under several scheduling policies."""

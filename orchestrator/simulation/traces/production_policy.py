@@ -1,0 +1,159 @@
+"""A trace under the production scheduler: the very passes that place runs in earnest."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+
+from jobs.spec import Resources
+from orchestrator.core.scheduling import Claim, Demand, Holding, Room, Rooms, Snapshot, plan
+from orchestrator.errors import InvalidError
+from orchestrator.simulation.traces.nodes import Grants, Nodes
+from orchestrator.simulation.traces.policies import (
+    POLICIES,
+    PREEMPTION_SECONDS,
+    PolicyName,
+    ProductRules,
+)
+from orchestrator.simulation.traces.pool import Pool, Rules, Work
+
+ORIGIN = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+"""Second 0 of a trace: the scheduler thinks in dates."""
+_LAST_SECONDS = 240_000_000_000.0
+"""A little before dates end."""
+
+
+class ProductionRules:
+    """:func:`orchestrator.core.scheduling.plan` decides; a job's duration is its `max_runtime`.
+
+    A job becomes a gang of equal workers: the fewest nodes on which it divides evenly.
+
+    Args:
+        preemption_seconds: What a preemption costs the job that is asked to leave.
+    """
+
+    def __init__(self, preemption_seconds: float = PREEMPTION_SECONDS) -> None:
+        self.preemption_seconds = preemption_seconds
+        self._nodes: Nodes | None = None
+        self._rooms = Rooms.none()
+        self._demands: dict[int, Demand] = {}
+        self._holdings: dict[int, Holding] = {}
+        self._claims: dict[int, Claim] = {}
+
+    def rank(self, work: Work, now: float) -> float:  # noqa: ARG002 (the plan has its own order)
+        """First come, first served, as far as the pool is concerned."""
+        return 0.0
+
+    def run_seconds(self, work: Work) -> float:
+        """What is left."""
+        return work.remaining
+
+    def kept_seconds(self, work: Work, elapsed: float) -> float:  # noqa: ARG002 (all cost alike)
+        """A job that is asked to leave saves first; but it is to be started again."""
+        return elapsed - self.preemption_seconds
+
+    def look_again(self, pool: Pool) -> float | None:  # noqa: ARG002 (nothing is due in between)
+        """Between two events nothing new is to be done."""
+        return None
+
+    def holds(self, nodes: Nodes, gpus: int) -> bool:
+        """Whether a gang of equal workers fits on the empty nodes."""
+        return shape(nodes, gpus) is not None
+
+    def schedule(self, pool: Pool) -> None:
+        """Passes, until one changes nothing: who is asked to leave has left at once."""
+        self._look_at(pool.nodes)
+        self._forget(pool)
+        waiting = {str(work.index): work for work in pool.waiting()}
+        while waiting:
+            now = _date(pool.now)
+            outcome = plan(
+                Snapshot(
+                    rooms=self._rooms,
+                    holdings=[self._holding(work) for work in pool.running.values()],
+                    demands=[self._demand(pool, work) for work in waiting.values()],
+                ),
+                now,
+            )
+            self._claims = {int(run): claim for run, claim in outcome.claims.items()}
+            for run, nodes in outcome.placements.items():
+                self._start(pool, waiting.pop(run), nodes)
+            for eviction in outcome.evictions:
+                work = pool.running[int(eviction.run)]
+                pool.stop(work)
+                self._holdings.pop(work.index, None)
+                waiting[eviction.run] = work
+            if not outcome.evictions:
+                return
+
+    def _look_at(self, nodes: Nodes) -> None:
+        if nodes is not self._nodes:
+            self._nodes = nodes
+            self._rooms = Rooms(
+                Room(node=f"{i:06}", gpus=gpus, cpus=1e9) for i, gpus in enumerate(nodes.sizes)
+            )
+            self._demands, self._holdings, self._claims = {}, {}, {}
+
+    def _forget(self, pool: Pool) -> None:
+        for index in [index for index in self._holdings if index not in pool.running]:
+            del self._holdings[index]
+
+    def _start(self, pool: Pool, work: Work, nodes: tuple[str, ...]) -> None:
+        gpus = self._demands.pop(work.index).need.gpus_per_node
+        grants: Grants = tuple(sorted((int(node), gpus) for node in nodes))
+        pool.start(work, grants)
+
+    def _demand(self, pool: Pool, work: Work) -> Demand:
+        known = self._demands.get(work.index)
+        if known is None:
+            need = shape(pool.nodes, work.job.gpus)
+            if need is None:
+                raise RuntimeError(f"job {work.job.id} fits on no nodes of its pool")
+            known = Demand(
+                run=str(work.index),
+                name=work.job.id,
+                need=need,
+                nodes=need.min_nodes,
+                priority=work.job.priority,
+                submitted_at=_date(work.job.submit_seconds),
+                ends_within=max(0.0, work.remaining),
+            )
+        self._demands[work.index] = dataclasses.replace(known, claim=self._claims.get(work.index))
+        return self._demands[work.index]
+
+    def _holding(self, work: Work) -> Holding:
+        known = self._holdings.get(work.index)
+        if known is None:
+            known = Holding(
+                run=str(work.index),
+                need=Resources(nodes=len(work.grants), gpus_per_node=work.grants[0][1]),
+                nodes=tuple(f"{node:06}" for node, _ in work.grants),
+                priority=work.job.priority,
+                ends_at=_date(work.since + max(0.0, work.remaining)),
+                lost_gpu_seconds=self.preemption_seconds * work.job.gpus,
+            )
+            self._holdings[work.index] = known
+        return known
+
+
+def rules_of(policy: PolicyName, preemption_seconds: float = PREEMPTION_SECONDS) -> Rules:
+    """The rules of a policy by its name."""
+    if policy is PolicyName.BABYSIT:
+        return ProductionRules(preemption_seconds)
+    return ProductRules(POLICIES[policy], preemption_seconds)
+
+
+def shape(nodes: Nodes, gpus: int) -> Resources | None:
+    """The fewest equal workers that a job divides into and that fit; None: there is no such."""
+    for count in range(-(-gpus // nodes.largest), min(gpus, len(nodes.sizes)) + 1):
+        each, rest = divmod(gpus, count)
+        if rest == 0 and sum(size >= each for size in nodes.sizes) >= count:
+            return Resources(nodes=count, gpus_per_node=each)
+    return None
+
+
+def _date(seconds: float) -> dt.datetime:
+    if seconds > _LAST_SECONDS:
+        years = f"{_LAST_SECONDS / 3.156e7:,.0f} years"
+        raise InvalidError(f"the trace takes more than {years} on these nodes: give more of them")
+    return ORIGIN + dt.timedelta(seconds=seconds)
