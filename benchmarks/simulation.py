@@ -40,15 +40,15 @@ from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.machine import handle
 from orchestrator.core.messages.events import (
     FindingRaised,
-    PassDue,
     RunCancelled,
     RunSubmitted,
+    SchedulingPassDue,
     StepReached,
     WorkerLost,
     WorkerRegained,
 )
 from orchestrator.core.messages.gang_events import GangChecked, GangStopped
-from orchestrator.core.messages.instructions import TellGang
+from orchestrator.core.messages.instructions import BroadcastCommand
 from orchestrator.core.model.entities import Attempt, Ledger, Node, Queue, Run, Seat, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import AttemptState, RunState, WorkerState
@@ -164,7 +164,7 @@ class Bench:
         """One turn, and the scheduling pass that follows where it is wanted."""
         told = self._timed(what, kind, fields)
         if (cause := self.state.pass_wanted) is not None:
-            told += self._timed(PASS, PassDue, {"cause": cause})
+            told += self._timed(PASS, SchedulingPassDue, {"cause": cause})
         return told
 
     def _timed(self, what: str, kind: type[Event], fields: dict[str, Any]) -> list[Any]:
@@ -207,7 +207,7 @@ class Bench:
             failure=death,
         )
         told = self.do("gang stopped, next one starts", GangStopped, **everyone)
-        assert any(isinstance(each, TellGang) for each in told), told
+        assert any(isinstance(each, BroadcastCommand) for each in told), told
         for seat in seats:
             fields = {"run": run, "worker": seat.worker, "attempt": 2, "rank": seat.ranks[0]}
             self.do("rank ready", RankReady, **fields)

@@ -140,7 +140,7 @@ class Placement(Model):
     """Where the nodes may lie."""
 
     pack: Literal["nvlink", "rack", "spine", "zone", "any"] = "any"
-    spares: int = Field(default=0, ge=0, description="Standby nodes kept warm for this run.")
+    standbys: int = Field(default=0, ge=0, description="Standby nodes kept warm for this run.")
 
 
 class Checkpoint(Model):

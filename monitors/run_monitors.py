@@ -12,7 +12,7 @@ from monitors.non_finite import NonFiniteGuard
 from monitors.types import Beat, Finding, FindingKind, Sample
 
 
-class WatchSettings(BaseModel):
+class MonitorSettings(BaseModel):
     """Settings of all monitors of a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +26,7 @@ class WatchSettings(BaseModel):
     """
 
 
-class Watch:
+class RunMonitors:
     """Watches one run: spikes on one rank, non-finite numbers on every rank, hangs on all together.
 
     Everything is a function of what was fed in, so a watch is rebuilt after a restart of the
@@ -34,8 +34,8 @@ class Watch:
     findings. Attempts are told from the samples; `restart` only says it sooner.
     """
 
-    def __init__(self, settings: WatchSettings | None = None) -> None:
-        self._settings = settings or WatchSettings()
+    def __init__(self, settings: MonitorSettings | None = None) -> None:
+        self._settings = settings or MonitorSettings()
         self._loss = LossMonitor(self._settings.loss)
         self._hang = HangMonitor(self._settings.hang)
         self._guards: dict[int, NonFiniteGuard] = {}

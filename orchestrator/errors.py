@@ -14,7 +14,7 @@ class NotFoundError(BabysitError):
     """There is no such run, node, incident or checkpoint."""
 
 
-class RefusedError(BabysitError):
+class ConflictError(BabysitError):
     """Not possible in this state."""
 
 
@@ -22,7 +22,7 @@ class InvalidError(BabysitError):
     """The request itself is wrong."""
 
 
-class NotAllowedError(BabysitError):
+class PermissionDeniedError(BabysitError):
     """The token does not allow it."""
 
 
@@ -38,7 +38,7 @@ class NotLeaderError(TemporaryError):
     """This server is not the leader."""
 
 
-class DeposedError(BabysitError):
+class LeadershipLostError(BabysitError):
     """Another server leads now (a higher epoch): drop everything, write nothing."""
 
 
@@ -46,7 +46,7 @@ class InvariantError(BabysitError):
     """The database refused what would break an invariant: a bug; nothing was written."""
 
 
-class DefectError(BabysitError):
+class InternalError(BabysitError):
     """The control plane failed over an event: a bug of ours, in the log; nothing was changed."""
 
 

@@ -25,7 +25,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from jobs import frames
-from jobs.agent import reaper as warden
+from jobs.agent import reaper
 from jobs.clock import SystemClock
 from jobs.commands import Command, Shutdown, StartAttempt, StopAttempt
 from jobs.config import AgentConfig
@@ -250,7 +250,7 @@ class AgentProcess:
 
     def marked(self) -> list[int]:
         """Pids of everything that bears the worker's mark."""
-        return warden.strays(self.worker)
+        return reaper.strays(self.worker)
 
     def ranks(self) -> list[LiveRank]:
         """Ranks that are alive: the standby's children."""
@@ -279,7 +279,7 @@ class AgentProcess:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGKILL)
             await self.gone()
-            await asyncio.to_thread(warden.kill_strays, self.worker)
+            await asyncio.to_thread(reaper.kill_strays, self.worker)
 
 
 async def ended(pid: int) -> None:

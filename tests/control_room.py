@@ -29,13 +29,13 @@ from jobs.events import (
 from monitors.failures import Failure, FailureClass
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leader_election import LeadSettings
+from orchestrator.controller.leader_election import ControllerSettings
 from orchestrator.core.messages.events import NodeInfo, RunSubmitted
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import RunState
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Batch
-from orchestrator.errors import DeposedError, NotFoundError, NotLeaderError
+from orchestrator.errors import LeadershipLostError, NotFoundError, NotLeaderError
 from tests.world import on_its_own, spec
 
 _SPINS = 25
@@ -186,7 +186,7 @@ class Agent:
             except NotFoundError:
                 self.room.cluster.die(self.worker, "left: not expected any more")
                 return
-            except (NotLeaderError, DeposedError):
+            except (NotLeaderError, LeadershipLostError):
                 await clock.sleep(0.2)
 
     async def _report(self, controller: Controller) -> None:
@@ -285,7 +285,7 @@ class Room:
             Mortal(self.store, self.fate, "commit", "carried_out", "load"),
             Mortal(self.cluster, self.fate, "launch", "stop", "alive"),
             self.clock,
-            settings=LeadSettings(holder=f"c{next(self._ids)}", alone=True),
+            settings=ControllerSettings(holder=f"c{next(self._ids)}", alone=True),
             worker_token=lambda run, worker: "token",
         )
         self.cluster.reopen()

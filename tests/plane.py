@@ -20,7 +20,7 @@ from monitors.failures import Cause, FailureClass
 from monitors.types import Severity
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leader_election import LeadSettings
+from orchestrator.controller.leader_election import ControllerSettings
 from orchestrator.core.messages.events import NodeInfo
 from orchestrator.core.model.entities import (
     Attempt,
@@ -84,7 +84,7 @@ class Plane:
             self.store,
             cluster,
             clock,
-            settings=LeadSettings(holder="test"),
+            settings=ControllerSettings(holder="test"),
             worker_token=lambda run, worker: "unused",
         )
         app = create_app(self.controller, clock, self.settings)

@@ -49,19 +49,19 @@ from orchestrator.core.messages.events import (
     CapacityChanged,
     FindingRaised,
     NodeInfo,
-    PassDue,
     RunSubmitted,
+    SchedulingPassDue,
     StepReached,
     TimerFired,
     WorkerLost,
 )
 from orchestrator.core.messages.instructions import (
+    BroadcastCommand,
     Instruction,
     LaunchWorker,
     ProbeWorker,
+    SendCommand,
     StopWorker,
-    Tell,
-    TellGang,
 )
 from orchestrator.core.model.entities import (
     Attempt,
@@ -94,7 +94,7 @@ def reloaded(state: State) -> State:
 def each_for_itself(instructions: Iterable[Instruction]) -> Iterator[Instruction]:
     """The instructions, with what a gang is told as its workers hear it."""
     for instruction in instructions:
-        if isinstance(instruction, TellGang):
+        if isinstance(instruction, BroadcastCommand):
             yield from instruction.each()
         else:
             yield instruction
@@ -151,7 +151,7 @@ class World:
     carried: list[Instruction] = field(default_factory=list)
     slow: bool = False
     """Commands wait in `orders` until they are obeyed."""
-    orders: list[Tell] = field(default_factory=list)
+    orders: list[SendCommand] = field(default_factory=list)
     progress: dict[str, Progress] = field(default_factory=dict)
     """How far each run's rank 0 has come; the core hears of it as the controller tells it."""
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -171,7 +171,7 @@ class World:
         self.tell_news(event)
         instructions = self._do(event)
         if (cause := self.state.pass_wanted) is not None:
-            instructions = [*instructions, *self._do(self.event(PassDue, cause=cause))]
+            instructions = [*instructions, *self._do(self.event(SchedulingPassDue, cause=cause))]
         return instructions
 
     def tell_news(self, event: Event) -> None:
@@ -216,7 +216,7 @@ class World:
 
     # what agents and the cluster do
 
-    def obey(self, tell: Tell) -> None:
+    def obey(self, tell: SendCommand) -> None:
         """An agent gets a command, at last or once more; in vain if it is dead."""
         if tell in self.orders:
             self.orders.remove(tell)
@@ -237,7 +237,7 @@ class World:
                     self._gone(
                         instruction.worker, str(instruction.run), "no process of it is alive"
                     )
-            case Tell():
+            case SendCommand():
                 self.orders.append(instruction)
                 if not self.slow:
                     self.obey(instruction)
@@ -255,7 +255,7 @@ class World:
             port=20000,
         )
 
-    def _obey(self, agent: Agent, tell: Tell) -> None:
+    def _obey(self, agent: Agent, tell: SendCommand) -> None:
         command = tell.command
         match command:
             case StartAttempt():
@@ -476,6 +476,6 @@ class World:
                 self.save(reached, run)
                 self.settle()
 
-    def told(self, kind: str) -> list[Tell]:
+    def told(self, kind: str) -> list[SendCommand]:
         """Commands of a kind sent so far."""
-        return [i for i in self.carried if isinstance(i, Tell) and i.command.kind == kind]
+        return [i for i in self.carried if isinstance(i, SendCommand) and i.command.kind == kind]

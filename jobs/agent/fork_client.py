@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from babysit import wire
-from jobs.agent import fork_server as standby
-from jobs.agent import reaper as warden
+from jobs.agent import fork_server, reaper
 from jobs.agent.errors import LaunchError, StandbyLostError
 from jobs.config import AgentConfig
 
@@ -48,7 +47,7 @@ def standby_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, 
     paths = (config.spec.env.get("PYTHONPATH"), base.get("PYTHONPATH"))
     if joined := os.pathsep.join(path for path in paths if path):
         environment["PYTHONPATH"] = joined
-    environment.update({warden.ENV_WORKER: config.worker, "BABYSIT_RUN": config.run})
+    environment.update({reaper.ENV_WORKER: config.worker, "BABYSIT_RUN": config.run})
     environment.pop(wire.ENV_RANK_DIR, None)
     return environment
 
@@ -79,7 +78,7 @@ class Launcher:
         ours.setblocking(False)
         with theirs, (config.directory / "standby.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-P", standby.__file__, str(theirs.fileno())],
+                [sys.executable, "-P", fork_server.__file__, str(theirs.fileno())],
                 env=standby_environment(config, dict(os.environ)),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -109,7 +108,7 @@ class Launcher:
         request = {"key": key, "command": spec.command, "workdir": spec.workdir}
         message = {"launch": {**request, "env": environment, "log": str(log)}}
         data = json.dumps(message).encode()
-        if len(data) > standby.PACKET_BYTES:
+        if len(data) > fork_server.PACKET_BYTES:
             raise LaunchError(f"command and environment take {len(data)} bytes; shorten them")
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._pending[key] = future
@@ -140,7 +139,7 @@ class Launcher:
         if self._channel is None:
             return
         try:
-            data = self._channel.recv(standby.PACKET_BYTES)
+            data = self._channel.recv(fork_server.PACKET_BYTES)
         except BlockingIOError:
             return
         except ConnectionResetError:

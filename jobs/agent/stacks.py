@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.agent import fork_server as standby
+from jobs.agent import fork_server
 from jobs.events import RankStack
 
 _PATIENCE_SECONDS = 10.0
@@ -71,7 +71,7 @@ def frames(threads: list[dict[str, Any]]) -> tuple[str, ...]:
     if not threads:
         return ()
     main = next((t for t in threads if t.get("thread_name") == "MainThread"), threads[0])
-    shown = [frame for frame in main["frames"] if frame["filename"] != standby.__file__]
+    shown = [frame for frame in main["frames"] if frame["filename"] != fork_server.__file__]
     return tuple(
         f"{frame['name']} ({frame.get('short_filename') or frame['filename']}:{frame['line']})"
         for frame in shown

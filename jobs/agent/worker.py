@@ -11,9 +11,7 @@ from typing import Any
 
 import structlog
 
-from jobs.agent import inventory
-from jobs.agent import on_demand as errands
-from jobs.agent import reaper as warden
+from jobs.agent import inventory, on_demand, reaper
 from jobs.agent.connection import Connection
 from jobs.agent.errors import LaunchError, StandbyLostError
 from jobs.agent.fork_client import Launcher
@@ -60,7 +58,7 @@ class Agent:
         self._connection = Connection(config, self._spool, self, clock, chance)
         outbox = Outbox(self._spool, clock, self._connection.wake)
         self._reporter = Reporter(config, clock, outbox)
-        self._warden = warden.Warden(config.worker)
+        self._warden = reaper.Warden(config.worker)
         self._gang: Gang | None = None
         self._newest = 0
         """Highest attempt started or stopped; older starts are stale."""
@@ -175,11 +173,11 @@ class Agent:
             case StopAttempt():
                 await self._stop(command)
             case CaptureStacks():
-                await errands.capture_stacks(command, self._gang, self._reporter)
+                await on_demand.capture_stacks(command, self._gang, self._reporter)
             case VerifyCheckpoint():
-                await errands.verify_checkpoint(command, self._newest, self._reporter)
+                await on_demand.verify_checkpoint(command, self._newest, self._reporter)
             case DeleteCheckpoint():
-                await errands.delete_checkpoint(command, self._newest, self._reporter)
+                await on_demand.delete_checkpoint(command, self._newest, self._reporter)
             case Shutdown():
                 self.leave("the run is over")
 
@@ -277,7 +275,7 @@ class Agent:
     async def _sweep(self) -> None:
         """Kill what left its group; one stuck in the kernel keeps us here: it is not dead."""
         spare = (self._launcher.pid, self._warden.pid)
-        while left := await asyncio.to_thread(warden.kill_strays, self._config.worker, spare):
+        while left := await asyncio.to_thread(reaper.kill_strays, self._config.worker, spare):
             self._log.error("processes do not die of SIGKILL (stuck in the kernel?)", pids=left)
             await self._clock.sleep(_SECOND)
 

@@ -18,7 +18,7 @@ from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import put, say
 from orchestrator.cli.runs import send
 from orchestrator.cli.session import Session, session
-from orchestrator.core.views.logbook import text as story_text
+from orchestrator.core.views.logbook import text
 from orchestrator.core.views.models import StoryView
 
 TEMPLATE = Path(jobs.__file__).parent / "templates" / "tiny_gpt"
@@ -107,7 +107,7 @@ def _tell(here: Session, last: dict[str, Any], output: Path) -> None:
     """The story, the restarts, the ETTR, and the picture."""
     run = last["id"]
     story = [StoryView.model_validate(line) for line in here.api.get(path("runs", run, "logbook"))]
-    put("\nThe logbook\n" + "\n".join(story_text(story)))
+    put("\nThe logbook\n" + "\n".join(text(story)))
     put("\n" + show_run.page(last, here.clock.now()))
     series = {
         number: here.api.get(path("runs", run, "samples"), attempt=number, points=2000)

@@ -9,10 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.cli import checkpoints, demo, incidents, local, nodes, queues, runs, simulate
-from orchestrator.cli import history as stories
-from orchestrator.cli import server as serving
-from orchestrator.cli import watch as watching
+from orchestrator.cli import (
+    checkpoints,
+    db,
+    demo,
+    history,
+    incidents,
+    local,
+    nodes,
+    queues,
+    runs,
+    server,
+    simulate,
+    token,
+    watch,
+)
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.output import put, say
 from orchestrator.cli.session import Session
@@ -70,14 +81,14 @@ _PANELS: dict[str, list[tuple[str, Callable[..., None]]]] = {
         ("submit", runs.submit),
         ("ls", runs.list_runs),
         ("show", runs.show),
-        ("watch", watching.watch),
-        ("wait", watching.wait),
-        ("logs", stories.logs),
+        ("watch", watch.watch),
+        ("wait", watch.wait),
+        ("logs", history.logs),
     ],
     "What happened, and why": [
-        ("explain", stories.explain),
-        ("events", stories.events),
-        ("logbook", stories.logbook),
+        ("explain", history.explain),
+        ("events", history.events),
+        ("logbook", history.logbook),
     ],
     "Step in": [
         ("cancel", runs.cancel),
@@ -101,9 +112,9 @@ _GROUPS: dict[str, tuple[typer.Typer, str]] = {
     "incidents": (incidents.app, "What happened, and why"),
     "nodes": (nodes.app, "The cluster and the control plane"),
     "queues": (queues.app, "The cluster and the control plane"),
-    "server": (serving.server, "The cluster and the control plane"),
-    "db": (serving.database, "The cluster and the control plane"),
-    "token": (serving.token, "The cluster and the control plane"),
+    "server": (server.server, "The cluster and the control plane"),
+    "db": (db.database, "The cluster and the control plane"),
+    "token": (token.token, "The cluster and the control plane"),
 }
 for panel, commands in _PANELS.items():
     for command, function in commands:

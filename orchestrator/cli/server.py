@@ -1,14 +1,10 @@
-"""`babysit server`, `babysit db`, `babysit token`: the control plane itself."""
+"""`babysit server`: the control plane itself."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from collections.abc import Coroutine
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -16,34 +12,17 @@ from orchestrator.cli import embedded
 from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
 from orchestrator.cli.output import (
-    Column,
     Format,
     FormatOption,
     conclude,
     emit,
     put,
-    say,
-    since,
-    text,
 )
 from orchestrator.cli.session import session
-from orchestrator.database import schema
-from orchestrator.errors import BabysitError, InvalidError, RefusedError
 from orchestrator.server.server_file import is_alive, read_record
 
 server = typer.Typer()
-database = typer.Typer(no_args_is_help=True, help="The run database.")
-token = typer.Typer(no_args_is_help=True, help="Credentials (role admin).")
 _STOP_SECONDS = 30.0
-T = TypeVar("T")
-
-
-class Role(StrEnum):
-    """What a token may do."""
-
-    ADMIN = "admin"  # everything
-    OPERATOR = "operator"  # everything but tokens
-    VIEWER = "viewer"  # look
 
 
 @server.callback(invoke_without_command=True)
@@ -123,145 +102,3 @@ def stop(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
             )
         here.wait(0.05)
     conclude({"stopped": True, "pid": record.pid}, form, said="Stopped. Runs go on.", name="pid")
-
-
-def _now(work: Coroutine[Any, Any, T]) -> T:
-    """Run database work; its errors become exit codes."""
-    try:
-        return asyncio.run(work)
-    except InvalidError as error:
-        raise CliError(str(error), ExitCode.USAGE) from error
-    except RefusedError as error:
-        raise CliError(str(error), ExitCode.REFUSED) from error
-    except BabysitError as error:
-        raise UnreachableError(str(error)) from error
-
-
-@database.command()
-def upgrade(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Create the schema, or bring it up to date.
-
-    For example:
-
-        babysit db upgrade
-
-        BABYSIT_DATABASE_URL=postgresql://db/babysit babysit db upgrade
-    """
-    settings = session(ctx).settings
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _now(schema.upgrade(settings.database))
-    _conclude_schema([], form, "The schema is up to date.")
-
-
-@database.command()
-def check(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Compare the schema with what this version needs; ends with 4 when it differs.
-
-    For example:
-
-        babysit db check
-    """
-    settings = session(ctx).settings
-    file = settings.home / "babysit.db"
-    if settings.database_url or file.exists():
-        differences = _now(schema.check(settings.database))
-    else:
-        differences = [f"there is no database yet: {file}"]
-    _conclude_schema(differences, form, "The schema is as it should be.")
-
-
-def _conclude_schema(differences: list[str], form: Format, said: str) -> None:
-    if form in {Format.JSON, Format.YAML}:
-        emit({"up_to_date": not differences, "differences": differences}, [], form)
-    else:
-        for line in differences:
-            put(line)
-    if differences:
-        raise CliError(
-            "The schema is not what this version needs: run `babysit db upgrade`.",
-            ExitCode.REFUSED,
-        )
-    if form in {Format.TABLE, Format.WIDE}:
-        say(said)
-
-
-@database.command()
-def backup(
-    ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Copy the whole database to a new file, while it is in use.
-
-    For example:
-
-        babysit db backup babysit-$(date +%F).db
-    """
-    _now(schema.backup(session(ctx).settings.database, file))
-    if form in {Format.TABLE, Format.WIDE}:
-        put(str(file))
-    else:
-        emit({"file": str(file)}, [], form, name="file")
-
-
-def _token_columns(ctx: typer.Context) -> list[Column]:
-    now = session(ctx).clock.now()
-    return [
-        Column("NAME", text("name")),
-        Column("ROLE", text("role")),
-        Column("AGE", since("created_at", now)),
-        Column("LAST USED", since("last_used_at", now)),
-        Column("REVOKED", since("revoked_at", now)),
-        Column("ID", text("id")),
-    ]
-
-
-@token.command()
-def create(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Whose it is; appears in the journal.")],
-    role: Annotated[Role, typer.Option(help="What it may do.")] = Role.OPERATOR,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Make a token and print its secret, this once.
-
-    For example:
-
-        export BABYSIT_TOKEN=$(babysit token create mia)
-
-        babysit token create grafana --role viewer
-    """
-    made = session(ctx).api.post(path("tokens"), name=name, role=role.value)
-    if form in {Format.TABLE, Format.WIDE}:
-        say(f"The token {made['name']} ({made['role']}). Keep it: it is not shown again.")
-        put(made["secret"])
-    else:
-        emit(made, [], form)
-
-
-@token.command("ls")
-def token_ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """List tokens, without their secrets.
-
-    For example:
-
-        babysit token ls
-    """
-    rows = session(ctx).api.get(path("tokens"))
-    emit(rows, _token_columns(ctx), form, empty="There are no tokens.")
-
-
-@token.command()
-def revoke(
-    ctx: typer.Context,
-    id_: Annotated[str, typer.Argument(metavar="ID", help="As `babysit token ls` shows it.")],
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Make a token worthless, at once.
-
-    For example:
-
-        babysit token revoke 01JABCDEFGHJKMNPQRSTVWXYZ0
-    """
-    session(ctx).api.delete(path("tokens", id_))
-    conclude({"id": id_}, form, said=f"Revoked {id_}.")

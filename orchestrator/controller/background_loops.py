@@ -15,7 +15,7 @@ from jobs.events import Event
 from monitors.types import Finding
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import Cluster
-from orchestrator.controller.sample_pipeline import RunObserver
+from orchestrator.controller.sample_pipeline import RunSamplePipeline
 from orchestrator.core.messages.events import (
     CapacityChanged,
     MaintenanceDue,
@@ -26,7 +26,7 @@ from orchestrator.core.messages.events import (
 from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, WorkerState
-from orchestrator.errors import DatabaseUnavailableError, DeposedError, NotLeaderError
+from orchestrator.errors import DatabaseUnavailableError, LeadershipLostError, NotLeaderError
 
 _log = structlog.get_logger(__name__)
 TICK_SECONDS = 0.5
@@ -50,14 +50,14 @@ class Plane(Protocol):
     async def note_carried(self) -> None:
         """Mark what was carried out in the outbox."""
 
-    def observer(self, run: str) -> RunObserver:
+    def observer(self, run: str) -> RunSamplePipeline:
         """What watches one run."""
 
     def silence(self, worker: str) -> float:
         """Seconds since a worker was last heard of."""
 
 
-class Patrol:
+class BackgroundLoops:
     """Makes the rounds, each until cancelled."""
 
     def __init__(
@@ -161,7 +161,7 @@ async def _guarded(check: Callable[[], Awaitable[None]]) -> bool:
     """
     try:
         await check()
-    except (ClusterError, DatabaseUnavailableError, DeposedError, NotLeaderError) as error:
+    except (ClusterError, DatabaseUnavailableError, LeadershipLostError, NotLeaderError) as error:
         _log.warning("a check failed", check=_name(check), error=str(error))
     except Exception:  # noqa: BLE001 (a defect of ours: said loudly, and no reason to stop looking)
         _log.exception("a check failed: please report this", check=_name(check))

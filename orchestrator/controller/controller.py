@@ -21,20 +21,22 @@ from ulid import ULID
 from jobs.clock import Clock
 from jobs.events import Event, Heartbeat, Report
 from monitors.types import Finding
+from orchestrator.alerts.log import LogNotifier
+from orchestrator.alerts.port import Notifier
 from orchestrator.clusters.port import Cluster
-from orchestrator.controller.background_loops import Patrol, cancel
-from orchestrator.controller.dispatcher import AgentLink, Carrier, LogNotifier, Notifier
-from orchestrator.controller.leader_election import Lead, LeadSettings
-from orchestrator.controller.live_state import Knowledge
-from orchestrator.controller.report_batcher import Reports, samples_of
-from orchestrator.controller.sample_pipeline import RunObserver
-from orchestrator.controller.transaction import Events, TurnRecord, commit_when_possible
-from orchestrator.controller.turn_queue import Line
+from orchestrator.controller.background_loops import BackgroundLoops, cancel
+from orchestrator.controller.dispatcher import AgentLink, OutboxDispatcher
+from orchestrator.controller.leader_election import ControllerSettings, LeaderElector
+from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.report_batcher import ReportBatcher, samples_of
+from orchestrator.controller.sample_pipeline import RunSamplePipeline
+from orchestrator.controller.transaction import Events, TransactionRecord, commit_when_possible
+from orchestrator.controller.turn_queue import TurnQueue
 from orchestrator.core.messages.events import (
     FindingRaised,
     IncidentChanged,
-    PassDue,
     RunSubmitted,
+    SchedulingPassDue,
     WorkerLost,
     WorkerRegained,
 )
@@ -43,12 +45,12 @@ from orchestrator.core.model.state import State
 from orchestrator.core.model.states import WorkerState
 from orchestrator.database.port import Batch, Store, WorkerSamples
 from orchestrator.errors import (
-    DefectError,
-    DeposedError,
+    ConflictError,
+    InternalError,
     InvalidError,
+    LeadershipLostError,
     NotFoundError,
     NotLeaderError,
-    RefusedError,
 )
 
 T = TypeVar("T")
@@ -72,18 +74,18 @@ class Controller:
         cluster: Cluster,
         clock: Clock,
         *,
-        settings: LeadSettings,
+        settings: ControllerSettings,
         worker_token: Callable[[str, str], str],
         notifier: Notifier | None = None,
     ) -> None:
         self.store, self.cluster, self.clock = store, cluster, clock
         self.new_id: Callable[[], str] = fresh_id
-        self._known = Knowledge(store, clock)
-        self._lead = Lead(store, clock, settings)
-        self._patrol = Patrol(
+        self._live = LiveState(store, clock)
+        self._election = LeaderElector(store, clock, settings)
+        self._loops = BackgroundLoops(
             self, cluster, clock, worker_lost_seconds=settings.worker_lost_seconds
         )
-        self._line = Line(
+        self._turns = TurnQueue(
             clock,
             may_begin=self._require_lead,
             wanted=lambda: self.is_leader and self.state.pass_wanted is not None,
@@ -91,10 +93,10 @@ class Controller:
         )
         self._changing_lead = asyncio.Lock()
         self._carried: list[str] = []
-        self._reports = Reports(
+        self._reports = ReportBatcher(
             alone=self._take_report,
-            together=lambda events, last: self._turn(
-                self._known.after_news(events, self._event), sequences=last
+            together=lambda events, last: self._transact(
+                self._live.after_news(events, self._event), sequences=last
             ),
             last_sequence=lambda worker: (
                 self.last_sequence(worker) if worker in self.state.workers else None
@@ -102,7 +104,7 @@ class Controller:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._leading: list[asyncio.Task[None]] = []
-        self._carrier = Carrier(
+        self._dispatcher = OutboxDispatcher(
             cluster,
             notifier or LogNotifier(),
             clock,
@@ -110,56 +112,56 @@ class Controller:
             worker_gone=self.worker_gone,
             done=self._carried.append,
         )
-        self.notices: Mapping[tuple[str, str], int] = self._carrier.notices
+        self.notices: Mapping[tuple[str, str], int] = self._dispatcher.notices
 
     @property
     def state(self) -> State:
         """What the core knows."""
-        return self._known.state
+        return self._live.state
 
     # leading
 
     @property
     def is_leader(self) -> bool:
         """Whether this controller decides."""
-        return self._lead.held
+        return self._election.held
 
     async def start(self) -> None:
         """Begin to seek the lead. Returns at once."""
-        self._tasks = [asyncio.create_task(self._lead.seek(self._begin, self._step_down))]
+        self._tasks = [asyncio.create_task(self._election.seek(self._begin, self._step_down))]
 
     async def stop(self) -> None:
         """Stop deciding and give the lease up. Runs go on."""
         await cancel(self._tasks)
         if self.is_leader:
             await self._step_down()
-            await self._lead.release()
-        await self._line.stop()
+            await self._election.release()
+        await self._turns.stop()
 
     async def _begin(self) -> None:
         """Load what is not over, finish what was left, and start deciding."""
         async with self._changing_lead:
-            snapshot = await self._known.load()
-            self._lead.held = True
-            _log.info("leading", epoch=self._lead.epoch, runs=len(self.state.runs))
-            self._carrier.start(self.state, snapshot.outbox)
-            self._leading = [asyncio.create_task(round_) for round_ in self._patrol.rounds()]
+            snapshot = await self._live.load()
+            self._election.held = True
+            _log.info("leading", epoch=self._election.epoch, runs=len(self.state.runs))
+            self._dispatcher.start(self.state, snapshot.outbox)
+            self._leading = [asyncio.create_task(round_) for round_ in self._loops.rounds()]
             self._leading.append(asyncio.create_task(self._first_pass()))
 
     async def _first_pass(self) -> None:
         """Whoever led before may have gone before the scheduler could look."""
-        await self.decide(PassDue)
+        await self.decide(SchedulingPassDue)
 
     async def _step_down(self) -> None:
         """Drop everything: what counts is in the database, and another may lead now."""
         async with self._changing_lead:
             if not self.is_leader:
                 return
-            _log.warning("no longer leading", epoch=self._lead.epoch)
-            self._lead.held = False
+            _log.warning("no longer leading", epoch=self._election.epoch)
+            self._election.held = False
             await cancel(self._leading)
-            await self._carrier.stop()
-            self._known.drop()
+            await self._dispatcher.stop()
+            self._live.drop()
             self._carried.clear()
 
     # what comes in
@@ -167,7 +169,7 @@ class Controller:
     async def submit(self, event: Event) -> list[Instruction]:
         """Decide on one event of a person or a program, and store the decision.
 
-        Raises RefusedError, NotFoundError, InvalidError or DefectError (nothing changed), or
+        Raises ConflictError, NotFoundError, InvalidError or InternalError (nothing changed), or
         NotLeaderError.
         """
         self._require_lead()
@@ -175,13 +177,13 @@ class Controller:
             await self._recall(event.incident)
         elif not isinstance(event, RunSubmitted):
             await self._check_known(getattr(event, "run", None))
-        return await self._line.take(lambda: self._decide_on(event))
+        return await self._turns.run(lambda: self._decide_on(event))
 
     async def _check_known(self, run: str | None) -> None:
         """A run that is over has left the state: say so, rather than that it is not known."""
         if run is not None and run not in self.state.runs:
             over = await self.store.run(run)
-            raise RefusedError(f"{over.name} is over: it {over.state} ({over.reason})")
+            raise ConflictError(f"{over.name} is over: it {over.state} ({over.reason})")
 
     async def _recall(self, incident: str) -> None:
         """Incidents are judged in the morning, when they have long left the state."""
@@ -191,30 +193,30 @@ class Controller:
     async def report(self, worker: str, report: Report) -> None:
         """Take one numbered report of an agent, once; when it returns, that is stored."""
         self._require_lead()
-        await self._reports.store(worker, report, self._line.take)
+        await self._reports.store(worker, report, self._turns.run)
 
     async def _take_report(self, worker: str, report: Report) -> list[Instruction]:
         known = self.state.workers.get(worker)
         if known is None or report.sequence <= self.last_sequence(worker):
             return []
-        return await self._turn(
-            self._known.meaning(known.run, report, self._event),
+        return await self._transact(
+            self._live.events_of_report(known.run, report, self._event),
             samples=samples_of(known.run, worker, report),
             sequences={worker: report.sequence},
         )
 
     def last_sequence(self, worker: str) -> int:
         """Sequence of the last report that is stored; 0: none."""
-        return self._known.sequences.get(worker, 0)
+        return self._live.sequences.get(worker, 0)
 
     async def heartbeat(self, worker: str, heartbeat: Heartbeat) -> None:
         """Take a sign of life; not stored. NotLeaderError: the agent must look for who leads."""
         self._require_lead()
-        if not self._carrier.attached(worker):  # lost with the lead: no command would reach it
+        if not self._dispatcher.attached(worker):  # lost with the lead: no command would reach it
             raise NotLeaderError("this server has led anew since: connect again")
         known = self.state.workers.get(worker)
         if known is not None:
-            self._known.heard_of(worker)
+            self._live.heard_of(worker)
             self.observer(known.run).heartbeat(worker, heartbeat, self.clock.monotonic())
             if known.state is WorkerState.LOST:
                 await self.decide(WorkerRegained, run=known.run, worker=worker)
@@ -229,17 +231,17 @@ class Controller:
         known = self.state.workers.get(worker)
         if known is None or known.run != run or known.state is WorkerState.ENDED:
             raise NotFoundError(f"worker {worker} of run {run} is not expected any more")
-        self._known.heard_of(worker)
-        self._carrier.attach(worker, link)
+        self._live.heard_of(worker)
+        self._dispatcher.attach(worker, link)
         return self.last_sequence(worker)
 
     def detach(self, worker: str, link: AgentLink) -> None:
         """An agent's connection is gone. That alone means nothing."""
-        self._carrier.detach(worker, link)
+        self._dispatcher.detach(worker, link)
 
     def acknowledged(self, worker: str, command: str) -> None:
         """An agent has taken a command."""
-        self._carrier.acknowledged(worker, command)
+        self._dispatcher.acknowledged(worker, command)
 
     async def worker_gone(self, worker: str, run: str, reason: str) -> None:
         """The cluster says that nothing of a worker is left."""
@@ -253,27 +255,27 @@ class Controller:
         event = self._event(kind, **fields)
         try:
             with contextlib.suppress(NotLeaderError):
-                await self._line.take(lambda: self._decide_on(event))
-        except DefectError:
+                await self._turns.run(lambda: self._decide_on(event))
+        except InternalError:
             return False
         return True
 
     async def _decide_on(self, event: Event) -> list[Instruction]:
         """An event that no agent reported, in a turn after the news: a refusal changes nothing."""
-        if news := list(self._known.news(event, self._event)):
-            with contextlib.suppress(DefectError):  # which is logged, and no reason not to act
-                await self._turn(news)
-        return await self._turn([event])
+        if news := list(self._live.progress_events(event, self._event)):
+            with contextlib.suppress(InternalError):  # which is logged, and no reason not to act
+                await self._transact(news)
+        return await self._transact([event])
 
     # turns
 
     async def _look(self) -> None:
         """A scheduling pass."""
         cause = self.state.pass_wanted
-        with contextlib.suppress(DefectError, DeposedError):  # which is logged
-            await self._turn([self._event(PassDue, cause=cause)])
+        with contextlib.suppress(InternalError, LeadershipLostError):  # which is logged
+            await self._transact([self._event(SchedulingPassDue, cause=cause)])
 
-    async def _turn(
+    async def _transact(
         self,
         events: Iterable[Event],
         *,
@@ -283,37 +285,37 @@ class Controller:
         """Handle events one after the other, write them in one transaction, then carry it out."""
         pending = Events(events)
         while True:
-            record = TurnRecord()
+            record = TransactionRecord()
             try:
                 record.play(self.state, pending, self.clock)
                 if record or samples or sequences:
                     await self._write(record.batch(self.state, samples, sequences or {}))
                 break
-            except (RefusedError, NotFoundError, InvalidError, DeposedError):
+            except (ConflictError, NotFoundError, InvalidError, LeadershipLostError):
                 raise  # a request that cannot be met, and has changed nothing; or another leads now
             except Exception as error:
                 await self._recover_from_defect(samples)
                 # An agent sends its report until it is taken: without the event that fails; else
                 # without any; else without the samples. Several together are taken apart first.
                 if len(sequences or ()) != 1 or not (pending or samples):
-                    raise DefectError(
+                    raise InternalError(
                         f"{error!r}: a defect, in the server's log; nothing was changed"
                     ) from error
                 if not pending.leave_out():
                     samples = samples if pending else None
                     pending = Events(())
-        self._known.sequences.update(sequences or {})
-        self._carrier.carry(record.outbox)
-        for worker in self._known.forget():
-            self._carrier.forget(worker)
+        self._live.sequences.update(sequences or {})
+        self._dispatcher.dispatch(record.outbox)
+        for worker in self._live.forget():
+            self._dispatcher.forget(worker)
         return record.instructions
 
     async def _write(self, batch: Batch) -> None:
-        epoch = self._lead.epoch
+        epoch = self._election.epoch
         try:
             await commit_when_possible(self.store, batch, epoch, self.clock)
-        except DeposedError:
-            if epoch == self._lead.epoch:  # else we lead again already
+        except LeadershipLostError:
+            if epoch == self._election.epoch:  # else we lead again already
                 self._leading.append(asyncio.create_task(self._step_down()))
             raise
 
@@ -321,15 +323,15 @@ class Controller:
         """The core failed: a defect of ours. Go back to what is stored, and say so loudly."""
         _log.exception("the core failed: what it failed over is left out; please report this")
         wanted = self.state.pass_wanted  # by a turn before this one; not stored
-        await self._known.load_when_possible(samples)
+        await self._live.load_when_possible(samples)
         self.state.pass_wanted = wanted
-        self._carrier.go_by(self.state)
+        self._dispatcher.go_by(self.state)
 
     # what the rounds need
 
-    def observer(self, run: str) -> RunObserver:
+    def observer(self, run: str) -> RunSamplePipeline:
         """What watches one run."""
-        return self._known.observer(run)
+        return self._live.observer(run)
 
     async def raise_findings(self, run: str, attempt: int, findings: Sequence[Finding]) -> None:
         """Have findings decided on, one after the other."""
@@ -344,14 +346,14 @@ class Controller:
 
     def silence(self, worker: str) -> float:
         """Seconds since a worker was last heard of."""
-        return self._known.silence(worker)
+        return self._live.silence(worker)
 
     async def note_carried(self) -> None:
         """Mark what was carried out in the outbox."""
         if self._carried:
-            async with self._line.between():  # what made it needless must be stored first
+            async with self._turns.exclusive():  # what made it needless must be stored first
                 ids = self._carried.copy()
-                await self.store.carried_out(ids, epoch=self._lead.epoch)
+                await self.store.carried_out(ids, epoch=self._election.epoch)
                 del self._carried[: len(ids)]
 
     # small things

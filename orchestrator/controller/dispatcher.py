@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Protocol
 
@@ -18,16 +17,17 @@ import structlog
 
 from jobs.clock import Clock
 from jobs.commands import AgentCommand
+from orchestrator.alerts.port import CountedNotifier, Notifier
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import Cluster, WorkerLaunch
 from orchestrator.core.messages.instructions import (
+    BroadcastCommand,
     Instruction,
     LaunchWorker,
     Notify,
     ProbeWorker,
+    SendCommand,
     StopWorker,
-    Tell,
-    TellGang,
 )
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import WorkerState
@@ -49,45 +49,7 @@ class AgentLink(Protocol):
         """
 
 
-class Notifier(Protocol):
-    """Tells people."""
-
-    channel: str
-    """Where they are told: a word for the metrics."""
-
-    async def notify(self, notice: Notify) -> None:
-        """Deliver one notice."""
-
-
-class LogNotifier:
-    """Writes notices into the server's log."""
-
-    channel = "log"
-
-    async def notify(self, notice: Notify) -> None:
-        """One log line."""
-        _log.warning("notice", run=notice.run, severity=notice.severity, text=notice.text)
-
-
-class CountedNotifier:
-    """Tells through another, and counts how that went, by channel and result."""
-
-    def __init__(self, inner: Notifier) -> None:
-        self._inner = inner
-        self.channel = inner.channel
-        self.counts = Counter({(self.channel, result): 0 for result in ("delivered", "failed")})
-
-    async def notify(self, notice: Notify) -> None:
-        """Deliver one notice; errors are the other's."""
-        try:
-            await self._inner.notify(notice)
-        except Exception:
-            self.counts[self.channel, "failed"] += 1
-            raise
-        self.counts[self.channel, "delivered"] += 1
-
-
-class Carrier:
+class OutboxDispatcher:
     """Carries instructions out, each in its own task; those for an agent wait for its link."""
 
     def __init__(
@@ -106,7 +68,7 @@ class Carrier:
         """Notices told since this server started, by channel and result."""
         self._worker_token, self._worker_gone, self._done = worker_token, worker_gone, done
         self._links: dict[str, AgentLink] = {}
-        self._commands: dict[str, dict[str, Tell]] = {}
+        self._commands: dict[str, dict[str, SendCommand]] = {}
         self._open: dict[str, int] = {}
         """Agents that have not taken their part of a gang's command yet, by its id."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,7 +79,7 @@ class Carrier:
         self.go_by(state)
         self._commands.clear()
         self._open.clear()
-        self.carry(outbox)
+        self.dispatch(outbox)
 
     def go_by(self, state: State) -> None:
         """What the core knows is another object from now on."""
@@ -133,17 +95,17 @@ class Carrier:
         self._commands.clear()
         self._open.clear()
 
-    def carry(self, instructions: Iterable[Instruction]) -> None:
+    def dispatch(self, instructions: Iterable[Instruction]) -> None:
         """Take instructions that are in the outbox."""
         for instruction in instructions:
-            if isinstance(instruction, Tell):
+            if isinstance(instruction, SendCommand):
                 self._tell(instruction)
-            elif isinstance(instruction, TellGang):
+            elif isinstance(instruction, BroadcastCommand):
                 self._open[instruction.id] = len(instruction.workers)
                 for tell in instruction.each():
                     self._tell(tell)
             else:
-                self._spawn(self._carry_out(instruction))
+                self._spawn(self._execute(instruction))
 
     # agents
 
@@ -179,7 +141,7 @@ class Carrier:
         else:
             self._done(command)
 
-    def _tell(self, tell: Tell) -> None:
+    def _tell(self, tell: SendCommand) -> None:
         known = self._state.workers.get(tell.worker)
         if known is None or known.state is WorkerState.ENDED:
             self._taken(tell.id)
@@ -193,7 +155,7 @@ class Carrier:
         for tell in list(self._commands.get(worker, {}).values()):
             await self._send(link, tell)
 
-    async def _send(self, link: AgentLink, tell: Tell) -> None:
+    async def _send(self, link: AgentLink, tell: SendCommand) -> None:
         try:
             await link.send(tell.command)
         except ConnectionError as error:
@@ -214,7 +176,7 @@ class Carrier:
         if not task.cancelled() and task.exception() is not None:
             _log.error("an instruction was not carried out", exc_info=task.exception())
 
-    async def _carry_out(self, instruction: Instruction) -> None:
+    async def _execute(self, instruction: Instruction) -> None:
         """Until it is done: what nobody has foreseen may pass as well as what was."""
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             try:

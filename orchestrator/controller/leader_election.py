@@ -16,7 +16,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LeadSettings:
+class ControllerSettings:
     """How a controller seeks and keeps the lead."""
 
     holder: str
@@ -31,10 +31,10 @@ class LeadSettings:
     """Something else proves that no other controller lives: do not wait for its lease to end."""
 
 
-class Lead:
+class LeaderElector:
     """One controller's claim to the lead."""
 
-    def __init__(self, store: Store, clock: Clock, settings: LeadSettings) -> None:
+    def __init__(self, store: Store, clock: Clock, settings: ControllerSettings) -> None:
         self._store, self._clock, self._settings = store, clock, settings
         self.epoch = 0
         """Guards every write; grows with every new leader."""

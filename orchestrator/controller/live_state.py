@@ -9,7 +9,7 @@ import structlog
 
 from jobs.clock import Clock
 from jobs.events import Event, Report
-from orchestrator.controller.sample_pipeline import MakeEvent, RunObserver, may_end
+from orchestrator.controller.sample_pipeline import MakeEvent, RunSamplePipeline, may_end
 from orchestrator.core.model.entities import Run, Worker
 from orchestrator.core.model.state import State
 from orchestrator.database.port import Snapshot, Store, WorkerSamples
@@ -20,7 +20,7 @@ SAMPLES_TO_REBUILD = 1000
 LOAD_RETRY_SECONDS = 0.5
 
 
-class Knowledge:
+class LiveState:
     """The core's state, the agents' sequences and silence, and an observer for each run."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
@@ -28,7 +28,7 @@ class Knowledge:
         self.sequences: dict[str, int] = {}
         """Worker → sequence of its last report that is stored."""
         self._store, self._clock = store, clock
-        self._observers: dict[str, RunObserver] = {}
+        self._observers: dict[str, RunSamplePipeline] = {}
         self._contact: dict[str, float] = {}
 
     async def load(self) -> Snapshot:
@@ -76,12 +76,12 @@ class Knowledge:
             except Exception:  # noqa: BLE001 (it may be these samples that the monitors fail over)
                 _log.exception("samples that no monitor has seen", run=samples.run)
 
-    def news(self, event: Event, make: MakeEvent) -> Iterator[Event]:
+    def progress_events(self, event: Event, make: MakeEvent) -> Iterator[Event]:
         """How far the attempts have come that an event may end, as the core must know first."""
         for attempt in may_end(event, self.state):
-            yield from self.observer(attempt.run).news(attempt, make)
+            yield from self.observer(attempt.run).progress_events(attempt, make)
 
-    def meaning(self, run: str, report: Report, make: MakeEvent) -> Iterator[Event]:
+    def events_of_report(self, run: str, report: Report, make: MakeEvent) -> Iterator[Event]:
         """What a report means to the core: its samples, then its events, each after the news."""
         told = self.observer(run).events(run, report, lambda: self.state, make)
         return self.after_news(itertools.chain(told, report.events), make)
@@ -89,7 +89,7 @@ class Knowledge:
     def after_news(self, events: Iterable[Event], make: MakeEvent) -> Iterator[Event]:
         """Each of the events after the news that bear on it."""
         for event in events:
-            yield from self.news(event, make)
+            yield from self.progress_events(event, make)
             yield event
 
     def drop(self) -> None:
@@ -109,10 +109,10 @@ class Knowledge:
                 self._observers.pop(run, None)
         return ended
 
-    def observer(self, run: str) -> RunObserver:
+    def observer(self, run: str) -> RunSamplePipeline:
         """What watches one run."""
         if run not in self._observers:
-            self._observers[run] = RunObserver(self.state.runs[run].spec)
+            self._observers[run] = RunSamplePipeline(self.state.runs[run].spec)
         return self._observers[run]
 
     def heard_of(self, worker: str) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from jobs.events import Event, Report
-from orchestrator.core.messages.batching import gather
+from orchestrator.core.messages.batching import coalesce
 from orchestrator.database.port import WorkerSamples
-from orchestrator.errors import DefectError, NotLeaderError
+from orchestrator.errors import InternalError, NotLeaderError
 
 _log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ def samples_of(run: str, worker: str, report: Report) -> WorkerSamples | None:
     )
 
 
-class Reports:
+class ReportBatcher:
     """The queue of reports, and how it is worked off.
 
     Args:
@@ -131,7 +131,7 @@ class Reports:
         if len(sequences) > 1:
             try:
                 await self._together(events, sequences)
-            except DefectError:
+            except InternalError:
                 _log.warning("reports are taken one by one", count=len(group))
             else:
                 return
@@ -147,4 +147,4 @@ class Reports:
             if stored is not None and each.report.sequence > stored:
                 events += each.report.events
                 sequences[each.worker] = each.report.sequence
-        return gather(events), sequences
+        return coalesce(events), sequences

@@ -14,7 +14,7 @@ from jobs.events import Event, Heartbeat, RankExited, RankSamples, Report
 from jobs.spec import RunSpec
 from monitors.hang import HangSettings
 from monitors.loss import LossSettings
-from monitors.run_monitors import Watch, WatchSettings
+from monitors.run_monitors import MonitorSettings, RunMonitors
 from monitors.types import Beat, Finding, Sample
 from orchestrator.core.messages.events import (
     FindingRaised,
@@ -75,10 +75,10 @@ class Progress:
     """Seconds of the attempt in which saves blocked training, so far."""
 
 
-def watch_settings(spec: RunSpec) -> WatchSettings:
+def monitor_settings(spec: RunSpec) -> MonitorSettings:
     """The monitors' settings of a run."""
     spike, hang = spec.monitors.loss_spike, spec.monitors.hang
-    return WatchSettings(
+    return MonitorSettings(
         loss=LossSettings(
             threshold=spike.threshold,
             persistence=spike.persistence,
@@ -91,14 +91,14 @@ def watch_settings(spec: RunSpec) -> WatchSettings:
     )
 
 
-class RunObserver:
+class RunSamplePipeline:
     """Everything the control plane derives from one run's samples and heartbeats.
 
     Rebuilt from stored samples.
     """
 
     def __init__(self, spec: RunSpec) -> None:
-        self._watch = Watch(watch_settings(spec))
+        self._watch = RunMonitors(monitor_settings(spec))
         self._heartbeats: dict[str, tuple[float, Heartbeat]] = {}
         self._progress = Progress()
 
@@ -156,7 +156,7 @@ class RunObserver:
         actor = f"monitor:{finding.kind}"
         return make(FindingRaised, run=run, attempt=finding.attempt, finding=finding, actor=actor)
 
-    def news(self, attempt: Attempt, make: MakeEvent) -> Iterator[Event]:
+    def progress_events(self, attempt: Attempt, make: MakeEvent) -> Iterator[Event]:
         """How far an attempt has come, where the core was not told yet."""
         now = self._progress
         further = now.step > attempt.step or now.blocked_seconds > attempt.blocked_seconds

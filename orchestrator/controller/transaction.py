@@ -12,7 +12,7 @@ import structlog
 from jobs.clock import Clock
 from jobs.events import Event, WorkerEvent
 from orchestrator.core.machine import handle
-from orchestrator.core.messages.events import FindingRaised, PassDue
+from orchestrator.core.messages.events import FindingRaised, SchedulingPassDue
 from orchestrator.core.messages.instructions import Instruction, Record
 from orchestrator.core.model.state import State
 from orchestrator.database.port import (
@@ -68,7 +68,7 @@ class Events:
 
 
 @dataclasses.dataclass(slots=True)
-class TurnRecord:
+class TransactionRecord:
     """What one turn adds, besides the changes of the state."""
 
     instructions: list[Instruction] = dataclasses.field(default_factory=list)
@@ -80,7 +80,7 @@ class TurnRecord:
         for event in events:
             now = clock.now()
             decided = handle(state, event, now)
-            if decided or state.changed or not isinstance(event, PassDue):
+            if decided or state.changed or not isinstance(event, SchedulingPassDue):
                 self.add(event, decided, now)
 
     def add(self, event: Event, decided: Sequence[Instruction], now: dt.datetime) -> None:
@@ -125,7 +125,7 @@ async def commit_when_possible(store: Store, batch: Batch, epoch: int, clock: Cl
     """Write a batch, however long it takes the database to come back.
 
     Raises:
-        DeposedError: Another leads now; nothing was written.
+        LeadershipLostError: Another leads now; nothing was written.
     """
     while True:
         try:

@@ -14,7 +14,7 @@ PASS_SECONDS = 1.0
 """So long a scheduling pass waits at most for the line to end."""
 
 
-class Line:
+class TurnQueue:
     """Turns that wait for each other.
 
     What comes together (hundreds of agents that end) costs one scheduling pass: it follows the last
@@ -43,7 +43,7 @@ class Line:
         """When a pass was first seen to be wanted."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def take(self, turn: Callable[[], Awaitable[T]]) -> T:
+    async def run(self, turn: Callable[[], Awaitable[T]]) -> T:
         """Take a turn, to its end: a caller that goes away leaves no half turn."""
 
         async def alone() -> T:
@@ -70,7 +70,7 @@ class Line:
         return await asyncio.shield(task)
 
     @contextlib.asynccontextmanager
-    async def between(self) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncIterator[None]:
         """A moment between turns, in which nothing is decided."""
         async with self._lock:
             yield

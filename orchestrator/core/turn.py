@@ -10,7 +10,13 @@ from typing import Any
 from jobs.commands import Command
 from jobs.events import Event
 from monitors.types import Severity
-from orchestrator.core.messages.instructions import Instruction, Notify, Record, Tell, TellGang
+from orchestrator.core.messages.instructions import (
+    BroadcastCommand,
+    Instruction,
+    Notify,
+    Record,
+    SendCommand,
+)
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
@@ -34,7 +40,7 @@ from orchestrator.core.model.states import (
     WorkerState,
     check_move,
 )
-from orchestrator.core.policy import usage_history as history
+from orchestrator.core.policy import usage_history
 
 _NOT_IN_THE_QUEUE = frozenset({RunState.HELD, *TERMINAL_RUN_STATES})
 _SEEN_THROUGH_A_HOLD = frozenset({None, RunState.HELD, *TERMINAL_RUN_STATES})
@@ -110,7 +116,7 @@ class Turn:
         self.state.put(new)
         if new.state is WorkerState.ENDED and old.state is not new.state:
             run = self.state.runs[new.run]
-            self.state.put(history.booked(self.state.fleet, run, new, self.now))
+            self.state.put(usage_history.booked(self.state.fleet, run, new, self.now))
         return new
 
     def change_node(self, node: str, **changes: Any) -> Node:
@@ -199,15 +205,15 @@ class Turn:
         """Write a decision into the journal; nothing to carry out."""
         self.emit(Record, run, reason)
 
-    def tell(
+    def send_command(
         self, worker: str, command: type[Command], why: str, *, attempt: int, **fields: Any
     ) -> None:
         """Send a command to an agent."""
         run = self.state.workers[worker].run
         order = command(id=self.next_id, attempt=attempt, **fields)
-        self.emit(Tell, run, why, worker=worker, command=order)
+        self.emit(SendCommand, run, why, worker=worker, command=order)
 
-    def tell_gang(
+    def broadcast(
         self,
         run: str,
         parts: Mapping[str, tuple[int, ...]],
@@ -219,7 +225,7 @@ class Turn:
         if parts:
             order = command(id=self.next_id, **fields)
             ranks = tuple(parts.values()) if "ranks" in command.model_fields else ()
-            self.emit(TellGang, run, why, workers=tuple(parts), ranks=ranks, command=order)
+            self.emit(BroadcastCommand, run, why, workers=tuple(parts), ranks=ranks, command=order)
 
     def notify(
         self, run: str | None, severity: Severity, text: str, incident: str | None = None

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.database.mapping import table_of, upsert
 from orchestrator.database.models import LeaderRow
 from orchestrator.database.port import Lease
-from orchestrator.errors import DeposedError
+from orchestrator.errors import LeadershipLostError
 
 _LEADER = table_of(LeaderRow)
 _NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -35,10 +35,10 @@ def decide(
 
 
 def check(current: Lease | None, epoch: int) -> None:
-    """Raise DeposedError unless `epoch` is the current one."""
+    """Raise LeadershipLostError unless `epoch` is the current one."""
     if current is None or current.epoch != epoch:
         leader = f"{current.holder or 'nobody'} at epoch {current.epoch}" if current else "nobody"
-        raise DeposedError(
+        raise LeadershipLostError(
             f"epoch {epoch} is over ({leader} leads now): nothing was written; this server must "
             "stop acting"
         )
@@ -56,7 +56,7 @@ async def lease(connection: AsyncConnection, *, lock: bool = False) -> Lease | N
 
 
 async def check_epoch(connection: AsyncConnection, epoch: int) -> None:
-    """Raise DeposedError unless `epoch` is current; it stays so until the transaction ends."""
+    """Raise LeadershipLostError unless `epoch` is current, until the transaction ends."""
     check(await lease(connection, lock=True), epoch)
 
 

@@ -20,7 +20,7 @@ from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.database.engine import Database, database_url, describe, in_memory, is_sqlite
 from orchestrator.database.mapping import RUNS, table_of
 from orchestrator.database.models import JournalRow, OutboxRow, RetentionRow, SampleRow
-from orchestrator.errors import DatabaseUnavailableError, InvalidError, RefusedError
+from orchestrator.errors import ConflictError, DatabaseUnavailableError, InvalidError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ async def backup(url: str, path: Path) -> None:
         `pg_restore`.
 
     Raises:
-        RefusedError: The file is there already, or `pg_dump` is not.
+        ConflictError: The file is there already, or `pg_dump` is not.
         InvalidError: A database in memory.
         DatabaseUnavailableError: It could not be read.
     """
@@ -50,7 +50,7 @@ async def backup(url: str, path: Path) -> None:
     if in_memory(parsed):
         raise InvalidError("a database in memory cannot be backed up")
     if path.exists():  # noqa: ASYNC240 (one look, on a command's path)
-        raise RefusedError(f"{path} is there already; name a new file, or remove it first")
+        raise ConflictError(f"{path} is there already; name a new file, or remove it first")
     partial = path.with_name(path.name + ".partial")
     try:
         if is_sqlite(parsed):
@@ -77,7 +77,7 @@ def _copy_sqlite(url: URL, target: Path) -> None:
 async def _dump_postgres(url: URL, target: Path) -> None:
     program = shutil.which("pg_dump")
     if program is None:
-        raise RefusedError(
+        raise ConflictError(
             "pg_dump is not installed; it comes with PostgreSQL's client programs, "
             "in the version of the server or a newer one"
         )

@@ -197,7 +197,8 @@ class Store(Protocol):
     async def commit(self, batch: Batch, *, epoch: int) -> int:
         """Write a batch in one transaction. Idempotent in journal ids and worker sequences.
 
-        Returns the number of samples refused for an old attempt. Raises DeposedError if `epoch` is
+        Returns the number of samples refused for an old attempt.
+        Raises LeadershipLostError if `epoch` is
         not current.
         """
 

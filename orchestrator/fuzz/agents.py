@@ -37,7 +37,7 @@ from orchestrator.fuzz.network import Wire
 from orchestrator.fuzz.training import Share
 
 if TYPE_CHECKING:
-    from orchestrator.fuzz.world import Room
+    from orchestrator.fuzz.world import World
 
 _SAMPLES_SECONDS = 5.0
 """Samples wait at most so long for company (the real agent's wait a quarter of a second)."""
@@ -52,7 +52,7 @@ class Agent:
         deaf: Whether it does not obey stops: a rank is stuck in the kernel.
     """
 
-    def __init__(self, room: Room, launch: WorkerLaunch) -> None:
+    def __init__(self, room: World, launch: WorkerLaunch) -> None:
         self.room, self.spec = room, launch.spec
         self.worker, self.run, self.node = launch.worker, launch.run, launch.node
         self.clock = ProcessClock(room.loop)

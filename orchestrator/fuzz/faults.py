@@ -9,16 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from monitors.failures import Failure, FailureClass
-from orchestrator.fuzz import users as people
+from orchestrator.fuzz import users
 from orchestrator.fuzz.event_loop import WORLD_CONTEXT
 
 if TYPE_CHECKING:
     from orchestrator.fuzz.agents import Agent
     from orchestrator.fuzz.servers import Server
     from orchestrator.fuzz.training import Gang
-    from orchestrator.fuzz.world import Room
+    from orchestrator.fuzz.world import World
 
-Strike = Callable[["Room", random.Random], None]
+Strike = Callable[["World", random.Random], None]
 
 _DEATHS = (
     (FailureClass.SIGNAL, "killed by SIGKILL"),
@@ -34,18 +34,18 @@ _STEPS_OF_AN_AGENT = 40
 """Within which one that is to be killed is: half a minute of training, or one start."""
 
 
-def later(room: Room, seconds: float, work: Callable[..., None], *args: object) -> None:
+def later(room: World, seconds: float, work: Callable[..., None], *args: object) -> None:
     """Something that ends a fault again."""
     room.loop.call_later(seconds, work, *args, context=WORLD_CONTEXT)
 
 
-def _leader(room: Room, chance: random.Random) -> Server:
+def _leader(room: World, chance: random.Random) -> Server:
     """The leader, most of the time."""
     leading = [server for server in room.servers if server.leads]
     return chance.choice(leading if leading and chance.random() < 0.8 else room.servers)
 
 
-def server_killed(room: Room, chance: random.Random) -> None:
+def server_killed(room: World, chance: random.Random) -> None:
     """A server dies between two of its next steps, and is started again."""
     server = _leader(room, chance)
     server.kill_later(chance.randint(0, 400))
@@ -53,7 +53,7 @@ def server_killed(room: Room, chance: random.Random) -> None:
     later(room, chance.uniform(20.5, 30.0), server.boot)
 
 
-def server_paused(room: Room, chance: random.Random) -> None:
+def server_paused(room: World, chance: random.Random) -> None:
     """A server stands still, perhaps for longer than its lease, and goes on."""
     server = _leader(room, chance)
     seconds = chance.uniform(1.0, 25.0)
@@ -61,7 +61,7 @@ def server_paused(room: Room, chance: random.Random) -> None:
         room.loop.doom(server.process, chance.randint(0, 400), lambda: server.pause(seconds))
 
 
-def server_stopped(room: Room, chance: random.Random) -> None:
+def server_stopped(room: World, chance: random.Random) -> None:
     """An upgrade: a server is stopped in good order, and started again."""
     server = _leader(room, chance)
     server.hand_over()
@@ -69,12 +69,12 @@ def server_stopped(room: Room, chance: random.Random) -> None:
     later(room, chance.uniform(15.5, 25.0), server.boot)
 
 
-def _agent(room: Room, chance: random.Random) -> Agent | None:
+def _agent(room: World, chance: random.Random) -> Agent | None:
     alive = [agent for agent in room.agents.values() if agent.alive]
     return chance.choice(alive) if alive else None
 
 
-def agent_killed(room: Room, chance: random.Random) -> None:
+def agent_killed(room: World, chance: random.Random) -> None:
     """An agent dies between two of its next steps, and its ranks with it; or it no longer obeys."""
     agent = _agent(room, chance)
     if agent is None:
@@ -88,12 +88,12 @@ def agent_killed(room: Room, chance: random.Random) -> None:
         )
 
 
-def _die(room: Room, agent: Agent) -> None:
+def _die(room: World, agent: Agent) -> None:
     room.story.tell(f"{agent.worker} is killed")
     room.site.die(agent.worker)
 
 
-def node_lost(room: Room, chance: random.Random) -> None:
+def node_lost(room: World, chance: random.Random) -> None:
     """A node dies; it may come back."""
     nodes = sorted(room.nodes)
     node = chance.choice(nodes)
@@ -101,7 +101,7 @@ def node_lost(room: Room, chance: random.Random) -> None:
     later(room, chance.uniform(2.0, 60.0), room.bring_back, node)
 
 
-def partition(room: Room, chance: random.Random) -> None:
+def partition(room: World, chance: random.Random) -> None:
     """Nobody can reach a node for a while, and its ranks go on.
 
     Often another node of its gang fails meanwhile: then nobody can say whether the attempt is over.
@@ -124,21 +124,21 @@ def _killed() -> Failure:
     return Failure(failure_class=FailureClass.SIGNAL, reason=reason, signature=reason)
 
 
-def database_away(room: Room, chance: random.Random) -> None:
+def database_away(room: World, chance: random.Random) -> None:
     """The database does not answer for a while."""
     room.story.tell("the database is away")
     room.disk.away = True
     later(room, chance.uniform(0.5, 15.0), setattr, room.disk, "away", False)
 
 
-def cluster_away(room: Room, chance: random.Random) -> None:
+def cluster_away(room: World, chance: random.Random) -> None:
     """The cluster's API does not answer for a while."""
     room.story.tell("the cluster is away")
     room.site.away = True
     later(room, chance.uniform(0.5, 30.0), setattr, room.site, "away", False)
 
 
-def clock_jump(room: Room, chance: random.Random) -> None:
+def clock_jump(room: World, chance: random.Random) -> None:
     """A wall clock jumps, of a server or of a node."""
     seconds = chance.choice((-1.0, 1.0)) * chance.choice((0.5, 5.0, 30.0, 90.0))
     room.promises.right_clocks = False
@@ -152,7 +152,7 @@ def clock_jump(room: Room, chance: random.Random) -> None:
         server.clock.ahead += seconds
 
 
-def rank_killed(room: Room, chance: random.Random) -> None:
+def rank_killed(room: World, chance: random.Random) -> None:
     """A rank dies, of one thing or another."""
     agent = _agent(room, chance)
     if agent is None or agent.share is None:
@@ -163,12 +163,12 @@ def rank_killed(room: Room, chance: random.Random) -> None:
     agent.share.fail(Failure(failure_class=kind, reason=reason, signature=reason), rank)
 
 
-def _gang(room: Room, chance: random.Random) -> Gang | None:
+def _gang(room: World, chance: random.Random) -> Gang | None:
     training = [gang for gang in room.gangs.values() if gang.whole and not gang.broken]
     return chance.choice(training) if training else None
 
 
-def hang(room: Room, chance: random.Random) -> None:
+def hang(room: World, chance: random.Random) -> None:
     """A collective never comes back."""
     gang = _gang(room, chance)
     if gang is not None:
@@ -176,7 +176,7 @@ def hang(room: Room, chance: random.Random) -> None:
         gang.hung = True
 
 
-def bad_data(room: Room, chance: random.Random) -> None:
+def bad_data(room: World, chance: random.Random) -> None:
     """Batches to come that spoil the loss, every time or once; or a bug in the script."""
     job = room.jobs[chance.choice(sorted(room.jobs))]
     spoilt = chance.choice((math.nan, math.inf, 60.0))
@@ -191,7 +191,7 @@ def bad_data(room: Room, chance: random.Random) -> None:
     room.story.tell(f"bad data or a bug waits for {job.run} around step {where}")
 
 
-def bad_save(room: Room, chance: random.Random) -> None:
+def bad_save(room: World, chance: random.Random) -> None:
     """A saved shard is spoilt; or saves to come fail; or one rank loads something else."""
     job = room.jobs[chance.choice(sorted(room.jobs))]
     shards = [shard for _, ranks in sorted(room.storage.shards.items()) for shard in ranks.values()]
@@ -220,6 +220,6 @@ BLOWS: Mapping[str, Strike] = {
     "hang": hang,
     "bad_data": bad_data,
     "bad_save": bad_save,
-    "operator": people.ask_for_something,
-    "steward": people.look_after_cluster,
+    "operator": users.ask_for_something,
+    "steward": users.look_after_cluster,
 }

@@ -18,8 +18,7 @@ from orchestrator.core.model.entities import Attempt, Checkpoint, Entity, Incide
 from orchestrator.core.model.state import State, is_over
 from orchestrator.core.model.states import AttemptState, WorkerState
 from orchestrator.database.port import Batch, JournalEntry, Snapshot
-from orchestrator.fuzz import placement_invariants as placements
-from orchestrator.fuzz import turn_invariants as rules
+from orchestrator.fuzz import placement_invariants, turn_invariants
 from orchestrator.fuzz.recording_store import Intent, Receipt, Turn
 
 
@@ -102,7 +101,7 @@ class Promises:
 
     def _receipt(self, order: Order) -> None:
         order.done = True
-        for part in rules.parts(order.instruction):
+        for part in turn_invariants.parts(order.instruction):
             known = self.book.workers.get(getattr(part, "worker", ""))
             if known is not None and known.state is WorkerState.ENDED:
                 continue  # nobody will ever take it
@@ -119,7 +118,7 @@ class Promises:
             return  # written already, but the answer was lost: once more changes nothing
         self._last = batch
         self.turns += 1
-        for sentence in rules.before(self.book, batch):
+        for sentence in turn_invariants.before(self.book, batch):
             self.breaks(sentence)
         newcomers = frozenset(run.id for run in self.book.runs.values() if run.attempt == 0)
         self._enter_journal(batch)
@@ -143,11 +142,11 @@ class Promises:
 
     def _after(self, batch: Batch, newcomers: frozenset[str]) -> Iterator[str]:
         clocks = self.right_clocks
-        yield from rules.after(self.book, batch, count_seconds=clocks)
-        yield from placements.after(self.book, batch, newcomers, clocks=clocks)
-        yield from rules.one_live_attempt(self._attempts.values())
+        yield from turn_invariants.after(self.book, batch, count_seconds=clocks)
+        yield from placement_invariants.after(self.book, batch, newcomers, clocks=clocks)
+        yield from turn_invariants.one_live_attempt(self._attempts.values())
         for entity in batch.entities:
-            if isinstance(entity, Checkpoint) and entity.trust in rules.WHOLE:
+            if isinstance(entity, Checkpoint) and entity.trust in turn_invariants.WHOLE:
                 query = "SELECT count(*) FROM shards WHERE checkpoint = ?"
                 (shards,) = self._raw.execute(query, (entity.id,)).fetchone()
                 if shards != entity.world_size:
@@ -226,7 +225,7 @@ class Promises:
         for order in self._outbox.values():
             if order.done or order.since > oldest:
                 continue
-            for part in rules.parts(order.instruction):
+            for part in turn_invariants.parts(order.instruction):
                 worker = self.book.workers.get(getattr(part, "worker", ""))
                 if (
                     worker is not None

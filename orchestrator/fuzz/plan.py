@@ -122,7 +122,7 @@ def _submission(chance: random.Random, number: int, nodes: int) -> Submission:
             "queue": chance.choice(QUEUES),
             "project": chance.choice(("blue", "green")),
             "priority": chance.choice(("low", "normal", "high", "critical")),
-            "placement": {"spares": chance.choice((0, 0, 0, 1))},
+            "placement": {"standbys": chance.choice((0, 0, 0, 1))},
             "resources": {
                 "nodes": _size(chance, nodes),
                 "processes_per_node": chance.choice((1, 1, 2)),

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from jobs.commands import AgentCommand
 from jobs.events import Event
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leader_election import LeadSettings
+from orchestrator.controller.leader_election import ControllerSettings
 from orchestrator.errors import (
-    DeposedError,
+    ConflictError,
     InvalidError,
+    LeadershipLostError,
     NotFoundError,
     NotLeaderError,
-    RefusedError,
 )
 from orchestrator.fuzz.cluster import View
 from orchestrator.fuzz.event_loop import WORLD_CONTEXT, ProcessClock
@@ -23,7 +23,7 @@ from orchestrator.fuzz.network import LOST, Network, Wire
 from orchestrator.fuzz.recording_store import WatchedStore
 
 if TYPE_CHECKING:
-    from orchestrator.fuzz.world import Room
+    from orchestrator.fuzz.world import World
 
 LEASE_SECONDS = 9.0
 WORKER_LOST_SECONDS = 6.0
@@ -34,7 +34,7 @@ SEEK_SECONDS = 4.0
 class Server:
     """One place, its clock, and the controller of the hour."""
 
-    def __init__(self, room: Room, name: str) -> None:
+    def __init__(self, room: World, name: str) -> None:
         self.name, self.clock = name, ProcessClock(room.loop)
         self.process = ""
         """The process of the hour; empty: it is down."""
@@ -59,7 +59,7 @@ class Server:
             WatchedStore(room.promises),
             View(room.site, room.loop, self._chance, room.weather),
             self.clock,
-            settings=LeadSettings(
+            settings=ControllerSettings(
                 holder=self.process,
                 lease_seconds=LEASE_SECONDS,
                 seek_seconds=SEEK_SECONDS,
@@ -130,9 +130,9 @@ class Server:
 async def _submit(controller: Controller, event: Event) -> str:
     try:
         await controller.submit(event)
-    except (RefusedError, NotFoundError, InvalidError) as error:
+    except (ConflictError, NotFoundError, InvalidError) as error:
         return f"refused: {error}"
-    except (NotLeaderError, DeposedError):
+    except (NotLeaderError, LeadershipLostError):
         return ""
     return "done"
 
@@ -160,7 +160,7 @@ async def _serve(controller: Controller, wire: Wire) -> None:
         await _converse(controller, wire)
     except NotFoundError as error:
         wire.send(wire.at_agent, "refused", str(error))
-    except (NotLeaderError, DeposedError, ConnectionError):
+    except (NotLeaderError, LeadershipLostError, ConnectionError):
         pass
     finally:
         controller.detach(hello.worker, link)

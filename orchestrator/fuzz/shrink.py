@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from orchestrator.fuzz.fault_rates import AMBIENT
 from orchestrator.fuzz.plan import FAULTS, Choice, Plan, draw
-from orchestrator.fuzz.world import Outcome, Room
+from orchestrator.fuzz.world import Outcome, World
 
 
 def tell(plan: Plan, choice: Choice) -> Outcome:
     """Tell one story."""
-    return Room(plan, choice).tell()
+    return World(plan, choice).tell()
 
 
 def tell_seed(choice: Choice, seed: int) -> Outcome:

@@ -24,7 +24,7 @@ from orchestrator.fuzz.storage import Shard, path_of, report_of
 
 if TYPE_CHECKING:
     from orchestrator.fuzz.agents import Agent
-    from orchestrator.fuzz.world import Room
+    from orchestrator.fuzz.world import World
 
 _RENDEZVOUS_SECONDS = 60.0
 _COLLECTIVE_SECONDS = 40.0
@@ -171,7 +171,7 @@ class Gang:
         whole: Whether all ranks have met.
     """
 
-    def __init__(self, room: Room, job: Job, command: StartAttempt) -> None:
+    def __init__(self, room: World, job: Job, command: StartAttempt) -> None:
         self.room, self.job, self.attempt = room, job, command.attempt
         self.world_size = command.world_size
         self.hung = self.whole = self.broken = False

@@ -9,12 +9,12 @@ from babysit.wire import Tier
 from jobs.commands import DeleteCheckpoint, StartAttempt
 from monitors.failures import Cause
 from orchestrator.core.messages.instructions import (
+    BroadcastCommand,
     Instruction,
     LaunchWorker,
     Notify,
     Record,
-    Tell,
-    TellGang,
+    SendCommand,
 )
 from orchestrator.core.model.entities import Attempt, Checkpoint, Incident, Run, Worker
 from orchestrator.core.model.state import State
@@ -50,13 +50,15 @@ _ROUNDING_SECONDS = 1e-3
 
 def parts(instruction: Instruction) -> Sequence[Instruction]:
     """An instruction, once for each worker that it concerns."""
-    return tuple(instruction.each()) if isinstance(instruction, TellGang) else (instruction,)
+    return (
+        tuple(instruction.each()) if isinstance(instruction, BroadcastCommand) else (instruction,)
+    )
 
 
-def told(batch: Batch) -> Iterator[Tell]:
+def told(batch: Batch) -> Iterator[SendCommand]:
     """Every command of a turn, once for each agent that gets it."""
     for instruction in batch.outbox:
-        yield from (part for part in parts(instruction) if isinstance(part, Tell))
+        yield from (part for part in parts(instruction) if isinstance(part, SendCommand))
 
 
 def before(book: State, batch: Batch) -> Iterator[str]:
@@ -185,7 +187,7 @@ def after(book: State, batch: Batch, *, count_seconds: bool) -> Iterator[str]:
                 elapsed = (now - entity.submitted_at).total_seconds()
                 if abs(booked - elapsed) > _ROUNDING_SECONDS:
                     yield f"{entity.id} has {booked:.3f} s on its ledger after {elapsed:.3f} s"
-    if any(entry.name == "pass_due" for entry in batch.journal):
+    if any(entry.name == "scheduling_pass_due" for entry in batch.journal):
         for run in book.live_runs():
             yield from _waits_for_something(book, run)
 

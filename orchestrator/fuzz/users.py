@@ -22,31 +22,31 @@ from orchestrator.core.messages.events import (
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.records import MAINTENANCE
 from orchestrator.core.model.states import IncidentState, NodeState, RunState
-from orchestrator.fuzz import administrators as stewards
+from orchestrator.fuzz import administrators
 from orchestrator.fuzz.event_loop import rest
 from orchestrator.fuzz.plan import Submission
 
 if TYPE_CHECKING:
-    from orchestrator.fuzz.world import Room
+    from orchestrator.fuzz.world import World
 
 _ROUNDS_SECONDS = 20.0
 _LIVE_SHARE = 0.9
 """Of what is asked for of a run: one that is not over."""
 
 
-def _event(room: Room, kind: type[Event], **fields: Any) -> Event:
+def _event(room: World, kind: type[Event], **fields: Any) -> Event:
     given = {"id": room.new_id("P"), "at": room.clock.now(), "actor": "operator:ann", **fields}
     return kind.model_validate(given)
 
 
-def _ask(room: Room, kind: type[Event], **fields: Any) -> None:
+def _ask(room: World, kind: type[Event], **fields: Any) -> None:
     """Ask whoever leads, and do not wait for the answer."""
     leading = [server for server in room.servers if server.leads] or room.servers
     room.story.tell(f"someone asks: {kind.__name__} {fields}")
     leading[0].ask(_event(room, kind, **fields))
 
 
-async def submit(room: Room, submission: Submission) -> None:
+async def submit(room: World, submission: Submission) -> None:
     """Submit a run, again and again until it is stored: its id makes it one."""
     await rest(room.loop, submission.at)
     fields = {"run": submission.run, "spec": submission.spec}
@@ -56,7 +56,7 @@ async def submit(room: Room, submission: Submission) -> None:
         await rest(room.loop, 1.5)
 
 
-def ask_for_something(room: Room, chance: random.Random) -> None:
+def ask_for_something(room: World, chance: random.Random) -> None:
     """One request, of any kind, for anything there is; mostly of what is not over."""
     book = room.promises.book
     runs = list(book.live_runs()) if chance.random() < _LIVE_SHARE else list(book.runs.values())
@@ -64,15 +64,15 @@ def ask_for_something(room: Room, chance: random.Random) -> None:
         _ask_of(room, chance, chance.choice(runs))
 
 
-def look_after_cluster(room: Room, chance: random.Random) -> None:
+def look_after_cluster(room: World, chance: random.Random) -> None:
     """A quota, spares, or maintenance."""
     queues = sorted({submission.spec.queue for submission in room.plan.submissions})
-    cluster = stewards.Cluster(sorted(room.nodes), queues, room.clock.now())
-    kind, fields = stewards.wish(chance, cluster)
+    cluster = administrators.Cluster(sorted(room.nodes), queues, room.clock.now())
+    kind, fields = administrators.wish(chance, cluster)
     _ask(room, kind, **fields)
 
 
-def _ask_of(room: Room, chance: random.Random, run: Run) -> None:
+def _ask_of(room: World, chance: random.Random, run: Run) -> None:
     """One request for a run, or around it."""
     match chance.randrange(13):
         case 0:
@@ -99,7 +99,7 @@ def _ask_of(room: Room, chance: random.Random, run: Run) -> None:
             _handle_checkpoint(room, chance, run)
 
 
-def _change_incident(room: Room, chance: random.Random) -> None:
+def _change_incident(room: World, chance: random.Random) -> None:
     incidents = sorted(room.promises.book.incidents)
     if incidents:
         _ask(
@@ -112,7 +112,7 @@ def _change_incident(room: Room, chance: random.Random) -> None:
         )
 
 
-def _handle_checkpoint(room: Room, chance: random.Random, run: Run) -> None:
+def _handle_checkpoint(room: World, chance: random.Random, run: Run) -> None:
     book = room.promises.book
     of_run = sorted(c.id for c in book.checkpoints.values() if c.run == run.id)
     if not of_run:
@@ -121,7 +121,7 @@ def _handle_checkpoint(room: Room, chance: random.Random, run: Run) -> None:
     _ask(room, chance.choice(kinds), run=run.id, checkpoint=chance.choice(of_run))
 
 
-async def clear_up(room: Room) -> None:
+async def clear_up(room: World) -> None:
     """After the last fault: whatever waits for a person gets what it waits for."""
     while True:
         await rest(room.loop, _ROUNDS_SECONDS)
@@ -130,9 +130,9 @@ async def clear_up(room: Room) -> None:
             _look_after(room)
 
 
-def _look_after(room: Room) -> None:
+def _look_after(room: World) -> None:
     book = room.promises.book
-    for kind, fields in stewards.lift_limits(book):
+    for kind, fields in administrators.lift_limits(book):
         _ask(room, kind, **fields)
     if book.fleet.hold:
         _ask(room, RunReleased, run=None)
@@ -149,7 +149,7 @@ def _look_after(room: Room) -> None:
             _ask(room, RestartAsked, run=run.id)
 
 
-def _left_to_people(room: Room, incident: str) -> bool:
+def _left_to_people(room: World, incident: str) -> bool:
     """Whether automation waits for a person over it, and has for long enough."""
     known = room.promises.book.incidents[incident]
     age = (room.clock.now() - known.opened_at).total_seconds()

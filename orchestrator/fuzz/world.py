@@ -11,11 +11,15 @@ from collections.abc import Iterator
 
 from jobs.commands import StartAttempt
 from orchestrator.clusters.port import WorkerLaunch
-from orchestrator.core.messages.instructions import Instruction, LaunchWorker, StopWorker, Tell
+from orchestrator.core.messages.instructions import (
+    Instruction,
+    LaunchWorker,
+    SendCommand,
+    StopWorker,
+)
 from orchestrator.core.model.states import WorkerState
 from orchestrator.fuzz import faults as blows
-from orchestrator.fuzz import placement_invariants as placements
-from orchestrator.fuzz import users as people
+from orchestrator.fuzz import placement_invariants, users
 from orchestrator.fuzz.agents import Agent
 from orchestrator.fuzz.cluster import Site
 from orchestrator.fuzz.event_loop import WORLD, WORLD_CONTEXT, ProcessClock, VirtualLoop, rest
@@ -71,7 +75,7 @@ class Outcome:
     story: tuple[str, ...]
 
 
-class Room:
+class World:
     """Database, cluster, network, servers, agents and people of one story."""
 
     def __init__(self, plan: Plan, choice: Choice) -> None:
@@ -113,7 +117,7 @@ class Room:
     def carried_out(self, instruction: Instruction) -> bool:
         """Whether whom it concerns has heard of it."""
         match instruction:
-            case Tell():
+            case SendCommand():
                 agent = self.agents.get(instruction.worker)
                 return agent is None or instruction.command.id in agent.seen
             case LaunchWorker():
@@ -204,7 +208,7 @@ class Room:
         for server in self.servers:
             server.boot()
         for submission in self.plan.submissions:
-            self.loop.spawn(WORLD, people.submit(self, submission))
+            self.loop.spawn(WORLD, users.submit(self, submission))
         for blow in blows_:
             self.loop.call_at(blow.at, self._strike, blow)
         self.loop.call_at(self.plan.calm_at, self._calm)
@@ -231,7 +235,7 @@ class Room:
         self.disk.away = self.site.away = False
         for server in self.servers:
             blows.later(self, 31.0, server.boot)
-        self.loop.spawn(WORLD, people.clear_up(self))
+        self.loop.spawn(WORLD, users.clear_up(self))
 
     async def _watch(self) -> None:
         """Until a promise is broken, everything is done, or patience ends."""
@@ -256,7 +260,7 @@ class Room:
         """What should have been done by now, in sentences."""
         yield from self.promises.overdue(_OVERDUE_SECONDS)
         if self.promises.right_clocks:
-            yield from placements.late_maintenance(self.promises.book, self.clock.now())
+            yield from placement_invariants.late_maintenance(self.promises.book, self.clock.now())
 
     def _led_since(self) -> float:
         """Since when one server has led without faults, to within a look."""

@@ -6,12 +6,9 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from jobs.clock import Clock
-from orchestrator.server import counters as tallies
-from orchestrator.server import error_responses as problems
-from orchestrator.server import metrics
+from orchestrator.server import counters, error_responses, metrics
 from orchestrator.server.context import Context, ControlPlane
-from orchestrator.server.routes import checkpoints, incidents, nodes, queues, runs, system
-from orchestrator.server.routes import history as story
+from orchestrator.server.routes import checkpoints, history, incidents, nodes, queues, runs, system
 from orchestrator.settings import Settings
 
 _TAGS = [
@@ -54,16 +51,16 @@ def create_app(
         generate_unique_id_function=_operation_id,
     )
     app.state.context = Context(controller, clock, settings)
-    app.state.tallies = tallies.Tallies()
-    api = APIRouter(prefix="/api/v1", responses=problems.RESPONSES)
+    app.state.tallies = counters.Tallies()
+    api = APIRouter(prefix="/api/v1", responses=error_responses.RESPONSES)
     # The more specific paths come first: `/runs/{reference}/events` before `/runs/{reference}`.
-    for module in (checkpoints, story, runs, incidents, nodes, queues, system):
+    for module in (checkpoints, history, runs, incidents, nodes, queues, system):
         api.include_router(module.router)
-    api.include_router(story.everything)
+    api.include_router(history.everything)
     app.include_router(api)
     app.include_router(system.health)
     app.include_router(metrics.router)
     if gateway is not None:
         app.include_router(gateway)
-    problems.install(app)
+    error_responses.install(app)
     return app

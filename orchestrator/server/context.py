@@ -17,7 +17,7 @@ from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
 from orchestrator.database.port import Store, Token
-from orchestrator.errors import BabysitError, NotAllowedError
+from orchestrator.errors import BabysitError, PermissionDeniedError
 from orchestrator.settings import Settings
 
 _RANK = {"viewer": 0, "operator": 1, "admin": 2}
@@ -111,7 +111,7 @@ async def _caller(
 def _at_least(role: str) -> Any:
     async def check(caller: Annotated[Token, Depends(_caller)]) -> Token:
         if _RANK[caller.role] < _RANK[role]:
-            raise NotAllowedError(
+            raise PermissionDeniedError(
                 f"this needs the role {role}; the token {caller.name} has {caller.role}"
             )
         return caller

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from monitors.failures import Cause
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Restart, Run
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.core.model.time_ledger import Bucket
@@ -81,7 +81,7 @@ class Tally:
         """Count a run's GPU time; an elastic one as if it always had its fewest nodes."""
         need = run.spec.resources
         gpus = need.min_nodes * need.gpus_per_node
-        for bucket, seconds in ledger.totals(run.ledger, until).items():
+        for bucket, seconds in time_ledger.totals(run.ledger, until).items():
             self.gpu_seconds[bucket] += seconds * gpus
 
     def add(self, other: Tally) -> None:

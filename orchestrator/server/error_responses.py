@@ -13,26 +13,26 @@ from starlette.exceptions import HTTPException
 from jobs.spec_file import SpecError
 from orchestrator.errors import (
     BabysitError,
+    ConflictError,
     DatabaseUnavailableError,
-    DeposedError,
     InvalidError,
-    NotAllowedError,
+    LeadershipLostError,
     NotFoundError,
     NotLeaderError,
-    RefusedError,
+    PermissionDeniedError,
     TemporaryError,
 )
 from orchestrator.server.context import UnauthenticatedError
 
 _STATUS: dict[type[BabysitError], tuple[int, str]] = {
     NotFoundError: (404, "not_found"),
-    RefusedError: (409, "refused"),
+    ConflictError: (409, "refused"),
     InvalidError: (422, "invalid"),
     UnauthenticatedError: (401, "unauthenticated"),
-    NotAllowedError: (403, "not_allowed"),
+    PermissionDeniedError: (403, "not_allowed"),
     DatabaseUnavailableError: (503, "database_unavailable"),
     NotLeaderError: (503, "not_leader"),
-    DeposedError: (503, "not_leader"),
+    LeadershipLostError: (503, "not_leader"),
     TemporaryError: (503, "temporary"),
     BabysitError: (500, "internal"),
 }

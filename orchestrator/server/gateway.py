@@ -14,7 +14,12 @@ from jobs.commands import AgentCommand
 from jobs.events import Heartbeat, Hello, Report
 from jobs.frames import FrameError, decode, encode
 from orchestrator.controller.controller import Controller
-from orchestrator.errors import DeposedError, NotAllowedError, NotFoundError, NotLeaderError
+from orchestrator.errors import (
+    LeadershipLostError,
+    NotFoundError,
+    NotLeaderError,
+    PermissionDeniedError,
+)
 
 _log = structlog.get_logger(__name__)
 _TRY_AGAIN_LATER = 1013
@@ -35,13 +40,13 @@ class WorkerTokens:
         return str(self._serializer.dumps([run, worker]))
 
     def check(self, token: str, hello: Hello) -> None:
-        """Raise NotAllowedError unless the token is ours, and of the worker that says hello."""
+        """Raise PermissionDeniedError unless the token is ours and names this worker."""
         try:
             claimed = self._serializer.loads(token)
         except BadSignature as error:
-            raise NotAllowedError("the worker token is not one of ours") from error
+            raise PermissionDeniedError("the worker token is not one of ours") from error
         if claimed != [hello.run, hello.worker]:
-            raise NotAllowedError(f"the token is not that of worker {hello.worker}")
+            raise PermissionDeniedError(f"the token is not that of worker {hello.worker}")
 
 
 class _Link:
@@ -72,7 +77,7 @@ def create_gateway(controller: Controller, tokens: WorkerTokens) -> APIRouter:
         except (FrameError, ValidationError) as error:
             _log.warning("bad frame", error=str(error))
             await socket.close(_BAD_FRAME, "bad frame")
-        except (NotLeaderError, DeposedError):
+        except (NotLeaderError, LeadershipLostError):
             await socket.close(_TRY_AGAIN_LATER, "not the leader")
 
     return router
@@ -87,7 +92,7 @@ async def _serve(socket: WebSocket, controller: Controller, tokens: WorkerTokens
     try:
         tokens.check(socket.headers.get("authorization", "").removeprefix("Bearer "), hello)
         last = await controller.attach(hello.worker, hello.run, link)
-    except NotAllowedError as error:
+    except PermissionDeniedError as error:
         # Not ours to fence: training must not die because a server has the wrong key.
         await _refuse(socket, str(error), fenced=False)
         return

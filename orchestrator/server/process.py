@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from jobs.clock import Clock
 from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leader_election import LeadSettings
+from orchestrator.controller.leader_election import ControllerSettings
 from orchestrator.database import schema
 from orchestrator.database.port import Store
 from orchestrator.database.sql_store import SqlStore
@@ -71,7 +71,7 @@ async def _control_plane(
         store,
         cluster,
         clock,
-        settings=LeadSettings(
+        settings=ControllerSettings(
             holder=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
             lease_seconds=settings.lease_seconds,
             worker_lost_seconds=settings.worker_lost_seconds,

@@ -64,7 +64,7 @@ def test_a_run_makes_room_for_a_more_urgent_one(plane: ControlPlane, jobs: Jobs)
 
 def test_a_standby_takes_over_from_a_node_that_is_lost(plane: ControlPlane, jobs: Jobs) -> None:
     """The agent of one of two nodes is killed; the third was warm already."""
-    job = jobs(resources={"nodes": 2}, placement={"spares": 1})
+    job = jobs(resources={"nodes": 2}, placement={"standbys": 1})
     run = plane.submit(job.spec)
     plane.at_step(run, 12)
     agents = until(lambda: len(plane.agents(run)) == 3 and plane.agents(run), "a standby")

@@ -21,7 +21,7 @@ from jobs.config import AgentConfig
 from jobs.processes import Identity, identify, is_alive
 from jobs.spec import Resources, RunSpec
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.local import hardware as machine
+from orchestrator.clusters.local import hardware
 from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
 from orchestrator.clusters.local.worker_records import Records, WorkerRecord
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
@@ -350,7 +350,7 @@ async def test_an_emptied_record_is_no_obstacle(site: Site) -> None:
 async def test_gpus_are_dealt_to_workers_and_come_back(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "gpu_uuids", lambda: ("GPU-a", "GPU-b", "GPU-c", "GPU-d"))
+    monkeypatch.setattr(hardware, "gpu_uuids", lambda: ("GPU-a", "GPU-b", "GPU-c", "GPU-d"))
     cluster = site.cluster()
     assert [node.gpus for node in await cluster.nodes()] == [2, 2]
     first = await site.start(cluster, site.launch(gpus=1))
@@ -384,6 +384,6 @@ async def test_an_interpreter_that_is_missing_can_be_put_right(site: Site) -> No
 
 
 async def test_more_gpus_than_there_are(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpu_uuids", lambda: ("GPU-a",))
+    monkeypatch.setattr(hardware, "gpu_uuids", lambda: ("GPU-a",))
     with pytest.raises(ClusterError, match=r"2 nodes with 4 GPUs each need 8 GPUs; .* has 1"):
         await site.cluster(gpus_per_node=4).nodes()

@@ -11,7 +11,7 @@ from jobs.events import RankReady, RankRestored, RanksStarted
 from orchestrator.core import machine
 from orchestrator.core.messages.events import RollbackAsked, StepReached
 from orchestrator.core.turn import Turn
-from orchestrator.errors import RefusedError
+from orchestrator.errors import ConflictError
 from tests.control_room import STEPS, Agent, Room, samples
 
 
@@ -66,7 +66,7 @@ async def test_the_news_stay_when_a_request_is_refused() -> None:
     agent = await running(room)
     agent.say(1, samples=tuple(samples(0, step) for step in (1, 2, 3)))
     await room.until(lambda: not agent.spool)
-    with pytest.raises(RefusedError, match="no checkpoint of step 17"):
+    with pytest.raises(ConflictError, match="no checkpoint of step 17"):
         await room.controller.submit(room.event(RollbackAsked, run="run-1", to_step=17))
     assert await steps_told(room) == [(1, 0.25), (3, 0.75)]
     assert room.controller.state.runs["run-1"].best_step == 3

@@ -13,7 +13,7 @@ from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import WorkerLaunch
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.dispatcher import LAUNCH_TRIES
-from orchestrator.controller.sample_pipeline import RunObserver
+from orchestrator.controller.sample_pipeline import RunSamplePipeline
 from orchestrator.core import machine
 from orchestrator.core.messages.events import (
     CapacityChanged,
@@ -28,7 +28,7 @@ from orchestrator.core.model.state import State
 from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.turn import Turn
 from orchestrator.database.port import Batch
-from orchestrator.errors import DefectError, DeposedError, InvariantError, NotLeaderError
+from orchestrator.errors import InternalError, InvariantError, LeadershipLostError, NotLeaderError
 from tests.control_room import STEPS, Agent, Fate, Room, samples
 from tests.replay import check_whole, replay
 from tests.world import on_its_own, spec
@@ -115,7 +115,7 @@ async def test_after_a_defect_new_agents_are_still_launched_and_told(
     room = Room()
     controller = await lead(room)
     broken[NodeChanged] = []
-    with pytest.raises(DefectError, match="nothing was changed"):
+    with pytest.raises(InternalError, match="nothing was changed"):
         await controller.submit(
             room.event(NodeChanged, node="node-1", state="cordoned", reason="test")
         )
@@ -142,10 +142,10 @@ async def test_a_scheduling_pass_that_waits_in_line_outlives_a_defect(
 
     room.store.commit = once_one_is_behind  # type: ignore[method-assign]
     turns = [asyncio.create_task(controller.submit(event)) for event in (new, bad)]
-    await room.until(lambda: controller._line._waiting > 0)
+    await room.until(lambda: controller._turns._waiting > 0)
     behind.set()
     _, failed = await asyncio.gather(*turns, return_exceptions=True)
-    assert isinstance(failed, DefectError)
+    assert isinstance(failed, InternalError)
     assert controller.state.runs["run-1"].state is RunState.STARTING
     await room.kill()
 
@@ -249,11 +249,11 @@ async def test_reports_together_are_not_acknowledged_by_a_deposed_leader() -> No
     workers = await crowd(room, 4)
 
     async def refuse(batch: Batch, *, epoch: int) -> int:
-        raise DeposedError("another leads")
+        raise LeadershipLostError("another leads")
 
     room.store.commit = refuse  # type: ignore[method-assign]
     errors = await say_ready(room, workers)
-    assert all(isinstance(error, (DeposedError, NotLeaderError)) for error in errors)
+    assert all(isinstance(error, (LeadershipLostError, NotLeaderError)) for error in errors)
     await room.kill()
 
 
@@ -358,7 +358,7 @@ async def test_a_write_of_an_earlier_lead_does_not_end_the_present_one() -> None
     await room.store.acquire("another", 10.0, room.clock.now(), force=True)
     writing = asyncio.create_task(controller._write(Batch()))
     await room.until(writing.done)
-    assert isinstance(writing.exception(), DeposedError)
+    assert isinstance(writing.exception(), LeadershipLostError)
     await room.until(lambda: controller.is_leader and controller._lead.epoch > first)
     assert controller._lead.epoch == first + 2
     await room.clock.settle()
@@ -380,7 +380,7 @@ def test_what_saves_blocked_is_counted_on_after_a_takeover() -> None:
         milestone=1003,
         blocked_seconds=500.0,
     )
-    observer = RunObserver(spec())
+    observer = RunSamplePipeline(spec())
     observer.rebuild([(1, samples(0, step)) for step in range(900, 1003)], attempt)
     report = Report(sequence=1, attempt=1, samples=(samples(0, 1003),))
     state = State([attempt])
@@ -400,7 +400,7 @@ async def test_an_agent_connects_anew_to_a_server_that_lost_the_lead_and_has_it_
     room = Room()
     controller = await room.open()
     await room.submit()
-    attached = controller._carrier.attached
+    attached = controller._dispatcher.attached
     assert await room.until(lambda: attached("run-1-w1") and attached("run-1-w2"))
     first = controller._lead.epoch
     await room.store.acquire("another", 10.0, room.clock.now(), force=True)
@@ -444,7 +444,7 @@ async def test_what_a_turn_makes_needless_is_noted_only_after_that_turn() -> Non
 
     room.store.carried_out = carried_out  # type: ignore[method-assign,assignment]
     controller._carried.append("an-order")
-    async with controller._line.between():  # a turn is under way
+    async with controller._turns.exclusive():  # a turn is under way
         await room.until(lambda: bool(noted), ticks=20)
         assert noted == []
     assert await room.until(lambda: noted == [["an-order"]])

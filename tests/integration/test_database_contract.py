@@ -10,7 +10,7 @@ import pytest
 from babysit.wire import Tier
 from jobs.commands import StopAttempt
 from monitors.types import Severity
-from orchestrator.core.messages.instructions import LaunchWorker, Notify, Record, Tell
+from orchestrator.core.messages.instructions import LaunchWorker, Notify, Record, SendCommand
 from orchestrator.core.model.entities import Fleet, Node, Queue
 from orchestrator.core.model.states import (
     AttemptState,
@@ -56,7 +56,7 @@ async def test_load_gives_back_what_was_committed(store: Store) -> None:
     node = Node(id="node-1", labels={"rack": "r1"}, by="ann", state=NodeState.CORDONED)
     queue = Queue(name="default", gpus=8)
     fleet = Fleet(hold="the storage is down", hold_by="ann")
-    tell = Tell(
+    tell = SendCommand(
         id="E1.2",
         cause="E1",
         run=RUN,
@@ -140,7 +140,7 @@ async def test_journal_keeps_order_and_takes_each_id_once(store: Store) -> None:
     epoch = await begin(store)
     first = [
         entry("E1", payload={"loss": 2.5, "nested": [1, None]}, reason="ümlaut"),
-        entry("E1.1", kind="instruction", name="tell", cause="E1", attempt=1),
+        entry("E1.1", kind="instruction", name="send_command", cause="E1", attempt=1),
         entry("E2", run=None, name="capacity_changed"),
     ]
     await store.commit(Batch(journal=first), epoch=epoch)

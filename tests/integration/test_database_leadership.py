@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.database.port import Batch, Store
 from orchestrator.database.sql_store import SqlStore
-from orchestrator.errors import DeposedError
+from orchestrator.errors import LeadershipLostError
 from tests.database_data import NOW, RUN, begin, columns, entry, lead, run, samples
 
 LATER = NOW + dt.timedelta(seconds=31)
@@ -72,9 +72,9 @@ async def test_a_deposed_leader_writes_nothing(store: Store, how: str) -> None:
         samples=[samples(columns(1, 9))],
         sequences={"w1": 5},
     )
-    with pytest.raises(DeposedError, match="nothing was written"):
+    with pytest.raises(LeadershipLostError, match="nothing was written"):
         await store.commit(batch, epoch=epoch)
-    with pytest.raises(DeposedError):
+    with pytest.raises(LeadershipLostError):
         await store.carried_out(["E1.1"], epoch=epoch)
     assert await store.load() == snapshot
     assert await store.journal() == []
@@ -113,8 +113,8 @@ async def test_a_commit_and_a_take_over_at_once_leave_one_story(database_url: st
             )
             assert not isinstance(taken, BaseException)
             ids = {each.id for each in await new.journal()}
-            assert (f"E{round_}" in ids) == (not isinstance(written, DeposedError))
-            with pytest.raises(DeposedError):
+            assert (f"E{round_}" in ids) == (not isinstance(written, LeadershipLostError))
+            with pytest.raises(LeadershipLostError):
                 await old.commit(Batch(journal=[entry(f"late{round_}")]), epoch=lease.epoch)
     finally:
         await old.close()

@@ -18,10 +18,10 @@ from orchestrator.database.engine import Database
 from orchestrator.database.port import Batch
 from orchestrator.database.sql_store import SqlStore
 from orchestrator.errors import (
+    ConflictError,
     DatabaseUnavailableError,
     InvalidError,
     InvariantError,
-    RefusedError,
 )
 from tests.database_data import (
     DAY,
@@ -133,7 +133,7 @@ async def test_a_backup_of_sqlite_is_a_database(sqlite_database: str, tmp_path: 
         assert await schema.check(f"sqlite:///{copy}") == []
     finally:
         await saved.close()
-    with pytest.raises(RefusedError, match="there already"):
+    with pytest.raises(ConflictError, match="there already"):
         await schema.backup(sqlite_database, copy)
     assert sorted(each.name for each in tmp_path.glob("copy*")) == ["copy.db"]
 
@@ -179,6 +179,6 @@ async def test_backups_that_cannot_be_made_leave_nothing(
     with pytest.raises(InvalidError, match="memory"):
         await schema.backup("sqlite://", target)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RefusedError, match="pg_dump is not installed"):
+    with pytest.raises(ConflictError, match="pg_dump is not installed"):
         await schema.backup(postgres_url, target)
     assert list(tmp_path.iterdir()) == []

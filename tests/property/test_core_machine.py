@@ -54,7 +54,7 @@ from orchestrator.core.messages.instructions import (
     LaunchWorker,
     Notify,
     Record,
-    Tell,
+    SendCommand,
 )
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
@@ -70,7 +70,7 @@ from orchestrator.core.model.time_ledger import totals
 from orchestrator.core.policy.recovery import LAUNCH_TRIES
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.views.explain import explain
-from orchestrator.errors import InvalidError, NotFoundError, RefusedError
+from orchestrator.errors import ConflictError, InvalidError, NotFoundError
 from tests.world import World, each_for_itself, reloaded, spec
 
 FAILURES = (
@@ -161,7 +161,7 @@ class CoreMachine(RuleBasedStateMachine):
                 monitors={"loss_spike": action, "hang": action} if second else {},
                 priority=priority,
                 resources={"nodes": shape if second else 2},
-                placement={"spares": int(nodes == 4 and not second)},
+                placement={"standbys": int(nodes == 4 and not second)},
             )
             self.world.submit(asked, run)
         if trained:  # most of what can go wrong needs a gang that runs
@@ -192,7 +192,7 @@ class CoreMachine(RuleBasedStateMachine):
             under_way = [*oldest.values(), *self.world.messages]
             if under_way:
                 chosen = under_way[pick % len(under_way)]
-                if isinstance(chosen, Tell):
+                if isinstance(chosen, SendCommand):
                     self.world.obey(chosen)
                 else:
                     self.world.messages.remove(chosen)
@@ -453,7 +453,7 @@ class CoreMachine(RuleBasedStateMachine):
         before = _picture(self.world.state)
         try:
             self.world.do(event)
-        except (InvalidError, RefusedError, NotFoundError):
+        except (InvalidError, ConflictError, NotFoundError):
             assert _picture(self.world.state) == before, "a refused request changed something"
 
     # promises
@@ -525,7 +525,7 @@ class CoreMachine(RuleBasedStateMachine):
     def after_each_event(self, event: Event, instructions: list[Instruction]) -> None:
         """What must hold after each of the many events that one rule may lead to."""
         for tell in each_for_itself(instructions):
-            if isinstance(tell, Tell) and isinstance(tell.command, StartAttempt):
+            if isinstance(tell, SendCommand) and isinstance(tell.command, StartAttempt):
                 self._check_offer(tell.run or "", tell.command, event.kind)
         for run, attempt in self.world.state.attempts.items():
             if len(attempt.restored_ranks) == attempt.world_size:
@@ -567,7 +567,7 @@ class CoreMachine(RuleBasedStateMachine):
         held = {r.id for r in state.live_runs() if r.state is RunState.HELD or state.fleet.hold}
         for each in each_for_itself(instructions):
             begins = isinstance(each, LaunchWorker) or (
-                isinstance(each, Tell) and isinstance(each.command, StartAttempt)
+                isinstance(each, SendCommand) and isinstance(each.command, StartAttempt)
             )
             assert not (begins and each.run in self.held & held), each
         self.held = held

@@ -13,16 +13,16 @@ from unittest import mock
 import pytest
 
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.dispatcher import Carrier
+from orchestrator.controller.dispatcher import OutboxDispatcher
 from orchestrator.core import machine
-from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Checkpoint
 from orchestrator.core.model.state import State
 from orchestrator.core.policy import recovery
 from orchestrator.core.scheduling.eligibility import Eligible
-from orchestrator.core.scheduling.free_resources import Board
-from orchestrator.core.scheduling.quota import Quotas, Standing
+from orchestrator.core.scheduling.free_resources import FreeResources
+from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import Demand
 from orchestrator.core.turn import Turn
 from orchestrator.database import commit
@@ -85,10 +85,10 @@ def forgets_reports(_self: Controller, _worker: str) -> int:
     return 0
 
 
-_CARRY, _EMPTY_SEATS = Carrier.carry, gang.empty_seats
+_CARRY, _EMPTY_SEATS = OutboxDispatcher.dispatch, attempt_lifecycle.empty_seats
 
 
-def done_before_carrying(self: Carrier, instructions: Iterable[Instruction]) -> None:
+def done_before_carrying(self: OutboxDispatcher, instructions: Iterable[Instruction]) -> None:
     """The outbox is ticked off first."""
     kept = list(instructions)
     for each in kept:
@@ -121,16 +121,16 @@ def never_spent(_run: object, _cause: object) -> float:
     return float("inf")
 
 
-def within(_self: Quotas, _queue: str, _gpus: int) -> Standing:
+def within(_self: Quotas, _queue: str, _gpus: int) -> QuotaStatus:
     """Every queue is within its quota."""
-    return Standing.WITHIN
+    return QuotaStatus.WITHIN
 
 
 def charges_nothing(_self: Quotas, _queue: str, _gpus: int) -> None:
     """What queues use is not counted."""
 
 
-def at_any_time(self: Eligible, board: Board, demand: Demand) -> Any:
+def at_any_time(self: Eligible, board: FreeResources, demand: Demand) -> Any:
     """Maintenance does not matter."""
     mask = board.fits(demand.need)
     mask[board.rooms.places(demand.keeps)] = False
@@ -151,12 +151,12 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
     (machine, "_stale", of_any_attempt, 90),
     (commit, "check_epoch", at_any_epoch, 40),
     (Controller, "last_sequence", forgets_reports, 5),
-    (Carrier, "carry", done_before_carrying, 5),
-    (gang, "empty_seats", dead_when_one_seat_is, 10),
+    (OutboxDispatcher, "dispatch", done_before_carrying, 5),
+    (attempt_lifecycle, "empty_seats", dead_when_one_seat_is, 10),
     (recovery, "trusted", trusts_all, 15),
-    (recovery, "expendable", deletes_all, 30),
+    (recovery, "select_for_deletion", deletes_all, 30),
     (recovery, "_limit", never_spent, 30),
-    (Carrier, "_send_all", asks_nobody, 30),
+    (OutboxDispatcher, "_send_all", asks_nobody, 30),
     (Quotas, "standing", within, 60),
     (Quotas, "charge", charges_nothing, 60),
     (Eligible, "fitting", at_any_time, 30),
@@ -185,7 +185,7 @@ def test_a_failure_is_made_small_and_can_be_told_again(
     with mock.patch.object(Controller, "last_sequence", forgets_reports):
         assert main(["0:5", "--shrink", "20", "--lines", "5"]) == 1
         said = capsys.readouterr().out
-        again = re.search(r"Again: python -m orchestrator\.simulation\.fuzz (.*)", said)
+        again = re.search(r"Again: python -m orchestrator\.fuzz (.*)", said)
         assert again is not None, said
         broken = re.search(r"Broken: (.*)", said)
         assert main([*again[1].split(), "--shrink", "0"]) == 1

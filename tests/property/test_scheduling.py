@@ -16,15 +16,15 @@ from orchestrator.core.scheduling import (
     Claim,
     Demand,
     Holding,
+    NodeCapacity,
+    NodeTable,
     Pending,
     Plan,
     Quota,
-    Room,
-    Rooms,
     Snapshot,
     plan,
 )
-from orchestrator.core.scheduling.free_resources import Board
+from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.node_table import LEVELS
 from orchestrator.core.scheduling.topology import choose
 from orchestrator.core.scheduling.types import PRIORITY_RANK
@@ -32,7 +32,9 @@ from orchestrator.core.scheduling.types import PRIORITY_RANK
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 QUEUES = ("a", "b", "free")
 ROOMS = [
-    Room(node=f"n{i:02}", gpus=8, cpus=64, labels={"spine": str(i // 6), "rack": str(i // 3)})
+    NodeCapacity(
+        node=f"n{i:02}", gpus=8, cpus=64, labels={"spine": str(i // 6), "rack": str(i // 3)}
+    )
     for i in range(12)
 ]
 
@@ -75,7 +77,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     window = NOW + dt.timedelta(seconds=draw(st.integers(0, 6000)))
     maintained = draw(st.sets(st.integers(0, 11), max_size=4))
     return Snapshot(
-        rooms=Rooms(
+        rooms=NodeTable(
             dataclasses.replace(room, window=window if i in maintained else None)
             for i, room in enumerate(ROOMS)
         ),
@@ -286,7 +288,7 @@ def _nobody_leaves_for_nothing(snapshot: Snapshot, outcome: Plan) -> None:
     holdings = {holding.run: holding for holding in snapshot.holdings}
     demands = {demand.run: demand for demand in snapshot.demands}
     limited = {quota.name for quota in snapshot.quotas}
-    board = Board(snapshot.rooms)
+    board = FreeResources(snapshot.rooms)
     gone = {eviction.run: eviction.nodes for eviction in outcome.evictions}
     for holding in snapshot.holdings:
         if not holding.leaving:
@@ -344,8 +346,10 @@ def _reservations_are_not_delayed(snapshot: Snapshot, outcome: Plan) -> None:
 )
 def test_a_gang_spans_as_few_racks_as_an_exact_search_finds(sizes: list[int], count: int) -> None:
     racks = [rack for rack, size in enumerate(sizes) for _ in range(size)]
-    rooms = Rooms(Room(node=f"n{i:02}", labels={"rack": str(r)}) for i, r in enumerate(racks))
-    board = Board(rooms)
+    rooms = NodeTable(
+        NodeCapacity(node=f"n{i:02}", labels={"rack": str(r)}) for i, r in enumerate(racks)
+    )
+    board = FreeResources(rooms)
     fits = board.fits(Resources(nodes=count))
     places = choose(rooms, fits, count, "any", board.tightest_first())
     if count > len(racks):
@@ -370,7 +374,9 @@ def test_a_gang_spans_as_few_racks_as_an_exact_search_finds(sizes: list[int], co
 
 def test_domains_nest() -> None:
     """Rack 0 of one spine is not rack 0 of another."""
-    rooms = Rooms(Room(node=f"n{i}", labels={"spine": str(i), "rack": "0"}) for i in range(2))
+    rooms = NodeTable(
+        NodeCapacity(node=f"n{i}", labels={"spine": str(i), "rack": "0"}) for i in range(2)
+    )
     by_level = defaultdict(set)
     for level in LEVELS:
         by_level[level] = set(rooms.domains[level].tolist())

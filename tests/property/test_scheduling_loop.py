@@ -18,11 +18,11 @@ from jobs.spec import Priority, Resources
 from orchestrator.core.scheduling import (
     Demand,
     Holding,
+    NodeCapacity,
+    NodeTable,
     Pending,
     Plan,
     Quota,
-    Room,
-    Rooms,
     Snapshot,
     plan,
 )
@@ -31,7 +31,9 @@ from orchestrator.core.scheduling.types import PRIORITY_RANK
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 GRACE = 30.0
 """Seconds that who is asked to leave takes at most."""
-NODES = [Room(node=f"n{i}", gpus=8, cpus=64, labels={"rack": str(i // 4)}) for i in range(8)]
+NODES = [
+    NodeCapacity(node=f"n{i}", gpus=8, cpus=64, labels={"rack": str(i // 4)}) for i in range(8)
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class Cluster:
     """Eight nodes in two racks."""
 
     def __init__(self, quotas: Sequence[Quota] = (), spares: int = 0) -> None:
-        self.now, self.rooms = NOW, Rooms(NODES)
+        self.now, self.rooms = NOW, NodeTable(NODES)
         self.quotas, self.spares = quotas, spares
         self.jobs: dict[str, Job] = {}
         self.left: dict[str, float] = {}

@@ -16,8 +16,7 @@ import pytest
 
 from babysit.wire import Note, Tier
 from jobs import frames
-from jobs.agent import evidence, stacks
-from jobs.agent import fork_server as standby
+from jobs.agent import evidence, fork_server, stacks
 from jobs.agent.__main__ import read_config
 from jobs.agent.errors import ConfigError, NoteError
 from jobs.agent.fork_client import standby_environment
@@ -177,7 +176,7 @@ def test_frames_are_the_main_threads_without_the_standbys():
         "frames": [
             frame("step", "train.py", 9),
             frame("<module>", "train.py", 20),
-            frame("_run", standby.__file__, 200),
+            frame("_run", fork_server.__file__, 200),
         ],
     }
     assert stacks.frames([worker, main]) == ("step (train.py:9)", "<module> (train.py:20)")
@@ -215,7 +214,7 @@ def test_process_state():
     ],
 )
 def test_commands_are_told_apart(command, kind, target, argv):
-    program = standby.parse_command(command.split())
+    program = fork_server.parse_command(command.split())
     assert (program.kind, program.target, " ".join(program.argv)) == (kind, target, argv)
 
 
@@ -223,11 +222,11 @@ def test_import_path_follows_links_as_python_does(tmp_path: Path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real/train.py").touch()
     (tmp_path / "train.py").symlink_to(tmp_path / "real/train.py")
-    script = standby.parse_command(["python", "train.py"])
-    assert standby.import_path(script, str(tmp_path)) == str(tmp_path / "real")
-    module = standby.parse_command(["python", "-m", "m"])
-    assert standby.import_path(module, "/work") == "/work"
-    assert standby.import_path(standby.parse_command(["sh"]), "/work") is None
+    script = fork_server.parse_command(["python", "train.py"])
+    assert fork_server.import_path(script, str(tmp_path)) == str(tmp_path / "real")
+    module = fork_server.parse_command(["python", "-m", "m"])
+    assert fork_server.import_path(module, "/work") == "/work"
+    assert fork_server.import_path(fork_server.parse_command(["sh"]), "/work") is None
 
 
 def config(tmp_path: Path, **spec) -> AgentConfig:

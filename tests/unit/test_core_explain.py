@@ -64,7 +64,9 @@ def test_maintenance_that_keeps_a_run_waiting_is_named(
     world.submit(gpu_spec("run-1", nodes=2, max_runtime=limit), "run-1")
     assert world.run().state is RunState.QUEUED
     wait = Wait(run="run-1", why=Pending.MAINTENANCE, place=1, missing=2, fitting=1)
-    monkeypatch.setattr(explaining.placing, "current_plan", lambda *_: Plan(waits={"run-1": wait}))
+    monkeypatch.setattr(
+        explaining.worker_placement, "current_plan", lambda *_: Plan(waits={"run-1": wait})
+    )
     said = explain(world.state, "run-1", world.now)
     assert said.underlying == "maintenance"
     assert "Those that are free are maintained before it would end." in said.sentences

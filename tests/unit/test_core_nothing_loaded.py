@@ -12,7 +12,7 @@ from orchestrator.core.messages.events import RestartAsked, RollbackAsked, RunRe
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model.states import AttemptState, RunState, Trust
 from orchestrator.core.policy.recovery import LOAD_TRIES
-from orchestrator.errors import RefusedError
+from orchestrator.errors import ConflictError
 from tests.world import World, spec
 
 SEGFAULT = Failure(failure_class=FailureClass.SIGNAL, reason="SIGSEGV", signature="SIGSEGV")
@@ -103,7 +103,7 @@ def test_a_person_may_choose_another_step_while_it_is_held() -> None:
     world = trained()
     unreadable_for_long(world)
     for refused in (RestartAsked, RollbackAsked):
-        with pytest.raises(RefusedError, match="release"):
+        with pytest.raises(ConflictError, match="release"):
             world.do(world.event(refused, run="run-1"))
     world.do(world.event(RollbackAsked, run="run-1", to_step=0, actor="operator:ada"))
     world.settle()

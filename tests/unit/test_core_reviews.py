@@ -34,7 +34,7 @@ from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model.states import AttemptState, IncidentState, NodeState, RunState, Trust
 from orchestrator.core.model.time_ledger import totals
 from orchestrator.core.views.explain import explain
-from orchestrator.errors import InvalidError, NotFoundError, RefusedError
+from orchestrator.errors import ConflictError, InvalidError, NotFoundError
 from tests.world import World, spec
 
 
@@ -133,7 +133,7 @@ def test_a_restart_is_refused_while_everything_is_held() -> None:
     """It would stop the gang, and nothing would start the next."""
     world = trained(5)
     world.do(world.event(RunHeld, run=None))
-    with pytest.raises(RefusedError, match="babysit release"):
+    with pytest.raises(ConflictError, match="babysit release"):
         world.do(world.event(RestartAsked, run="run-1"))
     assert world.attempt().state is AttemptState.RUNNING
 
@@ -394,7 +394,7 @@ def test_a_rollback_that_names_no_step_never_throws_everything_away(
     skip: tuple[int, int] | None,
 ) -> None:
     world = trained(10)
-    with pytest.raises(RefusedError, match=r"it has: 10; .* `--to 0` begins again"):
+    with pytest.raises(ConflictError, match=r"it has: 10; .* `--to 0` begins again"):
         world.do(world.event(RollbackAsked, run="run-1", skip=skip))
     world.do(world.event(RollbackAsked, run="run-1", to_step=0))
     world.settle()
@@ -486,7 +486,7 @@ def test_a_checkpoint_that_is_being_loaded_is_not_deleted() -> None:
     for message in stops:
         world.do(message)
     assert offered(world)[0] == (20, "directory")
-    with pytest.raises(RefusedError, match="loaded"):
+    with pytest.raises(ConflictError, match="loaded"):
         world.do(
             world.event(CheckpointRemovalAsked, run="run-1", checkpoint="run-1/1/directory/20")
         )

@@ -19,7 +19,7 @@ from orchestrator.core.messages.events import (
 from orchestrator.core.model.states import AttemptState, NodeState, RunState, Trust
 from orchestrator.core.model.time_ledger import ettr, totals
 from orchestrator.core.views.explain import explain
-from orchestrator.errors import InvalidError, NotFoundError, RefusedError
+from orchestrator.errors import ConflictError, InvalidError, NotFoundError
 from tests.world import World, spec
 
 USER_ERROR = Failure(
@@ -45,7 +45,7 @@ def test_a_run_may_not_save_where_a_live_one_does() -> None:
     world = World()
     world.submit()
     shared = world.run().spec
-    with pytest.raises(RefusedError, match=r"checkpoints of tiny \(run-1\), which is .*cancel it"):
+    with pytest.raises(ConflictError, match=r"checkpoints of tiny \(run-1\), which is .*cancel it"):
         world.do(world.event(RunSubmitted, run="run-2", spec=shared))
     assert "run-2" not in world.state.runs
     world.trained_to(30)
@@ -400,7 +400,7 @@ def test_cancel_lets_the_ranks_leave_and_ends_the_run() -> None:
     world.do(world.event(RunCancelled, run="run-1", actor="operator:ada"))
     world.settle()
     assert world.run().state is RunState.CANCELLED
-    with pytest.raises(RefusedError, match="cancelled already"):
+    with pytest.raises(ConflictError, match="cancelled already"):
         world.do(world.event(RunCancelled, run="run-1", actor="operator:ada"))
 
 
@@ -412,7 +412,7 @@ def test_operators_restart_and_roll_back() -> None:
     world.settle()
     assert world.attempt().number == 2
     assert world.attempt().start_step == 30
-    with pytest.raises(RefusedError, match="no checkpoint of step 17"):
+    with pytest.raises(ConflictError, match="no checkpoint of step 17"):
         world.do(world.event(RollbackAsked, run="run-1", to_step=17))
     world.do(
         world.event(RollbackAsked, run="run-1", to_step=20, skip=(21, 25), actor="operator:ada")

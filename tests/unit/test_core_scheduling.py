@@ -21,9 +21,9 @@ from orchestrator.core.messages.events import (
     RunCancelled,
     SparesChanged,
 )
-from orchestrator.core.messages.instructions import LaunchWorker, Tell
+from orchestrator.core.messages.instructions import LaunchWorker, SendCommand
 from orchestrator.core.model.states import NodeState, RunState, WorkerState
-from orchestrator.core.placement import snapshot as demanding
+from orchestrator.core.placement import snapshot
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.views.dry_run import try_out
@@ -79,7 +79,7 @@ def test_a_lower_priority_saves_and_leaves_and_comes_back() -> None:
     stops = [
         i.command
         for i in each_for_itself(world.journal[-1][2])
-        if isinstance(i, Tell) and isinstance(i.command, StopAttempt)
+        if isinstance(i, SendCommand) and isinstance(i.command, StopAttempt)
     ]
     assert [stop.grace_seconds for stop in stops] == [30.0, 30.0]
     assert "leaves its nodes for high, which has a higher priority" in world.run("low").reason
@@ -120,7 +120,7 @@ def test_it_is_asked_once() -> None:
     world.submit(gpu_spec("high", priority="high"), "high")
     before = len(world.carried)
     world.submit(gpu_spec("other", nodes=1, priority="low"), "other")
-    stops = [i for i in world.carried[before:] if isinstance(i, Tell)]
+    stops = [i for i in world.carried[before:] if isinstance(i, SendCommand)]
     assert stops == []
     assert world.run("high").pending == "preempting"
 
@@ -146,7 +146,7 @@ def test_a_crash_loop_evicts_nobody() -> None:
         world.settle()
         world.advance(10)
         world.settle()
-    assert demanding.demand_of(world.state, world.run("loop"), world.now).may_preempt is False
+    assert snapshot.demand_of(world.state, world.run("loop"), world.now).may_preempt is False
     world.do(world.event(NodeChanged, node="node-0", state="cordoned", reason="Xid 79"))
     victim = next(w for w in world.state.workers_of("loop") if w.node == "node-0")
     world.kill_agent(victim.id)
@@ -222,7 +222,7 @@ def test_a_gang_that_no_rack_holds_is_refused() -> None:
 def test_a_standby_takes_over_at_once() -> None:
     """No launch between the death of a node and the next attempt."""
     world = cluster(4)
-    start(world, "run-1", placement={"spares": 1})
+    start(world, "run-1", placement={"standbys": 1})
     assert len(nodes_of(world, "run-1")) == 3
     assert len(world.attempt().seats) == 2
     lost = world.attempt().seats[0]
@@ -230,11 +230,11 @@ def test_a_standby_takes_over_at_once() -> None:
     world.kill_agent(lost.worker)
     world.settle()
     assert world.attempt().number == 2
-    kinds = [type(i) for i in world.carried[before:] if isinstance(i, (LaunchWorker, Tell))]
+    kinds = [type(i) for i in world.carried[before:] if isinstance(i, (LaunchWorker, SendCommand))]
     first = next(
         i
         for i, each in enumerate(world.carried[before:])
-        if isinstance(each, Tell) and isinstance(each.command, StartAttempt)
+        if isinstance(each, SendCommand) and isinstance(each.command, StartAttempt)
     )
     launches = [i for i, k in enumerate(world.carried[before:]) if isinstance(k, LaunchWorker)]
     assert kinds
@@ -259,7 +259,7 @@ def test_the_size_of_the_pool_follows_the_failures() -> None:
     """P99 of a binomial: with the published rate 2 nodes of 100, more as nodes fail."""
     world = cluster(100)
     world.do(world.event(SparesChanged, spares="auto"))
-    few = demanding.spare_pool(world.state, world.now)
+    few = snapshot.spare_pool(world.state, world.now)
     assert few == 3
     start(world, "run-1", nodes=2)
     for _ in range(20):
@@ -267,7 +267,7 @@ def test_the_size_of_the_pool_follows_the_failures() -> None:
         world.kill_agent(world.attempt().seats[0].worker)
         world.settle()
         world.trained_to(world.attempt().start_step + 1)
-    assert demanding.spare_pool(world.state, world.now) > few
+    assert snapshot.spare_pool(world.state, world.now) > few
 
 
 # elastic runs

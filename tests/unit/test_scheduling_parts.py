@@ -11,9 +11,9 @@ import pytest
 from orchestrator.core.model.entities import Queue
 from orchestrator.core.model.records import Past
 from orchestrator.core.policy.usage_history import usual_wait
-from orchestrator.core.scheduling import Pending, Quota, Room, Rooms
+from orchestrator.core.scheduling import NodeCapacity, NodeTable, Pending, Quota
 from orchestrator.core.scheduling.fair_share import HALF_LIFE_SECONDS, accrued, decayed
-from orchestrator.core.scheduling.quota import Quotas, Standing
+from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.spares import (
     PRIOR_FAILURES_PER_NODE_DAY,
     failure_rate,
@@ -36,22 +36,22 @@ PAIR = (Quota(name="a", gpus=16, cohort="c"), Quota(name="b", gpus=8, cohort="c"
 @pytest.mark.parametrize(
     ("used", "more", "expected"),
     [
-        ({}, 16, Standing.WITHIN),
-        ({}, 24, Standing.BORROWING),
-        ({}, 25, Standing.OVER),
-        ({"b": 8}, 17, Standing.OVER),
-        ({"b": 12}, 12, Standing.WITHIN),
-        ({"b": 12}, 13, Standing.RECLAIMING),
-        ({"b": 24}, 1, Standing.RECLAIMING),
+        ({}, 16, QuotaStatus.WITHIN),
+        ({}, 24, QuotaStatus.BORROWING),
+        ({}, 25, QuotaStatus.OVER),
+        ({"b": 8}, 17, QuotaStatus.OVER),
+        ({"b": 12}, 12, QuotaStatus.WITHIN),
+        ({"b": 12}, 13, QuotaStatus.RECLAIMING),
+        ({"b": 24}, 1, QuotaStatus.RECLAIMING),
     ],
 )
-def test_standings(used: dict[str, int], more: int, expected: Standing) -> None:
+def test_standings(used: dict[str, int], more: int, expected: QuotaStatus) -> None:
     assert quotas(*PAIR, **used).standing("a", more) is expected
 
 
 def test_a_queue_that_was_never_set_has_no_limit() -> None:
     found = quotas(*PAIR)
-    assert found.standing("other", 10**6) is Standing.WITHIN
+    assert found.standing("other", 10**6) is QuotaStatus.WITHIN
     assert found.most("other") is None
     assert found.most("a") == 24
 
@@ -111,7 +111,7 @@ def test_an_estimate_takes_runs_of_the_size() -> None:
 
 def test_rooms_know_the_next_window() -> None:
     begins = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    rooms = Rooms([Room(node="a", window=begins), Room(node="b")])
+    rooms = NodeTable([NodeCapacity(node="a", window=begins), NodeCapacity(node="b")])
     assert rooms.window.tolist() == [begins.timestamp(), math.inf]
 
 

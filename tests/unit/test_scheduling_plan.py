@@ -10,11 +10,11 @@ from orchestrator.core.scheduling import (
     Claim,
     Demand,
     Holding,
+    NodeCapacity,
+    NodeTable,
     Pending,
     Plan,
     Quota,
-    Room,
-    Rooms,
     Snapshot,
     plan,
 )
@@ -23,10 +23,10 @@ NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
 
 
-def rooms(count: int = 8, gpus: int = 8, **labels: Any) -> Rooms:
+def rooms(count: int = 8, gpus: int = 8, **labels: Any) -> NodeTable:
     """Nodes n00, n01 …; a label is a function of the number."""
-    return Rooms(
-        Room(
+    return NodeTable(
+        NodeCapacity(
             node=f"n{i:02}",
             gpus=gpus,
             cpus=64,
@@ -51,7 +51,7 @@ def holding(run: str, *nodes: str, gpus: int = 8, **fields: Any) -> Holding:
     return Holding(run=run, need=need(len(nodes), gpus), nodes=nodes, **fields)
 
 
-def placed(given: Rooms, *demands: Demand, **fields: Any) -> Plan:
+def placed(given: NodeTable, *demands: Demand, **fields: Any) -> Plan:
     return plan(Snapshot(rooms=given, demands=demands, **fields), NOW)
 
 
@@ -175,7 +175,7 @@ def test_a_reservation_stays_with_its_nodes() -> None:
 
 
 def test_maintenance_keeps_out_what_would_not_end_before() -> None:
-    given = Rooms([Room(node="n00", gpus=8, cpus=8, window=NOW + 60 * MINUTE)])
+    given = NodeTable([NodeCapacity(node="n00", gpus=8, cpus=8, window=NOW + 60 * MINUTE)])
     assert placed(given, demand("short", ends_within=3000.0)).placements
     assert not placed(given, demand("long", ends_within=3700.0)).placements
 

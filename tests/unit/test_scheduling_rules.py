@@ -6,7 +6,7 @@ import datetime as dt
 from typing import Any
 
 from jobs.spec import Priority
-from orchestrator.core.scheduling import Claim, Pending, Quota, Room, Rooms
+from orchestrator.core.scheduling import Claim, NodeCapacity, NodeTable, Pending, Quota
 from tests.unit.test_scheduling_plan import MINUTE, NOW, demand, holding, placed, rooms
 
 LOW, HIGH, CRITICAL = Priority.LOW, Priority.HIGH, Priority.CRITICAL
@@ -65,7 +65,7 @@ def test_who_leaves_already_is_counted_before_others_are_asked() -> None:
 
 
 def test_when_a_claimed_node_is_lost_only_one_more_is_asked() -> None:
-    given = Rooms([Room(node=f"n{i:02}", gpus=8, cpus=64) for i in range(1, 6)])
+    given = NodeTable([NodeCapacity(node=f"n{i:02}", gpus=8, cpus=64) for i in range(1, 6)])
     busy = [
         *(holding(f"v{i}", f"n0{i}", leaving=True, movable=False) for i in (1, 2)),
         *(holding(f"m{i}", f"n0{i}", priority=LOW) for i in (3, 4, 5)),
@@ -241,10 +241,10 @@ def test_of_two_racks_the_reservation_is_in_the_one_with_more_free() -> None:
 
 
 def test_a_reservation_looks_at_maintenance() -> None:
-    given = Rooms(
+    given = NodeTable(
         [
-            Room(node="n00", gpus=8, cpus=64, window=NOW + 120 * MINUTE),
-            Room(node="n01", gpus=8, cpus=64),
+            NodeCapacity(node="n00", gpus=8, cpus=64, window=NOW + 120 * MINUTE),
+            NodeCapacity(node="n01", gpus=8, cpus=64),
         ]
     )
     long = demand("long", ends_within=5 * 3600.0)

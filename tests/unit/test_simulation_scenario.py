@@ -154,9 +154,9 @@ def test_an_interval_is_in_the_steps_of_the_variant() -> None:
 
 def test_what_if_reaches_any_field_by_its_path() -> None:
     written = loads(GOOD)
-    changes = parse_changes("runs.0.spec.placement.spares=2,failures.faulty GPU.expected=12")
+    changes = parse_changes("runs.0.spec.placement.standbys=2,failures.faulty GPU.expected=12")
     scenario = written.scenario(changes)
-    assert scenario.runs[0].spec.placement.spares == 2
+    assert scenario.runs[0].spec.placement.standbys == 2
     assert scenario.failures[0].expected == 12
 
 

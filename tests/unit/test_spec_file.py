@@ -118,8 +118,8 @@ def test_units_and_plain_values_are_understood() -> None:
 
 
 def test_anchors_and_merges_work() -> None:
-    text = "name: a\ncommand: [x]\nresources: &r {nodes: 2}\nplacement: {<<: {spares: 1}}\n"
-    assert loads(text).placement.spares == 1
+    text = "name: a\ncommand: [x]\nresources: &r {nodes: 2}\nplacement: {<<: {standbys: 1}}\n"
+    assert loads(text).placement.standbys == 1
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from jobs.clock import Clock
 from jobs.config import AgentConfig
 from jobs.processes import end_of, identify, is_alive, open_pidfd, send_signal
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.local import hardware as machine
+from orchestrator.clusters.local import hardware
 from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, Node, virtual_nodes
 from orchestrator.clusters.local.worker_records import Records, WorkerRecord, write_private
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
@@ -130,7 +130,7 @@ class LocalCluster:
     async def _nodes(self) -> dict[str, Node]:
         if self._inventory is None:
             wanted = self._settings.gpus_per_node
-            found = () if wanted == 0 else await asyncio.to_thread(machine.gpu_uuids)
+            found = () if wanted == 0 else await asyncio.to_thread(hardware.gpu_uuids)
             nodes = virtual_nodes(self._settings, found)
             self._inventory = {node.info.id: node for node in nodes}
         return self._inventory

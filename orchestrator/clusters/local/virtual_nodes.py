@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.local import hardware as machine
+from orchestrator.clusters.local import hardware
 from orchestrator.core.messages.events import NodeInfo
 
 
@@ -63,13 +63,13 @@ def virtual_nodes(settings: LocalClusterSettings, gpus: tuple[str, ...]) -> Iter
                 f"has {len(gpus)}. Configure fewer nodes or fewer GPUs"
             )
         gpus = gpus[: wanted * count]
-    hands = machine.deal(gpus, count) if count else []
+    hands = hardware.deal(gpus, count) if count else []
     for number, devices in enumerate(hands, 1):
         name = f"node-{number}"
         info = NodeInfo(
             id=name,
             gpus=len(devices),
-            cpus=settings.cpus_per_node or machine.cpus(),
+            cpus=settings.cpus_per_node or hardware.cpus(),
             memory=settings.memory_per_node or 0,
             labels=settings.labels.get(name, {}),
         )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from jobs.events import WorkerJoined
-from orchestrator.core.attempts import lifecycle as gang
-from orchestrator.core.attempts import preemption as leaving
-from orchestrator.core.attempts import rank_assignment as seating
+from orchestrator.core.attempts import lifecycle as attempt_lifecycle
+from orchestrator.core.attempts import preemption, rank_assignment
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import WorkerState
-from orchestrator.core.placement import snapshot as demanding
-from orchestrator.core.placement import workers as placing
+from orchestrator.core.placement import snapshot
+from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
@@ -19,21 +18,21 @@ def schedule(turn: Turn) -> None:
 
     Start the gangs that are whole.
     """
-    wanting = [run for run in turn.state.live_runs() if demanding.wants_nodes(turn.state, run)]
+    wanting = [run for run in turn.state.live_runs() if snapshot.wants_nodes(turn.state, run)]
     for run in wanting:
-        placing.leave_unusable_nodes(turn, run)
-    outcome = placing.current_plan(turn.state, turn.now)
+        worker_placement.leave_unusable_nodes(turn, run)
+    outcome = worker_placement.current_plan(turn.state, turn.now)
     for run_id, nodes in outcome.leaves.items():
-        placing.end_workers(turn, run_id, nodes, _why_left(turn.run(run_id), nodes))
+        worker_placement.end_workers(turn, run_id, nodes, _why_left(turn.run(run_id), nodes))
     for run_id, nodes in outcome.placements.items():
-        placing.placed(turn, run_id, nodes)
+        worker_placement.placed(turn, run_id, nodes)
     for nodes_of in (outcome.placements, outcome.growth):
         for run_id, nodes in nodes_of.items():
-            placing.launch(turn, run_id, nodes)
+            worker_placement.launch(turn, run_id, nodes)
     for eviction in outcome.evictions:
-        leaving.evict(turn, eviction)
+        preemption.evict(turn, eviction)
     for wait in outcome.waits.values():
-        placing.waits(turn, wait, outcome.claims.get(wait.run))
+        worker_placement.waits(turn, wait, outcome.claims.get(wait.run))
     for run in wanting:
         start_if_whole(turn, run.id)
 
@@ -65,8 +64,8 @@ def on_joined(turn: Turn, event: WorkerJoined) -> None:
 def start_if_whole(turn: Turn, run_id: str) -> None:
     """Start the next attempt once every worker of the gang is ready."""
     run = turn.run(run_id)
-    if not demanding.wants_nodes(turn.state, run):
-        leaving.grow(turn, run_id)
+    if not snapshot.wants_nodes(turn.state, run):
+        preemption.grow(turn, run_id)
         return
     if turn.state.joined(run_id) < run.spec.resources.min_nodes:
         return  # known without looking at each of thousands
@@ -76,4 +75,6 @@ def start_if_whole(turn: Turn, run_id: str) -> None:
     more_to_come = any(w.state is WorkerState.LAUNCHING for w in workers)
     if len(ready) < run.spec.resources.min_nodes or (len(ready) < most and more_to_come):
         return
-    gang.start_attempt(turn, run, seating.seats(turn, run, ready[:most]))
+    attempt_lifecycle.start_attempt(
+        turn, run, rank_assignment.assign_ranks(turn, run, ready[:most])
+    )

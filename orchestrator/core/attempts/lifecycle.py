@@ -12,11 +12,10 @@ from jobs.events import (
     Shards,
 )
 from monitors.types import Severity
-from orchestrator.core.checkpoints import memory_tier
-from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.checkpoints import memory_tier, rollback
 from orchestrator.core.messages.gang_events import GangStopped
 from orchestrator.core.messages.instructions import StopWorker
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Attempt, Checkpoint, Queue, Run, Seat
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
@@ -26,10 +25,9 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.time_ledger import Bucket
-from orchestrator.core.placement import snapshot as demanding
-from orchestrator.core.placement import workers as placing
-from orchestrator.core.policy import recovery
-from orchestrator.core.policy import usage_history as history
+from orchestrator.core.placement import snapshot
+from orchestrator.core.placement import workers as worker_placement
+from orchestrator.core.policy import recovery, usage_history
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
@@ -49,7 +47,7 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
     world_size = sum(len(seat.ranks) for seat in seats)
     candidates = _candidates(turn, run, seats, world_size)
     if not candidates and run.decision is not None:  # people let it begin again
-        rewinding.rewind(turn, run.id, run.decision)
+        rollback.rewind(turn, run.id, run.decision)
     known = turn.state.checkpoints_of(run.id)
     if not candidates and recovery.has_lost_its_past(run, turn.attempt(run.id), known):
         hold(turn, run.id, "none of its checkpoints can be trusted any more")
@@ -84,14 +82,14 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         pending=None,
         reason=reason,
         started_at=run.started_at or turn.now,
-        ledger=ledger.switch(run.ledger, Bucket.STARTING, turn.now),
+        ledger=time_ledger.switch(run.ledger, Bucket.STARTING, turn.now),
     )
     turn.cancel_timer(run.id, "standby")
     turn.set_timer(run.id, "start", START_SECONDS)
     if len(seats) < run.spec.resources.max_nodes:
-        turn.set_timer(run.id, "grow", demanding.GROW_SECONDS)
-    elif run.spec.placement.spares:
-        turn.set_timer(run.id, "grow", demanding.STANDBY_SECONDS)
+        turn.set_timer(run.id, "grow", snapshot.GROW_SECONDS)
+    elif run.spec.placement.standbys:
+        turn.set_timer(run.id, "grow", snapshot.STANDBY_SECONDS)
     master = turn.state.workers[seats[0].worker]
     offered = tuple(
         RestoreCandidate(
@@ -104,7 +102,7 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         )
         for c in candidates
     )
-    turn.tell_gang(
+    turn.broadcast(
         run.id,
         {seat.worker: seat.ranks for seat in seats},
         StartAttempt,
@@ -160,7 +158,7 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
         else:
             told[seat.worker] = seat.ranks
     number = attempt.number
-    turn.tell_gang(
+    turn.broadcast(
         run_id, told, StopAttempt, reason, attempt=number, grace_seconds=grace, reason=reason
     )
 
@@ -238,7 +236,7 @@ def hold(
         f"held by babysit: {why}; `babysit release` {release},"
         " `babysit rollback --to STEP` goes on from another step (0: begins again)"
     )
-    book = ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
+    book = time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
     turn.change_run(run_id, state=RunState.HELD, held_from=run.state, reason=reason, ledger=book)
     turn.notify(run_id, Severity.CRITICAL, f"{run.name} is {reason}", incident)
 
@@ -249,10 +247,10 @@ def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
     for incident in turn.state.incidents_of(run_id):
         turn.resolve_incident(incident.id, f"the run ended: {state}")
     for worker in turn.state.workers_of(run_id):
-        placing.end_worker(turn, worker, f"{run.name} {state}")
+        worker_placement.end_worker(turn, worker, f"{run.name} {state}")
     if run.started_at is not None:
         queue = turn.state.queues.get(run.spec.queue) or Queue(name=run.spec.queue)
-        turn.put(history.remembered(queue, run, turn.now))
+        turn.put(usage_history.remembered(queue, run, turn.now))
     run = turn.run(run_id)
     turn.change_run(
         run_id,
@@ -262,7 +260,7 @@ def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
         timers={},
         decision=None,
         held_from=None,
-        ledger=ledger.switch(run.ledger, Bucket.QUEUED, turn.now),
+        ledger=time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now),
     )
     if state is RunState.FAILED:
         turn.notify(run_id, Severity.CRITICAL, f"{run.name} failed: {reason}")

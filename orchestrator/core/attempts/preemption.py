@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Container
 
 from monitors.failures import Cause, FailureClass
-from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.model.entities import Decision, Restart, Run
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
@@ -15,8 +15,8 @@ from orchestrator.core.model.states import (
     RunState,
     WorkerState,
 )
-from orchestrator.core.placement import snapshot as demanding
-from orchestrator.core.placement import workers as placing
+from orchestrator.core.placement import snapshot
+from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Eviction
 from orchestrator.core.text import named
@@ -63,7 +63,7 @@ def ask(turn: Turn, run: Run, restart: Restart, give_back: tuple[str, ...] = ())
         state=RunState.RECOVERING,
         reason=restart.reason,
     )
-    gang.stop_attempt(turn, run.id, restart.reason, grace=GRACE_SECONDS)
+    attempt_lifecycle.stop_attempt(turn, run.id, restart.reason, grace=GRACE_SECONDS)
     return True
 
 
@@ -86,9 +86,9 @@ def evict(turn: Turn, eviction: Eviction) -> None:
     run, by = turn.run(eviction.run), turn.run(eviction.by)
     if have_no_seat(turn, run.id, eviction.nodes):
         reason = f"{named(eviction.nodes)} left to {by.name}, {_WHY[eviction.why]}"
-        placing.end_workers(turn, run.id, eviction.nodes, reason)
+        worker_placement.end_workers(turn, run.id, eviction.nodes, reason)
         return
-    whole = len(eviction.nodes) == len(demanding.kept(turn.state, run))
+    whole = len(eviction.nodes) == len(snapshot.kept(turn.state, run))
     what = "leaves its nodes" if whole else f"leaves {len(eviction.nodes)} nodes and goes on"
     reason = f"{what} for {by.name}, {_WHY[eviction.why]}"
     restart = asked(turn, run, reason, remedy="preempted" if whole else "shrink")
@@ -96,7 +96,7 @@ def evict(turn: Turn, eviction: Eviction) -> None:
         run.id, f"{reason}; it loses {eviction.lost_gpu_seconds:.0f} GPU s if it cannot save"
     )
     if not ask(turn, run, restart, eviction.nodes):
-        placing.end_workers(turn, run.id, eviction.nodes, reason)
+        worker_placement.end_workers(turn, run.id, eviction.nodes, reason)
 
 
 def grow(turn: Turn, run_id: str) -> None:
@@ -107,7 +107,7 @@ def grow(turn: Turn, run_id: str) -> None:
         return
     ready = sum(worker.state is WorkerState.READY for worker in workers)
     seats, most = len(attempt.seats), run.spec.resources.max_nodes
-    target = min(most, ready - run.spec.placement.spares)
-    if target > seats and demanding.may_grow(attempt, turn.now):
+    target = min(most, ready - run.spec.placement.standbys)
+    if target > seats and snapshot.may_grow(attempt, turn.now):
         reason = f"grows from {seats} to {target} nodes"
         ask(turn, run, asked(turn, run, reason, remedy="grow"))

@@ -7,7 +7,7 @@ from orchestrator.core.scheduling.node_table import LEVELS
 from orchestrator.core.turn import Turn
 
 
-def seats(turn: Turn, run: Run, ready: list[Worker]) -> tuple[Seat, ...]:
+def assign_ranks(turn: Turn, run: Run, ready: list[Worker]) -> tuple[Seat, ...]:
     """Ranks by worker.
 
     A worker keeps the ranks it had, so that its memory checkpoints serve again. The others come in

@@ -16,8 +16,7 @@ from jobs.events import (
 )
 from monitors.failures import FailureClass
 from monitors.types import FindingKind, Severity
-from orchestrator.core.checkpoints import memory_tier
-from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.checkpoints import memory_tier, rollback
 from orchestrator.core.messages.events import (
     CheckpointPinned,
     CheckpointRemovalAsked,
@@ -28,7 +27,7 @@ from orchestrator.core.model.entities import Attempt, Checkpoint, Incident
 from orchestrator.core.model.states import AttemptState, IncidentState, Trust, WorkerState
 from orchestrator.core.policy import recovery
 from orchestrator.core.turn import Turn
-from orchestrator.errors import NotFoundError, RefusedError
+from orchestrator.errors import ConflictError, NotFoundError
 
 PAGE_AFTER_FAILED_SAVES = 2
 """Consecutive failed saves before someone is paged (FAILURES.md row 17)."""
@@ -88,7 +87,7 @@ def verify(turn: Turn, checkpoint: Checkpoint) -> bool:
         for worker in turn.state.workers_of(checkpoint.run)
         if worker.id in ranks_of and worker.state is WorkerState.READY
     }
-    turn.tell_gang(
+    turn.broadcast(
         checkpoint.run,
         there,
         VerifyCheckpoint,
@@ -155,7 +154,7 @@ def _makes_up_for(turn: Turn, verified: Checkpoint) -> None:
 
 def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
     """A checkpoint that does not read back: never loaded again, and on record."""
-    rewinding.condemn(turn, checkpoint.id, error)
+    rollback.mark_bad(turn, checkpoint.id, error)
     run = turn.run(checkpoint.run)
     incident = turn.open_incident(
         run,
@@ -237,7 +236,7 @@ def prune(turn: Turn, run_id: str) -> None:
     counted = [
         c for c in turn.state.checkpoints_of(run_id) if not (c.pinned and c.id in run.excluded)
     ]
-    for spent in recovery.expendable(counted, run.spec.checkpoint.keep, _in_use(attempt)):
+    for spent in recovery.select_for_deletion(counted, run.spec.checkpoint.keep, _in_use(attempt)):
         _delete(turn, worker.id, spent, "retention")
 
 
@@ -251,7 +250,7 @@ def _delete(turn: Turn, worker: str, checkpoint: Checkpoint, why: str) -> None:
     turn.change_checkpoint(
         checkpoint.id, deleted_at=turn.now, reason=f"{why}; {checkpoint.reason}".rstrip("; ")
     )
-    turn.tell(
+    turn.send_command(
         worker,
         DeleteCheckpoint,
         f"{why}: the checkpoint of step {checkpoint.step}",
@@ -339,9 +338,9 @@ def on_verification_asked(turn: Turn, event: CheckpointVerificationAsked) -> Non
     """Read it back again."""
     known = _known(turn, event.run, event.checkpoint)
     if known.trust is Trust.WRITING:
-        raise RefusedError(f"{known.id} is still being written")
+        raise ConflictError(f"{known.id} is still being written")
     if not verify(turn, known):
-        raise RefusedError(f"no agent that wrote {known.id} is there to read it back")
+        raise ConflictError(f"no agent that wrote {known.id} is there to read it back")
 
 
 def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
@@ -359,11 +358,11 @@ def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
         (w for w in turn.state.workers_of(event.run) if w.state is WorkerState.READY), None
     )
     if known.pinned:
-        raise RefusedError(f"{known.id} is pinned; `babysit checkpoints unpin` it first")
+        raise ConflictError(f"{known.id} is pinned; `babysit checkpoints unpin` it first")
     if known.id in _in_use(turn.attempt(event.run)):
-        raise RefusedError(f"{known.id} may be loaded just now; wait for the next step")
+        raise ConflictError(f"{known.id} may be loaded just now; wait for the next step")
     if not others and known.trust is not Trust.BAD:
-        raise RefusedError(f"{known.id} is the last checkpoint of the run that can be trusted")
+        raise ConflictError(f"{known.id} is the last checkpoint of the run that can be trusted")
     if worker is None:
-        raise RefusedError("no agent of the run is there to delete it")
+        raise ConflictError("no agent of the run is there to delete it")
     _delete(turn, worker.id, known, f"asked for by {event.actor}")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Checkpoint, Decision
 from orchestrator.core.model.states import Trust
 from orchestrator.core.policy import recovery
 from orchestrator.core.turn import Turn
 
 
-def condemn(turn: Turn, checkpoint: str | None, reason: str) -> None:
+def mark_bad(turn: Turn, checkpoint: str | None, reason: str) -> None:
     """Mark a checkpoint bad, if it is known and not bad already."""
     known = turn.state.checkpoints.get(checkpoint or "")
     if known is not None and known.trust is not Trust.BAD:
@@ -36,7 +36,7 @@ def rewind(turn: Turn, run_id: str, decision: Decision) -> None:
         why = f"left behind by a rollback to step {step}: anomaly since step {decision.onset_step}"
         for checkpoint in checkpoints:
             if checkpoint.step > step:
-                condemn(turn, checkpoint.id, why)
+                mark_bad(turn, checkpoint.id, why)
     elif decision.to_step is not None:
         _leave_later(
             turn, run_id, decision.to_step, f"left behind by a rollback to step {decision.to_step}"
@@ -56,10 +56,10 @@ def would_lose(turn: Turn, run_id: str, decision: Decision) -> float:
         homes={},
         world_size=0,
     )
-    return 0.0 if good else ledger.totals(run.ledger, turn.now)[ledger.Bucket.PRODUCTIVE]
+    return 0.0 if good else time_ledger.totals(run.ledger, turn.now)[time_ledger.Bucket.PRODUCTIVE]
 
 
-def leave_behind(turn: Turn, run_id: str) -> None:
+def supersede_later_checkpoints(turn: Turn, run_id: str) -> None:
     """The attempt has loaded its step: what older attempts saved after it is no longer its past.
 
     Loading it at the next crash would jump over steps that this attempt does differently, and
@@ -84,7 +84,7 @@ def _set_aside(turn: Turn, checkpoint: Checkpoint, why: str) -> None:
     """Nothing is known to be wrong with it: a pinned one can still be asked for."""
     run = turn.run(checkpoint.run)
     if not checkpoint.pinned:
-        condemn(turn, checkpoint.id, why)
+        mark_bad(turn, checkpoint.id, why)
     elif checkpoint.id not in run.excluded:
         turn.change_run(run.id, excluded=(*run.excluded, checkpoint.id))
 

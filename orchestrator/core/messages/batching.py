@@ -34,7 +34,7 @@ from orchestrator.core.messages.gang_events import (
 )
 
 
-def gather(events: Iterable[Event]) -> list[Event]:
+def coalesce(events: Iterable[Event]) -> list[Event]:
     """The events, with neighbours that say the same of other workers or ranks made one.
 
     What stands for several bears the id, time and cause of the first of them, and names them all.

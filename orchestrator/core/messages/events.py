@@ -166,13 +166,13 @@ class QueueChanged(Event):
     quota: Quota
 
 
-class PassDue(Event):
+class SchedulingPassDue(Event):
     """The scheduler looks at all runs and nodes: something has changed since it last did.
 
     Told once for whatever has come together: at 10,000 nodes a pass costs more than 100 events.
     """
 
-    kind: Literal["pass_due"] = "pass_due"
+    kind: Literal["scheduling_pass_due"] = "scheduling_pass_due"
 
 
 class SparesChanged(Event):
@@ -283,7 +283,7 @@ AnyEvent = Annotated[
     | FindingRaised
     | CapacityChanged
     | NodeChanged
-    | PassDue
+    | SchedulingPassDue
     | QueueChanged
     | SparesChanged
     | MaintenancePlanned

@@ -61,33 +61,33 @@ class ProbeWorker(Instruction):
     node: str
 
 
-class Tell(Instruction):
+class SendCommand(Instruction):
     """Send a command to an agent."""
 
-    kind: Literal["tell"] = "tell"
+    kind: Literal["send_command"] = "send_command"
     worker: str
     command: AgentCommand
 
 
-class TellGang(Instruction):
+class BroadcastCommand(Instruction):
     """Send one command to many agents at once; each gets its own part of it.
 
     One line of the outbox for a gang of any size: it is done when every agent has taken its part,
     or is gone. To each agent the part bears the instruction's id.
     """
 
-    kind: Literal["tell_gang"] = "tell_gang"
+    kind: Literal["broadcast_command"] = "broadcast_command"
     workers: tuple[str, ...]
     ranks: tuple[tuple[int, ...], ...] = ()
     """Of each worker, where the command says who does what; empty: all are told the same."""
     command: AgentCommand
 
-    def each(self) -> Iterator[Tell]:
+    def each(self) -> Iterator[SendCommand]:
         """What each worker is told, in order."""
         shared = {"id": self.id, "cause": self.cause, "run": self.run, "reason": self.reason}
         for place, worker in enumerate(self.workers):
             ranks = self.ranks[place] if self.ranks else ()
-            yield Tell(**shared, worker=worker, command=self.command.part(place, ranks))
+            yield SendCommand(**shared, worker=worker, command=self.command.part(place, ranks))
 
 
 class Notify(Instruction):
@@ -106,7 +106,7 @@ class Record(Instruction):
 
 
 AnyInstruction = Annotated[
-    LaunchWorker | StopWorker | ProbeWorker | Tell | TellGang | Notify | Record,
+    LaunchWorker | StopWorker | ProbeWorker | SendCommand | BroadcastCommand | Notify | Record,
     Field(discriminator="kind"),
 ]
 INSTRUCTION: TypeAdapter[AnyInstruction] = TypeAdapter(AnyInstruction)

@@ -25,7 +25,7 @@ from orchestrator.core.model.states import (
     Trust,
     WorkerState,
 )
-from orchestrator.core.scheduling.node_table import Room
+from orchestrator.core.scheduling.node_table import NodeCapacity
 from orchestrator.core.scheduling.types import Claim, Quota
 
 
@@ -288,9 +288,9 @@ class Node:
     """While it is maintained: the cordon that stood before, and stands again afterwards."""
 
     @property
-    def room(self) -> Room:
+    def room(self) -> NodeCapacity:
         """As the scheduler sees it, with nothing on it."""
-        return Room(
+        return NodeCapacity(
             node=self.id,
             gpus=self.gpus,
             cpus=self.cpus,

@@ -26,7 +26,7 @@ from orchestrator.core.model.states import (
     NodeState,
     WorkerState,
 )
-from orchestrator.core.scheduling.node_table import Room, Rooms
+from orchestrator.core.scheduling.node_table import NodeCapacity, NodeTable
 
 Timer = tuple[dt.datetime, str, str]
 """A deadline: when, which run, which of its timers."""
@@ -54,7 +54,7 @@ class State:
         self._workers_on: dict[str, dict[str, None]] = defaultdict(dict)
         self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._incidents_of: dict[str, dict[str, None]] = defaultdict(dict)
-        self._rooms: Rooms | None = None
+        self._rooms: NodeTable | None = None
         self._maintained: set[str] = set()
         """Nodes with planned maintenance."""
         self._changes: dict[tuple[str, str], Entity] = {}
@@ -201,11 +201,11 @@ class State:
         return [self.incidents[key] for key in self._incidents_of.get(run, ())]
 
     @property
-    def rooms(self) -> Rooms:
+    def rooms(self) -> NodeTable:
         """The nodes that take work, in columns; made anew only when one of them changes."""
         if self._rooms is None:
             rooms = (_room(node) for node in self.nodes.values())
-            self._rooms = Rooms(room for room in rooms if room is not None)
+            self._rooms = NodeTable(room for room in rooms if room is not None)
         return self._rooms
 
     def tenants(self) -> Iterator[tuple[Run, list[Worker]]]:
@@ -286,7 +286,7 @@ class State:
         self.runs.pop(run, None)
 
 
-def _room(node: Node | None) -> Room | None:
+def _room(node: Node | None) -> NodeCapacity | None:
     """A node as the scheduler sees it; None: it takes no work."""
     return node.room if node is not None and node.state is NodeState.READY else None
 

@@ -17,9 +17,7 @@ from orchestrator.core.model.states import (
     Trust,
     WorkerState,
 )
-from orchestrator.core.policy import recovery
-from orchestrator.core.policy import time_limits as limits
-from orchestrator.core.policy import usage_history as history
+from orchestrator.core.policy import recovery, time_limits, usage_history
 from orchestrator.core.scheduling import Demand, Holding, Snapshot
 from orchestrator.core.scheduling.spares import failure_rate, pool_size
 from orchestrator.core.scheduling.types import accounted_gpus
@@ -77,7 +75,7 @@ def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snaps
         ],
         demands=[demand for demand in demands if demand.nodes > 0 or demand.unwanted],
         quotas=list(state.queues.values()),
-        usage=history.usage_by_project(state, now),
+        usage=usage_history.usage_by_project(state, now),
         spares=spare_pool(state, now),
     )
 
@@ -102,7 +100,7 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
     need, own = run.spec.resources, kept(state, run)
     looping = recovery.restarts_in_vain(run)
     gave = run.decision is not None and bool(run.decision.give_back)
-    most = need.max_nodes + run.spec.placement.spares
+    most = need.max_nodes + run.spec.placement.standbys
     return Demand(
         run=run.id,
         name=run.name,
@@ -119,7 +117,7 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
         keeps=tuple(worker.node for worker in own),
         unwanted=_unwanted(run, own),
         avoid=run.avoid,
-        ends_within=limits.ends_within(run, now),
+        ends_within=time_limits.ends_within(run, now),
         claim=run.claim,
     )
 
@@ -145,8 +143,8 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
             _holding(
                 run,
                 tuple(worker.node for worker in staying),
-                ends_at=history.expected_end(state, run, now),
-                ends_within=limits.ends_within(run, now),
+                ends_at=usage_history.expected_end(state, run, now),
+                ends_within=time_limits.ends_within(run, now),
                 lost_gpu_seconds=lost_gpu_seconds(state, run, len(staying), now),
                 surplus=_surplus(state, run, staying),
                 wants=_wants(state, run, len(staying), now),
@@ -220,7 +218,7 @@ def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
     paused = "standby" in run.timers  # the last one did not last
     if attempt is None or not quiet or paused or attempt.state is AttemptState.STOPPING:
         return 0
-    standbys = run.spec.placement.spares
+    standbys = run.spec.placement.standbys
     if len(attempt.seats) < run.spec.resources.max_nodes and may_grow(attempt, now):
         return max(0, run.spec.resources.max_nodes + standbys - nodes)
     return max(0, len(attempt.seats) + standbys - nodes)

@@ -7,13 +7,13 @@ from collections.abc import Container, Iterable
 
 from jobs.commands import Shutdown
 from orchestrator.core.messages.instructions import LaunchWorker, StopWorker
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Run, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState, RunState, WorkerState
 from orchestrator.core.model.time_ledger import Bucket
-from orchestrator.core.placement import snapshot as demanding
-from orchestrator.core.policy import time_limits as limits
+from orchestrator.core.placement import snapshot
+from orchestrator.core.policy import time_limits
 from orchestrator.core.scheduling import Claim, Pending, Plan, Wait, plan
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
@@ -35,15 +35,15 @@ _WHY = {
 
 def current_plan(state: State, now: dt.datetime) -> Plan:
     """One pass over every run that wants nodes; none where nobody does."""
-    if not demanding.anybody_wants(state, now):
+    if not snapshot.anybody_wants(state, now):
         return Plan()
-    return plan(demanding.snapshot(state, now), now)
+    return plan(snapshot.snapshot(state, now), now)
 
 
 def leave_unusable_nodes(turn: Turn, run: Run) -> None:
     """Before a new attempt: give up workers on nodes that drain, or that nobody may go back to."""
     avoid = frozenset(run.avoid)
-    for worker in demanding.kept(turn.state, run):
+    for worker in snapshot.kept(turn.state, run):
         if _unusable(turn.state, worker, avoid):
             end_worker(turn, worker, f"leaving {worker.node}")
 
@@ -73,12 +73,12 @@ def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
 
 def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
     """The run has its nodes; its agents are coming up. Its time runs."""
-    left = limits.runtime_left(turn.run(run_id))
+    left = time_limits.runtime_left(turn.run(run_id))
     if left is not None and "max_runtime" not in turn.run(run_id).timers:
         turn.set_timer(run_id, "max_runtime", left)
         turn.change_run(run_id, runtime_left=None)
     run = turn.run(run_id)
-    book = ledger.switch(run.ledger, Bucket.STARTING, turn.now)
+    book = time_ledger.switch(run.ledger, Bucket.STARTING, turn.now)
     if run.state is RunState.QUEUED:
         reason = f"placed on {named(nodes)}; its agents are coming up"
         turn.change_run(
@@ -101,7 +101,7 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
     reason = f"waits for {wait.missing} {'node' if wait.missing == 1 else 'nodes'}: {why}"
     if run.pending == wait.why.value and run.reason == reason:
         return
-    book = ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
+    book = time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
     if run.state in {RunState.STARTING, RunState.RECOVERING}:
         turn.change_run(
             run.id, state=RunState.QUEUED, reason=reason, pending=wait.why.value, ledger=book
@@ -113,7 +113,7 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
 def _stop_its_time(turn: Turn, run: Run) -> Run:
     """A run that waits and has no node, as when it left them for another, uses none of its time."""
     ends = run.timers.get("max_runtime")
-    if ends is None or demanding.kept(turn.state, run):
+    if ends is None or snapshot.kept(turn.state, run):
         return run
     turn.cancel_timer(run.id, "max_runtime")
     return turn.change_run(run.id, runtime_left=max(0.0, (ends - turn.now).total_seconds()))
@@ -124,7 +124,7 @@ def end_worker(turn: Turn, worker: Worker, reason: str) -> None:
     if worker.state in {WorkerState.STOPPING, WorkerState.ENDED}:
         return
     if worker.state is WorkerState.READY:
-        turn.tell(worker.id, Shutdown, reason, attempt=turn.run(worker.run).attempt)
+        turn.send_command(worker.id, Shutdown, reason, attempt=turn.run(worker.run).attempt)
     turn.cancel_timer(worker.run, f"launch:{worker.id}", f"contact:{worker.id}")
     turn.change_worker(worker.id, state=WorkerState.STOPPING, reason=reason)
     turn.emit(StopWorker, worker.run, reason, worker=worker.id, node=worker.node)

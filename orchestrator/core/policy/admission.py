@@ -6,9 +6,9 @@ from jobs.spec import RunSpec
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.scheduling.free_resources import could_fit
-from orchestrator.core.scheduling.node_table import Rooms
+from orchestrator.core.scheduling.node_table import NodeTable
 from orchestrator.core.scheduling.topology import largest_domain
-from orchestrator.errors import InvalidError, RefusedError
+from orchestrator.errors import ConflictError, InvalidError
 
 
 def check(state: State, spec: RunSpec) -> None:
@@ -16,7 +16,7 @@ def check(state: State, spec: RunSpec) -> None:
 
     Raises:
         InvalidError: Even the empty cluster does not fit it. An unknown cluster refuses nothing.
-        RefusedError: A live run saves where it would.
+        ConflictError: A live run saves where it would.
     """
     _refuse_too_large(state, spec)
     _refuse_shared_directory(state, spec)
@@ -33,7 +33,7 @@ def _refuse_too_large(state: State, spec: RunSpec) -> None:
     need, pack = spec.resources, spec.placement.pack
     if largest_domain(state.rooms, could_fit(state.rooms, need), pack) >= need.min_nodes:
         return  # of those that take work now, which is known without looking at each node
-    rooms = Rooms(node.room for node in nodes)
+    rooms = NodeTable(node.room for node in nodes)
     mask = could_fit(rooms, need)
     fitting = largest_domain(rooms, mask, pack)
     if fitting >= need.min_nodes:
@@ -56,14 +56,14 @@ def _refuse_too_large(state: State, spec: RunSpec) -> None:
 
 
 def _refuse_shared_directory(state: State, spec: RunSpec) -> None:
-    """Raise RefusedError when a live run saves where this one would.
+    """Raise ConflictError when a live run saves where this one would.
 
     Steps of both would lie at the same paths, and each would overwrite and prune the other's.
     """
     directory = spec.checkpoint.directory
     others = (run for run in state.live_runs() if run.spec.checkpoint.directory == directory)
     if directory is not None and (other := next(others, None)) is not None:
-        raise RefusedError(
+        raise ConflictError(
             f"{directory} holds the checkpoints of {other.name} ({other.id}), which is"
             f" {other.state}: name another checkpoint.directory, or wait for that run or cancel it"
         )

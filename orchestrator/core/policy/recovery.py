@@ -310,7 +310,7 @@ def has_lost_its_past(run: Run, before: Attempt | None, checkpoints: Sequence[Ch
     )
 
 
-def expendable(
+def select_for_deletion(
     checkpoints: Sequence[Checkpoint], keep: int, in_use: Sequence[str]
 ) -> list[Checkpoint]:
     """Directory checkpoints that retention may delete.

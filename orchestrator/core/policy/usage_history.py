@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.core.model.entities import Fleet, Queue, Run, Worker
 from orchestrator.core.model.records import Past, Usage
 from orchestrator.core.model.state import State
-from orchestrator.core.policy import time_limits as limits
+from orchestrator.core.policy import time_limits
 from orchestrator.core.scheduling.fair_share import accrued, decayed
 from orchestrator.core.scheduling.types import accounted_gpus
 
@@ -63,7 +63,7 @@ def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
 
 def expected_end(state: State, run: Run, now: dt.datetime) -> dt.datetime | None:
     """When a run ends: by its max_runtime, or as runs of its name did before; None: unknown."""
-    if (certain := limits.ends_at(run)) is not None:
+    if (certain := time_limits.ends_at(run)) is not None:
         return certain
     queue = state.queues.get(run.spec.queue)
     if queue is None or run.started_at is None:

@@ -15,7 +15,7 @@ from orchestrator.core.messages.events import (
 from orchestrator.core.model.entities import Node, Queue
 from orchestrator.core.model.records import Window
 from orchestrator.core.model.states import NodeState
-from orchestrator.core.requests import nodes
+from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.turn import Turn
 from orchestrator.errors import InvalidError, NotFoundError
 
@@ -63,13 +63,13 @@ def on_maintenance_cancelled(turn: Turn, event: MaintenanceCancelled) -> None:
     """Forget what was planned; a node that is being maintained takes work again."""
     for node in _known(turn, event.nodes):
         turn.change_node(node.id, maintenance=())
-        nodes.maintain(turn, node.id)
+        node_requests.maintain(turn, node.id)
 
 
 def on_maintenance_due(turn: Turn, event: MaintenanceDue) -> None:
     """A window begins: the node is drained. It is over: the node is as it was before."""
     if event.node in turn.state.nodes:
-        nodes.maintain(turn, event.node)
+        node_requests.maintain(turn, event.node)
 
 
 def _known(turn: Turn, names: Iterable[str]) -> list[Node]:

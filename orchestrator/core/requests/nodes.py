@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
-from orchestrator.core.attempts import preemption as leaving
+from orchestrator.core.attempts import preemption
 from orchestrator.core.messages.events import CapacityChanged, NodeChanged, NodeInfo
 from orchestrator.core.model.entities import Node
 from orchestrator.core.model.records import MAINTENANCE, Cordon, Window
 from orchestrator.core.model.states import NodeState
-from orchestrator.core.placement import workers as placing
+from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.turn import Turn
 from orchestrator.errors import NotFoundError
 
@@ -154,11 +154,11 @@ def _move_away(turn: Turn, run_id: str, node: Node) -> None:
     if turn.held(run_id):
         return
     reason = f"{node.id} is being drained by {node.by}: {node.reason}"
-    if leaving.have_no_seat(turn, run_id, (node.id,)):
-        placing.end_workers(turn, run_id, (node.id,), reason)
+    if preemption.have_no_seat(turn, run_id, (node.id,)):
+        worker_placement.end_workers(turn, run_id, (node.id,), reason)
         return
-    restart = leaving.asked(turn, run, reason, remedy="move away")
-    leaving.ask(turn, run, dataclasses.replace(restart, node=node.id))
+    restart = preemption.asked(turn, run, reason, remedy="move away")
+    preemption.ask(turn, run, dataclasses.replace(restart, node=node.id))
 
 
 def leave_draining(turn: Turn, run_id: str) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from orchestrator.core import watching
-from orchestrator.core.attempts import lifecycle as gang
-from orchestrator.core.attempts import preemption as leaving
-from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.attempts import lifecycle as attempt_lifecycle
+from orchestrator.core.attempts import preemption
+from orchestrator.core.checkpoints import rollback
 from orchestrator.core.messages.events import (
     IncidentChanged,
     RestartAsked,
@@ -17,7 +16,7 @@ from orchestrator.core.messages.events import (
     RunReleased,
     RunSubmitted,
 )
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Decision, Ledger, Restart, Run
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
@@ -29,10 +28,10 @@ from orchestrator.core.model.states import (
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.policy import admission
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
-from orchestrator.core.requests import nodes
-from orchestrator.core.supervision import failures as recovering
+from orchestrator.core.requests import nodes as node_requests
+from orchestrator.core.supervision import failures, findings
 from orchestrator.core.turn import Turn
-from orchestrator.errors import InvalidError, NotFoundError, RefusedError
+from orchestrator.errors import ConflictError, InvalidError, NotFoundError
 
 
 def on_submitted(turn: Turn, event: RunSubmitted) -> None:
@@ -57,9 +56,9 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
 def _live(turn: Turn, run_id: str, verb: str) -> Run:
     run = turn.state.runs.get(run_id)
     if run is None:
-        raise RefusedError(f"cannot {verb} {run_id}: it is over")
+        raise ConflictError(f"cannot {verb} {run_id}: it is over")
     if run.state in TERMINAL_RUN_STATES:
-        raise RefusedError(f"cannot {verb} {run.name}: it {run.state} already")
+        raise ConflictError(f"cannot {verb} {run.name}: it {run.state} already")
     return run
 
 
@@ -77,12 +76,12 @@ def on_cancelled(turn: Turn, event: RunCancelled) -> None:
 
 def end(turn: Turn, run: Run, state: RunState, reason: str) -> None:
     """Stop the gang if there is one, then end the run in `state`."""
-    decision = Decision(restart=leaving.asked(turn, run, reason), finish=state)
+    decision = Decision(restart=preemption.asked(turn, run, reason), finish=state)
     turn.change_run(run.id, decision=decision, reason=reason)
     if _has_live_attempt(turn, run.id):
-        gang.stop_attempt(turn, run.id, reason, grace=GRACE_SECONDS)
+        attempt_lifecycle.stop_attempt(turn, run.id, reason, grace=GRACE_SECONDS)
     else:
-        gang.finish_run(turn, run.id, state, reason)
+        attempt_lifecycle.finish_run(turn, run.id, state, reason)
 
 
 def on_restart_asked(turn: Turn, event: RestartAsked) -> None:
@@ -113,7 +112,7 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
     steps = sorted({c.step for c in loadable})
     if to_step is not None and to_step != 0 and to_step not in steps:
         have = ", ".join(map(str, steps)) or "none"
-        raise RefusedError(
+        raise ConflictError(
             f"{run.name} has no checkpoint of step {to_step} to roll back to; it has: {have}"
         )
     if to_step is None and event.skip is None:
@@ -128,19 +127,19 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
         _refuse_held(run)  # else the choice of a step ends the hold: nothing runs that it protects
     _again(turn, run, reason, to_step=to_step, skip=event.skip)
     if event.to_step is not None:
-        rewinding.take_up_again(turn, run.id, event.to_step)
+        rollback.take_up_again(turn, run.id, event.to_step)
 
 
 def _refuse_held(run: Run) -> None:
     if run.state is RunState.HELD:
-        raise RefusedError(f"{run.name} is held; `babysit release` it first")
+        raise ConflictError(f"{run.name} is held; `babysit release` it first")
 
 
 def _newest(run: Run, past: list[int], steps: list[int], what: str) -> int:
     """The newest of the steps; to begin again, where there is something to lose, must be said."""
     if steps and not past:
         have = ", ".join(map(str, steps))
-        raise RefusedError(
+        raise ConflictError(
             f"{run.name} has no checkpoint from before {what}; it has: {have};"
             " `--to STEP` takes one of them, `--to 0` begins again"
         )
@@ -157,23 +156,25 @@ def _again(
     grace: float = 0.0,
 ) -> None:
     if turn.state.fleet.hold:
-        raise RefusedError(f"everything is held ({turn.state.fleet.hold}); `babysit release` first")
+        raise ConflictError(
+            f"everything is held ({turn.state.fleet.hold}); `babysit release` first"
+        )
     if run.decision is not None and run.decision.finish is not None:
-        raise RefusedError(f"{run.name} is being ended: {run.decision.restart.reason}")
+        raise ConflictError(f"{run.name} is being ended: {run.decision.restart.reason}")
     live = _has_live_attempt(turn, run.id)
     if not live and run.attempt == 0:
-        raise RefusedError(f"{run.name} has not started yet: {run.reason}")
+        raise ConflictError(f"{run.name} has not started yet: {run.reason}")
     if run.state is RunState.HELD:
         run = turn.release_run(run.id, run.held_from or RunState.QUEUED, reason)
     turn.cancel_timer(run.id, "retry")
-    decision = _instead_of(run.decision, leaving.asked(turn, run, reason), to_step, skip)
-    book = ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)
+    decision = _instead_of(run.decision, preemption.asked(turn, run, reason), to_step, skip)
+    book = time_ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)
     state = RunState.RECOVERING if live else run.state
     turn.change_run(run.id, decision=decision, state=state, reason=reason, ledger=book)
     if live:
-        gang.stop_attempt(turn, run.id, reason, grace=grace)
+        attempt_lifecycle.stop_attempt(turn, run.id, reason, grace=grace)
     else:
-        recovering.decide(turn, run.id)
+        failures.decide(turn, run.id)
 
 
 def _instead_of(
@@ -218,15 +219,15 @@ def on_released(turn: Turn, event: RunReleased) -> None:
     else:
         run = _live(turn, event.run, "release")
         if run.state is not RunState.HELD:
-            raise RefusedError(f"{run.name} is not held: it is {run.state}")
+            raise ConflictError(f"{run.name} is not held: it is {run.state}")
         turn.release_run(run.id, run.held_from or RunState.QUEUED, f"released by {event.actor}")
         waiting = [run.id]
     for run_id in waiting:
         if not _has_live_attempt(turn, run_id):
-            recovering.decide(turn, run_id)
+            failures.decide(turn, run_id)
         elif not turn.held(run_id):
-            watching.resume(turn, run_id)
-            nodes.leave_draining(turn, run_id)
+            findings.resume(turn, run_id)
+            node_requests.leave_draining(turn, run_id)
     turn.schedule_wanted = True
 
 

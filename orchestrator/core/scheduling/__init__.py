@@ -1,6 +1,6 @@
 """Who runs where: `plan(snapshot, now) -> Plan`. Pure."""
 
-from orchestrator.core.scheduling.node_table import Room, Rooms
+from orchestrator.core.scheduling.node_table import NodeCapacity, NodeTable
 from orchestrator.core.scheduling.plan import plan
 from orchestrator.core.scheduling.types import (
     Claim,
@@ -19,11 +19,11 @@ __all__ = [
     "Demand",
     "Eviction",
     "Holding",
+    "NodeCapacity",
+    "NodeTable",
     "Pending",
     "Plan",
     "Quota",
-    "Room",
-    "Rooms",
     "Snapshot",
     "Wait",
     "plan",

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.scheduling.eligibility import Eligible
-from orchestrator.core.scheduling.free_resources import Board, could_fit
-from orchestrator.core.scheduling.node_table import Indices, Mask, Rooms
+from orchestrator.core.scheduling.free_resources import FreeResources, could_fit
+from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 from orchestrator.core.scheduling.topology import choose, within
 from orchestrator.core.scheduling.types import Claim, Demand, Holding
 
 Times = NDArray[np.float64]
 
 
-def busy_until(rooms: Rooms, holdings: Sequence[Holding]) -> Times:
+def busy_until(rooms: NodeTable, holdings: Sequence[Holding]) -> Times:
     """Unix time at which the last worker on each node is expected to leave; infinite: unknown."""
     until = np.full(len(rooms), -np.inf)
     for holding in holdings:
@@ -36,7 +36,7 @@ def busy_until(rooms: Rooms, holdings: Sequence[Holding]) -> Times:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Soonest:
+class EarliestStart:
     """The nodes that are free together the soonest, with those that must be left as spares."""
 
     places: Indices
@@ -52,7 +52,7 @@ class Soonest:
         """The smaller, the better."""
         return self.until, self.unknown, self.busy
 
-    def claim(self, rooms: Rooms) -> Claim:
+    def claim(self, rooms: NodeTable) -> Claim:
         """As it is remembered."""
         finite = math.isfinite(self.until)
         until = dt.datetime.fromtimestamp(self.until, dt.UTC) if finite else None
@@ -70,7 +70,11 @@ class Forecast:
     """
 
     def __init__(
-        self, board: Board, holdings: Sequence[Holding], eligible: Eligible, now: dt.datetime
+        self,
+        board: FreeResources,
+        holdings: Sequence[Holding],
+        eligible: Eligible,
+        now: dt.datetime,
     ) -> None:
         self._board, self._rooms, self._eligible = board, board.rooms, eligible
         self._start = now.timestamp()
@@ -96,7 +100,7 @@ class Forecast:
         usable[self._rooms.places(demand.keeps)] = False
         return usable
 
-    def _old(self, demand: Demand, usable: Mask, count: int) -> Soonest | None:
+    def _old(self, demand: Demand, usable: Mask, count: int) -> EarliestStart | None:
         """What it has kept so far, as it stands now; None: it is of no use any more."""
         if demand.claim is None or len(demand.claim.nodes) < count:
             return None
@@ -104,7 +108,7 @@ class Forecast:
         only[self._rooms.places(demand.claim.nodes)] = True
         return self._soonest(demand, usable & only, count)
 
-    def _soonest(self, demand: Demand, usable: Mask, count: int) -> Soonest | None:
+    def _soonest(self, demand: Demand, usable: Mask, count: int) -> EarliestStart | None:
         """Later starts reach into more maintenance, which may put the start off once more."""
         free_at = np.where(self._board.fits(demand.need), self._start, self._empty_at)
         free_at[self._rooms.places(demand.keeps)] = self._start
@@ -120,7 +124,7 @@ class Forecast:
             times = np.concatenate([free_at[places], self._emptied_at()[spares]])
             until = float(times.max())
             if until <= start or math.isinf(until) or not self._eligible.windows:
-                return Soonest(
+                return EarliestStart(
                     places=np.concatenate([places, spares]),
                     until=until,
                     unknown=int(np.isinf(times).sum()),
@@ -158,7 +162,7 @@ class Forecast:
 
 
 def _best_domain(
-    rooms: Rooms, usable: Mask, free_at: Times, count: int, pack: str, now: float
+    rooms: NodeTable, usable: Mask, free_at: Times, count: int, pack: str, now: float
 ) -> tuple[float, Mask] | None:
     """When enough nodes of one domain are free, and the nodes of the domain where it is so first.
 

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.fair_share import Shares
-from orchestrator.core.scheduling.free_resources import Board
-from orchestrator.core.scheduling.quota import Quotas, Standing
+from orchestrator.core.scheduling.free_resources import FreeResources
+from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding, accounted_gpus
 
 
 def grow(
-    board: Board,
+    board: FreeResources,
     eligible: Eligible,
     quotas: Quotas,
     shares: Shares,
@@ -62,7 +62,7 @@ def _within_quota(quotas: Quotas, holding: Holding) -> int:
     return bisect.bisect_left(
         range(1, holding.wants + 1),
         True,
-        key=lambda count: quotas.standing(holding.queue, count * each) is not Standing.WITHIN,
+        key=lambda count: quotas.standing(holding.queue, count * each) is not QuotaStatus.WITHIN,
     )
 
 

@@ -12,9 +12,9 @@ import math
 import numpy as np
 
 from orchestrator.core.scheduling import topology
-from orchestrator.core.scheduling.free_resources import Board
+from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.node_choice import spot
-from orchestrator.core.scheduling.node_table import Indices, Mask, Rooms
+from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 from orchestrator.core.scheduling.reservations import Reservations
 from orchestrator.core.scheduling.types import Demand
 
@@ -36,7 +36,7 @@ class Eligible:
         windows: Unix times at which maintenance begins, the next first.
     """
 
-    def __init__(self, rooms: Rooms, now: dt.datetime, spares: int) -> None:
+    def __init__(self, rooms: NodeTable, now: dt.datetime, spares: int) -> None:
         self._rooms, self._now, self.spares = rooms, now.timestamp(), spares
         self.kept = Reservations(rooms)
         self.pool: Mask = (rooms.gpus > 0) | (not (rooms.gpus > 0).any())
@@ -56,7 +56,7 @@ class Eligible:
         mask: Mask = self._rooms.window >= self._now + self.stays(demand)
         return mask
 
-    def fitting(self, board: Board, demand: Demand) -> Mask:
+    def fitting(self, board: FreeResources, demand: Demand) -> Mask:
         """Nodes with room for it that it does not have yet, in time before maintenance."""
         mask = board.fits(demand.need)
         if self.windows:
@@ -64,11 +64,11 @@ class Eligible:
         mask[self._rooms.places(demand.keeps)] = False
         return mask
 
-    def allowed(self, board: Board, demand: Demand) -> Mask:
+    def allowed(self, board: FreeResources, demand: Demand) -> Mask:
         """Those of them that are not kept for others."""
         return self.fitting(board, demand) & ~self.kept.beyond(self.ends(demand))
 
-    def spot(self, board: Board, demand: Demand, allowed: Mask) -> Indices | None:
+    def spot(self, board: FreeResources, demand: Demand, allowed: Mask) -> Indices | None:
         """Where it goes, of the nodes allowed, with the pool of spares left alone."""
         places = spot(board, demand, allowed)
         if places is None or self._exempt(demand):
@@ -79,7 +79,7 @@ class Eligible:
             return places
         return spot(board, demand, self._may_take(board, allowed))
 
-    def may_have(self, board: Board, demand: Demand) -> Mask:
+    def may_have(self, board: FreeResources, demand: Demand) -> Mask:
         """Nodes that others would be asked to leave for it: none that it avoids."""
         mask = self.allowed(board, demand)
         mask[self._rooms.places(demand.avoid)] = False
@@ -88,14 +88,14 @@ class Eligible:
             mask &= topology.within(self._rooms, kept, demand.pack)
         return mask
 
-    def suffices(self, board: Board, demand: Demand) -> bool:
+    def suffices(self, board: FreeResources, demand: Demand) -> bool:
         """Whether it would fit on a board, as far as can be told cheaply."""
         mask = self.may_have(board, demand)
         if topology.largest_domain(self._rooms, mask, demand.pack) < demand.nodes:
             return False
         return demand.nodes <= self.most(board, demand, mask)
 
-    def most(self, board: Board, demand: Demand, mask: Mask) -> int:
+    def most(self, board: FreeResources, demand: Demand, mask: Mask) -> int:
         """How many of these nodes it may take, with the pool of spares left alone."""
         return int((mask if self._exempt(demand) else self._may_take(board, mask)).sum())
 
@@ -103,7 +103,7 @@ class Eligible:
         """The spares are for recoveries."""
         return demand.recovers or self.spares == 0
 
-    def _may_take(self, board: Board, mask: Mask) -> Mask:
+    def _may_take(self, board: FreeResources, mask: Mask) -> Mask:
         """As many of these nodes as leave the pool alone."""
         idle = board.idle() & self.pool
         most = max(0, int(idle.sum()) - self.spares)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.spec import Resources
-from orchestrator.core.scheduling.node_table import Indices, Mask, Rooms
+from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 
 Shape = tuple[int, float, int]
 """GPUs, CPUs and bytes of one worker."""
@@ -19,7 +19,7 @@ def shape_of(need: Resources) -> Shape:
     return need.gpus_per_node, need.cpus_per_node, need.memory_per_node
 
 
-class Board:
+class FreeResources:
     """Free resources of every node.
 
     Attributes:
@@ -27,15 +27,15 @@ class Board:
         tenants: How many workers are on each.
     """
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: NodeTable) -> None:
         self.rooms = rooms
         self.gpus, self.cpus = rooms.gpus.copy(), rooms.cpus.copy()
         self.memory = rooms.memory.copy()
         self.tenants = np.zeros(len(rooms), dtype=np.int64)
 
-    def copy(self) -> Board:
+    def copy(self) -> FreeResources:
         """Another board, to try things on."""
-        other = Board(self.rooms)
+        other = FreeResources(self.rooms)
         for name in ("gpus", "cpus", "memory", "tenants"):
             setattr(other, name, getattr(self, name).copy())
         return other
@@ -84,7 +84,7 @@ class Board:
         return ranks
 
 
-def could_fit(rooms: Rooms, need: Resources) -> Mask:
+def could_fit(rooms: NodeTable, need: Resources) -> Mask:
     """Nodes that have room for one worker when nothing is on them."""
     return _at_least(rooms.gpus, rooms.cpus, rooms.memory, need)
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from orchestrator.core.scheduling.eligibility import Eligible
-from orchestrator.core.scheduling.free_resources import Board
+from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.types import Demand
 
 
@@ -18,7 +18,7 @@ class Move:
     leaves: tuple[str, ...]
 
 
-def away(board: Board, eligible: Eligible, demand: Demand) -> Move | None:
+def away(board: FreeResources, eligible: Eligible, demand: Demand) -> Move | None:
     """Off as many of the nodes that it avoids as others can be had for, near those that stay."""
     for left in _fewer_and_fewer(demand.unwanted):
         stays = tuple(node for node in demand.keeps if node not in left)
@@ -36,7 +36,7 @@ def _fewer_and_fewer(nodes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield nodes[:count]
 
 
-def as_a_whole(board: Board, eligible: Eligible, demand: Demand) -> Move | None:
+def as_a_whole(board: FreeResources, eligible: Eligible, demand: Demand) -> Move | None:
     """All of a packed gang into another domain: there is no room near the nodes that it has.
 
     The nodes it leaves are not free before its agents have left them.

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from orchestrator.core.scheduling import topology
-from orchestrator.core.scheduling.free_resources import Board
+from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.node_table import Indices, Mask
 from orchestrator.core.scheduling.types import Demand
 
 
-def spot(board: Board, demand: Demand, allowed: Mask) -> Indices | None:
+def spot(board: FreeResources, demand: Demand, allowed: Mask) -> Indices | None:
     """Near what the run has, and away from what it avoids if there is elsewhere; None: nowhere."""
     if int(allowed.sum()) < demand.nodes:
         return None
@@ -27,7 +27,7 @@ def spot(board: Board, demand: Demand, allowed: Mask) -> Indices | None:
     return None
 
 
-def _preferred(board: Board, demand: Demand, allowed: Mask) -> Iterator[Mask]:
+def _preferred(board: FreeResources, demand: Demand, allowed: Mask) -> Iterator[Mask]:
     """What may be used, the best first."""
     rooms = board.rooms
     kept = rooms.places(demand.keeps)

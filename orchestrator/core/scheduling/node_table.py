@@ -17,7 +17,7 @@ Indices = NDArray[np.intp]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class NodeCapacity:
     """One node, as it would be with nothing on it."""
 
     node: str
@@ -31,7 +31,7 @@ class Room:
     """When its next planned maintenance begins."""
 
 
-class Rooms:
+class NodeTable:
     """Nodes by index.
 
     Attributes:
@@ -42,7 +42,7 @@ class Rooms:
         window: Unix time at which the next maintenance begins; infinite: none is planned.
     """
 
-    def __init__(self, rooms: Iterable[Room]) -> None:
+    def __init__(self, rooms: Iterable[NodeCapacity]) -> None:
         ordered = sorted(rooms, key=lambda room: room.node)
         self.names = tuple(room.node for room in ordered)
         self.index = {name: i for i, name in enumerate(self.names)}

@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.core.scheduling import migration as moving
-from orchestrator.core.scheduling import preemption as preempting
+from orchestrator.core.scheduling import migration, preemption
 from orchestrator.core.scheduling.backfill import Forecast
 from orchestrator.core.scheduling.elastic import grow
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.fair_share import Shares, age, in_order
-from orchestrator.core.scheduling.free_resources import Board, could_fit, shape_of
+from orchestrator.core.scheduling.free_resources import FreeResources, could_fit, shape_of
 from orchestrator.core.scheduling.node_choice import spot
 from orchestrator.core.scheduling.node_table import Mask
-from orchestrator.core.scheduling.quota import Quotas, Standing
-from orchestrator.core.scheduling.rejection_cache import Key, Known, Told
+from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
+from orchestrator.core.scheduling.rejection_cache import Key, Rejection, RejectionCache
 from orchestrator.core.scheduling.types import (
     Claim,
     Demand,
@@ -51,7 +50,7 @@ class Pass:
 
     def __init__(self, snapshot: Snapshot, now: dt.datetime) -> None:
         self._snapshot, self._now = snapshot, now
-        self._board = Board(snapshot.rooms)
+        self._board = FreeResources(snapshot.rooms)
         self._quotas = Quotas(snapshot.quotas)
         self._eligible = Eligible(snapshot.rooms, now, snapshot.spares)
         self._kept = self._eligible.kept
@@ -65,7 +64,7 @@ class Pass:
         self._board.seat((node, h.need) for h in snapshot.holdings for node in h.nodes)
         for holding in snapshot.holdings:
             self._quotas.charge(holding.queue, holding.gpus)
-        self._holders = preempting.Holders(snapshot.holdings, self._quotas)
+        self._holders = preemption.PreemptionCandidates(snapshot.holdings, self._quotas)
         self._holdings = list(snapshot.holdings)
         """What all have, also who was placed in this pass."""
         self._idling = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
@@ -76,7 +75,7 @@ class Pass:
         self._preemptors = 0
         self._gave: dict[str, str] = {}
         """Run that was asked to leave → for whom."""
-        self._known = Known()
+        self._known = RejectionCache()
         self._in_line = 0
         """How many wait for something that can come."""
         self._plan = Plan()
@@ -93,7 +92,7 @@ class Pass:
         expected.sort(key=age)
         rest.extend([demand for demand in expected if not self._expected(demand)])
         for demand in in_order(rest, self._shares):
-            self._take_up(demand)
+            self._schedule(demand)
         if self._head is None:
             self._plan.growth.update(
                 grow(self._board, self._eligible, self._quotas, self._shares, self._holdings)
@@ -117,7 +116,7 @@ class Pass:
         if self._within_quota(demand):
             places = spot(self._board, demand, self._eligible.allowed(self._board, demand) & only)
             if places is not None:
-                self._settle(demand, self._board.rooms.named(places))
+                self._commit_placement(demand, self._board.rooms.named(places))
                 return True
         gone = [holding for holding in self._snapshot.holdings if holding.leaving]
         leaving = [h.run for h in gone if not set(claim.nodes).isdisjoint(h.nodes)]
@@ -129,7 +128,7 @@ class Pass:
         self._await_leavers(demand, claim, leaving)
         return True
 
-    def _take_up(self, demand: Demand) -> None:
+    def _schedule(self, demand: Demand) -> None:
         self._idling.discard(demand.run)
         if demand.run in self._gave:  # what it wants is counted anew once its nodes are left
             self._wait(demand, Pending.RESERVED, behind=self._gave[demand.run])
@@ -137,12 +136,12 @@ class Pass:
             self._move(demand)
         elif detail := self._ceilings.exceeded_by(demand):
             self._wait(demand, Pending.TOO_LARGE, detail=detail)
-            self._lies_idle(demand)
+            self._release_held_nodes(demand)
         elif told := self._known.told(self._kind(demand), demand):
             self._wait(demand, told.why, told.fitting, behind=told.behind)
         elif demand.queue in self._closed:
             self._wait(demand, Pending.BEHIND, behind=self._closed[demand.queue])
-            self._lies_idle(demand)
+            self._release_held_nodes(demand)
         else:
             self._try(demand)
 
@@ -157,9 +156,9 @@ class Pass:
         if why is Pending.QUOTA:
             self._closed[demand.queue] = demand.run
             self._wait(demand, why, detail=self._quota_in_words(demand))
-            self._lies_idle(demand)
+            self._release_held_nodes(demand)
         else:
-            self._hold_up(demand, why, fitting)
+            self._block(demand, why, fitting)
 
     def _within_quota(self, demand: Demand, gone: Iterable[Holding] = ()) -> bool:
         """Whether its queue may have so much more, now or once some have gone."""
@@ -168,9 +167,9 @@ class Pass:
         standing = self._quotas.standing(demand.queue, demand.gpus)
         for holding in gone:
             self._quotas.charge(holding.queue, holding.gpus)
-        return goes_on(demand) or standing in {Standing.WITHIN, Standing.BORROWING}
+        return goes_on(demand) or standing in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
 
-    def _lies_idle(self, demand: Demand) -> None:
+    def _release_held_nodes(self, demand: Demand) -> None:
         """What it holds is of no use to it now: whoever comes behind it may have that."""
         if demand.keeps:
             self._idling.add(demand.run)
@@ -187,27 +186,27 @@ class Pass:
         allowed = fits & ~self._kept.beyond(self._eligible.ends(demand))
         places = self._eligible.spot(self._board, demand, allowed)
         if places is not None:
-            self._settle(demand, self._board.rooms.named(places))
+            self._commit_placement(demand, self._board.rooms.named(places))
             return True, Pending.NO_CAPACITY, 0
         if self._move(demand):
             return True, Pending.NO_CAPACITY, 0
-        told = Told(demand.nodes, self._why_not(demand, fits, allowed), int(allowed.sum()))
+        told = Rejection(demand.nodes, self._why_not(demand, fits, allowed), int(allowed.sum()))
         self._known.note_failed(key, demand, told)
         return False, told.why, told.fitting
 
     def _move(self, demand: Demand) -> bool:
         """Whether it gets nodes elsewhere for some that it has, or for all."""
-        move = moving.away(self._board, self._eligible, demand)
+        move = migration.away(self._board, self._eligible, demand)
         if move is None:
-            move = moving.as_a_whole(self._board, self._eligible, demand)
+            move = migration.as_a_whole(self._board, self._eligible, demand)
         if move is None:
             return False
         self._plan.leaves[demand.run] = move.leaves
         self._quotas.charge(demand.queue, -len(move.leaves) * accounted_gpus(demand.need))
-        self._settle(demand, move.to)
+        self._commit_placement(demand, move.to)
         return True
 
-    def _settle(self, demand: Demand, nodes: tuple[str, ...]) -> None:
+    def _commit_placement(self, demand: Demand, nodes: tuple[str, ...]) -> None:
         self._board.take(self._board.rooms.places(nodes), demand.need)
         self._quotas.charge(demand.queue, len(nodes) * accounted_gpus(demand.need))
         self._shares.charge(demand)
@@ -254,11 +253,11 @@ class Pass:
 
     # who waits
 
-    def _hold_up(self, demand: Demand, why: Pending, fitting: int) -> None:
+    def _block(self, demand: Demand, why: Pending, fitting: int) -> None:
         """It waits for nodes: the first to do so gets a reservation."""
         if self._head is not None:
             behind = self._head.run if why is Pending.RESERVED else None
-            told = Told(demand.nodes, why, fitting, behind)
+            told = Rejection(demand.nodes, why, fitting, behind)
             self._known.note_told(self._kind(demand), demand, told)
             self._wait(demand, why, fitting, behind=behind)
             return
@@ -298,8 +297,8 @@ class Pass:
         if free + self._holders.at_most(demand, self._idling) < demand.nodes:
             return False
         options = self._holders.candidates(demand, self._idling)
-        trial = preempting.Trial(board, self._quotas, eligible, demand, leaving, options)
-        chosen = preempting.select(trial) if options else None
+        trial = preemption.Trial(board, self._quotas, eligible, demand, leaving, options)
+        chosen = preemption.select(trial) if options else None
         if chosen is None:
             return False
         then = trial.board(chosen)
@@ -307,7 +306,7 @@ class Pass:
         if places is None:
             return False
         nodes = self._board.rooms.named(places)
-        gone = preempting.evictions(demand, [options[i] for i in chosen])
+        gone = preemption.evictions(demand, [options[i] for i in chosen])
         for eviction in gone:
             self._holders.leave(eviction.run)
             self._gave[eviction.run] = demand.run

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.scheduling.eligibility import Eligible
-from orchestrator.core.scheduling.free_resources import Board
+from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.node_table import Mask
-from orchestrator.core.scheduling.quota import Quotas, Standing
+from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import (
     PRIORITY_RANK,
     Demand,
@@ -56,7 +56,7 @@ class Candidate:
         return -PRIORITY_RANK[holding.priority], self.rest, each, holding.run
 
 
-class Holders:
+class PreemptionCandidates:
     """What runs have, found by who may take it."""
 
     def __init__(self, holdings: Iterable[Holding], quotas: Quotas) -> None:
@@ -125,7 +125,7 @@ class Holders:
     def _borrowers(self, demand: Demand) -> set[str]:
         """Queues that have borrowed what the demand's queue may have back."""
         standing = self._quotas.standing(demand.queue, demand.gpus)
-        if standing not in {Standing.WITHIN, Standing.RECLAIMING}:
+        if standing not in {QuotaStatus.WITHIN, QuotaStatus.RECLAIMING}:
             return set()
         return self._quotas.borrowers(demand.queue)
 
@@ -166,7 +166,7 @@ class Trial:
 
     def __init__(
         self,
-        board: Board,
+        board: FreeResources,
         quotas: Quotas,
         eligible: Eligible,
         demand: Demand,
@@ -187,7 +187,7 @@ class Trial:
         mask = self._eligible.may_have(self._now, self._demand)
         return self._demand.nodes - self._eligible.most(self._now, self._demand, mask)
 
-    def board(self, chosen: Iterable[int]) -> Board:
+    def board(self, chosen: Iterable[int]) -> FreeResources:
         """The board once these options have left."""
         board = self._now.copy()
         self._columns.leave(board, self._mask(chosen))
@@ -205,7 +205,7 @@ class Trial:
         standing = self._quotas.standing(self._demand.queue, self._demand.gpus)
         for queue, gpus in by_queue.items():
             self._quotas.charge(queue, gpus)
-        allowed = standing in {Standing.WITHIN, Standing.BORROWING}
+        allowed = standing in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
         return allowed and self._eligible.suffices(self.board(chosen), self._demand)
 
     def loss(self, chosen: Iterable[int]) -> Loss:
@@ -227,7 +227,7 @@ class Trial:
 class _Columns:
     """What leaves with each option, worker by worker, so that many leave in one go."""
 
-    def __init__(self, board: Board, options: Sequence[Candidate]) -> None:
+    def __init__(self, board: FreeResources, options: Sequence[Candidate]) -> None:
         index = board.rooms.index
         workers = [
             (place, number)
@@ -242,7 +242,7 @@ class _Columns:
         self._cpus = np.array([need.cpus_per_node for need in needs], dtype=np.float64)
         self._memory = np.array([need.memory_per_node for need in needs], dtype=np.float64)
 
-    def leave(self, board: Board, chosen: Mask) -> None:
+    def leave(self, board: FreeResources, chosen: Mask) -> None:
         """The workers of these options leave a board."""
         here: NDArray[np.bool_] = chosen[self._owner]
         places, owner = self._places[here], self._owner[here]

@@ -9,7 +9,7 @@ from enum import StrEnum
 from orchestrator.core.scheduling.types import Quota
 
 
-class Standing(StrEnum):
+class QuotaStatus(StrEnum):
     """How a queue would stand with so many more GPUs."""
 
     WITHIN = "within"  # within its nominal quota, or without a limit
@@ -73,20 +73,20 @@ class Quotas:
             self._most[queue] = quota.gpus + (lent if limit is None else min(lent, limit))
         return self._most[queue]
 
-    def standing(self, queue: str, gpus: int) -> Standing:
+    def standing(self, queue: str, gpus: int) -> QuotaStatus:
         """How the queue would stand with `gpus` more."""
         quota = self.of(queue)
         if quota.gpus is None:
-            return Standing.WITHIN
+            return QuotaStatus.WITHIN
         self.charge(queue, gpus)
         above, excess = self.borrowed(queue), self._beyond(quota)
         self.charge(queue, -gpus)
         if above == 0:
-            return Standing.RECLAIMING if excess > 0 else Standing.WITHIN
+            return QuotaStatus.RECLAIMING if excess > 0 else QuotaStatus.WITHIN
         limit = quota.borrowing_limit
         if excess > 0 or (limit is not None and above > limit):
-            return Standing.OVER
-        return Standing.BORROWING
+            return QuotaStatus.OVER
+        return QuotaStatus.BORROWING
 
     def borrowers(self, queue: str) -> set[str]:
         """Other queues of its cohort that use more than their own."""

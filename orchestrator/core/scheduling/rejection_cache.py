@@ -14,7 +14,7 @@ Key = tuple[object, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Told:
+class Rejection:
     """What one run was told, and so are those of its kind that want as many nodes or more."""
 
     nodes: int
@@ -23,12 +23,12 @@ class Told:
     behind: str | None = None
 
 
-class Known:
+class RejectionCache:
     """Kinds of demands, and what became of the first of each. Room only shrinks in a pass."""
 
     def __init__(self) -> None:
-        self._failed: dict[Key, Told] = {}
-        self._told: dict[Key, Told] = {}
+        self._failed: dict[Key, Rejection] = {}
+        self._told: dict[Key, Rejection] = {}
         self._futile: dict[Key, int] = {}
 
     def forget(self) -> None:
@@ -37,11 +37,11 @@ class Known:
         self._told.clear()
         self._futile.clear()
 
-    def failed(self, key: Key, demand: Demand) -> Told | None:
+    def failed(self, key: Key, demand: Demand) -> Rejection | None:
         """Why there is no place for such a demand."""
         return _for(self._failed.get(key), demand)
 
-    def told(self, key: Key, demand: Demand) -> Told | None:
+    def told(self, key: Key, demand: Demand) -> Rejection | None:
         """What such a demand is told after everything was tried."""
         return _for(self._told.get(key), demand)
 
@@ -50,12 +50,12 @@ class Known:
         known = self._futile.get(key)
         return known is not None and _plain(demand) and demand.nodes >= known
 
-    def note_failed(self, key: Key, demand: Demand, told: Told) -> None:
+    def note_failed(self, key: Key, demand: Demand, told: Rejection) -> None:
         """There is no place for it."""
         if _plain(demand):
             self._failed[key] = told
 
-    def note_told(self, key: Key, demand: Demand, told: Told) -> None:
+    def note_told(self, key: Key, demand: Demand, told: Rejection) -> None:
         """It was told so."""
         if _plain(demand):
             self._told[key] = told
@@ -70,5 +70,5 @@ def _plain(demand: Demand) -> bool:
     return not (demand.keeps or demand.avoid or demand.claim)
 
 
-def _for(told: Told | None, demand: Demand) -> Told | None:
+def _for(told: Rejection | None, demand: Demand) -> Rejection | None:
     return told if told is not None and demand.nodes >= told.nodes and _plain(demand) else None

@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from orchestrator.core.scheduling.node_table import Indices, Mask, Rooms
+from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 from orchestrator.core.scheduling.types import Claim
 
 
 class Reservations:
     """What is kept for runs that wait, in one pass."""
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, rooms: NodeTable) -> None:
         self._rooms = rooms
         self._kept: dict[str, tuple[Indices, float]] = {}
         """Places, and the Unix time until which others may use them; never: minus infinity."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.core.scheduling.node_table import LEVELS, Indices, Mask, Rooms
+from orchestrator.core.scheduling.node_table import LEVELS, Indices, Mask, NodeTable
 
 Order = NDArray[np.intp]
 
@@ -20,7 +20,7 @@ def allowed_levels(pack: str) -> tuple[str, ...]:
     return smallest_first if pack == "any" else smallest_first[: smallest_first.index(pack) + 1]
 
 
-def choose(rooms: Rooms, fits: Mask, count: int, pack: str, order: Order) -> Indices | None:
+def choose(rooms: NodeTable, fits: Mask, count: int, pack: str, order: Order) -> Indices | None:
     """`count` of the nodes that fit; None: there is no place.
 
     Args:
@@ -40,14 +40,14 @@ def choose(rooms: Rooms, fits: Mask, count: int, pack: str, order: Order) -> Ind
     return _fill(rooms, candidates, count, 0, order) if pack == "any" else None
 
 
-def largest_domain(rooms: Rooms, fits: Mask, pack: str) -> int:
+def largest_domain(rooms: NodeTable, fits: Mask, pack: str) -> int:
     """How many nodes that fit lie in the best domain of the level; `any`: how many there are."""
     if pack == "any" or not fits.any():
         return int(fits.sum())
     return int(np.bincount(rooms.domains[pack][fits]).max())
 
 
-def beside(rooms: Rooms, places: Indices, pack: str) -> list[Mask]:
+def beside(rooms: NodeTable, places: Indices, pack: str) -> list[Mask]:
     """Nodes near these: in the smallest domain that holds them all, then in each larger one."""
     near = []
     for level in allowed_levels(pack):
@@ -57,7 +57,7 @@ def beside(rooms: Rooms, places: Indices, pack: str) -> list[Mask]:
     return near
 
 
-def within(rooms: Rooms, places: Indices, pack: str) -> Mask:
+def within(rooms: NodeTable, places: Indices, pack: str) -> Mask:
     """Nodes that a gang with some nodes already may add, by its domain of the level."""
     domains = rooms.domains[pack]
     mask: Mask = domains == domains[places[0]]
@@ -77,7 +77,7 @@ def _smallest(domains: Indices, count: int) -> Mask:
     return best
 
 
-def _fill(rooms: Rooms, candidates: Indices, count: int, depth: int, order: Order) -> Indices:
+def _fill(rooms: NodeTable, candidates: Indices, count: int, depth: int, order: Order) -> Indices:
     """Take the largest blocks whole, and the rest from the smallest block that has it."""
     if depth == len(LEVELS):
         return candidates[np.argsort(order[candidates], kind="stable")[:count]]

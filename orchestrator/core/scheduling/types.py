@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 from jobs.spec import Priority, Resources
-from orchestrator.core.scheduling.node_table import Rooms
+from orchestrator.core.scheduling.node_table import NodeTable
 
 PRIORITY_RANK = {Priority.CRITICAL: 0, Priority.HIGH: 1, Priority.NORMAL: 2, Priority.LOW: 3}
 """Smaller goes first."""
@@ -148,7 +148,7 @@ class Quota:
 class Snapshot:
     """Everything a pass looks at."""
 
-    rooms: Rooms
+    rooms: NodeTable
     """The nodes that take work, as they would be with nothing on them."""
     holdings: Sequence[Holding] = ()
     demands: Sequence[Demand] = ()

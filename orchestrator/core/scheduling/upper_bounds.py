@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import Shape, could_fit, shape_of
-from orchestrator.core.scheduling.node_table import Rooms
+from orchestrator.core.scheduling.node_table import NodeTable
 from orchestrator.core.scheduling.quota import Quotas
 from orchestrator.core.scheduling.types import Demand, accounted_gpus
 
@@ -13,7 +13,7 @@ from orchestrator.core.scheduling.types import Demand, accounted_gpus
 class Ceilings:
     """The most that a gang can have, of nodes and of quota."""
 
-    def __init__(self, rooms: Rooms, quotas: Quotas, eligible: Eligible) -> None:
+    def __init__(self, rooms: NodeTable, quotas: Quotas, eligible: Eligible) -> None:
         self._rooms, self._quotas, self._eligible = rooms, quotas, eligible
         self._nodes: dict[tuple[Shape, str], tuple[int, int]] = {}
         self._pool = int(eligible.pool.sum())

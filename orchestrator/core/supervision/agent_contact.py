@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from monitors.failures import Failure, FailureClass
-from orchestrator.core.attempts import assembly as assembling
+from orchestrator.core.attempts import assembly
 from orchestrator.core.messages.events import WorkerLost, WorkerRegained
 from orchestrator.core.messages.instructions import ProbeWorker
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.states import WorkerState
-from orchestrator.core.placement import workers as placing
-from orchestrator.core.supervision import failures as recovering
-from orchestrator.core.supervision import node_faults as faults
+from orchestrator.core.placement import workers as worker_placement
+from orchestrator.core.supervision import failures, node_faults
 from orchestrator.core.turn import Turn
 
 CONTACT_SECONDS = 600.0
@@ -27,7 +26,7 @@ def on_out_of_contact(turn: Turn, event: WorkerLost) -> None:
         return
     turn.change_worker(worker.id, state=WorkerState.LOST, reason=event.reason)
     turn.set_timer(worker.run, f"contact:{worker.id}", CONTACT_SECONDS)
-    faults.check_breaker(turn)
+    node_faults.check_breaker(turn)
     turn.emit(
         ProbeWorker, worker.run, f"{worker.id}: {event.reason}", worker=worker.id, node=worker.node
     )
@@ -39,7 +38,7 @@ def on_regained(turn: Turn, event: WorkerRegained) -> None:
     if worker is not None and worker.state is WorkerState.LOST:
         turn.cancel_timer(worker.run, f"contact:{worker.id}")
         turn.change_worker(worker.id, state=WorkerState.READY, reason="back in contact")
-        assembling.start_if_whole(turn, event.run)
+        assembly.start_if_whole(turn, event.run)
 
 
 def given_up(turn: Turn, run_id: str, worker_id: str) -> None:
@@ -50,17 +49,17 @@ def given_up(turn: Turn, run_id: str, worker_id: str) -> None:
     worker = turn.state.workers.get(worker_id)
     if worker is None or worker.state is not WorkerState.LOST:
         return
-    faults.check_breaker(turn)
+    node_faults.check_breaker(turn)
     if turn.held(run_id):
         turn.record(run_id, f"held: {worker_id} is still out of contact")
         turn.set_timer(run_id, f"contact:{worker_id}", CONTACT_SECONDS)
         return
     failure = _gone(worker)
-    faults.note_fault(turn, worker.node, run_id, failure)
-    placing.end_worker(turn, worker, failure.reason)
+    node_faults.note_fault(turn, worker.node, run_id, failure)
+    worker_placement.end_worker(turn, worker, failure.reason)
     attempt = turn.attempt(run_id)
     if attempt is not None and any(seat.worker == worker_id for seat in attempt.seats):
-        recovering.lose_seat(turn, run_id, worker, failure, at=turn.now)
+        failures.lose_seat(turn, run_id, worker, failure, at=turn.now)
     turn.schedule_wanted = True
 
 

@@ -13,12 +13,11 @@ from jobs.events import RankExited, RankRestored
 from monitors.exits import root_cause
 from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
-from orchestrator.core.attempts import lifecycle as gang
-from orchestrator.core.checkpoints import memory_tier
-from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.attempts import lifecycle as attempt_lifecycle
+from orchestrator.core.checkpoints import memory_tier, rollback
 from orchestrator.core.messages.events import WorkerLost
 from orchestrator.core.messages.gang_events import GangFinished, GangRestored
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Decision, RankFailure, Restart, Run, Worker
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
@@ -31,10 +30,10 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.time_ledger import Bucket
-from orchestrator.core.placement import standby_nodes as standbys
-from orchestrator.core.placement import workers as placing
+from orchestrator.core.placement import standby_nodes
+from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy import recovery
-from orchestrator.core.supervision import node_faults as faults
+from orchestrator.core.supervision import node_faults
 from orchestrator.core.turn import Turn
 
 
@@ -69,7 +68,7 @@ def _ended_well(turn: Turn, run_id: str, ranks: Iterable[int]) -> None:
     if len(done) == attempt.world_size and attempt.state is not AttemptState.STOPPING:
         turn.change_attempt(run_id, state=AttemptState.ENDED, ended_at=turn.now)
         reason = f"every rank ended well after step {attempt.step}"
-        gang.finish_run(turn, run_id, RunState.SUCCEEDED, reason)
+        attempt_lifecycle.finish_run(turn, run_id, RunState.SUCCEEDED, reason)
 
 
 def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
@@ -97,9 +96,9 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
             launch_failed(turn, run, worker, event.reason)
         return
     if not expected:
-        faults.note_fault(turn, worker.node, run.id, gone)
+        node_faults.note_fault(turn, worker.node, run.id, gone)
     lose_seat(turn, run.id, worker, gone, at=event.at)
-    if gang.empty_seats(turn, run.id, (worker.id,)):
+    if attempt_lifecycle.empty_seats(turn, run.id, (worker.id,)):
         attempt_dead(turn, run.id)
 
 
@@ -128,15 +127,17 @@ def launch_failed(turn: Turn, run: Run, worker: Worker, reason: str) -> None:
         reason=f"the agent on {node} {what}: {reason}",
     )
     turn.change_run(run.id, avoid=_with(run.avoid, node)[-recovery.AVOIDED :])
-    faults.note_fault(turn, node, run.id, failure)
+    node_faults.note_fault(turn, node, run.id, failure)
     attempt = turn.attempt(run.id)
     if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
-        standbys.lost(turn, worker, failure)
+        standby_nodes.lost(turn, worker, failure)
         return
     budgets, count = recovery.charge_launch(run, failure.reason)
     turn.change_run(run.id, budgets=budgets)
     if count > recovery.LAUNCH_TRIES:
-        gang.finish_run(turn, run.id, RunState.FAILED, f"{failure.reason} ({count} times)")
+        attempt_lifecycle.finish_run(
+            turn, run.id, RunState.FAILED, f"{failure.reason} ({count} times)"
+        )
 
 
 def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:
@@ -146,13 +147,14 @@ def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:
         return
     late = [seat for seat in attempt.seats if not attempt.started_ranks.issuperset(seat.ranks)]
     if late and turn.held(run_id):
-        turn.set_timer(run_id, "start", gang.START_SECONDS)
+        turn.set_timer(run_id, "start", attempt_lifecycle.START_SECONDS)
     elif late:
         node = late[0].node
         failure = Failure(
             failure_class=FailureClass.RENDEZVOUS,
             signature=f"start {node}",
-            reason=f"the ranks on {node} were not started within {gang.START_SECONDS:.0f} s",
+            reason=f"the ranks on {node} were not started"
+            f" within {attempt_lifecycle.START_SECONDS:.0f} s",
         )
         fail_attempt(turn, run_id, failure, failed_at=turn.now, rank=None, node=node)
 
@@ -197,15 +199,15 @@ def fail_attempt(
             best_step=run.best_step,
         )
         turn.change_run(run_id, decision=Decision(restart=restart, failure=failure))
-    mark_down(turn, run_id, failed_at, failure.reason)
-    gang.stop_attempt(turn, run_id, failure.reason)
+    book_downtime(turn, run_id, failed_at, failure.reason)
+    attempt_lifecycle.stop_attempt(turn, run_id, failure.reason)
 
 
-def mark_down(turn: Turn, run_id: str, failed_at: dt.datetime, reason: str) -> None:
+def book_downtime(turn: Turn, run_id: str, failed_at: dt.datetime, reason: str) -> None:
     """Book the time since the last progress as stalled, and from now on as starting."""
     run = turn.run(run_id)
-    book = ledger.switch(run.ledger, Bucket.STALLED, failed_at)
-    book = ledger.switch(book, Bucket.STARTING, turn.now)
+    book = time_ledger.switch(run.ledger, Bucket.STALLED, failed_at)
+    book = time_ledger.switch(book, Bucket.STARTING, turn.now)
     turn.change_run(run_id, state=RunState.RECOVERING, reason=reason, ledger=book)
 
 
@@ -230,11 +232,11 @@ def decide(turn: Turn, run_id: str) -> None:
     if decision is None or decision.decided:
         return
     if decision.finish is not None:
-        gang.finish_run(turn, run_id, decision.finish, decision.restart.reason)
+        attempt_lifecycle.finish_run(turn, run_id, decision.finish, decision.restart.reason)
         return
     if turn.held(run_id):
         turn.record(run_id, f"held: {decision.restart.reason}; no action until released")
-        turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.QUEUED, turn.now))
+        turn.change_run(run_id, ledger=time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now))
         return
     if decision.failure is None:
         _go_on(turn, run_id, decision, delay=0.0)
@@ -259,7 +261,7 @@ def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
     )
     node = turn.state.nodes.get(restart.node or "")
     if failure.failure_class is not FailureClass.WORKER_LOST:  # noted when the worker went
-        node = faults.note_fault(turn, restart.node, run.id, failure)
+        node = node_faults.note_fault(turn, restart.node, run.id, failure)
     verdict = recovery.judge(run, attempt, case, node, turn.now)
     incident = _incident(turn, run, restart, failure, verdict)
     restart = dataclasses.replace(
@@ -273,12 +275,12 @@ def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
     _remember(turn, run.id, verdict)
     if verdict.stop:
         turn.notify(run.id, Severity.CRITICAL, f"{run.name} stops: {verdict.reason}", incident)
-        gang.finish_run(turn, run.id, RunState.FAILED, verdict.reason)
+        attempt_lifecycle.finish_run(turn, run.id, RunState.FAILED, verdict.reason)
         return
     if verdict.hold:
         waiting = dataclasses.replace(decision, restart=restart, failure=None)  # it is judged
         turn.change_run(run.id, decision=waiting)
-        gang.hold(turn, run.id, verdict.reason, incident)
+        attempt_lifecycle.hold(turn, run.id, verdict.reason, incident)
         return
     decision = dataclasses.replace(decision, restart=restart, skip=verdict.skip, failure=failure)
     turn.record(run.id, f"{verdict.remedy}: {verdict.reason}")
@@ -322,7 +324,7 @@ def _remember(turn: Turn, run_id: str, verdict: recovery.Verdict) -> None:
         excluded=excluded,
     )
     if verdict.distrust in turn.state.checkpoints:
-        rewinding.condemn(
+        rollback.mark_bad(
             turn,
             verdict.distrust,
             f"the same failure came back right after loading it: {verdict.reason}",
@@ -338,10 +340,10 @@ def _go_on(turn: Turn, run_id: str, decision: Decision, delay: float) -> None:
     run = turn.run(run_id)
     if decision.skip is not None:
         turn.change_run(run_id, skip_batches=merge((*run.skip_batches, decision.skip)))
-    too_much = rewinding.would_lose(turn, run_id, decision) >= recovery.LARGE_LOSS_SECONDS
+    too_much = rollback.would_lose(turn, run_id, decision) >= recovery.LARGE_LOSS_SECONDS
     if not too_much:
-        rewinding.rewind(turn, run_id, decision)
-    placing.end_workers(turn, run_id, decision.give_back, decision.restart.reason)
+        rollback.rewind(turn, run_id, decision)
+    worker_placement.end_workers(turn, run_id, decision.give_back, decision.restart.reason)
     retry_at = turn.now + dt.timedelta(seconds=delay) if delay > 0 else None
     decision = dataclasses.replace(decision, decided=True, retry_at=retry_at)
     reason = decision.restart.reason
@@ -351,7 +353,7 @@ def _go_on(turn: Turn, run_id: str, decision: Decision, delay: float) -> None:
     turn.change_run(run_id, decision=decision, reason=reason)
     if too_much:
         why = f"no good checkpoint is left from before step {decision.onset_step}"
-        gang.hold(turn, run_id, why, decision.restart.incident, release="begins again")
+        attempt_lifecycle.hold(turn, run_id, why, decision.restart.incident, release="begins again")
     turn.schedule_wanted = True
 
 

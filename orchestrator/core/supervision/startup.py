@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from jobs.events import RankReady, RankRestored, RanksStarted
 from monitors.failures import Failure, FailureClass
 from orchestrator.core.attempts.lifecycle import SILENT_SECONDS
-from orchestrator.core.checkpoints import lifecycle as saving
-from orchestrator.core.checkpoints import rollback as rewinding
+from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
+from orchestrator.core.checkpoints import rollback
 from orchestrator.core.messages.gang_events import GangReady, GangRestored, GangStarted
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.states import AttemptState, Trust
 from orchestrator.core.model.time_ledger import Bucket
-from orchestrator.core.supervision import failures as recovering
+from orchestrator.core.supervision import failures
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
@@ -41,7 +41,7 @@ def on_ready(turn: Turn, event: RankReady | GangReady) -> None:
     run = turn.change_run(event.run, instrumented=True)
     if len(ready) == attempt.world_size:
         if attempt.first_step_at is None:  # agents speak in turn: steps may be known already
-            book = ledger.switch(run.ledger, Bucket.RESTORING, turn.now)
+            book = time_ledger.switch(run.ledger, Bucket.RESTORING, turn.now)
             run = turn.change_run(run.id, ledger=book)
         if attempt.restart is not None:
             turn.change_attempt(
@@ -66,7 +66,7 @@ def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoin
         run = turn.run(run_id)
         again = attempt.restart is not None and step < attempt.restart.best_step
         bucket = Bucket.LOST if again else Bucket.PRODUCTIVE
-        turn.change_run(run.id, ledger=ledger.switch(run.ledger, bucket, turn.now))
+        turn.change_run(run.id, ledger=time_ledger.switch(run.ledger, bucket, turn.now))
         if attempt.restart is not None:
             turn.change_attempt(
                 run.id,
@@ -82,7 +82,7 @@ def on_restored(turn: Turn, event: RankRestored) -> None:
     for rejected in event.rejected:
         known = turn.state.checkpoints.get(rejected.id)
         if known is not None and known.trust is not Trust.BAD and not rejected.unreadable:
-            saving.found_corrupt(turn, known, rejected.reason)
+            checkpoint_lifecycle.found_corrupt(turn, known, rejected.reason)
     _loaded(turn, event, (event.rank,))
 
 
@@ -95,12 +95,12 @@ def on_gang_restored(turn: Turn, event: GangRestored) -> None:
 def _loaded(turn: Turn, event: RankRestored | GangRestored, ranks: Sequence[int]) -> None:
     """All ranks must have loaded the same step."""
     if turn.state.attempts[event.run].candidates and not event.checkpoint and event.step == 0:
-        recovering.nothing_loaded(turn, event, ranks[0])
+        failures.nothing_loaded(turn, event, ranks[0])
         return
     if restored(turn, event.run, ranks, event.step, event.checkpoint):
         attempt = turn.state.attempts[event.run]
         if len(attempt.restored_ranks) == attempt.world_size:
-            rewinding.leave_behind(turn, event.run)
+            rollback.supersede_later_checkpoints(turn, event.run)
         return
     attempt = turn.state.attempts[event.run]
     reason = (
@@ -111,8 +111,8 @@ def _loaded(turn: Turn, event: RankRestored | GangRestored, ranks: Sequence[int]
             checkpoint.step == max(attempt.start_step, event.step)
             and checkpoint.id in attempt.candidates
         ):
-            rewinding.condemn(turn, checkpoint.id, "not every rank could load it")
+            rollback.mark_bad(turn, checkpoint.id, "not every rank could load it")
     failure = Failure(
         failure_class=FailureClass.CHECKPOINT_CORRUPT, reason=reason, signature="restore mismatch"
     )
-    recovering.fail_attempt(turn, event.run, failure, failed_at=event.at, rank=ranks[0], node=None)
+    failures.fail_attempt(turn, event.run, failure, failed_at=event.at, rank=ranks[0], node=None)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
@@ -71,7 +71,7 @@ def run_detail(
         restarts=[restart_view(restart) for restart in restarts],
         incidents=[incident_view(incident) for incident in incidents],
         checkpoint=newest_checkpoint(checkpoints, now),
-        seconds=ledger.totals(run.ledger, run.ended_at or now),
+        seconds=time_ledger.totals(run.ledger, run.ended_at or now),
         node_names=[seat.node for seat in attempts[-1].seats] if attempts else [],
         skip_batches=list(run.skip_batches),
         avoid=list(run.avoid),
@@ -97,7 +97,7 @@ def _run_fields(
         "step": run.best_step if step is None else step,
         "loss": loss,
         "restarts_count": restarts,
-        "ettr": ledger.ettr(run.ledger, run.ended_at or now),
+        "ettr": time_ledger.ettr(run.ledger, run.ended_at or now),
         "submitted_at": run.submitted_at,
         "started_at": run.started_at,
         "ended_at": run.ended_at,

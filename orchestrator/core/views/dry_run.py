@@ -7,7 +7,7 @@ import datetime as dt
 from jobs.spec import RunSpec
 from orchestrator.core.model.entities import Ledger, Run
 from orchestrator.core.model.state import State
-from orchestrator.core.placement import snapshot as demanding
+from orchestrator.core.placement import snapshot
 from orchestrator.core.policy import admission
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Eviction, Pending, Plan, Wait, plan
@@ -20,11 +20,11 @@ def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
     """One scheduling pass with a run that nobody has submitted; if all is held, after the release.
 
     Raises:
-        InvalidError, RefusedError: It would be refused.
+        InvalidError, ConflictError: It would be refused.
     """
     admission.check(state, spec)
     run = Run(id=_RUN, name=spec.name, spec=spec, submitted_at=now, ledger=Ledger(since=now))
-    outcome = plan(demanding.snapshot(state, now, [run]), now)
+    outcome = plan(snapshot.snapshot(state, now, [run]), now)
     nodes = outcome.placements.get(_RUN, ())
     more = outcome.growth.get(_RUN, ())
     wait = outcome.waits.get(_RUN)

@@ -16,10 +16,9 @@ from orchestrator.core.model.states import (
     RunState,
     WorkerState,
 )
-from orchestrator.core.placement import snapshot as demanding
-from orchestrator.core.placement import workers as placing
-from orchestrator.core.policy import time_limits as limits
-from orchestrator.core.policy import usage_history as history
+from orchestrator.core.placement import snapshot
+from orchestrator.core.placement import workers as worker_placement
+from orchestrator.core.policy import time_limits, usage_history
 from orchestrator.core.scheduling import Pending, Plan, Wait
 from orchestrator.core.scheduling.eligibility import MAINTENANCE_LEAD_SECONDS
 from orchestrator.core.text import named
@@ -63,7 +62,7 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
                 f"It tries again in {seconds:.0f} s.",
             ],
         )
-    if demanding.wants_nodes(state, run):
+    if snapshot.wants_nodes(state, run):
         return _waiting(state, run, now)
     attempt = state.attempts.get(run_id)
     sentences = [f"{run.name} is {run.state}: {run.reason}."]
@@ -85,7 +84,7 @@ def _held(state: State, run: Run) -> Explanation:
 
 
 def _waiting(state: State, run: Run, now: dt.datetime) -> Explanation:
-    plan = placing.current_plan(state, now)
+    plan = worker_placement.current_plan(state, now)
     wait = plan.waits.get(run.id)
     if wait is None:
         return _coming_up(state, run)
@@ -134,7 +133,7 @@ def _leaving(state: State, run: Run, plan: Plan) -> list[str]:
     for node in claim.nodes if claim is not None else ():
         for worker in state.workers_on(node):
             other = state.runs.get(worker.run)
-            if other is not None and other is not run and demanding.leaving(other, [worker]):
+            if other is not None and other is not run and snapshot.leaving(other, [worker]):
                 asked.add(other.id)
     return sorted(state.runs[other].name for other in asked)
 
@@ -193,7 +192,7 @@ def _unblock(state: State, run: Run, wait: Wait, leaving: list[str], now: dt.dat
 
 
 def _after_maintenance(state: State, run: Run, now: dt.datetime) -> str:
-    within = limits.ends_within(run, now)
+    within = time_limits.ends_within(run, now)
     lead = MAINTENANCE_LEAD_SECONDS if within is None else within
     until = now + dt.timedelta(seconds=lead)
     nodes = [
@@ -213,13 +212,13 @@ def _estimate(
 ) -> tuple[dt.datetime | None, list[str]]:
     """When it gets its nodes: by the ends of those that have them, or else as it usually went."""
     if wait.why is Pending.PREEMPTING:
-        told = f"They have {limits.GRACE_SECONDS:.0f} s to save and leave."
-        return now + dt.timedelta(seconds=limits.GRACE_SECONDS), [told]
+        told = f"They have {time_limits.GRACE_SECONDS:.0f} s to save and leave."
+        return now + dt.timedelta(seconds=time_limits.GRACE_SECONDS), [told]
     if wait.starts_at is not None and wait.starts_at > now:
         minutes = (wait.starts_at - now).total_seconds() / 60
         return wait.starts_at, [f"Its nodes are expected to be free in {minutes:.0f} min."]
     nodes = run.spec.resources.min_nodes
-    usual = history.usual_wait(state.queues.get(run.spec.queue), nodes)
+    usual = usage_history.usual_wait(state.queues.get(run.spec.queue), nodes)
     if usual is None or wait.why is Pending.TOO_LARGE:
         return None, []
     seconds, runs = usual

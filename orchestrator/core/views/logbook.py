@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from monitors.failures import Cause
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Attempt, Incident, Restart, Run
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, IncidentState, RunState
 from orchestrator.core.views.models import StoryView
@@ -225,7 +225,7 @@ def _last_line(run: Run, attempts: Sequence[Attempt], now: dt.datetime) -> Story
     end = run.ended_at or now
     restarts = [attempt.restart for attempt in attempts if attempt.restart is not None]
     lost = sum(restart.lost_steps or 0 for restart in restarts)
-    ratio = ledger.ettr(run.ledger, end)
+    ratio = time_ledger.ettr(run.ledger, end)
     productive = "" if ratio is None else f", {ratio:.0%} of the time productive"
     account = (
         f"{counted(len(restarts), 'restart')}, {counted(lost, 'step')} computed again{productive}"

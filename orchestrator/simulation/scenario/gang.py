@@ -22,7 +22,7 @@ from orchestrator.core.messages.gang_events import (
     GangStarted,
     GangStopped,
 )
-from orchestrator.core.messages.instructions import TellGang
+from orchestrator.core.messages.instructions import BroadcastCommand
 from orchestrator.simulation.scenario.model import Broken, Delay, SimulatedRun
 from orchestrator.simulation.scenario.ranks import Ranks
 from orchestrator.simulation.scenario.saves import STEADY_SECONDS, Saves, Surroundings
@@ -45,7 +45,7 @@ class Phase(StrEnum):
 class Gang:
     """The ranks of one attempt."""
 
-    def __init__(self, run: SimulatedRun, order: TellGang, around: Surroundings) -> None:
+    def __init__(self, run: SimulatedRun, order: BroadcastCommand, around: Surroundings) -> None:
         command = order.command
         assert isinstance(command, StartAttempt)  # noqa: S101 (what begins a gang)
         self.run, self.id, self.number = run, str(order.run), command.attempt
@@ -270,7 +270,7 @@ class Gang:
         if self.phase in {Phase.COMING, Phase.TRAINING}:
             self._end_training(Phase.STUCK)
 
-    def stop(self, order: TellGang) -> None:
+    def stop(self, order: BroadcastCommand) -> None:
         """The ranks are told to leave; they save first if they are given the time, and train."""
         command = order.command
         assert isinstance(command, StopAttempt)  # noqa: S101 (what ends a gang)

@@ -12,7 +12,7 @@ from typing import Any
 from jobs.schema_words import Words, shown
 from jobs.spec import parse_seconds
 from jobs.yaml_file import FileKind, Problem, Source, SpecError, read_text
-from orchestrator.simulation.scenario import checks as scenario_checks
+from orchestrator.simulation.scenario import checks
 from orchestrator.simulation.scenario.model import Scenario
 
 _FOLDER = importlib.resources.files("orchestrator.simulation") / "scenarios"
@@ -65,7 +65,7 @@ class Written:
 
 def _checked(raw: dict[Any, Any], source: Source) -> Scenario:
     scenario = _kind().validate(raw, source)
-    if problems := scenario_checks.problems(scenario, source):
+    if problems := checks.problems(scenario, source):
         raise SpecError(problems)
     return scenario
 

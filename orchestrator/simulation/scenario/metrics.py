@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Attempt, Entity, Fleet, Incident, Node, Restart, Run
 from orchestrator.core.model.states import TERMINAL_RUN_STATES, NodeState, RunState
 from orchestrator.core.model.time_ledger import Bucket
@@ -155,7 +155,7 @@ class Tally:
         now = self._engine.moment()
         allocated = productive = 0.0
         for known in self.runs.values():
-            seconds = ledger.totals(known.run.ledger, known.run.ended_at or now)
+            seconds = time_ledger.totals(known.run.ledger, known.run.ended_at or now)
             productive += seconds[Bucket.PRODUCTIVE] * known.gpus
             allocated += (sum(seconds.values()) - seconds[Bucket.QUEUED]) * known.gpus
         self._count_states()
@@ -182,5 +182,5 @@ class Tally:
         for known in self.runs.values():
             run = known.run
             if run.state not in TERMINAL_RUN_STATES:
-                book = ledger.switch(run.ledger, Bucket(run.ledger.bucket), now)
+                book = time_ledger.switch(run.ledger, Bucket(run.ledger.bucket), now)
                 self._run(dataclasses.replace(run, ledger=book))

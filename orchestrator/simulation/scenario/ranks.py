@@ -7,7 +7,7 @@ from typing import Any
 
 from babysit.wire import Tier
 from jobs.events import RankStack, Shards
-from orchestrator.core.messages.instructions import TellGang
+from orchestrator.core.messages.instructions import BroadcastCommand
 
 _STACKS = 9
 """Ranks whose stacks are made up: enough to tell the odd one out."""
@@ -16,7 +16,7 @@ _STACKS = 9
 class Ranks:
     """The ranks of one attempt, by worker."""
 
-    def __init__(self, order: TellGang, world_size: int, bytes_per_rank: int) -> None:
+    def __init__(self, order: BroadcastCommand, world_size: int, bytes_per_rank: int) -> None:
         self.workers, self._ranks = order.workers, order.ranks
         self.world_size, self._bytes = world_size, bytes_per_rank
 

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Restart
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.views.models import PHASES
@@ -88,7 +88,7 @@ def _book(world: World, runs: Iterable[RunTally]) -> dict[str, float]:
     """GPU seconds by bucket; `queued` is all waiting, and was not allocated."""
     book: dict[str, float] = {str(bucket): 0.0 for bucket in Bucket}
     for known in runs:
-        seconds = ledger.totals(known.run.ledger, known.run.ended_at or world.engine.moment())
+        seconds = time_ledger.totals(known.run.ledger, known.run.ended_at or world.engine.moment())
         for bucket in book:
             book[bucket] += seconds[bucket] * known.gpus
     return book
@@ -201,7 +201,7 @@ def _expected(world: World, runs: Sequence[RunTally]) -> float | None:
     largest = max(runs, key=lambda known: (known.gpus, known.run.id))
     simulated = world.simulated(largest.run.id)
     restarts = [r for (run, _), r in world.tally.restarts.items() if run == largest.run.id]
-    seconds = ledger.totals(largest.run.ledger, world.engine.moment())
+    seconds = time_ledger.totals(largest.run.ledger, world.engine.moment())
     allocated = sum(seconds.values()) - seconds[Bucket.QUEUED]
     if allocated <= 0:
         return None
@@ -276,9 +276,9 @@ def _run(world: World, known: RunTally) -> Data:
         "gpus": known.gpus,
         "attempts": run.attempt,
         "step": run.best_step,
-        "ettr": ledger.ettr(run.ledger, now),
+        "ettr": time_ledger.ettr(run.ledger, now),
         "submitted_seconds": (run.submitted_at - begin).total_seconds(),
         "ended_seconds": (run.ended_at - begin).total_seconds() if run.ended_at else None,
         "first_wait_seconds": known.first_wait,
-        "seconds": ledger.totals(run.ledger, now),
+        "seconds": time_ledger.totals(run.ledger, now),
     }

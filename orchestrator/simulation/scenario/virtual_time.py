@@ -12,11 +12,11 @@ from typing import Any
 
 from jobs.events import Event
 from orchestrator.core.machine import handle
-from orchestrator.core.messages.events import PassDue, TimerFired
+from orchestrator.core.messages.events import SchedulingPassDue, TimerFired
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Entity
 from orchestrator.core.model.state import State
-from orchestrator.errors import InvalidError, NotFoundError, RefusedError
+from orchestrator.errors import ConflictError, InvalidError, NotFoundError
 
 Action = Callable[[], None]
 
@@ -81,13 +81,13 @@ class Engine:
     def _pass(self) -> Event:
         """The scheduler looks once for all that has come together, as in production."""
         cause = self.state.pass_wanted
-        return PassDue(id=self.identity(), at=self.moment(), cause=cause)
+        return SchedulingPassDue(id=self.identity(), at=self.moment(), cause=cause)
 
     def _turn(self, event: Event) -> None:
         self.turns += 1
         try:
             instructions = handle(self.state, event, self.moment())
-        except (RefusedError, NotFoundError, InvalidError) as error:
+        except (ConflictError, NotFoundError, InvalidError) as error:
             self.refusals.append(f"{event.kind}: {error}")
             return
         changes, _ = self.state.take_changes()

@@ -9,13 +9,13 @@ from jobs.commands import CaptureStacks, Shutdown, StartAttempt, StopAttempt, Ve
 from orchestrator.core.messages.events import EVENT, MaintenanceDue, RunReleased, RunSubmitted
 from orchestrator.core.messages.gang_events import GangChecked
 from orchestrator.core.messages.instructions import (
+    BroadcastCommand,
     Instruction,
     LaunchWorker,
     Notify,
     ProbeWorker,
+    SendCommand,
     StopWorker,
-    Tell,
-    TellGang,
 )
 from orchestrator.core.model.entities import Attempt, Entity, Node
 from orchestrator.core.model.states import NodeState
@@ -118,14 +118,14 @@ class World:
                 self.site.stop(instruction)
             case ProbeWorker():
                 self.site.probe(instruction)
-            case TellGang():
+            case BroadcastCommand():
                 self._order(instruction)
-            case Tell(command=Shutdown()):
+            case SendCommand(command=Shutdown()):
                 self.site.leave(instruction.worker)
             case Notify(run=None):
                 self._page()
 
-    def _order(self, order: TellGang) -> None:
+    def _order(self, order: BroadcastCommand) -> None:
         gang = self.gangs.get(str(order.run))
         match order.command:
             case StartAttempt():
@@ -137,7 +137,7 @@ class World:
             case VerifyCheckpoint(checkpoint=checkpoint):
                 self._read_back(order, checkpoint)
 
-    def _new_gang(self, around: Surroundings, order: TellGang) -> None:
+    def _new_gang(self, around: Surroundings, order: BroadcastCommand) -> None:
         before = self.gangs.get(str(order.run))
         if before is not None:
             before.phase = Phase.OVER
@@ -147,7 +147,7 @@ class World:
     def _count_slow(self, gang: Gang) -> None:
         self.slow_seconds[gang.id] = self.slow_seconds.get(gang.id, 0.0) + gang.slow_seconds
 
-    def _read_back(self, order: TellGang, checkpoint: str) -> None:
+    def _read_back(self, order: BroadcastCommand, checkpoint: str) -> None:
         """Done in time or not: what was written long ago has been read back since."""
         known = self.engine.state.checkpoints[checkpoint]
         due = self.gangs[known.run].saves.read_back_at(known.step)

@@ -6,7 +6,15 @@ import dataclasses
 import datetime as dt
 
 from jobs.spec import Resources
-from orchestrator.core.scheduling import Claim, Demand, Holding, Room, Rooms, Snapshot, plan
+from orchestrator.core.scheduling import (
+    Claim,
+    Demand,
+    Holding,
+    NodeCapacity,
+    NodeTable,
+    Snapshot,
+    plan,
+)
 from orchestrator.errors import InvalidError
 from orchestrator.simulation.traces.nodes import Grants, Nodes
 from orchestrator.simulation.traces.policies import (
@@ -35,7 +43,7 @@ class ProductionRules:
     def __init__(self, preemption_seconds: float = PREEMPTION_SECONDS) -> None:
         self.preemption_seconds = preemption_seconds
         self._nodes: Nodes | None = None
-        self._rooms = Rooms.none()
+        self._rooms = NodeTable.none()
         self._demands: dict[int, Demand] = {}
         self._holdings: dict[int, Holding] = {}
         self._claims: dict[int, Claim] = {}
@@ -89,8 +97,9 @@ class ProductionRules:
     def _look_at(self, nodes: Nodes) -> None:
         if nodes is not self._nodes:
             self._nodes = nodes
-            self._rooms = Rooms(
-                Room(node=f"{i:06}", gpus=gpus, cpus=1e9) for i, gpus in enumerate(nodes.sizes)
+            self._rooms = NodeTable(
+                NodeCapacity(node=f"{i:06}", gpus=gpus, cpus=1e9)
+                for i, gpus in enumerate(nodes.sizes)
             )
             self._demands, self._holdings, self._claims = {}, {}, {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from babysit.wire import Phase
-from monitors.run_monitors import Watch
+from monitors.run_monitors import RunMonitors
 from monitors.types import Beat, FindingKind, Sample
 
 
@@ -23,7 +23,7 @@ def sample(step, loss=2.0, rank=0, attempt=1, seconds=0.1):
 
 
 def test_spikes_are_judged_on_rank_zero_only():
-    watch = Watch()
+    watch = RunMonitors()
     for step in range(1, 100):
         for rank in (0, 1):
             loss = 9.0 if rank == 1 and step > 80 else 2.0
@@ -33,21 +33,21 @@ def test_spikes_are_judged_on_rank_zero_only():
 
 
 def test_a_nan_on_any_rank_is_found_and_ranks_that_share_it_say_it_once():
-    watch = Watch()
+    watch = RunMonitors()
     watch.observe([sample(step, rank=rank) for step in range(1, 50) for rank in (0, 1)])
     found = watch.observe([sample(50, math.nan, rank) for rank in (1, 0)])
     assert [(f.kind, f.rank) for f in found] == [(FindingKind.NON_FINITE, 1)]
 
 
 def test_the_pace_comes_from_the_samples():
-    watch = Watch()
+    watch = RunMonitors()
     assert watch.median_step_seconds is None
     watch.observe([sample(step, seconds=0.25) for step in range(1, 10)])
     assert watch.median_step_seconds == 0.25
 
 
 def test_a_hang_is_found_through_the_watch_and_forgotten_at_a_restart():
-    watch = Watch()
+    watch = RunMonitors()
     watch.observe([sample(step) for step in range(1, 30)])
     beat = Beat(attempt=1, rank=0, step=29, phase=Phase.TRAINING, beat=1.0)
     found = [f for t in range(10) for f in watch.tick(100.0 + t, [beat])]
@@ -57,7 +57,7 @@ def test_a_hang_is_found_through_the_watch_and_forgotten_at_a_restart():
 
 
 def test_steps_may_repeat_in_a_new_attempt_only():
-    watch = Watch()
+    watch = RunMonitors()
     watch.observe([sample(step) for step in range(1, 101)])
     watch.restart(2, 60)
     assert watch.observe([sample(61, math.nan, attempt=1)]) == []
@@ -65,7 +65,7 @@ def test_steps_may_repeat_in_a_new_attempt_only():
 
 
 def test_saying_a_restart_twice_changes_nothing():
-    watch = Watch()
+    watch = RunMonitors()
     watch.restart(2, 0)
     found = watch.observe([sample(step, attempt=2) for step in range(1, 80)])
     watch.restart(2, 0)
@@ -77,14 +77,14 @@ def test_a_watch_rebuilt_from_recent_samples_goes_on_like_the_old_one():
     history = [sample(step) for step in range(1, 301)]
     history += [sample(step, attempt=2) for step in range(251, 340)]
     future = [sample(step, 2.0 if step < 380 else 8.0, attempt=2) for step in range(340, 400)]
-    continuous, rebuilt = Watch(), Watch()
+    continuous, rebuilt = RunMonitors(), RunMonitors()
     continuous.observe(history)
     rebuilt.observe(history[100:])
     assert continuous.observe(future) == rebuilt.observe(future) != []
 
 
 def test_samples_delivered_twice_are_judged_once():
-    watch = Watch()
+    watch = RunMonitors()
     watch.observe([sample(step) for step in range(1, 60)])
     batch = [sample(step, 9.0) for step in range(60, 70)]
     assert len(watch.observe(batch)) == 1

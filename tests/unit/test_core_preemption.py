@@ -17,8 +17,8 @@ from orchestrator.core.messages.events import (
     SparesChanged,
 )
 from orchestrator.core.model.states import IncidentState, RunState, WorkerState
-from orchestrator.core.placement import snapshot as demanding
-from orchestrator.core.policy import usage_history as history
+from orchestrator.core.placement import snapshot
+from orchestrator.core.policy import usage_history
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Holding
 from tests.unit.test_core_scheduling import cluster, gpu_spec, nodes_of, start
@@ -27,7 +27,7 @@ from tests.world import World
 
 def holdings(world: World, run: str) -> list[Holding]:
     """What a scheduling pass would see of a run."""
-    return [h for h in demanding.snapshot(world.state, world.now).holdings if h.run == run]
+    return [h for h in snapshot.snapshot(world.state, world.now).holdings if h.run == run]
 
 
 # what counts as leaving
@@ -103,10 +103,10 @@ def test_the_pool_of_spares_is_sized_for_the_nodes_there_are() -> None:
     """90 of 100 nodes have left the cluster for good: ten need fewer spares."""
     world = cluster(100)
     world.do(world.event(SparesChanged, spares="auto"))
-    assert demanding.spare_pool(world.state, world.now) == 3
+    assert snapshot.spare_pool(world.state, world.now) == 3
     left = tuple(NodeInfo(id=f"node-{i}", gpus=8, cpus=8) for i in range(10))
     world.do(world.event(CapacityChanged, nodes=left))
-    assert demanding.spare_pool(world.state, world.now) == 1
+    assert snapshot.spare_pool(world.state, world.now) == 1
 
 
 def test_use_counts_the_same_before_and_after_it_ends() -> None:
@@ -114,10 +114,12 @@ def test_use_counts_the_same_before_and_after_it_ends() -> None:
     world = cluster(2)
     start(world, "long", nodes=1, project="vision")
     world.now += dt.timedelta(weeks=8)
-    running = history.usage_by_project(world.state, world.now)["vision"]
+    running = usage_history.usage_by_project(world.state, world.now)["vision"]
     world.end("long")
     world.settle()
-    assert history.usage_by_project(world.state, world.now)["vision"] == pytest.approx(running)
+    assert usage_history.usage_by_project(world.state, world.now)["vision"] == pytest.approx(
+        running
+    )
     assert running < 8 * 86400 * 10.1
 
 
@@ -135,7 +137,7 @@ def test_the_time_of_a_run_stands_still_while_it_waits_for_others() -> None:
     assert world.run("low").runtime_left == pytest.approx(3000)
     world.trained_to(1, "high")
     world.advance(7200)
-    low = demanding.demand_of(world.state, world.run("low"), world.now)
+    low = snapshot.demand_of(world.state, world.run("low"), world.now)
     assert low.ends_within == pytest.approx(3000 + GRACE_SECONDS)
     world.end("high")
     world.settle()
@@ -173,7 +175,7 @@ def test_nodes_are_promised_for_when_a_run_has_saved() -> None:
 def with_standby(nodes: int, **fields: Any) -> tuple[World, str]:
     """A run of two nodes that trains, and the node of its standby."""
     world = cluster(nodes)
-    start(world, "run-1", placement={"spares": 1}, **fields)
+    start(world, "run-1", placement={"standbys": 1}, **fields)
     (standby,) = nodes_of(world, "run-1") - {seat.node for seat in world.attempt().seats}
     return world, standby
 
@@ -210,7 +212,7 @@ def test_a_hold_keeps_a_standby_on_a_drained_node() -> None:
 def test_standbys_shrink_before_seats() -> None:
     """The standby that was launched first has a seat by now, and the newest agent has none."""
     world = cluster(5)
-    start(world, "run-1", nodes={"min": 1, "max": 2}, placement={"spares": 1})
+    start(world, "run-1", nodes={"min": 1, "max": 2}, placement={"standbys": 1})
     world.kill_agent(world.attempt().seats[0].worker)
     world.settle()
     world.advance(40)

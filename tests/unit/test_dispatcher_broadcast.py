@@ -10,9 +10,10 @@ import pytest
 
 from jobs.clock import SystemClock
 from jobs.commands import AgentCommand, CaptureStacks, StartAttempt, VerifyCheckpoint
+from orchestrator.alerts.log import LogNotifier
 from orchestrator.clusters.simulated import SimulatedCluster
-from orchestrator.controller.dispatcher import Carrier, LogNotifier
-from orchestrator.core.messages.instructions import INSTRUCTION, TellGang
+from orchestrator.controller.dispatcher import OutboxDispatcher
+from orchestrator.core.messages.instructions import INSTRUCTION, BroadcastCommand
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import WorkerState
@@ -21,7 +22,7 @@ NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 WORKERS = ("a", "b", "c")
 
 
-def order(command: Any = None) -> TellGang:
+def order(command: Any = None) -> BroadcastCommand:
     command = command or StartAttempt(
         id="E1.1",
         attempt=1,
@@ -32,7 +33,7 @@ def order(command: Any = None) -> TellGang:
         master_address="a",
         master_port=1,
     )
-    return TellGang(
+    return BroadcastCommand(
         id="E1.1",
         cause="E1",
         run="r",
@@ -58,7 +59,7 @@ class Carried:
         clock = SystemClock()
         self.done: list[str] = []
         self.links = {worker: Link() for worker in WORKERS}
-        self.carrier = Carrier(
+        self.carrier = OutboxDispatcher(
             SimulatedCluster([], clock),
             LogNotifier(),
             clock,
@@ -80,8 +81,8 @@ class Carried:
             self.carrier.attach(worker, link)
         await asyncio.gather(*self.carrier._tasks)
 
-    async def carry(self, gang: TellGang) -> None:
-        self.carrier.carry([gang])
+    async def carry(self, gang: BroadcastCommand) -> None:
+        self.carrier.dispatch([gang])
         await asyncio.gather(*self.carrier._tasks)
 
 

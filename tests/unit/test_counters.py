@@ -13,9 +13,10 @@ from jobs.clock import ManualClock
 from jobs.events import RankSamples
 from monitors.failures import Cause
 from monitors.types import Severity
-from orchestrator.controller.dispatcher import CountedNotifier, LogNotifier
+from orchestrator.alerts.log import LogNotifier
+from orchestrator.alerts.port import CountedNotifier
 from orchestrator.core.messages.instructions import Notify
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Attempt, Ledger, Run
 from orchestrator.core.model.states import RunState
 from orchestrator.core.model.time_ledger import Bucket
@@ -102,7 +103,9 @@ async def test_what_turns_out_a_stall_has_not_been_told_as_productive() -> None:
     here.newest = at(70)
     before = await counted(Tallies(), here, live(book))
     assert before.gpu_seconds["productive"] == 70 * 8
-    stalled = ledger.switch(ledger.switch(book, Bucket.STALLED, at(70)), Bucket.STARTING, at(100))
+    stalled = time_ledger.switch(
+        time_ledger.switch(book, Bucket.STALLED, at(70)), Bucket.STARTING, at(100)
+    )
     after = await counted(Tallies(), here, live(stalled))  # the server was restarted in between
     assert after.gpu_seconds["productive"] == 70 * 8
     assert after.gpu_seconds["stalled"] == 30 * 8
@@ -117,8 +120,8 @@ async def test_a_save_that_is_booked_late_takes_nothing_back() -> None:
         here.newest = now
         told = [*told, (await counted(tallies, here, live(book))).gpu_seconds["productive"]]
         if now == at(100):
-            closed = ledger.switch(book, Bucket.PRODUCTIVE, now)
-            book = ledger.move(closed, Bucket.PRODUCTIVE, Bucket.CHECKPOINTING, 4.0)
+            closed = time_ledger.switch(book, Bucket.PRODUCTIVE, now)
+            book = time_ledger.move(closed, Bucket.PRODUCTIVE, Bucket.CHECKPOINTING, 4.0)
     assert told == [800, 800, 106 * 8]
 
 

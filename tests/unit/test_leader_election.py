@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from jobs.clock import ManualClock
-from orchestrator.controller.leader_election import Lead, LeadSettings
+from orchestrator.controller.leader_election import ControllerSettings, LeaderElector
 from orchestrator.database.memory_store import MemoryStore
 
 
@@ -26,7 +26,7 @@ async def test_a_leader_that_cannot_begin_tries_again() -> None:
     async def lose() -> None:
         raise AssertionError("nobody else leads")
 
-    lead = Lead(MemoryStore(), ManualClock(), LeadSettings(holder="me"))
+    lead = LeaderElector(MemoryStore(), ManualClock(), ControllerSettings(holder="me"))
     seeking = asyncio.create_task(lead.seek(gain, lose))
     try:
         async with asyncio.timeout(10):

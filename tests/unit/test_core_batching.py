@@ -7,7 +7,7 @@ import pytest
 from babysit.wire import Tier
 from jobs.events import AttemptStopped, RankReady, RankRestored, RanksStarted, ShardWritten
 from monitors.types import FindingKind
-from orchestrator.core.messages.batching import gather
+from orchestrator.core.messages.batching import coalesce
 from orchestrator.core.messages.events import EVENT
 from orchestrator.core.messages.gang_events import GangReady, GangSaved, GangStopped
 from orchestrator.core.model.states import RunState, Trust
@@ -22,7 +22,7 @@ class Gathering(World):
             while self.orders:
                 self.obey(self.orders[0])
             messages, self.messages = self.messages, []
-            for event in gather(messages):
+            for event in coalesce(messages):
                 self.do(EVENT.validate_json(event.model_dump_json()))
 
     def save(self, step: int, run: str = "run-1") -> str:
@@ -37,7 +37,7 @@ class Gathering(World):
             for seat in self.attempt(run).seats
             for rank in seat.ranks
         ]
-        for event in gather(shards):
+        for event in coalesce(shards):
             self.do(event)
         return f"{run}/{self.attempt(run).number}/directory/{step}"
 
@@ -92,10 +92,10 @@ def test_only_neighbours_that_say_the_same_are_joined() -> None:
     world = World()
     first, second = events(world, RankReady, rank=0)
     other = world.event(RanksStarted, run="run-1", worker=first.worker, attempt=1, ranks=(0, 1))
-    assert gather([first, other, second]) == [first, other, second]
+    assert coalesce([first, other, second]) == [first, other, second]
     older = second.model_copy(update={"attempt": 0})
-    assert gather([first, older]) == [first, older]
-    [joined] = gather([first, second])
+    assert coalesce([first, older]) == [first, older]
+    [joined] = coalesce([first, second])
     assert isinstance(joined, GangReady)
     assert (joined.id, joined.workers) == (first.id, (first.worker, second.worker))
 
@@ -103,7 +103,7 @@ def test_only_neighbours_that_say_the_same_are_joined() -> None:
 def test_ranks_that_loaded_different_steps_are_not_joined() -> None:
     world = World()
     first, second = events(world, RankRestored, rank=0, step=10)
-    assert len(gather([first, second.model_copy(update={"step": 20})])) == 2
+    assert len(coalesce([first, second.model_copy(update={"step": 20})])) == 2
 
 
 def test_a_worker_without_a_seat_does_not_count() -> None:
@@ -123,7 +123,7 @@ def test_a_worker_without_a_seat_does_not_count() -> None:
 def test_what_a_gang_says_of_another_attempt_is_refused(attempt: int) -> None:
     world = World()
     stops = events(world, AttemptStopped)
-    joined = gather([stop.model_copy(update={"attempt": attempt}) for stop in stops])[0]
+    joined = coalesce([stop.model_copy(update={"attempt": attempt}) for stop in stops])[0]
     world.do(joined)
     assert world.attempt().number == 1
     assert not any(seat.stopped for seat in world.attempt().seats)

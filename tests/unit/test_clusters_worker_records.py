@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.local import worker_records as records
+from orchestrator.clusters.local import worker_records
 from orchestrator.clusters.local.worker_records import Records
 
 
@@ -16,7 +16,7 @@ from orchestrator.clusters.local.worker_records import Records
 def tmpfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "shm"
     place.mkdir()
-    monkeypatch.setattr(records, "_TMPFS", place)
+    monkeypatch.setattr(worker_records, "_TMPFS", place)
     return place
 
 
@@ -54,7 +54,7 @@ def test_a_directory_of_someone_else_is_not_used(tmp_path: Path, tmpfs: Path) ->
 def test_without_tmpfs_the_home_is_used_and_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_TMPFS", tmp_path / "none")
+    monkeypatch.setattr(worker_records, "_TMPFS", tmp_path / "none")
     home = tmp_path / "home"
     home.mkdir()
     here = Records(home)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.local import hardware as machine
+from orchestrator.clusters.local import hardware
 from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, virtual_nodes
 
 GPUS = ("GPU-0a", "GPU-1b", "GPU-2c")
@@ -27,7 +27,7 @@ GPUS = ("GPU-0a", "GPU-1b", "GPU-2c")
 )
 def test_visible_devices_are_respected(chosen: str | None, expected: tuple[str, ...]) -> None:
     environment = {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}
-    assert machine.visible(GPUS, environment) == expected
+    assert hardware.visible(GPUS, environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_visible_devices_are_respected(chosen: str | None, expected: tuple[str, 
 )
 def test_gpus_are_dealt_contiguously(count: int, hands: int, sizes: list[int]) -> None:
     items = [str(number) for number in range(count)]
-    dealt = machine.deal(items, hands)
+    dealt = hardware.deal(items, hands)
     assert [len(hand) for hand in dealt] == sizes
     assert [item for hand in dealt for item in hand] == items
 
@@ -50,17 +50,17 @@ def install_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: st
 
 def test_gpus_are_named_by_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_nvidia_smi(tmp_path, monkeypatch, "echo GPU-0a; echo GPU-1b")
-    assert machine.gpu_uuids() == ("GPU-0a", "GPU-1b")
+    assert hardware.gpu_uuids() == ("GPU-0a", "GPU-1b")
 
 
 def test_no_driver_tool_means_no_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.gpu_uuids() == ()
+    assert hardware.gpu_uuids() == ()
 
 
 def test_a_driver_without_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_nvidia_smi(tmp_path, monkeypatch, "echo No devices were found; exit 6")
-    assert machine.gpu_uuids() == ()
+    assert hardware.gpu_uuids() == ()
 
 
 def test_a_broken_driver_is_not_taken_for_no_gpus(
@@ -68,7 +68,7 @@ def test_a_broken_driver_is_not_taken_for_no_gpus(
 ) -> None:
     install_nvidia_smi(tmp_path, monkeypatch, "echo Driver/library version mismatch >&2; exit 18")
     with pytest.raises(ClusterError, match=r"Driver/library version mismatch.*repair the driver"):
-        machine.gpu_uuids()
+        hardware.gpu_uuids()
 
 
 def test_virtual_nodes_carry_what_was_configured() -> None:
@@ -88,7 +88,7 @@ def test_virtual_nodes_carry_what_was_configured() -> None:
 
 def test_by_default_every_node_offers_all_cpus() -> None:
     settings = LocalClusterSettings(home=Path("/somewhere"), nodes=3)
-    assert {node.info.cpus for node in virtual_nodes(settings, ())} == {machine.cpus()}
+    assert {node.info.cpus for node in virtual_nodes(settings, ())} == {hardware.cpus()}
 
 
 def test_a_cluster_may_have_no_nodes() -> None:

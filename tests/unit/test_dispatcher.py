@@ -6,7 +6,7 @@ import pytest
 
 from monitors.types import Severity
 from orchestrator.clusters.simulated import SimulatedCluster
-from orchestrator.controller.dispatcher import PAUSES, Carrier
+from orchestrator.controller.dispatcher import PAUSES, OutboxDispatcher
 from orchestrator.core.messages.instructions import Notify, StopWorker
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.state import State
@@ -47,7 +47,7 @@ class Desk:
             Worker(id=worker, run="run-1", node="node-1", launched_at=self.clock.now())
             for worker in workers
         )
-        self.carrier = Carrier(
+        self.carrier = OutboxDispatcher(
             cluster,
             flaky,
             self.clock,
@@ -77,7 +77,7 @@ async def test_what_fails_unforeseen_is_tried_again_with_back_off(
 ) -> None:
     flaky = Flaky(failures=3)
     desk = Desk(flaky, "w-1")
-    desk.carrier.carry([order])
+    desk.carrier.dispatch([order])
     await desk.clock.settle()
     assert (desk.noted, flaky.done) == ([], [])
     await desk.ticks(3)
@@ -88,7 +88,7 @@ async def test_what_fails_unforeseen_is_tried_again_with_back_off(
 
 async def test_what_no_longer_matters_is_not_tried_for_ever() -> None:
     desk = Desk(Flaky(failures=1000))
-    desk.carrier.carry([STOP])
+    desk.carrier.dispatch([STOP])
     await desk.clock.settle()
     assert desk.noted == [STOP.id]
     await desk.carrier.stop()

@@ -1,0 +1,1 @@
+"""Alert channels: how people are notified, one small port and an implementation per channel."""

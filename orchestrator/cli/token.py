@@ -1,0 +1,95 @@
+"""`babysit token`: credentials."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.client import path
+from orchestrator.cli.output import (
+    Column,
+    Format,
+    FormatOption,
+    conclude,
+    emit,
+    put,
+    say,
+    since,
+    text,
+)
+from orchestrator.cli.session import session
+
+token = typer.Typer(no_args_is_help=True, help="Credentials (role admin).")
+
+
+class Role(StrEnum):
+    """What a token may do."""
+
+    ADMIN = "admin"  # everything
+    OPERATOR = "operator"  # everything but tokens
+    VIEWER = "viewer"  # look
+
+
+def _token_columns(ctx: typer.Context) -> list[Column]:
+    now = session(ctx).clock.now()
+    return [
+        Column("NAME", text("name")),
+        Column("ROLE", text("role")),
+        Column("AGE", since("created_at", now)),
+        Column("LAST USED", since("last_used_at", now)),
+        Column("REVOKED", since("revoked_at", now)),
+        Column("ID", text("id")),
+    ]
+
+
+@token.command()
+def create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Whose it is; appears in the journal.")],
+    role: Annotated[Role, typer.Option(help="What it may do.")] = Role.OPERATOR,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Make a token and print its secret, this once.
+
+    For example:
+
+        export BABYSIT_TOKEN=$(babysit token create mia)
+
+        babysit token create grafana --role viewer
+    """
+    made = session(ctx).api.post(path("tokens"), name=name, role=role.value)
+    if form in {Format.TABLE, Format.WIDE}:
+        say(f"The token {made['name']} ({made['role']}). Keep it: it is not shown again.")
+        put(made["secret"])
+    else:
+        emit(made, [], form)
+
+
+@token.command("ls")
+def token_ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
+    """List tokens, without their secrets.
+
+    For example:
+
+        babysit token ls
+    """
+    rows = session(ctx).api.get(path("tokens"))
+    emit(rows, _token_columns(ctx), form, empty="There are no tokens.")
+
+
+@token.command()
+def revoke(
+    ctx: typer.Context,
+    id_: Annotated[str, typer.Argument(metavar="ID", help="As `babysit token ls` shows it.")],
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Make a token worthless, at once.
+
+    For example:
+
+        babysit token revoke 01JABCDEFGHJKMNPQRSTVWXYZ0
+    """
+    session(ctx).api.delete(path("tokens", id_))
+    conclude({"id": id_}, form, said=f"Revoked {id_}.")

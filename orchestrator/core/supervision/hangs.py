@@ -1,0 +1,100 @@
+"""Hangs: stacks of all ranks are captured, the odd rank is named, the attempt is stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jobs.commands import CaptureStacks
+from jobs.events import StacksCaptured
+from monitors.failures import Failure, FailureClass
+from monitors.stacks import odd_rank
+from monitors.types import FindingKind
+from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.messages.gang_events import GangStacks
+from orchestrator.core.model.entities import Attempt
+from orchestrator.core.model.states import (
+    RUNNABLE_ATTEMPT_STATES,
+    IncidentState,
+)
+from orchestrator.core.turn import Turn
+
+STACKS_SECONDS = 8.0
+"""How long a hang waits for the stacks of its ranks."""
+
+
+def end_hangs(turn: Turn, run_id: str, step: int) -> None:
+    """A hang about which nothing was done is over when a step ends."""
+    for incident in turn.state.incidents_of(run_id):
+        if (
+            incident.kind == FindingKind.HANG.value
+            and incident.state is IncidentState.OPEN
+            and (incident.onset_step or 0) < step
+        ):
+            turn.cancel_timer(run_id, f"ask:{incident.id}")
+            turn.resolve_incident(incident.id, f"step {step} has ended")
+
+
+def capture_stacks(turn: Turn, run_id: str, reason: str) -> None:
+    """Have every agent capture its ranks' stacks; `end_hang` goes on with what comes in time."""
+    attempt = turn.state.attempts[run_id]
+    turn.set_timer(run_id, "stacks", STACKS_SECONDS)
+    there = {seat.worker: () for seat in attempt.seats if seat.worker in turn.state.workers}
+    turn.broadcast(run_id, there, CaptureStacks, reason, attempt=attempt.number)
+
+
+def on_stacks(turn: Turn, event: StacksCaptured | GangStacks) -> None:
+    """Stacks are in.
+
+    With the last ones, the odd rank is named and the attempt stopped.
+    """
+    attempt = turn.state.attempts[event.run]
+    workers = (event.worker,) if isinstance(event, StacksCaptured) else event.workers
+    attempt = turn.change_attempt(
+        event.run,
+        stacks=(*attempt.stacks, *event.stacks),
+        stacks_from=attempt.stacks_from.union(workers),
+    )
+    everyone = turn.state.places_of(event.run).keys()
+    if attempt.state in RUNNABLE_ATTEMPT_STATES and attempt.stacks_from >= everyone:
+        end_hang(turn, event.run)
+
+
+def end_hang(turn: Turn, run_id: str) -> None:
+    """With the stacks that came: name the odd rank, and stop the attempt."""
+    run, attempt = turn.run(run_id), turn.state.attempts[run_id]
+    decision = run.decision
+    if decision is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+        return
+    if turn.held(run_id):
+        turn.record(run_id, f"held: {decision.restart.reason}; no action until released")
+        return
+    rank, sentence = odd_rank(attempt.stacks)
+    rank = decision.restart.rank if rank is None else rank
+    reason = f"{decision.restart.reason}; {sentence}" if sentence else decision.restart.reason
+    restart = dataclasses.replace(
+        decision.restart, rank=rank, node=node_of(attempt, rank), reason=reason
+    )
+    failure = Failure(
+        failure_class=FailureClass.HANG,
+        reason=reason,
+        signature="hang",
+        evidence=tuple(
+            f"rank {s.rank} [{s.process_state}] {' < '.join(s.frames[:4])}" for s in attempt.stacks
+        ),
+    )
+    turn.change_run(
+        run_id,
+        decision=dataclasses.replace(decision, restart=restart, failure=failure),
+        reason=reason,
+    )
+    known = turn.state.incidents.get(restart.incident or "")
+    if known is not None:
+        evidence = {**known.evidence, "stacks": [s.model_dump() for s in attempt.stacks]}
+        subject = f"rank {rank} on {restart.node}" if rank is not None else known.subject
+        turn.change_incident(known.id, reason=reason, subject=subject, evidence=evidence)
+    gang.stop_attempt(turn, run_id, reason)
+
+
+def node_of(attempt: Attempt, rank: int | None) -> str | None:
+    """The node on which a rank of the attempt runs; None where the rank is not known."""
+    return next((seat.node for seat in attempt.seats if rank in seat.ranks), None)

@@ -1,0 +1,91 @@
+"""Progress of a live attempt: steps reached, saves booked, recoveries that are over."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+
+from monitors.failures import FailureClass
+from orchestrator.core.checkpoints import lifecycle as saving
+from orchestrator.core.messages.events import StepReached
+from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model.entities import Attempt, Run
+from orchestrator.core.model.states import (
+    RUNNABLE_ATTEMPT_STATES,
+    AttemptState,
+    RunState,
+)
+from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.supervision.hangs import end_hangs
+from orchestrator.core.turn import Turn
+
+
+def on_step(turn: Turn, event: StepReached) -> None:
+    """Rank 0 ended a step at or past the milestone."""
+    attempt = turn.state.attempts[event.run]
+    if attempt.state not in RUNNABLE_ATTEMPT_STATES:
+        return
+    run = turn.run(event.run)
+    _book_saves(turn, run, attempt, event)
+    attempt = turn.change_attempt(
+        run.id,
+        state=AttemptState.RUNNING,
+        step=max(attempt.step, event.step),
+        first_step_at=attempt.first_step_at or min(event.at, turn.now),
+    )
+    turn.change_run(run.id, best_step=max(run.best_step, event.step))
+    if attempt.restart is None or event.step > attempt.restart.best_step:
+        _at_new_steps(turn, run.id, min(event.at, turn.now))
+    elif turn.run(run.id).state is not RunState.RUNNING:
+        turn.change_run(
+            run.id,
+            state=RunState.RUNNING,
+            reason=f"computing steps {attempt.start_step + 1} to {attempt.restart.best_step} again",
+        )
+    end_hangs(turn, run.id, event.step)
+    saving.promote(turn, run.id)
+    saving.set_milestone(turn, run.id)
+
+
+def on_silent(turn: Turn, run_id: str) -> None:
+    """A script that never calls `babysit.init()` is watched by its exits alone: it runs."""
+    attempt = turn.attempt(run_id)
+    if attempt is None or attempt.state is not AttemptState.STARTING or attempt.ready_ranks:
+        return
+    turn.change_attempt(run_id, state=AttemptState.RUNNING, first_step_at=turn.now)
+    _at_new_steps(turn, run_id, turn.now)
+    why = "its ranks run; they report nothing, since their script does not call babysit.init()"
+    turn.change_run(run_id, reason=why)
+
+
+def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
+    """Past everything reached before: the recovery, if there was one, is over."""
+    run, attempt = turn.run(run_id), turn.state.attempts[run_id]
+    restart = attempt.restart
+    recovered = restart is not None and restart.recovered_at is None
+    if restart is not None and recovered:
+        turn.change_attempt(run_id, restart=dataclasses.replace(restart, recovered_at=at))
+        turn.resolve_incident(restart.incident, f"training passed step {restart.best_step} again")
+        fallen_back = FailureClass.CHECKPOINT_CORRUPT.value  # found as this attempt loaded
+        for other in turn.state.incidents_of(run_id):
+            if other.attempt < attempt.number or other.kind == fallen_back:
+                turn.resolve_incident(other.id, f"training passed step {restart.best_step} again")
+    if run.ledger.bucket != Bucket.PRODUCTIVE:
+        turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.PRODUCTIVE, at))
+    if recovered or turn.run(run_id).state is not RunState.RUNNING:
+        since = (
+            "from the beginning" if attempt.start_step == 0 else f"from step {attempt.start_step}"
+        )
+        turn.change_run(
+            run_id, state=RunState.RUNNING, reason=f"training, attempt {attempt.number} {since}"
+        )
+
+
+def _book_saves(turn: Turn, run: Run, attempt: Attempt, event: StepReached) -> None:
+    more = event.blocked_seconds - attempt.blocked_seconds
+    if more > 0:
+        ended = min(event.at, turn.now)  # what came after that step may have been a stall
+        closed = ledger.switch(run.ledger, Bucket(run.ledger.bucket), ended)
+        booked = ledger.move(closed, Bucket(run.ledger.bucket), Bucket.CHECKPOINTING, more)
+        turn.change_run(run.id, ledger=booked)
+        turn.change_attempt(run.id, blocked_seconds=event.blocked_seconds)

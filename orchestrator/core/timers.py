@@ -1,0 +1,107 @@
+"""Timers of a run that are due: one handler for each name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.messages.events import (
+    TimerFired,
+)
+from orchestrator.core.model.states import (
+    TERMINAL_RUN_STATES,
+    AttemptState,
+    RunState,
+    WorkerState,
+)
+from orchestrator.core.placement import workers as placing
+from orchestrator.core.requests import runs as operators
+from orchestrator.core.supervision import agent_contact as contact
+from orchestrator.core.supervision import failures as recovering
+from orchestrator.core.supervision import findings, hangs, progress
+from orchestrator.core.turn import Turn
+
+
+def on_timer(turn: Turn, event: TimerFired) -> None:
+    """Run the handler of a timer that is due; a timer that was set again since is ignored."""
+    run = turn.run(event.run)
+    if run.timers.get(event.timer) != event.due:
+        turn.record(run.id, f"timer {event.timer} was set anew: ignored")
+        return
+    turn.cancel_timer(run.id, event.timer)
+    name, _, subject = event.timer.partition(":")
+    _TIMERS[name](turn, run.id, subject)
+
+
+def _retry(turn: Turn, run_id: str, _subject: str) -> None:
+    run = turn.run(run_id)
+    if run.decision is not None:
+        turn.change_run(run_id, decision=dataclasses.replace(run.decision, retry_at=None))
+    turn.schedule_wanted = True
+
+
+def _fence(turn: Turn, run_id: str, _subject: str) -> None:
+    attempt = turn.attempt(run_id)
+    if attempt is not None and attempt.state is AttemptState.STOPPING:
+        turn.record(run_id, f"attempt {attempt.number} could not be confirmed dead: fenced")
+        for seat in attempt.seats:
+            worker = turn.state.workers.get(seat.worker)
+            if not seat.stopped and worker is not None:
+                placing.end_worker(turn, worker, "fenced: no answer, and the cluster cannot tell")
+        recovering.attempt_dead(turn, run_id, AttemptState.FENCED)
+
+
+def _launch_timed_out(turn: Turn, run_id: str, worker_id: str) -> None:
+    worker = turn.state.workers.get(worker_id)
+    if worker is not None and worker.state is WorkerState.LAUNCHING:
+        why = f"has not joined within {placing.LAUNCH_SECONDS:.0f} s"
+        recovering.launch_failed(turn, turn.run(run_id), worker, why)
+        if turn.run(run_id).state not in TERMINAL_RUN_STATES:
+            placing.end_worker(turn, worker, why)
+        turn.schedule_wanted = True
+
+
+def _stacks_due(turn: Turn, run_id: str, _subject: str) -> None:
+    hangs.end_hang(turn, run_id)
+
+
+def _stop_due(turn: Turn, run_id: str, _subject: str) -> None:
+    gang.force_stop(turn, run_id)
+
+
+def _silent_due(turn: Turn, run_id: str, _subject: str) -> None:
+    progress.on_silent(turn, run_id)
+
+
+def _max_runtime(turn: Turn, run_id: str, _subject: str) -> None:
+    run = turn.run(run_id)
+    if run.decision is not None and run.decision.finish is not None:
+        return  # it is being ended already, for a reason of its own
+    operators.end(
+        turn, run, RunState.FAILED, f"max_runtime of {run.spec.max_runtime:.0f} s has passed"
+    )
+
+
+def _grow_due(turn: Turn, _run_id: str, _subject: str) -> None:
+    turn.schedule_wanted = True
+
+
+def _answer_due(turn: Turn, run_id: str, incident_id: str) -> None:
+    findings.act_unanswered(turn, run_id, incident_id)
+
+
+_TIMERS: Mapping[str, Callable[[Turn, str, str], None]] = {
+    "retry": _retry,
+    "stop": _stop_due,
+    "fence": _fence,
+    "stacks": _stacks_due,
+    "launch": _launch_timed_out,
+    "contact": contact.given_up,
+    "start": recovering.start_timed_out,
+    "silent": _silent_due,
+    "max_runtime": _max_runtime,
+    "grow": _grow_due,
+    "standby": _grow_due,
+    "ask": _answer_due,
+}
