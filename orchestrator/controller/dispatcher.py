@@ -31,6 +31,7 @@ from orchestrator.core.messages.instructions import (
 )
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import WorkerState
+from orchestrator.errors import LeadershipLostError
 
 _log = structlog.get_logger(__name__)
 LAUNCH_TRIES = 3
@@ -181,6 +182,11 @@ class OutboxDispatcher:
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             try:
                 await self._act(instruction)
+            except LeadershipLostError as error:
+                # No failure, and nothing to try again: a server that was replaced must not act,
+                # and must not note the instruction as done. The new leader finds it in the outbox.
+                _log.info("left to the new leader", id=instruction.id, error=str(error))
+                return
             except Exception:  # noqa: BLE001 (a defect of a port, or a service that is away)
                 _log.exception("not carried out yet", id=instruction.id, kind=instruction.kind)
                 if not self._matters(instruction):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 
 from monitors.types import Severity
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.dispatcher import PAUSES, OutboxDispatcher
-from orchestrator.core.messages.instructions import Notify, StopWorker
+from orchestrator.core.messages.instructions import Notify, ProbeWorker, StopWorker
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.state import State
+from orchestrator.errors import LeadershipLostError
 from tests.control_room import VirtualClock
 
 
@@ -66,6 +68,7 @@ class Desk:
 
 
 STOP = StopWorker(id="i-1", cause="e-1", run="run-1", reason="", worker="w-1", node="node-1")
+PROBE = ProbeWorker(id="i-3", cause="e-1", run="run-1", reason="", worker="w-1", node="node-1")
 PAGE = Notify(
     id="i-2", cause="e-1", run="run-1", reason="", severity=Severity.CRITICAL, text="wake up"
 )
@@ -91,4 +94,26 @@ async def test_what_no_longer_matters_is_not_tried_for_ever() -> None:
     desk.carrier.dispatch([STOP])
     await desk.clock.settle()
     assert desk.noted == [STOP.id]
+    await desk.carrier.stop()
+
+
+async def test_a_server_that_lost_the_lead_neither_acts_again_nor_calls_it_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer of the cluster arrives after another server has begun to lead."""
+    asked: list[str] = []
+
+    async def replaced(_self: Desk, worker: str, _run: str, _reason: str) -> None:
+        asked.append(worker)
+        raise LeadershipLostError("epoch 3 is over (server-2 at epoch 4 leads now)")
+
+    monkeypatch.setattr(Desk, "_gone", replaced)
+    desk = Desk(Flaky(failures=0), "w-1")  # of which the cluster has no process
+    with structlog.testing.capture_logs() as logs:
+        desk.carrier.dispatch([PROBE])
+        await desk.clock.settle()
+        await desk.ticks(len(PAUSES))
+    assert asked == ["w-1"]
+    assert desk.noted == [], "the new leader must find it in the outbox"
+    assert logs == [], "warnings and worse"
     await desk.carrier.stop()
