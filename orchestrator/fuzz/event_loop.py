@@ -42,6 +42,33 @@ class _Step(asyncio.TimerHandle):
         self.process = context.get(PROCESS, WORLD)
 
 
+class _NumberedTask(asyncio.Task[Any]):
+    """A task that hashes by its number: the order of a set of tasks is then the same each time.
+
+    By default a task hashes by its address, which differs from process to process. A server that
+    steps down cancels a set of tasks, and `asyncio.wait` gives one back: they would run in an order
+    that no seed decides.
+    """
+
+    def __init__(self, number: int, work: Any, **options: Any) -> None:
+        self._number = number  # first: asyncio hashes a task while it is being made
+        super().__init__(work, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _NumberedFuture(asyncio.Future[Any]):
+    """A future that hashes by its number, as a task does."""
+
+    def __init__(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._number = number
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class VirtualLoop(asyncio.AbstractEventLoop):
     """Runs what is ready in the order it became so; then time jumps to the next timer.
 
@@ -57,6 +84,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._ready: deque[_Step] = deque()
         self._timers: list[tuple[float, int, _Step]] = []
         self._numbers = itertools.count()
+        self._hashes = itertools.count()
         self._tasks: list[asyncio.Task[Any]] = []
         self._dead: set[str] = set()
         self._left: list[_Step] = []
@@ -215,7 +243,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""
-        return asyncio.Future(loop=self)
+        return _NumberedFuture(next(self._hashes), self)
 
     def create_task(
         self,
@@ -226,7 +254,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         **_: Any,
     ) -> asyncio.Task[Any]:
         """A task; it is kept, so that a killed one is never closed in the middle of the story."""
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
+        task = _NumberedTask(next(self._hashes), coro, loop=self, name=name, context=context)
         self._tasks.append(task)
         return task
 

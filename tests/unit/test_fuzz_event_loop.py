@@ -123,6 +123,23 @@ def test_a_wall_clock_may_be_wrong_and_the_monotonic_one_never(loop: VirtualLoop
     assert clock.monotonic() == 0.0
 
 
+def test_a_set_of_tasks_or_futures_has_the_same_order_in_every_loop() -> None:
+    """By default they hash by address, and a set of them is in another order in each process."""
+
+    def names_in_a_set(loop: VirtualLoop) -> list[str]:
+        tasks = {loop.create_task(_for_ever(loop), name=str(n)) for n in range(20)}
+        names = [task.get_name() for task in tasks]
+        loop.bury()
+        return names
+
+    first, second = VirtualLoop(), VirtualLoop()
+    kept = [object() for _ in range(1000)]  # so that the second loop's tasks lie elsewhere
+    assert names_in_a_set(first) == names_in_a_set(second)
+    futures = [[hash(loop.create_future()) for _ in range(5)] for loop in (first, second)]
+    assert futures[0] == futures[1]
+    assert kept
+
+
 def test_it_ends_when_nothing_is_left_to_run(loop: VirtualLoop) -> None:
     assert not until(loop, _for_ever(loop))
 
