@@ -196,9 +196,9 @@ class World:
     def advance(self, seconds: float) -> None:
         """Let time pass, firing what falls due on the way."""
         end = self.now + dt.timedelta(seconds=seconds)
-        while (timer := self.state.next_timer()) is not None and timer[0] <= end:
-            self.now = max(self.now, timer[0])
-            self.do(self.event(TimerFired, run=timer[1], timer=timer[2], due=timer[0]))
+        while (timer := self.state.next_timer()) is not None and timer.due <= end:
+            self.now = max(self.now, timer.due)
+            self.do(self.event(TimerFired, **timer._asdict()))
         self.now = end
 
     def settle(self) -> None:

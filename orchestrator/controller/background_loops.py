@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Protocol
@@ -24,7 +23,7 @@ from orchestrator.core.messages.events import (
     WorkerLost,
 )
 from orchestrator.core.model.entities import Attempt
-from orchestrator.core.model.state import State
+from orchestrator.core.model.state import Deadline, State
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, WorkerState
 from orchestrator.errors import DatabaseUnavailableError, LeadershipLostError, NotLeaderError
 
@@ -65,7 +64,7 @@ class BackgroundLoops:
     ) -> None:
         self._plane, self._cluster, self._clock = plane, cluster, clock
         self._worker_lost_seconds = worker_lost_seconds
-        self._defective: set[tuple[dt.datetime, str, str]] = set()
+        self._defective: set[Deadline] = set()
         """Timers the core fails over: once is enough to know."""
 
     def rounds(self) -> list[Coroutine[None, None, None]]:
@@ -113,13 +112,12 @@ class BackgroundLoops:
         timer = self._plane.state.next_timer()
         if timer is None or timer in self._defective:
             return TICK_SECONDS
-        return min(TICK_SECONDS, max(0.01, (timer[0] - self._clock.now()).total_seconds()))
+        return min(TICK_SECONDS, max(0.01, (timer.due - self._clock.now()).total_seconds()))
 
     async def _fire_timers(self) -> None:
         for timer in self._plane.state.due_timers(self._clock.now()):
-            due, run, name = timer
             if timer not in self._defective and not await self._plane.decide(
-                TimerFired, run=run, timer=name, due=due
+                TimerFired, **timer._asdict()
             ):
                 self._defective.add(timer)
 

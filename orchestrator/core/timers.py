@@ -1,4 +1,8 @@
-"""Timers of a run that are due: one handler for each name."""
+"""Timers of a run that are due: one handler for each :class:`Timer`.
+
+A timer is only a reminder. Between setting it and its event anything may have happened, so each
+handler looks at the state again and does nothing when its reason has gone.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from orchestrator.core.attempts import lifecycle as gang
-from orchestrator.core.messages.events import (
-    TimerFired,
-)
+from orchestrator.core.messages.events import TimerFired
 from orchestrator.core.model.states import (
     TERMINAL_RUN_STATES,
     AttemptState,
     RunState,
     WorkerState,
 )
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import workers as placing
 from orchestrator.core.requests import runs as operators
 from orchestrator.core.supervision import agent_contact as contact
@@ -26,12 +29,12 @@ from orchestrator.core.turn import Turn
 def on_timer(turn: Turn, event: TimerFired) -> None:
     """Run the handler of a timer that is due; a timer that was set again since is ignored."""
     run = turn.run(event.run)
-    if run.timers.get(event.timer) != event.due:
-        turn.record(run.id, f"timer {event.timer} was set anew: ignored")
+    # An event under way while the timer is cancelled or set again carries the old deadline.
+    if run.due(event.timer, event.subject) != event.due:
+        turn.record(run.id, f"timer {event.timer} was set again: ignored")
         return
-    turn.cancel_timer(run.id, event.timer)
-    name, _, subject = event.timer.partition(":")
-    _TIMERS[name](turn, run.id, subject)
+    turn.cancel_timer(run.id, event.timer, subject=event.subject)
+    HANDLERS[event.timer](turn, run.id, event.subject)
 
 
 def _retry(turn: Turn, run_id: str, _subject: str) -> None:
@@ -83,7 +86,7 @@ def _max_runtime(turn: Turn, run_id: str, _subject: str) -> None:
     )
 
 
-def _grow_due(turn: Turn, _run_id: str, _subject: str) -> None:
+def _look_again(turn: Turn, _run_id: str, _subject: str) -> None:
     turn.schedule_wanted = True
 
 
@@ -91,17 +94,18 @@ def _answer_due(turn: Turn, run_id: str, incident_id: str) -> None:
     findings.act_unanswered(turn, run_id, incident_id)
 
 
-_TIMERS: Mapping[str, Callable[[Turn, str, str], None]] = {
-    "retry": _retry,
-    "stop": _stop_due,
-    "fence": _fence,
-    "stacks": _stacks_due,
-    "launch": _launch_timed_out,
-    "contact": contact.given_up,
-    "start": recovering.start_timed_out,
-    "silent": _silent_due,
-    "max_runtime": _max_runtime,
-    "grow": _grow_due,
-    "standby": _grow_due,
-    "ask": _answer_due,
+HANDLERS: Mapping[Timer, Callable[[Turn, str, str], None]] = {
+    Timer.RETRY: _retry,
+    Timer.STOP: _stop_due,
+    Timer.FENCE: _fence,
+    Timer.STACKS: _stacks_due,
+    Timer.LAUNCH: _launch_timed_out,
+    Timer.CONTACT: contact.given_up,
+    Timer.START: recovering.start_timed_out,
+    Timer.SILENT: _silent_due,
+    Timer.MAX_RUNTIME: _max_runtime,
+    Timer.GROW: _look_again,
+    Timer.STANDBY: _look_again,
+    Timer.ASK: _answer_due,
 }
+"""What each timer does when it is due: given the turn, the run's id and the timer's subject."""

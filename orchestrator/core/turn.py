@@ -26,7 +26,7 @@ from orchestrator.core.model.entities import (
     Run,
     Worker,
 )
-from orchestrator.core.model.state import State
+from orchestrator.core.model.state import Deadline, State
 from orchestrator.core.model.states import (
     ATTEMPT_MOVES,
     INCIDENT_MOVES,
@@ -40,6 +40,7 @@ from orchestrator.core.model.states import (
     WorkerState,
     check_move,
 )
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.policy import usage_history
 
 _NOT_IN_THE_QUEUE = frozenset({RunState.HELD, *TERMINAL_RUN_STATES})
@@ -175,18 +176,27 @@ class Turn:
 
     # timers
 
-    def set_timer(self, run: str, name: str, seconds: float) -> None:
-        """TimerFired(name) will come after so many seconds, unless cancelled or set again."""
-        due = self.now + dt.timedelta(seconds=seconds)
-        self.change_run(run, timers={**self.run(run).timers, name: due})
-        self.state.expect(due, run, name)
+    def set_timer(self, run: str, timer: Timer, seconds: float, subject: str = "") -> None:
+        """Have TimerFired follow after `seconds`, unless the timer is cancelled or set again.
 
-    def cancel_timer(self, run: str, *names: str) -> None:
-        """Forget timers; unknown names do no harm, and neither do runs that are long over."""
+        Each subject (a worker, an incident) has a timer of its own.
+        """
+        due = self.now + dt.timedelta(seconds=seconds)
+        timers = self.run(run).timers
+        self.change_run(run, timers={**timers, timer: {**timers.get(timer, {}), subject: due}})
+        self.state.expect(Deadline(due, run, timer, subject))
+
+    def cancel_timer(self, run: str, *timers: Timer, subject: str = "") -> None:
+        """Forget timers of one subject; one that is not set, or whose run is over, is no error."""
         known = self.state.runs.get(run)
-        timers = known.timers if known is not None else {}
-        if any(name in timers for name in names):
-            self.change_run(run, timers={k: v for k, v in timers.items() if k not in names})
+        if known is None or all(known.due(timer, subject) is None for timer in timers):
+            return
+        left = dict(known.timers)
+        for timer in timers:
+            others = {key: due for key, due in left.pop(timer, {}).items() if key != subject}
+            if others:
+                left[timer] = others
+        self.change_run(run, timers=left)
 
     # instructions
 

@@ -14,6 +14,7 @@ from orchestrator.core.model.entities import Queue, Run
 from orchestrator.core.model.records import Window
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState, WorkerState
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.database.port import Batch
 
 _LEAD = dt.timedelta(hours=1)
@@ -85,7 +86,7 @@ def _not_in_maintenance(book: State, launch: LaunchWorker, now: dt.datetime) -> 
 
 def _end(run: Run, now: dt.datetime) -> dt.datetime:
     """Until when a run that starts now is sure to need its nodes."""
-    limit = run.timers.get("max_runtime")
+    limit = run.due(Timer.MAX_RUNTIME)
     if limit is not None:
         return limit
     longest = run.spec.max_runtime

@@ -28,6 +28,7 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.time_ledger import totals
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.policy.recovery import LAUNCH_TRIES
 from orchestrator.database.port import Batch, JournalEntry
 
@@ -225,8 +226,11 @@ def _waits_for_something(book: State, run: Run) -> Iterator[str]:
         return
     coming = any(w.state is not WorkerState.ENDED for w in book.workers_of(run.id))
     held = run.state is RunState.HELD or book.fleet.hold
-    if not (held or run.pending or coming or "retry" in run.timers):
+    if not (held or run.pending or coming or run.due(Timer.RETRY)):
         yield f"{run.id} is {run.state} and waits for nothing: {run.reason}"
+
+
+_TIMER_OF = {WorkerState.LAUNCHING: Timer.LAUNCH, WorkerState.LOST: Timer.CONTACT}
 
 
 def _has_deadlines(book: State, run: Run) -> Iterator[str]:
@@ -234,15 +238,15 @@ def _has_deadlines(book: State, run: Run) -> Iterator[str]:
     attempt = book.attempts.get(run.id)
     workers = [w for w in book.workers.values() if w.run == run.id]
     for worker in workers:
-        due = {WorkerState.LAUNCHING: "launch", WorkerState.LOST: "contact"}.get(worker.state)
-        if due is not None and f"{due}:{worker.id}" not in run.timers:
+        timer = _TIMER_OF.get(worker.state)
+        if timer is not None and run.due(timer, worker.id) is None:
             yield f"{worker.id} is {worker.state} without a deadline"
     if attempt is not None and attempt.state is AttemptState.STOPPING:
-        if not {"stop", "fence"} & set(run.timers):
+        if not (run.due(Timer.STOP) or run.due(Timer.FENCE)):
             yield f"attempt {attempt.number} of {run.id} is being stopped without a deadline"
     elif attempt is not None and attempt.state is AttemptState.STARTING:
         whole = len(attempt.started_ranks) == attempt.world_size
-        if not (whole or "start" in run.timers):
+        if not (whole or run.due(Timer.START)):
             yield f"attempt {attempt.number} of {run.id} starts without a deadline"
 
 

@@ -67,6 +67,7 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.time_ledger import totals
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.policy.recovery import LAUNCH_TRIES
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.views.explain import explain
@@ -505,20 +506,20 @@ class CoreMachine(RuleBasedStateMachine):
         for run in state.live_runs():
             attempt = state.attempts.get(run.id)
             if attempt is not None and attempt.state is AttemptState.STOPPING:
-                assert {"stop", "fence"} & set(run.timers), "a stop without a deadline"
+                assert run.due(Timer.STOP) or run.due(Timer.FENCE), "a stop without a deadline"
             elif attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
                 coming = any(w.state is not WorkerState.ENDED for w in state.workers_of(run.id))
                 held = run.state is RunState.HELD or state.fleet.hold
-                assert held or run.pending or coming or "retry" in run.timers, (
+                assert held or run.pending or coming or run.due(Timer.RETRY), (
                     f"{run.state}: {run.reason}"
                 )
             for worker in state.workers_of(run.id):
-                due = {WorkerState.LAUNCHING: "launch", WorkerState.LOST: "contact"}
+                due = {WorkerState.LAUNCHING: Timer.LAUNCH, WorkerState.LOST: Timer.CONTACT}
                 if worker.state in due:
-                    assert f"{due[worker.state]}:{worker.id}" in run.timers, worker
+                    assert run.due(due[worker.state], worker.id), worker
             if attempt is not None and attempt.state is AttemptState.STARTING:
                 whole = len(attempt.started_ranks) == attempt.world_size
-                assert whole or "start" in run.timers, "a start without a deadline"
+                assert whole or run.due(Timer.START), "a start without a deadline"
             assert run.reason
             assert explain(state, run.id, self.world.now).sentences
 

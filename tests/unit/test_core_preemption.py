@@ -17,6 +17,7 @@ from orchestrator.core.messages.events import (
     SparesChanged,
 )
 from orchestrator.core.model.states import IncidentState, RunState, WorkerState
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
 from orchestrator.core.policy import usage_history
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
@@ -133,7 +134,7 @@ def test_the_time_of_a_run_stands_still_while_it_waits_for_others() -> None:
     world.advance(588)
     world.submit(gpu_spec("high", priority="high"), "high")
     world.settle()
-    assert "max_runtime" not in world.run("low").timers
+    assert world.run("low").due(Timer.MAX_RUNTIME) is None
     assert world.run("low").runtime_left == pytest.approx(3000)
     world.trained_to(1, "high")
     world.advance(7200)
@@ -141,7 +142,7 @@ def test_the_time_of_a_run_stands_still_while_it_waits_for_others() -> None:
     assert low.ends_within == pytest.approx(3000 + GRACE_SECONDS)
     world.end("high")
     world.settle()
-    assert world.run("low").timers["max_runtime"] == world.now + dt.timedelta(seconds=3000)
+    assert world.run("low").timers[Timer.MAX_RUNTIME][""] == world.now + dt.timedelta(seconds=3000)
     assert world.run("low").runtime_left is None
     world.advance(3000)
     world.settle()
@@ -152,19 +153,19 @@ def test_the_time_of_a_run_goes_on_while_it_restarts() -> None:
     """It has its nodes meanwhile; also with a node too few it keeps the other from others."""
     world = cluster(2)
     start(world, "run-1", max_runtime="1h")
-    ends = world.run().timers["max_runtime"]
+    ends = world.run().timers[Timer.MAX_RUNTIME][""]
     world.do(world.event(NodeChanged, node="node-0", state="cordoned", reason="Xid 79"))
     world.kill_agent(next(w.id for w in world.state.workers_of("run-1") if w.node == "node-0"))
     world.settle()
     assert world.run().state is RunState.QUEUED
-    assert world.run().timers["max_runtime"] == ends
+    assert world.run().timers[Timer.MAX_RUNTIME][""] == ends
 
 
 def test_nodes_are_promised_for_when_a_run_has_saved() -> None:
     """Whoever ends just before a reservation begins may still save for 30 s."""
     world = cluster(2)
     start(world, "busy", max_runtime="1h")
-    told = world.run("busy").timers["max_runtime"]
+    told = world.run("busy").timers[Timer.MAX_RUNTIME][""]
     grace = dt.timedelta(seconds=GRACE_SECONDS)
     assert [h.ends_at for h in holdings(world, "busy")] == [told + grace]
 
@@ -238,7 +239,7 @@ def test_standbys_that_do_not_last_do_not_end_a_run(joins: bool) -> None:
         died = world.now
         world.settle()
         assert standby.node in world.run().avoid
-        while "standby" in world.run().timers:
+        while world.run().due(Timer.STANDBY):
             world.advance(10)
         pauses.append((world.now - died).total_seconds())
         if not joins:
@@ -266,7 +267,7 @@ def test_a_standby_that_lasted_is_replaced_soon() -> None:
         ]
         world.kill_agent(lost.id)
         world.settle()
-        due = world.run().timers["standby"]
+        due = world.run().timers[Timer.STANDBY][""]
         assert due == world.now + dt.timedelta(seconds=expected)
         world.advance(expected)
         world.settle()

@@ -23,6 +23,7 @@ from orchestrator.core.messages.events import (
 )
 from orchestrator.core.messages.instructions import LaunchWorker, SendCommand
 from orchestrator.core.model.states import NodeState, RunState, WorkerState
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Quota
@@ -399,7 +400,7 @@ def test_an_estimate_from_the_ends_of_others() -> None:
     world.submit(gpu_spec("next"), "next")
     said = explain(world.state, "next", world.now)
     grace = dt.timedelta(seconds=GRACE_SECONDS)  # in which it may save
-    assert said.starts_at == world.run("busy").timers["max_runtime"] + grace
+    assert said.starts_at == world.run("busy").timers[Timer.MAX_RUNTIME][""] + grace
     assert "expected to be free in" in " ".join(said.sentences)
 
 
@@ -438,7 +439,7 @@ def test_time_in_the_queue_is_no_runtime() -> None:
     world.end("busy")
     world.settle()
     begun = world.now
-    assert world.run("next").timers["max_runtime"] == begun + dt.timedelta(hours=1)
+    assert world.run("next").timers[Timer.MAX_RUNTIME][""] == begun + dt.timedelta(hours=1)
     world.advance(3600)
     world.settle()
     assert world.run("next").state is RunState.FAILED

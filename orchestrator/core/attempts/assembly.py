@@ -7,6 +7,7 @@ from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.attempts import preemption, rank_assignment
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import WorkerState
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.text import named
@@ -49,7 +50,7 @@ def on_joined(turn: Turn, event: WorkerJoined) -> None:
     if worker is None or worker.state is not WorkerState.LAUNCHING:
         turn.record(event.run, f"{event.worker} joined, but is not expected: ignored")
         return
-    turn.cancel_timer(event.run, f"launch:{worker.id}")
+    turn.cancel_timer(event.run, Timer.LAUNCH, subject=worker.id)
     turn.change_worker(
         worker.id,
         state=WorkerState.READY,

@@ -25,6 +25,7 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy import recovery, usage_history
@@ -84,12 +85,12 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         started_at=run.started_at or turn.now,
         ledger=time_ledger.switch(run.ledger, Bucket.STARTING, turn.now),
     )
-    turn.cancel_timer(run.id, "standby")
-    turn.set_timer(run.id, "start", START_SECONDS)
+    turn.cancel_timer(run.id, Timer.STANDBY)
+    turn.set_timer(run.id, Timer.START, START_SECONDS)
     if len(seats) < run.spec.resources.max_nodes:
-        turn.set_timer(run.id, "grow", snapshot.GROW_SECONDS)
+        turn.set_timer(run.id, Timer.GROW, snapshot.GROW_SECONDS)
     elif run.spec.placement.standbys:
-        turn.set_timer(run.id, "grow", snapshot.STANDBY_SECONDS)
+        turn.set_timer(run.id, Timer.GROW, snapshot.STANDBY_SECONDS)
     master = turn.state.workers[seats[0].worker]
     offered = tuple(
         RestoreCandidate(
@@ -145,9 +146,9 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
     if attempt is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
     turn.change_attempt(run_id, state=AttemptState.STOPPING)
-    turn.cancel_timer(run_id, "start", "stacks", "silent")
-    turn.set_timer(run_id, "stop", STOP_SECONDS + grace)
-    turn.set_timer(run_id, "fence", FENCE_SECONDS + grace)
+    turn.cancel_timer(run_id, Timer.START, Timer.STACKS, Timer.SILENT)
+    turn.set_timer(run_id, Timer.STOP, STOP_SECONDS + grace)
+    turn.set_timer(run_id, Timer.FENCE, FENCE_SECONDS + grace)
     told: dict[str, tuple[int, ...]] = {}
     for seat in attempt.seats:
         worker = turn.state.workers.get(seat.worker)

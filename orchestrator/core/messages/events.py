@@ -35,6 +35,7 @@ from orchestrator.core.messages.gang_events import (
     GangStopped,
 )
 from orchestrator.core.model.states import IncidentState
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.scheduling import Quota
 
 
@@ -247,7 +248,9 @@ class TimerFired(Event):
 
     kind: Literal["timer_fired"] = "timer_fired"
     run: str
-    timer: str
+    timer: Timer
+    subject: str = ""
+    """The worker or incident the deadline is about; empty for a timer of the run itself."""
     due: dt.datetime
 
 

@@ -25,6 +25,7 @@ from orchestrator.core.model.states import (
     Trust,
     WorkerState,
 )
+from orchestrator.core.model.vocabulary import Timer, Timers
 from orchestrator.core.scheduling.node_table import NodeCapacity
 from orchestrator.core.scheduling.types import Claim, Quota
 
@@ -171,9 +172,13 @@ class Run:
     runtime_left: float | None = None
     """Seconds of max_runtime that were left when it lost its last node to the queue; None: its time
     runs (timer `max_runtime`), or has not begun."""
-    timers: Mapping[str, dt.datetime] = dataclasses.field(default_factory=dict)
-    """Deadlines by name; the controller fires TimerFired when one is due."""
+    timers: Timers = dataclasses.field(default_factory=dict)
+    """Deadlines; the controller fires TimerFired when one is due. See :meth:`due`."""
     ledger: Ledger
+
+    def due(self, timer: Timer, subject: str = "") -> dt.datetime | None:
+        """When a timer falls due; None while it is not set."""
+        return self.timers.get(timer, {}).get(subject)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

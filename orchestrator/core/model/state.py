@@ -6,6 +6,7 @@ import datetime as dt
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from jobs.events import Shards
 from orchestrator.core.model.entities import (
@@ -26,10 +27,17 @@ from orchestrator.core.model.states import (
     NodeState,
     WorkerState,
 )
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.scheduling.node_table import NodeCapacity, NodeTable
 
-Timer = tuple[dt.datetime, str, str]
-"""A deadline: when, which run, which of its timers."""
+
+class Deadline(NamedTuple):
+    """A timer of a run, in the order in which deadlines are handled: the earliest first."""
+
+    due: dt.datetime
+    run: str
+    timer: Timer
+    subject: str
 
 
 class State:
@@ -67,7 +75,7 @@ class State:
         """By run: workers that have not joined."""
         self._silent: dict[str, None] = {}
         """Workers out of contact."""
-        self._timers: list[Timer] = []
+        self._timers: list[Deadline] = []
         """A heap of all deadlines ever set; those cancelled since are skipped as they surface."""
         self._over: list[Entity] = []
         """Workers, checkpoints, incidents and runs that came to their end since `forget`."""
@@ -116,8 +124,9 @@ class State:
 
     def _put_run(self, run: Run) -> None:
         if run.id not in self.runs:
-            for name, due in run.timers.items():
-                self.expect(due, run.id, name)
+            for timer, subjects in run.timers.items():
+                for subject, due in subjects.items():
+                    self.expect(Deadline(due, run.id, timer, subject))
         self.runs[run.id] = run
 
     def _put_node(self, node: Node) -> None:
@@ -144,9 +153,9 @@ class State:
         self._workers_of[worker.run][worker.id] = None
         self._workers_on[worker.node][worker.id] = None
 
-    def expect(self, due: dt.datetime, run: str, timer: str) -> None:
+    def expect(self, deadline: Deadline) -> None:
         """A deadline was set; it counts for as long as the run has it among its `timers`."""
-        heapq.heappush(self._timers, (due, run, timer))
+        heapq.heappush(self._timers, deadline)
 
     def _note_seats(self, old: Attempt | None, new: Attempt) -> None:
         if old is None or old.number != new.number or len(old.seats) != len(new.seats):
@@ -224,27 +233,27 @@ class State:
         """Nodes whose planned maintenance begins, or is over."""
         return [name for name in sorted(self._maintained) if _is_due(self.nodes[name], now)]
 
-    def due_timers(self, now: dt.datetime) -> list[Timer]:
+    def due_timers(self, now: dt.datetime) -> list[Deadline]:
         """Deadlines that have passed, the earliest first."""
-        due: list[Timer] = []
-        while (timer := self.next_timer()) is not None and timer[0] <= now:
+        due: list[Deadline] = []
+        while (timer := self.next_timer()) is not None and timer.due <= now:
             if heapq.heappop(self._timers) not in due[-1:]:  # set, cancelled, and set again alike
                 due.append(timer)
         for timer in due:  # they stand until the core has taken them
             heapq.heappush(self._timers, timer)
         return due
 
-    def next_timer(self) -> Timer | None:
+    def next_timer(self) -> Deadline | None:
         """The earliest deadline."""
         while self._timers:
-            due, run_id, name = self._timers[0]
-            run = self.runs.get(run_id)
+            first = self._timers[0]
+            run = self.runs.get(first.run)
             if (
                 run is not None
-                and run.timers.get(name) == due
+                and run.due(first.timer, first.subject) == first.due
                 and run.state not in TERMINAL_RUN_STATES
             ):
-                return self._timers[0]
+                return first
             heapq.heappop(self._timers)
         return None
 

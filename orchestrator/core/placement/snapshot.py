@@ -17,6 +17,7 @@ from orchestrator.core.model.states import (
     Trust,
     WorkerState,
 )
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.policy import recovery, time_limits, usage_history
 from orchestrator.core.scheduling import Demand, Holding, Snapshot
 from orchestrator.core.scheduling.spares import failure_rate, pool_size
@@ -215,7 +216,7 @@ def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
     """More nodes a run with a live attempt could use: standbys, and growth once it runs well."""
     attempt = _live_attempt(state, run)
     quiet = run.decision is None and run.state is not RunState.HELD and not state.fleet.hold
-    paused = "standby" in run.timers  # the last one did not last
+    paused = run.due(Timer.STANDBY) is not None  # the last one did not last
     if attempt is None or not quiet or paused or attempt.state is AttemptState.STOPPING:
         return 0
     standbys = run.spec.placement.standbys

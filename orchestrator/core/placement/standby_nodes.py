@@ -5,6 +5,7 @@ from __future__ import annotations
 from monitors.failures import Failure
 from monitors.types import Severity
 from orchestrator.core.model.entities import Worker
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement.snapshot import STANDBY_SECONDS
 from orchestrator.core.turn import Turn
 
@@ -22,7 +23,7 @@ def lost(turn: Turn, worker: Worker, failure: Failure) -> None:
     count = 1 if lasted else attempt.standbys_lost + 1
     turn.change_attempt(worker.run, standbys_lost=count)
     pause = min(LONGEST_SECONDS, STANDBY_SECONDS * 2.0 ** min(count - 1, 10))
-    turn.set_timer(worker.run, "standby", pause)
+    turn.set_timer(worker.run, Timer.STANDBY, pause)
     incident = turn.open_incident(
         turn.run(worker.run),
         kind=failure.failure_class.value,

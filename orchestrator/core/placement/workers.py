@@ -12,6 +12,7 @@ from orchestrator.core.model.entities import Run, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState, RunState, WorkerState
 from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
 from orchestrator.core.policy import time_limits
 from orchestrator.core.scheduling import Claim, Pending, Plan, Wait, plan
@@ -65,7 +66,7 @@ def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
         worker = Worker(id=f"{run.id}-w{number}", run=run.id, node=node, launched_at=turn.now)
         turn.put(worker)
         turn.change_run(run.id, workers_made=number)
-        turn.set_timer(run.id, f"launch:{worker.id}", LAUNCH_SECONDS)
+        turn.set_timer(run.id, Timer.LAUNCH, LAUNCH_SECONDS, subject=worker.id)
         turn.emit(
             LaunchWorker, run.id, f"an agent on {node} for {run.name}", worker=worker.id, node=node
         )
@@ -74,8 +75,8 @@ def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
 def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
     """The run has its nodes; its agents are coming up. Its time runs."""
     left = time_limits.runtime_left(turn.run(run_id))
-    if left is not None and "max_runtime" not in turn.run(run_id).timers:
-        turn.set_timer(run_id, "max_runtime", left)
+    if left is not None and turn.run(run_id).due(Timer.MAX_RUNTIME) is None:
+        turn.set_timer(run_id, Timer.MAX_RUNTIME, left)
         turn.change_run(run_id, runtime_left=None)
     run = turn.run(run_id)
     book = time_ledger.switch(run.ledger, Bucket.STARTING, turn.now)
@@ -112,10 +113,10 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
 
 def _stop_its_time(turn: Turn, run: Run) -> Run:
     """A run that waits and has no node, as when it left them for another, uses none of its time."""
-    ends = run.timers.get("max_runtime")
+    ends = run.due(Timer.MAX_RUNTIME)
     if ends is None or snapshot.kept(turn.state, run):
         return run
-    turn.cancel_timer(run.id, "max_runtime")
+    turn.cancel_timer(run.id, Timer.MAX_RUNTIME)
     return turn.change_run(run.id, runtime_left=max(0.0, (ends - turn.now).total_seconds()))
 
 
@@ -125,7 +126,7 @@ def end_worker(turn: Turn, worker: Worker, reason: str) -> None:
         return
     if worker.state is WorkerState.READY:
         turn.send_command(worker.id, Shutdown, reason, attempt=turn.run(worker.run).attempt)
-    turn.cancel_timer(worker.run, f"launch:{worker.id}", f"contact:{worker.id}")
+    turn.cancel_timer(worker.run, Timer.LAUNCH, Timer.CONTACT, subject=worker.id)
     turn.change_worker(worker.id, state=WorkerState.STOPPING, reason=reason)
     turn.emit(StopWorker, worker.run, reason, worker=worker.id, node=worker.node)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from orchestrator.core.model.entities import Run
+from orchestrator.core.model.vocabulary import Timer
 
 GRACE_SECONDS = 30.0
 """Time a rank gets to save and leave."""
@@ -15,7 +16,7 @@ def ends_at(run: Run) -> dt.datetime | None:
 
     It is told to stop at its `max_runtime`, and may save then.
     """
-    told = run.timers.get("max_runtime")
+    told = run.due(Timer.MAX_RUNTIME)
     return None if told is None else told + dt.timedelta(seconds=GRACE_SECONDS)
 
 

@@ -26,6 +26,7 @@ from orchestrator.core.model.states import (
     Trust,
 )
 from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.policy import admission
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.requests import nodes as node_requests
@@ -166,7 +167,7 @@ def _again(
         raise ConflictError(f"{run.name} has not started yet: {run.reason}")
     if run.state is RunState.HELD:
         run = turn.release_run(run.id, run.held_from or RunState.QUEUED, reason)
-    turn.cancel_timer(run.id, "retry")
+    turn.cancel_timer(run.id, Timer.RETRY)
     decision = _instead_of(run.decision, preemption.asked(turn, run, reason), to_step, skip)
     book = time_ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)
     state = RunState.RECOVERING if live else run.state
@@ -241,9 +242,9 @@ def on_incident_changed(turn: Turn, event: IncidentChanged) -> None:
         raise NotFoundError(f"no open incident {event.incident}; see `babysit incidents ls`")
     if event.acknowledge:
         turn.change_incident(incident.id, acknowledged_by=event.actor)
-        turn.cancel_timer(incident.run, f"ask:{incident.id}")
+        turn.cancel_timer(incident.run, Timer.ASK, subject=incident.id)
     if event.verdict is not None:
         turn.change_incident(incident.id, verdict=event.verdict)
     if event.state is IncidentState.RESOLVED:
-        turn.cancel_timer(incident.run, f"ask:{incident.id}")
+        turn.cancel_timer(incident.run, Timer.ASK, subject=incident.id)
         turn.resolve_incident(incident.id, f"by {event.actor}")

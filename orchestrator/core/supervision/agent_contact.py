@@ -8,6 +8,7 @@ from orchestrator.core.messages.events import WorkerLost, WorkerRegained
 from orchestrator.core.messages.instructions import ProbeWorker
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.states import WorkerState
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.supervision import failures, node_faults
 from orchestrator.core.turn import Turn
@@ -25,7 +26,7 @@ def on_out_of_contact(turn: Turn, event: WorkerLost) -> None:
     if worker is None or worker.state is not WorkerState.READY:
         return
     turn.change_worker(worker.id, state=WorkerState.LOST, reason=event.reason)
-    turn.set_timer(worker.run, f"contact:{worker.id}", CONTACT_SECONDS)
+    turn.set_timer(worker.run, Timer.CONTACT, CONTACT_SECONDS, subject=worker.id)
     node_faults.check_breaker(turn)
     turn.emit(
         ProbeWorker, worker.run, f"{worker.id}: {event.reason}", worker=worker.id, node=worker.node
@@ -36,7 +37,7 @@ def on_regained(turn: Turn, event: WorkerRegained) -> None:
     """An agent is back in contact."""
     worker = turn.state.workers.get(event.worker)
     if worker is not None and worker.state is WorkerState.LOST:
-        turn.cancel_timer(worker.run, f"contact:{worker.id}")
+        turn.cancel_timer(worker.run, Timer.CONTACT, subject=worker.id)
         turn.change_worker(worker.id, state=WorkerState.READY, reason="back in contact")
         assembly.start_if_whole(turn, event.run)
 
@@ -52,7 +53,7 @@ def given_up(turn: Turn, run_id: str, worker_id: str) -> None:
     node_faults.check_breaker(turn)
     if turn.held(run_id):
         turn.record(run_id, f"held: {worker_id} is still out of contact")
-        turn.set_timer(run_id, f"contact:{worker_id}", CONTACT_SECONDS)
+        turn.set_timer(run_id, Timer.CONTACT, CONTACT_SECONDS, subject=worker_id)
         return
     failure = _gone(worker)
     node_faults.note_fault(turn, worker.node, run_id, failure)

@@ -30,6 +30,7 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import standby_nodes
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy import recovery
@@ -82,7 +83,7 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
         signature=f"worker_lost {worker.node}",
         reason=f"the agent on {worker.node} is gone: {event.reason}",
     )
-    turn.cancel_timer(worker.run, f"launch:{worker.id}", f"contact:{worker.id}")
+    turn.cancel_timer(worker.run, Timer.LAUNCH, Timer.CONTACT, subject=worker.id)
     turn.change_worker(worker.id, state=WorkerState.ENDED, reason=event.reason)
     memory_tier.drop_with(turn, worker.run, worker.id)
     turn.schedule_wanted = True
@@ -147,7 +148,7 @@ def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:
         return
     late = [seat for seat in attempt.seats if not attempt.started_ranks.issuperset(seat.ranks)]
     if late and turn.held(run_id):
-        turn.set_timer(run_id, "start", attempt_lifecycle.START_SECONDS)
+        turn.set_timer(run_id, Timer.START, attempt_lifecycle.START_SECONDS)
     elif late:
         node = late[0].node
         failure = Failure(
@@ -214,7 +215,7 @@ def book_downtime(turn: Turn, run_id: str, failed_at: dt.datetime, reason: str) 
 def attempt_dead(turn: Turn, run_id: str, state: AttemptState = AttemptState.ENDED) -> None:
     """No process of the attempt is left (or it was fenced): judge, unless a hold says wait."""
     turn.change_attempt(run_id, state=state, ended_at=turn.now)
-    turn.cancel_timer(run_id, "stop", "fence", "stacks")
+    turn.cancel_timer(run_id, Timer.STOP, Timer.FENCE, Timer.STACKS)
     run = turn.run(run_id)
     if run.decision is not None:
         restart = dataclasses.replace(run.decision.restart, stopped_at=turn.now)
@@ -348,7 +349,7 @@ def _go_on(turn: Turn, run_id: str, decision: Decision, delay: float) -> None:
     decision = dataclasses.replace(decision, decided=True, retry_at=retry_at)
     reason = decision.restart.reason
     if retry_at is not None:
-        turn.set_timer(run_id, "retry", delay)
+        turn.set_timer(run_id, Timer.RETRY, delay)
         reason = f"{reason}; next try in {delay:.0f} s"
     turn.change_run(run_id, decision=decision, reason=reason)
     if too_much:

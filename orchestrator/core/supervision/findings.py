@@ -14,6 +14,7 @@ from orchestrator.core.model.states import (
     RUNNABLE_ATTEMPT_STATES,
     IncidentState,
 )
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.supervision import failures as recovering
 from orchestrator.core.supervision.hangs import capture_stacks, end_hang, node_of
 from orchestrator.core.turn import Turn
@@ -65,7 +66,7 @@ def on_finding(turn: Turn, event: FindingRaised) -> None:
             f"{run.name}: {finding.reason}. Shall I {_would(finding)}?",
             incident.id,
         )
-        turn.set_timer(run.id, f"ask:{incident.id}", ASK_SECONDS)
+        turn.set_timer(run.id, Timer.ASK, ASK_SECONDS, subject=incident.id)
     else:
         act(turn, run, incident, finding)
 
@@ -120,16 +121,16 @@ def act_unanswered(turn: Turn, run_id: str, incident_id: str) -> None:
 
 def resume(turn: Turn, run_id: str) -> None:
     """A hold has ended: do what it kept back, the anomalies first."""
-    if turn.run(run_id).decision is not None:
+    run = turn.run(run_id)
+    if run.decision is not None:
         end_hang(turn, run_id)
         return
-    timers = turn.run(run_id).timers
     waiting = [
         incident
         for incident in turn.state.incidents_of(run_id)
         if "finding" in incident.evidence
         and incident.acknowledged_by is None  # else someone has taken it on
-        and f"ask:{incident.id}" not in timers
+        and run.due(Timer.ASK, incident.id) is None
     ]
     waiting.sort(key=lambda i: (i.kind == FindingKind.HANG.value, i.onset_step or 0))
     _act_late(turn, run_id, waiting)

@@ -16,6 +16,7 @@ from orchestrator.core.model.states import (
     RUNNABLE_ATTEMPT_STATES,
     IncidentState,
 )
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.turn import Turn
 
 STACKS_SECONDS = 8.0
@@ -30,14 +31,14 @@ def end_hangs(turn: Turn, run_id: str, step: int) -> None:
             and incident.state is IncidentState.OPEN
             and (incident.onset_step or 0) < step
         ):
-            turn.cancel_timer(run_id, f"ask:{incident.id}")
+            turn.cancel_timer(run_id, Timer.ASK, subject=incident.id)
             turn.resolve_incident(incident.id, f"step {step} has ended")
 
 
 def capture_stacks(turn: Turn, run_id: str, reason: str) -> None:
     """Have every agent capture its ranks' stacks; `end_hang` goes on with what comes in time."""
     attempt = turn.state.attempts[run_id]
-    turn.set_timer(run_id, "stacks", STACKS_SECONDS)
+    turn.set_timer(run_id, Timer.STACKS, STACKS_SECONDS)
     there = {seat.worker: () for seat in attempt.seats if seat.worker in turn.state.workers}
     turn.broadcast(run_id, there, CaptureStacks, reason, attempt=attempt.number)
 

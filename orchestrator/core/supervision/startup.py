@@ -14,6 +14,7 @@ from orchestrator.core.messages.gang_events import GangReady, GangRestored, Gang
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.states import AttemptState, Trust
 from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.supervision import failures
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
@@ -26,9 +27,9 @@ def on_ranks_started(turn: Turn, event: RanksStarted | GangStarted) -> None:
     started = attempt.started_ranks.union(event.ranks)
     turn.change_attempt(event.run, started_ranks=started)
     if len(started) == attempt.world_size:
-        turn.cancel_timer(event.run, "start")
+        turn.cancel_timer(event.run, Timer.START)
     if attempt.state is AttemptState.STARTING and not turn.run(event.run).instrumented:
-        turn.set_timer(event.run, "silent", SILENT_SECONDS)
+        turn.set_timer(event.run, Timer.SILENT, SILENT_SECONDS)
 
 
 def on_ready(turn: Turn, event: RankReady | GangReady) -> None:
@@ -37,7 +38,7 @@ def on_ready(turn: Turn, event: RankReady | GangReady) -> None:
     ranks = (event.rank,) if isinstance(event, RankReady) else event.ranks
     ready = attempt.ready_ranks.union(ranks)
     attempt = turn.change_attempt(event.run, ready_ranks=ready)
-    turn.cancel_timer(event.run, "silent")
+    turn.cancel_timer(event.run, Timer.SILENT)
     run = turn.change_run(event.run, instrumented=True)
     if len(ready) == attempt.world_size:
         if attempt.first_step_at is None:  # agents speak in turn: steps may be known already

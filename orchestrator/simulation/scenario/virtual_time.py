@@ -100,7 +100,7 @@ class Engine:
         """Let everything happen that is due by `until`, in order; timers go last at equal times."""
         while True:
             timer = self.state.next_timer()
-            due = (timer[0] - self._begin).total_seconds() if timer else math.inf
+            due = (timer.due - self._begin).total_seconds() if timer else math.inf
             first = self._heap[0][0] if self._heap else math.inf
             if min(due, first) > until:
                 break
@@ -109,5 +109,5 @@ class Engine:
                 action()
             elif timer is not None:
                 self.now = max(self.now, due)
-                self.tell(TimerFired, run=timer[1], timer=timer[2], due=timer[0])
+                self.tell(TimerFired, **timer._asdict())
         self.now = until
