@@ -23,11 +23,12 @@ class AgentConfig(BaseModel):
     address: str = "127.0.0.1"
     """Host at which other nodes reach this one."""
     server_url: str = ""
-    """`ws://host:port/agent`; empty: read from `server_file`."""
+    """`ws://host:port/agent` of the server that started the agent; empty: see `server_file`."""
     server_file: Path | None = None
-    """JSON file with a key `agent_url`.
+    """JSON file whose key `agent_url` says where the server is after a restart on another port.
 
-    Read again at every connection attempt, since an embedded server may move.
+    The agent tries `server_url` and this address in turn until one of them takes the connection,
+    and reads the file again for each try. None: the server never moves.
     """
     token: str
     directory: Path

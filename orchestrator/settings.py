@@ -42,12 +42,25 @@ class Settings(BaseSettings):
     port: int = Field(
         default=0, ge=0, le=65535, description="Port the server listens on; 0: any free one."
     )
+    agent_url: str = Field(
+        default="",
+        description="URL at which agents reach this server: wss://babysit.example.org/agent, say. "
+        "Empty: the address the server listens on, which serves agents on this machine only.",
+    )
+    cluster: str = Field(
+        default="local",
+        description="Where workers run: `local` (virtual nodes on this machine) or `simulated` "
+        "(nodes in memory and no processes: runs are placed, and nothing trains).",
+    )
+    alerts: str = Field(
+        default="log", description="Where notices to people go: `log` (the server's log)."
+    )
     local_nodes: int = Field(
         default=4,
         ge=0,
         le=256,
-        description="Virtual nodes of the local cluster, all on this machine. A run that needs "
-        "more is refused.",
+        description="Virtual nodes of the local or the simulated cluster. A run that needs more is "
+        "refused.",
     )
     local_cpus_per_node: float | None = Field(
         default=None,
@@ -110,6 +123,13 @@ class Settings(BaseSettings):
         if server is not None and not server.startswith(("http://", "https://")):
             raise ValueError("expected a URL such as https://babysit.example.org")
         return server.rstrip("/") if server else None
+
+    @field_validator("agent_url", mode="after")
+    @classmethod
+    def _for_agents(cls, agent_url: str) -> str:
+        if agent_url and not agent_url.startswith(("ws://", "wss://")):
+            raise ValueError("expected a URL such as wss://babysit.example.org/agent")
+        return agent_url
 
     @property
     def database(self) -> str:

@@ -27,6 +27,7 @@ from jobs.events import (
     WorkerJoined,
 )
 from monitors.failures import Failure, FailureClass
+from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leader_election import ControllerSettings
@@ -286,7 +287,7 @@ class Room:
             Mortal(self.cluster, self.fate, "launch", "stop", "alive"),
             self.clock,
             settings=ControllerSettings(holder=f"c{next(self._ids)}", alone=True),
-            worker_token=lambda run, worker: "token",
+            agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
         )
         self.cluster.reopen()
         await self.controller.start()

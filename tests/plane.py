@@ -18,6 +18,7 @@ from jobs.events import RankSamples, ShardFile, ShardReport
 from jobs.spec import RunSpec
 from monitors.failures import Cause, FailureClass
 from monitors.types import Severity
+from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leader_election import ControllerSettings
@@ -85,7 +86,7 @@ class Plane:
             cluster,
             clock,
             settings=ControllerSettings(holder="test"),
-            worker_token=lambda run, worker: "unused",
+            agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
         )
         app = create_app(self.controller, clock, self.settings)
         config = uvicorn.Config(app, port=0, log_level="warning", ws="none", lifespan="off")

@@ -75,13 +75,15 @@ class Connection:
             await self._clock.sleep(self._pause())
 
     def _url(self) -> str:
-        """Where the control plane is now.
+        """Where to look for the control plane this time.
 
         Raises:
             ServerUnknownError: the file that says so is missing or unreadable.
         """
         file = self._config.server_file
-        if self._config.server_url or file is None:
+        # In turn: the server that launched this agent, then the one that says it has replaced it.
+        # Neither is right for sure: the server may have moved, and the file may be an old one.
+        if file is None or (self._config.server_url and self._failures % 2 == 0):
             return self._config.server_url
         try:
             return str(json.loads(file.read_text())["agent_url"])

@@ -1,9 +1,14 @@
-"""What the control plane asks of a cluster: one small protocol."""
+"""The port of clusters: what the control plane asks of the place where workers run.
+
+One protocol, one implementation per kind of cluster, chosen by name in
+:mod:`orchestrator.clusters.factory`. Every implementation passes
+`tests/integration/test_clusters_contract.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,15 +16,31 @@ from jobs.spec import RunSpec
 from orchestrator.core.messages.events import NodeInfo
 
 
+class AgentAccess(NamedTuple):
+    """How one agent reaches the server, and proves who it is."""
+
+    server_url: str
+    """`ws://host:port/agent` as seen from the agent's node, not from the server."""
+    token: str
+    """Bearer token of this worker alone."""
+
+
 class WorkerLaunch(BaseModel):
-    """Everything a cluster needs to start an agent."""
+    """Everything a cluster needs to start an agent.
+
+    A cluster passes `server_url` and `token` to the agent's
+    :class:`jobs.config.AgentConfig`; it needs no other knowledge of the server.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     worker: str
     run: str
     node: str
+    server_url: str
+    """`ws://host:port/agent` of the server that launches, as seen from the agent's node."""
     token: str
+    """Bearer token of this worker alone."""
     spec: RunSpec
 
 
@@ -36,6 +57,10 @@ class WorkerGone(BaseModel):
 
 class Cluster(Protocol):
     """Where workers run. Every method may be called again with the same arguments (idempotent)."""
+
+    ignored_fields: Mapping[str, str]
+    """Fields of a run spec that have no effect here, such as `image`, each with the reason that
+    `babysit submit` prints."""
 
     async def nodes(self) -> list[NodeInfo]:
         """The inventory."""

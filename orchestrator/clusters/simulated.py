@@ -1,16 +1,22 @@
-"""A cluster in memory, for tests and simulation: its workers die or vanish when told to."""
+"""A cluster in memory, for tests, for simulation, and to try the control plane alone.
+
+No process is started: a worker is an entry in a table, and dies or vanishes by a method call.
+Behind `BABYSIT_CLUSTER=simulated` a run is therefore placed and launched, but its agents never
+connect.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import datetime as dt
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from jobs.clock import Clock
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
 from orchestrator.core.messages.events import NodeInfo
+from orchestrator.settings import Settings
 
 
 @dataclasses.dataclass(slots=True)
@@ -28,6 +34,23 @@ class SimulatedWorker:
     told: bool = False
 
 
+def from_settings(settings: Settings, clock: Clock) -> SimulatedCluster:
+    """A cluster of `settings.local_nodes` nodes, `node-1` and so on, of the size of virtual nodes.
+
+    A node offers one CPU core where `settings.local_cpus_per_node` is not set.
+    """
+    nodes = (
+        NodeInfo(
+            id=f"node-{number}",
+            gpus=settings.local_gpus_per_node,
+            cpus=settings.local_cpus_per_node or 1,
+            memory=settings.local_memory_per_node or 0,
+        )
+        for number in range(1, settings.local_nodes + 1)
+    )
+    return SimulatedCluster(nodes, clock)
+
+
 class SimulatedCluster:
     """Implements :class:`orchestrator.clusters.port.Cluster` without a process.
 
@@ -35,6 +58,10 @@ class SimulatedCluster:
         workers: Every worker ever, by id.
         unreachable: Nodes that are partitioned.
     """
+
+    ignored_fields: Mapping[str, str] = {
+        "image": "the simulated cluster starts no process and no container",
+    }
 
     def __init__(self, nodes: Iterable[NodeInfo], clock: Clock) -> None:
         self.workers: dict[str, SimulatedWorker] = {}
@@ -59,8 +86,9 @@ class SimulatedCluster:
             self._tell(launch.worker)
             return
         if launch.node not in self._nodes:
+            names = ", ".join(self._nodes) or "no node"
             raise ClusterError(
-                f"{launch.node} is no node of this cluster, which has {', '.join(self._nodes)}",
+                f"unknown node {launch.node}; this cluster has {names}",
                 node=launch.node,
                 worker=launch.worker,
             )

@@ -23,7 +23,7 @@ from jobs.events import Event, Heartbeat, Report
 from monitors.types import Finding
 from orchestrator.alerts.log import LogNotifier
 from orchestrator.alerts.port import Notifier
-from orchestrator.clusters.port import Cluster
+from orchestrator.clusters.port import AgentAccess, Cluster
 from orchestrator.controller.background_loops import BackgroundLoops, cancel
 from orchestrator.controller.dispatcher import AgentLink, OutboxDispatcher
 from orchestrator.controller.leader_election import ControllerSettings, LeaderElector
@@ -75,7 +75,7 @@ class Controller:
         clock: Clock,
         *,
         settings: ControllerSettings,
-        worker_token: Callable[[str, str], str],
+        agent_access: Callable[[str, str], AgentAccess],
         notifier: Notifier | None = None,
     ) -> None:
         self.store, self.cluster, self.clock = store, cluster, clock
@@ -102,17 +102,17 @@ class Controller:
                 self.last_sequence(worker) if worker in self.state.workers else None
             ),
         )
-        self._tasks: list[asyncio.Task[None]] = []
-        self._leading: list[asyncio.Task[None]] = []
+        self._tasks, self._leading = list[asyncio.Task[None]](), list[asyncio.Task[None]]()
         self._dispatcher = OutboxDispatcher(
             cluster,
             notifier or LogNotifier(),
             clock,
-            worker_token=worker_token,
+            agent_access=agent_access,
             worker_gone=self.worker_gone,
             done=self._carried.append,
         )
         self.notices: Mapping[tuple[str, str], int] = self._dispatcher.notices
+        self.ignored_fields: Mapping[str, str] = self._dispatcher.ignored_fields
 
     @property
     def state(self) -> State:

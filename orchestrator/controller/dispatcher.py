@@ -19,7 +19,7 @@ from jobs.clock import Clock
 from jobs.commands import AgentCommand
 from orchestrator.alerts.port import CountedNotifier, Notifier
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.port import Cluster, WorkerLaunch
+from orchestrator.clusters.port import AgentAccess, Cluster, WorkerLaunch
 from orchestrator.core.messages.instructions import (
     BroadcastCommand,
     Instruction,
@@ -59,7 +59,7 @@ class OutboxDispatcher:
         notifier: Notifier,
         clock: Clock,
         *,
-        worker_token: Callable[[str, str], str],
+        agent_access: Callable[[str, str], AgentAccess],
         worker_gone: Callable[[str, str, str], Awaitable[None]],
         done: Callable[[str], None],
     ) -> None:
@@ -67,7 +67,9 @@ class OutboxDispatcher:
         self._notifier = CountedNotifier(notifier)
         self.notices = self._notifier.counts
         """Notices told since this server started, by channel and result."""
-        self._worker_token, self._worker_gone, self._done = worker_token, worker_gone, done
+        self.ignored_fields = {**cluster.ignored_fields, **notifier.ignored_fields}
+        """Fields of a run spec that have no effect here, with the reason."""
+        self._agent_access, self._worker_gone, self._done = agent_access, worker_gone, done
         self._links: dict[str, AgentLink] = {}
         self._commands: dict[str, dict[str, SendCommand]] = {}
         self._open: dict[str, int] = {}
@@ -236,12 +238,14 @@ class OutboxDispatcher:
         worker, run = self._state.workers.get(order.worker), self._state.runs.get(str(order.run))
         if worker is None or run is None or not self._wanted(worker.id):
             return
+        access = self._agent_access(run.id, worker.id)
         launch = WorkerLaunch(
             worker=worker.id,
             run=run.id,
             node=worker.node,
             spec=run.spec,
-            token=self._worker_token(run.id, worker.id),
+            server_url=access.server_url,
+            token=access.token,
         )
         for left in reversed(range(LAUNCH_TRIES)):
             try:

@@ -238,7 +238,34 @@ class Turn:
             self.emit(BroadcastCommand, run, why, workers=tuple(parts), ranks=ranks, command=order)
 
     def notify(
-        self, run: str | None, severity: Severity, text: str, incident: str | None = None
+        self,
+        run: str | None,
+        severity: Severity,
+        text: str,
+        incident: str | None = None,
+        *,
+        kind: str = "",
     ) -> None:
-        """Tell people."""
-        self.emit(Notify, run, text, severity=severity, text=text, incident=incident)
+        """Deliver a notice to people.
+
+        Args:
+            run: The run that the notice is about; None: the whole cluster.
+            severity: How urgent the notice is.
+            text: One sentence, with the name of the run.
+            incident: Id of the incident behind the notice, if there is one.
+            kind: What the notice is about, in one word; of use only without an incident, whose
+                own kind counts otherwise.
+        """
+        found = self.state.incidents.get(incident or "")
+        about = self.state.runs.get(run or "")
+        self.emit(
+            Notify,
+            run,
+            text,
+            severity=severity,
+            text=text,
+            incident=incident,
+            incident_kind=str(found.kind) if found else kind or "notice",
+            attempt=about.attempt if about else None,
+            channel=about.spec.notify.slack if about else None,
+        )

@@ -73,6 +73,8 @@ class Site(SimulatedCluster):
 class View:
     """The cluster, as one server sees it: slow, and now and then not at all."""
 
+    ignored_fields = SimulatedCluster.ignored_fields
+
     def __init__(
         self, site: Site, loop: VirtualLoop, chance: random.Random, weather: Weather
     ) -> None:

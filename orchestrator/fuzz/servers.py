@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobs.commands import AgentCommand
 from jobs.events import Event
+from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leader_election import ControllerSettings
 from orchestrator.errors import (
@@ -65,7 +66,7 @@ class Server:
                 seek_seconds=SEEK_SECONDS,
                 worker_lost_seconds=WORKER_LOST_SECONDS,
             ),
-            worker_token=lambda _run, _worker: "token",
+            agent_access=lambda _run, _worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
         )
         self.controller.new_id = lambda: f"{process}-{next(ids):05d}"
         room.story.tell(f"{self.process} starts")

@@ -33,6 +33,8 @@ class ControlPlane(Protocol):
 
     notices: Mapping[tuple[str, str], int]
     """Notices told since this server started, by channel and result."""
+    ignored_fields: Mapping[str, str]
+    """Fields of a run spec that the cluster or the alert channel ignores, with the reason."""
 
     @property
     def store(self) -> Store:

@@ -21,7 +21,9 @@ import uvicorn
 from pydantic import SecretStr
 
 from jobs.clock import Clock
-from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
+from orchestrator.alerts.factory import make_notifier
+from orchestrator.clusters.factory import make_cluster
+from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leader_election import ControllerSettings
 from orchestrator.database import schema
@@ -42,14 +44,15 @@ class AlreadyRunningError(BabysitError):
 
 
 async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
-    """Serve until told to stop (SIGTERM, SIGINT) or, when embedded, until idle.
+    """Serve until SIGTERM or SIGINT or, when embedded, until idle.
 
     Raises:
         AlreadyRunningError: Another server uses `settings.home`.
+        InvalidError: The settings name a cluster or an alert channel that does not exist.
     """
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds the signing key
     with _only_one(settings.home / "server.lock"), _listening(settings) as listener:
-        settings = _with_token(settings)
+        settings = _reachable(_with_token(settings), listener)
         await schema.upgrade(settings.database)
         store = await SqlStore.open(settings.database)
         try:
@@ -66,7 +69,7 @@ async def _control_plane(
     settings: Settings, clock: Clock, store: Store
 ) -> AsyncIterator[tuple[Controller, WorkerTokens]]:
     tokens = WorkerTokens(await store.signing_key())
-    cluster = LocalCluster(local_cluster_settings(settings), clock)
+    notifier, cluster = make_notifier(settings), make_cluster(settings, clock)
     controller = Controller(
         store,
         cluster,
@@ -78,7 +81,8 @@ async def _control_plane(
             # The lock file proves that no other server of this home lives, and so of its database.
             alone=not settings.database_url,
         ),
-        worker_token=tokens.make,
+        agent_access=lambda run, worker: AgentAccess(settings.agent_url, tokens.make(run, worker)),
+        notifier=notifier,
     )
     await controller.start()
     try:
@@ -86,17 +90,6 @@ async def _control_plane(
     finally:
         await controller.stop()
         await cluster.close()
-
-
-def local_cluster_settings(settings: Settings) -> LocalClusterSettings:
-    """The local cluster that the settings ask for."""
-    return LocalClusterSettings(
-        home=settings.home,
-        nodes=settings.local_nodes,
-        cpus_per_node=settings.local_cpus_per_node,
-        gpus_per_node=settings.local_gpus_per_node,
-        memory_per_node=settings.local_memory_per_node,
-    )
 
 
 @contextlib.contextmanager
@@ -154,14 +147,26 @@ def _with_token(settings: Settings) -> Settings:
     return settings.model_copy(update={"token": SecretStr(token)})
 
 
-def _announce(settings: Settings, listener: socket.socket) -> None:
-    """Write how this server is reached, readable by its owner only."""
+def _address(listener: socket.socket) -> str:
+    """`host:port` at which this machine reaches the listener."""
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in {"0.0.0.0", ""} else host  # noqa: S104 (compared, not bound)
+    return f"{shown}:{port}"
+
+
+def _reachable(settings: Settings, listener: socket.socket) -> Settings:
+    """The settings with the URL that agents use filled in."""
+    if settings.agent_url:
+        return settings
+    return settings.model_copy(update={"agent_url": f"ws://{_address(listener)}/agent"})
+
+
+def _announce(settings: Settings, listener: socket.socket) -> None:
+    """Write how this server is reached, readable by its owner only."""
     record = ServerRecord(
         pid=os.getpid(),
-        url=f"http://{shown}:{port}",
-        agent_url=f"ws://{shown}:{port}/agent",
+        url=f"http://{_address(listener)}",
+        agent_url=settings.agent_url,
         token=settings.token.get_secret_value() if settings.token else "",
     )
     write_record(settings.server_file, record)

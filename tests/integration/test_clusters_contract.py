@@ -96,7 +96,14 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 @pytest.fixture
 def launch(tmp_path: Path) -> WorkerLaunch:
     spec = RunSpec(name="tiny", command=("obedient",), env={"READY": str(tmp_path / "ready")})
-    return WorkerLaunch(worker="w1", run="r1", node="node-1", token="secret", spec=spec)
+    return WorkerLaunch(
+        worker="w1",
+        run="r1",
+        node="node-1",
+        server_url="ws://127.0.0.1:1/agent",
+        token="secret",
+        spec=spec,
+    )
 
 
 async def take(cluster: Cluster, count: int) -> list[WorkerGone]:
@@ -120,7 +127,7 @@ async def test_a_worker_that_was_launched_is_alive(site: Site, launch: WorkerLau
 async def test_an_unknown_node_is_refused_with_the_names_there_are(
     site: Site, launch: WorkerLaunch
 ) -> None:
-    with pytest.raises(ClusterError, match=r"rack-7 is no node .* node-1, node-2") as caught:
+    with pytest.raises(ClusterError, match=r"unknown node rack-7; .* node-1, node-2") as caught:
         await site.cluster.launch(launch.model_copy(update={"node": "rack-7"}))
     assert (caught.value.node, caught.value.worker) == ("rack-7", "w1")
     assert await site.cluster.alive("w1", "r1") is False

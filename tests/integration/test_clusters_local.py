@@ -59,7 +59,14 @@ class Site:
             env={"READY": str(self.fifo)},
             resources=Resources(gpus_per_node=gpus),
         )
-        return WorkerLaunch(worker=worker, run="r1", node="node-1", token="secret", spec=spec)
+        return WorkerLaunch(
+            worker=worker,
+            run="r1",
+            node="node-1",
+            server_url="ws://127.0.0.1:1/agent",
+            token="secret",
+            spec=spec,
+        )
 
     async def ready(self, processes: int = 1) -> None:
         """Wait until that many processes have said that they are up."""

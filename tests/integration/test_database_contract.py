@@ -119,7 +119,15 @@ async def test_an_ended_run_is_not_over_while_a_worker_is_left(store: Store) -> 
 
 async def test_outbox_entries_stay_until_carried_out_and_do_not_come_back(store: Store) -> None:
     epoch = await begin(store)
-    notify = Notify(id="E2.1", cause="E2", run=None, reason="r", severity=Severity.INFO, text="hi")
+    notify = Notify(
+        id="E2.1",
+        cause="E2",
+        run=None,
+        reason="r",
+        severity=Severity.INFO,
+        text="hi",
+        incident_kind="hang",
+    )
     batch = Batch(outbox=[launch(), notify])
     await store.commit(batch, epoch=epoch)
     assert (await store.load()).outbox == [launch(), notify]

@@ -22,7 +22,9 @@ def cluster() -> SimulatedCluster:
 
 def launch(worker: str, node: str = "node-1") -> WorkerLaunch:
     spec = RunSpec(name="tiny", command=("python", "train.py"))
-    return WorkerLaunch(worker=worker, run="r1", node=node, token="", spec=spec)
+    return WorkerLaunch(
+        worker=worker, run="r1", node=node, server_url="ws://127.0.0.1:1/agent", token="", spec=spec
+    )
 
 
 async def told(cluster: SimulatedCluster) -> list[tuple[str, str]]:

@@ -530,6 +530,8 @@ def test_saves_that_fail_all_the_time_are_one_incident_and_page_once() -> None:
     assert incident.severity is Severity.CRITICAL
     notices = [i for i in world.carried if isinstance(i, Notify)]
     assert [n.severity for n in notices] == [Severity.WARNING, Severity.CRITICAL]
+    assert {n.incident_kind for n in notices} == {incident.kind}
+    assert {n.dedup_key for n in notices} == {f"run-1/{incident.kind}/1"}
 
 
 def test_one_failed_save_on_every_rank_does_not_page() -> None:

@@ -132,7 +132,15 @@ async def test_notices_are_counted_by_how_they_went() -> None:
         async def notify(self, notice: Notify) -> None:
             raise ConnectionError(notice.text)
 
-    notice = Notify(id="n", cause="c", reason="r", run="r", severity=Severity.WARNING, text="t")
+    notice = Notify(
+        id="n",
+        cause="c",
+        reason="r",
+        run="r",
+        severity=Severity.WARNING,
+        text="t",
+        incident_kind="k",
+    )
     good, bad = CountedNotifier(LogNotifier()), CountedNotifier(Broken())
     await good.notify(notice)
     with pytest.raises(ConnectionError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import structlog
 
 from monitors.types import Severity
+from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.dispatcher import PAUSES, OutboxDispatcher
 from orchestrator.core.messages.instructions import Notify, ProbeWorker, StopWorker
@@ -19,6 +22,7 @@ class Flaky:
     """A notifier, or a cluster, that fails a number of times in its own way."""
 
     channel = "test"
+    ignored_fields: Mapping[str, str] = {}
 
     def __init__(self, failures: int) -> None:
         self.left = failures
@@ -53,7 +57,7 @@ class Desk:
             cluster,
             flaky,
             self.clock,
-            worker_token=lambda run, worker: "token",
+            agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
             worker_gone=self._gone,
             done=self.noted.append,
         )
@@ -70,7 +74,13 @@ class Desk:
 STOP = StopWorker(id="i-1", cause="e-1", run="run-1", reason="", worker="w-1", node="node-1")
 PROBE = ProbeWorker(id="i-3", cause="e-1", run="run-1", reason="", worker="w-1", node="node-1")
 PAGE = Notify(
-    id="i-2", cause="e-1", run="run-1", reason="", severity=Severity.CRITICAL, text="wake up"
+    id="i-2",
+    cause="e-1",
+    run="run-1",
+    reason="",
+    severity=Severity.CRITICAL,
+    text="wake up",
+    incident_kind="hang",
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 from jobs.clock import SystemClock
 from jobs.commands import AgentCommand, CaptureStacks, StartAttempt, VerifyCheckpoint
 from orchestrator.alerts.log import LogNotifier
+from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.dispatcher import OutboxDispatcher
 from orchestrator.core.messages.instructions import INSTRUCTION, BroadcastCommand
@@ -63,7 +64,7 @@ class Carried:
             SimulatedCluster([], clock),
             LogNotifier(),
             clock,
-            worker_token=lambda run, worker: "",
+            agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
             worker_gone=self.gone,
             done=self.done.append,
         )

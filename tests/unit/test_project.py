@@ -90,25 +90,6 @@ def test_what_is_imported_is_declared() -> None:
     assert undeclared == {}
 
 
-@pytest.mark.parametrize(
-    ("module", "homes"),
-    [
-        ("ray", {"orchestrator/clusters/ray.py"}),
-        ("kubernetes", {"orchestrator/clusters/kubernetes.py"}),
-        ("slack_sdk", {"orchestrator/alerts/slack.py"}),
-        ("grafana_client", {"orchestrator/dashboards/grafana.py"}),
-        ("deepspeed", {"babysit/integrations/deepspeed.py"}),
-    ],
-)
-def test_clients_are_imported_in_one_place(module: str, homes: set[str]) -> None:
-    assert {name_of(file) for file in SOURCES if module in imports(file)} <= homes
-
-
-def test_torch_stays_on_the_trainers_side() -> None:
-    users = {name_of(file).partition("/")[0] for file in SOURCES if "torch" in imports(file)}
-    assert users <= {"babysit", "jobs"}
-
-
 def test_importing_babysit_loads_the_standard_library_only() -> None:
     """It is imported inside the user's process: it must not drag anything in."""
     code = (

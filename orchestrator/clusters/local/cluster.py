@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from pathlib import Path
 
 import structlog
@@ -30,8 +30,9 @@ from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, Node
 from orchestrator.clusters.local.worker_records import Records, WorkerRecord, write_private
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
 from orchestrator.core.messages.events import NodeInfo
+from orchestrator.settings import Settings
 
-__all__ = ["LocalCluster", "LocalClusterSettings"]
+__all__ = ["LocalCluster", "LocalClusterSettings", "from_settings"]
 
 _log = structlog.get_logger(__name__)
 _STUCK_SECONDS = 1.0
@@ -48,8 +49,26 @@ class _Watch:
     gone: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
 
+def from_settings(settings: Settings, clock: Clock) -> LocalCluster:
+    """The local cluster of one home, with the virtual nodes that the settings describe."""
+    return LocalCluster(
+        LocalClusterSettings(
+            home=settings.home,
+            nodes=settings.local_nodes,
+            cpus_per_node=settings.local_cpus_per_node,
+            gpus_per_node=settings.local_gpus_per_node,
+            memory_per_node=settings.local_memory_per_node,
+        ),
+        clock,
+    )
+
+
 class LocalCluster:
     """Implements :class:`orchestrator.clusters.port.Cluster` on this machine."""
+
+    ignored_fields: Mapping[str, str] = {
+        "image": "the local cluster starts no container: the command runs on this machine as it is",
+    }
 
     def __init__(self, settings: LocalClusterSettings, clock: Clock) -> None:
         self._settings = settings
@@ -78,7 +97,7 @@ class LocalCluster:
         nodes = await self._nodes()
         if launch.node not in nodes:
             raise ClusterError(
-                f"{launch.node} is no node of this cluster, which has {', '.join(nodes) or 'none'}",
+                f"unknown node {launch.node}; this cluster has {', '.join(nodes) or 'no node'}",
                 node=launch.node,
                 worker=launch.worker,
             )
@@ -212,6 +231,8 @@ class LocalCluster:
             run=launch.run,
             worker=launch.worker,
             node=launch.node,
+            server_url=launch.server_url,
+            # An embedded server may come back on another port; the agent then finds it here.
             server_file=self._settings.home / "server.json",
             token=launch.token,
             directory=self._records.directory(launch.run, launch.worker),

@@ -239,7 +239,7 @@ def hold(
     )
     book = time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
     turn.change_run(run_id, state=RunState.HELD, held_from=run.state, reason=reason, ledger=book)
-    turn.notify(run_id, Severity.CRITICAL, f"{run.name} is {reason}", incident)
+    turn.notify(run_id, Severity.CRITICAL, f"{run.name} is {reason}", incident, kind="run_held")
 
 
 def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
@@ -264,5 +264,5 @@ def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
         ledger=time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now),
     )
     if state is RunState.FAILED:
-        turn.notify(run_id, Severity.CRITICAL, f"{run.name} failed: {reason}")
+        turn.notify(run_id, Severity.CRITICAL, f"{run.name} failed: {reason}", kind="run_failed")
     turn.schedule_wanted = True

@@ -91,12 +91,28 @@ class BroadcastCommand(Instruction):
 
 
 class Notify(Instruction):
-    """Tell people."""
+    """Deliver a notice to people, through the alert channel of the server."""
 
     kind: Literal["notify"] = "notify"
     severity: Severity
     text: str
     incident: str | None = None
+    incident_kind: str
+    """Kind of the incident; without one, what the notice is about: `run_failed`, `run_held` …"""
+    attempt: int | None = None
+    """The run's attempt when the notice was made; None: it concerns no run."""
+    channel: str | None = None
+    """Where the run's owner wants it: `notify.slack` of the spec. None: the channel's default."""
+
+    @property
+    def dedup_key(self) -> str:
+        """`RUN/KIND/ATTEMPT`, or `fleet/KIND` for a notice that concerns no run.
+
+        Notices with one key are about one problem: a channel may show them as one.
+        """
+        if self.run is None:
+            return f"fleet/{self.incident_kind}"
+        return f"{self.run}/{self.incident_kind}/{self.attempt}"
 
 
 class Record(Instruction):

@@ -63,7 +63,7 @@ def check_breaker(turn: Turn) -> None:
             " then `babysit release`"
         )
         turn.put(dataclasses.replace(turn.state.fleet, hold=reason, hold_by="babysit"))
-        turn.notify(None, Severity.CRITICAL, reason)
+        turn.notify(None, Severity.CRITICAL, reason, kind="circuit_breaker")
 
 
 def _faulty_lately(turn: Turn, node: Node) -> bool:

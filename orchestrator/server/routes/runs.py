@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -89,19 +90,30 @@ async def submit(body: Submission, here: HasContext, caller: Operator) -> Submit
     owner = body.owner or spec.owner or caller.name
     await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
     view = await line(here, await here.store.run(run))
-    return SubmittedView(**view.model_dump(), warnings=_without_effect(spec))
+    return SubmittedView(
+        **view.model_dump(), warnings=_without_effect(spec, here.controller.ignored_fields)
+    )
 
 
-def _without_effect(spec: RunSpec) -> list[str]:
-    """Fields that are accepted, so that a spec is good for every cluster, and do nothing here."""
-    warnings = []
-    if spec.image is not None:
-        warnings.append(
-            "image: has no effect on the local cluster: the command runs on this machine as it is"
-        )
-    if spec.notify.slack is not None:
-        warnings.append("notify.slack: has no effect yet: notices go to the server's log")
-    return warnings
+def _without_effect(spec: RunSpec, ignored: Mapping[str, str]) -> list[str]:
+    """One sentence for each field that the spec sets and this server ignores.
+
+    Such fields are accepted, so that one spec is good for every cluster.
+    """
+    return [
+        f"{field}: has no effect here: {reason}"
+        for field, reason in ignored.items()
+        if _is_set(spec, field.split("."))
+    ]
+
+
+def _is_set(model: BaseModel, path: Sequence[str]) -> bool:
+    """Whether the field at `path` differs from its default."""
+    name, *below = path
+    value = getattr(model, name)
+    if below:
+        return _is_set(value, below)
+    return bool(value != type(model).model_fields[name].get_default(call_default_factory=True))
 
 
 @router.post("/dry-run")
