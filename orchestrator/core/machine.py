@@ -1,7 +1,9 @@
 """The core: `handle(state, event, now) -> list[Instruction]`. Pure and deterministic.
 
-Each kind of event has one handler. Late messages of an older attempt are fenced off here, once,
-for all handlers.
+Events enter here, by one door: an agent's report of success is taken as that of a gang of one, and
+what comes too late (from an ended run, an older attempt, a worker without a seat) is left out. So
+each kind of event has one handler, and no handler checks again whether its event still counts.
+Nothing is decided here.
 """
 
 from __future__ import annotations
@@ -11,23 +13,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.events import (
-    AttemptStopped,
     CheckpointChecked,
     CheckpointDeleted,
     Event,
     RankExited,
-    RankReady,
     RankRestored,
-    RanksStarted,
     SaveFailed,
-    ShardWritten,
-    StacksCaptured,
     WorkerEvent,
     WorkerJoined,
 )
 from orchestrator.core.attempts import assembly
-from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
+from orchestrator.core.messages.batching import as_gang
 from orchestrator.core.messages.events import (
     CapacityChanged,
     CheckpointPinned,
@@ -69,7 +66,6 @@ from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
-    AttemptState,
 )
 from orchestrator.core.requests import cluster as cluster_requests
 from orchestrator.core.requests import nodes as node_requests
@@ -80,6 +76,7 @@ from orchestrator.core.supervision import (
     findings,
     hangs,
     progress,
+    shutdown,
     startup,
 )
 from orchestrator.core.text import named
@@ -90,114 +87,107 @@ Handler = Callable[[Turn, Any], Any]
 
 
 def handle(state: State, event: Event, now: dt.datetime) -> list[Instruction]:
-    """Take one event: change `state`, and say what to do.
+    """Take one event: change `state` and return what is to be done, in order.
+
+    Pure but for `state`: the same state, event and `now` give the same changes and instructions,
+    so that a journal replays. An event that no longer counts changes nothing and is recorded.
+
+    Args:
+        state: Changed in place; afterwards `state.take_changes` has what must be stored.
+        event: From an agent, a monitor, a timer, the cluster or a person.
+        now: UTC, never earlier than in the call before.
 
     Raises:
-        ConflictError, NotFoundError, InvalidError: An operator's request cannot be met; the state
+        ConflictError, NotFoundError, InvalidError: A person's request cannot be met; the state
             is then unchanged.
-        IllegalMoveError: A defect of ours.
+        IllegalMoveError: A handler broke a transition table: a defect of babysit. `state` is then
+            half changed and must be loaded again.
     """
     turn = Turn(state, event, now)
-    stale = _stale(state, event)
-    if stale:
-        turn.record(getattr(event, "run", None), stale)
+    current = _fence_off(turn, as_gang(event))
+    if current is None:
         return turn.instructions
-    if isinstance(event, GangEvent):
-        event = _of_those_there(turn, event)
-        if not event.workers:
-            return turn.instructions
-    _HANDLERS[type(event)](turn, event)
+    _HANDLERS[type(current)](turn, current)
     if (
         turn.schedule_wanted
-        and not isinstance(event, SchedulingPassDue)
+        and not isinstance(current, SchedulingPassDue)
         and state.pass_wanted is None
     ):
         state.pass_wanted = event.id
     return turn.instructions
 
 
-_OF_THE_LIVE_ATTEMPT = (
-    RanksStarted,
-    RankReady,
-    RankRestored,
-    RankExited,
-    ShardWritten,
-    SaveFailed,
-    AttemptStopped,
-    StacksCaptured,
+_OF_A_RUN = (
+    WorkerEvent,
+    GangEvent,
+    WorkerRegained,
     StepReached,
     FindingRaised,
-    GangStarted,
-    GangReady,
-    GangRestored,
-    GangSaved,
-    GangStopped,
-    GangStacks,
-    GangFinished,
+    TimerFired,
 )
+_OF_THE_LIVE_ATTEMPT = (
+    GangEvent,
+    RankRestored,
+    RankExited,
+    SaveFailed,
+    StepReached,
+    FindingRaised,
+)
+_READ_BACK = (GangChecked, CheckpointChecked)
+"""Answers about a checkpoint, not about an attempt: any worker that wrote shards may give one, and
+the one about a run's last checkpoint comes when the run has ended."""
 
 
-def _stale(state: State, event: Event) -> str | None:
-    """Why an event does not count any more, if it does not."""
-    if isinstance(event, (RunSubmitted, WorkerLost)) or not isinstance(
-        event, (WorkerEvent, GangEvent, StepReached, FindingRaised, TimerFired, WorkerRegained)
-    ):
-        return None
-    run = state.runs.get(event.run)
-    last_word = isinstance(event, CheckpointChecked)  # on the last checkpoint: it comes that late
-    if run is None or (run.state in TERMINAL_RUN_STATES and not last_word):
-        return f"{event.kind} after the end of the run: ignored"
-    if isinstance(event, _OF_THE_LIVE_ATTEMPT):
-        attempt = state.attempts.get(event.run)
-        if (
-            attempt is None
-            or event.attempt != attempt.number
-            or attempt.state not in LIVE_ATTEMPT_STATES
-        ):
-            return f"{event.kind} of attempt {event.attempt}, now {run.attempt}: ignored"
-        if isinstance(event, WorkerEvent) and event.worker not in state.places_of(event.run):
-            return f"{event.kind} of {event.worker}, without a seat in the attempt: ignored"
-        if isinstance(event, WorkerEvent) and event.worker not in state.workers:
-            return f"{event.kind} of {event.worker}, which is gone: ignored"
-    return None
+def _fence_off(turn: Turn, event: Event) -> Event | None:
+    """The event without what no longer counts; None if nothing is left of it.
 
-
-def _of_those_there(turn: Turn, event: GangEvent) -> GangEvent:
-    """The event without what workers say that have no seat in the attempt, or are gone."""
-    state = turn.state
-    places = state.places_of(event.run)
-    strangers = [w for w in event.workers if w not in places or w not in state.workers]
-    if not strangers or isinstance(event, GangChecked):  # whoever wrote shards may read them back
+    What is left out is recorded, under the kind that the sender used.
+    """
+    if not isinstance(event, _OF_A_RUN):
         return event
-    turn.record(event.run, f"{event.kind} of {named(strangers)}, not of the attempt: ignored")
-    seats = state.attempts[event.run].seats
-    there = [w for w in event.workers if w in places and w in state.workers]
+    state, kind = turn.state, turn.event.kind
+    run = state.runs.get(event.run)
+    if run is None or (run.state in TERMINAL_RUN_STATES and not isinstance(event, _READ_BACK)):
+        turn.record(event.run, f"{kind} after the end of the run: ignored")
+        return None
+    if isinstance(event, _READ_BACK) or not isinstance(event, _OF_THE_LIVE_ATTEMPT):
+        return event
+    attempt = state.attempts.get(event.run)
+    if (
+        attempt is None
+        or event.attempt != attempt.number
+        or attempt.state not in LIVE_ATTEMPT_STATES
+    ):
+        turn.record(event.run, f"{kind} of attempt {event.attempt}, now {run.attempt}: ignored")
+        return None
+    return _of_seated_workers(turn, event)
+
+
+def _of_seated_workers(turn: Turn, event: Event) -> Event | None:
+    """The event without reports of workers that have no seat in the live attempt, or are gone."""
+    match event:
+        case GangEvent():
+            run, workers = event.run, event.workers
+        case WorkerEvent():
+            run, workers = event.run, (event.worker,)
+        case _:
+            return event
+    state = turn.state
+    places = state.places_of(run)
+    strangers = [w for w in workers if w not in places or w not in state.workers]
+    if not strangers:
+        return event
+    turn.record(run, f"{turn.event.kind} of {named(strangers)}, not of the attempt: ignored")
+    if len(strangers) == len(workers) or not isinstance(event, GangEvent):
+        return None
+    seats = state.attempts[run].seats
+    there = [w for w in workers if w in places and w in state.workers]
     return event.only({worker: seats[places[worker]].ranks for worker in there})
 
 
 def _pass(turn: Turn, _event: SchedulingPassDue) -> None:
     turn.state.pass_wanted = None
     assembly.schedule(turn)
-
-
-def _on_lost(turn: Turn, event: WorkerLost) -> None:
-    if event.confirmed:
-        failures.on_worker_gone(turn, event)
-    else:
-        agent_contact.on_out_of_contact(turn, event)
-
-
-def _on_stopped(turn: Turn, event: AttemptStopped | GangStopped) -> None:
-    workers = (event.worker,) if isinstance(event, AttemptStopped) else event.workers
-    if turn.state.attempts[event.run].state is not AttemptState.STOPPING:
-        who = named(workers)
-        turn.record(event.run, f"{who} says its ranks are stopped, but nobody asked: ignored")
-    elif (
-        attempt_lifecycle.on_stopped(turn, event)
-        if isinstance(event, AttemptStopped)
-        else attempt_lifecycle.on_gang_stopped(turn, event)
-    ):
-        failures.attempt_dead(turn, event.run)
 
 
 _HANDLERS: Mapping[type[Event], Handler] = {
@@ -217,30 +207,25 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     MaintenanceCancelled: cluster_requests.on_maintenance_cancelled,
     MaintenanceDue: cluster_requests.on_maintenance_due,
     WorkerJoined: assembly.on_joined,
-    WorkerLost: _on_lost,
+    WorkerLost: agent_contact.on_lost,
     WorkerRegained: agent_contact.on_regained,
-    RanksStarted: startup.on_ranks_started,
-    RankReady: startup.on_ready,
-    RankRestored: startup.on_restored,
-    RankExited: failures.on_rank_exited,
-    AttemptStopped: _on_stopped,
-    ShardWritten: checkpoint_lifecycle.on_shard,
+    GangStarted: startup.on_started,
+    GangReady: startup.on_ready,
+    GangRestored: startup.on_restored,
+    RankRestored: startup.on_fallback,
+    GangFinished: failures.on_finished,
+    RankExited: failures.on_rank_died,
+    GangStopped: shutdown.on_stopped,
+    GangStacks: hangs.on_stacks,
+    GangSaved: checkpoint_lifecycle.on_saved,
     SaveFailed: checkpoint_lifecycle.on_save_failed,
-    CheckpointChecked: checkpoint_lifecycle.on_checked,
+    GangChecked: checkpoint_lifecycle.on_checked,
+    CheckpointChecked: checkpoint_lifecycle.on_check_failed,
     CheckpointDeleted: checkpoint_lifecycle.on_deleted,
     CheckpointPinned: checkpoint_lifecycle.on_pinned,
     CheckpointRemovalAsked: checkpoint_lifecycle.on_removal_asked,
     CheckpointVerificationAsked: checkpoint_lifecycle.on_verification_asked,
     StepReached: progress.on_step,
     FindingRaised: findings.on_finding,
-    StacksCaptured: hangs.on_stacks,
-    GangStarted: startup.on_ranks_started,
-    GangReady: startup.on_ready,
-    GangRestored: startup.on_gang_restored,
-    GangSaved: checkpoint_lifecycle.on_gang_saved,
-    GangChecked: checkpoint_lifecycle.on_gang_checked,
-    GangStopped: _on_stopped,
-    GangStacks: hangs.on_stacks,
-    GangFinished: failures.on_gang_finished,
     TimerFired: on_timer,
 }

@@ -5,11 +5,23 @@ from __future__ import annotations
 import pytest
 
 from babysit.wire import Tier
-from jobs.events import AttemptStopped, RankReady, RankRestored, RanksStarted, ShardWritten
+from jobs.events import (
+    AttemptStopped,
+    CheckpointChecked,
+    RankReady,
+    RankRestored,
+    RanksStarted,
+    ShardWritten,
+)
 from monitors.types import FindingKind
 from orchestrator.core.messages.batching import coalesce
 from orchestrator.core.messages.events import EVENT
-from orchestrator.core.messages.gang_events import GangReady, GangSaved, GangStopped
+from orchestrator.core.messages.gang_events import (
+    GangChecked,
+    GangReady,
+    GangSaved,
+    GangStopped,
+)
 from orchestrator.core.model.states import RunState, Trust
 from tests.world import World, spec
 
@@ -127,3 +139,20 @@ def test_what_a_gang_says_of_another_attempt_is_refused(attempt: int) -> None:
     world.do(joined)
     assert world.attempt().number == 1
     assert not any(seat.stopped for seat in world.attempt().seats)
+
+
+def test_a_gang_reads_the_last_checkpoint_back_after_its_run_has_ended() -> None:
+    """It is the model that the run was for; a single worker's answer counts then, too."""
+    world = World()
+    world.submit()
+    world.trained_to(19)
+    world.reach(20)
+    last = world.save(20)
+    answers = [m for m in world.messages if isinstance(m, CheckpointChecked)]
+    world.messages = [m for m in world.messages if m not in answers]
+    world.end()
+    assert world.run().state is RunState.SUCCEEDED
+    [joined] = coalesce(answers)
+    assert isinstance(joined, GangChecked)
+    world.do(joined)
+    assert world.state.checkpoints[last].trust is Trust.VERIFIED

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 from jobs.commands import RestoreCandidate, StartAttempt, StopAttempt
-from jobs.events import (
-    AttemptStopped,
-    ShardReport,
-    Shards,
-)
 from monitors.types import Severity
 from orchestrator.core.checkpoints import memory_tier, rollback
 from orchestrator.core.messages.gang_events import GangStopped
@@ -194,35 +189,17 @@ def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
     return all(seat.stopped for seat in seats)
 
 
-def on_stopped(turn: Turn, event: AttemptStopped) -> bool:
-    """A worker has no process of the attempt left. True when none has."""
-    by_checkpoint: dict[tuple[int, int], list[ShardReport]] = {}
-    for shard in event.memory_shards:
-        by_checkpoint.setdefault((shard.attempt, shard.step), []).append(shard)
-    memory = [Shards.of(event.worker, *shards) for shards in by_checkpoint.values()]
-    return _stopped(turn, event, {event.worker: event.port}, memory)
-
-
-def on_gang_stopped(turn: Turn, event: GangStopped) -> bool:
-    """Many workers have no process of the attempt left. True when none has."""
-    ports = event.ports or (0,) * len(event.workers)
-    return _stopped(turn, event, dict(zip(event.workers, ports, strict=True)), event.memory)
-
-
-def _stopped(
-    turn: Turn,
-    event: AttemptStopped | GangStopped,
-    ports: Mapping[str, int],
-    memory: Sequence[Shards],
-) -> bool:
-    for worker, port in ports.items():
+def record_stopped(turn: Turn, event: GangStopped) -> bool:
+    """These workers have no process of the attempt left. True when no worker has."""
+    for worker, port in zip(event.workers, event.ports, strict=False):
         if port:
             turn.change_worker(worker, port=port)
-    memory_tier.take_inventory(turn, event.run, event.attempt, ports.keys(), memory)
+    workers = frozenset(event.workers)
+    memory_tier.take_inventory(turn, event.run, event.attempt, workers, event.memory)
     run, attempt = turn.run(event.run), turn.state.attempts[event.run]
     turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
     turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
-    return empty_seats(turn, event.run, ports)
+    return empty_seats(turn, event.run, event.workers)
 
 
 # the end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from babysit.wire import Tier
 from jobs.commands import DeleteCheckpoint, VerifyCheckpoint
@@ -11,8 +11,6 @@ from jobs.events import (
     CheckpointChecked,
     CheckpointDeleted,
     SaveFailed,
-    Shards,
-    ShardWritten,
 )
 from monitors.failures import FailureClass
 from monitors.types import FindingKind, Severity
@@ -35,18 +33,12 @@ _FAILING_SAVES = "checkpoint_failed"
 _ANOMALIES = frozenset({FindingKind.LOSS_SPIKE.value, FindingKind.NON_FINITE.value})
 
 
-def on_shard(turn: Turn, event: ShardWritten) -> None:
-    """A shard of a directory checkpoint is on disk."""
-    _written(turn, event.run, Shards.of(event.worker, event.shard))
+def on_saved(turn: Turn, event: GangSaved) -> None:
+    """Shards of a directory checkpoint are on disk; with its last it is complete, and read back.
 
-
-def on_gang_saved(turn: Turn, event: GangSaved) -> None:
-    """Many shards of a directory checkpoint are on disk."""
-    _written(turn, event.run, event.shards)
-
-
-def _written(turn: Turn, run_id: str, shards: Shards) -> None:
-    """With its last shard a checkpoint is complete, and is read back."""
+    Shards that are recorded already change nothing: an agent may report one twice.
+    """
+    run_id, shards = event.run, event.shards
     key = f"{run_id}/{shards.attempt}/{shards.tier}/{shards.step}"
     known = turn.state.checkpoints.get(key)
     if known is None:
@@ -111,29 +103,12 @@ def _ranks_of_homes(turn: Turn, checkpoint: Checkpoint) -> Mapping[str, tuple[in
     return {home: tuple(ranks) for home, ranks in ranks_of.items()}
 
 
-def on_checked(turn: Turn, event: CheckpointChecked) -> None:
-    """A worker read its shards back."""
-    known = turn.state.checkpoints.get(event.checkpoint)
-    if known is None or known.deleted_at is not None or known.trust is Trust.BAD:
+def on_checked(turn: Turn, event: GangChecked) -> None:
+    """Workers read their shards back whole; with the last of them the checkpoint is verified."""
+    known = _in_doubt(turn, event.checkpoint)
+    if known is None:
         return
-    if event.unreadable:
-        turn.record(event.run, f"step {known.step} could not be read back: {event.error}")
-        return
-    if not event.ok:
-        found_corrupt(turn, known, event.error)
-    else:
-        _found_whole(turn, known, (event.worker,))
-
-
-def on_gang_checked(turn: Turn, event: GangChecked) -> None:
-    """Many workers read their shards back, and found them whole."""
-    known = turn.state.checkpoints.get(event.checkpoint)
-    if known is not None and known.deleted_at is None and known.trust is not Trust.BAD:
-        _found_whole(turn, known, event.workers)
-
-
-def _found_whole(turn: Turn, known: Checkpoint, workers: Iterable[str]) -> None:
-    checked = known.checked_by.union(workers)
+    checked = known.checked_by.union(event.workers)
     whole = known.trust is Trust.COMPLETE and checked >= set(known.homes.values())
     turn.change_checkpoint(
         known.id, checked_by=checked, trust=Trust.VERIFIED if whole else known.trust
@@ -142,6 +117,27 @@ def _found_whole(turn: Turn, known: Checkpoint, workers: Iterable[str]) -> None:
         _makes_up_for(turn, known)
     promote(turn, known.run)
     prune(turn, known.run)
+
+
+def on_check_failed(turn: Turn, event: CheckpointChecked) -> None:
+    """A worker could not read its shards back, or found them damaged.
+
+    Only damage makes a checkpoint bad: a file that cannot be read may be readable again later.
+    """
+    known = _in_doubt(turn, event.checkpoint)
+    if known is None:
+        return
+    if event.unreadable:
+        turn.record(event.run, f"step {known.step} could not be read back: {event.error}")
+    else:
+        found_corrupt(turn, known, event.error)
+
+
+def _in_doubt(turn: Turn, checkpoint: str) -> Checkpoint | None:
+    """The checkpoint, unless what a worker says of it cannot matter any more."""
+    known = turn.state.checkpoints.get(checkpoint)
+    settled = known is None or known.deleted_at is not None or known.trust is Trust.BAD
+    return None if settled else known
 
 
 def _makes_up_for(turn: Turn, verified: Checkpoint) -> None:

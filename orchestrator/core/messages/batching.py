@@ -1,6 +1,11 @@
-"""Puts together what agents report alike: many events into few, with the same meaning.
+"""Agents' reports in their gang form: one event for any number of workers that say the same.
 
-Only neighbours are joined, so that nothing changes places with anything else.
+A gang of 2,000 nodes answers one command with 2,000 reports. :func:`coalesce` joins those that
+arrive together, so that the core and the journal take them at the cost of about one;
+:func:`as_gang` turns a report that arrives alone into a gang of one, so that the core has one
+handler for both. A failure has no gang form: each has a reason of its own.
+
+The order of events never changes: only neighbours are joined.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from jobs.events import (
     AttemptStopped,
     CheckpointChecked,
     Event,
+    RankExited,
     RankReady,
     RankRestored,
     RanksStarted,
@@ -25,6 +31,7 @@ from jobs.events import (
 from orchestrator.core.messages.gang_events import (
     GangChecked,
     GangEvent,
+    GangFinished,
     GangReady,
     GangRestored,
     GangSaved,
@@ -35,32 +42,62 @@ from orchestrator.core.messages.gang_events import (
 
 
 def coalesce(events: Iterable[Event]) -> list[Event]:
-    """The events, with neighbours that say the same of other workers or ranks made one.
+    """The events in their order, with neighbours that say the same of several workers joined.
 
-    What stands for several bears the id, time and cause of the first of them, and names them all.
+    A joined event bears the id, time and cause of the first event that it stands for, and the ids
+    of all of them. An event with no such neighbour stays as it is, and so does every failure.
     """
-    gathered: list[Event] = []
-    for _, alike in itertools.groupby(events, key=_key):
+    joined: list[Event] = []
+    for _, alike in itertools.groupby(events, key=lambda event: _key(event) or id(event)):
         group = list(alike)
-        gathered += group if len(group) < 2 else [_ONE[type(group[0])](group)]
-    return gathered
+        joined += group if len(group) < 2 else [_GANG_FORM[type(group[0])](group)]
+    return joined
 
 
-def _key(event: Event) -> Hashable:
-    """Equal for neighbours that can be made one; nothing equals an event that stands alone."""
+def as_gang(event: Event) -> Event:
+    """An agent's report of success as that of a gang of one; any other event as it is.
+
+    The gang form is for the core's handlers only: the journal keeps what the agent sent.
+    """
+    return gang_of(event) if isinstance(event, WorkerEvent) and _succeeded(event) else event
+
+
+def gang_of(event: WorkerEvent) -> Any:
+    """The gang form of one agent's event, also of a partial failure (its failure is left out).
+
+    Raises:
+        KeyError: Events of this kind have no gang form.
+    """
+    return _GANG_FORM[type(event)]([event])
+
+
+def _succeeded(event: WorkerEvent) -> bool:
+    match event:
+        case RankExited():
+            return event.failure is None
+        case RankRestored():
+            return not event.rejected
+        case CheckpointChecked():
+            return event.ok
+    return type(event) in _GANG_FORM
+
+
+def _key(event: Event) -> Hashable | None:
+    """Equal for events that can be joined; None for one that cannot be joined to any other."""
+    if not isinstance(event, WorkerEvent) or not _succeeded(event):
+        return None
     match event:
         case ShardWritten(shard=shard):
             what: Hashable = (shard.attempt, shard.step, shard.tier, shard.path, shard.world_size)
             what = (what, shard.batch)
-        case RankRestored(rejected=()):
+        case RankRestored():
             what = (event.step, event.checkpoint)
-        case CheckpointChecked(ok=True):
+        case CheckpointChecked():
             what = event.checkpoint
-        case RanksStarted() | RankReady() | AttemptStopped() | StacksCaptured():
-            what = None
+        case RankExited():
+            return None
         case _:
-            return (id(event),)
-    assert isinstance(event, WorkerEvent)  # noqa: S101 (each of the above is one)
+            what = None
     return (type(event), event.run, event.attempt, what)
 
 
@@ -80,7 +117,7 @@ def _gang(kind: type[GangEvent], group: Sequence[Any], **fields: object) -> Gang
 
 
 def _stopped(group: Sequence[AttemptStopped]) -> GangEvent:
-    """Of each worker the newest word counts: an order answered twice is answered once."""
+    """The newest answer of each worker counts: a command may be answered twice."""
     last = {event.worker: event for event in group}
     parts: dict[tuple[int, int, str], list[tuple[str, ShardReport]]] = {}
     for event in last.values():
@@ -99,8 +136,9 @@ def _stopped(group: Sequence[AttemptStopped]) -> GangEvent:
 
 def _columns(parts: Sequence[tuple[str, ShardReport]]) -> Shards:
     """Shards of one checkpoint, each with its worker."""
-    whole = Shards.of("", *(shard for _, shard in parts))
-    return whole.model_copy(update={"workers": tuple(worker for worker, _ in parts)})
+    workers = tuple(worker for worker, _ in parts)
+    whole = Shards.of(workers[0], *(shard for _, shard in parts))
+    return whole if len(workers) == 1 else whole.model_copy(update={"workers": workers})
 
 
 def _restored(group: Sequence[RankRestored]) -> GangEvent:
@@ -114,11 +152,17 @@ def _saved(group: Sequence[ShardWritten]) -> GangEvent:
     return _gang(GangSaved, group, shards=_columns(list(reversed(once.values()))))
 
 
-_ONE: Mapping[type[Event], Callable[[Any], GangEvent]] = {
+_GANG_FORM: Mapping[type[Event], Callable[[Any], GangEvent]] = {
     RanksStarted: lambda group: _gang(
         GangStarted, group, ranks=tuple(rank for event in group for rank in event.ranks)
     ),
     RankReady: lambda group: _gang(GangReady, group, ranks=tuple(event.rank for event in group)),
+    RankExited: lambda group: _gang(
+        GangFinished,
+        group,
+        ranks=tuple(event.rank for event in group),
+        last_step=max(event.last_step for event in group),
+    ),
     RankRestored: _restored,
     ShardWritten: _saved,
     CheckpointChecked: lambda group: _gang(GangChecked, group, checkpoint=group[0].checkpoint),

@@ -20,7 +20,15 @@ Its ranks may well be training, so this is far longer than a restart of the cont
 """
 
 
-def on_out_of_contact(turn: Turn, event: WorkerLost) -> None:
+def on_lost(turn: Turn, event: WorkerLost) -> None:
+    """A worker is gone if the cluster or its agent confirms it; otherwise it is out of contact."""
+    if event.confirmed:
+        failures.on_worker_gone(turn, event)
+    else:
+        _out_of_contact(turn, event)
+
+
+def _out_of_contact(turn: Turn, event: WorkerLost) -> None:
     """Ask the cluster, and go on; unless so many are silent that it is the network, or us."""
     worker = turn.state.workers.get(event.worker)
     if worker is None or worker.state is not WorkerState.READY:

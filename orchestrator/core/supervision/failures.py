@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Iterable
 
-from jobs.events import RankExited, RankRestored
+from jobs.events import RankExited
 from monitors.exits import root_cause
 from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
@@ -38,15 +37,15 @@ from orchestrator.core.supervision import node_faults
 from orchestrator.core.turn import Turn
 
 
-def on_rank_exited(turn: Turn, event: RankExited) -> None:
-    """A rank ended: well, or as the first or a later death of its attempt."""
-    attempt = turn.state.attempts[event.run]
-    run = turn.run(event.run)
+def on_rank_died(turn: Turn, event: RankExited) -> None:
+    """A rank failed: the first of its attempt, which fails with it, or a later one.
+
+    `event.failure` is set: a rank that exited with code 0 is part of a `GangFinished`.
+    """
+    assert event.failure is not None  # noqa: S101 (the door turned the others into GangFinished)
+    run, attempt = turn.run(event.run), turn.state.attempts[event.run]
     turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
     attempt = turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
-    if event.failure is None:
-        _ended_well(turn, run.id, (event.rank,))
-        return
     node = attempt.seats[turn.state.places_of(run.id)[event.worker]].node
     death = RankFailure(rank=event.rank, node=node, at=event.at, failure=event.failure)
     turn.change_attempt(run.id, failures=(*attempt.failures, death))
@@ -54,22 +53,20 @@ def on_rank_exited(turn: Turn, event: RankExited) -> None:
         fail_attempt(turn, run.id, event.failure, failed_at=event.at, rank=event.rank, node=node)
 
 
-def on_gang_finished(turn: Turn, event: GangFinished) -> None:
-    """Many ranks ended well."""
+def on_finished(turn: Turn, event: GangFinished) -> None:
+    """Ranks exited with code 0; with the last of its ranks the run has succeeded.
+
+    Ranks that finish while the attempt is being stopped do not end the run: it was to go on.
+    """
     run, attempt = turn.run(event.run), turn.state.attempts[event.run]
     turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
-    turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
-    _ended_well(turn, run.id, event.ranks)
-
-
-def _ended_well(turn: Turn, run_id: str, ranks: Iterable[int]) -> None:
-    """With the last of its ranks the run has succeeded."""
-    done = turn.state.attempts[run_id].done_ranks.union(ranks)
-    attempt = turn.change_attempt(run_id, done_ranks=done)
+    done = attempt.done_ranks.union(event.ranks)
+    step = max(attempt.step, event.last_step)
+    attempt = turn.change_attempt(run.id, step=step, done_ranks=done)
     if len(done) == attempt.world_size and attempt.state is not AttemptState.STOPPING:
-        turn.change_attempt(run_id, state=AttemptState.ENDED, ended_at=turn.now)
+        turn.change_attempt(run.id, state=AttemptState.ENDED, ended_at=turn.now)
         reason = f"every rank ended well after step {attempt.step}"
-        attempt_lifecycle.finish_run(turn, run_id, RunState.SUCCEEDED, reason)
+        attempt_lifecycle.finish_run(turn, run.id, RunState.SUCCEEDED, reason)
 
 
 def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
@@ -160,18 +157,17 @@ def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:
         fail_attempt(turn, run_id, failure, failed_at=turn.now, rank=None, node=node)
 
 
-def nothing_loaded(turn: Turn, event: RankRestored | GangRestored, rank: int) -> None:
-    """A rank could load none of those offered: it must not begin again on its own (row 16)."""
+def nothing_loaded(turn: Turn, event: GangRestored, rejections: tuple[str, ...]) -> None:
+    """Ranks could load no offered checkpoint: they must not begin again unasked (row 16)."""
     attempt = turn.state.attempts[event.run]
-    rejected = event.rejected if isinstance(event, RankRestored) else ()
-    reasons = tuple(each.reason for each in rejected)
-    why = f": {reasons[0]}" if reasons else ""
+    why = f": {rejections[0]}" if rejections else ""
     failure = Failure(
         failure_class=FailureClass.STORAGE,
         reason=f"none of {len(attempt.candidates)} checkpoints could be loaded{why}",
         signature=recovery.NOTHING_LOADED,
-        evidence=reasons,
+        evidence=rejections,
     )
+    rank = event.ranks[0]
     fail_attempt(turn, event.run, failure, failed_at=event.at, rank=rank, node=None)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 from jobs.commands import CaptureStacks
-from jobs.events import StacksCaptured
 from monitors.failures import Failure, FailureClass
 from monitors.stacks import odd_rank
 from monitors.types import FindingKind
@@ -43,17 +42,16 @@ def capture_stacks(turn: Turn, run_id: str, reason: str) -> None:
     turn.broadcast(run_id, there, CaptureStacks, reason, attempt=attempt.number)
 
 
-def on_stacks(turn: Turn, event: StacksCaptured | GangStacks) -> None:
+def on_stacks(turn: Turn, event: GangStacks) -> None:
     """Stacks are in.
 
     With the last ones, the odd rank is named and the attempt stopped.
     """
     attempt = turn.state.attempts[event.run]
-    workers = (event.worker,) if isinstance(event, StacksCaptured) else event.workers
     attempt = turn.change_attempt(
         event.run,
         stacks=(*attempt.stacks, *event.stacks),
-        stacks_from=attempt.stacks_from.union(workers),
+        stacks_from=attempt.stacks_from.union(event.workers),
     )
     everyone = turn.state.places_of(event.run).keys()
     if attempt.state in RUNNABLE_ATTEMPT_STATES and attempt.stacks_from >= everyone:

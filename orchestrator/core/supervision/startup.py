@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from jobs.events import RankReady, RankRestored, RanksStarted
+from jobs.events import RankRestored
 from monitors.failures import Failure, FailureClass
 from orchestrator.core.attempts.lifecycle import SILENT_SECONDS
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
 from orchestrator.core.checkpoints import rollback
+from orchestrator.core.messages.batching import gang_of
 from orchestrator.core.messages.gang_events import GangReady, GangRestored, GangStarted
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.states import AttemptState, Trust
@@ -20,7 +21,7 @@ from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
 
-def on_ranks_started(turn: Turn, event: RanksStarted | GangStarted) -> None:
+def on_started(turn: Turn, event: GangStarted) -> None:
     """Processes exist. Whether their script ever reports remains to be seen."""
     turn.record(event.run, f"ranks {named(event.ranks)} started")
     attempt = turn.state.attempts[event.run]
@@ -32,11 +33,10 @@ def on_ranks_started(turn: Turn, event: RanksStarted | GangStarted) -> None:
         turn.set_timer(event.run, Timer.SILENT, SILENT_SECONDS)
 
 
-def on_ready(turn: Turn, event: RankReady | GangReady) -> None:
+def on_ready(turn: Turn, event: GangReady) -> None:
     """Ranks are past their imports."""
     attempt = turn.state.attempts[event.run]
-    ranks = (event.rank,) if isinstance(event, RankReady) else event.ranks
-    ready = attempt.ready_ranks.union(ranks)
+    ready = attempt.ready_ranks.union(event.ranks)
     attempt = turn.change_attempt(event.run, ready_ranks=ready)
     turn.cancel_timer(event.run, Timer.SILENT)
     run = turn.change_run(event.run, instrumented=True)
@@ -78,25 +78,26 @@ def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoin
     return True
 
 
-def on_restored(turn: Turn, event: RankRestored) -> None:
-    """A rank loaded something, perhaps not the first choice."""
+def on_restored(turn: Turn, event: GangRestored) -> None:
+    """Ranks loaded the first checkpoint that they were offered, or had none to load."""
+    if event.ranks:
+        _loaded(turn, event)
+
+
+def on_fallback(turn: Turn, event: RankRestored) -> None:
+    """A rank rejected checkpoints that it was offered, and loaded an older one, or none."""
     for rejected in event.rejected:
         known = turn.state.checkpoints.get(rejected.id)
         if known is not None and known.trust is not Trust.BAD and not rejected.unreadable:
             checkpoint_lifecycle.found_corrupt(turn, known, rejected.reason)
-    _loaded(turn, event, (event.rank,))
+    _loaded(turn, gang_of(event), tuple(rejected.reason for rejected in event.rejected))
 
 
-def on_gang_restored(turn: Turn, event: GangRestored) -> None:
-    """Many ranks loaded their first choice."""
-    if event.ranks:
-        _loaded(turn, event, event.ranks)
-
-
-def _loaded(turn: Turn, event: RankRestored | GangRestored, ranks: Sequence[int]) -> None:
-    """All ranks must have loaded the same step."""
+def _loaded(turn: Turn, event: GangRestored, rejections: tuple[str, ...] = ()) -> None:
+    """Go on if all ranks so far loaded the same step; otherwise the attempt fails."""
+    ranks = event.ranks
     if turn.state.attempts[event.run].candidates and not event.checkpoint and event.step == 0:
-        failures.nothing_loaded(turn, event, ranks[0])
+        failures.nothing_loaded(turn, event, rejections)
         return
     if restored(turn, event.run, ranks, event.step, event.checkpoint):
         attempt = turn.state.attempts[event.run]
