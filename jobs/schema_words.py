@@ -27,10 +27,17 @@ class Words:
     Args:
         schema: Of an object.
         what: What it describes, as in `the spec has name, queue …`.
+        aliases: Names that people write instead, from other tools or from earlier versions, each
+            with the full names of the fields that may be meant.
     """
 
-    def __init__(self, schema: Mapping[str, Any], what: str) -> None:
-        self._schema, self._what = schema, what
+    def __init__(
+        self,
+        schema: Mapping[str, Any],
+        what: str,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self._schema, self._what, self._aliases = schema, what, aliases or {}
 
     def expected(self, path: Sequence[str | int]) -> str:
         """What the field at `path` wants: `an integer of at least 1, or {min, max}`."""
@@ -47,14 +54,24 @@ class Words:
         return not branches or any("boolean" in _types(branch) for branch in branches)
 
     def no_such_field(self, path: Sequence[str | int]) -> str:
-        """For an unknown name: the nearest valid one, or the names there are."""
+        """For an unknown name: the field that is probably meant, or the names there are.
+
+        An alias counts before a similar name (`retries` is nearer to `resources` by its letters
+        than to `recovery`), and a field at this place before one elsewhere.
+        """
         name, level = str(path[-1]), self._names(path[:-1])
+        fields = list(self._all_fields())
+        meant = [full.split(".") for full in self._aliases.get(name.lower(), ())]
+        known = [dotted(full) for full in meant if dotted(full) in fields]
+        # The schema may hold the alias's own as a part: a scenario has a spec for each run.
+        here = [full[-1] for full in meant if full[-1] in level and _ends(path[:-1], full[:-1])]
+        here += [other for other in level if other.startswith(f"{name}_")]
         near = difflib.get_close_matches(name, level, n=1, cutoff=0.6)
-        elsewhere = [full for full in self._all_fields() if full.split(".")[-1] == name]
-        if near:
-            return f"no such field; did you mean {near[0]}?"
-        if elsewhere:
-            return f"no such field here; did you mean {elsewhere[0]}?"
+        elsewhere = [full for full in fields if full.split(".")[-1] == name]
+        if here or (near and not known):
+            return f"no such field; did you mean {[*here, *near][0]}?"
+        if known or elsewhere:
+            return f"no such field here; did you mean {[*known, *elsewhere][0]}?"
         return f"no such field; {dotted(path[:-1]) or self._what} has {', '.join(level)}"
 
     def _resolved(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -91,6 +108,10 @@ class Words:
         for name in self._names(path):
             yield ".".join((*path, name))
             yield from self._all_fields((*path, name))
+
+
+def _ends(path: Sequence[str | int], end: Sequence[str]) -> bool:
+    return not end or [str(key) for key in path[-len(end) :]] == list(end)
 
 
 def dotted(path: Sequence[str | int]) -> str:

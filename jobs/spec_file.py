@@ -16,6 +16,7 @@ from jobs.yaml_file import MAX_BYTES, FileKind, Problem, Source, SpecError
 from jobs.yaml_file import read_text as read_any
 
 __all__ = [
+    "ALIASES",
     "MAX_BYTES",
     "Problem",
     "Source",
@@ -29,7 +30,55 @@ __all__ = [
     "validate",
 ]
 _STARTER = "; `babysit init` writes a starter"
-_RUN_SPEC = FileKind(RunSpec, Words(run_schema(), "the spec"), "run spec", "run", _STARTER)
+ALIASES = {
+    # Fields that had another name before 0.1.0.
+    "spares": ("placement.standbys",),
+    # What other schedulers and launchers call them.
+    "args": ("command",),
+    "cmd": ("command",),
+    "entrypoint": ("command",),
+    "script": ("command",),
+    "cwd": ("workdir",),
+    "working_dir": ("workdir",),
+    "dir": ("checkpoint.directory", "workdir"),
+    "path": ("checkpoint.directory",),
+    "environment": ("env",),
+    "container": ("image",),
+    "docker": ("image",),
+    "partition": ("queue",),
+    "num_nodes": ("resources.nodes",),
+    "nnodes": ("resources.nodes",),
+    "nproc_per_node": ("resources.processes_per_node",),
+    "ntasks_per_node": ("resources.processes_per_node",),
+    "processes": ("resources.processes_per_node",),
+    "ranks": ("resources.processes_per_node",),
+    "gpu": ("resources.gpus_per_node",),
+    "gpus": ("resources.gpus_per_node",),
+    "cpu": ("resources.cpus_per_node",),
+    "cpus": ("resources.cpus_per_node",),
+    "mem": ("resources.memory_per_node",),
+    "memory": ("resources.memory_per_node",),
+    "ram": ("resources.memory_per_node",),
+    "interval": ("checkpoint.every_steps",),
+    "save_every": ("checkpoint.every_steps",),
+    "save_steps": ("checkpoint.every_steps",),
+    "keep_last": ("checkpoint.keep",),
+    "save_total_limit": ("checkpoint.keep",),
+    "backofflimit": ("recovery",),
+    "max_restarts": ("recovery",),
+    "max_retries": ("recovery",),
+    "restarts": ("recovery",),
+    "retries": ("recovery",),
+    "retry": ("recovery",),
+    "alerts": ("notify",),
+    "notifications": ("notify",),
+    "time_limit": ("max_runtime",),
+    "timeout": ("max_runtime",),
+    "walltime": ("max_runtime",),
+}
+"""Names that people write instead of a field's own -> the fields that may be meant, likeliest
+first."""
+_RUN_SPEC = FileKind(RunSpec, Words(run_schema(), "the spec", ALIASES), "run spec", "run", _STARTER)
 
 
 def load(path: str | Path) -> RunSpec:

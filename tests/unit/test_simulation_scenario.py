@@ -104,6 +104,10 @@ def test_the_nearest_name_is_offered() -> None:
     )
     wrong = GOOD.replace("step_seconds:", "step_second:")
     assert "runs[0].step_second: no such field; did you mean step_seconds?" in complaint(wrong)
+    renamed = GOOD.replace("      resources: {nodes: 4}", "      placement: {spares: 1}")
+    assert "runs[0].spec.placement.spares: no such field; did you mean standbys?" in complaint(
+        renamed
+    )
 
 
 def test_a_scenario_without_runs_is_none() -> None:

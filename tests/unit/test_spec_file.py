@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.schema import schema_text
-from jobs.spec_file import MAX_BYTES, SpecError, load, loads, read, resolve
+from jobs.spec_file import ALIASES, MAX_BYTES, SpecError, load, loads, read, resolve
 from tests.plane import spec
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,15 @@ WRONG = {
     "resources: {nodes: {min: 0, max: 1}}": "3:26: resources.nodes.min: expected an integer of at least 1, got 0",
     "resorces: {}": "3:1: resorces: no such field; did you mean resources?",
     "nodes: 2": "3:1: nodes: no such field here; did you mean resources.nodes?",
+    "placement: {spares: 1}": "3:13: placement.spares: no such field; did you mean standbys?",
+    "spares: 1": "3:1: spares: no such field here; did you mean placement.standbys?",
+    "retries: 5": "3:1: retries: no such field; did you mean recovery?",
+    "resources: {gpus: 8}": "3:13: resources.gpus: no such field; did you mean gpus_per_node?",
+    "resources: {mem: 1Gi}": "3:13: resources.mem: no such field; did you mean memory_per_node?",
+    "resources: {processes: 1}": "3:13: resources.processes: no such field; did you mean processes_per_node?",
+    "dir: x": "3:1: dir: no such field; did you mean workdir?",
+    "checkpoint: {dir: x}": "3:14: checkpoint.dir: no such field; did you mean directory?",
+    "Timeout: 1h": "3:1: Timeout: no such field; did you mean max_runtime?",
     "zzz: 1": f"3:1: zzz: no such field; the spec has {TOP}",
     "1: x": f"3:1: [1]: no such field; the spec has {TOP}",
     "recovery: {zzz: 1}": "3:12: recovery.zzz: no such field; recovery has infrastructure, user, anomaly",
@@ -84,6 +93,15 @@ def test_what_is_no_mapping_is_refused(text: str, message: str) -> None:
     with pytest.raises(SpecError) as caught:
         loads(text)
     assert str(caught.value) == message
+
+
+def test_every_alias_leads_to_a_field_that_exists() -> None:
+    for name, fields in ALIASES.items():
+        for field in fields:
+            *above, _ = field.split(".")
+            text = name + ": x" if not above else above[0] + ": {" + name + ": x}"
+            with pytest.raises(SpecError, match=rf"did you mean {field.split('.')[-1]}\?"):
+                loads(GOOD + text)
 
 
 def test_all_problems_are_told_at_once_in_order() -> None:

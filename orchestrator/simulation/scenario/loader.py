@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.schema_words import Words, shown
 from jobs.spec import parse_seconds
+from jobs.spec_file import ALIASES
 from jobs.yaml_file import FileKind, Problem, Source, SpecError, read_text
 from orchestrator.simulation.scenario import checks
 from orchestrator.simulation.scenario.model import Scenario
@@ -20,7 +21,7 @@ _FOLDER = importlib.resources.files("orchestrator.simulation") / "scenarios"
 
 @cache
 def _kind() -> FileKind[Scenario]:
-    words = Words(Scenario.model_json_schema(), "the scenario")
+    words = Words(Scenario.model_json_schema(), "the scenario", ALIASES)
     return FileKind(Scenario, words, "scenario", "scenario", depth=8)
 
 
