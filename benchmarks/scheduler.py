@@ -167,7 +167,7 @@ def seconds(work: Callable[[], object], passes: int) -> list[float]:
 
 def peer(snapshot: Snapshot) -> None:
     """Every pending run looks at every node, and sorts those that fit."""
-    free = dict.fromkeys(snapshot.rooms.names, 8)
+    free = dict.fromkeys(snapshot.table.names, 8)
     for holding in snapshot.holdings:
         for node in holding.nodes:
             free[node] -= holding.need.gpus_per_node

@@ -1,4 +1,6 @@
-"""What would have happened: the traces of real clusters, replayed in virtual time.
+"""Two simulators in virtual time: scenarios with failures, and replays of job traces.
 
-Pure and deterministic: no clock, no randomness. Times are seconds since the origin of the trace.
+`scenario` runs the production core against a simulated site whose failures come from seeded random
+streams. `traces` replays the jobs of real clusters under several policies, without randomness.
+Neither reads the clock; equal inputs give equal results.
 """

@@ -1,4 +1,4 @@
-"""A simulation as a picture: effective time and runs over time, disturbances, and what was lost."""
+"""Plots of a simulation report: ETTR, runs, disturbances and lost GPU time."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ _BUCKETS = {
     "stalled": "tab:purple",
     "checkpointing": "tab:blue",
 }
-_MOST_CAUSES = 12
+_MAX_CAUSES = 12
 
 
 def formats() -> list[str]:
-    """Suffixes of files that can be written."""
+    """Supported suffixes of plot files, sorted."""
     return sorted(FigureCanvasBase.get_supported_filetypes())
 
 
 def draw(outcome: Data, path: Path) -> None:
-    """Draw one report; the suffix of the path says the format."""
+    """Draw one report to `path`; its suffix selects the format, its folder is created.
+
+    Raises:
+        ValueError: matplotlib does not support the suffix.
+        OSError: The file cannot be written.
+    """
     figure = Figure(figsize=(13, 9), layout="constrained")
     ettr, runs, marks, losses = figure.subplots(4, 1, height_ratios=[3, 2, 3, 3])
     _draw_ettr(ettr, outcome)
@@ -75,9 +80,9 @@ def _draw_runs(axes: Axes, outcome: Data) -> None:
 
 
 def _draw_marks(axes: Axes, outcome: Data) -> None:
-    """A row for each cause, the most frequent on top, and a mark for each disturbance."""
+    """One row per cause, the most frequent on top, with a mark for each disturbance."""
     counts = Counter(mark["by"] for mark in outcome["disturbances"])
-    causes = [cause for cause, _ in counts.most_common(_MOST_CAUSES)][::-1]
+    causes = [cause for cause, _ in counts.most_common(_MAX_CAUSES)][::-1]
     rows = {cause: row for row, cause in enumerate(causes)}
     shown = [mark for mark in outcome["disturbances"] if mark["by"] in rows]
     axes.scatter(
@@ -94,8 +99,8 @@ def _draw_marks(axes: Axes, outcome: Data) -> None:
 
 
 def _draw_losses(axes: Axes, outcome: Data) -> None:
-    """The dearest causes, and of what each loss is made; the rest of them together."""
-    rows = _with_the_rest(outcome["losses"])[::-1]
+    """The most expensive causes, split by bucket; all further causes share one bar."""
+    rows = _with_remainder(outcome["losses"])[::-1]
     left = [0.0] * len(rows)
     for bucket, colour in _BUCKETS.items():
         widths = [row["by_bucket"].get(bucket, 0.0) for row in rows]
@@ -109,10 +114,10 @@ def _draw_losses(axes: Axes, outcome: Data) -> None:
     axes.grid(alpha=0.3, axis="x")
 
 
-def _with_the_rest(losses: list[Data]) -> list[Data]:
-    """As many as there is room for, the last of them standing for all others."""
-    if len(losses) <= _MOST_CAUSES:
+def _with_remainder(losses: list[Data]) -> list[Data]:
+    """The rows that fit the plot; the last one sums up all others."""
+    if len(losses) <= _MAX_CAUSES:
         return losses
-    shown, rest = losses[: _MOST_CAUSES - 1], losses[_MOST_CAUSES - 1 :]
+    shown, rest = losses[: _MAX_CAUSES - 1], losses[_MAX_CAUSES - 1 :]
     together = {bucket: sum(r["by_bucket"].get(bucket, 0.0) for r in rest) for bucket in _BUCKETS}
     return [*shown, {"cause": f"{len(rest)} others", "by_bucket": together}]

@@ -140,7 +140,7 @@ def charges_nothing(_self: Quotas, _queue: str, _gpus: int) -> None:
 def at_any_time(self: Eligible, board: FreeResources, demand: Demand) -> Any:
     """Maintenance does not matter."""
     mask = board.fits(demand.need)
-    mask[board.rooms.places(demand.keeps)] = False
+    mask[board.table.places(demand.keeps)] = False
     return mask
 
 
@@ -164,10 +164,10 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
     (recovery, "select_for_deletion", deletes_all, 30),
     (recovery, "_limit", never_spent, 30),
     (OutboxDispatcher, "_send_all", asks_nobody, 30),
-    (Quotas, "standing", within, 60),
+    (Quotas, "status", within, 60),
     (Quotas, "charge", charges_nothing, 60),
     (Eligible, "fitting", at_any_time, 30),
-    (Eligible, "_exempt", leaves_none, 90),
+    (Eligible, "_may_use_spares", leaves_none, 90),
     (State, "due_maintenance", never_due, 10),
 ]
 

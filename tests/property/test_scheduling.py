@@ -77,7 +77,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     window = NOW + dt.timedelta(seconds=draw(st.integers(0, 6000)))
     maintained = draw(st.sets(st.integers(0, 11), max_size=4))
     return Snapshot(
-        rooms=NodeTable(
+        table=NodeTable(
             dataclasses.replace(room, window=window if i in maintained else None)
             for i, room in enumerate(ROOMS)
         ),
@@ -206,7 +206,7 @@ def _all_or_nothing_within_what_there_is(snapshot: Snapshot, outcome: Plan) -> N
 
 
 def _nothing_stays_into_maintenance(snapshot: Snapshot, outcome: Plan) -> None:
-    rooms = snapshot.rooms
+    rooms = snapshot.table
     for demand in snapshot.demands:
         for node in outcome.placements.get(demand.run, ()):
             stays = 3600.0 if demand.ends_within is None else demand.ends_within
@@ -288,17 +288,17 @@ def _nobody_leaves_for_nothing(snapshot: Snapshot, outcome: Plan) -> None:
     holdings = {holding.run: holding for holding in snapshot.holdings}
     demands = {demand.run: demand for demand in snapshot.demands}
     limited = {quota.name for quota in snapshot.quotas}
-    board = FreeResources(snapshot.rooms)
+    board = FreeResources(snapshot.table)
     gone = {eviction.run: eviction.nodes for eviction in outcome.evictions}
     for holding in snapshot.holdings:
         if not holding.leaving:
             stays = [node for node in holding.nodes if node not in gone.get(holding.run, ())]
-            board.take(snapshot.rooms.places(stays), holding.need)
+            board.take(snapshot.table.places(stays), holding.need)
     for by, group in itertools.groupby(outcome.evictions, key=lambda e: e.by):
         demand, claim = demands[by], outcome.claims[by]
         assert claim.preempting
         assert len(claim.nodes) == demand.nodes
-        assert board.fits(demand.need)[snapshot.rooms.places(claim.nodes)].all()
+        assert board.fits(demand.need)[snapshot.table.places(claim.nodes)].all()
         for eviction in group:
             victim = holdings[eviction.run]
             assert set(eviction.nodes) in ({*victim.nodes}, {*victim.surplus})

@@ -137,7 +137,7 @@ class Cluster:
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            rooms=self.rooms,
+            table=self.rooms,
             holdings=[
                 *(each.holding for each in self.running.values()),
                 *(holding for _, _, holding, _ in self.leaving),

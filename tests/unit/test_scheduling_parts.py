@@ -46,19 +46,19 @@ PAIR = (Quota(name="a", gpus=16, cohort="c"), Quota(name="b", gpus=8, cohort="c"
     ],
 )
 def test_standings(used: dict[str, int], more: int, expected: QuotaStatus) -> None:
-    assert quotas(*PAIR, **used).standing("a", more) is expected
+    assert quotas(*PAIR, **used).status("a", more) is expected
 
 
 def test_a_queue_that_was_never_set_has_no_limit() -> None:
     found = quotas(*PAIR)
-    assert found.standing("other", 10**6) is QuotaStatus.WITHIN
-    assert found.most("other") is None
-    assert found.most("a") == 24
+    assert found.status("other", 10**6) is QuotaStatus.WITHIN
+    assert found.ceiling("other") is None
+    assert found.ceiling("a") == 24
 
 
 def test_standing_changes_nothing() -> None:
     found = quotas(*PAIR, a=3)
-    found.standing("a", 100)
+    found.status("a", 100)
     assert found.used("a") == 3
 
 

@@ -52,7 +52,7 @@ def holding(run: str, *nodes: str, gpus: int = 8, **fields: Any) -> Holding:
 
 
 def placed(given: NodeTable, *demands: Demand, **fields: Any) -> Plan:
-    return plan(Snapshot(rooms=given, demands=demands, **fields), NOW)
+    return plan(Snapshot(table=given, demands=demands, **fields), NOW)
 
 
 def test_a_gang_gets_all_its_nodes_or_none() -> None:

@@ -77,7 +77,7 @@ def complaint(text: str) -> str:
         (
             "days: 1\n",
             "days: 1\nbegin: 9999-12-31\n",
-            "my.yaml:3:8: begin: is to lie between the years",
+            "my.yaml:3:8: begin: the year must be from 1970",
         ),
         (
             "spares: 1",

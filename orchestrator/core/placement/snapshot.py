@@ -70,7 +70,7 @@ def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snaps
     wanting = [run for run in state.live_runs() if wants(state, run)]
     demands = (demand_of(state, run, now) for run in (*wanting, *extra))
     return Snapshot(
-        rooms=state.rooms,
+        table=state.rooms,
         holdings=[
             each for run, workers in state.tenants() for each in _held(state, run, workers, now)
         ],

@@ -1,4 +1,4 @@
-"""Who runs where: `plan(snapshot, now) -> Plan`. Pure."""
+"""The scheduler: `plan(snapshot, now) -> Plan`, a pure function from one snapshot to one plan."""
 
 from orchestrator.core.scheduling.node_table import NodeCapacity, NodeTable
 from orchestrator.core.scheduling.plan import plan

@@ -1,9 +1,12 @@
-"""Reservation for the run that is first in the queue and does not fit (EASY backfill).
+"""Reservation for the first run in the queue that does not fit (EASY backfill).
 
-Lifka, "The ANL/IBM SP scheduling system", 1995: whoever is not first may only use what does not
-delay who is. Here the nodes themselves are kept, and the choice is remembered from pass to pass.
-It is changed only for a better one, so whatever becomes free is added to it: also where nobody
-knows when others end, the first in the queue starts once enough nodes have been free.
+Lifka, "The ANL/IBM SP scheduling system", 1995: a run further back may use only resources that do
+not delay the first one. Unlike there, the reservation names nodes, and the choice is carried from
+pass to pass in the run's claim. A pass replaces the claim only with a better one, so nodes that
+become free accumulate: the first run starts once enough nodes have been free, even when no end of
+any run is known.
+
+Only one run per pass gets such a reservation; runs behind it have no promised start.
 """
 
 from __future__ import annotations
@@ -19,109 +22,118 @@ from numpy.typing import NDArray
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import FreeResources, could_fit
 from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
-from orchestrator.core.scheduling.topology import choose, within
+from orchestrator.core.scheduling.topology import choose, same_domain
 from orchestrator.core.scheduling.types import Claim, Demand, Holding
 
 Times = NDArray[np.float64]
 
 
-def busy_until(rooms: NodeTable, holdings: Sequence[Holding]) -> Times:
-    """Unix time at which the last worker on each node is expected to leave; infinite: unknown."""
-    until = np.full(len(rooms), -np.inf)
+def busy_until(table: NodeTable, holdings: Sequence[Holding]) -> Times:
+    """Unix time at which the last worker on each node is expected to leave.
+
+    Infinite where the end is unknown; minus infinity where the node is empty.
+    """
+    until = np.full(len(table), -np.inf)
     for holding in holdings:
         ends = math.inf if holding.ends_at is None else holding.ends_at.timestamp()
-        places = rooms.places(holding.nodes)
+        places = table.places(holding.nodes)
         until[places] = np.maximum(until[places], ends)
     return until
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EarliestStart:
-    """The nodes that are free together the soonest, with those that must be left as spares."""
+    """The set of nodes that becomes free together the earliest, spares for the pool included."""
 
     places: Indices
     until: float
     """Unix time at which the run may start; infinite: unknown."""
     unknown: int
-    """Of the nodes, those of which nobody knows when they are free."""
+    """Number of these nodes whose end of use is unknown."""
     busy: int
-    """Of the nodes, those that are not free now."""
+    """Number of these nodes that are not free now."""
 
     @property
     def rank(self) -> tuple[float, int, int]:
-        """The smaller, the better."""
+        """Sort key; the smaller rank is the better set."""
         return self.until, self.unknown, self.busy
 
-    def claim(self, rooms: NodeTable) -> Claim:
-        """As it is remembered."""
+    def claim(self, table: NodeTable) -> Claim:
+        """The set in the form that the run database stores; an infinite start becomes None."""
         finite = math.isfinite(self.until)
         until = dt.datetime.fromtimestamp(self.until, dt.UTC) if finite else None
-        return Claim(nodes=rooms.named(self.places), until=until)
+        return Claim(nodes=table.named(self.places), until=until)
 
 
 class Forecast:
-    """What will be free when, for the run that is first in the queue.
+    """The nodes that will be free, and when, for the first run in the queue.
 
     Args:
-        board: What is free now.
-        holdings: What all have.
-        eligible: What the run may use.
+        free: Free resources now.
+        holdings: Nodes that every run holds, with their expected ends.
+        eligible: Nodes that the run may use.
         now: The moment of the pass.
     """
 
     def __init__(
         self,
-        board: FreeResources,
+        free: FreeResources,
         holdings: Sequence[Holding],
         eligible: Eligible,
         now: dt.datetime,
     ) -> None:
-        self._board, self._rooms, self._eligible = board, board.rooms, eligible
+        self._free, self._table, self._eligible = free, free.table, eligible
         self._start = now.timestamp()
-        self._empty_at = np.maximum(busy_until(board.rooms, holdings), self._start)
+        self._empty_at = np.maximum(busy_until(free.table, holdings), self._start)
 
     def claim(self, demand: Demand) -> Claim:
-        """The soonest nodes; what it has kept already stays, unless others are better."""
+        """The nodes with the earliest start; an existing claim stays unless another set is better.
+
+        The claim is empty if the cluster never has enough nodes that the run may use.
+        """
         near = self._usable(demand)
         count = demand.nodes
         if demand.keeps and demand.pack != "any":
-            kept = self._rooms.places(demand.keeps)
-            near &= within(self._rooms, kept, demand.pack)
-            if int(near.sum()) < count:  # no room beside what it has, ever: the gang moves
+            kept = self._table.places(demand.keeps)
+            near &= same_domain(self._table, kept, demand.pack)
+            if int(near.sum()) < count:  # never enough nodes near its own: the whole gang moves
                 near, count = self._usable(demand), demand.gang
-                near[kept] = could_fit(self._rooms, demand.need)[kept]
+                near[kept] = could_fit(self._table, demand.need)[kept]
         soonest = self._soonest(demand, near, count)
-        old = self._old(demand, near, count)
-        best = soonest if old is None or (soonest and soonest.rank < old.rank) else old
-        return Claim(nodes=()) if best is None else best.claim(self._rooms)
+        claimed = self._claimed(demand, near, count)
+        best = soonest if claimed is None or (soonest and soonest.rank < claimed.rank) else claimed
+        return Claim(nodes=()) if best is None else best.claim(self._table)
 
     def _usable(self, demand: Demand) -> Mask:
-        usable = could_fit(self._rooms, demand.need) & ~self._eligible.kept.kept()
-        usable[self._rooms.places(demand.keeps)] = False
+        usable = could_fit(self._table, demand.need) & ~self._eligible.reservations.reserved()
+        usable[self._table.places(demand.keeps)] = False
         return usable
 
-    def _old(self, demand: Demand, usable: Mask, count: int) -> EarliestStart | None:
-        """What it has kept so far, as it stands now; None: it is of no use any more."""
+    def _claimed(self, demand: Demand, usable: Mask, count: int) -> EarliestStart | None:
+        """The current claim, re-evaluated; None: the claim no longer suffices."""
         if demand.claim is None or len(demand.claim.nodes) < count:
             return None
-        only = np.zeros(len(self._rooms), dtype=np.bool_)
-        only[self._rooms.places(demand.claim.nodes)] = True
-        return self._soonest(demand, usable & only, count)
+        claimed_mask = np.zeros(len(self._table), dtype=np.bool_)
+        claimed_mask[self._table.places(demand.claim.nodes)] = True
+        return self._soonest(demand, usable & claimed_mask, count)
 
     def _soonest(self, demand: Demand, usable: Mask, count: int) -> EarliestStart | None:
-        """Later starts reach into more maintenance, which may put the start off once more."""
-        free_at = np.where(self._board.fits(demand.need), self._start, self._empty_at)
-        free_at[self._rooms.places(demand.keeps)] = self._start
+        """The earliest set among `usable`; None: no domain has `count` of these nodes.
+
+        A later start may overlap a maintenance window and so be postponed again, hence the loop.
+        """
+        free_at = np.where(self._free.fits(demand.need), self._start, self._empty_at)
+        free_at[self._table.places(demand.keeps)] = self._start
         start = self._start
         while True:
-            in_time = usable & (self._rooms.window >= start + self._eligible.stays(demand))
-            found = _best_domain(self._rooms, in_time, free_at, count, demand.pack, self._start)
+            in_time = usable & (self._table.window >= start + self._eligible.stay_seconds(demand))
+            found = _best_domain(self._table, in_time, free_at, count, demand.pack, self._start)
             if found is None:
                 return None
             nth, mask = found
             places = self._choose(demand, mask, free_at, nth, count)
             spares = self._spares(demand, places)
-            times = np.concatenate([free_at[places], self._emptied_at()[spares]])
+            times = np.concatenate([free_at[places], self._idle_at()[spares]])
             until = float(times.max())
             if until <= start or math.isinf(until) or not self._eligible.windows:
                 return EarliestStart(
@@ -132,45 +144,45 @@ class Forecast:
                 )
             start = until
 
-    def _emptied_at(self) -> Times:
-        return np.where(self._board.idle(), self._start, self._empty_at)
+    def _idle_at(self) -> Times:
+        return np.where(self._free.idle(), self._start, self._empty_at)
 
     def _spares(self, demand: Demand, places: Indices) -> Indices:
-        """Nodes that are kept empty besides, for the pool of spares; those it kept so far first."""
+        """Nodes to leave empty for the spare pool; nodes of the current claim come first."""
         if demand.recovers or self._eligible.spares == 0:
             return np.empty(0, dtype=np.intp)
-        pool = self._eligible.pool & ~self._eligible.kept.kept()
+        pool = self._eligible.pool & ~self._eligible.reservations.reserved()
         pool[places] = False
-        new = np.ones(len(self._rooms), dtype=np.bool_)
+        new = np.ones(len(self._table), dtype=np.bool_)
         if demand.claim is not None:
-            new[self._rooms.places(demand.claim.nodes)] = False
-        order = np.lexsort((new, self._emptied_at()))
+            new[self._table.places(demand.claim.nodes)] = False
+        order = np.lexsort((new, self._idle_at()))
         return order[pool[order]][: self._eligible.spares]
 
     def _choose(
         self, demand: Demand, mask: Mask, free_at: Times, nth: float, count: int
     ) -> Indices:
-        """Close together if all are known to be free by then; else those that are free first."""
-        by_time = np.lexsort((self._board.gpus, free_at))
+        """Nodes close together if all are free by a known time; otherwise those that free first."""
+        by_time = np.lexsort((self._free.gpus, free_at))
         if math.isfinite(nth):
             ranks = np.empty(len(by_time), dtype=np.intp)
             ranks[by_time] = np.arange(len(by_time))
-            places = choose(self._rooms, mask & (free_at <= nth), count, demand.pack, ranks)
+            places = choose(self._table, mask & (free_at <= nth), count, demand.pack, ranks)
             if places is not None:
                 return places
         return by_time[mask[by_time]][:count]
 
 
 def _best_domain(
-    rooms: NodeTable, usable: Mask, free_at: Times, count: int, pack: str, now: float
+    table: NodeTable, usable: Mask, free_at: Times, count: int, pack: str, now: float
 ) -> tuple[float, Mask] | None:
-    """When enough nodes of one domain are free, and the nodes of the domain where it is so first.
+    """The domain where `count` nodes are free the earliest: that time, and a mask of its nodes.
 
-    Ties go to the domain with the fewest nodes of unknown end, then with the most that are free
-    now, then with the least to spare. None: no domain has so many.
+    Ties go to the domain with the fewest unknown ends, then to the one with the most nodes free
+    now, then to the smallest. None: no domain has `count` usable nodes.
     """
     candidates = np.flatnonzero(usable)
-    of = rooms.domains[pack][candidates] if pack != "any" else np.zeros_like(candidates)
+    of = table.domains[pack][candidates] if pack != "any" else np.zeros_like(candidates)
     order = np.lexsort((free_at[candidates], of))
     times, domains = free_at[candidates][order], of[order]
     starts = np.flatnonzero(np.r_[True, domains[1:] != domains[:-1]]) if len(domains) else domains
@@ -180,17 +192,17 @@ def _best_domain(
         return None
     nth = times[starts + count - 1]
     known = np.minimum(count, _run_length(np.isfinite(times), starts))
-    free = np.minimum(count, _run_length(times <= now, starts))
-    best = np.lexsort((sizes, -free, -known, nth))[0]
+    free_now = np.minimum(count, _run_length(times <= now, starts))
+    best = np.lexsort((sizes, -free_now, -known, nth))[0]
     chosen = domains[starts[best]]
     mask = usable.copy()
     if pack != "any":
-        mask &= rooms.domains[pack] == chosen
+        mask &= table.domains[pack] == chosen
     return float(nth[best]), mask
 
 
 def _run_length(flags: Mask, starts: Indices) -> Indices:
-    """How many flags are set in a row from each start."""
+    """Number of consecutive set flags from each start."""
     unset = np.append(np.flatnonzero(~flags), len(flags))
     first = unset[np.searchsorted(unset, starts)]
     return (first - starts).astype(np.intp)

@@ -1,4 +1,8 @@
-"""Nobody waits for nodes: standbys come up, and elastic runs grow."""
+"""Growth: standbys and elastic runs get the nodes that no waiting run needs.
+
+This runs last in a pass, and only if no run waits for nodes. A grown run can be shrunk again by
+preemption (`Holding.surplus`).
+"""
 
 from __future__ import annotations
 
@@ -16,39 +20,43 @@ from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding, a
 
 
 def grow(
-    board: FreeResources,
+    free: FreeResources,
     eligible: Eligible,
     quotas: Quotas,
     shares: Shares,
     holdings: Iterable[Holding],
 ) -> dict[str, tuple[str, ...]]:
-    """More nodes for those that want some: by priority, then by share; nobody borrows to grow."""
+    """Additional nodes for each run that wants some, by priority and then by fair share.
+
+    Growth never borrows quota and never reclaims lent quota. A run may get fewer nodes than it
+    wants; a run that gets none is absent from the result.
+    """
     found: dict[str, tuple[str, ...]] = {}
     wanting = [holding for holding in holdings if holding.wants > 0]
-    for holding in sorted(wanting, key=lambda h: _turn(h, shares)):
-        if not board.fits(holding.need).any():
+    for holding in sorted(wanting, key=lambda h: _order(h, shares)):
+        if not free.fits(holding.need).any():
             continue
         demand = _demand(holding)
-        allowed = eligible.allowed(board, demand)
-        kept = board.rooms.places(holding.nodes)
+        allowed = eligible.allowed(free, demand)
+        kept = free.table.places(holding.nodes)
         if holding.pack != "any" and len(kept):
-            allowed &= topology.within(board.rooms, kept, holding.pack)
+            allowed &= topology.same_domain(free.table, kept, holding.pack)
         count = min(
             holding.wants,
-            eligible.most(board, demand, allowed),
+            eligible.usable_count(free, demand, allowed),
             _within_quota(quotas, holding),
         )
         if count <= 0:
             continue
-        places = eligible.spot(board, dataclasses.replace(demand, nodes=count), allowed)
+        places = eligible.choose_nodes(free, dataclasses.replace(demand, nodes=count), allowed)
         if places is not None:
-            board.take(places, holding.need)
+            free.take(places, holding.need)
             quotas.charge(holding.queue, count * accounted_gpus(holding.need))
-            found[holding.run] = board.rooms.named(places)
+            found[holding.run] = free.table.named(places)
     return found
 
 
-def _turn(holding: Holding, shares: Shares) -> tuple[object, ...]:
+def _order(holding: Holding, shares: Shares) -> tuple[object, ...]:
     return (
         PRIORITY_RANK[holding.priority],
         shares.score(holding.queue, holding.project),
@@ -57,17 +65,17 @@ def _turn(holding: Holding, shares: Shares) -> tuple[object, ...]:
 
 
 def _within_quota(quotas: Quotas, holding: Holding) -> int:
-    """Nodes it may have more without borrowing, and without taking back what was lent."""
+    """Nodes (up to `wants`) that fit the nominal quota without borrowing or reclaiming."""
     each = accounted_gpus(holding.need)
     return bisect.bisect_left(
         range(1, holding.wants + 1),
         True,
-        key=lambda count: quotas.standing(holding.queue, count * each) is not QuotaStatus.WITHIN,
+        key=lambda count: quotas.status(holding.queue, count * each) is not QuotaStatus.WITHIN,
     )
 
 
 def _demand(holding: Holding) -> Demand:
-    """More nodes for a run that has some, as a demand."""
+    """The demand for the additional nodes of a run that already holds some."""
     return Demand(
         run=holding.run,
         name=holding.run,

@@ -1,6 +1,8 @@
-"""Which nodes a run may use now, on whatever board it is tried: one place for all that counts.
+"""Which nodes a run may use now: the one place for every rule about it.
 
-Room, maintenance, what is kept for others, and the pool of spares.
+A node is eligible if it has capacity for one worker, is not in maintenance before the run ends, is
+not reserved for another run, and is not needed for the spare pool. The rules take the free
+resources as an argument, so that preemption can evaluate them on hypothetical ones.
 """
 
 from __future__ import annotations
@@ -13,106 +15,106 @@ import numpy as np
 
 from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.free_resources import FreeResources
-from orchestrator.core.scheduling.node_choice import spot
+from orchestrator.core.scheduling.node_choice import choose_nodes
 from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 from orchestrator.core.scheduling.reservations import Reservations
 from orchestrator.core.scheduling.types import Demand
 
 MAINTENANCE_LEAD_SECONDS = 3600.0
-"""A run whose end is not known starts on no node whose maintenance begins sooner than this."""
+"""A run with an unknown end starts only on nodes free of maintenance for this many seconds."""
 
 
 class Eligible:
-    """What a run may use.
+    """The nodes that a demand may use in this pass.
 
     Args:
-        rooms: The nodes.
+        table: The nodes.
         now: The moment of the pass.
-        spares: Idle nodes that newcomers must leave.
+        spares: Number of idle nodes that newcomers must leave for recoveries.
 
     Attributes:
-        kept: What is kept for runs that wait.
-        pool: Nodes that count as spares: those with GPUs, where there are any.
-        windows: Unix times at which maintenance begins, the next first.
+        reservations: Nodes reserved for waiting runs.
+        pool: Nodes that count as spares: nodes with GPUs, or all nodes if none has a GPU.
+        windows: Unix times at which maintenance begins, in ascending order.
     """
 
-    def __init__(self, rooms: NodeTable, now: dt.datetime, spares: int) -> None:
-        self._rooms, self._now, self.spares = rooms, now.timestamp(), spares
-        self.kept = Reservations(rooms)
-        self.pool: Mask = (rooms.gpus > 0) | (not (rooms.gpus > 0).any())
-        windows = rooms.window[np.isfinite(rooms.window)]
+    def __init__(self, table: NodeTable, now: dt.datetime, spares: int) -> None:
+        self._table, self._now, self.spares = table, now.timestamp(), spares
+        self.reservations = Reservations(table)
+        self.pool: Mask = (table.gpus > 0) | (not (table.gpus > 0).any())
+        windows = table.window[np.isfinite(table.window)]
         self.windows: list[float] = np.unique(windows).tolist()
 
-    def ends(self, demand: Demand) -> float:
-        """Unix time at which it is over for certain; infinite: nobody knows."""
+    def ends_at(self, demand: Demand) -> float:
+        """Latest Unix time at which the run ends (`max_runtime`); infinite: no limit."""
         return math.inf if demand.ends_within is None else self._now + demand.ends_within
 
-    def stays(self, demand: Demand) -> float:
-        """Seconds that it stays, as far as maintenance goes."""
+    def stay_seconds(self, demand: Demand) -> float:
+        """Seconds for which a node must stay free of maintenance to take this run."""
         return MAINTENANCE_LEAD_SECONDS if demand.ends_within is None else demand.ends_within
 
     def in_time(self, demand: Demand) -> Mask:
-        """Nodes that are not maintained before the run has ended."""
-        mask: Mask = self._rooms.window >= self._now + self.stays(demand)
+        """Nodes whose next maintenance begins only after the run has ended."""
+        mask: Mask = self._table.window >= self._now + self.stay_seconds(demand)
         return mask
 
-    def fitting(self, board: FreeResources, demand: Demand) -> Mask:
-        """Nodes with room for it that it does not have yet, in time before maintenance."""
-        mask = board.fits(demand.need)
+    def fitting(self, free: FreeResources, demand: Demand) -> Mask:
+        """Nodes with capacity for one worker in time before maintenance, not held by the run."""
+        mask = free.fits(demand.need)
         if self.windows:
             mask &= self.in_time(demand)
-        mask[self._rooms.places(demand.keeps)] = False
+        mask[self._table.places(demand.keeps)] = False
         return mask
 
-    def allowed(self, board: FreeResources, demand: Demand) -> Mask:
-        """Those of them that are not kept for others."""
-        return self.fitting(board, demand) & ~self.kept.beyond(self.ends(demand))
+    def allowed(self, free: FreeResources, demand: Demand) -> Mask:
+        """The fitting nodes that are not reserved for other runs."""
+        return self.fitting(free, demand) & ~self.reservations.beyond(self.ends_at(demand))
 
-    def spot(self, board: FreeResources, demand: Demand, allowed: Mask) -> Indices | None:
-        """Where it goes, of the nodes allowed, with the pool of spares left alone."""
-        places = spot(board, demand, allowed)
-        if places is None or self._exempt(demand):
+    def choose_nodes(self, free: FreeResources, demand: Demand, allowed: Mask) -> Indices | None:
+        """Choose `demand.nodes` of the allowed nodes; the spare pool stays whole. None: too few."""
+        places = choose_nodes(free, demand, allowed)
+        if places is None or self._may_use_spares(demand):
             return places
         taken = np.zeros_like(allowed)
         taken[places] = True
-        if self._may_take(board, taken)[places].all():
+        if self._without_pool(free, taken)[places].all():
             return places
-        return spot(board, demand, self._may_take(board, allowed))
+        return choose_nodes(free, demand, self._without_pool(free, allowed))
 
-    def may_have(self, board: FreeResources, demand: Demand) -> Mask:
-        """Nodes that others would be asked to leave for it: none that it avoids."""
-        mask = self.allowed(board, demand)
-        mask[self._rooms.places(demand.avoid)] = False
-        kept = self._rooms.places(demand.keeps)
+    def usable_after_preemption(self, free: FreeResources, demand: Demand) -> Mask:
+        """Allowed nodes for which other runs may be preempted: none that the run avoids."""
+        mask = self.allowed(free, demand)
+        mask[self._table.places(demand.avoid)] = False
+        kept = self._table.places(demand.keeps)
         if len(kept) and demand.pack != "any":
-            mask &= topology.within(self._rooms, kept, demand.pack)
+            mask &= topology.same_domain(self._table, kept, demand.pack)
         return mask
 
-    def suffices(self, board: FreeResources, demand: Demand) -> bool:
-        """Whether it would fit on a board, as far as can be told cheaply."""
-        mask = self.may_have(board, demand)
-        if topology.largest_domain(self._rooms, mask, demand.pack) < demand.nodes:
+    def suffices(self, free: FreeResources, demand: Demand) -> bool:
+        """True if the demand probably fits these free resources: a cheap, necessary condition."""
+        mask = self.usable_after_preemption(free, demand)
+        if topology.largest_domain(self._table, mask, demand.pack) < demand.nodes:
             return False
-        return demand.nodes <= self.most(board, demand, mask)
+        return demand.nodes <= self.usable_count(free, demand, mask)
 
-    def most(self, board: FreeResources, demand: Demand, mask: Mask) -> int:
-        """How many of these nodes it may take, with the pool of spares left alone."""
-        return int((mask if self._exempt(demand) else self._may_take(board, mask)).sum())
+    def usable_count(self, free: FreeResources, demand: Demand, mask: Mask) -> int:
+        """Number of nodes in `mask` that the demand may take without touching the spare pool."""
+        return int((mask if self._may_use_spares(demand) else self._without_pool(free, mask)).sum())
 
-    def _exempt(self, demand: Demand) -> bool:
-        """The spares are for recoveries."""
+    def _may_use_spares(self, demand: Demand) -> bool:
+        """True for recoveries: the spare pool exists for them."""
         return demand.recovers or self.spares == 0
 
-    def _may_take(self, board: FreeResources, mask: Mask) -> Mask:
-        """As many of these nodes as leave the pool alone."""
-        idle = board.idle() & self.pool
+    def _without_pool(self, free: FreeResources, mask: Mask) -> Mask:
+        """The part of `mask` that leaves enough idle nodes in the spare pool."""
+        idle = free.idle() & self.pool
         most = max(0, int(idle.sum()) - self.spares)
         allowed = mask.copy()
         allowed[np.flatnonzero(mask & idle)[most:]] = False
         return allowed
 
-    def like(self, demand: Demand) -> tuple[object, ...]:
-        """What counts of a demand here beside its shape: reservations and windows open to it."""
-        ends = self.ends(demand)
-        windows = bisect.bisect_left(self.windows, self._now + self.stays(demand))
-        return demand.recovers, self.kept.open_until(ends), windows
+    def cache_key(self, demand: Demand) -> tuple[object, ...]:
+        """The properties of a demand, other than its shape, that decide its eligible nodes."""
+        ends = self.ends_at(demand)
+        windows = bisect.bisect_left(self.windows, self._now + self.stay_seconds(demand))
+        return demand.recovers, self.reservations.open_until(ends), windows

@@ -1,4 +1,4 @@
-"""Fair share: who goes first among runs of one priority, and what projects have used."""
+"""Fair share: the order of runs within one priority, from the decayed use of their projects."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding
 
 HALF_LIFE_SECONDS = 7 * 86400.0
-"""Use counts half after so long (Slurm's default, PriorityDecayHalfLife)."""
+"""Past use counts half after this many seconds (Slurm's default, PriorityDecayHalfLife)."""
 HORIZON_SECONDS = 3600.0
-"""GPUs a project has now count as if it kept them so much longer: so one pass shares evenly too."""
+"""Seconds of future use charged for GPUs held now, so that a single pass shares evenly as well."""
 
 
 def decayed(gpu_seconds: float, elapsed: float) -> float:
-    """What use counts for, `elapsed` seconds later."""
+    """GPU seconds that past use counts for after another `elapsed` seconds."""
     return gpu_seconds * math.exp2(-elapsed / HALF_LIFE_SECONDS)
 
 
 def accrued(gpus: int, seconds: Iterable[float]) -> float:
-    """What the use of so many GPUs counts for each time that it began so long ago and goes on.
+    """Decayed GPU seconds of `gpus` GPUs in use since each of the given numbers of seconds.
 
-    Each moment decays: the integral of `gpus` x 2^(-t / half life) over that time. It
-    never counts for more than 10.1 days (half life / ln 2), however long it goes on.
+    Each moment decays on its own: the integral of `gpus` x 2^(-t / half life) over the time. A GPU
+    never counts for more than 10.1 days (half life / ln 2), however long it is in use.
     """
     lifetime = HALF_LIFE_SECONDS / math.log(2.0)
     return gpus * lifetime * sum(-math.expm1(-each / lifetime) for each in seconds)
 
 
 class Shares:
-    """What each project has used, has now, and so is due."""
+    """Use and current GPUs of each project, and the order that follows from them.
+
+    Args:
+        usage: Decayed GPU seconds by project; absent: none.
+        holdings: Nodes that every run holds now.
+        weights: Weight by queue and project; absent: 1.
+    """
 
     def __init__(
         self,
@@ -45,47 +51,47 @@ class Shares:
             self._gpus[holding.project] += holding.gpus
 
     def score(self, queue: str, project: str) -> float:
-        """GPU seconds for each unit of weight: the lowest goes first."""
+        """GPU seconds per unit of weight; the project with the lowest score goes first."""
         used = self._usage.get(project, 0.0) + self._gpus[project] * HORIZON_SECONDS
         return used / self._weights.get((queue, project), 1.0)
 
     def charge(self, demand: Demand) -> None:
-        """A run of the project was placed."""
+        """Count the GPUs of a run that this pass has placed."""
         self._gpus[demand.project] += demand.gpus
 
 
 def in_order(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
-    """Demands, one after the other, as the pass charges what it places.
+    """Yield the demands in scheduling order, adapting to what the pass charges meanwhile.
 
-    First recoveries, which must not wait behind newcomers. Then by priority; within one the project
-    with the least share; within one who came first.
+    Recoveries come first: they must not wait behind newcomers. Then the order is by priority,
+    within a priority by fair share of the project, within a project by submission time.
     """
     classes: dict[tuple[bool, int], list[Demand]] = defaultdict(list)
     for demand in demands:
         classes[not demand.recovers, PRIORITY_RANK[demand.priority]].append(demand)
     for key in sorted(classes):
-        yield from _fairly(classes[key], shares)
+        yield from _by_share(classes[key], shares)
 
 
 def age(demand: Demand) -> tuple[object, str]:
-    """Who came first."""
+    """Sort key: submission time, then the id of the run."""
     return demand.submitted_at, demand.run
 
 
-def _fairly(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
-    """The oldest of the project that is due most, again and again."""
-    lines: dict[tuple[str, str], list[Demand]] = defaultdict(list)
+def _by_share(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
+    """Yield the oldest demand of the project with the lowest score, until none is left."""
+    queues: dict[tuple[str, str], list[Demand]] = defaultdict(list)
     for demand in sorted(demands, key=age, reverse=True):
-        lines[demand.queue, demand.project].append(demand)
-    heap = [(shares.score(*key), age(line[-1]), key) for key, line in lines.items()]
+        queues[demand.queue, demand.project].append(demand)
+    heap = [(shares.score(*key), age(queue[-1]), key) for key, queue in queues.items()]
     heapq.heapify(heap)
     while heap:
         score, oldest, key = heapq.heappop(heap)
         now = shares.score(*key)
-        if now > score:  # something of the project was placed since
+        if now > score:  # the pass has placed a run of this project since
             heapq.heappush(heap, (now, oldest, key))
             continue
-        line = lines[key]
-        yield line.pop()
-        if line:
-            heapq.heappush(heap, (shares.score(*key), age(line[-1]), key))
+        queue = queues[key]
+        yield queue.pop()
+        if queue:
+            heapq.heappush(heap, (shares.score(*key), age(queue[-1]), key))

@@ -1,4 +1,4 @@
-"""What is free, node by node, while a pass places one gang after another."""
+"""Free resources of every node while a pass places one gang after another."""
 
 from __future__ import annotations
 
@@ -11,52 +11,55 @@ from jobs.spec import Resources
 from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 
 Shape = tuple[int, float, int]
-"""GPUs, CPUs and bytes of one worker."""
+"""GPUs, CPUs and bytes of memory of one worker."""
 
 
 def shape_of(need: Resources) -> Shape:
-    """The shape of one worker."""
+    """The GPUs, CPUs and bytes that one worker needs."""
     return need.gpus_per_node, need.cpus_per_node, need.memory_per_node
 
 
 class FreeResources:
-    """Free resources of every node.
+    """Free resources of every node; mutable, and copied for hypothetical placements.
+
+    Values may become negative where a node was shrunk below what its workers use.
 
     Attributes:
-        rooms: The nodes.
-        tenants: How many workers are on each.
+        table: The nodes.
+        gpus, cpus, memory: Free GPUs, CPUs and bytes by node index.
+        tenants: Number of workers by node index.
     """
 
-    def __init__(self, rooms: NodeTable) -> None:
-        self.rooms = rooms
-        self.gpus, self.cpus = rooms.gpus.copy(), rooms.cpus.copy()
-        self.memory = rooms.memory.copy()
-        self.tenants = np.zeros(len(rooms), dtype=np.int64)
+    def __init__(self, table: NodeTable) -> None:
+        self.table = table
+        self.gpus, self.cpus = table.gpus.copy(), table.cpus.copy()
+        self.memory = table.memory.copy()
+        self.tenants = np.zeros(len(table), dtype=np.int64)
 
     def copy(self) -> FreeResources:
-        """Another board, to try things on."""
-        other = FreeResources(self.rooms)
+        """An independent copy for a hypothetical placement."""
+        other = FreeResources(self.table)
         for name in ("gpus", "cpus", "memory", "tenants"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
-    def seat(self, workers: Iterable[tuple[str, Resources]]) -> None:
-        """Put workers on nodes, each with what it needs; nodes that take no work are left out."""
-        index = self.rooms.index
-        here = [(index[node], *shape_of(need)) for node, need in workers if node in index]
-        if here:
-            columns = zip(*here, strict=True)
-            places = np.fromiter(next(columns), dtype=np.intp, count=len(here))
-            for free in (self.gpus, self.cpus, self.memory):
-                np.subtract.at(free, places, np.array(next(columns), dtype=free.dtype))
+    def place_workers(self, workers: Iterable[tuple[str, Resources]]) -> None:
+        """Subtract what these workers need; workers on nodes outside the table are ignored."""
+        index = self.table.index
+        placed = [(index[node], *shape_of(need)) for node, need in workers if node in index]
+        if placed:
+            columns = zip(*placed, strict=True)
+            places = np.fromiter(next(columns), dtype=np.intp, count=len(placed))
+            for column in (self.gpus, self.cpus, self.memory):
+                np.subtract.at(column, places, np.array(next(columns), dtype=column.dtype))
             np.add.at(self.tenants, places, 1)
 
     def take(self, places: Indices, need: Resources) -> None:
-        """Put one worker on each of these nodes."""
+        """Place one worker on each of these nodes. The caller has checked that it fits."""
         self._add(places, need, -1)
 
     def give(self, places: Indices, need: Resources) -> None:
-        """Take one worker off each of these nodes."""
+        """Remove one worker from each of these nodes."""
         self._add(places, need, 1)
 
     def _add(self, places: Indices, need: Resources, sign: int) -> None:
@@ -67,26 +70,26 @@ class FreeResources:
         self.tenants[places] -= sign
 
     def fits(self, need: Resources) -> Mask:
-        """Nodes that have room for one worker."""
+        """Nodes with capacity for one more worker."""
         return _at_least(self.gpus, self.cpus, self.memory, need)
 
     def idle(self) -> Mask:
-        """Nodes with nothing on them."""
+        """Nodes without any worker."""
         mask: Mask = self.tenants == 0
         return mask
 
     def tightest_first(self, avoid: Iterable[str] = ()) -> NDArray[np.intp]:
-        """Rank of each node: the fullest first, then by name; those to be avoided last."""
-        last = np.zeros(len(self.rooms), dtype=np.int8)
-        last[self.rooms.places(avoid)] = 1
-        ranks = np.empty(len(self.rooms), dtype=np.intp)
-        ranks[np.lexsort((self.cpus, self.gpus, last))] = np.arange(len(self.rooms))
+        """Rank of each node: by fewest free GPUs, then CPUs, then name; avoided nodes last."""
+        last = np.zeros(len(self.table), dtype=np.int8)
+        last[self.table.places(avoid)] = 1
+        ranks = np.empty(len(self.table), dtype=np.intp)
+        ranks[np.lexsort((self.cpus, self.gpus, last))] = np.arange(len(self.table))
         return ranks
 
 
-def could_fit(rooms: NodeTable, need: Resources) -> Mask:
-    """Nodes that have room for one worker when nothing is on them."""
-    return _at_least(rooms.gpus, rooms.cpus, rooms.memory, need)
+def could_fit(table: NodeTable, need: Resources) -> Mask:
+    """Nodes with capacity for one worker when no other worker is on them."""
+    return _at_least(table.gpus, table.cpus, table.memory, need)
 
 
 def _at_least(

@@ -1,4 +1,4 @@
-"""The nodes that take work, in columns: what each has, where it lies, when it is maintained."""
+"""The schedulable nodes as columns: capacity, topology and next maintenance of each."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVELS = ("zone", "spine", "rack", "nvlink")
-"""Topology domains, the largest first; each lies within the one before it."""
+"""Topology levels, the largest first; every domain lies within one of the level before it."""
 Mask = NDArray[np.bool_]
 Indices = NDArray[np.intp]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCapacity:
-    """One node, as it would be with nothing on it."""
+    """The total resources of one node, regardless of its workers."""
 
     node: str
     gpus: int = 0
     cpus: float = 1
     memory: int | None = None
-    """Bytes; None: not accounted."""
+    """Bytes; None: memory is not accounted on this node, so any need fits."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Topology, by the names of `LEVELS`; a label that is missing counts as one domain."""
+    """Topology by the names of `LEVELS`; nodes without a label share one domain of that level."""
     window: dt.datetime | None = None
-    """When its next planned maintenance begins."""
+    """Begin of the next planned maintenance; None: none is planned."""
 
 
 class NodeTable:
-    """Nodes by index.
+    """Nodes by index, in the order of their names. Immutable once built.
 
     Attributes:
-        names: By index, in the order of their names.
+        names: Names by index.
         index: Name → index.
-        gpus, cpus, memory: What each has; memory is infinite where it is not accounted.
-        domains: Level → number of each node's domain, from 0.
+        gpus, cpus, memory: Total resources; memory in bytes, infinite where it is not accounted.
+        domains: Level → domain number of each node, from 0.
         window: Unix time at which the next maintenance begins; infinite: none is planned.
     """
 
-    def __init__(self, rooms: Iterable[NodeCapacity]) -> None:
-        ordered = sorted(rooms, key=lambda room: room.node)
-        self.names = tuple(room.node for room in ordered)
+    def __init__(self, nodes: Iterable[NodeCapacity]) -> None:
+        ordered = sorted(nodes, key=lambda node: node.node)
+        self.names = tuple(node.node for node in ordered)
         self.index = {name: i for i, name in enumerate(self.names)}
-        self.gpus = np.array([room.gpus for room in ordered], dtype=np.int64)
-        self.cpus = np.array([room.cpus for room in ordered], dtype=np.float64)
+        self.gpus = np.array([node.gpus for node in ordered], dtype=np.int64)
+        self.cpus = np.array([node.cpus for node in ordered], dtype=np.float64)
         self.memory = np.array(
-            [np.inf if room.memory is None else room.memory for room in ordered], dtype=np.float64
+            [np.inf if node.memory is None else node.memory for node in ordered], dtype=np.float64
         )
         self.window = np.array(
-            [np.inf if room.window is None else room.window.timestamp() for room in ordered],
+            [np.inf if node.window is None else node.window.timestamp() for node in ordered],
             dtype=np.float64,
         )
-        paths = [tuple(room.labels.get(level, "") for level in LEVELS) for room in ordered]
+        paths = [tuple(node.labels.get(level, "") for level in LEVELS) for node in ordered]
         self.domains = {
             level: _numbered(path[: depth + 1] for path in paths)
             for depth, level in enumerate(LEVELS)
@@ -66,21 +66,21 @@ class NodeTable:
 
     @classmethod
     def none(cls) -> Self:
-        """No nodes."""
+        """A table without nodes."""
         return cls(())
 
     def places(self, nodes: Iterable[str]) -> Indices:
-        """Indices of those nodes that are among these."""
+        """Indices of the given nodes; names that are not in the table are left out."""
         found = [self.index[node] for node in nodes if node in self.index]
         return np.array(found, dtype=np.intp)
 
     def named(self, places: Indices) -> tuple[str, ...]:
-        """Names of nodes."""
+        """Names of the nodes at these indices."""
         return tuple(self.names[i] for i in places.tolist())
 
 
 def _numbered(keys: Iterable[tuple[str, ...]]) -> NDArray[np.intp]:
-    """Equal keys, equal numbers; the numbers follow the order of the keys."""
+    """Number the keys so that equal keys share a number and numbers follow the sorted keys."""
     listed = list(keys)
     numbers = {key: number for number, key in enumerate(sorted(set(listed)))}
     return np.array([numbers[key] for key in listed], dtype=np.intp)

@@ -1,9 +1,14 @@
-"""One scheduling pass: gangs onto free nodes, in order, all or nothing. Pure.
+"""One scheduling pass: places gangs on free nodes in order, each completely or not at all.
 
-Each demand, in the order of :func:`.share.in_order`, is placed, or told why it waits. The first
-that does not fit gets a reservation; those behind it may use what does not delay it. Where runs of
-lower priority (or of queues that borrow) stand in the way, the cheapest that make room are asked to
-save and leave, and the nodes are kept for whom they leave.
+Every demand, in the order of :func:`.fair_share.in_order`, is placed or gets a reason why it waits.
+The first one that does not fit gets a reservation (:mod:`.backfill`); runs behind it may use only
+resources that do not delay it. If runs of lower priority, or runs of queues that have borrowed
+quota, hold the needed nodes, the pass preempts the cheapest sufficient set of them
+(:mod:`.preemption`) and reserves the nodes for the run that needs them.
+
+Pure and deterministic: equal snapshots and times give equal plans. A pass only proposes; nodes of
+preempted runs become free after their agents have saved and stopped, and a later pass places the
+waiting run.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from orchestrator.core.scheduling.elastic import grow
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.fair_share import Shares, age, in_order
 from orchestrator.core.scheduling.free_resources import FreeResources, could_fit, shape_of
-from orchestrator.core.scheduling.node_choice import spot
+from orchestrator.core.scheduling.node_choice import choose_nodes
 from orchestrator.core.scheduling.node_table import Mask
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.rejection_cache import Key, Rejection, RejectionCache
@@ -34,113 +39,122 @@ from orchestrator.core.scheduling.types import (
     Wait,
     accounted_gpus,
 )
-from orchestrator.core.scheduling.upper_bounds import Ceilings, goes_on
+from orchestrator.core.scheduling.upper_bounds import Ceilings, continues_on_nodes
 
-MOST_PREEMPTORS = 4
-"""Runs for which others are asked to leave in one pass: the next ones come with the next pass."""
+MAX_PREEMPTORS = 4
+"""Runs per pass that may preempt others; further ones follow in the next passes."""
 
 
 def plan(snapshot: Snapshot, now: dt.datetime) -> Plan:
-    """Place what can be placed, in order; say of the rest why it waits."""
+    """Place every demand that fits, in order, and give the others a reason to wait.
+
+    Args:
+        snapshot: Nodes, holdings, demands, quotas and use at one moment.
+        now: The moment of the snapshot, UTC.
+    """
     return Pass(snapshot, now).run()
 
 
 class Pass:
-    """One pass over a snapshot."""
+    """One pass over one snapshot; an instance is used once."""
 
     def __init__(self, snapshot: Snapshot, now: dt.datetime) -> None:
         self._snapshot, self._now = snapshot, now
-        self._board = FreeResources(snapshot.rooms)
+        self._free = FreeResources(snapshot.table)
         self._quotas = Quotas(snapshot.quotas)
-        self._eligible = Eligible(snapshot.rooms, now, snapshot.spares)
-        self._kept = self._eligible.kept
-        self._ceilings = Ceilings(snapshot.rooms, self._quotas, self._eligible)
+        self._eligible = Eligible(snapshot.table, now, snapshot.spares)
+        self._reservations = self._eligible.reservations
+        self._ceilings = Ceilings(snapshot.table, self._quotas, self._eligible)
         weights = {
             (quota.name, project): weight
             for quota in snapshot.quotas
             for project, weight in quota.weights.items()
         }
         self._shares = Shares(snapshot.usage, snapshot.holdings, weights)
-        self._board.seat((node, h.need) for h in snapshot.holdings for node in h.nodes)
+        self._free.place_workers((node, h.need) for h in snapshot.holdings for node in h.nodes)
         for holding in snapshot.holdings:
             self._quotas.charge(holding.queue, holding.gpus)
-        self._holders = preemption.PreemptionCandidates(snapshot.holdings, self._quotas)
+        self._candidates = preemption.PreemptionCandidates(snapshot.holdings, self._quotas)
         self._holdings = list(snapshot.holdings)
-        """What all have, also who was placed in this pass."""
-        self._idling = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
-        """Who has nodes, and cannot use them before whoever is looked at now is placed."""
-        self._head: Demand | None = None
-        self._closed: dict[str, str] = {}
-        """Queue → the run that waits for its quota: nobody of the queue overtakes it."""
+        """Nodes that every run holds, including runs placed in this pass."""
+        self._idle_holders = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
+        """Runs whose nodes stay idle until more arrive: candidates for runs ahead of them."""
+        self._first_blocked: Demand | None = None
+        self._blocked_queues: dict[str, str] = {}
+        """Queue → the run that waits for its quota; no run of the queue overtakes that run."""
         self._preemptors = 0
-        self._gave: dict[str, str] = {}
-        """Run that was asked to leave → for whom."""
-        self._known = RejectionCache()
-        self._in_line = 0
-        """How many wait for something that can come."""
+        self._preempted_for: dict[str, str] = {}
+        """Preempted run → the run that gets its nodes."""
+        self._rejections = RejectionCache()
+        self._queue_length = 0
+        """Number of waiting runs that can start some day."""
         self._plan = Plan()
 
     def run(self) -> Plan:
-        """The pass."""
-        rest, expected = [], []
+        """Execute the pass. Growth happens only if no run waits for nodes."""
+        rest, preemptors = [], []
         for demand in self._snapshot.demands:
             if demand.claim is not None and demand.claim.preempting:
-                self._kept.keep(demand.run, demand.claim)
-                expected.append(demand)
+                self._reservations.reserve(demand.run, demand.claim)
+                preemptors.append(demand)
             else:
                 rest.append(demand)
-        expected.sort(key=age)
-        rest.extend([demand for demand in expected if not self._expected(demand)])
+        preemptors.sort(key=age)
+        rest.extend([demand for demand in preemptors if not self._place_preemptor(demand)])
         for demand in in_order(rest, self._shares):
             self._schedule(demand)
-        if self._head is None:
+        if self._first_blocked is None:
             self._plan.growth.update(
-                grow(self._board, self._eligible, self._quotas, self._shares, self._holdings)
+                grow(self._free, self._eligible, self._quotas, self._shares, self._holdings)
             )
         return self._plan
 
-    # one demand
+    # one demand: from the cheapest answer to the most expensive
 
-    def _expected(self, demand: Demand) -> bool:
-        """Others have left for it, or are leaving: it gets its nodes before anybody else.
+    def _place_preemptor(self, demand: Demand) -> bool:
+        """Place a run that others were preempted for, before every other demand.
 
-        False: its nodes are not to be had any more. It waits like the others.
+        Returns:
+            False if its nodes are no longer available; the run then queues like the others.
         """
         claim = demand.claim
         if claim is None or self._ceilings.exceeded_by(demand):
-            self._kept.release(demand.run)
+            self._reservations.release(demand.run)
             return False
-        self._kept.release(demand.run)
-        only = np.zeros(len(self._board.rooms), dtype=np.bool_)
-        only[self._board.rooms.places(claim.nodes)] = True
+        self._reservations.release(demand.run)
+        only = np.zeros(len(self._free.table), dtype=np.bool_)
+        only[self._free.table.places(claim.nodes)] = True
         if self._within_quota(demand):
-            places = spot(self._board, demand, self._eligible.allowed(self._board, demand) & only)
+            allowed = self._eligible.allowed(self._free, demand) & only
+            places = choose_nodes(self._free, demand, allowed)
             if places is not None:
-                self._commit_placement(demand, self._board.rooms.named(places))
+                self._commit_placement(demand, self._free.table.named(places))
                 return True
         gone = [holding for holding in self._snapshot.holdings if holding.leaving]
         leaving = [h.run for h in gone if not set(claim.nodes).isdisjoint(h.nodes)]
         if not leaving and not self._within_quota(demand) and self._within_quota(demand, gone):
-            leaving = [h.run for h in gone if self._quotas.limited(h.queue)]  # left for the quota
-        could = could_fit(self._board.rooms, demand.need) & only
+            leaving = [
+                h.run for h in gone if self._quotas.limited(h.queue)
+            ]  # preempted to free quota
+        could = could_fit(self._free.table, demand.need) & only
         if not leaving or int(could.sum()) < demand.nodes:
             return False
-        self._await_leavers(demand, claim, leaving)
+        self._await_preemption(demand, claim, leaving)
         return True
 
     def _schedule(self, demand: Demand) -> None:
-        self._idling.discard(demand.run)
-        if demand.run in self._gave:  # what it wants is counted anew once its nodes are left
-            self._wait(demand, Pending.RESERVED, behind=self._gave[demand.run])
+        self._idle_holders.discard(demand.run)
+        if demand.run in self._preempted_for:  # its demand changes once it has left its nodes
+            self._wait(demand, Pending.RESERVED, behind=self._preempted_for[demand.run])
         elif demand.nodes == 0:
             self._move(demand)
         elif detail := self._ceilings.exceeded_by(demand):
             self._wait(demand, Pending.TOO_LARGE, detail=detail)
             self._release_held_nodes(demand)
-        elif told := self._known.told(self._kind(demand), demand):
-            self._wait(demand, told.why, told.fitting, behind=told.behind)
-        elif demand.queue in self._closed:
-            self._wait(demand, Pending.BEHIND, behind=self._closed[demand.queue])
+        elif rejection := self._rejections.rejected(self._kind(demand), demand):
+            self._wait(demand, rejection.why, rejection.fitting, behind=rejection.behind)
+        elif demand.queue in self._blocked_queues:
+            self._wait(demand, Pending.BEHIND, behind=self._blocked_queues[demand.queue])
             self._release_held_nodes(demand)
         else:
             self._try(demand)
@@ -151,54 +165,62 @@ class Pass:
             placed, why, fitting = self._place(demand)
             if placed:
                 return
-        if self._make_room(demand):
+        if self._preempt_for(demand):
             return
         if why is Pending.QUOTA:
-            self._closed[demand.queue] = demand.run
-            self._wait(demand, why, detail=self._quota_in_words(demand))
+            self._blocked_queues[demand.queue] = demand.run
+            self._wait(demand, why, detail=self._quota_detail(demand))
             self._release_held_nodes(demand)
         else:
             self._block(demand, why, fitting)
 
     def _within_quota(self, demand: Demand, gone: Iterable[Holding] = ()) -> bool:
-        """Whether its queue may have so much more, now or once some have gone."""
+        """True if its queue may use that many GPUs more, now or after `gone` has left."""
         for holding in gone:
             self._quotas.charge(holding.queue, -holding.gpus)
-        standing = self._quotas.standing(demand.queue, demand.gpus)
+        status = self._quotas.status(demand.queue, demand.gpus)
         for holding in gone:
             self._quotas.charge(holding.queue, holding.gpus)
-        return goes_on(demand) or standing in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
+        return continues_on_nodes(demand) or status in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
 
     def _release_held_nodes(self, demand: Demand) -> None:
-        """What it holds is of no use to it now: whoever comes behind it may have that."""
+        """Offer the nodes that a blocked run holds idle to the runs behind it.
+
+        Otherwise two runs that each hold half of what they need would wait for each other.
+        """
         if demand.keeps:
-            self._idling.add(demand.run)
-            self._known.forget()
+            self._idle_holders.add(demand.run)
+            self._rejections.forget()
 
     def _place(self, demand: Demand) -> tuple[bool, Pending, int]:
-        """Whether it is placed; if not, why, and how many nodes fit."""
+        """Try to place the demand without preemption.
+
+        Returns:
+            Whether it is placed; if not, the reason, and the number of allowed nodes.
+        """
         key = self._key(demand)
-        if tried := self._known.failed(key, demand):
+        if tried := self._rejections.failed(key, demand):
             return False, tried.why, tried.fitting
         if demand.unwanted and self._move(demand):
             return True, Pending.NO_CAPACITY, 0
-        fits = self._eligible.fitting(self._board, demand)
-        allowed = fits & ~self._kept.beyond(self._eligible.ends(demand))
-        places = self._eligible.spot(self._board, demand, allowed)
+        fits = self._eligible.fitting(self._free, demand)
+        allowed = fits & ~self._reservations.beyond(self._eligible.ends_at(demand))
+        places = self._eligible.choose_nodes(self._free, demand, allowed)
         if places is not None:
-            self._commit_placement(demand, self._board.rooms.named(places))
+            self._commit_placement(demand, self._free.table.named(places))
             return True, Pending.NO_CAPACITY, 0
         if self._move(demand):
             return True, Pending.NO_CAPACITY, 0
-        told = Rejection(demand.nodes, self._why_not(demand, fits, allowed), int(allowed.sum()))
-        self._known.note_failed(key, demand, told)
-        return False, told.why, told.fitting
+        why = self._why_not(demand, fits, allowed)
+        rejection = Rejection(demand.nodes, why, int(allowed.sum()))
+        self._rejections.note_failed(key, demand, rejection)
+        return False, rejection.why, rejection.fitting
 
     def _move(self, demand: Demand) -> bool:
-        """Whether it gets nodes elsewhere for some that it has, or for all."""
-        move = migration.away(self._board, self._eligible, demand)
+        """Place the demand by migration: away from avoided nodes, or as a whole. True: moved."""
+        move = migration.off_avoided_nodes(self._free, self._eligible, demand)
         if move is None:
-            move = migration.as_a_whole(self._board, self._eligible, demand)
+            move = migration.whole_gang(self._free, self._eligible, demand)
         if move is None:
             return False
         self._plan.leaves[demand.run] = move.leaves
@@ -207,35 +229,36 @@ class Pass:
         return True
 
     def _commit_placement(self, demand: Demand, nodes: tuple[str, ...]) -> None:
-        self._board.take(self._board.rooms.places(nodes), demand.need)
+        self._free.take(self._free.table.places(nodes), demand.need)
         self._quotas.charge(demand.queue, len(nodes) * accounted_gpus(demand.need))
         self._shares.charge(demand)
         self._plan.placements[demand.run] = nodes
         self._holdings.append(_holding(demand, nodes, self._now))
 
     def _key(self, demand: Demand) -> Key:
-        """Demands with one key are told the same, if they want as many nodes or more."""
-        return (shape_of(demand.need), demand.pack, *self._eligible.like(demand))
+        """Cache key of placement: a rejection holds for its key with as many nodes or more."""
+        return (shape_of(demand.need), demand.pack, *self._eligible.cache_key(demand))
 
     def _kind(self, demand: Demand) -> Key:
-        """The same, for who may have others leave too."""
-        group = self._holders.group(demand.queue)
+        """Cache key of placement and preemption together."""
+        group = self._candidates.group(demand.queue)
         return (*self._key(demand), group, demand.priority, demand.may_preempt)
 
-    # why not
+    # reasons to wait
 
     def _why_not(self, demand: Demand, fits: Mask, allowed: Mask) -> Pending:
         if int(fits.sum()) < demand.nodes:
-            some_time = self._board.fits(demand.need)
-            some_time[self._board.rooms.places(demand.keeps)] = False
-            return Pending.MAINTENANCE if some_time.sum() >= demand.nodes else Pending.NO_CAPACITY
+            ignoring_maintenance = self._free.fits(demand.need)
+            ignoring_maintenance[self._free.table.places(demand.keeps)] = False
+            enough = ignoring_maintenance.sum() >= demand.nodes
+            return Pending.MAINTENANCE if enough else Pending.NO_CAPACITY
         if int(allowed.sum()) < demand.nodes:
             return Pending.RESERVED
-        if self._eligible.most(self._board, demand, allowed) < demand.nodes:
+        if self._eligible.usable_count(self._free, demand, allowed) < demand.nodes:
             return Pending.SPARES
         return Pending.TOPOLOGY
 
-    def _quota_in_words(self, demand: Demand) -> str:
+    def _quota_detail(self, demand: Demand) -> str:
         quota = self._quotas.of(demand.queue)
         used = self._quotas.used(demand.queue)
         return f"queue {demand.queue} uses {used} of {quota.gpus} GPUs; it wants {demand.gpus} more"
@@ -244,81 +267,84 @@ class Pass:
         self._plan.waits[demand.run] = Wait(
             run=demand.run,
             why=why,
-            place=self._in_line + 1,
+            place=self._queue_length + 1,
             missing=demand.nodes,
             fitting=fitting,
             **facts,
         )
-        self._in_line += why is not Pending.TOO_LARGE
+        self._queue_length += why is not Pending.TOO_LARGE
 
-    # who waits
+    # reservations
 
     def _block(self, demand: Demand, why: Pending, fitting: int) -> None:
-        """It waits for nodes: the first to do so gets a reservation."""
-        if self._head is not None:
-            behind = self._head.run if why is Pending.RESERVED else None
-            told = Rejection(demand.nodes, why, fitting, behind)
-            self._known.note_told(self._kind(demand), demand, told)
+        """Record that the run waits for nodes; the first blocked run gets a reservation."""
+        if self._first_blocked is not None:
+            behind = self._first_blocked.run if why is Pending.RESERVED else None
+            rejection = Rejection(demand.nodes, why, fitting, behind)
+            self._rejections.note_rejected(self._kind(demand), demand, rejection)
             self._wait(demand, why, fitting, behind=behind)
             return
-        self._head = demand
-        forecast = Forecast(self._board, self._holdings, self._eligible, self._now)
+        self._first_blocked = demand
+        forecast = Forecast(self._free, self._holdings, self._eligible, self._now)
         claim = forecast.claim(demand)
         self._claim(demand, claim)
         self._wait(demand, why, fitting=fitting, starts_at=claim.until)
 
     def _claim(self, demand: Demand, claim: Claim) -> None:
         self._plan.claims[demand.run] = claim
-        self._kept.keep(demand.run, claim)
-        self._known.forget()
+        self._reservations.reserve(demand.run, claim)
+        self._rejections.forget()
 
-    # who leaves
+    # preemption
 
-    def _await_leavers(self, demand: Demand, claim: Claim, leaving: Iterable[str]) -> None:
+    def _await_preemption(self, demand: Demand, claim: Claim, leaving: Iterable[str]) -> None:
         self._claim(demand, claim)
-        self._quotas.charge(demand.queue, demand.gpus)  # kept for it, as its nodes are
+        self._quotas.charge(demand.queue, demand.gpus)  # reserve the quota like the nodes
         self._wait(demand, Pending.PREEMPTING, detail=", ".join(sorted(set(leaving))))
 
-    def _make_room(self, demand: Demand) -> bool:
-        """Ask the cheapest that make room to save and leave; whether there are such."""
+    def _preempt_for(self, demand: Demand) -> bool:
+        """Preempt the cheapest sufficient candidates for the demand; False: there are none."""
         kind = self._kind(demand)
-        if self._preemptors == MOST_PREEMPTORS or self._known.futile(kind, demand):
+        if self._preemptors == MAX_PREEMPTORS or self._rejections.futile(kind, demand):
             return False
-        if not self._leave_for(demand):
-            self._known.note_futile(kind, demand)
+        if not self._select_victims(demand):
+            self._rejections.note_futile(kind, demand)
             return False
         self._preemptors += 1
         return True
 
-    def _leave_for(self, demand: Demand) -> bool:
-        board, eligible = self._board.copy(), self._eligible
+    def _select_victims(self, demand: Demand) -> bool:
+        """Select victims, reserve their nodes for the demand, and record the evictions."""
+        free, eligible = self._free.copy(), self._eligible
         leaving = [h for h in self._snapshot.holdings if h.leaving]
-        free = int(eligible.may_have(board, demand).sum()) + sum(len(h.nodes) for h in leaving)
-        if free + self._holders.at_most(demand, self._idling) < demand.nodes:
+        reachable = int(eligible.usable_after_preemption(free, demand).sum())
+        reachable += sum(len(h.nodes) for h in leaving)
+        if reachable + self._candidates.at_most(demand, self._idle_holders) < demand.nodes:
             return False
-        options = self._holders.candidates(demand, self._idling)
-        trial = preemption.Trial(board, self._quotas, eligible, demand, leaving, options)
+        options = self._candidates.candidates(demand, self._idle_holders)
+        trial = preemption.Trial(free, self._quotas, eligible, demand, leaving, options)
         chosen = preemption.select(trial) if options else None
         if chosen is None:
             return False
-        then = trial.board(chosen)
-        places = eligible.spot(then, demand, eligible.may_have(then, demand))
+        after = trial.free_after(chosen)
+        usable = eligible.usable_after_preemption(after, demand)
+        places = eligible.choose_nodes(after, demand, usable)
         if places is None:
             return False
-        nodes = self._board.rooms.named(places)
+        nodes = self._free.table.named(places)
         gone = preemption.evictions(demand, [options[i] for i in chosen])
         for eviction in gone:
-            self._holders.leave(eviction.run)
-            self._gave[eviction.run] = demand.run
+            self._candidates.remove(eviction.run)
+            self._preempted_for[eviction.run] = demand.run
         self._plan.evictions.extend(gone)
         before = [h.run for h in leaving if not set(nodes).isdisjoint(h.nodes)]
         claim = Claim(nodes=nodes, preempting=True)
-        self._await_leavers(demand, claim, [*before, *(each.run for each in gone)])
+        self._await_preemption(demand, claim, [*before, *(each.run for each in gone)])
         return True
 
 
 def _holding(demand: Demand, nodes: tuple[str, ...], now: dt.datetime) -> Holding:
-    """What a demand has once it is placed."""
+    """The holding of a demand once it is placed."""
     within = demand.ends_within
     return Holding(
         run=demand.run,

@@ -1,4 +1,10 @@
-"""Who leaves for whom: the cheapest runs that make room, and nobody for nothing."""
+"""Preemption: which runs stop so that another one can start, at the lowest cost.
+
+Candidates come from three rules: lower priority in the same queue or in queues without a quota
+("priority"), borrowed quota that its owner needs back ("reclaim"), and nodes that a run further
+back holds idle while it waits ("order"). Nothing is preempted unless the demand then fits
+completely. The choice is a heuristic, not the optimum (:func:`select`).
+"""
 
 from __future__ import annotations
 
@@ -22,49 +28,49 @@ from orchestrator.core.scheduling.types import (
     accounted_gpus,
 )
 
-SINGLES = 8
-"""Runs that are tried as the only one to leave, the cheapest first."""
+MAX_SINGLE_VICTIMS = 8
+"""Number of candidates, the cheapest first, that are tried as the only victim."""
 Loss = tuple[float, ...]
-"""GPU seconds lost, by priority, the highest first."""
+"""GPU seconds lost by priority, the highest priority first; compared lexicographically."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Something a run could be asked to give back."""
+    """Nodes of one run that preemption could free."""
 
     holding: Holding
     nodes: tuple[str, ...]
     why: str
     rest: bool = False
-    """What an elastic run has beside its surplus: to shrink comes before to stop."""
+    """True for the required nodes of an elastic run; its surplus is a candidate of its own."""
 
     @property
     def gpus(self) -> int:
-        """GPUs it would free."""
+        """GPUs that it would free, at least one per node."""
         return len(self.nodes) * accounted_gpus(self.holding.need)
 
     @property
     def by_loss(self) -> tuple[object, ...]:
-        """The lowest priority first, surplus before the rest, then the fewest GPU seconds lost."""
+        """Sort key: lowest priority, then surplus before required nodes, then GPU seconds lost."""
         holding = self.holding
         return -PRIORITY_RANK[holding.priority], self.rest, holding.lost_gpu_seconds, holding.run
 
     @property
     def by_density(self) -> tuple[object, ...]:
-        """The same by the GPU seconds lost for each node."""
+        """The same sort key with GPU seconds lost per freed node."""
         holding, each = self.holding, self.holding.lost_gpu_seconds / len(self.nodes)
         return -PRIORITY_RANK[holding.priority], self.rest, each, holding.run
 
 
 class PreemptionCandidates:
-    """What runs have, found by who may take it."""
+    """Held nodes, indexed by the runs that may preempt them."""
 
     def __init__(self, holdings: Iterable[Holding], quotas: Quotas) -> None:
         self._quotas = quotas
         self._of_run: dict[str, list[Holding]] = defaultdict(list)
         self._of_queue: dict[str, list[Holding]] = defaultdict(list)
         self._nodes: dict[tuple[str, int], int] = defaultdict(int)
-        """Nodes by group of queues and priority."""
+        """Number of preemptible nodes by group of queues and rank of priority."""
         for holding in holdings:
             if holding.nodes and not holding.leaving:
                 self._of_run[holding.run].append(holding)
@@ -73,18 +79,18 @@ class PreemptionCandidates:
                     self._count(holding, 1)
 
     def group(self, queue: str) -> str:
-        """Its own name, or nothing: queues without a quota are alike."""
+        """The queue itself if it has a quota; "" for all queues without one, which are alike."""
         return queue if self._quotas.limited(queue) else ""
 
-    def leave(self, run: str) -> None:
-        """A run was asked to leave: it is not asked again."""
+    def remove(self, run: str) -> None:
+        """Drop a run that this pass has preempted, so that it is not preempted twice."""
         for holding in self._of_run.pop(run, ()):
             if holding.movable:
                 self._of_queue[holding.queue].remove(holding)
                 self._count(holding, -1)
 
     def at_most(self, demand: Demand, waiting: AbstractSet[str]) -> int:
-        """How many nodes could be taken for a demand, at the very most."""
+        """Upper bound of the nodes that preemption could free for a demand; a cheap pre-check."""
         found = sum(len(h.nodes) for run in waiting for h in self._of_run.get(run, ()))
         if demand.may_preempt:
             for group in {"", self.group(demand.queue)}:
@@ -95,14 +101,11 @@ class PreemptionCandidates:
         return found
 
     def candidates(self, demand: Demand, waiting: AbstractSet[str]) -> list[Candidate]:
-        """What may be taken for a demand, the cheapest first.
-
-        By priority from its own queue, and from those without a quota, to whose runs nothing is
-        promised; what its queue has lent; and what runs hold that only wait.
+        """Everything that may be preempted for a demand, the cheapest first.
 
         Args:
-            demand: Who needs room.
-            waiting: Runs that hold nodes and wait for more themselves, behind it in the order.
+            demand: The run that needs nodes.
+            waiting: Runs behind it in the order that hold nodes while they wait for more.
         """
         found = [
             Candidate(holding=holding, nodes=holding.nodes, why="order")
@@ -111,26 +114,26 @@ class PreemptionCandidates:
             for holding in self._of_run.get(run, ())
         ]
         if demand.may_preempt:
-            spared, borrowers = waiting | {demand.run}, self._borrowers(demand)
+            excluded, borrowers = waiting | {demand.run}, self._borrowers(demand)
             for queue, holdings in self._of_queue.items():
-                there = [holding for holding in holdings if holding.run not in spared]
+                movable = [holding for holding in holdings if holding.run not in excluded]
                 if queue in borrowers:
-                    found.extend(self._lent(queue, there))
+                    found.extend(self._lent(queue, movable))
                 elif queue == demand.queue or not self._quotas.limited(queue):
                     rank = PRIORITY_RANK[demand.priority]
-                    lower = (h for h in there if PRIORITY_RANK[h.priority] > rank)
+                    lower = (h for h in movable if PRIORITY_RANK[h.priority] > rank)
                     found.extend(part for h in lower for part in _parts(h, "priority"))
         return sorted(found, key=lambda candidate: candidate.by_loss)
 
     def _borrowers(self, demand: Demand) -> set[str]:
-        """Queues that have borrowed what the demand's queue may have back."""
-        standing = self._quotas.standing(demand.queue, demand.gpus)
-        if standing not in {QuotaStatus.WITHIN, QuotaStatus.RECLAIMING}:
+        """Queues whose borrowed quota the demand's queue may reclaim now."""
+        status = self._quotas.status(demand.queue, demand.gpus)
+        if status not in {QuotaStatus.WITHIN, QuotaStatus.RECLAIMING}:
             return set()
         return self._quotas.borrowers(demand.queue)
 
     def _lent(self, queue: str, holdings: Iterable[Holding]) -> Iterator[Candidate]:
-        """The cheapest of a queue, until it has given back all that it has borrowed."""
+        """The cheapest parts of a queue's runs that return all that the queue has borrowed."""
         borrowed = self._quotas.borrowed(queue)
         parts = (part for holding in holdings for part in _parts(holding, "reclaim"))
         for part in sorted(parts, key=lambda candidate: candidate.by_loss):
@@ -153,20 +156,20 @@ def _parts(holding: Holding, why: str) -> Iterator[Candidate]:
 
 
 class Trial:
-    """A board and quotas on which candidates leave and come back, to see what suffices.
+    """Free resources and quotas on which candidates are removed hypothetically.
 
     Args:
-        board: What is free now. Changed: who leaves already has left.
-        quotas: What queues use now; as it was when the trial is over.
-        eligible: What the demand may use of a board.
-        demand: Who needs room.
-        leaving: What is left already, whoever else is asked.
-        options: Who may leave.
+        free: Free resources now. Modified: nodes of runs that already leave are added.
+        quotas: Use by queue; modified during each check and restored afterwards.
+        eligible: The rules about nodes that the demand may use.
+        demand: The run that needs nodes.
+        leaving: Holdings that become free without any further preemption.
+        options: The candidates.
     """
 
     def __init__(
         self,
-        board: FreeResources,
+        free: FreeResources,
         quotas: Quotas,
         eligible: Eligible,
         demand: Demand,
@@ -176,25 +179,25 @@ class Trial:
         self._quotas, self._demand, self._eligible = quotas, demand, eligible
         self.options = options
         for holding in leaving:
-            board.give(board.rooms.places(holding.nodes), holding.need)
-        self._now = board
+            free.give(free.table.places(holding.nodes), holding.need)
+        self._free = free
         self._left = [(holding.queue, holding.gpus) for holding in leaving]
-        self._columns = _Columns(board, options)
+        self._columns = _Columns(free, options)
 
     @property
     def missing(self) -> int:
-        """Nodes that are missing while nobody is asked: who leaves alone has as many."""
-        mask = self._eligible.may_have(self._now, self._demand)
-        return self._demand.nodes - self._eligible.most(self._now, self._demand, mask)
+        """Nodes still missing without preemption; a single victim must free at least as many."""
+        mask = self._eligible.usable_after_preemption(self._free, self._demand)
+        return self._demand.nodes - self._eligible.usable_count(self._free, self._demand, mask)
 
-    def board(self, chosen: Iterable[int]) -> FreeResources:
-        """The board once these options have left."""
-        board = self._now.copy()
-        self._columns.leave(board, self._mask(chosen))
-        return board
+    def free_after(self, chosen: Iterable[int]) -> FreeResources:
+        """Free resources once the chosen candidates have left."""
+        free = self._free.copy()
+        self._columns.remove(free, self._mask(chosen))
+        return free
 
     def suffices(self, chosen: Iterable[int]) -> bool:
-        """Whether it is enough that these options leave."""
+        """True if the demand fits quota and nodes once the chosen candidates have left."""
         chosen = list(chosen)
         gone = [*self._left, *((self._option(i).queue, self.options[i].gpus) for i in chosen)]
         by_queue: dict[str, int] = defaultdict(int)
@@ -202,14 +205,17 @@ class Trial:
             by_queue[queue] += gpus
         for queue, gpus in by_queue.items():
             self._quotas.charge(queue, -gpus)
-        standing = self._quotas.standing(self._demand.queue, self._demand.gpus)
+        status = self._quotas.status(self._demand.queue, self._demand.gpus)
         for queue, gpus in by_queue.items():
             self._quotas.charge(queue, gpus)
-        allowed = standing in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
-        return allowed and self._eligible.suffices(self.board(chosen), self._demand)
+        allowed = status in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
+        return allowed and self._eligible.suffices(self.free_after(chosen), self._demand)
 
     def loss(self, chosen: Iterable[int]) -> Loss:
-        """What it costs that these options leave: runs of high priority first."""
+        """Cost of the chosen candidates, by priority.
+
+        Each run also counts one GPU second, so that fewer victims win among free ones.
+        """
         by_rank = [0.0] * len(PRIORITY_RANK)
         for run in {self._option(i).run: self._option(i) for i in chosen}.values():
             by_rank[PRIORITY_RANK[run.priority]] += 1.0 + run.lost_gpu_seconds
@@ -225,10 +231,10 @@ class Trial:
 
 
 class _Columns:
-    """What leaves with each option, worker by worker, so that many leave in one go."""
+    """The workers of all candidates as arrays, so that any subset is removed in one operation."""
 
-    def __init__(self, board: FreeResources, options: Sequence[Candidate]) -> None:
-        index = board.rooms.index
+    def __init__(self, free: FreeResources, options: Sequence[Candidate]) -> None:
+        index = free.table.index
         workers = [
             (place, number)
             for number, option in enumerate(options)
@@ -242,55 +248,57 @@ class _Columns:
         self._cpus = np.array([need.cpus_per_node for need in needs], dtype=np.float64)
         self._memory = np.array([need.memory_per_node for need in needs], dtype=np.float64)
 
-    def leave(self, board: FreeResources, chosen: Mask) -> None:
-        """The workers of these options leave a board."""
+    def remove(self, free: FreeResources, chosen: Mask) -> None:
+        """Remove the workers of the chosen candidates from `free`."""
         here: NDArray[np.bool_] = chosen[self._owner]
         places, owner = self._places[here], self._owner[here]
-        np.add.at(board.gpus, places, self._gpus[owner])
-        np.add.at(board.cpus, places, self._cpus[owner])
-        np.add.at(board.memory, places, self._memory[owner])
-        np.add.at(board.tenants, places, -1)
+        np.add.at(free.gpus, places, self._gpus[owner])
+        np.add.at(free.cpus, places, self._cpus[owner])
+        np.add.at(free.memory, places, self._memory[owner])
+        np.add.at(free.tenants, places, -1)
 
 
 def select(trial: Trial) -> list[int] | None:
-    """The cheapest of the options that suffice; None: all together do not.
+    """A cheap sufficient subset of the candidates, by index; None: even all do not suffice.
 
-    To find the very cheapest set is a knapsack problem. Tried are the shortest prefix by loss, the
-    shortest by loss for each node, both without those that turn out not to be needed, and the
-    cheapest that suffice alone.
+    The exact optimum is a knapsack problem. The function compares the shortest sufficient prefix by
+    loss, the shortest by loss per node, both without unneeded members, and the cheapest single
+    candidates that suffice alone.
     """
-    everybody = range(len(trial.options))
-    if not trial.suffices(everybody):
+    everyone = range(len(trial.options))
+    if not trial.suffices(everyone):
         return None
     if trial.suffices(()):
         return []
-    by_density = sorted(everybody, key=lambda i: trial.options[i].by_density)
-    best = min((_prefix(trial, order) for order in (everybody, by_density)), key=trial.loss)
+    by_density = sorted(everyone, key=lambda i: trial.options[i].by_density)
+    best = min((_prefix(trial, order) for order in (everyone, by_density)), key=trial.loss)
     missing, most = trial.missing, trial.loss(best)
-    alone = [i for i in everybody if len(trial.options[i].nodes) >= missing]
-    cheaper = sorted((loss, i) for i in alone if (loss := trial.loss([i])) < most)[:SINGLES]
+    alone = [i for i in everyone if len(trial.options[i].nodes) >= missing]
+    cheaper = sorted((loss, i) for i in alone if (loss := trial.loss([i])) < most)[
+        :MAX_SINGLE_VICTIMS
+    ]
     return next(([i] for _, i in cheaper if trial.suffices([i])), best)
 
 
 def _prefix(trial: Trial, order: Sequence[int]) -> list[int]:
-    """The shortest prefix that suffices, found by bisection, since whoever leaves only adds room.
+    """The shortest sufficient prefix, then without the expensive members that are not needed.
 
-    Then the dearest of it that turn out not to be needed are spared.
+    Bisection is valid because every further victim only adds free nodes.
     """
     low, high = 1, len(order)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if trial.suffices(order[:middle]) else (middle + 1, high)
-    leave = list(order[:low])
+    chosen = list(order[:low])
     for i in reversed(order[:low]):
-        without = [other for other in leave if other != i]
+        without = [other for other in chosen if other != i]
         if trial.suffices(without):
-            leave = without
-    return leave
+            chosen = without
+    return chosen
 
 
 def evictions(demand: Demand, chosen: Sequence[Candidate]) -> list[Eviction]:
-    """One for each run. Who gives more than its surplus gives all."""
+    """One eviction per run: of its surplus, or of all nodes if more than that is chosen."""
     asked: dict[str, list[Candidate]] = {}
     for candidate in chosen:
         asked.setdefault(candidate.holding.run, []).append(candidate)

@@ -1,4 +1,7 @@
-"""Quotas of queues: nominal, borrowed within a cohort, reclaimed (the model of Kueue)."""
+"""Quotas of queues: nominal, borrowed within a cohort, reclaimed (the model of Kueue).
+
+All amounts are GPUs; a worker without GPUs counts as one (`accounted_gpus`).
+"""
 
 from __future__ import annotations
 
@@ -10,40 +13,40 @@ from orchestrator.core.scheduling.types import Quota
 
 
 class QuotaStatus(StrEnum):
-    """How a queue would stand with so many more GPUs."""
+    """The quota status of a queue if it used a given number of further GPUs."""
 
-    WITHIN = "within"  # within its nominal quota, or without a limit
-    BORROWING = "borrowing"  # above it, with what others do not use
-    RECLAIMING = "reclaiming"  # within it, but others have borrowed what is its own
-    OVER = "over"  # more than it may use now
+    WITHIN = "within"  # within its nominal quota, or the queue has no limit
+    BORROWING = "borrowing"  # above it, covered by unused quota of the cohort
+    RECLAIMING = "reclaiming"  # within it, but other queues have borrowed that quota
+    OVER = "over"  # above the quota that it may use now
 
 
 class Quotas:
-    """What queues use, and may use."""
+    """GPUs that each queue uses and may use."""
 
     def __init__(self, quotas: Iterable[Quota]) -> None:
         self._quotas = {quota.name: quota for quota in quotas}
         self._used: dict[str, int] = defaultdict(int)
         self._cohorts: dict[str, list[Quota]] = defaultdict(list)
         self._excess: dict[str, int] = defaultdict(int)
-        """Cohort → GPUs that are borrowed in it, less those that are lent at most."""
+        """Cohort → borrowed GPUs minus lendable GPUs; positive: a queue must give GPUs back."""
         self._borrowers: dict[str, set[str]] = defaultdict(set)
-        self._most: dict[str, int] = {}
+        self._ceilings: dict[str, int] = {}
         for quota in self._quotas.values():
             if quota.cohort is not None and quota.gpus is not None:
                 self._cohorts[quota.cohort].append(quota)
                 self._excess[quota.cohort] += self._balance(quota)
 
     def of(self, queue: str) -> Quota:
-        """A queue's quota; one that was never set has no limit."""
+        """The quota of a queue; a queue that was never configured has no limit."""
         return self._quotas.get(queue) or Quota(name=queue)
 
     def used(self, queue: str) -> int:
-        """GPUs its runs have."""
+        """GPUs that the queue's runs hold."""
         return self._used[queue]
 
     def charge(self, queue: str, gpus: int) -> None:
-        """Its runs have so many more (or fewer)."""
+        """Add `gpus` (negative: subtract) to what the queue's runs hold."""
         quota = self.of(queue)
         before = self._balance(quota)
         self._used[queue] += gpus
@@ -53,33 +56,33 @@ class Quotas:
             (borrowers.add if self.borrowed(queue) else borrowers.discard)(queue)
 
     def limited(self, queue: str) -> bool:
-        """Whether it has a quota."""
+        """True if the queue has a nominal quota."""
         return self.of(queue).gpus is not None
 
     def borrowed(self, queue: str) -> int:
-        """GPUs it uses above its nominal quota."""
+        """GPUs that the queue uses above its nominal quota; 0 without a limit."""
         nominal = self.of(queue).gpus
         return 0 if nominal is None else max(0, self._used[queue] - nominal)
 
-    def most(self, queue: str) -> int | None:
-        """GPUs it could ever use, with all others idle; None: no limit."""
+    def ceiling(self, queue: str) -> int | None:
+        """GPUs that the queue could use with all other queues idle; None: no limit."""
         quota = self.of(queue)
         if quota.gpus is None:
             return None
-        if queue not in self._most:
-            mates = self._cohorts.get(quota.cohort or "", [])
-            lent = sum(_lendable(other, 0) for other in mates if other.name != queue)
+        if queue not in self._ceilings:
+            peers = self._cohorts.get(quota.cohort or "", [])
+            lent = sum(_lendable(other, 0) for other in peers if other.name != queue)
             limit = quota.borrowing_limit
-            self._most[queue] = quota.gpus + (lent if limit is None else min(lent, limit))
-        return self._most[queue]
+            self._ceilings[queue] = quota.gpus + (lent if limit is None else min(lent, limit))
+        return self._ceilings[queue]
 
-    def standing(self, queue: str, gpus: int) -> QuotaStatus:
-        """How the queue would stand with `gpus` more."""
+    def status(self, queue: str, gpus: int) -> QuotaStatus:
+        """The status of the queue if it used `gpus` more. The quotas are unchanged afterwards."""
         quota = self.of(queue)
         if quota.gpus is None:
             return QuotaStatus.WITHIN
         self.charge(queue, gpus)
-        above, excess = self.borrowed(queue), self._beyond(quota)
+        above, excess = self.borrowed(queue), self._excess_of(quota)
         self.charge(queue, -gpus)
         if above == 0:
             return QuotaStatus.RECLAIMING if excess > 0 else QuotaStatus.WITHIN
@@ -89,15 +92,15 @@ class Quotas:
         return QuotaStatus.BORROWING
 
     def borrowers(self, queue: str) -> set[str]:
-        """Other queues of its cohort that use more than their own."""
+        """The other queues of the cohort that use more than their nominal quota."""
         return self._borrowers.get(self.of(queue).cohort or "", set()) - {queue}
 
-    def _beyond(self, quota: Quota) -> int:
-        """GPUs borrowed within the cohort beyond what is lent."""
+    def _excess_of(self, quota: Quota) -> int:
+        """GPUs borrowed in the queue's cohort beyond what the cohort can lend."""
         return self.borrowed(quota.name) if quota.cohort is None else self._excess[quota.cohort]
 
     def _balance(self, quota: Quota) -> int:
-        """GPUs a queue has borrowed, less those that it has to lend."""
+        """GPUs that the queue has borrowed minus GPUs that it can lend."""
         return self.borrowed(quota.name) - _lendable(quota, self._used[quota.name])
 
 

@@ -1,7 +1,7 @@
-"""What a pass has tried in vain: thousands wait alike, and each kind is tried once.
+"""Rejections of one pass, by kind of demand, so that each kind is evaluated only once.
 
-Only what is plain is remembered or told: a run that has nodes, avoids some or claims some is looked
-at by itself.
+Thousands of runs may wait with the same shape, queue and priority. Only plain demands are cached: a
+run that holds, avoids or claims nodes is always evaluated by itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Key = tuple[object, ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rejection:
-    """What one run was told, and so are those of its kind that want as many nodes or more."""
+    """Why a demand was rejected; it holds for its kind with as many nodes or more."""
 
     nodes: int
     why: Pending
@@ -24,44 +24,48 @@ class Rejection:
 
 
 class RejectionCache:
-    """Kinds of demands, and what became of the first of each. Room only shrinks in a pass."""
+    """Rejections by kind of demand.
+
+    Entries stay valid because free nodes only shrink during a pass; events that add candidates or
+    change reservations must call `forget`.
+    """
 
     def __init__(self) -> None:
         self._failed: dict[Key, Rejection] = {}
-        self._told: dict[Key, Rejection] = {}
+        self._rejected: dict[Key, Rejection] = {}
         self._futile: dict[Key, int] = {}
 
     def forget(self) -> None:
-        """What is kept for others, or may be taken, has changed."""
+        """Drop all entries: the reservations or the preemptible nodes have changed."""
         self._failed.clear()
-        self._told.clear()
+        self._rejected.clear()
         self._futile.clear()
 
     def failed(self, key: Key, demand: Demand) -> Rejection | None:
-        """Why there is no place for such a demand."""
+        """The rejection by placement alone, without preemption; None: not known."""
         return _for(self._failed.get(key), demand)
 
-    def told(self, key: Key, demand: Demand) -> Rejection | None:
-        """What such a demand is told after everything was tried."""
-        return _for(self._told.get(key), demand)
+    def rejected(self, key: Key, demand: Demand) -> Rejection | None:
+        """The final rejection, preemption included; None: not known."""
+        return _for(self._rejected.get(key), demand)
 
     def futile(self, key: Key, demand: Demand) -> bool:
-        """Whether nobody leaves for such a demand."""
-        known = self._futile.get(key)
-        return known is not None and _plain(demand) and demand.nodes >= known
+        """True if preemption is known to free too little for such a demand."""
+        fewest = self._futile.get(key)
+        return fewest is not None and _plain(demand) and demand.nodes >= fewest
 
-    def note_failed(self, key: Key, demand: Demand, told: Rejection) -> None:
-        """There is no place for it."""
+    def note_failed(self, key: Key, demand: Demand, rejection: Rejection) -> None:
+        """Record that no placement exists for the demand."""
         if _plain(demand):
-            self._failed[key] = told
+            self._failed[key] = rejection
 
-    def note_told(self, key: Key, demand: Demand, told: Rejection) -> None:
-        """It was told so."""
+    def note_rejected(self, key: Key, demand: Demand, rejection: Rejection) -> None:
+        """Record the final rejection of the demand."""
         if _plain(demand):
-            self._told[key] = told
+            self._rejected[key] = rejection
 
     def note_futile(self, key: Key, demand: Demand) -> None:
-        """Nobody leaves for it."""
+        """Record that preemption frees too little for the demand."""
         if _plain(demand):
             self._futile[key] = demand.nodes
 
@@ -70,5 +74,6 @@ def _plain(demand: Demand) -> bool:
     return not (demand.keeps or demand.avoid or demand.claim)
 
 
-def _for(told: Rejection | None, demand: Demand) -> Rejection | None:
-    return told if told is not None and demand.nodes >= told.nodes and _plain(demand) else None
+def _for(rejection: Rejection | None, demand: Demand) -> Rejection | None:
+    holds = rejection is not None and demand.nodes >= rejection.nodes and _plain(demand)
+    return rejection if holds else None

@@ -1,4 +1,4 @@
-"""Nodes that are kept for runs that wait, in one pass."""
+"""Nodes reserved for waiting runs during one pass."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from orchestrator.core.scheduling.types import Claim
 
 
 class Reservations:
-    """What is kept for runs that wait, in one pass."""
+    """Nodes reserved for waiting runs, each until a time (EASY: shorter runs may use them)."""
 
-    def __init__(self, rooms: NodeTable) -> None:
-        self._rooms = rooms
-        self._kept: dict[str, tuple[Indices, float]] = {}
-        """Places, and the Unix time until which others may use them; never: minus infinity."""
+    def __init__(self, table: NodeTable) -> None:
+        self._table = table
+        self._reserved: dict[str, tuple[Indices, float]] = {}
+        """Run → node indices and the Unix time until which others may use them; -inf: never."""
 
-    def keep(self, run: str, claim: Claim) -> None:
-        """Keep what a run claims."""
+    def reserve(self, run: str, claim: Claim) -> None:
+        """Reserve the nodes of a run's claim; a claim without nodes reserves nothing."""
         if claim.nodes:
             until = -math.inf if claim.until is None else claim.until.timestamp()
-            self._kept[run] = self._rooms.places(claim.nodes), until
+            self._reserved[run] = self._table.places(claim.nodes), until
 
     def release(self, run: str) -> None:
-        """Keep nothing for a run any more."""
-        self._kept.pop(run, None)
+        """Drop the reservation of a run, if it has one."""
+        self._reserved.pop(run, None)
 
     def open_until(self, ends: float) -> tuple[bool, ...]:
-        """Which of the reservations a run that ends then does not delay."""
-        return tuple(ends <= until for _, until in self._kept.values())
+        """For each reservation, True if a run that ends at Unix time `ends` does not delay it."""
+        return tuple(ends <= until for _, until in self._reserved.values())
 
     def beyond(self, ends: float) -> Mask:
-        """Nodes that a run that ends then would keep from others."""
-        mask = np.zeros(len(self._rooms), dtype=np.bool_)
-        for places, until in self._kept.values():
+        """Nodes whose reservation a run that ends at Unix time `ends` would delay."""
+        mask = np.zeros(len(self._table), dtype=np.bool_)
+        for places, until in self._reserved.values():
             if not ends <= until:
                 mask[places] = True
         return mask
 
-    def kept(self) -> Mask:
-        """Nodes that are kept for anybody."""
+    def reserved(self) -> Mask:
+        """Nodes that are reserved for any run."""
         return self.beyond(math.inf)

@@ -1,7 +1,7 @@
-"""What a scheduling pass looks at, and what it says. Data only; times are UTC.
+"""Input and output of a scheduling pass. Data only; times are UTC, durations are seconds.
 
-The words are those of Kueue and Slurm where they have one: queue, nominal quota, cohort, borrowing,
-reclaim, backfill, reservation.
+The terms are those of Kueue and Slurm where these have one: queue, nominal quota, cohort,
+borrowing, reclaim, backfill, reservation.
 """
 
 from __future__ import annotations
@@ -15,88 +15,91 @@ from jobs.spec import Priority, Resources
 from orchestrator.core.scheduling.node_table import NodeTable
 
 PRIORITY_RANK = {Priority.CRITICAL: 0, Priority.HIGH: 1, Priority.NORMAL: 2, Priority.LOW: 3}
-"""Smaller goes first."""
+"""Rank of each priority; the smaller rank goes first."""
 
 
 def accounted_gpus(need: Resources) -> int:
-    """What one worker counts for in quotas, shares and costs: its GPUs, or else one."""
+    """GPUs that one worker counts for in quotas, shares and costs; 1 if it uses none."""
     return max(1, need.gpus_per_node)
 
 
 class Pending(StrEnum):
-    """Why a run waits."""
+    """The reason why a run waits."""
 
     NO_CAPACITY = "no_capacity"  # not enough free nodes that fit
-    TOPOLOGY = "topology"  # enough free nodes, but not within one domain of the size asked for
-    QUOTA = "quota"  # its queue's quota, and what it may borrow, are used up
-    RESERVED = "reserved"  # the free nodes that fit are kept for a run ahead of it
+    TOPOLOGY = "topology"  # enough free nodes, but not within one domain of the requested level
+    QUOTA = "quota"  # the quota of its queue, including borrowing, is used up
+    RESERVED = "reserved"  # the free nodes that fit are reserved for a run ahead of it
     SPARES = "spares"  # the free nodes that fit are the pool of spares for recoveries
-    MAINTENANCE = "maintenance"  # the free nodes that fit are maintained before it would end
-    PREEMPTING = "preempting"  # others save and leave for it
-    BEHIND = "behind"  # it might fit, but a run of its queue ahead of it does not yet
-    TOO_LARGE = "too_large"  # more than the cluster (or its queue) has, even empty
-    HELD = "held"  # a hold stops automation
-    BACK_OFF = "back_off"  # waits before the next try
-    WORKERS = "workers"  # has its nodes; its agents are coming up
+    MAINTENANCE = "maintenance"  # maintenance of the free nodes begins before the run would end
+    PREEMPTING = "preempting"  # preempted runs save and stop to make way for it
+    BEHIND = "behind"  # an earlier run of its queue waits for quota
+    TOO_LARGE = "too_large"  # larger than the empty cluster, or than the quota of its queue
+    HELD = "held"  # an operator or the circuit breaker has put it on hold
+    BACK_OFF = "back_off"  # waits for the back-off time before the next attempt
+    WORKERS = "workers"  # has its nodes; its agents are starting
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Nodes kept for a run that waits."""
+    """Nodes reserved for a waiting run, carried from pass to pass."""
 
     nodes: tuple[str, ...]
     until: dt.datetime | None = None
-    """When the last of them is expected to be free; None: unknown. Who ends before may use them."""
+    """When the last of the nodes is expected to be free; None: unknown.
+
+    Runs that end before this time may use the nodes meanwhile; with None no other run may.
+    """
     preempting: bool = False
-    """Others were asked to leave for it: it is honoured against everybody."""
+    """True if runs were preempted for these nodes: then the claim precedes every other demand."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What one run wants now."""
+    """The resources that one run requests now."""
 
     run: str
     name: str
     need: Resources
     nodes: int
-    """Nodes still missing, to start at all."""
+    """Nodes still missing for the run to start at all; 0: it only wants to leave `unwanted`."""
     more: int = 0
-    """Nodes it would like beyond that: up to an elastic run's maximum, and standbys."""
+    """Optional further nodes: up to the maximum of an elastic run, plus standbys."""
     queue: str = "default"
     project: str = "default"
     priority: Priority
     submitted_at: dt.datetime
     pack: str = "any"
-    """The largest topology domain the gang may span; any: prefer small ones."""
+    """The largest topology level of which the gang may span one domain; any: prefer small ones."""
     recovers: bool = False
-    """It ran before, and does not fail again and again: it goes ahead of newcomers."""
+    """True if the run ran before and makes progress: it goes ahead of newcomers."""
     may_preempt: bool = True
-    """False for a run in a crash loop: it may not keep evicting others."""
+    """False for a run in a crash loop, which must not preempt others again and again."""
     keeps: tuple[str, ...] = ()
-    """Nodes it has already: no second worker of a run on one node."""
+    """Nodes that the run already holds; a run never gets two workers on one node."""
     unwanted: tuple[str, ...] = ()
-    """Of those, the ones it would rather leave: it avoids them. Only if there is elsewhere."""
+    """Those of `keeps` that the run avoids and leaves if other nodes are available."""
     avoid: tuple[str, ...] = ()
-    """Nodes to use only when nothing else fits."""
+    """Nodes to use only if nothing else fits."""
     ends_within: float | None = None
-    """Seconds after which it is ended for certain (max_runtime); None: no limit."""
+    """Seconds until the run is stopped at the latest (`max_runtime`); None: no limit."""
     claim: Claim | None = None
-    """What an earlier pass kept for it."""
+    """The reservation from an earlier pass; None: none."""
 
     @property
     def gpus(self) -> int:
-        """GPUs of the missing nodes, as they are accounted."""
+        """Accounted GPUs of the missing nodes."""
         return self.nodes * accounted_gpus(self.need)
 
     @property
     def gang(self) -> int:
-        """Nodes it needs in all."""
+        """Nodes of the complete gang: held and missing."""
         return self.nodes + len(self.keeps)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """What one run has."""
+    """The nodes that one run holds. A run that leaves some of its nodes has two holdings."""
 
     run: str
     need: Resources
@@ -105,58 +108,58 @@ class Holding:
     project: str = "default"
     priority: Priority
     ends_at: dt.datetime | None = None
-    """When its nodes are expected to be free; None: unknown."""
+    """When the nodes are expected to be free; None: unknown."""
     ends_within: float | None = None
-    """Seconds after which it is ended for certain (max_runtime); None: no limit."""
+    """Seconds until the run is stopped at the latest (`max_runtime`); None: no limit."""
     lost_gpu_seconds: float = 0.0
-    """What stopping it now would cost: work since its last save, and the restart."""
+    """Cost of preempting it now, in GPU seconds: work since the last save, and the restart."""
     surplus: tuple[str, ...] = ()
-    """Nodes it could go without: it is elastic and above its minimum."""
+    """Nodes above the minimum of an elastic run, and standbys; preempted before the rest."""
     wants: int = 0
-    """More nodes it could use: growth of an elastic run, and standbys."""
+    """Further nodes that the run could use: growth of an elastic run, and standbys."""
     pack: str = "any"
     avoid: tuple[str, ...] = ()
     movable: bool = True
-    """False: it may not be asked to leave now (held, just starting, or leaving already)."""
+    """False: preemption must not touch it now (on hold, deciding, or leaving already)."""
     leaving: bool = False
-    """It was asked to leave, and its nodes will be free soon."""
+    """True if these nodes become free soon: the run was preempted or is stopping."""
 
     @property
     def gpus(self) -> int:
-        """GPUs of all its nodes, as they are accounted."""
+        """Accounted GPUs of all its nodes."""
         return len(self.nodes) * accounted_gpus(self.need)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """How many GPUs a queue may use."""
+    """GPUs that the runs of one queue may use."""
 
     name: str
     gpus: int | None = None
-    """Nominal quota; None: no limit."""
+    """Nominal quota in GPUs; None: no limit."""
     cohort: str | None = None
-    """Queues of one cohort lend each other what they do not use."""
+    """Queues of one cohort lend each other unused quota; None: no borrowing."""
     borrowing_limit: int | None = None
-    """GPUs above nominal at most; None: whatever the cohort has."""
+    """Maximum GPUs above nominal; None: all that the cohort can lend."""
     lending_limit: int | None = None
-    """GPUs of its own nominal that others may borrow at most; None: all that it does not use."""
+    """Maximum GPUs of the nominal quota that others may borrow; None: all that is unused."""
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Share of a project within the queue; 1 where not named."""
+    """Fair-share weight by project within the queue; absent: 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything a pass looks at."""
+    """The complete input of one pass."""
 
-    rooms: NodeTable
-    """The nodes that take work, as they would be with nothing on them."""
+    table: NodeTable
+    """The schedulable nodes with their total resources, regardless of workers."""
     holdings: Sequence[Holding] = ()
     demands: Sequence[Demand] = ()
     quotas: Sequence[Quota] = ()
     usage: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """GPU seconds that projects have used, decayed (:mod:`.share`)."""
+    """Decayed GPU seconds by project (:mod:`.fair_share`); absent: none."""
     spares: int = 0
-    """Idle nodes kept for recoveries."""
+    """Number of idle nodes reserved for recoveries."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,47 +169,51 @@ class Wait:
     run: str
     why: Pending
     place: int
-    """Place in the queue, from 1."""
+    """Position in the queue, from 1."""
     missing: int
-    """Nodes it waits for."""
+    """Number of nodes that the run waits for."""
     fitting: int
-    """Nodes that would fit now."""
+    """Number of nodes that it could use now."""
     behind: str | None = None
-    """The run that blocks it, for `behind` and `reserved`."""
+    """The run that blocks this one, for `behind` and `reserved`; otherwise None."""
     starts_at: dt.datetime | None = None
-    """When its nodes are expected to be free, if that is known."""
+    """When its nodes are expected to be free; None: unknown."""
     detail: str = ""
-    """The underlying cause, in words."""
+    """The underlying cause in words; may be empty."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Eviction:
-    """A run that is asked to save and leave nodes, for the sake of another."""
+    """A run that must save and release nodes because another run needs them."""
 
     run: str
     nodes: tuple[str, ...]
     by: str
-    """The run that gets them."""
+    """The run that gets the nodes."""
     why: str
-    """priority, reclaim or order."""
+    """One of priority, reclaim and order (:mod:`.preemption`)."""
     lost_gpu_seconds: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Who goes where, who waits for what, and who leaves."""
+    """The result of a pass: placements, waits, reservations and preemptions."""
 
     placements: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     leaves: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """Nodes that a placed run gives up: those it avoids, or all where its gang moves as a whole."""
+    """Nodes that a placed run releases: avoided nodes, or all when the whole gang moves."""
     growth: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """More nodes for runs that have theirs: elastic growth and standbys."""
+    """Further nodes for runs that already have theirs: elastic growth and standbys."""
     waits: dict[str, Wait] = dataclasses.field(default_factory=dict)
     claims: dict[str, Claim] = dataclasses.field(default_factory=dict)
     evictions: list[Eviction] = dataclasses.field(default_factory=list)
 
     def ahead(self, run: str) -> list[str]:
-        """Runs that wait ahead of one, first first."""
+        """Runs that wait ahead of `run`, in queue order.
+
+        Raises:
+            KeyError: The run does not wait.
+        """
         return [
             wait.run
             for wait in self.waits.values()

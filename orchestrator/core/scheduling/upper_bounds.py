@@ -1,4 +1,4 @@
-"""What could never be placed: more than there is, even with nothing on it."""
+"""Upper bounds: demands that no empty cluster and no idle cohort could satisfy."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from orchestrator.core.scheduling.types import Demand, accounted_gpus
 
 
 class Ceilings:
-    """The most that a gang can have, of nodes and of quota."""
+    """The largest gang that nodes and quota allow, cached by shape and topology level."""
 
-    def __init__(self, rooms: NodeTable, quotas: Quotas, eligible: Eligible) -> None:
-        self._rooms, self._quotas, self._eligible = rooms, quotas, eligible
+    def __init__(self, table: NodeTable, quotas: Quotas, eligible: Eligible) -> None:
+        self._table, self._quotas, self._eligible = table, quotas, eligible
         self._nodes: dict[tuple[Shape, str], tuple[int, int]] = {}
         self._pool = int(eligible.pool.sum())
 
     def exceeded_by(self, demand: Demand) -> str:
-        """How a demand asks for more than there is; empty: it does not.
+        """Why the demand exceeds what exists; empty: it does not.
 
-        Nothing that ends would make it fit, so it holds nobody up.
+        No end of another run makes such a demand fit, so it does not block the queue.
         """
-        most = None if goes_on(demand) else self._quotas.most(demand.queue)
+        most = None if continues_on_nodes(demand) else self._quotas.ceiling(demand.queue)
         if most is not None and demand.gang * accounted_gpus(demand.need) > most:
             return f"queue {demand.queue} may use {most} GPUs at most"
         nodes, outside = self._most_nodes(demand)
@@ -36,15 +36,15 @@ class Ceilings:
         return ""
 
     def _most_nodes(self, demand: Demand) -> tuple[int, int]:
-        """Nodes that fit when they are empty, in the best domain; those that are no spares."""
+        """Fitting nodes of the best empty domain, and how many fitting nodes are not spares."""
         key = shape_of(demand.need), demand.pack
         if key not in self._nodes:
-            mask = could_fit(self._rooms, demand.need)
-            most = topology.largest_domain(self._rooms, mask, demand.pack)
+            mask = could_fit(self._table, demand.need)
+            most = topology.largest_domain(self._table, mask, demand.pack)
             self._nodes[key] = most, int((mask & ~self._eligible.pool).sum())
         return self._nodes[key]
 
 
-def goes_on(demand: Demand) -> bool:
-    """A recovery that has nodes still: what it had, its queue's quota was charged for already."""
+def continues_on_nodes(demand: Demand) -> bool:
+    """True for a recovery that still holds nodes: its queue's quota already counts them."""
     return demand.recovers and bool(demand.keeps)

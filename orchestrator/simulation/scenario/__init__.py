@@ -1,1 +1,1 @@
-"""Scenarios: a fleet, its runs and their failures under virtual time."""
+"""Scenarios: a fleet, its runs and their failures, simulated in virtual time."""

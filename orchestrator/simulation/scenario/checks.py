@@ -1,4 +1,4 @@
-"""What a scenario says that makes no sense, though each of its fields is what it should be."""
+"""Consistency checks of a scenario that the types of its fields cannot express."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from orchestrator.simulation.scenario.random_streams import expected_failures
 
 _EVENT_KINDS: dict[str, Any] = EVENT.json_schema()["discriminator"]["mapping"]
 Found = tuple[FieldPath, str]
-"""Where, and what."""
+"""The path of a field, and the message about it."""
 
 
 def problems(scenario: Scenario, source: Source) -> list[Problem]:
-    """Each with its place: what can never run, never happens, or never ends."""
+    """All problems with their positions: runs that cannot start, times after the end, and so on."""
     found = [*_of_cluster(scenario), *_of_runs(scenario), *_of_times(scenario)]
     found += [*_of_failures(scenario), *_of_events(scenario)]
-    told = [source.problem(path, message) for path, message in found]
-    return sorted(told, key=lambda problem: (problem.line, problem.column))
+    located = [source.problem(path, message) for path, message in found]
+    return sorted(located, key=lambda problem: (problem.line, problem.column))
 
 
 def _of_cluster(scenario: Scenario) -> Iterator[Found]:
@@ -38,7 +38,7 @@ def _all(cluster: Cluster) -> str:
 
 
 def _of_runs(scenario: Scenario) -> Iterator[Found]:
-    """Runs that could never start: the cluster is too small, even empty."""
+    """Problems of runs that are larger than the empty cluster."""
     for place, run in enumerate(scenario.runs):
         where: FieldPath = ("runs", place, "spec", "resources")
         yield from _too_large(scenario.cluster, run.spec, where)
@@ -55,9 +55,9 @@ def _of_runs(scenario: Scenario) -> Iterator[Found]:
 
 def _too_large(cluster: Cluster, spec: RunSpec, where: FieldPath) -> Iterator[Found]:
     for field in ("gpus_per_node", "cpus_per_node"):
-        there, wanted = getattr(cluster, field), getattr(spec.resources, field)
-        if wanted > there:
-            yield (*where, field), _at_most(f"{there:g} (cluster.{field})", wanted)
+        available, wanted = getattr(cluster, field), getattr(spec.resources, field)
+        if wanted > available:
+            yield (*where, field), _at_most(f"{available:g} (cluster.{field})", wanted)
 
 
 def _at_most(most: str, got: float) -> str:
@@ -65,7 +65,7 @@ def _at_most(most: str, got: float) -> str:
 
 
 def _of_times(scenario: Scenario) -> Iterator[Found]:
-    """Moments after the end."""
+    """Problems of times after the end of the scenario."""
     times: list[tuple[FieldPath, float]] = [
         (("runs", place, "submit"), run.submit) for place, run in enumerate(scenario.runs)
     ]
@@ -90,7 +90,7 @@ def _of_failures(scenario: Scenario) -> Iterator[Found]:
 
 
 def _of_events(scenario: Scenario) -> Iterator[Found]:
-    """What the core does not understand."""
+    """Problems of events that the core would reject."""
     for place, event in enumerate(scenario.events):
         if event.kind not in _EVENT_KINDS:
             known = ", ".join(sorted(_EVENT_KINDS))

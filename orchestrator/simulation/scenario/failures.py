@@ -1,4 +1,4 @@
-"""What each failure does to the simulated world, and what the monitors make of it."""
+"""The effect of each failure on the simulated world, and the findings of the monitors about it."""
 
 from __future__ import annotations
 
@@ -18,28 +18,33 @@ from orchestrator.simulation.scenario.virtual_time import Engine
 
 _HANG = HangSettings()
 _STRAGGLER_STEPS = 50
-"""Steps over which a slower node stands out from the others."""
+"""Steps until a straggler monitor can tell a slow node from the others."""
 
 
 class Witness(Protocol):
-    """Told which run is met, and by what."""
+    """Receives every disturbance of a run, with the name of its cause."""
 
     def stopped(self, run: str, by: str) -> None:
-        """It has to start again."""
+        """The cause makes the run restart."""
 
     def marked(self, run: str, by: str) -> None:
-        """It goes on."""
+        """The cause does not stop the run."""
 
 
 class Mishaps:
-    """Makes failures happen, to whoever is on the node they meet."""
+    """Applies failures to the agents and gangs on the nodes that they strike."""
 
     def __init__(
-        self, engine: Engine, site: Site, chance: Chance, gangs: Mapping[str, Gang], told: Witness
+        self,
+        engine: Engine,
+        site: Site,
+        chance: Chance,
+        gangs: Mapping[str, Gang],
+        witness: Witness,
     ) -> None:
         self._engine, self._site, self._chance = engine, site, chance
-        self._gangs, self._told = gangs, told
-        self._act: Mapping[Mishap, Callable[[FailureModel, str], bool]] = {
+        self._gangs, self._witness = gangs, witness
+        self._effects: Mapping[Mishap, Callable[[FailureModel, str], bool]] = {
             Mishap.CRASH: self._crash,
             Mishap.GPU_FAULT: self._gpu_fault,
             Mishap.NODE_LOSS: self._node_loss,
@@ -55,8 +60,8 @@ class Mishaps:
         }
 
     def happen(self, model: FailureModel, node: str) -> bool:
-        """A failure meets a node. Whether it disturbed any run."""
-        return self._act[model.does](model, node)
+        """Apply a failure to a node. True if it disturbed a run."""
+        return self._effects[model.does](model, node)
 
     # ranks
 
@@ -74,13 +79,13 @@ class Mishaps:
         return self._kill_one(model, node, failure)
 
     def _kill_one(self, model: FailureModel, node: str, failure: Failure) -> bool:
-        """Of the gangs on the node, one is met."""
+        """Kill a rank of one gang on the node, chosen at random."""
         agents = self._trainers(node)
         if not agents:
             return False
         agent = self._chance.of(f"victim/{model.name}").choice(agents)
         gang = self._gangs[agent.run]
-        self._told.stopped(gang.id, model.name)
+        self._witness.stopped(gang.id, model.name)
         gang.die(gang.ranks.first_of(agent.worker), failure, since=self._engine.now)
         return True
 
@@ -91,7 +96,7 @@ class Mishaps:
             for agent in self._site.hosts[node].agents.values()
             if agent.run in self._gangs
             and agent.worker in self._gangs[agent.run].workers
-            and self._gangs[agent.run].phase in {Phase.COMING, Phase.TRAINING}
+            and self._gangs[agent.run].phase in {Phase.STARTING, Phase.TRAINING}
         ]
 
     # nodes
@@ -100,21 +105,21 @@ class Mishaps:
         host = self._site.hosts[node]
         if not host.up or host.away:
             return False
-        met = self._trainers(node)
-        for agent in met:
-            self._told.stopped(agent.run, model.name)
+        hit = self._trainers(node)
+        for agent in hit:
+            self._witness.stopped(agent.run, model.name)
             self._gangs[agent.run].stall()
         self._site.lose(host)
-        return bool(met)
+        return bool(hit)
 
     def _outage(self, model: FailureModel, node: str) -> bool:
         lasts = self._chance.delay(model.lasts, f"lasts/{model.name}")
         hosts = self._site.cut_off(model.level, node, lasts)
-        met = {agent.run for host in hosts for agent in self._trainers(host.info.id)}
-        for run in sorted(met):
+        hit = {agent.run for host in hosts for agent in self._trainers(host.info.id)}
+        for run in sorted(hit):
             gang = self._gangs[run]
-            self._told.stopped(run, model.name)
-            outside = [worker for worker in gang.workers if self._site.there(worker)]
+            self._witness.stopped(run, model.name)
+            outside = [worker for worker in gang.workers if self._site.reaches(worker)]
             if outside:
                 failure = Failure(
                     failure_class=FailureClass.NETWORK,
@@ -124,34 +129,34 @@ class Mishaps:
                 gang.die(gang.ranks.first_of(outside[0]), failure, since=self._engine.now)
             else:
                 gang.stall()
-        return bool(met)
+        return bool(hit)
 
     def _preemption(self, model: FailureModel, node: str) -> bool:
-        met = self._trainers(node)
-        for agent in met:
-            self._told.stopped(agent.run, model.name)
+        hit = self._trainers(node)
+        for agent in hit:
+            self._witness.stopped(agent.run, model.name)
             self._gangs[agent.run].catch_up()
         self._site.mark(node, "draining", model.name)
         lasts = self._chance.delay(model.lasts, f"lasts/{model.name}")
         self._engine.after(lasts, partial(self._site.mark, node, "ready", f"{model.name} is over"))
-        return bool(met)
+        return bool(hit)
 
     def _straggler(self, model: FailureModel, node: str) -> bool:
-        met = self._trainers(node)
-        for agent in met:
-            self._told.marked(agent.run, model.name)
+        hit = self._trainers(node)
+        for agent in hit:
+            self._witness.marked(agent.run, model.name)
         host = self._site.hosts[node]
         host.slowdown = model.slowdown
         self._repace_on(node)
-        for agent in met:
+        for agent in hit:
             gang = self._gangs[agent.run]
             find = partial(self._find, FindingKind.STRAGGLER, gang, gang.step, model.name)
             self._engine.after(_STRAGGLER_STEPS * gang.run.step_seconds, find)
         lasts = self._chance.delay(model.lasts, f"lasts/{model.name}")
-        self._engine.after(lasts, partial(self._well_again, node))
-        return bool(met)
+        self._engine.after(lasts, partial(self._recover, node))
+        return bool(hit)
 
-    def _well_again(self, node: str) -> None:
+    def _recover(self, node: str) -> None:
         self._site.hosts[node].slowdown = 1.0
         self._repace_on(node)
 
@@ -171,14 +176,14 @@ class Mishaps:
         for gang in self._gangs.values():
             gang.repace()
 
-    # what monitors find
+    # findings
 
     def _hang(self, model: FailureModel, node: str) -> bool:
-        """Found when the silence is longer than the run's own pace explains."""
+        """Stall a gang; the finding follows when the silence exceeds the run's hang limit."""
         for agent in self._trainers(node):
             gang = self._gangs[agent.run]
             if gang.phase is Phase.TRAINING:
-                self._told.stopped(gang.id, model.name)
+                self._witness.stopped(gang.id, model.name)
                 gang.stall()
                 after = gang.run.spec.monitors.hang.after
                 pace = _HANG.median_factor * gang.run.step_seconds
@@ -190,11 +195,11 @@ class Mishaps:
         return False
 
     def _anomaly(self, kind: FindingKind, model: FailureModel, node: str) -> bool:
-        """Found after as many steps as the run's monitor wants to see; at once if not finite."""
+        """Start an anomaly; its finding follows after the monitor's persistence (NaN: one step)."""
         return self._begin_anomaly(kind, model, node, delay=None)
 
     def _corruption(self, model: FailureModel, node: str) -> bool:
-        """Found by its effect on the loss, long after it began."""
+        """Corrupt silently; the loss shows it only after the model's `lasts`."""
         delay = self._chance.delay(model.lasts, f"lasts/{model.name}")
         return self._begin_anomaly(FindingKind.LOSS_SPIKE, model, node, delay=delay)
 
@@ -221,7 +226,7 @@ class Mishaps:
         rank: int | None = None,
         since: float | None = None,
     ) -> None:
-        """A monitor speaks, if what it saw is still part of the run's past."""
+        """Raise the finding, unless a rollback has removed its onset from the run's history."""
         now = self._gangs.get(gang.id)
         if now is None or now.phase not in {Phase.TRAINING, Phase.STUCK}:
             return
@@ -229,9 +234,9 @@ class Mishaps:
             return
         now.catch_up()
         if kind is FindingKind.LOSS_BLIP:
-            self._told.marked(gang.id, name)
-        elif kind not in {FindingKind.STRAGGLER, FindingKind.HANG}:  # told of when it began
-            self._told.stopped(gang.id, name)
+            self._witness.marked(gang.id, name)
+        elif kind not in {FindingKind.STRAGGLER, FindingKind.HANG}:  # reported at its begin
+            self._witness.stopped(gang.id, name)
         finding = Finding(
             kind=kind,
             severity=Severity.CRITICAL,

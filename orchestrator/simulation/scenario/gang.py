@@ -1,4 +1,8 @@
-"""One simulated attempt: its ranks come up, train, save, and stop, and its agents say so."""
+"""One simulated attempt: its ranks start, train, save and stop, and its agents report it.
+
+Steps are not simulated one by one: between two disturbances, progress is a linear function of time
+(:mod:`.training`), and the gang wakes only at steps that matter to the core.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +37,12 @@ _NEVER = 10**18
 
 
 class Phase(StrEnum):
-    """What the ranks do."""
+    """The activity of the ranks."""
 
-    COMING = auto()  # being started, starting, loading
+    STARTING = auto()  # launching, initialising, loading
     TRAINING = auto()
     STUCK = auto()  # no progress: hung, or some of them dead and the rest not yet killed
-    LEAVING = auto()  # told to stop
+    STOPPING = auto()  # ordered to stop
     OVER = auto()
 
 
@@ -51,32 +55,32 @@ class Gang:
         self.run, self.id, self.number = run, str(order.run), command.attempt
         self.workers = order.workers
         self.ranks = Ranks(order, command.world_size, run.bytes_per_rank)
-        self.phase = Phase.COMING
+        self.phase = Phase.STARTING
         self.loaded: RestoreCandidate | None = command.restore[0] if command.restore else None
         self.start_step = self.loaded.step if self.loaded else 0
         self.slow_seconds = 0.0
-        """Lost so far to being slower than undisturbed."""
+        """Seconds lost so far to a pace below the undisturbed one."""
         self._around = around
         self._progress = Progress(Pace.of(run), math.inf, self.start_step)
-        self._step = self._told = self.start_step
+        self._step = self._reported = self.start_step
         self.saves = Saves(run, around, self.start_step)
         self._breaks_at = self._breaking_step()
         self._cancelled_at = max(run.cancel_after_steps or _NEVER, self.start_step + 1)
         self._blocked = 0.0
-        self._saves_told_at = around.engine.now
+        self._saves_reported_at = around.engine.now
         self._milestone = 0
         self._wakes = 0
         self._after(around.recovery.start, "start", self._started)
 
-    # coming up
+    # starting
 
     def _started(self) -> None:
-        if self.phase is Phase.COMING:
+        if self.phase is Phase.STARTING:
             self._tell(GangStarted, ranks=self.ranks.all)
             self._after(self._around.recovery.ready, "ready", self._ready)
 
     def _ready(self) -> None:
-        if self.phase is Phase.COMING:
+        if self.phase is Phase.STARTING:
             self._tell(GangReady, ranks=self.ranks.all)
             recovery = self._around.recovery
             if self.loaded is None:
@@ -88,12 +92,12 @@ class Gang:
                 self._after(recovery.restore, "restore", self._restored, times=slow)
 
     def _restored(self) -> None:
-        if self.phase is not Phase.COMING:
+        if self.phase is not Phase.STARTING:
             return
         checkpoint = self.loaded.id if self.loaded else ""
         self._tell(GangRestored, ranks=self.ranks.all, step=self.start_step, checkpoint=checkpoint)
-        if self.phase is not Phase.COMING:
-            return  # the core did not like it
+        if self.phase is not Phase.STARTING:
+            return  # the core rejected the restore
         self.phase = Phase.TRAINING
         extra = self._around.chance.delay(self._around.recovery.first_step, "first step")
         self._progress = Progress(self._pace(), self._now + extra, self.start_step)
@@ -104,7 +108,7 @@ class Gang:
             self.follow()
 
     def _loads_badly(self) -> bool:
-        """Whether what was loaded is the last save before the step at which the run broke."""
+        """True if the loaded checkpoint is the last save before the step of the run's fault."""
         breaks, every = self.run.breaks, self.run.spec.checkpoint.every_steps
         if breaks is None or breaks.does is not Broken.BAD_CHECKPOINT or self.loaded is None:
             return False
@@ -114,13 +118,13 @@ class Gang:
 
     @property
     def step(self) -> int:
-        """The last step that has ended."""
+        """The last completed step."""
         if self.phase is Phase.TRAINING:
             self._step = max(self._step, self._progress.step(self._now))
         return self._step
 
     def _pace(self) -> Pace:
-        """As the nodes and the storage allow now."""
+        """The current pace, slowed by nodes and storage."""
         pace, site = Pace.of(self.run), self._around.site
         nodes = (site.agents[w].host.info.id for w in self.workers if w in site.agents)
         return dataclasses.replace(
@@ -130,40 +134,40 @@ class Gang:
         )
 
     def repace(self) -> None:
-        """Nodes or the storage became slower, or well again."""
+        """Adopt the current pace after a change of nodes or storage."""
         if self.phase is Phase.TRAINING:
             self._close_books()
             self._progress = self._progress.changed(self._now, self._pace())
             self.follow()
 
     def _close_books(self) -> None:
-        """Before the pace changes, or training ends: what it has cost so far."""
+        """Add up the cost of the current pace before it changes or training ends."""
         pace, start = self._progress.pace, self._progress.start
         nominal = Pace.of(self.run).seconds(start, self.step)
         self._blocked += pace.blocked(start, self.step)
         self.slow_seconds += max(0.0, pace.seconds(start, self.step) - nominal)
 
     def follow(self) -> None:
-        """Wake when the next thing worth telling happens."""
+        """Schedule the wake-up for the next step that matters to the core."""
         if self.phase is not Phase.TRAINING:
             return
         attempt = self._around.engine.state.attempts[self.id]
         self._milestone = attempt.milestone
-        known = max(attempt.milestone, self._told + 1)
-        step = min(known, self.run.steps, self._breaks_at, self._cancelled_at)
+        reportable = max(attempt.milestone, self._reported + 1)
+        step = min(reportable, self.run.steps, self._breaks_at, self._cancelled_at)
         when = self._progress.at_end_of(step)
-        if step == self._breaks_at:  # in the middle of it: that step never ends
+        if step == self._breaks_at:  # the fault shows in the middle of the step, which never ends
             when -= self._progress.pace.seconds(step - 1, step) / 2
         self._wakes += 1
         self._around.engine.at(when, partial(self._wake, step, self._wakes))
 
     def heard(self, milestone: int) -> None:
-        """The core wants to hear of another step."""
+        """Adopt a new milestone of the core."""
         if milestone != self._milestone:
             self.follow()
 
     def _breaking_step(self) -> int:
-        """At which step the run's own fault shows; a bad checkpoint is written only once."""
+        """The step at which the run's own fault shows; a bad checkpoint is written only once."""
         breaks = self.run.breaks
         if breaks is None or (breaks.does is Broken.BAD_CHECKPOINT and self.number > 1):
             return _NEVER
@@ -184,7 +188,7 @@ class Gang:
             )
         else:
             self._tell_step(step)
-            if self._now - self._saves_told_at >= STEADY_SECONDS:
+            if self._now - self._saves_reported_at >= STEADY_SECONDS:
                 self.catch_up()
             self.follow()
 
@@ -205,8 +209,8 @@ class Gang:
         self._tell(GangFinished, ranks=self.ranks.all, last_step=self._step)
 
     def _tell_step(self, step: int) -> None:
-        if step > self._told:
-            self._told = step
+        if step > self._reported:
+            self._reported = step
             blocked = self._blocked + self._progress.pace.blocked(self._progress.start, step)
             self._around.engine.tell(
                 StepReached,
@@ -225,14 +229,14 @@ class Gang:
     # saving
 
     def catch_up(self) -> None:
-        """Tell the core what it would have heard by now of steps and saves (`STEADY_SECONDS`)."""
+        """Report the steps and saves that the core would know by now (see `STEADY_SECONDS`)."""
         if self.phase is not Phase.TRAINING:
             return
         self._tell_step(self.step)
-        self._saves_told_at = self._now
+        self._saves_reported_at = self._now
         if self.run.spec.checkpoint.directory is None:
             return
-        for step, written in self.saves.worth_telling(self.step, self._now, self._progress):
+        for step, written in self.saves.reportable(self.step, self._now, self._progress):
             self._save(step, written)
 
     def _save(self, step: int, done: float) -> None:
@@ -240,10 +244,10 @@ class Gang:
         shards = self.ranks.shards(self.number, step, Tier.DIRECTORY, path)
         self._tell(GangSaved, since=done, shards=shards)
 
-    # the end
+    # stopping
 
     def die(self, rank: int, failure: Failure, *, since: float) -> None:
-        """A rank dies; its agent kills its peers, and the others wait in vain."""
+        """Kill a rank: its agent kills the peers on its node, and the other nodes wait in vain."""
         self.stall()
         exited = partial(self._exited, rank, failure, since)
         self._after(self._around.recovery.exit_seen, "exit", exited)
@@ -265,32 +269,32 @@ class Gang:
             )
 
     def stall(self) -> None:
-        """No rank makes progress any more."""
+        """Stop the progress of all ranks."""
         self.catch_up()
-        if self.phase in {Phase.COMING, Phase.TRAINING}:
+        if self.phase in {Phase.STARTING, Phase.TRAINING}:
             self._end_training(Phase.STUCK)
 
     def stop(self, order: BroadcastCommand) -> None:
-        """The ranks are told to leave; they save first if they are given the time, and train."""
+        """Stop the ranks; they save first if they train and the grace period suffices."""
         command = order.command
         assert isinstance(command, StopAttempt)  # noqa: S101 (what ends a gang)
-        if self.phase in {Phase.LEAVING, Phase.OVER}:
+        if self.phase in {Phase.STOPPING, Phase.OVER}:
             return
         self.catch_up()
         saving = self._leaving_save(command.grace_seconds)
-        self._end_training(Phase.LEAVING)
+        self._end_training(Phase.STOPPING)
         stopping = self._around.chance.delay(self._around.recovery.stop, "stop")
         self._around.engine.after(saving + stopping, partial(self._stopped, saves=saving > 0))
 
     def _leaving_save(self, grace: float) -> float:
-        """Seconds a last save takes; 0: there is no time, or nothing to save."""
+        """Seconds that a last save takes; 0: no time for it, or nothing to save."""
         if self.phase is not Phase.TRAINING or self.run.spec.checkpoint.directory is None:
             return 0.0
         seconds = self.run.save_seconds + self.saves.write_seconds()
-        return seconds if seconds <= grace and self.step > self.saves.told else 0.0
+        return seconds if seconds <= grace and self.step > self.saves.reported else 0.0
 
     def _stopped(self, *, saves: bool) -> None:
-        """What can be reached says that it is empty; the rest is said to be gone, or comes back."""
+        """Report the stop for reachable agents; others report on return, or are declared lost."""
         self.phase = Phase.OVER
         if saves:
             self.saves.add(self._step, self._now)
@@ -298,21 +302,21 @@ class Gang:
         self.confirm_stop()
 
     def confirm_stop(self) -> None:
-        """Agents in reach say that no process of the attempt is left."""
-        there = tuple(w for w in self.workers if self._around.site.there(w))
-        if self.phase is Phase.OVER and there:
-            whole = len(there) == len(self.workers)
+        """Report from every reachable agent that no process of the attempt is left."""
+        reachable = tuple(w for w in self.workers if self._around.site.reaches(w))
+        if self.phase is Phase.OVER and reachable:
+            whole = len(reachable) == len(self.workers)
             self._around.engine.tell(
                 GangStopped,
                 run=self.id,
                 attempt=self.number,
-                workers=there,
+                workers=reachable,
                 memory=self._memory() if whole else (),
                 last_step=self._step,
             )
 
     def _memory(self) -> tuple[Shards, ...]:
-        """The memory checkpoint that survived: the newest, or the one that was loaded."""
+        """The surviving memory checkpoint: the newest, or the loaded one; empty: none."""
         every = self.run.spec.checkpoint.memory_every_steps
         step = self._step // every * every if every else 0
         if step > self.start_step:
@@ -322,11 +326,11 @@ class Gang:
         return ()
 
     def capture_stacks(self) -> None:
-        """All are asked what they do; one of them is where the others are not."""
+        """Report the stacks of some ranks; one of them differs from the others."""
         tell = partial(self._tell, GangStacks, stacks=self.ranks.stacks())
         self._after(self._around.recovery.stacks, "stacks", tell)
 
-    # small things
+    # helpers
 
     @property
     def _now(self) -> float:

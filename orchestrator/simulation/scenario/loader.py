@@ -1,4 +1,4 @@
-"""Reads scenarios: those shipped, by name, and any YAML file, with the position of each problem."""
+"""Loads scenarios: shipped ones by name and any YAML file, with the position of each problem."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _kind() -> FileKind[Scenario]:
 
 
 def shipped() -> list[str]:
-    """Names of the scenarios that come with babysit."""
+    """Names of the scenarios shipped with babysit, sorted."""
     return sorted(
         entry.name.removesuffix(".yaml")
         for entry in _FOLDER.iterdir()
@@ -36,22 +36,22 @@ def shipped() -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A scenario as it was written, so that it can be varied."""
+    """A scenario as written, from which what-if variants can be derived."""
 
     raw: dict[Any, Any]
     source: Source
 
     def scenario(self, changes: dict[str, str] | None = None) -> Scenario:
-        """The scenario, with some fields set anew: `spares`, `checkpoint`, or a dotted path.
+        """The validated scenario, with some fields changed: `spares`, `checkpoint`, a dotted path.
 
         Raises:
-            SpecError: It is not valid (any more).
+            SpecError: The scenario, or its variant, is invalid.
         """
         if not changes:
             return _checked(self.raw, self.source)
-        # What is wrong now is wrong because of the changes, not in a line of the file.
-        said = ",".join(f"{key}={value}" for key, value in changes.items())
-        source = Source(f"--what-if {said}")
+        # The file itself is valid, so report problems at the option, not at a line of the file.
+        option = ",".join(f"{key}={value}" for key, value in changes.items())
+        source = Source(f"--what-if {option}")
         last = {key: value for key, value in changes.items() if key == _INTERVAL}
         first = {key: value for key, value in changes.items() if key in _SHORT}
         raw = self.raw
@@ -72,10 +72,10 @@ def _checked(raw: dict[Any, Any], source: Source) -> Scenario:
 
 
 def load(name: str) -> Written:
-    """A shipped scenario by its name, or a file.
+    """Load a shipped scenario by name, or a file.
 
     Raises:
-        SpecError: There is none, or it is no valid scenario.
+        SpecError: Neither exists, or the scenario is invalid.
     """
     if name in shipped():
         text, name = (_FOLDER / f"{name}.yaml").read_text(), f"{name}.yaml"
@@ -86,10 +86,10 @@ def load(name: str) -> Written:
 
 
 def loads(text: str, name: str = "scenario.yaml") -> Written:
-    """A scenario from text.
+    """Load a scenario from text.
 
     Raises:
-        SpecError: It is no valid scenario.
+        SpecError: The scenario is invalid.
     """
     written = Written(*_kind().data(text, name))
     written.scenario()
@@ -100,10 +100,10 @@ def loads(text: str, name: str = "scenario.yaml") -> Written:
 
 
 def parse_changes(text: str) -> dict[str, str]:
-    """`spares=4,checkpoint=10min` as fields and values.
+    """Parse `spares=4,checkpoint=10min` into fields and values.
 
     Raises:
-        ValueError: It does not read like that.
+        ValueError: The text is not of the form KEY=VALUE[,KEY=VALUE…].
     """
     changes = {}
     for part in text.split(","):
@@ -123,7 +123,7 @@ def _changed(raw: dict[Any, Any], key: str, value: str) -> dict[Any, Any]:
     if not path:
         raise SpecError([Problem("--what-if", 0, 0, "", f"expected a field, got {shown(key)}")])
     changed = _set(raw, path, _number(value))
-    if key == "nodes":  # runs that span the cluster span the new one
+    if key == "nodes":  # keep runs that span the cluster spanning it
         before = raw.get("cluster", {}).get("nodes")
         for place, run in enumerate(raw.get("runs") or []):
             if run.get("spec", {}).get("resources", {}).get("nodes") == before:
@@ -133,7 +133,7 @@ def _changed(raw: dict[Any, Any], key: str, value: str) -> dict[Any, Any]:
 
 
 def _set(node: Any, path: list[str], value: Any) -> Any:
-    """A copy with one field set; what is not there yet is made."""
+    """A copy with one field set; missing parents are created."""
     if not path:
         return value
     head, *rest = path
@@ -150,14 +150,14 @@ def _set(node: Any, path: list[str], value: Any) -> Any:
 
 
 def _name_of(each: Any) -> str:
-    """How an item of a list is called; empty: it has no name."""
+    """The name of a list item; empty: it has none."""
     if not isinstance(each, dict):
         return ""
     return str(each.get("name") or (each.get("spec") or {}).get("name", ""))
 
 
 def _with_interval(raw: dict[Any, Any], scenario: Scenario, value: str) -> dict[Any, Any]:
-    """Every run saves about so often."""
+    """Set the checkpoint interval of every run to about this time."""
     text = re.sub(r"min\b", "m", value)
     try:
         seconds = float(str(parse_seconds(text if re.search(r"[a-z]", text) else f"{text}s")))

@@ -1,4 +1,4 @@
-"""What is counted while a simulation runs. It sees what the run database would see."""
+"""Counters of a running simulation. They see only what the run database would see."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.simulation.scenario.virtual_time import Engine
 
 LOSSES = (Bucket.STALLED, Bucket.STARTING, Bucket.RESTORING, Bucket.LOST, Bucket.CHECKPOINTING)
-"""Allocated, and not productive."""
+"""Buckets of time that is allocated but not productive."""
 FIRST_START, SAVES = "first start", "saves"
 _SAMPLES = 200
-"""Points of the curves over time."""
+"""Points of each curve over time."""
 
 
 @dataclasses.dataclass(slots=True)
 class RunTally:
-    """One run, as it went."""
+    """The history of one run."""
 
     run: Run
-    """As it is now, or was at its end."""
+    """The current run, or the final one once it has ended."""
     gpus: int
     blame: str = FIRST_START
-    """What stopped it last: a failure, or what was asked of it (`preempted`, `as asked` …)."""
+    """Cause of its last stop: a failure, or a request (`preempted`, `as asked` …)."""
     blamed_in: int = 0
-    """During which attempt that was."""
+    """The attempt in which the run stopped for that cause."""
     losses: dict[tuple[str, str], float] = dataclasses.field(
         default_factory=lambda: defaultdict(float)
     )
-    """Wall seconds by cause and bucket."""
+    """Lost wall seconds by cause and bucket."""
     states: list[tuple[float, RunState]] = dataclasses.field(default_factory=list)
-    """Since when it was in which."""
+    """Each state with the second at which the run entered it."""
     first_wait: float | None = None
-    """Seconds from submission to its first nodes."""
+    """Seconds from submission to the first nodes; None: it has had none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The whole at one moment; runs by state are means since the sample before."""
+    """One point of the curves; counts of runs are means since the sample before."""
 
     day: float
     allocated: float
-    """GPU seconds so far."""
+    """Allocated GPU seconds so far."""
     productive: float
     busy_nodes: int
     queued: float
@@ -55,7 +55,7 @@ class Sample:
 
 
 class Tally:
-    """Counts. What meets runs is told by the world, all else it reads off the core's changes."""
+    """Counters. The world reports disturbances; everything else comes from changes of the core."""
 
     def __init__(self, engine: Engine, busy_nodes: Callable[[], int]) -> None:
         self._engine, self._busy_nodes = engine, busy_nodes
@@ -63,31 +63,31 @@ class Tally:
         self.restarts: dict[tuple[str, int], Restart] = {}
         self.incidents: Counter[str] = Counter()
         self.marks: list[tuple[float, str, str]] = []
-        """When, which run, what: every disturbance."""
+        """Every disturbance: second, run, cause."""
         self.samples: list[Sample] = []
         self.freezes: list[tuple[float, float | None]] = []
-        """When the breaker froze automation, and when it was released."""
+        """Seconds at which the breaker froze automation and at which it was released."""
         self.cordoned: set[str] = set()
-        """Nodes that automation ever cordoned."""
+        """Nodes that automation has cordoned at any time."""
         self._seen: set[str] = set()
         self._states: Counter[RunState] = Counter()
-        """Live runs, now."""
+        """Number of live runs by state, now."""
         self._state_seconds: dict[RunState, float] = defaultdict(float)
-        """Of all runs, since the last sample."""
+        """Seconds spent by state, summed over all runs since the last sample."""
         self._counted_at = self._sampled_at = 0.0
 
     def stopped(self, run: str, by: str) -> None:
-        """A failure meets a run, and stops it: what is lost from now on is lost to it."""
-        known = self.runs[run]
-        known.blame, known.blamed_in = by, known.run.attempt
+        """Record that a failure stopped a run; time lost from now on is booked on it."""
+        tally = self.runs[run]
+        tally.blame, tally.blamed_in = by, tally.run.attempt
         self.marked(run, by)
 
     def marked(self, run: str, by: str) -> None:
-        """A failure meets a run, which goes on."""
+        """Record that a failure disturbed a run without stopping it."""
         self.marks.append((self._engine.now, run, by))
 
     def changed(self, entities: Iterable[Entity]) -> None:
-        """What a turn of the core changed."""
+        """Count the changes of one turn of the core."""
         for entity in entities:
             match entity:
                 case Run():
@@ -103,34 +103,34 @@ class Tally:
                     self._fleet(entity)
 
     def _run(self, run: Run) -> None:
-        known = self.runs.get(run.id)
-        if known is None:
+        tally = self.runs.get(run.id)
+        if tally is None:
             need = run.spec.resources
-            known = RunTally(run, need.min_nodes * max(1, need.gpus_per_node))
-            self.runs[run.id] = known
-        self._book(known, known.run, run)
-        if not known.states or known.states[-1][1] is not run.state:
+            tally = RunTally(run, need.min_nodes * max(1, need.gpus_per_node))
+            self.runs[run.id] = tally
+        self._book(tally, tally.run, run)
+        if not tally.states or tally.states[-1][1] is not run.state:
             self._count_states()
-            self._states.subtract(state for _, state in known.states[-1:])
+            self._states.subtract(state for _, state in tally.states[-1:])
             self._states[run.state] += 1
-            known.states.append((self._engine.now, run.state))
-        if known.first_wait is None and run.workers_made:
-            known.first_wait = (self._engine.moment() - run.submitted_at).total_seconds()
-        known.run = run
-        if run.decision is not None and known.blamed_in != run.attempt:
-            # Nothing failed in this attempt: others, or people, want it to stop.
-            known.blame, known.blamed_in = run.decision.restart.remedy, run.attempt
+            tally.states.append((self._engine.now, run.state))
+        if tally.first_wait is None and run.workers_made:
+            tally.first_wait = (self._engine.moment() - run.submitted_at).total_seconds()
+        tally.run = run
+        if run.decision is not None and tally.blamed_in != run.attempt:
+            # Nothing failed in this attempt: another run or a person has stopped it.
+            tally.blame, tally.blamed_in = run.decision.restart.remedy, run.attempt
 
     @staticmethod
-    def _book(known: RunTally, old: Run, new: Run) -> None:
-        """Blame what time was lost since the last change on what disturbed the run last."""
+    def _book(tally: RunTally, old: Run, new: Run) -> None:
+        """Book the time lost since the last change on the last disturbance of the run."""
         if new.ledger is old.ledger:
             return
         for bucket in LOSSES:
             more = new.ledger.seconds.get(bucket, 0.0) - old.ledger.seconds.get(bucket, 0.0)
             if more:
-                cause = SAVES if bucket is Bucket.CHECKPOINTING else known.blame
-                known.losses[cause, bucket.value] += more
+                cause = SAVES if bucket is Bucket.CHECKPOINTING else tally.blame
+                tally.losses[cause, bucket.value] += more
 
     def _fleet(self, fleet: Fleet) -> None:
         open_ = bool(self.freezes) and self.freezes[-1][1] is None
@@ -140,12 +140,12 @@ class Tally:
             self.freezes[-1] = (self.freezes[-1][0], self._engine.now)
 
     def sample_until(self, end: float) -> None:
-        """Take the points of the curves, evenly over time."""
+        """Schedule the samples, evenly up to second `end`."""
         for place in range(1, _SAMPLES + 1):
             self._engine.at(end * place / _SAMPLES, self._sample)
 
     def _count_states(self) -> None:
-        """How long runs were in their states, up to now."""
+        """Add up how long runs have been in their states."""
         seconds = self._engine.now - self._counted_at
         for state, runs in self._states.items():
             self._state_seconds[state] += runs * seconds
@@ -154,10 +154,10 @@ class Tally:
     def _sample(self) -> None:
         now = self._engine.moment()
         allocated = productive = 0.0
-        for known in self.runs.values():
-            seconds = time_ledger.totals(known.run.ledger, known.run.ended_at or now)
-            productive += seconds[Bucket.PRODUCTIVE] * known.gpus
-            allocated += (sum(seconds.values()) - seconds[Bucket.QUEUED]) * known.gpus
+        for tally in self.runs.values():
+            seconds = time_ledger.totals(tally.run.ledger, tally.run.ended_at or now)
+            productive += seconds[Bucket.PRODUCTIVE] * tally.gpus
+            allocated += (sum(seconds.values()) - seconds[Bucket.QUEUED]) * tally.gpus
         self._count_states()
         length = self._engine.now - self._sampled_at
         states = {state: seconds / length for state, seconds in self._state_seconds.items()}
@@ -177,10 +177,10 @@ class Tally:
         )
 
     def close(self) -> None:
-        """The scenario ends: count the open buckets of what still lives."""
+        """Close the open buckets of all live runs at the end of the scenario."""
         now = self._engine.moment()
-        for known in self.runs.values():
-            run = known.run
+        for tally in self.runs.values():
+            run = tally.run
             if run.state not in TERMINAL_RUN_STATES:
                 book = time_ledger.switch(run.ledger, Bucket(run.ledger.bucket), now)
                 self._run(dataclasses.replace(run, ledger=book))

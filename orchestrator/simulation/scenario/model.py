@@ -1,8 +1,8 @@
-"""What a scenario says: a cluster, runs, what goes wrong, and how long recovering takes.
+"""The schema of a scenario: cluster, runs, failures, and the duration of recovery phases.
 
-All durations are seconds once read; YAML may say `90s` or `14d`. The spec of a run is the run spec
-of :mod:`jobs.spec`, and `events` are events of :mod:`orchestrator.core.messages.events`: whatever
-the core learns to do, a scenario can ask for.
+Durations are seconds once parsed; YAML may say `90s` or `14d`. The spec of a run is the run spec of
+:mod:`jobs.spec`, and `events` are events of :mod:`orchestrator.core.messages.events`, so a scenario
+can use everything that the core can do.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ DAY = 86_400.0
 MOST_NODES = 100_000
 MOST_GPUS_PER_NODE = 1_024
 MOST_FAILURES = 1_000_000
-"""Of one kind, in one scenario: more would take hours, and is a slip of the unit."""
+"""Limit of one failure model in one scenario; more would take hours and is a mistaken unit."""
 _WIDEST = 1_000_000
 _LAST_YEAR = 9_000
 _SPARE_CPUS = 1024.0
-"""CPUs of a simulated node: enough that GPUs decide what fits."""
+"""CPUs of a simulated node: enough that GPUs alone decide the fit."""
 
 
 class Spread(Model):
-    """A duration that varies: lognormal, by its median and 99th percentile."""
+    """A random duration: lognormal, given by its median and 99th percentile."""
 
     median: Seconds
     p99: Seconds
@@ -57,11 +57,11 @@ class Spread(Model):
 
 
 Delay = Spread | Seconds
-"""A duration, the same each time or spread."""
+"""A duration in seconds, constant or random."""
 
 
 class Cluster(Model):
-    """The nodes."""
+    """The nodes of the simulated cluster."""
 
     nodes: int = Field(
         ge=1, le=MOST_NODES, description="Nodes that rates of failures are relative to."
@@ -82,15 +82,15 @@ class Cluster(Model):
 
     @property
     def size(self) -> int:
-        """All nodes."""
+        """All nodes, spares included."""
         return self.nodes + self.spares
 
 
 class Recovery(Model):
-    """How long the phases of a recovery take. The gang is as slow as its slowest node.
+    """Durations of the phases of a recovery. A gang is as slow as its slowest node.
 
-    Each duration is one draw for the whole gang, so give that of the slowest; only `launch` is
-    drawn for each agent. The defaults are for thousands of GPUs and meant to be conservative;
+    Each duration is drawn once for the whole gang, so give that of the slowest node; only `launch`
+    is drawn per agent. The defaults are conservative values for thousands of GPUs;
     docs/simulation.md has the source of each.
     """
 
@@ -133,21 +133,21 @@ class Recovery(Model):
 
 
 class Broken(StrEnum):
-    """What is wrong with a run itself."""
+    """A permanent fault of the run itself."""
 
-    USER_ERROR = "user_error"  # a traceback at this step, every time
-    BAD_CHECKPOINT = "bad_checkpoint"  # dies there, and again after loading what it saved last
+    USER_ERROR = "user_error"  # the same exception at this step in every attempt
+    BAD_CHECKPOINT = "bad_checkpoint"  # dies there, and again after loading the save before it
 
 
 class Breaks(Model):
-    """A fault of the run's own."""
+    """The fault of a run, and its step."""
 
     does: Broken
     at_step: int = Field(ge=1)
 
 
 class SimulatedRun(Model):
-    """One run, and what training it is like."""
+    """One run and the characteristics of its training."""
 
     spec: RunSpec
     submit: Moment = 0.0
@@ -165,14 +165,14 @@ class SimulatedRun(Model):
 
 
 class Share(Model):
-    """How often a size occurs."""
+    """The frequency of a size, relative to the other sizes."""
 
     nodes: int = Field(ge=1)
     share: float = Field(gt=0)
 
 
 class Ends(Model):
-    """How runs end by themselves, as shares of all."""
+    """How runs end without failures, as relative frequencies."""
 
     complete: float = Field(default=1.0, ge=0)
     cancel: float = Field(default=0.0, ge=0)
@@ -180,7 +180,7 @@ class Ends(Model):
 
 
 class Population(Model):
-    """Many runs, drawn at random."""
+    """Many similar runs, drawn at random."""
 
     name: Name
     count: int = Field(ge=1, le=100_000)
@@ -192,16 +192,16 @@ class Population(Model):
 
 
 class Mishap(StrEnum):
-    """What can go wrong."""
+    """The kind of a failure."""
 
-    CRASH = "crash"  # a rank dies of `class`; its node is well
+    CRASH = "crash"  # a rank dies of `class`; its node is healthy
     GPU_FAULT = "gpu_fault"  # a rank dies of its GPU; the node must be repaired
     NODE_LOSS = "node_loss"  # the host is gone until it is repaired
     HANG = "hang"  # no rank makes progress
     LOSS_SPIKE = "loss_spike"  # the loss jumps and stays
     LOSS_BLIP = "loss_blip"  # the loss jumps and comes back
     NAN = "nan"  # the loss is not finite
-    CORRUPTION = "corruption"  # silent: found `lasts` after it began
+    CORRUPTION = "corruption"  # silent; the finding comes `lasts` after the onset
     STRAGGLER = "straggler"  # a node, and with it the gang, is slower by `slowdown` for `lasts`
     SLOW_STORAGE = "slow_storage"  # saving and loading take `slowdown` times as long for `lasts`
     PREEMPTION = "preemption"  # the node is drained, and back after `lasts`
@@ -209,10 +209,10 @@ class Mishap(StrEnum):
 
 
 class FailureModel(Model):
-    """One way to fail, and how often.
+    """A failure and its frequency.
 
-    The rate is for all nodes of the cluster (its spares not counted), so that `expected` is what a
-    run on all of them should see. A failure that meets an idle node disturbs nobody.
+    The rate refers to all nodes of the cluster without its spares, so `expected` is the count for a
+    run on all of them. A failure on an idle node disturbs no run.
     """
 
     name: str = Field(min_length=1)
@@ -240,7 +240,7 @@ class FailureModel(Model):
 
 
 class TimedEvent(Model):
-    """An event of the core, at a time. Its other fields are those of its kind."""
+    """An event of the core at a given time. Its other fields are those of its kind."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -248,7 +248,7 @@ class TimedEvent(Model):
     kind: str
 
     def of_the_core(self, identity: str, moment: dt.datetime) -> dict[str, Any]:
-        """As the fields of an event that arises at `moment`."""
+        """The fields of the core's event, raised at `moment`."""
         fields = {"actor": "operator:scenario", **(self.model_extra or {})}
         return {**fields, "kind": self.kind, "id": identity, "at": moment}
 
@@ -262,14 +262,18 @@ class Operator(Model):
 
 
 def _in_utc(begin: dt.datetime) -> dt.datetime:
-    """Without a zone it is UTC; far enough from the ends of the calendar."""
+    """The time in UTC, which is also assumed without a zone.
+
+    Raises:
+        ValueError: The year is too close to the limits of the calendar.
+    """
     if not 1970 <= begin.year <= _LAST_YEAR:
-        raise ValueError(f"is to lie between the years 1970 and {_LAST_YEAR}, not in {begin.year}")
+        raise ValueError(f"the year must be from 1970 to {_LAST_YEAR}, not {begin.year}")
     return begin.astimezone(dt.UTC) if begin.tzinfo else begin.replace(tzinfo=dt.UTC)
 
 
 class Scenario(Model):
-    """What `babysit simulate` runs."""
+    """The input of `babysit simulate`."""
 
     name: str = Field(min_length=1)
     description: str = ""
@@ -287,7 +291,7 @@ class Scenario(Model):
 
     @property
     def seconds(self) -> float:
-        """How long it goes on."""
+        """Duration of the scenario in seconds."""
         return self.days * DAY
 
     @model_validator(mode="before")
@@ -305,5 +309,5 @@ class Scenario(Model):
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise ValueError(f"two {what}s are called {twice[0]}")
+                raise ValueError(f"two {what}s have the name {twice[0]}")
         return self

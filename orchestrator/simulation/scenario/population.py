@@ -1,4 +1,4 @@
-"""Runs drawn at random, after published workloads."""
+"""Random runs, drawn from distributions of published workloads."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def everyone(scenario: Scenario) -> list[SimulatedRun]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _End:
-    """How a run ends by itself, and after which share of its steps."""
+    """How a run ends without failures, and after which share of its steps."""
 
     kind: str
     share: float
 
 
 def members(population: Population, chance: Chance) -> Iterator[SimulatedRun]:
-    """The runs of a population. How long, how large, when and how they end are drawn apart."""
+    """Draw the runs of a population. Size, length, time and end use separate random streams."""
     about = f"population/{population.name}"
     sizes, times = chance.of(f"{about}/sizes"), chance.of(f"{about}/times")
     submits, ends = chance.of(f"{about}/submits"), chance.of(f"{about}/ends")
@@ -51,7 +51,7 @@ def members(population: Population, chance: Chance) -> Iterator[SimulatedRun]:
 def _sized(like: SimulatedRun, name: str, nodes: int) -> SimulatedRun:
     resources = like.spec.resources.model_copy(update={"nodes": nodes})
     checkpoint = like.spec.checkpoint
-    if checkpoint.directory is not None:  # no two live runs save to one place
+    if checkpoint.directory is not None:  # two live runs must not share a directory
         own = f"{checkpoint.directory}/{name}"
         checkpoint = checkpoint.model_copy(update={"directory": own})
     changes = {"name": name, "resources": resources, "checkpoint": checkpoint}
@@ -60,7 +60,7 @@ def _sized(like: SimulatedRun, name: str, nodes: int) -> SimulatedRun:
 
 
 def _ending(run: SimulatedRun, seconds: float, end: _End) -> SimulatedRun:
-    """So many seconds of training; an early end comes after its share of them."""
+    """The run with the steps for `seconds` of training, cut short by an early end."""
     steps = max(1, round(seconds / run.step_seconds))
     early = max(1, round(steps * end.share))
     changes: dict[str, object] = {"steps": steps}

@@ -1,4 +1,4 @@
-"""Chance: one generator for each concern, so that changing one model does not shift the others."""
+"""Seeded random streams, one per concern, so that a change of one model does not shift others."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _P99 = 2.3263478740408408
 
 
 class Chance:
-    """The generators of one simulation, each seeded from the scenario's seed and its own name."""
+    """The generators of one simulation, each seeded with the scenario's seed and its own name."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._generators: dict[str, random.Random] = {}
 
     def of(self, concern: str) -> random.Random:
-        """The generator of one concern. The same name and seed give the same numbers."""
+        """The generator of one concern; equal names and seeds give equal numbers."""
         if concern not in self._generators:
             self._generators[concern] = random.Random(f"{self._seed}/{concern}")
         return self._generators[concern]
 
     def delay(self, delay: Delay, concern: str) -> float:
-        """A duration, in seconds."""
+        """Draw a duration in seconds from the stream of `concern`."""
         return draw(delay, self.of(concern))
 
 
 def draw(delay: Delay, generator: random.Random) -> float:
-    """A duration: itself, or lognormal with its median and 99th percentile."""
+    """A duration in seconds: the constant, or a lognormal draw by median and 99th percentile."""
     if isinstance(delay, float):
         return delay
     spread = math.log(delay.p99 / delay.median) / _P99
@@ -40,7 +40,7 @@ def draw(delay: Delay, generator: random.Random) -> float:
 
 
 def per_node_day(model: FailureModel, scenario: Scenario) -> float:
-    """How often a node fails this way, per day; 0 where the times are given."""
+    """Failures of this kind per node and day; 0 if the model gives times."""
     if model.expected is not None:
         rate = model.expected / scenario.cluster.nodes / scenario.days
     else:
@@ -49,7 +49,7 @@ def per_node_day(model: FailureModel, scenario: Scenario) -> float:
 
 
 def expected_failures(model: FailureModel, scenario: Scenario) -> float:
-    """How many there should be on the nodes that rates are relative to, lemons among them."""
+    """Expected number on the nodes that rates refer to, lemons included."""
     if model.at:
         return float(len(model.at))
     cluster = scenario.cluster
@@ -66,10 +66,10 @@ def lemons(scenario: Scenario, nodes: Sequence[str]) -> frozenset[str]:
 def failures(
     model: FailureModel, scenario: Scenario, nodes: Sequence[str], chance: Chance
 ) -> Iterator[tuple[float, str]]:
-    """When this failure meets which node: seconds since the start, in order, without end.
+    """Yield each failure as second since the start and node, in order, without end.
 
-    With the shape 1 the failures of all nodes together are one Poisson process, which is drawn as
-    such; with any other each node has renewals of its own (Weibull).
+    With shape 1, the failures of all nodes together form one Poisson process and are drawn from it;
+    with any other shape each node has its own renewal process (Weibull).
     """
     generator = chance.of(f"failure/{model.name}")
     if model.at:
@@ -109,7 +109,7 @@ def _poisson(
 def _renewals(
     generator: random.Random, nodes: Sequence[str], means: Sequence[float], shape: float
 ) -> Iterator[tuple[float, str]]:
-    """Each node as good as new after each failure; scaled so that the mean is as given."""
+    """Renewal processes: a failed node is as good as new; scaled to the given mean."""
     unit = math.gamma(1.0 + 1.0 / shape)
     upcoming = [
         (generator.weibullvariate(mean / unit, shape), place) for place, mean in enumerate(means)

@@ -1,4 +1,4 @@
-"""Who is in a simulated gang: its workers and ranks, and what all of them write or say alike."""
+"""The workers and ranks of a simulated gang, and the reports that all of them send alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.events import RankStack, Shards
 from orchestrator.core.messages.instructions import BroadcastCommand
 
 _STACKS = 9
-"""Ranks whose stacks are made up: enough to tell the odd one out."""
+"""Ranks with generated stacks: enough to tell the differing one from the others."""
 
 
 class Ranks:
@@ -26,17 +26,28 @@ class Ranks:
         return tuple(rank for ranks in self._ranks for rank in ranks)
 
     def first_of(self, worker: str) -> int:
-        """The first rank of a worker."""
+        """The first rank of a worker.
+
+        Raises:
+            ValueError: The worker does not belong to the gang.
+        """
         return self._ranks[self.workers.index(worker)][0]
 
     def worker_of(self, rank: int) -> str:
-        """Where a rank runs."""
+        """The worker of a rank.
+
+        Raises:
+            StopIteration: No worker has the rank.
+        """
         return next(
             worker for worker, ranks in zip(self.workers, self._ranks, strict=True) if rank in ranks
         )
 
     def shards(self, attempt: int, step: int, tier: Tier, path: str = "") -> Shards:
-        """What all of them wrote of one checkpoint. Trusted, since it is made here."""
+        """The shards that all ranks wrote of one checkpoint.
+
+        The values are not validated, since the simulation itself generates them.
+        """
         return Shards.model_construct(
             **self._columns,
             attempt=attempt,
@@ -49,7 +60,7 @@ class Ranks:
 
     @cached_property
     def _columns(self) -> dict[str, Any]:
-        """What is the same in every save of the attempt."""
+        """The columns that are equal in every save of the attempt."""
         seats = zip(self.workers, self._ranks, strict=True)
         zeros = (0.0,) * self.world_size
         return {
@@ -62,7 +73,7 @@ class Ranks:
         }
 
     def stacks(self) -> tuple[RankStack, ...]:
-        """What some of them do in a hang: one of them is where the others are not."""
+        """The stacks of some ranks in a hang; one of them differs from the others."""
         return tuple(
             _stack(ranks[0], odd=place == 1) for place, ranks in enumerate(self._ranks[:_STACKS])
         )

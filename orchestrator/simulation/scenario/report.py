@@ -1,4 +1,4 @@
-"""What came of a scenario: the figures, as plain data, without wall clock or order by chance.
+"""The report of a scenario: its figures as plain, deterministic data.
 
 GPU time is weighted by the GPUs of each run. ETTR (effective training time ratio) is productive
 over allocated GPU time, from the core's own ledger.
@@ -20,12 +20,12 @@ from orchestrator.simulation.scenario.random_streams import expected_failures, l
 from orchestrator.simulation.scenario.world import World
 
 Data = dict[str, Any]
-_MOST_RUNS, _MOST_MARKS = 50, 1_000
-"""Of larger simulations the report names only so many runs and disturbances one by one."""
+_MAX_RUNS, _MAX_MARKS = 50, 1_000
+"""Limits of the lists of runs and of disturbances in a report."""
 
 
 def report(world: World) -> Data:
-    """Everything that `babysit simulate -o json` prints."""
+    """All figures, as `babysit simulate -o json` prints them."""
     scenario, tally = world.scenario, world.tally
     runs = list(tally.runs.values())
     book = _book(world, runs)
@@ -57,9 +57,9 @@ def report(world: World) -> Data:
         "freezes": [{"begin_seconds": b, "end_seconds": e} for b, e in tally.freezes],
         "lemons": _lemons(world),
         "refused": world.engine.refusals[:20],
-        "run_list": [_run(world, known) for known in runs[:_MOST_RUNS]],
+        "run_list": [_run(world, known) for known in runs[:_MAX_RUNS]],
         "disturbances": [
-            {"at_seconds": at, "run": run, "by": by} for at, run, by in tally.marks[:_MOST_MARKS]
+            {"at_seconds": at, "run": run, "by": by} for at, run, by in tally.marks[:_MAX_MARKS]
         ],
         "over_time": [
             {
@@ -85,7 +85,7 @@ def _days(seconds: float) -> float:
 
 
 def _book(world: World, runs: Iterable[RunTally]) -> dict[str, float]:
-    """GPU seconds by bucket; `queued` is all waiting, and was not allocated."""
+    """GPU seconds by bucket; `queued` is waiting time and not allocated."""
     book: dict[str, float] = {str(bucket): 0.0 for bucket in Bucket}
     for known in runs:
         seconds = time_ledger.totals(known.run.ledger, known.run.ended_at or world.engine.moment())
@@ -95,7 +95,7 @@ def _book(world: World, runs: Iterable[RunTally]) -> dict[str, float]:
 
 
 def _losses(runs: Iterable[RunTally], allocated: float) -> list[Data]:
-    """Which cause cost what share of the allocated GPU time; the dearest first."""
+    """Lost share of the allocated GPU time by cause, the largest first."""
     by_cause: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for known in runs:
         for (cause, bucket), seconds in known.losses.items():
@@ -117,7 +117,7 @@ def _losses(runs: Iterable[RunTally], allocated: float) -> list[Data]:
 
 
 def _slow(world: World, runs: Iterable[RunTally], allocated: float) -> float:
-    """Productive, but slower than undisturbed: a share of the allocated GPU time."""
+    """Share of the allocated GPU time lost to a pace below the undisturbed one."""
     slow = sum(world.slow_seconds.get(known.run.id, 0.0) * known.gpus for known in runs)
     return _ratio(slow, allocated) or 0.0
 
@@ -130,7 +130,7 @@ def _hits(world: World) -> dict[str, int]:
 
 
 def _interrupts(world: World, name: str) -> bool:
-    """Whether a failure ends an attempt unasked: not what is only recorded, nor planned."""
+    """True if the failure ends an attempt unexpectedly, unlike recorded and planned ones."""
     [model] = [model for model in world.scenario.failures if model.name == name]
     harmless = {Mishap.LOSS_BLIP, Mishap.STRAGGLER, Mishap.SLOW_STORAGE, Mishap.PREEMPTION}
     return model.does not in harmless
@@ -165,7 +165,7 @@ def _restarts(restarts: Iterable[Restart]) -> list[Data]:
 
 
 def recovery_seconds(restarts: Iterable[Restart]) -> Data:
-    """Mean, median and 99th percentile of each phase, and of recoveries as a whole."""
+    """Count, mean, median and 99th percentile of each recovery phase and in all, in seconds."""
     by_phase: dict[str, list[float]] = {phase: [] for phase in (*PHASES, "total")}
     for restart in restarts:
         seconds = restart.seconds
@@ -177,7 +177,7 @@ def recovery_seconds(restarts: Iterable[Restart]) -> Data:
 
 
 def spread(values: Sequence[float]) -> Data:
-    """Count, mean, and percentiles (the value at index floor(q n) in ascending order)."""
+    """Count, mean and percentiles (the value at index floor(q n) in ascending order)."""
     ordered = sorted(values)
     if not ordered:
         return {"count": 0, "mean": None, "p50": None, "p99": None}
@@ -190,11 +190,11 @@ def spread(values: Sequence[float]) -> Data:
 
 
 def _expected(world: World, runs: Sequence[RunTally]) -> float | None:
-    """The closed form (Meta, FAILURES.md), for the run with the most GPUs, as a check.
+    """The closed-form ETTR of the largest run, as a cross-check (Kokolis et al., Meta 2024).
 
-    `E = (1 - N r (u0 + dt/2)) / (1 + w/dt)`: N r disturbances a second as seen, u0 the mean
-    recovery from the ledger, with the longer first step but without what is computed again,
-    dt seconds between saves, w the blocking write.
+    `E = (1 - N r (u0 + dt/2)) / (1 + w/dt)`: N r is the observed disturbances per second, u0 the
+    mean recovery from the ledger (with the longer first step, without recomputed steps), dt the
+    seconds between saves, w the blocking seconds of a save.
     """
     if not runs:
         return None
@@ -217,7 +217,7 @@ def _expected(world: World, runs: Sequence[RunTally]) -> float | None:
 
 
 def _blocked_each(run: SimulatedRun) -> float:
-    """Seconds that saves block training in one interval of the directory tier."""
+    """Seconds for which saves block training in one interval of the directory tier."""
     checkpoint = run.spec.checkpoint
     memory = checkpoint.memory_every_steps
     more = checkpoint.every_steps / memory * run.memory_save_seconds if memory else 0.0
@@ -252,7 +252,7 @@ def _node_use(world: World, allocated: float, productive: float) -> Data:
 
 
 def _lemons(world: World) -> Data | None:
-    """Whether automation found the nodes that fail more often: by avoiding or cordoning them."""
+    """How many of the failing nodes automation has found, by avoiding or cordoning them."""
     truth = lemons(world.scenario, list(world.site.hosts))
     if not truth:
         return None

@@ -1,4 +1,4 @@
-"""The simulated site: nodes and agents, as the cluster sees them."""
+"""The simulated site: nodes and agents as the cluster sees them."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from orchestrator.simulation.scenario.random_streams import Chance
 from orchestrator.simulation.scenario.virtual_time import Engine
 
 _STOP_SECONDS = 1.0
-"""From an order to the cluster until it says that nothing of an agent is left."""
+"""Seconds from the order to stop an agent until the cluster confirms it."""
 _PORT = 29_500
 
 
 @dataclasses.dataclass(slots=True)
 class Host:
-    """The truth about one node."""
+    """The true state of one node."""
 
     info: NodeInfo
     up: bool = True
     listed: bool = True
-    """The cluster names it."""
+    """True while the cluster lists the node."""
     away: bool = False
-    """Out of reach; what runs there runs on."""
+    """True while the node is unreachable; its agents continue to run."""
     slowdown: float = 1.0
     lost_at: float | None = None
-    """When it died last."""
+    """Second at which it last died; None: never."""
     agents: dict[str, Agent] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(slots=True)
 class Agent:
-    """The truth about one worker."""
+    """The true state of one worker."""
 
     worker: str
     run: str
     host: Host
     stopping: bool = False
-    """The cluster was asked to end it, and will when it can."""
+    """True once the cluster has the order to stop it, which it does when it reaches the node."""
 
 
 class Site:
-    """Carries out what the cluster is asked, and tells what becomes of nodes and agents."""
+    """Executes orders to the cluster and reports what happens to nodes and agents."""
 
     def __init__(self, scenario: Scenario, engine: Engine, chance: Chance) -> None:
         self._engine, self._chance, self._recovery = engine, chance, scenario.recovery
@@ -63,24 +63,24 @@ class Site:
         self.storage_slowdown = 1.0
 
     def open(self) -> None:
-        """The cluster says what it has."""
+        """Report all listed nodes to the core."""
         nodes = tuple(host.info for host in self.hosts.values() if host.listed)
         self._engine.tell(CapacityChanged, nodes=nodes, actor="cluster")
 
-    def there(self, worker: str) -> bool:
-        """Whether an agent can be reached."""
+    def reaches(self, worker: str) -> bool:
+        """True if the agent can be reached."""
         agent = self.agents.get(worker)
         return agent is not None and not agent.host.away and agent.host.up
 
     def slowdown(self, nodes: Iterable[str]) -> float:
-        """Of a gang on these nodes: that of its slowest."""
+        """Slowdown factor of a gang on these nodes: that of its slowest node."""
         slow = {name: host.slowdown for name, host in self.hosts.items() if host.slowdown > 1.0}
         return max((slow[name] for name in nodes if name in slow), default=1.0) if slow else 1.0
 
-    # what the cluster is asked
+    # orders to the cluster
 
     def launch(self, order: LaunchWorker) -> None:
-        """An agent is to come up."""
+        """Launch an agent; it joins after the launch delay if its node is reachable."""
         host = self.hosts[order.node]
         agent = Agent(order.worker, str(order.run), host)
         self.agents[order.worker] = host.agents[order.worker] = agent
@@ -104,16 +104,16 @@ class Site:
         )
 
     def stop(self, order: StopWorker) -> None:
-        """An agent is to end: as soon as the cluster can reach it."""
+        """Stop an agent as soon as the cluster can reach it."""
         agent = self.agents.get(order.worker)
         if agent is not None and not agent.stopping:
             agent.stopping = True
             self._engine.after(_STOP_SECONDS, partial(self._end, agent))
 
     def leave(self, worker: str) -> None:
-        """An agent is told to leave by itself."""
+        """Stop an agent by its own shutdown command; lost if the agent is unreachable."""
         agent = self.agents.get(worker)
-        if agent is not None and self.there(worker):
+        if agent is not None and self.reaches(worker):
             agent.stopping = True
             self._engine.after(_STOP_SECONDS, partial(self._end, agent))
 
@@ -122,7 +122,7 @@ class Site:
             self._gone(agent, "stopped")
 
     def probe(self, order: ProbeWorker) -> None:
-        """Is an agent alive? The cluster knows only of nodes that it can reach."""
+        """Ask the cluster whether an agent is alive; it knows only about reachable nodes."""
         agent = self.agents.get(order.worker)
         if agent is not None and not agent.host.up:
             self._after(self._recovery.cluster_confirms, "cluster", partial(self._confirm, agent))
@@ -146,10 +146,10 @@ class Site:
                 actor="cluster",
             )
 
-    # what becomes of nodes
+    # nodes
 
     def lose(self, host: Host) -> None:
-        """A host dies, with all agents on it."""
+        """Kill a host with all its agents, and schedule its repair."""
         host.up, host.lost_at = False, self.now
         for agent in list(host.agents.values()):
             self._silent(agent)
@@ -164,7 +164,7 @@ class Site:
         )
 
     def _out_of_contact(self, agent: Agent, since: float) -> None:
-        if agent.worker not in self.agents or self.there(agent.worker):
+        if agent.worker not in self.agents or self.reaches(agent.worker):
             return
         self._engine.tell(
             WorkerLost,
@@ -182,12 +182,12 @@ class Site:
         self.open()
 
     def cordoned(self, node: str) -> None:
-        """Automation cordoned a node: a technician repairs it, and lets it take work again."""
+        """Schedule the repair of a node that automation has cordoned."""
         reason = "repaired"
         self._after(self._repair, "repair", partial(self.mark, node, "ready", reason))
 
     def mark(self, node: str, state: str, reason: str) -> None:
-        """Someone cordons, drains or uncordons a node, unless it is so already, or gone."""
+        """Cordon, drain or uncordon a node, unless it is in that state already, or gone."""
         known = self._engine.state.nodes[node]
         if known.state not in {NodeState.GONE, NodeState(state)}:
             self._engine.tell(
@@ -195,7 +195,11 @@ class Site:
             )
 
     def cut_off(self, level: str, node: str, lasts: float) -> list[Host]:
-        """A rack or spine is out of reach for a while; the hosts there."""
+        """Make a rack or spine unreachable for `lasts` seconds.
+
+        Returns:
+            The affected hosts.
+        """
         place = self.hosts[node].info.labels[level]
         hosts = [h for h in self.hosts.values() if h.info.labels[level] == place and not h.away]
         for host in hosts:
@@ -224,7 +228,7 @@ class Site:
 
 
 def inventory(scenario: Scenario) -> list[NodeInfo]:
-    """The nodes, with their place in the topology."""
+    """The nodes of the cluster with their place in the topology."""
     cluster = scenario.cluster
     width = len(str(cluster.size))
     nodes = []

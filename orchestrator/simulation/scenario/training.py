@@ -1,4 +1,4 @@
-"""How far training is, as a function of time. Nothing is stepped through."""
+"""Training progress as a function of time, without simulating single steps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from orchestrator.simulation.scenario.model import SimulatedRun
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """What one step and one save cost, in seconds."""
+    """The cost of one step and one save, in seconds."""
 
     step: float
     every: int
     """Steps between saves to the directory."""
     save: float
-    """For which one blocks training."""
+    """Seconds for which such a save blocks training."""
     memory_every: int
     """Steps between saves to memory; 0: never."""
     memory_save: float
@@ -33,7 +33,7 @@ class Pace:
         )
 
     def blocked(self, start: int, step: int) -> float:
-        """Seconds that saves block training on the way from step `start` to the end of `step`."""
+        """Seconds for which saves block training between the ends of step `start` and of `step`."""
         saves = step // self.every - start // self.every
         blocked = saves * self.save
         if self.memory_every:
@@ -42,30 +42,30 @@ class Pace:
         return blocked
 
     def seconds(self, start: int, step: int) -> float:
-        """From the end of step `start` to the end of `step`, each with its saves."""
+        """Seconds from the end of step `start` to the end of `step`, saves included."""
         return (step - start) * self.step + self.blocked(start, step)
 
     def mean(self) -> float:
-        """Seconds a step takes on average, saves included."""
+        """Mean seconds per step, saves included."""
         memory = self.memory_save / self.memory_every if self.memory_every else 0.0
         return self.step + self.save / self.every + memory
 
 
 @dataclasses.dataclass(slots=True)
 class Progress:
-    """One stretch of training at one pace."""
+    """One period of training at a constant pace."""
 
     pace: Pace
     began: float
-    """When the step `start` was as if it had just ended, in seconds since the scenario began."""
+    """Second of the scenario at which step `start` would have ended at this pace."""
     start: int
 
     def at_end_of(self, step: int) -> float:
-        """When a step of this stretch ends, its saves included."""
+        """Second at which a step of this period ends, its saves included."""
         return self.began + self.pace.seconds(self.start, step)
 
     def step(self, now: float) -> int:
-        """The last step that has ended."""
+        """The last completed step at second `now`."""
         elapsed = max(0.0, now - self.began)
         step = self.start + int(elapsed / self.pace.mean())
         while step > self.start and self.pace.seconds(self.start, step) > elapsed:
@@ -75,7 +75,7 @@ class Progress:
         return step
 
     def changed(self, now: float, pace: Pace) -> Progress:
-        """The same training at another pace from now on; what is done of a step stays done."""
+        """The continuation at another pace; the finished part of the current step is kept."""
         step = self.step(now)
         done = (now - self.at_end_of(step)) / max(1e-9, self.pace.seconds(step, step + 1))
         return Progress(pace, now - done * pace.seconds(step, step + 1), step)

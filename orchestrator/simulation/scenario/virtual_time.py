@@ -1,4 +1,4 @@
-"""Virtual time, and the production core in it."""
+"""Virtual time, and the production core running in it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Action = Callable[[], None]
 
 
 class Engine:
-    """A heap of what is to happen, and the turns of the core, as the controller takes them.
+    """An event heap in virtual time, and the core's turns in the order of the controller.
 
     Attributes:
-        state: What the core knows.
+        state: State of the core.
         now: Seconds since the scenario began.
-        turns: Events handled so far.
-        refusals: What the core refused to do, in words.
+        turns: Number of handled events.
+        refusals: Events that the core refused, with its messages.
     """
 
     def __init__(self, begin: dt.datetime) -> None:
@@ -45,31 +45,31 @@ class Engine:
         self._turning = False
 
     def moment(self, seconds: float | None = None) -> dt.datetime:
-        """A time of the scenario, now if not given, as the core sees it."""
+        """A second of the scenario (None: now) as the UTC time that the core sees."""
         return self._begin + dt.timedelta(seconds=self.now if seconds is None else seconds)
 
     def at(self, when: float, action: Action) -> None:
-        """Have something happen; what lies in the past happens next."""
+        """Schedule an action at second `when`; a time in the past means as soon as possible."""
         heapq.heappush(self._heap, (max(when, self.now), next(self._numbers), action))
 
     def after(self, delay: float, action: Action) -> None:
-        """Have something happen in so many seconds."""
+        """Schedule an action in `delay` seconds."""
         self.at(self.now + delay, action)
 
     def identity(self) -> str:
-        """An id for an event; ids sort by time."""
+        """A new event id; ids sort by time."""
         return f"{next(self._numbers):010d}"
 
     def tell(self, kind: type[Event], *, since: float | None = None, **fields: Any) -> None:
-        """Give the core an event, which arose at `since` (now, if not given).
+        """Build an event that arose at second `since` (None: now) and hand it to the core.
 
-        The fields are trusted: an event of a gang has tens of thousands of values, made here.
+        The fields are not validated: the event of a gang has tens of thousands of generated values.
         """
         identity = {"id": self.identity(), "at": self.moment(since)}
         self.submit(kind.model_construct(**{**identity, **fields}))
 
     def submit(self, event: Event) -> None:
-        """Take a turn; what the turn leads to at once is taken after it, in order."""
+        """Handle an event; events that it causes at once follow it, in order."""
         self._events.append(event)
         if self._turning:
             return
@@ -79,7 +79,7 @@ class Engine:
         self._turning = False
 
     def _pass(self) -> Event:
-        """The scheduler looks once for all that has come together, as in production."""
+        """The scheduling pass for all events handled so far, as in production."""
         cause = self.state.pass_wanted
         return SchedulingPassDue(id=self.identity(), at=self.moment(), cause=cause)
 
@@ -97,7 +97,7 @@ class Engine:
         self.state.forget()
 
     def run(self, until: float) -> None:
-        """Let everything happen that is due by `until`, in order; timers go last at equal times."""
+        """Execute everything due by second `until`, in order; timers go last at equal times."""
         while True:
             timer = self.state.next_timer()
             due = (timer.due - self._begin).total_seconds() if timer else math.inf

@@ -1,4 +1,4 @@
-"""A scenario at work: what the core orders is done by the simulated site and its gangs."""
+"""A running scenario: the simulated site and its gangs execute the core's instructions."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from orchestrator.simulation.scenario.site import Site
 from orchestrator.simulation.scenario.virtual_time import Engine
 
 Progress = Callable[[float], None]
-"""Told now and then which share of the scenario's time has passed."""
+"""Receives the passed share of the scenario's time, 0 to 1, from time to time."""
 _PROGRESS_STEPS = 100
 
 
 class World:
-    """Everything of one simulation."""
+    """The complete state of one simulation."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
@@ -47,12 +47,12 @@ class World:
         self.tally = Tally(self.engine, self._busy_nodes)
         self.gangs: dict[str, Gang] = {}
         self.slow_seconds: dict[str, float] = {}
-        """By run, of the gangs that are over: lost to being slower than undisturbed."""
+        """Run → seconds that its finished gangs lost to a pace below the undisturbed one."""
         self.happened: dict[str, list[int]] = {model.name: [0, 0] for model in scenario.failures}
-        """By failure: how often it happened, and how often it disturbed a run."""
+        """Failure → how often it happened, and how often it disturbed a run."""
         self._simulated: dict[str, SimulatedRun] = {}
         self._awaited: set[tuple[float, str]] = set()
-        """Beginnings and ends of maintenance, by node."""
+        """Second and node of each scheduled begin or end of maintenance."""
         around = Surroundings(
             self.engine, self.site, self._chance, scenario.recovery, self.tally.stopped
         )
@@ -60,7 +60,7 @@ class World:
         self._mishaps = Mishaps(self.engine, self.site, self._chance, self.gangs, self.tally)
 
     def run(self, progress: Progress = lambda _: None) -> None:
-        """From the beginning to the end of the scenario."""
+        """Simulate from the start to the end of the scenario."""
         scenario, engine = self.scenario, self.engine
         self.site.open()
         for event in scenario.events:
@@ -81,16 +81,20 @@ class World:
         self.tally.close()
 
     def simulated(self, run: str) -> SimulatedRun:
-        """What a run is like."""
+        """The simulated characteristics of a run.
+
+        Raises:
+            KeyError: The scenario has no such run.
+        """
         return self._simulated[run]
 
-    # what comes from outside
+    # input of the scenario
 
     def _submit(self, run: SimulatedRun) -> None:
         self.engine.tell(RunSubmitted, run=run.spec.name, spec=run.spec, actor="operator:owner")
 
     def _timed(self, event: TimedEvent) -> None:
-        """An event of the scenario; what is known of the gangs by then is told first."""
+        """Submit an event of the scenario after the gangs have reported their progress."""
         for gang in self.gangs.values():
             gang.catch_up()
         fields = event.of_the_core(self.engine.identity(), self.engine.moment())
@@ -108,7 +112,7 @@ class World:
         self.happened[model.name][1] += self._mishaps.happen(model, node)
         self._await(model, upcoming)
 
-    # what the core orders
+    # instructions of the core
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
@@ -148,7 +152,7 @@ class World:
         self.slow_seconds[gang.id] = self.slow_seconds.get(gang.id, 0.0) + gang.slow_seconds
 
     def _read_back(self, order: BroadcastCommand, checkpoint: str) -> None:
-        """Done in time or not: what was written long ago has been read back since."""
+        """Report the verification of a checkpoint, at once if it ended in the past."""
         known = self.engine.state.checkpoints[checkpoint]
         due = self.gangs[known.run].saves.read_back_at(known.step)
         if due is None:
@@ -168,7 +172,7 @@ class World:
             self.engine.at(due, checked)
 
     def _page(self) -> None:
-        """The person on call looks, and lifts the freeze."""
+        """Schedule the release of the freeze by the person on call."""
         after = self.scenario.operator.releases_after
         if after is not None:
             self.engine.after(after, self._release)
@@ -178,7 +182,7 @@ class World:
             reason = "looked at it, and it is over"
             self.engine.tell(RunReleased, run=None, reason=reason, actor="operator:on-call")
 
-    # what the core changed
+    # changes of the core
 
     def _changed(self, entities: Sequence[Entity]) -> None:
         self.tally.changed(entities)
@@ -194,7 +198,7 @@ class World:
                         self.site.cordoned(entity.id)
 
     def _await_maintenance(self, node: Node) -> None:
-        """Look again when its windows begin and end, as the controller does all the time."""
+        """Schedule events for the windows of a node, which the controller finds by polling."""
         for window in node.maintenance:
             for moment in (window.begins, window.ends):
                 at = (moment - self.scenario.begin).total_seconds()

@@ -1,1 +1,1 @@
-"""Job traces replayed under several scheduling policies."""
+"""Job traces, replayed under several scheduling policies."""

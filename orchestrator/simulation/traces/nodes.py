@@ -1,4 +1,4 @@
-"""Which GPUs are free, and where a gang goes."""
+"""Free GPUs of a pool, and the node choice for one gang."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Sequence
 
 Grant = tuple[int, int]
-"""A node, by index, and how many of its GPUs."""
+"""A node by index, and the number of its GPUs."""
 Grants = tuple[Grant, ...]
 
 
 class Nodes:
-    """The nodes of one pool, kept by how much of each is free.
+    """The nodes of one pool, indexed by their number of free GPUs.
 
     Attributes:
         sizes: GPUs of each node.
@@ -36,11 +36,11 @@ class Nodes:
             self._idle[size].append(node)
 
     def with_free(self, gpus: int) -> Sequence[int]:
-        """Nodes with exactly so many GPUs free, by index."""
+        """Nodes with exactly `gpus` free GPUs, by index."""
         return self._by_free[gpus]
 
     def idle(self) -> Iterator[int]:
-        """Wholly free nodes: the largest first, then by index."""
+        """Yield idle nodes, the largest first, then by index."""
         for nodes in self._idle.values():
             yield from nodes
 
@@ -48,7 +48,7 @@ class Nodes:
         """Occupy GPUs.
 
         Raises:
-            ValueError: They are not free.
+            ValueError: Some of them are not free.
         """
         for node, gpus in grants:
             self._change(node, -gpus)
@@ -57,13 +57,13 @@ class Nodes:
         """Free GPUs.
 
         Raises:
-            ValueError: They are free already.
+            ValueError: Some of them are free already.
         """
         for node, gpus in grants:
             self._change(node, gpus)
 
     def has(self, grants: Grants) -> bool:
-        """Whether these GPUs are free."""
+        """True if all these GPUs are free."""
         return all(self.free[node] >= gpus for node, gpus in grants)
 
     def _change(self, node: int, gpus: int) -> None:
@@ -86,11 +86,11 @@ def _remove(ordered: list[int], node: int) -> None:
 
 
 def best_fit(nodes: Nodes, gpus: int) -> Grants | None:
-    """Where a gang goes; None: it does not fit now.
+    """Choose the GPUs of a gang; None: it does not fit now.
 
-    What fits on one node goes to one: the one with the fewest free GPUs that suffice, so that
-    large blocks stay whole. What is larger takes wholly idle nodes, the largest first, and the
-    rest on one other, by best fit. Ties go to the lowest index.
+    A gang that fits on one node goes to the node with the fewest sufficient free GPUs, so that
+    large blocks stay whole. A larger gang takes idle nodes, the largest first, and puts the rest on
+    one other node by best fit. Ties go to the lowest index.
     """
     if gpus > nodes.free_gpus:
         return None
@@ -108,7 +108,7 @@ def _on_one(node: int | None, gpus: int) -> Grants | None:
 
 
 def tightest(nodes: Nodes, gpus: int, *, besides: Collection[int] = ()) -> int | None:
-    """The node with the fewest free GPUs that suffice; None: there is none."""
+    """The node with the fewest sufficient free GPUs; None: there is none."""
     for free in range(gpus, nodes.largest + 1):
         for node in nodes.with_free(free):
             if node not in besides:
@@ -117,7 +117,7 @@ def tightest(nodes: Nodes, gpus: int, *, besides: Collection[int] = ()) -> int |
 
 
 def whole_nodes(nodes: Nodes, gpus: int) -> tuple[Grants, int]:
-    """Idle nodes that a gang fills, and how many of its GPUs are left over."""
+    """Idle nodes that the gang fills completely, and the number of its GPUs left over."""
     whole: list[Grant] = []
     for node in nodes.idle():
         if gpus == 0:

@@ -1,4 +1,4 @@
-"""The policies of the product: an order, and what may be done for its sake."""
+"""The replayed policies: each is an order of jobs and the rights to enforce it."""
 
 from __future__ import annotations
 
@@ -15,32 +15,37 @@ from orchestrator.simulation.traces.pool import Place, Pool, Work
 from orchestrator.simulation.traces.preemption import by_moving, by_preempting
 
 PREEMPTION_SECONDS = 60.0
-"""What a preemption costs the job it stops: the save, the next start and the load. HeliosArtifact
-takes as much for jobs of more than one node (`policies/policy.py`, `ckpt_overhead`)."""
+"""Seconds that a preemption costs the stopped job: save, next start and load.
+
+HeliosArtifact uses the same value for jobs of more than one node (`policies/policy.py`,
+`ckpt_overhead`).
+"""
 
 
 class PolicyName(StrEnum):
-    """An order of jobs."""
+    """The name of a policy."""
 
     FIFO = "fifo"  # first in, first out
     SJF = "sjf"  # shortest job first
     SRTF = "srtf"  # shortest remaining time first
     SRSF = "srsf"  # shortest remaining service (time x GPUs) first
     PRIORITY = "priority"  # the highest first; first in, first out within each
-    BABYSIT = "babysit"  # the scheduler that runs are placed by in production
+    BABYSIT = "babysit"  # the scheduler used in production
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """An order, and what may be done to keep it."""
+    """An order of jobs, and the rights to enforce it."""
 
     rank: Callable[[Work, float], float]
-    """Of a job and the moment: smaller goes first; then who was submitted first. While a job
-    waits it never changes; while a job runs it never grows."""
+    """Rank of a job at a moment: the smaller goes first, then the earlier submitted.
+
+    While a job waits its rank never changes; while it runs its rank never grows.
+    """
     preemptive: bool = False
     """Jobs may be stopped or moved for one that does not fit."""
     blocking: bool = False
-    """The first job that does not fit holds up those behind it, so that none starves."""
+    """The first job that does not fit blocks the jobs behind it, so that it does not starve."""
 
 
 _ORDER = (Priority.CRITICAL, Priority.HIGH, Priority.NORMAL, Priority.LOW)
@@ -62,16 +67,16 @@ POLICIES: Mapping[PolicyName, Policy] = MappingProxyType(
 
 
 class ProductRules:
-    """How a policy is carried out.
+    """Scheduling by a :class:`Policy`.
 
-    Jobs are taken in order and placed by best fit. For one that does not fit, a preemptive policy
-    stops jobs that rank strictly behind it, the last first, and only those in its way; where
-    nobody need stop it moves jobs to other nodes, when that costs less than it brings. Running
-    jobs are never disturbed otherwise.
+    Jobs are placed in order by best fit. For a job that does not fit, a preemptive policy stops
+    jobs that rank strictly behind it, the last first, and only those in its way. If no job needs to
+    stop, it moves jobs to other nodes when that costs less GPU time than it gains. Running jobs are
+    not disturbed otherwise.
 
     Args:
-        policy: The order.
-        preemption_seconds: What a preemption, or a move, costs the job.
+        policy: The order and the rights.
+        preemption_seconds: Seconds that a preemption, or a move, costs the job.
     """
 
     def __init__(self, policy: Policy, preemption_seconds: float = PREEMPTION_SECONDS) -> None:
@@ -79,34 +84,35 @@ class ProductRules:
         self.preemption_seconds = preemption_seconds
 
     def rank(self, work: Work, now: float) -> float:
-        """The policy's."""
+        """The rank by the policy."""
         return self.policy.rank(work, now)
 
     def run_seconds(self, work: Work) -> float:
-        """What is left."""
+        """Remaining seconds of the job."""
         return work.remaining
 
     def kept_seconds(self, work: Work, elapsed: float) -> float:
-        """A stopped job saves first, so it loses no work; but it is to be started again."""
+        """Seconds kept by a stopped job: all its work, as it saves first, minus the next start."""
         return elapsed - self.cost_seconds(work)
 
     def cost_seconds(self, work: Work) -> float:  # noqa: ARG002 (subclasses look at the job)
-        """What a preemption or a move costs a job."""
+        """Seconds that a preemption or a move costs a job."""
         return self.preemption_seconds
 
     def look_again(self, pool: Pool) -> float | None:  # noqa: ARG002 (subclasses look at it)
-        """Ranks of running jobs only improve: between two events nothing new is to be done."""
+        """None: ranks of running jobs only improve, so nothing is due between two events."""
         return None
 
     def holds(self, nodes: Nodes, gpus: int) -> bool:
-        """A job may lie on nodes in unequal parts."""
+        """True if the empty nodes have enough GPUs; a job may use unequal parts of nodes."""
         return gpus <= nodes.capacity
 
     def schedule(self, pool: Pool) -> None:
-        """Start what fits, in order; make room where the policy may.
+        """Start the jobs that fit, in order, and preempt or move others where the policy may.
 
-        When a job finds no room, no later one of its size does: it may preempt no more, and room
-        only shrinks in a pass, but for moves. So only the first of each size is looked at.
+        When a job does not fit, no later job of its size fits either: it may preempt fewer jobs,
+        and free GPUs only shrink in a pass, except by moves. So only the first job of each size is
+        tried.
         """
         full: set[int] = set()
         running: list[Place] = []
@@ -130,12 +136,12 @@ class ProductRules:
                 full.add(work.job.gpus)
 
     def _places(self, pool: Pool) -> list[Place]:
-        """The places of the running jobs, in order."""
+        """The ranks and indices of the running jobs, in order."""
         rank, now = self.policy.rank, pool.now
         return sorted((rank(work, now), index) for index, work in pool.running.items())
 
     def _stop_others(self, pool: Pool, work: Work, running: Sequence[Place]) -> Grants | None:
-        """Preempt what is in the way, if that helps; where the job then goes."""
+        """Preempt the jobs in the way, if that suffices; None: it does not."""
         first = bisect_right(running, (self.rank(work, pool.now), math.inf))
         behind = [pool.running[index] for _, index in reversed(running[first:])]
         found = by_preempting(pool.nodes, work.job.gpus, behind)
@@ -147,7 +153,7 @@ class ProductRules:
         return grants
 
     def _move_others(self, pool: Pool, work: Work) -> bool:
-        """Move jobs to other nodes and start this one, if that is worth it; whether it was."""
+        """Move jobs to other nodes and start this one, if the gain exceeds the cost. True: done."""
         found = by_moving(pool.nodes, work.job.gpus, list(pool.running.values()))
         if found is None:
             return False

@@ -1,8 +1,8 @@
 """Jobs on the nodes of one pool, from event to event in virtual time.
 
-The pool keeps time, places, waits and runs; who starts and who is stopped is decided by its
-:class:`Rules`. Events are submissions and completions (completions first at equal times), and the
-moments at which the rules ask to look again.
+The pool keeps time, places, waits and runs; its :class:`Rules` decide which jobs start and stop.
+Events are submissions and completions (completions first at equal times), and the moments at which
+the rules ask for another pass.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from orchestrator.simulation.traces.nodes import Grants, Nodes
 from orchestrator.simulation.traces.trace_file import Job
 
 Place = tuple[float, int]
-"""A job's place in the order: its rank, then its index."""
+"""The position of a job in the order: its rank, then its index."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Work:
-    """A job on its way. Times in seconds."""
+    """A submitted job. Times are seconds."""
 
     job: Job
     index: int
-    """Its place in order of submission: the last tie-breaker."""
+    """Position in order of submission: the last tie-breaker."""
     remaining: float
-    """What was left to run when it was last started or stopped."""
+    """Seconds of work left at its last start or stop."""
     since: float
-    """When that was, or when it was submitted."""
+    """Second of that start or stop, or of its submission."""
     grants: Grants = ()
-    """Where it runs; empty: it waits."""
+    """The GPUs it runs on; empty: it waits."""
     waited: float = 0.0
     held_gpu_seconds: float = 0.0
     starts: int = 0
@@ -40,39 +40,40 @@ class Work:
     ended: float | None = None
 
     def left(self, now: float) -> float:
-        """Seconds left to run, if nobody stops it."""
+        """Seconds of work left at second `now`, if it is not stopped."""
         return self.remaining - (now - self.since) if self.grants else self.remaining
 
 
 class Rules(Protocol):
-    """Who runs when: the hooks that make one scheduler differ from another."""
+    """The hooks by which one scheduler differs from another."""
 
     def rank(self, work: Work, now: float) -> float:
-        """Its place in the order: smaller goes first; then who was submitted first."""
+        """Position in the order: the smaller goes first, then the earlier submitted."""
 
     def schedule(self, pool: Pool) -> None:
-        """One pass after the events of a moment: start and stop what should be."""
+        """Run one pass after the events of a moment: start and stop jobs."""
 
     def run_seconds(self, work: Work) -> float:
-        """How long it takes from a start to its end, undisturbed."""
+        """Seconds from a start to the end, undisturbed."""
 
     def kept_seconds(self, work: Work, elapsed: float) -> float:
-        """How much of a run of `elapsed` seconds counts when it is stopped; negative: a loss."""
+        """Seconds of work that remain of `elapsed` seconds when a job stops; negative: a loss."""
 
     def look_again(self, pool: Pool) -> float | None:
-        """When to pass again, should no event come before; None: not at all."""
+        """Second of the next pass if no event comes before it; None: no pass."""
 
     def holds(self, nodes: Nodes, gpus: int) -> bool:
-        """Whether a job of so many GPUs could ever run on these nodes, empty as they are."""
+        """True if a job of `gpus` GPUs could run on these nodes when they are empty."""
 
 
 class Pool:
-    """Jobs, waiting and running.
+    """Waiting and running jobs.
 
     Attributes:
-        now: Virtual time.
-        nodes: What is free.
-        running: By index, in the order of their starts.
+        now: Virtual time in seconds.
+        nodes: Free GPUs by node.
+        rules: The scheduler.
+        running: Running jobs by index, in the order of their starts.
     """
 
     def __init__(self, nodes: Nodes, rules: Rules) -> None:
@@ -106,30 +107,35 @@ class Pool:
         return works
 
     def start(self, work: Work, grants: Grants) -> None:
-        """Run a waiting job there."""
+        """Start a waiting job on these GPUs.
+
+        Raises:
+            RuntimeError: The job does not wait.
+            ValueError: The GPUs are not free.
+        """
         self._dequeue(work)
         self.nodes.take(grants)
         work.waited += self.now - work.since
         work.since, work.grants = self.now, grants
         work.starts += 1
         self.running[work.index] = work
-        # What is left may be rounded below nothing; time never goes back.
+        # Rounding may leave less than 0 seconds; time must not run backwards.
         end = self.now + max(0.0, self.rules.run_seconds(work))
         heapq.heappush(self._ends, (end, work.index, work.starts))
 
     def stop(self, work: Work) -> None:
-        """Preempt a running job: it waits again."""
+        """Preempt a running job, which then waits again."""
         work.remaining -= self.rules.kept_seconds(work, self.now - work.since)
         work.preemptions += 1
         self._release(work)
         self._queue(work)
 
     def waiting(self) -> list[Work]:
-        """Every job that waits, in order."""
+        """All waiting jobs, in order."""
         return [work for _, work in heapq.merge(*self._queues.values(), key=lambda entry: entry[0])]
 
     def heads(self) -> Iterator[tuple[Place, Work]]:
-        """The first in order among the waiting jobs of each size."""
+        """The first waiting job of each size."""
         return (queue[0] for queue in self._queues.values() if queue)
 
     def _next(self, works: Sequence[Work], arrived: int) -> float | None:

@@ -1,4 +1,7 @@
-"""Room for a gang that does not fit: whom to stop, or whom to move. Trials; nothing is changed."""
+"""Searches for jobs to stop, or to move, so that a gang fits.
+
+The searches try on the nodes themselves and restore them before they return.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ from orchestrator.simulation.traces.pool import Work
 def by_preempting(
     nodes: Nodes, gpus: int, victims: Sequence[Work]
 ) -> tuple[Grants, list[Work]] | None:
-    """Where a gang goes when others are stopped.
+    """Find GPUs for a gang by stopping other jobs.
 
     Args:
-        nodes: What is free.
-        gpus: What the gang needs.
-        victims: Running jobs that may be stopped, the first to go first.
+        nodes: Free GPUs.
+        gpus: GPUs of the gang.
+        victims: Running jobs that may be stopped, in the order of preference.
 
     Returns:
-        Its place and whom to stop for it, or None when stopping all of them is not enough.
+        The GPUs of the gang and the jobs to stop; None: stopping all of them is not enough.
     """
     if nodes.free_gpus + sum(victim.job.gpus for victim in victims) < gpus:
         return None
@@ -43,7 +46,7 @@ def by_preempting(
 
 
 def _keeps(nodes: Nodes, work: Work) -> bool:
-    """Take a job's GPUs again, if they are still free; whether they were."""
+    """Occupy a job's GPUs again if they are still free; False: they are not."""
     if not nodes.has(work.grants):
         return False
     nodes.take(work.grants)
@@ -53,12 +56,12 @@ def _keeps(nodes: Nodes, work: Work) -> bool:
 def by_moving(
     nodes: Nodes, gpus: int, running: Sequence[Work]
 ) -> tuple[Grants, list[tuple[Work, Grants]]] | None:
-    """Where a gang of one node goes when jobs there go elsewhere.
+    """Find GPUs on one node for a gang by moving jobs from that node elsewhere.
 
-    The node with the most free GPUs is tried first, and its smallest jobs leave it first.
+    The node with the most free GPUs is tried first, and its smallest jobs move first.
 
     Returns:
-        Its place, with who moves where, or None when nothing of the kind is found.
+        The GPUs of the gang and the new GPUs of each moved job; None: no such move exists.
     """
     if not gpus <= min(nodes.largest, nodes.free_gpus):
         return None
@@ -83,7 +86,7 @@ def by_moving(
 def _moves(
     nodes: Nodes, grants: Grants, leaving: Sequence[Work]
 ) -> list[tuple[Work, Grants]] | None:
-    """Where these jobs go, the largest first, once others have their place; None: not all fit."""
+    """New GPUs of the jobs, the largest first, once the gang has its GPUs; None: not all fit."""
     for work in leaving:
         nodes.give(work.grants)
     nodes.take(grants)

@@ -1,4 +1,4 @@
-"""A trace under the production scheduler: the very passes that place runs in earnest."""
+"""A trace under the production scheduler: the same code that places runs in production."""
 
 from __future__ import annotations
 
@@ -26,50 +26,54 @@ from orchestrator.simulation.traces.policies import (
 from orchestrator.simulation.traces.pool import Pool, Rules, Work
 
 ORIGIN = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
-"""Second 0 of a trace: the scheduler thinks in dates."""
+"""Second 0 of a trace as the date that the scheduler needs."""
 _LAST_SECONDS = 240_000_000_000.0
-"""A little before dates end."""
+"""Limit of trace times in seconds, a little below the last representable date."""
 
 
 class ProductionRules:
-    """:func:`orchestrator.core.scheduling.plan` decides; a job's duration is its `max_runtime`.
+    """Rules by :func:`orchestrator.core.scheduling.plan`; a job's duration is its `max_runtime`.
 
-    A job becomes a gang of equal workers: the fewest nodes on which it divides evenly.
+    A job becomes a gang of equal workers on the fewest nodes on which it divides evenly.
 
     Args:
-        preemption_seconds: What a preemption costs the job that is asked to leave.
+        preemption_seconds: Seconds that a preemption costs the stopped job.
     """
 
     def __init__(self, preemption_seconds: float = PREEMPTION_SECONDS) -> None:
         self.preemption_seconds = preemption_seconds
         self._nodes: Nodes | None = None
-        self._rooms = NodeTable.none()
+        self._table = NodeTable.none()
         self._demands: dict[int, Demand] = {}
         self._holdings: dict[int, Holding] = {}
         self._claims: dict[int, Claim] = {}
 
     def rank(self, work: Work, now: float) -> float:  # noqa: ARG002 (the plan has its own order)
-        """First come, first served, as far as the pool is concerned."""
+        """0 for every job: the plan has its own order."""
         return 0.0
 
     def run_seconds(self, work: Work) -> float:
-        """What is left."""
+        """Remaining seconds of the job."""
         return work.remaining
 
     def kept_seconds(self, work: Work, elapsed: float) -> float:  # noqa: ARG002 (all cost alike)
-        """A job that is asked to leave saves first; but it is to be started again."""
+        """Seconds kept by a preempted job: all its work, as it saves, minus the next start."""
         return elapsed - self.preemption_seconds
 
     def look_again(self, pool: Pool) -> float | None:  # noqa: ARG002 (nothing is due in between)
-        """Between two events nothing new is to be done."""
+        """None: nothing is due between two events."""
         return None
 
     def holds(self, nodes: Nodes, gpus: int) -> bool:
-        """Whether a gang of equal workers fits on the empty nodes."""
+        """True if a gang of equal workers fits on the empty nodes."""
         return shape(nodes, gpus) is not None
 
     def schedule(self, pool: Pool) -> None:
-        """Passes, until one changes nothing: who is asked to leave has left at once."""
+        """Run passes until one changes nothing; preempted jobs leave at once here.
+
+        Raises:
+            InvalidError: The trace would run beyond the last representable date.
+        """
         self._look_at(pool.nodes)
         self._forget(pool)
         waiting = {str(work.index): work for work in pool.waiting()}
@@ -77,7 +81,7 @@ class ProductionRules:
             now = _date(pool.now)
             outcome = plan(
                 Snapshot(
-                    rooms=self._rooms,
+                    table=self._table,
                     holdings=[self._holding(work) for work in pool.running.values()],
                     demands=[self._demand(pool, work) for work in waiting.values()],
                 ),
@@ -97,7 +101,7 @@ class ProductionRules:
     def _look_at(self, nodes: Nodes) -> None:
         if nodes is not self._nodes:
             self._nodes = nodes
-            self._rooms = NodeTable(
+            self._table = NodeTable(
                 NodeCapacity(node=f"{i:06}", gpus=gpus, cpus=1e9)
                 for i, gpus in enumerate(nodes.sizes)
             )
@@ -117,7 +121,7 @@ class ProductionRules:
         if known is None:
             need = shape(pool.nodes, work.job.gpus)
             if need is None:
-                raise RuntimeError(f"job {work.job.id} fits on no nodes of its pool")
+                raise RuntimeError(f"job {work.job.id} does not fit the nodes of its pool")
             known = Demand(
                 run=str(work.index),
                 name=work.job.id,
@@ -153,7 +157,7 @@ def rules_of(policy: PolicyName, preemption_seconds: float = PREEMPTION_SECONDS)
 
 
 def shape(nodes: Nodes, gpus: int) -> Resources | None:
-    """The fewest equal workers that a job divides into and that fit; None: there is no such."""
+    """The fewest equal workers that a job divides into and that fit; None: there are none."""
     for count in range(-(-gpus // nodes.largest), min(gpus, len(nodes.sizes)) + 1):
         each, rest = divmod(gpus, count)
         if rest == 0 and sum(size >= each for size in nodes.sizes) >= count:
@@ -164,5 +168,5 @@ def shape(nodes: Nodes, gpus: int) -> Resources | None:
 def _date(seconds: float) -> dt.datetime:
     if seconds > _LAST_SECONDS:
         years = f"{_LAST_SECONDS / 3.156e7:,.0f} years"
-        raise InvalidError(f"the trace takes more than {years} on these nodes: give more of them")
+        raise InvalidError(f"the trace takes more than {years} on these nodes: add nodes")
     return ORIGIN + dt.timedelta(seconds=seconds)

@@ -1,4 +1,4 @@
-"""Replay a trace over nodes, and what came of it."""
+"""Replay of a trace on nodes, and its figures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from orchestrator.simulation.traces.trace_file import Job, Pools, Trace, by_pool
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of every job.
+    """The result for every job.
 
     Attributes:
-        works: Those that ran, in order of submission within each pool.
-        refused: Those that their whole pool, empty, could not hold.
+        works: Jobs that ran, in order of submission within each pool.
+        refused: Jobs that do not fit their pool even when it is empty.
         gpus: GPUs of all pools.
     """
 
@@ -28,27 +28,25 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The figures of a replay. Refused jobs count in `refused` only; no job: all are 0."""
+    """The figures of a replay. Refused jobs count in `refused` only; without jobs all are 0."""
 
     jobs: int
     refused: int
     preemptions: int
     avg_jct_seconds: float
-    """Job completion time: from submission to end."""
+    """Mean job completion time: from submission to end."""
     p99_jct_seconds: float
     avg_queue_seconds: float
-    """Time not running, also after a preemption."""
+    """Mean time not running, including time after a preemption."""
     p999_queue_seconds: float
     makespan_seconds: float
-    """From the first submission to the last end."""
+    """Time from the first submission to the last end."""
     utilisation_ratio: float
-    """Useful GPU time over all GPU time of the makespan: what preemption wastes does not count."""
+    """Useful GPU time over all GPU time of the makespan; work lost by preemption is not useful."""
 
 
 def replay(trace: Trace, pools: Pools, rules: Rules) -> Outcome:
-    """Take every job of a trace to its end.
-
-    Virtual clusters are independent of each other.
+    """Take every job of a trace to its end. Virtual clusters are independent of each other.
 
     Raises:
         TraceError: A job belongs to a virtual cluster that has no nodes.
@@ -64,7 +62,7 @@ def replay(trace: Trace, pools: Pools, rules: Rules) -> Outcome:
 
 
 def summarise(outcome: Outcome) -> Summary:
-    """The figures of a replay."""
+    """Compute the figures of a replay."""
     works = outcome.works
     ends = [work.ended for work in works if work.ended is not None]
     times = [end - work.job.submit_seconds for work, end in zip(works, ends, strict=True)]
@@ -86,5 +84,5 @@ def summarise(outcome: Outcome) -> Summary:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that stands at `share` of all in ascending order; 0 for none."""
+    """The value at `share` (0 to 1) of the values in ascending order; 0 without values."""
     return sorted(values)[int(share * len(values))] if values else 0.0

@@ -24,12 +24,12 @@ from jobs.spec import Priority
 from orchestrator.errors import InvalidError
 
 SHARED = ""
-"""The pool of all jobs, where nodes are not divided into virtual clusters."""
+"""The name of the only pool if nodes are not divided into virtual clusters."""
 MAX_NODES = 1_000_000
 MAX_GPUS_PER_NODE = 1_024
 MAX_GPUS = 1_000_000_000
 MAX_SUBMIT_SECONDS = 100_000_000_000
-"""Three thousand years: the Unix time fits, and milliseconds are found out."""
+"""3,000 years: Unix seconds fit, milliseconds by mistake do not."""
 MAX_DURATION_SECONDS = 1_000_000_000
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _GZIP = b"\x1f\x8b"
@@ -37,11 +37,11 @@ _COUNT_BY_GPUS = re.compile(r"(\d{1,9})x(\d{1,9})", re.ASCII)
 
 
 class TraceError(InvalidError):
-    """A trace or a node list is wrong: `FILE:LINE: column: expected …, got …`.
+    """A trace or a node list is invalid: `FILE:LINE: column: expected …, got …`.
 
     Attributes:
         name: The file.
-        line: From 1, the header's; 0: the file as a whole.
+        line: Line number, 1 for the header; 0: the file as a whole.
         column: The name of the column; empty: the line as a whole.
     """
 
@@ -57,21 +57,21 @@ class Job:
 
     id: str
     submit_seconds: float
-    """Since the origin of the trace."""
+    """Seconds since the origin of the trace."""
     duration_seconds: float
-    """What it runs for, undisturbed."""
+    """Seconds that it runs, undisturbed."""
     gpus: int
     vc: str = SHARED
     priority: Priority = Priority.NORMAL
     line: int = 0
-    """Where it stands in the file."""
+    """Its line number in the file."""
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """The columns that are nobody's business here."""
+    """Columns without a meaning to babysit, unchanged."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trace:
-    """Jobs in order of submission; those of one moment as they stand in the file."""
+    """Jobs in order of submission; jobs of one moment in the order of the file."""
 
     name: str
     jobs: tuple[Job, ...]
@@ -83,7 +83,7 @@ Pools = Mapping[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Line:
-    """One line of a file by its columns; says what is wrong with it."""
+    """One line of a file by its columns; creates the errors about itself."""
 
     name: str
     number: int
@@ -113,7 +113,7 @@ class _Line:
 
 
 def _number(text: str) -> float:
-    """NaN for what is none, such as `1_000`, `inf`, or digits of other scripts."""
+    """The number, or NaN for other text, such as `1_000`, `inf`, or digits of other scripts."""
     return float(text) if _NUMBER.fullmatch(text.strip()) else math.nan
 
 
@@ -121,7 +121,7 @@ def read_trace(path: str | Path) -> Trace:
     """Read a trace.
 
     Raises:
-        TraceError: The file cannot be read, or is wrong.
+        TraceError: The file cannot be read, or is invalid.
     """
     name = str(path)
     needed = ("job_id", "submit_time_s", "duration_s", "num_gpus")
@@ -152,10 +152,10 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def read_nodes(text: str) -> Pools:
-    """The nodes of `COUNTxGPUS`, or of a file.
+    """Read nodes from `COUNTxGPUS`, or from the file of this name.
 
     Raises:
-        TraceError: Neither; or the file is wrong.
+        TraceError: The text is neither, or the file is invalid.
     """
     if match := _COUNT_BY_GPUS.fullmatch(text):
         count, gpus = map(int, match.groups())
@@ -206,10 +206,10 @@ def by_pool(trace: Trace, pools: Pools) -> dict[str, Sequence[Job]]:
 
 
 def _lines(name: str, needed: Sequence[str]) -> Iterator[_Line]:
-    """The lines below the header, blank ones left out.
+    """Yield the lines below the header, without blank ones.
 
     Raises:
-        TraceError: Not to be read, no CSV, no header, or a line of another width.
+        TraceError: The file is unreadable, not CSV, without header, or a line has another width.
     """
     try:
         with _text(name) as stream:
@@ -226,7 +226,7 @@ def _lines(name: str, needed: Sequence[str]) -> Iterator[_Line]:
 
 
 def _text(name: str) -> TextIO:
-    """The text of a file, which may be compressed with gzip."""
+    """Open a file as text; it may be compressed with gzip."""
     with Path(name).open("rb") as file:
         packed = file.read(len(_GZIP)) == _GZIP
     if packed:
