@@ -1,6 +1,7 @@
 """The trainer's side of babysit. Importing it loads the standard library only."""
 
-from babysit.run import Run, init
+from babysit.entry import init
+from babysit.run import Run
 from babysit.wire import Phase
 
 __all__ = ["Phase", "Run", "__version__", "init"]

@@ -21,13 +21,14 @@ import dataclasses
 import itertools
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from babysit import rng
 from babysit.errors import EmptyLoaderError
 
 Ranges = Sequence[tuple[int, int]]
+_END: Any = object()
 
 
 @dataclasses.dataclass(slots=True)
@@ -90,14 +91,25 @@ class Indexed:
 class Drawn:
     """Any iterable: what is not wanted is drawn and dropped."""
 
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self._loader = loader
+    def __init__(self, loader: Iterable[Any], beat: Callable[[], None]) -> None:
+        self._loader, self._beat = loader, beat
 
     def start(self, offset: int, wanted: Thinning) -> Iterator[Any]:
-        """Draws `offset` batches."""
+        """Draws `offset` batches; each is a sign of life, as there may be a million of them."""
         rest = iter(self._loader)
-        deque(itertools.islice(rest, offset), maxlen=0)
-        return (batch for batch in rest if wanted())
+        for _ in range(offset):
+            if next(rest, _END) is _END:
+                break
+            self._beat()
+        return self._rest(rest, wanted)
+
+    @staticmethod
+    def _rest(rest: Iterator[Any], wanted: Thinning) -> Iterator[Any]:
+        # By `next` alone: `iter(rest)` of an object that is its own loader (DeepSpeed's, many made
+        # by hand) would begin the epoch again.
+        while (batch := next(rest, _END)) is not _END:
+            if wanted():
+                yield batch
 
 
 class MapStyle:
@@ -137,25 +149,32 @@ class _Indices:
         return self.pending
 
 
-def source_of(loader: Any) -> Source:
-    """How batches of this loader can be passed over."""
+def source_of(loader: Any, beat: Callable[[], None] = lambda: None) -> Source:
+    """How batches of this loader can be passed over; `beat` is called for each that is drawn."""
     torch_data = sys.modules.get("torch.utils.data")
     if torch_data is not None and isinstance(loader, torch_data.DataLoader):
         mapped = not isinstance(loader.dataset, torch_data.IterableDataset)
-        return MapStyle(loader) if mapped and not _is_stateful(loader) else Drawn(loader)
+        return MapStyle(loader) if mapped and not _is_stateful(loader) else Drawn(loader, beat)
     if isinstance(loader, Sequence) and not _is_stateful(loader):
         return Indexed(loader)
-    return Drawn(loader)
+    return Drawn(loader, beat)
 
 
 class Feed:
     """The batches of a run, from a position on, over epochs."""
 
-    def __init__(self, loader: Any, skip: Ranges = (), position: Position | None = None) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        skip: Ranges = (),
+        position: Position | None = None,
+        *,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self.position = position or Position()
         self._loader = loader
         self._skip = tuple(skip)
-        self._source = source_of(loader)
+        self._source = source_of(loader, beat)
         self._stateful = _is_stateful(loader)
         self._generators = _generators(loader)
 

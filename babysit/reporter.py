@@ -14,8 +14,8 @@ from babysit.wire import NOTES_FILE, RING_FILE, Note, Phase
 
 log = logging.getLogger("babysit")
 
-QUIET = (OSError, ValueError, TypeError, RuntimeError, struct.error)
-"""What a failing disk, or a value that is no number, may raise while reporting."""
+QUIET = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, struct.error)
+"""What a failing disk, or a value that is not a number, may raise while reporting."""
 
 
 class Reporter:
@@ -26,17 +26,25 @@ class Reporter:
         self._notes = directory / NOTES_FILE if directory else None
         self._ring: RingWriter | None = None
         self._warned: set[str] = set()
+        os.register_at_fork(after_in_child=self._detach)
         if directory is not None:
             try:
                 self._ring = RingWriter(directory / RING_FILE)
             except OSError as error:
                 self.warn(f"no ring in {directory}, so the agent sees no samples: {error}")
 
+    def _detach(self) -> None:
+        """In a forked child (a loader worker, say), which is not the rank: say nothing for it."""
+        self._ring = self._notes = None
+
     def record(self, record: Record, phase: Phase) -> None:
         """Publish a step and where the rank is."""
         if self._ring is not None:
-            self._ring.write(record)
-            self._ring.progress(record.step, record.batch, record.time, phase)
+            try:
+                self._ring.write(record)
+                self._ring.progress(record.step, record.batch, record.time, phase)
+            except QUIET as error:
+                self.warn(f"cannot report step {record.step}: {error}")
 
     def progress(self, step: int, batch: int, phase: Phase) -> None:
         """Publish where the rank is."""

@@ -1,10 +1,13 @@
 """The ring of samples in shared memory: one writer (a rank), one reader (its agent).
 
-Layout (little endian): a header of `HEADER_BYTES`, then `capacity` records of `RECORD_BYTES`.
-`written` counts records ever written; record i lies in slot `i % capacity`. The writer fills the
-slot first and then publishes `written`, so a reader that has read up to `r` takes slots
-`r … written-1`; when more than `capacity` behind, the oldest are gone and the reader says how many.
+Layout (native little endian, 8-byte words): a header of `HEADER_BYTES`, then `capacity` records of
+`RECORD_BYTES`. `written` counts the records ever written; record i lies in slot `i % capacity`. The
+writer fills the slot first and then publishes `written`, so a reader that has read up to `r` takes
+slots `r … written-1`; a reader more than `capacity` behind has lost the oldest and says how many.
 Writing takes no lock and no system call.
+
+Each word of the header is published by one aligned 8-byte store: `struct.pack_into` clears its
+target first, and a reader would see a count of 0 now and then.
 """
 
 from __future__ import annotations
@@ -18,22 +21,21 @@ from typing import NamedTuple
 
 from babysit.wire import Phase
 
-_MAGIC = 0x42425331  # "BBS1"
-_HEADER = struct.Struct("<IIIIQqqdi")
+_MAGIC = 0x42425332  # "BBS2"
+_HEADER = struct.Struct("<IIIIQqqdq")
 """Magic, capacity, record bytes, pid, written, step, batch, beat, phase."""
 HEADER_BYTES = 128
-_RECORD = struct.Struct("<qqddddddd")
+_RECORD = struct.Struct("<qqqddddddd")
 RECORD_BYTES = _RECORD.size
 CAPACITY = 4096
 """Records kept: at 20 steps/s an agent may be away for more than three minutes."""
 
-_WRITTEN = struct.Struct("<Q")
-_WRITTEN_OFFSET = 16
-_PROGRESS = struct.Struct("<qqdi")  # step, batch, beat, phase
-_PROGRESS_OFFSET = 24
+_WRITTEN, _STEP, _BATCH, _BEAT, _PHASE = 2, 3, 4, 5, 6
+"""Words of the header, by their place in it."""
 _CONTROL = struct.Struct("<i")
 _CONTROL_OFFSET = 64
 """A word the agent writes and the rank reads: 1 asks the rank to save and leave."""
+_HAS_LOSS = 1
 
 PHASES = tuple(Phase)
 _INDEX = {phase: index for index, phase in enumerate(PHASES)}
@@ -49,7 +51,8 @@ class Record(NamedTuple):
     """Number of the batch the step consumed, counted from 1 over the whole run."""
     time: float
     """Unix seconds at the end of the step."""
-    loss: float
+    loss: float | None
+    """None: this rank has no loss for the step."""
     grad_norm: float
     """`-1.0` when not reported."""
     tokens: float
@@ -62,10 +65,11 @@ class Record(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The header's live part, updated at every phase change and report."""
+    """The header's live part, updated at every draw of a batch, phase change and report."""
 
     pid: int
     step: int
+    """The last step that has ended."""
     batch: int
     beat: float
     """Unix seconds of the last sign of progress."""
@@ -73,7 +77,11 @@ class Progress(NamedTuple):
 
 
 class RingWriter:
-    """The rank's end. Creates the file; raises OSError where it cannot (a full tmpfs, say)."""
+    """The rank's end. Creates the file; raises OSError where it cannot (a full tmpfs, say).
+
+    A ring that is there already is continued, since the process before this one may have left
+    records that the agent has not read yet.
+    """
 
     def __init__(self, path: str | Path, capacity: int = CAPACITY) -> None:
         size = HEADER_BYTES + capacity * RECORD_BYTES
@@ -85,23 +93,29 @@ class RingWriter:
             self._map = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
+        words = memoryview(self._map)[:HEADER_BYTES]
+        self._counts, self._times = words.cast("q"), words.cast("d")
         self._capacity = capacity
-        self._written = 0
-        now = wall_clock()
-        _HEADER.pack_into(
-            self._map, 0, _MAGIC, capacity, RECORD_BYTES, os.getpid(), 0, 0, 0, now, 0
-        )
+        before = _HEADER.unpack_from(self._map, 0)
+        self._written = before[4] if before[:3] == (_MAGIC, capacity, RECORD_BYTES) else 0
+        header = (_MAGIC, capacity, RECORD_BYTES, os.getpid(), self._written)
+        _HEADER.pack_into(self._map, 0, *header, 0, 0, wall_clock(), 0)
 
     def write(self, record: Record) -> None:
         """Append one record and publish it. Microseconds; never blocks."""
         slot = HEADER_BYTES + (self._written % self._capacity) * RECORD_BYTES
-        _RECORD.pack_into(self._map, slot, *record)
+        step, batch, at, loss, *rest = record
+        known = 0 if loss is None else _HAS_LOSS
+        number = float("nan") if loss is None else loss
+        _RECORD.pack_into(self._map, slot, step, batch, known, at, number, *rest)
         self._written += 1
-        _WRITTEN.pack_into(self._map, _WRITTEN_OFFSET, self._written)
+        self._counts[_WRITTEN] = self._written
 
     def progress(self, step: int, batch: int, beat: float, phase: Phase) -> None:
         """Publish where the rank is."""
-        _PROGRESS.pack_into(self._map, _PROGRESS_OFFSET, step, batch, beat, _INDEX[phase])
+        counts = self._counts
+        counts[_STEP], counts[_BATCH], counts[_PHASE] = step, batch, _INDEX[phase]
+        self._times[_BEAT] = beat
 
     @property
     def asked_to_stop(self) -> bool:
@@ -110,7 +124,12 @@ class RingWriter:
 
 
 class RingReader:
-    """The agent's end."""
+    """The agent's end.
+
+    Raises:
+        ValueError: The header is not written yet, or another version of babysit wrote it.
+        OSError: The file cannot be opened or mapped.
+    """
 
     def __init__(self, path: str | Path) -> None:
         descriptor = os.open(path, os.O_RDWR)
@@ -136,22 +155,22 @@ class RingReader:
         lost = max(0, written + 1 - self._capacity - self._read)
         self._read += lost
         end = min(written, self._read + limit)
-        records = [
-            Record(
-                *_RECORD.unpack_from(self._map, HEADER_BYTES + i % self._capacity * RECORD_BYTES)
-            )
-            for i in range(self._read, end)
-        ]
+        records = [self._record(i) for i in range(self._read, end)]
         # What the writer may have overwritten while it was being read (one slot is in the making).
         torn = min(
             len(records),
             max(0, self._published() + 1 - self._capacity - self._read),
         )
-        self._read = end
+        self._read = max(self._read, end)  # never back: a record is handed out once
         return records[torn:], lost + torn
 
+    def _record(self, number: int) -> Record:
+        slot = HEADER_BYTES + number % self._capacity * RECORD_BYTES
+        step, batch, known, at, loss, *rest = _RECORD.unpack_from(self._map, slot)
+        return Record(step, batch, at, loss if known & _HAS_LOSS else None, *rest)
+
     def _published(self) -> int:
-        return int(_WRITTEN.unpack_from(self._map, _WRITTEN_OFFSET)[0])
+        return int(_HEADER.unpack_from(self._map, 0)[4])
 
     def progress(self) -> Progress:
         """Where the rank is now."""

@@ -1,13 +1,11 @@
-"""`babysit.init()` and the run it returns: what a training script sees of us."""
+"""The run that `babysit.init()` returns: what a training script sees of us."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,10 +13,12 @@ from babysit import collective, rng
 from babysit.checkpoint import restore
 from babysit.checkpoint.saver import DirectoryState, Saved, Saver
 from babysit.data import Feed, Position
-from babysit.errors import NotDistributedError, PlanError
-from babysit.reporter import QUIET, Reporter
+from babysit.errors import NotDistributedError
+from babysit.numbers import real, whole
+from babysit.reporter import Reporter
 from babysit.ring import Record, wall_clock
-from babysit.wire import ENV_RANK_DIR, PLAN_FILE, Note, Phase, Plan, SavePolicy
+from babysit.step_count import StepCount
+from babysit.wire import Note, Phase, Plan
 
 Batch = TypeVar("Batch")
 
@@ -29,45 +29,6 @@ _PHASES = {phase.value: phase for phase in Phase} | {
     "checkpoint": Phase.CHECKPOINTING,
     "evaluate": Phase.EVALUATING,
 }
-
-
-def init(*, checkpoint: str | Path | None = None, every_steps: int = 100, keep: int = 3) -> Run:
-    """Join the run this process is part of.
-
-    Started by an agent, the plan lies in the directory that `BABYSIT_RANK_DIR` names. Otherwise the
-    script stands alone: nothing is reported anywhere, rank and world size are those of `RANK` and
-    `WORLD_SIZE` (as set by torchrun), and nothing is saved unless `checkpoint` is given.
-
-    Args:
-        checkpoint: Stand-alone only: directory to save to and to resume from.
-        every_steps: Stand-alone only: steps between saves.
-        keep: Stand-alone only: newest checkpoints kept.
-
-    Raises:
-        PlanError: The agent's plan cannot be read.
-    """
-    if not (rank_directory := os.environ.get(ENV_RANK_DIR)):
-        plan = _stand_alone(str(checkpoint or ""), every_steps, keep)
-        return Run(plan, Reporter(None, plan.rank))
-    directory = Path(rank_directory)
-    try:
-        plan = Plan.from_json((directory / PLAN_FILE).read_text())
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise PlanError(
-            f"{directory / PLAN_FILE}: {error}; to run without an agent, unset {ENV_RANK_DIR}"
-        ) from error
-    return Run(plan, Reporter(directory, plan.rank))
-
-
-def _stand_alone(directory: str, every_steps: int, keep: int) -> Plan:
-    return Plan(
-        run="",
-        attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) + 1,
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        restore=restore.newest_in(Path(directory)) if directory else (),
-        save=SavePolicy(directory, every_steps, directory_keep=keep),
-    )
 
 
 class Run:
@@ -81,6 +42,9 @@ class Run:
         """The step being computed (inside `steps()`), or the last one."""
         self.batch = 0
         """Number of the batch of that step."""
+        self._ended = 0
+        """The last step that has ended: what peers and the agent are told."""
+        self._count = StepCount()
         self._reporter = reporter
         self._saver = Saver(plan, reporter)
         self._phase = Phase.STARTING
@@ -113,63 +77,94 @@ class Run:
         """
         resumed = self._resumed or {}
         position = resumed.get("position") or Position(batch=self.batch)
-        self._feed = Feed(loader, self.plan.skip_batches, position)
+        self._feed = Feed(loader, self.plan.skip_batches, position, beat=self._beat)
         self._total = total
         if epochs is None and total is None:
             epochs = 1
         batches = self._feed.batches(epochs, resumed.get("rng"))
-        self._enter(Phase.TRAINING)
         self._reported = time.perf_counter()
-        while total is None or self.step < total:
-            batch = next(batches, _END)
-            if batch is _END:
-                break
-            self.step += 1
-            self.batch = self._feed.position.batch
-            yield self.step, batch
+        try:
+            while total is None or self.step < total:
+                # A draw is a sign of life by itself: many ranks of a run never report.
+                self._ended = self.step
+                self._enter(Phase.LOADING)
+                batch = next(batches, _END)
+                if batch is _END:
+                    break
+                self.step += 1
+                self.batch = self._feed.position.batch
+                self._enter(Phase.TRAINING)
+                yield self.step, batch
+        except GeneratorExit:  # the loop was left early (`break`, `return`): an end like any other
+            self._ended = self.step
+            self._reporter.note(Note.FINISHED, step=self.step)
+            raise
         self.finish()
-        self._reporter.note(Note.FINISHED, step=self.step)
 
     # -- reporting ----------------------------------------------------------------------------
 
     def report(
         self,
         *,
-        loss: Any,
-        grad_norm: Any = -1.0,
-        tokens: Any = 0.0,
-        learning_rate: Any = -1.0,
-        step: int | None = None,
+        loss: Any = None,
+        grad_norm: Any = None,
+        tokens: Any = None,
+        learning_rate: Any = None,
+        step: Any = None,
     ) -> None:
         """Report a step: one record in shared memory. Never blocks and never raises.
 
+        A report is a sign of life whatever it is given. A value that is not a number is warned of,
+        once, and left out.
+
         Args:
-            loss: A float, or what `float()` takes (a tensor on a GPU is waited for).
+            loss: A float, or what `float()` takes (a tensor on a GPU is waited for); None: this
+                rank has no loss for the step.
             grad_norm: Norm of the gradient before clipping.
             tokens: Tokens this rank consumed in the step.
             learning_rate: As it was in this step.
-            step: The step; by default that of `steps()`.
+            step: The step, counted by the script; by default that of `steps()`. A count that goes
+                back (one that begins anew each epoch) is continued from where it was.
         """
+        if step is not None:
+            self.step = self._counted(step)
+        self._ended = max(self._ended, self.step)
+        now = time.perf_counter()
+        record = Record(
+            self.step,
+            self.batch,
+            wall_clock(),
+            self._number("loss", loss, None),
+            self._number("grad_norm", grad_norm, -1.0) or 0.0,
+            self._number("tokens", tokens, 0.0) or 0.0,
+            now - self._reported,
+            self._blocked,
+            self._number("learning_rate", learning_rate, -1.0) or 0.0,
+        )
+        self._reporter.record(record, self._phase)
+        self._reported = now
+        self._blocked = 0.0
+
+    def _number(self, name: str, value: Any, absent: float | None) -> float | None:
         try:
-            if step is not None:
-                self.step = step
-            now = time.perf_counter()
-            record = Record(
-                self.step,
-                self.batch,
-                wall_clock(),
-                float(loss),
-                float(grad_norm),
-                float(tokens),
-                now - self._reported,
-                self._blocked,
-                float(learning_rate),
+            number = real(value)
+        except Exception as error:  # noqa: BLE001 (the value's own code ran; training must go on)
+            self._reporter.warn(
+                f"report({name}=…) of a {type(value).__name__} is left out: {error}"
             )
-            self._reporter.record(record, self._phase)
-            self._reported = now
-            self._blocked = 0.0
-        except QUIET as error:
-            self._reporter.warn(f"cannot report step {self.step}: {error}")
+            return absent
+        return absent if number is None else number
+
+    def _counted(self, given: Any) -> int:
+        """The step of the run that the script calls `given`."""
+        try:
+            step, complaint = self._count.counted(whole(given), self._ended)
+        except Exception as error:  # noqa: BLE001 (as above)
+            self._reporter.warn(f"step={given!r} is not a step, so it is left out: {error}")
+            return self.step
+        if complaint:
+            self._reporter.warn(complaint)
+        return step
 
     def phase(self, name: str | Phase) -> PhaseScope:
         """Say what the rank does now: `with run.phase("evaluate"): …`.
@@ -232,7 +227,7 @@ class Run:
             candidate = choice.candidate
             if candidate is not None:
                 self._resumed = restore.load(state, candidate, self.rank)
-                self.step = candidate.step
+                self.step = self._ended = candidate.step
                 self.batch = self._resumed["batch"]
                 rng.apply(self._resumed["rng"])
             self._reporter.note(
@@ -266,7 +261,8 @@ class Run:
             step: The step; by default that of `steps()`.
             now: Save even if none is due (before leaving, say).
         """
-        step = self.step if step is None else step
+        step = self.step if step is None else self._counted(step)
+        self._ended = max(self._ended, step)
         tiers = self._saver.due(step, last=step == self._total, now=now)
         if not tiers:
             return
@@ -281,8 +277,10 @@ class Run:
 
     def finish(self) -> None:
         """The work is done: complete what is still being written. `steps()` does so at its end."""
+        self._ended = self.step
         self.flush()
         self._enter(Phase.FINISHED)
+        self._reporter.note(Note.FINISHED, step=self.step)
 
     def _position(self) -> bytes:
         position = self._feed.snapshot() if self._feed else Position(batch=self.batch)
@@ -298,7 +296,11 @@ class Run:
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
-        self._reporter.progress(self.step, self.batch, phase)
+        self._beat()
+
+    def _beat(self) -> None:
+        """A sign of life."""
+        self._reporter.progress(self._ended, self.batch, self._phase)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

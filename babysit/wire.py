@@ -22,6 +22,8 @@ ENV_RANK_DIR = "BABYSIT_RANK_DIR"
 
 PLAN_FILE = "plan.json"
 RING_FILE = "ring"
+OWNER_FILE = "owner"
+"""Locked by the process that is the rank, for as long as it lives."""
 NOTES_FILE = "notes.jsonl"
 MANIFEST_FILE = "manifest.json"
 """Commit marker of a rank's shard of a checkpoint: written last, by rename."""
@@ -33,6 +35,7 @@ class Phase(StrEnum):
     STARTING = "starting"  # before `babysit.init()` returns
     RESTORING = "restoring"  # inside `run.restore()`
     TRAINING = "training"  # between steps of the training loop
+    LOADING = "loading"  # waiting for the next batch of the loader
     CHECKPOINTING = "checkpointing"  # the blocking part of a save
     EVALUATING = "evaluating"  # `run.phase("evaluate")`
     FINISHED = "finished"  # the loop of `run.steps()` ended
@@ -119,7 +122,9 @@ class Note(StrEnum):
     SHARD = "shard"  # step, tier, path, files: [{name, bytes, blake2b}], batch,
     # seconds: {copy, write}; the directory tier only
     SAVE_FAILED = "save_failed"  # step, tier, error
-    FINISHED = "finished"  # step: the training loop ended by itself
+    FINISHED = "finished"  # step: the loop of `steps()` ended or was left, or `finish()` was called
+    EXITING = "exiting"  # step, error (type of an uncaught exception, or ""), code: the
+    # interpreter ends in good order
     FINGERPRINT = "fingerprint"  # step, digest: hash of the parameters of this replica
 
 

@@ -293,7 +293,8 @@ class RankSamples(BaseModel):
     step: list[int] = Field(default_factory=list)
     batch: list[int] = Field(default_factory=list)
     time: list[float] = Field(default_factory=list)
-    loss: list[float] = Field(default_factory=list)
+    loss: list[float | None] = Field(default_factory=list)
+    """None: the rank has no loss for the step."""
     grad_norm: list[float] = Field(default_factory=list)
     tokens: list[float] = Field(default_factory=list)
     seconds: list[float] = Field(default_factory=list)
@@ -311,6 +312,9 @@ class RankBeat(BaseModel):
     phase: str
     beat: float
     alive: bool
+    moved: bool = True
+    """Whether the rank has shown progress in this attempt. One that never did (its script does not
+    report) cannot be told from a rank that stands still: silence alone says nothing of it."""
 
 
 class Report(BaseModel):

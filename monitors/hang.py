@@ -16,6 +16,7 @@ _STEPS_KEPT = 256
 _FEWEST_STEPS = 5
 """Step times needed before they set a limit."""
 _PHASES_KEPT = 64
+_IN_LOOP = frozenset({Phase.TRAINING, Phase.LOADING})
 _LONGEST_TICK_SECONDS = 10.0
 _FEWEST_TICKS = 2
 """Silence is believed only when it was looked at twice.
@@ -84,6 +85,9 @@ class HangMonitor:
         self._attempt = 0
         self._ranks: dict[int, _Watched] = {}
         self._stepped = -1
+        """The attempt of the newest step known."""
+        self._sampled = -1
+        """The attempt of the newest sample: samples tell the pace better than looks do."""
         self._last_tick: float | None = None
         self._reported: set[int] = set()
 
@@ -99,7 +103,7 @@ class HangMonitor:
         """Learn the pace of the run from a step."""
         if sample.attempt < self._attempt:
             return
-        self._stepped = sample.attempt
+        self._stepped = self._sampled = sample.attempt
         pace = sample.seconds - sample.blocked_seconds
         if math.isfinite(pace) and pace > 0:
             self._steps.push(pace)
@@ -126,7 +130,7 @@ class HangMonitor:
         if phase == Phase.EVALUATING:
             return self._phase_limit(Phase.EVALUATING, s.evaluating_floor_seconds)
         median = self.median_step_seconds
-        if phase != Phase.TRAINING or self._stepped < self._attempt:
+        if phase not in _IN_LOOP or self._stepped < self._attempt:
             return s.starting_seconds
         if s.after_seconds is not None:
             return s.after_seconds
@@ -180,6 +184,10 @@ class HangMonitor:
 
     def _advance(self, watched: _Watched, beat: Beat, elapsed: float) -> None:
         before = watched.beat
+        if beat.step > before.step and self._sampled < self._attempt:
+            # Ranks that draw batches and never report have a pace too.
+            self._stepped = self._attempt
+            self._steps.push((watched.silence + elapsed) / (beat.step - before.step))
         watched.in_phase += elapsed
         if beat.phase != before.phase:
             lasted = self._phases.get(Phase(before.phase))
@@ -190,15 +198,18 @@ class HangMonitor:
 
     def _hung(self) -> list[_Watched]:
         """Ranks silent beyond their limit and beyond that of any peer they may rightly wait for."""
+        # Silence says nothing of a rank that has never moved, unless no rank has.
+        moved = [w for w in self._ranks.values() if w.beat.moved]
+        judged = moved or list(self._ranks.values())
         within = [
             self.limit(w.beat.phase)
-            for w in self._ranks.values()
+            for w in judged
             if w.silence <= self.limit(w.beat.phase) and w.beat.phase != Phase.FINISHED
         ]
         patience = max(within, default=0.0)
         return [
             w
-            for w in self._ranks.values()
+            for w in judged
             if w.ticks >= _FEWEST_TICKS and w.silence > max(self.limit(w.beat.phase), patience)
         ]
 

@@ -113,8 +113,8 @@ class LossMonitor:
         self._history.append(sample)
         findings = self._guard.observe(sample)
         findings += self._judge_grad_norm(sample)
-        if not loss_is_lost(sample):
-            findings += self._judge_loss(sample)
+        if sample.loss is not None and not loss_is_lost(sample):
+            findings += self._judge_loss(sample, sample.loss)
         return findings
 
     def _judge_grad_norm(self, sample: Sample) -> list[Finding]:
@@ -128,8 +128,8 @@ class LossMonitor:
         self._warned = episode
         return [self._grad_norm_spike(episode, sample)]
 
-    def _judge_loss(self, sample: Sample) -> list[Finding]:
-        ended = self._loss.observe(_point(sample, sample.loss))
+    def _judge_loss(self, sample: Sample, loss: float) -> list[Finding]:
+        ended = self._loss.observe(_point(sample, loss))
         self._quiet_left -= 1
         if ended is not None:
             return self._close(ended, sample)

@@ -24,7 +24,12 @@ _REARM_STEPS = 3
 
 
 def loss_is_lost(sample: Sample) -> bool:
-    """Whether the loss is no number, or 0.0 beside a NaN gradient norm: a masked NaN."""
+    """Whether the loss is NaN or infinite, or 0.0 beside a NaN gradient norm: a masked NaN.
+
+    A loss that was not reported is not lost.
+    """
+    if sample.loss is None:
+        return False
     masked = sample.loss == 0.0 and math.isnan(sample.grad_norm)
     return masked or not math.isfinite(sample.loss)
 

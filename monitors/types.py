@@ -38,7 +38,8 @@ class Sample(BaseModel):
     batch: int
     time: float
     """Unix seconds."""
-    loss: float
+    loss: float | None
+    """None: the rank has no loss for the step."""
     grad_norm: float = -1.0
     tokens: float = 0.0
     seconds: float = 0.0
@@ -59,6 +60,8 @@ class Beat(BaseModel):
     beat: float
     """Unix seconds of the last progress (a report or a change of phase)."""
     alive: bool = True
+    moved: bool = True
+    """Whether the rank has shown progress in this attempt; see `jobs.events.RankBeat`."""
 
 
 class Finding(BaseModel):

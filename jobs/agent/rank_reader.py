@@ -31,6 +31,8 @@ class RankFeed:
         self._offset = 0
         self._started = started
         self._log = structlog.get_logger(part="feed", rank=rank)
+        self._moved = False
+        """Whether the rank has drawn a batch or reported a step."""
         self.last_step = 0
         """Newest step the rank reported."""
 
@@ -49,6 +51,7 @@ class RankFeed:
         if not records:
             return None
         self.last_step = records[-1].step
+        self._moved = True
         return columns(self._rank, records, lost)
 
     def notes(self) -> list[str]:
@@ -68,10 +71,23 @@ class RankFeed:
         ring = self._open()
         if ring is None:
             return RankBeat(
-                rank=self._rank, step=0, phase=wire.Phase.STARTING, beat=self._started, alive=alive
+                rank=self._rank,
+                step=0,
+                phase=wire.Phase.STARTING,
+                beat=self._started,
+                alive=alive,
+                moved=False,
             )
         now = ring.progress()
-        return RankBeat(rank=self._rank, step=now.step, phase=now.phase, beat=now.beat, alive=alive)
+        self._moved = self._moved or now.phase is wire.Phase.LOADING
+        return RankBeat(
+            rank=self._rank,
+            step=now.step,
+            phase=now.phase,
+            beat=now.beat,
+            alive=alive,
+            moved=self._moved,
+        )
 
     def ask_to_stop(self) -> bool:
         """Ask the rank to save and leave; False when it has no ring to be asked through."""

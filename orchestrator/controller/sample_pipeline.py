@@ -187,6 +187,7 @@ class RunSamplePipeline:
                 phase=beat.phase,
                 beat=beat.beat,
                 alive=beat.alive,
+                moved=beat.moved,
             )
             for worker in (seat.worker for seat in attempt.seats)
             for seen, heartbeat in [self._heartbeats.get(worker, (float("-inf"), None))]

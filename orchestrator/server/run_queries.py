@@ -16,7 +16,7 @@ LIVE = tuple(state for state in RunState if state not in TERMINAL_RUN_STATES)
 _PAGE = 1000
 
 
-async def newest_sample(here: Context, run: Run) -> tuple[int, float] | None:
+async def newest_sample(here: Context, run: Run) -> tuple[int, float | None] | None:
     """Step and loss of the newest sample; None before the first."""
     if run.attempt == 0:
         return None

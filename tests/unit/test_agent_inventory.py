@@ -26,7 +26,9 @@ def test_feed_reads_every_record_and_whole_notes_once(tmp_path: Path):
     feed = RankFeed(2, tmp_path, 9.0)
     assert feed.samples() is None
     assert feed.notes() == []
-    assert feed.beat(alive=True) == RankBeat(rank=2, step=0, phase="starting", beat=9.0, alive=True)
+    assert feed.beat(alive=True) == RankBeat(
+        rank=2, step=0, phase="starting", beat=9.0, alive=True, moved=False
+    )
     assert feed.ask_to_stop() is False
 
     (tmp_path / "ring").touch()  # created, nothing in it yet
@@ -46,6 +48,7 @@ def test_feed_reads_every_record_and_whole_notes_once(tmp_path: Path):
         "phase": "evaluating",
         "beat": 17.0,
         "alive": False,
+        "moved": True,
     }
     assert feed.ask_to_stop()
     assert writer.asked_to_stop

@@ -265,3 +265,27 @@ def test_without_any_step_time_the_limit_of_starting_holds_in_training():
     run = Run(steps=2)
     run.tick()
     assert run.silence(700)[0] == 601
+
+
+def test_silence_of_a_rank_that_never_moved_says_nothing() -> None:
+    """Only rank 0 reports: its peers beat once, when they join, and are as healthy as it is."""
+    monitor = HangMonitor()
+    for step in range(1, 200):
+        told = {"time": float(step), "loss": 1.0, "seconds": 0.1}
+        monitor.observe(Sample(attempt=1, rank=0, step=step, batch=step, **told))
+        beats = [
+            Beat(attempt=1, rank=0, step=step, phase="training", beat=float(step)),
+            Beat(attempt=1, rank=1, step=0, phase="training", beat=0.0, moved=False),
+        ]
+        assert monitor.tick(float(step), beats) == []
+
+
+def test_the_pace_of_ranks_that_only_draw_is_learned_from_their_beats() -> None:
+    monitor = HangMonitor()
+    for now in range(1, 60):
+        done = [Beat(attempt=1, rank=r, step=10 * now, phase="loading", beat=now) for r in (0, 1)]
+        assert monitor.tick(float(now), done) == []
+    assert monitor.median_step_seconds == pytest.approx(0.1)
+    still = [Beat(attempt=1, rank=r, step=600 - r, phase="training", beat=60.0) for r in (0, 1)]
+    found = [f for now in range(60, 70) for f in monitor.tick(float(now), still)]
+    assert [(f.kind, f.rank) for f in found] == [(FindingKind.HANG, 1)]

@@ -61,7 +61,7 @@ def run_detail(
     checkpoints: Sequence[Checkpoint],
     *,
     now: dt.datetime,
-    newest: tuple[int, float] | None = None,
+    newest: tuple[int, float | None] | None = None,
 ) -> RunDetail:
     """A run in full. `newest`: step and loss of the newest sample."""
     step, loss = newest or (None, None)
