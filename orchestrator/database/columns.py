@@ -1,4 +1,4 @@
-"""Kinds of columns that both databases have alike."""
+"""Column types that behave alike on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from enum import StrEnum
 from sqlalchemy import BigInteger, CheckConstraint, DateTime, Dialect, Integer, TypeDecorator
 
 BigKey = BigInteger().with_variant(Integer, "sqlite")
-"""SQLite numbers rows by itself only in a column of type INTEGER."""
+"""An automatic 64-bit key; SQLite numbers rows only in a column of type INTEGER."""
 
 
 class UtcDateTime(TypeDecorator[dt.datetime]):
-    """A UTC time with microseconds, on both databases. Naive times are refused."""
+    """A UTC time with microseconds on both databases. Naive times are rejected."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -23,7 +23,11 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         value: dt.datetime | None,
         dialect: Dialect,  # noqa: ARG002 (theirs)
     ) -> dt.datetime | None:
-        """To UTC; raises ValueError for a time without a zone."""
+        """Convert to UTC for the driver.
+
+        Raises:
+            ValueError: The time has no zone.
+        """
         if value is None:
             return None
         if value.tzinfo is None:
@@ -35,13 +39,13 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         value: dt.datetime | None,
         dialect: Dialect,  # noqa: ARG002 (theirs)
     ) -> dt.datetime | None:
-        """SQLite returns the time without its zone, PostgreSQL in the session's."""
+        """Convert to UTC: SQLite returns no zone, PostgreSQL the zone of the session."""
         if value is None:
             return None
         return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
 
 
 def one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
-    """CHECK that a column holds a word of a vocabulary."""
+    """A CHECK constraint: the column holds a value of the enum."""
     listed = ", ".join(f"'{word.value}'" for word in words)
     return CheckConstraint(f"{column} IN ({listed})", name=column)

@@ -1,4 +1,9 @@
-"""The controller's one transaction: everything a turn changed, or nothing."""
+"""The controller's only write transaction: all changes of one batch, or none.
+
+The order inside matters. The epoch check comes first and locks the leader row, so a server that has
+lost the lead writes nothing. Shards precede checkpoints, because a guard counts the shards when a
+checkpoint becomes complete. Samples come last, as they refer to attempts of the same batch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +35,15 @@ _FINDINGS = table_of(FindingRow)
 
 
 async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
-    """See :meth:`orchestrator.database.port.Store.commit`. Must run in a transaction of its own."""
+    """Implement :meth:`orchestrator.database.port.Store.commit` in the caller's transaction.
+
+    Returns:
+        Number of samples refused because their attempt is over.
+
+    Raises:
+        LeadershipLostError: `epoch` is not current.
+        InvariantError: The batch names an unknown worker.
+    """
     await check_epoch(connection, epoch)
     stored = await stored_sequences(connection, batch)
     runs = {samples.run for samples in batch.samples}
@@ -62,17 +75,17 @@ async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
 
 
 def fresh(batch: Batch, stored: Mapping[str, int]) -> list[WorkerSamples]:
-    """The samples that are not stored yet. Pure, shared by all stores.
+    """Select the samples that are not stored yet. Pure; shared by all stores.
 
-    Samples that do not say which report they came in count as stored if any report of the batch is.
+    Samples without a worker or sequence count as stored if any report of the batch is stored.
     """
-    known = dict.fromkeys(batch.sequences, -1) | dict(stored)
-    repeated = any(sequence <= known[worker] for worker, sequence in batch.sequences.items())
+    newest = dict.fromkeys(batch.sequences, -1) | dict(stored)
+    repeated = any(sequence <= newest[worker] for worker, sequence in batch.sequences.items())
     return [
         samples
         for samples in batch.samples
         if (
-            samples.sequence > known.get(samples.worker, -1)
+            samples.sequence > newest.get(samples.worker, -1)
             if samples.worker and samples.sequence is not None
             else not repeated
         )
@@ -82,10 +95,13 @@ def fresh(batch: Batch, stored: Mapping[str, int]) -> list[WorkerSamples]:
 def admit(
     samples: Iterable[WorkerSamples], before: Mapping[str, int], after: Mapping[str, int]
 ) -> tuple[list[WorkerSamples], int]:
-    """Split off samples of attempts that are over; also returns how many those are. Pure.
+    """Drop samples of attempts that are over. Pure; shared by all stores.
 
-    The last samples of attempt n may come with the very report that lets n+1 start, so they are
-    measured by the newest attempt before the batch.
+    The last samples of attempt n may arrive in the report that lets n+1 start, so the lower bound
+    is the newest attempt before the batch.
+
+    Returns:
+        The accepted samples, and the number of refused ones.
     """
     accepted: list[WorkerSamples] = []
     refused = 0
@@ -98,7 +114,7 @@ def admit(
 
 
 async def stored_sequences(connection: AsyncConnection, batch: Batch) -> dict[str, int]:
-    """Worker → sequence of the newest report stored, for the workers that the batch names."""
+    """Sequence of the newest stored report, for each worker that the batch names."""
     workers = set(batch.sequences) | {each.worker for each in batch.samples if each.worker}
     if not workers:
         return {}
@@ -108,7 +124,7 @@ async def stored_sequences(connection: AsyncConnection, batch: Batch) -> dict[st
 
 
 async def newest_attempts(connection: AsyncConnection, runs: set[str]) -> dict[str, int]:
-    """Run → number of its newest attempt."""
+    """Number of the newest attempt of each run; a run without attempts is absent."""
     if not runs:
         return {}
     table = ATTEMPTS.table
@@ -119,12 +135,12 @@ async def newest_attempts(connection: AsyncConnection, runs: set[str]) -> dict[s
 
 async def _write_entities(connection: AsyncConnection, entities: Sequence[Entity]) -> None:
     for mapped in MAPPED:
-        mine: list[Any] = [each for each in entities if isinstance(each, mapped.entity)]
+        found: list[Any] = [each for each in entities if isinstance(each, mapped.entity)]
         if mapped.entity is Attempt:
-            mine.sort(
+            found.sort(
                 key=lambda attempt: attempt.number
-            )  # the old one ends before the new one lives
-        await upsert(connection, mapped.table, [mapped.row(each) for each in mine])
+            )  # end the old attempt first: at most one may be alive
+        await upsert(connection, mapped.table, [mapped.row(each) for each in found])
 
 
 async def _advance_sequences(connection: AsyncConnection, sequences: Mapping[str, int]) -> None:
@@ -143,10 +159,10 @@ async def _advance_sequences(connection: AsyncConnection, sequences: Mapping[str
 
 
 def unknown_worker(workers: Iterable[str]) -> InvariantError:
-    """A report of a worker that was never stored."""
+    """The error for a report of a worker that was never stored."""
     return InvariantError(
-        f"sequences name a worker that is not stored ({', '.join(sorted(workers))}): "
-        "commit the worker with its launch, or before"
+        f"sequences name workers that are not stored ({', '.join(sorted(workers))}): "
+        "commit a worker at its launch, before its reports"
     )
 
 
@@ -196,6 +212,10 @@ def _finding_row(record: FindingRecord) -> dict[str, Any]:
 
 
 async def carried_out(connection: AsyncConnection, ids: Sequence[str], epoch: int) -> None:
-    """Mark outbox entries as done."""
+    """Mark outbox entries as done.
+
+    Raises:
+        LeadershipLostError: `epoch` is not current.
+    """
     await check_epoch(connection, epoch)
     await connection.execute(update(_OUTBOX).where(_OUTBOX.c.id.in_(ids)).values(done=True))

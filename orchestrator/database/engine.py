@@ -1,4 +1,4 @@
-"""Connections: URLs, settings, and the one place where the drivers' errors become ours."""
+"""Connections: URLs, settings, and the only place that translates the drivers' errors."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _DRIVERS = {
     "postgresql+psycopg": "postgresql+psycopg",
 }
 _BUSY_SECONDS = 60
-"""How long a writer of SQLite waits for another's transaction (DESIGN section 4)."""
+"""Seconds for which a SQLite writer waits for another writer's transaction."""
 _POSTGRES_SETTINGS: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,  # milliseconds: a host that vanished is noticed, not waited for
+    "tcp_user_timeout": 30_000,  # milliseconds: detect a vanished host instead of waiting
 }
 _SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}",
@@ -51,14 +51,14 @@ def database_url(url: str) -> URL:
     """Add the asynchronous driver to `sqlite:///path` or `postgresql://…`.
 
     Raises:
-        InvalidError: Neither of the two, or not a URL. The message holds no secret.
+        InvalidError: The text is not a URL of these two kinds. The message holds no secret.
     """
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise InvalidError(
             "the database URL cannot be read; expected sqlite:///path or postgresql://user@host/name"
-        ) from None  # the cause would quote the URL, and with it the password
+        ) from None  # the cause would quote the URL with its password
     if parsed.drivername not in _DRIVERS:
         raise InvalidError(
             f"no support for {parsed.drivername} databases; expected sqlite:///path or "
@@ -68,7 +68,7 @@ def database_url(url: str) -> URL:
 
 
 def describe(url: URL) -> str:
-    """Which database, for messages: without user, password and options."""
+    """Name a database in messages, without user, password and options."""
     if is_sqlite(url):
         return f"SQLite database {url.database or 'in memory'}"
     port = f":{url.port}" if url.port else ""
@@ -76,28 +76,28 @@ def describe(url: URL) -> str:
 
 
 def is_sqlite(url: URL) -> bool:
-    """SQLite, or else PostgreSQL."""
+    """True for SQLite, False for PostgreSQL."""
     return url.drivername.startswith("sqlite")
 
 
 def in_memory(url: URL) -> bool:
-    """Whether the database ends with its connection."""
+    """True if the database ends with its connection."""
     return is_sqlite(url) and url.database in {None, "", ":memory:"}
 
 
 def to_text(value: object) -> str:
-    """JSON of anything that pydantic can write. NaN and infinities, which JSON lacks, become words.
+    """JSON of any value that pydantic can write. NaN and infinities become strings.
 
-    Typed fields read them back as numbers; in free-form evidence the words stay.
+    Typed fields read these back as numbers; in free-form evidence they remain strings.
     """
     return to_json(value, inf_nan_mode="strings").decode()
 
 
 def create_engine(url: URL) -> AsyncEngine:
-    """An engine; nothing is connected yet.
+    """Create an engine, without connecting yet.
 
-    Parameters never show in errors (they may be secrets). A memory database has one connection,
-    which all share in turn.
+    Errors never show parameters, which may be secrets. An in-memory database has one connection,
+    which all users share in turn.
     """
     settings: dict[str, Any] = {
         "hide_parameters": True,
@@ -117,23 +117,23 @@ def create_engine(url: URL) -> AsyncEngine:
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins no transactions: begin_sqlite does
+    connection.isolation_level = None  # begin_sqlite begins transactions, not the driver
     cursor = connection.cursor()
     try:
         for pragma in _SQLITE_PRAGMAS:
             cursor.execute(pragma)
         _use_wal(cursor)
     except BaseException:
-        connection.close()  # else its thread would outlive it, and perhaps the event loop
+        connection.close()  # otherwise its thread outlives it, and perhaps the event loop
         raise
     cursor.close()
 
 
 def _use_wal(cursor: Any) -> None:
-    """Turn the write-ahead log on; it stays on in the file.
+    """Enable the write-ahead log, a persistent setting of the file.
 
-    While others open the same new file, SQLite refuses at once instead of waiting; a transaction
-    does wait for them.
+    While another process opens the same new file, SQLite fails at once instead of waiting. An empty
+    transaction does wait, so the function runs one between its attempts.
     """
     for attempt in range(1, _WAL_ATTEMPTS + 1):
         try:
@@ -148,22 +148,19 @@ def _use_wal(cursor: Any) -> None:
 
 
 def begin_sqlite(connection: Connection) -> None:
-    """Begin a transaction, as the driver does not.
-
-    For the engine's event of that name.
-    """
-    # Who reads first and writes later cannot wait for another writer: take the lock at once.
+    """Begin a transaction in place of the driver (listener of the engine's `begin` event)."""
+    # SQLite cannot upgrade a read lock while another writer waits: lock for writing at once.
     write = connection.get_execution_options().get("write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
 @contextlib.contextmanager
 def our_errors(url: URL) -> Iterator[None]:
-    """Turn the driver's errors into ours, chained.
+    """Translate the driver's errors, with the original as cause.
 
     Raises:
-        DatabaseUnavailableError: No connection, or it broke.
-        InvariantError: A constraint or guard refused.
+        DatabaseUnavailableError: The connection could not be made, or it broke.
+        InvariantError: A constraint or guard rejected the change.
         SchemaError: A table or column is missing.
     """
     try:
@@ -183,7 +180,7 @@ def our_errors(url: URL) -> Iterator[None]:
 
 
 def _is_outage(error: Exception) -> bool:
-    """Not our bug: the connection, the server, the disk."""
+    """True if the connection, the server or the disk is at fault, rather than this code."""
     if not isinstance(error, DBAPIError):
         return True
     outages = {"OperationalError", "InterfaceError"}
@@ -207,26 +204,26 @@ def _first_line(error: Exception) -> str:
 
 
 class Database:
-    """An engine with our transactions."""
+    """An engine with the two kinds of transactions that the stores use."""
 
     def __init__(self, url: str, engine: AsyncEngine | None = None) -> None:
-        """`engine`: another than that of the URL, for a driver of one's own."""
+        """Prepare a database; `engine` replaces the one made from the URL."""
         self.url = database_url(url)
         self.sqlite = is_sqlite(self.url)
         self.engine = engine or create_engine(self.url)
         self._snapshots = (
             self.engine
-            if self.sqlite  # there every transaction is one
+            if self.sqlite  # every SQLite transaction is a snapshot
             else self.engine.execution_options(isolation_level="REPEATABLE READ")
         )
         self._writers = self.engine.execution_options(write=True)
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction that sees one state of the database.
+        """One transaction on one consistent state of the database.
 
         Raises:
-            DatabaseUnavailableError: No connection, or it broke.
+            DatabaseUnavailableError: The connection could not be made, or it broke.
         """
         with our_errors(self.url):
             async with self._snapshots.connect() as connection:
@@ -237,10 +234,9 @@ class Database:
         """One transaction: committed at the end, rolled back on any error.
 
         Raises:
-            DatabaseUnavailableError: No connection, or it broke. Should it break in the commit
-                itself, nobody can know
-                whether it was written: what is written this way must bear to be written twice.
-            InvariantError: A constraint or guard refused.
+            DatabaseUnavailableError: The connection could not be made, or it broke. If it breaks
+                during the commit itself, the outcome is unknown, so every write must be idempotent.
+            InvariantError: A constraint or guard rejected the change.
         """
         with our_errors(self.url):
             async with self._writers.begin() as connection:

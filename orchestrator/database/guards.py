@@ -1,7 +1,7 @@
-"""Invariants that no constraint can express, as triggers, alike on SQLite and PostgreSQL.
+"""Invariants that no constraint can express, as triggers on SQLite and PostgreSQL.
 
-A guard refuses a row when its condition over `OLD` and `NEW` holds. Migrations repeat them
-literally, as they stand at that revision; a test proves that both give the same schema.
+A guard rejects a row if its condition over `OLD` and `NEW` is true. Migrations repeat the triggers
+literally as of their revision; a test proves that both give the same schema.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from orchestrator.database.models import Base
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """One trigger."""
+    """One trigger that rejects rows."""
 
     name: str
     table: str
     moment: str
     """`BEFORE INSERT`, `BEFORE UPDATE` or `BEFORE DELETE`."""
     condition: str
-    """SQL over OLD and NEW; the row is refused where it is true."""
+    """SQL over OLD and NEW; a row for which it is true is rejected."""
     message: str
 
     def create(self, dialect: str) -> list[str]:
-        """The statements that make it."""
+        """The statements that create the trigger."""
         if dialect == "sqlite":
             action = f"WHEN {self.condition} BEGIN SELECT RAISE(ABORT, '{self.message}'); END"
             return [f"{self._head} {action}"]
@@ -54,7 +54,7 @@ class Guard:
         return f"CREATE TRIGGER {self.name} {self.moment} ON {self.table} FOR EACH ROW"
 
     def drop(self, dialect: str) -> list[str]:
-        """The statements that remove what outlives its table."""
+        """The statements that remove the parts which outlive the table."""
         return [] if dialect == "sqlite" else [f"DROP FUNCTION IF EXISTS {self.name}() CASCADE"]
 
 
@@ -93,7 +93,7 @@ GUARDS = (
         "runs: attempt numbers only grow",
     ),
     Guard(
-        "attempts_number_grows",  # an upsert of an old attempt also comes by here, and may pass
+        "attempts_number_grows",  # an upsert of an old attempt fires it too, and must pass
         "attempts",
         "BEFORE INSERT",
         "EXISTS (SELECT 1 FROM attempts a WHERE a.run = NEW.run AND a.number > NEW.number) "

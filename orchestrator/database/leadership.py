@@ -1,6 +1,7 @@
-"""The leader's lease: one row with an epoch.
+"""The leader's lease: one row with a holder, an expiry and an epoch.
 
-Whoever writes checks the epoch in the same transaction.
+The epoch is the fencing token: it grows with every new holder, and every write checks it in its own
+transaction. So a server that is paused, loses the lease and continues cannot write.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ _NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 def decide(
     current: Lease | None, holder: str, expires_at: dt.datetime, now: dt.datetime, *, force: bool
 ) -> Lease | None:
-    """Who leads after `holder` asked: pure, shared by all stores. None: refused."""
+    """The lease after a request of `holder`, or None: refused. Pure; shared by all stores.
+
+    `force` takes an unexpired lease of another holder; the caller has proof that it is dead.
+    """
     if current is None or not current.holder:
         return Lease(
             holder=holder, epoch=(current.epoch if current else 0) + 1, expires_at=expires_at
@@ -35,7 +39,11 @@ def decide(
 
 
 def check(current: Lease | None, epoch: int) -> None:
-    """Raise LeadershipLostError unless `epoch` is the current one."""
+    """Verify that `epoch` is the current one.
+
+    Raises:
+        LeadershipLostError: It is not, or nobody holds the lease.
+    """
     if current is None or current.epoch != epoch:
         leader = f"{current.holder or 'nobody'} at epoch {current.epoch}" if current else "nobody"
         raise LeadershipLostError(
@@ -45,10 +53,10 @@ def check(current: Lease | None, epoch: int) -> None:
 
 
 async def lease(connection: AsyncConnection, *, lock: bool = False) -> Lease | None:
-    """The row as it is; holder is empty where the lease was given up.
+    """Read the lease; an empty holder means that it was released. None: nobody ever held it.
 
-    `lock` makes writers queue here on PostgreSQL: it guards the epoch, and journal positions become
-    visible in order.
+    `lock` serialises writers here on PostgreSQL. That guards the epoch until the end of the
+    transaction, and makes journal positions visible in ascending order.
     """
     query = select(_LEADER.c.holder, _LEADER.c.epoch, _LEADER.c.expires_at)
     row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
@@ -56,7 +64,11 @@ async def lease(connection: AsyncConnection, *, lock: bool = False) -> Lease | N
 
 
 async def check_epoch(connection: AsyncConnection, epoch: int) -> None:
-    """Raise LeadershipLostError unless `epoch` is current, until the transaction ends."""
+    """Verify that `epoch` is current, and keep it current until the transaction ends.
+
+    Raises:
+        LeadershipLostError: It is not current.
+    """
     check(await lease(connection, lock=True), epoch)
 
 
@@ -65,7 +77,7 @@ async def acquire(
 ) -> Lease | None:
     """See :meth:`orchestrator.database.port.Store.acquire`."""
     empty = {"id": 1, "holder": "", "epoch": 0, "expires_at": _NEVER}
-    await upsert(connection, _LEADER, [empty], overwrite=False)  # so that there is a row to lock
+    await upsert(connection, _LEADER, [empty], overwrite=False)  # ensures a row to lock
     current = await lease(connection, lock=True)
     new = decide(current, holder, now + dt.timedelta(seconds=ttl), now, force=force)
     if new is not None:
@@ -75,7 +87,7 @@ async def acquire(
 
 
 async def release(connection: AsyncConnection, holder: str, epoch: int) -> None:
-    """Give up the lease if it is still `holder`'s."""
+    """Release the lease if `holder` still has it with this epoch."""
     await connection.execute(
         update(_LEADER)
         .where(_LEADER.c.holder == holder, _LEADER.c.epoch == epoch)

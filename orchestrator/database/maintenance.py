@@ -1,4 +1,4 @@
-"""Backup and retention: what a person or a timer asks for, never a side effect."""
+"""Backup and retention. Both run only on request of a person or a timer."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from orchestrator.errors import ConflictError, DatabaseUnavailableError, Invalid
 
 @dataclasses.dataclass(frozen=True)
 class Removed:
-    """What retention removed."""
+    """The result of retention."""
 
     runs: int
-    """Ended runs looked through."""
+    """Number of ended runs that were processed."""
     journal: int
-    """Rows."""
+    """Number of removed rows."""
     samples: int
-    """Chunks of up to 512 samples."""
+    """Number of removed chunks of up to 512 samples."""
 
 
 async def backup(url: str, path: Path) -> None:
-    """Copy the whole database to a new file, while it is in use.
+    """Copy the whole database to a new file while it is in use.
 
     SQLite: an online copy, itself a database. PostgreSQL: `pg_dump` in the custom format, for
-        `pg_restore`.
+    `pg_restore`.
 
     Raises:
-        ConflictError: The file is there already, or `pg_dump` is not.
-        InvalidError: A database in memory.
-        DatabaseUnavailableError: It could not be read.
+        ConflictError: The file exists already, or `pg_dump` is not installed.
+        InvalidError: The database is in memory.
+        DatabaseUnavailableError: The database could not be read.
     """
     parsed = database_url(url)
     if in_memory(parsed):
         raise InvalidError("a database in memory cannot be backed up")
-    if path.exists():  # noqa: ASYNC240 (one look, on a command's path)
+    if path.exists():  # noqa: ASYNC240 (a single call, in a command)
         raise ConflictError(f"{path} is there already; name a new file, or remove it first")
     partial = path.with_name(path.name + ".partial")
     try:
@@ -98,12 +98,13 @@ async def _dump_postgres(url: URL, target: Path) -> None:
 
 
 async def retention(url: str, *, until: dt.datetime, now: dt.datetime) -> Removed:
-    """Remove samples, journal and outbox of runs that ended before `until`; the rest stays.
+    """Remove samples, journal and outbox of runs that ended before `until`.
 
-    One transaction for each run, so that the control plane need not wait for long.
+    Runs, attempts, checkpoints and incidents stay. Each run is one transaction, so that the control
+    plane never waits long. Calling it again after an interruption is safe.
 
     Raises:
-        DatabaseUnavailableError: It does not answer; what was done for earlier runs stays done.
+        DatabaseUnavailableError: The database does not answer; earlier runs stay processed.
         InvalidError: `until` lies in the future.
     """
     if until > now:

@@ -1,4 +1,4 @@
-"""Entities and rows: the one mapping between them, made from the entity classes themselves."""
+"""The only mapping between entities and rows, derived from the entity classes themselves."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def table_of(model: type[models.Base]) -> Table:
 
 @dataclasses.dataclass(frozen=True)
 class Mapped(Generic[E]):
-    """How one class of entities is stored."""
+    """The storage of one entity class."""
 
     entity: type[E]
     table: Table
     adapter: TypeAdapter[E]
     columns: tuple[str, ...]
-    """Explicit columns: attributes of the entity with the same names."""
+    """Explicit columns: attributes of the entity with equal names."""
 
     def row(self, entity: E) -> dict[str, Any]:
-        """As a row."""
+        """The entity as a row, with all of it as JSON in `body`."""
         values = {name: plain(getattr(entity, name)) for name in self.columns}
         return {**values, "body": self.adapter.dump_python(entity)}  # JSON: see engine.to_text
 
     def entity_of(self, body: Mapping[str, Any]) -> E:
-        """Back from the column `body`."""
+        """The entity from the column `body`; fields unknown to this version are ignored."""
         return self.adapter.validate_python(body, extra="ignore")
 
 
@@ -79,16 +79,16 @@ MAPPED: tuple[Mapped[Any], ...] = (
     CHECKPOINTS,
     INCIDENTS,
 )
-"""In the order of their foreign keys."""
+"""All mappings in the order of their foreign keys."""
 
 
 def plain(value: Any) -> Any:
-    """A value that both drivers take: psycopg would write an enum by its own rules."""
+    """A value that both drivers accept: psycopg would encode an enum in its own way."""
     return value.value if isinstance(value, StrEnum) else value
 
 
 def printable(text: str) -> str:
-    """Text for a TEXT column: PostgreSQL refuses NUL, and log lines may well hold one."""
+    """Text for a TEXT column: PostgreSQL rejects NUL, which log lines may contain."""
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
@@ -100,7 +100,15 @@ async def upsert(
     keys: Iterable[str] = (),
     overwrite: bool = True,
 ) -> None:
-    """Insert rows; where the key (the primary one by default) is taken, overwrite or let be."""
+    """Insert rows; on an existing key, overwrite the row or keep it.
+
+    Args:
+        connection: An open transaction.
+        table: The table.
+        rows: Rows with equal columns.
+        keys: Columns of the key; empty: the primary key.
+        overwrite: False: keep existing rows.
+    """
     if not rows:
         return
     index = tuple(keys) or tuple(column.name for column in table.primary_key)
@@ -111,7 +119,7 @@ async def upsert(
 
 @functools.lru_cache(maxsize=256)
 def _upsert(dialect: str, table: Table, index: tuple[str, ...], changed: tuple[str, ...]) -> Insert:
-    """The statement, made once: that takes longer than to execute it."""
+    """Build and cache the statement: building takes longer than executing it."""
     insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
     statement = insert(table)
     if not changed:

@@ -1,4 +1,4 @@
-"""What the database's constraints and guards refuse, for :class:`.memory_store.MemoryStore`."""
+"""The constraints and guards of the database, for :class:`.memory_store.MemoryStore`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from orchestrator.database.port import Batch
 from orchestrator.errors import InvariantError
 
 Entities = Mapping[type, Mapping[str, Any]]
-"""By class and key."""
+"""Entities by class and key."""
 Shards = Mapping[str, Mapping[int, ShardReport]]
-"""By checkpoint and rank."""
+"""Shards by checkpoint and rank."""
 
 _TERMINAL: dict[type, tuple[str, frozenset[Any]]] = {
     entity: (field, frozenset(state for state, onward in moves.items() if not onward))
@@ -47,7 +47,7 @@ _NEEDS_SHARDS = frozenset({Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD})
 
 
 def key_of(entity: Entity) -> str:
-    """What an entity is stored under."""
+    """The key under which an entity is stored."""
     return entity.name if isinstance(entity, Queue) else entity.id
 
 
@@ -57,7 +57,11 @@ def newest_attempt(run: str, attempts: Iterable[Attempt]) -> int:
 
 
 def check(batch: Batch, entities: Entities, shards: Shards) -> None:
-    """Raise InvariantError where the database would refuse the batch."""
+    """Check a batch as the database's constraints would.
+
+    Raises:
+        InvariantError: The database would reject the batch.
+    """
     workers = entities.get(Worker, {}).keys() | {
         each.id for each in batch.entities if isinstance(each, Worker)
     }

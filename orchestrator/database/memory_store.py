@@ -1,6 +1,6 @@
-"""The run database in memory: for tests and the simulation. Held to the contract of the real one.
+"""The run database in memory, for tests and the fuzzer; it passes the contract of the real one.
 
-It refuses what the database's constraints refuse, before it changes anything.
+It rejects what the database's constraints reject, before it changes anything.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ E = TypeVar("E", Run, Attempt, Worker, Node, Checkpoint, Incident, Queue, Fleet)
 
 
 class MemoryStore:
-    """Implements :class:`orchestrator.database.port.Store`; the port says what each method does."""
+    """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self) -> None:
         self._entities: dict[type, dict[str, Any]] = defaultdict(dict)
@@ -60,32 +60,32 @@ class MemoryStore:
         self._key = tokens.make_signing_key()
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is no connection."""
 
     # leadership
 
     async def acquire(
         self, holder: str, ttl: float, now: dt.datetime, *, force: bool = False
     ) -> Lease | None:
-        """Take or renew the lease (`ttl` in seconds)."""
+        """Take or renew the lease for `ttl` seconds; None: another holder's has not expired."""
         expires_at = now + dt.timedelta(seconds=ttl)
         lease = leadership.decide(self._lease, holder, expires_at, now, force=force)
         self._lease = lease or self._lease
         return lease
 
     async def release(self, holder: str, epoch: int) -> None:
-        """Give the lease up."""
+        """Release the lease if `holder` has it with this epoch."""
         if self._lease and (self._lease.holder, self._lease.epoch) == (holder, epoch):
             self._lease = dataclasses.replace(self._lease, holder="")
 
     async def leader(self) -> Lease | None:
-        """Who leads, or led last."""
+        """The lease of the current or last holder; None: released, or never held."""
         return self._lease if self._lease and self._lease.holder else None
 
-    # the controller's path
+    # controller
 
     async def load(self) -> Snapshot:
-        """Everything that is not over."""
+        """All live runs, with everything that belongs to them."""
         workers = await self.workers()
         busy = {worker.run for worker in workers} | {
             attempt.run for attempt in self._all(Attempt) if attempt.state in LIVE_ATTEMPT_STATES
@@ -114,7 +114,7 @@ class MemoryStore:
         )
 
     async def commit(self, batch: Batch, *, epoch: int) -> int:
-        """Write a batch; returns how many samples were refused."""
+        """Write a batch; returns the number of samples refused for an old attempt."""
         leadership.check(self._lease, epoch)
         runs = {samples.run for samples in batch.samples}
         before = {run: self._newest(run) for run in runs}
@@ -147,7 +147,7 @@ class MemoryStore:
     # reading
 
     async def run(self, reference: str) -> Run:
-        """One run."""
+        """One run by reference."""
         runs = await self.runs(limit=len(self._entities[Run]))
         meant = [r for r in runs if reference == r.name or is_part_of(reference, r.id)]
         names = [run.name for run in runs]
@@ -158,7 +158,7 @@ class MemoryStore:
     async def runs(
         self, *, states: Sequence[RunState] = (), name: str | None = None, limit: int = 100
     ) -> list[Run]:
-        """Newest first."""
+        """Runs, newest first."""
         found = [
             run
             for run in self._all(Run)
@@ -167,12 +167,12 @@ class MemoryStore:
         return sorted(found, key=lambda run: (run.submitted_at, run.id), reverse=True)[:limit]
 
     async def attempts(self, run: str) -> list[Attempt]:
-        """Oldest first."""
+        """Attempts of a run, oldest first."""
         mine = (attempt for attempt in self._all(Attempt) if attempt.run == run)
         return sorted(mine, key=lambda attempt: attempt.number)
 
     async def workers(self, run: str | None = None, *, ended: bool = False) -> list[Worker]:
-        """Oldest first."""
+        """Workers, oldest first."""
         found = [
             worker
             for worker in self._all(Worker)
@@ -181,11 +181,11 @@ class MemoryStore:
         return sorted(found, key=lambda worker: (worker.launched_at, worker.id))
 
     async def nodes(self) -> list[Node]:
-        """All nodes."""
+        """All nodes, by id."""
         return sorted(self._all(Node), key=lambda node: node.id)
 
     async def checkpoints(self, run: str, *, deleted: bool = False) -> list[Checkpoint]:
-        """Newest step first."""
+        """Checkpoints of a run, newest step first."""
         found = [
             each
             for each in self._all(Checkpoint)
@@ -194,7 +194,7 @@ class MemoryStore:
         return sorted(found, key=lambda each: (each.step, each.created_at, each.id), reverse=True)
 
     async def checkpoint(self, id: str) -> tuple[Checkpoint, list[ShardReport]]:  # noqa: A002 (the port's name)
-        """One checkpoint with its shards."""
+        """One checkpoint with its shards, by rank."""
         if id not in self._entities[Checkpoint]:
             raise no_such_checkpoint(id)
         shards = self._shards[id]
@@ -203,7 +203,7 @@ class MemoryStore:
     async def incidents(
         self, run: str | None = None, *, open_only: bool = False, limit: int = 100
     ) -> list[Incident]:
-        """Newest first."""
+        """Incidents, newest first."""
         found = [
             each
             for each in self._all(Incident)
@@ -212,20 +212,20 @@ class MemoryStore:
         return sorted(found, key=lambda each: (each.opened_at, each.id), reverse=True)[:limit]
 
     async def incident(self, reference: str) -> Incident:
-        """One incident."""
+        """One incident by reference."""
         ids = [each.id for each in self._all(Incident)]
         meant = [id_ for id_ in ids if is_part_of(reference, id_, suffix=True)]
         found: Incident = self._entities[Incident][pick_incident(reference, meant, ids)]
         return found
 
     async def queues(self) -> list[Queue]:
-        """All queues."""
+        """All queues, by name."""
         return sorted(self._all(Queue), key=lambda queue: queue.name)
 
     async def journal(
         self, run: str | None = None, *, after: int = 0, limit: int = 1000, kind: str | None = None
     ) -> list[JournalEntry]:
-        """In order of writing."""
+        """Journal entries in order of writing."""
         return [
             entry
             for entry in self._journal.values()
@@ -235,7 +235,7 @@ class MemoryStore:
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
     ) -> Series:
-        """The loss curve."""
+        """The thinned loss curve."""
         parts = [
             arrays.points_of(number, block[:, block[arrays.STEP] >= first_step])
             for number, block in self._blocks(run)
@@ -244,11 +244,11 @@ class MemoryStore:
         return arrays.thin(arrays.join(parts), points)
 
     async def sample_tail(self, run: str, *, count: int = 1000) -> list[tuple[int, RankSamples]]:
-        """The newest samples of rank 0."""
+        """The newest samples of rank 0, oldest first."""
         return sample_rows.newest_samples(self._blocks(run), count)
 
     async def sample_total(self, run: str, attempt: int | None = None) -> int:
-        """How many samples are stored."""
+        """Number of stored samples."""
         return sum(
             block.shape[1]
             for (owner, number, _), blocks in self._samples.items()
@@ -259,13 +259,17 @@ class MemoryStore:
     # tokens
 
     async def create_token(self, name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
-        """The token and its secret. Raises InvalidError for an unknown role."""
+        """Create a token; returns it with its secret.
+
+        Raises:
+            InvalidError: The role is unknown.
+        """
         token, secret = tokens.make_token(name, role, now)
         self._tokens[token.id] = token, tokens.hash_secret(secret)
         return token, secret
 
     async def find_token(self, secret: str, now: dt.datetime | None = None) -> Token | None:
-        """By secret."""
+        """The token of a secret; None: unknown or revoked."""
         hashed = tokens.hash_secret(secret)
         for token, stored in self._tokens.values():
             if stored == hashed and token.revoked_at is None:
@@ -275,12 +279,12 @@ class MemoryStore:
         return None
 
     async def tokens(self) -> list[Token]:
-        """Oldest first, the revoked ones too."""
+        """All tokens, oldest first, revoked ones included."""
         found = (token for token, _ in self._tokens.values())
         return sorted(found, key=lambda token: (token.created_at, token.id))
 
     async def revoke_token(self, id: str, now: dt.datetime) -> None:  # noqa: A002 (the port's name)
-        """Revoke."""
+        """Revoke a token; a second call keeps the first time."""
         if id not in self._tokens:
             raise tokens.no_such_token(id)
         token, stored = self._tokens[id]
@@ -288,10 +292,10 @@ class MemoryStore:
             self._tokens[id] = dataclasses.replace(token, revoked_at=now), stored
 
     async def signing_key(self) -> str:
-        """The key worker tokens are signed with."""
+        """The signing key of worker tokens."""
         return self._key
 
-    # within
+    # helpers
 
     def _all(self, entity: type[E]) -> list[E]:
         return list(self._entities[entity].values())
@@ -300,6 +304,6 @@ class MemoryStore:
         return newest_attempt(run, self._all(Attempt))
 
     def _blocks(self, run: str) -> list[tuple[int, Block]]:
-        """(attempt, samples) of rank 0, oldest first."""
+        """Blocks of rank 0 with their attempts, oldest first."""
         mine = sorted(key for key in self._samples if key[0] == run and key[2] == 0)
         return [(key[1], np.concatenate(self._samples[key], axis=1)) for key in mine]

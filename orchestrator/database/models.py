@@ -1,11 +1,11 @@
 """The tables of the run database.
 
-Each entity of the core is one table: its key and the few columns that queries and constraints need,
-and one JSON column `body` that holds the whole entity. Every explicit column bears the name of the
-entity's attribute, so there is one mapping (:mod:`orchestrator.database.mapping`), not one by hand
-for each table, and a new field of an entity with a default needs no migration. What SQL must hold
-(one live attempt, final states, complete checkpoints) stands in explicit columns, and is held by
-constraints and by the guards of :mod:`orchestrator.database.guards`.
+Each entity of the core has one table: its key, the few columns that queries and constraints need,
+and a JSON column `body` with the whole entity. Every explicit column has the name of the entity's
+attribute. So one generic mapping suffices (:mod:`orchestrator.database.mapping`), and a new entity
+field with a default needs no migration. Invariants that SQL must hold (one live attempt, final
+states, complete checkpoints) use explicit columns, constraints, and the guards of
+:mod:`orchestrator.database.guards`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LIVE = "state IN ({})".format(", ".join(f"'{s.value}'" for s in sorted(LIVE_ATTE
 
 
 class Base(DeclarativeBase):
-    """All tables."""
+    """The base class of all tables."""
 
     metadata = MetaData(
         naming_convention={
@@ -57,7 +57,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {  # noqa: RUF012 (the name and form that declarative reads)
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy requires this form)
         str: Text(),
         int: BigInteger(),
         float: Double(),
@@ -86,7 +86,7 @@ class RunRow(Base):
 
 
 class AttemptRow(Base):
-    """Attempts. At most one of a run is alive, and numbers only grow."""
+    """Attempts. A run has at most one live attempt, and attempt numbers only grow."""
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -111,7 +111,7 @@ class AttemptRow(Base):
 class WorkerRow(Base):
     """Workers.
 
-    No foreign key to nodes: the inventory comes and goes, the history of workers stays.
+    There is no foreign key to nodes: nodes disappear, but the history of workers stays.
     """
 
     __tablename__ = "workers"
@@ -122,7 +122,7 @@ class WorkerRow(Base):
     state: Mapped[str]
     launched_at: Mapped[dt.datetime]
     last_sequence: Mapped[int] = mapped_column(server_default=text("-1"))
-    """Sequence of the newest report stored; written by commits only, not part of the entity."""
+    """Sequence of the newest stored report; written by commits only, not part of the entity."""
     body: Mapped[dict[str, Any]]
 
 
@@ -162,8 +162,8 @@ class CheckpointRow(Base):
 class ShardRow(Base):
     """Shards of checkpoints, with sizes and hashes.
 
-    The foreign key is checked at the end of the transaction: shards are written first, so that a
-    guard can count them when their checkpoint becomes complete.
+    The foreign key is checked at the end of the transaction: shards are written before their
+    checkpoint, so that a guard can count them when the checkpoint becomes complete.
     """
 
     __tablename__ = "shards"
@@ -177,7 +177,7 @@ class ShardRow(Base):
 
 
 class SampleRow(Base):
-    """Summaries of up to 512 samples of one rank in a row: what curves are drawn from.
+    """Summaries of up to 512 consecutive samples of one rank, for long curves.
 
     Times are Unix seconds; a NULL number is NaN (SQLite has no NaN).
     """
@@ -202,7 +202,7 @@ class SampleRow(Base):
     chunk: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     """0, 1, 2 … within (run, attempt, rank)."""
     tail: Mapped[bool]
-    """The newest chunk: the one that takes more."""
+    """True for the newest chunk, which takes further samples."""
     first_step: Mapped[int]
     last_step: Mapped[int]
     count: Mapped[int]
@@ -217,10 +217,9 @@ class SampleRow(Base):
 
 
 class SampleDataRow(Base):
-    """The samples themselves, packed (:mod:`orchestrator.database.samples`).
+    """The packed samples (:mod:`orchestrator.database.samples`).
 
-    A table of its own, so that reading the summaries of 10 million steps does not touch 300 MB of
-    data.
+    A separate table: reading the summaries of 10 million steps must not touch 300 MB of samples.
     """
 
     __tablename__ = "sample_data"
@@ -239,7 +238,7 @@ class SampleDataRow(Base):
 
 
 class FindingRow(Base):
-    """Findings, as raised."""
+    """Findings as raised by monitors."""
 
     __tablename__ = "findings"
     __table_args__ = (one_of("severity", Severity), Index(None, "run", "at"))
@@ -275,15 +274,15 @@ class IncidentRow(Base):
 class JournalRow(Base):
     """The journal.
 
-    Never updated; only the retention command deletes. No foreign keys: it also tells of what
-    failed.
+    Rows are never updated; only the retention command deletes them. There are no foreign keys,
+    since the journal also records failed requests.
     """
 
     __tablename__ = "journal"
     __table_args__ = (
         CheckConstraint("kind IN ('event', 'instruction')", name="kind"),
         Index(None, "run", "position"),
-        {"sqlite_autoincrement": True},  # a position is never given twice
+        {"sqlite_autoincrement": True},  # positions are never reused
     )
     position: Mapped[int] = mapped_column(BigKey, primary_key=True)
     id: Mapped[str] = mapped_column(unique=True)
@@ -299,9 +298,9 @@ class JournalRow(Base):
 
 
 class OutboxRow(Base):
-    """Instructions to carry out.
+    """Instructions to execute.
 
-    Done ones stay, so that a batch written again does not ask for them again.
+    Done rows stay, so that a batch that is written again does not execute them again.
     """
 
     __tablename__ = "outbox"
@@ -332,7 +331,7 @@ class QueueRow(Base):
 
 
 class FleetRow(Base):
-    """What holds for everything. One row."""
+    """Cluster-wide settings and the global hold. One row."""
 
     __tablename__ = "fleet"
     __table_args__ = (CheckConstraint("id = 'fleet'", name="one_row"),)
@@ -341,7 +340,7 @@ class FleetRow(Base):
 
 
 class TokenRow(Base):
-    """Credentials. Of the secret, only a hash is kept."""
+    """Credentials. Only a hash of the secret is stored."""
 
     __tablename__ = "tokens"
     __table_args__ = (CheckConstraint("role IN ('admin', 'operator', 'viewer')", name="role"),)
@@ -355,7 +354,7 @@ class TokenRow(Base):
 
 
 class SecretRow(Base):
-    """Secrets the control plane makes for itself."""
+    """Secrets that the control plane generates for itself."""
 
     __tablename__ = "secrets"
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -369,15 +368,15 @@ class LeaderRow(Base):
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     holder: Mapped[str]
-    """Empty: nobody."""
+    """The server that leads; empty: none."""
     epoch: Mapped[int]
     expires_at: Mapped[dt.datetime]
 
 
 class RetentionRow(Base):
-    """What the retention command removed.
+    """The history of the retention command.
 
-    A guard lets journal rows go only when they are older than one of these.
+    A guard allows deletion of a journal row only if it is older than one of these.
     """
 
     __tablename__ = "retention"
@@ -385,4 +384,4 @@ class RetentionRow(Base):
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     at: Mapped[dt.datetime]
     until: Mapped[dt.datetime]
-    """Rows older than this were free to go."""
+    """Rows older than this may be deleted."""

@@ -1,4 +1,8 @@
-"""What the rest of the control plane asks of the run database."""
+"""The run database as the control plane uses it: the port that every store implements.
+
+All times are UTC. All methods raise DatabaseUnavailableError if the database cannot be reached.
+Stores do not retry: a caller that repeats a write relies on its idempotence.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +29,24 @@ from orchestrator.core.model.states import RunState
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
-    """One line of the journal. Never updated."""
+    """One row of the journal. Never updated."""
 
     id: str
-    """Of the event or instruction."""
+    """Id of the event or instruction."""
     at: dt.datetime
-    """When the control plane handled it: the `now` the core was given."""
+    """Time at which the control plane handled it: the `now` passed to the core."""
     run: str | None
     attempt: int | None = None
     actor: str
     kind: Literal["event", "instruction"]
     name: str
-    """`rank_exited`, `tell` …"""
+    """Kind of the event or instruction: `rank_exited`, `send_command` …"""
     cause: str | None
     reason: str
     payload: Mapping[str, Any]
-    """The whole event or instruction, as JSON."""
+    """The complete event or instruction as JSON."""
     position: int = 0
-    """Order of writing; given by the database, ignored on input."""
+    """Order of writing, from 1; set by the database, ignored on input."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +58,15 @@ class WorkerSamples:
     ranks: Sequence[RankSamples]
     worker: str = ""
     sequence: int | None = None
-    """Worker and sequence of the report: with them, each report's samples are stored once however
-    batches are made up."""
+    """Sequence of the report; None: unknown.
+
+    With worker and sequence, each report's samples are stored once, however they are batched.
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRecord:
-    """A shard of a checkpoint."""
+    """One shard of a checkpoint."""
 
     checkpoint: str
     shard: ShardReport
@@ -68,7 +74,7 @@ class ShardRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FindingRecord:
-    """A finding as raised."""
+    """A finding as raised by a monitor."""
 
     id: str
     run: str
@@ -81,42 +87,45 @@ class FindingRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Everything one turn changes; written in one transaction or not at all."""
+    """All changes of one transaction of the controller; written completely or not at all."""
 
     entities: Sequence[Entity] = ()
     shards: Sequence[ShardRecord] = ()
     journal: Sequence[JournalEntry] = ()
     outbox: Sequence[Instruction] = ()
-    """Instructions to carry out (never Record)."""
+    """Instructions to execute (never Record)."""
     findings: Sequence[FindingRecord] = ()
     samples: Sequence[WorkerSamples] = ()
-    """Samples of an attempt older than the run's newest are refused (dropped and counted)."""
+    """Samples; those of an attempt older than the run's newest are dropped and counted."""
     sequences: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Worker → sequence of its last report that this batch contains."""
+    """Worker → sequence of its last report in this batch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """What the core needs to go on: everything that is not over."""
+    """The state that the core starts from: all live runs with everything that belongs to them.
+
+    A run with a final state is included while one of its attempts or workers is alive.
+    """
 
     runs: Sequence[Run]
     attempts: Sequence[Attempt]
-    """Of the runs above: the newest of each."""
+    """The newest attempt of each of these runs."""
     workers: Sequence[Worker]
-    """Not ended."""
+    """Workers that have not ended."""
     nodes: Sequence[Node]
     checkpoints: Sequence[Checkpoint]
-    """Of the runs above, not deleted."""
+    """Checkpoints of these runs that are not deleted."""
     incidents: Sequence[Incident]
-    """Of the runs above, not resolved."""
+    """Incidents of these runs that are not resolved."""
     queues: Sequence[Queue]
     fleet: Fleet
     sequences: Mapping[str, int]
     outbox: Sequence[Instruction]
-    """Not carried out yet, oldest first."""
+    """Instructions that are not done, oldest first."""
 
     def entities(self) -> Iterator[Entity]:
-        """All entities, each after those it refers to."""
+        """Yield all entities, each after those it refers to."""
         yield from self.runs
         yield from self.attempts
         yield from self.workers
@@ -129,15 +138,15 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A run's samples, thinned: one point per bucket of steps.
+    """The samples of a run, thinned to one point per bucket of steps.
 
-    Newest attempt wins where steps repeat.
+    Where several attempts have a step, the newest attempt counts. Times are Unix seconds.
     """
 
     step: list[int]
     attempt: list[int]
     loss: list[float]
-    """Last of the bucket; NaN kept."""
+    """Last loss of the bucket; may be NaN."""
     loss_max: list[float]
     grad_norm: list[float]
     seconds: list[float]
@@ -159,7 +168,7 @@ class Token:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Leadership, as of now."""
+    """The leadership at one moment."""
 
     holder: str
     epoch: int
@@ -169,114 +178,151 @@ class Lease:
 class Store(Protocol):
     """The run database.
 
-    Raises DatabaseUnavailableError when it cannot be reached (nothing is then written).
+    Raises:
+        DatabaseUnavailableError: It cannot be reached. Nothing was written, unless the connection
+            broke during the commit itself; then the outcome is unknown.
     """
 
     # leadership
     async def acquire(
         self, holder: str, ttl: float, now: dt.datetime, *, force: bool = False
     ) -> Lease | None:
-        """Take or renew the lease: None while another holder's has not expired.
+        """Take or renew the lease.
 
-        A new holder gets a new epoch.
+        Args:
+            holder: Id of the server.
+            ttl: Seconds until the lease expires.
+            now: The current time.
+            force: Take an unexpired lease of another holder. The caller has proof that it is dead
+                (the file lock of the embedded server).
 
-        `force`: the caller has other proof that the old holder is dead (a file lock of the embedded
-        server).
+        Returns:
+            The lease, with a new epoch for a new holder; None: another holder's has not expired.
         """
 
     async def release(self, holder: str, epoch: int) -> None:
-        """Give the lease up, so that the next need not wait."""
+        """Release the lease, so that the next holder need not wait; ignored if it is not held."""
 
     async def leader(self) -> Lease | None:
-        """Who leads."""
+        """The lease of the current or last holder; None: released, or never held."""
 
-    # the controller's path
+    # controller
     async def load(self) -> Snapshot:
-        """Everything that is not over."""
+        """All live runs with everything that belongs to them, as of one moment."""
 
     async def commit(self, batch: Batch, *, epoch: int) -> int:
-        """Write a batch in one transaction. Idempotent in journal ids and worker sequences.
+        """Write a batch in one transaction.
 
-        Returns the number of samples refused for an old attempt.
-        Raises LeadershipLostError if `epoch` is
-        not current.
+        A batch may be written again: journal ids, outbox ids and worker sequences make it
+        idempotent.
+
+        Returns:
+            Number of samples refused because they belong to an old attempt.
+
+        Raises:
+            LeadershipLostError: `epoch` is not current; nothing was written.
+            InvariantError: A constraint or guard rejected the batch; nothing was written.
         """
 
     async def carried_out(self, ids: Sequence[str], *, epoch: int) -> None:
-        """Mark outbox entries as done."""
+        """Mark outbox entries as done.
+
+        Raises:
+            LeadershipLostError: `epoch` is not current.
+        """
 
     # reading
     async def run(self, reference: str) -> Run:
-        """By id, unique id prefix (at least 4 characters), or name (its newest).
+        """One run by id, unique id prefix (at least 4 characters), or name (the newest of it).
 
-        Raises NotFoundError with near names.
+        Raises:
+            NotFoundError: No or several runs match; the message lists similar ones.
         """
 
     async def runs(
         self, *, states: Sequence[RunState] = (), name: str | None = None, limit: int = 100
     ) -> list[Run]:
-        """Newest first."""
+        """Runs, newest first. Empty `states`: any state; `name` None: any name."""
 
     async def attempts(self, run: str) -> list[Attempt]:
-        """All, oldest first."""
+        """All attempts of a run, oldest first."""
 
     async def workers(self, run: str | None = None, *, ended: bool = False) -> list[Worker]:
-        """Workers of a run, or of all."""
+        """Workers of a run (None: of all runs), oldest first; ended ones on request."""
 
     async def nodes(self) -> list[Node]:
-        """All nodes."""
+        """All nodes, by id."""
 
     async def checkpoints(self, run: str, *, deleted: bool = False) -> list[Checkpoint]:
-        """Newest step first."""
+        """Checkpoints of a run, newest step first; deleted ones on request."""
 
     async def checkpoint(self, id: str) -> tuple[Checkpoint, list[ShardReport]]:  # noqa: A002 (the field's name)
-        """One checkpoint with its shards, by rank. Raises NotFoundError."""
+        """One checkpoint with its shards, by rank.
+
+        Raises:
+            NotFoundError: There is no such checkpoint.
+        """
 
     async def incidents(
         self, run: str | None = None, *, open_only: bool = False, limit: int = 100
     ) -> list[Incident]:
-        """Newest first."""
+        """Incidents of a run (None: of all runs), newest first."""
 
     async def incident(self, reference: str) -> Incident:
-        """By id or unique suffix/prefix of at least 4 characters. Raises NotFoundError."""
+        """One incident by id, or unique prefix or suffix of at least 4 characters.
+
+        Raises:
+            NotFoundError: No or several incidents match.
+        """
 
     async def queues(self) -> list[Queue]:
-        """All queues."""
+        """All queues, by name."""
 
     async def journal(
         self, run: str | None = None, *, after: int = 0, limit: int = 1000, kind: str | None = None
     ) -> list[JournalEntry]:
-        """In order of writing, positions greater than `after`."""
+        """Journal entries in order of writing, with positions greater than `after`."""
 
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
     ) -> Series:
-        """The loss curve, thinned to about `points`."""
+        """The loss curve of rank 0 from `first_step`, thinned to at most `points` points.
+
+        `attempt` None: all attempts, where the newest counts for steps that repeat.
+        """
 
     async def sample_tail(self, run: str, *, count: int = 1000) -> list[tuple[int, RankSamples]]:
-        """The newest `count` samples of rank 0, oldest first, as (attempt, columns)."""
+        """The newest `count` samples of rank 0, oldest first, as attempt and columns."""
 
     async def sample_total(self, run: str, attempt: int | None = None) -> int:
-        """How many samples are stored."""
+        """Number of stored samples, over all ranks."""
 
     # tokens
     async def create_token(self, name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
-        """The token and its secret, which is stored only as a hash."""
+        """Create a token; returns it with its secret, of which only a hash is stored.
+
+        Raises:
+            InvalidError: The role is unknown.
+        """
 
     async def find_token(self, secret: str, now: dt.datetime | None = None) -> Token | None:
-        """The token this secret belongs to, unless revoked.
+        """The token of a secret; None: unknown or revoked.
 
-        With `now`, its use is noted (once a minute).
+        With `now`, the time of use is stored, at most once a minute.
         """
 
     async def tokens(self) -> list[Token]:
-        """All tokens."""
+        """All tokens, oldest first, revoked ones included."""
 
     async def revoke_token(self, id: str, now: dt.datetime) -> None:  # noqa: A002 (the field's name)
-        """Revoke; raises NotFoundError."""
+        """Revoke a token; a second call keeps the first time.
+
+        Raises:
+            NotFoundError: There is no such token.
+        """
 
     async def signing_key(self) -> str:
-        """The secret that worker tokens are signed with; made at first use and kept."""
+        """The secret key that signs worker tokens; generated at first use, then constant."""
 
     async def close(self) -> None:
         """Close all connections."""

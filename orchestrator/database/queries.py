@@ -1,4 +1,4 @@
-"""What is read from the run database, but samples and tokens."""
+"""Queries of the run database, except samples and tokens. Each runs in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _SHARDS = table_of(ShardRow)
 _JOURNAL = table_of(JournalRow)
 _OUTBOX = table_of(OutboxRow)
 _HINTS = 1000
-"""Newest names looked through for near ones."""
+"""Number of newest names searched for similar ones."""
 _RUN, _ATTEMPT, _WORKER = RUNS.table.c, ATTEMPTS.table.c, WORKERS.table.c
 _NODE, _CHECKPOINT, _INCIDENT = NODES.table.c, CHECKPOINTS.table.c, INCIDENTS.table.c
 
@@ -67,10 +67,7 @@ async def _entities(
 
 
 async def load(connection: AsyncConnection) -> Snapshot:
-    """See :meth:`orchestrator.database.port.Store.load`.
-
-    A run whose state is final is not over while a worker or an attempt of it is alive.
-    """
+    """See :meth:`orchestrator.database.port.Store.load`."""
     running = _RUN.id.in_(select(_WORKER.run).where(_WORKER.state != WorkerState.ENDED.value))
     alive = _RUN.id.in_(
         select(_ATTEMPT.run).where(_ATTEMPT.state.in_([s.value for s in LIVE_ATTEMPT_STATES]))
@@ -130,7 +127,7 @@ async def _sequences(connection: AsyncConnection) -> dict[str, int]:
 async def _outbox(connection: AsyncConnection) -> list[Any]:
     query = select(_OUTBOX.c.body).where(~_OUTBOX.c.done).order_by(_OUTBOX.c.position)
     bodies = (await connection.execute(query)).scalars()
-    # An older version may have written fields that are gone: they must not keep a server down.
+    # Ignore fields that an older version wrote: a leftover instruction must not stop a server.
     return [INSTRUCTION.validate_python(body, extra="ignore") for body in bodies]
 
 
@@ -163,7 +160,7 @@ def _ends(column: ColumnElement[str], reference: str) -> ColumnElement[bool]:
 async def runs(
     connection: AsyncConnection, states: Sequence[RunState], name: str | None, limit: int
 ) -> list[Run]:
-    """Newest first."""
+    """Runs, newest first."""
     where: list[ColumnElement[bool]] = []
     if states:
         where.append(_RUN.state.in_([state.value for state in states]))
@@ -174,12 +171,12 @@ async def runs(
 
 
 async def attempts(connection: AsyncConnection, run: str) -> list[Attempt]:
-    """Oldest first."""
+    """Attempts of a run, oldest first."""
     return await _entities(connection, ATTEMPTS, _ATTEMPT.run == run, order=[_ATTEMPT.number])
 
 
 async def workers(connection: AsyncConnection, run: str | None, *, ended: bool) -> list[Worker]:
-    """Oldest first."""
+    """Workers of a run (None: of all runs), oldest first."""
     where: list[ColumnElement[bool]] = []
     if run is not None:
         where.append(_WORKER.run == run)
@@ -189,12 +186,12 @@ async def workers(connection: AsyncConnection, run: str | None, *, ended: bool) 
 
 
 async def nodes(connection: AsyncConnection) -> list[Node]:
-    """By id."""
+    """All nodes, by id."""
     return await _entities(connection, NODES, order=[_NODE.id])
 
 
 async def checkpoints(connection: AsyncConnection, run: str, *, deleted: bool) -> list[Checkpoint]:
-    """Newest step first; of equal steps, the newest first."""
+    """Checkpoints of a run, newest step first; of equal steps, the newest first."""
     where: list[ColumnElement[bool]] = [_CHECKPOINT.run == run]
     if not deleted:
         where.append(_CHECKPOINT.deleted_at.is_(None))
@@ -203,7 +200,11 @@ async def checkpoints(connection: AsyncConnection, run: str, *, deleted: bool) -
 
 
 async def checkpoint(connection: AsyncConnection, id_: str) -> tuple[Checkpoint, list[ShardReport]]:
-    """With its shards, by rank."""
+    """One checkpoint with its shards, by rank.
+
+    Raises:
+        NotFoundError: There is no such checkpoint.
+    """
     found = await _entities(connection, CHECKPOINTS, _CHECKPOINT.id == id_, order=[_CHECKPOINT.id])
     if not found:
         raise no_such_checkpoint(id_)
@@ -213,16 +214,16 @@ async def checkpoint(connection: AsyncConnection, id_: str) -> tuple[Checkpoint,
 
 
 def no_such_checkpoint(id_: str) -> NotFoundError:
-    """The error."""
+    """The error for an unknown checkpoint id."""
     return NotFoundError(
-        f"no checkpoint {id_!r}; `babysit checkpoints ls RUN` shows those of a run"
+        f"no checkpoint {id_!r}; `babysit checkpoints ls RUN` lists the checkpoints of a run"
     )
 
 
 async def incidents(
     connection: AsyncConnection, run: str | None, *, open_only: bool, limit: int
 ) -> list[Incident]:
-    """Newest first."""
+    """Incidents of a run (None: of all runs), newest first."""
     where: list[ColumnElement[bool]] = []
     if run is not None:
         where.append(_INCIDENT.run == run)
@@ -233,7 +234,11 @@ async def incidents(
 
 
 async def incident(connection: AsyncConnection, reference: str) -> Incident:
-    """By id, prefix or suffix."""
+    """One incident by id, prefix or suffix.
+
+    Raises:
+        NotFoundError: No or several incidents match.
+    """
     ids = select(_INCIDENT.id).order_by(_INCIDENT.opened_at.desc(), _INCIDENT.id.desc())
     meant = or_(
         _INCIDENT.id == reference, _begins(_INCIDENT.id, reference), _ends(_INCIDENT.id, reference)
@@ -247,14 +252,14 @@ async def incident(connection: AsyncConnection, reference: str) -> Incident:
 
 
 async def queues(connection: AsyncConnection) -> list[Queue]:
-    """By name."""
+    """All queues, by name."""
     return await _entities(connection, QUEUES, order=[QUEUES.table.c.name])
 
 
 async def journal(
     connection: AsyncConnection, run: str | None, after: int, limit: int, kind: str | None
 ) -> list[JournalEntry]:
-    """In order of writing."""
+    """Journal entries in order of writing, after a position."""
     query = select(_JOURNAL).where(_JOURNAL.c.position > after)
     if run is not None:
         query = query.where(_JOURNAL.c.run == run)

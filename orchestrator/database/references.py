@@ -1,4 +1,4 @@
-"""How people name things: ids, unique prefixes, names. Shared by all stores."""
+"""References to runs and incidents: ids, unique prefixes, names. Shared by all stores."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from orchestrator.errors import NotFoundError
 
 _LISTED_BY = {"run": "babysit ls", "incident": "babysit incidents ls"}
 SHORTEST = 4
-"""Fewest characters of a prefix or suffix."""
+"""Minimum length of a prefix or suffix."""
 
 
 def pick_run(reference: str, candidates: Sequence[tuple[str, str]], names: Sequence[str]) -> str:
-    """The id of the run that is meant.
+    """The id of the run that a reference means.
 
     Args:
         reference: An id, a name, or the first characters of an id.
-        candidates: (id, name) of runs that may be meant, newest first.
-        names: Of other runs, for a hint.
+        candidates: (id, name) of runs that match, newest first.
+        names: Names of other runs, for a hint.
 
     Raises:
-        NotFoundError: None or several are meant; names those that are near.
+        NotFoundError: No or several runs match; the message lists similar names.
     """
     for id_, _ in candidates:
         if id_ == reference:
@@ -33,16 +33,16 @@ def pick_run(reference: str, candidates: Sequence[tuple[str, str]], names: Seque
 
 
 def pick_incident(reference: str, candidates: Sequence[str], ids: Sequence[str]) -> str:
-    """The id of the incident that is meant: an id, its first or its last characters.
+    """The id of the incident that a reference means: an id, its first or its last characters.
 
     Raises:
-        NotFoundError: None or several are meant.
+        NotFoundError: No or several incidents match.
     """
     return reference if reference in candidates else _only("incident", reference, candidates, ids)
 
 
 def is_part_of(reference: str, id_: str, *, suffix: bool = False) -> bool:
-    """Whether `reference` is all of `id_`, or enough of its beginning (or its end)."""
+    """True if `reference` is all of `id_`, or at least 4 characters of its start (or its end)."""
     if len(reference) < SHORTEST:
         return reference == id_
     short, long = reference.upper(), id_.upper()
@@ -55,8 +55,8 @@ def _only(what: str, reference: str, found: Sequence[str], known: Sequence[str])
     if found:
         listed = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
         raise NotFoundError(
-            f"{reference!r} may be {len(found)} {what}s: {listed}; give more characters"
+            f"{reference!r} matches {len(found)} {what}s: {listed}; give more characters"
         )
     near = difflib.get_close_matches(reference, dict.fromkeys(known), n=3)
-    hint = f"; near: {', '.join(near)}" if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise NotFoundError(f"no {what} {reference!r}{hint}; see `{_LISTED_BY[what]}`")

@@ -1,4 +1,8 @@
-"""Samples in SQL: append to the newest chunk; read curves, unpacking what a picture needs."""
+"""Samples in SQL: appends to the newest chunk, and reads curves.
+
+A curve over millions of steps comes from summaries; only chunks at the borders between attempts are
+unpacked.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +27,13 @@ _KEY = ("run", "rank", "attempt", "chunk")
 _GROUPED = ("attempt", "part", "first_step", "count", "loss_max", "seconds_sum")
 _OF_THE_LAST = ("last_step", "loss_last", "grad_norm_last", "last_time")
 UNPACKED = 128
-"""A curve over this many chunks (65 thousand samples) or fewer is drawn from the samples, a longer
-one from summaries."""
+"""Curves of up to this many chunks (65 thousand samples) use the samples, longer ones summaries."""
 _PAGE = 400
-"""Chunks asked for in one query."""
+"""Chunks per query."""
 
 
 async def append(connection: AsyncConnection, samples: Sequence[WorkerSamples]) -> None:
-    """Add samples behind those that are stored."""
+    """Append samples to the stored ones."""
     merged: dict[tuple[str, int], dict[int, list[RankSamples]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -85,10 +88,10 @@ async def _tails(
 async def series(
     connection: AsyncConnection, run: str, *, points: int, first_step: int, attempt: int | None
 ) -> Series:
-    """See :meth:`orchestrator.database.port.Store.samples`. Curves are those of rank 0.
+    """See :meth:`orchestrator.database.port.Store.samples`. Curves show rank 0.
 
-    Drawn coarse to fine: groups of chunks by their summaries; those of which newer attempts hide
-    a part, by their chunks; and of these, those hidden in part by their samples.
+    The query goes from coarse to fine: summaries of groups of chunks; the chunks of groups that
+    newer attempts hide in part; and the samples of chunks that they hide in part.
     """
     where = [
         _SAMPLES.c.run == run,
@@ -114,9 +117,9 @@ async def series(
 
 
 Table = dict[str, Block]
-"""Columns of equal length: `attempt`, `part` (chunks so-and-so many to a part), and summaries."""
+"""Columns of equal length: `attempt`, `part` (a group of consecutive chunks), and summaries."""
 Hull = tuple[float, float]
-"""First and last step, inclusive."""
+"""First and last step, both inclusive."""
 Hulls = tuple[Hull, ...]
 
 
@@ -147,7 +150,7 @@ async def _groups(
     ).join_from(groups, _SAMPLES, and_(*last))
     rows = (await connection.execute(query.order_by(groups.c.attempt, groups.c.part))).all()
     columns = zip(*rows, strict=True) if rows else [()] * len(_GROUPED + _OF_THE_LAST)
-    # Column by column: numpy takes many rows apart a hundred times slower.
+    # Convert by column: numpy converts the same values by row a hundred times slower.
     arrays_ = (np.array(column, dtype=np.float64) for column in columns)
     return dict(zip(_GROUPED + _OF_THE_LAST, arrays_, strict=True))
 
@@ -178,7 +181,7 @@ def _keys(table: Table) -> list[tuple[int, int]]:
 
 
 def _hidden(table: Table, first_step: int) -> dict[int, Hulls]:
-    """The steps of each attempt not to show: those a newer one has, those before `first_step`."""
+    """Hidden steps of each attempt: steps of newer attempts, and steps before `first_step`."""
     hulls: Hulls = ((-np.inf, first_step - 1.0),)
     hidden: dict[int, Hulls] = {}
     for attempt in np.unique(table["attempt"])[::-1]:
@@ -189,7 +192,7 @@ def _hidden(table: Table, first_step: int) -> dict[int, Hulls]:
 
 
 def _split(table: Table, hidden: Mapping[int, Hulls]) -> tuple[Table, Table]:
-    """Rows all of whose steps are shown, and rows of which a part is."""
+    """Rows whose steps are all visible, and rows whose steps are visible in part."""
     attempts, first, last = table["attempt"], table["first_step"], table["last_step"]
     touched, covered = np.zeros(len(attempts), bool), np.zeros(len(attempts), bool)
     for attempt, hulls in hidden.items():
@@ -204,7 +207,7 @@ def _split(table: Table, hidden: Mapping[int, Hulls]) -> tuple[Table, Table]:
 
 
 def _joined(hulls: Hulls, new: Hull) -> Hulls:
-    """Add a hull to others. Those that touch become one: there are few, however many attempts."""
+    """Add a hull to others and merge those that touch, so that few remain for many attempts."""
     apart = tuple(hull for hull in hulls if hull[1] < new[0] - 1 or hull[0] > new[1] + 1)
     touching = [hull for hull in hulls if hull not in apart]
     lows, highs = zip(new, *touching, strict=True)
@@ -262,7 +265,7 @@ async def tail(connection: AsyncConnection, run: str, count: int) -> list[tuple[
 def newest_samples(
     blocks: Sequence[tuple[int, Block]], count: int
 ) -> list[tuple[int, RankSamples]]:
-    """The last `count` samples of blocks (oldest first), in one piece for each attempt."""
+    """The last `count` samples of blocks (oldest first), joined by attempt."""
     by_attempt: dict[int, list[Block]] = defaultdict(list)
     missing = count
     for attempt, block in reversed(blocks):
@@ -290,7 +293,7 @@ async def _newest(
 
 
 async def total(connection: AsyncConnection, run: str, attempt: int | None) -> int:
-    """How many samples are stored, over all ranks."""
+    """Number of stored samples, over all ranks."""
     query = select(func.coalesce(func.sum(_SAMPLES.c.count), 0)).where(_SAMPLES.c.run == run)
     if attempt is not None:
         query = query.where(_SAMPLES.c.attempt == attempt)

@@ -1,8 +1,8 @@
 """Samples as arrays: packing, summaries, thinning. Pure; :mod:`.sample_rows` has the SQL.
 
-A block of samples is a float64 array of shape (9, n), one row a column of
-:class:`jobs.events.RankSamples`, in the order of `COLUMNS`. Steps and batches are whole numbers
-below 2**53, so float64 keeps them exactly.
+A block of samples is a float64 array of shape (9, n), with one row per column of
+:class:`jobs.events.RankSamples` in the order of `COLUMNS`. Steps and batches are integers below
+2**53, which float64 represents exactly.
 """
 
 from __future__ import annotations
@@ -36,18 +36,17 @@ STEP, TIME, LOSS, GRAD_NORM, SECONDS = (
 )
 _WHOLE = frozenset({"step", "batch"})
 _ABSENT = {"loss": np.nan, "grad_norm": -1.0, "learning_rate": -1.0}
-"""What stands for a column that was not sent (see :class:`babysit.ring.Record`); 0 for the
-others."""
+"""The value for a column that was not sent (see :class:`babysit.ring.Record`); otherwise 0."""
 CHUNK = 512
-"""Samples in a full chunk: 10 million steps are 20 thousand rows."""
+"""Samples in a full chunk: 10 million steps become 20 thousand rows."""
 _FORMAT = b"\x01"
 
 
 def block_of(samples: RankSamples) -> Block:
-    """The columns as one array.
+    """The columns as one block.
 
     Raises:
-        InvalidError: Columns of unequal length.
+        InvalidError: The columns differ in length.
     """
     count = len(samples.step)
     block = np.empty((len(COLUMNS), count))
@@ -62,7 +61,7 @@ def block_of(samples: RankSamples) -> Block:
 
 
 def samples_of(rank: int, block: Block) -> RankSamples:
-    """Inverse of :func:`block_of`."""
+    """The samples of a block: the inverse of :func:`block_of`."""
     columns: dict[str, Any] = {
         name: block[index].astype(np.int64).tolist() if name in _WHOLE else block[index].tolist()
         for index, name in enumerate(COLUMNS)
@@ -71,17 +70,17 @@ def samples_of(rank: int, block: Block) -> RankSamples:
 
 
 def pack(block: Block) -> bytes:
-    """To bytes, exactly: bytes of equal weight side by side (they are alike), then zlib."""
+    """Compress a block without loss: group bytes of equal weight, which are alike, then zlib."""
     shuffled = np.ascontiguousarray(block, dtype="<f8").view(np.uint8)
     shuffled = shuffled.reshape(block.shape[0], block.shape[1], 8).transpose(0, 2, 1)
     return _FORMAT + zlib.compress(shuffled.tobytes(), level=1)
 
 
 def unpack(data: bytes) -> Block:
-    """Inverse of :func:`pack`.
+    """The block from packed bytes: the inverse of :func:`pack`.
 
     Raises:
-        ValueError: Written by a newer version.
+        ValueError: A newer version wrote the bytes.
     """
     if data[:1] != _FORMAT:
         raise ValueError(f"samples in unknown format {data[:1]!r}; a newer version wrote them")
@@ -90,9 +89,9 @@ def unpack(data: bytes) -> Block:
 
 
 def split(tail: Block | None, new: Block) -> list[Block]:
-    """Fill the tail up to `CHUNK` samples, then start new chunks.
+    """Fill the newest chunk up to `CHUNK` samples, then start new chunks.
 
-    The first block replaces the tail.
+    The first returned block replaces `tail` (None: there is no chunk yet).
     """
     whole = new if tail is None else np.concatenate([tail, new], axis=1)
     return [whole[:, at : at + CHUNK] for at in range(0, whole.shape[1], CHUNK)]
@@ -120,7 +119,7 @@ def _or_none(value: np.float64) -> float | None:
 
 
 class Points(NamedTuple):
-    """Points before thinning, in arrays of equal length; one stands for `weight` samples."""
+    """Points before thinning, in arrays of equal length; each stands for `weight` samples."""
 
     step: Block
     attempt: Block
@@ -128,13 +127,13 @@ class Points(NamedTuple):
     loss_max: Block
     grad_norm: Block
     seconds: Block
-    """Sum over the samples of the point."""
+    """Sum of step times over the samples of the point, in seconds."""
     time: Block
     weight: Block
 
 
 def points_of(attempt: int, block: Block) -> Points:
-    """One point for each sample."""
+    """One point per sample."""
     ones = np.ones(block.shape[1])
     return Points(
         step=block[STEP],
@@ -149,7 +148,7 @@ def points_of(attempt: int, block: Block) -> Points:
 
 
 def join(parts: Sequence[Points]) -> Points:
-    """All points in one, by step; where several attempts have a step, the newest one's counts."""
+    """All points in order of steps; where several attempts have a step, the newest counts."""
     if not parts:
         return Points(*(np.empty(0) for _ in Points._fields))
     whole = Points(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
@@ -160,14 +159,14 @@ def join(parts: Sequence[Points]) -> Points:
 
 
 def select(points: Points, which: NDArray[Any]) -> Points:
-    """Some of the points (a mask or indices)."""
+    """Some of the points, by a mask or indices."""
     return Points(*(column[which] for column in points))
 
 
 def thin(points: Points, limit: int) -> Series:
-    """At most `limit` buckets of equal width in steps.
+    """Thin points to at most `limit` buckets of equal width in steps.
 
-    Points must be in order of steps, each step once.
+    The points must be in ascending order of steps, each step once.
     """
     if not len(points.step):
         return Series(step=[], attempt=[], loss=[], loss_max=[], grad_norm=[], seconds=[], time=[])

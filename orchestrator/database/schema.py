@@ -1,6 +1,7 @@
 """The schema and its migrations: `babysit db upgrade | check | backup`, and retention.
 
-Migrations are expand/contract: a database may be newer than the code that uses it, never older.
+Migrations follow expand and contract: a database may be newer than the code that uses it, but never
+older.
 """
 
 from __future__ import annotations
@@ -26,31 +27,35 @@ from orchestrator.errors import SchemaError
 __all__ = ["Removed", "backup", "check", "downgrade", "require", "retention", "upgrade"]
 
 _UPGRADE_LOCK = 0x62616279
-"""Key of the advisory lock that makes upgrades of one PostgreSQL database queue."""
+"""Key of the advisory lock that serialises upgrades of one PostgreSQL database."""
 
 
 async def upgrade(url: str, revision: str = "head") -> None:
-    """Create the schema or bring it up to date. Two at the same time are safe.
+    """Create the schema, or migrate it to `revision`.
 
-    The second finds nothing to do.
+    Concurrent calls are safe: the second waits and finds nothing to do.
 
     Raises:
-        DatabaseUnavailableError: It does not answer.
-        InvalidError: No such kind of database, or one in memory.
+        DatabaseUnavailableError: The database does not answer.
+        InvalidError: The kind of database is not supported.
     """
     await _migrate(url, command.upgrade, revision)
 
 
 async def downgrade(url: str, revision: str) -> None:
-    """Go back to a revision; `base` removes everything."""
+    """Migrate back to a revision; `base` removes all tables with their data.
+
+    Raises:
+        DatabaseUnavailableError: The database does not answer.
+    """
     await _migrate(url, command.downgrade, revision)
 
 
 async def check(url: str) -> list[str]:
-    """How the schema differs from what this version needs, one sentence each; empty: not at all.
+    """The differences between the schema and this version, one sentence each; empty: none.
 
     Raises:
-        DatabaseUnavailableError: It does not answer.
+        DatabaseUnavailableError: The database does not answer.
     """
     database = Database(url)
     try:
@@ -61,11 +66,11 @@ async def check(url: str) -> list[str]:
 
 
 async def require(database: Database) -> None:
-    """Make the schema of a memory database; of any other, see that it is there and not too old.
+    """Create the schema of an in-memory database; check that of any other.
 
     Raises:
-        SchemaError: Run `babysit db upgrade`.
-        DatabaseUnavailableError: It does not answer.
+        SchemaError: The schema is missing or too old; the message names `babysit db upgrade`.
+        DatabaseUnavailableError: The database does not answer.
     """
     if in_memory(database.url):
         async with database.writing() as connection:
@@ -94,7 +99,7 @@ async def _migrate(url: str, step: Any, revision: str) -> None:
     try:
         with our_errors(database.url):
             async with database.writing() as connection:
-                if not database.sqlite:  # SQLite's writers queue by themselves
+                if not database.sqlite:  # SQLite serialises writers itself
                     await connection.execute(
                         text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK}
                     )

@@ -15,19 +15,19 @@ from orchestrator.database.port import Batch, JournalEntry, Lease, Series, Snaps
 
 
 class SqlStore:
-    """Implements :class:`orchestrator.database.port.Store`; the port says what each method does."""
+    """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @classmethod
     async def open(cls, url: str) -> Self:
-        """Connect to `sqlite:///path`, `sqlite://` (in memory, with a fresh schema) or `postgresql://…`.
+        """Connect to `sqlite:///path`, `postgresql://…`, or `sqlite://` (in memory, fresh schema).
 
         Raises:
-            DatabaseUnavailableError: It does not answer.
+            DatabaseUnavailableError: The database does not answer.
             SchemaError: Its schema is missing or too old.
-            InvalidError: No such kind of database.
+            InvalidError: The kind of database is not supported.
         """
         database = Database(url)
         try:
@@ -46,30 +46,30 @@ class SqlStore:
     async def acquire(
         self, holder: str, ttl: float, now: dt.datetime, *, force: bool = False
     ) -> Lease | None:
-        """Take or renew the lease (`ttl` in seconds)."""
+        """Take or renew the lease for `ttl` seconds; None: another holder's has not expired."""
         async with self._database.writing() as connection:
             return await leadership.acquire(connection, holder, ttl, now, force=force)
 
     async def release(self, holder: str, epoch: int) -> None:
-        """Give the lease up."""
+        """Release the lease if `holder` has it with this epoch."""
         async with self._database.writing() as connection:
             await leadership.release(connection, holder, epoch)
 
     async def leader(self) -> Lease | None:
-        """Who leads, or led last."""
+        """The lease of the current or last holder; None: released, or never held."""
         async with self._database.reading() as connection:
             lease = await leadership.lease(connection)
         return lease if lease is not None and lease.holder else None
 
-    # the controller's path
+    # controller
 
     async def load(self) -> Snapshot:
-        """Everything that is not over, as of one moment."""
+        """All live runs with everything that belongs to them, as of one moment."""
         async with self._database.reading() as connection:
             return await queries.load(connection)
 
     async def commit(self, batch: Batch, *, epoch: int) -> int:
-        """Write a batch; returns how many samples were refused."""
+        """Write a batch; returns the number of samples refused for an old attempt."""
         async with self._database.writing() as connection:
             return await commit.write(connection, batch, epoch)
 
@@ -81,94 +81,98 @@ class SqlStore:
     # reading
 
     async def run(self, reference: str) -> Run:
-        """One run."""
+        """One run by reference."""
         async with self._database.reading() as connection:
             return await queries.run(connection, reference)
 
     async def runs(
         self, *, states: Sequence[RunState] = (), name: str | None = None, limit: int = 100
     ) -> list[Run]:
-        """Newest first."""
+        """Runs, newest first."""
         async with self._database.reading() as connection:
             return await queries.runs(connection, states, name, limit)
 
     async def attempts(self, run: str) -> list[Attempt]:
-        """Oldest first."""
+        """Attempts of a run, oldest first."""
         async with self._database.reading() as connection:
             return await queries.attempts(connection, run)
 
     async def workers(self, run: str | None = None, *, ended: bool = False) -> list[Worker]:
-        """Oldest first."""
+        """Workers, oldest first."""
         async with self._database.reading() as connection:
             return await queries.workers(connection, run, ended=ended)
 
     async def nodes(self) -> list[Node]:
-        """All nodes."""
+        """All nodes, by id."""
         async with self._database.reading() as connection:
             return await queries.nodes(connection)
 
     async def checkpoints(self, run: str, *, deleted: bool = False) -> list[Checkpoint]:
-        """Newest step first."""
+        """Checkpoints of a run, newest step first."""
         async with self._database.reading() as connection:
             return await queries.checkpoints(connection, run, deleted=deleted)
 
     async def checkpoint(self, id: str) -> tuple[Checkpoint, list[ShardReport]]:  # noqa: A002 (the port's name)
-        """One checkpoint with its shards."""
+        """One checkpoint with its shards, by rank."""
         async with self._database.reading() as connection:
             return await queries.checkpoint(connection, id)
 
     async def incidents(
         self, run: str | None = None, *, open_only: bool = False, limit: int = 100
     ) -> list[Incident]:
-        """Newest first."""
+        """Incidents, newest first."""
         async with self._database.reading() as connection:
             return await queries.incidents(connection, run, open_only=open_only, limit=limit)
 
     async def incident(self, reference: str) -> Incident:
-        """One incident."""
+        """One incident by reference."""
         async with self._database.reading() as connection:
             return await queries.incident(connection, reference)
 
     async def queues(self) -> list[Queue]:
-        """All queues."""
+        """All queues, by name."""
         async with self._database.reading() as connection:
             return await queries.queues(connection)
 
     async def journal(
         self, run: str | None = None, *, after: int = 0, limit: int = 1000, kind: str | None = None
     ) -> list[JournalEntry]:
-        """In order of writing."""
+        """Journal entries in order of writing."""
         async with self._database.reading() as connection:
             return await queries.journal(connection, run, after, limit, kind)
 
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
     ) -> Series:
-        """The loss curve."""
+        """The thinned loss curve."""
         async with self._database.reading() as connection:
             return await sample_rows.series(
                 connection, run, points=points, first_step=first_step, attempt=attempt
             )
 
     async def sample_tail(self, run: str, *, count: int = 1000) -> list[tuple[int, RankSamples]]:
-        """The newest samples of rank 0."""
+        """The newest samples of rank 0, oldest first."""
         async with self._database.reading() as connection:
             return await sample_rows.tail(connection, run, count)
 
     async def sample_total(self, run: str, attempt: int | None = None) -> int:
-        """How many samples are stored."""
+        """Number of stored samples."""
         async with self._database.reading() as connection:
             return await sample_rows.total(connection, run, attempt)
 
     # tokens
 
     async def create_token(self, name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
-        """The token and its secret. Raises InvalidError for an unknown role."""
+        """Create a token; returns it with its secret.
+
+        Raises:
+            InvalidError: The role is unknown.
+        """
         async with self._database.writing() as connection:
             return await tokens.create(connection, name, role, now)
 
     async def find_token(self, secret: str, now: dt.datetime | None = None) -> Token | None:
-        """By secret."""
+        """The token of a secret; None: unknown or revoked."""
         async with self._database.reading() as connection:
             token = await tokens.find(connection, secret)
         if token is not None and now is not None and tokens.use_is_due(token, now):
@@ -177,16 +181,16 @@ class SqlStore:
         return token
 
     async def tokens(self) -> list[Token]:
-        """Oldest first, the revoked ones too."""
+        """All tokens, oldest first, revoked ones included."""
         async with self._database.reading() as connection:
             return await tokens.all_tokens(connection)
 
     async def revoke_token(self, id: str, now: dt.datetime) -> None:  # noqa: A002 (the port's name)
-        """Revoke."""
+        """Revoke a token; a second call keeps the first time."""
         async with self._database.writing() as connection:
             await tokens.revoke(connection, id, now)
 
     async def signing_key(self) -> str:
-        """The key worker tokens are signed with."""
+        """The signing key of worker tokens."""
         async with self._database.writing() as connection:
             return await tokens.signing_key(connection)

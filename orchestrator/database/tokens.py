@@ -1,6 +1,6 @@
 """Credentials and the signing key.
 
-A token's secret is random (256 bits), so a plain hash of it is enough.
+The secret of a token is random (256 bits), so an unsalted hash of it is safe to store.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ ROLES = ("admin", "operator", "viewer")
 _TOKENS = table_of(TokenRow)
 _SECRETS = table_of(SecretRow)
 _PREFIX = "babysit_"
-"""So that secret scanners, and people, know one when they see it."""
+"""Prefix by which secret scanners and people recognise a token."""
 _FIELDS = ("id", "name", "role", "created_at", "last_used_at", "revoked_at")
 _USE_RESOLUTION = dt.timedelta(minutes=1)
-"""A use is noted at most this often: authentication should not write on every request."""
+"""Minimum time between two stored uses: authentication must not write on every request."""
 
 
 def make_token(name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
-    """A new token and its secret.
+    """Generate a token and its secret.
 
     Raises:
-        InvalidError: No such role.
+        InvalidError: The role is unknown.
     """
     if role not in ROLES:
         raise InvalidError(f"no role {role!r}; expected one of {', '.join(ROLES)}")
@@ -41,22 +41,22 @@ def make_token(name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
 
 
 def hash_secret(secret: str) -> str:
-    """What is stored of a secret."""
+    """The stored form of a secret: its SHA-256 in hex."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def make_signing_key() -> str:
-    """A new key to sign worker tokens with."""
+    """Generate a key for worker tokens."""
     return secrets.token_urlsafe(48)
 
 
 def no_such_token(id: str) -> NotFoundError:  # noqa: A002 (the field's name)
-    """The error."""
-    return NotFoundError(f"no token {id}; `babysit token ls` shows them")
+    """The error for an unknown token id."""
+    return NotFoundError(f"no token {id}; `babysit token ls` lists all tokens")
 
 
 def use_is_due(token: Token, now: dt.datetime | None) -> bool:
-    """Whether a use at `now` is worth noting."""
+    """True if a use at `now` must be stored."""
     return now is not None and (
         token.last_used_at is None or now - token.last_used_at >= _USE_RESOLUTION
     )
@@ -65,7 +65,11 @@ def use_is_due(token: Token, now: dt.datetime | None) -> bool:
 async def create(
     connection: AsyncConnection, name: str, role: str, now: dt.datetime
 ) -> tuple[Token, str]:
-    """Make and store."""
+    """Generate and store a token.
+
+    Raises:
+        InvalidError: The role is unknown.
+    """
     token, secret = make_token(name, role, now)
     row = {field: getattr(token, field) for field in _FIELDS}
     await connection.execute(_TOKENS.insert().values(**row, hash=hash_secret(secret)))
@@ -73,7 +77,7 @@ async def create(
 
 
 async def find(connection: AsyncConnection, secret: str) -> Token | None:
-    """By secret, unless revoked."""
+    """The token of a secret; None: unknown or revoked."""
     query = select(*(_TOKENS.c[field] for field in _FIELDS)).where(
         _TOKENS.c.hash == hash_secret(secret), _TOKENS.c.revoked_at.is_(None)
     )
@@ -82,14 +86,14 @@ async def find(connection: AsyncConnection, secret: str) -> Token | None:
 
 
 async def note_use(connection: AsyncConnection, token: Token, now: dt.datetime) -> None:
-    """Record when it was used."""
+    """Store the time of use."""
     await connection.execute(
         update(_TOKENS).where(_TOKENS.c.id == token.id).values(last_used_at=now)
     )
 
 
 async def all_tokens(connection: AsyncConnection) -> list[Token]:
-    """Oldest first, the revoked ones too."""
+    """All tokens, oldest first, revoked ones included."""
     query = select(*(_TOKENS.c[field] for field in _FIELDS)).order_by(
         _TOKENS.c.created_at, _TOKENS.c.id
     )
@@ -97,7 +101,11 @@ async def all_tokens(connection: AsyncConnection) -> list[Token]:
 
 
 async def revoke(connection: AsyncConnection, id: str, now: dt.datetime) -> None:  # noqa: A002
-    """Revoke; once revoked, the time stays."""
+    """Revoke a token; a second call keeps the first time.
+
+    Raises:
+        NotFoundError: There is no such token.
+    """
     found = (await connection.execute(select(_TOKENS.c.id).where(_TOKENS.c.id == id))).first()
     if found is None:
         raise no_such_token(id)
@@ -109,7 +117,7 @@ async def revoke(connection: AsyncConnection, id: str, now: dt.datetime) -> None
 
 
 async def signing_key(connection: AsyncConnection) -> str:
-    """Read, or make at first use; of two that make one at the same time, the first counts."""
+    """Read the key, or generate it at first use; of two concurrent ones the first stored counts."""
     row = {"name": "signing_key", "value": make_signing_key()}
     await upsert(connection, _SECRETS, [row], overwrite=False)
     query = select(_SECRETS.c.value).where(_SECRETS.c.name == "signing_key")

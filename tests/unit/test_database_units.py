@@ -129,5 +129,5 @@ def test_an_exact_id_or_name_wins_over_a_prefix() -> None:
     assert pick_run("ABCD", candidates, []) == "ABCD"
     named = [("ABCD1", "x"), ("ZZZZ", "ABCD"), ("ABCD2", "z")]
     assert pick_run("ABCD", named, []) == "ZZZZ"
-    with pytest.raises(NotFoundError, match="near: tiny-gpt"):
+    with pytest.raises(NotFoundError, match="did you mean tiny-gpt"):
         pick_run("tinygpt", [], ["tiny-gpt", "huge"])
