@@ -23,12 +23,12 @@ from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leader_election import ControllerSettings
 from orchestrator.core.messages.events import NodeInfo
+from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Incident,
     Ledger,
-    Restart,
     Run,
     Seat,
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from orchestrator.core.attempts import lifecycle as gang
 from orchestrator.core.messages.events import TimerFired
+from orchestrator.core.model.decisions import CarriedOut, Finish, Onward
 from orchestrator.core.model.states import (
     TERMINAL_RUN_STATES,
     AttemptState,
@@ -38,9 +39,9 @@ def on_timer(turn: Turn, event: TimerFired) -> None:
 
 
 def _retry(turn: Turn, run_id: str, _subject: str) -> None:
-    run = turn.run(run_id)
-    if run.decision is not None:
-        turn.change_run(run_id, decision=dataclasses.replace(run.decision, retry_at=None))
+    decision = turn.run(run_id).decision
+    if isinstance(decision, Onward) and isinstance(decision.stage, CarriedOut):
+        turn.change_run(run_id, decision=dataclasses.replace(decision, stage=CarriedOut()))
     turn.schedule_wanted = True
 
 
@@ -79,7 +80,7 @@ def _silent_due(turn: Turn, run_id: str, _subject: str) -> None:
 
 def _max_runtime(turn: Turn, run_id: str, _subject: str) -> None:
     run = turn.run(run_id)
-    if run.decision is not None and run.decision.finish is not None:
+    if isinstance(run.decision, Finish):
         return  # it is being ended already, for a reason of its own
     operators.end(
         turn, run, RunState.FAILED, f"max_runtime of {run.spec.max_runtime:.0f} s has passed"

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from monitors.failures import Cause
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Restart, Run
+from orchestrator.core.model.decisions import Restart
+from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.views.models import PHASES

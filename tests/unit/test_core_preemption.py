@@ -16,6 +16,7 @@ from orchestrator.core.messages.events import (
     RunReleased,
     SparesChanged,
 )
+from orchestrator.core.model.decisions import Vacate
 from orchestrator.core.model.states import IncidentState, RunState, WorkerState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
@@ -65,8 +66,8 @@ def test_who_came_back_is_not_leaving() -> None:
         world.do(world.messages.pop(0))
     world.messages = [m for m in world.messages if not isinstance(m, WorkerJoined)]
     decision = world.run("low").decision
-    assert decision is not None
-    assert decision.give_back == ("node-0", "node-1")
+    assert isinstance(decision, Vacate)
+    assert decision.nodes == ("node-0", "node-1")
     assert [(h.nodes, h.leaving) for h in holdings(world, "low")] == [(("node-0", "node-1"), False)]
 
 

@@ -11,6 +11,7 @@ from orchestrator.core.checkpoints import memory_tier, rollback
 from orchestrator.core.messages.gang_events import GangStopped
 from orchestrator.core.messages.instructions import StopWorker
 from orchestrator.core.model import time_ledger
+from orchestrator.core.model.decisions import Rollback, RollbackTo
 from orchestrator.core.model.entities import Attempt, Checkpoint, Queue, Run, Seat
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
@@ -127,8 +128,8 @@ def _candidates(turn: Turn, run: Run, seats: tuple[Seat, ...], world_size: int) 
         run=run,
         homes=homes,
         world_size=world_size,
-        before_step=decision.onset_step if decision else None,
-        to_step=decision.to_step if decision else None,
+        before_step=decision.onset_step if isinstance(decision, Rollback) else None,
+        to_step=decision.step if isinstance(decision, RollbackTo) else None,
     )[:CANDIDATES]
 
 

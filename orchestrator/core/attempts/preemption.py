@@ -7,7 +7,8 @@ from collections.abc import Container
 
 from monitors.failures import Cause, FailureClass
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
-from orchestrator.core.model.entities import Decision, Restart, Run
+from orchestrator.core.model.decisions import Restart, Vacate
+from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     RUNNABLE_ATTEMPT_STATES,
@@ -59,7 +60,7 @@ def ask(turn: Turn, run: Run, restart: Restart, give_back: tuple[str, ...] = ())
     )
     turn.change_run(
         run.id,
-        decision=Decision(restart=restart, give_back=give_back),
+        decision=Vacate(restart=restart, nodes=give_back),
         state=RunState.RECOVERING,
         reason=restart.reason,
     )

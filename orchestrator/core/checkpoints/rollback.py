@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Checkpoint, Decision
+from orchestrator.core.model.decisions import Decision, Rollback, RollbackTo
+from orchestrator.core.model.entities import Checkpoint
 from orchestrator.core.model.states import Trust
 from orchestrator.core.policy import recovery
 from orchestrator.core.turn import Turn
@@ -23,12 +24,12 @@ def rewind(turn: Turn, run_id: str, decision: Decision) -> None:
     them was not good enough now, and is not at the next crash either.
     """
     run, checkpoints = turn.run(run_id), turn.state.checkpoints_of(run_id)
-    if decision.onset_step is not None:
+    if isinstance(decision, Rollback):
         good = recovery.trusted(
             checkpoints,
             run=run,
             before_step=decision.onset_step,
-            to_step=decision.to_step,
+            to_step=None,
             homes={},
             world_size=0,
         )
@@ -37,22 +38,21 @@ def rewind(turn: Turn, run_id: str, decision: Decision) -> None:
         for checkpoint in checkpoints:
             if checkpoint.step > step:
                 mark_bad(turn, checkpoint.id, why)
-    elif decision.to_step is not None:
-        _leave_later(
-            turn, run_id, decision.to_step, f"left behind by a rollback to step {decision.to_step}"
-        )
+    elif isinstance(decision, RollbackTo):
+        why = f"left behind by a rollback to step {decision.step}"
+        _leave_later(turn, run_id, decision.step, why)
 
 
 def would_lose(turn: Turn, run_id: str, decision: Decision) -> float:
     """Seconds of work that are gone if an anomaly takes the run back to the beginning; else 0."""
     run = turn.run(run_id)
-    if decision.onset_step is None or not turn.state.checkpoints_of(run_id):
+    if not isinstance(decision, Rollback) or not turn.state.checkpoints_of(run_id):
         return 0.0
     good = recovery.trusted(
         turn.state.checkpoints_of(run_id),
         run=run,
         before_step=decision.onset_step,
-        to_step=decision.to_step,
+        to_step=None,
         homes={},
         world_size=0,
     )

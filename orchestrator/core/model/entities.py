@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from babysit.wire import Tier
 from jobs.events import RankStack
 from jobs.spec import RunSpec
-from monitors.failures import Cause, Failure, FailureClass
+from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
+from orchestrator.core.model.decisions import Decision, Restart
 from orchestrator.core.model.records import Cordon, Past, Usage, Window
 from orchestrator.core.model.states import (
     AttemptState,
@@ -62,77 +62,6 @@ class Ledger:
 
     Productive, lost, restoring, starting, stalled, checkpointing, queued.
     """
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Restart:
-    """Why and how one attempt followed another."""
-
-    attempt: int
-    """The attempt this led to."""
-    cause: Cause
-    failure_class: FailureClass
-    reason: str
-    remedy: str = "retry"
-    node: str | None = None
-    rank: int | None = None
-    incident: str | None = None
-    failed_at: dt.datetime
-    """Last sign of progress before the failure (a crash: the exit)."""
-    detected_at: dt.datetime
-    stopped_at: dt.datetime | None = None
-    placed_at: dt.datetime | None = None
-    ready_at: dt.datetime | None = None
-    restored_at: dt.datetime | None = None
-    recovered_at: dt.datetime | None = None
-    """End of the first new step."""
-    best_step: int = 0
-    """Best step before the failure."""
-    resumed_step: int | None = None
-
-    @property
-    def lost_steps(self) -> int | None:
-        """Steps to compute again."""
-        return None if self.resumed_step is None else max(0, self.best_step - self.resumed_step)
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds by phase, as far as known."""
-        marks = (
-            ("detect", self.failed_at),
-            ("stop", self.detected_at),
-            ("place", self.stopped_at),
-            ("start", self.placed_at),
-            ("restore", self.ready_at),
-            ("recompute", self.restored_at),
-            ("", self.recovered_at),
-        )
-        return {
-            name: max(0.0, (end - begin).total_seconds())
-            for (name, begin), (_, end) in itertools.pairwise(marks)
-            if begin is not None and end is not None
-        }
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """A remedy that waits for the attempt to be dead (or for a release)."""
-
-    restart: Restart
-    failure: Failure | None = None
-    onset_step: int | None = None
-    """For an anomaly: only good checkpoints before this step count."""
-    onset_batch: int = 0
-    to_step: int | None = None
-    """The operator's choice of checkpoint step."""
-    skip: tuple[int, int] | None = None
-    finish: RunState | None = None
-    """Not a restart: end the run in this state."""
-    retry_at: dt.datetime | None = None
-    """Decided, and waiting out a back-off until then."""
-    decided: bool = False
-    give_back: tuple[str, ...] = ()
-    """Nodes it leaves for another run before it starts again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

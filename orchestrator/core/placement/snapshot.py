@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 
 from babysit.wire import Tier
+from orchestrator.core.model.decisions import CarriedOut, Vacate, awaits_attempt
 from orchestrator.core.model.entities import Attempt, Run, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
@@ -45,7 +46,7 @@ def wants_when_released(state: State, run: Run) -> bool:
         return False
     if _live_attempt(state, run) is not None:
         return False
-    return run.decision is None or (run.decision.decided and run.decision.retry_at is None)
+    return awaits_attempt(run.decision)
 
 
 def _live_attempt(state: State, run: Run) -> Attempt | None:
@@ -100,7 +101,7 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
     """What the run still misses."""
     need, own = run.spec.resources, kept(state, run)
     looping = recovery.restarts_in_vain(run)
-    gave = run.decision is not None and bool(run.decision.give_back)
+    gave = isinstance(run.decision, Vacate) and bool(run.decision.nodes)
     most = need.max_nodes + run.spec.placement.standbys
     return Demand(
         run=run.id,
@@ -173,8 +174,9 @@ def leaving(run: Run, workers: Iterable[Worker]) -> list[Worker]:
     that is decided, workers on them are stopping; whatever it has there later, it has anew.
     """
     decision = run.decision
-    asked = decision is not None and not decision.decided and run.state is not RunState.HELD
-    left = frozenset(decision.give_back) if decision is not None and asked else frozenset()
+    left: frozenset[str] = frozenset()
+    if isinstance(decision, Vacate) and run.state is not RunState.HELD:
+        left = frozenset() if isinstance(decision.stage, CarriedOut) else frozenset(decision.nodes)
     return [w for w in workers if w.state is WorkerState.STOPPING or w.node in left]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from babysit.wire import Tier
 from monitors.failures import Cause, Failure, FailureClass
+from orchestrator.core.model.decisions import Rollback, RollbackTo
 from orchestrator.core.model.entities import Anomaly, Attempt, Budget, Checkpoint, Node, Run
 from orchestrator.core.model.states import Trust
 
@@ -298,9 +299,7 @@ def has_lost_its_past(run: Run, before: Attempt | None, checkpoints: Sequence[Ch
 
     That is so where the last attempt went on from checkpoints, or saved some, that turned out bad.
     """
-    decision = run.decision
-    wanted = decision and (decision.to_step is not None or decision.onset_step is not None)
-    if before is None or wanted:
+    if before is None or isinstance(run.decision, Rollback | RollbackTo):
         return False
     return any(
         checkpoint.tier is Tier.DIRECTORY

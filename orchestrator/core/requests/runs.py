@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.attempts import preemption
@@ -17,7 +18,16 @@ from orchestrator.core.messages.events import (
     RunSubmitted,
 )
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Decision, Ledger, Restart, Run
+from orchestrator.core.model.decisions import (
+    Decision,
+    Finish,
+    Restart,
+    Retry,
+    Rollback,
+    RollbackTo,
+    Settled,
+)
+from orchestrator.core.model.entities import Ledger, Run
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
@@ -75,9 +85,11 @@ def on_cancelled(turn: Turn, event: RunCancelled) -> None:
     end(turn, run, RunState.CANCELLED, reason)
 
 
-def end(turn: Turn, run: Run, state: RunState, reason: str) -> None:
+def end(
+    turn: Turn, run: Run, state: Literal[RunState.FAILED, RunState.CANCELLED], reason: str
+) -> None:
     """Stop the gang if there is one, then end the run in `state`."""
-    decision = Decision(restart=preemption.asked(turn, run, reason), finish=state)
+    decision = Finish(restart=preemption.asked(turn, run, reason), state=state)
     turn.change_run(run.id, decision=decision, reason=reason)
     if _has_live_attempt(turn, run.id):
         attempt_lifecycle.stop_attempt(turn, run.id, reason, grace=GRACE_SECONDS)
@@ -160,7 +172,7 @@ def _again(
         raise ConflictError(
             f"everything is held ({turn.state.fleet.hold}); `babysit release` first"
         )
-    if run.decision is not None and run.decision.finish is not None:
+    if isinstance(run.decision, Finish):
         raise ConflictError(f"{run.name} is being ended: {run.decision.restart.reason}")
     live = _has_live_attempt(turn, run.id)
     if not live and run.attempt == 0:
@@ -182,15 +194,11 @@ def _instead_of(
     before: Decision | None, restart: Restart, to_step: int | None, skip: tuple[int, int] | None
 ) -> Decision:
     """A request that names no step does not undo a rollback that is under way."""
-    if before is None or to_step is not None:
-        return Decision(restart=restart, to_step=to_step, skip=skip)
-    return Decision(
-        restart=restart,
-        onset_step=before.onset_step,
-        onset_batch=before.onset_batch,
-        to_step=before.to_step,
-        skip=skip or before.skip,
-    )
+    if to_step is not None:
+        return RollbackTo(restart=restart, step=to_step, skip=skip)
+    if isinstance(before, Rollback | RollbackTo):
+        return dataclasses.replace(before, restart=restart, stage=Settled())
+    return Retry(restart=restart, stage=Settled())
 
 
 def _because(reason: str) -> str:

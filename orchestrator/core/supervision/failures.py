@@ -17,7 +17,19 @@ from orchestrator.core.checkpoints import memory_tier, rollback
 from orchestrator.core.messages.events import WorkerLost
 from orchestrator.core.messages.gang_events import GangFinished, GangRestored
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Decision, RankFailure, Restart, Run, Worker
+from orchestrator.core.model.decisions import (
+    CarriedOut,
+    Finish,
+    Onward,
+    Restart,
+    Retry,
+    Rollback,
+    RollbackTo,
+    Settled,
+    Unjudged,
+    Vacate,
+)
+from orchestrator.core.model.entities import RankFailure, Run, Worker
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     RUNNABLE_ATTEMPT_STATES,
@@ -195,7 +207,7 @@ def fail_attempt(
             detected_at=turn.now,
             best_step=run.best_step,
         )
-        turn.change_run(run_id, decision=Decision(restart=restart, failure=failure))
+        turn.change_run(run_id, decision=Retry(restart=restart, stage=Unjudged(failure=failure)))
     book_downtime(turn, run_id, failed_at, failure.reason)
     attempt_lifecycle.stop_attempt(turn, run_id, failure.reason)
 
@@ -226,25 +238,26 @@ def decide(turn: Turn, run_id: str) -> None:
     """
     run = turn.run(run_id)
     decision = run.decision
-    if decision is None or decision.decided:
+    if isinstance(decision, Finish):
+        attempt_lifecycle.finish_run(turn, run_id, decision.state, decision.restart.reason)
         return
-    if decision.finish is not None:
-        attempt_lifecycle.finish_run(turn, run_id, decision.finish, decision.restart.reason)
+    if decision is None or isinstance(decision.stage, CarriedOut):
         return
     if turn.held(run_id):
         turn.record(run_id, f"held: {decision.restart.reason}; no action until released")
         turn.change_run(run_id, ledger=time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now))
         return
-    if decision.failure is None:
-        _go_on(turn, run_id, decision, delay=0.0)
+    if isinstance(decision, Retry | Rollback) and isinstance(decision.stage, Unjudged):
+        _judge(turn, run, decision, decision.stage.failure)
     else:
-        _judge(turn, run, decision, decision.failure)
+        _go_on(turn, run_id, decision, delay=0.0)
 
 
-def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
+def _judge(turn: Turn, run: Run, decision: Retry | Rollback, failure: Failure) -> None:
     attempt = turn.state.attempts[run.id]
     restart = decision.restart
-    if decision.onset_step is None and failure in [death.failure for death in attempt.failures]:
+    died = failure in [death.failure for death in attempt.failures]
+    if isinstance(decision, Retry) and died:
         rank, _, failure = root_cause(
             [(f.rank, f.at.timestamp(), f.failure) for f in attempt.failures]
         )
@@ -253,8 +266,8 @@ def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
     case = recovery.Case(
         failure=failure,
         node=restart.node,
-        onset_step=decision.onset_step,
-        onset_batch=decision.onset_batch,
+        onset_step=decision.onset_step if isinstance(decision, Rollback) else None,
+        onset_batch=decision.onset_batch if isinstance(decision, Rollback) else 0,
     )
     node = turn.state.nodes.get(restart.node or "")
     if failure.failure_class is not FailureClass.WORKER_LOST:  # noted when the worker went
@@ -275,11 +288,14 @@ def _judge(turn: Turn, run: Run, decision: Decision, failure: Failure) -> None:
         attempt_lifecycle.finish_run(turn, run.id, RunState.FAILED, verdict.reason)
         return
     if verdict.hold:
-        waiting = dataclasses.replace(decision, restart=restart, failure=None)  # it is judged
+        # Judged already: a release must not charge the budget a second time.
+        waiting = dataclasses.replace(decision, restart=restart, stage=Settled())
         turn.change_run(run.id, decision=waiting)
         attempt_lifecycle.hold(turn, run.id, verdict.reason, incident)
         return
-    decision = dataclasses.replace(decision, restart=restart, skip=verdict.skip, failure=failure)
+    decision = dataclasses.replace(decision, restart=restart)
+    if isinstance(decision, Rollback):
+        decision = dataclasses.replace(decision, skip=verdict.skip)
     turn.record(run.id, f"{verdict.remedy}: {verdict.reason}")
     _go_on(turn, run.id, decision, verdict.delay)
 
@@ -332,23 +348,24 @@ def _remember(turn: Turn, run_id: str, verdict: recovery.Verdict) -> None:
         )
 
 
-def _go_on(turn: Turn, run_id: str, decision: Decision, delay: float) -> None:
+def _go_on(turn: Turn, run_id: str, decision: Onward, delay: float) -> None:
     """Prepare the next attempt: at once, or after a back-off."""
     run = turn.run(run_id)
-    if decision.skip is not None:
+    if isinstance(decision, Rollback | RollbackTo) and decision.skip is not None:
         turn.change_run(run_id, skip_batches=merge((*run.skip_batches, decision.skip)))
     too_much = rollback.would_lose(turn, run_id, decision) >= recovery.LARGE_LOSS_SECONDS
     if not too_much:
         rollback.rewind(turn, run_id, decision)
-    worker_placement.end_workers(turn, run_id, decision.give_back, decision.restart.reason)
+    if isinstance(decision, Vacate):
+        worker_placement.end_workers(turn, run_id, decision.nodes, decision.restart.reason)
     retry_at = turn.now + dt.timedelta(seconds=delay) if delay > 0 else None
-    decision = dataclasses.replace(decision, decided=True, retry_at=retry_at)
+    decision = dataclasses.replace(decision, stage=CarriedOut(retry_at=retry_at))
     reason = decision.restart.reason
     if retry_at is not None:
         turn.set_timer(run_id, Timer.RETRY, delay)
         reason = f"{reason}; next try in {delay:.0f} s"
     turn.change_run(run_id, decision=decision, reason=reason)
-    if too_much:
+    if too_much and isinstance(decision, Rollback):
         why = f"no good checkpoint is left from before step {decision.onset_step}"
         attempt_lifecycle.hold(turn, run_id, why, decision.restart.incident, release="begins again")
     turn.schedule_wanted = True

@@ -9,7 +9,8 @@ from monitors.failures import Failure, FailureClass
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.attempts import lifecycle as gang
 from orchestrator.core.messages.events import FindingRaised
-from orchestrator.core.model.entities import Attempt, Decision, Incident, Restart, Run
+from orchestrator.core.model.decisions import Restart, Retry, Rollback, Unjudged
+from orchestrator.core.model.entities import Attempt, Incident, Run
 from orchestrator.core.model.states import (
     RUNNABLE_ATTEMPT_STATES,
     IncidentState,
@@ -95,11 +96,15 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
         best_step=run.best_step,
     )
     anomaly = finding.kind is not FindingKind.HANG
-    decision = Decision(
-        restart=restart,
-        failure=failure,
-        onset_step=finding.onset_step if anomaly else None,
-        onset_batch=finding.onset_batch if anomaly else 0,
+    decision = (
+        Rollback(
+            restart=restart,
+            onset_step=finding.onset_step,
+            onset_batch=finding.onset_batch,
+            stage=Unjudged(failure=failure),
+        )
+        if anomaly
+        else Retry(restart=restart, stage=Unjudged(failure=failure))
     )
     turn.change_run(run.id, decision=decision)
     recovering.book_downtime(turn, run.id, failed_at, finding.reason)

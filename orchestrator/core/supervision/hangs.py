@@ -10,6 +10,7 @@ from monitors.stacks import odd_rank
 from monitors.types import FindingKind
 from orchestrator.core.attempts import lifecycle as gang
 from orchestrator.core.messages.gang_events import GangStacks
+from orchestrator.core.model.decisions import Retry, Unjudged
 from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.states import (
     RUNNABLE_ATTEMPT_STATES,
@@ -62,7 +63,8 @@ def end_hang(turn: Turn, run_id: str) -> None:
     """With the stacks that came: name the odd rank, and stop the attempt."""
     run, attempt = turn.run(run_id), turn.state.attempts[run_id]
     decision = run.decision
-    if decision is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+    # An anomaly found meanwhile has stopped the attempt, and goes before the hang.
+    if not isinstance(decision, Retry) or attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
     if turn.held(run_id):
         turn.record(run_id, f"held: {decision.restart.reason}; no action until released")
@@ -83,7 +85,7 @@ def end_hang(turn: Turn, run_id: str) -> None:
     )
     turn.change_run(
         run_id,
-        decision=dataclasses.replace(decision, restart=restart, failure=failure),
+        decision=Retry(restart=restart, stage=Unjudged(failure=failure)),
         reason=reason,
     )
     known = turn.state.incidents.get(restart.incident or "")

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestrator.core.model import time_ledger
+from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Incident,
     Node,
     Queue,
-    Restart,
     Run,
     Worker,
 )

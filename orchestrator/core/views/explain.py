@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.core.model.decisions import back_off_ends
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
@@ -51,8 +52,9 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
         return _say(run, sentences=[f"{run.name} {run.state}: {run.reason}."])
     if run.state is RunState.HELD or state.fleet.hold:
         return _held(state, run)
-    if run.decision is not None and run.decision.retry_at is not None:
-        seconds = max(0.0, (run.decision.retry_at - now).total_seconds())
+    retry_at = back_off_ends(run.decision)
+    if run.decision is not None and retry_at is not None:
+        seconds = max(0.0, (retry_at - now).total_seconds())
         return _say(
             run,
             underlying=Pending.BACK_OFF,

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from monitors.failures import Cause
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Attempt, Incident, Restart, Run
+from orchestrator.core.model.decisions import Restart
+from orchestrator.core.model.entities import Attempt, Incident, Run
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, IncidentState, RunState
 from orchestrator.core.views.models import StoryView
 

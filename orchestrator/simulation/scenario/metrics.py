@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Attempt, Entity, Fleet, Incident, Node, Restart, Run
+from orchestrator.core.model.decisions import Restart
+from orchestrator.core.model.entities import Attempt, Entity, Fleet, Incident, Node, Run
 from orchestrator.core.model.states import TERMINAL_RUN_STATES, NodeState, RunState
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.simulation.scenario.virtual_time import Engine

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Restart
+from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.views.models import PHASES
 from orchestrator.simulation.scenario.metrics import FIRST_START, LOSSES, SAVES, RunTally
