@@ -27,6 +27,7 @@ from orchestrator.core.messages.events import (
     TimerFired,
     WorkerLost,
 )
+from orchestrator.core.messages.gang_events import GangFinished
 from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import RUNNABLE_ATTEMPT_STATES
@@ -39,6 +40,7 @@ STALE_HEARTBEAT_SECONDS = 3.0
 
 _ENDS_ATTEMPTS = (
     FindingRaised,
+    GangFinished,
     NodeChanged,
     RankExited,
     RestartAsked,

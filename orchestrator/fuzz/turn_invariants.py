@@ -43,6 +43,13 @@ _OF_ONE_ATTEMPT = frozenset(
         "save_failed",
         "attempt_stopped",
         "stacks_captured",
+        "gang_started",
+        "gang_ready",
+        "gang_restored",
+        "gang_finished",
+        "gang_saved",
+        "gang_stopped",
+        "gang_stacks",
     }
 )
 """Events that count for the attempt they tell of, and for no other."""

@@ -87,13 +87,17 @@ async def test_a_controller_killed_between_any_two_calls_leaves_nothing_lost_or_
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> dict[type, list[Any]]:
-    """Kinds of events the core cannot take: a handler that changes the state, and then fails."""
+    """Kinds of events the core cannot take: a handler that changes the state, and then fails.
+
+    By the kind that was sent: an agent's own event and its gang form have one handler.
+    """
     met: dict[type, list[Any]] = {}
     before = dict(machine._HANDLERS)
 
     def handler(turn: Any, event: Any) -> None:
-        if type(event) in met:
-            met[type(event)].append(event)
+        sent = turn.event
+        if type(sent) in met:
+            met[type(sent)].append(sent)
             for run in list(turn.state.runs):
                 turn.change_run(run, reason="half done")
             raise KeyError("a defect")

@@ -8,16 +8,19 @@ from babysit.wire import Tier
 from jobs.events import (
     AttemptStopped,
     CheckpointChecked,
+    RankExited,
     RankReady,
     RankRestored,
     RanksStarted,
     ShardWritten,
 )
+from monitors.failures import Failure, FailureClass
 from monitors.types import FindingKind
 from orchestrator.core.messages.batching import coalesce
 from orchestrator.core.messages.events import EVENT
 from orchestrator.core.messages.gang_events import (
     GangChecked,
+    GangFinished,
     GangReady,
     GangSaved,
     GangStopped,
@@ -129,6 +132,29 @@ def test_a_worker_without_a_seat_does_not_count() -> None:
     assert world.attempt().ready_ranks == set(mine.ranks)
     world.do(world.event(GangReady, run="run-1", attempt=1, workers=strange[:1], ranks=(3,)))
     assert world.attempt().ready_ranks == set(mine.ranks)
+
+
+def test_ranks_that_finish_together_end_their_run_and_a_failed_one_stands_alone() -> None:
+    world = World()
+    ends = [
+        end.model_copy(update={"rank": rank})
+        for rank, end in enumerate(events(world, RankExited, rank=0, code=0, last_step=30))
+    ]
+    died = ends[1].model_copy(
+        update={
+            "code": 1,
+            "failure": Failure(
+                failure_class=FailureClass.UNKNOWN, reason="exit 1", signature="exit 1"
+            ),
+        }
+    )
+    assert coalesce([ends[0], died]) == [ends[0], died]
+    others = [end.model_copy(update={"rank": end.rank + 2}) for end in ends]
+    [joined] = coalesce([*ends, *others])
+    assert isinstance(joined, GangFinished)
+    world.do(joined)
+    assert world.run().state is RunState.SUCCEEDED
+    assert world.attempt().step == 30
 
 
 @pytest.mark.parametrize("attempt", [0, 2])

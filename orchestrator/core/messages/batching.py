@@ -94,8 +94,6 @@ def _key(event: Event) -> Hashable | None:
             what = (event.step, event.checkpoint)
         case CheckpointChecked():
             what = event.checkpoint
-        case RankExited():
-            return None
         case _:
             what = None
     return (type(event), event.run, event.attempt, what)
