@@ -4,10 +4,11 @@
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 SEEDS ?= 0:100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench fuzz clean postgresql
+.PHONY: help setup demo test lint docs bench fuzz clean postgresql
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,13 +35,21 @@ lint: $(READY) ## Check style, formatting, types and the import contracts
 	@$(PYTHON) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
 
+$(DOCS_READY): $(READY)
+	@scripts/setup $(VENV) docs
+	@touch $@
+
+docs: $(DOCS_READY) ## Build the documentation site into site/; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
 bench: $(READY) postgresql ## Run every benchmark (not its support/); the last line of each is one JSON object
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PYTHON) "$$file"; done
 
-fuzz: $(READY) ## Tell stories of the whole control plane among faults: SEEDS=0:100; FUZZ=options
+fuzz: $(READY) ## Run the whole control plane under injected faults, one history per seed: SEEDS=0:100; FUZZ=options
 	@$(PYTHON) -m orchestrator.fuzz $(SEEDS) $(FUZZ)
 
 clean: ## Remove caches and outputs (the virtual environment stays: remove .venv yourself)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* \
-	  build dist demo-output
+	  build dist demo-output site
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

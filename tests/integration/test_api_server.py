@@ -323,7 +323,7 @@ def test_every_metric_is_documented_with_its_labels(
     run = submit(http, tmp_path, name="documented").json()
     text = httpx.get(f"{plane.url}/metrics", trust_env=False).text
     http.post(f"/runs/{run['id']}/cancel", json={})
-    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     rows = re.findall(r"^\| `(babysit_\w+)(?:\{([\w,]+)\})?` \| (\w+) \|", page, re.MULTILINE)
     told = {}
     for family in text_string_to_metric_families(text):

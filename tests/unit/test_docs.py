@@ -28,7 +28,7 @@ def name_of(page: Path) -> str:
 
 
 def settings_rows() -> list[str]:
-    """The table of settings in docs/operating.md."""
+    """The table of settings in docs/settings.md."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         assert field.default is not PydanticUndefined
@@ -39,8 +39,8 @@ def settings_rows() -> list[str]:
 
 def test_every_setting_is_documented() -> None:
     table = "\n".join(settings_rows())
-    page = (ROOT / "docs" / "operating.md").read_text()
-    assert table in page, f"the table in docs/operating.md should be:\n{table}"
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert table in page, f"the table in docs/settings.md should be:\n{table}"
 
 
 def thresholds() -> list[tuple[str, str, str, str]]:

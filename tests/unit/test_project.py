@@ -120,7 +120,23 @@ def test_make_says_what_it_can_do() -> None:
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert re.findall(r"^  make ([a-z]+) +\S", printed, re.MULTILINE) == targets
-    assert set(targets) == {"help", "setup", "demo", "test", "lint", "bench", "fuzz", "clean"}
+    assert set(targets) == {
+        "help",
+        "setup",
+        "demo",
+        "test",
+        "lint",
+        "docs",
+        "bench",
+        "fuzz",
+        "clean",
+    }
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """A page that is left out cannot be found on the site."""
+    shown = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(file.name for file in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize(
