@@ -1,33 +1,64 @@
 """The errors of the control plane: a small typed tree.
 
-Each says what, where and what to do next.
+Whether a request can be retried is in the type (:class:`TemporaryError`). A message says what is
+wrong, where, and what to do next. Facts that programs need are fields of the error, and of the
+API's answer: nobody has to parse the message.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class BabysitError(Exception):
-    """Anything the control plane raises on purpose."""
+    """Every error that the control plane raises on purpose."""
 
 
 class NotFoundError(BabysitError):
-    """There is no such run, node, incident or checkpoint."""
+    """No such run, node, queue, incident, checkpoint or token."""
 
 
 class ConflictError(BabysitError):
-    """Not possible in this state."""
+    """The request is not possible in the present state; nothing was changed.
+
+    Args:
+        message: What, where, and what to do next.
+        run: Id of the run that the request was about, if any.
+        state: The state of that run.
+        allowed: What would be possible instead: steps of checkpoints, names of runs.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        run: str | None = None,
+        state: str | None = None,
+        allowed: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.run, self.state, self.allowed = run, state, tuple(allowed)
 
 
 class InvalidError(BabysitError):
-    """The request itself is wrong."""
+    """The request itself is wrong.
+
+    Args:
+        message: What is wrong, and what was expected.
+        field: Dotted name of the field of the run spec, such as `resources`, if it is one.
+    """
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class PermissionDeniedError(BabysitError):
-    """The token does not allow it."""
+    """The role of the token does not allow the request."""
 
 
 class TemporaryError(BabysitError):
-    """Try again: nothing was changed."""
+    """The request may be retried: nothing was changed."""
 
 
 class DatabaseUnavailableError(TemporaryError):
@@ -39,15 +70,15 @@ class NotLeaderError(TemporaryError):
 
 
 class LeadershipLostError(BabysitError):
-    """Another server leads now (a higher epoch): drop everything, write nothing."""
+    """Another server leads, with a higher epoch: the caller must drop its state and not write."""
 
 
 class InvariantError(BabysitError):
-    """The database refused what would break an invariant: a bug; nothing was written."""
+    """The database rejected a write that breaks an invariant: a bug; nothing was written."""
 
 
 class InternalError(BabysitError):
-    """The control plane failed over an event: a bug of ours, in the log; nothing was changed."""
+    """The core raised while it handled an event: a bug, in the log; nothing was changed."""
 
 
 class SchemaError(BabysitError):

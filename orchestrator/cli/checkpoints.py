@@ -1,4 +1,4 @@
-"""`babysit checkpoints`: saved states, and how far each may be trusted."""
+"""`babysit checkpoints`: saved states of a run, and how far each can be trusted."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from orchestrator.cli.output import Column, Format, FormatOption, emit, put, say
 from orchestrator.cli.output import duration as duration_cell
 from orchestrator.cli.session import RunArgument, session
 
-app = typer.Typer(no_args_is_help=True, help="Saved states, and how far each may be trusted.")
+app = typer.Typer(
+    no_args_is_help=True, help="Saved states of a run, and how far each can be trusted."
+)
 CheckpointArgument = Annotated[
     str,
-    typer.Argument(metavar="CHECKPOINT", help="A step, or an id as `ls -o wide` shows it."),
+    typer.Argument(metavar="CHECKPOINT", help="A step, or an id as shown by `ls -o wide`."),
 ]
 COLUMNS = [
     Column("STEP", text("step")),
     Column("TIER", text("tier")),
     Column("TRUST", text("trust")),
-    Column("ATTEMPT", text("attempt")),
+    Column("ATTEMPT", text("attempt"), wide=True),
     Column("SHARDS", lambda row: f"{row['shards']}/{row['world_size']}"),
     Column("SIZE", size("bytes")),
     Column("AGE", duration_cell("age_seconds")),
@@ -78,8 +80,8 @@ def _ask(ctx: typer.Context, run: str, checkpoint: str, verb: str, form: Format)
     if form is Format.TABLE:
         done = {
             "verify": f"is being read back; it is {after['trust']} so far",
-            "pin": "is kept for ever",
-            "unpin": "is left to retention",
+            "pin": "is pinned: retention does not delete it",
+            "unpin": "is no longer pinned: retention may delete it",
             "rm": "is being deleted",
         }[verb]
         say(f"Checkpoint {after['id']} {done}.")
@@ -94,11 +96,15 @@ def verify(
     checkpoint: CheckpointArgument,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Have a checkpoint read back, and its hashes compared.
+    """Read a checkpoint back and compare its hashes.
+
+    The agents of the run do this, in the background; after the run has ended, the server does. With
+    --wait, the command ends when the result is known: 0 if the checkpoint is sound, 1 if it is bad.
 
     For example:
 
         babysit checkpoints verify tiny-gpt 60
+        babysit checkpoints verify tiny-gpt 60 --wait
     """
     _ask(ctx, run, checkpoint, "verify", form)
 
@@ -110,7 +116,7 @@ def pin(
     checkpoint: CheckpointArgument,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Keep a checkpoint for ever.
+    """Exempt a checkpoint from retention: it is kept until it is unpinned.
 
     For example:
 
@@ -126,7 +132,7 @@ def unpin(
     checkpoint: CheckpointArgument,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Leave a checkpoint to retention again.
+    """End a pin: retention may delete the checkpoint again.
 
     For example:
 
@@ -142,7 +148,10 @@ def rm(
     checkpoint: CheckpointArgument,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Delete a checkpoint. The last trusted one, and one in use, are refused.
+    """Delete a checkpoint.
+
+    Refused (4) for a checkpoint that is pinned or may be loading, and for the last one of a live
+    run that can be trusted.
 
     For example:
 

@@ -20,7 +20,7 @@ _CODES = {
 }
 PREFIX = "/api/v1"
 PATIENCE_SECONDS = 15.0
-"""How long a 503 ("try again, nothing was changed") is obeyed: a new leader needs a moment."""
+"""Seconds for which a 503 is retried: nothing was changed, and a new leader needs a moment."""
 _AGAIN_SECONDS = 0.2
 
 
@@ -43,28 +43,28 @@ class Api:
         self._http.close()
 
     def get(self, where: str, **params: Any) -> Any:
-        """Read. Parameters that are None are left out."""
+        """GET. Parameters that are None are left out."""
         given = {key: value for key, value in params.items() if value is not None}
         return self._ask("GET", where, params=given)
 
     def post(self, where: str, **body: Any) -> Any:
-        """Ask for a change."""
+        """POST."""
         return self._ask("POST", where, json=body)
 
     def patch(self, where: str, **body: Any) -> Any:
-        """Ask for a change of some fields."""
+        """PATCH."""
         return self._ask("PATCH", where, json=body)
 
     def put(self, where: str, **body: Any) -> Any:
-        """Ask for something to be set."""
+        """PUT."""
         return self._ask("PUT", where, json=body)
 
     def delete(self, where: str) -> Any:
-        """Ask for a removal."""
+        """DELETE."""
         return self._ask("DELETE", where)
 
     def is_healthy(self, *, timeout: float = 2.0) -> bool:
-        """Whether the server answers at all."""
+        """True if the server answers its health check."""
         try:
             return self._http.get("/healthz", timeout=timeout).status_code == httpx.codes.OK
         except httpx.TransportError:
@@ -87,7 +87,7 @@ class Api:
         except httpx.TransportError as error:
             raise UnreachableError(
                 f"no answer from {self.url}: {str(error) or type(error).__name__}. Runs go on "
-                "without it. Check BABYSIT_SERVER, or see `babysit doctor`."
+                "without the server. Check BABYSIT_SERVER, or see `babysit doctor`."
             ) from error
 
     def _read(self, answer: httpx.Response) -> Any:
@@ -97,7 +97,7 @@ class Api:
             body = answer.json()
         except ValueError as error:
             raise UnreachableError(
-                f"{self.url} answered {answer.status_code} with something that is not babysit's: "
+                f"{self.url} answered {answer.status_code}, and not as a babysit server does: "
                 "check BABYSIT_SERVER."
             ) from error
         if answer.is_success:

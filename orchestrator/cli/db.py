@@ -1,4 +1,4 @@
-"""`babysit db`: the schema and copies of the run database."""
+"""`babysit db`: the schema of the run database, and backups."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from orchestrator.cli.session import session
 from orchestrator.database import schema
 from orchestrator.errors import BabysitError, ConflictError, InvalidError
 
-database = typer.Typer(no_args_is_help=True, help="The run database.")
+database = typer.Typer(no_args_is_help=True, help="The run database: its schema, and backups.")
 
 
 T = TypeVar("T")
 
 
 def _now(work: Coroutine[Any, Any, T]) -> T:
-    """Run database work; its errors become exit codes."""
+    """Run database work to its end; its errors become exit codes."""
     try:
         return asyncio.run(work)
     except InvalidError as error:
@@ -41,12 +41,11 @@ def _now(work: Coroutine[Any, Any, T]) -> T:
 
 @database.command()
 def upgrade(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Create the schema, or bring it up to date.
+    """Create the schema, or migrate it to this version.
 
     For example:
 
         babysit db upgrade
-
         BABYSIT_DATABASE_URL=postgresql://db/babysit babysit db upgrade
     """
     settings = session(ctx).settings
@@ -57,7 +56,7 @@ def upgrade(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 
 @database.command()
 def check(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Compare the schema with what this version needs; ends with 4 when it differs.
+    """Compare the schema with the one this version needs; exit code 4 if they differ.
 
     For example:
 
@@ -69,7 +68,7 @@ def check(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
         differences = _now(schema.check(settings.database))
     else:
         differences = [f"there is no database yet: {file}"]
-    _conclude_schema(differences, form, "The schema is as it should be.")
+    _conclude_schema(differences, form, "The schema is the one this version needs.")
 
 
 def _conclude_schema(differences: list[str], form: Format, said: str) -> None:
@@ -80,7 +79,7 @@ def _conclude_schema(differences: list[str], form: Format, said: str) -> None:
             put(line)
     if differences:
         raise CliError(
-            "The schema is not what this version needs: run `babysit db upgrade`.",
+            "The schema is not the one this version needs: run `babysit db upgrade`.",
             ExitCode.REFUSED,
         )
     if form in {Format.TABLE, Format.WIDE}:
@@ -90,10 +89,10 @@ def _conclude_schema(differences: list[str], form: Format, said: str) -> None:
 @database.command()
 def backup(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that does not exist yet.")],
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Copy the whole database to a new file, while it is in use.
+    """Copy the whole database to a new file. The database may be in use.
 
     For example:
 

@@ -1,4 +1,4 @@
-"""`babysit demo`: a small GPT trained through five injected failures, without human help."""
+"""`babysit demo`: trains a small GPT through five injected failures, without human help."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from orchestrator.core.views.models import StoryView
 TEMPLATE = Path(jobs.__file__).parent / "templates" / "tiny_gpt"
 STEPS = 360
 DRILL = "kill@45:1 stop@90:0 flip@150:0 poison@211-240 truncate@310:1"
-"""At fixed steps: a rank killed; a rank stopped (a hang); a weight's exponent bit flipped.
+"""Faults at fixed steps.
 
-Data spoiled (it comes back after a
-rollback); the newest checkpoints truncated just before another kill."""
+A rank is killed; a rank is stopped (a hang); an exponent bit of a weight is flipped; data is
+poisoned (the spike comes back after a rollback); the newest checkpoints are truncated just before
+another kill.
+"""
 SPEC: dict[str, Any] = {
     "checkpoint": {
         "directory": "./checkpoints",
@@ -49,17 +51,15 @@ def demo(
         bool, typer.Option("--keep", help="Keep the output of an earlier demo.")
     ] = False,
 ) -> None:
-    """Train a small GPT on two local nodes while five things go wrong; nobody helps.
+    """Train a small GPT on two local nodes through five faults, without human help.
 
     A rank is killed, a rank hangs, a bit flips in a weight, a stretch of the data is poisoned, and
-    the newest
-    checkpoints are truncated just before another kill. Takes about 3 minutes on 2 cores; needs
-    torch.
+    the newest checkpoints are truncated just before another kill. Takes about 3 minutes on 2 cores;
+    needs torch.
 
     For example:
 
         babysit demo
-
         babysit demo --output /tmp/drill
     """
     if importlib.util.find_spec("torch") is None:
@@ -104,7 +104,7 @@ def _prepare(output: Path, *, keep: bool) -> Path:
 
 
 def _tell(here: Session, last: dict[str, Any], output: Path) -> None:
-    """The story, the restarts, the ETTR, and the picture."""
+    """Print the logbook and the page of the run, and draw its picture."""
     run = last["id"]
     story = [StoryView.model_validate(line) for line in here.api.get(path("runs", run, "logbook"))]
     put("\nThe logbook\n" + "\n".join(text(story)))

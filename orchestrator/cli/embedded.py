@@ -1,4 +1,4 @@
-"""The embedded control plane: finds the one of this home, or starts it."""
+"""The embedded control plane: finds the server of this home, or starts one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TAIL_LINES = 15
 
 
 def find(settings: Settings, clock: Clock) -> Api | None:
-    """A live embedded server, if there is one."""
+    """The embedded server of this home; None when none is running."""
     record = read_record(settings.server_file)
     if record is None:
         return None
@@ -36,10 +36,10 @@ def find(settings: Settings, clock: Clock) -> Api | None:
 
 
 def ensure(settings: Settings, clock: Clock) -> Api:
-    """A live embedded server, started if need be.
+    """The embedded server of this home, started when none is running.
 
     Raises:
-        UnreachableError: it does not come up; carries the end of its log.
+        UnreachableError: The server did not start; the message has the end of its log.
     """
     try:
         if api := find(settings, clock):
@@ -49,12 +49,12 @@ def ensure(settings: Settings, clock: Clock) -> Api:
             return find(settings, clock) or _start(settings, clock)
     except OSError as error:
         raise UnreachableError(
-            f"{settings.home} cannot be used: {error.strerror}; set BABYSIT_HOME"
+            f"cannot use {settings.home}: {error.strerror}; set BABYSIT_HOME"
         ) from error
 
 
 def server_command() -> list[str]:
-    """What serves; `-P`: nothing in the working directory is imported by accident."""
+    """The server's command; `-P` keeps the working directory out of what it imports."""
     return [sys.executable, "-P", "-m", "orchestrator.server"]
 
 
@@ -71,7 +71,7 @@ def server_environment(settings: Settings, **more: str) -> Mapping[str, str]:
 
 @contextlib.contextmanager
 def _starting(settings: Settings) -> Iterator[None]:
-    """One command starts a server at a time; the others wait, and find it."""
+    """Hold the lock under which a server is started: commands that wait for it find the server."""
     with (settings.home / "start.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -89,7 +89,7 @@ def _start(settings: Settings, clock: Clock) -> Api:
             )
         if api := find(settings, clock):
             if process is not None:
-                process.returncode = 0  # It lives on by itself: nothing is to be waited for.
+                process.returncode = 0  # The server outlives this command: do not wait for it.
             return api
         asyncio.run(clock.sleep(_POLL_SECONDS))
     raise UnreachableError(
@@ -117,4 +117,4 @@ def _log_tail(settings: Settings) -> str:
     except FileNotFoundError:
         lines = []
     end = "".join(f"\n  {line}" for line in lines) or " nothing"
-    return f"the end of {settings.server_log} says:{end}"
+    return f"the end of {settings.server_log}:{end}"

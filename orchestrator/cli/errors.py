@@ -1,4 +1,4 @@
-"""How a command ends: the exit codes, and the errors that carry one."""
+"""Exit codes, and the errors that carry one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the shell is told (DESIGN section 10)."""
+    """Exit codes of every command; scripts rely on them."""
 
     OK = 0
     FAILED = 1  # the run failed
@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 
 
 class CliError(Exception):
-    """Ends the command: the message goes to stderr, the code to the shell."""
+    """Ends the command: the message is printed on stderr, the code is the exit code."""
 
     def __init__(self, message: str, code: ExitCode) -> None:
         self.message, self.code = message, code

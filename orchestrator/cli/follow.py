@@ -1,4 +1,4 @@
-"""Follows a run: a live screen on a terminal, plain lines elsewhere. Waits out an absent server."""
+"""Follows a run: a live screen on a terminal, plain lines elsewhere. Waits for an absent server."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from orchestrator.core.views.logbook import words
 
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 10.0
-"""Plain lines: at most one about mere progress in so long."""
+"""Seconds between two plain lines that only report progress."""
 _GIVE_UP_SECONDS = 120.0
-"""A control plane that is gone for longer is reported; the run may well go on."""
+"""Seconds without an answer after which following ends with an error; the run may well go on."""
 DETACHED = 130
-"""Ctrl-C, as shells have it: the outcome is not known, so it is none of the codes of an outcome."""
+"""Exit code after Ctrl-C, as in shells: the outcome is not known, so no code of an outcome."""
 OUTCOMES = {
     "succeeded": ExitCode.OK,
     "failed": ExitCode.FAILED,
@@ -43,8 +43,8 @@ def to_the_end(here: Session, run: Detail) -> Detail:
     """Follow a run until it is over.
 
     Raises:
-        typer.Exit: the person detached (Ctrl-C).
-        UnreachableError: the control plane stayed away.
+        typer.Exit: The person detached (Ctrl-C).
+        UnreachableError: The control plane did not answer for two minutes.
     """
     try:
         if sys.stderr.isatty():
@@ -59,7 +59,7 @@ def to_the_end(here: Session, run: Detail) -> Detail:
 
 
 def details(here: Session, run: str) -> Iterator[Detail]:
-    """The run as it changes, until it is over. Waits out an absent control plane."""
+    """The run, polled until it is over; an absent control plane is awaited for two minutes."""
     absent_since: float | None = None
     while True:
         try:
@@ -76,7 +76,7 @@ def details(here: Session, run: str) -> Iterator[Detail]:
             here.reconnect()
         else:
             if absent_since is not None:
-                say("It answers again.")
+                say("The control plane answers again.")
             absent_since = None
             yield detail
             if detail["state"] in _OVER:
@@ -85,7 +85,7 @@ def details(here: Session, run: str) -> Iterator[Detail]:
 
 
 def changes(before: Detail | None, after: Detail) -> list[str]:
-    """What is new, a line each: state, restarts, incidents."""
+    """What changed between two polls: restarts, incidents, state. Scripts parse these lines."""
     lines = []
     old = before or {"state": None, "reason": None, "restarts": [], "incidents": []}
     known = {restart["attempt"]: restart for restart in old["restarts"]}
@@ -104,7 +104,8 @@ def changes(before: Detail | None, after: Detail) -> list[str]:
     if after["state"] != old["state"] or (
         after["reason"] != old["reason"] and after["state"] != "running"
     ):
-        lines.append(f"{after['state']}: {after['reason']}" if after["reason"] else after["state"])
+        reason = after["reason"].removeprefix(f"{after['state']} ")
+        lines.append(f"{after['state']}: {reason}" if reason else after["state"])
     return lines
 
 

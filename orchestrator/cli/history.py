@@ -1,9 +1,9 @@
-"""Commands that tell what happened: explain, events, logbook, logs."""
+"""Commands about the past of a run: explain, events, logbook, logs."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,20 +11,39 @@ from jobs.spec import parse_seconds
 from orchestrator.cli import log_view
 from orchestrator.cli.client import path
 from orchestrator.cli.follow import POLL_SECONDS
-from orchestrator.cli.output import Column, Format, FormatOption, clock_time, emit, put, text
+from orchestrator.cli.journal import Journal
+from orchestrator.cli.output import (
+    Column,
+    Format,
+    FormatOption,
+    Row,
+    clock_time,
+    emit,
+    put,
+    text,
+)
 from orchestrator.cli.session import RunArgument, complete_run, session
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.core.views.logbook import text as story_text
 from orchestrator.core.views.models import StoryView
 
 _OVER = {state.value for state in TERMINAL_RUN_STATES}
-_PAGE = 1000
+_TAIL = 100
+"""Rows of a table, unless --tail or --since is given: long runs have millions."""
+
+
+def _actor(row: Row) -> str:
+    """`worker:w3` of `worker:01M8…-w3`: the run's id says nothing within its journal."""
+    kind, _, name = str(row["actor"]).partition(":")
+    return f"{kind}:{name.rpartition('-')[2]}" if kind == "worker" else str(row["actor"])
+
+
 EVENTS = [
     Column("TIME", lambda row: clock_time(row["at"])),
     Column("ATTEMPT", text("attempt")),
-    Column("ACTOR", text("actor")),
-    Column("WHAT", text("name")),
-    Column("REASON", text("reason")),
+    Column("ACTOR", _actor, shrinks=True),
+    Column("WHAT", text("name"), shrinks=True),
+    Column("REASON", text("reason"), shrinks=True),
     Column("POSITION", text("position"), wide=True),
     Column("ID", text("id"), wide=True),
     Column("CAUSE", text("cause"), wide=True),
@@ -32,7 +51,7 @@ EVENTS = [
 
 
 def explain(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TABLE) -> None:
-    """Say why a run is where it is, who is ahead of it, and what would move it on.
+    """Explain why a run is in its state, which runs are ahead of it, and what it waits for.
 
     For example:
 
@@ -45,53 +64,57 @@ def explain(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TA
         emit(found, [], form, name="run")
 
 
-def events(
+def events(  # noqa: PLR0913, PLR0917 (a command has its options)
     ctx: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[RUN]", help="Without it: of everything.", autocompletion=complete_run
-        ),
+        typer.Argument(metavar="[RUN]", help="Default: all runs.", autocompletion=complete_run),
     ] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as they come.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Continue as they come.")] = False,
+    tail: Annotated[
+        int | None,
+        typer.Option(min=1, help="Newest rows. Default: 100 in a table, all in other formats."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="10m", help="Only rows of this last time.")
+    ] = None,
+    decisions: Annotated[
+        bool, typer.Option("--decisions", help="Only decisions, no reports of agents.")
+    ] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Print the journal: every event and every decision, with its reason and its actor.
+    """Print the journal: events and decisions, each with its reason and its actor.
 
     For example:
 
-        babysit events tiny-gpt
-
-        babysit events -f -o wide
+        babysit events tiny-gpt --decisions
+        babysit events tiny-gpt --since 1h -o json
+        babysit events -f
     """
     here = session(ctx)
-    where = path("events") if run is None else path("runs", run, "events")
-    after, first = 0, True
-    while True:
-        rows = _all_events(here.api, where, after)
-        if rows or (first and not follow):
-            emit(rows, EVENTS, form, empty="Nothing has happened yet.")
-            after, first = rows[-1]["position"] if rows else after, False
-        if not follow:
-            return
-        if run is not None and here.api.get(path("runs", run))["state"] in _OVER:
-            emit(_all_events(here.api, where, after), EVENTS, form)
+    if tail is None and since is None and form in {Format.TABLE, Format.WIDE}:
+        tail = _TAIL
+    age = _since(since)
+    journal = Journal(
+        here.api,
+        path("events") if run is None else path("runs", run, "events"),
+        "instruction" if decisions else None,
+        None if age is None else here.clock.now() - age,
+    )
+    rows = journal.newest(tail)
+    if rows or not follow:
+        emit(rows, EVENTS, form, empty="The journal has no such rows.")
+    while follow:
+        over = run is not None and here.api.get(path("runs", run))["state"] in _OVER
+        if rows := journal.more():
+            emit(rows, EVENTS, form)
+        if over:
             return
         here.wait(POLL_SECONDS)
 
 
-def _all_events(api: Any, where: str, after: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    while True:
-        page = api.get(where, after=after, limit=_PAGE)
-        rows += page
-        if len(page) < _PAGE:
-            return rows
-        after = page[-1]["position"]
-
-
 def logbook(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TABLE) -> None:
-    """Tell the story of a run in sentences (times are UTC).
+    """Print the story of a run in sentences. Times are UTC.
 
     For example:
 
@@ -118,33 +141,30 @@ def logs(  # noqa: PLR0913, PLR0917 (a command has its options)
     ctx: typer.Context,
     run: RunArgument,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Go on until the run is over.")
+        bool, typer.Option("-f", "--follow", help="Continue until the run is over.")
     ] = False,
     since: Annotated[
         str | None,
-        typer.Option(metavar="10m", help="Only logs still written to within this time."),
+        typer.Option(metavar="10m", help="Only logs written to within this time."),
     ] = None,
     tail: Annotated[
-        int | None, typer.Option(min=0, help="Only the last lines of each. Default: all.")
+        int | None, typer.Option(min=0, help="Last lines of each log. Default: all.")
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank. Default: all.")] = None,
     attempt: Annotated[
-        int | None, typer.Option(min=1, help="This attempt. Default: the newest.")
+        int | None, typer.Option(min=1, help="Attempt. Default: the newest.")
     ] = None,
     controller: Annotated[
-        bool, typer.Option("--controller", help="What the server logged of this run instead.")
+        bool, typer.Option("--controller", help="The server's log lines about the run instead.")
     ] = False,
 ) -> None:
-    """Print what the ranks wrote.
+    """Print the output of the ranks. Exit code 0 however the run ended.
 
     For example:
 
         babysit logs tiny-gpt --tail 20
-
         babysit logs tiny-gpt -f --rank 0
-
         babysit logs tiny-gpt --attempt 1 --rank 1
-
         babysit logs tiny-gpt --controller
     """
     here = session(ctx)

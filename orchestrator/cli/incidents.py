@@ -1,4 +1,4 @@
-"""`babysit incidents`: what went wrong, who knows of it, whether the remedy was right."""
+"""`babysit incidents`: failures and anomalies, who acknowledged them, and how they were handled."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from orchestrator.cli.output import (
 )
 from orchestrator.cli.session import Session, complete_run, session
 
-app = typer.Typer(no_args_is_help=True, help="What went wrong, and what was done about it.")
+app = typer.Typer(
+    no_args_is_help=True, help="Failures and anomalies, and what was done about each."
+)
 IncidentArgument = Annotated[
     str,
-    typer.Argument(metavar="INCIDENT", help="An id, or at least 4 characters of its start or end."),
+    typer.Argument(
+        metavar="INCIDENT", help="An id, or at least 4 of its first or last characters."
+    ),
 ]
 
 
 class Verdict(StrEnum):
-    """Whether an incident was handled rightly."""
+    """A person's judgement of how an incident was handled."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -41,12 +45,12 @@ def _columns(here: Session) -> list[Column]:
         Column("KIND", text("kind")),
         Column("SEVERITY", text("severity")),
         Column("STATE", text("state")),
-        Column("SUBJECT", text("subject")),
         Column("ONSET", text("onset_step")),
-        Column("REMEDY", text("remedy")),
         Column("AGE", since("opened_at", here.clock.now())),
+        Column("SUBJECT", text("subject"), shrinks=True),
+        Column("REMEDY", text("remedy"), wide=True),
         Column("RUN", text("run"), wide=True),
-        Column("KNOWN BY", text("acknowledged_by"), wide=True),
+        Column("ACKNOWLEDGED BY", text("acknowledged_by"), wide=True),
         Column("VERDICT", text("verdict"), wide=True),
         Column("REASON", text("reason"), wide=True),
     ]
@@ -57,10 +61,12 @@ def ls(
     ctx: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Without it: of all.", autocompletion=complete_run),
+        typer.Argument(metavar="[RUN]", help="Default: all runs.", autocompletion=complete_run),
     ] = None,
-    open_only: Annotated[bool, typer.Option("--open", help="Not the resolved ones.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    open_only: Annotated[
+        bool, typer.Option("--open", help="Only incidents that are not resolved.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most incidents listed.")] = 100,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """List incidents, newest first.
@@ -68,12 +74,11 @@ def ls(
     For example:
 
         babysit incidents ls --open
-
         babysit incidents ls tiny-gpt -o wide
     """
     here = session(ctx)
     rows = here.api.get(path("incidents"), run=run, open_only=open_only, limit=limit)
-    emit(rows, _columns(here), form, empty="No incidents.")
+    emit(rows, _columns(here), form, empty="There are no incidents.")
 
 
 @app.command()
@@ -95,7 +100,7 @@ def _ask(ctx: typer.Context, incident: str, verb: str, form: Format, **body: Any
     here = session(ctx)
     after = here.api.post(path("incidents", incident, verb), **body)
     if form is Format.TABLE:
-        known = f", known by {after['acknowledged_by']}" if after["acknowledged_by"] else ""
+        known = f", acknowledged by {after['acknowledged_by']}" if after["acknowledged_by"] else ""
         judged = f", judged {after['verdict']}" if after["verdict"] else ""
         say(f"Incident {after['id']} ({after['kind']}) is {after['state']}{known}{judged}.")
     else:
@@ -104,7 +109,7 @@ def _ask(ctx: typer.Context, incident: str, verb: str, form: Format, **body: Any
 
 @app.command()
 def ack(ctx: typer.Context, incident: IncidentArgument, form: FormatOption = Format.TABLE) -> None:
-    """Say that you know of it.
+    """Acknowledge an incident: someone is looking at it. An `ask` then waits for you.
 
     For example:
 
@@ -117,7 +122,7 @@ def ack(ctx: typer.Context, incident: IncidentArgument, form: FormatOption = For
 def resolve(
     ctx: typer.Context, incident: IncidentArgument, form: FormatOption = Format.TABLE
 ) -> None:
-    """Close it.
+    """Mark an incident as resolved.
 
     For example:
 
@@ -130,10 +135,10 @@ def resolve(
 def judge(
     ctx: typer.Context,
     incident: IncidentArgument,
-    verdict: Annotated[Verdict, typer.Argument(help="Was it handled rightly?")],
+    verdict: Annotated[Verdict, typer.Argument(help="Was the incident handled well?")],
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Say whether it was handled rightly, so that thresholds can be tuned.
+    """Record whether an incident was handled well, so that thresholds can be tuned.
 
     For example:
 

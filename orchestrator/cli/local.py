@@ -47,10 +47,13 @@ def schema() -> None:
 
 def init(
     directory: Annotated[
-        Path, typer.Argument(metavar="[DIRECTORY]", help="Where to; made if it is not there.")
+        Path,
+        typer.Argument(
+            metavar="[DIRECTORY]", help="Target directory, created if it does not exist."
+        ),
     ] = Path(),
 ) -> None:
-    """Write a commented run.yaml and a train.py to start from. Overwrites nothing.
+    """Write a commented run.yaml and a train.py to start from. Overwrites no file.
 
     For example:
 
@@ -59,7 +62,8 @@ def init(
     taken = [str(directory / name) for name in _STARTER if (directory / name).exists()]
     if taken:
         raise CliError(
-            f"{' and '.join(taken)} would be overwritten; name another directory", ExitCode.REFUSED
+            f"{' and '.join(taken)} would be overwritten; choose another directory",
+            ExitCode.REFUSED,
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,7 +78,7 @@ def init(
 
 
 def doctor(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Look at what babysit needs on this machine. Starts nothing; ends with 1 when something lacks.
+    """Check what babysit needs on this machine. Starts nothing; exit code 1 if a check fails.
 
     For example:
 
@@ -122,12 +126,12 @@ def _home(here: Session) -> Finding:
 def _database(here: Session) -> Finding:
     settings = here.settings
     if not settings.database_url and not (settings.home / "babysit.db").exists():
-        return True, "SQLite, made at first use"
+        return True, "SQLite, created at first use"
     try:
         differences = asyncio.run(database_schema.check(settings.database))
     except BabysitError as error:
         return False, str(error)
-    return not differences, "; ".join(differences) or "answers, and its schema is up to date"
+    return not differences, "; ".join(differences) or "reachable, and its schema is up to date"
 
 
 def _server(here: Session) -> Finding:
@@ -151,7 +155,7 @@ def _shared_memory() -> Finding:
 
 def _py_spy() -> Finding:
     found = shutil.which("py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
-    return found is not None, found or "no py-spy: hangs are found, but not located"
+    return found is not None, found or "no py-spy: hangs are detected, but not located"
 
 
 def _torch() -> Finding:

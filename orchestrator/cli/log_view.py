@@ -92,7 +92,7 @@ def ranks(here: Session, run: str, choice: Choice, *, follow: bool) -> None:
         if not keys and not follow:
             raise CliError(_none(run, choice, files), ExitCode.NOT_FOUND)
         if not keys and not said_waiting:
-            say("No log yet; waiting ...")
+            say("There is no log yet; waiting ...")
             said_waiting = True
         printer.catch_up(keys)
         if over:
@@ -107,7 +107,7 @@ def _none(run: str, choice: Choice, files: list[dict[str, Any]]) -> str:
     have = ", ".join(f"{file['attempt']}/{file['rank']}" for file in files)
     wanted = f"rank {choice.rank}" if choice.rank is not None else "any rank"
     when = f" of attempt {choice.attempt}" if choice.attempt else ""
-    return f"{run} has no log of {wanted}{when} that fits; it has (attempt/rank): {have}"
+    return f"{run} has no such log of {wanted}{when}; it has (attempt/rank): {have}"
 
 
 def controller(here: Session, run: str, *, tail: int | None, follow: bool) -> None:
@@ -128,6 +128,6 @@ def controller(here: Session, run: str, *, tail: int | None, follow: bool) -> No
         lines, tail = [], None
         if over:
             if silent:
-                say(f"The server logged nothing of {run}; decisions are in: babysit events {run}")
+                say(f"The server logged nothing about {run}; for decisions: babysit events {run}")
             return
         here.wait(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""The command `babysit`."""
+"""The command `babysit`: the root of the command line, and what is below it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ from orchestrator.cli import (
     watch,
 )
 from orchestrator.cli.errors import CliError
+from orchestrator.cli.help import reflow
 from orchestrator.cli.output import put, say
 from orchestrator.cli.session import Session
 
 
 class _Commands(TyperGroup):
-    """Turns our errors into a line on stderr and an exit code."""
+    """The root command. Errors become a line on stderr and an exit code; help is reflowed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        reflow(self)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -39,7 +44,7 @@ class _Commands(TyperGroup):
             say(error.message)
             ctx.exit(int(error.code))
         except BrokenPipeError:
-            # The reader of a pipe left (`babysit logs … | head`): not worth a word.
+            # The reader of a pipe closed it (`babysit logs … | head`): not an error.
             sys.stdout = None
             ctx.exit(0)
 
@@ -67,7 +72,9 @@ def _main(
     ctx: typer.Context,
     version: Annotated[  # noqa: ARG001 (handled by its callback)
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print it and leave."),
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     here: Session = ctx.obj or Session()

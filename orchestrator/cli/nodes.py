@@ -1,9 +1,9 @@
-"""`babysit nodes`: what there is, how fit it is, whether it takes work."""
+"""`babysit nodes`: the hosts of the cluster, their health, and whether they take work."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,12 +13,14 @@ from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, emit, number, say, size, text
 from orchestrator.cli.session import session
 
-app = typer.Typer(no_args_is_help=True, help="Hosts: how fit they are, whether they take work.")
+app = typer.Typer(
+    no_args_is_help=True, help="The hosts of the cluster: their health, and whether they take work."
+)
 NodeArgument = Annotated[
-    str, typer.Argument(metavar="NODE", help="As `babysit nodes ls` shows it.")
+    str, typer.Argument(metavar="NODE", help="As shown by `babysit nodes ls`.")
 ]
 RequiredReason = Annotated[
-    str, typer.Option("--reason", help="Why, for whoever finds the node like this.")
+    str, typer.Option("--reason", help="Reason, for others who look at the node.")
 ]
 COLUMNS = [
     Column("NODE", text("id")),
@@ -26,9 +28,9 @@ COLUMNS = [
     Column("GPUS", text("gpus")),
     Column("CPUS", number("cpus", "{:g}")),
     Column("MEMORY", lambda row: size("memory_bytes")(row) if row["memory_bytes"] else "-"),
-    Column("RUNS", lambda row: ", ".join(row["runs"]) or "-"),
+    Column("RUNS", lambda row: ", ".join(row["runs"]) or "-", shrinks=True),
     Column("FAULTS", lambda row: str(len(row["faults"]))),
-    Column("REASON", text("reason")),
+    Column("REASON", text("reason"), shrinks=True),
     Column("MAINTENANCE", lambda row: _next_window(row["maintenance"]), wide=True),
     Column("BY", text("by"), wide=True),
     Column("LABELS", lambda row: ",".join(f"{k}={v}" for k, v in row["labels"].items()), wide=True),
@@ -36,7 +38,24 @@ COLUMNS = [
 
 
 def _next_window(windows: list[dict[str, str]]) -> str:
-    return f"{windows[0]['begins'][:16]} to {windows[0]['ends'][:16]}" if windows else "-"
+    return _window(windows[0]) if windows else "-"
+
+
+def _window(window: dict[str, str]) -> str:
+    """`2026-12-01 02:00 to 06:00 UTC`; the day of the end where it is another."""
+    begins, ends = (dt.datetime.fromisoformat(window[key]) for key in ("begins", "ends"))
+    until = f"{ends:%H:%M}" if ends.date() == begins.date() else f"{ends:%Y-%m-%d %H:%M}"
+    return f"{begins:%Y-%m-%d %H:%M} to {until} UTC"
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[Column]:
+    """The columns; maintenance is in the narrow table too when some is planned."""
+    planned = any(row["maintenance"] for row in rows)
+    if not planned:
+        return COLUMNS
+    return [
+        c._replace(wide=False, shrinks=False) if c.title == "MAINTENANCE" else c for c in COLUMNS
+    ]
 
 
 CHECKS = [
@@ -45,6 +64,7 @@ CHECKS = [
     Column("DETAIL", text("detail")),
 ]
 SPARES = [Column("SPARES", text("spares")), Column("NODES NOW", text("nodes"))]
+_WINDOW = "1h"
 _TIMES = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d"]
 
 
@@ -56,7 +76,8 @@ def ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 
         babysit nodes ls -o wide
     """
-    emit(session(ctx).api.get(path("nodes")), COLUMNS, form, empty="The cluster has no nodes.")
+    rows = session(ctx).api.get(path("nodes"))
+    emit(rows, _columns(rows), form, empty="The cluster has no nodes.")
 
 
 @app.command()
@@ -72,7 +93,9 @@ def show(ctx: typer.Context, node: NodeArgument, form: FormatOption = Format.WID
 
 @app.command()
 def check(ctx: typer.Context, node: NodeArgument, form: FormatOption = Format.TABLE) -> None:
-    """Check a node by what the control plane knows of it; nothing on it is touched.
+    """Check what the control plane knows about a node. Nothing on the node is touched.
+
+    Exit code 1 if a check fails.
 
     For example:
 
@@ -99,7 +122,7 @@ def cordon(
     reason: RequiredReason,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Give a node no new work; what runs there stays.
+    """Stop placing work on a node; runs on it stay.
 
     For example:
 
@@ -115,7 +138,7 @@ def drain(
     reason: RequiredReason,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Give a node no new work, and move what runs there away.
+    """Stop placing work on a node, and move its runs away. They may save first.
 
     For example:
 
@@ -131,7 +154,7 @@ def uncordon(
     reason: RequiredReason,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Let a node take work again.
+    """Place work on a node again.
 
     For example:
 
@@ -143,70 +166,94 @@ def uncordon(
 @app.command()
 def maintain(  # noqa: PLR0913, PLR0917 (a command has its options)
     ctx: typer.Context,
-    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="One node or several.")],
+    nodes: Annotated[list[str], typer.Argument(metavar="NODE...", help="One or more nodes.")],
     begins: Annotated[
         dt.datetime | None,
-        typer.Option("--from", formats=_TIMES, help="When it begins, in UTC; now, if left out."),
+        typer.Option("--from", formats=_TIMES, help="Begin of the window, in UTC. Default: now."),
     ] = None,
-    lasts: Annotated[str, typer.Option("--for", help="How long, as in 90m or 4h.")] = "1h",
-    reason: Annotated[str, typer.Option("--reason", help="Why, for whoever wonders.")] = "",
-    off: Annotated[bool, typer.Option("--off", help="Call what is planned off.")] = False,
+    lasts: Annotated[
+        str, typer.Option("--for", metavar="4h", help="Length of the window.")
+    ] = _WINDOW,
+    reason: Annotated[
+        str, typer.Option("--reason", help="Reason, for others. Required without --off.")
+    ] = "",
+    off: Annotated[
+        bool, typer.Option("--off", help="Cancel the maintenance that is planned.")
+    ] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Plan a time in which nodes are not to be used.
+    """Plan maintenance: a window in which nodes are not used.
 
-    Nothing that would still run then is started there; when it begins, runs save and move away.
+    No run is started there that would still be running when the window begins; then the runs on
+    the nodes save and move away.
 
     For example:
 
-        babysit nodes maintain node-7 node-8 --from 2026-12-01T02:00 --for 4h --reason "new switch"
-
+        babysit nodes maintain node-7 --for 2h --reason "new switch"
+        babysit nodes maintain node-7 --from 2026-12-01T02:00 --reason "new fan"
         babysit nodes maintain node-7 --off
     """
     here = session(ctx)
     if off:
+        before = [here.api.get(path("nodes", node)) for node in nodes]
         after = here.api.post(path("nodes", "maintenance", "cancel"), nodes=nodes, reason=reason)
+        said = [_cancelled(row) for row in before]
     else:
-        if not reason:
-            raise CliError("--reason is needed: why, for whoever wonders", ExitCode.USAGE)
         start = (begins or here.clock.now()).replace(tzinfo=dt.UTC)
-        after = here.api.post(
-            path("nodes", "maintenance"),
-            nodes=nodes,
-            begins=start.isoformat(),
-            ends=(start + dt.timedelta(seconds=_seconds(lasts))).isoformat(),
-            reason=reason,
-        )
-    emit(after, COLUMNS, form)
+        end = start + dt.timedelta(seconds=_checked(lasts, reason))
+        window = {"begins": start.isoformat(), "ends": end.isoformat()}
+        after = here.api.post(path("nodes", "maintenance"), nodes=nodes, reason=reason, **window)
+        names = ", ".join(row["id"] for row in after)
+        said = [f"{names}: maintenance planned, {_window(window)}: {reason}"]
+    if form is Format.TABLE:
+        for line in said:
+            say(line)
+    else:
+        emit(after, COLUMNS, form)
 
 
-def _seconds(text_: str) -> float:
+def _cancelled(node: dict[str, Any]) -> str:
+    """What `--off` did to a node, from what was planned before."""
+    planned = ", ".join(map(_window, node["maintenance"]))
+    done = f"maintenance cancelled, {planned}" if planned else "no maintenance was planned"
+    return f"{node['id']}: {done}"
+
+
+def _checked(lasts: str, reason: str) -> float:
+    """Seconds of a window. All mistakes of the options are reported together."""
+    problems = [] if reason else ["--reason: required, unless --off is given"]
     try:
-        return float(parse_seconds(text_))  # type: ignore[arg-type]  # a number, for a text
-    except (ValueError, TypeError) as error:
-        raise CliError(f"--for: {error}, got {text_!r}", ExitCode.USAGE) from error
+        seconds = float(str(parse_seconds(lasts)))
+    except ValueError as error:
+        problems.append(f"--for: {error}, got {lasts!r}")
+    if problems:
+        raise CliError("\n".join(problems), ExitCode.USAGE)
+    return seconds
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # -1 is no option
 def spares(
     ctx: typer.Context,
     number_: Annotated[
-        str | None, typer.Argument(metavar="[N|auto]", help="Without it: say how many there are.")
+        str | None, typer.Argument(metavar="[N|auto]", help="Default: show the number.")
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Keep idle nodes for recoveries: newcomers do not get them.
+    """Reserve idle nodes for recoveries; new runs do not get them.
 
-    With `auto`, as many as suffice for 99 of 100 repair times, by the failures seen on this
+    With `auto`, the number that suffices for 99 % of repair times, given the failures seen on this
     cluster.
 
     For example:
 
+        babysit nodes spares 2
         babysit nodes spares auto
     """
     api = session(ctx).api
     if number_ is not None and number_ != "auto" and not number_.isdigit():
-        raise CliError(f"expected a number or auto, got {number_!r}", ExitCode.USAGE)
+        raise CliError(
+            f"N: expected a whole number of 0 or more, or auto; got {number_!r}", ExitCode.USAGE
+        )
     if number_ is None:
         found = api.get(path("spares"))
     else:

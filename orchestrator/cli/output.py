@@ -1,4 +1,8 @@
-"""Data on stdout, in the format asked for; everything else on stderr. Colour on a terminal only."""
+"""Data on stdout, in the format asked for; everything else on stderr. Colour on a terminal only.
+
+A table fits the terminal (80 columns where there is none): its free text is shortened, with `…`.
+`-o wide` shows more columns and shortens nothing; the other formats are for programs.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import datetime as dt
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -22,15 +27,15 @@ Row = Mapping[str, Any]
 class Format(StrEnum):
     """How data is printed."""
 
-    TABLE = "table"
-    WIDE = "wide"  # a table with more columns
+    TABLE = "table"  # fits the terminal
+    WIDE = "wide"  # more columns, nothing shortened
     JSON = "json"  # the API's schema
     YAML = "yaml"
-    NAME = "name"  # ids or names only, one a line
+    NAME = "name"  # ids or names only, one per line
 
 
 FormatOption = Annotated[
-    Format, typer.Option("-o", "--output", help="How to print it.", show_choices=True)
+    Format, typer.Option("-o", "--output", help="Output format.", show_choices=True)
 ]
 
 
@@ -40,6 +45,9 @@ class Column(NamedTuple):
     title: str
     cell: Callable[[Row], str]
     wide: bool = False
+    """Shown with `-o wide` only."""
+    shrinks: bool = False
+    """Free text: shortened where the table would be wider than the terminal."""
 
 
 _COLOURS = {
@@ -65,8 +73,12 @@ _COLOURS = {
 }
 
 
+_SHORTEST = 6
+"""A column is not shortened below this many characters."""
+
+
 def say(message: str) -> None:
-    """Tell the person at the keyboard: on stderr."""
+    """Print a message for the person at the keyboard, on stderr."""
     typer.echo(message, err=True)
 
 
@@ -78,14 +90,14 @@ def put(text: str) -> None:
 def emit(
     data: Any, columns: Sequence[Column], form: Format, *, name: str = "id", empty: str = ""
 ) -> None:
-    """Print a list of rows, or one row, as asked.
+    """Print a list of rows, or one row, in the format `form`.
 
     Args:
-        data: What the API answered, unchanged.
-        columns: For tables.
+        data: The API's answer, unchanged.
+        columns: Used by the formats table and wide.
         form: The format.
         name: The field that names a row.
-        empty: Said on stderr when there are no rows.
+        empty: Printed on stderr when there are no rows.
     """
     rows = data if isinstance(data, list) else [data]
     if form is Format.JSON:
@@ -102,7 +114,7 @@ def emit(
 
 
 def conclude(data: Row, form: Format, *, said: str, name: str = "id") -> None:
-    """Say what a command has done; as data only when a format is asked for."""
+    """Report what a command has done: a sentence on stderr, or data in the format asked for."""
     if form in {Format.TABLE, Format.WIDE}:
         say(said)
     else:
@@ -120,18 +132,40 @@ def to_yaml(data: Any) -> str:
 
 
 def table(rows: Sequence[Row], columns: Sequence[Column], *, wide: bool = False) -> str:
-    """Aligned columns under their titles; nothing is cut off."""
+    """Aligned columns under their titles, no wider than the terminal unless `wide`.
+
+    A table whose other columns alone are too wide stays too wide: only free text is shortened.
+    """
     shown = [column for column in columns if wide or not column.wide]
     cells = [[column.cell(row) for column in shown] for row in rows]
     titles = [column.title for column in shown]
     widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    if not wide:
+        _shrink(widths, [column.shrinks for column in shown])
     lines = [_line(titles, widths)]
     lines += [_line(line, widths, colour=True) for line in cells]
     return "\n".join(lines)
 
 
+def _shrink(widths: list[int], shrinks: Sequence[bool]) -> None:
+    """Take from the widest column of free text until all fit the terminal."""
+    room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
+    while sum(widths) > room:
+        widest = max(
+            (i for i, may in enumerate(shrinks) if may), key=lambda i: widths[i], default=-1
+        )
+        if widest < 0 or widths[widest] <= _SHORTEST:
+            return
+        widths[widest] -= 1
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, cut to `most` characters, the last of which is then `…`."""
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
 def _line(cells: Sequence[str], widths: Sequence[int], *, colour: bool = False) -> str:
-    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    padded = [shortened(c, width).ljust(width) for c, width in zip(cells, widths, strict=True)]
     padded[-1] = padded[-1].rstrip()
     if colour and coloured():
         padded = [_styled(cell) for cell in padded]
@@ -139,7 +173,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], *, colour: bool = False) 
 
 
 def coloured() -> bool:
-    """Whether stdout is a terminal that wants colour (https://no-color.org)."""
+    """True if stdout is a terminal, and colour is not turned off (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
@@ -152,7 +186,7 @@ def _styled(cell: str) -> str:
 
 
 def text(field: str) -> Callable[[Row], str]:
-    """A field as it is; `-` for nothing."""
+    """A field unchanged; `-` when it is empty."""
 
     def cell(row: Row) -> str:
         value = row.get(field)
@@ -162,7 +196,7 @@ def text(field: str) -> Callable[[Row], str]:
 
 
 def number(field: str, pattern: str = "{:.4g}") -> Callable[[Row], str]:
-    """A number; `-` for nothing."""
+    """A number; `-` when there is none."""
 
     def cell(row: Row) -> str:
         return "-" if row.get(field) is None else pattern.format(row[field])
@@ -185,7 +219,7 @@ def duration(field: str) -> Callable[[Row], str]:
 
 
 def since(field: str, now: dt.datetime) -> Callable[[Row], str]:
-    """How long ago a time was."""
+    """The time since a moment, in words."""
 
     def cell(row: Row) -> str:
         if row.get(field) is None:

@@ -1,4 +1,4 @@
-"""`babysit queues`: where runs wait, and how much each queue may use."""
+"""`babysit queues`: quotas of GPUs, and the runs that wait for them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import typer
 
 from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode
-from orchestrator.cli.output import Column, Format, FormatOption, emit, say, text
+from orchestrator.cli.output import Column, Format, FormatOption, Row, conclude, emit, say, text
 from orchestrator.cli.session import session
 
-app = typer.Typer(no_args_is_help=True, help="Where runs wait, and how much each may use.")
+app = typer.Typer(no_args_is_help=True, help="Quotas of GPUs, and the runs that wait for them.")
 COLUMNS = [
     Column("QUEUE", text("name")),
     Column("GPUS", lambda row: "no limit" if row["gpus"] is None else str(row["gpus"])),
@@ -27,7 +27,6 @@ COLUMNS = [
         wide=True,
     ),
 ]
-Limit = Annotated[str | None, typer.Option(metavar="N|none")]
 
 
 def _limit(value: int | None) -> str:
@@ -49,28 +48,29 @@ def ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 @app.command("set")
 def change(  # noqa: PLR0913, PLR0917 (a command has its options)
     ctx: typer.Context,
-    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="One that is new is made.")],
-    gpus: Annotated[str | None, typer.Option(metavar="N|none", help="Nominal quota.")] = None,
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="Created if it does not exist.")],
+    gpus: Annotated[str | None, typer.Option(metavar="N|none", help="Quota of GPUs.")] = None,
     cohort: Annotated[
-        str | None, typer.Option(metavar="NAME|none", help="Queues of one cohort lend each other.")
+        str | None,
+        typer.Option(metavar="NAME|none", help="Queues of a cohort lend GPUs."),
     ] = None,
     borrowing_limit: Annotated[
-        str | None, typer.Option(metavar="N|none", help="GPUs above its quota, at most.")
+        str | None, typer.Option(metavar="N|none", help="Most GPUs above the quota.")
     ] = None,
     lending_limit: Annotated[
-        str | None, typer.Option(metavar="N|none", help="GPUs of its own that others may borrow.")
+        str | None,
+        typer.Option(metavar="N|none", help="Most GPUs lent to others."),
     ] = None,
     weight: Annotated[
-        list[str] | None, typer.Option(metavar="PROJECT=N", help="A project's share; 1 otherwise.")
+        list[str] | None, typer.Option(metavar="PROJECT=N", help="Share of a project. Default: 1.")
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Set a queue's quota. What is not named stays; `none` takes a limit away.
+    """Set the quota of a queue. Options not given stay; `none` removes a limit.
 
     For example:
 
         babysit queues set research --gpus 512 --cohort all --borrowing-limit 128
-
         babysit queues set default --weight llm=3 --weight vision=1
     """
     given: dict[str, Any] = {
@@ -89,11 +89,42 @@ def change(  # noqa: PLR0913, PLR0917 (a command has its options)
     if weight:
         body["weights"] = dict(_weight(each) for each in weight)
     if not body:
-        raise CliError("nothing to set: give --gpus, --cohort, … (see --help)", ExitCode.USAGE)
+        raise CliError(
+            "nothing to set: expected an option such as --gpus or --cohort (see --help)",
+            ExitCode.USAGE,
+        )
     after = session(ctx).api.patch(path("queues", queue), **body)
-    emit(after, COLUMNS, form, name="name")
     if form is Format.TABLE:
-        say(f"Queue {queue} is set.")
+        say(_quota_words(after))
+    else:
+        emit(after, COLUMNS, form, name="name")
+
+
+def _quota_words(queue: Row) -> str:
+    """Everything that a person can set of a queue, as it is now."""
+    parts = [f"{_limit(queue['gpus'])} GPUs" if queue["gpus"] is not None else "no limit of GPUs"]
+    if queue["cohort"]:
+        parts.append(f"cohort {queue['cohort']}")
+        parts.append(f"borrows at most: {_limit(queue['borrowing_limit'])}")
+        parts.append(f"lends at most: {_limit(queue['lending_limit'])}")
+    parts += [f"weight of {project}: {weight:g}" for project, weight in queue["weights"].items()]
+    return f"Queue {queue['name']}: {', '.join(parts)}."
+
+
+@app.command()
+def rm(
+    ctx: typer.Context,
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="As shown by `babysit queues ls`.")],
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Remove a queue. Refused (4) while runs use the queue, and for `default`.
+
+    For example:
+
+        babysit queues rm research
+    """
+    session(ctx).api.delete(path("queues", queue))
+    conclude({"name": queue}, form, said=f"Removed the queue {queue}.", name="name")
 
 
 def _number(option: str, value: str | None) -> int | None:

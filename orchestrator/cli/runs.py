@@ -1,4 +1,4 @@
-"""Commands on runs: submit, run, ls, show, and what can be asked of one."""
+"""Commands on runs: submit, run, ls, show, and the requests of operators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from orchestrator.cli.output import (
 )
 from orchestrator.cli.session import ReasonOption, RunArgument, Session, complete_run, session
 from orchestrator.core.model.states import RunState
+from orchestrator.core.policy.time_limits import GRACE_SECONDS
 
+_ID_SHOWN = 8
+"""Last characters of an id: the first ones are the time, and the same for hours."""
 SpecArgument = Annotated[
     Path, typer.Argument(metavar="SPEC", help="A run spec in YAML; `babysit init` writes one.")
 ]
@@ -35,14 +38,15 @@ SpecArgument = Annotated[
 def _columns(here: Session) -> list[Column]:
     now = here.clock.now()
     return [
-        Column("NAME", text("name")),
+        Column("NAME", text("name"), shrinks=True),
         Column("STATE", text("state")),
         Column("STEP", text("step")),
         Column("LOSS", number("loss")),
         Column("RESTARTS", text("restarts_count")),
         Column("ETTR", share("ettr")),
         Column("AGE", since("submitted_at", now)),
-        Column("ID", text("id")),
+        Column("ID", lambda row: row["id"][-_ID_SHOWN:]),
+        Column("FULL ID", text("id"), wide=True),
         Column("ATTEMPT", text("attempt"), wide=True),
         Column("NODES", text("nodes"), wide=True),
         Column("QUEUE", text("queue"), wide=True),
@@ -52,12 +56,15 @@ def _columns(here: Session) -> list[Column]:
 
 
 def send(here: Session, spec: Path, *, dry_run: bool = False) -> dict[str, Any]:
-    """Check a spec and submit it. What is wrong with it is found before any server is asked.
+    """Check a spec and submit it; mistakes are found before any server is contacted.
 
-    A dry run only asks what would become of it.
+    Args:
+        here: The session.
+        spec: A file.
+        dry_run: Only ask what would happen; nothing is submitted.
 
     Raises:
-        CliError: the spec is wrong, or the control plane refused it.
+        CliError: The spec is wrong, or the control plane refused it.
     """
     base = spec.absolute().parent
     try:
@@ -80,7 +87,7 @@ def submit(
     ctx: typer.Context,
     spec: SpecArgument,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say where it would run; submit nothing.")
+        bool, typer.Option("--dry-run", help="Print where the run would start; submit nothing.")
     ] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
@@ -89,9 +96,7 @@ def submit(
     For example:
 
         babysit submit run.yaml
-
         babysit submit run.yaml --dry-run
-
         RUN=$(babysit submit run.yaml -o name)
     """
     here = session(ctx)
@@ -114,12 +119,11 @@ def _show_dry_run(answer: dict[str, Any], form: Format) -> None:
 def run(ctx: typer.Context, spec: SpecArgument, form: FormatOption = Format.TABLE) -> None:
     """Submit a run and follow it to its end; Ctrl-C detaches, and the run goes on.
 
-    Ends with 0 when the run succeeded, 1 when it failed, 7 when it was cancelled.
+    Exit code: 0 if the run succeeded, 1 if it failed, 7 if it was cancelled.
 
     For example:
 
         babysit run run.yaml
-
         babysit run run.yaml -o json > outcome.json
     """
     here = session(ctx)
@@ -135,16 +139,17 @@ def run(ctx: typer.Context, spec: SpecArgument, form: FormatOption = Format.TABL
 def list_runs(
     ctx: typer.Context,
     form: FormatOption = Format.TABLE,
-    state: Annotated[list[RunState] | None, typer.Option(help="Only in this state.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only of this name.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    state: Annotated[
+        list[RunState] | None, typer.Option(help="Only runs in this state. May be repeated.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only runs of this name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most runs listed.")] = 100,
 ) -> None:
     """List runs, newest first.
 
     For example:
 
         babysit ls
-
         babysit ls --state running --state recovering -o wide
     """
     here = session(ctx)
@@ -154,12 +159,11 @@ def list_runs(
 
 
 def show(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TABLE) -> None:
-    """Show one run: state, restarts, incidents, checkpoint, where its time went.
+    """Show one run: its state, restarts, incidents, checkpoint, and where its time went.
 
     For example:
 
         babysit show tiny-gpt
-
         babysit show tiny-gpt -o json | jq .ettr
     """
     here = session(ctx)
@@ -174,9 +178,20 @@ def _ask(ctx: typer.Context, run: str, verb: str, form: Format, **body: Any) -> 
     here = session(ctx)
     after = here.api.post(path("runs", run, verb), **body)
     if form is Format.TABLE:
-        say(f"{after['name']} is {after['state']}: {after['reason']}")
+        say(_result(verb, after))
     else:
         emit(after, _columns(here), form)
+
+
+def _result(verb: str, run: dict[str, Any]) -> str:
+    """What a request did: the state of the run, unless the run has yet to get there."""
+    if verb == "cancel" and run["state"] not in follow.OUTCOMES:
+        return (
+            f"{run['name']} is being cancelled: its ranks may save for up to {GRACE_SECONDS:.0f} s"
+        )
+    reason = run["reason"].removeprefix(f"{run['state']} ")
+    joint = " " if reason != run["reason"] else ": "
+    return f"{run['name']} is {run['state']}" + (f"{joint}{reason}" if reason else "")
 
 
 def cancel(
@@ -185,7 +200,7 @@ def cancel(
     reason: ReasonOption = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """End a run. What it saved stays.
+    """Cancel a run. Its ranks may save first; its checkpoints stay.
 
     For example:
 
@@ -196,7 +211,7 @@ def cancel(
 
 OptionalRun = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="Without it: everything.", autocompletion=complete_run),
+    typer.Argument(metavar="[RUN]", help="Default: everything.", autocompletion=complete_run),
 ]
 
 
@@ -207,7 +222,7 @@ def _scope(ctx: typer.Context, run: str | None, verb: str, form: Format, reason:
     info = session(ctx).api.post(path(verb), reason=reason)
     if form is Format.TABLE:
         held = info["hold"]
-        say(f"All automation is held: {held}" if held else "Automation acts again.")
+        say(f"All automatic action is {held}" if held else "The hold over everything is over.")
     else:
         emit(info, [Column("HOLD", text("hold"))], form, name="hold")
 
@@ -218,12 +233,11 @@ def hold(
     reason: ReasonOption = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Stop all automatic action, for a run or for everything; monitoring goes on.
+    """Stop all automatic action for a run, or for everything; monitoring goes on.
 
     For example:
 
         babysit hold tiny-gpt --reason "looking at the loss"
-
         babysit hold --reason "network maintenance"
     """
     _scope(ctx, run, "hold", form, reason)
@@ -235,12 +249,11 @@ def release(
     reason: ReasonOption = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """End a hold.
+    """End a hold: the hold of a run, or without RUN the hold over everything.
 
     For example:
 
         babysit release tiny-gpt
-
         babysit release
     """
     _scope(ctx, run, "release", form, reason)
@@ -267,7 +280,7 @@ def _batches(value: str | None) -> list[int] | None:
     match = re.fullmatch(r"(\d+):(\d+)", value)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise typer.BadParameter(
-            f"expected A:B, batches counted from 1, such as 60:79; got {value!r}",
+            f"expected FIRST:LAST with 1 <= FIRST <= LAST, such as 60:79; got {value!r}",
             param_hint="--skip",
         )
     return [int(match[1]), int(match[2])]
@@ -277,20 +290,29 @@ def rollback(
     ctx: typer.Context,
     run: RunArgument,
     to: Annotated[
-        int | None, typer.Option("--to", min=0, help="Step to go back to. Default: one back.")
+        int | None,
+        typer.Option(
+            "--to",
+            min=0,
+            help="Step of a checkpoint. Default: the one before the newest step reached.",
+        ),
     ] = None,
     skip: Annotated[
-        str | None, typer.Option("--skip", metavar="A:B", help="Batches to leave out, inclusive.")
+        str | None,
+        typer.Option(
+            "--skip", metavar="FIRST:LAST", help="Batches to skip, both included, counted from 1."
+        ),
     ] = None,
     reason: ReasonOption = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Go back to an older checkpoint, and perhaps leave batches out.
+    """Restart a run from an older checkpoint, and skip batches if you say so.
+
+    An older checkpoint is loaded if the one of --to turns out to be damaged.
 
     For example:
 
         babysit rollback tiny-gpt
-
-        babysit rollback tiny-gpt --to 900 --skip 903:922 --reason "poisoned shard"
+        babysit rollback tiny-gpt --to 900 --skip 903:922 --reason "bad data"
     """
     _ask(ctx, run, "rollback", form, to_step=to, skip=_batches(skip), reason=reason)

@@ -1,7 +1,8 @@
-"""Scenarios on the command line: run them, print what came of them, vary and compare them."""
+"""Scenarios on the command line: run them, print their reports, vary and compare them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def read(name: str, seed: int | None) -> tuple[Written, dict[str, str]]:
 
 
 def simulated(written: Written, changes: dict[str, str], label: str) -> dict[str, Any]:
-    """The report of a scenario, varied; how far it is, is said on stderr."""
+    """The report of a scenario with `changes`; progress is shown on stderr if it is a terminal."""
     try:
         scenario = written.scenario(changes)
     except SpecError as error:
@@ -104,11 +105,11 @@ def simulated(written: Written, changes: dict[str, str], label: str) -> dict[str
 
 
 def _progress(scenario: Scenario, label: str) -> Callable[[float], None]:
-    said = 0
+    said, terminal = 0, sys.stderr.isatty()
 
     def progress(share: float) -> None:
         nonlocal said
-        if int(share * 5) > said:
+        if terminal and int(share * 5) > said:
             said = int(share * 5)
             of = f"{scenario.days:g} days"
             say(f"{label}: {share:.0%} of {of}")
@@ -215,8 +216,8 @@ def _sentences(outcome: dict[str, Any]) -> list[str]:
         found, there = outcome["lemons"]["found"], outcome["lemons"]["there"]
         others = outcome["lemons"]["others_suspected"]
         lines.append(
-            f"Of {len(there)} lemons {len(found)} were found; {others} other nodes were suspected."
+            f"{len(found)} of {len(there)} lemon nodes were found; {others} others were suspected."
         )
     if len(outcome["run_list"]) > _MOST_RUNS:
-        lines.append("More runs with -o wide; all that is known with -o json.")
+        lines.append("All runs: -o wide. The whole report: -o json.")
     return lines

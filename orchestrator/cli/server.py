@@ -33,13 +33,12 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
     ] = None,
 ) -> None:
-    """Serve in the foreground, until Ctrl-C. Runs go on without it.
+    """Run the control plane in the foreground until Ctrl-C. Runs go on without it.
 
     For example:
 
         babysit server
-
-        BABYSIT_DATABASE_URL=postgresql://db/babysit babysit server --host 0.0.0.0 --port 8080
+        BABYSIT_DATABASE_URL=postgresql://db/babysit babysit server --port 8080
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -47,8 +46,8 @@ def serve(
     record = read_record(settings.server_file)
     if record is not None and is_alive(record):
         raise CliError(
-            f"a server of {settings.home} runs already (pid {record.pid}, {record.url}); stop it "
-            "with `babysit server stop`, or set another BABYSIT_HOME",
+            f"a server of {settings.home} is already running (pid {record.pid}, {record.url});"
+            " stop it with `babysit server stop`, or set another BABYSIT_HOME",
             ExitCode.REFUSED,
         )
     more = {"BABYSIT_HOST": host, "BABYSIT_PORT": None if port is None else str(port)}
@@ -59,7 +58,7 @@ def serve(
 
 @server.command()
 def status(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Say what serves; starts nothing.
+    """Show the server that this command line would use. Starts none.
 
     For example:
 
@@ -68,7 +67,8 @@ def status(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
     here = session(ctx)
     if here.settings.server is None and embedded.find(here.settings, here.clock) is None:
         raise UnreachableError(
-            f"no server of {here.settings.home} runs; the next command that needs one starts it"
+            f"no server of {here.settings.home} is running;"
+            " the next command that needs one starts it"
         )
     info = {"url": here.api.url, **here.api.get(path("info"))}
     if form in {Format.TABLE, Format.WIDE}:
@@ -79,7 +79,7 @@ def status(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 
 @server.command()
 def stop(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Stop the embedded server of this home. Its runs go on; the next command starts it again.
+    """Stop the embedded server of this home. Runs go on; the next command starts it again.
 
     For example:
 
@@ -88,7 +88,7 @@ def stop(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
     here = session(ctx)
     record = read_record(here.settings.server_file)
     if record is None or not is_alive(record):
-        nothing = f"No server of {here.settings.home} runs."
+        nothing = f"No server of {here.settings.home} is running."
         conclude({"stopped": False, "pid": None}, form, said=nothing, name="pid")
         return
     os.kill(record.pid, signal.SIGTERM)

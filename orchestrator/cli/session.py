@@ -1,4 +1,4 @@
-"""What the commands share: settings, the clock, and the way to the control plane."""
+"""What the commands share: settings, the clock, and the connection to the control plane."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Session:
 
     @property
     def api(self) -> Api:
-        """The control plane: the configured one, or the embedded one, started if need be."""
+        """The configured control plane, or the embedded one, which is started if none runs."""
         if self._api is None:
             self._api = self._connect()
         return self._api
 
     def reconnect(self) -> None:
-        """Look for the control plane again: an embedded one may have come back elsewhere."""
+        """Drop the connection; the next call looks again: a server may be on another port now."""
         self.close()
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class Session:
             self._api = None
 
     def wait(self, seconds: float) -> None:
-        """Let time pass."""
+        """Sleep."""
         asyncio.run(self.clock.sleep(seconds))
 
     def _connect(self) -> Api:
@@ -58,7 +58,7 @@ def read_settings() -> Settings:
     """The settings of the environment.
 
     Raises:
-        CliError: a variable is wrong.
+        CliError: A variable has a wrong value.
     """
     try:
         return Settings()
@@ -92,7 +92,7 @@ def _runs_for_completion() -> list[dict[str, Any]]:
     settings = read_settings().model_copy(update={"request_seconds": _COMPLETION_SECONDS})
     here = Session(settings)
     if settings.server is None and embedded.find(settings, here.clock) is None:
-        raise UnreachableError("no embedded control plane runs")
+        raise UnreachableError("no embedded control plane is running")
     try:
         rows: list[dict[str, Any]] = here.api.get(path("runs"))
         return rows
@@ -104,8 +104,8 @@ RunArgument = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="An id, a unique prefix of one, or a name (its newest run).",
+        help="A name (its newest run), an id, or at least 4 of its first or last characters.",
         autocompletion=complete_run,
     ),
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the logbook.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Reason, for the logbook.")]

@@ -15,40 +15,54 @@ def _phase(phase: str) -> Column:
         seconds = row["seconds"][phase]
         return "-" if seconds is None else f"{seconds:.1f}"
 
-    return Column(phase.upper(), cell)
+    return Column(phase.upper(), cell, wide=True)
+
+
+def _total(row: Row) -> str:
+    """All phases together; `-` until the run has recovered."""
+    return f"{sum(row['seconds'].values()):.1f}" if row["recovered_at"] else "-"
+
+
+def _where(row: Row) -> str:
+    """`1 on node-2`: the rank that failed and its node, as far as they are known."""
+    rank, node = row["rank"], row["node"]
+    if rank is None:
+        return node or "-"
+    return f"{rank} on {node}" if node else str(rank)
 
 
 RESTARTS = [
     Column("ATTEMPT", text("attempt")),
     Column("AT", lambda row: clock_time(row["detected_at"])),
-    Column("CAUSE", text("cause")),
+    Column("CAUSE", text("cause"), wide=True),
     Column("CLASS", text("class")),
-    Column("RANK", text("rank")),
-    Column("NODE", text("node")),
+    Column("RANK", _where, shrinks=True),
     Column("RESUMED", text("resumed_step")),
     Column("LOST", text("lost_steps")),
+    Column("SECONDS", _total),
     *map(_phase, PHASES),
-    Column("REMEDY", text("remedy"), wide=True),
+    Column("REMEDY", text("remedy"), shrinks=True),
     Column("REASON", text("reason"), wide=True),
 ]
-"""Seconds by phase."""
+"""The seconds of a recovery; with `-o wide` also those of each phase."""
 INCIDENTS = [
     Column("ID", lambda row: row["id"][-8:]),
     Column("KIND", text("kind")),
     Column("SEVERITY", text("severity")),
     Column("STATE", text("state")),
-    Column("SUBJECT", text("subject")),
     Column("ONSET", text("onset_step")),
-    Column("REMEDY", text("remedy")),
+    Column("SUBJECT", text("subject"), shrinks=True),
+    Column("REMEDY", text("remedy"), shrinks=True),
     Column("REASON", text("reason"), wide=True),
 ]
 
 
 def page(run: dict[str, Any], now: dt.datetime, *, wide: bool = False) -> str:
-    """Everything a person on call asks for first."""
+    """The page of `babysit show`: the facts, the restarts and the incidents of a run."""
     parts = [_facts(run, now)]
     if run["restarts"]:
-        title = f"{counted(len(run['restarts']), 'restart')} (seconds by phase)"
+        title = counted(len(run["restarts"]), "restart")
+        title += " (seconds by phase)" if wide else " (-o wide: seconds by phase, and why)"
         parts.append(f"{title}\n{table(run['restarts'], RESTARTS, wide=wide)}")
     if run["incidents"]:
         title = counted(len(run["incidents"]), "incident")

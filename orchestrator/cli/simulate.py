@@ -1,4 +1,4 @@
-"""`babysit simulate`: what would have happened."""
+"""`babysit simulate`: scenarios with failures, and traces of jobs, in virtual time."""
 
 from __future__ import annotations
 
@@ -44,62 +44,61 @@ COLUMNS = [
 def simulate(  # noqa: PLR0913, PLR0917 (one for each option)
     scenario: Annotated[
         str | None,
-        typer.Argument(metavar="[SCENARIO]", help="A YAML file, or the name of a shipped one."),
+        typer.Argument(
+            metavar="[SCENARIO]", help="A YAML file, or the name of a shipped scenario."
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the scenario's own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Replaces the seed of the scenario.")] = None,
     what_if: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE[,…]", help="A variant beside it. May be repeated."),
+        typer.Option(metavar="KEY=VALUE[,…]", help="A variant to compare with. May be repeated."),
     ] = None,
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(metavar="A B", help="Two scenarios side by side."),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw what happened over time.")
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the runs over time.")
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Replay jobs, in CSV: docs/simulation.md."),
+        typer.Option(metavar="FILE", help="Jobs to replay, in CSV: docs/simulation.md."),
     ] = None,
     nodes: Annotated[
         str | None,
-        typer.Option(metavar="FILE|COUNTxGPUS", help="For a trace: nodes, in CSV; or as in 8x4."),
+        typer.Option(metavar="FILE|COUNTxGPUS", help="For a trace: nodes, in CSV, or as in 8x4."),
     ] = None,
     policy: Annotated[
         list[PolicyName] | None,
-        typer.Option(help="For a trace. May be repeated. All, when not given."),
+        typer.Option(help="For a trace. May be repeated. Default: all."),
     ] = None,
     preemption_seconds: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1e9,
-            help="For a trace: what a preemption or a move costs a job."
-            f" {PREEMPTION_SECONDS:g}, when not given.",
+            help="For a trace: seconds a preemption or a move costs a job."
+            f" Default: {PREEMPTION_SECONDS:g}.",
         ),
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Run a scenario with failures, or replay a trace of jobs, in virtual time. Starts nothing.
+    """Simulate a scenario with failures, or replay a trace of jobs, in virtual time.
 
-    A scenario runs the scheduler and the recovery policy that run in production over a simulated
-    cluster. The same seed gives the same result, to the byte. Shipped: crash_loop, fleet_1k_jobs,
-    lemon_nodes, llama3_16k, switch_failure.
+    Nothing is started. A scenario runs the production scheduler and recovery policy over a
+    simulated cluster; the same seed gives the same result, to the byte. Shipped scenarios:
+    crash_loop, fleet_1k_jobs, lemon_nodes, llama3_16k, switch_failure.
 
     For example:
 
         babysit simulate llama3_16k --picture llama.png
-
-        babysit simulate my.yaml --what-if spares=4,checkpoint=10min --what-if failure_rate=2
-
+        babysit simulate my.yaml --what-if spares=4 --what-if checkpoint=10min
         babysit simulate --compare a.yaml b.yaml -o json
-
         babysit simulate --trace jobs.csv --nodes 8x8 --policy fifo --policy srsf
     """
     given = [scenario is not None, compare is not None, trace is not None]
     if sum(given) != 1:
-        raise CliError("give one of SCENARIO, --compare and --trace", ExitCode.USAGE)
+        raise CliError("expected one of SCENARIO, --compare and --trace", ExitCode.USAGE)
     of_traces = {"--nodes": nodes, "--policy": policy, "--preemption-seconds": preemption_seconds}
     of_scenarios = {"--seed": seed, "--what-if": what_if, "--picture": picture}
     if trace is not None:
@@ -122,7 +121,7 @@ def _refuse(beside: str, options: Mapping[str, object]) -> None:
     """Options that would be ignored."""
     for name, value in options.items():
         if value is not None and value != []:
-            raise CliError(f"{name} means nothing with {beside}: leave it out", ExitCode.USAGE)
+            raise CliError(f"{name} has no effect with {beside}: leave it out", ExitCode.USAGE)
 
 
 def _replay(
@@ -151,9 +150,11 @@ def _say_refused(name: str, pools: Pools, outcomes: Mapping[PolicyName, Outcome]
     for policies in by_lines.values():
         if jobs := outcomes[policies[0]].refused:
             large = sum(job.gpus > sum(pools.get(job.vc, pools.get(SHARED, ()))) for job in jobs)
-            why = [f"{large} larger than all of their nodes"] if large else []
+            why = [f"{large} need more GPUs than their nodes have"] if large else []
             if large < len(jobs):
-                why.append(f"{len(jobs) - large} that divide evenly on none of them")
+                why.append(f"{len(jobs) - large} do not divide evenly over their nodes")
             who = "" if len(policies) == len(outcomes) else f" under {', '.join(policies)}"
             first = f"{jobs[0].id} with {jobs[0].gpus} GPUs ({name}:{jobs[0].line})"
-            say(f"Left out {len(jobs)} of the jobs{who}: {' and '.join(why)}; first {first}.")
+            say(
+                f"Left out {len(jobs)} of the jobs{who}: {' and '.join(why)}; the first is {first}."
+            )

@@ -1,4 +1,4 @@
-"""`babysit token`: credentials."""
+"""`babysit token`: credentials of the API."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from orchestrator.cli.output import (
 )
 from orchestrator.cli.session import session
 
-token = typer.Typer(no_args_is_help=True, help="Credentials (role admin).")
+token = typer.Typer(no_args_is_help=True, help="Credentials of the API (needs the role admin).")
 
 
 class Role(StrEnum):
-    """What a token may do."""
+    """What the bearer of a token may do."""
 
     ADMIN = "admin"  # everything
     OPERATOR = "operator"  # everything but tokens
-    VIEWER = "viewer"  # look
+    VIEWER = "viewer"  # read only
 
 
 def _token_columns(ctx: typer.Context) -> list[Column]:
@@ -47,21 +47,20 @@ def _token_columns(ctx: typer.Context) -> list[Column]:
 @token.command()
 def create(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Whose it is; appears in the journal.")],
-    role: Annotated[Role, typer.Option(help="What it may do.")] = Role.OPERATOR,
+    name: Annotated[str, typer.Argument(help="Name of its owner, for the journal.")],
+    role: Annotated[Role, typer.Option(help="What its bearer may do.")] = Role.OPERATOR,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Make a token and print its secret, this once.
+    """Create a token and print its secret, which is not shown again.
 
     For example:
 
-        export BABYSIT_TOKEN=$(babysit token create mia)
-
+        SECRET=$(babysit token create mia)
         babysit token create grafana --role viewer
     """
     made = session(ctx).api.post(path("tokens"), name=name, role=role.value)
     if form in {Format.TABLE, Format.WIDE}:
-        say(f"The token {made['name']} ({made['role']}). Keep it: it is not shown again.")
+        say(f"Created {made['name']} ({made['role']}). Keep the secret: it is not shown again.")
         put(made["secret"])
     else:
         emit(made, [], form)
@@ -82,10 +81,10 @@ def token_ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 @token.command()
 def revoke(
     ctx: typer.Context,
-    id_: Annotated[str, typer.Argument(metavar="ID", help="As `babysit token ls` shows it.")],
+    id_: Annotated[str, typer.Argument(metavar="ID", help="As shown by `babysit token ls`.")],
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Make a token worthless, at once.
+    """Revoke a token. It stops working at once.
 
     For example:
 

@@ -1,4 +1,4 @@
-"""Commands that look on: watch and wait."""
+"""Commands that follow runs: watch and wait."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Format, FormatOption, conclude, put
 from orchestrator.cli.session import RunArgument, Session, complete_run, session
 from orchestrator.cli.show_run import page
+from orchestrator.core.text import outcome
 from orchestrator.core.views.logbook import words
 
 
@@ -25,17 +26,16 @@ def watch(
     ctx: typer.Context,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Without it: all.", autocompletion=complete_run),
+        typer.Argument(metavar="[RUN]", help="Default: all runs.", autocompletion=complete_run),
     ] = None,
 ) -> None:
-    """Watch a run, or all of them, live. Ctrl-C ends the watching, not the run.
+    """Watch a run, or all runs, live. Ctrl-C ends the command, not the run.
 
     Without a terminal, a run is followed in plain lines, and all runs are printed once.
 
     For example:
 
         babysit watch tiny-gpt
-
         babysit watch
     """
     here = session(ctx)
@@ -97,19 +97,18 @@ def wait(
         str, typer.Option("--for", metavar="succeeded|running|step=N", help="What to wait for.")
     ] = "succeeded",
     timeout: Annotated[
-        str | None, typer.Option(metavar="30m", help="How long at most. Default: for ever.")
+        str | None, typer.Option(metavar="30m", help="Longest wait. Default: no limit.")
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Wait until a run has come so far.
+    """Wait until a run has reached a state or a step.
 
-    Ends with 0 when it has, 1 when the run failed first, 7 when it was cancelled first, 4 when it
-    succeeded without ever getting there, 8 when the time is up.
+    Exit code: 0 when it has, 1 if the run failed first, 7 if it was cancelled first, 4 if it
+    succeeded without reaching the step, 8 when the time is up.
 
     For example:
 
         babysit wait tiny-gpt
-
         babysit wait tiny-gpt --for step=100 --timeout 10m
     """
     here = session(ctx)
@@ -123,7 +122,7 @@ def wait(
             conclude(detail, form, said=said)
             return
         if detail["state"] in follow.OUTCOMES:
-            raise _missed(detail, goal)
+            raise _missed(detail, word, step)
         if limit is not None and here.clock.monotonic() - begun >= limit:
             raise CliError(
                 f"{detail['name']} is {detail['state']} at step {detail['step']} after "
@@ -141,8 +140,10 @@ def _limit(timeout: str | None) -> float | None:
         raise typer.BadParameter(f"{error}, got {timeout!r}", param_hint="--timeout") from error
 
 
-def _missed(detail: follow.Detail, goal: str) -> CliError:
-    message = f"{detail['name']} {detail['state']} at step {detail['step']}, before {goal}"
-    why = f": {detail['reason']}" if detail["reason"] else ""
+def _missed(detail: follow.Detail, word: str, step: int) -> CliError:
+    """The error for a run that ended before the goal; its code is that of the outcome."""
+    goal = {"succeeded": "success", "running": "it ran"}.get(word, f"step {step}")
+    how = outcome(detail["state"], detail["reason"])
+    message = f"{detail['name']} ended before {goal}, at step {detail['step']}: it {how}"
     code = follow.OUTCOMES[detail["state"]]
-    return CliError(message + why, code if code is not ExitCode.OK else ExitCode.REFUSED)
+    return CliError(message, code if code is not ExitCode.OK else ExitCode.REFUSED)

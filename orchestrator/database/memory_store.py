@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -149,7 +150,7 @@ class MemoryStore:
     async def run(self, reference: str) -> Run:
         """One run by reference."""
         runs = await self.runs(limit=len(self._entities[Run]))
-        meant = [r for r in runs if reference == r.name or is_part_of(reference, r.id)]
+        meant = [r for r in runs if reference == r.name or is_part_of(reference, r.id, suffix=True)]
         names = [run.name for run in runs]
         found = pick_run(reference, [(run.id, run.name) for run in meant], names)
         run: Run = self._entities[Run][found]
@@ -219,18 +220,28 @@ class MemoryStore:
         return found
 
     async def queues(self) -> list[Queue]:
-        """All queues, by name."""
-        return sorted(self._all(Queue), key=lambda queue: queue.name)
+        """All queues that are not removed, by name."""
+        there = (queue for queue in self._all(Queue) if not queue.removed)
+        return sorted(there, key=lambda queue: queue.name)
 
     async def journal(
-        self, run: str | None = None, *, after: int = 0, limit: int = 1000, kind: str | None = None
+        self,
+        run: str | None = None,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = 1000,
+        kind: str | None = None,
     ) -> list[JournalEntry]:
         """Journal entries in order of writing."""
-        return [
+        found = [
             entry
             for entry in self._journal.values()
-            if entry.position > after and run in {None, entry.run} and kind in {None, entry.kind}
-        ][:limit]
+            if after < entry.position < (before or math.inf)
+            and run in {None, entry.run}
+            and kind in {None, entry.kind}
+        ]
+        return found[:limit] if before is None else found[-limit:]
 
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None

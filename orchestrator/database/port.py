@@ -233,7 +233,7 @@ class Store(Protocol):
 
     # reading
     async def run(self, reference: str) -> Run:
-        """One run by id, unique id prefix (at least 4 characters), or name (the newest of it).
+        """One run by id, unique start or end of an id (at least 4 characters), or name (newest).
 
         Raises:
             NotFoundError: No or several runs match; the message lists similar ones.
@@ -276,12 +276,21 @@ class Store(Protocol):
         """
 
     async def queues(self) -> list[Queue]:
-        """All queues, by name."""
+        """All queues that are not removed, by name."""
 
     async def journal(
-        self, run: str | None = None, *, after: int = 0, limit: int = 1000, kind: str | None = None
+        self,
+        run: str | None = None,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = 1000,
+        kind: str | None = None,
     ) -> list[JournalEntry]:
-        """Journal entries in order of writing, with positions greater than `after`."""
+        """Journal entries in order of writing: the first `limit` after the position `after`.
+
+        With `before`, the last `limit` of the positions below that.
+        """
 
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None

@@ -134,7 +134,12 @@ async def _outbox(connection: AsyncConnection) -> list[Any]:
 async def run(connection: AsyncConnection, reference: str) -> Run:
     """See :meth:`orchestrator.database.port.Store.run`."""
     named = select(_RUN.id, _RUN.name).order_by(_RUN.submitted_at.desc(), _RUN.id.desc())
-    meant = or_(_RUN.id == reference, _RUN.name == reference, _begins(_RUN.id, reference))
+    meant = or_(
+        _RUN.id == reference,
+        _RUN.name == reference,
+        _begins(_RUN.id, reference),
+        _ends(_RUN.id, reference),
+    )
     candidates = [(id_, name) for id_, name in await connection.execute(named.where(meant))]
     names: list[str] = []
     if not candidates:
@@ -252,18 +257,28 @@ async def incident(connection: AsyncConnection, reference: str) -> Incident:
 
 
 async def queues(connection: AsyncConnection) -> list[Queue]:
-    """All queues, by name."""
-    return await _entities(connection, QUEUES, order=[QUEUES.table.c.name])
+    """All queues that are not removed, by name."""
+    found = await _entities(connection, QUEUES, order=[QUEUES.table.c.name])
+    return [queue for queue in found if not queue.removed]
 
 
 async def journal(
-    connection: AsyncConnection, run: str | None, after: int, limit: int, kind: str | None
+    connection: AsyncConnection,
+    run: str | None,
+    after: int,
+    before: int | None,
+    limit: int,
+    kind: str | None,
 ) -> list[JournalEntry]:
-    """Journal entries in order of writing, after a position."""
+    """Journal entries in order of writing; with `before`, the newest `limit` below that position."""
     query = select(_JOURNAL).where(_JOURNAL.c.position > after)
+    order = _JOURNAL.c.position.asc()
+    if before is not None:
+        query, order = query.where(_JOURNAL.c.position < before), _JOURNAL.c.position.desc()
     if run is not None:
         query = query.where(_JOURNAL.c.run == run)
     if kind is not None:
         query = query.where(_JOURNAL.c.kind == kind)
-    rows = await connection.execute(query.order_by(_JOURNAL.c.position).limit(limit))
-    return [JournalEntry(**row) for row in rows.mappings()]
+    rows = await connection.execute(query.order_by(order).limit(limit))
+    entries = [JournalEntry(**row) for row in rows.mappings()]
+    return entries if before is None else entries[::-1]

@@ -16,7 +16,7 @@ def pick_run(reference: str, candidates: Sequence[tuple[str, str]], names: Seque
     """The id of the run that a reference means.
 
     Args:
-        reference: An id, a name, or the first characters of an id.
+        reference: An id, a name, or the first or last characters of an id.
         candidates: (id, name) of runs that match, newest first.
         names: Names of other runs, for a hint.
 

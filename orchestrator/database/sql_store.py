@@ -135,11 +135,17 @@ class SqlStore:
             return await queries.queues(connection)
 
     async def journal(
-        self, run: str | None = None, *, after: int = 0, limit: int = 1000, kind: str | None = None
+        self,
+        run: str | None = None,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        limit: int = 1000,
+        kind: str | None = None,
     ) -> list[JournalEntry]:
         """Journal entries in order of writing."""
         async with self._database.reading() as connection:
-            return await queries.journal(connection, run, after, limit, kind)
+            return await queries.journal(connection, run, after, before, limit, kind)
 
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None

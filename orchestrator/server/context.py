@@ -1,4 +1,4 @@
-"""What every route needs: the control plane, the caller, and how to speak for them."""
+"""Parts that every route needs: the control plane, the caller, and the caller's requests."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ E = TypeVar("E", bound=Event)
 
 
 class UnauthenticatedError(BabysitError):
-    """No token, or one that is not known."""
+    """No token, or an unknown one."""
 
 
 class ControlPlane(Protocol):
-    """What the API asks of the controller."""
+    """The part of the controller that the API uses."""
 
     notices: Mapping[tuple[str, str], int]
-    """Notices told since this server started, by channel and result."""
+    """Notices sent since this server started, by channel and result."""
     ignored_fields: Mapping[str, str]
     """Fields of a run spec that the cluster or the alert channel ignores, with the reason."""
 
@@ -42,11 +42,11 @@ class ControlPlane(Protocol):
 
     @property
     def state(self) -> State:
-        """What the core knows; empty on a server that does not lead."""
+        """The state of the core; empty on a server that does not lead."""
 
     @property
     def is_leader(self) -> bool:
-        """Whether this server decides."""
+        """True if this server leads."""
 
     async def submit(self, event: Any) -> list[Instruction]:
         """Decide on an operator's event and store the decision."""
@@ -60,7 +60,7 @@ class Context:
         self.clock = clock
         self.settings = settings
         self.requests = 0
-        """Requests that bore a valid token; an embedded server that sees none may leave."""
+        """Requests with a valid token; an embedded server that sees none for long ends."""
 
     @property
     def store(self) -> Store:
@@ -68,7 +68,7 @@ class Context:
         return self.controller.store
 
     async def tell(self, caller: Token, kind: type[E], **fields: Any) -> list[Instruction]:
-        """Make an operator's event and have it decided."""
+        """Submit an event in the name of the caller; the decision is stored when this returns."""
         event = kind(id=str(ULID()), at=self.clock.now(), actor=f"operator:{caller.name}", **fields)
         return await self.controller.submit(event)
 
@@ -79,7 +79,7 @@ class Context:
             UnauthenticatedError: there is none.
         """
         if not secret:
-            raise UnauthenticatedError("this needs a token: set BABYSIT_TOKEN")
+            raise UnauthenticatedError("a token is needed: set BABYSIT_TOKEN")
         first = self.settings.token
         if first and hmac.compare_digest(first.get_secret_value().encode(), secret.encode()):
             return Token(
@@ -87,7 +87,9 @@ class Context:
             )
         token = await self.store.find_token(secret)
         if token is None:
-            raise UnauthenticatedError("the token is not known, or was revoked: get another")
+            raise UnauthenticatedError(
+                "the token is unknown or revoked: set BABYSIT_TOKEN to a valid one"
+            )
         return token
 
 
@@ -114,7 +116,7 @@ def _at_least(role: str) -> Any:
     async def check(caller: Annotated[Token, Depends(_caller)]) -> Token:
         if _RANK[caller.role] < _RANK[role]:
             raise PermissionDeniedError(
-                f"this needs the role {role}; the token {caller.name} has {caller.role}"
+                f"the request needs the role {role}; the token {caller.name} has {caller.role}"
             )
         return caller
 
@@ -131,4 +133,4 @@ async def _run(reference: str, here: HasContext, _: Viewer) -> Run:
 
 
 TheRun = Annotated[Run, Depends(_run)]
-"""The run that `{reference}` in the path names: an id, a unique prefix, or a name (its newest)."""
+"""The run of `{reference}` in the path: a name (its newest run), an id, or 4 of its characters."""

@@ -1,4 +1,4 @@
-"""Errors as the API's JSON: `{"error": {"kind", "message", …}}` with a fitting status."""
+"""Errors as JSON of the API: `{"error": {"kind", "message", …}}`, with the status of the kind."""
 
 from __future__ import annotations
 
@@ -40,17 +40,23 @@ _RETRY_AFTER_SECONDS = "2"
 
 
 class Problem(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     kind: str
     message: str
     """What, where, and what to do next."""
     problems: list[str] = []
     """For an invalid spec: one line for each problem, with its position."""
+    run: str | None = None
+    """Id of the run that a refused request was about."""
+    state: str | None = None
+    """The state of that run."""
+    allowed: list[str] = []
+    """For a refused request: what would be possible, such as steps of checkpoints."""
 
 
 class ProblemBody(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every answer with an error status."""
 
     error: Problem
 
@@ -58,20 +64,18 @@ class ProblemBody(BaseModel):
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemBody, "description": text}
     for status, text in {
-        401: "No token, or not a known one",
+        401: "No token, or an unknown one",
         403: "The token's role does not allow it",
-        404: "No such thing",
-        409: "Not possible in this state",
+        404: "Not found",
+        409: "Not possible in the present state",
         422: "The request itself is wrong",
         503: "Try again: nothing was changed",
     }.items()
 }
 
 
-def _answer(
-    status: int, kind: str, message: str, problems: list[str] | None = None
-) -> JSONResponse:
-    body = ProblemBody(error=Problem(kind=kind, message=message, problems=problems or []))
+def _answer(status: int, kind: str, message: str, **facts: Any) -> JSONResponse:
+    body = ProblemBody(error=Problem(kind=kind, message=message, **facts))
     headers = {"Retry-After": _RETRY_AFTER_SECONDS} if status == 503 else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -80,17 +84,20 @@ def _answer(
 
 async def _babysit_error(_: Request, error: Exception) -> JSONResponse:
     status, kind = next(_STATUS[base] for base in type(error).__mro__ if base in _STATUS)
-    return _answer(status, kind, str(error))
+    facts: dict[str, Any] = {}
+    if isinstance(error, ConflictError):
+        facts = {"run": error.run, "state": error.state, "allowed": list(error.allowed)}
+    return _answer(status, kind, str(error), **facts)
 
 
 async def _spec_error(_: Request, error: Exception) -> JSONResponse:
-    return _answer(422, "invalid_spec", str(error), str(error).splitlines())
+    return _answer(422, "invalid_spec", str(error), problems=str(error).splitlines())
 
 
 async def _request_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (registered for it only)
     lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-    return _answer(422, "invalid", "; ".join(lines), lines)
+    return _answer(422, "invalid", "; ".join(lines), problems=lines)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -100,7 +107,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Have every error answered in the API's own form."""
+    """Register handlers that answer every error as JSON of the API."""
     app.add_exception_handler(BabysitError, _babysit_error)
     app.add_exception_handler(SpecError, _spec_error)
     app.add_exception_handler(RequestValidationError, _request_error)

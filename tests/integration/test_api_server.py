@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from ulid import ULID
 
+from orchestrator.core.messages.events import RunHeld
 from orchestrator.errors import DatabaseUnavailableError
 from tests.plane import RUN_ID, SECRET, Plane, finished
 
@@ -197,6 +199,14 @@ def tokens(http: httpx.Client) -> dict[str, str]:
     }
 
 
+async def hold_everything(plane: Plane) -> None:
+    """So that there is something to release."""
+    event = RunHeld(
+        id=str(ULID()), at=plane.controller.clock.now(), actor="operator:test", run=None
+    )
+    await plane.controller.submit(event)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "needs"),
     [
@@ -213,6 +223,8 @@ def test_roles(plane: Plane, tokens: dict[str, str], method: str, path: str, nee
         headers = {"Authorization": f"Bearer {secret}"}
         url = f"{plane.url}/api/v1{path}"
         body = {"reason": ""} if method == "POST" else None
+        if path == "/release":
+            plane.do(hold_everything(plane))
         answer = httpx.request(method, url, headers=headers, json=body, trust_env=False)
         allowed = ranks.index(role) >= ranks.index(needs)
         assert answer.status_code == (200 if allowed else 403), (role, path)

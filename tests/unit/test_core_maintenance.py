@@ -154,6 +154,6 @@ def test_one_window_planned_twice_is_one() -> None:
 def test_a_cohort_has_a_name() -> None:
     """Queues without one would all be of one cohort, and lend each other."""
     world = cluster(1)
-    with pytest.raises(InvalidError, match="a cohort has a name"):
+    with pytest.raises(InvalidError, match="expected the name of a cohort"):
         world.do(world.event(QueueChanged, quota=Quota(name="q", gpus=8, cohort=" ")))
     assert world.state.queues == {}

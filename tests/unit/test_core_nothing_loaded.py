@@ -78,7 +78,7 @@ def test_what_stays_unreadable_is_held_and_paged() -> None:
     unreadable_for_long(world)
     assert world.run().state is RunState.HELD
     assert f"({LOAD_TRIES + 1} times)" in world.run().reason
-    assert "rollback --to STEP" in world.run().reason
+    assert f"`babysit rollback {world.run().name} --to STEP`" in world.run().reason
     assert (world.now - begun).total_seconds() > 180
     assert any(isinstance(i, Notify) and i.severity == "critical" for i in world.carried)
     assert trusts(world) == before
@@ -184,7 +184,7 @@ def test_hours_of_work_are_not_begun_again_unasked() -> None:
     world = late(2)
     assert world.run().state is RunState.HELD
     assert "no good checkpoint is left from before step 5" in world.run().reason
-    assert "`babysit release` begins again" in world.run().reason
+    assert f"`babysit release {world.run().name}` begins again" in world.run().reason
     notices = [i for i in world.carried if isinstance(i, Notify)]
     assert "held by babysit" in notices[-1].text
     assert set(trusts(world).values()) & {Trust.VERIFIED, Trust.GOOD}, "people may want them"

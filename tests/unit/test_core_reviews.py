@@ -394,7 +394,7 @@ def test_a_rollback_that_names_no_step_never_throws_everything_away(
     skip: tuple[int, int] | None,
 ) -> None:
     world = trained(10)
-    with pytest.raises(ConflictError, match=r"it has: 10; .* `--to 0` begins again"):
+    with pytest.raises(ConflictError, match=r"of steps: 10\. .* `--to 0` restarts from the beg"):
         world.do(world.event(RollbackAsked, run="run-1", skip=skip))
     world.do(world.event(RollbackAsked, run="run-1", to_step=0))
     world.settle()

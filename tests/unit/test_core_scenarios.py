@@ -400,7 +400,7 @@ def test_cancel_lets_the_ranks_leave_and_ends_the_run() -> None:
     world.do(world.event(RunCancelled, run="run-1", actor="operator:ada"))
     world.settle()
     assert world.run().state is RunState.CANCELLED
-    with pytest.raises(ConflictError, match="cancelled already"):
+    with pytest.raises(ConflictError, match="it was cancelled by operator:ada"):
         world.do(world.event(RunCancelled, run="run-1", actor="operator:ada"))
 
 

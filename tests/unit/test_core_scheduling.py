@@ -358,7 +358,7 @@ def test_maintenance_can_be_called_off() -> None:
     assert world.state.nodes["node-0"].maintenance == ()
     with pytest.raises(NotFoundError, match="no such node: node-9"):
         plan_maintenance(world, node="node-9")
-    with pytest.raises(InvalidError, match="expected an end after the beginning"):
+    with pytest.raises(InvalidError, match="expected an end after the begin"):
         plan_maintenance(world, hours=-4)
 
 

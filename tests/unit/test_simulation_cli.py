@@ -66,7 +66,10 @@ def test_jobs_larger_than_the_nodes_are_named(trace):
     done = simulate("--trace", trace, "--nodes", "1x1", "--policy", "fifo", "-o", "json")
     assert done.exit_code == 0
     assert json.loads(done.stdout)[0]["refused"] == 1
-    assert f"first a with 2 GPUs ({trace}:2)" in done.stderr
+    assert (
+        f"1 need more GPUs than their nodes have; the first is a with 2 GPUs ({trace}:2)"
+        in done.stderr
+    )
 
 
 def test_jobs_that_only_some_policies_can_run_are_named_with_them(tmp_path):
@@ -75,7 +78,7 @@ def test_jobs_that_only_some_policies_can_run_are_named_with_them(tmp_path):
     both = ("--policy", "fifo", "--policy", "babysit", "-o", "json")
     done = simulate("--trace", str(trace), "--nodes", "4x8", *both)
     assert [row["refused"] for row in json.loads(done.stdout)] == [0, 1]
-    said = "Left out 1 of the jobs under babysit: 1 that divide evenly on none of them"
+    said = "Left out 1 of the jobs under babysit: 1 do not divide evenly over their nodes"
     assert f"{said}; first a with 11 GPUs ({trace}:2)." in done.stderr
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from orchestrator.cli import scenarios
 from orchestrator.cli.main import app
+from orchestrator.cli.output import Format
 
 TINY = """\
 name: tiny
@@ -60,13 +62,20 @@ def test_the_same_seed_prints_the_same_bytes(tiny: str) -> None:
     assert first != other
 
 
+def test_progress_is_shown_on_a_terminal(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    scenarios.one(tiny, 5, Format.NAME, None)
+    assert "100% of 0.1 days" in capsys.readouterr().err
+
+
 def test_tables_on_stdout_and_progress_on_stderr(tiny: str) -> None:
     result = simulate(tiny)
     assert result.exit_code == 0
     for title in ("SCENARIO", "LOST TO", "FAILURE", "RESTARTED FOR", "RECOVERY", "RUN"):
         assert title in result.stdout
-    assert "100% of 0.1 days" in result.stderr
-    assert "100% of 0.1 days" not in result.stdout
+    assert "100% of 0.1 days" not in result.stderr + result.stdout, "no terminal"
     assert "REASON" in simulate(tiny, "-o", "wide").stdout
     assert simulate(tiny, "-o", "name").stdout == "tiny\n"
     assert "scenario: tiny" in simulate(tiny, "-o", "yaml").stdout
@@ -109,19 +118,19 @@ def test_a_picture(tiny: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give one of SCENARIO, --compare and --trace"),
-        (["crash_loop", "--trace", "x.csv"], "give one of SCENARIO, --compare and --trace"),
+        ([], "expected one of SCENARIO, --compare and --trace"),
+        (["crash_loop", "--trace", "x.csv"], "expected one of SCENARIO, --compare and --trace"),
         (["nothing.yaml"], "nothing.yaml: no such file; shipped scenarios are crash_loop,"),
         (["crash_loop", "--what-if", "spares"], "--what-if: expected KEY=VALUE"),
         (["crash_loop", "--what-if", "spare=1"], "spare: no such field"),
         (["--trace", "x.csv"], "--trace needs --nodes"),
-        (["--trace", "x.csv", "--seed", "1"], "--seed means nothing with --trace"),
-        (["crash_loop", "--nodes", "8x8"], "--nodes means nothing with a scenario"),
+        (["--trace", "x.csv", "--seed", "1"], "--seed has no effect with --trace"),
+        (["crash_loop", "--nodes", "8x8"], "--nodes has no effect with a scenario"),
         (
             ["--compare", "crash_loop", "crash_loop", "--what-if", "spares=1"],
-            "--what-if means nothing with --compare",
+            "--what-if has no effect with --compare",
         ),
-        (["crash_loop", "--what-if", "spares=1", "--picture", "x.png"], "--picture means nothing"),
+        (["crash_loop", "--what-if", "spares=1", "--picture", "x.png"], "--picture has no effect"),
         (
             ["crash_loop", "--picture", "x.doc"],
             "--picture x.doc: expected a name that ends in avif",

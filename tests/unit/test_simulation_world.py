@@ -330,7 +330,7 @@ def test_events_of_people_reach_the_core() -> None:
     [run] = world.tally.runs.values()
     assert RunState.HELD in [state for _, state in run.states]
     assert [row["cause"] for row in told["restarts"]] == ["operator"]
-    assert told["refused"] == ["run_cancelled: cannot cancel nobody: it is over"]
+    assert told["refused"] == ["run_cancelled: cannot cancel nobody: it has ended"]
 
 
 # the scenarios that are shipped

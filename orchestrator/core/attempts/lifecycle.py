@@ -212,8 +212,8 @@ def hold(
     """Stop here and page: what would come next cannot be undone."""
     run = turn.run(run_id)
     reason = (
-        f"held by babysit: {why}; `babysit release` {release},"
-        " `babysit rollback --to STEP` goes on from another step (0: begins again)"
+        f"held by babysit: {why}; `babysit release {run.name}` {release},"
+        f" `babysit rollback {run.name} --to STEP` goes on from another step (0: begins again)"
     )
     book = time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
     turn.change_run(run_id, state=RunState.HELD, held_from=run.state, reason=reason, ledger=book)

@@ -167,6 +167,13 @@ class QueueChanged(Event):
     quota: Quota
 
 
+class QueueRemoved(Event):
+    """Someone removes a queue that no run uses."""
+
+    kind: Literal["queue_removed"] = "queue_removed"
+    queue: str
+
+
 class SchedulingPassDue(Event):
     """The scheduler looks at all runs and nodes: something has changed since it last did.
 
@@ -288,6 +295,7 @@ AnyEvent = Annotated[
     | NodeChanged
     | SchedulingPassDue
     | QueueChanged
+    | QueueRemoved
     | SparesChanged
     | MaintenancePlanned
     | MaintenanceCancelled

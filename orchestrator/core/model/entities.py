@@ -294,6 +294,8 @@ class Queue(Quota):
 
     history: tuple[Past, ...] = ()
     """Newest last; at most `history.KEPT` are kept."""
+    removed: bool = False
+    """Someone removed it: it is not in the state, and not among the store's queues."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,7 +114,7 @@ class State:
                 self._incidents_of[entity.run][key] = None
             case Queue():
                 key = entity.name
-                self.queues[key] = entity
+                self._put_queue(entity)
             case Fleet():
                 key = entity.id
                 self.fleet = entity
@@ -128,6 +128,12 @@ class State:
                 for subject, due in subjects.items():
                     self.expect(Deadline(due, run.id, timer, subject))
         self.runs[run.id] = run
+
+    def _put_queue(self, queue: Queue) -> None:
+        if queue.removed:
+            self.queues.pop(queue.name, None)
+        else:
+            self.queues[queue.name] = queue
 
     def _put_node(self, node: Node) -> None:
         if _room(self.nodes.get(node.id)) != _room(node):

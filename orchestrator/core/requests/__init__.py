@@ -1,1 +1,1 @@
-"""What people ask for: of runs, of nodes, of the cluster."""
+"""Requests of operators: about runs, nodes, and the cluster."""

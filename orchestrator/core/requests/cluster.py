@@ -1,4 +1,4 @@
-"""What people set for all runs: quotas of queues, spares, and the maintenance of nodes."""
+"""Requests about the cluster: quotas of queues, spares, and the maintenance of nodes."""
 
 from __future__ import annotations
 
@@ -10,31 +10,64 @@ from orchestrator.core.messages.events import (
     MaintenanceDue,
     MaintenancePlanned,
     QueueChanged,
+    QueueRemoved,
     SparesChanged,
 )
 from orchestrator.core.model.entities import Node, Queue
 from orchestrator.core.model.records import Window
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.requests import nodes as node_requests
+from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
-from orchestrator.errors import InvalidError, NotFoundError
+from orchestrator.errors import ConflictError, InvalidError, NotFoundError
+
+DEFAULT_QUEUE = "default"
+"""Always there; runs that name no queue wait in it."""
 
 
 def on_queue_changed(turn: Turn, event: QueueChanged) -> None:
-    """Set a quota. What runs goes on: a queue above it gets nothing more, or gives back."""
+    """Set a quota. Runs keep their nodes: a queue above its quota gets nothing more, or gives back.
+
+    Raises:
+        InvalidError: A cohort without a name or a quota, or limits without a cohort.
+    """
     quota = event.quota
     if quota.cohort is not None and not quota.cohort.strip():
-        raise InvalidError(f"queue {quota.name}: a cohort has a name; `--cohort none` leaves it")
+        raise InvalidError(f"queue {quota.name}: expected the name of a cohort, or `--cohort none`")
     if quota.cohort is None and (quota.borrowing_limit or quota.lending_limit):
         raise InvalidError(
-            f"queue {quota.name}: only queues of a cohort borrow and lend: give --cohort too"
+            f"queue {quota.name}: borrowing and lending need a cohort: add --cohort NAME"
         )
     if quota.gpus is None and quota.cohort is not None:
-        raise InvalidError(f"queue {quota.name}: a queue of a cohort needs a quota: give --gpus")
+        raise InvalidError(
+            f"queue {quota.name} is in the cohort {quota.cohort}, so it needs a quota:"
+            " add --gpus N, or leave the cohort with --cohort none"
+        )
     if any(weight <= 0 for weight in quota.weights.values()):
-        raise InvalidError(f"queue {quota.name}: weights are greater than 0")
+        raise InvalidError(f"queue {quota.name}: expected weights above 0")
     known = turn.state.queues.get(quota.name) or Queue(name=quota.name)
     turn.put(dataclasses.replace(known, **dataclasses.asdict(quota)))
+    turn.schedule_wanted = True
+
+
+def on_queue_removed(turn: Turn, event: QueueRemoved) -> None:
+    """Remove a queue. Runs that ended in it keep its name.
+
+    Raises:
+        NotFoundError: There is no such queue.
+        ConflictError: A live run uses the queue, or it is the default queue.
+    """
+    known, users = turn.state.queues.get(event.queue), turn.state.live_runs()
+    if event.queue == DEFAULT_QUEUE:
+        raise ConflictError(f"the queue {DEFAULT_QUEUE} cannot be removed: runs need one")
+    using = [run.name for run in users if run.spec.queue == event.queue]
+    if using:
+        raise ConflictError(
+            f"queue {event.queue} is used by {named(using)}: cancel these runs, or wait for them"
+        )
+    if known is None:
+        raise NotFoundError(f"no queue {event.queue}; see `babysit queues ls`")
+    turn.put(dataclasses.replace(known, removed=True))
     turn.schedule_wanted = True
 
 
@@ -45,11 +78,14 @@ def on_spares_changed(turn: Turn, event: SparesChanged) -> None:
 
 
 def on_maintenance_planned(turn: Turn, event: MaintenancePlanned) -> None:
-    """Nothing that would still run then starts on these nodes; when it begins they are drained."""
+    """Plan a window: no run starts on the nodes that would still run when it begins.
+
+    When the window begins, the nodes are drained.
+    """
     if event.ends <= event.begins or event.ends <= turn.now:
         raise InvalidError(
             f"maintenance from {event.begins:%Y-%m-%d %H:%M} to {event.ends:%Y-%m-%d %H:%M} UTC:"
-            " expected an end after the beginning, and in the future"
+            " expected an end after the begin, and in the future"
         )
     window = Window(begins=event.begins, ends=event.ends, reason=event.reason, by=event.actor)
     for node in _known(turn, event.nodes):
@@ -60,20 +96,24 @@ def on_maintenance_planned(turn: Turn, event: MaintenancePlanned) -> None:
 
 
 def on_maintenance_cancelled(turn: Turn, event: MaintenanceCancelled) -> None:
-    """Forget what was planned; a node that is being maintained takes work again."""
+    """Cancel all windows of the nodes; a node in maintenance takes work again."""
     for node in _known(turn, event.nodes):
         turn.change_node(node.id, maintenance=())
         node_requests.maintain(turn, node.id)
 
 
 def on_maintenance_due(turn: Turn, event: MaintenanceDue) -> None:
-    """A window begins: the node is drained. It is over: the node is as it was before."""
+    """Drain a node whose window begins; restore the earlier state of a node whose window ended."""
     if event.node in turn.state.nodes:
         node_requests.maintain(turn, event.node)
 
 
 def _known(turn: Turn, names: Iterable[str]) -> list[Node]:
-    """Nodes by name; all of them, or an error and none."""
+    """All nodes by name.
+
+    Raises:
+        NotFoundError: One of them does not exist.
+    """
     found = [turn.state.nodes.get(name) for name in names]
     missing = [
         name

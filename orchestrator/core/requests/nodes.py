@@ -1,4 +1,4 @@
-"""Nodes: those that come and go, and those that people cordon and drain."""
+"""Nodes: the inventory of the cluster, cordons, drains, and maintenance."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from orchestrator.core.turn import Turn
 from orchestrator.errors import NotFoundError
 
 _LEFT = "no longer in the cluster; "
-"""Before the reason of a cordon that stands should the node come back."""
+"""Prefix of the reason of a cordon that holds again if the node comes back."""
 
 
 def on_capacity(turn: Turn, event: CapacityChanged) -> None:
-    """Take the cluster's inventory over; what is known of a node's past and its cordon stays."""
+    """Take over the inventory of the cluster. The faults and the cordon of a known node stay."""
     for info in event.nodes:
         known = turn.state.nodes.get(info.id)
         if known is None:
@@ -36,10 +36,7 @@ def on_capacity(turn: Turn, event: CapacityChanged) -> None:
 
 
 def _back(turn: Turn, node: Node, info: NodeInfo) -> None:
-    """A node that was cordoned (or drained) when it left takes no work before someone says so.
-
-    It may well have left to be maintained.
-    """
+    """A node that left while it was cordoned or drained is cordoned: it may have been repaired."""
     state = NodeState.CORDONED if node.by else NodeState.READY
     why = node.reason.removeprefix(_LEFT) if node.by else "back in the cluster"
     turn.change_node(node.id, state=state, reason=why, **_shape(info))
@@ -47,7 +44,7 @@ def _back(turn: Turn, node: Node, info: NodeInfo) -> None:
 
 
 def _left(by: str, reason: str) -> str:
-    return f"{_LEFT}{reason}" if by else "no longer there"
+    return f"{_LEFT}{reason}" if by else "no longer in the cluster"
 
 
 def _shape(info: NodeInfo) -> dict[str, object]:
@@ -71,9 +68,10 @@ def _node(info: NodeInfo, now: dt.datetime) -> Node:
 
 
 def on_node_changed(turn: Turn, event: NodeChanged) -> None:
-    """Cordon: no new work. Drain: its runs move away (they may save first).
+    """Cordon a node, drain it (its runs may save before they move), or let it take work again.
 
-    Ready: takes work again.
+    Raises:
+        NotFoundError: There is no such node.
     """
     node = turn.state.nodes.get(event.node)
     if node is None or node.state is NodeState.GONE:
@@ -87,7 +85,7 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
         return
     ready = event.state == "ready"
     by = "" if ready else event.actor
-    # Who takes a node back into service during its maintenance calls the maintenance off.
+    # Taking a node back into service during its maintenance ends that maintenance.
     planned = [w for w in node.maintenance if not ready or w.begins > turn.now]
     turn.change_node(
         node.id,
@@ -100,7 +98,7 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
 
 
 def drain(turn: Turn, node_id: str, reason: str, by: str) -> None:
-    """No new work, and its runs move away; they may save first."""
+    """Place no new work on a node, and move its runs away; they may save first."""
     _drain(turn, node_id, reason=reason, by=by, cordon=None)
 
 
@@ -111,9 +109,9 @@ def _drain(turn: Turn, node_id: str, **why: object) -> None:
 
 
 def maintain(turn: Turn, node_id: str) -> None:
-    """Keep a node drained while any window of its maintenance is open, then have it as before.
+    """Keep a node drained while a maintenance window is open; then restore its earlier state.
 
-    What a person drains, or is not there, needs nothing. A cordon is remembered.
+    A node that a person drains, or that is gone, is left alone. A cordon is remembered.
     """
     node = turn.state.nodes[node_id]
     planned = tuple(window for window in node.maintenance if window.ends > turn.now)
@@ -140,7 +138,7 @@ def _keep_away(turn: Turn, node: Node, window: Window) -> None:
 
 
 def _give_back(turn: Turn, node: Node) -> None:
-    """Its maintenance is over: its cordon stands again, or else it takes work."""
+    """End the maintenance of a node: its cordon holds again, or it takes work."""
     before = node.cordon or Cordon(reason="maintenance is over", by="")
     state, reason = NodeState.CORDONED if node.cordon else NodeState.READY, before.reason
     if node.state is NodeState.GONE:
@@ -149,7 +147,7 @@ def _give_back(turn: Turn, node: Node) -> None:
 
 
 def _move_away(turn: Turn, run_id: str, node: Node) -> None:
-    """Under a hold nothing moves: its release looks again."""
+    """Move a run off a draining node. A held run stays: its release checks again."""
     run = turn.run(run_id)
     if turn.held(run_id):
         return
@@ -162,7 +160,7 @@ def _move_away(turn: Turn, run_id: str, node: Node) -> None:
 
 
 def leave_draining(turn: Turn, run_id: str) -> None:
-    """A hold has ended: move away from nodes that were drained meanwhile."""
+    """After a hold: move the run away from nodes that were drained in the meantime."""
     for worker in turn.state.workers_of(run_id):
         node = turn.state.nodes.get(worker.node)
         if node is not None and node.state is NodeState.DRAINING:

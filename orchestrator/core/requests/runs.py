@@ -1,4 +1,4 @@
-"""What people ask for: submit, cancel, hold, release, restart, roll back; incidents."""
+"""Requests about runs: submit, cancel, hold, release, restart, roll back; and about incidents."""
 
 from __future__ import annotations
 
@@ -41,14 +41,20 @@ from orchestrator.core.policy import admission
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.supervision import failures, findings
+from orchestrator.core.text import named, outcome
 from orchestrator.core.turn import Turn
 from orchestrator.errors import ConflictError, InvalidError, NotFoundError
 
 
 def on_submitted(turn: Turn, event: RunSubmitted) -> None:
-    """A new run joins the queue, unless the cluster could never hold it."""
+    """A new run joins its queue.
+
+    Raises:
+        InvalidError: Even the empty cluster is too small for the run.
+        ConflictError: A live run uses the same checkpoint directory.
+    """
     if event.run in turn.state.runs:
-        turn.record(event.run, "submitted twice: the first counts")
+        turn.record(event.run, "submitted twice: the first submission counts")
         return
     admission.check(turn.state, event.spec)
     run = Run(
@@ -67,9 +73,13 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
 def _live(turn: Turn, run_id: str, verb: str) -> Run:
     run = turn.state.runs.get(run_id)
     if run is None:
-        raise ConflictError(f"cannot {verb} {run_id}: it is over")
+        raise ConflictError(f"cannot {verb} {run_id}: it has ended", run=run_id)
     if run.state in TERMINAL_RUN_STATES:
-        raise ConflictError(f"cannot {verb} {run.name}: it {run.state} already")
+        raise ConflictError(
+            f"cannot {verb} {run.name}: it {outcome(run.state, run.reason)}",
+            run=run.id,
+            state=run.state,
+        )
     return run
 
 
@@ -79,7 +89,7 @@ def _has_live_attempt(turn: Turn, run_id: str) -> bool:
 
 
 def on_cancelled(turn: Turn, event: RunCancelled) -> None:
-    """End a run; nothing it has saved is touched."""
+    """Cancel a run; its checkpoints stay."""
     run = _live(turn, event.run, "cancel")
     reason = f"cancelled by {event.actor}" + (f": {event.reason}" if event.reason else "")
     end(turn, run, RunState.CANCELLED, reason)
@@ -104,7 +114,7 @@ def on_restart_asked(turn: Turn, event: RestartAsked) -> None:
     _again(
         turn,
         run,
-        f"restart asked for by {event.actor}" + _because(event.reason),
+        f"restart requested by {event.actor}" + _because(event.reason),
         grace=GRACE_SECONDS,
     )
 
@@ -115,7 +125,8 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
     to_step = event.to_step
     if event.skip is not None and not 1 <= event.skip[0] <= event.skip[1]:
         raise InvalidError(
-            f"skip: {event.skip[0]}:{event.skip[1]} are no batches: give FIRST:LAST, from 1 on"
+            f"invalid --skip {event.skip[0]}:{event.skip[1]}:"
+            " expected FIRST:LAST with 1 <= FIRST <= LAST"
         )
     loadable = [
         c
@@ -126,7 +137,10 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
     if to_step is not None and to_step != 0 and to_step not in steps:
         have = ", ".join(map(str, steps)) or "none"
         raise ConflictError(
-            f"{run.name} has no checkpoint of step {to_step} to roll back to; it has: {have}"
+            f"{run.name} has no checkpoint of step {to_step}; it has checkpoints of steps: {have}",
+            run=run.id,
+            state=run.state,
+            allowed=[str(step) for step in steps],
         )
     if to_step is None and event.skip is None:
         past = [c.step for c in loadable if c.id not in run.excluded and c.step < run.best_step]
@@ -135,7 +149,7 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
         before = [c.step for c in loadable if c.id not in run.excluded and c.batch < event.skip[0]]
         to_step = _newest(run, before, steps, f"batch {event.skip[0]}")
     where = "" if to_step is None else f" to step {to_step}"
-    reason = f"rollback{where} asked for by {event.actor}" + _because(event.reason)
+    reason = f"rollback{where} requested by {event.actor}" + _because(event.reason)
     if event.to_step is None or _has_live_attempt(turn, run.id):
         _refuse_held(run)  # else the choice of a step ends the hold: nothing runs that it protects
     _again(turn, run, reason, to_step=to_step, skip=event.skip)
@@ -145,16 +159,25 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
 
 def _refuse_held(run: Run) -> None:
     if run.state is RunState.HELD:
-        raise ConflictError(f"{run.name} is held; `babysit release` it first")
+        raise ConflictError(
+            f"{run.name} is held: `babysit release {run.name}` first", run=run.id, state=run.state
+        )
 
 
 def _newest(run: Run, past: list[int], steps: list[int], what: str) -> int:
-    """The newest of the steps; to begin again, where there is something to lose, must be said."""
+    """The newest of the steps. A restart from step 0 that loses work must be asked for by name.
+
+    Raises:
+        ConflictError: There are checkpoints, and none is old enough.
+    """
     if steps and not past:
         have = ", ".join(map(str, steps))
         raise ConflictError(
-            f"{run.name} has no checkpoint from before {what}; it has: {have};"
-            " `--to STEP` takes one of them, `--to 0` begins again"
+            f"{run.name} has no checkpoint from before {what}; it has checkpoints of steps: {have}."
+            " `--to STEP` takes one of these, `--to 0` restarts from the beginning",
+            run=run.id,
+            state=run.state,
+            allowed=["0", *map(str, steps)],
         )
     return max(past, default=0)
 
@@ -170,13 +193,21 @@ def _again(
 ) -> None:
     if turn.state.fleet.hold:
         raise ConflictError(
-            f"everything is held ({turn.state.fleet.hold}); `babysit release` first"
+            f"all automatic action is {turn.state.fleet.hold}; `babysit release` first",
+            run=run.id,
+            state=run.state,
         )
     if isinstance(run.decision, Finish):
-        raise ConflictError(f"{run.name} is being ended: {run.decision.restart.reason}")
+        raise ConflictError(
+            f"{run.name} is about to end: {run.decision.restart.reason}",
+            run=run.id,
+            state=run.state,
+        )
     live = _has_live_attempt(turn, run.id)
     if not live and run.attempt == 0:
-        raise ConflictError(f"{run.name} has not started yet: {run.reason}")
+        raise ConflictError(
+            f"{run.name} has not started yet: {run.reason}", run=run.id, state=run.state
+        )
     if run.state is RunState.HELD:
         run = turn.release_run(run.id, run.held_from or RunState.QUEUED, reason)
     turn.cancel_timer(run.id, Timer.RETRY)
@@ -193,7 +224,7 @@ def _again(
 def _instead_of(
     before: Decision | None, restart: Restart, to_step: int | None, skip: tuple[int, int] | None
 ) -> Decision:
-    """A request that names no step does not undo a rollback that is under way."""
+    """The decision for a request. One without a step does not undo a rollback that is under way."""
     if to_step is not None:
         return RollbackTo(restart=restart, step=to_step, skip=skip)
     if isinstance(before, Rollback | RollbackTo):
@@ -223,12 +254,15 @@ def on_held(turn: Turn, event: RunHeld) -> None:
 def on_released(turn: Turn, event: RunReleased) -> None:
     """End a hold, and act on what waited for it."""
     if event.run is None:
+        _refuse_not_held(turn)
         turn.put(dataclasses.replace(turn.state.fleet, hold=None, hold_by=""))
         waiting = [run.id for run in turn.state.live_runs()]
     else:
         run = _live(turn, event.run, "release")
         if run.state is not RunState.HELD:
-            raise ConflictError(f"{run.name} is not held: it is {run.state}")
+            raise ConflictError(
+                f"{run.name} is not held: it is {run.state}", run=run.id, state=run.state
+            )
         turn.release_run(run.id, run.held_from or RunState.QUEUED, f"released by {event.actor}")
         waiting = [run.id]
     for run_id in waiting:
@@ -240,6 +274,19 @@ def on_released(turn: Turn, event: RunReleased) -> None:
     turn.schedule_wanted = True
 
 
+def _refuse_not_held(turn: Turn) -> None:
+    """Refuse to end a hold over everything that is not there; say which runs are held.
+
+    Raises:
+        ConflictError: Nothing is held globally.
+    """
+    if turn.state.fleet.hold:
+        return
+    held = [run.name for run in turn.state.live_runs() if run.state is RunState.HELD]
+    which = f"held runs: {named(held)}" if held else "no run is held either"
+    raise ConflictError(f"nothing is held globally; {which}", allowed=held)
+
+
 # incidents
 
 
@@ -247,7 +294,7 @@ def on_incident_changed(turn: Turn, event: IncidentChanged) -> None:
     """Acknowledge, resolve or judge."""
     incident = turn.state.incidents.get(event.incident)
     if incident is None:
-        raise NotFoundError(f"no open incident {event.incident}; see `babysit incidents ls`")
+        raise NotFoundError(f"no incident {event.incident}; see `babysit incidents ls`")
     if event.acknowledge:
         turn.change_incident(incident.id, acknowledged_by=event.actor)
         turn.cancel_timer(incident.run, Timer.ASK, subject=incident.id)

@@ -1,19 +1,21 @@
-"""What happened to a run: events, samples, logs, the logbook, and why it is where it is."""
+"""The past of a run: events, samples, logs, the logbook, and the explanation of its state."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
+from orchestrator.core.text import outcome
 from orchestrator.core.views import logbook
 from orchestrator.core.views.explain import explain
 from orchestrator.core.views.models import EventView, ExplanationView, SeriesView, StoryView
 from orchestrator.database.port import JournalEntry
 from orchestrator.errors import NotFoundError, NotLeaderError
-from orchestrator.server.context import HasContext, TheRun, Viewer
+from orchestrator.server.context import Context, HasContext, TheRun, Viewer
 from orchestrator.server.logs import LogFile, LogPiece, log_files, log_path, read_piece
 from orchestrator.server.run_queries import finite, journal
 
@@ -37,24 +39,34 @@ def _event(entry: JournalEntry) -> EventView:
     )
 
 
-After = Annotated[int, Query(ge=0, description="Only positions greater than this.")]
-Limit = Annotated[int, Query(ge=1, le=5000)]
+class JournalPage(BaseModel):
+    """Which rows of a journal."""
+
+    after: int = Field(default=0, ge=0, description="Only positions greater than this.")
+    before: int | None = Field(
+        default=None, ge=1, description="Only positions below this, and of those the newest."
+    )
+    limit: int = Field(default=1000, ge=1, le=5000)
+    kind: Literal["event", "instruction"] | None = None
+
+
+Page = Annotated[JournalPage, Query()]
+
+
+async def _events(here: Context, run: str | None, page: JournalPage) -> list[EventView]:
+    return [_event(entry) for entry in await here.store.journal(run, **page.model_dump())]
 
 
 @router.get("/events")
-async def events(
-    run: TheRun, here: HasContext, after: After = 0, limit: Limit = 1000
-) -> list[EventView]:
-    """Its journal: every event and every decision with its reason, oldest first."""
-    return [_event(e) for e in await here.store.journal(run.id, after=after, limit=limit)]
+async def events(run: TheRun, here: HasContext, page: Page) -> list[EventView]:
+    """The journal of a run: events and decisions with their reasons, oldest first."""
+    return await _events(here, run.id, page)
 
 
 @everything.get("/events")
-async def all_events(
-    here: HasContext, _: Viewer, after: After = 0, limit: Limit = 1000
-) -> list[EventView]:
+async def all_events(here: HasContext, _: Viewer, page: Page) -> list[EventView]:
     """The whole journal, oldest first."""
-    return [_event(e) for e in await here.store.journal(None, after=after, limit=limit)]
+    return await _events(here, None, page)
 
 
 @router.get("/samples")
@@ -82,7 +94,6 @@ async def samples(
 async def explanation(run: TheRun, here: HasContext) -> ExplanationView:
     """Why it is where it is, and what would change that."""
     if run.state in TERMINAL_RUN_STATES:
-        said = f"{run.name} {run.state.value}: {run.reason}" if run.reason else run.state.value
         return ExplanationView(
             run=run.id,
             state=run.state.value,
@@ -90,12 +101,12 @@ async def explanation(run: TheRun, here: HasContext) -> ExplanationView:
             underlying=None,
             place=None,
             ahead=[],
-            unblock="nothing: it is over",
+            unblock="nothing: the run is over",
             starts_at=None,
-            sentences=[said],
+            sentences=[f"{run.name} {outcome(run.state, run.reason)}."],
         )
     if run.id not in here.controller.state.runs:
-        raise NotLeaderError("this server does not lead: ask the leader, or try again in a moment")
+        raise NotLeaderError("this server is not the leader: ask the leader, or try again soon")
     found = explain(here.controller.state, run.id, here.clock.now())
     return ExplanationView(
         run=run.id,
@@ -139,7 +150,7 @@ async def controller_log(
     """What the server logged, the lines that name this run only."""
     path = here.settings.server_log
     if not path.exists():
-        raise NotFoundError(f"this server keeps no {path.name}: look where its output goes")
+        raise NotFoundError(f"this server writes no {path.name}: see where its output goes")
     piece = await run_in_threadpool(read_piece, path, offset=offset)
     lines = [line for line in piece.text.splitlines(keepends=True) if run.id in line]
     kept = lines if tail is None else lines[len(lines) - min(tail, len(lines)) :]

@@ -1,4 +1,4 @@
-"""Nodes: what there is, how fit it is, and whether it takes work."""
+"""Nodes: their health, and whether they take work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/nodes", tags=["nodes"])
 
 
 class Why(BaseModel):
-    """The reason, for whoever finds the node like this."""
+    """A reason, for others who look at the node."""
 
     reason: str = Field(min_length=1, max_length=1000)
 
@@ -57,13 +57,13 @@ async def show(node: str, here: HasContext, _: Viewer) -> NodeView:
 
 @router.get("/{node}/check")
 async def check(node: str, here: HasContext, _: Viewer) -> list[NodeCheck]:
-    """What the control plane knows of its fitness. Touches nothing."""
+    """Check what the control plane knows about a node. Nothing on the node is touched."""
     workers = await here.store.workers()
     return check_node(await _node(here, node), workers, here.clock.now())
 
 
 class Maintenance(Why):
-    """A time in which nodes are not to be used."""
+    """A window in which nodes are not used."""
 
     nodes: list[str] = Field(min_length=1)
     begins: dt.datetime
@@ -71,7 +71,7 @@ class Maintenance(Why):
 
 
 class MaintenanceOff(BaseModel):
-    """Whose maintenance is called off."""
+    """Nodes whose planned maintenance is cancelled."""
 
     nodes: list[str] = Field(min_length=1)
     reason: str = Field(default="", max_length=1000)
@@ -79,7 +79,7 @@ class MaintenanceOff(BaseModel):
 
 @router.post("/maintenance")
 async def plan_maintenance(body: Maintenance, here: HasContext, caller: Operator) -> list[NodeView]:
-    """Plan a time in which nodes are not to be used: they are drained when it begins."""
+    """Plan a window in which nodes are not used: they are drained when it begins."""
     found = [(await _node(here, node)).id for node in body.nodes]
     await here.tell(
         caller,
@@ -96,14 +96,14 @@ async def plan_maintenance(body: Maintenance, here: HasContext, caller: Operator
 async def cancel_maintenance(
     body: MaintenanceOff, here: HasContext, caller: Operator
 ) -> list[NodeView]:
-    """Call the planned maintenance of nodes off."""
+    """Cancel the planned maintenance of nodes."""
     found = [(await _node(here, node)).id for node in body.nodes]
     await here.tell(caller, MaintenanceCancelled, nodes=tuple(found), reason=body.reason)
     return await _views(here, [await _node(here, node) for node in found])
 
 
 def _aware(time: dt.datetime) -> dt.datetime:
-    """In UTC, which a time without a zone is taken for."""
+    """The time in UTC; a time without a zone is taken for UTC."""
     return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
 
 
@@ -115,7 +115,7 @@ async def change(
     here: HasContext,
     caller: Operator,
 ) -> NodeView:
-    """Cordon: no new work. Drain: its runs move away too. Uncordon: takes work again."""
+    """Cordon: place no new work. Drain: also move runs away. Uncordon: place work again."""
     found = await _node(here, node)
     state = {"cordon": "cordoned", "drain": "draining", "uncordon": "ready"}[verb]
     await here.tell(caller, NodeChanged, node=found.id, state=state, reason=body.reason)

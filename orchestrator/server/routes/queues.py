@@ -1,4 +1,4 @@
-"""Queues: where runs wait, how much each may use, and the spares that all leave alone."""
+"""Queues and their quotas, and the spares: idle nodes reserved for recoveries."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
-from orchestrator.core.messages.events import QueueChanged, SparesChanged
+from orchestrator.core.messages.events import QueueChanged, QueueRemoved, SparesChanged
 from orchestrator.core.model.entities import Queue
+from orchestrator.core.model.states import NodeState
 from orchestrator.core.placement.snapshot import spare_pool
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.views.build import queue_views
 from orchestrator.core.views.models import QueueView
+from orchestrator.errors import InvalidError
 from orchestrator.server.context import Context, HasContext, Operator, Viewer
 from orchestrator.server.run_queries import LIVE
 
@@ -23,7 +25,7 @@ QueueName = Annotated[str, InPath(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?
 
 
 class QuotaBody(BaseModel):
-    """What is to change; fields that are left out stay as they are, null takes a limit away."""
+    """Changes to a quota: fields left out stay; null removes a limit."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,13 +37,13 @@ class QuotaBody(BaseModel):
 
 
 class SparesBody(BaseModel):
-    """Idle nodes that newcomers leave to recoveries."""
+    """Idle nodes reserved for recoveries."""
 
     spares: Annotated[int, Field(ge=0)] | Literal["auto"]
 
 
 class Spares(SparesBody):
-    """And how many that is now."""
+    """The setting, and the number of nodes it comes to now."""
 
     nodes: int
 
@@ -61,7 +63,7 @@ async def queues(here: HasContext, _: Viewer) -> list[QueueView]:
 async def change(
     queue: QueueName, body: QuotaBody, here: HasContext, caller: Operator
 ) -> QueueView:
-    """Set a queue's quota; one that nobody has named before is made."""
+    """Set the quota of a queue, which is created if it does not exist."""
     known = {each.name: each for each in await here.store.queues()}
     before = known.get(queue) or Queue(name=queue)
     fields: dict[str, Any] = {
@@ -74,15 +76,27 @@ async def change(
     return next(view for view in await _views(here) if view.name == queue)
 
 
+@router.delete("/queues/{queue}", status_code=204)
+async def remove(queue: QueueName, here: HasContext, caller: Operator) -> None:
+    """Remove a queue. Refused while runs use it, and for the default queue."""
+    await here.tell(caller, QueueRemoved, queue=queue)
+
+
 @router.get("/spares")
 async def spares(here: HasContext, _: Viewer) -> Spares:
-    """How many idle nodes newcomers leave alone."""
+    """Idle nodes reserved for recoveries."""
     return _spares(here)
 
 
 @router.put("/spares")
 async def set_spares(body: SparesBody, here: HasContext, caller: Operator) -> Spares:
-    """A number; or auto: as many as the failures measured so far call for."""
+    """Set a number, or auto: the number that the failures measured so far call for."""
+    nodes = sum(node.state is not NodeState.GONE for node in await here.store.nodes())
+    if body.spares != "auto" and 0 < nodes <= body.spares:
+        raise InvalidError(
+            f"spares: expected fewer than the {nodes} nodes of the cluster, got {body.spares}:"
+            " no node would be left for new runs"
+        )
     await here.tell(caller, SparesChanged, spares=body.spares)
     return _spares(here)
 
