@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from orchestrator.cli.client import path
+from orchestrator.cli.errors import CliError, ExitCode
+from orchestrator.cli.follow import POLL_SECONDS
 from orchestrator.cli.output import Column, Format, FormatOption, emit, put, say, size, table, text
 from orchestrator.cli.output import duration as duration_cell
-from orchestrator.cli.session import RunArgument, session
+from orchestrator.cli.session import RunArgument, Session, seconds_of, session
+from orchestrator.core.views.logbook import words
 
 app = typer.Typer(
     no_args_is_help=True, help="Saved states of a run, and how far each can be trusted."
@@ -73,13 +76,23 @@ def show(
         emit(found, COLUMNS, form)
 
 
-def _ask(ctx: typer.Context, run: str, checkpoint: str, verb: str, form: Format) -> None:
+def _ask(
+    ctx: typer.Context,
+    run: str,
+    checkpoint: str,
+    verb: str,
+    form: Format,
+    *,
+    silent: bool = False,
+) -> dict[str, Any]:
     where = path("runs", run, "checkpoints", checkpoint)
     api = session(ctx).api
-    after = api.delete(where) if verb == "rm" else api.post(f"{where}/{verb}")
+    after: dict[str, Any] = api.delete(where) if verb == "rm" else api.post(f"{where}/{verb}")
+    if silent:
+        return after
     if form is Format.TABLE:
         done = {
-            "verify": f"is being read back; it is {after['trust']} so far",
+            "verify": f"is being read back, and is {after['trust']} now; --wait waits for it",
             "pin": "is pinned: retention does not delete it",
             "unpin": "is no longer pinned: retention may delete it",
             "rm": "is being deleted",
@@ -87,6 +100,7 @@ def _ask(ctx: typer.Context, run: str, checkpoint: str, verb: str, form: Format)
         say(f"Checkpoint {after['id']} {done}.")
     else:
         emit(after, COLUMNS, form)
+    return after
 
 
 @app.command()
@@ -94,6 +108,10 @@ def verify(
     ctx: typer.Context,
     run: RunArgument,
     checkpoint: CheckpointArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
+    timeout: Annotated[
+        str, typer.Option(metavar="30m", help="With --wait: longest wait; exit code 8 after it.")
+    ] = "10m",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Read a checkpoint back and compare its hashes.
@@ -106,7 +124,41 @@ def verify(
         babysit checkpoints verify tiny-gpt 60
         babysit checkpoints verify tiny-gpt 60 --wait
     """
-    _ask(ctx, run, checkpoint, "verify", form)
+    seconds = seconds_of("--timeout", timeout)
+    after = _ask(ctx, run, checkpoint, "verify", form, silent=wait)
+    if wait:
+        _report(_checked(session(ctx), after, seconds), form)
+
+
+def _checked(here: Session, asked: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The checkpoint when its agents have answered.
+
+    Raises:
+        CliError: They did not in time.
+    """
+    where, begun = path("runs", asked["run"], "checkpoints", asked["id"]), here.clock.monotonic()
+    now = asked
+    while now["unchecked"] and now["trust"] != "bad" and now["reason"] == asked["reason"]:
+        if here.clock.monotonic() - begun >= seconds:
+            raise CliError(
+                f"{now['unchecked']} agents have not read {now['id']} back after {words(seconds)}",
+                ExitCode.TIMED_OUT,
+            )
+        here.wait(POLL_SECONDS)
+        now = here.api.get(where)
+    return now
+
+
+def _report(checkpoint: dict[str, Any], form: Format) -> None:
+    """Print the result of a verification; exit code 1 unless the checkpoint is sound."""
+    sound = not checkpoint["unchecked"] and checkpoint["trust"] != "bad"
+    if form is Format.TABLE:
+        result = f"is sound ({checkpoint['trust']})" if sound else checkpoint["reason"]
+        say(f"Checkpoint {checkpoint['id']}{' ' if sound else ': '}{result}")
+    else:
+        emit(checkpoint, COLUMNS, form)
+    if not sound:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from jobs.clock import Clock, SystemClock
+from jobs.spec import parse_seconds
 from orchestrator.cli import embedded
 from orchestrator.cli.client import Api, path
 from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
@@ -76,6 +77,18 @@ def session(ctx: typer.Context) -> Session:
     found = ctx.find_root().obj
     assert isinstance(found, Session)  # noqa: S101 (main's callback puts it there)
     return found
+
+
+def seconds_of(option: str, text: str) -> float:
+    """A duration given with an option, such as 10m, in seconds.
+
+    Raises:
+        CliError: The text is no duration.
+    """
+    try:
+        return float(str(parse_seconds(text)))
+    except ValueError as error:
+        raise CliError(f"{option}: {error}, got {text!r}", ExitCode.USAGE) from error
 
 
 def complete_run(incomplete: str) -> list[tuple[str, str]]:

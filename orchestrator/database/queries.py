@@ -270,7 +270,7 @@ async def journal(
     limit: int,
     kind: str | None,
 ) -> list[JournalEntry]:
-    """Journal entries in order of writing; with `before`, the newest `limit` below that position."""
+    """Journal entries in order of writing; with `before`, the last `limit` below that position."""
     query = select(_JOURNAL).where(_JOURNAL.c.position > after)
     order = _JOURNAL.c.position.asc()
     if before is not None:

@@ -347,7 +347,7 @@ def test_following_waits_out_an_absent_server(fresh: str, monkeypatch: pytest.Mo
     result = babysit("watch", fresh)
     assert result.exit_code == FAILED
     assert result.stderr.count("does not answer; the run goes on") == 1
-    assert "It answers again." in result.stderr
+    assert "The control plane answers again." in result.stderr
 
 
 def test_control_c_detaches(fresh: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def _overwrites(turn: Turn, run: str, path: str) -> None:
             )
 
 
-def verify(turn: Turn, checkpoint: Checkpoint) -> bool:
+def verify(turn: Turn, checkpoint: Checkpoint) -> frozenset[str]:
     """Have each worker read its own shards back; False when none of them is there to do it."""
     ranks_of = _ranks_of_homes(turn, checkpoint)
     there = {
@@ -89,7 +89,7 @@ def verify(turn: Turn, checkpoint: Checkpoint) -> bool:
         path=checkpoint.path,
         ranks=(),
     )
-    return bool(there)
+    return frozenset(there)
 
 
 def _ranks_of_homes(turn: Turn, checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
@@ -129,6 +129,7 @@ def on_check_failed(turn: Turn, event: CheckpointChecked) -> None:
         return
     if event.unreadable:
         turn.record(event.run, f"step {known.step} could not be read back: {event.error}")
+        turn.change_checkpoint(known.id, reason=f"could not be read back: {event.error}")
     else:
         found_corrupt(turn, known, event.error)
 
@@ -335,8 +336,12 @@ def on_verification_asked(turn: Turn, event: CheckpointVerificationAsked) -> Non
     known = _known(turn, event.run, event.checkpoint)
     if known.trust is Trust.WRITING:
         raise ConflictError(f"{known.id} is still being written")
-    if not verify(turn, known):
-        raise ConflictError(f"no agent that wrote {known.id} is there to read it back")
+    asked = verify(turn, known)
+    if not asked:
+        raise ConflictError(
+            f"cannot read {known.id} back: no agent that wrote it is running", run=known.run
+        )
+    turn.change_checkpoint(known.id, checked_by=known.checked_by - asked)
 
 
 def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:

@@ -158,6 +158,7 @@ def checkpoint_view(checkpoint: Checkpoint, now: dt.datetime) -> CheckpointView:
         path=checkpoint.path,
         world_size=checkpoint.world_size,
         shards=len(checkpoint.ranks),
+        unchecked=len(set(checkpoint.homes.values()) - checkpoint.checked_by),
         bytes=checkpoint.bytes,
         pinned=checkpoint.pinned,
         created_at=checkpoint.created_at,

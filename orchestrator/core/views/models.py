@@ -108,6 +108,7 @@ class CheckpointView(View):
     path: str
     world_size: int
     shards: int = Field(description="Shards recorded so far, of `world_size`.")
+    unchecked: int = Field(description="Agents that have yet to read their shards back.")
     bytes: int
     pinned: bool
     created_at: dt.datetime
