@@ -1,4 +1,4 @@
-"""The trainer's side of babysit. Importing it loads the standard library only."""
+"""The training script's side of babysit. Its import loads the standard library only."""
 
 from babysit.entry import init
 from babysit.run import Run

@@ -1,17 +1,17 @@
-"""Where the run is in its data: resuming at the exact batch, over epochs, without quarantined ones.
+"""The position of a run in its data: resume at the exact batch, across epochs, with quarantine.
 
-Batches are numbered from 1 over the whole run, every one that is drawn *or skipped*; so a number
-names the same data on every attempt. How a batch is passed over depends on the loader:
+Batches are numbered from 1 over the whole run, whether drawn *or skipped*, so a number means the
+same data in every attempt. How batches are skipped depends on the loader:
 
 * torch `DataLoader` over map-style data: on its index batches, before anything is loaded;
 * a sequence: by index;
-* a loader with `state_dict` and `load_state_dict`: resumed by them, quarantined batches drawn and
-  dropped;
+* a loader with `state_dict` and `load_state_dict`: they resume it, quarantined batches are drawn
+  and dropped;
 * any other iterable: drawn and dropped.
 
-Random order is replayed by putting the generators back to where they stood when the epoch began. A
-sampler that draws from a *global* generator batch by batch, between the steps of training, cannot
-be replayed so; torch's own draw their whole order at the start.
+Random order is repeated by restoring the generators as of the start of the epoch. This does not
+work for a sampler that draws from a *global* generator batch by batch, between training steps;
+torch's own samplers draw their whole order at the start.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ _END: Any = object()
 
 @dataclasses.dataclass(slots=True)
 class Position:
-    """Where a run is in its data; saved with every checkpoint."""
+    """The position of a run in its data, saved with every checkpoint."""
 
     epoch: int = 0
     offset: int = 0
-    """Batches passed in this epoch, skipped ones included."""
+    """Batches passed in this epoch, including skipped ones."""
     batch: int = 0
-    """Batches passed in the whole run; the next has this number + 1."""
+    """Batches passed in the whole run; the next batch has this number + 1."""
     epoch_states: dict[str, Any] | None = None
-    """Generators as they stood when the epoch began."""
+    """Random generators as of the start of the epoch; None: the run has not begun one."""
     loader_state: Any = None
-    """The loader's own `state_dict()`, where it has one."""
+    """The loader's own `state_dict()`; None: it has none."""
 
 
 class Thinning:
-    """Decides batch by batch, in order, whether it is wanted; remembers the numbers of those kept.
+    """Decides for each batch in order whether it is used, and queues the numbers of those.
 
-    Prefetching loaders ask ahead, so the numbers wait here until their batches come out.
+    Prefetching loaders ask ahead, so the numbers wait here until their batches arrive.
     """
 
     def __init__(self, skip: Ranges, last: int) -> None:
         self._skip = skip
         self.last = last
-        """Number of the last batch decided on."""
+        """Number of the last batch that was decided."""
         self.kept: deque[int] = deque()
 
     def __call__(self) -> bool:
-        """Whether the next batch is wanted."""
+        """True if the next batch is used."""
         self.last += 1
         if any(first <= self.last <= last for first, last in self._skip):
             return False
@@ -71,9 +71,10 @@ class Source(Protocol):
     """A loader, reduced to what resuming needs."""
 
     def start(self, offset: int, wanted: Thinning) -> Iterator[Any]:
-        """Begin a pass, past the first `offset` batches, leaving out those not `wanted`.
+        """Start a pass after the first `offset` batches, without batches that `wanted` rejects.
 
-        Passing over happens at once, not at the first `next`: generators are put back in between.
+        Skipping happens at once, not at the first `next`: the caller restores generators in
+        between.
         """
 
 
@@ -84,18 +85,18 @@ class Indexed:
         self._batches = batches
 
     def start(self, offset: int, wanted: Thinning) -> Iterator[Any]:
-        """Only wanted items are touched."""
+        """Start a pass by index; skipped items are not touched."""
         return (self._batches[i] for i in range(offset, len(self._batches)) if wanted())
 
 
 class Drawn:
-    """Any iterable: what is not wanted is drawn and dropped."""
+    """Any iterable: skipped batches are drawn and dropped."""
 
     def __init__(self, loader: Iterable[Any], beat: Callable[[], None]) -> None:
         self._loader, self._beat = loader, beat
 
     def start(self, offset: int, wanted: Thinning) -> Iterator[Any]:
-        """Draws `offset` batches; each is a sign of life, as there may be a million of them."""
+        """Start a pass by drawing `offset` batches; each is a sign of life, as it may take long."""
         rest = iter(self._loader)
         for _ in range(offset):
             if next(rest, _END) is _END:
@@ -113,10 +114,10 @@ class Drawn:
 
 
 class MapStyle:
-    """A torch DataLoader over map-style data: its index batches are thinned before loading.
+    """A torch DataLoader over map-style data: skipped index batches are never loaded.
 
-    A shallow copy of the loader does the loading (so subclasses, workers, collation and pinning
-    stay as they are), fed from :class:`_Indices` instead of its own sampler.
+    A shallow copy of the loader loads the data, so that subclasses, workers, collation and pinning
+    stay as they are. :class:`_Indices` replaces its sampler.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -124,12 +125,12 @@ class MapStyle:
         self._sampler = loader.batch_sampler if batched else loader.sampler
         self._indices = _Indices()
         self._loader = copy.copy(loader)
-        # DataLoader.__setattr__ refuses these; on the copy they are ours to set.
+        # DataLoader.__setattr__ refuses to set these, so set them in the copy's dict.
         vars(self._loader)["batch_sampler" if batched else "sampler"] = self._indices
         vars(self._loader)["_iterator"] = None
 
     def start(self, offset: int, wanted: Thinning) -> Iterator[Any]:
-        """Nothing that is passed over is loaded."""
+        """Start a pass on the index batches; skipped batches are not loaded."""
         rest = itertools.islice(self._sampler, offset, None)
         indices = (index for index in rest if wanted())
         # Samplers draw their order with their first index. Asking for it here, before the loader
@@ -140,7 +141,7 @@ class MapStyle:
 
 
 class _Indices:
-    """Stands in for a sampler: gives what is pending."""
+    """Replaces a sampler and yields the pending indices."""
 
     def __init__(self) -> None:
         self.pending: Iterator[Any] = iter(())
@@ -150,7 +151,7 @@ class _Indices:
 
 
 def source_of(loader: Any, beat: Callable[[], None] = lambda: None) -> Source:
-    """How batches of this loader can be passed over; `beat` is called for each that is drawn."""
+    """The way to skip batches of this loader; `beat` is called for every drawn batch."""
     torch_data = sys.modules.get("torch.utils.data")
     if torch_data is not None and isinstance(loader, torch_data.DataLoader):
         mapped = not isinstance(loader.dataset, torch_data.IterableDataset)
@@ -161,7 +162,7 @@ def source_of(loader: Any, beat: Callable[[], None] = lambda: None) -> Source:
 
 
 class Feed:
-    """The batches of a run, from a position on, over epochs."""
+    """The batches of a run from a position on, across epochs."""
 
     def __init__(
         self,
@@ -179,14 +180,15 @@ class Feed:
         self._generators = _generators(loader)
 
     def batches(self, epochs: int | None, states: dict[str, Any] | None = None) -> Iterator[Any]:
-        """Yield batches; `position` is that of the last one yielded.
+        """Yield batches; `position` is that of the last yielded one.
 
         Args:
-            epochs: Passes over the loader in the whole run; None: no end.
-            states: Generators as the checkpoint saw them, put back before the first batch.
+            epochs: Passes over the loader in the whole run; None: unlimited.
+            states: Generators as of the checkpoint, restored before the first batch; None: keep
+                them.
 
         Raises:
-            EmptyLoaderError: A whole pass gave nothing.
+            EmptyLoaderError: A whole pass gave no batch.
         """
         resumed = self.position.epoch_states is not None
         while epochs is None or self.position.epoch < epochs:
@@ -202,7 +204,7 @@ class Feed:
             if self.position.offset == 0:
                 raise EmptyLoaderError(
                     f"epoch {self.position.epoch} of the loader ({type(self._loader).__name__})"
-                    " gave no batch: is the data empty, or is it an iterator that was used up?"
+                    " gave no batch: is the data empty, or is the loader an exhausted iterator?"
                 )
             self.position = dataclasses.replace(
                 self.position, epoch=self.position.epoch + 1, offset=0
@@ -244,7 +246,7 @@ def _is_stateful(loader: Any) -> bool:
 
 
 def _parts(loader: Any) -> list[Any]:
-    """The loader, its samplers and its data set: each once."""
+    """The loader, its samplers and its data set, each once."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     parts = [
         loader,
@@ -257,11 +259,11 @@ def _parts(loader: Any) -> list[Any]:
 
 
 def _epoch_aware(loader: Any) -> list[Any]:
-    """What is to be told the number of the epoch, as torch's DistributedSampler."""
+    """Parts with `set_epoch`, such as torch's DistributedSampler."""
     return [part for part in _parts(loader) if callable(getattr(part, "set_epoch", None))]
 
 
 def _generators(loader: Any) -> list[Any]:
-    """The torch generators the order of the data is drawn from, each once."""
+    """The torch generators that decide the order of the data, each once."""
     found = [getattr(part, "generator", None) for part in _parts(loader)]
     return list({id(g): g for g in found if hasattr(g, "get_state")}.values())

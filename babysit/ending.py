@@ -1,8 +1,8 @@
-"""How the rank's process ends, in its own word, since an exit code may be a wrapper's.
+"""Records how the rank's process ends, because the exit code may be that of a wrapper.
 
-`python train.py | tee log` ends with the code of `tee`. So the rank notes its own end: the code
-that it gave to `sys.exit`, or the uncaught exception. A process that is killed, or that calls
-`os._exit`, leaves no such note.
+`python train.py | tee log` exits with the code of `tee`. So the rank notes its own end: the code
+passed to `sys.exit`, or the uncaught exception. A process that is killed, or that calls `os._exit`,
+leaves no such note.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from babysit.wire import Note
 
 
 def tell_at_exit(reporter: Reporter) -> None:
-    """Note the end of this interpreter when it comes."""
+    """Register a note about the end of this interpreter."""
     code: list[Any] = [None]
     leave = sys.exit
 
@@ -31,7 +31,7 @@ def tell_at_exit(reporter: Reporter) -> None:
             Note.EXITING, error=uncaught.__name__ if uncaught else "", code=_number(code[0])
         )
 
-    # `raise SystemExit(1)` is not seen; the exit code tells of it where there is no wrapper.
+    # `raise SystemExit(1)` bypasses this; without a wrapper, the exit code shows it.
     sys.exit = noted_exit
     atexit.register(end)
 

@@ -1,4 +1,4 @@
-"""`babysit.init()`: how a process joins its run."""
+"""`babysit.init()`: the way in which a process joins its run."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _reporters: dict[Path, Reporter] = {}
 
 
 def init(*, checkpoint: str | Path | None = None, every_steps: int = 100, keep: int = 3) -> Run:
-    """Join the run this process is part of.
+    """Join the run that this process belongs to.
 
-    Started by an agent, the plan lies in the directory that `BABYSIT_RANK_DIR` names. Otherwise the
-    script stands alone: nothing is reported anywhere, rank and world size are those of `RANK` and
-    `WORLD_SIZE` (as set by torchrun), and nothing is saved unless `checkpoint` is given.
+    Under an agent, the plan is in the directory named by `BABYSIT_RANK_DIR`. Otherwise the script
+    runs stand-alone: nothing is reported, rank and world size are those of `RANK` and `WORLD_SIZE`
+    (set by torchrun; absent: one rank), and nothing is saved unless `checkpoint` is given. A child
+    of the process that is the rank, such as an evaluation script, runs stand-alone too.
 
     Args:
-        checkpoint: Stand-alone only: directory to save to and to resume from.
+        checkpoint: Stand-alone only: directory to save to and resume from; None: save nothing.
         every_steps: Stand-alone only: steps between saves.
-        keep: Stand-alone only: newest checkpoints kept.
+        keep: Stand-alone only: number of newest checkpoints to keep.
 
     Raises:
-        PlanError: The agent's plan cannot be read; or another process is this rank already, or a
-            launcher inside the command starts ranks of its own. (A child of the process that is
-            the rank, such as an evaluation script, stands alone instead.)
+        PlanError: The agent's plan cannot be read, another process is this rank already, or a
+            launcher inside the command starts ranks of its own.
     """
     if not (rank_directory := os.environ.get(ENV_RANK_DIR)):
         plan = _stand_alone(str(checkpoint or ""), every_steps, keep)
@@ -59,7 +59,7 @@ def init(*, checkpoint: str | Path | None = None, every_steps: int = 100, keep: 
 
 
 def _reporter_of(directory: Path, rank: int) -> Reporter:
-    """The one reporter of this rank: a second `init()` of its process must not start over."""
+    """The only reporter of this rank: a second `init()` of its process must continue it."""
     if directory not in _reporters:
         _reporters[directory] = Reporter(directory, rank)
         ending.tell_at_exit(_reporters[directory])

@@ -1,10 +1,10 @@
-"""What can go wrong on the trainer's side. Each says what, where, and what to do next."""
+"""Errors raised into a training script. Messages say what, where, and what to do next."""
 
 from __future__ import annotations
 
 
 class BabysitError(Exception):
-    """Root of the errors raised into a training script."""
+    """Base of the errors raised into a training script."""
 
 
 class PlanError(BabysitError):
@@ -20,7 +20,7 @@ class NotDistributedError(BabysitError):
 
 
 class StateMismatchError(BabysitError):
-    """A sound checkpoint does not fit the state it is loaded into: the script has changed."""
+    """A sound checkpoint does not fit the state: the script has changed."""
 
 
 class ShardRefusedError(BabysitError):
@@ -28,8 +28,8 @@ class ShardRefusedError(BabysitError):
 
 
 class ShardUnreadableError(ShardRefusedError):
-    """A shard is not there, or cannot be read: which may pass, and says nothing of its content."""
+    """A shard is missing or unreadable, which may be temporary; its content may be sound."""
 
 
 class NothingLoadedError(BabysitError):
-    """There are checkpoints, and none can be loaded: to begin again would throw them away."""
+    """There are checkpoints, but none can be loaded; a start from step 0 would discard them."""

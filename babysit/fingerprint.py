@@ -1,4 +1,4 @@
-"""A hash of a model as this rank holds it."""
+"""Hash of a model's parameters and buffers on this rank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 
 def digest(model: torch.nn.Module) -> str:
-    """Hash names, shapes and bytes of parameters and buffers (local shards where sharded).
+    """Hash names, shapes and bytes of parameters and buffers (local shards if sharded).
 
     Returns:
         32 hex digits (blake2b, 16 bytes).

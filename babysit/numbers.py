@@ -1,4 +1,4 @@
-"""Numbers of numpy, torch and whatever else scripts hand over, made Python's at the door."""
+"""Conversion of numbers of numpy, torch and other libraries to Python's."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 LARGEST_STEP = 2**53
-"""Above it float64 would not keep the step, which is how samples are stored."""
+"""Largest integer that float64 represents exactly, as which samples are stored."""
 
 
 def real(value: Any) -> float | None:
-    """A float, of anything `float()` takes: Python's, numpy's, torch's (bfloat16 too), text.
+    """Convert to float whatever `float()` accepts: Python, numpy, torch (also bfloat16), text.
 
-    A tensor on a GPU is waited for. None stays None.
+    A GPU tensor synchronises. None stays None.
 
     Raises:
         ValueError, TypeError, OverflowError, or what the value's own `__float__` raises.

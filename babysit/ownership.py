@@ -1,9 +1,9 @@
-"""Which process is the rank: the one that holds the lock in the rank directory.
+"""Decides which process is the rank: the one that holds the lock in the rank directory.
 
-Every child of a rank inherits `BABYSIT_RANK_DIR`: loader workers, an evaluation script, ranks that
-a launcher started inside ours. If two of them shared a ring and a shard, both would be corrupt. So
-the first process to ask takes a POSIX record lock (fcntl(2)), which children do not inherit and
-which the kernel drops when the process ends. Others learn who holds it.
+Every child of a rank inherits `BABYSIT_RANK_DIR`: loader workers, an evaluation script, ranks of a
+nested launcher. Two processes that share a ring and a shard would corrupt both. So the first
+process takes a POSIX record lock (fcntl(2)), which children do not inherit and which the kernel
+releases when the process ends. Other processes can ask for its holder.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid on 
 _held: dict[Path, int] = {}
 """Rank directories that this process holds, with the open descriptor of each lock.
 
-A POSIX lock is dropped when *any* descriptor of its file is closed in the process, so the file is
-opened once and never closed.
+The kernel releases a POSIX lock when *any* descriptor of its file is closed in the process, so the
+file is opened once and never closed.
 """
 
 _LAUNCHERS = (
@@ -31,14 +31,14 @@ _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "mpirun"),
     ("PMI_RANK", "mpiexec"),
 )
-"""A variable that only the launcher sets, and the launcher."""
+"""A variable that only this launcher sets, and its name."""
 
 
 def take(directory: Path) -> int | None:
-    """Make this process the rank; None when it is, else the pid of the process that is.
+    """Make this process the rank; returns None on success, otherwise the pid of the rank.
 
     Raises:
-        OSError: The directory is gone, or not writable.
+        OSError: The directory is gone or not writable.
     """
     if directory in _held:
         return None
@@ -54,7 +54,7 @@ def take(directory: Path) -> int | None:
 
 
 def forget_in_child() -> None:
-    """A forked child holds no lock of its parent's."""
+    """Drop the parent's locks in a forked child, which does not hold them."""
     for descriptor in _held.values():
         os.close(descriptor)
     _held.clear()
@@ -70,7 +70,7 @@ def _owner(descriptor: int) -> int:
 
 
 def is_ancestor(pid: int) -> bool:
-    """Whether this process descends from `pid`."""
+    """True if this process descends from `pid`."""
     current = os.getpid()
     while current > 1:
         try:
@@ -84,21 +84,20 @@ def is_ancestor(pid: int) -> bool:
 
 
 def nested_launcher(plan: Plan, environment: Mapping[str, str]) -> str | None:
-    """The launcher that runs ranks of its own inside this rank, if one does.
+    """The launcher that runs its own ranks inside this rank; None: there is none.
 
-    A launcher tells its ranks apart by `RANK` and `WORLD_SIZE`; those of the plan are then not
-    theirs.
+    A launcher sets `RANK` and `WORLD_SIZE`, which then differ from those of the plan.
     """
-    theirs = (environment.get("RANK"), environment.get("WORLD_SIZE"))
-    ours = (str(plan.rank), str(plan.world_size))
-    if all(mine == other or other is None for mine, other in zip(ours, theirs, strict=True)):
+    given = (environment.get("RANK"), environment.get("WORLD_SIZE"))
+    planned = (str(plan.rank), str(plan.world_size))
+    if all(found in {None, due} for due, found in zip(planned, given, strict=True)):
         return None
-    known = (name for variable, name in _LAUNCHERS if variable in environment)
-    return next(known, "a launcher in the command")
+    names = (name for variable, name in _LAUNCHERS if variable in environment)
+    return next(names, "a launcher in the command")
 
 
 def refused_as_nested(plan: Plan, launcher: str, environment: Mapping[str, str]) -> PlanError:
-    """The error for a rank that a launcher started inside one of ours."""
+    """The error for a rank of a launcher that runs inside this rank."""
     world = environment.get("LOCAL_WORLD_SIZE") or environment.get("WORLD_SIZE", "N")
     return PlanError(
         f"{launcher} started rank {environment.get('RANK', '?')} of"
@@ -110,7 +109,7 @@ def refused_as_nested(plan: Plan, launcher: str, environment: Mapping[str, str])
 
 
 def refused_as_second(plan: Plan, owner: int) -> PlanError:
-    """The error for a process beside the one that is the rank already."""
+    """The error for a second process that tries to be the rank."""
     return PlanError(
         f"process {owner} is rank {plan.rank} of this run already, and process {os.getpid()} asks"
         " to be it too. Call babysit.init() in one process for each rank; to start several ranks on"

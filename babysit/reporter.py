@@ -1,4 +1,4 @@
-"""The rank's voice: the ring and the notes. Nothing here blocks or raises into training."""
+"""Output of a rank: the ring and the notes. It never blocks training or raises into it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from babysit.wire import NOTES_FILE, RING_FILE, Note, Phase
 log = logging.getLogger("babysit")
 
 QUIET = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, struct.error)
-"""What a failing disk, or a value that is not a number, may raise while reporting."""
+"""Errors of reporting that are only logged: a failing disk, or a value that is not a number."""
 
 
 class Reporter:
@@ -31,14 +31,16 @@ class Reporter:
             try:
                 self._ring = RingWriter(directory / RING_FILE)
             except OSError as error:
-                self.warn(f"no ring in {directory}, so the agent sees no samples: {error}")
+                self.warn(
+                    f"cannot create the ring in {directory}, so the agent gets no samples: {error}"
+                )
 
     def _detach(self) -> None:
         """In a forked child (a loader worker, say), which is not the rank: say nothing for it."""
         self._ring = self._notes = None
 
     def record(self, record: Record, phase: Phase) -> None:
-        """Publish a step and where the rank is."""
+        """Publish a step and the rank's progress."""
         if self._ring is not None:
             try:
                 self._ring.write(record)
@@ -47,7 +49,7 @@ class Reporter:
                 self.warn(f"cannot report step {record.step}: {error}")
 
     def progress(self, step: int, batch: int, phase: Phase) -> None:
-        """Publish where the rank is."""
+        """Publish the rank's progress."""
         if self._ring is not None:
             try:
                 self._ring.progress(step, batch, wall_clock(), phase)
@@ -55,7 +57,7 @@ class Reporter:
                 self.warn(f"cannot publish progress: {error}")
 
     def note(self, kind: Note, **fields: Any) -> None:
-        """Append one line to the notes, in one write, so that lines never mix."""
+        """Append one line to the notes in a single write, so that lines never mix."""
         if self._notes is None:
             return
         try:
@@ -70,12 +72,12 @@ class Reporter:
             self.warn(f"cannot write the note {kind!r}: {error}")
 
     @property
-    def asked_to_stop(self) -> bool:
-        """Whether the agent asked this rank to save and leave."""
-        return self._ring is not None and self._ring.asked_to_stop
+    def stop_requested(self) -> bool:
+        """True if the agent requested this rank to save and stop."""
+        return self._ring is not None and self._ring.stop_requested
 
     def warn(self, message: str) -> None:
-        """Log a message, each once."""
+        """Log a message, once per text and at most 100 texts."""
         if message not in self._warned and len(self._warned) < 100:
             self._warned.add(message)
             log.warning("%s", message)

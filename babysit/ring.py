@@ -1,13 +1,13 @@
 """The ring of samples in shared memory: one writer (a rank), one reader (its agent).
 
 Layout (native little endian, 8-byte words): a header of `HEADER_BYTES`, then `capacity` records of
-`RECORD_BYTES`. `written` counts the records ever written; record i lies in slot `i % capacity`. The
-writer fills the slot first and then publishes `written`, so a reader that has read up to `r` takes
-slots `r … written-1`; a reader more than `capacity` behind has lost the oldest and says how many.
-Writing takes no lock and no system call.
+`RECORD_BYTES`. `written` counts all records; record i is in slot `i % capacity`. The writer fills
+the slot first and then publishes `written`, so a reader that has read up to `r` reads slots `r …
+written-1`. If it is more than `capacity` behind, the oldest records are lost and the reader reports
+their number. A write takes no lock and no system call.
 
 Each word of the header is published by one aligned 8-byte store: `struct.pack_into` clears its
-target first, and a reader would see a count of 0 now and then.
+target first, so a reader would sometimes see a count of 0.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ HEADER_BYTES = 128
 _RECORD = struct.Struct("<qqqddddddd")
 RECORD_BYTES = _RECORD.size
 CAPACITY = 4096
-"""Records kept: at 20 steps/s an agent may be away for more than three minutes."""
+"""Records in the ring: at 20 steps/s the agent may pause for more than three minutes."""
 
 _WRITTEN, _STEP, _BATCH, _BEAT, _PHASE = 2, 3, 4, 5, 6
 """Words of the header, by their place in it."""
 _CONTROL = struct.Struct("<i")
 _CONTROL_OFFSET = 64
-"""A word the agent writes and the rank reads: 1 asks the rank to save and leave."""
+"""Offset of a word that the agent writes and the rank reads: 1 requests to save and stop."""
 _HAS_LOSS = 1
 
 PHASES = tuple(Phase)
 _INDEX = {phase: index for index, phase in enumerate(PHASES)}
 
-wall_clock = time.time  # noqa: TID251  # in the user's process nobody hands us a clock
+wall_clock = time.time  # noqa: TID251  # no clock is passed into the user's process
 
 
 class Record(NamedTuple):
-    """One reported step. A NaN loss is a real NaN; absent tokens are 0."""
+    """One reported step. A NaN loss is stored as NaN; absent tokens are 0."""
 
     step: int
     batch: int
@@ -65,7 +65,7 @@ class Record(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The header's live part, updated at every draw of a batch, phase change and report."""
+    """The changing part of the header, updated at every draw, phase change and report."""
 
     pid: int
     step: int
@@ -77,17 +77,20 @@ class Progress(NamedTuple):
 
 
 class RingWriter:
-    """The rank's end. Creates the file; raises OSError where it cannot (a full tmpfs, say).
+    """The rank's end.
 
-    A ring that is there already is continued, since the process before this one may have left
-    records that the agent has not read yet.
+    An existing ring is continued, since the previous process may have left records that the agent
+    has not read yet.
+
+    Raises:
+        OSError: The file cannot be created (for example on a full tmpfs).
     """
 
     def __init__(self, path: str | Path, capacity: int = CAPACITY) -> None:
         size = HEADER_BYTES + capacity * RECORD_BYTES
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            # Pages are reserved now: touching one that a full tmpfs cannot give is a SIGBUS later.
+            # Reserve the pages now: on a full tmpfs, the first write to a page would be a SIGBUS.
             os.posix_fallocate(descriptor, 0, size)
             os.ftruncate(descriptor, size)
             self._map = mmap.mmap(descriptor, size)
@@ -102,7 +105,7 @@ class RingWriter:
         _HEADER.pack_into(self._map, 0, *header, 0, 0, wall_clock(), 0)
 
     def write(self, record: Record) -> None:
-        """Append one record and publish it. Microseconds; never blocks."""
+        """Append one record and publish it. Takes microseconds and never blocks."""
         slot = HEADER_BYTES + (self._written % self._capacity) * RECORD_BYTES
         step, batch, at, loss, *rest = record
         known = 0 if loss is None else _HAS_LOSS
@@ -112,14 +115,14 @@ class RingWriter:
         self._counts[_WRITTEN] = self._written
 
     def progress(self, step: int, batch: int, beat: float, phase: Phase) -> None:
-        """Publish where the rank is."""
+        """Publish the rank's progress."""
         counts = self._counts
         counts[_STEP], counts[_BATCH], counts[_PHASE] = step, batch, _INDEX[phase]
         self._times[_BEAT] = beat
 
     @property
-    def asked_to_stop(self) -> bool:
-        """Whether the agent asked the rank to save and leave."""
+    def stop_requested(self) -> bool:
+        """True if the agent requested the rank to save and stop."""
         return bool(_CONTROL.unpack_from(self._map, _CONTROL_OFFSET)[0])
 
 
@@ -127,7 +130,7 @@ class RingReader:
     """The agent's end.
 
     Raises:
-        ValueError: The header is not written yet, or another version of babysit wrote it.
+        ValueError: The header is incomplete, or another version of babysit wrote it.
         OSError: The file cannot be opened or mapped.
     """
 
@@ -139,14 +142,14 @@ class RingReader:
             os.close(descriptor)
         magic, self._capacity, record_bytes, *_ = _HEADER.unpack_from(self._map, 0)
         if magic != _MAGIC or record_bytes != RECORD_BYTES:
-            raise ValueError(f"{path} is no ring of this version of babysit")
+            raise ValueError(f"{path} is not a ring of this version of babysit")
         self._read = 0
 
     def drain(self, limit: int = 1024) -> tuple[list[Record], int]:
-        """Take what was written since the last call.
+        """Read the records written since the last call.
 
         Args:
-            limit: Most records to return.
+            limit: Maximum number of records to return.
 
         Returns:
             The records, oldest first, and how many were overwritten unread.
@@ -156,7 +159,7 @@ class RingReader:
         self._read += lost
         end = min(written, self._read + limit)
         records = [self._record(i) for i in range(self._read, end)]
-        # What the writer may have overwritten while it was being read (one slot is in the making).
+        # The writer may have overwritten these during the read (one slot may be half written).
         torn = min(
             len(records),
             max(0, self._published() + 1 - self._capacity - self._read),
@@ -173,12 +176,12 @@ class RingReader:
         return int(_HEADER.unpack_from(self._map, 0)[4])
 
     def progress(self) -> Progress:
-        """Where the rank is now."""
+        """The rank's current progress."""
         _, _, _, pid, _, step, batch, beat, phase = _HEADER.unpack_from(self._map, 0)
         return Progress(pid, step, batch, beat, PHASES[phase])
 
-    def ask_to_stop(self) -> None:
-        """Ask the rank to save and leave at its next look at `run.should_stop`."""
+    def request_stop(self) -> None:
+        """Request the rank to save and stop; it sees this at its next `run.should_stop`."""
         _CONTROL.pack_into(self._map, _CONTROL_OFFSET, 1)
 
     def close(self) -> None:

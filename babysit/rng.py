@@ -1,7 +1,6 @@
-"""States of the random number generators of this process, as plain picklable values.
+"""States of this process's random number generators, as plain picklable values.
 
-numpy and torch are looked up among the modules already loaded: a script that has not imported them
-does not draw from them.
+numpy and torch are used only if already imported: a script without them does not draw from them.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 
 def capture() -> dict[str, Any]:
-    """The states of python's, numpy's and torch's generators (CPU, and this rank's GPU)."""
+    """The states of the generators of python, numpy and torch (CPU, and this rank's GPU)."""
     states: dict[str, Any] = {"python": random.getstate()}
     if (numpy := sys.modules.get("numpy")) is not None:
         states["numpy"] = numpy.random.get_state()
@@ -24,7 +23,7 @@ def capture() -> dict[str, Any]:
 
 
 def apply(states: dict[str, Any]) -> None:
-    """Put the generators back to what :func:`capture` saw."""
+    """Restore the states that :func:`capture` returned."""
     random.setstate(states["python"])
     if "numpy" in states and (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.set_state(states["numpy"])

@@ -1,4 +1,4 @@
-"""The run that `babysit.init()` returns: what a training script sees of us."""
+"""The run that `babysit.init()` returns: the public API of a training script."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Run:
         self.rank = plan.rank
         self.world_size = plan.world_size
         self.step = 0
-        """The step being computed (inside `steps()`), or the last one."""
+        """The step being computed (inside `steps()`), or the last one; 0 before the first."""
         self.batch = 0
         """Number of the batch of that step."""
         self._ended = 0
-        """The last step that has ended: what peers and the agent are told."""
+        """The last completed step, as published to peers and the agent."""
         self._count = StepCount()
         self._reporter = reporter
         self._saver = Saver(plan, reporter)
@@ -61,16 +61,16 @@ class Run:
     def steps(
         self, loader: Iterable[Batch], total: int | None = None, epochs: int | None = None
     ) -> Iterator[tuple[int, Batch]]:
-        """Yield `(step, batch)`, from where the restored checkpoint left off.
+        """Yield `(step, batch)`, starting where the restored checkpoint ended.
 
-        Steps count from 1. Quarantined batches are passed over on every rank alike. How a loader is
-        resumed is told in :mod:`babysit.data`. With another world size, the position in batches
-        per rank is kept.
+        Steps count from 1. Quarantined batches are skipped on all ranks. :mod:`babysit.data`
+        describes how each kind of loader resumes. If the world size has changed, the position in
+        batches per rank is kept, so the global position in the data shifts.
 
         Args:
-            loader: Gives batches; anything that can be iterated over.
-            total: The last step; None: no end but that of the epochs.
-            epochs: Passes over the loader; None: as many as `total` needs, or else one.
+            loader: Any iterable of batches.
+            total: The last step; None: no limit other than the epochs.
+            epochs: Passes over the loader; None: as many as `total` needs, or one without `total`.
 
         Raises:
             EmptyLoaderError: A whole pass gave no batch.
@@ -95,7 +95,7 @@ class Run:
                 self.batch = self._feed.position.batch
                 self._enter(Phase.TRAINING)
                 yield self.step, batch
-        except GeneratorExit:  # the loop was left early (`break`, `return`): an end like any other
+        except GeneratorExit:  # the loop ended early by `break` or `return`, which is a normal end
             self._ended = self.step
             self._reporter.note(Note.FINISHED, step=self.step)
             raise
@@ -114,17 +114,16 @@ class Run:
     ) -> None:
         """Report a step: one record in shared memory. Never blocks and never raises.
 
-        A report is a sign of life whatever it is given. A value that is not a number is warned of,
-        once, and left out.
+        Every report is a sign of life. A value that is not a number is logged once and left out.
 
         Args:
-            loss: A float, or what `float()` takes (a tensor on a GPU is waited for); None: this
-                rank has no loss for the step.
-            grad_norm: Norm of the gradient before clipping.
-            tokens: Tokens this rank consumed in the step.
-            learning_rate: As it was in this step.
-            step: The step, counted by the script; by default that of `steps()`. A count that goes
-                back (one that begins anew each epoch) is continued from where it was.
+            loss: A float, or a value that `float()` accepts (for a GPU tensor this synchronises);
+                None: this rank has no loss for the step.
+            grad_norm: Norm of the gradient before clipping; None: not reported.
+            tokens: Tokens that this rank consumed in the step; None: not reported.
+            learning_rate: Learning rate of the step; None: not reported.
+            step: The step as the script counts it; None: that of `steps()`. A counter that goes
+                back (one that restarts in each epoch) is continued.
         """
         if step is not None:
             self.step = self._counted(step)
@@ -167,39 +166,39 @@ class Run:
         return step
 
     def phase(self, name: str | Phase) -> PhaseScope:
-        """Say what the rank does now: `with run.phase("evaluate"): …`.
+        """Declare what the rank does now: `with run.phase("evaluate"): …`.
 
-        The phase holds from the call on; at the end of a `with` block the one before comes back. An
-        unknown name changes nothing and is warned of.
+        The phase starts with the call; the end of a `with` block restores the previous one. Limits
+        for hangs differ by phase. An unknown name changes nothing and is logged.
         """
         before = self._phase
         phase = _PHASES.get(name)
         if phase is None:
-            self._reporter.warn(f"unknown phase {name!r}; there are {', '.join(_PHASES)}")
+            self._reporter.warn(f"unknown phase {name!r}; expected one of {', '.join(_PHASES)}")
             return PhaseScope(self, before)
         self._enter(phase)
         return PhaseScope(self, before)
 
     @property
     def should_stop(self) -> bool:
-        """Whether to save and leave, because the node is about to go.
+        """True if the script must save and exit: its node is needed or about to be drained.
 
-        A collective where torch.distributed is initialised: the ranks' answers are combined, so all
-        leave after the same step. Look at it on every rank, at the same place in the loop.
+        A collective if torch.distributed is initialised: the answers of all ranks are combined, so
+        that all stop after the same step. Read it on every rank at the same place in the loop.
         """
-        asked = self._reporter.asked_to_stop
+        asked = self._reporter.stop_requested
         if self.world_size == 1:
             return asked
         return collective.minimum(-int(asked))[0] < 0
 
     def fingerprint(self, model: Any) -> str:
-        """Hash this rank's parameters and buffers, and note it.
+        """Hash this rank's parameters and buffers, and note the hash.
 
-        Replicas that hold the same (part of the) model must agree bit for bit; one that does not
-        has computed wrongly.
+        Replicas of the same (part of the) model must agree bit for bit; a deviating one has
+        computed wrongly.
 
         Returns:
-            32 hex digits (blake2b).
+            32 hex digits (blake2b, 16 bytes).
         """
         from babysit.fingerprint import digest  # noqa: PLC0415  # imports torch
 
@@ -210,10 +209,11 @@ class Run:
     # -- checkpoints --------------------------------------------------------------------------
 
     def restore(self, state: dict[str, Any] | DirectoryState) -> int:
-        """Load the checkpoint the control plane chose; returns its step (0: from the beginning).
+        """Load the checkpoint that the control plane chose; returns its step (0: no checkpoint).
 
-        Candidates that are damaged are passed over, on all ranks alike: a collective where
-        torch.distributed is initialised. Generators and the place in the data come back too.
+        Damaged candidates are skipped on all ranks alike, so this is a collective if
+        torch.distributed is initialised. Random generators and the position in the data are
+        restored too.
 
         Raises:
             NotDistributedError: There are several ranks and torch.distributed is not initialised.
@@ -240,7 +240,7 @@ class Run:
             choice.require(self.plan)
             self._saver.forget_after(self.step)
         for refused in choice.rejected:
-            self._reporter.warn(f"checkpoint {refused['id']} is passed over: {refused['reason']}")
+            self._reporter.warn(f"skipping checkpoint {refused['id']}: {refused['reason']}")
         return self.step
 
     def checkpoint(
@@ -250,16 +250,19 @@ class Run:
         step: int | None = None,
         now: bool = False,
     ) -> None:
-        """Save the state after this step, if a save is due. Call it last in the loop's body.
+        """Save the state after this step if a save is due. Call it last in the body of the loop.
 
-        Training waits only for the copy out of its tensors (and for the save before it, should that
-        still be under way). The run's last step is always saved. A save that fails is noted, and
-        training goes on.
+        Training waits only for the copy out of its tensors, and for the previous save if that is
+        still running. The last step of a run is always saved. A save that fails is noted, and
+        training continues.
 
         Args:
-            state: As for :meth:`restore`.
-            step: The step; by default that of `steps()`.
-            now: Save even if none is due (before leaving, say).
+            state: A dict or directory state, as for :meth:`restore`.
+            step: The step; None: that of `steps()`.
+            now: Save even if no save is due (for example before exiting).
+
+        Raises:
+            StateMismatchError: The state is not a dict, or lacks the module of an optimizer.
         """
         step = self.step if step is None else self._counted(step)
         self._ended = max(self._ended, step)
@@ -272,11 +275,11 @@ class Run:
         self._blocked += time.perf_counter() - begun
 
     def flush(self) -> None:
-        """Complete what is still being written."""
+        """Wait until all saves are written."""
         self._saver.wait()
 
     def finish(self) -> None:
-        """The work is done: complete what is still being written. `steps()` does so at its end."""
+        """Wait until all saves are written, and mark the run finished; `steps()` calls it too."""
         self._ended = self.step
         self.flush()
         self._enter(Phase.FINISHED)
@@ -305,7 +308,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PhaseScope:
-    """Brings the phase before back at the end of a `with` block."""
+    """Restores the previous phase at the end of a `with` block."""
 
     run: Run
     before: Phase

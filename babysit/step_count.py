@@ -1,7 +1,7 @@
-"""Steps as a script counts them, made the steps of the run.
+"""Converts the step numbers of a script to steps of the run.
 
-Many scripts count within the epoch. Were such a counter followed back, every later step would be
-hidden from the monitors, which go by steps that grow, and checkpoints would be overwritten.
+Many scripts count within the epoch. If the run followed such a counter back, the monitors, which
+expect growing steps, would miss all later ones, and checkpoints would be overwritten.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from __future__ import annotations
 class StepCount:
     """Continues a counter that goes back.
 
-    A counter that begins anew (at or below the first number given) goes on from the end of the
-    epoch before; one that the script has put back goes on from the next step.
+    A counter that restarts (at or below its first number) continues from the end of the previous
+    epoch; a counter that the script has set back continues from the next step.
     """
 
     def __init__(self) -> None:
         self._first: int | None = None
-        """The number given first."""
+        """The first given number."""
         self._last: int | None = None
-        """The number given last."""
+        """The last given number."""
         self._added = 0
-        """What is added to the script's numbers now."""
+        """Current offset from the script's numbers to the steps of the run."""
 
     def counted(self, number: int, ended: int) -> tuple[int, str]:
-        """The step of the run that the script calls `number`.
+        """Convert a number of the script to the step of the run.
 
         Args:
-            number: The script's own count.
-            ended: The last step of the run that has ended.
+            number: The script's count.
+            ended: The last completed step of the run.
 
         Returns:
-            The step, and a sentence to warn with when the counter went back (else empty).
+            The step, and a warning if the counter went back (otherwise empty).
         """
         before = ended if self._last is None else self._last
         complaint = ""

@@ -1,8 +1,9 @@
-"""What a rank and its node agent share: environment names, file names, the plan, the notes.
+"""The protocol of a rank and its node agent: environment names, file names, the plan, the notes.
 
-A rank and its agent meet in one directory on tmpfs, the *rank directory* (`BABYSIT_RANK_DIR`):
+A rank and its agent communicate through one directory on tmpfs, the *rank directory*
+(`BABYSIT_RANK_DIR`):
 
-* `plan.json`: written by the agent before the rank starts; the rank's :class:`Plan`.
+* `plan.json`: the rank's :class:`Plan`, written by the agent before the rank starts.
 * `ring`: the shared-memory ring of samples (:mod:`babysit.ring`).
 * `notes.jsonl`: rare, larger messages from the rank, one JSON object a line, append only.
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 ENV_RANK_DIR = "BABYSIT_RANK_DIR"
-"""Set by the agent; when it is absent, `babysit.init()` runs stand-alone."""
+"""Set by the agent; if it is absent, `babysit.init()` runs stand-alone."""
 
 PLAN_FILE = "plan.json"
 RING_FILE = "ring"
@@ -30,7 +31,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 class Phase(StrEnum):
-    """What a rank is doing; limits for hangs differ by phase."""
+    """The activity of a rank; limits for hangs differ by phase."""
 
     STARTING = "starting"  # before `babysit.init()` returns
     RESTORING = "restoring"  # inside `run.restore()`
@@ -42,27 +43,26 @@ class Phase(StrEnum):
 
 
 class Tier(StrEnum):
-    """Where the bytes of a checkpoint lie."""
+    """The storage tier of a checkpoint."""
 
     MEMORY = "memory"  # tmpfs on the node
-    DIRECTORY = "directory"  # the directory the spec names
+    DIRECTORY = "directory"  # the directory that the spec names
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checkpoint that may be loaded. Candidates are tried in the order given."""
+    """A checkpoint that may be loaded. Candidates are tried in the given order."""
 
     id: str
     step: int
     tier: Tier
     path: str
-    """Directory holding `rank-00000/`, `rank-00001/` …; the memory tier's is this node's own."""
+    """Directory with `rank-00000/`, `rank-00001/` …; for the memory tier, that of this node."""
     world_size: int
     attempt: int
-    """The attempt that wrote it. A manifest of another attempt does not belong to this checkpoint:
-    refuse it."""
+    """The attempt that wrote it; manifests of other attempts are refused."""
     run: str = ""
-    """The run it belongs to. A manifest that names another does not: refuse it."""
+    """The run that wrote it; manifests that name another run are refused."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,34 +76,42 @@ class SavePolicy:
     memory_directory: str = ""
     memory_every_steps: int = 0
     memory_keep: int = 3
-    """Newest memory saves kept by the rank itself. While a peer still writes step N, this rank can
-    have finished N + 1 (N + 2 needs the peer in its collectives), and the newest step that every
-    rank has is N - 1: hence three."""
+    """Number of newest memory saves that the rank keeps.
+
+    While a peer still writes step N, this rank may have finished N + 1 (N + 2 needs the peer in its
+    collectives), and the newest step of every rank is N - 1: hence three.
+    """
     directory_keep: int = 0
-    """Newest directory saves kept by the rank; 0: all (an agent's control plane prunes them)."""
+    """Number of newest directory saves that the rank keeps; 0: all (the control plane prunes)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """What the control plane decided for one rank of one attempt."""
+    """The control plane's decisions for one rank of one attempt."""
 
     run: str
     attempt: int
     rank: int
     world_size: int
     restore: tuple[Candidate, ...] = ()
-    """In the order to try; empty: start from the beginning."""
+    """Candidates in the order to try; empty: start from step 0."""
     skip_batches: tuple[tuple[int, int], ...] = ()
     """Quarantined batches, as inclusive ranges of batch numbers (counted from 1)."""
     save: SavePolicy = SavePolicy()
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """The plan as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of :meth:`to_json`."""
+        """Parse a plan: the inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: The text is not JSON, or a value is invalid.
+            KeyError: A field is missing.
+            TypeError: A field is missing or unknown.
+        """
         raw: dict[str, Any] = json.loads(text)
         raw["restore"] = tuple(
             Candidate(**{**c, "tier": Tier(c["tier"])}) for c in raw.get("restore", ())
@@ -118,7 +126,7 @@ class Note(StrEnum):
 
     STARTED = "started"  # `babysit.init()` was called
     RESTORED = "restored"  # step, checkpoint (id or ""), seconds, rejected: [{id, reason,
-    # unreadable}]; step 0 and "" although there were candidates: none could be loaded
+    # unreadable}]; step 0 and "" with candidates in the plan: none could be loaded
     SHARD = "shard"  # step, tier, path, files: [{name, bytes, blake2b}], batch,
     # seconds: {copy, write}; the directory tier only
     SAVE_FAILED = "save_failed"  # step, tier, error

@@ -1,1 +1,1 @@
-"""What a job is and how it runs on a node: the run spec, the node agent, standby, templates."""
+"""The job on its node: run spec, node agent, fork server, templates."""

@@ -1,7 +1,7 @@
-"""The one clock: time and waiting, passed in everywhere else.
+"""The only clock: reads the time and waits on behalf of all other modules.
 
-Nothing else in `jobs`, `monitors` or `orchestrator` reads the time or sleeps (ruff's banned-api
-holds it), so the same code runs under virtual time.
+No other module in `jobs`, `monitors` or `orchestrator` reads the time or sleeps (ruff's banned-api
+enforces it), so the same code runs under virtual time.
 """
 
 from __future__ import annotations
@@ -13,54 +13,54 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time and waiting."""
+    """Reads the time and waits."""
 
     def now(self) -> dt.datetime:
-        """The current time, UTC, with microseconds."""
+        """The current time in UTC, with microseconds."""
 
     def monotonic(self) -> float:
-        """Seconds on a clock that never goes back."""
+        """Seconds on a clock that never runs backwards; only differences have a meaning."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for `seconds`."""
 
 
 class SystemClock:
     """The real clock."""
 
     def now(self) -> dt.datetime:
-        """The current time, UTC."""
+        """The current time in UTC."""
         return dt.datetime.now(dt.UTC)
 
     def monotonic(self) -> float:
-        """Seconds since some point."""
+        """Seconds since an arbitrary moment."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait on the event loop."""
+        """Wait for `seconds` on the event loop."""
         await asyncio.sleep(seconds)
 
 
 class ManualClock:
-    """A clock for tests: stands still until told to move. Sleeping moves it."""
+    """A clock for tests: it moves only when a test advances it or a task sleeps."""
 
     def __init__(self, start: dt.datetime | None = None) -> None:
         self._start = start or dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
         self._elapsed = 0.0
 
     def now(self) -> dt.datetime:
-        """The start plus what has been advanced."""
+        """The start plus the advanced seconds."""
         return self._start + dt.timedelta(seconds=self._elapsed)
 
     def monotonic(self) -> float:
-        """Seconds advanced."""
+        """The advanced seconds."""
         return self._elapsed
 
     def advance(self, seconds: float) -> None:
-        """Move on."""
+        """Advance the clock by `seconds`."""
         self._elapsed += seconds
 
     async def sleep(self, seconds: float) -> None:
-        """Move on and let others run."""
+        """Advance the clock by `seconds` and let other tasks run."""
         self.advance(seconds)
         await asyncio.sleep(0)

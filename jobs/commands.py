@@ -1,4 +1,4 @@
-"""What the control plane tells a node agent. Every command is idempotent: the id is the key."""
+"""Commands of the control plane to a node agent. All are idempotent; the id is the key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Command(BaseModel):
-    """Sent to one worker until the worker has acknowledged its id."""
+    """A command to one worker, resent until the worker acknowledges its id."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,9 +17,9 @@ class Command(BaseModel):
     attempt: int
 
     def part(self, place: int, ranks: tuple[int, ...]) -> Self:  # noqa: ARG002 (for those that differ)
-        """What the worker at this place of a gang, with these ranks, is told.
+        """The command for the worker at this place of a gang, with these ranks.
 
-        The same as all others, unless the command says who does what.
+        Most commands are equal for all workers; others override this method.
         """
         return self
 
@@ -33,14 +33,18 @@ class RestoreCandidate(BaseModel):
     step: int
     tier: str
     path: str
-    """Empty on the memory tier: each node knows its own memory directory."""
+    """Directory of the checkpoint; empty on the memory tier, where each node knows its own."""
     world_size: int
     attempt: int
     """The attempt that wrote it."""
 
 
 class StartAttempt(Command):
-    """Start these ranks. An agent that has ranks of an older attempt kills them first."""
+    """Start these ranks. The agent first kills ranks of an older attempt.
+
+    An attempt that is not newer than every attempt the agent has seen is ignored. The answers are
+    RanksStarted, or RankExited for a rank that could not start.
+    """
 
     kind: Literal["start_attempt"] = "start_attempt"
     ranks: tuple[int, ...]
@@ -53,14 +57,14 @@ class StartAttempt(Command):
     skip_batches: tuple[tuple[int, int], ...] = ()
 
     def part(self, place: int, ranks: tuple[int, ...]) -> Self:
-        """These ranks, on the node of this place."""
+        """The command with these ranks, for the node at this place."""
         return self.model_copy(update={"node_rank": place, "ranks": ranks})
 
 
 class StopAttempt(Command):
-    """Kill the ranks and answer AttemptStopped.
+    """Stop the ranks and answer AttemptStopped once no process of the attempt is alive.
 
-    They get `grace_seconds` in which to save and leave.
+    Ranks get `grace_seconds` to save and exit, then SIGKILL; 0: SIGKILL at once.
     """
 
     kind: Literal["stop_attempt"] = "stop_attempt"
@@ -69,27 +73,27 @@ class StopAttempt(Command):
 
 
 class CaptureStacks(Command):
-    """Answer StacksCaptured."""
+    """Capture the stacks of all ranks and answer StacksCaptured."""
 
     kind: Literal["capture_stacks"] = "capture_stacks"
 
 
 class VerifyCheckpoint(Command):
-    """Read the shards back, compare sizes and hashes, and answer CheckpointChecked."""
+    """Read the shards, compare sizes and hashes, and answer CheckpointChecked."""
 
     kind: Literal["verify_checkpoint"] = "verify_checkpoint"
     checkpoint: str
     path: str
     ranks: tuple[int, ...]
-    """Whose shards; their manifests say what was written."""
+    """Ranks whose shards to read; the manifests hold the expected sizes and hashes."""
 
     def part(self, place: int, ranks: tuple[int, ...]) -> Self:  # noqa: ARG002 (only ranks matter)
-        """The shards of these ranks."""
+        """The command for the shards of these ranks."""
         return self.model_copy(update={"ranks": ranks})
 
 
 class DeleteCheckpoint(Command):
-    """Remove the checkpoint's directory and answer CheckpointDeleted."""
+    """Delete the checkpoint's directory and answer CheckpointDeleted; a refusal is only logged."""
 
     kind: Literal["delete_checkpoint"] = "delete_checkpoint"
     checkpoint: str
@@ -97,7 +101,7 @@ class DeleteCheckpoint(Command):
 
 
 class Shutdown(Command):
-    """The run is over: kill what is left, remove this worker's memory directory, and exit."""
+    """End the worker: kill its processes, delete its memory directory, and exit."""
 
     kind: Literal["shutdown"] = "shutdown"
 

@@ -1,6 +1,6 @@
-"""What an agent is started with.
+"""The configuration of an agent: one JSON file that the cluster writes.
 
-One JSON file, written by the cluster, mode 0600 (it holds the token).
+Its mode is 0600, because it contains the token.
 """
 
 from __future__ import annotations
@@ -21,26 +21,25 @@ class AgentConfig(BaseModel):
     worker: str
     node: str
     address: str = "127.0.0.1"
-    """Host at which other nodes reach this one."""
+    """Host at which other nodes reach this node."""
     server_url: str = ""
-    """`ws://host:port/agent` of the server that started the agent; empty: see `server_file`."""
+    """`ws://host:port/agent`; empty: read it from `server_file`."""
     server_file: Path | None = None
-    """JSON file whose key `agent_url` says where the server is after a restart on another port.
+    """JSON file with a key `agent_url`; None: use `server_url`.
 
-    The agent tries `server_url` and this address in turn until one of them takes the connection,
-    and reads the file again for each try. None: the server never moves.
+    Every connection attempt reads it again, since an embedded server may move.
     """
     token: str
     directory: Path
-    """On disk, this worker's own: `spool/`, `agent.log`, `agent.pid`."""
+    """This worker's directory on disk: `spool/`, `agent.log`, `agent.pid`."""
     log_directory: Path
     """On disk: `attempt-0001/rank-00000.log` … (stdout and stderr of each rank)."""
     memory_directory: Path
-    """On tmpfs, this worker's own.
+    """This worker's directory on tmpfs.
 
-    `ranks/rank-00000/` (rank directories), `checkpoints/` (memory tier).
+    `ranks/rank-00000/` … are the rank directories, `checkpoints/` is the memory tier.
     """
     spec: RunSpec
-    """`workdir` and `checkpoint.directory` are absolute here."""
+    """The run spec, with `workdir` and `checkpoint.directory` absolute."""
     orphan_seconds: float = 86400.0
-    """With nothing running and no control plane for this long, the agent leaves."""
+    """The agent leaves after this time without ranks and without contact."""

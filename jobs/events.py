@@ -1,9 +1,8 @@
-"""What a node agent reports.
+"""Events that node agents report.
 
-Agents' messages *are* events of the core: same classes, no translation.
-
-Every event bears an id (ULID, made where the event arose), the time on the reporter's clock, and
-the actor. The gateway takes each report once, by its sequence.
+These are the events of the core: the classes are the same, so nothing is translated. Every event
+has an id (a ULID, made at its origin), the time on the reporter's clock, and the actor. The control
+plane stores each report once, by its sequence. Durations are seconds, sizes are bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from monitors.failures import Failure
 
 
 class Event(BaseModel):
-    """Something that happened."""
+    """A fact that the core handles."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,45 +26,45 @@ class Event(BaseModel):
     id: str
     """ULID."""
     at: dt.datetime
-    """When it happened, on the reporter's clock (UTC)."""
+    """Time of the fact on the reporter's clock (UTC)."""
     actor: str = "system"
     """`worker:<id>`, `operator:<name>`, `monitor:<kind>`, `controller` …"""
     cause: str | None = None
-    """Id of the event or instruction this one answers."""
+    """Id of the event or instruction that this event answers; None: none."""
 
 
 class WorkerEvent(Event):
-    """Reported by an agent. `attempt` is the fencing token: an older one is refused."""
+    """An event of an agent. `attempt` is the fencing token: older attempts are refused."""
 
     run: str
     worker: str
     attempt: int
-    """The attempt the agent is working for; 0 before the first."""
+    """The attempt that the agent works for; 0 before the first."""
 
 
 class WorkerJoined(WorkerEvent):
-    """The agent is up, its standby interpreter warm, and it can start ranks."""
+    """The agent is running, its fork server is warm, and it can start ranks."""
 
     kind: Literal["worker_joined"] = "worker_joined"
     node: str
     address: str
-    """Host other nodes reach this one at."""
+    """Host at which other nodes reach this node."""
     port: int
-    """A free port for the rendezvous, should rank 0 land here."""
+    """A free port for the rendezvous if rank 0 runs here; 0: none found."""
     pid: int = 0
     resumed: bool = False
-    """Whether ranks of `attempt` are alive under this agent."""
+    """True if ranks of `attempt` are alive under this agent."""
 
 
 class RanksStarted(WorkerEvent):
-    """All ranks of the worker have been launched (processes exist)."""
+    """All ranks of the worker have been launched: their processes exist."""
 
     kind: Literal["ranks_started"] = "ranks_started"
     ranks: tuple[int, ...]
 
 
 class RankReady(WorkerEvent):
-    """A rank called `babysit.init()`: the user's script is past its imports."""
+    """A rank called `babysit.init()`: the user's script has finished its imports."""
 
     kind: Literal["rank_ready"] = "rank_ready"
     rank: int
@@ -79,13 +78,13 @@ class RejectedCheckpoint(BaseModel):
     id: str
     reason: str
     unreadable: bool = False
-    """It is missing or cannot be read, which may pass; otherwise it is damaged."""
+    """True: missing or unreadable, which may be temporary; False: damaged."""
 
 
 class RankRestored(WorkerEvent):
     """A rank loaded a checkpoint.
 
-    Step 0 and no id: it started from the beginning, or could load none of those offered.
+    Step 0 without an id: it starts from the beginning, or could load none of the candidates.
     """
 
     kind: Literal["rank_restored"] = "rank_restored"
@@ -97,12 +96,12 @@ class RankRestored(WorkerEvent):
 
 
 class RankExited(WorkerEvent):
-    """A rank's process ended. `failure` is None for exit code 0."""
+    """A rank's process has ended. `failure` is None for exit code 0."""
 
     kind: Literal["rank_exited"] = "rank_exited"
     rank: int
     code: int
-    """Exit code; negative: killed by that signal."""
+    """Exit code; negative: that signal killed it."""
     failure: Failure | None = None
     last_step: int = 0
 
@@ -124,9 +123,7 @@ class ShardReport(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     attempt: int
-    """The attempt that wrote it: a later attempt may write the same step again, to the same path.
-
-    """
+    """The attempt that wrote it. A later attempt may write the same step to the same path."""
     step: int
     rank: int
     world_size: int
@@ -139,11 +136,11 @@ class ShardReport(BaseModel):
     copy_seconds: float = 0.0
     write_seconds: float = 0.0
     run: str = ""
-    """Whose it is; empty: written before manifests said so."""
+    """The run that wrote it; empty: written by a version that did not record it."""
 
 
 class Shards(BaseModel):
-    """Parts of one checkpoint, in columns of equal length: what ShardReports say of many ranks."""
+    """Shards of one checkpoint in columns of equal length: the ShardReports of many ranks."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -155,16 +152,20 @@ class Shards(BaseModel):
     batch: int
     ranks: tuple[int, ...]
     workers: tuple[str, ...]
-    """Where each part lies, or who wrote it."""
+    """The worker that wrote, or stores, each shard."""
     sizes: tuple[int, ...]
-    """Bytes of each part."""
+    """Bytes of each shard."""
     files: tuple[tuple[ShardFile, ...], ...]
     copy_seconds: tuple[float, ...]
     write_seconds: tuple[float, ...]
 
     @classmethod
     def of(cls, worker: str, *reports: ShardReport) -> Shards:
-        """What one worker reports of one checkpoint."""
+        """The reports of one worker about one checkpoint, as columns.
+
+        Raises:
+            IndexError: There are no reports.
+        """
         first = reports[0]
         return cls(
             **{name: getattr(first, name) for name in _OF_THE_CHECKPOINT},
@@ -177,7 +178,7 @@ class Shards(BaseModel):
         )
 
     def reports(self) -> Iterator[ShardReport]:
-        """One by one, for the table of shards."""
+        """Yield the shards one by one, for the table of shards."""
         shared = {name: getattr(self, name) for name in _OF_THE_CHECKPOINT}
         columns = zip(self.ranks, self.files, self.copy_seconds, self.write_seconds, strict=True)
         for rank, files, copied, wrote in columns:
@@ -186,7 +187,7 @@ class Shards(BaseModel):
             )
 
     def kept(self, places: Sequence[int]) -> Shards:
-        """Only the parts at these places of the columns."""
+        """The shards at these indices of the columns."""
         columns = {
             name: tuple(getattr(self, name)[place] for place in places) for name in _OF_EACH_PART
         }
@@ -205,7 +206,7 @@ class ShardWritten(WorkerEvent):
 
 
 class SaveFailed(WorkerEvent):
-    """A rank could not save."""
+    """A rank could not save; its training continues."""
 
     kind: Literal["save_failed"] = "save_failed"
     rank: int
@@ -217,18 +218,18 @@ class SaveFailed(WorkerEvent):
 class AttemptStopped(WorkerEvent):
     """No process of the attempt is alive on this worker.
 
-    Carries the memory shards that survived it.
+    The event lists the memory shards that survived.
     """
 
     kind: Literal["attempt_stopped"] = "attempt_stopped"
     memory_shards: tuple[ShardReport, ...] = ()
     port: int = 0
-    """A fresh rendezvous port."""
+    """A new free port for the rendezvous; 0: none found."""
     last_step: int = 0
 
 
 class RankStack(BaseModel):
-    """What one rank was doing."""
+    """The stack of one rank."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -238,29 +239,30 @@ class RankStack(BaseModel):
     frames: tuple[str, ...] = ()
     """Innermost first: `function (file:line)`."""
     error: str = ""
+    """Why the stack could not be captured; empty: it was."""
 
 
 class StacksCaptured(WorkerEvent):
-    """Answer to CaptureStacks."""
+    """The answer to CaptureStacks."""
 
     kind: Literal["stacks_captured"] = "stacks_captured"
     stacks: tuple[RankStack, ...]
 
 
 class CheckpointChecked(WorkerEvent):
-    """Answer to VerifyCheckpoint: the shards were read back and hashed."""
+    """The answer to VerifyCheckpoint: sizes and hashes of the shards were compared."""
 
     kind: Literal["checkpoint_checked"] = "checkpoint_checked"
     checkpoint: str
     ok: bool
     error: str = ""
     unreadable: bool = False
-    """Not ok since it is missing or cannot be read, which may pass; otherwise it is damaged."""
+    """True if it failed because a file is missing or unreadable, which may be temporary."""
     seconds: float = 0.0
 
 
 class CheckpointDeleted(WorkerEvent):
-    """Answer to DeleteCheckpoint."""
+    """The answer to DeleteCheckpoint."""
 
     kind: Literal["checkpoint_deleted"] = "checkpoint_deleted"
     checkpoint: str
@@ -303,7 +305,7 @@ class RankSamples(BaseModel):
 
 
 class RankBeat(BaseModel):
-    """The live part of a rank's ring."""
+    """The current progress of a rank, from the header of its ring."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -318,9 +320,9 @@ class RankBeat(BaseModel):
 
 
 class Report(BaseModel):
-    """One numbered message of an agent: samples first, then events in the order they arose.
+    """One numbered message of an agent: samples first, then events in order.
 
-    `sequence` grows by one per message of a worker; the control plane stores each once and
+    `sequence` grows by one per message of a worker. The control plane stores each message once and
     acknowledges it.
     """
 
@@ -333,7 +335,7 @@ class Report(BaseModel):
 
 
 class Heartbeat(BaseModel):
-    """Sent every second while connected; not numbered, not spooled, not stored."""
+    """Progress of the ranks, sent every second while connected; not numbered, spooled or stored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -344,7 +346,7 @@ class Heartbeat(BaseModel):
 
 
 class Hello(BaseModel):
-    """First frame of a connection (the token is in the Authorization header)."""
+    """The first frame of a connection (the token is in the Authorization header)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -354,4 +356,4 @@ class Hello(BaseModel):
     node: str
     attempt: int
     next_sequence: int
-    """Sequence of the oldest message still in the spool (or the next one to be made)."""
+    """Sequence of the oldest message in the spool, or of the next one if it is empty."""

@@ -1,8 +1,8 @@
 """Frames between agent and control plane: msgpack maps `{"type": …, "body": {…}}`.
 
 From the agent: `hello`, `report`, `heartbeat`, `ack_command`. From the control plane: `welcome`,
-`ack`, `command`, `refused`. Bodies are the models of :mod:`jobs.events` and :mod:`jobs.commands`;
-times travel as ISO 8601 strings, and NaN stays NaN (which JSON could not carry).
+`ack`, `command`, `refused`. Bodies are the models of :mod:`jobs.events` and :mod:`jobs.commands`.
+Times are ISO 8601 strings, and NaN stays NaN, which JSON could not represent.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ from pydantic import BaseModel
 
 
 class FrameError(ValueError):
-    """The bytes are no frame of this protocol."""
+    """The bytes are not a frame of this protocol."""
 
 
 def _plain(value: object) -> str:
     if isinstance(value, dt.datetime):
         return value.isoformat()
     raise TypeError(
-        f"{type(value).__name__} cannot travel in a frame; use a str, number, list or dict"
+        f"a frame cannot contain a {type(value).__name__}; use a str, number, list or dict"
     )
 
 
 def encode(kind: str, body: BaseModel | Mapping[str, Any]) -> bytes:
-    """One frame.
+    """Encode one frame.
 
     Args:
-        kind: the frame's type, such as `report`.
-        body: a model, or a mapping of plain values.
+        kind: Type of the frame, such as `report`.
+        body: A model, or a mapping of plain values.
+
+    Raises:
+        TypeError: The body contains a value of an unsupported type.
     """
     content = body.model_dump() if isinstance(body, BaseModel) else dict(body)
     packed: bytes = msgpack.packb({"type": kind, "body": content}, default=_plain)
@@ -40,17 +43,17 @@ def encode(kind: str, body: BaseModel | Mapping[str, Any]) -> bytes:
 
 
 def decode(data: bytes | str) -> tuple[str, dict[str, Any]]:
-    """Type and body of a frame; validate the body with the model that the type calls for.
+    """Decode a frame to its type and body; the caller validates the body.
 
     Raises:
-        FrameError: not msgpack, or not a map with a `type` and a `body`.
+        FrameError: The data is not msgpack, or not a map with a `type` and a `body`.
     """
     if isinstance(data, str):
         raise FrameError("expected a binary frame, got text; the peer speaks another protocol")
     try:
         frame = msgpack.unpackb(data)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise FrameError(f"{len(data)} bytes that are not msgpack: {error}") from error
+        raise FrameError(f"expected msgpack, got {len(data)} other bytes: {error}") from error
     match frame:
         case {"type": str(kind), "body": dict(body)}:
             return kind, body

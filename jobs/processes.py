@@ -1,9 +1,9 @@
-"""Processes told apart for certain. Linux.
+"""Unambiguous identities of processes. Linux.
 
-A pid alone names nobody: it is used again. An :class:`Identity` adds the start time
-(`/proc/PID/stat`, field 22) and the boot, and signals go through pidfds, so that a recycled pid is
-never mistaken for the process that had it. What belongs to a worker is found and killed by
-:mod:`jobs.agent.reaper`.
+A pid alone is ambiguous, since the kernel reuses it. An :class:`Identity` adds the start time
+(`/proc/PID/stat`, field 22) and the boot id, and signals go through pidfds. So a recycled pid is
+never mistaken for its former process. :mod:`jobs.agent.reaper` finds and kills the processes of a
+worker.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Identity(BaseModel):
-    """One process, for ever."""
+    """One process, unique over time and reboots."""
 
     model_config = ConfigDict(frozen=True)
 
     pid: int
     start: int
-    """Clock ticks from boot to its start."""
+    """Start time in clock ticks since boot."""
     boot: str
     """The kernel's boot id."""
 
@@ -34,12 +34,12 @@ def _boot() -> str:
 
 
 def identify(pid: int) -> Identity | None:
-    """Who has this pid now. None: nobody alive (a zombie has ended; it only waits to be reaped)."""
+    """The process that has this pid now; None: no live process (a zombie has ended)."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name, in parentheses, may itself hold blanks and parentheses: count from the last one.
+    # The name in parentheses may contain blanks and parentheses: count from the last one.
     state, *fields = text.rpartition(")")[2].split()
     if state in "ZX":
         return None
@@ -47,14 +47,14 @@ def identify(pid: int) -> Identity | None:
 
 
 def is_alive(identity: Identity) -> bool:
-    """Whether this very process is alive (not a later one with its pid, not a zombie)."""
+    """True if this very process is alive (not a later one with its pid, not a zombie)."""
     return identify(identity.pid) == identity
 
 
 def open_pidfd(identity: Identity) -> int | None:
-    """A pidfd of this very process, for the caller to close; None when it is gone.
+    """A pidfd of this very process, to be closed by the caller; None: it has ended.
 
-    It becomes readable when the process ends.
+    The pidfd becomes readable when the process ends.
     """
     try:
         descriptor = os.pidfd_open(identity.pid)
@@ -67,22 +67,22 @@ def open_pidfd(identity: Identity) -> int | None:
 
 
 def send_signal(descriptor: int, number: signal.Signals) -> None:
-    """Signal the process of a pidfd. That it is gone already is no error."""
+    """Signal the process of a pidfd; a process that has ended is no error."""
     try:
         signal.pidfd_send_signal(descriptor, number)
     except ProcessLookupError:
-        return  # the caller waits for its end, which has come
+        return  # it has ended, as the caller wants
 
 
 def end_of(descriptor: int) -> str:
-    """How the process of a pidfd ended, in words; reaps it when it is a child of ours.
+    """How the process of a pidfd ended, in words; reaps it if it is a child.
 
-    Call it only when the pidfd is readable.
+    Call it only once the pidfd is readable.
     """
     try:
         result = os.waitid(os.P_PIDFD, descriptor, os.WEXITED)
     except ChildProcessError:
-        return "ended (how is not known: it was started by an earlier server)"
+        return "ended (exit code unknown: an earlier server started it)"
     if result is None or result.si_code == os.CLD_EXITED:
         return f"exited with code {result.si_status if result else 0}"
     return f"was killed by {signal.Signals(result.si_status).name}"

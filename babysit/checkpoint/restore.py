@@ -1,4 +1,4 @@
-"""Which checkpoint to load: the first candidate whose shards every rank finds sound."""
+"""The choice of the checkpoint to load: the first one whose shards are valid on every rank."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from babysit.wire import Candidate, Plan, Tier, rank_directory, step_directory
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Choice:
-    """What the ranks agreed on."""
+    """The common decision of all ranks."""
 
     candidate: Candidate | None
-    """None: there is none to choose, or none that can be loaded."""
+    """The checkpoint to load; None: there are no candidates, or none can be loaded."""
     rejected: tuple[dict[str, Any], ...]
-    """`{id, reason, unreadable}` of the candidates before it; unreadable is not damaged."""
+    """`{id, reason, unreadable}` of the earlier candidates; unreadable ones may still be sound."""
 
     def require(self, plan: Plan) -> None:
-        """Do not begin again where there is something to go on from.
+        """Refuse to start from step 0 if there were candidates.
 
         Raises:
-            NothingLoadedError: Candidates were given, and none can be loaded.
+            NothingLoadedError: There were candidates, and none can be loaded.
         """
         if plan.restore and self.candidate is None:
-            why = self.rejected[0]["reason"] if self.rejected else "another rank says why"
+            why = self.rejected[0]["reason"] if self.rejected else "see the log of another rank"
             raise NothingLoadedError(
-                f"none of {len(plan.restore)} checkpoints can be loaded ({why}): see that"
-                f" {plan.restore[0].path} can be read; to begin again, say so (`babysit rollback"
-                " RUN --to 0`; without an agent, give another directory)"
+                f"none of {len(plan.restore)} checkpoints can be loaded ({why}): check that"
+                f" {plan.restore[0].path} is readable, or start from step 0 on purpose (`babysit"
+                " rollback RUN --to 0`; without an agent, with another directory)"
             )
 
 
 def choose(plan: Plan) -> Choice:
-    """Try the plan's candidates in order; a collective where torch.distributed is initialised.
+    """Try the plan's candidates in order; a collective if torch.distributed is initialised.
 
     Without a process group each rank decides alone.
     """
@@ -54,19 +54,19 @@ def choose(plan: Plan) -> Choice:
             reason, unreadable = str(error), isinstance(error, ShardUnreadableError)
         if collective.minimum(int(not reason))[0]:
             return Choice(candidate, tuple(rejected))
-        if reason:  # otherwise another rank refused it, and says why
+        if reason:  # otherwise another rank refused it, and gives the reason
             rejected.append({"id": candidate.id, "reason": reason, "unreadable": unreadable})
     return Choice(None, tuple(rejected))
 
 
 def _check(candidate: Candidate, plan: Plan) -> None:
-    """Verify what this rank answers for.
+    """Verify the part of a candidate that this rank is responsible for.
 
-    At the world size it was saved at, a rank answers for its own shard. At another, all shards are
-    read by somebody: each rank verifies its share of them, or all where ranks cannot confer.
+    If the world size has not changed, that is the rank's own shard. Otherwise every shard will be
+    read: each rank verifies its share of them, or all of them if the ranks cannot communicate.
 
     Raises:
-        ShardRefusedError: What is wrong.
+        ShardRefusedError: A shard is missing, incomplete or damaged.
     """
     checkpoint = Path(candidate.path)
     ranks: Sequence[int] = (plan.rank,)
@@ -96,7 +96,7 @@ def _manifest(candidate: Candidate, directory: Path, rank: int) -> Manifest:
 
 
 def load(state: Any, candidate: Candidate, rank: int) -> dict[str, Any]:
-    """Load a verified candidate into the state; returns what was saved as its position.
+    """Load a verified candidate into the state; returns the saved position of the rank.
 
     Raises:
         StateMismatchError: The checkpoint does not fit the state.
@@ -109,12 +109,12 @@ def load(state: Any, candidate: Candidate, rank: int) -> dict[str, Any]:
         from babysit.checkpoint import tensors  # noqa: PLC0415  # imports torch
 
         tensors.load(state, Path(candidate.path), rank, candidate.world_size)
-    position: dict[str, Any] = pickle.loads((own / POSITION_FILE).read_bytes())  # noqa: S301  # ours
+    position: dict[str, Any] = pickle.loads((own / POSITION_FILE).read_bytes())  # noqa: S301  # written by babysit
     return position
 
 
 def newest_in(directory: Path) -> tuple[Candidate, ...]:
-    """Candidates for a stand-alone run: whole checkpoints in its directory, newest first."""
+    """Complete checkpoints in the directory of a stand-alone run, newest first."""
     found = []
     for step in shard.steps_in(directory):
         checkpoint = step_directory(directory, step)

@@ -1,8 +1,8 @@
-"""Saves: staged in the training thread, written by one background thread.
+"""Saves: staged by the training thread, written by one background thread.
 
-Training waits for the copy out of its tensors, and for the previous save should that still be
-under way (a save that is due is never dropped: zero lost steps is the promise of the memory tier).
-A failing save is noted and training goes on.
+Training waits for the copy out of its tensors, and for the previous save if that is still running.
+A due save is never dropped: the memory tier promises zero lost steps. A save that fails is noted,
+and training continues.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ from babysit.reporter import Reporter
 from babysit.wire import Note, Plan, Tier, rank_directory, step_directory
 
 INLINE_BYTES = 32 * 2**20
-"""A memory shard no larger is written by the training thread itself.
+"""A memory shard up to this size is written by the training thread itself.
 
-Its way into tmpfs takes about as long as the copy out of the tensors (30 ms at 1 GB/s), and a step
-whose save has returned cannot be lost to a kill in the moment after. Larger ones are written in the
-background.
+The write to tmpfs takes about as long as the copy out of the tensors (30 ms at 1 GB/s). In return,
+a kill right after the save cannot lose the step. Larger shards are written in the background.
 """
 POSITION_FILE = "position.pickle"
-"""Step, loader position and generators of the rank."""
+"""Step, position in the data, and random generators of the rank."""
 
 
 @runtime_checkable
 class DirectoryState(Protocol):
-    """A state whose framework reads and writes a directory by itself (DeepSpeed, say)."""
+    """A state whose framework reads and writes a directory itself (such as DeepSpeed)."""
 
     def save(self, directory: Path) -> None:
-        """Write everything this rank needs under `directory`, which exists and is empty."""
+        """Write all data of this rank to `directory`, which exists and is empty.
+
+        Raises:
+            OSError: The data cannot be written; the save is then noted as failed.
+        """
 
     def load(self, directory: Path) -> None:
         """Read what :meth:`save` wrote."""
@@ -43,7 +46,7 @@ class DirectoryState(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Saved:
-    """What is to be saved, and where the run is."""
+    """A save: the position of the run and the tiers to write."""
 
     step: int
     batch: int
@@ -65,12 +68,12 @@ class Saver:
         self._saved: set[tuple[int, Tier]] = set()
 
     def due(self, step: int, *, last: bool, now: bool) -> tuple[Tier, ...]:
-        """The tiers a save of this step goes to, the nearest first.
+        """The tiers to which this step must be saved, the nearest first; empty: none.
 
         Args:
             step: The step that has just been computed.
-            last: Whether the run ends with it; then the directory tier is due.
-            now: Whether the script asks for it; then the directory tier is due, or else memory.
+            last: True if the run ends with this step, which makes the directory tier due.
+            now: True if the script requests a save: to the directory tier, or else to memory.
         """
         policy = self._plan.save
         in_memory = bool(policy.memory_directory) and _divides(policy.memory_every_steps, step)
@@ -83,7 +86,7 @@ class Saver:
         return tuple(tier for tier in tiers if (step, tier) not in self._saved)
 
     def save(self, state: Any, saved: Saved) -> None:
-        """Stage a state and have it written; returns when training may go on."""
+        """Stage a state and write it; returns when training may continue. Failures are noted."""
         self.wait()
         self._saved = {(saved.step, tier) for tier in saved.tiers}
         begun = time.perf_counter()
@@ -98,24 +101,24 @@ class Saver:
         for tier in inline:
             self._write(tier, saved, content, copy_seconds)
         if self._thread is None:
-            # Its threads are joined at exit, so a script that just ends completes its last save.
+            # The interpreter joins these threads at exit, so the last save always completes.
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="babysit-save")
         self._pending = self._thread.submit(self._write_all, later, saved, content, copy_seconds)
 
     def _divided(self, tiers: tuple[Tier, ...]) -> tuple[tuple[Tier, ...], tuple[Tier, ...]]:
-        """What is written at once, and what in the background."""
+        """Split tiers into those to write at once and those to write in the background."""
         small = self._staged_bytes <= INLINE_BYTES
         inline = tuple(tier for tier in tiers if tier is Tier.MEMORY and small)
         return inline, tiers[len(inline) :]
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until no save is running."""
         pending, self._pending = self._pending, None
         if pending is not None and (error := pending.exception()) is not None:
             self._reporter.warn(f"a save ended in an error: {error!r}")
 
     def forget_after(self, step: int) -> None:
-        """Remove this rank's memory saves of later steps: they belong to what was rolled back."""
+        """Delete this rank's memory saves of later steps, which the rollback made invalid."""
         if root := self._plan.save.memory_directory:
             later = [s for s in shard.steps_in(Path(root)) if s > step]
             shard.remove(Path(root), self._plan.rank, later)
@@ -141,7 +144,7 @@ class Saver:
         staging.mkdir(parents=True)
         try:
             state.save(staging)
-        except RuntimeError as error:  # torch's writers say so when the disk is full
+        except RuntimeError as error:  # raised by torch's writers when the disk is full
             raise OSError(f"the framework could not save: {error}") from error
         files = (path for path in staging.rglob("*") if path.is_file())
         self._staged_bytes = sum(path.stat().st_size for path in files)

@@ -1,7 +1,7 @@
 """A rank's shard of a checkpoint on disk: files, hashes, and a manifest that is written last.
 
-`<root>/step-000000020/rank-00001/{files…, manifest.json}`. A shard is made in a hidden sibling and
-renamed into place, so a rank directory either is whole or is not there. Standard library only.
+`<root>/step-000000020/rank-00001/{files…, manifest.json}`. A shard is written to a hidden sibling
+and renamed into place, so a rank directory is either complete or absent. Standard library only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ShardFile:
     """One file of a shard."""
 
     name: str
-    """Relative to the rank's directory, with `/`."""
+    """Path relative to the rank's directory, with `/`."""
     bytes: int
     blake2b: str
     """Hex digest, 16 bytes."""
@@ -39,7 +39,7 @@ class ShardFile:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """What `manifest.json` says: the fields of the agent's shard report, and who wrote it."""
+    """The content of `manifest.json`: the fields of the agent's shard report, and the writer."""
 
     step: int
     rank: int
@@ -52,23 +52,24 @@ class Manifest:
     copy_seconds: float = 0.0
     write_seconds: float = 0.0
     attempt: int = 0
-    """Shards of one step may stem from different attempts, before and after a rollback; they do not
-    mix."""
+    """The attempt that wrote it; shards of different attempts do not belong together."""
     run: str = ""
-    """Whose it is: two runs may have been given one directory. Empty: of a stand-alone run, or from
-    before manifests said so."""
+    """The run that wrote it: two runs may share a directory by mistake.
+
+    Empty: a stand-alone run, or a version that did not record it.
+    """
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The manifest as plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """The manifest of a rank's directory.
+        """Read the manifest of a rank's directory.
 
         Raises:
             ShardUnreadableError: There is none, or it cannot be read.
-            ShardRefusedError: It is no manifest.
+            ShardRefusedError: The file is not a valid manifest.
         """
         try:
             raw = json.loads((directory / MANIFEST_FILE).read_bytes())
@@ -76,16 +77,18 @@ class Manifest:
             return cls(**{**raw, "tier": Tier(raw["tier"])}, files=files)
         except FileNotFoundError:
             raise ShardUnreadableError(
-                f"{directory}: no manifest, so the shard is not whole"
+                f"{directory}: no manifest, so the shard is incomplete"
             ) from None
         except OSError as error:
             raise ShardUnreadableError(f"{directory / MANIFEST_FILE}: {error.strerror}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ShardRefusedError(f"{directory / MANIFEST_FILE}: unreadable: {error}") from error
+            raise ShardRefusedError(
+                f"{directory / MANIFEST_FILE}: not a valid manifest: {error}"
+            ) from error
 
 
 class ShardWriter:
-    """Writes the files of one shard and hashes them."""
+    """Writes and hashes the files of one shard."""
 
     def __init__(self, manifest: Manifest, directory: Path) -> None:
         self.manifest = manifest
@@ -95,7 +98,7 @@ class ShardWriter:
         self._begun = time.perf_counter()
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        """Write one file; on a durable tier it is flushed to the disk.
+        """Write one file; on the directory tier it is flushed to disk.
 
         Raises:
             OSError: The disk is full, gone or read-only.
@@ -104,10 +107,10 @@ class ShardWriter:
         self._files.append(ShardFile(name, len(data), _blake2b(data).hexdigest()))
 
     def adopt(self, source: Path) -> None:
-        """Take over every file that another program wrote into `source`.
+        """Add all files that another program wrote to `source`, by hard link or copy.
 
         Raises:
-            OSError: As :meth:`write`.
+            OSError: The disk is full, gone or read-only.
         """
         for path in sorted(p for p in source.rglob("*") if p.is_file()):
             name = path.relative_to(source).as_posix()
@@ -122,7 +125,11 @@ class ShardWriter:
             self._files.append(ShardFile(name, target.stat().st_size, _digest(target)))
 
     def seal(self) -> None:
-        """Write the manifest, last."""
+        """Write the manifest, which must be the last file.
+
+        Raises:
+            OSError: The disk is full, gone or read-only.
+        """
         seconds = time.perf_counter() - self._begun
         self.manifest = dataclasses.replace(
             self.manifest, files=tuple(self._files), write_seconds=seconds
@@ -139,19 +146,18 @@ class ShardWriter:
 
 
 Content = Callable[[ShardWriter], None]
-"""Writes a staged state into a shard; called once for each tier."""
+"""Writes a staged state into a shard; called once per tier."""
 
 
 @contextlib.contextmanager
 def writing(manifest: Manifest) -> Iterator[ShardWriter]:
-    """A hidden directory to write a shard into; at a clean exit it is sealed and put in place.
+    """Open a hidden directory for a shard; on success, seal it and move it into place.
 
     Raises:
-        OSError: As :meth:`ShardWriter.write`, or a later attempt has saved there since. Nothing is
-            left behind.
+        OSError: A write failed, or a later attempt has saved there since. No file is left behind.
     """
     final = rank_directory(manifest.path, manifest.rank)
-    for leftover in final.parent.glob(f".{final.name}.*"):  # of a writer that was killed
+    for leftover in final.parent.glob(f".{final.name}.*"):  # left by a killed writer
         shutil.rmtree(leftover, ignore_errors=True)
     hidden = hidden_directory(final)
     hidden.mkdir(parents=True)
@@ -166,27 +172,27 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
 
 
 def hidden_directory(final: Path) -> Path:
-    """A name beside `final` that nobody takes for a shard."""
+    """A name beside `final` that is never mistaken for a shard."""
     return final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}"
 
 
 def _refuse_if_overtaken(manifest: Manifest, final: Path) -> None:
-    """A fenced attempt may live on: what it saves must not take the place of a later one's shard.
+    """Refuse to replace a shard of a later attempt: a fenced attempt may still be running.
 
-    Attempts are numbered within a run; stand-alone runs, and other runs', do not compare.
+    Only attempts of the same run compare; other runs and stand-alone runs have their own numbers.
     """
     try:
-        there = Manifest.read(final)
+        later = Manifest.read(final)
     except ShardRefusedError:
         return
-    if manifest.run and manifest.run == there.run and manifest.attempt < there.attempt:
+    if manifest.run and manifest.run == later.run and manifest.attempt < later.attempt:
         raise FileExistsError(
-            f"attempt {there.attempt} has saved there since, and this is attempt {manifest.attempt}"
+            f"attempt {later.attempt} has saved there since; this is attempt {manifest.attempt}"
         )
 
 
 def _put_in_place(hidden: Path, final: Path, *, durable: bool) -> None:
-    if final.exists():  # of an attempt before a rollback
+    if final.exists():  # from an attempt before a rollback
         old = hidden_directory(final)
         final.rename(old)
         shutil.rmtree(old)
@@ -207,20 +213,22 @@ def _sync(path: Path) -> None:
 
 
 def verify(manifest: Manifest, directory: Path) -> None:
-    """Read a shard back.
+    """Read a shard and compare it with its manifest.
 
     Raises:
-        ShardUnreadableError: A file is missing, or cannot be read.
-        ShardRefusedError: A file is of another size, or of other content.
+        ShardUnreadableError: A file is missing or cannot be read.
+        ShardRefusedError: The size or the content of a file differs.
     """
     for file in manifest.files:
         path = directory / file.name
         try:
             size = path.stat().st_size
             if size != file.bytes:
-                raise ShardRefusedError(f"{path}: {size} bytes, and {file.bytes} were written")
+                raise ShardRefusedError(f"{path}: expected {file.bytes} bytes, found {size}")
             if _digest(path) != file.blake2b:
-                raise ShardRefusedError(f"{path}: the content is not what was written (blake2b)")
+                raise ShardRefusedError(
+                    f"{path}: the content differs from what was written (blake2b)"
+                )
         except OSError as error:
             raise ShardUnreadableError(f"{path}: {error.strerror}") from error
 
@@ -235,7 +243,7 @@ def _blake2b(data: bytes | memoryview = b"") -> hashlib.blake2b:
 
 
 def steps_in(root: Path) -> list[int]:
-    """Steps that have a directory under `root`, newest first."""
+    """Steps that have a directory under `root`, newest first; empty if there is no `root`."""
     try:
         names = [path.name for path in root.iterdir()]
     except FileNotFoundError:
@@ -244,14 +252,14 @@ def steps_in(root: Path) -> list[int]:
 
 
 def prune(root: Path, rank: int, keep: int) -> None:
-    """Remove all but the newest `keep` shards of a rank, and its unfinished ones below those."""
+    """Delete all but the newest `keep` shards of a rank, and incomplete ones older than those."""
     whole = [s for s in steps_in(root) if _is_whole(root, s, rank)]
     if len(whole) >= keep > 0:
         remove(root, rank, (s for s in steps_in(root) if s < whole[keep - 1]))
 
 
 def remove(root: Path, rank: int, steps: Iterable[int]) -> None:
-    """Remove a rank's shards of these steps; the manifest goes first."""
+    """Delete a rank's shards of these steps, manifests first. Errors are ignored."""
     for step in steps:
         checkpoint = step_directory(root, step)
         final = rank_directory(checkpoint, rank)

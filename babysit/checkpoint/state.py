@@ -1,4 +1,4 @@
-"""A training state as tensors (which may be sharded) and other objects, and back.
+"""Conversion of a training state to tensors (which may be sharded) and other objects, and back.
 
 The keys of the user's dict hold modules, optimizers, objects with `state_dict` and
 `load_state_dict`, containers of tensors, or plain values. Modules and optimizers go through
@@ -24,21 +24,21 @@ from torch.distributed.tensor import DTensor
 from babysit.errors import StateMismatchError
 
 Path = tuple[str | int, ...]
-"""Keys from the outside in."""
+"""Keys from the outermost to the innermost container."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Opaque:
-    """The state of an object that is not sharded: kept whole, so it may grow and shrink."""
+    """The state of an unsharded object, saved as a whole, so its structure may change."""
 
     value: Any
 
 
 def extract(state: dict[str, Any]) -> dict[str, Any]:
-    """The state with modules, optimizers and stateful objects replaced by their state.
+    """Replace modules, optimizers and stateful objects by their state.
 
     Raises:
-        StateMismatchError: The state is no dict, or lacks the module of an optimizer.
+        StateMismatchError: The state is not a dict, or lacks the module of an optimizer.
     """
     if not isinstance(state, dict):
         raise StateMismatchError(
@@ -72,7 +72,7 @@ def _module_of(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> torch
 
 
 def flatten(extracted: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[Path, Any]]:
-    """Tensors by name (`model/layers.0.weight`), and all else by path."""
+    """Split into tensors by name (`model/layers.0.weight`) and other values by path."""
     tensors: dict[str, torch.Tensor] = {}
     objects: dict[Path, Any] = {}
     for path, leaf in _leaves(extracted, ()):
@@ -99,23 +99,23 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def apply(state: dict[str, Any], extracted: dict[str, Any], objects: dict[Path, Any]) -> None:
-    """Put loaded objects in place and hand everything back to its owner.
+    """Insert loaded objects and hand the state back to its owners.
 
     Args:
-        state: The user's dict; plain values in it are replaced.
-        extracted: What :func:`extract` made of it, its tensors already loaded.
-        objects: As :func:`flatten` gave them at the save.
+        state: The user's dict; its plain values are replaced.
+        extracted: The result of :func:`extract`, with its tensors already loaded.
+        objects: The objects of :func:`flatten` from the save.
 
     Raises:
-        StateMismatchError: An object has no place in the state.
+        StateMismatchError: The state has no place for an object.
     """
     for path, value in objects.items():
         try:
             _place(extracted, path, value)
         except (KeyError, IndexError, TypeError) as error:
             raise StateMismatchError(
-                f"the checkpoint has {'/'.join(map(str, path))!r}, for which the script's state has"
-                " no place; has the state dict changed?"
+                f"the checkpoint has {'/'.join(map(str, path))!r}, but the script's state does not;"
+                " has the state dict changed?"
             ) from error
     for key, value in state.items():
         if isinstance(value, torch.nn.Module):

@@ -1,13 +1,13 @@
 """Sharded states through torch.distributed.checkpoint (DCP), without its collectives.
 
-DCP plans: which chunk of which tensor this rank holds (at a save), and which saved chunks overlap
-the ones it needs (at a load, at whatever world size). The bytes are moved here: a save copies the
-local tensors into one buffer, reused from save to save, which then goes to disk as one file, with
-DCP's `Metadata` beside it. (`torch.save` per tensor, as in DCP's own writer, takes 0.2 ms each and
-holds the interpreter lock while the next step computes; measured on a model of 48 parameters.)
+DCP plans which chunk of which tensor this rank holds (at a save), and which saved chunks overlap
+the ones it needs (at a load, at any world size). This module moves the bytes. A save copies the
+local tensors into one buffer, which all saves reuse; the buffer goes to disk as one file, with
+DCP's `Metadata` beside it. DCP's own writer calls `torch.save` per tensor, which takes 0.2 ms each
+and holds the interpreter lock while the next step computes (measured on a model of 48 parameters).
 
 Files: `tensors.bin`; `tensors.metadata`, a pickled `Metadata` whose storage data are
-:class:`Extent`; `objects.pt`, everything that is no tensor.
+:class:`Extent`; `objects.pt`, everything that is not a tensor.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _ALIGNMENT = 64
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Extent:
-    """Where the bytes of a chunk lie."""
+    """The place of a chunk's bytes."""
 
     rank: int
-    """Whose directory; set when metadata are merged."""
+    """Rank whose directory holds them; set when metadata are merged."""
     offset: int
     length: int
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where in the buffer each local tensor goes; the same for save after save."""
+    """The place of each local tensor in the buffer; equal in consecutive saves."""
 
     signature: list[tuple[Any, ...]]
     buffer: torch.Tensor
@@ -69,15 +69,19 @@ class _Layout:
 
 
 class TensorStage:
-    """Copies a state out of training's way."""
+    """Copies a state into a buffer, so that training can continue."""
 
     def __init__(self) -> None:
         self._layout: _Layout | None = None
         self.bytes = 0
-        """Size of what was staged last."""
+        """Bytes of the last staged state."""
 
     def stage(self, state: dict[str, Any]) -> Content:
-        """Copy; the result must have been written before the next call."""
+        """Copy the state; its content must be written before the next call.
+
+        Raises:
+            StateMismatchError: The state is not a dict, or lacks the module of an optimizer.
+        """
         tensors, objects = flatten(extract(state))
         local = [_local(tensor) for tensor in tensors.values()]
         signature = [
@@ -136,8 +140,8 @@ def _lay_out(
 def load(state: dict[str, Any], checkpoint: Path, rank: int, world_size: int) -> None:
     """Load a checkpoint of `world_size` shards into a state, in place.
 
-    This rank's own directory (`rank` modulo `world_size`) is enough where it holds all that is
-    needed, as it does when the world has not changed; otherwise all are consulted.
+    This rank's own directory (`rank` modulo `world_size`) suffices if it holds everything needed,
+    as when the world size has not changed; otherwise all directories are read.
 
     Raises:
         StateMismatchError: The state has other tensors than the checkpoint.
@@ -157,7 +161,7 @@ def load(state: dict[str, Any], checkpoint: Path, rank: int, world_size: int) ->
 def _covering_plan(
     tensors: dict[str, torch.Tensor], checkpoint: Path, own: int, world_size: int
 ) -> tuple[DefaultLoadPlanner, LoadPlan, Metadata]:
-    """A plan from this rank's own shard where that is enough, else from all that are here."""
+    """A load plan from this rank's own shard if that suffices, otherwise from all shards here."""
     others = (r for r in range(world_size) if r != own)
     here = [r for r in others if (rank_directory(checkpoint, r) / METADATA_FILE).exists()]
     reason = "the shards hold only parts of some tensors"
@@ -177,10 +181,13 @@ def _covering_plan(
 
 
 def read(checkpoint: Path | str, world_size: int) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, whole, on the CPU: to look at, or to export.
+    """Read all tensors of a checkpoint, unsharded, on the CPU, for inspection or export.
 
     Returns:
         Tensors by name, such as `model/layers.0.weight`.
+
+    Raises:
+        OSError: The files cannot be read.
     """
     metadata = _merged(Path(checkpoint), range(world_size))
     tensors = {
@@ -194,11 +201,11 @@ def read(checkpoint: Path | str, world_size: int) -> dict[str, torch.Tensor]:
 
 
 def _merged(checkpoint: Path, ranks: Iterable[int]) -> Metadata:
-    """One metadata for several ranks' shards; of replicated chunks, the first rank's is taken."""
+    """Merge the metadata of several ranks; for replicated chunks the first rank counts."""
     merged = Metadata({}, storage_data={})
     for rank in ranks:
         file = rank_directory(checkpoint, rank) / METADATA_FILE
-        metadata: Metadata = pickle.loads(file.read_bytes())  # noqa: S301  # ours, and hashed
+        metadata: Metadata = pickle.loads(file.read_bytes())  # noqa: S301  # written by babysit, and hashed
         for index, extent in metadata.storage_data.items():
             entry = _entry(metadata, index)
             merged.state_dict_metadata.setdefault(index.fqn, dataclasses.replace(entry, chunks=[]))
@@ -222,7 +229,7 @@ def _plan(
 
 
 def _covers(plan: LoadPlan, planner: DefaultLoadPlanner) -> bool:
-    """Whether the plan fills every local element (saved chunks do not overlap)."""
+    """True if the plan fills every local element (saved chunks do not overlap)."""
     needed = sum(_local(tensor).numel() for tensor in planner.state_dict.values())
     return needed == sum(math.prod(item.lengths) for item in plan.items)
 
@@ -244,7 +251,7 @@ def _read(
 
 
 def _part(item: ReadItem, data: torch.Tensor, metadata: Metadata) -> torch.Tensor:
-    """The part of a saved chunk that is asked for."""
+    """The requested part of a saved chunk."""
     entry = _entry(metadata, item.storage_index)
     (sizes,) = (c.sizes for c in entry.chunks if c.offsets == item.storage_index.offset)
     part = data.view(entry.properties.dtype).view(sizes)

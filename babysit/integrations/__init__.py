@@ -1,1 +1,1 @@
-"""Two lines in the scripts of other frameworks. Each module imports its framework when used."""
+"""Integrations: two lines in scripts of other frameworks. Each imports its framework on use."""

@@ -7,8 +7,8 @@
         run.report(loss=loss, grad_norm=engine.get_global_grad_norm() or -1.0)
         run.checkpoint(state)
 
-DeepSpeed's own save holds barriers, so unlike a save of ours it waits for every rank; and it blocks
-training while it writes to the nearest tier. It loads at the world size it was saved at.
+DeepSpeed's own save has barriers, so it waits for every rank, unlike other saves of babysit; and it
+blocks training while it writes to the nearest tier. It loads only at the world size of the save.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _TAG = "state"
 
 
 class EngineState:
-    """Saves and loads what a `DeepSpeedEngine` holds: module, optimizer, scheduler."""
+    """Saves and loads the state of a `DeepSpeedEngine`: module, optimizer, scheduler."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
     def save(self, directory: Path) -> None:
-        """Have the engine write; a collective."""
-        # By default the model is written by the first data-parallel rank alone; a shard of ours is
-        # to be whole by itself, as other nodes' memory is out of reach when it is loaded.
+        """Let the engine write its state; a collective."""
+        # By default only the first data-parallel rank writes the model. Here each shard must be
+        # complete by itself, since other nodes' memory is unreachable at a load.
         self._engine.save_non_zero_checkpoint = True
         self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
 
     def load(self, directory: Path) -> None:
-        """Have the engine read.
+        """Let the engine read its state.
 
         Raises:
-            StateMismatchError: It found nothing it could use.
+            StateMismatchError: The directory holds no checkpoint that it can load.
         """
         path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if path is None:

@@ -1,4 +1,4 @@
-"""Checkpoints that a framework has already written, as states of ours."""
+"""States for checkpoints that a framework has already written."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from pathlib import Path
 
 
 class WrittenDirectory:
-    """A directory some framework writes by itself, and reads when told where."""
+    """A directory that a framework writes itself, and reads from a given path."""
 
     def __init__(self) -> None:
         self.source = Path()
-        """What the next save takes over."""
+        """The directory that the next save takes over."""
         self.found: Path | None = None
-        """Where the restored checkpoint lies; None: none was restored."""
+        """The directory of the restored checkpoint; None: none was restored."""
 
     def save(self, directory: Path) -> None:
-        """Link (or copy, across file systems) what was written."""
+        """Link (or copy, across file systems) the written files.
+
+        Raises:
+            OSError: The files cannot be written.
+        """
         shutil.copytree(self.source, directory, copy_function=_link, dirs_exist_ok=True)
 
     def load(self, directory: Path) -> None:
-        """Remember the place; the framework reads it."""
+        """Remember the directory; the framework reads it."""
         self.found = directory
 
 

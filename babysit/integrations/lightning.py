@@ -26,7 +26,7 @@ _FILE = "lightning.ckpt"
 
 
 class BabysitCallback(Callback):  # type: ignore[misc,unused-ignore]  # untyped base
-    """Reports steps, saves when a save is due, and leaves when asked to."""
+    """Reports steps, saves when a save is due, and stops when requested."""
 
     def __init__(self, run: Run | None = None) -> None:
         self.run = run or babysit.init()
@@ -35,9 +35,9 @@ class BabysitCallback(Callback):  # type: ignore[misc,unused-ignore]  # untyped 
 
     @property
     def resume_from(self) -> str | None:
-        """File of the checkpoint to resume from; None: from the beginning.
+        """File of the checkpoint to resume from; None: start from the beginning.
 
-        Lightning starts its process group later, so here each rank judges its own shard alone.
+        Lightning starts its process group later, so each rank checks only its own shard here.
         """
         if not self._restored:
             self._restored = True
@@ -45,7 +45,7 @@ class BabysitCallback(Callback):  # type: ignore[misc,unused-ignore]  # untyped 
         return str(self._state.found) if self._state.found else None
 
     def on_train_start(self, trainer: Any, _module: Any) -> None:
-        """Refuse strategies whose state no single rank holds.
+        """Refuse strategies that shard the state.
 
         Raises:
             StateMismatchError: The strategy shards the state.
@@ -60,7 +60,7 @@ class BabysitCallback(Callback):  # type: ignore[misc,unused-ignore]  # untyped 
     def on_train_batch_end(
         self, trainer: Any, _module: Any, outputs: Any, _batch: Any, _index: int
     ) -> None:
-        """Report and save an optimizer step; leave when asked to."""
+        """Report and save an optimizer step; stop when requested."""
         if trainer.global_step == self.run.step:
             return  # gradients are still being accumulated
         self.run.report(step=trainer.global_step, loss=outputs["loss"])
@@ -70,28 +70,28 @@ class BabysitCallback(Callback):  # type: ignore[misc,unused-ignore]  # untyped 
             trainer.should_stop = True
 
     def on_validation_start(self, _trainer: Any, _module: Any) -> None:
-        """An evaluation is under way."""
+        """Enter the phase of evaluation."""
         self.run.phase("evaluate")
 
     def on_validation_end(self, _trainer: Any, _module: Any) -> None:
-        """It is over."""
+        """Return to the phase of training."""
         self.run.phase("train")
 
     def on_train_end(self, _trainer: Any, _module: Any) -> None:
-        """Save the last step and complete what is being written."""
+        """Save the last step and wait until it is written."""
         self.run.checkpoint(self._state, now=True)
         self.run.finish()
 
 
 class _TrainerState:
-    """Everything a Trainer would put into a checkpoint, written by every rank."""
+    """The content of a Trainer's checkpoint, written by every rank."""
 
     def __init__(self) -> None:
         self.trainer: Any = None
         self.found: Path | None = None
 
     def save(self, directory: Path) -> None:
-        # `Trainer.save_checkpoint` writes on rank 0 alone; this is what it writes.
+        # `Trainer.save_checkpoint` writes on rank 0 only; this writes the same on every rank.
         dumped = self.trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # noqa: SLF001
         torch.save(dumped, directory / _FILE)
 

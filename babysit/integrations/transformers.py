@@ -23,7 +23,7 @@ from babysit.run import Run
 
 
 class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # untyped base
-    """Reports steps, registers checkpoints, and leaves when asked to."""
+    """Reports steps, registers checkpoints, and stops when requested."""
 
     def __init__(self, run: Run | None = None) -> None:
         self.run = run or babysit.init()
@@ -32,7 +32,7 @@ class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # u
 
     @property
     def resume_from(self) -> str | None:
-        """Directory of the checkpoint to resume from; None: from the beginning."""
+        """Directory of the checkpoint to resume from; None: start from the beginning."""
         if not self._restored:
             self._restored = True
             self.run.restore(self._directory)
@@ -49,26 +49,26 @@ class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # u
             )
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
-        """Save and leave when asked to; a collective on several ranks."""
+        """Save and stop when requested; a collective on several ranks."""
         self.run.phase("train")
         if self.run.should_stop:
             control.should_save = True
             control.should_training_stop = True
 
     def on_prediction_step(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """An evaluation is under way."""
+        """Enter the phase of evaluation."""
         self.run.phase("evaluate")
 
     def on_evaluate(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """It is over."""
+        """Return to the phase of training."""
         self.run.phase("train")
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Register what the Trainer has just written."""
-        collective.minimum(0)  # rank 0 writes most of it: wait until it has
+        """Register the checkpoint that the Trainer has just written."""
+        collective.minimum(0)  # wait for rank 0, which writes most of it
         self._directory.source = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.run.checkpoint(self._directory, step=state.global_step, now=True)
 
     def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """Complete the last save."""
+        """Wait until the last save is written."""
         self.run.finish()

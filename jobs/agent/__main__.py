@@ -1,4 +1,4 @@
-"""`python -P -m jobs.agent CONFIG.json`: run the agent of one worker."""
+"""Run the agent of one worker: `python -P -m jobs.agent CONFIG.json`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from jobs.config import AgentConfig
 
 
 def read_config(path: Path) -> AgentConfig:
-    """The agent's settings.
+    """Read the agent's settings.
 
     Raises:
-        ConfigError: the file is missing, unreadable or invalid. Values are not shown: one is a
-        secret.
+        ConfigError: The file is missing, unreadable or invalid. The message shows no values, since
+            one of them is a secret.
     """
     try:
         return AgentConfig.model_validate_json(path.read_bytes())
@@ -38,8 +38,8 @@ def read_config(path: Path) -> AgentConfig:
         raise ConfigError(f"{path}: {'; '.join(faults)}") from None
 
 
-class _Tolerant:
-    """A log file; a full disk costs lines, not the agent, and with it the training."""
+class _TolerantFile:
+    """A log file that drops lines on a full disk, so that logging never stops the training."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -54,8 +54,8 @@ class _Tolerant:
 
 
 def log_to(path: Path, **always: str) -> None:
-    """Send the log to a file, one JSON object a line."""
-    log = _Tolerant(path.open("a", buffering=1))
+    """Send the log to a file, with one JSON object per line."""
+    log = _TolerantFile(path.open("a", buffering=1))
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -70,7 +70,7 @@ def log_to(path: Path, **always: str) -> None:
 
 
 async def serve(config: AgentConfig) -> None:
-    """Run the agent until it is over; SIGTERM and SIGINT end it in good order."""
+    """Run the agent until it ends; SIGTERM and SIGINT end it in good order."""
     agent = Agent(config, SystemClock(), random.Random())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -79,7 +79,7 @@ async def serve(config: AgentConfig) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0 in good order, 2 for a bad configuration; a crash is an exception."""
+    """Start the agent. Exit code: 0 in good order, 2 for a bad configuration; a crash raises."""
     if len(arguments) != 1:
         sys.stderr.write("usage: python -P -m jobs.agent CONFIG.json\n")
         return 2
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
     try:
         asyncio.run(serve(config))
     except BaseException:
-        structlog.get_logger(part="agent").exception("crashed")
+        structlog.get_logger(part="agent").exception("agent crashed")
         raise
     pid_file.unlink(missing_ok=True)
     return 0

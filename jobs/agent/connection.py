@@ -1,4 +1,8 @@
-"""The one outgoing connection to the control plane. Losing it never touches training."""
+"""The only outgoing connection to the control plane. Its loss never affects training.
+
+Delivery is at least once: frames stay in the spool until the control plane acknowledges their
+sequence, and a new connection resends the rest. Commands may arrive more than once.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +31,23 @@ _COMMAND: TypeAdapter[AgentCommand] = TypeAdapter(AgentCommand)
 
 
 class Host(Protocol):
-    """The agent, as its connection sees it."""
+    """The agent as its connection uses it."""
 
     def hello(self) -> Hello:
-        """Who is calling."""
+        """The first frame of a connection."""
 
     def heartbeat(self) -> Heartbeat:
-        """Signs of life of the ranks."""
+        """The current progress of the ranks."""
 
     def handle(self, command: Command) -> None:
-        """Take a command; returns at once. Repeated ids are the host's to ignore."""
+        """Accept a command and return at once. The host ignores repeated ids."""
 
     def fenced(self, reason: str) -> None:
-        """The control plane will take nothing from this worker any more."""
+        """Stop: the control plane accepts nothing from this worker any more."""
 
 
 class Connection:
-    """Keeps connected, sends what is in the spool, and receives commands."""
+    """Stays connected, sends the frames of the spool, and receives commands."""
 
     def __init__(
         self, config: AgentConfig, spool: Spool, host: Host, clock: Clock, chance: random.Random
@@ -53,32 +57,34 @@ class Connection:
         self._host = host
         self._clock = clock
         self._chance = chance
-        self._grown = asyncio.Event()
+        self._spool_grew = asyncio.Event()
         self._failures = 0
         self._log = structlog.get_logger(part="connection")
         self.last_contact = clock.monotonic()
-        """When the control plane was last heard of, on the clock's monotonic time."""
+        """Monotonic seconds at which the last frame from the control plane arrived."""
 
     def wake(self) -> None:
-        """The spool has grown."""
-        self._grown.set()
+        """Send frames that were added to the spool."""
+        self._spool_grew.set()
 
     async def run(self) -> None:
-        """Connect, again and again, until cancelled."""
+        """Connect again and again until cancelled."""
         while True:
             reason = "closed by the control plane"
             try:
                 await self._session(self._url())
             except* (OSError, WebSocketException, ServerUnknownError, frames.FrameError) as group:
-                reason = "; ".join(str(error) or type(error).__name__ for error in _leaves(group))
+                reason = "; ".join(
+                    str(error) or type(error).__name__ for error in _flattened(group)
+                )
             self._failed(reason)
             await self._clock.sleep(self._pause())
 
     def _url(self) -> str:
-        """Where to look for the control plane this time.
+        """The current URL of the control plane.
 
         Raises:
-            ServerUnknownError: the file that says so is missing or unreadable.
+            ServerUnknownError: The file with the URL is missing or unreadable.
         """
         file = self._config.server_file
         # In turn: the server that launched this agent, then the one that says it has replaced it.
@@ -88,19 +94,21 @@ class Connection:
         try:
             return str(json.loads(file.read_text())["agent_url"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ServerUnknownError(f"{file}: no `agent_url` to be read: {error}") from error
+            raise ServerUnknownError(f"{file}: cannot read `agent_url`: {error}") from error
 
     def _pause(self) -> float:
-        """Seconds before the next try: full jitter, lest all workers come back at once."""
+        """Seconds before the next attempt: full jitter, so that workers do not return at once."""
         least, most = _BACKOFF_SECONDS
         longest = min(most, least * 2 ** min(self._failures, 10))
         return self._chance.uniform(least, max(least, longest))
 
     def _failed(self, reason: str) -> None:
-        """Say so when it begins, and then ever more rarely."""
+        """Log the 1st, 2nd, 4th, 8th … failure in a row."""
         self._failures += 1
         if self._failures & (self._failures - 1) == 0:
-            self._log.warning("no connection", failures=self._failures, reason=reason)
+            self._log.warning(
+                "connection failed, will retry", failures=self._failures, reason=reason
+            )
 
     async def _session(self, url: str) -> None:
         headers = {"Authorization": f"Bearer {self._config.token}"}
@@ -114,7 +122,7 @@ class Connection:
                 close_timeout=1.0,
             )
         except (InvalidHandshake, InvalidURI) as error:
-            raise ServerUnknownError(f"{url} did not take the connection: {error}") from error
+            raise ServerUnknownError(f"{url} refused the connection: {error}") from error
         async with socket, asyncio.TaskGroup() as tasks:
             await socket.send(frames.encode("hello", self._host.hello()))
             beating = tasks.create_task(self._beat(socket))
@@ -146,15 +154,17 @@ class Connection:
             case "refused" if body.get("fenced"):
                 self._host.fenced(str(body.get("reason", "")))
             case "refused":
-                self._log.error("refused by the control plane", reason=body.get("reason"))
+                self._log.error(
+                    "the control plane refused the connection", reason=body.get("reason")
+                )
             case _:
                 self._log.warning("unknown frame", kind=kind)
 
     async def _command(self, socket: ClientConnection, body: dict[str, Any]) -> None:
         try:
             command = _COMMAND.validate_python(body)
-        except ValidationError as error:  # not acknowledged: a newer agent may know it
-            self._log.error("command not understood", body=body, error=str(error))
+        except ValidationError as error:  # do not acknowledge: a newer agent may know the command
+            self._log.error("unknown command ignored", body=body, error=str(error))
             return
         await socket.send(frames.encode("ack_command", {"id": command.id}))
         self._host.handle(command)
@@ -162,11 +172,11 @@ class Connection:
     async def _send(self, socket: ClientConnection) -> None:
         sent = self._spool.first_sequence - 1
         while True:
-            self._grown.clear()
+            self._spool_grew.clear()
             for sequence, frame in self._spool.after(sent):
                 await socket.send(frame)
                 sent = sequence
-            await self._grown.wait()
+            await self._spool_grew.wait()
 
     async def _beat(self, socket: ClientConnection) -> None:
         while True:
@@ -181,9 +191,9 @@ def _number(body: dict[str, Any], name: str) -> int:
     return value
 
 
-def _leaves(group: BaseExceptionGroup[Exception]) -> list[BaseException]:
-    """The exceptions of a group of groups."""
+def _flattened(group: BaseExceptionGroup[Exception]) -> list[BaseException]:
+    """The exceptions of nested groups."""
     found: list[BaseException] = []
     for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+        found += _flattened(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found

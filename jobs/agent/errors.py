@@ -1,4 +1,4 @@
-"""What can go wrong inside an agent."""
+"""Errors inside an agent."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class ConfigError(AgentError):
     """The configuration file cannot be read or is invalid."""
 
 
-class StandbyLostError(AgentError):
-    """The standby interpreter ended while it was needed."""
+class ForkServerLostError(AgentError):
+    """The fork server ended while it was needed."""
 
 
 class LaunchError(AgentError):
-    """The standby could not fork a rank."""
+    """The fork server could not fork a rank."""
 
 
 class NoteError(AgentError):
@@ -28,8 +28,8 @@ class SpoolError(AgentError):
 
 
 class RefusedPathError(AgentError):
-    """A path that the agent will not delete."""
+    """The agent refuses to delete a path."""
 
 
 class ServerUnknownError(AgentError):
-    """No address of the control plane can be read (yet)."""
+    """The address of the control plane cannot be read (yet)."""

@@ -1,4 +1,4 @@
-"""What the host knows about a dead rank: the end of its log, the kernel's kills for memory."""
+"""Evidence about a dead rank from its host: the end of its log, and OOM kills of the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def log_tail(path: Path) -> str:
-    """The last 200 lines of a log, at most 64 KiB of it; empty when there is none."""
+    """The last 200 lines of a log, at most 64 KiB; empty if there is no log."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -24,10 +24,10 @@ def log_tail(path: Path) -> str:
 
 
 def oom_kills() -> int:
-    """Kernel's kills for memory in our control group so far; 0 where that cannot be read.
+    """Number of OOM kills in this control group so far; 0 if it cannot be read.
 
-    A count that grew while a rank died of SIGKILL says who sent it (cgroup v2 `memory.events`, v1
-    `memory.oom_control`).
+    If the count grew while a rank died of SIGKILL, the kernel sent the signal (cgroup v2
+    `memory.events`, v1 `memory.oom_control`).
     """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -37,7 +37,10 @@ def oom_kills() -> int:
 
 
 def _counters(line: str) -> list[Path]:
-    """Files that may count, by a line of /proc/self/cgroup; containers see theirs as the root."""
+    """Files that may hold the count for a line of /proc/self/cgroup.
+
+    In a container, the own group appears as the root, hence the second path.
+    """
     _, controllers, group = line.split(":", 2)
     if controllers == "":
         root, name = _CGROUPS, "memory.events"

@@ -1,4 +1,4 @@
-"""The agent's end of the standby interpreter: start it, have it fork ranks, hear of their ends."""
+"""The agent's end of the fork server: starts it, requests forks, and receives their exits."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ import structlog
 
 from babysit import wire
 from jobs.agent import fork_server, reaper
-from jobs.agent.errors import LaunchError, StandbyLostError
+from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.config import AgentConfig
 
 _SECRETS = ("BABYSIT_TOKEN", "BABYSIT_DATABASE_URL")
-"""Of the control plane; training has no use for them."""
+"""Variables of the control plane that training must not see."""
 
 
 class Listener(Protocol):
-    """Who is told about processes. Called on the event loop."""
+    """Receives events about processes, on the event loop."""
 
     def rank_started(self, key: str, pid: int) -> None:
         """The rank was forked."""
 
     def rank_exited(self, key: str, code: int) -> None:
-        """The rank's process was reaped; its group was killed. Negative code: that signal."""
+        """The rank was reaped and its group killed. A negative code is a signal."""
 
-    def standby_lost(self, *, was_warm: bool) -> None:
-        """The standby ended by itself; its ranks are dying with it. Start another."""
+    def fork_server_lost(self, *, was_warm: bool) -> None:
+        """The fork server ended by itself, and its ranks die with it; start another one."""
 
 
-def standby_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, str]:
+def rank_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, str]:
     """The environment common to all ranks of a worker.
 
-    The user's `PYTHONPATH` goes before the agent's own. Threads are limited to one a process unless
-    the spec says otherwise, as torchrun does: ranks that each start a thread per core slow each
-    other down.
+    The user's `PYTHONPATH` precedes the agent's. Like torchrun, it limits threads to one per
+    process unless the spec sets `OMP_NUM_THREADS`: ranks with one thread per core slow each other
+    down.
     """
     own = {name: value for name, value in base.items() if name not in _SECRETS}
     environment = {"OMP_NUM_THREADS": "1", **own, **config.spec.env}
@@ -52,58 +52,59 @@ def standby_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, 
     return environment
 
 
-class Launcher:
-    """One standby interpreter, replaced when it is lost."""
+class ForkClient:
+    """One fork server, replaced when it is lost."""
 
     def __init__(self, config: AgentConfig, listener: Listener) -> None:
         self._config = config
         self._listener = listener
-        self._log = structlog.get_logger(part="standby")
+        self._log = structlog.get_logger(part="fork_client")
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._pending: dict[str, asyncio.Future[int]] = {}
         self._preload = list(config.spec.preload)
         self.ready = asyncio.Event()
-        """Set while the standby is warm."""
+        """Set while the fork server is warm."""
 
     @property
     def pid(self) -> int:
-        """Process id of the standby; 0 when there is none."""
+        """Process id of the fork server; 0: none."""
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
-        """Start a standby; `ready` is set when it has imported what it should."""
+        """Start a fork server; `ready` is set once it has imported the modules to preload."""
         config = self._config
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        with theirs, (config.directory / "standby.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-P", fork_server.__file__, str(theirs.fileno())],
-                env=standby_environment(config, dict(os.environ)),
-                pass_fds=[theirs.fileno()],
+        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own.setblocking(False)
+        with other, (config.directory / "standby.log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed program
+                [sys.executable, "-P", fork_server.__file__, str(other.fileno())],
+                env=rank_environment(config, dict(os.environ)),
+                pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        self._channel = ours
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._receive)
+        self._channel = own
+        asyncio.get_running_loop().add_reader(own.fileno(), self._receive)
         spec = config.spec
         prepare = {"command": spec.command, "workdir": spec.workdir, "preload": self._preload}
-        ours.send(json.dumps({"prepare": prepare}).encode())
+        own.send(json.dumps({"prepare": prepare}).encode())
 
     async def launch(self, key: str, environment: dict[str, str], log: Path) -> int:
-        """Fork one rank. Ends of ranks are told to the listener under `key`.
+        """Fork one rank. The listener receives its exit under `key`.
 
         Returns:
-            Its pid.
+            The pid of the rank.
 
         Raises:
-            StandbyLostError: there is no standby, or it ended meanwhile. LaunchError: the fork
-            failed (memory, process limit), or the request is too large for one message.
+            ForkServerLostError: There is no warm fork server, or it ended meanwhile.
+            LaunchError: The fork failed (memory, process limit), or the request exceeds one
+                message.
         """
         if self._channel is None or not self.ready.is_set():
-            raise StandbyLostError("no warm standby to fork from; wait for `ready`")
+            raise ForkServerLostError("no warm fork server; wait for `ready`")
         spec = self._config.spec
         request = {"key": key, "command": spec.command, "workdir": spec.workdir}
         message = {"launch": {**request, "env": environment, "log": str(log)}}
@@ -116,12 +117,12 @@ class Launcher:
             self._channel.send(data)
             return await future
         except OSError as error:
-            raise StandbyLostError(f"the standby does not listen: {error}") from error
+            raise ForkServerLostError(f"the fork server does not respond: {error}") from error
         finally:
             self._pending.pop(key, None)
 
     def close(self) -> None:
-        """End the standby: it kills what it forked, and goes."""
+        """End the fork server, which kills its ranks first."""
         process, self._process = self._process, None
         self._disconnect()
         if process is not None:
@@ -173,14 +174,14 @@ class Launcher:
     def _warm(self, ready: dict[str, Any]) -> None:
         for module, error in ready["errors"].items():
             self._log.error(
-                "preload failed; ranks will try the import themselves", module=module, error=error
+                "preload failed; ranks will retry the import", module=module, error=error
             )
         if ready["threads"] > 1:
             self._log.warning(
-                "preload started threads, which forks do not have; if ranks hang, preload less",
+                "preload started threads, which forks do not inherit; if ranks hang, preload less",
                 threads=ready["threads"],
             )
-        self._log.info("standby is warm", pid=self.pid, seconds=round(ready["seconds"], 3))
+        self._log.info("fork server is warm", pid=self.pid, seconds=round(ready["seconds"], 3))
         self.ready.set()
 
     def _lost(self) -> None:
@@ -188,9 +189,11 @@ class Launcher:
         self._disconnect()
         process, self._process = self._process, None
         code = process.wait() if process else None
-        if not was_warm:  # an import took it down: better cold than never
+        if not was_warm:  # an import may have killed it: the next one preloads nothing
             self._preload = []
-        self._log.error("standby lost", code=code, was_warm=was_warm, next_preload=self._preload)
+        self._log.error(
+            "fork server lost", code=code, was_warm=was_warm, next_preload=self._preload
+        )
         for key in list(self._pending):
-            self._answer(key, StandbyLostError(f"the standby ended with code {code}"))
-        self._listener.standby_lost(was_warm=was_warm)
+            self._answer(key, ForkServerLostError(f"the fork server ended with code {code}"))
+        self._listener.fork_server_lost(was_warm=was_warm)

@@ -1,17 +1,17 @@
-"""The standby interpreter: has imported what ranks will need, and forks them on request.
+"""The fork server: imports the modules that ranks will need, and forks ranks on request.
 
-Started by file path, so that nothing of ours gets into the ranks' `sys.modules`: a user's own
+It starts by file path, so that no module of babysit enters the ranks' `sys.modules`: a user's own
 `jobs.py` stays importable. Standard library only.
 
-Why not multiprocessing's forkserver: it swallows import errors of its preload, knows nothing of
-groups, and its children run inside `Process._bootstrap`, which skips parts of interpreter shutdown
-and shows as `parent_process()` to the user's code. Here a forked child returns out of :func:`serve`
-and becomes an ordinary main program.
+The forkserver of multiprocessing does not fit: it swallows import errors of its preload, ignores
+process groups, and runs children inside `Process._bootstrap`, which skips parts of the
+interpreter's shutdown and is visible to the user's code as `parent_process()`. Here a forked child
+returns from :func:`serve` and becomes an ordinary main program.
 
-Messages (JSON, one per packet of a Unix SOCK_SEQPACKET pair): `{"prepare": {command, workdir,
-preload}}` first, answered by `{"ready": {seconds, errors, threads}}`; then `{"launch": {key,
-command, workdir, env, log}}`, answered by `{"started": key, "pid": n}` or `{"refused": key,
-"error": text}`, and later `{"exited": key, "code": n}` (negative: that signal).
+Messages are JSON, one per packet of a Unix SOCK_SEQPACKET pair. `{"prepare": {command, workdir,
+preload}}` comes first, and its answer is `{"ready": {seconds, errors, threads}}`. Then `{"launch":
+{key, command, workdir, env, log}}` gets `{"started": key, "pid": n}` or `{"refused": key, "error":
+text}`, and later `{"exited": key, "code": n}` (negative: a signal).
 """
 
 from __future__ import annotations
@@ -35,29 +35,28 @@ import types
 from typing import Any, NamedTuple, NoReturn
 
 PACKET_BYTES = 1 << 17
-"""Largest message; well below the default socket buffer of 208 KiB."""
+"""Largest message in bytes; well below the default socket buffer of 208 KiB."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
 
 
 class Program(NamedTuple):
-    """How a command is run."""
+    """How to run a command."""
 
     kind: str
-    """`script` or `module`: inside the forked interpreter. `exec`: replaces it."""
+    """`script` or `module`: run in the forked interpreter; `exec`: replace it."""
     target: str
     """Path of the script, name of the module, or the executable."""
     argv: tuple[str, ...]
-    """`sys.argv` of a script or module (without the module's own name), or the whole command."""
+    """`sys.argv` of a script or module (without the module's name), or the whole command."""
 
 
 def parse_command(command: list[str], executable: str = sys.executable) -> Program:
-    """Tell commands that the standby can run itself from those it must execute.
+    """Decide whether a command can run inside the fork or must be executed.
 
-    `python script.py …` and `python -m module …` (also with `-u`) of this very interpreter are run
-    in the fork; other options need an interpreter of their own, and other programs are what they
-    are.
+    `python script.py …` and `python -m module …` of this very interpreter, also with `-u`, run in
+    the fork. Other options need a fresh interpreter, and other programs are executed.
     """
     names = {"python", "python3", f"python3.{sys.version_info.minor}", executable}
     if command[0] not in names:
@@ -73,7 +72,7 @@ def parse_command(command: list[str], executable: str = sys.executable) -> Progr
 
 
 def import_path(program: Program, workdir: str) -> str | None:
-    """What python would put first on `sys.path` for this program; None when it is executed."""
+    """The first entry of `sys.path` for this program; None if it is executed."""
     if program.kind == "script":
         return os.path.dirname(os.path.realpath(os.path.join(workdir, program.target)))  # noqa: PTH118, PTH120
     return workdir if program.kind == "module" else None
@@ -83,14 +82,14 @@ def import_path(program: Program, workdir: str) -> str | None:
 
 
 class _Server:
-    """Forks ranks and reports their ends. Single-threaded, since it forks."""
+    """Forks ranks and reports their exits. Single-threaded, because it forks."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._children: dict[int, tuple[str, int]] = {}
-        """pidfd: key and pid."""
+        """Pidfd → key and pid."""
 
     def serve(self) -> dict[str, Any]:
         """Serve for ever; returns only in a forked child, with its request."""
@@ -108,7 +107,7 @@ class _Server:
                     return request
 
     def _fork(self, request: dict[str, Any]) -> bool:
-        """Whether this is the child."""
+        """Fork a rank. True in the child."""
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -127,7 +126,11 @@ class _Server:
         return False
 
     def _reap(self, descriptor: int) -> None:
-        """Kill what the dead rank left in its group, while its pid is still its own; then reap."""
+        """Kill the rest of a dead rank's group, then reap the rank.
+
+        The order matters: until it is reaped, the dead rank reserves its pid, which is the group's
+        id.
+        """
         key, pid = self._children.pop(descriptor)
         self._poll.unregister(descriptor)
         os.close(descriptor)
@@ -136,34 +139,34 @@ class _Server:
         send(self._channel, {"exited": key, "code": os.waitstatus_to_exitcode(status)})
 
     def _close(self) -> None:
-        """In a child: let go of what is the server's."""
+        """Close the server's descriptors in a child."""
         self._channel.close()
         for descriptor in self._children:
             os.close(descriptor)
 
     def _leave(self) -> NoReturn:
-        """The agent is gone: so is everything it ran."""
+        """The agent has ended: kill all ranks and exit."""
         for _, pid in self._children.values():
             kill_group(pid)
         os._exit(0)
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL a rank and its process group."""
+    """Send SIGKILL to a rank and its process group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):  # forked just now: not yet a group of its own
+    with contextlib.suppress(ProcessLookupError):  # just forked, it may not have its own group yet
         os.kill(pid, signal.SIGKILL)
 
 
 def send(channel: socket.socket, message: dict[str, Any]) -> None:
-    """Send one message; an agent that is gone shows at the next receive."""
+    """Send one message; the end of the agent shows at the next receive."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         channel.send(json.dumps(message).encode())
 
 
 def receive(channel: socket.socket) -> dict[str, Any] | None:
-    """The next message; None when the agent is gone."""
+    """The next message; None: the agent has ended."""
     try:
         data = channel.recv(PACKET_BYTES)
     except ConnectionResetError:
@@ -175,12 +178,12 @@ def receive(channel: socket.socket) -> dict[str, Any] | None:
 
 
 def preload(modules: list[str]) -> dict[str, str]:
-    """Import the modules; returns the tracebacks of those that failed."""
+    """Import the modules; returns the tracebacks of those that failed, by name."""
     errors = {}
     for name in modules:
         try:
             importlib.import_module(name)
-        except BaseException:  # noqa: BLE001 - whatever a module does at import must not take the standby
+        except BaseException:  # noqa: BLE001 - no import may kill the fork server
             errors[name] = traceback.format_exc(limit=-3)[-2000:]
     return errors
 
@@ -189,17 +192,17 @@ def preload(modules: list[str]) -> dict[str, str]:
 
 
 def detach(parent: int) -> None:
-    """In the child: a session of its own, death with the parent, open to py-spy."""
+    """In the child: start a session, die with the parent, and allow py-spy to attach."""
     os.setsid()
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # died before the line above
+    if os.getppid() != parent:  # the parent died before prctl took effect
         os._exit(1)
     prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY)  # fails harmlessly where Yama is absent
 
 
 def become(request: dict[str, Any]) -> None:
-    """In the child: turn into the rank. Returns or raises as the user's program does."""
+    """In the child: run the rank's program. Returns or raises as that program does."""
     log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
@@ -214,14 +217,14 @@ def become(request: dict[str, Any]) -> None:
     try:
         os.chdir(request["workdir"])
         _run(parse_command(request["command"]))
-    except Exception as error:  # noqa: BLE001 - as the interpreter itself would end
-        shown = _without_our_frames(error.__traceback__)
+    except Exception as error:  # noqa: BLE001 - end as the interpreter would
+        shown = _without_own_frames(error.__traceback__)
         sys.excepthook(type(error), error.with_traceback(shown), shown)
         sys.exit(1)
 
 
 def _reseed() -> None:
-    """Forks share the state of numpy's global generator; a fresh interpreter would have its own."""
+    """Seed numpy's global generator: forks would share its state, fresh interpreters do not."""
     random = sys.modules.get("numpy.random")
     if random is not None:
         random.seed()
@@ -229,9 +232,7 @@ def _reseed() -> None:
 
 def _run(program: Program) -> None:
     if program.kind == "exec":
-        os.environ.setdefault(
-            "PYTHONUNBUFFERED", "1"
-        )  # as the forked ones: lines reach the log at once
+        os.environ.setdefault("PYTHONUNBUFFERED", "1")  # as in forks: lines reach the log at once
         os.execvp(program.target, program.argv)  # noqa: S606 - the user's command, as given
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = builtins
@@ -245,18 +246,18 @@ def _run(program: Program) -> None:
     main.__file__ = path
     with io.open_code(path) as file:
         code = compile(file.read(), path, "exec")
-    exec(code, main.__dict__)  # noqa: S102 - the user's script is what we are for
+    exec(code, main.__dict__)  # noqa: S102 - runs the user's script
 
 
-def _without_our_frames(trace: types.TracebackType | None) -> types.TracebackType | None:
-    ours = {__file__, runpy.__file__, "<frozen runpy>"}
-    while trace is not None and trace.tb_frame.f_code.co_filename in ours:
+def _without_own_frames(trace: types.TracebackType | None) -> types.TracebackType | None:
+    own = {__file__, runpy.__file__, "<frozen runpy>"}
+    while trace is not None and trace.tb_frame.f_code.co_filename in own:
         trace = trace.tb_next
     return trace
 
 
 def main(descriptor: int) -> None:
-    """Prepare, then serve on the inherited socket; in a child, become the rank."""
+    """Prepare, then serve on the inherited socket; in a child, run the rank."""
     channel = socket.socket(fileno=descriptor)
     channel.set_inheritable(False)
     message = receive(channel)
@@ -267,11 +268,11 @@ def main(descriptor: int) -> None:
     path = import_path(parse_command(prepare["command"]), prepare["workdir"])
     if path is not None:
         sys.path.insert(0, path)
-    with contextlib.suppress(OSError):  # reported by the rank, in its log, when it tries the same
+    with contextlib.suppress(OSError):  # the rank fails in the same way and logs it
         os.chdir(prepare["workdir"])
     errors = preload(prepare["preload"])
     gc.collect()
-    gc.freeze()  # forks do not touch (and so copy) what is alive now
+    gc.freeze()  # the collector in forks does not touch, and so copy, these pages
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - pathlib would cost an import
     ready = {"seconds": time.monotonic() - started, "errors": errors, "threads": threads}
     send(channel, {"ready": ready})

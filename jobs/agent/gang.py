@@ -14,7 +14,7 @@ from pathlib import Path
 from babysit import wire
 from jobs.agent.evidence import oom_kills
 from jobs.agent.fork_server import kill_group
-from jobs.agent.rank_reader import RankFeed
+from jobs.agent.rank_reader import RankReader
 from jobs.commands import RestoreCandidate, StartAttempt
 from jobs.config import AgentConfig
 from jobs.events import RankBeat, RankSamples
@@ -22,21 +22,21 @@ from jobs.events import RankBeat, RankSamples
 
 @dataclasses.dataclass(slots=True)
 class RankProcess:
-    """One rank and what is known of it."""
+    """One rank and its process."""
 
     rank: int
     local_rank: int
     log: Path
-    feed: RankFeed
+    reader: RankReader
     pid: int = 0
     code: int | None = None
-    """Exit code, once dead; negative: killed by that signal."""
+    """Exit code once dead; negative: that signal killed it; None: not ended."""
     killed: bool = False
-    """Whether the agent sent it SIGKILL."""
+    """True if the agent sent it SIGKILL."""
 
     @property
     def alive(self) -> bool:
-        """Whether it was forked and has not been reaped."""
+        """True if it was forked and has not been reaped."""
         return self.pid > 0 and self.code is None
 
 
@@ -47,11 +47,11 @@ class Gang:
         self.attempt = command.attempt
         self.world_size = command.world_size
         self.stopping = False
-        """Set when the end was ordered: deaths are then no one's fault."""
+        """True once the end was ordered: exits are no failures from then on."""
         self.doomed = False
-        """Set once the ranks were killed; those still to be forked are killed as they come."""
+        """True once the ranks were killed; ranks forked later are killed at once."""
         self.dead = asyncio.Event()
-        """Set when every rank has ended."""
+        """Set once every rank has ended."""
         self._command = command
         self._config = config
         self._oom_kills = oom_kills()
@@ -60,16 +60,16 @@ class Gang:
                 rank=rank,
                 local_rank=local_rank,
                 log=_log_file(config, command.attempt, rank),
-                feed=RankFeed(rank, _rank_directory(config, rank), now),
+                reader=RankReader(rank, _rank_directory(config, rank), now),
             )
             for local_rank, rank in enumerate(command.ranks)
         }
 
     def prepare(self) -> None:
-        """Make fresh rank directories with their plans, and the log directory.
+        """Create fresh rank directories with their plans, and the log directory.
 
         Raises:
-            OSError: no room, or not writable.
+            OSError: The disk is full or not writable.
         """
         for process in self.ranks.values():
             directory = _rank_directory(self._config, process.rank)
@@ -80,7 +80,7 @@ class Gang:
             process.log.parent.mkdir(parents=True, exist_ok=True)
 
     def environment(self, process: RankProcess) -> dict[str, str]:
-        """What differs between ranks and between attempts; the names are torchrun's, and ours."""
+        """Variables that differ between ranks or attempts: torchrun's names, and babysit's."""
         command = self._command
         values = {
             "RANK": process.rank,
@@ -98,28 +98,29 @@ class Gang:
         return {name: str(value) for name, value in values.items()}
 
     def kill(self) -> None:
-        """SIGKILL every rank that lives, and its group."""
+        """Send SIGKILL to every live rank and its group."""
         self.doomed = True
         for process in self.ranks.values():
             if process.alive:
                 process.killed = True
                 kill_group(process.pid)
 
-    def ask_to_leave(self) -> None:
-        """Ask ranks to save and leave.
+    def request_stop(self) -> None:
+        """Request ranks to save and stop.
 
-        Through the ring, and by SIGTERM where the rank handles it or has no ring to be asked
-        through (SIGTERM would kill a rank that has a ring, and no handler, in the middle of its
-        save).
+        The request goes through the ring. A rank also gets SIGTERM if it handles that signal or has
+        no ring; a rank with a ring but no handler would die of SIGTERM in the middle of its save.
         """
         for process in self.ranks.values():
-            if process.alive and (not process.feed.ask_to_stop() or _handles_sigterm(process.pid)):
+            if process.alive and (
+                not process.reader.request_stop() or _handles_sigterm(process.pid)
+            ):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
 
     @property
     def running(self) -> bool:
-        """Whether all ranks were forked and none was killed."""
+        """True if all ranks were forked and none was killed."""
         return not self.doomed and all(process.pid for process in self.ranks.values())
 
     def started(self, rank: int, pid: int) -> None:
@@ -129,7 +130,7 @@ class Gang:
             self.kill()
 
     def ended(self, rank: int, code: int) -> RankProcess | None:
-        """Record the end of a rank; None when it was known already."""
+        """Record the end of a rank; None if it was recorded before."""
         process = self.ranks.get(rank)
         if process is None or process.code is not None:
             return None
@@ -140,31 +141,31 @@ class Gang:
 
     def samples(self) -> list[RankSamples]:
         """New samples of all ranks."""
-        drained = (process.feed.samples() for process in self.ranks.values())
+        drained = (process.reader.samples() for process in self.ranks.values())
         return [samples for samples in drained if samples is not None]
 
     def beats(self) -> tuple[RankBeat, ...]:
-        """Signs of life of all ranks."""
-        return tuple(p.feed.beat(alive=p.code is None) for p in self.ranks.values())
+        """Current progress of all ranks."""
+        return tuple(p.reader.beat(alive=p.code is None) for p in self.ranks.values())
 
     @property
     def last_step(self) -> int:
-        """Newest step any rank reported."""
-        return max((process.feed.last_step for process in self.ranks.values()), default=0)
+        """Newest step that any rank reported; 0: none."""
+        return max((process.reader.last_step for process in self.ranks.values()), default=0)
 
     @property
     def oom_killed(self) -> bool:
-        """Whether the kernel has killed for memory in our control group since the attempt began."""
+        """True if the kernel's OOM killer struck this control group during the attempt."""
         return oom_kills() > self._oom_kills
 
     def close(self) -> None:
-        """Let go of the rings."""
+        """Unmap the rings."""
         for process in self.ranks.values():
-            process.feed.close()
+            process.reader.close()
 
 
 def rank_plan(command: StartAttempt, config: AgentConfig, rank: int) -> wire.Plan:
-    """One rank's plan: what the control plane decided, with this worker's memory directory."""
+    """The plan of one rank: the control plane's decision, with this worker's memory directory."""
     checkpoint = config.spec.checkpoint
     directory = checkpoint.directory or ""
     return wire.Plan(
@@ -184,7 +185,7 @@ def rank_plan(command: StartAttempt, config: AgentConfig, rank: int) -> wire.Pla
 
 
 def memory_checkpoints(config: AgentConfig) -> Path:
-    """Root of the memory tier on this worker."""
+    """Root directory of the memory tier on this worker."""
     return config.memory_directory / "checkpoints"
 
 
@@ -212,7 +213,7 @@ def _log_file(config: AgentConfig, attempt: int, rank: int) -> Path:
 
 
 def _handles_sigterm(pid: int) -> bool:
-    """Whether the process has a handler for SIGTERM (its bit in SigCgt of /proc/<pid>/status)."""
+    """True if the process handles SIGTERM (its bit in SigCgt of /proc/<pid>/status)."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

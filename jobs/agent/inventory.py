@@ -1,4 +1,4 @@
-"""Checkpoint shards on this node: what is in memory, what is whole, what is to go."""
+"""Checkpoint shards on this node: inventory of the memory tier, verification, deletion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobs.commands import VerifyCheckpoint
 from jobs.events import ShardFile, ShardReport
 
 _NEWEST = 3
-"""Memory shards reported for each rank: a rank keeps two, and a third may be half gone."""
+"""Reported memory shards per rank: a rank keeps two, and a third may be half deleted."""
 _STEP_DIRECTORY = re.compile(r"step-\d+")
 _HASH_BYTES = 16
 _CHUNK_BYTES = 1 << 22
@@ -26,7 +26,7 @@ _log = structlog.get_logger(part="inventory")
 
 
 def memory_shards(root: Path) -> tuple[ShardReport, ...]:
-    """Whole shards under `root/step-…/rank-…`, newest first, the newest few of each rank."""
+    """Complete shards under `root/step-…/rank-…`, newest first, up to three per rank."""
     by_rank: defaultdict[int, list[ShardReport]] = defaultdict(list)
     for manifest in sorted(root.glob(f"step-*/rank-*/{MANIFEST_FILE}"), reverse=True):
         shard = _read(manifest)
@@ -37,13 +37,11 @@ def memory_shards(root: Path) -> tuple[ShardReport, ...]:
 
 
 def _read(manifest: Path) -> ShardReport | None:
-    """The manifest as a report; None (and a line in the log) when it is not one."""
+    """The manifest as a report; None, with a log line, if it is unreadable."""
     try:
         return _parsed(manifest)
     except (OSError, ValueError, TypeError, ValidationError) as error:
-        _log.warning(
-            "manifest is unreadable; its shard does not count", path=str(manifest), error=str(error)
-        )
+        _log.warning("manifest is unreadable, shard ignored", path=str(manifest), error=str(error))
         return None
 
 
@@ -61,7 +59,7 @@ def _is_whole(shard: ShardReport) -> bool:
 
 
 def _wrong_size(shard: ShardReport) -> str:
-    """What is of the wrong size, as a sentence; empty when nothing is."""
+    """The first file of the wrong size, as a sentence; empty: none."""
     directory = rank_directory(shard.path, shard.rank)
     for file in shard.files:
         size = (directory / file.name).stat().st_size
@@ -71,25 +69,26 @@ def _wrong_size(shard: ShardReport) -> str:
 
 
 def verify(command: VerifyCheckpoint, run: str) -> str:
-    """Read the shards of `ranks` back, as their manifests say they were written. Blocks.
+    """Read the shards of `ranks` and compare them with their manifests. Blocks.
 
     Args:
-        command: names the shards.
-        run: whose they must be.
+        command: Names the shards.
+        run: The run that must have written them.
 
     Returns:
-        The first fault as a sentence; empty when sizes and hashes of all files agree.
+        The first fault as a sentence; empty: sizes and hashes of all files agree.
 
     Raises:
-        OSError: A file is missing or cannot be read: that may pass, and is no fault of its content.
+        OSError: A file is missing or unreadable. That may be temporary and says nothing about its
+            content.
     """
     shards: list[ShardReport] = []
     for rank in command.ranks:
         manifest = rank_directory(command.path, rank) / MANIFEST_FILE
         try:
             shard = _parsed(manifest)
-        except (ValueError, TypeError) as error:  # pydantic's are ValueErrors
-            return f"{manifest}: no manifest: {error}"
+        except (ValueError, TypeError) as error:  # includes pydantic's ValidationError
+            return f"{manifest}: not a valid manifest: {error}"
         if _of_another(shard, run):
             return f"{manifest}: belongs to run {shard.run}, not to {run}"
         if shard.attempt != command.attempt:
@@ -99,12 +98,12 @@ def verify(command: VerifyCheckpoint, run: str) -> str:
 
 
 def _of_another(shard: ShardReport, run: str) -> bool:
-    """Whether a manifest names another run. Those of older versions name none."""
+    """True if a manifest names another run. Manifests of older versions name none."""
     return shard.run not in {"", run}
 
 
 def _fault(shard: ShardReport) -> str:
-    """What is wrong with a shard; empty when nothing is."""
+    """The first fault of a shard; empty: none."""
     directory = rank_directory(shard.path, shard.rank)
     faults = (_wrong_hash(directory, file) for file in shard.files)
     return _wrong_size(shard) or next(filter(None, faults), "")
@@ -121,25 +120,25 @@ def _wrong_hash(directory: Path, file: ShardFile) -> str:
 
 
 def delete(path: Path, attempt: int, run: str) -> None:
-    """Remove the checkpoint an attempt of a run wrote; one that is gone already is fine. Blocks.
+    """Delete the checkpoint of an attempt; a missing one is no error. Blocks.
 
-    Manifests go first, so that a checkpoint half deleted never looks whole.
+    Manifests are deleted first, so that a half-deleted checkpoint never looks complete.
 
     Raises:
-        RefusedPathError: not a directory named `step-…`, or a later attempt or another run has
-            saved there since.
-        OSError: it cannot be removed.
+        RefusedPathError: The path is not a directory named `step-…`, or a later attempt or another
+            run has saved there since.
+        OSError: The directory cannot be deleted.
     """
     if not path.is_absolute() or not _STEP_DIRECTORY.fullmatch(path.name) or path.is_symlink():
         raise RefusedPathError(
-            f"{path}: only a checkpoint (an absolute path ending in step-…) is deleted"
+            f"{path}: refusing to delete; expected an absolute path that ends in step-…"
         )
     if not path.exists():
         return
     manifests = list(path.glob(f"rank-*/{MANIFEST_FILE}"))
     shards = [shard for shard in map(_read, manifests) if shard is not None]
     if others := {shard.run for shard in shards if _of_another(shard, run)}:
-        raise RefusedPathError(f"{path}: run {min(others)} has saved there, and not only {run}")
+        raise RefusedPathError(f"{path}: run {min(others)} has saved there too, not only {run}")
     if any(shard.attempt > attempt for shard in shards):
         raise RefusedPathError(f"{path}: a later attempt than {attempt} has saved there since")
     for manifest in manifests:

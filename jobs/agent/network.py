@@ -1,4 +1,4 @@
-"""Ports for the rendezvous."""
+"""Free ports for the rendezvous."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import random
 import socket
 
 PORTS = range(20000, 32000)
-"""Below Linux's ephemeral ports (32768 up), lest an outgoing connection takes one meanwhile."""
+"""Ports below Linux's ephemeral ones (from 32768), which outgoing connections may take."""
 _TRIES = 200
 
 
 def free_port(chance: random.Random) -> int:
-    """A random port nobody listens on now (workers share hosts); 0 when none was found."""
+    """A random port that is free now (workers share hosts); 0: none found in 200 attempts.
+
+    Another process may still take the port before rank 0 listens on it.
+    """
     for port in chance.sample(PORTS, _TRIES):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             try:

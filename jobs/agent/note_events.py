@@ -1,4 +1,4 @@
-"""Notes of a rank, as events."""
+"""Translation of a rank's notes into events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jobs.events import (
 )
 
 Fields = Mapping[str, Any]
-"""What every event of the worker bears: id, time, actor, run, worker, attempt."""
+"""Fields common to all events of the worker: id, time, actor, run, worker, attempt."""
 
 
 def _ready(_note: dict[str, Any], author: Author, fields: Fields) -> RankReady:
@@ -71,22 +71,22 @@ _TRANSLATIONS: dict[str, Callable[[dict[str, Any], Author, Fields], AgentEvent]]
     Note.SAVE_FAILED: _save_failed,
 }
 _SILENT = {Note.FINISHED, Note.EXITING, Note.FINGERPRINT}
-"""No event of the core answers to these (yet)."""
+"""Notes without an event (yet)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Author:
-    """Whose notes they are."""
+    """The rank that wrote the notes."""
 
     rank: int
     world_size: int
 
 
 def translate(line: str, author: Author, fields: Fields) -> AgentEvent | None:
-    """The event a note stands for; None for notes that are none.
+    """The event for a note; None: this kind has no event.
 
     Raises:
-        NoteError: the line is not a note of this version.
+        NoteError: The line is not a valid note of this version.
     """
     try:
         note = json.loads(line)
@@ -96,5 +96,5 @@ def translate(line: str, author: Author, fields: Fields) -> AgentEvent | None:
         return _TRANSLATIONS[kind](note, author, fields)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise NoteError(
-            f"rank {author.rank} wrote a note that is none: {line[:200]!r}: {error}"
+            f"rank {author.rank} wrote an invalid note: {line[:200]!r}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Commands that look at a run, or at its checkpoints, without changing who is alive."""
+"""Commands that inspect a run or its checkpoints without starting or stopping ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.events import CheckpointChecked, CheckpointDeleted, StacksCaptured
 
 
 async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Reporter) -> None:
-    """Answer with the stacks of the attempt's ranks; none when it is not alive here."""
+    """Report the stacks of the attempt's ranks; empty if it does not run here."""
     pids: dict[int, int] = {}
     if gang is not None and gang.attempt == command.attempt:
         pids = {process.rank: process.pid for process in gang.ranks.values() if process.pid}
@@ -25,12 +25,12 @@ async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Re
 
 
 async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: Reporter) -> None:
-    """Read a checkpoint's shards back, in a thread, and answer.
+    """Verify a checkpoint's shards in a thread, and report the result.
 
     Args:
-        command: names the shards.
-        attempt: the newest this worker knows; the checkpoint may be of an older one.
-        reporter: takes the answer.
+        command: Names the shards.
+        attempt: Newest attempt of this worker; the checkpoint may be of an older one.
+        reporter: Receives the answer.
     """
     begun = reporter.clock.monotonic()
     unreadable = False
@@ -51,12 +51,12 @@ async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: R
 
 
 async def delete_checkpoint(command: DeleteCheckpoint, attempt: int, reporter: Reporter) -> None:
-    """Remove a checkpoint's directory, in a thread, and answer; refusals and faults are logged."""
+    """Delete a checkpoint in a thread and report it; refusals and errors are only logged."""
     try:
         path = Path(command.path)
         await asyncio.to_thread(inventory.delete, path, command.attempt, reporter.run)
     except (RefusedPathError, OSError) as error:
-        log = structlog.get_logger(part="errands")
+        log = structlog.get_logger(part="on_demand")
         log.warning("checkpoint not deleted", path=command.path, reason=str(error))
         return
     fields = reporter.fields(max(attempt, command.attempt), command.id)

@@ -1,4 +1,4 @@
-"""What the agent has to say, gathered into numbered reports."""
+"""Samples and events of the agent, combined into numbered reports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jobs.clock import Clock
 from jobs.events import AgentEvent, RankSamples, Report
 
 _INTERVAL_SECONDS = 0.25
-"""Samples wait at most this long for company; events never wait."""
+"""Maximum delay of samples, so that they share a report; events are never delayed."""
 
 
 class Outbox:
-    """Makes reports: samples four times a second, events at once and after earlier samples."""
+    """Builds reports: samples four times a second, events at once and after earlier samples."""
 
     def __init__(self, spool: Spool, clock: Clock, wake: Callable[[], None]) -> None:
         self._spool = spool
@@ -31,7 +31,7 @@ class Outbox:
     def take(
         self, attempt: int, samples: Sequence[RankSamples], events: Sequence[AgentEvent]
     ) -> None:
-        """Take samples of an attempt, and events that arose after them."""
+        """Accept samples of an attempt, and events that arose after them."""
         if attempt != self._attempt:
             self._flush(())
             self._attempt = attempt
@@ -44,7 +44,7 @@ class Outbox:
             self.tick()
 
     def tick(self) -> None:
-        """Send the samples that have waited long enough."""
+        """Send the samples that have waited for `_INTERVAL_SECONDS`."""
         if self._clock.monotonic() - self._flushed >= _INTERVAL_SECONDS:
             self._flush(())
 
@@ -64,11 +64,11 @@ class Outbox:
             self._wake()
 
     def _samples_that_fit(self) -> tuple[RankSamples, ...]:
-        """All of them; none while the spool is full, which the next ones will say (`lost`)."""
+        """All samples; none while the spool is full. Later samples report the gap in `lost`."""
         if self._spool.full:
             if not self._dropped:
                 log = structlog.get_logger(part="outbox")
-                log.error("spool is full; samples are dropped until the control plane is back")
+                log.error("spool is full, dropping samples until the control plane is back")
             for rank, samples in self._samples.items():
                 self._dropped[rank] += samples.lost + len(samples.step)
             return ()

@@ -1,4 +1,4 @@
-"""What one rank tells its agent: the ring of samples, and the notes."""
+"""Reads the output of one rank for its agent: the ring of samples, and the notes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from babysit.ring import Record, RingReader
 from jobs.events import RankBeat, RankSamples
 
 _BATCH = 1024
-"""Records taken at once; a tick of 50 ms never sees as many unless the agent was stopped."""
+"""Records per read; a tick of 50 ms has fewer unless the agent was suspended."""
 
 
 def columns(rank: int, records: list[Record], lost: int = 0) -> RankSamples:
-    """Records as columns."""
+    """Convert records to columns."""
     names = Record._fields
     values = zip(*records, strict=True)
     return RankSamples(rank=rank, lost=lost, **dict(zip(names, map(list, values), strict=False)))
 
 
-class RankFeed:
+class RankReader:
     """Reads one rank directory, each byte once."""
 
     def __init__(self, rank: int, directory: Path, started: float) -> None:
@@ -30,14 +30,14 @@ class RankFeed:
         self._ring: RingReader | None = None
         self._offset = 0
         self._started = started
-        self._log = structlog.get_logger(part="feed", rank=rank)
+        self._log = structlog.get_logger(part="rank_reader", rank=rank)
         self._moved = False
         """Whether the rank has drawn a batch or reported a step."""
         self.last_step = 0
-        """Newest step the rank reported."""
+        """Newest step that the rank reported; 0: none."""
 
     def samples(self) -> RankSamples | None:
-        """Samples since the last call; None when there are none."""
+        """Samples since the last call; None: there are none."""
         ring = self._open()
         if ring is None:
             return None
@@ -55,7 +55,7 @@ class RankFeed:
         return columns(self._rank, records, lost)
 
     def notes(self) -> list[str]:
-        """Whole lines written since the last call."""
+        """Complete lines written since the last call."""
         try:
             with (self._directory / wire.NOTES_FILE).open("rb") as file:
                 file.seek(self._offset)
@@ -67,7 +67,7 @@ class RankFeed:
         return data[:whole].decode(errors="replace").splitlines()
 
     def beat(self, *, alive: bool) -> RankBeat:
-        """Where the rank is."""
+        """The current progress of the rank; `STARTING` and its start time before it has a ring."""
         ring = self._open()
         if ring is None:
             return RankBeat(
@@ -89,15 +89,15 @@ class RankFeed:
             moved=self._moved,
         )
 
-    def ask_to_stop(self) -> bool:
-        """Ask the rank to save and leave; False when it has no ring to be asked through."""
+    def request_stop(self) -> bool:
+        """Request the rank to save and stop; False: it has no ring (yet)."""
         ring = self._open()
         if ring is not None:
-            ring.ask_to_stop()
+            ring.request_stop()
         return ring is not None
 
     def close(self) -> None:
-        """Let go of the ring."""
+        """Unmap the ring."""
         if self._ring is not None:
             self._ring.close()
             self._ring = None
@@ -107,6 +107,8 @@ class RankFeed:
         if self._ring is None and path.exists():
             try:
                 self._ring = RingReader(path)
-            except ValueError as error:  # created, but its header is not written yet: look again
-                self._log.debug("ring is not readable yet", error=str(error))
+            except (
+                ValueError
+            ) as error:  # the file exists, but its header is incomplete: retry later
+                self._log.debug("ring is not readable yet, will retry", error=str(error))
         return self._ring

@@ -1,8 +1,8 @@
-"""The last resort against leaks: find and kill whatever bears a worker's mark.
+"""The last resort against leaked processes: kills everything that has a worker's mark.
 
-Everything that a worker runs has `BABYSIT_WORKER=<id>` in its environment, also what moved to a
-session of its own. As a program (`python -P -m jobs.agent.reaper WORKER FD`) it waits until its
-agent is gone, which closes the pipe, and then clears up.
+All processes of a worker have `BABYSIT_WORKER=<id>` in their environment, even in sessions of their
+own. As a program (`python -P -m jobs.agent.reaper WORKER FD`) it waits until its agent ends, which
+closes the pipe, and then kills them.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from pathlib import Path
 
 ENV_WORKER = "BABYSIT_WORKER"
 _ROUNDS = 20
-"""Processes may fork while we look; each round finds what the last one missed."""
+"""Processes may fork during a scan, so each round finds what the last one missed."""
 _PATIENCE_MILLISECONDS = 5000
-"""A killed process that is still there after this long is stuck in the kernel (state D)."""
+"""A process that survives SIGKILL for this long is stuck in the kernel (state D)."""
 
 
 def strays(worker: str, spare: Collection[int] = ()) -> list[int]:
-    """Pids of live processes with the worker's mark, but for this one and those spared."""
+    """Pids of live processes with the worker's mark, except this one and `spare`."""
     mark = f"{ENV_WORKER}={worker}".encode()
-    spared = {os.getpid(), *spare}
+    excluded = {os.getpid(), *spare}
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if pid not in spared and _bears(pid, mark)]
+    return [pid for pid in pids if pid not in excluded and _has_mark(pid, mark)]
 
 
-def _bears(pid: int, mark: bytes) -> bool:
+def _has_mark(pid: int, mark: bytes) -> bool:
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # gone, a kernel thread, or another user's
+    except OSError:  # ended, a kernel thread, or owned by another user
         return False
     return mark in environment.split(b"\0")
 
 
 def kill_strays(worker: str, spare: Collection[int] = ()) -> list[int]:
-    """Kill them and wait until they are dead.
+    """Kill these processes and wait until they are dead.
 
     Returns:
-        Pids that would not die; empty when nothing of the worker is left.
+        Pids that did not die; empty: no process of the worker is left.
     """
     left: list[int] = []
     for _ in range(_ROUNDS):
@@ -61,7 +61,9 @@ def _kill_and_wait(pids: list[int], mark: bytes) -> None:
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
             descriptors.add(descriptor)
-            if _bears(pid, mark):  # still the same process: from here on the descriptor names it
+            if _has_mark(
+                pid, mark
+            ):  # the pid was not reused before pidfd_open, so the descriptor is right
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             poll.register(descriptor, select.POLLIN)
     waiting = set(descriptors)
@@ -73,12 +75,12 @@ def _kill_and_wait(pids: list[int], mark: bytes) -> None:
         os.close(descriptor)
 
 
-class Warden:
-    """An agent's warden: a process that outlives it by as long as clearing up takes."""
+class Reaper:
+    """The reaper process of an agent; it outlives the agent until all its processes are dead."""
 
     def __init__(self, worker: str) -> None:
-        read, self._pipe = os.pipe()  # not inherited by anything else, so it closes with the agent
-        self._process = subprocess.Popen(  # noqa: S603 - this very file
+        read, self._pipe = os.pipe()  # inherited by no other process, so it closes with the agent
+        self._process = subprocess.Popen(  # noqa: S603 - runs this file
             [sys.executable, "-I", "-S", __file__, worker, str(read)],
             pass_fds=[read],
             stdin=subprocess.DEVNULL,
@@ -90,14 +92,14 @@ class Warden:
         self.pid = self._process.pid
 
     def finish(self) -> None:
-        """Let it clear up all but this process now, and wait until it has. Blocks."""
+        """Kill all processes of the worker but this one now, and wait for that. Blocks."""
         os.write(self._pipe, b"\0")
         self._process.wait()
         os.close(self._pipe)
 
 
 def main(worker: str, descriptor: int) -> int:
-    """Wait for the end of the agent, or its word that it ends; then kill what it left."""
+    """Wait until the agent ends or requests a clean-up, then kill its processes."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     asked = os.read(descriptor, 1)

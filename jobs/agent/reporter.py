@@ -1,4 +1,4 @@
-"""What the agent reports of its ranks: samples, notes, ends."""
+"""Reports about ranks: samples, notes and exits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KILLED = -9
 
 
 class Reporter:
-    """Turns what happens into events, and hands them to the outbox in order."""
+    """Turns what happens to ranks into events, and passes them to the outbox in order."""
 
     def __init__(self, config: AgentConfig, clock: Clock, outbox: Outbox) -> None:
         self._config = config
@@ -32,7 +32,7 @@ class Reporter:
         self._log = structlog.get_logger(part="reporter")
 
     def fields(self, attempt: int, cause: str | None = None) -> dict[str, Any]:
-        """What every event bears: a new id, the time, who says it, and the command it answers."""
+        """Fields common to all events: new id, time, actor, and the command that caused it."""
         config = self._config
         return {
             "id": str(ULID()),
@@ -45,11 +45,11 @@ class Reporter:
         }
 
     def say(self, event: AgentEvent) -> None:
-        """Report one event, now."""
+        """Report one event at once."""
         self._outbox.take(event.attempt, (), [event])
 
     def collect(self, gang: Gang | None) -> None:
-        """Take what the ranks have said since, and send what has waited long enough."""
+        """Read new samples and notes of the ranks, and send samples that are due."""
         if gang is None or gang.dead.is_set():
             self._outbox.tick()
             return
@@ -59,15 +59,15 @@ class Reporter:
         self._outbox.take(gang.attempt, samples, events)
 
     def exited(self, gang: Gang, process: RankProcess, failure: Failure | None) -> None:
-        """Report the end of a rank, after all that it still had to say.
+        """Report the exit of a rank, after its last samples and notes.
 
         Args:
-            gang: its gang.
-            process: the rank; its `code` is known.
-            failure: why, where that is known already; otherwise the log and the kernel are asked.
+            gang: The gang of the rank.
+            process: The rank; its `code` is set.
+            failure: The cause, if known; None: classify it by log, exit code and OOM kills.
         """
         code = process.code or 0
-        samples = process.feed.samples()
+        samples = process.reader.samples()
         events = self._notes(gang, process)
         failure = failure or classify(
             log_tail(process.log),
@@ -79,7 +79,7 @@ class Reporter:
             rank=process.rank,
             code=code,
             failure=failure,
-            last_step=process.feed.last_step,
+            last_step=process.reader.last_step,
             **self.fields(gang.attempt),
         )
         self._log.info("rank exited", rank=process.rank, code=code, attempt=gang.attempt)
@@ -88,11 +88,11 @@ class Reporter:
     def _notes(self, gang: Gang, process: RankProcess) -> list[AgentEvent]:
         author = Author(process.rank, gang.world_size)
         events: list[AgentEvent] = []
-        for line in process.feed.notes():
+        for line in process.reader.notes():
             try:
                 event = translate(line, author, self.fields(gang.attempt))
             except NoteError as error:
-                self._log.warning("note ignored", reason=str(error))
+                self._log.warning("invalid note ignored", reason=str(error))
                 continue
             if event is not None:
                 events.append(event)

@@ -1,8 +1,8 @@
-"""Reports on disk until the control plane has them.
+"""Reports on disk until the control plane has stored them.
 
-File: the number of the first frame in it and the last number acknowledged (8 bytes each, little
-endian), then frames: number (8 bytes), length (4 bytes), content. Nothing is synced: the spool
-outlives a crash of the agent, not of the node, whose ranks would be gone with it.
+File: the number of its first frame and the last acknowledged number (8 bytes each, little endian),
+then frames: number (8 bytes), length (4 bytes), content. Nothing is synced: the spool survives a
+crash of the agent but not of the node, whose ranks would be lost as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import structlog
 from jobs.agent.errors import SpoolError
 
 LIMIT_BYTES = 256 * 2**20
-"""About a day at 2 ranks and 20 steps/s; beyond it samples are dropped, events are not."""
+"""About a day at 2 ranks and 20 steps/s; beyond it samples are dropped, but never events."""
 _COMPACT_BYTES = 16 * 2**20
 _BASE = struct.Struct("<QQ")
 _HEAD = struct.Struct("<QI")
@@ -29,14 +29,19 @@ _HEAD = struct.Struct("<QI")
 class _Entry(NamedTuple):
     sequence: int
     offset: int
-    """Of the content."""
+    """Offset of the content in the file."""
     length: int
     held: bytes | None = None
-    """The content itself, when it could not be written."""
+    """The content itself if it could not be written; None: it is in the file."""
 
 
 class Spool:
-    """Numbered frames, oldest first. Opening an existing file goes on where it ended."""
+    """Numbered frames, oldest first. An existing file is continued.
+
+    Raises:
+        SpoolError: The file is damaged.
+        OSError: The file cannot be opened or created.
+    """
 
     def __init__(self, path: Path, limit: int = LIMIT_BYTES) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,36 +58,38 @@ class Spool:
 
     @property
     def first_sequence(self) -> int:
-        """Number of the oldest frame kept, or of the next one to come."""
+        """Number of the oldest stored frame, or of the next one if there is none."""
         return self._entries[0].sequence if self._entries else self.next_sequence
 
     @property
     def full(self) -> bool:
-        """Whether limit or disk is full; the caller then leaves out what it can spare."""
+        """True if the limit is reached or the disk is full; the caller then drops samples."""
         if not self._entries:
             return False
         written = self._end - self._entries[0].offset
         return self._entries[-1].held is not None or written >= self._limit
 
     def append(self, frame: bytes) -> int:
-        """Add a frame; returns its number."""
+        """Append a frame; returns its number. A full disk keeps the frame in memory."""
         sequence = self.next_sequence
         entry = _Entry(sequence, self._end + _HEAD.size, len(frame))
         held = bool(self._entries) and self._entries[-1].held is not None
         try:
-            if not held:  # else the file would have a gap
+            if not held:  # otherwise the file would have a gap
                 self._write(self._file, _HEAD.pack(sequence, len(frame)) + frame, self._end)
                 self._end += _HEAD.size + len(frame)
         except OSError as error:
             held = True
             log = structlog.get_logger(part="spool")
-            log.warning("reports are held in memory until sent", reason=str(error))
+            log.warning(
+                "cannot write to the spool, keeping reports in memory until sent", reason=str(error)
+            )
         self._entries.append(entry._replace(held=frame) if held else entry)
         self.next_sequence = sequence + 1
         return sequence
 
     def after(self, sequence: int) -> Iterator[tuple[int, bytes]]:
-        """Frames with higher numbers, in order; also those appended meanwhile."""
+        """Yield frames with higher numbers in order, including those appended meanwhile."""
         while True:
             behind = self.next_sequence - 1 - sequence
             if behind <= 0 or not self._entries:
@@ -92,7 +99,7 @@ class Spool:
             sequence = entry.sequence
 
     def acknowledge(self, sequence: int) -> None:
-        """Forget all frames up to this one."""
+        """Delete all frames up to this number."""
         while self._entries and self._entries[0].sequence <= sequence:
             self._entries.popleft()
         self.next_sequence = max(self.next_sequence, sequence + 1)
@@ -102,7 +109,7 @@ class Spool:
         self._write(self._file, _BASE.pack(self._begin, self._entries[0].sequence - 1), 0)
         spent = self._entries[0].offset - _HEAD.size
         if spent > max(_COMPACT_BYTES, self._end // 2) and self._entries[-1].held is None:
-            with contextlib.suppress(OSError):  # no room for a copy: it stays as it is
+            with contextlib.suppress(OSError):  # no space for a copy: keep the file
                 self._compact(spent)
 
     def close(self) -> None:
@@ -116,7 +123,7 @@ class Spool:
         self._end = _BASE.size
 
     def _compact(self, spent: int) -> None:
-        """Copy what is left to a new file, which takes the old one's place at once."""
+        """Copy the remaining frames to a new file that replaces the old one atomically."""
         fresh = self._path.with_suffix(".new")
         begin = self._entries[0].sequence
         shift = spent - _BASE.size
@@ -146,12 +153,12 @@ class Spool:
         while self._end + _HEAD.size <= size:
             sequence, length = _HEAD.unpack(os.pread(self._file, _HEAD.size, self._end))
             content = self._end + _HEAD.size
-            if content + length > size:  # the agent died while it wrote this one
+            if content + length > size:  # the agent died while writing this frame
                 break
             if sequence != self.next_sequence:
                 raise SpoolError(
-                    f"{self._path}: frame {sequence} where {self.next_sequence} was due; "
-                    "move the file away"
+                    f"{self._path}: expected frame {self.next_sequence}, found {sequence}; "
+                    "the spool is damaged, move the file away"
                 )
             self._entries.append(_Entry(sequence, content, length))
             self.next_sequence = sequence + 1

@@ -1,4 +1,4 @@
-"""What ranks are doing: stacks by py-spy, process states from /proc."""
+"""Stacks of ranks by py-spy, and process states from /proc."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from jobs.agent import fork_server
 from jobs.events import RankStack
 
 _PATIENCE_SECONDS = 10.0
-"""For one dump. It takes about 0.1 s; a rank on its way through a page-in storm may take longer."""
+"""Limit for one dump, which takes about 0.1 s; a rank that pages in may need longer."""
 _TRIES = 3
-"""A stack that moves while it is read without a pause may be unreadable once."""
+"""Attempts: a stack that changes while it is read without a pause may be unreadable."""
 
 
 async def capture(pids: Mapping[int, int]) -> tuple[RankStack, ...]:
-    """Stacks of ranks, by rank. Never raises for one rank's sake: its `error` says what went wrong.
+    """Stacks of ranks, by rank. A failure for one rank does not raise; see its `error`.
 
     Args:
-        pids: pid of each rank.
+        pids: Pid of each rank.
     """
     stacks = await asyncio.gather(*(_capture(rank, pid) for rank, pid in sorted(pids.items())))
     return tuple(stacks)
@@ -40,15 +40,15 @@ async def _capture(rank: int, pid: int) -> RankStack:
             try:
                 return RankStack(rank=rank, process_state=state, frames=frames(json.loads(output)))
             except (ValueError, KeyError, TypeError) as reason:
-                error = f"py-spy said something else than expected: {reason!r}"
+                error = f"unexpected output of py-spy: {reason!r}"
     return RankStack(rank=rank, process_state=process_state(pid), error=error)
 
 
 async def _dump(pid: int) -> tuple[bytes, str]:
-    """Output and error of one py-spy, which only reads: the rank is not paused."""
+    """Output and error of one py-spy call. It only reads, so the rank is not paused."""
     found = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if found is None:
-        return b"", "py-spy is not installed beside the agent"
+        return b"", "py-spy is not installed in the agent's environment"
     pipe = asyncio.subprocess.PIPE
     command = ("dump", "--nonblocking", "--json", "--pid", str(pid))
     process = await asyncio.create_subprocess_exec(found, *command, stdout=pipe, stderr=pipe)
@@ -67,7 +67,7 @@ async def _dump(pid: int) -> tuple[bytes, str]:
 
 
 def frames(threads: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Frames of the main thread, innermost first, without the standby's own."""
+    """Frames of the main thread, innermost first, without those of the fork server."""
     if not threads:
         return ()
     main = next((t for t in threads if t.get("thread_name") == "MainThread"), threads[0])
@@ -79,9 +79,9 @@ def frames(threads: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def process_state(pid: int) -> str:
-    """The state letter of /proc/<pid>/stat; X when the process is gone."""
+    """The state letter of /proc/<pid>/stat; X: the process is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return "X"
-    return text.rpartition(")")[2].split()[0]  # the name, in parentheses, may hold anything
+    return text.rpartition(")")[2].split()[0]  # the name in parentheses may contain anything

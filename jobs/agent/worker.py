@@ -1,4 +1,8 @@
-"""The agent: one event loop that carries out commands; one lock orders starts and stops."""
+"""The agent: one event loop that executes commands; one lock orders starts and stops.
+
+A command may arrive twice, late, or out of order. Ids make it run once, and the attempt number
+makes an old start harmless.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,8 @@ import structlog
 
 from jobs.agent import inventory, on_demand, reaper
 from jobs.agent.connection import Connection
-from jobs.agent.errors import LaunchError, StandbyLostError
-from jobs.agent.fork_client import Launcher
+from jobs.agent.errors import ForkServerLostError, LaunchError
+from jobs.agent.fork_client import ForkClient
 from jobs.agent.gang import Gang, RankProcess, memory_checkpoints
 from jobs.agent.network import free_port
 from jobs.agent.outbox import Outbox
@@ -46,7 +50,7 @@ _KILLED = -9
 
 
 class Agent:
-    """One worker. `run` returns when the run is over for it."""
+    """One worker. `run` returns when the worker's part in the run is over."""
 
     def __init__(self, config: AgentConfig, clock: Clock, chance: random.Random) -> None:
         self._config = config
@@ -54,26 +58,35 @@ class Agent:
         self._chance = chance
         self._log = structlog.get_logger(part="agent")
         self._spool = Spool(config.directory / "spool" / "reports")
-        self._launcher = Launcher(config, self)
+        self._fork_client = ForkClient(config, self)
         self._connection = Connection(config, self._spool, self, clock, chance)
         outbox = Outbox(self._spool, clock, self._connection.wake)
         self._reporter = Reporter(config, clock, outbox)
-        self._warden = reaper.Warden(config.worker)
+        self._reaper = reaper.Reaper(config.worker)
         self._gang: Gang | None = None
         self._newest = 0
-        """Highest attempt started or stopped; older starts are stale."""
+        """Highest attempt started or stopped; starts of older attempts are ignored."""
         self._lifecycle = asyncio.Lock()
         self._seen: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
         self._crash: BaseException | None = None
 
-    # --- life -----------------------------------------------------------------------------------
+    # --- lifecycle ------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until shut down, fenced, orphaned or told to leave; then leave nothing behind."""
-        self._launcher.start()
-        for work in (self._connection.run(), self._pump(), self._mind_orphanhood(), self._join()):
+        """Work until shut down, fenced, orphaned or stopped; then leave no process or tmpfs file.
+
+        Raises:
+            Exception: A task of the agent failed, which is a bug.
+        """
+        self._fork_client.start()
+        for work in (
+            self._connection.run(),
+            self._collect_reports(),
+            self._leave_when_orphaned(),
+            self._join(),
+        ):
             self._spawn(work)
         try:
             await self._over.wait()
@@ -83,7 +96,7 @@ class Agent:
             raise self._crash
 
     def leave(self, reason: str) -> None:
-        """Kill the ranks, remove what is on tmpfs, and return from :meth:`run`."""
+        """End: kill the ranks, remove the files on tmpfs, and return from :meth:`run`."""
         self._log.info("leaving", reason=reason)
         self._over.set()
 
@@ -93,8 +106,8 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._gang is not None:
             self._gang.kill()
-        self._launcher.close()
-        await asyncio.to_thread(self._warden.finish)
+        self._fork_client.close()
+        await asyncio.to_thread(self._reaper.finish)
         await asyncio.to_thread(shutil.rmtree, self._config.memory_directory, ignore_errors=True)
         self._spool.close()
 
@@ -104,14 +117,14 @@ class Agent:
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        """A task that failed is a bug: better to end, and say so, than to go on half alive."""
+        """End the agent when a task fails: a visible crash is better than half an agent."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crash = self._crash or error
             self._over.set()
 
     async def _join(self) -> None:
-        await self._launcher.ready.wait()
+        await self._fork_client.ready.wait()
         config = self._config
         self._reporter.say(
             WorkerJoined(
@@ -123,19 +136,19 @@ class Agent:
             )
         )
 
-    async def _mind_orphanhood(self) -> None:
-        """Nobody may ever come back for a worker that has nothing to do and hears from no one."""
+    async def _leave_when_orphaned(self) -> None:
+        """Leave after `orphan_seconds` without ranks and without contact: nobody may come back."""
         while True:
             await self._clock.sleep(_SECOND)
             idle = self._gang is None or self._gang.dead.is_set()
             silence = self._clock.monotonic() - self._connection.last_contact
             if idle and silence > self._config.orphan_seconds:
-                self.leave(f"idle, and no word from the control plane for {silence:.0f} s")
+                self.leave(f"idle, and no contact with the control plane for {silence:.0f} s")
 
-    # --- what the connection asks ---------------------------------------------------------------
+    # --- called by the connection ---------------------------------------------------------------
 
     def hello(self) -> Hello:
-        """Who is calling."""
+        """The first frame of a connection."""
         config = self._config
         return Hello(
             run=config.run,
@@ -146,7 +159,7 @@ class Agent:
         )
 
     def heartbeat(self) -> Heartbeat:
-        """Signs of life of the ranks."""
+        """The current progress of the ranks."""
         gang = self._gang
         return Heartbeat(
             attempt=gang.attempt if gang else self._newest,
@@ -155,15 +168,17 @@ class Agent:
         )
 
     def fenced(self, reason: str) -> None:
-        """Nothing of this worker counts any more."""
+        """Stop, since the control plane accepts nothing from this worker any more."""
         self.leave(f"fenced: {reason}")
 
     def handle(self, command: Command) -> None:
-        """Carry out a command, once."""
+        """Execute a command once."""
         if command.id in self._seen:
             return
         self._seen.add(command.id)
-        self._log.info("command", command=command.kind, id=command.id, attempt=command.attempt)
+        self._log.info(
+            "executing command", command=command.kind, id=command.id, attempt=command.attempt
+        )
         self._spawn(self._execute(command))
 
     async def _execute(self, command: Command) -> None:
@@ -184,13 +199,17 @@ class Agent:
     # --- attempts -------------------------------------------------------------------------------
 
     async def _start(self, command: StartAttempt) -> None:
-        while True:  # waits outside the lock, so that a stop need not wait for a cold standby
-            await self._launcher.ready.wait()
+        while True:  # wait outside the lock, so that a stop does not wait for a cold fork server
+            await self._fork_client.ready.wait()
             async with self._lifecycle:
                 if command.attempt <= self._newest:
-                    self._log.warning("stale start", attempt=command.attempt, newest=self._newest)
+                    self._log.warning(
+                        "start of an old attempt ignored",
+                        attempt=command.attempt,
+                        newest=self._newest,
+                    )
                     return
-                if self._launcher.ready.is_set():
+                if self._fork_client.ready.is_set():
                     self._newest = command.attempt
                     await self._end_gang()
                     await self._launch(command)
@@ -215,8 +234,8 @@ class Agent:
     async def _launch_rank(self, gang: Gang, process: RankProcess) -> None:
         key = f"{gang.attempt}/{process.rank}"
         try:
-            await self._launcher.launch(key, gang.environment(process), process.log)
-        except (LaunchError, StandbyLostError) as error:
+            await self._fork_client.launch(key, gang.environment(process), process.log)
+        except (LaunchError, ForkServerLostError) as error:
             self._failed_to_start(gang, process.rank, FailureClass.UNKNOWN, str(error))
 
     def _failed_to_start(self, gang: Gang, rank: int, kind: FailureClass, why: str) -> None:
@@ -247,21 +266,21 @@ class Agent:
             )
 
     async def _end_gang(self, grace_seconds: float = 0.0) -> None:
-        """Nothing of the gang is alive when this returns."""
+        """Stop the gang; no process of it is alive when this returns."""
         gang = self._gang
         if gang is None:
             return
         gang.stopping = True
         if grace_seconds > 0:
-            gang.ask_to_leave()
-            await self._either(gang.dead, grace_seconds)
+            gang.request_stop()
+            await self._wait_at_most(gang.dead, grace_seconds)
         gang.kill()
         await gang.dead.wait()
         gang.close()
         self._gang = None
 
-    async def _either(self, event: asyncio.Event, seconds: float) -> None:
-        """Wait for the event, at most so long."""
+    async def _wait_at_most(self, event: asyncio.Event, seconds: float) -> None:
+        """Wait for the event, at most for this time."""
         waits = [
             asyncio.ensure_future(event.wait()),
             asyncio.ensure_future(self._clock.sleep(seconds)),
@@ -273,31 +292,33 @@ class Agent:
                 wait.cancel()
 
     async def _sweep(self) -> None:
-        """Kill what left its group; one stuck in the kernel keeps us here: it is not dead."""
-        spare = (self._launcher.pid, self._warden.pid)
+        """Kill processes that left their group; one stuck in the kernel blocks this."""
+        spare = (self._fork_client.pid, self._reaper.pid)
         while left := await asyncio.to_thread(reaper.kill_strays, self._config.worker, spare):
-            self._log.error("processes do not die of SIGKILL (stuck in the kernel?)", pids=left)
+            self._log.error(
+                "processes survive SIGKILL (stuck in the kernel?), will retry", pids=left
+            )
             await self._clock.sleep(_SECOND)
 
-    # --- what the launcher tells ----------------------------------------------------------------
+    # --- called by the fork client --------------------------------------------------------------
 
     def rank_started(self, key: str, pid: int) -> None:
-        """A rank was forked."""
+        """Record that a rank was forked."""
         gang, rank = self._find(key)
         if gang is not None:
             gang.started(rank, pid)
 
     def rank_exited(self, key: str, code: int) -> None:
-        """A rank has ended, and its group with it."""
+        """Record that a rank, and its group, has ended."""
         gang, rank = self._find(key)
         if gang is not None:
             self._ended(gang, rank, code)
 
-    def standby_lost(self, *, was_warm: bool) -> None:
-        """The standby has ended, which its ranks do not survive."""
-        self._spawn(self._replace_standby(was_warm=was_warm))
+    def fork_server_lost(self, *, was_warm: bool) -> None:
+        """Replace the fork server; its ranks have died with it."""
+        self._spawn(self._replace_fork_server(was_warm=was_warm))
 
-    async def _replace_standby(self, *, was_warm: bool) -> None:
+    async def _replace_fork_server(self, *, was_warm: bool) -> None:
         gang = self._gang
         await self._sweep()
         if gang is not None:
@@ -305,7 +326,7 @@ class Agent:
                 self._ended(gang, rank, _KILLED)
         if not was_warm:
             await self._clock.sleep(_SECOND)
-        self._launcher.start()
+        self._fork_client.start()
 
     def _find(self, key: str) -> tuple[Gang | None, int]:
         attempt, rank = map(int, key.split("/"))
@@ -313,7 +334,7 @@ class Agent:
         return (gang if gang is not None and gang.attempt == attempt else None), rank
 
     def _ended(self, gang: Gang, rank: int, code: int, failure: Failure | None = None) -> None:
-        """Kill the peers first; then report what the rank still had to say, and its end."""
+        """Kill the peers first, then report the rank's last samples and its exit."""
         process = gang.ended(rank, code)
         if process is None:
             return
@@ -321,8 +342,8 @@ class Agent:
             gang.kill()
         self._reporter.exited(gang, process, failure)
 
-    async def _pump(self) -> None:
-        """Carry samples and notes from the ranks to the outbox."""
+    async def _collect_reports(self) -> None:
+        """Move samples and notes from the ranks to the outbox."""
         while True:
             await self._clock.sleep(_DRAIN_SECONDS)
             self._reporter.collect(self._gang)

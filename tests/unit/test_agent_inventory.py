@@ -11,7 +11,7 @@ from babysit.ring import Record, RingWriter
 from babysit.wire import Phase, Tier, rank_directory, step_directory
 from jobs.agent import inventory
 from jobs.agent.errors import RefusedPathError
-from jobs.agent.rank_reader import RankFeed
+from jobs.agent.rank_reader import RankReader
 from jobs.commands import VerifyCheckpoint
 from jobs.events import RankBeat, ShardFile, ShardReport
 
@@ -23,26 +23,26 @@ def record(step: int) -> Record:
 
 
 def test_feed_reads_every_record_and_whole_notes_once(tmp_path: Path):
-    feed = RankFeed(2, tmp_path, 9.0)
-    assert feed.samples() is None
-    assert feed.notes() == []
-    assert feed.beat(alive=True) == RankBeat(
+    reader = RankReader(2, tmp_path, 9.0)
+    assert reader.samples() is None
+    assert reader.notes() == []
+    assert reader.beat(alive=True) == RankBeat(
         rank=2, step=0, phase="starting", beat=9.0, alive=True, moved=False
     )
-    assert feed.ask_to_stop() is False
+    assert reader.request_stop() is False
 
     (tmp_path / "ring").touch()  # created, nothing in it yet
-    assert feed.samples() is None
+    assert reader.samples() is None
     writer = RingWriter(tmp_path / "ring")
     for step in range(1, 3001):
         writer.write(record(step))
     writer.progress(3000, 3001, 17.0, Phase.EVALUATING)
-    samples = feed.samples()
+    samples = reader.samples()
     assert (samples.step, samples.lost) == (list(range(1, 3001)), 0)
     assert samples.batch[0] == 2
-    assert feed.samples() is None
-    assert feed.last_step == 3000
-    assert feed.beat(alive=False).model_dump() == {
+    assert reader.samples() is None
+    assert reader.last_step == 3000
+    assert reader.beat(alive=False).model_dump() == {
         "rank": 2,
         "step": 3000,
         "phase": "evaluating",
@@ -50,25 +50,25 @@ def test_feed_reads_every_record_and_whole_notes_once(tmp_path: Path):
         "alive": False,
         "moved": True,
     }
-    assert feed.ask_to_stop()
-    assert writer.asked_to_stop
+    assert reader.request_stop()
+    assert writer.stop_requested
 
     notes = tmp_path / "notes.jsonl"
     notes.write_text('{"a": 1}\n{"b"')
-    assert feed.notes() == ['{"a": 1}']
-    assert feed.notes() == []
+    assert reader.notes() == ['{"a": 1}']
+    assert reader.notes() == []
     with notes.open("a") as file:
         file.write(': "ü"}\n')
-    assert feed.notes() == ['{"b": "ü"}']
-    feed.close()
+    assert reader.notes() == ['{"b": "ü"}']
+    reader.close()
 
 
 def test_feed_says_how_many_records_were_overwritten(tmp_path: Path):
     writer = RingWriter(tmp_path / "ring", capacity=10)
-    feed = RankFeed(0, tmp_path, 0.0)
+    reader = RankReader(0, tmp_path, 0.0)
     for step in range(1, 26):
         writer.write(record(step))
-    samples = feed.samples()
+    samples = reader.samples()
     assert samples.lost >= 15  # the ring may give up one more: the slot being written
     assert samples.step == list(range(samples.lost + 1, 26))
 
@@ -132,7 +132,7 @@ def test_verify_by_manifest_refuses_another_attempts_shard(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="rank-00002"):
         verify(tmp_path, ranks=(0, 2))
     (rank_directory(step_directory(tmp_path, 3), 0) / "manifest.json").write_text("{}")
-    assert "no manifest" in verify(tmp_path, ranks=(0,))
+    assert "not a valid manifest" in verify(tmp_path, ranks=(0,))
 
 
 def test_another_runs_shard_is_neither_verified_nor_deleted(tmp_path: Path):

@@ -19,7 +19,7 @@ from jobs import frames
 from jobs.agent import evidence, fork_server, stacks
 from jobs.agent.__main__ import read_config
 from jobs.agent.errors import ConfigError, NoteError
-from jobs.agent.fork_client import standby_environment
+from jobs.agent.fork_client import rank_environment
 from jobs.agent.gang import rank_plan
 from jobs.agent.network import PORTS, free_port
 from jobs.agent.note_events import Author, translate
@@ -64,7 +64,7 @@ def test_what_is_no_frame_is_refused(data):
 
 
 def test_what_cannot_travel_is_refused():
-    with pytest.raises(TypeError, match="set cannot travel"):
+    with pytest.raises(TypeError, match="cannot contain a set"):
         frames.encode("hello", {"who": {1}})
 
 
@@ -243,9 +243,9 @@ def config(tmp_path: Path, **spec) -> AgentConfig:
     )
 
 
-def test_standby_environment_keeps_the_users_and_drops_secrets(tmp_path: Path):
+def test_rank_environment_keeps_the_users_and_drops_secrets(tmp_path: Path):
     base = {"PATH": "/bin", "PYTHONPATH": "/ours", "BABYSIT_TOKEN": "x", "BABYSIT_RANK_DIR": "/up"}
-    found = standby_environment(config(tmp_path, env={"PYTHONPATH": "/theirs", "A": "1"}), base)
+    found = rank_environment(config(tmp_path, env={"PYTHONPATH": "/theirs", "A": "1"}), base)
     assert found == {
         "PATH": "/bin",
         "PYTHONPATH": "/theirs:/ours",
@@ -254,9 +254,9 @@ def test_standby_environment_keeps_the_users_and_drops_secrets(tmp_path: Path):
         "BABYSIT_WORKER": "w1",
         "BABYSIT_RUN": "r",
     }
-    chosen = standby_environment(config(tmp_path, env={"OMP_NUM_THREADS": "4"}), {})
+    chosen = rank_environment(config(tmp_path, env={"OMP_NUM_THREADS": "4"}), {})
     assert chosen["OMP_NUM_THREADS"] == "4"
-    assert standby_environment(config(tmp_path), {"OMP_NUM_THREADS": "2"})["OMP_NUM_THREADS"] == "2"
+    assert rank_environment(config(tmp_path), {"OMP_NUM_THREADS": "2"})["OMP_NUM_THREADS"] == "2"
 
 
 def test_plan_points_memory_candidates_at_this_workers_own_directory(tmp_path: Path):

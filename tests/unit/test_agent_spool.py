@@ -85,7 +85,7 @@ def test_damaged_file_is_refused(tmp_path: Path):
     with path.open("r+b") as file:
         file.seek(16)
         file.write(b"\x09")
-    with pytest.raises(SpoolError, match="frame 9 where 1 was due"):
+    with pytest.raises(SpoolError, match="expected frame 1, found 9"):
         Spool(path)
 
 

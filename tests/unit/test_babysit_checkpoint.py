@@ -199,7 +199,7 @@ def test_a_fenced_attempt_that_lives_on_overwrites_nothing(home: Home) -> None:
     assert [p.name for p in step_directory(home.disk, 4).iterdir()] == ["rank-00000"]
     failed = [note for note in home.notes("save_failed") if note["tier"] == "directory"]
     assert [note["error"] for note in failed] == [
-        "attempt 2 has saved there since, and this is attempt 1"
+        "attempt 2 has saved there since; this is attempt 1"
     ]
 
 

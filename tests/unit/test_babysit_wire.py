@@ -66,14 +66,14 @@ def test_progress_and_the_control_word(tmp_path: Path) -> None:
     reader = RingReader(tmp_path / "ring")
     writer.progress(7, 9, 123.5, Phase.EVALUATING)
     assert reader.progress()[1:] == (7, 9, 123.5, Phase.EVALUATING)
-    assert not writer.asked_to_stop
-    reader.ask_to_stop()
-    assert writer.asked_to_stop
+    assert not writer.stop_requested
+    reader.request_stop()
+    assert writer.stop_requested
 
 
 def test_another_file_is_no_ring(tmp_path: Path) -> None:
     (tmp_path / "ring").write_bytes(bytes(4096))
-    with pytest.raises(ValueError, match="no ring of this version"):
+    with pytest.raises(ValueError, match="not a ring of this version"):
         RingReader(tmp_path / "ring")
 
 
@@ -162,7 +162,7 @@ def test_phases_nest_and_come_back(agent: Path) -> None:
 def test_the_agent_can_ask_to_stop(agent: Path) -> None:
     run = babysit.init()
     assert not run.should_stop
-    RingReader(agent / RING_FILE).ask_to_stop()
+    RingReader(agent / RING_FILE).request_stop()
     assert run.should_stop
 
 

@@ -12,7 +12,7 @@ import babysit
 
 
 def main() -> None:
-    """Train a small network on a task that has an answer."""
+    """Train a small network on a task with a known solution."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
@@ -24,9 +24,9 @@ def main() -> None:
 
     run = babysit.init()
     state = {"model": model, "optimizer": optimizer}
-    run.restore(state)  # the checkpoint that was chosen; nothing on the first attempt
+    run.restore(state)  # loads the chosen checkpoint; nothing on the first attempt
 
-    # Goes on at the right batch after a restart, and leaves out what was quarantined.
+    # Continues at the right batch after a restart, and skips quarantined batches.
     for step, (inputs, targets) in run.steps(batches(), total=options.steps):
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(model(inputs), targets)
@@ -36,14 +36,14 @@ def main() -> None:
         if step % 20 == 0:
             print(f"step {step}  loss {float(loss.detach()):.4f}", flush=True)
         run.report(loss=float(loss.detach()), grad_norm=float(norm), tokens=len(inputs))
-        run.checkpoint(state)  # saves when one is due, in the background
-        if run.should_stop:  # asked to leave (preemption, a drained host): save first
+        run.checkpoint(state)  # saves if a save is due, in the background
+        if run.should_stop:  # preemption, or a drained node: save first
             run.checkpoint(state, now=True)
             break
 
 
 def batches() -> DataLoader[tuple[Tensor, ...]]:
-    """Replace with your own data."""
+    """The training data; replace it with your own."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(4096, 8, generator=generator)
     targets = inputs.square().sum(dim=1, keepdim=True).sqrt()

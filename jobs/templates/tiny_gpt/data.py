@@ -1,4 +1,4 @@
-"""Text that is on every machine: the source files of Python's standard library, as bytes."""
+"""Text that exists on every machine: the source files of Python's standard library, as bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 
 class Windows(Dataset[Tensor]):
-    """Windows of `context + 1` bytes that overlap by one, in the order of the text."""
+    """Windows of `context + 1` bytes in the order of the text; neighbours overlap by one byte."""
 
     def __init__(self, context: int, limit: int = 4_000_000) -> None:
         library = Path(sysconfig.get_paths()["stdlib"])

@@ -25,7 +25,11 @@ _EXPONENT_TOP = 1 << 30
 
 
 class Drill:
-    """The faults that are to strike this rank."""
+    """The faults planned for this rank.
+
+    Raises:
+        ValueError: The specification is invalid.
+    """
 
     def __init__(self, run: babysit.Run, specification: str, directory: Path) -> None:
         self._run = run
@@ -34,7 +38,9 @@ class Drill:
         self._poisoned: list[tuple[int, int]] = []
         for word in specification.replace(",", " ").split():
             if (match := _FAULT.fullmatch(word)) is None:
-                raise ValueError(f"BABYSIT_DRILL: {word!r} is no fault@STEP:RANK nor poison@A-B")
+                raise ValueError(
+                    f"BABYSIT_DRILL: expected fault@STEP:RANK or poison@A-B, got {word!r}"
+                )
             if match[4]:
                 self._poisoned.append((int(match[5]), int(match[6])))
             elif int(match[3]) == run.rank:
@@ -42,19 +48,19 @@ class Drill:
 
     @classmethod
     def from_environment(cls, run: babysit.Run) -> Drill:
-        """The drill the environment asks for; usually none."""
+        """The drill that the environment asks for; usually without faults."""
         directory = Path(os.environ.get("BABYSIT_DRILL_DIRECTORY", "drill"))
         return cls(run, os.environ.get("BABYSIT_DRILL", ""), directory)
 
     def strike(self, step: int, model: nn.Module) -> None:
-        """Let the faults of this step happen."""
+        """Inject the faults of this step."""
         for fault, when in self._strikes:
             if when == step and self._first_time(f"{fault}-{step}-{self._run.rank}"):
                 print(f"drill: {fault} at step {step}", flush=True)
                 getattr(self, f"_{fault}")(model)
 
     def spoil(self, batch: Tensor) -> Tensor:
-        """Noise instead of the batch, if it is a poisoned one."""
+        """Random bytes instead of the batch if it is a poisoned one."""
         number = self._run.batch
         if not any(first <= number <= last for first, last in self._poisoned):
             return batch
@@ -78,9 +84,9 @@ class Drill:
     def _flip(self, model: nn.Module) -> None:
         """Flip one exponent bit of one weight, as a failing memory chip would.
 
-        One feature of the residual stream becomes huge, every later normalisation squeezes the
-        others to nothing, and so the loss goes to that of a guess (5.5) and stays: no gradient
-        comes through.
+        One feature of the residual stream becomes huge, and every later normalisation shrinks the
+        others to nothing. So the loss rises to that of a guess (5.5) and stays there: no gradient
+        gets through.
         """
         weight = model.get_parameter("blocks.0.down.weight")
         local = weight.to_local() if hasattr(weight, "to_local") else weight

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes. As they are, a step of 8 windows takes some 60 ms on one CPU thread."""
+    """Sizes. With the defaults, a step of 8 windows takes about 60 ms on one CPU thread."""
 
     vocabulary: int = 256  # bytes
     context: int = 96
@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * config.width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (batch, time, width) in and out."""
+        """Apply the block; shapes are (batch, time, width) in and out."""
         batch, time, width = x.shape
         split = self.qkv(self.norm1(x)).view(batch, time, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)

@@ -33,8 +33,8 @@ def main() -> None:
     device = set_up()
     train(options, device)
     if dist.is_initialized():
-        # Frees what the model holds of the process group, so that its threads end here: gloo's
-        # abort the process now and then ("terminate called") when they outlive the interpreter.
+        # Free the model's references to the process group, so that its threads end here: gloo's
+        # threads sometimes abort the process ("terminate called") if they outlive the interpreter.
         gc.collect()
         dist.destroy_process_group()
 
@@ -84,7 +84,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def set_up() -> torch.device:
-    """One thread and fixed seeds: the same losses on every attempt, bit for bit."""
+    """Set one thread and fixed seeds: the losses are bit for bit equal in every attempt."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
@@ -119,7 +119,7 @@ def build_loader(run: babysit.Run, options: argparse.Namespace) -> DataLoader[Te
 
 
 def learning_rate(step: int) -> float:
-    """Linear warm-up, then as one over the square root of the step."""
+    """Linear warm-up, then inverse square root of the step."""
     warm = min(1.0, step / WARM_UP_STEPS)
     return PEAK_LEARNING_RATE * warm * math.sqrt(WARM_UP_STEPS / max(step, WARM_UP_STEPS))
 
@@ -133,7 +133,7 @@ def average(value: Tensor) -> float:
 
 
 def whole(norm: Tensor) -> float:
-    """The norm of all shards together."""
+    """The norm over all shards."""
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
