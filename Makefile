@@ -40,7 +40,7 @@ $(DOCS_READY): $(READY)
 	@touch $@
 
 docs: $(DOCS_READY) ## Build the documentation site into site/; a broken link fails
-	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 	@echo "open site/index.html"
 
 bench: $(READY) postgresql ## Run every benchmark (not its support/); the last line of each is one JSON object

@@ -133,6 +133,12 @@ def test_make_says_what_it_can_do() -> None:
     }
 
 
+def test_the_site_is_built_strictly_and_says_what_is_wrong() -> None:
+    """With --quiet mkdocs hears no warning, and a broken link passes."""
+    (line,) = re.findall(r"mkdocs build.*", (ROOT / "Makefile").read_text())
+    assert line == "mkdocs build --strict"
+
+
 def test_every_page_is_in_the_navigation() -> None:
     """A page that is left out cannot be found on the site."""
     shown = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
