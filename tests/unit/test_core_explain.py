@@ -13,12 +13,12 @@ from orchestrator.core.scheduling import Pending, Plan, Wait
 from orchestrator.core.views import explain as explaining
 from orchestrator.core.views.dry_run import try_out
 from orchestrator.core.views.explain import explain
-from tests.unit.test_core_scheduling import cluster, gpu_spec, start
+from tests.gpu_cluster import cluster, gpu_spec, start
 
 GRACE = dt.timedelta(seconds=GRACE_SECONDS)
 
 
-def test_each_is_told_who_leaves_for_it() -> None:
+def test_each_waiting_run_is_told_which_run_leaves_for_it() -> None:
     """Two preempt at once: each hears of its own victims, and when they will have left."""
     world = cluster(4)
     start(world, "one", priority="low")

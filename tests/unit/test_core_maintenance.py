@@ -17,11 +17,9 @@ from orchestrator.core.messages.events import (
 )
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.scheduling import Quota
-from orchestrator.errors import InvalidError
-from tests.unit.test_core_scheduling import cluster, nodes_of, start
+from orchestrator.errors import InvalidError, NotFoundError
+from tests.gpu_cluster import cluster, gpu_spec, nodes_of, start
 from tests.world import World
-
-HOUR = 3600.0
 
 
 def plan_hours(world: World, begins: float, ends: float, reason: str = "switch") -> None:
@@ -80,6 +78,9 @@ def test_a_node_that_comes_back_after_its_window_takes_work() -> None:
     assert standing(world)[0] is NodeState.GONE
     there(world, 0, 1)
     assert standing(world)[:2] == (NodeState.READY, "")
+
+
+HOUR = 3600.0
 
 
 def test_a_node_back_before_anybody_saw_the_end_of_its_window_takes_work() -> None:
@@ -157,3 +158,59 @@ def test_a_cohort_has_a_name() -> None:
     with pytest.raises(InvalidError, match="expected the name of a cohort"):
         world.do(world.event(QueueChanged, quota=Quota(name="q", gpus=8, cohort=" ")))
     assert world.state.queues == {}
+
+
+def plan_maintenance(world: World, hours: float = 1.0, node: str = "node-0") -> None:
+    begins = world.now + dt.timedelta(hours=hours)
+    ends = begins + dt.timedelta(hours=2)
+    world.do(
+        world.event(MaintenancePlanned, nodes=(node,), begins=begins, ends=ends, reason="switch")
+    )
+
+
+def test_a_window_drains_its_node_and_gives_it_back() -> None:
+    world = cluster(3)
+    start(world, "run-1", nodes=2)
+    node = world.attempt().seats[0].node
+    plan_maintenance(world, node=node)
+    assert world.state.due_maintenance(world.now) == []
+    world.advance(3600)
+    assert world.state.due_maintenance(world.now) == [node]
+    world.do(world.event(MaintenanceDue, node=node))
+    world.settle()
+    assert world.state.nodes[node].state is NodeState.DRAINING
+    assert node not in nodes_of(world, "run-1")
+    assert world.attempt().number == 2
+    world.advance(7200)
+    world.do(world.event(MaintenanceDue, node=node))
+    assert world.state.nodes[node].state is NodeState.READY
+    assert world.state.due_maintenance(world.now) == []
+
+
+def test_a_run_too_long_to_end_before_a_window_starts_elsewhere() -> None:
+    world = cluster(2)
+    plan_maintenance(world, hours=2)
+    world.submit(gpu_spec("long", nodes=1, max_runtime="5h"), "long")
+    world.submit(gpu_spec("short", nodes=1, max_runtime="1h"), "short")
+    assert nodes_of(world, "long") == {"node-1"}
+    assert nodes_of(world, "short") == {"node-0"}
+
+
+def test_maintenance_can_be_cancelled() -> None:
+    world = cluster(1)
+    plan_maintenance(world)
+    world.do(world.event(MaintenanceCancelled, nodes=("node-0",)))
+    assert world.state.nodes["node-0"].maintenance == ()
+    with pytest.raises(NotFoundError, match="no such node: node-9"):
+        plan_maintenance(world, node="node-9")
+    with pytest.raises(InvalidError, match="expected an end after the begin"):
+        plan_maintenance(world, hours=-4)
+
+
+def test_uncordoning_a_node_cancels_its_maintenance() -> None:
+    world = cluster(1)
+    plan_maintenance(world, hours=0)
+    world.do(world.event(MaintenanceDue, node="node-0"))
+    assert world.state.nodes["node-0"].state is NodeState.DRAINING
+    world.do(world.event(NodeChanged, node="node-0", state="ready", reason="done early"))
+    assert world.state.due_maintenance(world.now) == []

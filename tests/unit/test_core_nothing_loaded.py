@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import datetime as dt
-
 import pytest
 
-from jobs.events import CheckpointChecked, RankRestored, RejectedCheckpoint
+from jobs.events import RankRestored, RejectedCheckpoint
 from monitors.failures import Failure, FailureClass
+from monitors.types import Severity
 from orchestrator.core.messages.events import RestartAsked, RollbackAsked, RunReleased
-from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.messages.instructions import (
+    Notify,
+)
 from orchestrator.core.model.states import AttemptState, RunState, Trust
 from orchestrator.core.policy.recovery import LOAD_TRIES
 from orchestrator.errors import ConflictError
-from tests.world import World, spec
-
-SEGFAULT = Failure(failure_class=FailureClass.SIGNAL, reason="SIGSEGV", signature="SIGSEGV")
-
-
-def trained(steps: int = 45, **fields: object) -> World:
-    world = World()
-    world.submit(spec(**fields))
-    world.trained_to(steps)
-    return world
+from tests.matching import match
+from tests.world import World, trained
 
 
 def load_nothing(world: World, *, unreadable: bool, ranks: tuple[int, ...] = (0, 1)) -> None:
@@ -48,7 +41,7 @@ def trusts(world: World) -> dict[int, Trust]:
 
 @pytest.mark.parametrize("ranks", [(0, 1), (1,)], ids=["all ranks", "one rank"])
 def test_unreadable_checkpoints_are_tried_again_and_are_not_bad(ranks: tuple[int, ...]) -> None:
-    world = trained()
+    world = trained(45)
     before = trusts(world)
     world.die(last_step=45)
     while world.attempt().number == 1:
@@ -71,16 +64,16 @@ def unreadable_for_long(world: World) -> None:
         world.advance(61)
 
 
-def test_what_stays_unreadable_is_held_and_paged() -> None:
+def test_a_run_whose_checkpoints_stay_unreadable_is_held_and_paged() -> None:
     """Row 16. Time enough for a mount to come back, and then it is for a person to say."""
-    world = trained()
+    world = trained(45)
     before, begun = trusts(world), world.now
     unreadable_for_long(world)
     assert world.run().state is RunState.HELD
     assert f"({LOAD_TRIES + 1} times)" in world.run().reason
     assert f"`babysit rollback {world.run().name} --to STEP`" in world.run().reason
     assert (world.now - begun).total_seconds() > 180
-    assert any(isinstance(i, Notify) and i.severity == "critical" for i in world.carried)
+    assert match(Notify, severity=Severity.CRITICAL, run="run-1") in world.carried
     assert trusts(world) == before
     assert world.attempt().state is AttemptState.ENDED
     number = world.attempt().number
@@ -92,7 +85,7 @@ def test_what_stays_unreadable_is_held_and_paged() -> None:
 
 
 def test_a_release_while_nothing_can_be_read_holds_again() -> None:
-    world = trained()
+    world = trained(45)
     unreadable_for_long(world)
     world.do(world.event(RunReleased, run="run-1"))
     load_nothing(world, unreadable=True)
@@ -100,7 +93,7 @@ def test_a_release_while_nothing_can_be_read_holds_again() -> None:
 
 
 def test_a_person_may_choose_another_step_while_it_is_held() -> None:
-    world = trained()
+    world = trained(45)
     unreadable_for_long(world)
     for refused in (RestartAsked, RollbackAsked):
         with pytest.raises(ConflictError, match="release"):
@@ -123,7 +116,7 @@ def test_damaged_checkpoints_are_condemned_and_the_next_eight_offered() -> None:
 
 
 def test_where_all_are_damaged_the_run_is_held() -> None:
-    world = trained()
+    world = trained(45)
     world.die(last_step=45)
     while world.attempt().number == 1:
         world.do(world.messages.pop(0))
@@ -141,19 +134,7 @@ def test_where_all_are_damaged_the_run_is_held() -> None:
     assert world.attempt().number == 4, "to begin again was asked for: it holds for the next crash"
 
 
-def test_a_read_back_that_cannot_read_condemns_nothing() -> None:
-    world = trained(19)
-    world.reach(20)
-    key = world.save(20)
-    world.messages = [
-        m.model_copy(update={"ok": False, "unreadable": True, "error": "stale"})
-        if isinstance(m, CheckpointChecked)
-        else m
-        for m in world.messages
-    ]
-    world.settle()
-    assert world.state.checkpoints[key].trust is Trust.COMPLETE
-    assert not world.state.incidents_of("run-1")
+SEGFAULT = Failure(failure_class=FailureClass.SIGNAL, reason="SIGSEGV", signature="SIGSEGV")
 
 
 def test_a_crash_that_condemned_every_checkpoint_does_not_begin_again() -> None:
@@ -166,45 +147,3 @@ def test_a_crash_that_condemned_every_checkpoint_does_not_begin_again() -> None:
         world.advance(61)
         world.settle()
     assert world.attempt().start_step == 10
-
-
-# an anomaly with no good checkpoint from before it
-
-
-def late(hours: float) -> World:
-    """An anomaly since step 5 is found at step 45; the oldest checkpoint is of step 10."""
-    world = trained()
-    world.now += dt.timedelta(hours=hours)
-    world.find(onset=5)
-    world.settle()
-    return world
-
-
-def test_hours_of_work_are_not_begun_again_unasked() -> None:
-    world = late(2)
-    assert world.run().state is RunState.HELD
-    assert "no good checkpoint is left from before step 5" in world.run().reason
-    assert f"`babysit release {world.run().name}` begins again" in world.run().reason
-    notices = [i for i in world.carried if isinstance(i, Notify)]
-    assert "held by babysit" in notices[-1].text
-    assert set(trusts(world).values()) & {Trust.VERIFIED, Trust.GOOD}, "people may want them"
-
-
-def test_people_may_go_on_from_what_is_not_known_to_be_good() -> None:
-    world = late(2)
-    world.do(world.event(RollbackAsked, run="run-1", to_step=40))
-    world.settle()
-    assert (world.attempt().number, world.attempt().start_step) == (2, 40)
-
-
-def test_people_may_begin_again() -> None:
-    world = late(2)
-    world.do(world.event(RunReleased, run="run-1"))
-    world.settle()
-    assert (world.attempt().number, world.attempt().start_step) == (2, 0)
-    assert set(trusts(world).values()) <= {Trust.BAD}
-
-
-def test_minutes_of_work_are() -> None:
-    world = late(0.1)
-    assert (world.attempt().number, world.attempt().start_step) == (2, 0)

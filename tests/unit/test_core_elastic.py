@@ -1,0 +1,45 @@
+"""Elastic runs: started with the nodes there are, grown and shrunk."""
+
+from __future__ import annotations
+
+from orchestrator.core.messages.events import NodeChanged
+from orchestrator.core.model.states import RunState
+from tests.gpu_cluster import cluster, gpu_spec, start
+
+
+def test_an_elastic_run_starts_with_what_there_is_and_grows() -> None:
+    world = cluster(4)
+    start(world, "other", nodes=2)
+    start(world, "run-1", nodes={"min": 1, "max": 4})
+    assert world.attempt("run-1").world_size == 2
+    world.end("other")
+    world.settle()
+    assert world.attempt("run-1").number == 1  # too early for another start
+    world.advance(601)
+    world.settle()
+    assert world.attempt("run-1").world_size == 4
+    restart = world.attempt("run-1").restart
+    assert restart is not None
+    assert restart.reason == "grows from 2 to 4 nodes"
+
+
+def test_an_elastic_run_goes_on_with_fewer() -> None:
+    world = cluster(2)
+    start(world, "run-1", nodes={"min": 1, "max": 2})
+    world.do(world.event(NodeChanged, node="node-1", state="cordoned", reason="bad"))
+    seat = next(seat for seat in world.attempt().seats if seat.node == "node-1")
+    world.kill_agent(seat.worker)
+    world.settle()
+    assert world.attempt().number == 2
+    assert world.attempt().world_size == 1
+
+
+def test_an_elastic_run_shrinks_for_a_higher_priority() -> None:
+    world = cluster(3)
+    start(world, "wide", nodes={"min": 1, "max": 3}, priority="low")
+    world.submit(gpu_spec("high", nodes=1, priority="high"), "high")
+    assert "leaves 2 nodes and goes on for high" in world.run("wide").reason
+    world.settle()
+    assert world.attempt("wide").number == 2
+    assert world.attempt("wide").world_size == 1
+    assert world.run("high").state is not RunState.QUEUED

@@ -1,0 +1,69 @@
+"""Nodes: cordoned, drained, gone and back, and the circuit breaker."""
+
+from __future__ import annotations
+
+import pytest
+
+from monitors.failures import Failure, FailureClass
+from orchestrator.core.messages.events import CapacityChanged, NodeChanged, NodeInfo, RunReleased
+from orchestrator.core.model.states import NodeState
+from orchestrator.errors import NotFoundError
+from tests.world import World, spec
+
+
+def test_a_hardware_fault_cordons_the_node() -> None:
+    world = World(nodes=3)
+    world.submit()
+    world.trained_to(5)
+    xid = Failure(failure_class=FailureClass.GPU_HARDWARE, reason="Xid 79", signature="xid 79")
+    bad = world.attempt().seats[1].node
+    world.die(rank=1, failure=xid, last_step=5)
+    world.settle()
+    assert world.state.nodes[bad].state is NodeState.CORDONED
+    assert bad not in {seat.node for seat in world.attempt().seats}
+
+
+def test_a_drain_moves_the_run_away() -> None:
+    world = World(nodes=3)
+    world.submit()
+    world.trained_to(5)
+    node = world.attempt().seats[0].node
+    world.do(
+        world.event(
+            NodeChanged, node=node, state="draining", reason="firmware", actor="operator:ada"
+        )
+    )
+    world.settle()
+    assert world.attempt().number == 2
+    assert node not in {seat.node for seat in world.attempt().seats}
+    with pytest.raises(NotFoundError, match="no such node: node-9"):
+        world.do(world.event(NodeChanged, node="node-9", state="ready", reason="x"))
+
+
+def test_a_cordon_outlives_the_nodes_absence() -> None:
+    world = World(nodes=2)
+    world.do(world.event(NodeChanged, node="node-2", state="cordoned", reason="Xid 79"))
+    both = tuple(NodeInfo(id=f"node-{i}", cpus=1) for i in (1, 2))
+    world.do(world.event(CapacityChanged, nodes=both[:1]))
+    assert world.state.nodes["node-2"].state is NodeState.GONE
+    world.do(world.event(CapacityChanged, nodes=both))
+    assert world.state.nodes["node-2"].state is NodeState.CORDONED
+    assert "Xid 79" in world.state.nodes["node-2"].reason
+    world.do(world.event(NodeChanged, node="node-2", state="ready", reason="replaced"))
+    world.do(world.event(CapacityChanged, nodes=both[:1]))
+    world.do(world.event(CapacityChanged, nodes=both))
+    assert world.state.nodes["node-2"].state is NodeState.READY
+
+
+def test_three_faulty_nodes_in_five_minutes_freeze_automation() -> None:
+    world = World(nodes=6)
+    world.submit(spec(nodes=3))
+    world.trained_to(5)
+    for seat in world.attempt().seats:
+        world.kill_agent(seat.worker)
+    world.settle()
+    assert "circuit breaker: 3 of 6 nodes" in str(world.state.fleet.hold)
+    assert world.attempt().number == 1
+    world.do(world.event(RunReleased, run=None))
+    world.settle()
+    assert world.attempt().number == 2

@@ -1,0 +1,67 @@
+"""The time of a run: every second is booked once, on what it was spent for."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.core.messages.events import RunHeld
+from orchestrator.core.model.time_ledger import ettr, totals
+from tests.world import World, trained
+
+
+def test_every_second_is_booked() -> None:
+    world = trained(20)
+    world.die(rank=1, last_step=20)
+    world.advance(3)
+    world.settle()
+    world.trained_to(30)
+    seconds = totals(world.run().ledger, world.now)
+    assert sum(seconds.values()) == pytest.approx(
+        (world.now - world.run().submitted_at).total_seconds()
+    )
+    assert seconds["starting"] >= 3
+    ratio = ettr(world.run().ledger, world.now)
+    assert ratio is not None
+    assert 0 < ratio < 1
+
+
+def test_time_held_with_nothing_running_is_not_allocated() -> None:
+    world = trained(5)
+    world.do(world.event(RunHeld, run="run-1"))
+    world.die()
+    world.settle()
+    before = totals(world.run().ledger, world.now)["queued"]
+    world.advance(1000)
+    assert totals(world.run().ledger, world.now)["queued"] - before == pytest.approx(1000)
+
+
+def test_ranks_that_report_before_they_are_ready_do_not_upset_the_ledger() -> None:
+    world = World()
+    world.submit()
+    late = []
+    while world.messages:
+        message = world.messages.pop(0)
+        (late.append if message.kind == "rank_ready" else world.do)(message)
+    world.reach(1)
+    for message in late:
+        world.do(message)
+    assert world.run().ledger.bucket == "productive"
+
+
+def test_an_agent_that_dies_between_milestones_loses_what_was_computed() -> None:
+    world = trained(40, resources={"nodes": 1}, checkpoint={"directory": None})
+    world.kill_agent(world.attempt().seats[0].worker)
+    world.settle()
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.best_step, restart.lost_steps) == (40, 40)
+
+
+def test_a_run_says_when_it_has_computed_its_lost_steps_again() -> None:
+    world = trained(25)
+    world.die(rank=1, last_step=25)
+    world.settle()
+    world.reach(21)
+    assert world.run().reason == "computing steps 21 to 25 again"
+    world.reach(26)
+    assert world.run().reason == "training, attempt 2 from step 20"
