@@ -16,18 +16,18 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         default=Path("~/.babysit"),
-        description="Directory of the embedded database, of logs and of what agents spool. "
+        description="Directory of the embedded database, the logs and the agents' spools. "
         "Another home is another, independent control plane.",
     )
     server: str | None = Field(
         default=None,
         description="URL of the control plane, such as https://babysit.example.org. "
-        "Not set: an embedded one is started on this machine, and leaves when idle.",
+        "Not set: commands start an embedded server on this machine, which exits when idle.",
     )
     token: SecretStr | None = Field(
         default=None,
-        description="Bearer token. For a client: who it is. For a server: a first token with the "
-        "role admin, so that others can be made with it.",
+        description="Bearer token. For a client: its identity. For a server: a first token with "
+        "the role admin, to create others with.",
     )
     database_url: str = Field(
         default="",
@@ -79,14 +79,14 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="Life of the leader's lease: another server takes over at most this long "
-        "after its last renewal. Nothing that the one before decides is written from then on.",
+        description="Duration of the leader's lease: another server takes over at most this long "
+        "after the last renewal. From then on the database refuses writes of the old leader.",
     )
     drain_seconds: float = Field(
         default=10.0,
         ge=0,
-        description="How long a server that was told to stop finishes what it is doing. Runs go "
-        "on without it, whatever this says.",
+        description="How long a stopping server may take to answer open requests. Runs continue "
+        "without it in any case.",
     )
     worker_lost_seconds: float = Field(
         default=15.0,
@@ -97,8 +97,8 @@ class Settings(BaseSettings):
     idle_exit_seconds: float = Field(
         default=600.0,
         gt=0,
-        description="An embedded server with no active run and no request for this long leaves; "
-        "the next command starts it again.",
+        description="An embedded server exits after this long without an active run and without "
+        "a request; the next command starts it again.",
     )
     start_seconds: float = Field(
         default=30.0,
