@@ -1,8 +1,8 @@
-"""How quick the run database is: prints a table and, last, one line of JSON.
+"""Benchmark of the run database; prints a table and, as the last line, JSON.
 
-The long run has 10 million steps (`--steps`) of one rank, over 40 attempts each of which goes back
-a little. Both databases are as durable as in production: PostgreSQL syncs every commit; SQLite, in
-WAL mode with `synchronous=NORMAL`, syncs at its checkpoints.
+The long run has 10 million steps (`--steps`) of one rank over 40 attempts, each of which restarts
+700 steps back. Both databases are as durable as in production: PostgreSQL syncs every commit;
+SQLite, in WAL mode with `synchronous=NORMAL`, syncs at its checkpoints.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from tests.database_data import RUN, attempt, begin, columns, entry, run, sample
 from tests.postgres import PostgresServer
 
 ATTEMPTS = 40
-BACK = 700  # steps an attempt goes back
+BACK = 700  # steps that each attempt repeats
 
 
 def long_run(steps: int) -> Iterator[tuple[int, arrays.Block, int, bool]]:
-    """(attempt, samples, chunk, tail) of a run that ends at `steps`."""
+    """Yield (attempt, samples, chunk, tail) of a run that ends at `steps`."""
     noise = np.random.default_rng(1)
     each = steps // ATTEMPTS
     for number in range(1, ATTEMPTS + 1):
@@ -86,7 +86,7 @@ async def fill(url: str, steps: int) -> int:
 
 
 async def milliseconds(repeats: int, call: Callable[[int], Awaitable[object]]) -> float:
-    """Median over repeats."""
+    """Median duration of `call` over the repeats, in milliseconds."""
     took = []
     for index in range(repeats):
         begun = time.perf_counter()
@@ -96,7 +96,7 @@ async def milliseconds(repeats: int, call: Callable[[int], Awaitable[object]]) -
 
 
 async def measure_reading(url: str, steps: int) -> dict[str, float]:
-    """Curves, tail and count of the long run."""
+    """Durations of curves, tail and count of the long run, in milliseconds."""
     store = await SqlStore.open(url)
     try:
         figures = {
@@ -117,7 +117,7 @@ async def measure_reading(url: str, steps: int) -> dict[str, float]:
 
 
 async def measure_commits(url: str, steps: int) -> dict[str, float]:
-    """A turn's commit, and one with a second's samples of 8 ranks at 20 steps/s."""
+    """Durations of a turn's commit, and of one with a second's samples of 8 ranks at 20 steps/s."""
     store = await SqlStore.open(url)
     lease = await store.acquire("benchmark", 3600.0, dt.datetime.now(dt.UTC), force=True)
     assert lease is not None

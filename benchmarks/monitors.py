@@ -1,13 +1,13 @@
 """Score the monitors on labelled public curves and failure logs.
 
 `python benchmarks/monitors.py --data DIR` prints a table for each file and ends with one JSON
-object. Without the data it says so and exits with 0.
+object. Without the data it prints a hint and exits with 0.
 
 An *alarm* is a spike or a blip; an *act* is a finding that automation acts on (a spike or
-non-finite numbers). A label is found when a finding's stretch (onset to detection) touches it,
-give or take two logged points. A false alarm lies outside every label, after the first 100
-points. The columns `mad` are a reference on the same points: detrended median/MAD, k = 8, 3 %
-floor, clipped buffer.
+non-finite numbers). A label counts as found if the stretch of a finding (onset to detection)
+touches it, with a tolerance of two logged points. A false alarm lies outside every label, after the
+first 100 points. The columns `mad` are a reference on the same points: detrended median/MAD, k = 8,
+3 % floor, clipped buffer.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ ALARMS = (*ACTS, FindingKind.LOSS_BLIP)
 
 @dataclass(frozen=True)
 class Stretch:
-    """Points of a curve, as indices, both ends included."""
+    """Consecutive points of a curve, as indices, both ends included."""
 
     start: int
     end: int
 
     def touches(self, other: Stretch) -> bool:
-        """Whether the two meet, give or take the slack."""
+        """True if the two meet, with a tolerance of `SLACK_POINTS`."""
         return self.start <= other.end + SLACK_POINTS and other.start - SLACK_POINTS <= self.end
 
 
@@ -246,7 +246,7 @@ def bench_logs(path: Path) -> dict[str, Any]:
         right[label] += failure.failure_class is label
         causes += failure.cause is CAUSE_OF.get(label, Cause.INFRASTRUCTURE)
         if failure.failure_class is not label:
-            confused.append(f"{log['id']}: {label} taken for {failure.failure_class}")
+            confused.append(f"{log['id']}: {label} classified as {failure.failure_class}")
     print(f"\nfailure logs: {sum(right.values())} of {len(logs)} classes right")
     for line in confused:
         print(f"  {line}")

@@ -1,11 +1,12 @@
-"""What babysit costs a training job: a report, a save to memory, and the agent beside it.
+"""Overhead of babysit for a training job: a report, a save to memory, and the agent.
 
     python benchmarks/overhead.py
 
 * `run.report`: the call alone, in this process, into a real ring on tmpfs.
 * The memory checkpoint: the tiny GPT on two ranks (FSDP2) saves after every second step; the
-  figures are what rank 0 says each save blocked, as a share of a step, and the difference between
-  steps with and without. Medians, after a warm-up: the first save imports what it needs.
+  figures are the blocking time that rank 0 reports, as a share of a step, and the difference
+  between steps with and without a save. Medians, after a warm-up that covers the imports of the
+  first save.
 * The agent: CPU time of both agents of a job of two ranks at 20 steps/s, as a share of one core.
 """
 
@@ -52,7 +53,7 @@ for step, _ in run.steps(range(1_000_000), total=1_000_000):
 
 
 def report_microseconds(directory: Path) -> list[float]:
-    """Microseconds of one `run.report`, a figure for each batch of calls."""
+    """Microseconds of one `run.report`, one figure for each batch of calls."""
     rank = directory / "rank"
     rank.mkdir()
     (rank / PLAN_FILE).write_text(Plan(run="bench", attempt=1, rank=0, world_size=1).to_json())
@@ -69,7 +70,11 @@ def report_microseconds(directory: Path) -> list[float]:
 
 
 def memory_checkpoint(session: Session, directory: Path) -> dict[str, float]:
-    """Seconds of steps with and without a save to memory."""
+    """Seconds of steps with and without a save to memory.
+
+    Raises:
+        RuntimeError: The job did not succeed.
+    """
     job = directory / "tiny_gpt"
     shutil.copytree(TEMPLATE, job, ignore=shutil.ignore_patterns("__pycache__"))
     run = submit(
@@ -94,8 +99,8 @@ def memory_checkpoint(session: Session, directory: Path) -> dict[str, float]:
     if ended["state"] != "succeeded":
         raise RuntimeError(f"the GPT {ended['state']}: {ended['reason']}")
     steps = asyncio.run(reported(session.settings.database, run))[GPT_WARM_UP:-1]
-    # The time of a step runs from report to report, and a save follows the report: step N + 1 pays
-    # for it.
+    # A step lasts from report to report, and a save follows the report, so a save after step N
+    # counts in step N + 1.
     paying = [(took, blocked) for step, took, blocked in steps if step % 2 == 1]
     return {
         "blocked": median([blocked for _, blocked in paying]),
@@ -105,7 +110,7 @@ def memory_checkpoint(session: Session, directory: Path) -> dict[str, float]:
 
 
 async def reported(url: str, run: str) -> list[tuple[int, float, float]]:
-    """(step, its seconds, of which a save blocked) of every step of rank 0, from the database."""
+    """(step, its seconds, of which a save blocked) for every step of rank 0, from the database."""
     store = await SqlStore.open(url)
     try:
         tail = await store.sample_tail(run, count=GPT_STEPS)
@@ -119,7 +124,7 @@ async def reported(url: str, run: str) -> list[tuple[int, float, float]]:
 
 
 def agent_share(session: Session, directory: Path) -> float:
-    """CPU seconds of both agents per second, while two ranks report 20 times a second each."""
+    """CPU seconds of both agents per second while two ranks report 20 times a second each."""
     (directory / "paced.py").write_text(PACED)
     spec = {
         "name": "paced",
@@ -152,7 +157,7 @@ def agents(run: str) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process."""
+    """User and system time of a process, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,11 +1,9 @@
-"""From SIGKILL of a rank to the first new step.
-
-Babysit beside torchrun, the same FSDP script, in one run.
+"""Time from SIGKILL of a rank to the first new step, for babysit and torchrun.
 
     python benchmarks/recovery.py [--kills 5]
 
-A new step is one that no rank had reached before the kill. Steps lost are those computed again
-though every rank had done them.
+Both run the same FSDP script. A new step is one that no rank had reached before the kill. Lost
+steps are steps that every rank had completed and that are computed again.
 """
 
 from __future__ import annotations
@@ -41,15 +39,15 @@ MANY_STEPS = 100_000
 PATIENCE_SECONDS = 120.0
 TORCHRUN_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    # With the store shared across restarts, gloo's ranks meet the addresses of the dead ones there,
-    # and most restarts fail: a store for each attempt is torchrun at its best.
+    # In a store shared across restarts, gloo's ranks find addresses of dead ranks, and most
+    # restarts fail. A store for each attempt shows torchrun at its best.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """What one kill cost."""
+    """The cost of one kill."""
 
     seconds: float
     lost_steps: int
@@ -65,7 +63,7 @@ class Line:
 
 
 def lines(log: Path, rank: int) -> list[Line]:
-    """What a rank has logged so far; a line under way is left out."""
+    """The steps that a rank has logged; an incomplete line is left out."""
     file = log.with_suffix(f".{rank}")
     if not file.exists():
         return []
@@ -74,20 +72,24 @@ def lines(log: Path, rank: int) -> list[Line]:
 
 
 def past(log: Path, old: set[int]) -> list[Line]:
-    """Rank 0's lines after the restart, once one of them is past everything reached before."""
+    """Rank 0's lines after the restart, once one is beyond all earlier steps; else empty."""
     reached = max(line.step for rank in (0, 1) for line in lines(log, rank) if line.pid in old)
     fresh = [line for line in lines(log, 0) if line.pid not in old]
     return fresh if fresh and fresh[-1].step > reached else []
 
 
 def has_reached(log: Path, step: int) -> bool:
-    """Whether rank 1 has ended a step."""
+    """True if rank 1 has completed the step."""
     seen = lines(log, 1)
     return bool(seen) and seen[-1].step >= step
 
 
 def kill_and_measure(log: Path, kills: int, chance: random.Random) -> list[Recovery]:
-    """Kill rank 1 again and again, at random moments of a step."""
+    """Kill rank 1 repeatedly at random moments of a step, and measure each recovery.
+
+    Raises:
+        TimeoutError: No new step came within the limit.
+    """
     recoveries = []
     goal = STEPS_BETWEEN_KILLS
     for _ in range(kills):
@@ -109,7 +111,7 @@ def kill_and_measure(log: Path, kills: int, chance: random.Random) -> list[Recov
 
 
 def under_torchrun(directory: Path, kills: int, chance: random.Random) -> list[Recovery]:
-    """The peer: torchrun restarts both ranks; they load what they saved to tmpfs."""
+    """Measure the peer: torchrun restarts both ranks, which load their last save from tmpfs."""
     log = directory / "torchrun"
     with workplace_on_tmpfs() as checkpoints:
         process = subprocess.Popen(
@@ -133,7 +135,7 @@ def under_torchrun(directory: Path, kills: int, chance: random.Random) -> list[R
 def under_babysit(
     directory: Path, kills: int, chance: random.Random
 ) -> tuple[list[Recovery], list[dict[str, float]]]:
-    """Ours: the memory tier at every step."""
+    """Measure babysit with the memory tier at every step; returns the restarts' phases too."""
     log = directory / "babysit"
     spec = {
         "name": "recovery",
@@ -161,7 +163,7 @@ def under_babysit(
 
 
 def workplace_on_tmpfs() -> object:
-    """A directory on tmpfs, as babysit's memory tier has it."""
+    """A temporary directory on tmpfs, like babysit's memory tier."""
     import tempfile
 
     root = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -175,11 +177,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     kills = parser.parse_args().kills
     with workplace("recovery") as directory:
-        ours, phases = under_babysit(directory, kills, random.Random(1))
-        theirs = under_torchrun(directory, kills, random.Random(1))
+        recoveries, phases = under_babysit(directory, kills, random.Random(1))
+        peers = under_torchrun(directory, kills, random.Random(1))
     rows = [
         (i + 1, a.seconds, a.lost_steps, b.seconds, b.lost_steps)
-        for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
+        for i, (a, b) in enumerate(zip(recoveries, peers, strict=True))
     ]
     table(("kill", "babysit (s)", "lost", "torchrun (s)", "lost"), rows)
     print()
@@ -187,15 +189,15 @@ def main() -> None:
     table(
         ("kill", *names), [(i + 1, *(p.get(n) or 0.0 for n in names)) for i, p in enumerate(phases)]
     )
-    mine, peer = median([r.seconds for r in ours]), median([r.seconds for r in theirs])
+    own, peer = median([r.seconds for r in recoveries]), median([r.seconds for r in peers])
     last_line(
         {
-            "kill_to_new_step_seconds_median": mine,
-            "kill_to_new_step_seconds_max": max(r.seconds for r in ours),
+            "kill_to_new_step_seconds_median": own,
+            "kill_to_new_step_seconds_max": max(r.seconds for r in recoveries),
             "torchrun_kill_to_new_step_seconds_median": peer,
-            "ratio_to_torchrun": mine / peer,
-            "lost_steps_max": max(r.lost_steps for r in ours),
-            "torchrun_lost_steps_max": max(r.lost_steps for r in theirs),
+            "ratio_to_torchrun": own / peer,
+            "lost_steps_max": max(r.lost_steps for r in recoveries),
+            "torchrun_lost_steps_max": max(r.lost_steps for r in peers),
             "kills": kills,
         }
     )

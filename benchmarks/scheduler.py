@@ -1,12 +1,12 @@
-"""What a scheduling pass costs: 10,000 nodes, 2,000 running and 5,000 pending runs; and smaller.
+"""Cost of a scheduling pass with 10,000 nodes, 2,000 running and 5,000 pending runs, and fewer.
 
     python benchmarks/scheduler.py [--passes N] [--picture FILE.png]
 
-`plan` is the pass alone, over passes that follow each other: runs end, are placed, leave and come.
-`pass` also makes its snapshot from the core's state, as production does.
-Growth is the slope of log(seconds) over log(size), between a hundredth of that size and all of it:
-1 is linear. Beside it, as a peer of the same job, the time of a plain sort of the nodes for each
-pending run, which a scheduler without columns and classes pays.
+`plan` is the pass alone, over consecutive passes in which runs are placed, preempted, end and
+arrive. `pass` includes the snapshot from the core's state, as in production. Growth is the slope of
+log(seconds) over log(size) between a hundredth of that size and all of it: 1 is linear. The peer is
+the time of a plain sort of the nodes for each pending run, which a scheduler without columns and
+cached kinds pays.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ SCALES = (0.01, 0.1, 1.0)
 ENDING = 0.01
 """Share of the running runs that end between two passes."""
 WARM_UP = 10
-"""Passes until the priorities of those that run fit those that wait."""
+"""Passes until the priorities of running and waiting runs are balanced."""
 PEER_DEMANDS = 50
-"""Pending runs the peer is timed over; its time for all of them is in proportion."""
+"""Pending runs over which the peer is timed; the time for all is extrapolated."""
 
 
 def fleet(scale: float, seed: int = 1) -> State:
-    """Racks of 16 nodes with 8 GPUs; most of them busy; sizes as on LLM clusters: mostly small."""
+    """Racks of 16 nodes with 8 GPUs, mostly busy; run sizes as on LLM clusters: mostly small."""
     random_ = random.Random(seed)
     entities: list[Entity] = [Queue(name=f"q{i}", gpus=None if i else 40_000) for i in range(4)]
     nodes = [
@@ -79,7 +79,7 @@ def fleet(scale: float, seed: int = 1) -> State:
 
 
 def spec(name: str, nodes: int, random_: random.Random) -> RunSpec:
-    """A run of a random queue, project and priority; half of them say how long they may take."""
+    """A run of a random queue, project and priority; half of the runs have a max_runtime."""
     return RunSpec.model_validate(
         {
             "name": name,
@@ -133,7 +133,7 @@ def running(i: int, nodes: list[str], random_: random.Random) -> list[Entity]:
         run=run.id,
         attempt=1,
         step=100,
-        tier="directory",  # type: ignore[arg-type]  # a StrEnum's word
+        tier="directory",  # type: ignore[arg-type]  # the value of a StrEnum
         world_size=len(nodes),
         path="/checkpoints",
         trust=Trust.GOOD,
@@ -155,7 +155,7 @@ def pending(i: int, random_: random.Random) -> Run:
 
 
 def seconds(work: Callable[[], object], passes: int) -> list[float]:
-    """Seconds of each of several goes, after one to warm up."""
+    """Durations of repeated calls in seconds, after one warm-up call."""
     work()
     times = []
     for _ in range(passes):
@@ -166,7 +166,7 @@ def seconds(work: Callable[[], object], passes: int) -> list[float]:
 
 
 def peer(snapshot: Snapshot) -> None:
-    """Every pending run looks at every node, and sorts those that fit."""
+    """For every pending run, look at every node and sort the fitting ones."""
     free = dict.fromkeys(snapshot.table.names, 8)
     for holding in snapshot.holdings:
         for node in holding.nodes:
@@ -177,7 +177,7 @@ def peer(snapshot: Snapshot) -> None:
 
 
 def next_snapshot(before: Snapshot, outcome: Plan, random_: random.Random) -> Snapshot:
-    """A while later: who was placed runs, who was asked has left, some have ended, some came."""
+    """The next snapshot: placed runs hold nodes, preempted ones left, some ended, some arrived."""
     left = {eviction.run: set(eviction.nodes) for eviction in outcome.evictions}
     holdings = [
         dataclasses.replace(h, nodes=tuple(n for n in h.nodes if n not in left.get(h.run, ())))
@@ -205,7 +205,7 @@ def next_snapshot(before: Snapshot, outcome: Plan, random_: random.Random) -> Sn
 
 
 def measured(scale: float, passes: int) -> dict[str, float]:
-    """Figures at one size: of passes that follow each other, and of making a snapshot."""
+    """Figures at one size, for consecutive passes and for making a snapshot."""
     state, random_ = fleet(scale), random.Random(2)
     snapshot = demanding.snapshot(state, NOW)
     times, placed, evicted = [], 0, 0
@@ -238,7 +238,7 @@ def exponent(rows: list[dict[str, float]], key: str) -> float:
 
 
 def draw(rows: list[dict[str, float]], file: str) -> None:
-    """Seconds over nodes, both logarithmic."""
+    """Plot seconds over nodes, both logarithmic."""
     import matplotlib as mpl
 
     mpl.use("Agg")

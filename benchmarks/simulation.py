@@ -1,11 +1,11 @@
-"""How quick the core and the simulator are, and how their cost grows: a table, then one JSON line.
+"""Speed of the core and the simulator, and growth of their cost: a table, then one JSON line.
 
     python benchmarks/simulation.py [--quick] [--picture growth.png]
 
-Events: one event through the core (`handle`, with what the controller does to its state between
-turns), at 10,000 nodes, 2,000 running runs of 4 nodes and 5,000 that wait for the nodes that are
-left. Growth: the same at a tenth and a hundredth of the size, and `llama3_16k` with its gang and
-its cluster at 1 %, 10 % and 100 %, the failures being as many. An exponent of 1 is linear.
+Events: one event through the core (`handle`, and the controller's work on the state between turns)
+at 10,000 nodes, with 2,000 running runs of 4 nodes and 5,000 runs that wait. Growth: the same at a
+tenth and a hundredth of the size, and `llama3_16k` with gang and cluster at 1 %, 10 % and 100 % and
+an equal number of failures. An exponent of 1 is linear.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ FULL = (10_000, 2_000, 5_000)
 """Nodes, running runs, waiting runs."""
 NODES_EACH = 4
 PASS = "scheduling pass"
-"""Follows what comes together, once: a turn of its own, measured apart from the events."""
+"""One pass follows a group of events; it is measured separately from them."""
 Curve = tuple[list[float], list[float]]
-"""Sizes, and what each cost."""
+"""Sizes and their costs."""
 
 
 def spec(name: str, nodes: int) -> RunSpec:
@@ -78,7 +78,7 @@ def spec(name: str, nodes: int) -> RunSpec:
 
 
 def busy(nodes: int, running: int, waiting: int) -> State:
-    """A cluster in the middle of its work."""
+    """A cluster with running and waiting runs."""
     entities: list[Any] = [
         Node(id=f"n{i:05d}", gpus=8, cpus=64, labels={"rack": f"r{i // 16}"}) for i in range(nodes)
     ]
@@ -102,7 +102,7 @@ def busy(nodes: int, running: int, waiting: int) -> State:
 
 
 def too_many(nodes: int, running: int) -> int:
-    """One more than are free."""
+    """One node more than are free."""
     return nodes - running * NODES_EACH + 1
 
 
@@ -152,7 +152,7 @@ def in_progress(name: str, nodes: list[str]) -> list[Any]:
 
 
 class Bench:
-    """Sends events through the core as the controller does, and takes their time."""
+    """Sends events through the core as the controller does, and measures them in microseconds."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -161,11 +161,11 @@ class Bench:
         self._now = NOW + dt.timedelta(days=1)
 
     def do(self, what: str, kind: type[Event], **fields: Any) -> list[Any]:
-        """One turn, and the scheduling pass that follows where it is wanted."""
-        told = self._timed(what, kind, fields)
+        """One turn, and the scheduling pass after it if the core wants one."""
+        emitted = self._timed(what, kind, fields)
         if (cause := self.state.pass_wanted) is not None:
-            told += self._timed(PASS, SchedulingPassDue, {"cause": cause})
-        return told
+            emitted += self._timed(PASS, SchedulingPassDue, {"cause": cause})
+        return emitted
 
     def _timed(self, what: str, kind: type[Event], fields: dict[str, Any]) -> list[Any]:
         self._now += dt.timedelta(milliseconds=100)
@@ -178,7 +178,7 @@ class Bench:
         return instructions
 
     def a_life(self, run: str) -> None:
-        """What a run tells in a day: steps, a save, a blip, a death, and it is up again."""
+        """The events of a run in one day: steps, a save, a blip, a death, and a restart."""
         state = self.state
         seats = state.attempts[run].seats
         workers = tuple(seat.worker for seat in seats)
@@ -206,8 +206,8 @@ class Bench:
             code=1,
             failure=death,
         )
-        told = self.do("gang stopped, next one starts", GangStopped, **everyone)
-        assert any(isinstance(each, BroadcastCommand) for each in told), told
+        emitted = self.do("gang stopped, next one starts", GangStopped, **everyone)
+        assert any(isinstance(each, BroadcastCommand) for each in emitted), emitted
         for seat in seats:
             fields = {"run": run, "worker": seat.worker, "attempt": 2, "rank": seat.ranks[0]}
             self.do("rank ready", RankReady, **fields)
@@ -267,7 +267,7 @@ def measure_llama(changes: dict[str, str]) -> tuple[float, float, dict[str, Any]
 
 
 def slope(sizes: list[float], costs: list[float]) -> float:
-    """Of a line through the logarithms: the exponent of growth."""
+    """The exponent of growth: the slope of a line through the logarithms."""
     xs, ys = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
     return statistics.linear_regression(xs, ys).slope
 
@@ -278,7 +278,7 @@ def scaled(size: tuple[int, int, int], divisor: int) -> tuple[int, int, int]:
 
 
 def of_events(micros: dict[str, list[float]]) -> list[float]:
-    """The times of all but the passes."""
+    """The durations of all events, without passes."""
     return [each for kind, values in micros.items() if kind != PASS for each in values]
 
 
@@ -294,7 +294,7 @@ def rows(micros: dict[str, list[float]]) -> Iterator[list[str]]:
 
 
 def draw(path: Path, events: Curve, llama: Curve) -> None:
-    """Both curves, with lines of exponent 1."""
+    """Plot both curves, with lines of exponent 1."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -337,10 +337,12 @@ def main() -> None:
         measure_llama({"nodes": str(nodes), "spares": str(max(8, nodes // 64)), **days})
         for nodes in llama_sizes
     ]
-    seconds, used, told = measured[-1]
+    seconds, used, emitted = measured[-1]
     sizes = [float(nodes) for nodes in llama_sizes]
-    costs = [cpu for _, cpu, _ in measured]  # of the processor: growth, whatever else runs here
-    table(["LOST TO", "SHARE"], [[row["cause"], f"{row['share']:.3%}"] for row in told["losses"]])
+    costs = [cpu for _, cpu, _ in measured]  # processor time, which other load does not affect
+    table(
+        ["LOST TO", "SHARE"], [[row["cause"], f"{row['share']:.3%}"] for row in emitted["losses"]]
+    )
     print()
     everything = of_events(micros)
     figures = {
@@ -356,10 +358,10 @@ def main() -> None:
         "event_growth_exponent": slope(list(by_size), medians),
         "llama3_16k_seconds": seconds,
         "llama3_16k_cpu_seconds": used,
-        "llama3_16k_ettr": told["ettr"],
-        "llama3_16k_expected_ettr": told["expected_ettr"],
-        "llama3_16k_interruptions": told["interruptions"],
-        "llama3_16k_expected_interruptions": told["expected_interruptions"],
+        "llama3_16k_ettr": emitted["ettr"],
+        "llama3_16k_expected_ettr": emitted["expected_ettr"],
+        "llama3_16k_interruptions": emitted["interruptions"],
+        "llama3_16k_expected_interruptions": emitted["expected_interruptions"],
         "llama3_16k_nodes": whole,
         "llama3_16k_cpu_seconds_by_nodes": dict(zip(map(str, llama_sizes), costs, strict=True)),
         "growth_exponent": slope(sizes, costs),

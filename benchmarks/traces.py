@@ -1,13 +1,13 @@
-"""Replay public job traces: peers' published figures to the digit, then the product's policies.
+"""Replay public job traces: published figures to the digit, then the product's policies.
 
-`python benchmarks/traces.py --data DIR` compares with every expected figure, under the peer's own
-rules (`support/peer_rules.py`), and ends with 1 when a digit differs. `--trace FILE --nodes
-FILE|COUNTxGPUS` (both may be repeated) replays other traces: under the product's policies, and
-under the rules of the peer whose kind of trace it is. The last line is one JSON object:
-`{trace: {policy: {avg_jct_seconds, avg_queue_seconds, p99_jct_seconds, wall_seconds}}}`.
+`python benchmarks/traces.py --data DIR` compares with every expected figure under the peer's own
+rules (`support/peer_rules.py`), and exits with 1 if a digit differs. `--trace FILE --nodes
+FILE|COUNTxGPUS` (both may be repeated) replays other traces under the product's policies, and under
+the rules of the peer with that kind of trace. The last line is one JSON object: `{trace: {policy:
+{avg_jct_seconds, avg_queue_seconds, p99_jct_seconds, wall_seconds}}}`.
 
-A policy `muri:srtf` is a peer's under its rules; `srtf` is the product's, at the same peer's price
-of a preemption, so that the two compare.
+A policy `muri:srtf` is the peer's under the peer's rules; `srtf` is the product's, with the same
+cost of a preemption, so that the two compare.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ HELIOS_EXPECTED = {
     "helios:sjf": ("11543.43", "62.75", "16791"),
     "helios:srtf": ("11532.86", "51.06", "13056", "801"),
 }
-"""HeliosArtifact (bdaae109) run again on the Philly window."""
+"""Figures of HeliosArtifact (bdaae109), run again on the Philly window."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A trace on its nodes, with what is expected: policy to column to figure, as printed."""
+    """A trace on its nodes, with the expected figures: policy to column to figure, as printed."""
 
     name: str
     trace: Trace
@@ -70,19 +70,19 @@ class Case:
 
     @property
     def is_muri(self) -> bool:
-        """Whether it has the columns that Muri's simulator runs by."""
+        """True if it has the columns that Muri's simulator needs."""
         return {"service_s", "event_overhead_s"} <= self.trace.jobs[0].extra.keys()
 
     @property
     def has_whole_seconds(self) -> bool:
-        """Whether HeliosArtifact, which ticks by the second, can run it."""
+        """True if HeliosArtifact, which ticks by the second, can run it."""
         times = ((job.submit_seconds, job.duration_seconds) for job in self.trace.jobs)
         return all(t.is_integer() and d.is_integer() and d > 0 for t, d in times)
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """One policy's outcome."""
+    """The outcome of one policy."""
 
     policy: str
     outcome: Outcome
@@ -90,7 +90,11 @@ class Replayed:
     wall_seconds: float
 
     def figure(self, column: str) -> float:
-        """A figure as the peers define it."""
+        """A figure as the peers define it.
+
+        Raises:
+            KeyError: The column is unknown.
+        """
         times = [(work.ended or 0.0) - work.job.submit_seconds for work in self.outcome.works]
         return {
             "avg_jct_s": lambda: self.summary.avg_jct_seconds,
@@ -104,7 +108,7 @@ class Replayed:
         }[column]()
 
     def figures(self) -> dict[str, float]:
-        """What the last line says of it."""
+        """The figures for the last line, in seconds."""
         return {
             "avg_jct_seconds": round(self.summary.avg_jct_seconds, 3),
             "avg_queue_seconds": round(self.summary.avg_queue_seconds, 3),
@@ -114,7 +118,7 @@ class Replayed:
 
 
 def rules_for(case: Case) -> Iterator[tuple[str, Rules]]:
-    """The rules of the peer whose kind of trace it is, then the product's."""
+    """The rules of the peer with this kind of trace, then the product's."""
     costs: type[ProductRules] = ProductRules
     if case.is_muri:
         costs = MuriCosts
@@ -142,7 +146,7 @@ def bench(case: Case) -> list[Replayed]:
 
 
 def compare(case: Case, found: list[Replayed]) -> list[list[str]]:
-    """Rows of expected and computed figures, each as precise as it was given."""
+    """Rows of expected and computed figures, each with the precision of the expected one."""
     rows = []
     for replayed in found:
         for column, expected in case.expected.get(replayed.policy, {}).items():
@@ -175,7 +179,7 @@ def show(case: Case, found: list[Replayed]) -> None:
 
 
 def known_cases(data: Path) -> Iterator[Case]:
-    """The traces with expected figures; says what is missing."""
+    """The traces with expected figures; prints a message for missing ones."""
     muri = data / "expected_muri.csv"
     for number in ("1", "3"):
         path = data / f"muri_philly_trace{number}.csv"
@@ -207,7 +211,11 @@ def muri_expected(path: Path, number: str) -> dict[str, dict[str, str]]:
 
 
 def given_cases(traces: list[Path], nodes: list[str]) -> Iterator[Case]:
-    """The traces named on the command line, each on its nodes (or all on the same)."""
+    """The traces of the command line, each on its nodes (or all on the same).
+
+    Raises:
+        TraceError: A trace or node list is invalid.
+    """
     for path, where in zip(traces, nodes * len(traces) if len(nodes) == 1 else nodes, strict=True):
         yield Case(path.stem, read_trace(path), read_nodes(where))
 

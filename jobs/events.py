@@ -315,8 +315,11 @@ class RankBeat(BaseModel):
     beat: float
     alive: bool
     moved: bool = True
-    """Whether the rank has shown progress in this attempt. One that never did (its script does not
-    report) cannot be told from a rank that stands still: silence alone says nothing of it."""
+    """True if the rank has shown progress in this attempt.
+
+    A rank that never did (its script does not report) looks like one that is stuck: its silence
+    alone proves nothing.
+    """
 
 
 class Report(BaseModel):

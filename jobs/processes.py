@@ -67,7 +67,7 @@ def open_pidfd(identity: Identity) -> int | None:
 
 
 def send_signal(descriptor: int, number: signal.Signals) -> None:
-    """Signal the process of a pidfd; a process that has ended is no error."""
+    """Signal the process of a pidfd; nothing happens if it has ended."""
     try:
         signal.pidfd_send_signal(descriptor, number)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a control plane of their own, tables, and the last line of JSON."""
+"""Shared parts of the benchmarks: a separate control plane, tables, and the last line of JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestrator.settings import Settings
 
 @contextlib.contextmanager
 def workplace(name: str) -> Iterator[Path]:
-    """A directory that goes away."""
+    """A temporary directory."""
     directory = Path(tempfile.mkdtemp(prefix=f"babysit-{name}-"))
     try:
         yield directory
@@ -36,7 +36,7 @@ def workplace(name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def control_plane(directory: Path, *, nodes: int = 2) -> Iterator[Session]:
-    """An embedded control plane of its own; every run is cancelled, and it leaves, at the end."""
+    """A separate embedded control plane; at the end its runs are cancelled, and it exits."""
     settings = Settings(
         home=directory / "home", server=None, token=None, local_nodes=nodes, idle_exit_seconds=1.0
     )
@@ -55,7 +55,7 @@ def control_plane(directory: Path, *, nodes: int = 2) -> Iterator[Session]:
 
 
 def gone(session: Session) -> bool:
-    """Whether the embedded control plane has left."""
+    """True if the embedded control plane has exited."""
     found = embedded.find(session.settings, session.clock)
     if found is not None:
         found.close()
@@ -63,7 +63,7 @@ def gone(session: Session) -> bool:
 
 
 def submit(session: Session, directory: Path, spec: dict[str, Any]) -> str:
-    """Submit a spec; the run's id."""
+    """Submit a spec; returns the id of the run."""
     file = directory / f"{spec['name']}.yaml"
     with file.open("w") as stream:
         YAML(typ="safe").dump(spec, stream)
@@ -71,10 +71,10 @@ def submit(session: Session, directory: Path, spec: dict[str, Any]) -> str:
 
 
 def until(ready: Callable[[], Any], what: str, *, seconds: float = 60.0) -> Any:
-    """Wait for a condition; what it gave.
+    """Wait for a condition, at most `seconds`; returns its first true value.
 
     Raises:
-        TimeoutError: It did not come.
+        TimeoutError: The condition did not become true.
     """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -85,7 +85,7 @@ def until(ready: Callable[[], Any], what: str, *, seconds: float = 60.0) -> Any:
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; floats with three significant digits."""
+    """Print a table; floats have three significant digits."""
     cells = [[_cell(value) for value in row] for row in (titles, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(titles))]
     for row in cells:
@@ -99,7 +99,7 @@ def _cell(value: object) -> str:
 
 
 def last_line(figures: dict[str, Any]) -> None:
-    """The figures, for comparison over time."""
+    """Print the figures as one line of JSON, for comparison over time."""
     print(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in figures.items()}))
 
 

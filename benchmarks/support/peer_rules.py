@@ -1,7 +1,7 @@
-"""What two published simulators do, where that differs from what the product does.
+"""Rules of two published simulators, where they differ from those of the product.
 
-These rules exist to match the figures of others, digit for digit; none of them is ours. The two
-classes `…Costs` are the product's rules at the peer's price of a preemption.
+These rules exist to reproduce published figures digit for digit; the product does not use them. The
+two classes `…Costs` are the product's rules with the peer's cost of a preemption.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orchestrator.simulation.traces.trace_file import Trace, TraceError
 
 
 def muri_trace(trace: Trace) -> Trace:
-    """The trace with the durations that Muri's simulator runs: `service_s`.
+    """The trace with the durations that Muri's simulator uses: `service_s`.
 
     Raises:
         TraceError: A job has no number there, or in `event_overhead_s`.
@@ -33,27 +33,27 @@ def muri_trace(trace: Trace) -> Trace:
 
 
 class MuriCosts(ProductRules):
-    """A preemption costs the job's `event_overhead_s`."""
+    """The product's rules; a preemption costs the job's `event_overhead_s`."""
 
     def cost_seconds(self, work: Work) -> float:
-        """A column of the trace."""
+        """The seconds in that column of the trace."""
         return float(work.job.extra["event_overhead_s"])
 
 
 class MuriRules(MuriCosts):
     """The simulator of Muri (SIGCOMM'22; Rivendile/Muri, `simulator/`).
 
-    At every event the cluster is emptied, and everyone is placed again in order, skipping what
-    does not fit. What ran since the last event loses the overhead, preempted or not, but no more
-    than it ran.
+    At every event the cluster is emptied, and all jobs are placed again in order, skipping jobs
+    that do not fit. Jobs that ran since the last event lose the overhead, preempted or not, but no
+    more than they ran.
     """
 
     def kept_seconds(self, work: Work, elapsed: float) -> float:
-        """Paid at every event, never below nothing."""
+        """The run time minus the overhead of every event, at least 0 seconds."""
         return max(0.0, elapsed - self.cost_seconds(work))
 
     def schedule(self, pool: Pool) -> None:
-        """Empty the cluster, and fill it again."""
+        """Empty the cluster and fill it again."""
         for work in list(pool.running.values()):
             pool.stop(work)
         for work in pool.waiting():
@@ -62,10 +62,10 @@ class MuriRules(MuriCosts):
 
 
 class HeliosCosts(ProductRules):
-    """A preemption costs what `ckpt_overhead` of HeliosArtifact's `policies/policy.py` says."""
+    """The product's rules with the preemption costs of HeliosArtifact (`ckpt_overhead`)."""
 
     def cost_seconds(self, work: Work) -> float:
-        """By size."""
+        """7, 30 or 60 seconds, depending on the number of GPUs."""
         gpus = work.job.gpus
         return 7.0 if gpus == 1 else 30.0 if gpus <= 8 else 60.0
 
@@ -73,7 +73,7 @@ class HeliosCosts(ProductRules):
 class HeliosQueueRules(ProductRules):
     """HeliosArtifact (SC'21) without preemption: `policies/fifo.py` and `sjf.py`.
 
-    The first job that does not fit holds up the rest.
+    The first job that does not fit blocks the rest.
     """
 
     def schedule(self, pool: Pool) -> None:
@@ -88,9 +88,9 @@ class HeliosQueueRules(ProductRules):
 class HeliosPreemptiveRules(HeliosCosts):
     """HeliosArtifact's SRTF: `policies/srtf.py`.
 
-    Every second, jobs are admitted by remaining time while their GPUs add up, wherever those are;
-    running jobs that are not admitted are stopped; then the admitted are placed where they can be.
-    A run ends in the second after its last.
+    Every second, jobs are admitted by remaining time while the sum of their GPUs fits, regardless
+    of nodes. Running jobs that are not admitted are stopped; then admitted jobs are placed where
+    possible. A run ends in the second after its last.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -98,11 +98,11 @@ class HeliosPreemptiveRules(HeliosCosts):
         self._stopped_some = False
 
     def run_seconds(self, work: Work) -> float:
-        """A second more than is left."""
+        """One second more than the remaining time."""
         return work.remaining + 1
 
     def schedule(self, pool: Pool) -> None:
-        """Admit, stop, place."""
+        """Admit, stop and place jobs."""
         everyone = sorted(pool.waiting(), key=lambda work: work.since) + list(pool.running.values())
         everyone.sort(key=lambda work: work.left(pool.now))
         quota = pool.nodes.capacity
@@ -122,7 +122,7 @@ class HeliosPreemptiveRules(HeliosCosts):
         self._stopped_some = bool(stopped)
 
     def look_again(self, pool: Pool) -> float | None:
-        """The next second at which the order of the jobs differs from the last one's."""
+        """The next second at which the order of the jobs differs from the last one."""
         waiting = [work.remaining for work in pool.waiting()]
         if not waiting:
             return None
@@ -134,7 +134,7 @@ class HeliosPreemptiveRules(HeliosCosts):
 
 
 def smallest_gap(floors: Sequence[float], values: Sequence[float]) -> float | None:
-    """How far the nearest value stands above a floor; both descend. None: all are below."""
+    """Smallest distance of a value above a floor; both descend. None: all values are below."""
     best: float | None = None
     at = 0
     for value in values:
@@ -148,7 +148,7 @@ def smallest_gap(floors: Sequence[float], values: Sequence[float]) -> float | No
 
 
 def first_fit(nodes: Nodes, gpus: int) -> Grants | None:
-    """Muri's placement: whole idle nodes by index; the rest on the first other with room."""
+    """Muri's placement: idle nodes by index; the rest on the first other node that fits."""
     whole, rest, others = _parts(nodes, gpus)
     if rest == 0:
         return whole
@@ -156,7 +156,7 @@ def first_fit(nodes: Nodes, gpus: int) -> Grants | None:
 
 
 def consolidate(nodes: Nodes, gpus: int) -> Grants | None:
-    """HeliosArtifact's (`placer/consolidate.py`): whole idle nodes, the rest on the emptiest."""
+    """HeliosArtifact's (`placer/consolidate.py`): idle nodes, the rest on the emptiest node."""
     if gpus <= nodes.largest:
         return best_fit(nodes, gpus)
     whole, rest, others = _parts(nodes, gpus)
@@ -167,7 +167,7 @@ def consolidate(nodes: Nodes, gpus: int) -> Grants | None:
 
 
 def _parts(nodes: Nodes, gpus: int) -> tuple[Grants, int, list[int]]:
-    """The nodes that a gang fills, its GPUs left over, and the others with room for those."""
+    """The nodes that a gang fills, its GPUs left over, and other nodes with capacity for those."""
     whole, rest = whole_nodes(nodes, gpus) if gpus > nodes.largest else ((), gpus)
     taken = {node for node, _ in whole}
     others = [n for n, free in enumerate(nodes.free) if free >= rest and n not in taken]

@@ -1,10 +1,7 @@
-"""The job of `benchmarks/recovery.py`.
+"""The job of `benchmarks/recovery.py`: FSDP2 on two ranks, under torchrun and under babysit.
 
-FSDP2 on two ranks, the same file under torchrun and under babysit.
-
-Under torchrun it saves to tmpfs after every step too, so that only the machinery around it
-differs. Each rank writes one line a step:
-time, step, pid.
+Under torchrun it also saves to tmpfs after every step, so that only the surrounding machinery
+differs. Each rank writes one line per step: time, step, pid.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ import babysit
 
 WIDTH, LAYERS, BATCH = 256, 4, 64
 STEP_SECONDS = 0.1
-"""Each step is padded to this, so that neither side computes more of them."""
+"""Each step is padded to this duration, so that both sides compute equally many."""
 
 
 def main(log: Path, checkpoints: str, steps: int) -> None:

@@ -47,7 +47,7 @@ class Gang:
         self.attempt = command.attempt
         self.world_size = command.world_size
         self.stopping = False
-        """True once the end was ordered: exits are no failures from then on."""
+        """True once the end was ordered: exits do not count as failures from then on."""
         self.doomed = False
         """True once the ranks were killed; ranks forked later are killed at once."""
         self.dead = asyncio.Event()

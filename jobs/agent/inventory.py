@@ -120,7 +120,7 @@ def _wrong_hash(directory: Path, file: ShardFile) -> str:
 
 
 def delete(path: Path, attempt: int, run: str) -> None:
-    """Delete the checkpoint of an attempt; a missing one is no error. Blocks.
+    """Delete the checkpoint of an attempt; a missing one is not an error. Blocks.
 
     Manifests are deleted first, so that a half-deleted checkpoint never looks complete.
 

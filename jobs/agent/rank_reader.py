@@ -32,7 +32,7 @@ class RankReader:
         self._started = started
         self._log = structlog.get_logger(part="rank_reader", rank=rank)
         self._moved = False
-        """Whether the rank has drawn a batch or reported a step."""
+        """True once the rank has drawn a batch or reported a step."""
         self.last_step = 0
         """Newest step that the rank reported; 0: none."""
 

@@ -159,7 +159,7 @@ def join(parts: Sequence[Points]) -> Points:
 
 
 def select(points: Points, which: NDArray[Any]) -> Points:
-    """Some of the points, by a mask or indices."""
+    """Select points by a mask or indices."""
     return Points(*(column[which] for column in points))
 
 

@@ -1,1 +1,1 @@
-"""Which nodes a run's workers get: from the state to the scheduler and back."""
+"""Placement of workers: from the core's state to the scheduler, and from its plan to workers."""

@@ -1,4 +1,8 @@
-"""The state as a scheduling pass sees it: what each run has, and what it wants."""
+"""The scheduler's view of the state: the nodes that each run holds, and those it requests.
+
+A node counts as held from the launch of its agent until the cluster confirms the agent's end, so
+that no plan uses a node twice. Times are UTC, durations are seconds.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +29,23 @@ from orchestrator.core.scheduling.spares import failure_rate, pool_size
 from orchestrator.core.scheduling.types import accounted_gpus
 
 GROW_SECONDS = 600.0
-"""An elastic run that has just started does not grow before this: growth costs a restart."""
+"""Seconds that an elastic run must train before it grows, because growth costs a restart."""
 STANDBY_SECONDS = 30.0
-"""A standby that took over is replaced after this: first the run shall go on."""
+"""Seconds before a used standby is replaced; the run must continue first."""
 RESTART_SECONDS = 60.0
-"""What a restart costs a run that is asked to leave, beside the work since its last save."""
+"""Seconds that a restart costs a preempted run, besides the work since its last save."""
 FAULT_DAYS = 30.0
-"""Faults of nodes count for the failure rate for so long."""
+"""Days for which faults of nodes count in the failure rate."""
 _COMING = frozenset({WorkerState.LAUNCHING, WorkerState.READY, WorkerState.LOST})
 
 
 def wants_nodes(state: State, run: Run) -> bool:
-    """Whether the run should have nodes now: no hold, no live attempt, nothing to wait for."""
+    """True if the run needs nodes now: no hold, no live attempt, no back-off."""
     return not state.fleet.hold and wants_when_released(state, run)
 
 
 def wants_when_released(state: State, run: Run) -> bool:
-    """The same, but for a hold over everything."""
+    """True if the run would need nodes without the global hold."""
     if run.state in TERMINAL_RUN_STATES or run.state is RunState.HELD:
         return False
     if _live_attempt(state, run) is not None:
@@ -55,17 +59,17 @@ def _live_attempt(state: State, run: Run) -> Attempt | None:
 
 
 def kept(state: State, run: Run) -> list[Worker]:
-    """Workers the run has or is getting."""
+    """Workers that the run holds or is getting."""
     return [w for w in state.workers_of(run.id) if w.state in _COMING]
 
 
 def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snapshot:
-    """Everything a pass looks at.
+    """The input of a scheduling pass.
 
     Args:
-        state: What the core knows.
-        now: The moment.
-        extra: Runs that are not in the state: what would become of them, if not everything is held?
+        state: The state of the core.
+        now: The current time, UTC.
+        extra: Runs outside the state, for a dry run; with any, the global hold is ignored.
     """
     wants = wants_when_released if extra else wants_nodes
     wanting = [run for run in state.live_runs() if wants(state, run)]
@@ -83,9 +87,9 @@ def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snaps
 
 
 def anybody_wants(state: State, now: dt.datetime) -> bool:
-    """Whether a pass could give nodes to anyone: a cheap look before a dear one.
+    """True if a pass could give nodes to a run: a cheap check before an expensive snapshot.
 
-    Most events that call for a pass find every gang whole: a rank died, a node came back.
+    Most events that request a pass find every gang complete (a rank died, a node came back).
     """
     for run in state.live_runs():
         if wants_nodes(state, run):
@@ -98,7 +102,7 @@ def anybody_wants(state: State, now: dt.datetime) -> bool:
 
 
 def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
-    """What the run still misses."""
+    """The nodes that the run still needs; `nodes` is 0 if its gang is complete."""
     need, own = run.spec.resources, kept(state, run)
     looping = recovery.restarts_in_vain(run)
     gave = isinstance(run.decision, Vacate) and bool(run.decision.nodes)
@@ -125,16 +129,21 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
 
 
 def _unwanted(run: Run, own: Iterable[Worker]) -> tuple[str, ...]:
-    """Nodes that the run avoids. An agent that is coming up on one is its last resort: it stays."""
+    """Nodes that the run avoids and can leave.
+
+    An agent that is still starting on such a node stays: the run has found no other node.
+    """
     if not run.avoid:
         return ()
     return tuple(w.node for w in own if w.state is WorkerState.READY and w.node in run.avoid)
 
 
 def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> list[Holding]:
-    """What a run has, and what it is about to leave."""
+    """The nodes that a run holds, separate from those it is about to leave."""
     going = leaving(run, workers)
-    gone = {worker.id for worker in going}  # by worker: a new one may come up on a node it leaves
+    gone = {
+        worker.id for worker in going
+    }  # by worker, as a new one may start on a node that the run leaves
     staying = [worker for worker in workers if worker.id not in gone]
     found = []
     if going:
@@ -157,7 +166,7 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
 
 
 def _surplus(state: State, run: Run, workers: list[Worker]) -> tuple[str, ...]:
-    """Nodes that a run could go without, the first to go first: standbys, then the last seats."""
+    """Nodes above the minimum, the most dispensable first: standbys, then the last seats."""
     fewest = run.spec.resources.min_nodes
     if len(workers) <= fewest:
         return ()
@@ -170,8 +179,8 @@ def _surplus(state: State, run: Run, workers: list[Worker]) -> tuple[str, ...]:
 def leaving(run: Run, workers: Iterable[Worker]) -> list[Worker]:
     """Workers whose nodes a run is about to leave.
 
-    Under a hold it keeps those it was asked for: nothing is done about it before the release. Once
-    that is decided, workers on them are stopping; whatever it has there later, it has anew.
+    On hold, a run keeps the nodes that it must vacate until the release. Once the decision to
+    vacate is carried out, its workers are stopping; workers that it has there later are new.
     """
     decision = run.decision
     left: frozenset[str] = frozenset()
@@ -195,9 +204,10 @@ def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:
 
 
 def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> float:
-    """What it costs to stop a run: work since its last save, if it cannot save now; the restart.
+    """GPU seconds lost if the run stops now: work since its last save, and the restart.
 
-    To come up is work too: else a run that is just loading would be asked again and again.
+    This assumes that the run cannot save. Start-up counts as work, since otherwise a run that is
+    still loading would be preempted again and again. 0 without a live attempt.
     """
     gpus = nodes * accounted_gpus(run.spec.resources)
     attempt = _live_attempt(state, run)
@@ -215,10 +225,10 @@ def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> fl
 
 
 def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
-    """More nodes a run with a live attempt could use: standbys, and growth once it runs well."""
+    """Further nodes for a run with a live attempt: standbys, and growth once it trains well."""
     attempt = _live_attempt(state, run)
     quiet = run.decision is None and run.state is not RunState.HELD and not state.fleet.hold
-    paused = run.due(Timer.STANDBY) is not None  # the last one did not last
+    paused = run.due(Timer.STANDBY) is not None  # the last standby failed early
     if attempt is None or not quiet or paused or attempt.state is AttemptState.STOPPING:
         return 0
     standbys = run.spec.placement.standbys
@@ -228,13 +238,17 @@ def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
 
 
 def may_grow(attempt: Attempt, now: dt.datetime) -> bool:
-    """Whether an attempt has run for long enough to be worth another start."""
+    """True if an attempt has run for `GROW_SECONDS`, so that growth is worth a restart."""
     ran = (now - attempt.started_at).total_seconds()
     return attempt.state is AttemptState.RUNNING and ran >= GROW_SECONDS
 
 
 def spare_pool(state: State, now: dt.datetime) -> int:
-    """Idle nodes kept for recoveries; auto: the P99 of the nodes that fail in a repair time."""
+    """Number of idle nodes reserved for recoveries.
+
+    `auto`: the 99th percentile of the nodes that fail within one repair time
+    (:mod:`orchestrator.core.scheduling.spares`).
+    """
     if state.fleet.spares != "auto":
         return state.fleet.spares
     nodes = [node for node in state.nodes.values() if node.state is not NodeState.GONE]

@@ -1,4 +1,4 @@
-"""Agents without a seat, beside a run that trains: standbys, and those that it is to grow by."""
+"""Agents without a seat beside a run that trains: standbys, and workers for later growth."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from orchestrator.core.placement.snapshot import STANDBY_SECONDS
 from orchestrator.core.turn import Turn
 
 LONGEST_SECONDS = 3600.0
-"""The longest pause before the next one; one that lasted so long was no failure to come up."""
+"""Maximum seconds before the next standby; one that lasted this long resets the back-off."""
 
 
 def lost(turn: Turn, worker: Worker, failure: Failure) -> None:
-    """One is gone, and training goes on: the next one comes later each time, elsewhere if it can.
+    """Record that a standby was lost while training continues, and schedule the next one.
 
-    Nothing of that is charged to the run, however often it happens.
+    The pause doubles with each loss in a row, from `STANDBY_SECONDS` to `LONGEST_SECONDS`. It never
+    counts against the run's restart budget, however often it happens.
     """
     attempt, joined = turn.state.attempts[worker.run], worker.joined_at
     lasted = joined is not None and (turn.now - joined).total_seconds() >= LONGEST_SECONDS

@@ -1,4 +1,4 @@
-"""Placing: which runs want nodes, what all have, and getting and leaving workers."""
+"""Launching and stopping workers, and what a plan means for a run: placed, or waiting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
 LAUNCH_SECONDS = 300.0
-"""An agent that has not joined after this long is given up (image pulls count)."""
+"""Seconds until an agent that has not joined is declared lost (image pulls count)."""
 _WHY = {
     Pending.NO_CAPACITY: "not enough are free that fit",
     Pending.TOPOLOGY: "enough are free, but not within one {pack}",
@@ -35,14 +35,14 @@ _WHY = {
 
 
 def current_plan(state: State, now: dt.datetime) -> Plan:
-    """One pass over every run that wants nodes; none where nobody does."""
+    """One scheduling pass over all runs; an empty plan if no run needs nodes."""
     if not snapshot.anybody_wants(state, now):
         return Plan()
     return plan(snapshot.snapshot(state, now), now)
 
 
 def leave_unusable_nodes(turn: Turn, run: Run) -> None:
-    """Before a new attempt: give up workers on nodes that drain, or that nobody may go back to."""
+    """Before a new attempt, stop workers on nodes that drain, are gone, or must not be reused."""
     avoid = frozenset(run.avoid)
     for worker in snapshot.kept(turn.state, run):
         if _unusable(turn.state, worker, avoid):
@@ -59,7 +59,7 @@ def _unusable(state: State, worker: Worker, avoid: Container[str]) -> bool:
 
 
 def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
-    """Ask the cluster for an agent on each of these nodes."""
+    """Launch an agent on each of these nodes."""
     for node in nodes:
         run = turn.run(run_id)
         number = run.workers_made + 1
@@ -73,7 +73,7 @@ def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
 
 
 def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
-    """The run has its nodes; its agents are coming up. Its time runs."""
+    """Record that the run has its nodes and its agents are starting; its max_runtime runs."""
     left = time_limits.runtime_left(turn.run(run_id))
     if left is not None and turn.run(run_id).due(Timer.MAX_RUNTIME) is None:
         turn.set_timer(run_id, Timer.MAX_RUNTIME, left)
@@ -90,10 +90,10 @@ def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
 
 
 def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
-    """The run does not fit now: say why.
+    """Record why the run waits, and its reservation.
 
-    The reason bears no figure that changes while it waits: thousands may wait, and each change is
-    written. `explain` has the figures of the moment.
+    The reason has no figure that changes during the wait: thousands of runs may wait, and every
+    change is written to the database. `explain` computes the current figures.
     """
     run = _stop_its_time(turn, turn.run(wait.run))
     if run.claim != claim:
@@ -112,7 +112,7 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
 
 
 def _stop_its_time(turn: Turn, run: Run) -> Run:
-    """A run that waits and has no node, as when it left them for another, uses none of its time."""
+    """Pause max_runtime while a waiting run holds no node, for example after a preemption."""
     ends = run.due(Timer.MAX_RUNTIME)
     if ends is None or snapshot.kept(turn.state, run):
         return run
@@ -121,7 +121,7 @@ def _stop_its_time(turn: Turn, run: Run) -> Run:
 
 
 def end_worker(turn: Turn, worker: Worker, reason: str) -> None:
-    """Tell an agent to leave, and have the cluster make sure."""
+    """Stop an agent by its shutdown command, and by the cluster in case that fails."""
     if worker.state in {WorkerState.STOPPING, WorkerState.ENDED}:
         return
     if worker.state is WorkerState.READY:
@@ -132,7 +132,7 @@ def end_worker(turn: Turn, worker: Worker, reason: str) -> None:
 
 
 def end_workers(turn: Turn, run_id: str, nodes: Iterable[str], reason: str) -> None:
-    """Have a run leave nodes."""
+    """Stop a run's workers on these nodes."""
     left = set(nodes)
     for worker in turn.state.workers_of(run_id):
         if worker.node in left:

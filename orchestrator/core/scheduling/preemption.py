@@ -57,7 +57,7 @@ class Candidate:
 
     @property
     def by_density(self) -> tuple[object, ...]:
-        """The same sort key with GPU seconds lost per freed node."""
+        """Sort key: as `by_loss`, with GPU seconds lost per freed node."""
         holding, each = self.holding, self.holding.lost_gpu_seconds / len(self.nodes)
         return -PRIORITY_RANK[holding.priority], self.rest, each, holding.run
 

@@ -78,7 +78,7 @@ class Demand:
     keeps: tuple[str, ...] = ()
     """Nodes that the run already holds; a run never gets two workers on one node."""
     unwanted: tuple[str, ...] = ()
-    """Those of `keeps` that the run avoids and leaves if other nodes are available."""
+    """Nodes of `keeps` that the run avoids and leaves if other nodes are available."""
     avoid: tuple[str, ...] = ()
     """Nodes to use only if nothing else fits."""
     ends_within: float | None = None
@@ -191,7 +191,7 @@ class Eviction:
     by: str
     """The run that gets the nodes."""
     why: str
-    """One of priority, reclaim and order (:mod:`.preemption`)."""
+    """The rule that allows it: priority, reclaim or order (:mod:`.preemption`)."""
     lost_gpu_seconds: float
 
 

@@ -64,7 +64,7 @@ class Job:
     vc: str = SHARED
     priority: Priority = Priority.NORMAL
     line: int = 0
-    """Its line number in the file."""
+    """The line number in the file."""
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Columns without a meaning to babysit, unchanged."""
 
