@@ -30,7 +30,6 @@ from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Entity,
-    Ledger,
     Node,
     Queue,
     Run,
@@ -39,6 +38,7 @@ from orchestrator.core.model.entities import (
 )
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import AttemptState, RunState, Trust, WorkerState
+from orchestrator.core.model.time_ledger import Ledger
 from orchestrator.core.placement import snapshot as demanding
 from orchestrator.core.scheduling import Holding, Plan, Snapshot, plan
 

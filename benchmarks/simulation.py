@@ -49,9 +49,10 @@ from orchestrator.core.messages.events import (
 )
 from orchestrator.core.messages.gang_events import GangChecked, GangStopped
 from orchestrator.core.messages.instructions import BroadcastCommand
-from orchestrator.core.model.entities import Attempt, Ledger, Node, Queue, Run, Seat, Worker
+from orchestrator.core.model.entities import Attempt, Node, Queue, Run, Seat, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import AttemptState, RunState, WorkerState
+from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.simulation.scenario.loader import load
 from orchestrator.simulation.scenario.report import report
 from orchestrator.simulation.scenario.world import World
@@ -134,7 +135,7 @@ def in_progress(name: str, nodes: list[str]) -> list[Any]:
         workers_made=len(nodes),
         instrumented=True,
         started_at=NOW,
-        ledger=Ledger(bucket="productive", since=NOW),
+        ledger=Ledger(bucket=Bucket.PRODUCTIVE, since=NOW),
     )
     attempt = Attempt(
         run=name,

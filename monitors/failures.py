@@ -5,6 +5,7 @@ What a dead rank died of. The table is shared by the classifier, the policy and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
@@ -23,29 +24,45 @@ class Cause(StrEnum):
 class FailureClass(StrEnum):
     """The root cause a careful person would name."""
 
-    GPU_HARDWARE = "gpu_hardware"
-    GPU_INTERCONNECT = "gpu_interconnect"
-    NETWORK = "network"
-    COLLECTIVE_TIMEOUT = "collective_timeout"
-    CUDA_OOM = "cuda_oom"
-    HOST_OOM = "host_oom"
-    CUDA_USER_BUG = "cuda_user_bug"
-    DRIVER_OR_SETUP = "driver_or_setup"
-    STORAGE = "storage"
-    CHECKPOINT_CORRUPT = "checkpoint_corrupt"
-    DATA_LOADER = "data_loader"
-    NUMERICS = "numerics"
-    PREEMPTION = "preemption"
-    RENDEZVOUS = "rendezvous"
-    USER_CODE = "user_code"
+    GPU_HARDWARE = "gpu_hardware"  # a GPU reports a fault of its own
+    GPU_INTERCONNECT = "gpu_interconnect"  # NVLink or NVSwitch reports a fault
+    NETWORK = "network"  # a connection to a peer failed
+    COLLECTIVE_TIMEOUT = (
+        "collective_timeout"  # a collective did not end in time; the culprit is unknown
+    )
+    CUDA_OOM = "cuda_oom"  # the GPU ran out of memory
+    HOST_OOM = "host_oom"  # the host ran out of memory
+    CUDA_USER_BUG = (
+        "cuda_user_bug"  # a kernel failed an assertion or touched memory that is not its own
+    )
+    DRIVER_OR_SETUP = "driver_or_setup"  # driver, library or image do not fit together
+    STORAGE = "storage"  # a file system failed, is full or is read-only
+    CHECKPOINT_CORRUPT = "checkpoint_corrupt"  # a checkpoint does not read back as it was written
+    DATA_LOADER = "data_loader"  # a worker of the data loader died or timed out
+    NUMERICS = "numerics"  # NaN, infinity or divergence
+    PREEMPTION = "preemption"  # the run was stopped for another run or for maintenance
+    RENDEZVOUS = "rendezvous"  # the ranks could not find each other, or were not started in time
+    USER_CODE = "user_code"  # an exception in the user's own code
     CASCADE = "cascade"  # died only because another rank did
     SIGNAL = "signal"  # killed from outside, sender unknown
-    HANG = "hang"
-    WORKER_LOST = "worker_lost"
-    UNKNOWN = "unknown"
+    HANG = "hang"  # no rank makes progress
+    WORKER_LOST = "worker_lost"  # the agent of a node is gone
+    UNKNOWN = "unknown"  # nothing in the log says why
 
 
-CAUSE_OF: dict[FailureClass, Cause] = {
+CAUSE_OF: Mapping[FailureClass, Cause] = {
+    FailureClass.GPU_HARDWARE: Cause.INFRASTRUCTURE,
+    FailureClass.GPU_INTERCONNECT: Cause.INFRASTRUCTURE,
+    FailureClass.NETWORK: Cause.INFRASTRUCTURE,
+    FailureClass.COLLECTIVE_TIMEOUT: Cause.INFRASTRUCTURE,
+    FailureClass.STORAGE: Cause.INFRASTRUCTURE,
+    FailureClass.CHECKPOINT_CORRUPT: Cause.INFRASTRUCTURE,
+    FailureClass.RENDEZVOUS: Cause.INFRASTRUCTURE,
+    FailureClass.CASCADE: Cause.INFRASTRUCTURE,
+    FailureClass.SIGNAL: Cause.INFRASTRUCTURE,
+    FailureClass.HANG: Cause.INFRASTRUCTURE,
+    FailureClass.WORKER_LOST: Cause.INFRASTRUCTURE,
+    FailureClass.UNKNOWN: Cause.INFRASTRUCTURE,
     FailureClass.CUDA_OOM: Cause.USER,
     FailureClass.CUDA_USER_BUG: Cause.USER,
     FailureClass.DATA_LOADER: Cause.USER,
@@ -55,7 +72,7 @@ CAUSE_OF: dict[FailureClass, Cause] = {
     FailureClass.NUMERICS: Cause.ANOMALY,
     FailureClass.PREEMPTION: Cause.PREEMPTION,
 }
-"""Classes not named here are infrastructure."""
+"""Every class has a cause; `unknown` is the user's when the exit code is the program's own."""
 _OWN_EXIT_CODES = range(1, 128)
 """Codes with which a program ends itself; negative and above are those of signals."""
 
@@ -80,4 +97,4 @@ class Failure(BaseModel):
         """Whose budget pays. A program that ended itself, whatever its reasons, is its owner's."""
         if self.failure_class is FailureClass.UNKNOWN and self.code in _OWN_EXIT_CODES:
             return Cause.USER
-        return CAUSE_OF.get(self.failure_class, Cause.INFRASTRUCTURE)
+        return CAUSE_OF[self.failure_class]

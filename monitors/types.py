@@ -19,12 +19,12 @@ class Severity(StrEnum):
 class FindingKind(StrEnum):
     """What a monitor can find."""
 
-    HANG = "hang"
-    NON_FINITE = "non_finite"
+    HANG = "hang"  # no step ends
+    NON_FINITE = "non_finite"  # the loss or the gradient norm is NaN or infinite
     LOSS_SPIKE = "loss_spike"  # persists: act
     LOSS_BLIP = "loss_blip"  # isolated, or came back by itself: only recorded
     GRAD_NORM_SPIKE = "grad_norm_spike"  # a warning on its own; never acted on alone
-    STRAGGLER = "straggler"
+    STRAGGLER = "straggler"  # one rank is slower than the others
 
 
 class Sample(BaseModel):

@@ -8,16 +8,16 @@ from typing import Any
 from babysit.wire import Tier
 from jobs.events import RankSamples, ShardFile, ShardReport
 from jobs.spec import RunSpec
-from monitors.types import Severity
+from monitors.types import FindingKind, Severity
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Incident,
-    Ledger,
     Run,
     Seat,
     Worker,
 )
+from orchestrator.core.model.time_ledger import Ledger
 from orchestrator.database.port import Batch, JournalEntry, ShardRecord, Store, WorkerSamples
 
 NOW = dt.datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=dt.UTC)
@@ -82,7 +82,7 @@ def incident(key: str = "01JINCIDENT00000000000ABCD", run: str = RUN, **changes:
     """An incident."""
     defaults: dict[str, Any] = {
         "attempt": 1,
-        "kind": "hang",
+        "kind": FindingKind.HANG,
         "severity": Severity.CRITICAL,
         "reason": "no step for 90 s",
         "opened_at": NOW,

@@ -28,11 +28,12 @@ from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Incident,
-    Ledger,
     Run,
     Seat,
 )
 from orchestrator.core.model.states import AttemptState, IncidentState, RunState, Trust
+from orchestrator.core.model.time_ledger import Bucket, Ledger
+from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Batch, ShardRecord, WorkerSamples
 from orchestrator.server.app import create_app
@@ -193,9 +194,9 @@ def finished_run(**fields: Any) -> Run:
             "started_at": at(2),
             "ended_at": at(200),
             "ledger": Ledger(
-                bucket="queued",
+                bucket=Bucket.QUEUED,
                 since=at(200),
-                seconds={"productive": 190.0, "starting": 8.0, "queued": 2.0},
+                seconds={Bucket.PRODUCTIVE: 190.0, Bucket.STARTING: 8.0, Bucket.QUEUED: 2.0},
             ),
             **fields,
         }
@@ -209,12 +210,12 @@ def incident(**fields: Any) -> Incident:
             "id": "01JNB0000000000000INCIDENT",
             "run": RUN_ID,
             "attempt": 1,
-            "kind": "signal",
+            "kind": FailureClass.SIGNAL,
             "severity": Severity.WARNING,
             "state": IncidentState.RESOLVED,
             "subject": "rank 1 on node-2",
             "onset_step": 57,
-            "remedy": "retry",
+            "remedy": Remedy.RETRY,
             "reason": "rank 1 on node-2 was killed by SIGKILL (sender unknown)",
             "opened_at": at(60.1),
             "resolved_at": at(61.4),

@@ -40,7 +40,7 @@ from orchestrator.core.model.states import (
     WorkerState,
     check_move,
 )
-from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.model.vocabulary import IncidentKind, Timer
 from orchestrator.core.policy import usage_history
 
 _NOT_IN_THE_QUEUE = frozenset({RunState.HELD, *TERMINAL_RUN_STATES})
@@ -147,7 +147,7 @@ class Turn:
     # incidents
 
     def open_incident(
-        self, run: Run, *, kind: str, severity: Severity, reason: str, **fields: Any
+        self, run: Run, *, kind: IncidentKind, severity: Severity, reason: str, **fields: Any
     ) -> Incident:
         """Open an incident; its id is the event's."""
         self._incidents += 1

@@ -24,7 +24,7 @@ from orchestrator.server.context import Context
 
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 """Upper bounds of the histograms, in seconds: from a kill seen by pidfd to a restart by hand."""
-_TRAINING = frozenset({Bucket.PRODUCTIVE.value, Bucket.LOST.value})
+_TRAINING = frozenset({Bucket.PRODUCTIVE, Bucket.LOST})
 
 
 @dataclasses.dataclass

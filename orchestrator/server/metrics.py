@@ -129,7 +129,7 @@ async def _families(here: Context, tallies: Tallies) -> list[Metric]:
     build = InfoMetricFamily("babysit_build", "What runs here.")
     build.add_metric([], {"version": package_version()})
     run_states = Counter(run.state.value for run in runs)
-    waiting = Counter(run.pending for run in runs if run.pending and run.state in LIVE)
+    waiting = Counter(run.pending.value for run in runs if run.pending and run.state in LIVE)
     node_states = Counter(node.state.value for node in nodes)
     severities = open_incidents(incidents)
     return [

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from orchestrator.cli import follow
 from orchestrator.cli.main import app
 from orchestrator.cli.session import complete_run
-from orchestrator.core.model.entities import Ledger
 from orchestrator.core.model.states import RunState
+from orchestrator.core.model.time_ledger import Ledger
 from tests.plane import RUN_ID, SECRET, Plane, at, finished, finished_run
 
 OK, FAILED, USAGE, NOT_FOUND, REFUSED, NOT_ALLOWED, UNREACHABLE, CANCELLED, TIMED_OUT = range(9)

@@ -19,7 +19,8 @@ from pydantic_core import from_json
 from jobs.spec import RunSpec
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.messages.events import EVENT, FindingRaised
-from orchestrator.core.model.entities import Ledger, Run
+from orchestrator.core.model.entities import Run
+from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.database.engine import to_text
 from orchestrator.database.mapping import MAPPED, Mapped
 from orchestrator.database.port import Batch
@@ -130,7 +131,7 @@ async def test_numbers_that_json_lacks_come_back(database_url: str) -> None:
         evidence={"loss": nan},
     )
     event = FindingRaised(id="E1", at=NOW, run=RUN, attempt=1, finding=finding)
-    ledger = Ledger(since=NOW, seconds={"lost": nan, "stalled": infinite})
+    ledger = Ledger(since=NOW, seconds={Bucket.LOST: nan, Bucket.STALLED: infinite})
     store = await SqlStore.open(database_url)
     try:
         batch = Batch(

@@ -17,9 +17,9 @@ from orchestrator.alerts.log import LogNotifier
 from orchestrator.alerts.port import CountedNotifier
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Attempt, Ledger, Run
+from orchestrator.core.model.entities import Attempt, Run
 from orchestrator.core.model.states import RunState
-from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.server.counters import BOUNDS, Histogram, Tallies, Tally
 from tests.plane import at, attempts, finished_run, restart, spec
 
@@ -99,7 +99,7 @@ async def test_gpu_time_is_wall_time_of_every_gpu_and_outlives_the_server() -> N
 
 
 async def test_what_turns_out_a_stall_has_not_been_told_as_productive() -> None:
-    here, book = Here(at(100)), Ledger(bucket="productive", since=at(0))
+    here, book = Here(at(100)), Ledger(bucket=Bucket.PRODUCTIVE, since=at(0))
     here.newest = at(70)
     before = await counted(Tallies(), here, live(book))
     assert before.gpu_seconds["productive"] == 70 * 8
@@ -114,7 +114,7 @@ async def test_what_turns_out_a_stall_has_not_been_told_as_productive() -> None:
 async def test_a_save_that_is_booked_late_takes_nothing_back() -> None:
     here, tallies = Here(at(100)), Tallies()
     here.newest = at(100)
-    book = Ledger(bucket="productive", since=at(0))
+    book = Ledger(bucket=Bucket.PRODUCTIVE, since=at(0))
     told: Sequence[float] = []
     for now in (at(100), at(101), at(110)):
         here.newest = now

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from monitors.failures import Cause
-from monitors.types import Severity
+from monitors.types import FindingKind, Severity
 from orchestrator.core.model.entities import Attempt, Seat
 from orchestrator.core.model.states import AttemptState, IncidentState, RunState
+from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.views import logbook
 from orchestrator.database.port import JournalEntry
 from tests.plane import RUN_ID, at, attempts, finished_run, incident, restart
@@ -68,7 +69,7 @@ def test_a_hang_says_how_long_it_went_unnoticed() -> None:
 
 def test_a_rollback_and_a_replaced_node() -> None:
     spike = restart(
-        reason="loss 11.2 against a median of 2.31", rank=None, node=None, remedy="roll back",
+        reason="loss 11.2 against a median of 2.31", rank=None, node=None, remedy=Remedy.ROLL_BACK,
         cause=Cause.ANOMALY, resumed_step=40,
     )  # fmt: skip
     rolled = second(restart=spike, restored=f"{RUN_ID}/1/directory/40")
@@ -93,7 +94,8 @@ def test_a_recovery_that_is_not_over_or_failed() -> None:
 
 def test_incidents_that_led_to_no_restart_are_told_by_themselves() -> None:
     blip = incident(
-        id="01JNB0000000000000000BLIP", kind="loss_blip", severity=Severity.INFO, remedy="",
+        id="01JNB0000000000000000BLIP", kind=FindingKind.LOSS_BLIP, severity=Severity.INFO,
+        remedy=Remedy.RECORD,
         reason="loss 4.1 at step 80, back at once", state=IncidentState.OPEN, verdict="right",
         opened_at=at(80),
     )  # fmt: skip
@@ -172,9 +174,14 @@ def test_times_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("remedy", "words"), [("preempted", "Came back"), ("grow", "Went on"), ("shrink", "Went on")]
+    ("remedy", "words"),
+    [
+        (Remedy.PREEMPTED, "Came back"),
+        (Remedy.GROW, "Went on"),
+        (Remedy.SHRINK, "Went on"),
+    ],
 )
-def test_a_run_that_made_room_has_lost_nothing(remedy: str, words: str) -> None:
+def test_a_run_that_made_room_has_lost_nothing(remedy: Remedy, words: str) -> None:
     reason = "leaves its nodes for urgent, which has a higher priority"
     again = restart(cause=Cause.PREEMPTION, reason=reason, remedy=remedy, rank=None, node=None)
     told = tell(tries=second(restart=again))[2]

@@ -8,8 +8,9 @@ import json
 import math
 
 from monitors.failures import FailureClass
-from orchestrator.core.model.entities import Fault, Ledger, Node, Queue, Worker
+from orchestrator.core.model.entities import Fault, Node, Queue, Worker
 from orchestrator.core.model.states import NodeState, RunState, Trust, WorkerState
+from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.core.views.build import (
     check_node,
     newest_checkpoint,
@@ -58,7 +59,7 @@ def test_ettr_is_productive_over_all_but_queued() -> None:
 
 
 def test_the_open_bucket_counts_up_to_now_and_stops_at_the_end() -> None:
-    open_ledger = Ledger(bucket="productive", since=at(0))
+    open_ledger = Ledger(bucket=Bucket.PRODUCTIVE, since=at(0))
     live = finished_run(ended_at=None, state=RunState.RUNNING, ledger=open_ledger)
     assert run_detail(live, [], [], [], now=at(30)).seconds["productive"] == 30
     over = finished_run(ended_at=at(10), ledger=open_ledger)

@@ -16,6 +16,7 @@ from orchestrator.core.model.states import (
     RunState,
     WorkerState,
 )
+from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
@@ -30,7 +31,7 @@ _WHY = {
 }
 
 
-def asked(turn: Turn, run: Run, reason: str, *, remedy: str = "as asked") -> Restart:
+def asked(turn: Turn, run: Run, reason: str, *, remedy: Remedy = Remedy.AS_ASKED) -> Restart:
     """A restart that nothing failed for."""
     return Restart(
         attempt=run.attempt + 1,
@@ -92,7 +93,7 @@ def evict(turn: Turn, eviction: Eviction) -> None:
     whole = len(eviction.nodes) == len(snapshot.kept(turn.state, run))
     what = "leaves its nodes" if whole else f"leaves {len(eviction.nodes)} nodes and goes on"
     reason = f"{what} for {by.name}, {_WHY[eviction.why]}"
-    restart = asked(turn, run, reason, remedy="preempted" if whole else "shrink")
+    restart = asked(turn, run, reason, remedy=Remedy.PREEMPTED if whole else Remedy.SHRINK)
     turn.record(
         run.id, f"{reason}; it loses {eviction.lost_gpu_seconds:.0f} GPU s if it cannot save"
     )
@@ -111,4 +112,4 @@ def grow(turn: Turn, run_id: str) -> None:
     target = min(most, ready - run.spec.placement.standbys)
     if target > seats and snapshot.may_grow(attempt, turn.now):
         reason = f"grows from {seats} to {target} nodes"
-        ask(turn, run, asked(turn, run, reason, remedy="grow"))
+        ask(turn, run, asked(turn, run, reason, remedy=Remedy.GROW))

@@ -13,7 +13,7 @@ from jobs.events import (
     SaveFailed,
 )
 from monitors.failures import FailureClass
-from monitors.types import FindingKind, Severity
+from monitors.types import Severity
 from orchestrator.core.checkpoints import memory_tier, rollback
 from orchestrator.core.messages.events import (
     CheckpointPinned,
@@ -23,14 +23,13 @@ from orchestrator.core.messages.events import (
 from orchestrator.core.messages.gang_events import GangChecked, GangSaved
 from orchestrator.core.model.entities import Attempt, Checkpoint, Incident
 from orchestrator.core.model.states import AttemptState, IncidentState, Trust, WorkerState
-from orchestrator.core.policy import recovery
+from orchestrator.core.model.vocabulary import Remedy, SaveTrouble
+from orchestrator.core.policy import recovery, remedies
 from orchestrator.core.turn import Turn
 from orchestrator.errors import ConflictError, NotFoundError
 
 PAGE_AFTER_FAILED_SAVES = 2
 """Consecutive failed saves before someone is paged (FAILURES.md row 17)."""
-_FAILING_SAVES = "checkpoint_failed"
-_ANOMALIES = frozenset({FindingKind.LOSS_SPIKE.value, FindingKind.NON_FINITE.value})
 
 
 def on_saved(turn: Turn, event: GangSaved) -> None:
@@ -144,7 +143,7 @@ def _in_doubt(turn: Turn, checkpoint: str) -> Checkpoint | None:
 def _makes_up_for(turn: Turn, verified: Checkpoint) -> None:
     """A newer one has been read back: what was corrupt before it is no longer missed."""
     for incident in turn.state.incidents_of(verified.run):
-        corrupt = incident.kind == FailureClass.CHECKPOINT_CORRUPT.value
+        corrupt = incident.kind == FailureClass.CHECKPOINT_CORRUPT
         if corrupt and incident.evidence.get("step", verified.step) < verified.step:
             turn.resolve_incident(incident.id, f"step {verified.step} was saved and read back")
 
@@ -155,10 +154,10 @@ def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
     run = turn.run(checkpoint.run)
     incident = turn.open_incident(
         run,
-        kind=FailureClass.CHECKPOINT_CORRUPT.value,
+        kind=FailureClass.CHECKPOINT_CORRUPT,
         severity=Severity.WARNING,
         subject=f"checkpoint of step {checkpoint.step} ({checkpoint.tier})",
-        remedy="fall back to an older one",
+        remedy=Remedy.FALL_BACK,
         evidence={"step": checkpoint.step},
         reason=f"the {checkpoint.tier} checkpoint of step {checkpoint.step} is corrupt: {error}",
     )
@@ -202,7 +201,7 @@ def _clean_step(turn: Turn, attempt: Attempt) -> int:
     onsets = [
         incident.onset_step - 1
         for incident in turn.state.incidents_of(attempt.run)
-        if incident.kind in _ANOMALIES
+        if incident.kind in remedies.SPOILING
         and incident.state is IncidentState.OPEN
         and incident.attempt == attempt.number
         and incident.onset_step is not None
@@ -273,11 +272,11 @@ def on_save_failed(turn: Turn, event: SaveFailed) -> None:
     if known is None:
         known = turn.open_incident(
             run,
-            kind=_FAILING_SAVES,
+            kind=SaveTrouble.CHECKPOINT_FAILED,
             severity=Severity.WARNING,
             reason=reason,
             subject=f"rank {event.rank}",
-            remedy="training goes on; the next save tries again",
+            remedy=Remedy.NEXT_SAVE,
             evidence={"failed": 1, "step": event.step, "tier": event.tier.value},
         )
         turn.notify(run.id, known.severity, f"{run.name}: {reason}", known.id)
@@ -299,7 +298,7 @@ def _failing_saves(turn: Turn, run_id: str, tier: Tier) -> Incident | None:
         (
             incident
             for incident in turn.state.incidents_of(run_id)
-            if incident.kind == _FAILING_SAVES
+            if incident.kind == SaveTrouble.CHECKPOINT_FAILED
             and incident.state is not IncidentState.RESOLVED
             and incident.evidence["tier"] == tier.value
         ),

@@ -29,6 +29,7 @@ from pydantic import Field
 
 from monitors.failures import Cause, Failure, FailureClass
 from orchestrator.core.model.states import RunState
+from orchestrator.core.model.vocabulary import Remedy
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Restart:
     cause: Cause
     failure_class: FailureClass
     reason: str
-    remedy: str = "retry"
+    remedy: Remedy = Remedy.RETRY
     node: str | None = None
     rank: int | None = None
     incident: str | None = None

@@ -25,9 +25,10 @@ from orchestrator.core.model.states import (
     Trust,
     WorkerState,
 )
-from orchestrator.core.model.vocabulary import Timer, Timers
+from orchestrator.core.model.time_ledger import Ledger
+from orchestrator.core.model.vocabulary import IncidentKind, Remedy, Response, Timer, Timers
 from orchestrator.core.scheduling.node_table import NodeCapacity
-from orchestrator.core.scheduling.types import Claim, Quota
+from orchestrator.core.scheduling.types import Claim, Pending, Quota
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +52,6 @@ class Anomaly:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Ledger:
-    """Where the wall seconds of a run went (DESIGN section 7)."""
-
-    bucket: str = "queued"
-    """What the run is doing now."""
-    since: dt.datetime
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Closed time by bucket.
-
-    Productive, lost, restoring, starting, stalled, checkpointing, queued.
-    """
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One training job an operator cares about."""
 
@@ -76,8 +63,8 @@ class Run:
     state: RunState = RunState.QUEUED
     reason: str = ""
     """Why it is in this state, for a person."""
-    pending: str | None = None
-    """Why it waits, as a word of the scheduler's vocabulary (see scheduling.Pending)."""
+    pending: Pending | None = None
+    """Why it waits for nodes; None while it does not."""
     held_from: RunState | None = None
     attempt: int = 0
     """Number of the newest attempt."""
@@ -271,14 +258,17 @@ class Incident:
     """Id of the event that opened it."""
     run: str
     attempt: int
-    kind: str
-    """A FindingKind or a FailureClass."""
+    kind: IncidentKind
     severity: Severity
     state: IncidentState = IncidentState.OPEN
     subject: str = ""
     """`rank 1 on node-2`, a node, a checkpoint."""
     onset_step: int | None = None
-    remedy: str = ""
+    remedy: Remedy | None = None
+    """None: nothing is to be done about it."""
+    response: Response = Response.ACTED
+    remedy_seconds: float | None = None
+    """Seconds after which the remedy starts by itself: an `ask`, or the next agent."""
     reason: str
     evidence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     opened_at: dt.datetime

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Mapping
 from enum import StrEnum
-
-from orchestrator.core.model.entities import Ledger
 
 
 class Bucket(StrEnum):
@@ -21,6 +20,18 @@ class Bucket(StrEnum):
     QUEUED = "queued"  # waiting for nodes, or held with nothing running
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Seconds by bucket. Every second since the submission is in exactly one of them."""
+
+    bucket: Bucket = Bucket.QUEUED
+    """What the run is doing now."""
+    since: dt.datetime
+    """When it began to."""
+    seconds: Mapping[Bucket, float] = dataclasses.field(default_factory=dict)
+    """Closed time; the time since `since` is not in it yet."""
+
+
 def switch(ledger: Ledger, bucket: Bucket, at: dt.datetime) -> Ledger:
     """Close the current bucket at `at` and open another.
 
@@ -29,7 +40,7 @@ def switch(ledger: Ledger, bucket: Bucket, at: dt.datetime) -> Ledger:
     at = max(at, ledger.since)
     spent = (at - ledger.since).total_seconds()
     seconds = {**ledger.seconds, ledger.bucket: ledger.seconds.get(ledger.bucket, 0.0) + spent}
-    return dataclasses.replace(ledger, bucket=bucket.value, since=at, seconds=seconds)
+    return dataclasses.replace(ledger, bucket=bucket, since=at, seconds=seconds)
 
 
 def move(ledger: Ledger, source: Bucket, target: Bucket, seconds: float) -> Ledger:
@@ -37,16 +48,16 @@ def move(ledger: Ledger, source: Bucket, target: Bucket, seconds: float) -> Ledg
     moved = min(max(0.0, seconds), ledger.seconds.get(source, 0.0))
     book = {
         **ledger.seconds,
-        source.value: ledger.seconds.get(source, 0.0) - moved,
-        target.value: ledger.seconds.get(target, 0.0) + moved,
+        source: ledger.seconds.get(source, 0.0) - moved,
+        target: ledger.seconds.get(target, 0.0) + moved,
     }
     return dataclasses.replace(ledger, seconds=book)
 
 
 def totals(ledger: Ledger, now: dt.datetime) -> dict[str, float]:
     """Seconds by bucket, the open one counted up to `now`."""
-    closed = switch(ledger, Bucket(ledger.bucket), now)
-    return {bucket.value: closed.seconds.get(bucket.value, 0.0) for bucket in Bucket}
+    closed = switch(ledger, ledger.bucket, now)
+    return {bucket.value: closed.seconds.get(bucket, 0.0) for bucket in Bucket}
 
 
 def ettr(ledger: Ledger, now: dt.datetime) -> float | None:

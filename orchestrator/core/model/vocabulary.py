@@ -12,6 +12,9 @@ import datetime as dt
 from collections.abc import Mapping
 from enum import StrEnum
 
+from monitors.failures import FailureClass
+from monitors.types import FindingKind
+
 
 class Timer(StrEnum):
     """A deadline of a run. Some have a subject: the worker or the incident they are about."""
@@ -32,3 +35,47 @@ class Timer(StrEnum):
 
 Timers = Mapping[Timer, Mapping[str, dt.datetime]]
 """Deadlines by timer and subject; the subject is empty for a timer that has none."""
+
+
+class Remedy(StrEnum):
+    """What is done about a failure, a finding or a request."""
+
+    RETRY = "retry"  # a new attempt on the same nodes, from the newest checkpoint that loads
+    REPLACE_NODE = "replace node"  # a new attempt that avoids the node that failed
+    ROLL_BACK = "roll back"  # a new attempt from the newest good checkpoint before the onset
+    ROLL_BACK_AND_SKIP = "roll back and skip batches"  # the same, and the batches are quarantined
+    HOLD = "hold"  # the run is held and people are paged: the next step cannot be undone
+    STOP = "stop"  # the run ends as failed and people are paged
+    AS_ASKED = "as asked"  # a restart or a rollback that a person asked for
+    PREEMPTED = "preempted"  # the run saves and leaves all its nodes to another run
+    SHRINK = "shrink"  # an elastic run saves, leaves some nodes and goes on with the rest
+    GROW = "grow"  # an elastic run saves and starts again on more nodes
+    MOVE_AWAY = "move away"  # the run saves and leaves a node that is drained
+    RESTART = "restart"  # of a hang: stacks are captured, then the attempt is stopped and judged
+    RECORD = "recorded"  # the incident is recorded; nothing else is done
+    FALL_BACK = "fall back to an older one"  # a corrupt checkpoint is never offered again
+    NEXT_SAVE = "training goes on; the next save tries again"  # a save failed; no restart
+    NEW_AGENT = "another agent"  # a standby agent is launched again after a pause
+
+
+class Response(StrEnum):
+    """How far babysit went with the remedy of an incident."""
+
+    ACTED = "acted"  # the remedy was started, or nothing had to be started
+    OBSERVED = "observed"  # the spec says `observe`: the incident only says what would be done
+    HELD = "held"  # a hold applies: the remedy waits for the release
+    ASKED = "asked"  # people were asked; without an answer the remedy starts by itself
+
+
+class SaveTrouble(StrEnum):
+    """What can be wrong with saving, besides a checkpoint that is corrupt."""
+
+    CHECKPOINT_FAILED = "checkpoint_failed"  # a save failed; training goes on without it
+
+
+IncidentKind = FindingKind | FailureClass | SaveTrouble
+"""What an incident is about.
+
+A union rather than an enum of its own, so that a new monitor adds its word in one place. `hang` is
+a finding and a failure class, and means the same as either: compare kinds with `==`, never `is`.
+"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from monitors.failures import Failure
 from monitors.types import Severity
 from orchestrator.core.model.entities import Worker
-from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.model.vocabulary import Remedy, Timer
 from orchestrator.core.placement.snapshot import STANDBY_SECONDS
 from orchestrator.core.turn import Turn
 
@@ -27,11 +27,12 @@ def lost(turn: Turn, worker: Worker, failure: Failure) -> None:
     turn.set_timer(worker.run, Timer.STANDBY, pause)
     incident = turn.open_incident(
         turn.run(worker.run),
-        kind=failure.failure_class.value,
+        kind=failure.failure_class,
         severity=Severity.WARNING,
         reason=failure.reason,
         subject=worker.node,
-        remedy=f"another agent in {pause:.0f} s",
+        remedy=Remedy.NEW_AGENT,
+        remedy_seconds=pause,
         evidence={"signature": failure.signature},
     )
     turn.resolve_incident(incident.id, "training goes on without it")

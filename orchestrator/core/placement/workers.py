@@ -100,15 +100,13 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
         run = turn.change_run(run.id, claim=claim)
     why = _WHY[wait.why].format(pack=run.spec.placement.pack)
     reason = f"waits for {wait.missing} {'node' if wait.missing == 1 else 'nodes'}: {why}"
-    if run.pending == wait.why.value and run.reason == reason:
+    if run.pending is wait.why and run.reason == reason:
         return
     book = time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
     if run.state in {RunState.STARTING, RunState.RECOVERING}:
-        turn.change_run(
-            run.id, state=RunState.QUEUED, reason=reason, pending=wait.why.value, ledger=book
-        )
+        turn.change_run(run.id, state=RunState.QUEUED, reason=reason, pending=wait.why, ledger=book)
     else:
-        turn.change_run(run.id, reason=reason, pending=wait.why.value, ledger=book)
+        turn.change_run(run.id, reason=reason, pending=wait.why, ledger=book)
 
 
 def _stop_its_time(turn: Turn, run: Run) -> Run:

@@ -15,18 +15,9 @@ from monitors.failures import Cause, Failure, FailureClass
 from orchestrator.core.model.decisions import Rollback, RollbackTo
 from orchestrator.core.model.entities import Anomaly, Attempt, Budget, Checkpoint, Node, Run
 from orchestrator.core.model.states import Trust
+from orchestrator.core.model.vocabulary import Remedy
+from orchestrator.core.policy import remedies
 
-CORDONED_AT_ONCE = frozenset({FailureClass.GPU_HARDWARE, FailureClass.GPU_INTERCONNECT})
-"""Classes that condemn the node at the first occurrence (FAILURES.md rows 1, 3, 4)."""
-MAY_BE_THE_CHECKPOINT = frozenset(
-    {
-        FailureClass.UNKNOWN,
-        FailureClass.SIGNAL,
-        FailureClass.NUMERICS,
-        FailureClass.CHECKPOINT_CORRUPT,
-    }
-)
-"""Repeated before the first new step after a load, these cast doubt on the checkpoint (row 22)."""
 AVOIDED = 16
 """Nodes a run avoids at most, the latest: over weeks it would come to avoid every spare."""
 LEMON_FAULTS, LEMON_WINDOW = 3, dt.timedelta(hours=24)
@@ -56,14 +47,10 @@ NAN_AFTER_LOAD_STEPS = 3
 class Verdict:
     """What to do, and what to remember."""
 
-    remedy: str
+    remedy: Remedy
     reason: str
     cause: Cause
     failure_class: FailureClass
-    stop: bool = False
-    """End the run as failed."""
-    hold: bool = False
-    """Wait for a person: what is to be done cannot be undone."""
     delay: float = 0.0
     """Seconds to wait before the next attempt."""
     budgets: Mapping[str, Budget]
@@ -95,9 +82,9 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
         return _judge_anomaly(run, attempt, case, case.onset_step)
     failure = case.failure
     budgets, count = charge(run, failure)
-    limit = _limit(run, failure.cause)
+    limit = remedies.budget_of(run.spec, failure.cause)
     verdict = Verdict(
-        remedy="retry",
+        remedy=Remedy.RETRY,
         reason=failure.reason,
         cause=failure.cause,
         failure_class=failure.failure_class,
@@ -106,14 +93,14 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
     )
     if failure.signature == NOTHING_LOADED and count > min(limit, LOAD_TRIES):
         reason = f"{failure.reason} ({count} times)"
-        return dataclasses.replace(verdict, remedy="hold", reason=reason, hold=True)
+        return dataclasses.replace(verdict, remedy=Remedy.HOLD, reason=reason)
     if count > limit or budgets[STUCK].count > max(limit, run.spec.recovery.infrastructure):
         reason = _stop_reason(failure, count)
-        return dataclasses.replace(verdict, remedy="stop", reason=reason, stop=True)
+        return dataclasses.replace(verdict, remedy=Remedy.STOP, reason=reason)
     avoid, cordon = _blame(case, node, count, now)
     return dataclasses.replace(
         verdict,
-        remedy="replace node" if avoid else "retry",
+        remedy=Remedy.REPLACE_NODE if avoid else Remedy.RETRY,
         reason=_retry_reason(failure, count, limit, avoid),
         delay=_back_off(count),
         avoid=avoid,
@@ -150,15 +137,6 @@ def charge_launch(run: Run, reason: str) -> tuple[dict[str, Budget], int]:
     return {**run.budgets, LAUNCH: budget}, count
 
 
-def _limit(run: Run, cause: Cause) -> float:
-    recovery = run.spec.recovery
-    return {
-        Cause.INFRASTRUCTURE: recovery.infrastructure,
-        Cause.USER: recovery.user,
-        Cause.ANOMALY: recovery.anomaly,
-    }.get(cause, float("inf"))
-
-
 def _stop_reason(failure: Failure, count: int) -> str:
     if failure.cause is Cause.USER:
         return failure.reason
@@ -187,7 +165,7 @@ def _blame(
     """
     if node is None or case.failure.cause is not Cause.INFRASTRUCTURE:
         return None, None
-    if case.failure.failure_class in CORDONED_AT_ONCE:
+    if remedies.FAILURES[case.failure.failure_class].remedy is Remedy.REPLACE_NODE:
         return node.id, node.id
     recent = [fault for fault in node.faults if now - fault.at <= LEMON_WINDOW]
     if count > 1 or len(recent) >= LEMON_FAULTS:
@@ -201,7 +179,8 @@ def _doubt(attempt: Attempt, failure: Failure, count: int) -> str | None:
     It was loaded, and the same failure came back before any new step.
     """
     stepped = attempt.first_step_at is not None
-    suspect = failure.failure_class in MAY_BE_THE_CHECKPOINT and failure.cause is not Cause.USER
+    rule = remedies.FAILURES[failure.failure_class]
+    suspect = rule.suspects_checkpoint and failure.cause is not Cause.USER
     if count > 1 and not stepped and suspect:
         return attempt.restored
     return None
@@ -222,7 +201,7 @@ def _judge_anomaly(run: Run, attempt: Attempt, case: Case, onset_step: int) -> V
     budget = Budget(signature=signature, count=charged, best_step=run.best_step)
     soon = onset_step <= attempt.start_step + NAN_AFTER_LOAD_STEPS
     verdict = Verdict(
-        remedy="roll back",
+        remedy=Remedy.ROLL_BACK,
         reason=case.failure.reason,
         cause=Cause.ANOMALY,
         failure_class=FailureClass.NUMERICS,
@@ -234,16 +213,14 @@ def _judge_anomaly(run: Run, attempt: Attempt, case: Case, onset_step: int) -> V
         what = "it came back" if charged == count else "no new step was reached"
         why = f"{what} after {charged - 1} rollbacks: the model or its data must change"
         reason = f"{case.failure.reason}; {why}"
-        return dataclasses.replace(verdict, remedy="stop", reason=reason, stop=True)
+        return dataclasses.replace(verdict, remedy=Remedy.STOP, reason=reason)
     if count == 1 or spike.skip_batches == 0 or case.onset_batch <= 0:
         return verdict
     margin = (count - 2) * spike.skip_batches // 4
     skip = (max(1, case.onset_batch - margin), case.onset_batch + spike.skip_batches - 1)
     why = f"it came back after a rollback, so batches {skip[0]} to {skip[1]} are quarantined"
     reason = f"{case.failure.reason}; {why}"
-    return dataclasses.replace(
-        verdict, remedy="roll back and skip batches", reason=reason, skip=skip
-    )
+    return dataclasses.replace(verdict, remedy=Remedy.ROLL_BACK_AND_SKIP, reason=reason, skip=skip)
 
 
 def _without_progress(run: Run) -> int:

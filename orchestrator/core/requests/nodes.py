@@ -10,6 +10,7 @@ from orchestrator.core.messages.events import CapacityChanged, NodeChanged, Node
 from orchestrator.core.model.entities import Node
 from orchestrator.core.model.records import MAINTENANCE, Cordon, Window
 from orchestrator.core.model.states import NodeState
+from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.turn import Turn
 from orchestrator.errors import NotFoundError
@@ -155,7 +156,7 @@ def _move_away(turn: Turn, run_id: str, node: Node) -> None:
     if preemption.have_no_seat(turn, run_id, (node.id,)):
         worker_placement.end_workers(turn, run_id, (node.id,), reason)
         return
-    restart = preemption.asked(turn, run, reason, remedy="move away")
+    restart = preemption.asked(turn, run, reason, remedy=Remedy.MOVE_AWAY)
     preemption.ask(turn, run, dataclasses.replace(restart, node=node.id))
 
 

@@ -27,7 +27,7 @@ from orchestrator.core.model.decisions import (
     RollbackTo,
     Settled,
 )
-from orchestrator.core.model.entities import Ledger, Run
+from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
@@ -35,7 +35,7 @@ from orchestrator.core.model.states import (
     RunState,
     Trust,
 )
-from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.policy import admission
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
@@ -64,7 +64,7 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
         owner=event.owner or event.spec.owner,
         submitted_at=turn.now,
         reason="waits for the scheduler",
-        ledger=Ledger(bucket=Bucket.QUEUED.value, since=turn.now),
+        ledger=Ledger(bucket=Bucket.QUEUED, since=turn.now),
     )
     turn.put(run)
     turn.schedule_wanted = True

@@ -41,7 +41,7 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.time_ledger import Bucket
-from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.placement import standby_nodes
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy import recovery
@@ -283,11 +283,11 @@ def _judge(turn: Turn, run: Run, decision: Retry | Rollback, failure: Failure) -
         incident=incident,
     )
     _remember(turn, run.id, verdict)
-    if verdict.stop:
+    if verdict.remedy is Remedy.STOP:
         turn.notify(run.id, Severity.CRITICAL, f"{run.name} stops: {verdict.reason}", incident)
         attempt_lifecycle.finish_run(turn, run.id, RunState.FAILED, verdict.reason)
         return
-    if verdict.hold:
+    if verdict.remedy is Remedy.HOLD:
         # Judged already: a release must not charge the budget a second time.
         waiting = dataclasses.replace(decision, restart=restart, stage=Settled())
         turn.change_run(run.id, decision=waiting)
@@ -306,7 +306,9 @@ def _incident(
     """The incident of this failure: the monitor's if it opened one, or a new one."""
     known = turn.state.incidents.get(restart.incident or "")
     if known is not None and known.state is not IncidentState.RESOLVED:
-        turn.change_incident(known.id, state=IncidentState.MITIGATING, remedy=verdict.remedy)
+        turn.change_incident(
+            known.id, state=IncidentState.MITIGATING, remedy=verdict.remedy, response=Response.ACTED
+        )
         return known.id
     subject = " on ".join(
         part
@@ -315,8 +317,8 @@ def _incident(
     )
     return turn.open_incident(
         run,
-        kind=failure.failure_class.value,
-        severity=Severity.CRITICAL if verdict.stop else Severity.WARNING,
+        kind=failure.failure_class,
+        severity=Severity.CRITICAL if verdict.remedy is Remedy.STOP else Severity.WARNING,
         reason=verdict.reason,
         subject=subject,
         remedy=verdict.remedy,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import datetime as dt
 
 from jobs.spec import Action
-from monitors.failures import Failure, FailureClass
-from monitors.types import Finding, FindingKind, Severity
+from monitors.failures import Failure
+from monitors.types import Finding, Severity
 from orchestrator.core.attempts import lifecycle as gang
 from orchestrator.core.messages.events import FindingRaised
-from orchestrator.core.model.decisions import Restart, Retry, Rollback, Unjudged
+from orchestrator.core.model.decisions import Decision, Restart, Retry, Rollback, Unjudged
 from orchestrator.core.model.entities import Attempt, Incident, Run
 from orchestrator.core.model.states import (
     RUNNABLE_ATTEMPT_STATES,
     IncidentState,
 )
-from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.model.vocabulary import Remedy, Response, Timer
+from orchestrator.core.policy import remedies
 from orchestrator.core.supervision import failures as recovering
 from orchestrator.core.supervision.hangs import capture_stacks, end_hang, node_of
 from orchestrator.core.turn import Turn
@@ -27,60 +28,70 @@ A run that loses time at night must not wait for the morning.
 """
 
 
-_RECORDED = frozenset({FindingKind.LOSS_BLIP, FindingKind.GRAD_NORM_SPIKE, FindingKind.STRAGGLER})
-
-
 def on_finding(turn: Turn, event: FindingRaised) -> None:
-    """A monitor found something: record it, say what would be done, or do it."""
+    """Open an incident for what a monitor found, and follow the row of its kind in the table.
+
+    Depending on the row, the spec and holds, the incident is only recorded, says what would be
+    done, asks people first, or starts the remedy. Findings about an attempt that is being stopped
+    are recorded in the journal only: its failure is judged already.
+    """
     run, attempt, finding = turn.run(event.run), turn.state.attempts[event.run], event.finding
     if attempt.state not in RUNNABLE_ATTEMPT_STATES:
         turn.record(run.id, f"{finding.reason}; the attempt is being stopped already")
         return
+    rule = remedies.FINDINGS[finding.kind]
     incident = turn.open_incident(
         run,
-        kind=finding.kind.value,
+        kind=finding.kind,
         severity=finding.severity,
         reason=finding.reason,
         subject=_subject(attempt, finding),
         onset_step=finding.onset_step,
+        remedy=rule.remedy,
         evidence={**finding.evidence, "finding": finding.model_dump(mode="json")},
     )
-    if finding.kind in _RECORDED:
-        turn.change_incident(incident.id, remedy="recorded")
+    if rule.only_recorded:
         turn.resolve_incident(incident.id, "recorded only")
         return
-    held = turn.held(run.id)
-    action = _action(run, finding)
-    if finding.kind is FindingKind.HANG:  # to hear at once if it goes on by itself
+    if rule.remedy is Remedy.RESTART:  # so that a step that ends after all is noticed at once
         soon = min(attempt.milestone, finding.detected_step + 1)
         turn.change_attempt(run.id, milestone=soon)
-    if held or action is Action.OBSERVE:
-        why = "held" if held else "the spec says observe"
-        turn.change_incident(incident.id, remedy=f"none ({why}); would {_would(finding)}")
+    action = remedies.action_of(run.spec, finding.kind)
+    if turn.held(run.id):
+        turn.change_incident(incident.id, response=Response.HELD)
+    elif action is Action.OBSERVE:
+        turn.change_incident(incident.id, response=Response.OBSERVED)
     elif action is Action.ASK:
-        turn.change_incident(
-            incident.id, remedy=f"asked; will {_would(finding)} in {ASK_SECONDS:.0f} s"
-        )
-        turn.notify(
-            run.id,
-            Severity.CRITICAL,
-            f"{run.name}: {finding.reason}. Shall I {_would(finding)}?",
-            incident.id,
-        )
-        turn.set_timer(run.id, Timer.ASK, ASK_SECONDS, subject=incident.id)
+        _ask(turn, run, incident)
     else:
         act(turn, run, incident, finding)
 
 
+def _ask(turn: Turn, run: Run, incident: Incident) -> None:
+    turn.change_incident(incident.id, response=Response.ASKED, remedy_seconds=ASK_SECONDS)
+    proposal = remedies.in_words(incident.remedy or Remedy.RECORD, incident.onset_step)
+    text = f"{run.name}: {incident.reason}. Shall I {proposal}?"
+    turn.notify(run.id, Severity.CRITICAL, text, incident.id)
+    turn.set_timer(run.id, Timer.ASK, ASK_SECONDS, subject=incident.id)
+
+
 def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
-    """Begin the remedy of a finding."""
-    turn.change_incident(incident.id, state=IncidentState.MITIGATING, remedy=_would(finding))
+    """Start the remedy of a finding: decide, book the time since the onset, end the attempt.
+
+    There are three ways to get here: a finding under `act`, an `ask` that nobody answered
+    (:func:`act_unanswered`), and the end of a hold (:func:`resume`). The attempt must be starting
+    or running. What follows is judged when it is dead, by
+    :func:`orchestrator.core.supervision.failures.decide`.
+
+    Raises:
+        KeyError: No row of the remedy table says what the finding is judged as.
+    """
+    rule = remedies.FINDINGS[finding.kind]
+    if rule.failure_class is None:
+        raise KeyError(f"{finding.kind} is only recorded: there is no remedy to start")
+    turn.change_incident(incident.id, state=IncidentState.MITIGATING, response=Response.ACTED)
     failure = Failure(
-        failure_class=FailureClass.HANG
-        if finding.kind is FindingKind.HANG
-        else FailureClass.NUMERICS,
-        reason=finding.reason,
-        signature=f"{finding.kind}",
+        failure_class=rule.failure_class, reason=finding.reason, signature=f"{finding.kind}"
     )
     failed_at = min(dt.datetime.fromtimestamp(finding.onset_time, dt.UTC), turn.now)
     restart = Restart(
@@ -95,22 +106,20 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
         detected_at=turn.now,
         best_step=run.best_step,
     )
-    anomaly = finding.kind is not FindingKind.HANG
-    decision = (
-        Rollback(
+    stage = Unjudged(failure=failure)
+    decision: Decision = Retry(restart=restart, stage=stage)
+    if rule.spoils_checkpoints:
+        decision = Rollback(
             restart=restart,
             onset_step=finding.onset_step,
             onset_batch=finding.onset_batch,
-            stage=Unjudged(failure=failure),
+            stage=stage,
         )
-        if anomaly
-        else Retry(restart=restart, stage=Unjudged(failure=failure))
-    )
     turn.change_run(run.id, decision=decision)
     recovering.book_downtime(turn, run.id, failed_at, finding.reason)
-    if anomaly:
+    if rule.spoils_checkpoints:
         gang.stop_attempt(turn, run.id, finding.reason)
-    else:
+    else:  # the processes are the evidence of why nothing moves: look before they are killed
         capture_stacks(turn, run.id, finding.reason)
 
 
@@ -137,7 +146,7 @@ def resume(turn: Turn, run_id: str) -> None:
         and incident.acknowledged_by is None  # else someone has taken it on
         and run.due(Timer.ASK, incident.id) is None
     ]
-    waiting.sort(key=lambda i: (i.kind == FindingKind.HANG.value, i.onset_step or 0))
+    waiting.sort(key=lambda i: (i.kind not in remedies.SPOILING, i.onset_step or 0))
     _act_late(turn, run_id, waiting)
 
 
@@ -149,22 +158,9 @@ def _act_late(turn: Turn, run_id: str, incidents: list[Incident]) -> None:
     for incident in incidents:
         if incident.state is IncidentState.OPEN and incident.attempt == attempt.number:
             finding = Finding.model_validate(incident.evidence["finding"])
-            if _action(run, finding) is not Action.OBSERVE:
+            if remedies.action_of(run.spec, finding.kind) is not Action.OBSERVE:
                 act(turn, run, incident, finding)
                 return
-
-
-def _action(run: Run, finding: Finding) -> Action:
-    monitors = run.spec.monitors
-    return monitors.hang.action if finding.kind is FindingKind.HANG else monitors.loss_spike.action
-
-
-def _would(finding: Finding) -> str:
-    return (
-        "restart"
-        if finding.kind is FindingKind.HANG
-        else f"roll back to before step {finding.onset_step}"
-    )
 
 
 def _subject(attempt: Attempt, finding: Finding) -> str:

@@ -27,7 +27,7 @@ def end_hangs(turn: Turn, run_id: str, step: int) -> None:
     """A hang about which nothing was done is over when a step ends."""
     for incident in turn.state.incidents_of(run_id):
         if (
-            incident.kind == FindingKind.HANG.value
+            incident.kind == FindingKind.HANG
             and incident.state is IncidentState.OPEN
             and (incident.onset_step or 0) < step
         ):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
-from monitors.failures import Cause, Failure, FailureClass
+from monitors.failures import Cause, Failure
 from monitors.types import Severity
 from orchestrator.core.model.entities import Fault, Node
 from orchestrator.core.model.states import NodeState
+from orchestrator.core.policy import remedies
 from orchestrator.core.turn import Turn
 
 BREAKER_WINDOW = dt.timedelta(minutes=5)
@@ -17,15 +18,6 @@ BREAKER_NODES, BREAKER_SHARE = 3, 0.10
 
 It is the network, the storage, or us.
 """
-_NODE_FAULTS = frozenset(
-    {
-        FailureClass.WORKER_LOST,
-        FailureClass.GPU_HARDWARE,
-        FailureClass.GPU_INTERCONNECT,
-        FailureClass.NETWORK,
-        FailureClass.STORAGE,
-    }
-)
 _KEPT_FAULTS = 20
 
 
@@ -70,6 +62,7 @@ def _faulty_lately(turn: Turn, node: Node) -> bool:
     if not node.faults or turn.now - node.faults[-1].at > BREAKER_WINDOW:
         return False
     return any(
-        fault.failure_class in _NODE_FAULTS and turn.now - fault.at <= BREAKER_WINDOW
+        remedies.FAILURES[fault.failure_class].trips_breaker
+        and turn.now - fault.at <= BREAKER_WINDOW
         for fault in reversed(node.faults)
     )

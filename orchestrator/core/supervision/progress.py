@@ -66,11 +66,11 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
     if restart is not None and recovered:
         turn.change_attempt(run_id, restart=dataclasses.replace(restart, recovered_at=at))
         turn.resolve_incident(restart.incident, f"training passed step {restart.best_step} again")
-        fallen_back = FailureClass.CHECKPOINT_CORRUPT.value  # found as this attempt loaded
+        fallen_back = FailureClass.CHECKPOINT_CORRUPT  # found as this attempt loaded
         for other in turn.state.incidents_of(run_id):
             if other.attempt < attempt.number or other.kind == fallen_back:
                 turn.resolve_incident(other.id, f"training passed step {restart.best_step} again")
-    if run.ledger.bucket != Bucket.PRODUCTIVE:
+    if run.ledger.bucket is not Bucket.PRODUCTIVE:
         turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.PRODUCTIVE, at))
     if recovered or turn.run(run_id).state is not RunState.RUNNING:
         since = (
@@ -85,7 +85,7 @@ def _book_saves(turn: Turn, run: Run, attempt: Attempt, event: StepReached) -> N
     more = event.blocked_seconds - attempt.blocked_seconds
     if more > 0:
         ended = min(event.at, turn.now)  # what came after that step may have been a stall
-        closed = ledger.switch(run.ledger, Bucket(run.ledger.bucket), ended)
-        booked = ledger.move(closed, Bucket(run.ledger.bucket), Bucket.CHECKPOINTING, more)
+        closed = ledger.switch(run.ledger, run.ledger.bucket, ended)
+        booked = ledger.move(closed, run.ledger.bucket, Bucket.CHECKPOINTING, more)
         turn.change_run(run.id, ledger=booked)
         turn.change_attempt(run.id, blocked_seconds=event.blocked_seconds)

@@ -43,6 +43,7 @@ from orchestrator.core.views.models import (
     RunView,
     WindowView,
 )
+from orchestrator.core.views.remedy_text import incident_remedy
 
 _LOADABLE = frozenset({Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD})
 
@@ -87,7 +88,7 @@ def _run_fields(
         "name": run.name,
         "state": run.state,
         "reason": run.reason,
-        "pending": run.pending,
+        "pending": None if run.pending is None else run.pending.value,
         "owner": run.owner,
         "project": run.spec.project,
         "queue": run.spec.queue,
@@ -112,7 +113,7 @@ def restart_view(restart: Restart) -> RestartView:
         cause=restart.cause.value,
         failure_class=restart.failure_class.value,
         reason=restart.reason,
-        remedy=restart.remedy,
+        remedy=restart.remedy.value,
         node=restart.node,
         rank=restart.rank,
         incident=restart.incident,
@@ -130,12 +131,12 @@ def incident_view(incident: Incident) -> IncidentView:
         id=incident.id,
         run=incident.run,
         attempt=incident.attempt,
-        kind=incident.kind,
+        kind=incident.kind.value,
         severity=incident.severity.value,
         state=incident.state.value,
         subject=incident.subject,
         onset_step=incident.onset_step,
-        remedy=incident.remedy,
+        remedy=incident_remedy(incident),
         reason=incident.reason,
         opened_at=incident.opened_at,
         resolved_at=incident.resolved_at,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 
 from jobs.spec import RunSpec
-from orchestrator.core.model.entities import Ledger, Run
+from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
+from orchestrator.core.model.time_ledger import Ledger
 from orchestrator.core.placement import snapshot
 from orchestrator.core.policy import admission
 from orchestrator.core.policy.time_limits import GRACE_SECONDS

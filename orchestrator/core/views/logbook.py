@@ -11,8 +11,11 @@ from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.entities import Attempt, Incident, Run
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, IncidentState, RunState
+from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.views.models import StoryView
+from orchestrator.core.views.remedy_text import incident_remedy
 
+_ROLLBACKS = frozenset({Remedy.ROLL_BACK, Remedy.ROLL_BACK_AND_SKIP})
 _NOTICED_LATE_SECONDS = 2.0
 """Below this, how long a failure went unnoticed is not worth a clause."""
 
@@ -128,11 +131,11 @@ def _remedy(restart: Restart, before: Attempt | None, attempt: Attempt) -> str:
     source = f"step {step} ({tier})" if tier else "the beginning"
     if attempt.candidates and not attempt.restored_ranks:
         source = "a checkpoint"
-    if restart.remedy.startswith("roll back"):
+    if restart.remedy in _ROLLBACKS:
         return f"Rolled back to {source}:"
     if restart.cause is Cause.PREEMPTION:
         nodes = ", ".join(seat.node for seat in attempt.seats)
-        again = "Came back" if restart.remedy == "preempted" else "Went on"
+        again = "Came back" if restart.remedy is Remedy.PREEMPTED else "Went on"
         return f"{again} on {nodes}, from {source}:"
     old = {seat.node for seat in before.seats} if before else set()
     new = {seat.node for seat in attempt.seats}
@@ -154,7 +157,8 @@ def _outcome(restart: Restart, attempt: Attempt) -> str:
 
 def _incident_line(incident: Incident) -> StoryView:
     reason = incident.reason.rstrip(".")
-    remedy = f"Remedy: {incident.remedy}." if incident.remedy else "Only recorded."
+    recorded = incident.remedy in {None, Remedy.RECORD}
+    remedy = "Only recorded." if recorded else f"Remedy: {incident_remedy(incident)}."
     still = "" if incident.state is IncidentState.RESOLVED else " It is still open."
     verdict = f" Judged {incident.verdict}." if incident.verdict else ""
     return StoryView(at=incident.opened_at, text=f"{reason}. {remedy}{still}{verdict}")

@@ -97,7 +97,7 @@ class Tally:
                     self.restarts[entity.run, entity.number] = restart
                 case Incident() if entity.id not in self._seen:
                     self._seen.add(entity.id)
-                    self.incidents[entity.kind] += 1
+                    self.incidents[entity.kind.value] += 1
                 case Node(state=NodeState.CORDONED, by="babysit"):
                     self.cordoned.add(entity.id)
                 case Fleet():
@@ -120,7 +120,7 @@ class Tally:
         tally.run = run
         if run.decision is not None and tally.blamed_in != run.attempt:
             # Nothing failed in this attempt: another run or a person has stopped it.
-            tally.blame, tally.blamed_in = run.decision.restart.remedy, run.attempt
+            tally.blame, tally.blamed_in = run.decision.restart.remedy.value, run.attempt
 
     @staticmethod
     def _book(tally: RunTally, old: Run, new: Run) -> None:
@@ -183,5 +183,5 @@ class Tally:
         for tally in self.runs.values():
             run = tally.run
             if run.state not in TERMINAL_RUN_STATES:
-                book = time_ledger.switch(run.ledger, Bucket(run.ledger.bucket), now)
+                book = time_ledger.switch(run.ledger, run.ledger.bucket, now)
                 self._run(dataclasses.replace(run, ledger=book))

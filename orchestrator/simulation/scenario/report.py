@@ -155,7 +155,7 @@ def _failures(world: World) -> list[Data]:
 
 
 def _restarts(restarts: Iterable[Restart]) -> list[Data]:
-    counts = Counter((str(r.failure_class), str(r.cause), r.remedy) for r in restarts)
+    counts = Counter((str(r.failure_class), str(r.cause), r.remedy.value) for r in restarts)
     return [
         {"class": class_, "cause": cause, "remedy": remedy, "count": count}
         for (class_, cause, remedy), count in sorted(

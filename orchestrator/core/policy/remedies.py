@@ -1,0 +1,158 @@
+"""The remedy table: what babysit does about each kind of finding and each class of failure.
+
+Monitors say what they found and classifiers say what a rank died of; neither knows a remedy. This
+table does, in one place, so that a kind without a row cannot inherit the remedy of another one by
+accident: every lookup raises KeyError, and a test demands a row for each member of both enums.
+
+Supervision reads it to act on findings, recovery to judge failures, checkpoints to know which
+incidents cast doubt on what was saved, node faults to trip the breaker. Budgets are counted in
+:mod:`orchestrator.core.policy.recovery`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import cast
+
+from jobs.spec import Action, RunSpec
+from monitors.failures import CAUSE_OF, Cause, FailureClass
+from monitors.types import FindingKind
+from orchestrator.core.model.vocabulary import Remedy
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One row: what is done about a finding or a failure."""
+
+    remedy: Remedy
+    """The first remedy. A budget that is spent turns it into `stop`."""
+    failure_class: FailureClass | None
+    """The class it is judged as; None: it is only recorded, and never judged."""
+    setting: str | None = None
+    """Path in the run spec of the action (act, ask or observe); None: babysit always acts."""
+    spoils_checkpoints: bool = False
+    """True for an anomaly: what was saved from the onset on cannot be trusted, so the run goes back
+    to before it, and no later step counts as clean while the incident is open."""
+    suspects_checkpoint: bool = False
+    """True if the same failure, again before the first new step after a load, may be the fault of
+    the checkpoint that was loaded (FAILURES.md row 22)."""
+    trips_breaker: bool = False
+    """True if a shared cause (network, storage, babysit itself) shows as this failure on many nodes
+    at once: the circuit breaker counts these."""
+
+    @property
+    def cause(self) -> Cause | None:
+        """Whose budget pays; None: nothing is charged."""
+        return None if self.failure_class is None else CAUSE_OF[self.failure_class]
+
+    @property
+    def only_recorded(self) -> bool:
+        """True if nothing but an incident follows."""
+        return self.remedy is Remedy.RECORD
+
+
+_RECORDED = Rule(remedy=Remedy.RECORD, failure_class=None)
+_ANOMALY = Rule(
+    remedy=Remedy.ROLL_BACK,
+    failure_class=FailureClass.NUMERICS,
+    setting="monitors.loss_spike.action",
+    spoils_checkpoints=True,
+)
+
+FINDINGS: Mapping[FindingKind, Rule] = {
+    FindingKind.HANG: Rule(
+        remedy=Remedy.RESTART, failure_class=FailureClass.HANG, setting="monitors.hang.action"
+    ),
+    # A gradient that is NaN reaches every weight with the next step, as a lasting spike does.
+    FindingKind.NON_FINITE: _ANOMALY,
+    FindingKind.LOSS_SPIKE: _ANOMALY,
+    # A blip is over when it is noticed; the others are warnings that alone prove nothing.
+    FindingKind.LOSS_BLIP: _RECORDED,
+    FindingKind.GRAD_NORM_SPIKE: _RECORDED,
+    FindingKind.STRAGGLER: _RECORDED,
+}
+"""What monitors find."""
+
+
+def _retry(
+    failure_class: FailureClass, *, suspects_checkpoint: bool = False, trips_breaker: bool = False
+) -> Rule:
+    return Rule(
+        remedy=Remedy.RETRY,
+        failure_class=failure_class,
+        suspects_checkpoint=suspects_checkpoint,
+        trips_breaker=trips_breaker,
+    )
+
+
+def _replace(failure_class: FailureClass) -> Rule:
+    return Rule(remedy=Remedy.REPLACE_NODE, failure_class=failure_class, trips_breaker=True)
+
+
+FAILURES: Mapping[FailureClass, Rule] = {
+    rule.failure_class: rule
+    for rule in (
+        # The device reports its own fault: the node is avoided and cordoned the first time
+        # (FAILURES.md rows 1, 3 and 4). All others are tried again before a node is blamed.
+        _replace(FailureClass.GPU_HARDWARE),
+        _replace(FailureClass.GPU_INTERCONNECT),
+        _retry(FailureClass.NETWORK, trips_breaker=True),
+        _retry(FailureClass.STORAGE, trips_breaker=True),
+        _retry(FailureClass.WORKER_LOST, trips_breaker=True),
+        _retry(FailureClass.COLLECTIVE_TIMEOUT),
+        _retry(FailureClass.RENDEZVOUS),
+        _retry(FailureClass.HANG),
+        _retry(FailureClass.CASCADE),
+        # A state that was saved broken kills every attempt that loads it, in one of these ways.
+        _retry(FailureClass.SIGNAL, suspects_checkpoint=True),
+        _retry(FailureClass.UNKNOWN, suspects_checkpoint=True),
+        _retry(FailureClass.CHECKPOINT_CORRUPT, suspects_checkpoint=True),
+        # A rank that dies of numerics names no onset, so there is no step to go back before.
+        _retry(FailureClass.NUMERICS, suspects_checkpoint=True),
+        # One retry confirms that it is the code; then the budget of the user is spent.
+        _retry(FailureClass.USER_CODE),
+        _retry(FailureClass.DATA_LOADER),
+        _retry(FailureClass.CUDA_OOM),
+        _retry(FailureClass.CUDA_USER_BUG),
+        _retry(FailureClass.HOST_OOM),
+        _retry(FailureClass.DRIVER_OR_SETUP),
+        _retry(FailureClass.PREEMPTION),
+    )
+    if rule.failure_class is not None
+}
+"""What ranks and agents die of."""
+
+BUDGETS: Mapping[Cause, str | None] = {
+    Cause.INFRASTRUCTURE: "recovery.infrastructure",
+    Cause.USER: "recovery.user",
+    Cause.ANOMALY: "recovery.anomaly",
+    Cause.PREEMPTION: None,
+    Cause.OPERATOR: None,
+}
+"""Path in the run spec of each cause's budget; None: such restarts are free."""
+
+SPOILING: frozenset[str] = frozenset(
+    kind for kind, rule in FINDINGS.items() if rule.spoils_checkpoints
+)
+"""Kinds of incident that cast doubt on every step from their onset on."""
+
+
+def action_of(spec: RunSpec, kind: FindingKind) -> Action:
+    """What the spec wants done about a finding; `act` where no setting governs it."""
+    setting = FINDINGS[kind].setting
+    return Action.ACT if setting is None else cast("Action", attrgetter(setting)(spec))
+
+
+def budget_of(spec: RunSpec, cause: Cause) -> float:
+    """Restarts without progress that a cause may spend; infinite for those that are free."""
+    setting = BUDGETS[cause]
+    return float("inf") if setting is None else float(attrgetter(setting)(spec))
+
+
+def in_words(remedy: Remedy, onset_step: int | None) -> str:
+    """The remedy of a finding as it is proposed to people: `roll back to before step 40`."""
+    if remedy is Remedy.ROLL_BACK and onset_step is not None:
+        return f"roll back to before step {onset_step}"
+    return remedy.value

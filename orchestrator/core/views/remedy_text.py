@@ -1,0 +1,25 @@
+"""The remedy of an incident as a clause for people: what was done, or would have been."""
+
+from __future__ import annotations
+
+from orchestrator.core.model.entities import Incident
+from orchestrator.core.model.vocabulary import Remedy, Response
+from orchestrator.core.policy.remedies import in_words
+
+
+def incident_remedy(incident: Incident) -> str:
+    """`roll back`, `none (held); would restart`, …; empty if nothing is to be done.
+
+    The words are for people: programs read the remedy of a restart, or the incident's state.
+    """
+    if incident.remedy is None:
+        return ""
+    proposal = in_words(incident.remedy, incident.onset_step)
+    seconds = incident.remedy_seconds or 0.0
+    if incident.response is Response.ASKED:
+        return f"asked; will {proposal} in {seconds:.0f} s"
+    if incident.response is Response.ACTED:
+        again = incident.remedy is Remedy.NEW_AGENT
+        return f"{incident.remedy} in {seconds:.0f} s" if again else incident.remedy.value
+    why = "held" if incident.response is Response.HELD else "the spec says observe"
+    return f"none ({why}); would {proposal}"
