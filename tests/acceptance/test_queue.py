@@ -28,12 +28,12 @@ def test_the_second_run_waits_for_the_first(plane: ControlPlane, jobs: Jobs) -> 
     three = plane.submit(third.spec)
 
     assert plane.show(two)["state"] == plane.show(three)["state"] == "queued"
-    assert plane.show(two)["reason"] == "waits for 2 nodes: not enough are free that fit"
+    assert plane.show(two)["reason"] == "waits for 2 nodes: not enough free nodes fit"
     why = plane.ask("explain", two)
     assert (why["underlying"], why["place"], why["ahead"]) == ("no_capacity", 1, [])
-    assert why["unblock"] == "first ending or giving nodes back"
+    assert why["unblock"] == "first ends or releases nodes"
     said = plane.babysit("explain", "third").stdout
-    assert "third waits for 2 of 2 nodes" in said
+    assert "third needs 2 nodes" in said
     assert "number 2 in the queue, behind second." in said
     assert "used by first." in said
 

@@ -42,7 +42,7 @@ def test_a_run_makes_room_for_a_more_urgent_one(plane: ControlPlane, jobs: Jobs)
     one = plane.submit(low.spec)
     plane.at_step(one, 15)
     foreseen = plane.babysit("submit", "--dry-run", high.spec).stdout
-    assert "low would be asked to save and leave" in foreseen
+    assert "low would be preempted" in foreseen
     assert [run["name"] for run in plane.ask("ls")] == ["low"]
 
     two = plane.submit(high.spec)

@@ -31,9 +31,11 @@ def test_each_waiting_run_is_told_which_run_leaves_for_it() -> None:
         said = explain(world.state, run, world.now)
         assert said.underlying == Pending.PREEMPTING
         assert said.starts_at == world.now + GRACE
-        assert "They have 30 s to save and leave." in said.sentences
-        (told[run],) = [s for s in said.sentences if s.endswith("saves and leaves for it.")]
-        assert said.unblock == f"{told[run].split()[0]} having left"
+        assert "They have 30 s to save and stop." in said.sentences
+        (told[run],) = [
+            s for s in said.sentences if s.endswith("saves and leaves its nodes to it.")
+        ]
+        assert said.unblock == f"{told[run].split()[0]} has left"
     assert sorted(sentence.split()[0] for sentence in told.values()) == ["one", "two"]
 
 
@@ -46,7 +48,8 @@ def test_a_dry_run_says_when_others_will_have_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "shorter"), [("5h", "or a shorter `max_runtime`"), (None, "or a `max_runtime`")]
+    ("limit", "shorter"),
+    [("5h", "or with a shorter `max_runtime`"), (None, "or with a `max_runtime`")],
 )
 def test_maintenance_that_keeps_a_run_waiting_is_named(
     limit: str | None, shorter: str, monkeypatch: pytest.MonkeyPatch
@@ -69,8 +72,8 @@ def test_maintenance_that_keeps_a_run_waiting_is_named(
     )
     said = explain(world.state, "run-1", world.now)
     assert said.underlying == "maintenance"
-    assert "Those that are free are maintained before it would end." in said.sentences
-    assert said.unblock.startswith("the maintenance of node-0 being over, or called off with")
+    assert "Maintenance of the free nodes begins before it would end." in said.sentences
+    assert said.unblock.startswith("the maintenance of node-0 is over or is called off with")
     assert shorter in said.unblock
 
 
@@ -88,6 +91,8 @@ def test_a_dry_run_while_everything_is_held_looks_past_the_hold() -> None:
     world.submit(gpu_spec("before", nodes=2), "before")
     behind = try_out(world.state, gpu_spec("new", nodes=2), world.now)
     assert (behind.starts, behind.nodes, behind.ahead) == (False, [], [])
-    assert behind.sentences[1].startswith("new would then wait for 2 nodes: no capacity.")
+    assert behind.sentences[1].startswith(
+        "new would then wait for 2 nodes: not enough free nodes fit."
+    )
     world.do(world.event(RunReleased, run=None))
     assert world.run("before").state is RunState.STARTING

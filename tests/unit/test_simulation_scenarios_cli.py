@@ -161,7 +161,7 @@ def test_what_the_core_refused_and_who_never_ran_are_said(tmp_path: Path) -> Non
     file.write_text(TINY.replace("failures:", f"{second}events: {events}\nfailures:"))
     said = simulate(str(file)).stderr
     assert f"{file}: refused: node_changed: no such node: n9; the cluster has n1, n2, n3" in said
-    assert f"{file}: two never got its nodes: waits for 2 nodes: not enough are free" in said
+    assert f"{file}: two never got its nodes: waits for 2 nodes: not enough free nodes fit" in said
 
 
 def test_a_wrong_scenario_is_told_line_by_line(tmp_path: Path) -> None:

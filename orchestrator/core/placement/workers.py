@@ -13,25 +13,14 @@ from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState, RunState, WorkerState
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.core.placement import snapshot
+from orchestrator.core.placement import snapshot, wait_reasons
 from orchestrator.core.policy import time_limits
-from orchestrator.core.scheduling import Claim, Pending, Plan, Wait, plan
+from orchestrator.core.scheduling import Claim, Plan, Wait, plan
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
 LAUNCH_SECONDS = 300.0
 """Seconds until an agent that has not joined is declared lost (image pulls count)."""
-_WHY = {
-    Pending.NO_CAPACITY: "not enough are free that fit",
-    Pending.TOPOLOGY: "enough are free, but not within one {pack}",
-    Pending.QUOTA: "its queue's quota is used up",
-    Pending.RESERVED: "those that are free are kept for a run ahead of it",
-    Pending.SPARES: "those that are free are spares for recoveries",
-    Pending.MAINTENANCE: "those that are free are maintained before it would end",
-    Pending.PREEMPTING: "others save and leave for it",
-    Pending.BEHIND: "a run of its queue is ahead of it",
-    Pending.TOO_LARGE: "more than the cluster has now",
-}
 
 
 def current_plan(state: State, now: dt.datetime) -> Plan:
@@ -98,8 +87,7 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
     run = _stop_its_time(turn, turn.run(wait.run))
     if run.claim != claim:
         run = turn.change_run(run.id, claim=claim)
-    why = _WHY[wait.why].format(pack=run.spec.placement.pack)
-    reason = f"waits for {wait.missing} {'node' if wait.missing == 1 else 'nodes'}: {why}"
+    reason = wait_reasons.waiting(wait.why, wait.missing, pack=run.spec.placement.pack)
     if run.pending is wait.why and run.reason == reason:
         return
     book = time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now)

@@ -1,4 +1,4 @@
-"""What would become of a run if it were submitted now. Pure; nothing is changed."""
+"""What would happen to a run if it were submitted now. Pure; nothing is changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jobs.spec import RunSpec
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
 from orchestrator.core.model.time_ledger import Ledger
-from orchestrator.core.placement import snapshot
+from orchestrator.core.placement import snapshot, wait_reasons
 from orchestrator.core.policy import admission
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Eviction, Pending, Plan, Wait, plan
@@ -18,10 +18,13 @@ _RUN = "dry-run"
 
 
 def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
-    """One scheduling pass with a run that nobody has submitted; if all is held, after the release.
+    """Run one scheduling pass with a run that nobody has submitted.
+
+    While everything is held, the pass is the one that would follow the release.
+
 
     Raises:
-        InvalidError, ConflictError: It would be refused.
+        InvalidError, ConflictError: The submission would be refused.
     """
     admission.check(state, spec)
     run = Run(id=_RUN, name=spec.name, spec=spec, submitted_at=now, ledger=Ledger(since=now))
@@ -58,7 +61,7 @@ def _view(state: State, eviction: Eviction) -> EvictionView:
 
 
 def _domains(state: State, nodes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Level → the domains that the nodes lie in, of the levels that are labelled."""
+    """Topology level → the domains of the nodes, for the levels that are labelled."""
     found: dict[str, set[str]] = {}
     for node in nodes:
         for level, domain in state.nodes[node].labels.items():
@@ -80,13 +83,13 @@ def _sentences(
     behind = f", behind {', '.join(ahead)}" if ahead else ""
     cause = f" ({wait.detail})" if wait.detail and not evicts else ""
     nodes = "1 node" if wait.missing == 1 else f"{wait.missing} nodes"
+    why = wait_reasons.status(wait.why, pack=spec.placement.pack)
     would = f"would {'then ' * bool(hold)}wait for {nodes}"
     told.append(
-        f"{spec.name} {would}: {wait.why.value.replace('_', ' ')}{cause}."
-        f" It would be number {wait.place} in the queue{behind}."
+        f"{spec.name} {would}: {why}{cause}. It would be number {wait.place} in the queue{behind}."
     )
     told.extend(
-        f"{each.name} would be asked to save and leave {', '.join(each.nodes)} ({each.why});"
+        f"{each.name} would be preempted: it saves and leaves {', '.join(each.nodes)} ({each.why});"
         f" that costs up to {each.lost_gpu_seconds:.0f} GPU s."
         for each in evicts
     )

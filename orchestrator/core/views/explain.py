@@ -1,9 +1,13 @@
-"""Why a run is where it is, and what would move it. Pure."""
+"""Why a run is in its state, and what would let it go on. Pure.
+
+Words for the scheduler's reasons come from :mod:`orchestrator.core.placement.wait_reasons`; the
+figures are those of the moment, from a scheduling pass that changes nothing.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import Any, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,7 +21,7 @@ from orchestrator.core.model.states import (
     RunState,
     WorkerState,
 )
-from orchestrator.core.placement import snapshot
+from orchestrator.core.placement import snapshot, wait_reasons
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy import time_limits, usage_history
 from orchestrator.core.scheduling import Pending, Plan, Wait
@@ -26,27 +30,31 @@ from orchestrator.core.text import named
 
 
 class Explanation(BaseModel):
-    """Why a run is where it is."""
+    """Why a run is in its state."""
 
     model_config = ConfigDict(frozen=True)
 
     state: str
     reason: str
     underlying: str = ""
-    """The word of the scheduler's vocabulary, where it waits."""
+    """The reason as one word (:class:`Pending`), while it waits; otherwise empty."""
     place: int | None = None
-    """Place in the queue, from 1."""
+    """Position in the queue, from 1; None: it is not in the queue."""
     ahead: list[str] = []
     """Names of the runs ahead of it."""
     unblock: str = ""
-    """What would move it on."""
+    """What would let it start: a clause, or the command that ends a hold."""
     starts_at: dt.datetime | None = None
-    """When it gets its nodes, where that can be told: from max_runtime of others, or history."""
+    """When it is expected to have its nodes, by limits of others or by history; None: unknown."""
     sentences: list[str] = []
 
 
 def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
-    """Explain one run that the state knows."""
+    """Explain one run of the state.
+
+    Raises:
+        KeyError: The state has no run of this id: it is over, or never was.
+    """
     run = state.runs[run_id]
     if run.state in TERMINAL_RUN_STATES:
         return _say(run, sentences=[f"{run.name} {run.state}: {run.reason}."])
@@ -58,10 +66,10 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
         return _say(
             run,
             underlying=Pending.BACK_OFF,
-            unblock=f"nothing: the next try is in {seconds:.0f} s",
+            unblock=f"the pause before the next attempt ends, in {seconds:.0f} s",
             sentences=[
                 f"{run.name} recovers: {run.decision.restart.reason}.",
-                f"It tries again in {seconds:.0f} s.",
+                f"The next attempt starts in {seconds:.0f} s.",
             ],
         )
     if snapshot.wants_nodes(state, run):
@@ -79,9 +87,9 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
 def _held(state: State, run: Run) -> Explanation:
     reason = run.reason if run.state is RunState.HELD else str(state.fleet.hold)
     what = f"babysit release {run.name}" if run.state is RunState.HELD else "babysit release"
-    sentences = [f"All automatic action for {run.name} is held: {reason}.", "Monitoring goes on."]
+    sentences = [f"All automatic action for {run.name} is held: {reason}.", "Monitoring continues."]
     if run.decision is not None:
-        sentences.append(f"Waiting to be acted on: {run.decision.restart.reason}.")
+        sentences.append(f"On release it acts on: {run.decision.restart.reason}.")
     return _say(run, reason=reason, underlying=Pending.HELD, unblock=what, sentences=sentences)
 
 
@@ -92,12 +100,13 @@ def _waiting(state: State, run: Run, now: dt.datetime) -> Explanation:
         return _coming_up(state, run)
     ahead = [state.runs[other].name for other in plan.ahead(run.id)]
     leaving = _leaving(state, run, plan)
-    unblock = _unblock(state, run, wait, leaving, now)
+    facts = _facts(state, run, wait, leaving, now)
+    unblock = _unblock(state, run, wait, facts)
     starts_at, estimate = _estimate(state, run, wait, now)
-    sentences = [*_shortage(state, run, wait, leaving), _in_line(wait, ahead)]
+    sentences = [*_shortage(run, wait, facts), _in_line(wait, ahead)]
     if (users := _users(state, run)) and wait.why is Pending.NO_CAPACITY:
-        sentences.append(f"The nodes that would fit are used by {', '.join(users)}.")
-    sentences.append(f"What would unblock it: {unblock}.")
+        sentences.append(f"Nodes that would fit are used by {', '.join(users)}.")
+    sentences.append(f"It starts when {unblock}.")
     return _say(
         run,
         underlying=wait.why,
@@ -115,7 +124,7 @@ def _coming_up(state: State, run: Run) -> Explanation:
         return _say(
             run,
             underlying=Pending.WORKERS,
-            unblock=f"the agents on {', '.join(lost)} being back in contact, or given up",
+            unblock=f"the agents on {', '.join(lost)} are back in contact or declared lost",
             sentences=[f"{run.name} has no contact with its agents on {', '.join(lost)}."],
         )
     coming = [w for w in state.workers_of(run.id) if w.state is WorkerState.LAUNCHING]
@@ -123,13 +132,13 @@ def _coming_up(state: State, run: Run) -> Explanation:
     return _say(
         run,
         underlying=Pending.WORKERS,
-        unblock=f"the agents on {nodes} joining",
-        sentences=[f"{run.name} has its nodes; its agents on {nodes} are coming up."],
+        unblock=f"the agents on {nodes} join",
+        sentences=[f"{run.name} has its nodes; its agents on {nodes} are starting."],
     )
 
 
 def _leaving(state: State, run: Run, plan: Plan) -> list[str]:
-    """Names of the runs that leave for it: those of this pass, and those asked before."""
+    """Names of the runs preempted for it, in this pass or before."""
     asked = {eviction.run for eviction in plan.evictions if eviction.by == run.id}
     claim = plan.claims.get(run.id)
     for node in claim.nodes if claim is not None else ():
@@ -140,23 +149,15 @@ def _leaving(state: State, run: Run, plan: Plan) -> list[str]:
     return sorted(state.runs[other].name for other in asked)
 
 
-def _shortage(state: State, run: Run, wait: Wait, leaving: list[str]) -> list[str]:
-    """What is missing, and the cause of it."""
+def _shortage(run: Run, wait: Wait, facts: Facts) -> list[str]:
+    """How many nodes are missing, and why."""
     need = run.spec.resources
     shape = f"{need.gpus_per_node} GPUs, {need.cpus_per_node:g} CPUs"
-    missing = f"{wait.missing} of {need.min_nodes} nodes with {shape} each"
-    sentences = [f"{run.name} waits for {missing}; {wait.fitting} of those free fit."]
-    causes = {
-        Pending.TOPOLOGY: f"Not so many of them lie within one {run.spec.placement.pack}.",
-        Pending.RESERVED: f"The others are kept for {_name(state, wait.behind)}, ahead of it.",
-        Pending.SPARES: "The idle ones are the spares that recoveries may need.",
-        Pending.QUOTA: f"Its quota is used up: {wait.detail}.",
-        Pending.TOO_LARGE: f"That is more than there is: {wait.detail}.",
-        Pending.PREEMPTING: f"{_listed(leaving)} for it.",
-        Pending.MAINTENANCE: "Those that are free are maintained before it would end.",
-    }
-    if wait.why in causes and (wait.why is not Pending.RESERVED or wait.behind):
-        sentences.append(causes[wait.why])
+    more = "" if wait.missing == need.min_nodes else f" more (of {need.min_nodes})"
+    count = f"{wait.missing}{more} {'node' if wait.missing == 1 else 'nodes'}"
+    sentences = [f"{run.name} needs {count} with {shape} each; {wait.fitting} are free and fit."]
+    if cause := wait_reasons.WORDS[wait.why].cause.format_map(facts):
+        sentences.append(cause)
     return sentences
 
 
@@ -165,32 +166,45 @@ def _in_line(wait: Wait, ahead: list[str]) -> str:
     return f"It is number {wait.place} in the queue{behind}."
 
 
-def _listed(leaving: list[str]) -> str:
-    if len(leaving) == 1:
-        return f"{leaving[0]} saves and leaves"
-    return f"{', '.join(leaving) or 'Others'} save and leave"
+class Facts(TypedDict):
+    """What fills in the `{names}` in the words of a reason."""
+
+    pack: str
+    missing: str
+    detail: str
+    queue: str
+    behind: str
+    victims: str
+    leaving: str
+    maintenance: str
 
 
-def _unblock(state: State, run: Run, wait: Wait, leaving: list[str], now: dt.datetime) -> str:
-    """What would move it on."""
+def _facts(state: State, run: Run, wait: Wait, leaving: list[str], now: dt.datetime) -> Facts:
+    victims = ", ".join(leaving) or "Other runs"
+    one = len(leaving) == 1
+    return {
+        "pack": run.spec.placement.pack,
+        "missing": str(wait.missing),
+        "detail": wait.detail,
+        "queue": run.spec.queue,
+        "behind": state.runs[wait.behind].name if wait.behind in state.runs else "another run",
+        "victims": f"{victims} {'saves and leaves its' if one else 'save and leave their'} nodes",
+        "leaving": f"{', '.join(leaving) or 'other runs'} {'has' if one else 'have'}",
+        "maintenance": _after_maintenance(state, run, now),
+    }
+
+
+def _unblock(state: State, run: Run, wait: Wait, facts: Facts) -> str:
+    """What would let it start, as a clause after `when`."""
+    if wait.behind is None and wait.why is Pending.RESERVED:
+        words = (
+            ""  # nobody in the queue has them: they were left by one that waits as this one does
+        )
+    else:
+        words = wait_reasons.WORDS[wait.why].unblock.format_map(facts)
     users = _users(state, run)
-    leave = f"{' or '.join(users)} ending or giving nodes back" if users else ""
-    ahead = f"{_name(state, wait.behind)}, which is ahead, getting its nodes"
-    queue = run.spec.queue
-    raised = f"`babysit queues set {queue} --gpus N`"
-    return (
-        {
-            Pending.BEHIND: ahead,
-            Pending.RESERVED: ahead if wait.behind else leave,
-            Pending.QUOTA: f"runs of queue {queue} ending, or {raised}",
-            Pending.PREEMPTING: f"{', '.join(leaving) or 'others'} having left",
-            Pending.MAINTENANCE: _after_maintenance(state, run, now),
-            Pending.SPARES: "more nodes, or `babysit nodes spares` with a smaller number",
-            Pending.TOO_LARGE: "more nodes (or quota), or uncordoning some",
-        }.get(wait.why)
-        or leave
-        or "more nodes, or uncordoning some"
-    )
+    leave = f"{' or '.join(users)} ends or releases nodes" if users else ""
+    return words or leave or wait_reasons.CAPACITY
 
 
 def _after_maintenance(state: State, run: Run, now: dt.datetime) -> str:
@@ -204,17 +218,17 @@ def _after_maintenance(state: State, run: Run, now: dt.datetime) -> str:
     ]
     shorter = "a `max_runtime`" if within is None else "a shorter `max_runtime`"
     return (
-        f"the maintenance of {named(nodes)} being over, or called off with"
-        f" `babysit nodes maintain NODE --off`, or {shorter} that ends before it"
+        f"the maintenance of {named(nodes)} is over or is called off with"
+        f" `babysit nodes maintain NODE --off`, or with {shorter} that ends before it"
     )
 
 
 def _estimate(
     state: State, run: Run, wait: Wait, now: dt.datetime
 ) -> tuple[dt.datetime | None, list[str]]:
-    """When it gets its nodes: by the ends of those that have them, or else as it usually went."""
+    """When it gets its nodes: by the ends of other runs, or else by the history of its queue."""
     if wait.why is Pending.PREEMPTING:
-        told = f"They have {time_limits.GRACE_SECONDS:.0f} s to save and leave."
+        told = f"They have {time_limits.GRACE_SECONDS:.0f} s to save and stop."
         return now + dt.timedelta(seconds=time_limits.GRACE_SECONDS), [told]
     if wait.starts_at is not None and wait.starts_at > now:
         minutes = (wait.starts_at - now).total_seconds() / 60
@@ -227,10 +241,6 @@ def _estimate(
     told = f"Runs of its size waited {seconds / 60:.0f} min here (median of {runs})."
     starts_at = run.submitted_at + dt.timedelta(seconds=seconds)
     return (starts_at if starts_at > now else None), [told]
-
-
-def _name(state: State, run: str | None) -> str:
-    return state.runs[run].name if run in state.runs else "another run"
 
 
 def _users(state: State, run: Run) -> list[str]:
