@@ -11,6 +11,7 @@ from orchestrator.core.messages.instructions import (
     Notify,
 )
 from orchestrator.core.model.states import AttemptState, RunState, Trust
+from orchestrator.core.views.remedy_text import incident_remedy
 from tests.matching import command, match
 from tests.world import World, trained
 
@@ -26,7 +27,7 @@ def test_observe_says_what_it_would_do_and_does_nothing() -> None:
     world = trained(15, monitors={"loss_spike": {"action": "observe"}})
     world.find(onset=12)
     (incident,) = world.state.incidents_of("run-1")
-    assert "would roll back to before step 12" in incident.remedy
+    assert "would roll back to before step 12" in incident_remedy(incident)
     assert command(StopAttempt) not in world.carried
     assert world.attempt().state is AttemptState.RUNNING
 

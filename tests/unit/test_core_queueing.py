@@ -76,7 +76,7 @@ def test_a_run_that_no_longer_fits_the_cluster_does_not_block_the_queue() -> Non
     world.submit(spec("large", nodes=2), "run-1")
     world.submit(spec("small", nodes=1), "run-2")
     assert world.run("run-1").pending == "too_large"
-    assert "uncordoning" in explain(world.state, "run-1", world.now).unblock
+    assert "uncordoned" in explain(world.state, "run-1", world.now).unblock
     assert world.run("run-2").state is RunState.STARTING
     world.submit(spec("next", nodes=1), "run-3")
     assert explain(world.state, "run-3", world.now).ahead == []

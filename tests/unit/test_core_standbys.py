@@ -23,6 +23,7 @@ from orchestrator.core.messages.instructions import (
 from orchestrator.core.model.states import IncidentState, RunState, WorkerState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
+from orchestrator.core.views.remedy_text import incident_remedy
 from tests.gpu_cluster import cluster, gpu_spec, holdings, nodes_of, start
 from tests.matching import command, match
 from tests.world import World
@@ -123,7 +124,7 @@ def test_standbys_that_do_not_last_do_not_end_a_run(joins: bool) -> None:
     assert world.run().budgets == {}
     assert world.run().best_step == 12
     (incident, *_) = [i for i in world.state.incidents.values() if i.run == "run-1"]
-    assert incident.remedy == "another agent in 30 s"
+    assert incident_remedy(incident) == "another agent in 30 s"
     assert incident.state is IncidentState.RESOLVED
 
 
