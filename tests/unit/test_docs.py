@@ -84,6 +84,21 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert dead == []
 
 
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CONTRIBUTING.md"], ids=name_of)
+def test_files_exist(page: Path) -> None:
+    """Source files are named by their path from the top. Those of recipes: test_recipes.py."""
+    top = r"`((?:babysit|benchmarks|jobs|migrations|monitors|orchestrator|scripts|tests)/[\w./]+)`"
+    named = set(re.findall(top, page.read_text()))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_every_folder_of_the_core_is_described() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    described = re.findall(r"^\| `(\w+)/` \| ", page, re.MULTILINE)
+    core = (ROOT / "orchestrator" / "core").iterdir()
+    assert sorted(described) == sorted(d.name for d in core if (d / "__init__.py").exists())
+
+
 def commands(page: Path) -> Iterator[list[str]]:
     """Words of each `babysit …` in backticks, and of each line of a code block that is one."""
     text = page.read_text()
