@@ -1,4 +1,4 @@
-"""Says in words what a JSON Schema expects at a place, and which names exist there."""
+"""Describes in words what a JSON Schema expects at a place, and which names exist there."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Words:
         ]
         return ", or ".join(dict.fromkeys(words)) or "something else"
 
-    def allows_boolean(self, path: Sequence[str | int]) -> bool:
-        """Whether true and false mean something there (also: whether nothing is known of it)."""
+    def allows(self, path: Sequence[str | int], kind: str) -> bool:
+        """True if the field at `path` takes values of a JSON type, or if there is no such field."""
         branches = list(self._branches(self._at(path)))
-        return not branches or any("boolean" in _types(branch) for branch in branches)
+        return not branches or any(kind in _types(branch) for branch in branches)
 
     def no_such_field(self, path: Sequence[str | int]) -> str:
         """For an unknown name: the field that is probably meant, or the names there are.

@@ -85,7 +85,7 @@ class Model(BaseModel):
 
 
 class Priority(StrEnum):
-    """Who goes first, within a queue."""
+    """Order of runs within a queue."""
 
     LOW = "low"
     NORMAL = "normal"
@@ -96,9 +96,9 @@ class Priority(StrEnum):
 class Action(StrEnum):
     """How far automation may go for one monitor."""
 
-    OBSERVE = "observe"  # say what it would do
-    ASK = "ask"  # ask a person, with a default after a stated time
-    ACT = "act"  # do it
+    OBSERVE = "observe"  # report what it would do
+    ASK = "ask"  # ask a person first; act after 15 minutes without an answer
+    ACT = "act"  # act at once
 
 
 class NodeRange(Model):
@@ -115,7 +115,7 @@ class NodeRange(Model):
 
 
 class Resources(Model):
-    """What the run needs. All counts are per node but `nodes`."""
+    """Resources of the run. All counts but `nodes` are per node."""
 
     nodes: Annotated[int, Field(ge=1)] | NodeRange = 1
     processes_per_node: int = Field(
@@ -137,7 +137,7 @@ class Resources(Model):
 
 
 class Placement(Model):
-    """Where the nodes may lie."""
+    """Which nodes the run may use."""
 
     pack: Literal["nvlink", "rack", "spine", "zone", "any"] = "any"
     standbys: int = Field(default=0, ge=0, description="Standby nodes kept warm for this run.")
@@ -152,7 +152,9 @@ class Checkpoint(Model):
         default=0, ge=0, description="Steps between saves to node memory (tmpfs); 0: never."
     )
     keep: int = Field(
-        default=3, ge=1, description="Directory checkpoints kept; the last trusted one always is."
+        default=3,
+        ge=1,
+        description="Directory checkpoints kept, and always the last trusted one.",
     )
     good_after_steps: int = Field(
         default=50, ge=1, description="Clean steps after a checkpoint before it counts as good."
@@ -166,7 +168,7 @@ class LossSpike(Model):
     skip_batches: int = Field(
         default=20,
         ge=0,
-        description="Batches quarantined from onset when a spike comes back after a rollback.",
+        description="Batches skipped from the onset when a spike comes back after a rollback.",
     )
     threshold: float = Field(
         default=8.0, gt=0, description="Robust z (median/MAD of detrended loss)."
@@ -181,13 +183,13 @@ class Hang(Model):
     action: Action = Action.ACT
     after: Literal["auto"] | Seconds = Field(
         default="auto",
-        description="Silence before a hang is called; auto: from the run's own median step time.",
+        description="Silence that counts as a hang; auto: from the median step time of the run.",
     )
     starting: Seconds = Field(default=600.0, description="Limit for the first step after a start.")
 
 
 class Monitors(Model):
-    """What is watched, and how far automation may go."""
+    """Monitors of the run, and how far automation may go for each."""
 
     loss_spike: LossSpike = LossSpike()
     hang: Hang = Hang()
@@ -204,7 +206,7 @@ class Recovery(Model):
 
 
 class Notify(Model):
-    """Who is told."""
+    """Where notices of the run are sent."""
 
     slack: str | None = Field(
         default=None,
@@ -215,7 +217,9 @@ class Notify(Model):
 
 
 class RunSpec(Model):
-    """One training job."""
+    """One training job. Keys that begin with `x-` are ignored: a place for YAML anchors."""
+
+    model_config = ConfigDict(json_schema_extra={"patternProperties": {"^x-": {}}})
 
     name: Name
     queue: Name = "default"
@@ -225,11 +229,12 @@ class RunSpec(Model):
     command: tuple[str, ...] = Field(min_length=1)
     workdir: str = "."
     env: dict[str, EnvironmentValue] = Field(default_factory=dict)
-    image: str | None = Field(default=None, description="Container image; ray and kubernetes only.")
+    image: str | None = Field(default=None, description="Container image; ignored on local nodes.")
     resources: Resources = Resources()
     placement: Placement = Placement()
     preload: tuple[str, ...] = Field(
-        default=(), description="Modules the standby interpreter imports, so that restarts do not."
+        default=(),
+        description="Modules that the fork server imports ahead, for faster restarts.",
     )
     checkpoint: Checkpoint = Checkpoint()
     monitors: Monitors = Monitors()
@@ -237,6 +242,5 @@ class RunSpec(Model):
     notify: Notify = Notify()
     max_runtime: Seconds | None = Field(
         default=None,
-        description="Time from its first nodes on after which the run is ended; it stands still"
-        " while the run waits without any.",
+        description="The run ends after this time with nodes; time without nodes does not count.",
     )

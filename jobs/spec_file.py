@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = [
     "resolve",
     "validate",
 ]
+_INTERPRETER = frozenset({"python", "python3", f"python3.{sys.version_info.minor}"})
+"""Programs that stand for the agent's own interpreter."""
 _STARTER = "; `babysit init` writes a starter"
 ALIASES = {
     # Fields that had another name before 0.1.0.
@@ -78,14 +81,21 @@ ALIASES = {
 }
 """Names that people write instead of a field's own -> the fields that may be meant, likeliest
 first."""
-_RUN_SPEC = FileKind(RunSpec, Words(run_schema(), "the spec", ALIASES), "run spec", "run", _STARTER)
+_RUN_SPEC = FileKind(
+    RunSpec,
+    Words(run_schema(), "the spec", ALIASES),
+    what="run spec",
+    holds="run",
+    hint=_STARTER,
+    extensions=True,
+)
 
 
 def load(path: str | Path) -> RunSpec:
     """Read a spec from a file.
 
     Raises:
-        SpecError: the file cannot be read or is no valid spec.
+        SpecError: The file cannot be read, or is not a valid spec.
     """
     return read(path)[0]
 
@@ -94,7 +104,7 @@ def loads(text: str, name: str = "run.yaml") -> RunSpec:
     """Read a spec from text; `name` is what problems are reported under.
 
     Raises:
-        SpecError: the text is no valid spec.
+        SpecError: The text is not a valid spec.
     """
     return parse(text, name)[0]
 
@@ -108,7 +118,7 @@ def read_text(path: str | Path) -> str:
     """The text of a spec file.
 
     Raises:
-        SpecError: it cannot be read.
+        SpecError: The file cannot be read.
     """
     return read_any(path, _STARTER)
 
@@ -117,7 +127,7 @@ def parse(text: str, name: str = "run.yaml") -> tuple[RunSpec, Source]:
     """Read a spec from text, with the positions.
 
     Raises:
-        SpecError: the text is no valid spec.
+        SpecError: The text is not a valid spec.
     """
     return _RUN_SPEC.parse(text, name)
 
@@ -126,21 +136,21 @@ def validate(raw: Mapping[Any, Any], source: Source) -> RunSpec:
     """Check plain data against the spec.
 
     Raises:
-        SpecError: with every problem found.
+        SpecError: Has every problem found.
     """
     return _RUN_SPEC.validate(raw, source)
 
 
 def resolve(spec: RunSpec, base_directory: str | Path, source: Source | None = None) -> RunSpec:
-    """The spec with absolute directories, checked against the file system. Leaves nothing behind.
+    """The spec with absolute directories, checked against the file system. Creates nothing.
 
     Args:
         spec: A valid spec.
         base_directory: What a relative `workdir` is relative to: the directory of the spec file.
-        source: Positions for the problems.
+        source: Positions, for the problems.
 
     Raises:
-        SpecError: workdir, the script or the checkpoint directory will not do.
+        SpecError: The workdir, the program, the script or the checkpoint directory cannot be used.
     """
     source = source or Source("spec")
     workdir = Path(base_directory, spec.workdir).absolute()
@@ -148,7 +158,8 @@ def resolve(spec: RunSpec, base_directory: str | Path, source: Source | None = N
         what = "is not a directory" if workdir.exists() else "no such directory"
         raise SpecError([source.problem(("workdir",), f"{what}: {workdir}")])
     problems = []
-    if not spec.image and (message := _missing_program(spec.command, workdir)):
+    path = spec.env.get("PATH")
+    if not spec.image and (message := _missing_program(spec.command, workdir, path)):
         problems.append(source.problem(("command",), message))
     checkpoint = spec.checkpoint
     if checkpoint.directory is not None:
@@ -162,9 +173,20 @@ def resolve(spec: RunSpec, base_directory: str | Path, source: Source | None = N
     return spec.model_copy(update={"workdir": str(workdir), "checkpoint": checkpoint})
 
 
-def _missing_program(command: Sequence[str], workdir: Path) -> str | None:
-    """What is wrong with the program or the script of a `python SCRIPT` command, if anything."""
+def _missing_program(command: Sequence[str], workdir: Path, path: str | None) -> str | None:
+    """A sentence if the program, or the script of a `python SCRIPT` command, does not exist.
+
+    Args:
+        command: The program and its arguments.
+        workdir: Where it would run.
+        path: PATH of the run's own environment; None: the PATH of this process.
+    """
     program, *arguments = command
+    named = "/" not in program and program not in _INTERPRETER
+    if named and shutil.which(program, path=path) is None:
+        script = (workdir / program).is_file() and program.endswith(".py")
+        hint = f"; write [python, {program}]" if script else ""
+        return f"{program}: no such program on PATH{hint}"
     if "/" in program and shutil.which(str(Path(workdir, program))) is None:
         missing = not Path(workdir, program).exists()
         return f"{program}: no such file in {workdir}" if missing else f"{program}: not executable"
@@ -183,7 +205,7 @@ def _missing_program(command: Sequence[str], workdir: Path) -> str | None:
 
 
 def _not_writable(written: str, directory: Path) -> str | None:
-    """Why a directory cannot be made or written to, found out without leaving anything behind."""
+    """A sentence if a directory cannot be created or written to. Creates nothing."""
     if "://" in written:
         return f"expected a directory every node can reach, got the URL {written}"
     ancestor = next(path for path in (directory, *directory.parents) if path.exists())

@@ -91,19 +91,21 @@ class FileKind(Generic[M]):
     model: type[M]
     words: Words
     what: str
-    """As in `this is no run spec`."""
+    """As in `not a valid run spec`."""
     holds: str
-    """What one file has one of."""
+    """The thing that one file describes."""
     hint: str = ""
-    """Said where there is nothing to read."""
+    """Appended to the message when there is nothing to read."""
     depth: int = 4
-    """How deep its fields lie at most."""
+    """Depth of the deepest field."""
+    extensions: bool = False
+    """Keys at the top that begin with `x-` are ignored: a place for anchors."""
 
     def parse(self, text: str, name: str) -> tuple[M, Source]:
         """Read one from text, with the positions.
 
         Raises:
-            SpecError: the text is none.
+            SpecError: The text is not a valid file of this kind.
         """
         raw, source = self.data(text, name)
         return self.validate(raw, source), source
@@ -112,7 +114,7 @@ class FileKind(Generic[M]):
         """The plain data of a text that is a mapping, unchecked, with the positions.
 
         Raises:
-            SpecError: it is not.
+            SpecError: The text is not a mapping.
         """
         tree = self._parse_yaml(text, name)
         source = Source(name, tree)
@@ -130,12 +132,15 @@ class FileKind(Generic[M]):
         """Check plain data.
 
         Raises:
-            SpecError: with every problem found.
+            SpecError: Has every problem found.
         """
+        if self.extensions:
+            raw = {key: value for key, value in raw.items() if not str(key).startswith("x-")}
         problems = [
-            source.problem(path, f"expected {self.words.expected(path)}, got {shown(value)}")
+            self._wrong_type(path, value, source)
             for path, value in _leaves(raw, self.depth)
-            if isinstance(value, bool) and not self.words.allows_boolean(path)
+            if (isinstance(value, bool) and not self.words.allows(path, "boolean"))
+            or (isinstance(value, str) and _reads_as_number(value) and self._wants_number(path))
         ]
         try:
             made = self.model.model_validate(raw)
@@ -146,15 +151,28 @@ class FileKind(Generic[M]):
             raise SpecError(sorted(set(problems), key=lambda p: (p.line, p.column, p.message)))
         return made
 
+    def _wants_number(self, path: FieldPath) -> bool:
+        """True if the field takes numbers and no text: pydantic would convert the text."""
+        words = self.words
+        number = words.allows(path, "integer") or words.allows(path, "number")
+        return number and not words.allows(path, "string")
+
+    def _wrong_type(self, path: FieldPath, value: object, source: Source) -> Problem:
+        message = f"expected {self.words.expected(path)}, got {shown(value)}"
+        hint = "; write it without quotes" if isinstance(value, str) else ""
+        return source.problem(path, message + hint)
+
     def _parse_yaml(self, text: str, name: str) -> Any:
         def refuse(message: str, line: int = 0, column: int = 0) -> SpecError:
             return SpecError([Problem(name, line, column, "", message)])
 
         if len(text) > MAX_BYTES:
-            raise refuse(f"is larger than {MAX_BYTES:,} bytes: this is no {self.what}")
+            raise refuse(f"is larger than {MAX_BYTES:,} bytes, too large for a {self.what}")
         try:
             tree = YAML(typ="rt").load(text)
         except MarkedYAMLError as error:
+            if missing := _missing_colon(error, text):
+                raise refuse(*missing) from error
             mark = error.problem_mark or error.context_mark
             position = (mark.line + 1, mark.column + 1) if mark else (0, 0)
             raise refuse(_syntax_words(error, self.holds), *position) from error
@@ -204,10 +222,10 @@ class FileKind(Generic[M]):
 
 
 def read_text(path: str | Path, hint: str = "") -> str:
-    """The text of a file; `hint` is said where there is none.
+    """The text of a file; `hint` is appended to the message when it does not exist.
 
     Raises:
-        SpecError: it cannot be read.
+        SpecError: The file cannot be read.
     """
     name = str(path)
 
@@ -226,6 +244,36 @@ def read_text(path: str | Path, hint: str = "") -> str:
         raise refuse(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise refuse(f"is not UTF-8 text (byte {error.start})") from error
+
+
+def _missing_colon(error: MarkedYAMLError, text: str) -> tuple[str, int, int] | None:
+    """Message, line and column if a `:` after a key is what the parser misses.
+
+    The parser finds that out a line later. Either it could not find the `:` that it expected, or it
+    has read both lines as one text, and meets the `:` of the second.
+    """
+    mark, lines = error.context_mark, text.splitlines()
+    if "could not find expected ':'" in str(error.problem) and mark is not None:
+        line, column = mark.line, mark.column
+    elif "mapping values are not allowed" in str(error.problem) and error.problem_mark is not None:
+        at = error.problem_mark.line
+        above = [n for n in range(at) if lines[n].strip() and not lines[n].lstrip().startswith("#")]
+        if not above or ":" in lines[above[-1]] or _indent(lines[above[-1]]) != _indent(lines[at]):
+            return None
+        line, column = above[-1], _indent(lines[above[-1]])
+    else:
+        return None
+    written = lines[line][column:] if line < len(lines) else ""
+    key = re.match(r"[\w.-]+", written)
+    return None if key is None else (f"a `:` is missing after {key[0]}", line + 1, column + 1)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _reads_as_number(text: str) -> bool:
+    return re.fullmatch(r"\s*[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*", text) is not None
 
 
 def _syntax_words(error: MarkedYAMLError, holds: str) -> str:

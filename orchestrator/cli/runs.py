@@ -79,7 +79,7 @@ def send(here: Session, spec: Path, *, dry_run: bool = False) -> dict[str, Any]:
         where, yaml=content, name=str(spec), base_directory=str(base)
     )
     for warning in answer.get("warnings", ()):  # an older server has none
-        say(f"{spec}: {warning}")
+        say(warning if warning.startswith(str(spec)) else f"{spec}: {warning}")
     return answer
 
 

@@ -424,7 +424,7 @@ def test_what_has_no_effect_is_said_at_submission(spec_file: Path) -> None:
     result = babysit("submit", str(spec_file), "-o", "name")
     run = result.stdout.strip()
     babysit("cancel", run)
-    assert f"{spec_file}: image: has no effect here: the simulated cluster" in result.stderr
+    assert f"{spec_file}:3:8: image: has no effect here: the simulated cluster" in result.stderr
     assert data("show", run)["name"] == "fresh"
 
 

@@ -201,3 +201,53 @@ def test_a_queue_is_set_shown_and_removed(tmp_path: Path) -> None:
     assert babysit("queues", "rm", "default").exit_code == REFUSED
     assert data("queues", "set", "research", "--gpus", "1")["cohort"] is None, "made anew"
     assert data("queues", "rm", "research") == {"name": "research"}
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    (tmp_path / "helper.py").touch()
+    return tmp_path / "spec.yaml"
+
+
+@pytest.mark.parametrize("command", [["submit"], ["submit", "--dry-run"], ["run"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("queue: typo-queue", "3:8: queue: no queue typo-queue; there are: default."),
+        ("queue: defualt", "3:8: queue: no queue defualt; did you mean default?"),
+        ("resources: {nodes: 9}", "3:12: resources: asks for 9 x (0 GPUs, 1 CPUs)"),
+        ("x-a: &a\nresources: {nodes: 9}", "4:12: resources: asks for 9 x"),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_refused_with_its_place(
+    command: list[str], field: str, said: str, spec: Path
+) -> None:
+    spec.write_text(f"name: wrong\ncommand: ['true']\n{field}\n")
+    result = babysit(*command, str(spec))
+    assert (result.exit_code, result.stdout) == (USAGE, "")
+    assert f"{spec}:{said}" in result.stderr
+    assert data("ls", "--name", "wrong") == []
+    assert [row["name"] for row in data("queues", "ls")] == ["default"]
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_dry_run_gives_the_notes_of_a_submission(dry: bool, spec: Path) -> None:
+    spec.write_text(
+        "name: noted\ncommand: ['true']\npreload: [json, helper, torchh.nn]\nimage: r/train:1\n"
+    )
+    image = f"{spec}:4:8: image: has no effect here"
+    result = babysit("submit", str(spec), *["--dry-run"] * dry)
+    assert (result.exit_code, image in result.stderr) == (OK, True)
+    assert "torchh" not in result.stderr, "an image brings modules of its own"
+    spec.write_text("name: noted\ncommand: ['true']\npreload: [json, helper, torchh.nn]\n")
+    result = babysit("submit", str(spec), *["--dry-run"] * dry)
+    assert f"{spec}:3:25: preload[2]: no module torchh.nn here" in result.stderr
+    assert result.stderr.count("no module") == 1
+    babysit("cancel", "noted")
+
+
+def test_a_program_that_is_not_there_is_found_by_a_dry_run(spec: Path) -> None:
+    spec.write_text("name: wrong\ncommand: [helper.py]\n")
+    result = babysit("submit", str(spec), "--dry-run")
+    assert result.exit_code == USAGE
+    assert "no such program on PATH; write [python, helper.py]" in result.stderr

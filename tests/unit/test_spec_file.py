@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.schema import schema_text
+from jobs.schema import run_schema, schema_text
 from jobs.spec_file import ALIASES, MAX_BYTES, SpecError, load, loads, read, resolve
 from tests.plane import spec
 
@@ -67,6 +67,13 @@ WRONG = {
     "---\na: 1": "3:1: a second document begins here (---); one file holds one run",
     "q: \x01": "3:4: character #x0001 is not allowed in YAML",
     "q: *x": "3:4: YAML: found undefined alias 'x'",
+    "resources [x]\nenv: {}": "3:1: a `:` is missing after resources",
+    "resources:\n  nodes 2\n  gpus_per_node: 1": "4:3: a `:` is missing after nodes",
+    "queue q\nenv: {}": "3:1: a `:` is missing after queue",
+    "queue [q": "3:1: a `:` is missing after queue",
+    "x: 1": f"3:1: x: no such field; the spec has {TOP}",
+    'resources: {nodes: "2"}': '3:20: resources.nodes: expected an integer of at least 1, or {min, max}, got "2"; write it without quotes',
+    'resources: {cpus_per_node: "0.5"}': '3:28: resources.cpus_per_node: expected a number above 0, got "0.5"; write it without quotes',
     "q: [1": "3:6: YAML: expected ',' or ']', but got '<stream end>' (while parsing a flow sequence)",
 }
 
@@ -86,7 +93,10 @@ def test_each_problem_is_one_line_with_its_place(addition: str) -> None:
         ("- a", "run.yaml:1:1: expected a mapping of fields, got a list"),
         ("hello", 'run.yaml:1:1: expected a mapping of fields, got "hello"'),
         ("[" * 5000, "run.yaml: is nested too deeply"),
-        ("x" * (MAX_BYTES + 1), "run.yaml: is larger than 1,000,000 bytes: this is no run spec"),
+        (
+            "x" * (MAX_BYTES + 1),
+            "run.yaml: is larger than 1,000,000 bytes, too large for a run spec",
+        ),
     ],
 )
 def test_what_is_no_mapping_is_refused(text: str, message: str) -> None:
@@ -135,8 +145,51 @@ def test_units_and_plain_values_are_understood() -> None:
     assert spec.monitors.hang.after == 90
 
 
+def test_the_schema_and_the_reader_agree_on_numbers_as_text() -> None:
+    """What an editor with the schema marks as wrong is refused, and nothing else is."""
+    properties = {**run_schema()["properties"], **run_schema()["$defs"]["Checkpoint"]["properties"]}
+    for field, node in properties.items():
+        types = node.get("type", "")
+        where = "checkpoint: {" + field if field not in run_schema()["properties"] else field
+        text = f"{GOOD}{where}: '5'" + ("}" if "{" in where else "")
+        if types in {"integer", "number"}:
+            with pytest.raises(SpecError, match="write it without quotes"):
+                loads(text)
+        elif types == ["number", "string"]:
+            loads(text)
+    assert loads(GOOD + "max_runtime: '5'").max_runtime == 5
+    assert loads(GOOD + "env: {A: '5'}").env == {"A": "5"}
+
+
+def test_keys_for_anchors_are_left_alone() -> None:
+    text = "x-defaults: &d {nodes: 2}\nx-more: [1]\n" + GOOD + "resources: {<<: *d}\n"
+    assert loads(text).resources.nodes == 2
+    assert run_schema()["patternProperties"] == {"^x-": {}}
+    with pytest.raises(SpecError, match=r"resources\.x-a: no such field"):
+        loads(GOOD + "resources: {x-a: 1}")
+
+
+def test_a_missing_colon_on_the_last_line_is_found_there() -> None:
+    with pytest.raises(SpecError, match="2:1: a `:` is missing after command"):
+        loads("name: a\ncommand [python, t.py]\n")
+
+
+def test_a_program_that_is_not_on_path_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
+    path = "2:10: command: {}: no such program on PATH"
+    for program, hint in (("train.py", "; write [python, train.py]"), ("pyhton", "")):
+        said = resolved(tmp_path, f"name: a\ncommand: [{program}, train.py]\n")
+        assert said == path.format(program) + hint
+    tool = tmp_path / "bin" / "tool"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    own = f"name: a\ncommand: [tool]\nenv: {{PATH: {tool.parent}}}\n"
+    assert resolve(loads(own), tmp_path).command == ("tool",)
+
+
 def test_anchors_and_merges_work() -> None:
-    text = "name: a\ncommand: [x]\nresources: &r {nodes: 2}\nplacement: {<<: {standbys: 1}}\n"
+    text = "name: a\ncommand: ['true']\nresources: &r {nodes: 2}\nplacement: {<<: {standbys: 1}}\n"
     assert loads(text).placement.standbys == 1
 
 
@@ -196,18 +249,18 @@ def test_what_does_not_exist_is_found_before_anything_is_made(tmp_path: Path) ->
         == f"3:10: workdir: is not a directory: {tmp_path / 'file'}"
     )
     assert (
-        resolved(tmp_path, "name: a\ncommand: [x]\ncheckpoint: {directory: file/x}")
+        resolved(tmp_path, "name: a\ncommand: [sh]\ncheckpoint: {directory: file/x}")
         == f"3:25: checkpoint.directory: cannot be created: {tmp_path / 'file'} is not a directory"
     )
     assert resolved(
-        tmp_path, "name: a\ncommand: [x]\ncheckpoint: {directory: s3://b/x}"
+        tmp_path, "name: a\ncommand: [sh]\ncheckpoint: {directory: s3://b/x}"
     ).startswith("3:25: checkpoint.directory: expected a directory every node can reach")
 
 
 def test_one_place_has_one_name(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    text = "name: a\ncommand: [x]\ncheckpoint: {directory: link/../real/./checkpoints}"
+    text = "name: a\ncommand: [sh]\ncheckpoint: {directory: link/../real/./checkpoints}"
     found = resolve(loads(text), tmp_path).checkpoint.directory
     assert found == str(tmp_path.resolve() / "real" / "checkpoints")
 
@@ -215,7 +268,7 @@ def test_one_place_has_one_name(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/sys").is_dir(), reason="needs /proc")
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     # Even root cannot make files in /proc.
-    text = "name: a\ncommand: [x]\ncheckpoint: {directory: /proc/self/checkpoints}"
+    text = "name: a\ncommand: [sh]\ncheckpoint: {directory: /proc/self/checkpoints}"
     assert "checkpoint.directory: /proc/self/checkpoints cannot be written" in resolved(
         tmp_path, text
     )

@@ -1,8 +1,9 @@
-"""A training script that babysit can look after. Put your own model and data in."""
+"""A training script for babysit. Replace the model and the data with your own."""
 
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)  # the same start on every attempt
-    model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+    model: nn.Module = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # more than one rank
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        model = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     run = babysit.init()

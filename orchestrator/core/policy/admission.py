@@ -41,7 +41,8 @@ def _refuse_too_large(state: State, spec: RunSpec) -> None:
     if int(mask.sum()) >= need.min_nodes:
         raise InvalidError(
             f"placement.pack: asks for {need.min_nodes} nodes within one {pack}, and the largest"
-            f" has {fitting} that fit: ask for less, or pack within something larger"
+            f" has {fitting} that fit: ask for less, or pack within something larger",
+            field="placement.pack",
         )
     largest = max(nodes, key=lambda n: (n.gpus, n.cpus, n.memory))
     memory = f", {largest.memory / 2**30:.1f} GiB" if largest.memory else ""
@@ -51,7 +52,8 @@ def _refuse_too_large(state: State, spec: RunSpec) -> None:
         f"resources: asks for {need.min_nodes} x ({shape}"
         + (f", {need.memory_per_node / 2**30:.1f} GiB" if need.memory_per_node else "")
         + f") but the cluster has {len(nodes)} nodes of at most ({offer}),"
-        f" of which {int(mask.sum())} fit: ask for less, or add nodes"
+        f" of which {int(mask.sum())} fit: ask for less, or add nodes",
+        field="resources",
     )
 
 

@@ -243,6 +243,7 @@ class DryRunView(View):
     starts_at: dt.datetime | None
     evicts: list[EvictionView]
     sentences: list[str]
+    warnings: list[str] = Field(default=[], description="The notes that `submit` would give.")
 
 
 class EventView(View):

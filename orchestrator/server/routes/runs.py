@@ -1,10 +1,14 @@
-"""Runs: submit, list, show, and everything a person can ask of one."""
+"""Runs: submit, list, show, and the requests of operators."""
 
 # ruff: noqa: FAST003 -- path parameters are read by dependencies, which ruff does not see through aliases
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -13,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from ulid import ULID
 
 from jobs.spec import RunSpec
-from jobs.spec_file import Source, parse, resolve, validate
+from jobs.spec_file import Source, SpecError, parse, resolve, validate
 from orchestrator.core.messages.events import (
     RestartAsked,
     RollbackAsked,
@@ -24,6 +28,7 @@ from orchestrator.core.messages.events import (
 )
 from orchestrator.core.model.entities import Attempt, Run
 from orchestrator.core.model.states import RunState
+from orchestrator.core.requests.cluster import DEFAULT_QUEUE
 from orchestrator.core.views.build import attempt_view
 from orchestrator.core.views.dry_run import try_out
 from orchestrator.core.views.models import (
@@ -34,44 +39,46 @@ from orchestrator.core.views.models import (
     SubmittedView,
 )
 from orchestrator.errors import InvalidError, NotLeaderError
-from orchestrator.server.context import HasContext, Operator, TheRun, Viewer
+from orchestrator.server.context import Context, HasContext, Operator, TheRun, Viewer
 from orchestrator.server.run_queries import detail, line
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
 
 class Submission(BaseModel):
-    """A run to be. Either `spec` (JSON) or `yaml` (text)."""
+    """A run to submit: either `spec` (JSON) or `yaml` (text)."""
 
     spec: dict[str, Any] | None = None
     yaml: str | None = Field(default=None, max_length=1_000_000)
-    name: str = Field(default="run.yaml", description="What problems are reported under.")
+    name: str = Field(default="run.yaml", description="The name of the file, for problems.")
     base_directory: str = Field(
-        description="Absolute; what a relative workdir is relative to: the spec file's directory."
+        description="Absolute: the directory of the spec file, for a relative workdir."
     )
     owner: str = ""
 
 
 class Asked(BaseModel):
-    """Why, for the logbook."""
+    """A reason, for the logbook."""
 
     reason: str = Field(default="", max_length=1000)
 
 
 class RollbackBody(Asked):
-    """Which checkpoint, and what to leave out."""
+    """Which checkpoint to load, and which batches to skip."""
 
     to_step: int | None = Field(
-        default=None, ge=0, description="That step or an older one; null: the newest good."
+        default=None,
+        ge=0,
+        description="The step to load (or an older one, if damaged); null: one back.",
     )
     skip: tuple[int, int] | None = Field(
-        default=None, description="Batches to leave out, inclusive, counted from 1."
+        default=None, description="Batches to skip, both included, counted from 1."
     )
 
 
-def _read(body: Submission) -> RunSpec:
+def _read(body: Submission) -> tuple[RunSpec, Source]:
     if (body.spec is None) == (body.yaml is None):
-        raise InvalidError("give either `spec` or `yaml`")
+        raise InvalidError("expected either `spec` or `yaml`")
     if not body.base_directory.startswith("/"):
         raise InvalidError(f"base_directory: expected an absolute path, got {body.base_directory}")
     if body.yaml is not None:
@@ -79,32 +86,75 @@ def _read(body: Submission) -> RunSpec:
     else:
         source = Source(body.name)
         spec = validate(body.spec or {}, source)
-    return resolve(spec, body.base_directory, source)
+    return resolve(spec, body.base_directory, source), source
 
 
 @router.post("", status_code=201)
 async def submit(body: Submission, here: HasContext, caller: Operator) -> SubmittedView:
-    """Check a spec and submit it as a new run. Nothing is made of one that is wrong."""
-    spec = await run_in_threadpool(_read, body)
+    """Check a spec and submit it as a new run. A wrong spec creates nothing."""
+    spec, source = await run_in_threadpool(_read, body)
     run = str(ULID())
     owner = body.owner or spec.owner or caller.name
-    await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
+    with _placed(source):
+        _refuse_unknown_queue(here, spec)
+        await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
     view = await line(here, await here.store.run(run))
-    return SubmittedView(
-        **view.model_dump(), warnings=_without_effect(spec, here.controller.ignored_fields)
+    return SubmittedView(**view.model_dump(), warnings=_notes(here, spec, source))
+
+
+@contextlib.contextmanager
+def _placed(source: Source) -> Iterator[None]:
+    """Turn a refusal of one field of a spec into a problem with its line and column."""
+    try:
+        yield
+    except InvalidError as error:
+        if not error.field:
+            raise
+        message = str(error).removeprefix(f"{error.field}: ")
+        raise SpecError([source.problem(tuple(error.field.split(".")), message)]) from error
+
+
+def _refuse_unknown_queue(here: Context, spec: RunSpec) -> None:
+    """A mistyped queue would have no quota.
+
+    Raises:
+        InvalidError: The queue does not exist. The default queue always does.
+    """
+    known = {DEFAULT_QUEUE, *here.controller.state.queues}
+    if not here.controller.is_leader or spec.queue in known:
+        return
+    near = difflib.get_close_matches(spec.queue, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}."
+    raise InvalidError(
+        f"no queue {spec.queue}; {hint} `babysit queues set {spec.queue} --gpus N` creates it",
+        field="queue",
     )
 
 
-def _without_effect(spec: RunSpec, ignored: Mapping[str, str]) -> list[str]:
-    """One sentence for each field that the spec sets and this server ignores.
+def _notes(here: Context, spec: RunSpec, source: Source) -> list[str]:
+    """What a person should know of a spec that is accepted, each with its place.
 
-    Such fields are accepted, so that one spec is good for every cluster.
+    Fields without effect are accepted, so that one spec is good for every cluster.
     """
-    return [
-        f"{field}: has no effect here: {reason}"
-        for field, reason in ignored.items()
+    notes = [
+        source.problem(tuple(field.split(".")), f"has no effect here: {reason}")
+        for field, reason in here.controller.ignored_fields.items()
         if _is_set(spec, field.split("."))
     ]
+    notes += [
+        source.problem(("preload", place), f"no module {name} here: every start would be slower")
+        for place, name in enumerate(spec.preload)
+        if not _is_importable(name.partition(".")[0], spec)
+    ]
+    return [str(note) for note in notes]
+
+
+def _is_importable(module: str, spec: RunSpec) -> bool:
+    """True if a module is there, or may be: in a PYTHONPATH or an image of the run's own."""
+    if spec.image is not None or "PYTHONPATH" in spec.env:
+        return True
+    own = (Path(spec.workdir, module), Path(spec.workdir, f"{module}.py"))
+    return any(path.exists() for path in own) or PathFinder.find_spec(module) is not None
 
 
 def _is_set(model: BaseModel, path: Sequence[str]) -> bool:
@@ -118,11 +168,14 @@ def _is_set(model: BaseModel, path: Sequence[str]) -> bool:
 
 @router.post("/dry-run")
 async def dry_run(body: Submission, here: HasContext, _: Viewer) -> DryRunView:
-    """Check a spec and say where it would run, or why it would wait. Nothing is changed."""
-    spec = await run_in_threadpool(_read, body)
+    """Check a spec; say where it would start, or why it would wait. Nothing is changed."""
+    spec, source = await run_in_threadpool(_read, body)
     if not here.controller.is_leader:
-        raise NotLeaderError("this server does not lead: ask the leader, or try again in a moment")
-    return try_out(here.controller.state, spec, here.clock.now())
+        raise NotLeaderError("this server is not the leader: ask the leader, or try again soon")
+    with _placed(source):
+        _refuse_unknown_queue(here, spec)
+        tried = try_out(here.controller.state, spec, here.clock.now())
+    return tried.model_copy(update={"warnings": _notes(here, spec, source)})
 
 
 @router.get("")
@@ -140,13 +193,13 @@ async def list_runs(
 
 @router.get("/{reference}")
 async def show(run: TheRun, here: HasContext) -> RunDetail:
-    """One run in full."""
+    """One run with its restarts and incidents."""
     return await detail(here, run)
 
 
 @router.get("/{reference}/attempts")
 async def list_attempts(run: TheRun, here: HasContext) -> list[AttemptView]:
-    """Its attempts, oldest first."""
+    """The attempts of a run, oldest first."""
     attempts: list[Attempt] = await here.store.attempts(run.id)
     return [attempt_view(attempt) for attempt in attempts]
 
@@ -157,14 +210,14 @@ async def _after(here: HasContext, run: Run) -> RunView:
 
 @router.post("/{reference}/cancel")
 async def cancel(run: TheRun, body: Asked, here: HasContext, caller: Operator) -> RunView:
-    """End it."""
+    """Cancel a run. Its ranks may save first."""
     await here.tell(caller, RunCancelled, run=run.id, reason=body.reason)
     return await _after(here, run)
 
 
 @router.post("/{reference}/hold")
 async def hold(run: TheRun, body: Asked, here: HasContext, caller: Operator) -> RunView:
-    """Stop all automatic action; monitoring goes on."""
+    """Stop all automatic action for a run; monitoring goes on."""
     await here.tell(caller, RunHeld, run=run.id, reason=body.reason)
     return await _after(here, run)
 
@@ -178,16 +231,19 @@ async def release(run: TheRun, body: Asked, here: HasContext, caller: Operator) 
 
 @router.post("/{reference}/restart")
 async def restart(run: TheRun, body: Asked, here: HasContext, caller: Operator) -> RunView:
-    """Restart the gang from its newest checkpoint."""
+    """Restart a run from its newest checkpoint."""
     await here.tell(caller, RestartAsked, run=run.id, reason=body.reason)
     return await _after(here, run)
 
 
 @router.post("/{reference}/rollback")
 async def rollback(run: TheRun, body: RollbackBody, here: HasContext, caller: Operator) -> RunView:
-    """Load an older checkpoint, and perhaps leave batches out."""
+    """Restart a run from an older checkpoint, and skip batches."""
     if body.skip is not None and not 1 <= body.skip[0] <= body.skip[1]:
-        raise InvalidError(f"skip: expected A:B with 1 <= A <= B, got {body.skip}")
+        first, last = body.skip
+        raise InvalidError(
+            f"skip: expected [first, last] with 1 <= first <= last, got [{first}, {last}]"
+        )
     await here.tell(
         caller,
         RollbackAsked,
