@@ -84,6 +84,26 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert dead == []
 
 
+# What native readers stumble over; CONTRIBUTING.md, which forbids these phrases, quotes them.
+DIALECT = (
+    r"\bso (?:many|long)(?! (?:as|that))\b",
+    r"\bbelongs? into\b",
+    r"\b(?:is|are) no (?:number|node|run)\b",
+    r"\b(?:is|are|was|were) told\b",
+    r"(?:^|\. )(?:Who|Whoever|What) (?:is|are|was|has|runs) [^?|]*?\. ",
+    r"\b(?:is|are) given up\b",
+    r"\bcondemn",
+    r"\bcomes? up\b",
+)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CONTRIBUTING.md"], ids=name_of)
+def test_no_dialect(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = [m[0] for phrase in DIALECT for m in re.finditer(phrase, text, re.MULTILINE)]
+    assert found == []
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CONTRIBUTING.md"], ids=name_of)
 def test_files_exist(page: Path) -> None:
     """Source files are named by their path from the top. Those of recipes: test_recipes.py."""
