@@ -32,10 +32,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.support import public_data  # noqa: E402 (the script runs without installation)
 from monitors.exits import classify  # noqa: E402
-from monitors.failures import CAUSE_OF, Cause, FailureClass  # noqa: E402
+from monitors.failures import ADVICE_OF, CAUSE_OF, Advice, Cause, FailureClass  # noqa: E402
 from monitors.loss import LossMonitor  # noqa: E402
 from monitors.types import Finding, FindingKind, Sample  # noqa: E402
 
+COLLECTED = ROOT / "tests" / "data" / "failure_logs.jsonl"
+HEARSAY = Cause.INFRASTRUCTURE
+"""Who pays for a preemption of which only a log tells."""
 IGNORED_POINTS = 100
 SLACK_POINTS = 2
 ACTS = (FindingKind.LOSS_SPIKE, FindingKind.NON_FINITE)
@@ -234,26 +237,62 @@ def bench_curves(directory: Path) -> dict[str, Any]:
     }
 
 
-def bench_logs(path: Path) -> dict[str, Any]:
+def read_logs(path: Path) -> list[dict[str, str]]:
+    """Logs with `log`, `class` and `action`, under the names of either file."""
     logs = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {
+            **log,
+            "class": log.get("class") or log["label"],
+            "action": log.get("action") or log.get("retryable", ""),
+        }
+        for log in logs
+    ]
+
+
+def bench_logs(logs: list[dict[str, str]], name: str) -> dict[str, Any]:
+    """Class, budget and action of each log; to wait and to retry are one action here.
+
+    The exit code is 1 for all: the words alone are judged.
+    """
     right: Counter[str] = Counter()
-    causes = 0
     confused = []
     for log in logs:
         failure = classify(log["log"], 1)
         assert failure is not None, log["id"]
-        label = FailureClass(log["label"])
-        right[label] += failure.failure_class is label
-        causes += failure.cause is CAUSE_OF.get(label, Cause.INFRASTRUCTURE)
-        if failure.failure_class is not label:
-            confused.append(f"{log['id']}: {label} classified as {failure.failure_class}")
-    print(f"\nfailure logs: {sum(right.values())} of {len(logs)} classes right")
+        label = FailureClass(log["class"])
+        action = log["action"].replace("wait", Advice.RETRY) or ADVICE_OF.get(label, Advice.RETRY)
+        right["class"] += failure.failure_class is label
+        right["action"] += failure.action == action
+        cause = CAUSE_OF[label]
+        right["cause"] += failure.cause is (HEARSAY if cause is Cause.PREEMPTION else cause)
+        if failure.failure_class is not label or failure.action != action:
+            found = f"{failure.failure_class}, {failure.action}"
+            confused.append(f"{log['id']}: {label}, {action} classified as {found}")
+    print(
+        f"\n{name.replace('_', ' ')}: {right['class']} classes and {right['action']} actions"
+        f" of {len(logs)} right"
+    )
     for line in confused:
         print(f"  {line}")
     return {
-        "failure_log_count": len(logs),
-        "failure_class_accuracy_ratio": round(sum(right.values()) / len(logs), 3),
-        "failure_cause_accuracy_ratio": round(causes / len(logs), 3),
+        f"{name}_count": len(logs),
+        **{
+            f"{name}_{what}_accuracy_ratio": round(right[what] / max(1, len(logs)), 3)
+            for what in ("class", "cause", "action")
+        },
+    }
+
+
+def bench_collected() -> dict[str, Any]:
+    """The logs of this repository's tests: those put aside before any rule was written, and not."""
+    logs = read_logs(COLLECTED)
+    return {
+        key: value
+        for part in ("held_out", "open")
+        for key, value in bench_logs(
+            [log for log in logs if log["set"] == part], f"collected_{part}"
+        ).items()
     }
 
 
@@ -263,15 +302,20 @@ def main() -> None:
     data = parser.parse_args().data
     figures: dict[str, Any] = {}
     for name, needed, bench in (
-        ("loss_curves", "labels.json", bench_curves),
-        ("failure_logs", "failure_logs.jsonl", bench_logs),
+        ("loss_curves", "labels.json", lambda path: bench_curves(path.parent)),
+        (
+            "failure_logs",
+            "failure_logs.jsonl",
+            lambda path: bench_logs(read_logs(path), "failure_logs"),
+        ),
     ):
         path = data / name / needed
         if problem := public_data.missing(path):
             print(f"{name} not scored: {problem}")
             figures[f"{name}_missing"] = True
         else:
-            figures |= bench(path.parent if bench is bench_curves else path)
+            figures |= bench(path)
+    figures |= bench_collected()
     print(json.dumps(figures))
 
 

@@ -1,293 +1,265 @@
-"""What dying software prints, as data: messages, the class they speak for, and how strongly.
+"""Rules: what dying software prints, as data. A pattern speaks for a class, with a strength.
 
-The patterns follow the messages in the sources of PyTorch (c10d, ATen, torchelastic), NCCL, Gloo,
-the NVIDIA driver, Slurm, Kubernetes, JAX, DeepSpeed, Megatron-LM and the Python standard library.
+The problem: messages change with every release and differ by cluster, so they must not be code.
+The design: `monitors/rules/*.yaml` holds the rules that come with babysit; a cluster and a run may
+put rules of their own before them, or replace one by its name. This module describes and compiles
+them; it reads no files. Limits: a rule sees one line at a time (`needs` asks for another one
+anywhere in the log).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Literal
 
-from monitors.failures import FailureClass as F
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from monitors.benign_lines import is_harmless, was_survived
+from monitors.failures import Advice, FailureClass
+from monitors.log_lines import LogLevel, as_line
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rule:
+class Strength(IntEnum):
+    """How strongly a message speaks for its class."""
+
+    AFTERMATH = 10
+    """Printed because something else failed; no root cause while another line matches."""
+    HINT = 30
+    """Believed when there is nothing better."""
+    SYMPTOM = 40
+    """True, but seen from a distance: the cause may be named elsewhere in the log."""
+    LIKELY = 65
+    """Printed for this cause nearly always."""
+    SPECIFIC = 80
+    """Printed for this cause only."""
+    PROOF = 90
+    """The hardware, the kernel or the resource manager is quoted."""
+
+
+def _lines(value: object) -> object:
+    """A text of one pattern a line, as a list."""
+    if isinstance(value, str):
+        return [line.strip() for line in value.splitlines() if line.strip()]
+    return value
+
+
+_LEVELS = {"error": LogLevel.PLAIN, "warning": LogLevel.WARNING, "any": LogLevel.DEBUG}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class LogRule(_Model):
     """Messages of one strength that speak for one class."""
 
-    failure_class: F
-    weight: int
-    """Strength as evidence: the heaviest match in a log wins, the first of equals."""
+    name: str = Field(pattern=r"^[\w][\w .-]*$", description="Replaces the rule of that name.")
+    failure_class: FailureClass | Literal["harmless"] = Field(
+        alias="class", description="harmless: such lines are read past."
+    )
+    strength: Literal["proof", "specific", "likely", "symptom", "hint", "aftermath"] = "specific"
+    match: Annotated[tuple[str, ...], BeforeValidator(_lines)] = Field(
+        min_length=1,
+        description="Regular expressions, one a line or a list; searched without regard to case.",
+    )
+    needs: str | None = Field(default=None, description="Must also occur somewhere in the log.")
+    unless: str | None = Field(default=None, description="Must not occur in the line.")
+    action: Advice | None = Field(default=None, description="Instead of the action of the class.")
+    severity: Literal["error", "warning", "any"] = Field(
+        default="error",
+        description="How grave a line must say it is (one that says nothing counts as an error);"
+        " any: INFO counts too.",
+    )
+    examples: tuple[str, ...] = Field(default=(), description="Lines that must match.")
+    counterexamples: tuple[str, ...] = Field(default=(), description="Lines that must not count.")
+
+    @field_validator("match", "needs", "unless")
+    @classmethod
+    def _are_patterns(cls, value: object) -> object:
+        for pattern in (value,) if isinstance(value, str) else value or ():  # type: ignore[attr-defined]
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern} is no regular expression: {error}") from error
+            if re.search(pattern, ""):
+                raise ValueError(f"{pattern} matches every line")
+        return value
+
+    @model_validator(mode="after")
+    def _examples_hold(self) -> LogRule:
+        rule = CompiledRule.of(self)
+        for line in self.examples:
+            if not rule.matches(line):
+                raise ValueError(f"the rule {self.name} does not match its example: {line}")
+        for line in self.counterexamples:
+            if rule.matches(line) and not _is_cleared(line):
+                raise ValueError(f"the rule {self.name} matches its counterexample: {line}")
+        return self
+
+
+def _is_cleared(text: str) -> bool:
+    line = as_line(text)
+    return is_harmless(line) or was_survived(line)
+
+
+class HyperPodRule(_Model):
+    """An entry of SageMaker HyperPod's `logMonitoringConfiguration`, by its own field names.
+
+    Only `faultOnMatch` says something about a death, and is used here: the run is restarted. The
+    others watch a log while it grows, which babysit does by other means; they are accepted and do
+    nothing.
+    """
+
+    name: str
+    log_pattern: str = Field(alias="logPattern")
+    fault_on_match: bool = Field(default=False, alias="faultOnMatch")
+    expected_start: float | None = Field(default=None, alias="expectedStartCutOffInSeconds")
+    expected_recurring: float | None = Field(
+        default=None, alias="expectedRecurringFrequencyInSeconds"
+    )
+    metric_threshold: float | None = Field(default=None, alias="metricThreshold")
+    operator: str | None = None
+    stop_pattern: str | None = Field(default=None, alias="stopPattern")
+    data_points: int | None = Field(default=None, alias="metricEvaluationDataPoints")
+
+    def rule(self) -> LogRule | None:
+        """The same as a rule of ours; None where it says nothing about a death."""
+        if not self.fault_on_match:
+            return None
+        name = re.sub(r"[^\w .-]", "-", self.name)
+        return LogRule(
+            name=name,
+            failure_class=FailureClass.UNKNOWN,
+            strength="proof",
+            match=(self.log_pattern,),
+            action=Advice.RETRY,
+            severity="any",
+        )
+
+
+class RuleFile(_Model):
+    """One file of rules."""
+
+    rules: tuple[LogRule, ...] = ()
+    xids: dict[FailureClass | Literal["harmless"], tuple[int, ...]] = Field(
+        default_factory=dict, description="Classes of Xids of the NVIDIA driver, by number."
+    )
+    log_monitoring: tuple[HyperPodRule, ...] = Field(
+        default=(), alias="logMonitoringConfiguration", description="Rules of SageMaker HyperPod."
+    )
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> RuleFile:
+        if not (
+            self.rules or self.xids or any(each.fault_on_match for each in self.log_monitoring)
+        ):
+            raise ValueError(
+                "holds no rule for the end of a log: give rules, xids, or entries of"
+                " logMonitoringConfiguration with faultOnMatch: true"
+            )
+        return self
+
+    def all_rules(self) -> tuple[LogRule, ...]:
+        """The rules, those of HyperPod translated."""
+        translated = [each.rule() for each in self.log_monitoring]
+        return (*self.rules, *(rule for rule in translated if rule is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """A rule, ready to be searched."""
+
+    name: str
+    failure_class: FailureClass | None
+    """None: harmless."""
+    strength: int
     pattern: re.Pattern[str]
-    """Searched in each line."""
-    needs: re.Pattern[str] | None = None
-    """Must also occur somewhere in the log."""
+    needs: re.Pattern[str] | None
+    unless: re.Pattern[str] | None
+    action: Advice | None
+    level: LogLevel
+    """Lines that say they are less grave do not count."""
+
+    @classmethod
+    def of(cls, rule: LogRule) -> CompiledRule:
+        """Compile one rule."""
+
+        def compiled(pattern: str | None) -> re.Pattern[str] | None:
+            return re.compile(pattern, re.IGNORECASE) if pattern else None
+
+        harmless = rule.failure_class == "harmless"
+        return cls(
+            name=rule.name,
+            failure_class=None if harmless else FailureClass(rule.failure_class),
+            strength=Strength[rule.strength.upper()],
+            pattern=re.compile("|".join(f"(?:{each})" for each in rule.match), re.IGNORECASE),
+            needs=compiled(rule.needs),
+            unless=compiled(rule.unless),
+            action=rule.action,
+            level=_LEVELS[rule.severity],
+        )
+
+    def matches(self, text: str) -> bool:
+        """Whether a line is one of the rule's."""
+        if self.pattern.search(text) is None:
+            return False
+        return self.unless is None or self.unless.search(text) is None
 
 
-PROOF = 90
-"""The hardware, the kernel or the scheduler says so itself."""
-SPECIFIC = 80
-"""Printed for this cause only."""
-LIKELY = 65
-"""Printed for this cause nearly always."""
-SYMPTOM = 40
-"""What is seen from a distance: true, but the cause may be named elsewhere in the log."""
-HINT = 30
-"""Believed when there is nothing better."""
-AFTERMATH = 10
-"""Printed because something else failed; never a root cause while another line matches."""
-
-_TABLE: tuple[tuple[F, int, str, str], ...] = (
-    # The GPU. Xid lines are read by number, in exits.py.
-    (F.GPU_HARDWARE, PROOF, "", r"""
-        fallen off the bus|lost from the bus|GPU is lost|GPU-?\d* (?:has )?disappeared
-        uncorrectable (?:ECC|NVLINK ECC)|ECC error.*(?:uncorrect|double.?bit)|double.?bit ECC
-        row.?remap\w* (?:failure|failed|pending)|(?:contained|uncontained) (?:ECC|memory) error
-        Unable to determine the device handle for GPU|GPU requires (?:a )?reset
-        nvml\w*.*Unknown Error|RmInitAdapter failed
-        Timeout waiting for RPC from GSP|GSP (?:RPC )?timeout|krcWatchdog
-    """),
-    (F.GPU_HARDWARE, LIKELY, "", r"""
-        hardware slowdown|thermal (?:shutdown|violation)|GPU (?:is )?overheat|power brake
-        CUDA (?:error|failure).*(?:hardware stack error|unknown error)|cudaErrorHardwareStackError
-        mce: .*Hardware Error|Machine check events logged
-        PCIe Bus Error.*(?:Fatal|Uncorrect)|AER:.*fatal
-        CUDA-capable device\(s\) is/are busy or unavailable
-        silent data corruption|SDC (?:check|detected)
-    """),
-    (F.GPU_HARDWARE, LIKELY, r"Xid|ECC|dmesg|NVRM", r"""
-        unspecified launch failure|an illegal instruction was encountered
-    """),
-    # Links between the GPUs of a node.
-    (F.GPU_INTERCONNECT, PROOF, "", r"""
-        SXid|NVSwitch.*(?:error|fatal|fail)|NVLink.*(?:fatal|error|fail|inactive|down|CRC)
-        fabric ?manager.*(?:error|fail|degraded)|nvswitch-?audit|(?:multicast|NVLS).*(?:fail|error)
-        peer access.*(?:fail|not supported|error)|cudaErrorPeerAccess|invalid P2P
-    """),
-    # Memory of the GPU.
-    (F.CUDA_OOM, SPECIFIC, "", r"""
-        (?:CUDA|HIP|XPU|NPU|MPS)\w* ?(?:backend )?out of memory|OutOfMemoryError: (?:CUDA|HIP)
-        (?:CUDA|HIP|cuda runtime) (?:error|failure)[^:]*:? ?(?:\d+ )?'?out of memory
-        cudaErrorMemoryAllocation|(?:CUBLAS|CUDNN|CUSPARSE)_STATUS_ALLOC_FAILED
-        OOM when allocating tensor|Ran out of memory in memory space hbm
-        RESOURCE_EXHAUSTED: (?:Out of memory|Attempting to (?:allocate|reserve))
-    """),
-    # Memory of the host.
-    (F.HOST_OOM, PROOF, "", r"""
-        oom[-_]kill|Out of memory: Kill(?:ed)? process|OOMKilled|invoked oom-killer|oom_reaper
-        Memory cgroup out of memory|Exceeded (?:job|step) memory limit|Detected \d+ oom
-        low on resource: memory|(?:killed|evicted|terminated).*(?:memory pressure|low on memory)
-        OutOfMemoryError: (?:Task|Worker)
-    """),
-    (F.HOST_OOM, SPECIFIC, "", r"""
-        DefaultCPUAllocator: (?:can't|not enough) (?:allocate )?memory|Cannot allocate memory
-        ^MemoryError|_ArrayMemoryError|std::bad_alloc
-        Unable to allocate [\d.]+ [KMGT]i?B for an array
-    """),
-    # Bugs that the device reports.
-    (F.CUDA_USER_BUG, SPECIFIC, "", r"""
-        device-side assert|\.cuh?:\d+:.*Assertion .* failed
-        illegal memory access|misaligned address|CUDA_EXCEPTION_
-        invalid (?:device function|configuration argument|program counter)
-    """),
-    (F.CUDA_USER_BUG, LIKELY, "", r"""
-        unspecified launch failure|illegal instruction was encountered
-        too many resources requested for launch
-        (?:CUBLAS|CUDNN|CUFFT|CUSOLVER)_STATUS_(?:EXECUTION_FAILED|INVALID_VALUE|NOT_SUPPORTED)
-        (?:CUBLAS|CUDNN|CUFFT|CUSOLVER)_STATUS_(?:BAD_PARAM|MAPPING_ERROR)
-    """),
-    # Drivers, libraries, the container.
-    (F.DRIVER_OR_SETUP, PROOF, r"dev.shm", r"""
-        (?:shm|shared memory).*nccl|nccl-\w+.*No space left
-    """),
-    (F.DRIVER_OR_SETUP, SPECIFIC, "", r"""
-        CUDA driver version is insufficient|driver on your system is too old
-        Driver/library version mismatch|NVIDIA-SMI has failed|forward compatibility was attempted
-        couldn't communicate with the NVIDIA driver|nvidia-container-cli|CDI device
-        no kernel image is available|unsupported toolchain|Unsupported gpu architecture
-        not compiled with CUDA|compiled with different CUDA|CUDA_HOME|nvcc.*not found
-        system not yet initialized|cudaErrorSystem(?:NotReady|DriverMismatch)
-        CUDA\b.*\bError 80[0-4]\b|CUDA (?:unknown error|initialization)|cudaGetDeviceCount
-        cannot open shared object file|undefined symbol|version `\w+_[\d.]+' not found|CXXABI
-        NCCL version mismatch|mismatched NCCL|Duplicate GPU detected
-        Mismatched? (?:CUDA|driver) versions?|unknown device type
-        no CUDA-capable device|No CUDA GPUs are available|invalid device ordinal
-        Failed to initialize (?:NVML|CUDA)|Unable to (?:initialize|load) (?:NVML|cuDNN|libcu)
-        (?:CUDNN|CUBLAS)_STATUS_NOT_INITIALIZED|No socket interface found|memlock
-        ibv_(?:reg_mr|create_cq|open_device)\w*.*(?:failed|error)|Call to ibv_\w+ failed
-        aws-ofi-nccl.*(?:fail|error)|gdrcopy.*(?:fail|error)
-    """),
-    # Files.
-    (F.STORAGE, PROOF - 2, "", r"""
-        No space left on device|StorageFull|Disk quota exceeded|ENOSPC|file system is full
-        Stale (?:NFS )?file handle|ESTALE|Input/output error|Remote I/O error|Read-only file system
-        Transport endpoint is not connected|nfs: server .* not responding
-        LustreError|gpfs.*(?:error|unmount)|\[Errno (?:5|28|30|107|116|121|122)\]
-        SlowDown|reduce your request rate|ServiceUnavailable.*(?:S3|storage|blob)
-        ^babysit\.errors\.NothingLoadedError
-    """),
-    (F.STORAGE, LIKELY, "", r"""
-        (?:s3fs|gcsfs|botocore|fsspec)\S*.*(?:Timeout|Unavailable|ConnectionError|5\d\d)
-        (?:azure|google\.cloud\.storage)\S*.*(?:Timeout|Unavailable|ConnectionError|5\d\d)
-        (?:Read|Connect)TimeoutError.*(?:amazonaws|blob\.core|storage\.googleapis)
-        EndpointConnectionError
-    """),
-    # Checkpoints.
-    (F.CHECKPOINT_CORRUPT, SPECIFIC, "", r"""
-        Error while deserializing header|MetadataIncompleteBuffer|HeaderToo(?:Large|Small)
-        InvalidHeader|PytorchStreamReader|failed finding central directory|invalid magic number
-        unexpected EOF, expected|corrupt(?:ed)? checkpoint|DATA_LOSS
-        (?<!image )\b(?:file|checkpoint|shard)s?\b.*(?:might|may) be (?:corrupt|truncated|incompl)
-        (?<!image )\b(?:file|checkpoint|shard)s?\b.*(?:is|are|was) (?:corrupt|truncated|incomplete)
-        (?:No such file|FileNotFound|not found|does not exist|missing).*(?:\.metadata|\.distcp)
-        (?:No such file|FileNotFound|not found|does not exist|missing).*(?:mp_rank_\d|zero_pp_rank)
-        (?:No such file|FileNotFound|not found|does not exist|missing).*(?:optim_states|iter_\d)
-        (?:No such file|not found|does not exist|missing).*(?:latest_checkpointed|global_step\d)
-        (?:zarr|tensorstore|orbax|ocdbt).*(?:corrupt|truncated|incomplete|not found)
-        Unable to (?:synchronously )?open file.*truncated
-    """),
-    (F.CHECKPOINT_CORRUPT, SPECIFIC, r"checkpoint|ckpt|shard|restore|load", r"""
-        (?:checksum|hash|crc32?c?|digest|file size) mismatch
-    """),
-    (F.CHECKPOINT_CORRUPT, SPECIFIC, r"torch\.load|serialization\.py|checkpoint|ckpt|resum", r"""
-        pickle data was truncated|unpickling stack underflow|invalid load key|Ran out of input
-        BadZipFile|not a zip file
-    """),
-    (F.CHECKPOINT_CORRUPT, LIKELY, "", r"""
-        (?:checkpoint|ckpt)\b.*(?:incomplete|missing (?:shard|file|rank|partition))
-        (?:missing|incomplete) (?:shard|partition).*(?:checkpoint|ckpt)
-    """),
-    # A sound checkpoint of another model.
-    (F.USER_CODE, SPECIFIC, "", r"""
-        size mismatch for\b|(?:Missing|Unexpected) key\(s\) in state_dict
-        Error\(s\) in loading state_dict
-    """),
-    # Data.
-    (F.DATA_LOADER, LIKELY + 5, "", r"""
-        DataLoader worker (?:process \d|\(pid|.*(?:kill|exit|died))|in worker process
-        received \d+ items of ancdata
-        UnidentifiedImageError|image file is truncated|broken data stream
-        unable to (?:open|mmap|resize) (?:shared memory|file) ?(?:object )?</torch
-        out of shared memory|insufficient shared memory
-    """),
-    (F.DATA_LOADER, LIKELY, "", r"""
-        JSONDecodeError|ArrowInvalid|ParquetError|UnicodeDecodeError|DatasetGenerationError
-        tarfile\.\w*ReadError|zlib\.error|lzma\.LZMAError|gzip.*(?:CRC|BadGzip)|Too many open files
-        (?:webdataset|streaming|datasets|tfds|indexed_dataset)\S*.*(?:corrupt|shard .*missing)
-        DataCorruption|(?:corrupt|truncated|invalid) (?:record|sample|image|jpeg|tfrecord)
-    """),
-    (F.DATA_LOADER, SYMPTOM, "", r"""
-        \b(?:_queue|queue)\.Empty|data ?loader.*(?:timed? ?out|stall|hang|stuck)|ran out of data
-    """),
-    # Numbers.
-    (F.NUMERICS, LIKELY + 5, "", r"""
-        found NaN|NaN (?:detected|loss|encountered)|FloatingPointError
-        (?:loss|grad\w*(?: norm)?) (?:is|was|became|=|:|has) ?(?:a )?(?:NaN|inf\b|non-?finite)
-        (?:encountered|detected|produced|returned|contains?|has|have|got)\b.{0,30}\bnan\b
-        (?:encountered|detected|produced|returned|contains?|has|have|got)\b.{0,30}\binf(?:inity)?\b
-        loss scale.*(?:minimum|too small|decrease)|Minimum loss scale
-        (?:loss|gradient)s? (?:has )?(?:diverged|exploded|overflow)
-        non-?finite (?:loss|grad|norm|value)|(?:loss|norm).*not finite
-        isfinite.*(?:assert|fail)|assert.*(?:isfinite|isnan)
-    """),
-    # Taken away.
-    (F.PREEMPTION, PROOF, "", r"""
-        (?<!got )\bpreempted\b|NodePreempted|DUE TO (?:PREEMPTION|JOB REQUEUE|TIME LIMIT)
-        preemption (?:notice|signal|event)|Preempt(?:ed|ing) by|was reclaimed|Reclaimed by
-        spot (?:instance|VM|node).*(?:interrupt|reclaim|terminat|evict)|instance.?action.*terminate
-        (?:scheduled|host|node) maintenance|maintenance (?:event|window|reservation)
-        TaintManagerEviction|Evict(?:ed|ing|ion)\b(?!.*memory)|NodeShutdown
-        node (?:is being |was )?(?:drain(?:ed|ing)|shut ?down)
-    """),
-    (F.PREEMPTION, SYMPTOM + 10, "", r"""
-        Received \d+ death signal|SignalException|got signal: (?:1|2|10|12|15)\b
-        (?:Caught signal|received) SIG(?:USR[12]|TERM|HUP)
-    """),
-    # Meeting.
-    (F.RENDEZVOUS, LIKELY, "", r"""
-        Address already in use|EADDRINUSE|Rendezvous\w*Error|waiting for clients|Stop_waiting
-        rendezvous.*(?:fail|timed? ?out|closed)|Timed out initializing process group
-        client socket has (?:timed out|failed to connect)|wait timeout after \d+ms, keys
-        workers? (?:to|did not) (?:join|connect)|gai error|Name or service not known
-        name resolution|nodename nor servname|cannot be retrieved
-        DEADLINE_EXCEEDED.*(?:Barrier|coordination|initialize|RegisterTask)
-        (?:PjRT|coordination).*(?:Barrier timed out|barrier.*DEADLINE)
-        failed to (?:join|connect to) (?:the )?(?:coordinator|master|quorum)
-    """),
-    (F.RENDEZVOUS, LIKELY, r"init_process_group|rendezvous|rdzv|TCPStore|c10d", r"""
-        store.*(?:connect|get)\w* .*(?:fail|time[d ]?out)|Socket Timeout
-        MASTER_(?:ADDR|PORT).*(?:expected|not set|missing)
-    """),
-    # The network between nodes.
-    (F.NETWORK, SPECIFIC - 5, "", r"""
-        NET/IB ?:.*(?:completion|error|async|fatal|Port|status=)|vendor err|ibv_poll_cq
-        IBV_(?:WC|EVENT)_\w*(?:ERR|EXC|FATAL)|IBV_EVENT_PORT|retry (?:counter )?exceeded
-        mlx\d_\w+.*(?:link down|error|lost|timeout|flap)|EFA.*(?:error|unresponsive)
-        \b(?:link|port|NIC|carrier) (?:is |has |went )?(?:down|flap|lost)
-    """),
-    (F.NETWORK, LIKELY - 5, "", r"""
-        No route to host|Network is (?:unreachable|down)|Host is down|Connection timed out
-        ETIMEDOUT|EHOSTUNREACH
-    """),
-    (F.NETWORK, SYMPTOM + 5, "", r"""
-        NET/(?:Socket|OFI|Plugin).*(?:fail|error)|Proxy Call to rank \d+ failed
-        socket\w* ?:? .*connect.*(?:failed|refused)
-    """),
-    (F.NETWORK, HINT, "", r"""
-        NCCL WARN.*Call to \w+ .*failed ?:|ncclRemoteError|ncclSystemError|unhandled system error
-        remote process exited or there was a network error
-    """),
-    # Waiting for one another.
-    (F.COLLECTIVE_TIMEOUT, SYMPTOM, "", r"""
-        collective operation timeout|watchdog got stuck|Heartbeat monitor timed out
-        Timeout at NCCL work|Timed out waiting \d+ms for (?:recv|send)|monitoredBarrier
-        Application timeout caused pair closure|Collective.*mismatch
-        (?:all_?reduce|all_?gather|reduce_?scatter|broadcast)\b.*\btim(?:ed? ?out|eout)
-        (?:barrier|collective|NCCL)\b.*\btim(?:ed? ?out|eout)|stuck.*(?:collective|all-reduce)
-    """),
-    # What a launcher says of a child; the signal's sender is unknown.
-    (F.SIGNAL, HINT, "", r"""
-        exitcode: -(?:9|11|7|4|8)\b|exit code:? (?:137|139)\b|Segmentation fault|^Killed$
-        exited with signal
-    """),
-    # What others leave behind.
-    (F.CASCADE, AFTERMATH, "", r"""
-        closing signal SIG|Connection (?:closed|reset) by|Broken pipe|ECONNRESET|Connection refused
-        Socket closed|TCPStore server has shut down|Failed to check the .should dump
-        (?:recv|send)(?:Bytes|Value) failed|DistStoreError|heartbeat timeout
-        reported a task in error|remote task has failed|set to ERROR in coordination
-        Terminating process because|ChildFailedError|Root Cause|worker group failed
-        Job step aborted|task.*(?:Terminated|Killed)|STEP .* CANCELLED|MPI_ABORT
-        mpirun (?:has exited|noticed)|communicator was aborted|Abort COMPLETE|ncclCommAbort
-        another (?:rank|worker|process|task|node)\b.*(?:fail|exit|die|error|abort)
-        peer (?:rank|process|worker)s?\b.*(?:fail|exit|die|gone)|returned non-zero exit status
-        Some NCCL operations have failed|taking the entire process down|Actor(?:Died|Unavailable)
-        leaked (?:semaphore|shared_memory)|destroy_process_group|Signal 15 \(SIGTERM\)
-    """),
-)  # fmt: skip
-"""Class, weight, what must also occur in the log (empty: nothing), and the messages.
-
-The lines of the messages are alternatives.
-"""
+_XID = re.compile(r"\bXid\b\s*(?:\([^)]*\)\s*)?:?\s*(?P<code>\d{1,3})\b", re.IGNORECASE)
 
 
-def _compiled(messages: str) -> re.Pattern[str]:
-    lines = (line.strip() for line in messages.splitlines())
-    return re.compile("|".join(line for line in lines if line), re.IGNORECASE)
+class RuleSet:
+    """Rules in the order in which they are asked: a run's, a cluster's, babysit's own.
 
+    Raises:
+        ValueError: there is no rule that speaks for a class. Without rules every death would be
+            unexplained, and nobody would notice.
+    """
 
-RULES: tuple[Rule, ...] = tuple(
-    Rule(failure_class, weight, _compiled(messages), _compiled(needs) if needs else None)
-    for failure_class, weight, needs, messages in _TABLE
-)
+    def __init__(
+        self,
+        rules: Iterable[LogRule],
+        xids: Mapping[FailureClass | Literal["harmless"], Sequence[int]] | None = None,
+    ) -> None:
+        first: dict[str, LogRule] = {}
+        for rule in rules:
+            first.setdefault(rule.name, rule)
+        compiled = [CompiledRule.of(rule) for rule in first.values()]
+        self.harmless = tuple(rule for rule in compiled if rule.failure_class is None)
+        self.rules = tuple(rule for rule in compiled if rule.failure_class is not None)
+        if not self.rules:
+            raise ValueError("the rules for logs are empty: no rule speaks for a class")
+        self._source = tuple(first.values())
+        self._xids = {code: named for named, codes in (xids or {}).items() for code in codes}
 
-XID_CLASS: dict[int, F] = {
-    **dict.fromkeys((13, 31, 43, 68, 69), F.CUDA_USER_BUG),
-    45: F.CASCADE,
-    **dict.fromkeys((74, 121, *range(144, 151)), F.GPU_INTERCONNECT),
-}
-"""Xids that do not speak for a broken GPU: faults of the application, its clean-up, and links.
+    def extended(
+        self,
+        rules: Iterable[LogRule],
+        xids: Mapping[FailureClass | Literal["harmless"], Sequence[int]] | None = None,
+    ) -> RuleSet:
+        """With rules before these; a rule of the same name replaces the one here."""
+        old: dict[FailureClass | Literal["harmless"], list[int]] = {}
+        for code, named in self._xids.items():
+            old.setdefault(named, []).append(code)
+        merged = RuleSet((*rules, *self._source), old)
+        merged._xids |= {code: named for named, codes in (xids or {}).items() for code in codes}
+        return merged
 
-Source: NVIDIA's Xid catalogue. All others are taken for the GPU's.
-"""
+    def wanted(self, log: str) -> tuple[CompiledRule, ...]:
+        """The rules whose `needs` the log meets."""
+        return tuple(rule for rule in self.rules if rule.needs is None or rule.needs.search(log))
+
+    def is_harmless(self, text: str) -> bool:
+        """Whether a rule says that such lines mean nothing."""
+        return any(rule.matches(text) for rule in self.harmless)
+
+    def xid_class(self, text: str) -> FailureClass | Literal["harmless"] | None:
+        """The class of the Xid that a line holds; None where it holds none."""
+        found = _XID.search(text)
+        if found is None:
+            return None
+        return self._xids.get(int(found["code"]), FailureClass.GPU_HARDWARE)

@@ -50,6 +50,39 @@ class FailureClass(StrEnum):
     UNKNOWN = "unknown"  # nothing in the log says why
 
 
+class Evidence(StrEnum):
+    """Who says so. What a user's process prints is testimony; a machine's own word is proof."""
+
+    LOG = "log"  # what the rank printed
+    EXIT = "exit"  # its exit code, or what the agent saw of its end
+    KERNEL = "kernel"
+    DRIVER = "driver"
+    CLUSTER = "cluster"  # the resource manager, or babysit's own plan
+
+
+class Advice(StrEnum):
+    """What to do about a failure."""
+
+    RETRY = "retry"
+    REPLACE_NODE = "replace_node"  # this run goes elsewhere
+    STOP = "stop"  # somebody must change something; tried once more, to confirm
+    ROLLBACK = "rollback"  # an older checkpoint
+
+
+ADVICE_OF: dict[FailureClass, Advice] = {
+    FailureClass.GPU_HARDWARE: Advice.REPLACE_NODE,
+    FailureClass.GPU_INTERCONNECT: Advice.REPLACE_NODE,
+    FailureClass.CUDA_OOM: Advice.STOP,
+    FailureClass.CUDA_USER_BUG: Advice.STOP,
+    FailureClass.HOST_OOM: Advice.STOP,
+    FailureClass.DRIVER_OR_SETUP: Advice.STOP,
+    FailureClass.DATA_LOADER: Advice.STOP,
+    FailureClass.USER_CODE: Advice.STOP,
+    FailureClass.CHECKPOINT_CORRUPT: Advice.ROLLBACK,
+    FailureClass.NUMERICS: Advice.ROLLBACK,
+}
+"""Classes not named here are retried."""
+_PROOF = frozenset({Evidence.KERNEL, Evidence.DRIVER, Evidence.CLUSTER})
 CAUSE_OF: Mapping[FailureClass, Cause] = {
     FailureClass.GPU_HARDWARE: Cause.INFRASTRUCTURE,
     FailureClass.GPU_INTERCONNECT: Cause.INFRASTRUCTURE,
@@ -92,9 +125,39 @@ class Failure(BaseModel):
     code: int | None = None
     """The exit code, where nothing else speaks."""
 
+    source: Evidence = Evidence.LOG
+    """Who says so. Nothing but a proof may take a node from everybody."""
+    advice: Advice | None = None
+    """What a rule says instead of the action of the class."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the kernel, the driver or the cluster says so, not what a process printed."""
+        return self.source in _PROOF
+
+    @property
+    def action(self) -> Advice:
+        """What to do about it."""
+        if self.advice is not None:
+            return self.advice
+        if self._ended_itself:
+            return Advice.STOP
+        return ADVICE_OF.get(self.failure_class, Advice.RETRY)
+
     @property
     def cause(self) -> Cause:
-        """Whose budget pays. A program that ended itself, whatever its reasons, is its owner's."""
-        if self.failure_class is FailureClass.UNKNOWN and self.code in _OWN_EXIT_CODES:
+        """Whose budget pays. A program that ended itself, whatever its reasons, is its owner's.
+
+        A preemption that only a log tells of is charged like a fault of the machines: a cache that
+        prints "evicted" must not restart a run for ever.
+        """
+        if self.advice is Advice.STOP or (self._ended_itself and self.advice is None):
             return Cause.USER
-        return CAUSE_OF[self.failure_class]
+        cause = CAUSE_OF[self.failure_class]
+        is_hearsay = cause is Cause.PREEMPTION and self.source is Evidence.LOG
+        is_overruled = cause is Cause.USER and self.advice is not None
+        return Cause.INFRASTRUCTURE if is_hearsay or is_overruled else cause
+
+    @property
+    def _ended_itself(self) -> bool:
+        return self.failure_class is FailureClass.UNKNOWN and self.code in _OWN_EXIT_CODES

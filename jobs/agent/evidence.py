@@ -6,13 +6,17 @@ import os
 import re
 from pathlib import Path
 
-_TAIL_BYTES = 64 * 1024
-_TAIL_LINES = 200
+_TAIL_BYTES = 256 * 1024
+_TAIL_LINES = 1000
+"""Eight ranks below one launcher print some 60 lines of traceback each."""
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def log_tail(path: Path) -> str:
-    """The last 200 lines of a log, at most 64 KiB; empty if there is no log."""
+    """The last 1000 lines of a log, at most 256 KiB of it; empty when there is none.
+
+    Lines end at newlines: the states of a progress bar, which carriage returns part, are one line.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -20,7 +24,8 @@ def log_tail(path: Path) -> str:
             data = file.read()
     except OSError:
         return ""
-    return "\n".join(data.decode(errors="replace").splitlines()[-_TAIL_LINES:])
+    lines = data.decode(errors="replace").removesuffix("\n").split("\n")
+    return "\n".join(lines[-_TAIL_LINES:])
 
 
 def oom_kills() -> int:

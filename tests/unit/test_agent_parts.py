@@ -132,11 +132,12 @@ def test_what_is_no_note_is_refused(line):
 
 def test_log_tail_is_the_end_of_the_log(tmp_path: Path):
     log = tmp_path / "log"
-    log.write_text("".join(f"line {n}\n" for n in range(1000)))
-    lines = evidence.log_tail(log).splitlines()
-    assert (len(lines), lines[0], lines[-1]) == (200, "line 800", "line 999")
-    log.write_bytes(b"x" * 200_000 + b"\xff end")
-    assert len(evidence.log_tail(log)) == 64 * 1024
+    bar = "".join(f"\r {i}%" for i in range(2000))
+    log.write_text("".join(f"line {n}\n" for n in range(2000)) + bar)
+    lines = evidence.log_tail(log).split("\n")
+    assert (len(lines), lines[0], lines[-1]) == (1000, "line 1001", bar)
+    log.write_bytes(b"x" * 300_000 + b"\xff end")
+    assert len(evidence.log_tail(log)) == 256 * 1024
     assert evidence.log_tail(log).endswith(" end")
     assert evidence.log_tail(tmp_path / "none") == ""
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitors.exit_rules import RULES
 from monitors.exits import classify, root_cause
 from monitors.failures import Cause, Failure, FailureClass
+from monitors.rule_files import builtin_rules
 
 F = FailureClass
 
@@ -248,7 +248,12 @@ def test_no_rule_matches_ordinary_training_output():
         "NCCL INFO Connected all rings",
         "Using 8 dataloader workers",
     ]
-    hits = [(line, r.failure_class) for line in ordinary for r in RULES if r.pattern.search(line)]
+    hits = [
+        (line, r.failure_class)
+        for line in ordinary
+        for r in builtin_rules().rules
+        if r.pattern.search(line)
+    ]
     assert hits == []
 
 
