@@ -30,7 +30,7 @@ from monitors.failures import Failure, FailureClass
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leader_election import ControllerSettings
+from orchestrator.controller.settings import ControllerSettings
 from orchestrator.core.messages.events import NodeInfo, RunSubmitted
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import RunState

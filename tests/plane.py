@@ -21,7 +21,7 @@ from monitors.types import Severity
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leader_election import ControllerSettings
+from orchestrator.controller.settings import ControllerSettings
 from orchestrator.core.messages.events import NodeInfo
 from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.entities import (

@@ -1,8 +1,14 @@
-"""Carrying instructions out: the live end of the outbox.
+"""The dispatcher: carries out instructions, and is the live end of the outbox.
 
-Entries are in the database before they come here, and are marked done after they are carried out;
-a crash in between repeats
-them, which is harmless: clusters and agents take each once.
+The problem: an instruction must be carried out although the cluster, an agent or this server may
+be away, and must never be carried out before the decision behind it is stored.
+
+The design: instructions come here when they are in the database. Each is tried until it is done;
+commands wait for the agent's connection. Then its id goes to `receipts`, from which a background
+loop marks it as done in the outbox. A crash in between repeats the instruction, which is harmless:
+clusters and agents take each id once.
+
+Limits: instructions run side by side, in no order; only commands to one agent keep theirs.
 """
 
 from __future__ import annotations
@@ -10,16 +16,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Protocol
 
 import structlog
 
 from jobs.clock import Clock
 from jobs.commands import AgentCommand
-from orchestrator.alerts.port import CountedNotifier, Notifier
+from orchestrator.alerts.port import Notifier
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import AgentAccess, Cluster, WorkerLaunch
+from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.turn_queue import TurnQueue
+from orchestrator.core.messages.events import WorkerLost
 from orchestrator.core.messages.instructions import (
     BroadcastCommand,
     Instruction,
@@ -29,15 +38,15 @@ from orchestrator.core.messages.instructions import (
     SendCommand,
     StopWorker,
 )
-from orchestrator.core.model.state import State
 from orchestrator.core.model.states import WorkerState
-from orchestrator.errors import LeadershipLostError
 
 _log = structlog.get_logger(__name__)
 LAUNCH_TRIES = 3
+"""A launch that fails this often is given up: the core finds another node."""
 RETRY_SECONDS = 1.0
+"""Between two tries of a launch."""
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds between tries; the last for ever."""
+"""Seconds between tries of everything else; the last for ever."""
 
 
 class AgentLink(Protocol):
@@ -51,7 +60,12 @@ class AgentLink(Protocol):
 
 
 class OutboxDispatcher:
-    """Carries instructions out, each in its own task; those for an agent wait for its link."""
+    """Carries out instructions, each in a task of its own; commands wait for their agent.
+
+    Attributes:
+        receipts: Ids of instructions that are carried out, or have nobody left to be carried out
+            for, and are not marked as done in the outbox yet.
+    """
 
     def __init__(
         self,
@@ -59,37 +73,25 @@ class OutboxDispatcher:
         notifier: Notifier,
         clock: Clock,
         *,
+        live: LiveState,
+        queue: TurnQueue,
         agent_access: Callable[[str, str], AgentAccess],
-        worker_gone: Callable[[str, str, str], Awaitable[None]],
-        done: Callable[[str], None],
     ) -> None:
-        self._cluster, self._clock = cluster, clock
-        self._notifier = CountedNotifier(notifier)
-        self.notices = self._notifier.counts
-        """Notices told since this server started, by channel and result."""
-        self.ignored_fields = {**cluster.ignored_fields, **notifier.ignored_fields}
-        """Fields of a run spec that have no effect here, with the reason."""
-        self._agent_access, self._worker_gone, self._done = agent_access, worker_gone, done
+        self._cluster, self._notifier, self._clock = cluster, notifier, clock
+        self._live, self._queue, self._agent_access = live, queue, agent_access
+        self.receipts: list[str] = []
         self._links: dict[str, AgentLink] = {}
         self._commands: dict[str, dict[str, SendCommand]] = {}
+        """Worker to the commands that it has not acknowledged, by id, oldest first."""
         self._open: dict[str, int] = {}
-        """Agents that have not taken their part of a gang's command yet, by its id."""
+        """Id of a broadcast command to the number of agents that have not acknowledged it."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._state = State()
-
-    def start(self, state: State, outbox: Iterable[Instruction]) -> None:
-        """Begin with what an earlier leader left."""
-        self.go_by(state)
-        self._commands.clear()
-        self._open.clear()
-        self.dispatch(outbox)
-
-    def go_by(self, state: State) -> None:
-        """What the core knows is another object from now on."""
-        self._state = state
+        self._stopped = False
 
     async def stop(self) -> None:
-        """Drop everything under way; the outbox keeps it."""
+        """Drop everything under way, for good; the outbox keeps it for the next leader."""
+        # A transaction that ends later must not have this server act: another may lead by then.
+        self._stopped = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -99,7 +101,9 @@ class OutboxDispatcher:
         self._open.clear()
 
     def dispatch(self, instructions: Iterable[Instruction]) -> None:
-        """Take instructions that are in the outbox."""
+        """Carry out instructions that are in the outbox. Returns at once."""
+        if self._stopped:
+            return
         for instruction in instructions:
             if isinstance(instruction, SendCommand):
                 self._tell(instruction)
@@ -113,39 +117,42 @@ class OutboxDispatcher:
     # agents
 
     def attach(self, worker: str, link: AgentLink) -> None:
-        """An agent is connected: send what waits for it, in order."""
+        """Connect an agent: what waits for it is sent, in order. Replaces an older connection."""
         self._links[worker] = link
         self._spawn(self._send_all(worker, link))
 
     def detach(self, worker: str, link: AgentLink) -> None:
-        """The connection is gone."""
+        """Note that a connection is gone; commands wait for the next one."""
         if self._links.get(worker) is link:
             del self._links[worker]
 
     def attached(self, worker: str) -> bool:
-        """Whether the agent is connected."""
+        """True while the agent is connected, as far as this server knows."""
         return worker in self._links
 
     def acknowledged(self, worker: str, command: str) -> None:
-        """The agent has taken a command."""
+        """Note that an agent has taken a command; a second time has no effect."""
         if self._commands.get(worker, {}).pop(command, None) is not None:
             self._taken(command)
 
     def forget(self, worker: str) -> None:
-        """The worker has ended: nobody will ever take its commands."""
+        """Note that a worker has ended: its commands are done, as nobody will take them."""
         for command in self._commands.pop(worker, {}):
             self._taken(command)
 
     def _taken(self, command: str) -> None:
-        """One agent needs a command no more; a gang's is done with the last of them."""
+        """One agent needs a command no more; a broadcast is done with its last agent."""
         left = self._open.pop(command, 1) - 1
         if left:
             self._open[command] = left
         else:
             self._done(command)
 
+    def _done(self, instruction: str) -> None:
+        self.receipts.append(instruction)
+
     def _tell(self, tell: SendCommand) -> None:
-        known = self._state.workers.get(tell.worker)
+        known = self._live.state.workers.get(tell.worker)
         if known is None or known.state is WorkerState.ENDED:
             self._taken(tell.id)
             return
@@ -177,25 +184,31 @@ class OutboxDispatcher:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            _log.error("an instruction was not carried out", exc_info=task.exception())
+            # It stays in the outbox, for the next leader.
+            _log.error("instruction failed; please report this", exc_info=task.exception())
 
     async def _execute(self, instruction: Instruction) -> None:
-        """Until it is done: what nobody has foreseen may pass as well as what was."""
+        """Try until it is done, or nobody is left to do it for.
+
+        Errors that no port should raise are tried again too: they may pass like those foreseen.
+        """
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             try:
                 await self._act(instruction)
-            except LeadershipLostError as error:
-                # No failure, and nothing to try again: a server that was replaced must not act,
-                # and must not note the instruction as done. The new leader finds it in the outbox.
-                _log.info("left to the new leader", id=instruction.id, error=str(error))
-                return
             except Exception:  # noqa: BLE001 (a defect of a port, or a service that is away)
-                _log.exception("not carried out yet", id=instruction.id, kind=instruction.kind)
+                _log.exception(
+                    "instruction failed, will retry", id=instruction.id, kind=instruction.kind
+                )
                 if not self._matters(instruction):
                     break
                 await self._clock.sleep(pause)
             else:
                 break
+        if self._queue.closed:
+            # What the cluster answered may not have been stored. That is no failure, but the
+            # instruction is not done: the new leader finds it in the outbox.
+            _log.info("instruction left to the new leader", id=instruction.id)
+            return
         self._done(instruction.id)
 
     async def _act(self, instruction: Instruction) -> None:
@@ -208,22 +221,21 @@ class OutboxDispatcher:
                 await self._notifier.notify(instruction)
 
     def _matters(self, instruction: Instruction) -> bool:
-        """Whether there still is somebody to do it to."""
+        """True if the worker that the instruction addresses still exists, or it addresses none."""
         worker = getattr(instruction, "worker", None)
-        return worker is None or worker in self._state.workers
+        return worker is None or worker in self._live.state.workers
 
     async def _ask_cluster(self, order: StopWorker | ProbeWorker) -> None:
-        """Until the cluster has answered, or nothing is left to be asked about."""
+        """Try until the cluster has answered, or the worker is over."""
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             try:
                 if isinstance(order, StopWorker):
                     await self._cluster.stop(order.worker, str(order.run))
                 elif await self._cluster.alive(order.worker, str(order.run)) is False:
-                    gone = "no process of it is alive"
-                    await self._worker_gone(order.worker, str(order.run), gone)
+                    await self._worker_gone(order, "no process of it is alive")
             except ClusterError as error:
                 _log.warning(
-                    "the cluster did not do it",
+                    "cluster call failed, will retry",
                     kind=order.kind,
                     worker=order.worker,
                     error=str(error),
@@ -235,7 +247,8 @@ class OutboxDispatcher:
                 return
 
     async def _launch(self, order: LaunchWorker) -> None:
-        worker, run = self._state.workers.get(order.worker), self._state.runs.get(str(order.run))
+        state = self._live.state
+        worker, run = state.workers.get(order.worker), state.runs.get(str(order.run))
         if worker is None or run is None or not self._wanted(worker.id):
             return
         access = self._agent_access(run.id, worker.id)
@@ -262,14 +275,22 @@ class OutboxDispatcher:
                 return
 
     async def _give_up(self, order: LaunchWorker, why: str) -> None:
-        """A launch that failed may have taken effect: an agent is gone once the cluster ends it."""
+        """Stop a worker whose launch failed, and only then say that it is gone.
+
+        A launch that failed may have taken effect, and only its answer was lost.
+        """
         fields = order.model_dump(include={"id", "cause", "run", "worker", "node"})
         await self._ask_cluster(StopWorker(reason=why, **fields))
-        with contextlib.suppress(ClusterError):  # then the cluster tells by itself
+        with contextlib.suppress(ClusterError):  # then the cluster reports the end by itself
             if await self._cluster.alive(order.worker, str(order.run)) is False:
-                await self._worker_gone(order.worker, str(order.run), why)
+                await self._worker_gone(order, why)
+
+    async def _worker_gone(self, order: LaunchWorker | StopWorker | ProbeWorker, why: str) -> None:
+        await self._queue.decide(
+            WorkerLost, run=order.run, worker=order.worker, confirmed=True, reason=why
+        )
 
     def _wanted(self, worker: str) -> bool:
-        """Whether a worker is still to be launched."""
-        known = self._state.workers.get(worker)
+        """True if a worker is still to be launched."""
+        known = self._live.state.workers.get(worker)
         return known is not None and known.state is WorkerState.LAUNCHING

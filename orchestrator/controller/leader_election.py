@@ -1,34 +1,26 @@
-"""Who leads: seeking and keeping the lease."""
+"""Leader election: one controller at a time holds the lease, and its epoch guards every write.
+
+The lease alone does not keep two controllers from deciding at once: one may be paused beyond the
+life of its lease and go on unaware. The epoch does: it grows with each new leader, and the
+database refuses a transaction of an older one. So losing the lease is never dangerous, only
+useless; a leader that cannot reach the database goes on leading, since nobody else can be stored
+as the leader either.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Awaitable, Callable
 
 import structlog
 
 from jobs.clock import Clock
+from orchestrator.controller.settings import ControllerSettings
 from orchestrator.database.port import Store
 from orchestrator.errors import DatabaseUnavailableError
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ControllerSettings:
-    """How a controller seeks and keeps the lead."""
-
-    holder: str
-    """Who this is, among those that may lead."""
-    lease_seconds: float = 10.0
-    """Another takes over after at most so long without a renewal."""
-    seek_seconds: float = 0.5
-    """How often a server that does not lead looks whether it may."""
-    worker_lost_seconds: float = 15.0
-    """Silence of an agent before the cluster is asked about it."""
-    alone: bool = False
-    """Something else proves that no other controller lives: do not wait for its lease to end."""
+RENEWALS = 3
+"""Renewals of a lease within its life: two may fail before another controller takes over."""
 
 
 class LeaderElector:
@@ -36,40 +28,44 @@ class LeaderElector:
 
     def __init__(self, store: Store, clock: Clock, settings: ControllerSettings) -> None:
         self._store, self._clock, self._settings = store, clock, settings
-        self.epoch = 0
-        """Guards every write; grows with every new leader."""
-        self.held = False
 
-    async def seek(
-        self, gain: Callable[[], Awaitable[None]], lose: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Take or renew the lease for ever, calling `gain` and `lose` as it comes and goes."""
+    async def acquire(self) -> int:
+        """Wait until this controller holds the lease; the epoch it leads under."""
         while True:
             try:
-                await self._try(gain, lose)
+                if (epoch := await self._take()) is not None:
+                    return epoch
             except DatabaseUnavailableError as error:
-                _log.warning("the database does not answer", error=str(error))
-            except Exception:  # noqa: BLE001 (a server that leads nothing must say why, and try on)
-                _log.exception("cannot begin to lead: trying again; please report this")
-            settings = self._settings
-            await self._clock.sleep(
-                settings.lease_seconds / 3 if self.held else settings.seek_seconds
-            )
+                _log.warning("taking the lease failed, will retry", error=str(error))
+            await self.pause()
 
-    async def _try(
-        self, gain: Callable[[], Awaitable[None]], lose: Callable[[], Awaitable[None]]
-    ) -> None:
+    async def pause(self) -> None:
+        """Wait as long as a controller without the lead waits between two tries."""
+        await self._clock.sleep(self._settings.seek_seconds)
+
+    async def keep(self, epoch: int) -> None:
+        """Renew the lease until it is lost. Errors are logged and do not end the lead.
+
+        Returns when another controller has held the lease since, even if it is free again.
+        """
+        while True:
+            await self._clock.sleep(self._settings.lease_seconds / RENEWALS)
+            try:
+                if await self._take() != epoch:
+                    return
+            except DatabaseUnavailableError as error:
+                _log.warning("renewing the lease failed, will retry", error=str(error))
+            except Exception:  # noqa: BLE001 (a defect of ours is no reason to stop leading)
+                _log.exception("renewing the lease failed, will retry; please report this")
+
+    async def _take(self) -> int | None:
         settings = self._settings
         lease = await self._store.acquire(
             settings.holder, settings.lease_seconds, self._clock.now(), force=settings.alone
         )
-        if self.held and (lease is None or lease.epoch != self.epoch):
-            await lose()
-        if lease is not None and not self.held:
-            self.epoch = lease.epoch
-            await gain()
+        return None if lease is None else lease.epoch
 
-    async def release(self) -> None:
-        """Give the lease up, so that the next need not wait for its end."""
+    async def release(self, epoch: int) -> None:
+        """Give the lease up, so that the next leader need not wait for its end. May fail."""
         with contextlib.suppress(DatabaseUnavailableError):
-            await self._store.release(self._settings.holder, self.epoch)
+            await self._store.release(self._settings.holder, epoch)

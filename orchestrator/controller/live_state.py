@@ -1,15 +1,18 @@
-"""What a leading controller goes by: what is stored and not over, and what samples have told."""
+"""What a leading controller knows: the core's state, and what agents and samples add to it.
+
+All of it is in memory, and all of it can be loaded again: from what is stored and not over, and
+from the newest samples of each live run. Contact with agents is not stored; a new leader counts
+the silence of each agent from the moment it loads.
+"""
 
 from __future__ import annotations
-
-import itertools
-from collections.abc import Iterable, Iterator
 
 import structlog
 
 from jobs.clock import Clock
 from jobs.events import Event, Report
-from orchestrator.controller.sample_pipeline import MakeEvent, RunSamplePipeline, may_end
+from orchestrator.controller.event_factory import EventFactory
+from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
 from orchestrator.core.model.entities import Run, Worker
 from orchestrator.core.model.state import State
 from orchestrator.database.port import Snapshot, Store, WorkerSamples
@@ -17,24 +20,34 @@ from orchestrator.errors import DatabaseUnavailableError
 
 _log = structlog.get_logger(__name__)
 SAMPLES_TO_REBUILD = 1000
+"""Stored samples of rank 0 that are fed to the monitors of a run when it is loaded."""
 LOAD_RETRY_SECONDS = 0.5
 
 
 class LiveState:
-    """The core's state, the agents' sequences and silence, and an observer for each run."""
+    """The core's state, the sequences and silence of agents, and a pipeline for each run.
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    Only the queue's consumer changes the state and the sequences; everybody else reads. `state` is
+    another object after each load: read it again rather than keep it.
+
+    Attributes:
+        state: What the core knows.
+        sequences: Worker to the sequence of its last report that is stored.
+        events: Makes the events that are derived from samples.
+    """
+
+    def __init__(self, store: Store, clock: Clock, events: EventFactory) -> None:
         self.state = State()
         self.sequences: dict[str, int] = {}
-        """Worker → sequence of its last report that is stored."""
+        self.events = events
         self._store, self._clock = store, clock
-        self._observers: dict[str, RunSamplePipeline] = {}
+        self._pipelines: dict[str, RunSamplePipeline] = {}
         self._contact: dict[str, float] = {}
 
     async def load(self) -> Snapshot:
-        """Go by what is stored, and by nothing else.
+        """Replace everything known by what is stored.
 
-        Raises DatabaseUnavailableError.
+        Raises DatabaseUnavailableError; then some of it may be replaced already.
         """
         snapshot = await self._store.load()
         self.state = State(
@@ -50,54 +63,60 @@ class LiveState:
             ]
         )
         self.sequences = dict(snapshot.sequences)
-        self._observers = {}
+        self._pipelines = {}
         self._contact = dict.fromkeys(self.state.workers, self._clock.monotonic())
         for run in self.state.live_runs():
             if (attempt := self.state.attempts.get(run.id)) is not None:
                 tail = await self._store.sample_tail(run.id, count=SAMPLES_TO_REBUILD)
-                self.observer(run.id).rebuild(tail, attempt)
+                self.pipeline(run.id).rebuild(tail, attempt)
         return snapshot
 
     async def load_when_possible(self, samples: WorkerSamples | None) -> None:
         """Load, however long it takes the database to come back.
 
-        `samples` are about to be stored: the new monitors must have seen them too.
+        `samples` belong to the transaction under way and are not stored yet: they are fed to the
+        new monitors, which would miss them otherwise.
         """
         while True:
             try:
                 await self.load()
-            except DatabaseUnavailableError:
+            except DatabaseUnavailableError as error:
+                _log.warning("loading the state failed, will retry", error=str(error))
                 await self._clock.sleep(LOAD_RETRY_SECONDS)
             else:
                 break
         if samples is not None and samples.run in self.state.runs:
             try:
-                self.observer(samples.run).take_again(samples.attempt, samples.ranks)
+                self.pipeline(samples.run).take_again(samples.attempt, samples.ranks)
             except Exception:  # noqa: BLE001 (it may be these samples that the monitors fail over)
-                _log.exception("samples that no monitor has seen", run=samples.run)
+                _log.exception("monitors failed, samples left out", run=samples.run)
 
-    def progress_events(self, event: Event, make: MakeEvent) -> Iterator[Event]:
-        """How far the attempts have come that an event may end, as the core must know first."""
-        for attempt in may_end(event, self.state):
-            yield from self.observer(attempt.run).progress_events(attempt, make)
+    async def recall(self, incident: str) -> None:
+        """Have an incident in the state that has left it: incidents are judged in the morning.
 
-    def events_of_report(self, run: str, report: Report, make: MakeEvent) -> Iterator[Event]:
-        """What a report means to the core: its samples, then its events, each after the news."""
-        told = self.observer(run).events(run, report, lambda: self.state, make)
-        return self.after_news(itertools.chain(told, report.events), make)
+        Raises NotFoundError or DatabaseUnavailableError.
+        """
+        if incident not in self.state.incidents:
+            self.state.recall(await self._store.incident(incident))
 
-    def after_news(self, events: Iterable[Event], make: MakeEvent) -> Iterator[Event]:
-        """Each of the events after the news that bear on it."""
-        for event in events:
-            yield from self.progress_events(event, make)
-            yield event
+    def last_sequence(self, worker: str) -> int:
+        """Sequence of the last report of a worker that is stored; 0: none is."""
+        return self.sequences.get(worker, 0)
 
-    def drop(self) -> None:
-        """Know nothing: another may lead now."""
-        self.state = State()
+    def progress_events(self, event: Event) -> list[Event]:
+        """Progress that the core must know before an event that may end attempts; often none."""
+        found = (
+            self.pipeline(attempt.run).progress_event(attempt, self.events.make)
+            for attempt in may_end(event, self.state)
+        )
+        return [event for event in found if event is not None]
+
+    def sample_events(self, run: str, report: Report) -> SampleEvents:
+        """What the samples of a report mean to the core, to be asked for one at a time."""
+        return SampleEvents(run, self.pipeline(run), report, self.events.make)
 
     def forget(self) -> list[str]:
-        """Forget what is over; the workers among it."""
+        """Forget what is over, after it was stored; the ids of the workers among it."""
         over = self.state.forget()
         ended = [entity.id for entity in over if isinstance(entity, Worker)]
         for worker in ended:
@@ -106,20 +125,23 @@ class LiveState:
         for entity in over:
             run = entity.id if isinstance(entity, Run) else getattr(entity, "run", "")
             if run not in self.state.runs:
-                self._observers.pop(run, None)
+                self._pipelines.pop(run, None)
         return ended
 
-    def observer(self, run: str) -> RunSamplePipeline:
-        """What watches one run."""
-        if run not in self._observers:
-            self._observers[run] = RunSamplePipeline(self.state.runs[run].spec)
-        return self._observers[run]
+    def pipeline(self, run: str) -> RunSamplePipeline:
+        """The pipeline of a run in the state, made when first asked for."""
+        if run not in self._pipelines:
+            self._pipelines[run] = RunSamplePipeline(self.state.runs[run].spec)
+        return self._pipelines[run]
 
     def heard_of(self, worker: str) -> None:
-        """A sign of life."""
+        """Note a sign of life of a worker."""
         self._contact[worker] = self._clock.monotonic()
 
     def silence(self, worker: str) -> float:
-        """Seconds since a worker was last heard of; the first look at it counts as a word."""
+        """Seconds since the last sign of life of a worker.
+
+        A worker that was never heard of counts from the first call.
+        """
         now = self._clock.monotonic()
         return now - self._contact.setdefault(worker, now)

@@ -1,6 +1,13 @@
-"""Between samples and the core: monitors and milestones of each run.
+"""Between the samples of a run and the core: monitors, progress, and milestones.
 
-Turns streams into events when something changes.
+The problem: ranks report samples many times a second, and the core must decide on few events.
+
+The design: each run has a pipeline, which feeds its monitors and remembers how far rank 0 has
+come. It tells the core of a step only at the *milestone* that the core has asked for, and before
+an event that may end the attempt. The core moves the milestone as it handles a step, so the events
+of a report are asked for one at a time, each with the attempt as it is then (`SampleEvents`).
+
+Limits: a pipeline lives in memory. A new leader rebuilds it from the newest stored samples.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ MakeEvent = Callable[..., Event]
 """Makes an event of a kind with the given fields, with an id, the time and an actor."""
 
 STALE_HEARTBEAT_SECONDS = 3.0
-"""Beats older than this say nothing about a hang: their agent is out of contact."""
+"""Heartbeats older than this are ignored: the agent is out of contact, not its ranks hung."""
 
 _ENDS_ATTEMPTS = (
     FindingRaised,
@@ -53,9 +60,10 @@ _ENDS_ATTEMPTS = (
 
 
 def may_end(event: Event, state: State) -> list[Attempt]:
-    """The attempts that an event may end: the core must know before how far they have come.
+    """Live attempts that an event may end: the core must know their progress before the event.
 
-    It hears of milestones only, and what is lost, blamed or gone back to goes by the steps between.
+    The core hears of milestones only, but lost work, blame and the checkpoint to load depend on the
+    steps in between. An event without a run (of a node) may end any attempt.
     """
     if not isinstance(event, _ENDS_ATTEMPTS):
         return []
@@ -94,78 +102,52 @@ def monitor_settings(spec: RunSpec) -> MonitorSettings:
 
 
 class RunSamplePipeline:
-    """Everything the control plane derives from one run's samples and heartbeats.
-
-    Rebuilt from stored samples.
-    """
+    """Everything the control plane derives from one run's samples and heartbeats."""
 
     def __init__(self, spec: RunSpec) -> None:
-        self._watch = RunMonitors(monitor_settings(spec))
+        self._monitors = RunMonitors(monitor_settings(spec))
         self._heartbeats: dict[str, tuple[float, Heartbeat]] = {}
         self._progress = Progress()
 
     def rebuild(self, tail: Iterable[tuple[int, RankSamples]], live: Attempt) -> None:
-        """Feed stored samples again; what was found in them is known already.
+        """Feed stored samples (the newest, of rank 0) to monitors that have seen nothing.
 
-        The newest samples only: what blocked earlier steps of the attempt the core has counted.
+        Findings are dropped: they were raised when the samples first came. Seconds that saves
+        blocked before the tail are taken from the attempt, where the core has counted them.
         """
         self._progress = Progress(live.number, live.step, 0.0, live.blocked_seconds)
         for attempt, columns in tail:
             samples = list(unpack(attempt, columns))
-            self._watch.observe(samples)
+            self._monitors.observe(samples)
             for sample in samples:
                 if attempt == live.number and sample.step > live.step:
-                    self._note(sample)
+                    self.note(sample)
 
     def take_again(self, attempt: int, columns: Sequence[RankSamples]) -> None:
-        """Samples that an observer before this one has made the meaning of: nothing is said again.
+        """Feed samples whose events another pipeline has made already; no event comes of it.
 
-        They are of the turn in which a defect has cost us that observer, and not stored yet.
+        For the report during which the core failed: the state was loaded again, this pipeline is
+        new, and the samples are not in the database yet.
         """
-        samples = _sorted(attempt, columns)
-        self._watch.observe(samples)
+        samples = sort_samples(attempt, columns)
+        self.observe(samples)
         for sample in (s for s in samples if s.rank == 0):
-            self._note(sample)
+            self.note(sample)
 
-    def events(
-        self, run: str, report: Report, state: Callable[[], State], make: MakeEvent
-    ) -> Iterator[Event]:
-        """What the samples of a report mean to the core.
+    def observe(self, samples: Sequence[Sample]) -> list[Finding]:
+        """Feed samples to the monitors, sorted by step; the findings, in order of detection."""
+        return self._monitors.observe(samples)
 
-        Steps reached and findings, in their order.
-
-        A finding comes before the step it was found at: steps after an onset make nothing good. A
-        generator, since a milestone moves as the core handles the one before. After a defect
-        `state` gives another object.
-        """
-        samples = _sorted(report.attempt, report.samples)
-        found = deque(
-            (finding.detected_step, self._raised(run, finding, make))
-            for finding in self._watch.observe(samples)
-        )
-        for sample in (s for s in samples if s.rank == 0):
-            while found and found[0][0] <= sample.step:
-                yield found.popleft()[1]
-            progress = self._note(sample)
-            live = state().attempts.get(run)
-            if live and live.number == sample.attempt and sample.step >= live.milestone:
-                yield _reached(run, progress, make)
-        for _, event in found:
-            yield event
-
-    @staticmethod
-    def _raised(run: str, finding: Finding, make: MakeEvent) -> Event:
-        actor = f"monitor:{finding.kind}"
-        return make(FindingRaised, run=run, attempt=finding.attempt, finding=finding, actor=actor)
-
-    def progress_events(self, attempt: Attempt, make: MakeEvent) -> Iterator[Event]:
-        """How far an attempt has come, where the core was not told yet."""
+    def progress_event(self, attempt: Attempt, make: MakeEvent) -> Event | None:
+        """How far an attempt has come; None: the core knows already."""
         now = self._progress
         further = now.step > attempt.step or now.blocked_seconds > attempt.blocked_seconds
         if now.attempt == attempt.number and further:
-            yield _reached(attempt.run, now, make)
+            return _reached(attempt.run, now, make)
+        return None
 
-    def _note(self, sample: Sample) -> Progress:
+    def note(self, sample: Sample) -> Progress:
+        """Remember a step of rank 0; the progress of its attempt with it."""
         before, blocked = self._progress, sample.blocked_seconds
         if before.attempt == sample.attempt:
             blocked += before.blocked_seconds
@@ -173,13 +155,13 @@ class RunSamplePipeline:
         return self._progress
 
     def heartbeat(self, worker: str, heartbeat: Heartbeat, monotonic: float) -> None:
-        """Remember what an agent said of its ranks."""
+        """Remember the newest heartbeat of an agent, heard at `monotonic` seconds."""
         self._heartbeats[worker] = (monotonic, heartbeat)
 
     def tick(self, attempt: Attempt, now: dt.datetime, monotonic: float) -> list[Finding]:
-        """Look for a hang, by the beats of the agents in contact.
+        """Findings of a hang, by the heartbeats of agents in contact.
 
-        Ranks that never called `babysit.init()` cannot be judged: their agents report no beats.
+        Ranks that never called `babysit.init()` are not judged: their agents report no beats.
         """
         beats = [
             Beat(
@@ -198,7 +180,56 @@ class RunSamplePipeline:
             and heartbeat.attempt == attempt.number
             for beat in heartbeat.beats
         ]
-        return self._watch.tick(now.timestamp(), beats)
+        return self._monitors.tick(now.timestamp(), beats)
+
+
+class SampleEvents:
+    """What the samples of one report mean to the core: steps and findings, one at a time.
+
+    A finding comes before the step at which it was detected, since steps after an onset make no
+    checkpoint good. Whether a step is an event depends on the milestone, which the core moves as
+    it handles the event before. So this is no iterator: each call is given the attempt as it is
+    now, and collecting all events ahead is not possible.
+
+    Keeps the pipeline it began with. Where the core fails in the middle, the state and its
+    pipelines are loaded again, and the new pipeline has seen the whole report (`take_again`).
+    """
+
+    def __init__(
+        self, run: str, pipeline: RunSamplePipeline, report: Report, make: MakeEvent
+    ) -> None:
+        self.run = run
+        self._pipeline, self._report, self._make = pipeline, report, make
+        self._findings: deque[Finding] | None = None
+        """None: the monitors have not seen the samples yet."""
+        self._steps: deque[Sample] = deque()
+
+    def next(self, attempt: Attempt | None) -> Event | None:
+        """The next event, given the newest attempt of the run as it is now; None: no more.
+
+        The first call feeds the monitors.
+        """
+        if self._findings is None:
+            samples = sort_samples(self._report.attempt, self._report.samples)
+            self._findings = deque(self._pipeline.observe(samples))
+            self._steps.extend(s for s in samples if s.rank == 0)
+        while self._steps:
+            if self._findings and self._findings[0].detected_step <= self._steps[0].step:
+                return self._raised(self._findings.popleft())
+            sample = self._steps.popleft()
+            progress = self._pipeline.note(sample)
+            if attempt and attempt.number == sample.attempt and sample.step >= attempt.milestone:
+                return _reached(self.run, progress, self._make)
+        return self._raised(self._findings.popleft()) if self._findings else None
+
+    def _raised(self, finding: Finding) -> Event:
+        return self._make(
+            FindingRaised,
+            run=self.run,
+            attempt=finding.attempt,
+            finding=finding,
+            actor=f"monitor:{finding.kind}",
+        )
 
 
 def _reached(run: str, progress: Progress, make: MakeEvent) -> Event:
@@ -212,14 +243,14 @@ def _reached(run: str, progress: Progress, make: MakeEvent) -> Event:
     )
 
 
-def _sorted(attempt: int, ranks: Sequence[RankSamples]) -> list[Sample]:
-    """The samples of several ranks, by step."""
+def sort_samples(attempt: int, ranks: Sequence[RankSamples]) -> list[Sample]:
+    """The samples of several ranks, by step, then by rank."""
     samples = [sample for columns in ranks for sample in unpack(attempt, columns)]
     return sorted(samples, key=lambda sample: (sample.step, sample.rank))
 
 
 def unpack(attempt: int, columns: RankSamples) -> Iterator[Sample]:
-    """Columns as samples."""
+    """One sample for each row of the columns; not validated again."""
     for row in zip(
         columns.step,
         columns.batch,

@@ -1,16 +1,27 @@
-"""One turn, as it is written down: journal, outbox, findings, and what changed."""
+"""One transaction: the events that go into it, and what is written down of them.
+
+The problem: a transaction takes many events, and which event comes next depends on what the core
+made of the one before (a milestone moves as the core handles a step; a rank's exit must find the
+core knowing the last step). After a failure of the core the same events are handled again, on a
+state that was loaded anew, without the one that failed.
+
+The design: `TransactionEvents` hands out one event at a time and looks at the live state each
+time. `TransactionRecord` collects journal, outbox and findings, and makes the batch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
 from jobs.clock import Clock
-from jobs.events import Event, WorkerEvent
+from jobs.events import Event, Report, WorkerEvent
+from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.sample_pipeline import SampleEvents
 from orchestrator.core.machine import handle
 from orchestrator.core.messages.events import FindingRaised, SchedulingPassDue
 from orchestrator.core.messages.instructions import Instruction, Record
@@ -29,62 +40,122 @@ _log = structlog.get_logger(__name__)
 DATABASE_RETRY_SECONDS = 0.5
 
 
-class Events:
-    """The events of one turn, drawn one by one. After a defect they can be gone through again."""
+class TransactionEvents:
+    """The events of one transaction, handed out one at a time; they can be gone through again.
 
-    def __init__(self, source: Iterable[Event]) -> None:
-        self._source = iter(source)
+    Args:
+        events: What agents reported or somebody asked for, in order.
+        live: Where the progress of attempts comes from, which the core must know before an event
+            that may end them. None: the events are handed out as they are.
+        samples: Events that the samples of the report mean; they come before `events`.
+    """
+
+    def __init__(
+        self,
+        events: Iterable[Event],
+        live: LiveState | None = None,
+        samples: SampleEvents | None = None,
+    ) -> None:
+        self._live, self._samples = live, samples
+        self._reported = deque(events)
+        self._ready: deque[Event] = deque()
+        """An event with the progress that comes before it, not handed out yet."""
         self._taken: list[Event] = []
-        self._handled: Event | None = None
-        self._ended = False
-
-    def __iter__(self) -> Iterator[Event]:
-        for event in itertools.chain(self._taken.copy(), self._drawn()):
-            self._handled = event
-            yield event
-            self._handled = None
-        self._ended = True
+        """All that was handed out, less what was left out."""
+        self._again: deque[Event] = deque()
+        """What was handed out before a failure, and is to be handled once more."""
+        self._current: Event | None = None
+        self._all_handled = False
 
     def __bool__(self) -> bool:
         return bool(self._taken)
 
-    def _drawn(self) -> Iterator[Event]:
-        for event in self._source:
-            self._taken.append(event)
-            yield event
+    def next(self) -> Event | None:
+        """The next event, by the live state as it is now; None: all are handled.
+
+        Call it only when the event before has been handled.
+        """
+        self._current = None
+        if self._again:
+            self._current = self._again.popleft()
+        elif (drawn := self._draw()) is not None:
+            self._taken.append(drawn)
+            self._current = drawn
+        self._all_handled = self._current is None
+        return self._current
+
+    def _draw(self) -> Event | None:
+        if not self._ready:
+            event = self._from_samples()
+            if event is None and self._reported:
+                event = self._reported.popleft()
+            if event is None:
+                return None
+            self._ready.append(event)  # first: it must not be lost if its progress fails
+            if self._live is not None:
+                self._ready.extendleft(reversed(self._live.progress_events(event)))
+        return self._ready.popleft()
+
+    def _from_samples(self) -> Event | None:
+        if self._samples is None or self._live is None:
+            return None
+        return self._samples.next(self._live.state.attempts.get(self._samples.run))
 
     def leave_out(self) -> bool:
-        """Leave out what was being handled (or made) when it failed.
+        """After a failure: leave out what failed, and begin again with the first event.
+
+        What failed is the event that was being handled; or else the making of one: then the rest
+        of the samples means nothing to the core, or an event goes without its progress. Each call
+        leaves out something, so repeating it comes to an end.
 
         Returns:
-            False when all were handled well: what failed came after.
+            False when all events were handled: what failed came after.
         """
-        if self._ended:
+        if self._all_handled:
             return False
-        if self._handled is not None:
-            self._taken.remove(self._handled)
-            self._handled = None
+        if self._current is not None:
+            self._taken.remove(self._current)
+        elif not self._ready:
+            self._samples = None
+        self._current = None
+        self._again = deque(self._taken)
         return True
+
+
+def samples_of(run: str, worker: str, report: Report) -> WorkerSamples | None:
+    """The samples of a report as they are stored; None: it has none."""
+    if not report.samples:
+        return None
+    return WorkerSamples(
+        run=run,
+        attempt=report.attempt,
+        ranks=report.samples,
+        worker=worker,
+        sequence=report.sequence,
+    )
 
 
 @dataclasses.dataclass(slots=True)
 class TransactionRecord:
-    """What one turn adds, besides the changes of the state."""
+    """What one transaction adds to the database, besides the changes of the state."""
 
     instructions: list[Instruction] = dataclasses.field(default_factory=list)
     journal: list[JournalEntry] = dataclasses.field(default_factory=list)
     findings: list[FindingRecord] = dataclasses.field(default_factory=list)
 
-    def play(self, state: State, events: Iterable[Event], clock: Clock) -> None:
-        """Have the core handle events one after the other, and write down what it decides."""
-        for event in events:
+    def play(self, state: State, events: TransactionEvents, clock: Clock) -> None:
+        """Have the core handle events one after the other, and write down what it decides.
+
+        A scheduling pass that changes nothing leaves no trace: it runs very often.
+        """
+        while (event := events.next()) is not None:
             now = clock.now()
             decided = handle(state, event, now)
             if decided or state.changed or not isinstance(event, SchedulingPassDue):
                 self.add(event, decided, now)
 
     def add(self, event: Event, decided: Sequence[Instruction], now: dt.datetime) -> None:
-        """An event, handled at `now`, and what it led to."""
+        """Write down an event, handled at `now`, and the instructions it led to."""
         self.journal.append(_event_entry(event, now))
         self.journal.extend(_instruction_entry(i, event, now) for i in decided)
         self.instructions.extend(decided)
@@ -98,13 +169,17 @@ class TransactionRecord:
 
     @property
     def outbox(self) -> list[Instruction]:
-        """The instructions that have something to carry out."""
+        """The instructions that have something to carry out: all but records."""
         return [i for i in self.instructions if not isinstance(i, Record)]
 
     def batch(
         self, state: State, samples: WorkerSamples | None, sequences: Mapping[str, int]
     ) -> Batch:
-        """Everything to be written in one transaction; takes the changes out of the state."""
+        """Everything to be written in one transaction.
+
+        Takes the changes out of the state: a batch that is not written is lost, and the state must
+        be loaded again.
+        """
         entities, shards = state.take_changes()
         return Batch(
             entities=entities,
@@ -124,6 +199,9 @@ class TransactionRecord:
 async def commit_when_possible(store: Store, batch: Batch, epoch: int, clock: Clock) -> None:
     """Write a batch, however long it takes the database to come back.
 
+    Retries are safe where the database does not say whether a commit took effect: journal ids and
+    report sequences are written once.
+
     Raises:
         LeadershipLostError: Another leads now; nothing was written.
     """
@@ -131,11 +209,11 @@ async def commit_when_possible(store: Store, batch: Batch, epoch: int, clock: Cl
         try:
             refused = await store.commit(batch, epoch=epoch)
         except DatabaseUnavailableError as error:
-            _log.warning("a turn waits for the database", error=str(error))
+            _log.warning("transaction waits for the database, will retry", error=str(error))
             await clock.sleep(DATABASE_RETRY_SECONDS)
         else:
             if refused:
-                _log.info("samples of an older attempt refused", count=refused)
+                _log.info("samples of an older attempt dropped", count=refused)
             return
 
 

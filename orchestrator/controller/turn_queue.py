@@ -1,92 +1,176 @@
-"""The line of turns: one at a time, each to its end; the scheduler looks when the line is empty."""
+"""The queue in front of the core: requests in order of arrival, each with a future for its answer.
+
+The problem: reports of agents, requests of people and events of the controller's own all change
+one state, which is written one transaction at a time. A gang of 2,000 nodes answers one command
+with 2,000 reports at once; one transaction for each would keep the last agent waiting for minutes.
+
+The design: callers put a request and await its future. One consumer (`queue_consumer`) takes the
+oldest request, together with the requests right behind it that can share its transaction. The
+queue is plain data: it calls nobody, so every part of the controller may hold it.
+
+Limits: the queue has no bound (agents send one report at a time, so it holds at most one for each
+agent) and no priorities.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
 
-from jobs.clock import Clock
+from jobs.events import Event, Report
+from orchestrator.controller.event_factory import EventFactory
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.errors import InternalError, LeadershipLostError, NotLeaderError
 
-T = TypeVar("T")
-PASS_SECONDS = 1.0
-"""So long a scheduling pass waits at most for the line to end."""
+MAX_GROUP = 4096
+"""Reports in one transaction at most: bounds the size of a transaction."""
+
+
+def _future() -> asyncio.Future[list[Instruction]]:
+    return asyncio.get_running_loop().create_future()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Request:
+    """Something to be stored, and the future of the caller that waits for it.
+
+    A caller that goes away cancels the future, and nothing else: the request stays in the queue
+    and its transaction runs to its end. The consumer is a task of its own, so no cancellation of
+    a caller can leave half a transaction; this is what a shield around each turn would be for.
+    """
+
+    answer: asyncio.Future[list[Instruction]] = dataclasses.field(
+        default_factory=_future, init=False
+    )
+
+    def resolve(self, instructions: list[Instruction]) -> None:
+        """Answer that the request is stored. No effect on a request with an answer."""
+        if not self.answer.done():
+            self.answer.set_result(instructions)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error: nothing was stored. No effect on a request with an answer."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class EventRequest(Request):
+    """One event to be decided on, of a person, a program or the controller itself."""
+
+    event: Event
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class ReportRequest(Request):
+    """One numbered report of an agent."""
+
+    worker: str
+    report: Report
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class ReceiptsRequest(Request):
+    """Ids of outbox entries that are carried out, to be marked as done."""
+
+    ids: Sequence[str]
 
 
 class TurnQueue:
-    """Turns that wait for each other.
+    """Requests that wait for their transaction, first in, first out."""
 
-    What comes together (hundreds of agents that end) costs one scheduling pass: it follows the last
-    turn in line. Under a load without end it follows a second after it was first wanted.
+    def __init__(self, events: EventFactory) -> None:
+        self._events = events
+        self._requests: deque[Request] = deque()
+        self._arrived = asyncio.Event()
+        self.closed = False
+        """True once this server leads no more: nothing is taken or answered with success."""
 
-    Args:
-        clock: Tells how long a pass has waited.
-        may_begin: Raises an error once nobody may take a turn any more.
-        wanted: Whether the scheduler should look.
-        look: Has it look.
-    """
+    def __len__(self) -> int:
+        return len(self._requests)
 
-    def __init__(
-        self,
-        clock: Clock,
-        *,
-        may_begin: Callable[[], None],
-        wanted: Callable[[], bool],
-        look: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._clock, self._may_begin = clock, may_begin
-        self._wanted, self._look = wanted, look
-        self._lock = asyncio.Lock()
-        self._waiting = 0
-        self._since: float | None = None
-        """When a pass was first seen to be wanted."""
-        self._tasks: set[asyncio.Task[Any]] = set()
+    async def submit(self, event: Event) -> list[Instruction]:
+        """Have one event decided on; the instructions it led to, once they are stored.
 
-    async def run(self, turn: Callable[[], Awaitable[T]]) -> T:
-        """Take a turn, to its end: a caller that goes away leaves no half turn."""
+        Raises:
+            ConflictError, NotFoundError, InvalidError: The core refused it; nothing changed.
+            InternalError: The core failed over it; nothing changed.
+            NotLeaderError, LeadershipLostError: Not stored here; ask the leader.
+        """
+        return await self._put(EventRequest(event))
 
-        async def alone() -> T:
-            self._waiting += 1
-            try:
-                await self._lock.acquire()
-            finally:
-                self._waiting -= 1
-            try:
-                self._may_begin()
-                try:
-                    result = await turn()
-                except Exception:  # not where it is cancelled: then everything ends
-                    await self._look_if_wanted()
-                    raise
-                await self._look_if_wanted()
-                return result
-            finally:
-                self._lock.release()
+    async def decide(self, kind: type[Event], **fields: object) -> bool:
+        """Have an event of the controller's own decided on; False when the core failed over it.
 
-        task = asyncio.create_task(alone())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        The failure is in the log. An event that comes between two leaders is dropped without an
+        error, since the next leader asks the cluster and the clock itself.
+        """
+        try:
+            with contextlib.suppress(NotLeaderError, LeadershipLostError):
+                await self.submit(self._events.make(kind, **fields))
+        except InternalError:
+            return False
+        return True
 
-    @contextlib.asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[None]:
-        """A moment between turns, in which nothing is decided."""
-        async with self._lock:
-            yield
+    async def report(self, worker: str, report: Report) -> None:
+        """Have a report stored. When this returns, and only then, it may be acknowledged.
 
-    async def stop(self) -> None:
-        """End the turns under way: one that waits for the database would wait for ever."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        Raises NotLeaderError, LeadershipLostError or InternalError: the agent must send it again.
+        """
+        await self._put(ReportRequest(worker, report))
 
-    async def _look_if_wanted(self) -> None:
-        if not self._wanted():
-            self._since = None
-            return
-        now = self._clock.monotonic()
-        self._since = now if self._since is None else self._since
-        if self._waiting == 0 or now - self._since >= PASS_SECONDS:
-            self._since = None
-            await self._look()
+    async def store_receipts(self, ids: Sequence[str]) -> None:
+        """Have outbox entries marked as done, after all that waits in the queue already.
+
+        Raises DatabaseUnavailableError, NotLeaderError or LeadershipLostError: not marked.
+        """
+        await self._put(ReceiptsRequest(ids))
+
+    async def _put(self, request: Request) -> list[Instruction]:
+        if self.closed:
+            raise NotLeaderError("this server is not the leader (yet): try again")
+        self._requests.append(request)
+        self._arrived.set()
+        return await request.answer
+
+    async def next_group(self) -> list[Request]:
+        """Wait for the oldest request, and take it with those that share its transaction.
+
+        Only reports that wait next to each other share one, so that nothing changes places. A
+        report with samples stands alone: what its samples mean depends on what the core made of
+        all before. Empty: the queue is closed.
+        """
+        while not self._requests and not self.closed:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self.closed:
+            return []
+        group = [self._requests.popleft()]
+        while (
+            self._requests
+            and len(group) < MAX_GROUP
+            and _can_share(group[0])
+            and _can_share(self._requests[0])
+        ):
+            group.append(self._requests.popleft())
+        return group
+
+    def close(self) -> None:
+        """Take nothing more; answer all that waits with NotLeaderError.
+
+        The request that the consumer has taken is not among them: its transaction may be stored
+        already, and only the consumer knows.
+        """
+        self.closed = True
+        while self._requests:
+            self._requests.popleft().fail(
+                NotLeaderError("this server leads no more, and did not store it: try again")
+            )
+        self._arrived.set()
+
+
+def _can_share(request: Request) -> bool:
+    return isinstance(request, ReportRequest) and not request.report.samples

@@ -10,7 +10,7 @@ from jobs.commands import AgentCommand
 from jobs.events import Event
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leader_election import ControllerSettings
+from orchestrator.controller.settings import ControllerSettings
 from orchestrator.errors import (
     ConflictError,
     InvalidError,
@@ -68,7 +68,7 @@ class Server:
             ),
             agent_access=lambda _run, _worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
         )
-        self.controller.new_id = lambda: f"{process}-{next(ids):05d}"
+        self.controller.events.new_id = lambda: f"{process}-{next(ids):05d}"
         room.story.tell(f"{self.process} starts")
         room.loop.spawn(self.process, self.controller.start())
 

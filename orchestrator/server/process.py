@@ -25,7 +25,7 @@ from orchestrator.alerts.factory import make_notifier
 from orchestrator.clusters.factory import make_cluster
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leader_election import ControllerSettings
+from orchestrator.controller.settings import ControllerSettings
 from orchestrator.database import schema
 from orchestrator.database.port import Store
 from orchestrator.database.sql_store import SqlStore

@@ -1,18 +1,25 @@
-"""What the controller tells the core of steps: milestones, and the news before what may end it."""
+"""What the controller tells the core of steps: milestones, and progress before what may end it."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from jobs.commands import StartAttempt
-from jobs.events import RankReady, RankRestored, RanksStarted
+from jobs.events import RankExited, RankReady, RankRestored, RanksStarted, Report
+from monitors.types import Finding, FindingKind, Sample, Severity
+from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents
 from orchestrator.core import machine
-from orchestrator.core.messages.events import RollbackAsked, StepReached
+from orchestrator.core.messages.events import FindingRaised, RollbackAsked, StepReached
+from orchestrator.core.model.entities import Attempt
+from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.turn import Turn
 from orchestrator.errors import ConflictError
 from tests.control_room import STEPS, Agent, Room, samples
+from tests.world import spec
 
 
 @pytest.fixture
@@ -60,8 +67,8 @@ async def test_the_core_knows_the_last_step_before_a_rank_ends() -> None:
 
 
 @pytest.mark.usefixtures("idle")
-async def test_the_news_stay_when_a_request_is_refused() -> None:
-    """They are a turn of their own: what is in the state is in the journal."""
+async def test_progress_stays_when_a_request_is_refused() -> None:
+    """It is a transaction of its own: what is in the state is in the journal."""
     room = Room()
     agent = await running(room)
     agent.say(1, samples=tuple(samples(0, step) for step in (1, 2, 3)))
@@ -95,4 +102,88 @@ async def test_after_a_defect_milestones_are_those_of_the_state_that_counts(
     assert [step for step, _ in await steps_told(room)] == [2]
     await room.controller.submit(room.event(RollbackAsked, run="run-1"))
     assert await steps_told(room) == [(2, 0.5), (3, 0.75)]
+    await room.kill()
+
+
+# one event at a time
+
+
+class Spike(RunSamplePipeline):
+    """A pipeline whose monitors find a loss spike at step 3."""
+
+    def observe(self, samples: Sequence[Sample]) -> list[Finding]:
+        return [
+            Finding(
+                kind=FindingKind.LOSS_SPIKE,
+                severity=Severity.CRITICAL,
+                attempt=1,
+                onset_step=3,
+                onset_time=3.0,
+                detected_time=3.0,
+                detected_step=3,
+                reason="a spike",
+            )
+            for sample in samples
+            if sample.step == 3
+        ]
+
+
+def attempt(room: Room, milestone: int) -> Attempt:
+    return Attempt(
+        run="run-1",
+        number=1,
+        state=AttemptState.RUNNING,
+        seats=(),
+        world_size=1,
+        started_at=room.clock.now(),
+        milestone=milestone,
+    )
+
+
+def said(event: Any) -> object:
+    return event.step if isinstance(event, StepReached) else type(event)
+
+
+async def test_which_step_is_an_event_depends_on_the_milestone_as_it_is_then() -> None:
+    """The core moves the milestone while it handles a step: nothing may be drawn ahead."""
+    room = Room()
+    report = Report(sequence=1, attempt=1, samples=tuple(samples(0, s) for s in (5, 4, 3, 2, 1)))
+    first = attempt(room, milestone=1)
+    told = SampleEvents("run-1", Spike(spec()), report, room.event)
+    assert said(told.next(first)) == 1
+    moved = dataclasses.replace(first, milestone=2)
+    assert said(told.next(moved)) == 2
+    moved = dataclasses.replace(first, milestone=5)
+    assert said(told.next(moved)) is FindingRaised, "before the step at which it was detected"
+    assert said(told.next(moved)) == 5
+    assert told.next(moved) is None
+
+    told = SampleEvents("run-1", Spike(spec()), report, room.event)
+    never = dataclasses.replace(first, milestone=100)
+    assert [said(told.next(never)), told.next(never)] == [FindingRaised, None]
+    ended = SampleEvents("run-1", RunSamplePipeline(spec()), report, room.event)
+    assert ended.next(None) is None, "a run without an attempt"
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("name", ["observe", "progress_event"])
+async def test_a_defect_of_the_monitors_takes_no_event_of_an_agent_with_it(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A rank has ended: without that event the run would hang for ever."""
+    room = Room()
+    agent = await running(room)
+
+    def fail(*_: object) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(RunSamplePipeline, name, fail)
+    ended = agent.event(RankExited, 1, code=0, rank=0, last_step=2)
+    agent.say(1, ended, samples=(samples(0, 1), samples(0, 2)))
+    agent.attempt = 0
+    assert await room.until(lambda: not agent.spool)
+    journal = await room.store.journal(limit=10_000)
+    assert [entry.name for entry in journal].count("rank_exited") == 1
+    assert await room.store.sample_total("run-1") == 2
+    assert await room.until(lambda: room.state_of() is RunState.SUCCEEDED)
     await room.kill()

@@ -12,8 +12,8 @@ from unittest import mock
 
 import pytest
 
-from orchestrator.controller.controller import Controller
 from orchestrator.controller.dispatcher import OutboxDispatcher
+from orchestrator.controller.live_state import LiveState
 from orchestrator.core import machine
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.messages.instructions import Instruction
@@ -87,7 +87,7 @@ async def at_any_epoch(*_: object) -> None:
     """A deposed leader may write."""
 
 
-def forgets_reports(_self: Controller, _worker: str) -> int:
+def forgets_reports(_self: LiveState, _worker: str) -> int:
     """Reports are taken as often as they come."""
     return 0
 
@@ -157,7 +157,7 @@ def never_due(_self: State, _now: object) -> list[str]:
 DEFECTS: list[tuple[object, str, Callable[..., Any], int]] = [
     (machine, "_stale", of_any_attempt, 90),
     (commit, "check_epoch", at_any_epoch, 40),
-    (Controller, "last_sequence", forgets_reports, 5),
+    (LiveState, "last_sequence", forgets_reports, 5),
     (OutboxDispatcher, "dispatch", done_before_carrying, 5),
     (attempt_lifecycle, "empty_seats", dead_when_one_seat_is, 10),
     (recovery, "trusted", trusts_all, 15),
@@ -189,7 +189,7 @@ def test_a_defect_is_found(
 def test_a_failure_is_made_small_and_can_be_told_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with mock.patch.object(Controller, "last_sequence", forgets_reports):
+    with mock.patch.object(LiveState, "last_sequence", forgets_reports):
         assert main(["0:5", "--shrink", "20", "--lines", "5"]) == 1
         said = capsys.readouterr().out
         again = re.search(r"Again: python -m orchestrator\.fuzz (.*)", said)

@@ -1,4 +1,4 @@
-"""Carrying instructions out, when the world outside answers with errors nobody has foreseen."""
+"""The dispatcher, when the world outside answers with errors that no port should raise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from monitors.types import Severity
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.dispatcher import PAUSES, OutboxDispatcher
+from orchestrator.controller.event_factory import EventFactory
+from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.turn_queue import EventRequest, TurnQueue
 from orchestrator.core.messages.instructions import Notify, ProbeWorker, StopWorker
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.state import State
+from orchestrator.database.memory_store import MemoryStore
 from orchestrator.errors import LeadershipLostError
 from tests.control_room import VirtualClock
 
@@ -42,29 +46,28 @@ class Flaky:
 
 
 class Desk:
-    """A carrier, and what it has noted down as done."""
+    """A dispatcher over a state of its own."""
 
     def __init__(self, flaky: Flaky, *workers: str) -> None:
         self.clock = VirtualClock()
-        self.noted: list[str] = []
         cluster = SimulatedCluster([], self.clock)
         cluster.stop = flaky.stop  # type: ignore[method-assign]
-        self.state = State(
+        events = EventFactory(self.clock)
+        self.queue = TurnQueue(events)
+        live = LiveState(MemoryStore(), self.clock, events)
+        live.state = State(
             Worker(id=worker, run="run-1", node="node-1", launched_at=self.clock.now())
             for worker in workers
         )
-        self.carrier = OutboxDispatcher(
+        self.dispatcher = OutboxDispatcher(
             cluster,
             flaky,
             self.clock,
+            live=live,
+            queue=self.queue,
             agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
-            worker_gone=self._gone,
-            done=self.noted.append,
         )
-        self.carrier.start(self.state, [])
-
-    async def _gone(self, worker: str, run: str, reason: str) -> None:
-        raise AssertionError(f"{worker} of {run}: {reason}")
+        self.noted = self.dispatcher.receipts
 
     async def ticks(self, count: int) -> None:
         for _ in range(count):
@@ -90,40 +93,45 @@ async def test_what_fails_unforeseen_is_tried_again_with_back_off(
 ) -> None:
     flaky = Flaky(failures=3)
     desk = Desk(flaky, "w-1")
-    desk.carrier.dispatch([order])
+    desk.dispatcher.dispatch([order])
     await desk.clock.settle()
     assert (desk.noted, flaky.done) == ([], [])
     await desk.ticks(3)
     assert (desk.noted, flaky.done) == ([order.id], [what])
     assert desk.clock.monotonic() == sum(PAUSES[:3])
-    await desk.carrier.stop()
+    await desk.dispatcher.stop()
 
 
 async def test_what_no_longer_matters_is_not_tried_for_ever() -> None:
     desk = Desk(Flaky(failures=1000))
-    desk.carrier.dispatch([STOP])
+    desk.dispatcher.dispatch([STOP])
     await desk.clock.settle()
     assert desk.noted == [STOP.id]
-    await desk.carrier.stop()
+    await desk.dispatcher.stop()
 
 
-async def test_a_server_that_lost_the_lead_neither_acts_again_nor_calls_it_a_failure(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_server_that_lost_the_lead_neither_acts_again_nor_calls_it_a_failure() -> None:
     """The answer of the cluster arrives after another server has begun to lead."""
-    asked: list[str] = []
-
-    async def replaced(_self: Desk, worker: str, _run: str, _reason: str) -> None:
-        asked.append(worker)
-        raise LeadershipLostError("epoch 3 is over (server-2 at epoch 4 leads now)")
-
-    monkeypatch.setattr(Desk, "_gone", replaced)
     desk = Desk(Flaky(failures=0), "w-1")  # of which the cluster has no process
     with structlog.testing.capture_logs() as logs:
-        desk.carrier.dispatch([PROBE])
+        desk.dispatcher.dispatch([PROBE])
+        (asked,) = await desk.queue.next_group()
+        assert isinstance(asked, EventRequest)
+        assert getattr(asked.event, "worker", "") == "w-1"
+        asked.fail(LeadershipLostError("epoch 3 is over (server-2 at epoch 4 leads now)"))
+        desk.queue.close()
         await desk.clock.settle()
         await desk.ticks(len(PAUSES))
-    assert asked == ["w-1"]
     assert desk.noted == [], "the new leader must find it in the outbox"
-    assert logs == [], "warnings and worse"
-    await desk.carrier.stop()
+    assert [log["log_level"] for log in logs if log["log_level"] != "info"] == []
+    await desk.dispatcher.stop()
+
+
+async def test_a_dispatcher_that_was_stopped_does_nothing_more() -> None:
+    """A transaction that ends after the lead was lost must not have this server act."""
+    flaky = Flaky(failures=0)
+    desk = Desk(flaky, "w-1")
+    await desk.dispatcher.stop()
+    desk.dispatcher.dispatch([STOP, PAGE])
+    await desk.ticks(3)
+    assert (desk.noted, flaky.done) == ([], [])

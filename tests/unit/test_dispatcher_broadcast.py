@@ -14,10 +14,14 @@ from orchestrator.alerts.log import LogNotifier
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.dispatcher import OutboxDispatcher
+from orchestrator.controller.event_factory import EventFactory
+from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.turn_queue import TurnQueue
 from orchestrator.core.messages.instructions import INSTRUCTION, BroadcastCommand
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import WorkerState
+from orchestrator.database.memory_store import MemoryStore
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 WORKERS = ("a", "b", "c")
@@ -54,37 +58,40 @@ class Link:
 
 
 class Carried:
-    """A carrier among three agents."""
+    """A dispatcher among three agents."""
 
     def __init__(self) -> None:
-        clock = SystemClock()
-        self.done: list[str] = []
         self.links = {worker: Link() for worker in WORKERS}
-        self.carrier = OutboxDispatcher(
-            SimulatedCluster([], clock),
-            LogNotifier(),
-            clock,
-            agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
-            worker_gone=self.gone,
-            done=self.done.append,
-        )
         workers = [
             Worker(id=w, run="r", node=w, state=WorkerState.READY, launched_at=NOW) for w in WORKERS
         ]
         self.state = State(workers)
-        self.carrier.start(self.state, [])
+        self.lead()
 
-    async def gone(self, worker: str, run: str, reason: str) -> None:
-        raise AssertionError(worker)
+    def lead(self) -> None:
+        """Begin as a new leader does: with a dispatcher of its own."""
+        clock = SystemClock()
+        events = EventFactory(clock)
+        live = LiveState(MemoryStore(), clock, events)
+        live.state = self.state
+        self.dispatcher = OutboxDispatcher(
+            SimulatedCluster([], clock),
+            LogNotifier(),
+            clock,
+            live=live,
+            queue=TurnQueue(events),
+            agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
+        )
+        self.done = self.dispatcher.receipts
 
     async def attach(self) -> None:
         for worker, link in self.links.items():
-            self.carrier.attach(worker, link)
-        await asyncio.gather(*self.carrier._tasks)
+            self.dispatcher.attach(worker, link)
+        await asyncio.gather(*self.dispatcher._tasks)
 
     async def carry(self, gang: BroadcastCommand) -> None:
-        self.carrier.dispatch([gang])
-        await asyncio.gather(*self.carrier._tasks)
+        self.dispatcher.dispatch([gang])
+        await asyncio.gather(*self.dispatcher._tasks)
 
 
 async def test_each_agent_is_told_its_own_part_under_the_id_of_the_order() -> None:
@@ -105,11 +112,11 @@ async def test_it_is_done_when_all_have_taken_it_or_are_gone() -> None:
     carried = Carried()
     await carried.carry(order())  # nobody is connected yet: it waits
     await carried.attach()
-    carried.carrier.acknowledged("a", "E1.1")
-    carried.carrier.acknowledged("a", "E1.1")  # said twice
-    carried.carrier.forget("b")
+    carried.dispatcher.acknowledged("a", "E1.1")
+    carried.dispatcher.acknowledged("a", "E1.1")  # said twice
+    carried.dispatcher.forget("b")
     assert not carried.done
-    carried.carrier.acknowledged("c", "E1.1")
+    carried.dispatcher.acknowledged("c", "E1.1")
     assert carried.done == ["E1.1"]
 
 
@@ -120,7 +127,7 @@ async def test_an_agent_that_has_ended_is_not_waited_for() -> None:
     await carried.attach()
     await carried.carry(order())
     for worker in ("a", "c"):
-        carried.carrier.acknowledged(worker, "E1.1")
+        carried.dispatcher.acknowledged(worker, "E1.1")
     assert carried.done == ["E1.1"]
     assert not carried.links["b"].got
 
@@ -129,13 +136,14 @@ async def test_the_next_leader_tells_all_of_them_again() -> None:
     carried = Carried()
     await carried.attach()
     await carried.carry(order())
-    carried.carrier.acknowledged("a", "E1.1")
-    await carried.carrier.stop()
+    carried.dispatcher.acknowledged("a", "E1.1")
+    await carried.dispatcher.stop()
     stored = INSTRUCTION.validate_json(order().model_dump_json())
-    carried.carrier.start(carried.state, [stored])
+    carried.lead()
+    carried.dispatcher.dispatch([stored])
     await carried.attach()
     for worker in WORKERS:
-        carried.carrier.acknowledged(worker, "E1.1")
+        carried.dispatcher.acknowledged(worker, "E1.1")
     assert carried.done == ["E1.1"]
 
 

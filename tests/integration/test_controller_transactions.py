@@ -1,4 +1,4 @@
-"""The controller's turns: killed between any two of its calls, and among defects of our own."""
+"""Transactions of the controller: killed between any two calls, and among defects of our own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import WorkerLaunch
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.dispatcher import LAUNCH_TRIES
-from orchestrator.controller.sample_pipeline import RunSamplePipeline
-from orchestrator.core import machine
+from orchestrator.controller.leadership import Leadership
+from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents
+from orchestrator.core import machine, timers
 from orchestrator.core.messages.events import (
     CapacityChanged,
     NodeChanged,
@@ -24,14 +25,21 @@ from orchestrator.core.messages.events import (
 )
 from orchestrator.core.messages.gang_events import GangReady
 from orchestrator.core.model.entities import Attempt
-from orchestrator.core.model.state import State
 from orchestrator.core.model.states import AttemptState, RunState
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.turn import Turn
 from orchestrator.database.port import Batch
 from orchestrator.errors import InternalError, InvariantError, LeadershipLostError, NotLeaderError
 from tests.control_room import STEPS, Agent, Fate, Room, samples
 from tests.replay import check_whole, replay
 from tests.world import on_its_own, spec
+
+
+def leading(room: Room) -> Leadership:
+    """The lead of the hour."""
+    lead = room.controller._leadership
+    assert lead is not None
+    return lead
 
 
 def over(room: Room, run: str = "run-1") -> bool:
@@ -129,10 +137,10 @@ async def test_after_a_defect_new_agents_are_still_launched_and_told(
     await check(room)
 
 
-async def test_a_scheduling_pass_that_waits_in_line_outlives_a_defect(
+async def test_a_scheduling_pass_that_waits_outlives_a_defect(
     broken: dict[type, list[Any]],
 ) -> None:
-    """A run is submitted, and the turn behind it fails before the scheduler has looked."""
+    """A run is submitted, and the request behind it fails before the scheduling pass has run."""
     room = Room()
     controller = await lead(room)
     broken[NodeChanged] = []
@@ -146,7 +154,7 @@ async def test_a_scheduling_pass_that_waits_in_line_outlives_a_defect(
 
     room.store.commit = once_one_is_behind  # type: ignore[method-assign]
     turns = [asyncio.create_task(controller.submit(event)) for event in (new, bad)]
-    await room.until(lambda: controller._turns._waiting > 0)
+    await room.until(lambda: len(leading(room).queue) == 1)
     behind.set()
     _, failed = await asyncio.gather(*turns, return_exceptions=True)
     assert isinstance(failed, InternalError)
@@ -226,7 +234,7 @@ async def test_reports_that_wait_together_are_stored_together() -> None:
     assert [dict(batch.sequences) for batch in stored] == [dict.fromkeys(workers, 100)]
     assert [e.name for e in stored[0].journal if e.kind == "event"] == ["gang_ready"]
     assert room.controller.state.attempts["run-1"].ready_ranks == {0, 1, 2, 3}
-    assert [room.controller.last_sequence(worker) for worker in workers] == [100] * 4
+    assert [leading(room).live.last_sequence(worker) for worker in workers] == [100] * 4
     assert await say_ready(room, workers) == [None] * 4  # said again: acknowledged, and no more
     assert not any(batch.journal for batch in room.store.batches[before + 1 :])
     await room.kill()
@@ -284,7 +292,7 @@ async def test_a_timer_that_always_fails_does_not_hold_up_the_others(
     room = Room()
     await lead(room)
     fired: list[str] = []
-    real = machine._TIMERS["max_runtime"]
+    real = timers.HANDLERS[Timer.MAX_RUNTIME]
 
     def timer(turn: Turn, run: str, subject: str) -> None:
         fired.append(run)
@@ -292,7 +300,7 @@ async def test_a_timer_that_always_fails_does_not_hold_up_the_others(
             raise KeyError("a defect")
         real(turn, run, subject)
 
-    monkeypatch.setattr(machine, "_TIMERS", {**machine._TIMERS, "max_runtime": timer})
+    monkeypatch.setattr(timers, "HANDLERS", {**timers.HANDLERS, Timer.MAX_RUNTIME: timer})
     await room.submit("run-1", nodes=1, max_runtime=3)
     await room.submit("run-2", nodes=1, max_runtime=5)
     assert await room.until(lambda: over(room, "run-2"))
@@ -301,7 +309,7 @@ async def test_a_timer_that_always_fails_does_not_hold_up_the_others(
     await room.kill()
 
 
-async def test_the_rounds_go_on_when_the_cluster_does_not_answer() -> None:
+async def test_background_loops_go_on_when_the_cluster_does_not_answer() -> None:
     room = Room()
     nodes, failures = room.cluster.nodes, iter([True, True])
 
@@ -316,7 +324,7 @@ async def test_the_rounds_go_on_when_the_cluster_does_not_answer() -> None:
     await room.kill()
 
 
-async def test_the_rounds_go_on_after_a_defect(broken: dict[type, list[Any]]) -> None:
+async def test_background_loops_go_on_after_a_defect(broken: dict[type, list[Any]]) -> None:
     room = Room()
     broken[CapacityChanged] = []
     controller = await room.open()
@@ -349,24 +357,26 @@ async def test_an_agent_is_sent_on_by_a_server_that_no_longer_leads() -> None:
     controller = await lead(room)
     await room.submit()
     await room.until(lambda: bool(room.agents))
-    await controller._step_down()
+    await controller.stop()
     with pytest.raises(NotLeaderError):
         await controller.heartbeat("run-1-w1", Heartbeat(attempt=0, time=0.0))
     await room.kill()
 
 
-async def test_a_write_of_an_earlier_lead_does_not_end_the_present_one() -> None:
+async def test_a_lead_that_a_write_finds_lost_is_dropped_and_sought_again() -> None:
     room = Room()
     controller = await lead(room)
-    first = controller._lead.epoch
+    first = leading(room).epoch
     await room.store.acquire("another", 10.0, room.clock.now(), force=True)
-    writing = asyncio.create_task(controller._write(Batch()))
-    await room.until(writing.done)
-    assert isinstance(writing.exception(), LeadershipLostError)
-    await room.until(lambda: controller.is_leader and controller._lead.epoch > first)
-    assert controller._lead.epoch == first + 2
+    asking = asyncio.create_task(
+        controller.submit(room.event(NodeChanged, node="node-1", state="cordoned", reason="test"))
+    )
+    await room.until(asking.done)
+    assert isinstance(asking.exception(), LeadershipLostError)
+    assert await room.until(lambda: controller.is_leader and leading(room).epoch > first)
+    assert leading(room).epoch == first + 2
     await room.clock.settle()
-    assert controller.state.nodes
+    assert controller.state.nodes["node-1"].state == "ready"
     await room.kill()
 
 
@@ -387,12 +397,8 @@ def test_what_saves_blocked_is_counted_on_after_a_takeover() -> None:
     observer = RunSamplePipeline(spec())
     observer.rebuild([(1, samples(0, step)) for step in range(900, 1003)], attempt)
     report = Report(sequence=1, attempt=1, samples=(samples(0, 1003),))
-    state = State([attempt])
-    (reached,) = [
-        event
-        for event in observer.events("run-1", report, lambda: state, room.event)
-        if isinstance(event, StepReached)
-    ]
+    reached = SampleEvents("run-1", observer, report, room.event).next(attempt)
+    assert isinstance(reached, StepReached)
     assert reached.blocked_seconds == pytest.approx(500.0 + 3 * 0.25)
 
 
@@ -404,12 +410,16 @@ async def test_an_agent_connects_anew_to_a_server_that_lost_the_lead_and_has_it_
     room = Room()
     controller = await room.open()
     await room.submit()
-    attached = controller._dispatcher.attached
-    assert await room.until(lambda: attached("run-1-w1") and attached("run-1-w2"))
-    first = controller._lead.epoch
+
+    def attached() -> bool:
+        known = controller.is_leader and leading(room).dispatcher.attached
+        return bool(known and known("run-1-w1") and known("run-1-w2"))
+
+    assert await room.until(attached)
+    first = leading(room).epoch
     await room.store.acquire("another", 10.0, room.clock.now(), force=True)
-    assert await room.until(lambda: controller.is_leader and controller._lead.epoch > first)
-    assert await room.until(lambda: attached("run-1-w1") and attached("run-1-w2"), ticks=200)
+    assert await room.until(lambda: controller.is_leader and leading(room).epoch > first)
+    assert await room.until(attached, ticks=200)
     await room.kill()
 
 
@@ -436,20 +446,29 @@ async def test_an_agent_whose_launch_seemed_to_fail_is_ended_before_it_counts_as
     await room.kill()
 
 
-async def test_what_a_turn_makes_needless_is_noted_only_after_that_turn() -> None:
-    """A launch given up by a turn that is never stored must be there for the next leader."""
+async def test_what_a_transaction_makes_needless_is_noted_only_after_it() -> None:
+    """A launch given up by a transaction that is never stored must be there for the next leader."""
     room = Room()
-    controller = await room.open()
-    assert await room.until(lambda: controller.is_leader)
+    controller = await lead(room)
     noted: list[list[str]] = []
+    commit, free = room.store.commit, asyncio.Event()
 
     async def carried_out(ids: list[str], *, epoch: int) -> None:
         noted.append(ids)
 
+    async def once_free(batch: Batch, *, epoch: int) -> int:
+        await free.wait()
+        return await commit(batch, epoch=epoch)
+
     room.store.carried_out = carried_out  # type: ignore[method-assign,assignment]
-    controller._carried.append("an-order")
-    async with controller._turns.exclusive():  # a turn is under way
-        await room.until(lambda: bool(noted), ticks=20)
-        assert noted == []
+    room.store.commit = once_free  # type: ignore[method-assign]
+    event = room.event(NodeChanged, node="node-1", state="cordoned", reason="test")
+    asking = asyncio.create_task(controller.submit(event))
+    await room.clock.settle()
+    leading(room).dispatcher.receipts.append("an-order")
+    await room.until(lambda: bool(noted), ticks=20)
+    assert noted == []
+    free.set()
     assert await room.until(lambda: noted == [["an-order"]])
+    await asking
     await room.kill()

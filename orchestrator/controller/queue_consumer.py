@@ -1,0 +1,288 @@
+"""The one consumer of the queue: decides, writes one transaction, answers, dispatches.
+
+The problem: state in memory and in the database must never differ by more than the transaction
+under way, whatever fails: the database, the lead, or the core itself.
+
+The design: one task takes one group of requests at a time. It has the core decide, writes state,
+journal, outbox and sequences in one transaction guarded by the epoch, and only then answers the
+callers and dispatches the outbox. Nothing is answered or carried out before it is stored. A
+scheduling pass follows when the queue is empty, so that what comes together costs one pass.
+
+What may go wrong: while the database is away, the transaction waits, and so does all behind it.
+When the core fails, the state is loaded again (`_recover`). When another server leads, everything
+is dropped and the consumer ends.
+
+Limits: one transaction at a time is the throughput of the whole control plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from jobs.clock import Clock
+from jobs.events import Event
+from orchestrator.controller.dispatcher import OutboxDispatcher
+from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.transaction import (
+    TransactionEvents,
+    TransactionRecord,
+    commit_when_possible,
+    samples_of,
+)
+from orchestrator.controller.turn_queue import (
+    EventRequest,
+    ReceiptsRequest,
+    ReportRequest,
+    Request,
+    TurnQueue,
+)
+from orchestrator.core.messages.batching import coalesce
+from orchestrator.core.messages.events import IncidentChanged, SchedulingPassDue
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.database.port import Store, WorkerSamples
+from orchestrator.errors import (
+    ConflictError,
+    InternalError,
+    InvalidError,
+    LeadershipLostError,
+    NotFoundError,
+    NotLeaderError,
+)
+
+_log = structlog.get_logger(__name__)
+PASS_SECONDS = 1.0
+"""A scheduling pass that is wanted waits for an empty queue, but no longer than this."""
+
+
+class QueueConsumer:
+    """Serves a queue under one epoch, from the beginning of a lead to its end."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        queue: TurnQueue,
+        live: LiveState,
+        dispatcher: OutboxDispatcher,
+        epoch: int,
+    ) -> None:
+        self._store, self._clock, self._epoch = store, clock, epoch
+        self._queue, self._live, self._dispatcher = queue, live, dispatcher
+        self._wanted_since: float | None = None
+        """When a scheduling pass was first seen to be wanted; None: none is."""
+
+    async def run(self) -> None:
+        """Serve requests until the queue is closed or another server leads; close the queue then.
+
+        Cancelled in the middle of a transaction, nobody knows whether that was stored: its callers
+        get NotLeaderError, agents send their reports again, and the next leader drops those that
+        were stored by their sequence.
+        """
+        try:
+            while group := await self._queue.next_group():
+                await self._serve(group)
+        except LeadershipLostError as error:
+            _log.warning(
+                "leadership lost, dropping everything", epoch=self._epoch, error=str(error)
+            )
+        finally:
+            self._queue.close()
+
+    async def _serve(self, group: list[Request]) -> None:
+        """Store a group and answer it; an error goes to the callers and stops nothing.
+
+        Only a lost lead, or the end of the server, ends the consumer too.
+        """
+        instructions: list[Instruction] = []
+        try:
+            instructions = await self._store_group(group)
+        except Exception as error:
+            _fail(group, error)
+            if isinstance(error, LeadershipLostError):
+                raise
+        except asyncio.CancelledError:
+            _fail(group, NotLeaderError("this server stops, and may not have stored it: try again"))
+            raise
+        try:
+            await self._pass_if_due()
+        finally:  # the group is stored, whatever becomes of the pass
+            for request in group:
+                request.resolve(instructions)
+
+    async def _store_group(self, group: list[Request]) -> list[Instruction]:
+        """Store what a group asks for. Reports are answered here, other requests by the caller.
+
+        An agent waits for the acknowledgement only; a person's answer waits for the scheduling
+        pass as well, if one follows at once, and so shows where a new run was placed.
+        """
+        match group[0]:
+            case EventRequest(event=event):
+                return await self._decide(event)
+            case ReceiptsRequest(ids=ids):
+                # In the queue, not beside it: a transaction under way may have made an entry
+                # needless (a launch that is given up), and must be stored before the receipt, or
+                # the next leader would find neither.
+                await self._store.carried_out(ids, epoch=self._epoch)
+            case _:
+                await self._store_reports([r for r in group if isinstance(r, ReportRequest)])
+        return []
+
+    # events
+
+    async def _decide(self, event: Event) -> list[Instruction]:
+        """Decide on an event that no agent reported."""
+        if isinstance(event, IncidentChanged):
+            # Here, not before the request was queued: a resolved incident leaves the state with
+            # the next transaction, which may be that of another request.
+            await self._live.recall(event.incident)
+        if progress := self._live.progress_events(event):
+            # A transaction of its own: a request that is refused then changes nothing, and the
+            # journal still explains the state. A failure is logged, and no reason not to act.
+            with contextlib.suppress(InternalError):
+                await self._transact(TransactionEvents(progress))
+        return await self._transact(TransactionEvents([event]))
+
+    async def _pass_if_due(self) -> None:
+        """Run a scheduling pass if one is wanted and the queue is empty.
+
+        Under load without end the queue is never empty; then a pass runs every PASS_SECONDS.
+        """
+        cause = self._live.state.pass_wanted
+        if cause is None or self._queue.closed:
+            self._wanted_since = None
+            return
+        now = self._clock.monotonic()
+        if self._wanted_since is None:
+            self._wanted_since = now
+        if len(self._queue) == 0 or now - self._wanted_since >= PASS_SECONDS:
+            self._wanted_since = None
+            with contextlib.suppress(InternalError):  # it is logged, and the pass stays wanted
+                due = self._live.events.make(SchedulingPassDue, cause=cause)
+                await self._transact(TransactionEvents([due]))
+
+    # reports
+
+    async def _store_reports(self, group: list[ReportRequest]) -> None:
+        """Store reports in one transaction; or, where the core fails over that, each in its own."""
+        events, sequences = self._new_in(group)
+        if len(sequences) > 1:
+            try:
+                pending = TransactionEvents(coalesce(events), self._live)
+                await self._transact(pending, sequences=sequences)
+            except InternalError:
+                _log.warning("reports failed together, storing one by one", count=len(group))
+            else:
+                for request in group:
+                    request.resolve([])
+                return
+        for request in group:
+            try:
+                await self._store_report(request)
+            except InternalError as error:
+                request.fail(error)
+            else:
+                request.resolve([])
+
+    def _new_in(self, group: list[ReportRequest]) -> tuple[list[Event], dict[str, int]]:
+        """Events of the reports that are not stored yet, and the last sequence of each worker."""
+        events: list[Event] = []
+        sequences: dict[str, int] = {}
+        for request in group:
+            worker, report = request.worker, request.report
+            if self._is_new(request) and report.sequence > sequences.get(worker, 0):
+                events += report.events
+                sequences[worker] = report.sequence
+        return events, sequences
+
+    def _is_new(self, request: ReportRequest) -> bool:
+        """False for a report that is stored already, or of a worker that is over."""
+        return (
+            request.worker in self._live.state.workers
+            and request.report.sequence > self._live.last_sequence(request.worker)
+        )
+
+    async def _store_report(self, request: ReportRequest) -> None:
+        if not self._is_new(request):
+            return
+        worker, report = request.worker, request.report
+        run = self._live.state.workers[worker].run
+        pending = TransactionEvents(
+            report.events, self._live, self._live.sample_events(run, report)
+        )
+        await self._transact(
+            pending,
+            samples=samples_of(run, worker, report),
+            sequences={worker: report.sequence},
+        )
+
+    # transactions
+
+    async def _transact(
+        self,
+        pending: TransactionEvents,
+        *,
+        samples: WorkerSamples | None = None,
+        sequences: Mapping[str, int] | None = None,
+    ) -> list[Instruction]:
+        """Have the core handle events, write all of it in one transaction, then dispatch it.
+
+        A failure of the core costs as little as possible. An agent sends its report until it is
+        taken, so a report that always fails would block all behind it: it is stored without the
+        event that failed; if the write fails, without any event; then without its samples. Several
+        reports together, and requests, raise InternalError instead: reports are tried one by one.
+
+        Raises:
+            ConflictError, NotFoundError, InvalidError: The core refused a request.
+            InternalError: The core failed; the state is that of the database again.
+            LeadershipLostError: Another server leads; nothing was written.
+        """
+        sequences = sequences or {}
+        while True:
+            record = TransactionRecord()
+            try:
+                record.play(self._live.state, pending, self._clock)
+                if record or samples or sequences:
+                    batch = record.batch(self._live.state, samples, sequences)
+                    await commit_when_possible(self._store, batch, self._epoch, self._clock)
+                break
+            except (ConflictError, NotFoundError, InvalidError, LeadershipLostError):
+                raise  # the core refuses before it changes anything
+            except Exception as error:
+                await self._recover(samples)
+                if len(sequences) == 1 and pending.leave_out():
+                    continue
+                if len(sequences) != 1 or not (pending or samples):
+                    raise InternalError(
+                        f"{error!r}: a defect, in the server's log; nothing was changed"
+                    ) from error
+                # Every event was handled, and the write failed.
+                samples = samples if pending else None
+                pending = TransactionEvents(())
+        # From here on it is stored. No await until the end: what was decided, what is dispatched
+        # and what the next transaction finds must agree.
+        self._live.sequences.update(sequences)
+        self._dispatcher.dispatch(record.outbox)
+        for worker in self._live.forget():
+            self._dispatcher.forget(worker)
+        return record.instructions
+
+    async def _recover(self, samples: WorkerSamples | None) -> None:
+        """Go back to what is stored after the core failed, which may have left a half turn.
+
+        A scheduling pass that was wanted stays wanted: that is not stored, and a transaction
+        before this one may have asked for it.
+        """
+        _log.exception("the core failed, leaving out what it failed over; please report this")
+        wanted = self._live.state.pass_wanted
+        await self._live.load_when_possible(samples)
+        self._live.state.pass_wanted = wanted
+
+
+def _fail(group: Sequence[Request], error: Exception) -> None:
+    for request in group:
+        request.fail(error)
