@@ -38,8 +38,8 @@ class Request:
     """Something to be stored, and the future of the caller that waits for it.
 
     A caller that goes away cancels the future, and nothing else: the request stays in the queue
-    and its transaction runs to its end. The consumer is a task of its own, so no cancellation of
-    a caller can leave half a transaction; this is what a shield around each turn would be for.
+    and its transaction runs to its end. No `asyncio.shield` is needed for that, since no caller
+    ever awaits the transaction itself, which the consumer runs in a task of its own.
     """
 
     answer: asyncio.Future[list[Instruction]] = dataclasses.field(
