@@ -43,6 +43,7 @@ class Controller:
 
     Attributes:
         store: The run database; readable whether or not this controller leads.
+        clock: Its time.
         events: Makes the controller's own events, and their ids.
         notices: Notices sent since this server started, by channel and result.
         ignored_fields: Fields of a run spec that have no effect here, with the reason.
@@ -60,7 +61,7 @@ class Controller:
     ) -> None:
         self.store = store
         self.events = EventFactory(clock)
-        self._clock, self._settings = clock, settings
+        self.clock, self._settings = clock, settings
         self._election = LeaderElector(store, clock, settings)
         counted = CountedNotifier(notifier or LogNotifier())
         self.notices: Mapping[tuple[str, str], int] = counted.counts
@@ -182,7 +183,7 @@ class Controller:
             return
         leadership.live.heard_of(worker)
         pipeline = leadership.live.pipeline(known.run)
-        pipeline.heartbeat(worker, heartbeat, self._clock.monotonic())
+        pipeline.heartbeat(worker, heartbeat, self.clock.monotonic())
         if known.state is WorkerState.LOST:
             await leadership.queue.decide(WorkerRegained, run=known.run, worker=worker)
 
