@@ -68,6 +68,7 @@ from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
 )
+from orchestrator.core.requests import checkpoints as checkpoint_requests
 from orchestrator.core.requests import cluster as cluster_requests
 from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.requests import runs as run_requests
@@ -224,9 +225,9 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     GangChecked: checkpoint_lifecycle.on_checked,
     CheckpointChecked: checkpoint_lifecycle.on_check_failed,
     CheckpointDeleted: checkpoint_lifecycle.on_deleted,
-    CheckpointPinned: checkpoint_lifecycle.on_pinned,
-    CheckpointRemovalAsked: checkpoint_lifecycle.on_removal_asked,
-    CheckpointVerificationAsked: checkpoint_lifecycle.on_verification_asked,
+    CheckpointPinned: checkpoint_requests.on_pinned,
+    CheckpointRemovalAsked: checkpoint_requests.on_removal_asked,
+    CheckpointVerificationAsked: checkpoint_requests.on_verification_asked,
     StepReached: progress.on_step,
     FindingRaised: findings.on_finding,
     TimerFired: on_timer,

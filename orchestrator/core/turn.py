@@ -1,4 +1,13 @@
-"""One turn of the core: an event, the moment, and what it leads to."""
+"""One turn of the core: one event, one moment, and what it leads to.
+
+A handler gets a turn and nothing else. It reads the state, changes it through the guarded methods
+here, and adds instructions. Each change replaces an immutable entity by a new one, is checked
+against the transition table of its kind, and is remembered for the database. So whatever a handler
+does, the state never holds an illegal move, and nothing that is changed is forgotten when it is
+stored.
+
+Limits: a turn has no undo. A handler checks all that may be refused before it changes anything.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +57,19 @@ _SEEN_THROUGH_A_HOLD = frozenset({None, RunState.HELD, *TERMINAL_RUN_STATES})
 
 
 class Turn:
-    """The only way handlers read and change the state. Collects instructions."""
+    """The only way handlers read and change the state; it collects their instructions.
+
+    Warning: a turn lasts for one call of `machine.handle`. Only handlers that this call reached may
+    use it, never the controller or a view, and nobody keeps it or an entity of it for a later turn:
+    entities are replaced, so that a kept one is what was true once.
+
+    Attributes:
+        state: Read it freely; change it through the methods below only.
+        event: As it was sent, so of an agent perhaps not in the gang form that the handler gets.
+        now: The controller's clock, UTC. `event.at` is the sender's and may be hours older.
+        instructions: In the order in which they are to be carried out.
+        schedule_wanted: Set by a handler after which the scheduler may find something to do.
+    """
 
     def __init__(self, state: State, event: Event, now: dt.datetime) -> None:
         self.state, self.event, self.now = state, event, now
@@ -59,28 +80,43 @@ class Turn:
     # reading
 
     def run(self, run: str) -> Run:
-        """The run as it is now."""
+        """The run as it is now: read it again after a change.
+
+        Raises:
+            KeyError: There is no such run, or it is forgotten. Handlers of events that bear a run
+                may rely on it: the door has checked.
+        """
         return self.state.runs[run]
 
     def attempt(self, run: str) -> Attempt | None:
-        """The run's newest attempt as it is now."""
+        """The newest attempt of the run, live or ended; None before the first."""
         return self.state.attempts.get(run)
 
     def held(self, run: str) -> bool:
-        """Whether a hold stops automatic action for a run: its own, or that of everything."""
+        """True if a hold stops automatic action for a run: its own, or the fleet's.
+
+        A hold keeps neither a person from cancelling the run, nor a dead attempt from ending.
+        """
         return self.state.fleet.hold is not None or self.run(run).state is RunState.HELD
 
     # changing: one guarded method for each kind of thing that has states
 
     def put(self, entity: Entity) -> None:
-        """Store something that is new."""
+        """Store an entity that is new, or one without states (a queue, the fleet).
+
+        No transition is checked: what has states is changed by the methods below.
+        """
         self.state.put(entity)
 
     def change_run(self, run: str, **changes: Any) -> Run:
-        """Change fields; a change of state must be legal.
+        """Replace fields of a run.
 
-        Under a hold, the state underneath changes. A run that is held or over is not in the queue:
-        nodes are kept for it no longer.
+        While a run is held, a new state goes to `held_from` and its reason is dropped: the hold
+        stays, and the release goes on from there. Only the end of the run ends a hold without a
+        release. A run that is held or over gives up its place in the queue (`claim`, `pending`).
+
+        Raises:
+            IllegalMoveError: The state may not follow the present one.
         """
         old = self.state.runs[run]
         if old.state is RunState.HELD and changes.get("state") not in _SEEN_THROUGH_A_HOLD:
@@ -94,7 +130,11 @@ class Turn:
         return new
 
     def release_run(self, run: str, state: RunState, reason: str) -> Run:
-        """End a hold: the state underneath comes up."""
+        """End a hold; the run goes on in `state`, which its hold had covered.
+
+        Raises:
+            IllegalMoveError: `state` may not follow a hold.
+        """
         old = self.state.runs[run]
         check_move(RUN_MOVES, old.state, state, f"run {run}", old.reason)
         new = dataclasses.replace(old, state=state, held_from=None, reason=reason)
@@ -102,7 +142,11 @@ class Turn:
         return new
 
     def change_attempt(self, run: str, **changes: Any) -> Attempt:
-        """Change the run's newest attempt."""
+        """Replace fields of the newest attempt of a run; older attempts never change.
+
+        Raises:
+            IllegalMoveError: The state may not follow the present one.
+        """
         old = self.state.attempts[run]
         new = dataclasses.replace(old, **changes)
         check_move(ATTEMPT_MOVES, old.state, new.state, f"attempt {old.id}", self.run(run).reason)
@@ -110,7 +154,11 @@ class Turn:
         return new
 
     def change_worker(self, worker: str, **changes: Any) -> Worker:
-        """Change a worker."""
+        """Replace fields of a worker. When it ends, its GPU time is booked on its project, once.
+
+        Raises:
+            IllegalMoveError: The state may not follow the present one.
+        """
         old = self.state.workers[worker]
         new = dataclasses.replace(old, **changes)
         check_move(WORKER_MOVES, old.state, new.state, f"worker {worker}", old.reason)
@@ -121,7 +169,11 @@ class Turn:
         return new
 
     def change_node(self, node: str, **changes: Any) -> Node:
-        """Change a node."""
+        """Replace fields of a node.
+
+        Raises:
+            IllegalMoveError: The state may not follow the present one.
+        """
         old = self.state.nodes[node]
         new = dataclasses.replace(old, **changes)
         check_move(NODE_MOVES, old.state, new.state, f"node {node}", old.reason)
@@ -129,7 +181,11 @@ class Turn:
         return new
 
     def change_checkpoint(self, checkpoint: str, **changes: Any) -> Checkpoint:
-        """Change a checkpoint."""
+        """Replace fields of a checkpoint.
+
+        Raises:
+            IllegalMoveError: The trust may not follow the present one; `bad` is final.
+        """
         old = self.state.checkpoints[checkpoint]
         new = dataclasses.replace(old, **changes)
         check_move(TRUST_MOVES, old.trust, new.trust, f"checkpoint {checkpoint}", old.reason)
@@ -137,7 +193,11 @@ class Turn:
         return new
 
     def change_incident(self, incident: str, **changes: Any) -> Incident:
-        """Change an incident."""
+        """Replace fields of an incident.
+
+        Raises:
+            IllegalMoveError: The state may not follow the present one.
+        """
         old = self.state.incidents[incident]
         new = dataclasses.replace(old, **changes)
         check_move(INCIDENT_MOVES, old.state, new.state, f"incident {incident}", old.reason)
@@ -149,7 +209,11 @@ class Turn:
     def open_incident(
         self, run: Run, *, kind: IncidentKind, severity: Severity, reason: str, **fields: Any
     ) -> Incident:
-        """Open an incident; its id is the event's."""
+        """Open an incident of the run's present attempt, and return it.
+
+        Its id is that of the event, with `-2`, `-3` … for the next ones of the same turn, so that a
+        replay gives the same ids. Opening does not notify anybody: `notify` does.
+        """
         self._incidents += 1
         suffix = "" if self._incidents == 1 else f"-{self._incidents}"
         incident = Incident(
@@ -166,7 +230,7 @@ class Turn:
         return incident
 
     def resolve_incident(self, incident: str | None, how: str) -> None:
-        """Resolve it, if it is known and not resolved yet."""
+        """Resolve an incident; an unknown one (or None), or a resolved one, is no error."""
         known = self.state.incidents.get(incident or "")
         if known is not None and known.state is not IncidentState.RESOLVED:
             evidence = {**known.evidence, "resolved": how}
@@ -202,23 +266,36 @@ class Turn:
 
     @property
     def next_id(self) -> str:
-        """Id of the next instruction of this turn."""
+        """Id of the next instruction: the event's id, a dot, and its number in the turn from 1.
+
+        The same event gives the same ids, so that an instruction that is carried out twice can be
+        told from two instructions.
+        """
         return f"{self.event.id}.{len(self.instructions) + 1}"
 
     def emit(self, kind: type[Instruction], run: str | None, reason: str, **fields: Any) -> None:
-        """Add an instruction."""
+        """Add an instruction; the turn gives it an id and cause. `run` None: the whole fleet."""
         self.instructions.append(
             kind(id=self.next_id, cause=self.event.id, run=run, reason=reason, **fields)
         )
 
     def record(self, run: str | None, reason: str) -> None:
-        """Write a decision into the journal; nothing to carry out."""
+        """Write a decision, or why there is none, into the journal; nothing is carried out."""
         self.emit(Record, run, reason)
 
     def send_command(
         self, worker: str, command: type[Command], why: str, *, attempt: int, **fields: Any
     ) -> None:
-        """Send a command to an agent."""
+        """Send a command to one agent.
+
+        Args:
+            worker: Must exist; the outbox drops the command if the worker has ended when its time
+                comes.
+            command: The kind of command.
+            why: For the journal, and for people.
+            attempt: The fencing token: an agent that works for a newer attempt ignores the command.
+            fields: The other fields of the command.
+        """
         run = self.state.workers[worker].run
         order = command(id=self.next_id, attempt=attempt, **fields)
         self.emit(SendCommand, run, why, worker=worker, command=order)
@@ -231,7 +308,16 @@ class Turn:
         why: str,
         **fields: Any,
     ) -> None:
-        """Send a command to many agents of a run; `parts` has each one's ranks, in their order."""
+        """Send one command to many agents of a run; nothing is sent to nobody.
+
+        Args:
+            run: Whose agents they are.
+            parts: The ranks of each worker, in the order of nodes. A command without a field
+                `ranks` is sent to all alike.
+            command: The kind of command.
+            why: For the journal, and for people.
+            fields: The fields of the command, its `attempt` among them.
+        """
         if parts:
             order = command(id=self.next_id, **fields)
             ranks = tuple(parts.values()) if "ranks" in command.model_fields else ()

@@ -175,7 +175,7 @@ def test_a_checkpoint_that_is_being_loaded_is_not_deleted() -> None:
     for message in stops:
         world.do(message)
     assert world.offered()[0] == (20, "directory")
-    with pytest.raises(ConflictError, match="loaded"):
+    with pytest.raises(ConflictError, match="ranks may be loading it"):
         world.do(
             world.event(CheckpointRemovalAsked, run="run-1", checkpoint="run-1/1/directory/20")
         )

@@ -1,4 +1,4 @@
-"""From nodes to a gang: passes carried out, agents that join, attempts of gangs that are whole."""
+"""From nodes to a gang: a scheduling pass is carried out, agents join, and whole gangs start."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from orchestrator.core.turn import Turn
 
 
 def schedule(turn: Turn) -> None:
-    """Launch workers for the runs that fit; say of the others why they wait.
+    """One scheduling pass: plan for all runs, carry the plan out, start the gangs that are whole.
 
-    Start the gangs that are whole.
+    The order matters: nodes are left before they are given away, and gangs start last, when all
+    workers that the pass ends have left their runs. Runs that must wait are told why.
     """
     wanting = [run for run in turn.state.live_runs() if snapshot.wants_nodes(turn.state, run)]
     for run in wanting:
@@ -45,7 +46,11 @@ def _why_left(run: Run, nodes: tuple[str, ...]) -> str:
 
 
 def on_joined(turn: Turn, event: WorkerJoined) -> None:
-    """An agent is ready to start ranks."""
+    """An agent is ready to start ranks; with the last of its gang the next attempt starts.
+
+    A worker that is not expected (it joined twice, or has been stopped since) is recorded and
+    ignored.
+    """
     worker = turn.state.workers.get(event.worker)
     if worker is None or worker.state is not WorkerState.LAUNCHING:
         turn.record(event.run, f"{event.worker} joined, but is not expected: ignored")
@@ -63,7 +68,11 @@ def on_joined(turn: Turn, event: WorkerJoined) -> None:
 
 
 def start_if_whole(turn: Turn, run_id: str) -> None:
-    """Start the next attempt once every worker of the gang is ready."""
+    """Start the next attempt if every worker of the gang is ready; grow a run that trains already.
+
+    An elastic run starts with `min_nodes` ready, but waits for workers that are still being
+    launched.
+    """
     run = turn.run(run_id)
     if not snapshot.wants_nodes(turn.state, run):
         preemption.grow(turn, run_id)

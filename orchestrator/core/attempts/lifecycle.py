@@ -1,4 +1,9 @@
-"""Gangs: starting and stopping attempts, and the end of a run."""
+"""The life of an attempt: started, stopped, confirmed dead; and the end of its run.
+
+A run never has two live attempts. `start_attempt` is reached only when the one before has ended or
+is fenced, its number is the fencing token of all that it writes, and an attempt that is stopped
+counts as dead only when each of its seats is confirmed empty, by the agent or by the cluster.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +34,25 @@ from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
 STOP_SECONDS = 30.0
-"""An agent that has not answered StopAttempt after this long is ended through the cluster."""
+"""Seconds, beside the grace: an agent that has not answered StopAttempt by then is ended through
+the cluster."""
 START_SECONDS = 300.0
-"""An agent that has not started its ranks after this long fails the attempt (row 24)."""
+"""Seconds in which all agents must have started their ranks; else the attempt fails (row 24)."""
 SILENT_SECONDS = 60.0
-"""Without `babysit.init()` for this long, a script counts as one that does not report."""
+"""Seconds without `babysit.init()` after which a script counts as one that does not report."""
 FENCE_SECONDS = 120.0
-"""An attempt that cannot be confirmed dead after this long is fenced."""
+"""Seconds, beside the grace, after which an attempt that nobody could confirm dead is fenced."""
 
 
 def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
-    """The next attempt, from the newest checkpoint that may be trusted, unless it takes people."""
+    """Start the next attempt from the newest checkpoint that may be trusted for the cause at hand.
+
+    There is one way to get here: `assembly.start_if_whole`, when all workers of the gang are ready.
+    That is asked in a scheduling pass, when a worker joins, and when one is back in contact.
+
+    Where the run had checkpoints and none can be trusted any more, it is held instead: to begin
+    again is for a person to decide (rule 1), unless a person already did.
+    """
     number = run.attempt + 1
     world_size = sum(len(seat.ranks) for seat in seats)
     candidates = _candidates(turn, run, seats, world_size)
@@ -88,17 +101,6 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
     elif run.spec.placement.standbys:
         turn.set_timer(run.id, Timer.GROW, snapshot.STANDBY_SECONDS)
     master = turn.state.workers[seats[0].worker]
-    offered = tuple(
-        RestoreCandidate(
-            id=c.id,
-            step=c.step,
-            tier=c.tier,
-            path=c.path,
-            world_size=c.world_size,
-            attempt=c.attempt,
-        )
-        for c in candidates
-    )
     turn.broadcast(
         run.id,
         {seat.worker: seat.ranks for seat in seats},
@@ -111,13 +113,24 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         nodes=len(seats),
         master_address=master.address,
         master_port=master.port,
-        restore=offered,
+        restore=tuple(_offer(candidate) for candidate in candidates),
         skip_batches=run.skip_batches,
     )
 
 
 CANDIDATES = 8
 """Checkpoints offered to an attempt: it falls back along the list by itself."""
+
+
+def _offer(checkpoint: Checkpoint) -> RestoreCandidate:
+    return RestoreCandidate(
+        id=checkpoint.id,
+        step=checkpoint.step,
+        tier=checkpoint.tier,
+        path=checkpoint.path,
+        world_size=checkpoint.world_size,
+        attempt=checkpoint.attempt,
+    )
 
 
 def _candidates(turn: Turn, run: Run, seats: tuple[Seat, ...], world_size: int) -> list[Checkpoint]:
@@ -134,9 +147,20 @@ def _candidates(turn: Turn, run: Run, seats: tuple[Seat, ...], world_size: int) 
 
 
 def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) -> None:
-    """Kill what is left of the live attempt.
+    """Stop what is left of the live attempt; nothing happens without one that runs.
 
-    `attempt_dead` is reached when every seat is confirmed empty.
+    There are four ways to get here: a failure (`failures.fail_attempt`), a finding that is acted on
+    (directly, or with the stacks of a hang), a preemption or drain (`preemption.ask`), and the end
+    or restart that a person or `max_runtime` asks for (`requests.runs`).
+
+    The attempt is dead, and `failures.attempt_dead` reached, when every seat is confirmed empty: by
+    the agent's answer, by the cluster, or (fenced) after `FENCE_SECONDS` without either.
+
+    Args:
+        turn: The turn.
+        run_id: The run.
+        reason: Why, in a sentence; the agents log it.
+        grace: Seconds that ranks get to save and leave by themselves; 0 kills them at once.
     """
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
@@ -150,7 +174,7 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
         worker = turn.state.workers.get(seat.worker)
         if seat.stopped or worker is None:
             continue
-        if worker.state is WorkerState.LOST:
+        if worker.state is WorkerState.LOST:  # a command would wait for it: the cluster can act now
             turn.emit(StopWorker, run_id, "out of contact", worker=worker.id, node=worker.node)
         else:
             told[seat.worker] = seat.ranks
@@ -161,7 +185,10 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
 
 
 def force_stop(turn: Turn, run_id: str) -> None:
-    """Agents that did not answer in time are ended through the cluster."""
+    """End agents that have not answered a stop in `STOP_SECONDS` through the cluster.
+
+    The cluster's confirmation comes back as WorkerLost; nothing is assumed before it.
+    """
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state is not AttemptState.STOPPING:
         return
@@ -178,10 +205,15 @@ def force_stop(turn: Turn, run_id: str) -> None:
 
 
 def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
-    """Mark seats as confirmed empty; True when none of a live attempt is left."""
+    """Mark the seats of workers as confirmed empty; True if the live attempt has no other seat.
+
+    False without a live attempt, and for workers without a seat. There are two ways to get here: an
+    agent says that its processes are gone, or the cluster says that the agent is.
+    """
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
         return False
+    # One new tuple for all: a gang of 2,000 must not cost 2,000 tuples of 2,000 seats.
     seats, places = list(attempt.seats), turn.state.places_of(run_id)
     for place in (places[worker] for worker in workers if worker in places):
         seat = seats[place]
@@ -191,7 +223,11 @@ def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
 
 
 def record_stopped(turn: Turn, event: GangStopped) -> bool:
-    """These workers have no process of the attempt left. True when no worker has."""
+    """Record what stopped workers report: their port, their memory checkpoints, the last step.
+
+    Returns True if no worker of the attempt has a process left. A worker that answers twice is
+    recorded twice to the same effect.
+    """
     for worker, port in zip(event.workers, event.ports, strict=False):
         if port:
             turn.change_worker(worker, port=port)
@@ -209,7 +245,18 @@ def record_stopped(turn: Turn, event: GangStopped) -> bool:
 def hold(
     turn: Turn, run_id: str, why: str, incident: str | None = None, release: str = "tries again"
 ) -> None:
-    """Stop here and page: what would come next cannot be undone."""
+    """Hold a run in babysit's own name and page: the next step could not be undone.
+
+    There are three ways to get here: no checkpoint can be trusted, a rollback would lose hours of
+    work, and a verdict that says so (storage that stays unreadable). Time held is booked as queued.
+
+    Args:
+        turn: The turn.
+        run_id: The run.
+        why: The reason, as a clause.
+        incident: The incident behind it, if there is one.
+        release: What `babysit release` leads to, as a verb phrase.
+    """
     run = turn.run(run_id)
     reason = (
         f"held by babysit: {why}; `babysit release {run.name}` {release},"
@@ -221,7 +268,11 @@ def hold(
 
 
 def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
-    """End a run: workers leave, timers stop, incidents close. Terminal."""
+    """End a run: its workers leave, its timers stop, its incidents are resolved. Terminal.
+
+    There are four ways to get here: its last rank exited with code 0, a person cancelled it, a
+    verdict or a budget ended it, or `max_runtime` has passed. Its checkpoints stay.
+    """
     run = turn.run(run_id)
     for incident in turn.state.incidents_of(run_id):
         turn.resolve_incident(incident.id, f"the run ended: {state}")

@@ -1,4 +1,8 @@
-"""Runs that are asked to save and leave: for others, for a drain, or to grow. It is free."""
+"""Preemption: a run saves and leaves nodes, for another run, for a drain, or to grow.
+
+It costs the run no budget, since nothing failed. The run gets `GRACE_SECONDS` to save; what it
+cannot save in that time it computes again.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,10 @@ _WHY = {
 
 
 def asked(turn: Turn, run: Run, reason: str, *, remedy: Remedy = Remedy.AS_ASKED) -> Restart:
-    """A restart that nothing failed for."""
+    """The record of a restart that no failure caused; it spends no budget.
+
+    `failed_at` is now: the lost time begins with the request.
+    """
     return Restart(
         attempt=run.attempt + 1,
         cause=Cause.OPERATOR,
@@ -46,7 +53,12 @@ def asked(turn: Turn, run: Run, reason: str, *, remedy: Remedy = Remedy.AS_ASKED
 
 
 def ask(turn: Turn, run: Run, restart: Restart, give_back: tuple[str, ...] = ()) -> bool:
-    """Have the live attempt save and end; whether there is one that can be asked now."""
+    """Have the live attempt save and end, for a preemption, a drain or growth.
+
+    Returns False, and does nothing, if there is no attempt that can be stopped now: the run is over
+    or held, has no live attempt, or is being restarted for another reason. Then the caller takes
+    the nodes without it, or comes again.
+    """
     attempt = turn.attempt(run.id)
     if (
         run.state in TERMINAL_RUN_STATES
@@ -70,7 +82,11 @@ def ask(turn: Turn, run: Run, restart: Restart, give_back: tuple[str, ...] = ())
 
 
 def have_no_seat(turn: Turn, run_id: str, nodes: Container[str]) -> bool:
-    """Whether a run has a live attempt, and none of it is on these nodes: standbys, or growth."""
+    """True if a run has a live attempt, and no seat of it is on these nodes.
+
+    Then they hold standbys, or workers that an elastic run is about to take in: they can leave
+    without a restart.
+    """
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
         return False
@@ -80,10 +96,10 @@ def have_no_seat(turn: Turn, run_id: str, nodes: Container[str]) -> bool:
 
 
 def evict(turn: Turn, eviction: Eviction) -> None:
-    """Nodes of one run for another, as the scheduler has it.
+    """Take nodes from one run for another, as the scheduler has planned.
 
-    A run that trains saves first. One that only holds nodes while it waits, or whose agents are
-    coming up, gives them back at once; and so does any that trains on others.
+    A run that trains on them saves first. A run that only holds them while it waits, or whose
+    agents are still starting, gives them back at once; so does one that trains on other nodes.
     """
     run, by = turn.run(eviction.run), turn.run(eviction.by)
     if have_no_seat(turn, run.id, eviction.nodes):
@@ -102,7 +118,12 @@ def evict(turn: Turn, eviction: Eviction) -> None:
 
 
 def grow(turn: Turn, run_id: str) -> None:
-    """More agents than seats, beyond the standbys: an elastic run takes them in, at one restart."""
+    """Restart an elastic run with more nodes, once it has more ready agents than it uses.
+
+    Standbys do not count: the spec keeps them idle.
+
+    Not before `GROW_SECONDS` have passed since the attempt started: each growth costs a restart.
+    """
     run, attempt = turn.run(run_id), turn.attempt(run_id)
     workers = turn.state.workers_of(run_id)
     if attempt is None or any(worker.state is WorkerState.LAUNCHING for worker in workers):

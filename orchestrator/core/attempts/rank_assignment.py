@@ -8,10 +8,15 @@ from orchestrator.core.turn import Turn
 
 
 def assign_ranks(turn: Turn, run: Run, ready: list[Worker]) -> tuple[Seat, ...]:
-    """Ranks by worker.
+    """The ranks of each worker, as seats in the order of nodes.
 
-    A worker keeps the ranks it had, so that its memory checkpoints serve again. The others come in
-    the order of the topology: neighbours in rank are neighbours on the network.
+    A worker keeps the ranks that it had, so that its memory checkpoints serve again. The others
+    follow in the order of the topology: neighbours in rank are neighbours on the network.
+
+    Args:
+        turn: The turn.
+        run: The run; its attempt before says who had which ranks.
+        ready: As many workers as the attempt will have nodes.
     """
     per_node = run.spec.resources.processes_per_node
     before = turn.attempt(run.id)

@@ -1,4 +1,11 @@
-"""Checkpoints: from the first shard to good, bad or deleted."""
+"""Checkpoints on disk, from the first shard to good, bad or deleted.
+
+Trust only grows by evidence: *complete* when every shard is recorded, *verified* when every worker
+has read its shards back, *good* when `good_after_steps` clean steps of the same attempt lie after
+it. It falls to *bad* by proof of damage, or because a rollback has undone the steps before it;
+never since a file could not be read, which may pass. The last checkpoint that can be trusted is not
+deleted.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +22,12 @@ from jobs.events import (
 from monitors.failures import FailureClass
 from monitors.types import Severity
 from orchestrator.core.checkpoints import memory_tier, rollback
-from orchestrator.core.messages.events import (
-    CheckpointPinned,
-    CheckpointRemovalAsked,
-    CheckpointVerificationAsked,
-)
 from orchestrator.core.messages.gang_events import GangChecked, GangSaved
 from orchestrator.core.model.entities import Attempt, Checkpoint, Incident
 from orchestrator.core.model.states import AttemptState, IncidentState, Trust, WorkerState
 from orchestrator.core.model.vocabulary import Remedy, SaveTrouble
 from orchestrator.core.policy import recovery, remedies
 from orchestrator.core.turn import Turn
-from orchestrator.errors import ConflictError, NotFoundError
 
 PAGE_AFTER_FAILED_SAVES = 2
 """Consecutive failed saves before someone is paged (FAILURES.md row 17)."""
@@ -59,10 +60,7 @@ def on_saved(turn: Turn, event: GangSaved) -> None:
 
 
 def _overwrites(turn: Turn, run: str, path: str) -> None:
-    """A later attempt saves the same step to the same place.
-
-    What an earlier one saved there is gone.
-    """
+    """A later attempt saves the same step to the same path: what was saved there before is gone."""
     for old in turn.state.checkpoints_of(run):
         if old.path == path and old.tier is Tier.DIRECTORY and old.deleted_at is None:
             turn.change_checkpoint(
@@ -149,7 +147,11 @@ def _makes_up_for(turn: Turn, verified: Checkpoint) -> None:
 
 
 def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
-    """A checkpoint that does not read back: never loaded again, and on record."""
+    """Mark a checkpoint bad that does not read back as written, and open an incident.
+
+    There are two ways to get here: a read-back finds damage, or a rank rejects it at load for
+    damage. It is never loaded again.
+    """
     rollback.mark_bad(turn, checkpoint.id, error)
     run = turn.run(checkpoint.run)
     incident = turn.open_incident(
@@ -210,7 +212,12 @@ def _clean_step(turn: Turn, attempt: Attempt) -> int:
 
 
 def set_milestone(turn: Turn, run_id: str) -> None:
-    """Choose the next step worth hearing of: a first new one, or what makes a checkpoint good."""
+    """Choose the next step that the core is told of.
+
+    The earliest of: the first step beyond all that was reached before (the recovery is over), a
+    step that makes a checkpoint good, and `max(good_after_steps, 100)` steps from here. The steps
+    in between stay with the monitors: at 2,000 runs they would drown the core.
+    """
     run, attempt = turn.run(run_id), turn.state.attempts[run_id]
     if attempt.state is not AttemptState.RUNNING:
         return
@@ -223,7 +230,11 @@ def set_milestone(turn: Turn, run_id: str) -> None:
 
 
 def prune(turn: Turn, run_id: str) -> None:
-    """Retention: delete what is expendable, through any worker that is there."""
+    """Retention: delete the checkpoints that the spec's `keep` does not cover.
+
+    Any ready worker does it; without one nothing is deleted until the next save. What ranks may be
+    loading stays.
+    """
     worker = next((w for w in turn.state.workers_of(run_id) if w.state is WorkerState.READY), None)
     attempt = turn.attempt(run_id)
     if worker is None or attempt is None:
@@ -232,17 +243,17 @@ def prune(turn: Turn, run_id: str) -> None:
     counted = [
         c for c in turn.state.checkpoints_of(run_id) if not (c.pinned and c.id in run.excluded)
     ]
-    for spent in recovery.select_for_deletion(counted, run.spec.checkpoint.keep, _in_use(attempt)):
-        _delete(turn, worker.id, spent, "retention")
+    for spent in recovery.select_for_deletion(counted, run.spec.checkpoint.keep, in_use(attempt)):
+        delete(turn, worker.id, spent, "retention")
 
 
-def _in_use(attempt: Attempt | None) -> tuple[str, ...]:
-    """What the ranks may be loading just now."""
+def in_use(attempt: Attempt | None) -> tuple[str, ...]:
+    """Checkpoints that ranks may be loading: all offered ones, until a first step ends."""
     return attempt.candidates if attempt is not None and attempt.first_step_at is None else ()
 
 
-def _delete(turn: Turn, worker: str, checkpoint: Checkpoint, why: str) -> None:
-    """Not to be chosen from now on; the bytes go when the agent gets to it."""
+def delete(turn: Turn, worker: str, checkpoint: Checkpoint, why: str) -> None:
+    """Never choose a checkpoint again, and have a worker delete its bytes when it gets to it."""
     turn.change_checkpoint(
         checkpoint.id, deleted_at=turn.now, reason=f"{why}; {checkpoint.reason}".rstrip("; ")
     )
@@ -262,9 +273,10 @@ def on_deleted(turn: Turn, event: CheckpointDeleted) -> None:
 
 
 def on_save_failed(turn: Turn, event: SaveFailed) -> None:
-    """Training goes on without a checkpoint; the second failure in a row pages, once.
+    """A save failed; training goes on. The second step in a row that fails to save pages, once.
 
-    The same save failing on many ranks is one failure.
+    The same step failing on many ranks is one failure. The incident ends with the next complete
+    save.
     """
     run = turn.run(event.run)
     reason = f"rank {event.rank} could not save step {event.step} ({event.tier}): {event.error}"
@@ -310,59 +322,3 @@ def _saves_again(turn: Turn, run_id: str) -> None:
     known = _failing_saves(turn, run_id, Tier.DIRECTORY)
     if known is not None:
         turn.resolve_incident(known.id, "a checkpoint was saved again")
-
-
-# operators
-
-
-def _known(turn: Turn, run: str, checkpoint: str) -> Checkpoint:
-    known = turn.state.checkpoints.get(checkpoint)
-    if known is None or known.deleted_at is not None or known.run != run:
-        raise NotFoundError(
-            f"no checkpoint {checkpoint} of the live run {run}; see `babysit checkpoints ls RUN`"
-        )
-    return known
-
-
-def on_pinned(turn: Turn, event: CheckpointPinned) -> None:
-    """Keep it for ever, or no longer."""
-    known = _known(turn, event.run, event.checkpoint)
-    turn.change_checkpoint(known.id, pinned=event.pinned)
-
-
-def on_verification_asked(turn: Turn, event: CheckpointVerificationAsked) -> None:
-    """Read it back again."""
-    known = _known(turn, event.run, event.checkpoint)
-    if known.trust is Trust.WRITING:
-        raise ConflictError(f"{known.id} is still being written")
-    asked = verify(turn, known)
-    if not asked:
-        raise ConflictError(
-            f"cannot read {known.id} back: no agent that wrote it is running", run=known.run
-        )
-    turn.change_checkpoint(known.id, checked_by=known.checked_by - asked)
-
-
-def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
-    """Delete one, unless it is pinned, in use, or the last that can be trusted."""
-    known = _known(turn, event.run, event.checkpoint)
-    others = [
-        c
-        for c in turn.state.checkpoints_of(event.run)
-        if c.id != known.id
-        and c.tier is Tier.DIRECTORY
-        and c.deleted_at is None
-        and c.trust in {Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD}
-    ]
-    worker = next(
-        (w for w in turn.state.workers_of(event.run) if w.state is WorkerState.READY), None
-    )
-    if known.pinned:
-        raise ConflictError(f"{known.id} is pinned; `babysit checkpoints unpin` it first")
-    if known.id in _in_use(turn.attempt(event.run)):
-        raise ConflictError(f"{known.id} may be loaded just now; wait for the next step")
-    if not others and known.trust is not Trust.BAD:
-        raise ConflictError(f"{known.id} is the last checkpoint of the run that can be trusted")
-    if worker is None:
-        raise ConflictError("no agent of the run is there to delete it")
-    _delete(turn, worker.id, known, f"asked for by {event.actor}")

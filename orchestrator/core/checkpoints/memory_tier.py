@@ -14,9 +14,18 @@ from orchestrator.core.turn import Turn
 def take_inventory(
     turn: Turn, run_id: str, attempt: int, workers: Collection[str], memory: Sequence[Shards]
 ) -> None:
-    """Record what workers still have when `attempt` has stopped.
+    """Record the memory checkpoints that workers still hold when `attempt` has stopped.
 
-    That is all they have: shards they do not name are gone.
+    The report is complete: shards that a worker does not name are gone, and a checkpoint that
+    misses one is deleted. Shards of an earlier attempt count only if its own stop had recorded
+    them: one that was deleted since must not come back to life.
+
+    Args:
+        turn: The turn.
+        run_id: The run.
+        attempt: The attempt that stopped.
+        workers: Whose reports these are.
+        memory: All that they hold, by checkpoint.
     """
     for shards in memory:
         _record(turn, run_id, attempt, shards)
@@ -87,7 +96,10 @@ def new_checkpoint(turn: Turn, key: str, run_id: str, shards: Shards, path: str)
 
 
 def add_shards(turn: Turn, known: Checkpoint, shards: Shards) -> tuple[Checkpoint, bool]:
-    """Record shards; the checkpoint, and whether it is complete by this."""
+    """Record shards of a checkpoint that is being written.
+
+    Returns the checkpoint, and True if it is complete by these shards (and was not before).
+    """
     ranks = known.ranks.union(shards.ranks)
     whole = len(ranks) == known.world_size and known.trust is Trust.WRITING
     more = sum(shards.sizes)

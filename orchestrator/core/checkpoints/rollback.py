@@ -11,17 +11,18 @@ from orchestrator.core.turn import Turn
 
 
 def mark_bad(turn: Turn, checkpoint: str | None, reason: str) -> None:
-    """Mark a checkpoint bad, if it is known and not bad already."""
+    """Mark a checkpoint bad, which is final; an unknown one (or None) is no error."""
     known = turn.state.checkpoints.get(checkpoint or "")
     if known is not None and known.trust is not Trust.BAD:
         turn.change_checkpoint(known.id, trust=Trust.BAD, reason=reason)
 
 
 def rewind(turn: Turn, run_id: str, decision: Decision) -> None:
-    """A rollback makes worthless what was saved after the step it goes back to.
+    """Leave behind what was saved after the step that a run goes back to.
 
-    After an anomaly that is the newest good checkpoint from before the onset: what lies between
-    them was not good enough now, and is not at the next crash either.
+    After an anomaly that is the newest good checkpoint from before the onset: those between were
+    not good enough now, and are not at the next crash either. A restart without a rollback leaves
+    nothing behind.
     """
     run, checkpoints = turn.run(run_id), turn.state.checkpoints_of(run_id)
     if isinstance(decision, Rollback):
@@ -44,7 +45,10 @@ def rewind(turn: Turn, run_id: str, decision: Decision) -> None:
 
 
 def would_lose(turn: Turn, run_id: str, decision: Decision) -> float:
-    """Seconds of work that are gone if an anomaly takes the run back to the beginning; else 0."""
+    """Seconds of productive work that a rollback would lose for good; 0.0 unless it goes to step 0.
+
+    The estimate is the run's whole productive time, since nothing is left to go on from.
+    """
     run = turn.run(run_id)
     if not isinstance(decision, Rollback) or not turn.state.checkpoints_of(run_id):
         return 0.0

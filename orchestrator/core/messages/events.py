@@ -91,9 +91,10 @@ class RollbackAsked(Event):
 
 
 class WorkerLost(Event):
-    """A worker is gone (`confirmed`.
+    """A worker is gone, or out of contact.
 
-    The cluster or its agent says no process is left) or out of contact.
+    `confirmed`: the cluster or its agent says that no process of it is left. Otherwise nobody
+    knows, and its ranks may be training.
     """
 
     kind: Literal["worker_lost"] = "worker_lost"
@@ -114,7 +115,7 @@ class WorkerRegained(Event):
 class StepReached(Event):
     """Rank 0 ended a step at or past the attempt's milestone.
 
-    Or, said before an event that may end the attempt: the last one so far.
+    Also sent ahead of any event that may end the attempt, with the newest step so far.
     """
 
     kind: Literal["step_reached"] = "step_reached"
@@ -126,7 +127,7 @@ class StepReached(Event):
 
 
 class FindingRaised(Event):
-    """A monitor found something."""
+    """A monitor found something in the samples or the heartbeats of an attempt."""
 
     kind: Literal["finding_raised"] = "finding_raised"
     run: str

@@ -1,7 +1,9 @@
-"""What many workers of one attempt report alike, in one event.
+"""What workers of one attempt report alike, in one event: the form in which the core takes it.
 
-A gang of 2,000 nodes answers one order 2,000 times. The core takes such answers together at the
-cost of about one: its handlers work on sets of ranks, and an agent's own event is a set of one.
+A gang of 2,000 nodes answers one command 2,000 times. Handlers work on sets of ranks, so that 2,000
+answers together cost about as much as one; a report that arrives alone is a gang of one. Only
+success has a gang form: failures (a rank's death, a rejected or corrupt checkpoint) are events of
+their own.
 """
 
 from __future__ import annotations
@@ -13,7 +15,11 @@ from jobs.events import Event, RankStack, Shards
 
 
 class GangEvent(Event):
-    """Reported by several agents of one attempt, which is the fencing token as ever."""
+    """What several agents of one attempt report alike.
+
+    `attempt` is the fencing token as of any report. The id, time and cause are those of the first
+    report.
+    """
 
     run: str
     attempt: int
@@ -23,7 +29,7 @@ class GangEvent(Event):
     """Ids of the agents' events that were put together."""
 
     def only(self, seats: Mapping[str, Collection[int]]) -> Self:
-        """What those of the workers report that have one of these seats, of their own ranks."""
+        """The event, reduced to workers that have one of these seats, and to their ranks."""
         workers = tuple(worker for worker in self.workers if worker in seats)
         ranks = {rank for worker in workers for rank in seats[worker]}
         return self.model_copy(update={"workers": workers, **self._only(workers, ranks)})

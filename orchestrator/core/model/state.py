@@ -1,4 +1,9 @@
-"""What the core knows: entities by id, with the indexes that decisions need."""
+"""What the core knows of all that is not over: entities by id, and indexes over them.
+
+A decision about a run must not look at the whole fleet, so each question that handlers ask often
+(`workers_of`, `places_of`, `next_timer` …) has an index. The indexes are kept by `put` and `forget`
+alone, and are made anew when the state is loaded; only the entities are stored.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +46,13 @@ class Deadline(NamedTuple):
 
 
 class State:
-    """Everything that is not over.
+    """Entities by id, and the indexes over them.
 
-    Only :class:`orchestrator.core.turn.Turn` changes it, through :meth:`put`.
+    Warning: read it anywhere in the controller's process between turns; change it only in a turn,
+    by :class:`orchestrator.core.turn.Turn`, whose methods end in :meth:`put`. The controller alone
+    calls `take_changes`, `forget` and `recall`, between turns. A write to one of the dictionaries
+    past `put` breaks an index and is not stored; a view or a handler must never make one. Not safe
+    for threads.
     """
 
     def __init__(self, entities: Iterable[Entity] = ()) -> None:
@@ -89,7 +98,11 @@ class State:
         return bool(self._changes or self._shards)
 
     def put(self, entity: Entity) -> None:
-        """Add or replace an entity, and remember that it changed."""
+        """Add or replace an entity, and remember it for `take_changes`.
+
+        Does not check transitions: :class:`orchestrator.core.turn.Turn` does. An entity that is put
+        twice before its changes are taken is stored once, as it was last.
+        """
         match entity:
             case Run():
                 key = entity.id
@@ -160,7 +173,10 @@ class State:
         self._workers_on[worker.node][worker.id] = None
 
     def expect(self, deadline: Deadline) -> None:
-        """A deadline was set; it counts for as long as the run has it among its `timers`."""
+        """Note a deadline for `next_timer`; it counts while the run has it in its `timers`.
+
+        Cancelling needs no call: the heap skips what the run no longer has.
+        """
         heapq.heappush(self._timers, deadline)
 
     def _note_seats(self, old: Attempt | None, new: Attempt) -> None:
@@ -184,23 +200,23 @@ class State:
         return changes, shards
 
     def places_of(self, run: str) -> Mapping[str, int]:
-        """Where each worker of the newest attempt sits in its `seats`."""
+        """The place of each worker in the newest attempt's `seats`; empty before the first."""
         return self._places.get(run, {})
 
     def workers_of(self, run: str) -> list[Worker]:
-        """Workers of a run that are not ended, in order of launch."""
+        """Workers of a run in order of launch, with those that ended until `forget`."""
         return [self.workers[key] for key in self._workers_of.get(run, ())]
 
     def joined(self, run: str) -> int:
-        """How many workers of a run have joined, and are not forgotten."""
+        """The number of workers of a run that have joined and are not forgotten; costs no loop."""
         return len(self._workers_of.get(run, ())) - len(self._launching.get(run, ()))
 
     def workers_on(self, node: str) -> list[Worker]:
-        """Workers on a node that are not ended."""
+        """Workers on a node in order of launch, with those that ended until `forget`."""
         return [self.workers[key] for key in self._workers_on.get(node, ())]
 
     def suspects(self) -> Iterator[tuple[Node, bool]]:
-        """Nodes that faults are held against or that are silent, and whether they are silent."""
+        """Nodes that have faults on record or a silent worker, each with whether it is silent."""
         silent = {self.workers[worker].node for worker in self._silent}
         for name in dict.fromkeys((*self._faulted, *sorted(silent))):
             node = self.nodes.get(name)
@@ -208,11 +224,11 @@ class State:
                 yield node, name in silent
 
     def checkpoints_of(self, run: str) -> list[Checkpoint]:
-        """Checkpoints of a run that are not deleted."""
+        """Checkpoints of a run in order of creation, with those deleted until `forget`."""
         return [self.checkpoints[key] for key in self._checkpoints_of.get(run, ())]
 
     def incidents_of(self, run: str) -> list[Incident]:
-        """Incidents of a run that are not resolved."""
+        """Incidents of a run in order of opening, with those resolved until `forget`."""
         return [self.incidents[key] for key in self._incidents_of.get(run, ())]
 
     @property
@@ -224,7 +240,7 @@ class State:
         return self._rooms
 
     def tenants(self) -> Iterator[tuple[Run, list[Worker]]]:
-        """Runs that have workers, also runs that are over while theirs are leaving."""
+        """Runs that have workers, each with them; also runs that are over while theirs leave."""
         for run, keys in self._workers_of.items():
             workers = [self.workers[key] for key in keys]
             there = [worker for worker in workers if worker.state is not WorkerState.ENDED]
@@ -240,7 +256,11 @@ class State:
         return [name for name in sorted(self._maintained) if _is_due(self.nodes[name], now)]
 
     def due_timers(self, now: dt.datetime) -> list[Deadline]:
-        """Deadlines that have passed, the earliest first."""
+        """Deadlines that have passed at `now`, the earliest first.
+
+        They stay due until a turn has cancelled them: a controller that dies between two loses
+        none.
+        """
         due: list[Deadline] = []
         while (timer := self.next_timer()) is not None and timer.due <= now:
             if heapq.heappop(self._timers) not in due[-1:]:  # set, cancelled, and set again alike
@@ -250,7 +270,7 @@ class State:
         return due
 
     def next_timer(self) -> Deadline | None:
-        """The earliest deadline."""
+        """The earliest deadline, passed or not; None if there is none."""
         while self._timers:
             first = self._timers[0]
             run = self.runs.get(first.run)
@@ -264,9 +284,10 @@ class State:
         return None
 
     def forget(self) -> list[Entity]:
-        """Drop what is over, and say what was; the database keeps it.
+        """Drop what is over and return it; the database keeps it.
 
-        Called between turns, after the changes were written. Looks only at what came to its end.
+        Called between turns, after the changes were written: a crash in between loads it again, and
+        no more. Costs as much as has ended since the last call, not as much as there is.
         """
         over, self._over = self._over, []
         for entity in over:
@@ -312,7 +333,7 @@ def _is_due(node: Node, now: dt.datetime) -> bool:
 
 
 def is_over(entity: Entity) -> bool:
-    """Whether nothing will ever be decided about it any more."""
+    """True if nothing will ever be decided about the entity again: it can be forgotten."""
     match entity:
         case Run():
             return entity.state in TERMINAL_RUN_STATES

@@ -1,4 +1,9 @@
-"""Agents out of contact. That is not failure, but it must not last for ever either."""
+"""Agents out of contact: no failure in itself, but not for ever either.
+
+A network that is down hides a healthy run as well as a dead one, and a run that trains must not be
+stopped because babysit cannot see it (rule 1). So the cluster is asked; only where it cannot tell,
+and only after `CONTACT_SECONDS`, is the agent replaced.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from orchestrator.core.supervision import failures, node_faults
 from orchestrator.core.turn import Turn
 
 CONTACT_SECONDS = 600.0
-"""An agent out of contact for so long, which the cluster does not call dead, is given up.
+"""Seconds out of contact after which an agent is replaced, unless the cluster calls it dead before.
 
 Its ranks may well be training, so this is far longer than a restart of the control plane takes.
 """
@@ -29,7 +34,10 @@ def on_lost(turn: Turn, event: WorkerLost) -> None:
 
 
 def _out_of_contact(turn: Turn, event: WorkerLost) -> None:
-    """Ask the cluster, and go on; unless so many are silent that it is the network, or us."""
+    """Mark a worker lost, ask the cluster whether its agent is alive, and let the run go on.
+
+    Too many silent nodes at once trip the breaker: then it is the network, or babysit.
+    """
     worker = turn.state.workers.get(event.worker)
     if worker is None or worker.state is not WorkerState.READY:
         return
@@ -42,7 +50,7 @@ def _out_of_contact(turn: Turn, event: WorkerLost) -> None:
 
 
 def on_regained(turn: Turn, event: WorkerRegained) -> None:
-    """An agent is back in contact."""
+    """An agent is back in contact; its gang may be whole by that."""
     worker = turn.state.workers.get(event.worker)
     if worker is not None and worker.state is WorkerState.LOST:
         turn.cancel_timer(worker.run, Timer.CONTACT, subject=worker.id)
@@ -51,9 +59,9 @@ def on_regained(turn: Turn, event: WorkerRegained) -> None:
 
 
 def given_up(turn: Turn, run_id: str, worker_id: str) -> None:
-    """Nobody could say for too long whether an agent lives: replace it, unless a hold says wait.
+    """Replace an agent that was out of contact for `CONTACT_SECONDS`; under a hold, wait on.
 
-    Its attempt is stopped, and fenced should the cluster not confirm its end.
+    Its attempt is stopped, and fenced if the cluster cannot confirm its end either.
     """
     worker = turn.state.workers.get(worker_id)
     if worker is None or worker.state is not WorkerState.LOST:

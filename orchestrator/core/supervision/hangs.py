@@ -1,4 +1,7 @@
-"""Hangs: stacks of all ranks are captured, the odd rank is named, the attempt is stopped."""
+"""Hangs: stacks of all ranks are captured, the odd rank is named, then the attempt is stopped.
+
+The stacks must come first: a kill destroys the only evidence of which rank kept the others waiting.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,14 @@ from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.turn import Turn
 
 STACKS_SECONDS = 8.0
-"""How long a hang waits for the stacks of its ranks."""
+"""Seconds that a hang waits for the stacks of its ranks, before it is ended without them."""
 
 
 def end_hangs(turn: Turn, run_id: str, step: int) -> None:
-    """A hang about which nothing was done is over when a step ends."""
+    """Resolve the hangs about which nothing was done, since a step has ended after their onset.
+
+    A question to people about such a hang is withdrawn.
+    """
     for incident in turn.state.incidents_of(run_id):
         if (
             incident.kind == FindingKind.HANG
@@ -36,7 +42,10 @@ def end_hangs(turn: Turn, run_id: str, step: int) -> None:
 
 
 def capture_stacks(turn: Turn, run_id: str, reason: str) -> None:
-    """Have every agent capture its ranks' stacks; `end_hang` goes on with what comes in time."""
+    """Have every agent of the attempt capture the stacks of its ranks.
+
+    `end_hang` follows when all agents have answered, or after `STACKS_SECONDS` with what came.
+    """
     attempt = turn.state.attempts[run_id]
     turn.set_timer(run_id, Timer.STACKS, STACKS_SECONDS)
     there = {seat.worker: () for seat in attempt.seats if seat.worker in turn.state.workers}
@@ -44,9 +53,9 @@ def capture_stacks(turn: Turn, run_id: str, reason: str) -> None:
 
 
 def on_stacks(turn: Turn, event: GangStacks) -> None:
-    """Stacks are in.
+    """Stacks of some ranks are in; with the last agent's the hang is ended.
 
-    With the last ones, the odd rank is named and the attempt stopped.
+    Stacks that come later, when the attempt is being stopped already, are kept as evidence only.
     """
     attempt = turn.state.attempts[event.run]
     attempt = turn.change_attempt(
@@ -60,7 +69,12 @@ def on_stacks(turn: Turn, event: GangStacks) -> None:
 
 
 def end_hang(turn: Turn, run_id: str) -> None:
-    """With the stacks that came: name the odd rank, and stop the attempt."""
+    """Name the odd rank by the stacks that came, and stop the attempt.
+
+    There are three ways to get here: the last agent has answered, `STACKS_SECONDS` have passed, and
+    a hold that kept the run waiting has ended. Under a hold nothing is stopped. Without a rank that
+    differs from the others, the monitor's suspect stays.
+    """
     run, attempt = turn.run(run_id), turn.state.attempts[run_id]
     decision = run.decision
     # An anomaly found meanwhile has stopped the attempt, and goes before the hang.

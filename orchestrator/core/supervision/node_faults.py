@@ -14,17 +14,15 @@ from orchestrator.core.turn import Turn
 
 BREAKER_WINDOW = dt.timedelta(minutes=5)
 BREAKER_NODES, BREAKER_SHARE = 3, 0.10
-"""More faulty nodes than this (or this share) inside the window.
-
-It is the network, the storage, or us.
-"""
+"""The breaker trips at this many faulty nodes in the window, and more than this share of all."""
 _KEPT_FAULTS = 20
 
 
 def note_fault(turn: Turn, node: str | None, run_id: str, failure: Failure) -> Node | None:
-    """Hold a failure against its node, unless it is the user's own.
+    """Record a failure as a fault of its node, and return the node; None if it is unknown.
 
-    Trips the breaker when too many nodes look faulty.
+    Failures whose cause is the user's code or data are not recorded: they say nothing about the
+    node. The newest 20 faults are kept. May trip the breaker.
     """
     known = turn.state.nodes.get(node or "")
     if known is None or failure.cause is not Cause.INFRASTRUCTURE:
@@ -36,15 +34,18 @@ def note_fault(turn: Turn, node: str | None, run_id: str, failure: Failure) -> N
 
 
 def check_breaker(turn: Turn) -> None:
-    """Row 27 of FAILURES.md: correlated faults are the network, the storage, or us.
+    """Freeze automation and page if too many nodes look faulty at once (FAILURES.md, row 27).
 
-    Freeze and page. A node out of contact counts for as long as it is.
+    Faults that come together are the network, the storage or babysit itself, and restarts would
+    make it worse. Nodes out of contact count while they are; others if they had a fault of their
+    own in `BREAKER_WINDOW`. Does nothing while everything is held already; `babysit release` ends
+    the freeze.
     """
     if turn.state.fleet.hold:
         return
     suspects = turn.state.suspects()
     faulty = [node.id for node, silent in suspects if silent or _faulty_lately(turn, node)]
-    if len(faulty) < BREAKER_NODES:
+    if len(faulty) < BREAKER_NODES:  # the common case; counting all nodes costs a loop over them
         return
     nodes = [node for node in turn.state.nodes.values() if node.state is not NodeState.GONE]
     limit = max(BREAKER_NODES, int(BREAKER_SHARE * len(nodes)) + 1)

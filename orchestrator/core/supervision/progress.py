@@ -1,4 +1,8 @@
-"""Progress of a live attempt: steps reached, saves booked, recoveries that are over."""
+"""Progress of a live attempt: steps reached, saves booked, recoveries that are over.
+
+The core does not hear of every step: `StepReached` comes at the milestone that it chose, and before
+any event that may end the attempt.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,11 @@ from orchestrator.core.turn import Turn
 
 
 def on_step(turn: Turn, event: StepReached) -> None:
-    """Rank 0 ended a step at or past the milestone."""
+    """Rank 0 ended a step at or past the milestone: the attempt runs, and a recovery may be over.
+
+    A step that was reached in an earlier attempt is computed again, and is no progress: the
+    recovery is over at the first step that no attempt had reached.
+    """
     attempt = turn.state.attempts[event.run]
     if attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
@@ -48,7 +56,10 @@ def on_step(turn: Turn, event: StepReached) -> None:
 
 
 def on_silent(turn: Turn, run_id: str) -> None:
-    """A script that never calls `babysit.init()` is watched by its exits alone: it runs."""
+    """A script that never calls `babysit.init()` counts as running; only its exits are watched.
+
+    Reached by the timer `silent`, `SILENT_SECONDS` after the last start of ranks.
+    """
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state is not AttemptState.STARTING or attempt.ready_ranks:
         return

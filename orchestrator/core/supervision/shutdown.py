@@ -18,6 +18,6 @@ def on_stopped(turn: Turn, event: GangStopped) -> None:
     """
     if turn.state.attempts[event.run].state is not AttemptState.STOPPING:
         who = named(event.workers)
-        turn.record(event.run, f"{who} says its ranks are stopped, but nobody asked: ignored")
+        turn.record(event.run, f"{who}: ranks stopped without an order to stop: ignored")
     elif attempt_lifecycle.record_stopped(turn, event):
         failures.attempt_dead(turn, event.run)

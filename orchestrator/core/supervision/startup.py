@@ -1,4 +1,8 @@
-"""An attempt comes up: its ranks exist, are past their imports, and have loaded their state."""
+"""The start of an attempt: its ranks exist, are past their imports, and have loaded their state.
+
+Reports of different agents arrive in any order, and a step may be known before the last rank has
+said that it is ready; handlers here count ranks, and never assume that one report follows another.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,11 @@ from orchestrator.core.turn import Turn
 
 
 def on_started(turn: Turn, event: GangStarted) -> None:
-    """Processes exist. Whether their script ever reports remains to be seen."""
+    """Processes of these ranks exist. Whether their script ever reports remains to be seen.
+
+    With the last rank the deadline of the start is cancelled. A script that has never called
+    `babysit.init()` gets `SILENT_SECONDS` to do so, and then counts as one that does not report.
+    """
     turn.record(event.run, f"ranks {named(event.ranks)} started")
     attempt = turn.state.attempts[event.run]
     started = attempt.started_ranks.union(event.ranks)
@@ -34,7 +42,10 @@ def on_started(turn: Turn, event: GangStarted) -> None:
 
 
 def on_ready(turn: Turn, event: GangReady) -> None:
-    """Ranks are past their imports."""
+    """Ranks have called `babysit.init()`: they are past their imports, and load their state next.
+
+    With the last rank the time of the run is booked as restoring.
+    """
     attempt = turn.state.attempts[event.run]
     ready = attempt.ready_ranks.union(event.ranks)
     attempt = turn.change_attempt(event.run, ready_ranks=ready)
@@ -51,7 +62,12 @@ def on_ready(turn: Turn, event: GangReady) -> None:
 
 
 def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoint: str) -> bool:
-    """Ranks loaded their state. False when not all ranks loaded the same step."""
+    """Record the step and checkpoint that ranks have loaded.
+
+    Returns False, and changes nothing, if ranks before them have loaded another step. With the last
+    rank the time of the run is booked as productive, or as lost while it computes known steps
+    again.
+    """
     attempt = turn.state.attempts[run_id]
     if attempt.restored_ranks and step != attempt.start_step:
         return False
@@ -85,7 +101,11 @@ def on_restored(turn: Turn, event: GangRestored) -> None:
 
 
 def on_fallback(turn: Turn, event: RankRestored) -> None:
-    """A rank rejected checkpoints that it was offered, and loaded an older one, or none."""
+    """A rank rejected checkpoints that it was offered, and loaded an older one, or none.
+
+    A rejection for damage makes the checkpoint bad. One that could not be read stays as it was:
+    that may pass.
+    """
     for rejected in event.rejected:
         known = turn.state.checkpoints.get(rejected.id)
         if known is not None and known.trust is not Trust.BAD and not rejected.unreadable:
@@ -94,7 +114,12 @@ def on_fallback(turn: Turn, event: RankRestored) -> None:
 
 
 def _loaded(turn: Turn, event: GangRestored, rejections: tuple[str, ...] = ()) -> None:
-    """Go on if all ranks so far loaded the same step; otherwise the attempt fails."""
+    """Go on if all ranks so far have loaded the same step; otherwise the attempt fails.
+
+    Ranks at different steps would train a model that never was. The newer of the two checkpoints is
+    marked bad, since not every rank could load it: so the next attempt cannot split in the same
+    way.
+    """
     ranks = event.ranks
     if turn.state.attempts[event.run].candidates and not event.checkpoint and event.step == 0:
         failures.nothing_loaded(turn, event, rejections)
