@@ -27,14 +27,10 @@ class FailureClass(StrEnum):
     GPU_HARDWARE = "gpu_hardware"  # a GPU reports a fault of its own
     GPU_INTERCONNECT = "gpu_interconnect"  # NVLink or NVSwitch reports a fault
     NETWORK = "network"  # a connection to a peer failed
-    COLLECTIVE_TIMEOUT = (
-        "collective_timeout"  # a collective did not end in time; the culprit is unknown
-    )
+    COLLECTIVE_TIMEOUT = "collective_timeout"  # a collective did not end in time
     CUDA_OOM = "cuda_oom"  # the GPU ran out of memory
     HOST_OOM = "host_oom"  # the host ran out of memory
-    CUDA_USER_BUG = (
-        "cuda_user_bug"  # a kernel failed an assertion or touched memory that is not its own
-    )
+    CUDA_USER_BUG = "cuda_user_bug"  # a kernel failed an assertion or a bounds check
     DRIVER_OR_SETUP = "driver_or_setup"  # driver, library or image do not fit together
     STORAGE = "storage"  # a file system failed, is full or is read-only
     CHECKPOINT_CORRUPT = "checkpoint_corrupt"  # a checkpoint does not read back as it was written
@@ -47,7 +43,7 @@ class FailureClass(StrEnum):
     SIGNAL = "signal"  # killed from outside, sender unknown
     HANG = "hang"  # no rank makes progress
     WORKER_LOST = "worker_lost"  # the agent of a node is gone
-    UNKNOWN = "unknown"  # nothing in the log says why
+    UNKNOWN = "unknown"  # nothing in the log says why; the user's if the program ended itself
 
 
 class Evidence(StrEnum):

@@ -21,9 +21,9 @@ class FindingKind(StrEnum):
 
     HANG = "hang"  # no step ends
     NON_FINITE = "non_finite"  # the loss or the gradient norm is NaN or infinite
-    LOSS_SPIKE = "loss_spike"  # persists: act
-    LOSS_BLIP = "loss_blip"  # isolated, or came back by itself: only recorded
-    GRAD_NORM_SPIKE = "grad_norm_spike"  # a warning on its own; never acted on alone
+    LOSS_SPIKE = "loss_spike"  # the loss jumped and stays up
+    LOSS_BLIP = "loss_blip"  # the loss jumped and came back by itself
+    GRAD_NORM_SPIKE = "grad_norm_spike"  # the gradient norm jumped; alone it proves nothing
     STRAGGLER = "straggler"  # one rank is slower than the others
 
 

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.core.model.entities import Queue
 from orchestrator.core.model.records import Past
 from orchestrator.core.policy.usage_history import usual_wait
-from orchestrator.core.scheduling import NodeCapacity, NodeTable, Pending, Quota
+from orchestrator.core.scheduling import NodeCapacity, NodeTable, Quota
 from orchestrator.core.scheduling.fair_share import HALF_LIFE_SECONDS, accrued, decayed
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.spares import (
@@ -113,8 +113,3 @@ def test_rooms_know_the_next_window() -> None:
     begins = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     rooms = NodeTable([NodeCapacity(node="a", window=begins), NodeCapacity(node="b")])
     assert rooms.window.tolist() == [begins.timestamp(), math.inf]
-
-
-@pytest.mark.parametrize("why", Pending)
-def test_every_reason_is_documented(why: Pending) -> None:
-    assert f"`{why.value}`" in (DOCS / "scheduling.md").read_text()

@@ -23,14 +23,14 @@ class Timer(StrEnum):
     STOP = "stop"  # agents that have not confirmed a stop are ended through the cluster
     FENCE = "fence"  # an attempt that nobody confirmed dead is fenced
     STACKS = "stacks"  # a hang goes on with the stacks that were captured so far
-    LAUNCH = "launch"  # subject: a worker that must have joined by then
-    CONTACT = "contact"  # subject: a worker that must be back in contact by then
+    LAUNCH = "launch"  # a worker (the subject) must have joined by then
+    CONTACT = "contact"  # a worker (the subject) must be back in contact by then
     START = "start"  # every rank must have been launched by then
-    SILENT = "silent"  # a script that has not called babysit.init() counts as one that never does
+    SILENT = "silent"  # a script that has not called babysit.init() counts as one without it
     MAX_RUNTIME = "max_runtime"  # the run has used the time its spec allows
     GROW = "grow"  # an elastic run may take more nodes
     STANDBY = "standby"  # the next standby agent may be launched
-    ASK = "ask"  # subject: an incident whose remedy starts unless someone has answered
+    ASK = "ask"  # the remedy of an incident (the subject) starts without an answer
 
 
 Timers = Mapping[Timer, Mapping[str, dt.datetime]]

@@ -18,7 +18,7 @@ from typing import Any, Generic
 from orchestrator.core.model import states
 from orchestrator.core.model.states import S
 
-_MEANING = re.compile(r'^\s+[A-Z_]+ = "(?P<state>\w+)"  # (?P<meaning>.+)$', re.MULTILINE)
+_MEANING = re.compile(r'^\s+[A-Z_]+ = "(?P<state>[^"]+)"  # (?P<meaning>.+)$', re.MULTILINE)
 _HEAD = """\
 # States
 
