@@ -6,6 +6,7 @@ What a dead rank died of. The table is shared by the classifier, the policy and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
@@ -51,9 +52,29 @@ class Evidence(StrEnum):
 
     LOG = "log"  # what the rank printed
     EXIT = "exit"  # its exit code, or what the agent saw of its end
-    KERNEL = "kernel"
-    DRIVER = "driver"
-    CLUSTER = "cluster"  # the resource manager, or babysit's own plan
+    BABYSIT = "babysit"  # its monitors and the controller
+    KERNEL = "kernel"  # of the node
+    DRIVER = "driver"  # of the GPU
+    CLUSTER = "cluster"  # the resource manager
+
+
+_PROOF = frozenset({Evidence.KERNEL, Evidence.DRIVER, Evidence.CLUSTER})
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A machine's own word. Only who holds one can take a node from every run.
+
+    Raises:
+        ValueError: the source is not the kernel, the driver or the cluster.
+    """
+
+    source: Evidence
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.source not in _PROOF:
+            raise ValueError(f"{self.source} proves nothing about a node: {self.reason}")
 
 
 class Advice(StrEnum):
@@ -78,7 +99,6 @@ ADVICE_OF: dict[FailureClass, Advice] = {
     FailureClass.NUMERICS: Advice.ROLLBACK,
 }
 """Classes not named here are retried."""
-_PROOF = frozenset({Evidence.KERNEL, Evidence.DRIVER, Evidence.CLUSTER})
 CAUSE_OF: Mapping[FailureClass, Cause] = {
     FailureClass.GPU_HARDWARE: Cause.INFRASTRUCTURE,
     FailureClass.GPU_INTERCONNECT: Cause.INFRASTRUCTURE,
@@ -127,9 +147,9 @@ class Failure(BaseModel):
     """What a rule says instead of the action of the class."""
 
     @property
-    def is_proven(self) -> bool:
-        """Whether the kernel, the driver or the cluster says so, not what a process printed."""
-        return self.source in _PROOF
+    def proof(self) -> Proof | None:
+        """The machine's own word; None for what a process printed, or babysit concluded."""
+        return Proof(self.source, self.reason) if self.source in _PROOF else None
 
     @property
     def action(self) -> Advice:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from monitors.failures import Failure, FailureClass
+from monitors.failures import Evidence, Failure, FailureClass
 from orchestrator.fuzz import users
 from orchestrator.fuzz.event_loop import WORLD_CONTEXT
 
@@ -160,7 +160,9 @@ def rank_killed(room: World, chance: random.Random) -> None:
     kind, reason = chance.choice(_DEATHS)
     rank = chance.choice(agent.share.ranks)
     room.story.tell(f"rank {rank} of {agent.run} dies on {agent.node}: {reason}")
-    agent.share.fail(Failure(failure_class=kind, reason=reason, signature=reason), rank)
+    source = Evidence.KERNEL if kind is FailureClass.GPU_HARDWARE else Evidence.LOG
+    failure = Failure(failure_class=kind, reason=reason, signature=reason, source=source)
+    agent.share.fail(failure, rank)
 
 
 def _gang(room: World, chance: random.Random) -> Gang | None:

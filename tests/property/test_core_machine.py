@@ -27,7 +27,7 @@ from jobs.events import (
     SaveFailed,
     WorkerEvent,
 )
-from monitors.failures import Cause, Failure, FailureClass
+from monitors.failures import Cause, Evidence, Failure, FailureClass
 from monitors.types import FindingKind
 from orchestrator.core.machine import handle
 from orchestrator.core.messages.events import (
@@ -62,6 +62,7 @@ from orchestrator.core.model.states import (
     TERMINAL_RUN_STATES,
     AttemptState,
     IncidentState,
+    NodeState,
     RunState,
     Trust,
     WorkerState,
@@ -78,7 +79,13 @@ FAILURES = (
     Failure(failure_class=FailureClass.SIGNAL, reason="killed by SIGKILL", signature="SIGKILL"),
     Failure(failure_class=FailureClass.USER_CODE, reason="ValueError: x", signature="ValueError"),
     Failure(failure_class=FailureClass.CASCADE, reason="closed by peer", signature="closed"),
-    Failure(failure_class=FailureClass.GPU_HARDWARE, reason="Xid 79", signature="xid 79"),
+    Failure(
+        failure_class=FailureClass.GPU_HARDWARE,
+        reason="Xid 79",
+        signature="xid 79",
+        source=Evidence.KERNEL,
+    ),
+    Failure(failure_class=FailureClass.GPU_INTERCONNECT, reason="NVLink", signature="nvlink"),
     Failure(failure_class=FailureClass.UNKNOWN, reason="exit code 3", signature="exit 3", code=3),
 )
 RUNS = ("run-1", "run-2")
@@ -484,6 +491,12 @@ class CoreMachine(RuleBasedStateMachine):
         for run in state.live_runs():
             waits = run.pending and run.state is not RunState.HELD
             assert run.claim is None or waits, run
+
+    @invariant()
+    def words_take_no_node_from_everybody(self) -> None:
+        for node in self.world.state.nodes.values():
+            if node.by == "babysit" and node.state is NodeState.CORDONED:
+                assert "(says the kernel)" in node.reason
 
     @invariant()
     def nothing_after_the_end(self) -> None:

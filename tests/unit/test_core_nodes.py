@@ -4,23 +4,59 @@ from __future__ import annotations
 
 import pytest
 
-from monitors.failures import Failure, FailureClass
+from monitors.failures import Advice, Evidence, Failure, FailureClass, Proof
 from orchestrator.core.messages.events import CapacityChanged, NodeChanged, NodeInfo, RunReleased
 from orchestrator.core.model.states import NodeState
 from orchestrator.errors import NotFoundError
 from tests.world import World, spec
 
 
-def test_a_hardware_fault_cordons_the_node() -> None:
+def hardware(source: Evidence, **more: object) -> Failure:
+    return Failure.model_validate(
+        {
+            "failure_class": FailureClass.GPU_HARDWARE,
+            "reason": "Xid 79",
+            "signature": "xid 79",
+            "source": source,
+            **more,
+        }
+    )
+
+
+def dies_of(failure: Failure, rank: int = 1) -> tuple[World, str]:
     world = World(nodes=3)
     world.submit()
     world.trained_to(5)
-    xid = Failure(failure_class=FailureClass.GPU_HARDWARE, reason="Xid 79", signature="xid 79")
-    bad = world.attempt().seats[1].node
-    world.die(rank=1, failure=xid, last_step=5)
+    bad = world.attempt().seats[rank].node
+    world.die(rank=rank, failure=failure, last_step=5)
     world.settle()
+    return world, bad
+
+
+@pytest.mark.parametrize("source", [Evidence.KERNEL, Evidence.DRIVER, Evidence.CLUSTER])
+def test_a_machines_word_cordons_the_node(source: Evidence) -> None:
+    world, bad = dies_of(hardware(source))
     assert world.state.nodes[bad].state is NodeState.CORDONED
+    assert f"says the {source}" in world.state.nodes[bad].reason
     assert bad not in {seat.node for seat in world.attempt().seats}
+
+
+@pytest.mark.parametrize("source", [Evidence.LOG, Evidence.EXIT, Evidence.BABYSIT])
+def test_the_words_of_a_process_send_only_its_own_run_elsewhere(source: Evidence) -> None:
+    world, bad = dies_of(hardware(source))
+    assert world.state.nodes[bad].state is NodeState.READY
+    assert bad in world.run().avoid
+    assert bad not in {seat.node for seat in world.attempt().seats}
+    with pytest.raises(ValueError, match="proves nothing about a node"):
+        Proof(source, "ECC errors: 0 uncorrectable")
+
+
+def test_a_rule_for_logs_says_whether_the_node_is_avoided() -> None:
+    world, bad = dies_of(hardware(Evidence.LOG, advice=Advice.RETRY))
+    assert world.run().avoid == ()
+    moved = {"failure_class": FailureClass.NETWORK, "advice": Advice.REPLACE_NODE}
+    world, bad = dies_of(hardware(Evidence.KERNEL, **moved))
+    assert bad in world.run().avoid
 
 
 def test_a_drain_moves_the_run_away() -> None:

@@ -11,7 +11,7 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 
 from babysit.wire import Tier
-from monitors.failures import Cause, Failure, FailureClass
+from monitors.failures import Advice, Cause, Failure, FailureClass, Proof
 from orchestrator.core.model.decisions import Rollback, RollbackTo
 from orchestrator.core.model.entities import Anomaly, Attempt, Budget, Checkpoint, Node, Run
 from orchestrator.core.model.states import Trust
@@ -43,6 +43,14 @@ NAN_AFTER_LOAD_STEPS = 3
 """An anomaly this soon after a load, twice from one checkpoint, condemns it (row 22)."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProvenFault:
+    """A node to take from every run, and the word of a machine that says so."""
+
+    node: str
+    proof: Proof
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What to do, and what to remember."""
@@ -58,7 +66,7 @@ class Verdict:
     skip: tuple[int, int] | None = None
     """Batches to quarantine, inclusive."""
     avoid: str | None = None
-    cordon: str | None = None
+    cordon: ProvenFault | None = None
     distrust: str | None = None
     """A checkpoint that must not be loaded again."""
 
@@ -158,19 +166,28 @@ def _back_off(count: int) -> float:
 
 def _blame(
     case: Case, node: Node | None, count: int, now: dt.datetime
-) -> tuple[str | None, str | None]:
+) -> tuple[str | None, ProvenFault | None]:
     """The node to avoid and the node to cordon.
 
-    A suspect is tried again once before it is avoided.
+    A suspect is tried again once before it is avoided. What a rank printed may send this run
+    elsewhere; only the word of the kernel, the driver or the cluster takes a node from every run.
     """
-    if node is None or case.failure.cause is not Cause.INFRASTRUCTURE:
+    failure = case.failure
+    if node is None or failure.cause is not Cause.INFRASTRUCTURE:
         return None, None
-    if remedies.FAILURES[case.failure.failure_class].remedy is Remedy.REPLACE_NODE:
-        return node.id, node.id
+    if _replaces_node(failure):
+        proof = failure.proof
+        return node.id, None if proof is None else ProvenFault(node.id, proof)
     recent = [fault for fault in node.faults if now - fault.at <= LEMON_WINDOW]
     if count > 1 or len(recent) >= LEMON_FAULTS:
         return node.id, None
     return None, None
+
+
+def _replaces_node(failure: Failure) -> bool:
+    if failure.advice is not None:  # a rule for logs says so
+        return failure.advice is Advice.REPLACE_NODE
+    return remedies.FAILURES[failure.failure_class].remedy is Remedy.REPLACE_NODE
 
 
 def _doubt(attempt: Attempt, failure: Failure, count: int) -> str | None:

@@ -7,7 +7,7 @@ and only after `CONTACT_SECONDS`, is the agent replaced.
 
 from __future__ import annotations
 
-from monitors.failures import Failure, FailureClass
+from monitors.failures import Evidence, Failure, FailureClass
 from orchestrator.core.attempts import assembly
 from orchestrator.core.messages.events import WorkerLost, WorkerRegained
 from orchestrator.core.messages.instructions import ProbeWorker
@@ -83,6 +83,7 @@ def given_up(turn: Turn, run_id: str, worker_id: str) -> None:
 def _gone(worker: Worker) -> Failure:
     return Failure(
         failure_class=FailureClass.WORKER_LOST,
+        source=Evidence.BABYSIT,
         signature=f"worker_lost {worker.node}",
         reason=f"the agent on {worker.node} has been out of contact for {CONTACT_SECONDS:.0f} s,"
         " and the cluster does not say that it is dead",

@@ -10,7 +10,7 @@ import datetime as dt
 
 from jobs.events import RankExited
 from monitors.exits import root_cause
-from monitors.failures import Failure, FailureClass
+from monitors.failures import Evidence, Failure, FailureClass
 from monitors.types import Severity
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.checkpoints import memory_tier, rollback
@@ -89,6 +89,7 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
     expected = worker.state is WorkerState.STOPPING
     gone = Failure(
         failure_class=FailureClass.WORKER_LOST,
+        source=Evidence.CLUSTER,
         signature=f"worker_lost {worker.node}",
         reason=f"the agent on {worker.node} is gone: {event.reason}",
     )
@@ -133,6 +134,7 @@ def launch_failed(turn: Turn, run: Run, worker: Worker, reason: str) -> None:
     what = "did not come up" if worker.joined_at is None else "died while waiting"
     failure = Failure(
         failure_class=FailureClass.WORKER_LOST,
+        source=Evidence.CLUSTER,
         signature=f"launch {node}",
         reason=f"the agent on {node} {what}: {reason}",
     )
@@ -162,6 +164,7 @@ def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:
         node = late[0].node
         failure = Failure(
             failure_class=FailureClass.RENDEZVOUS,
+            source=Evidence.BABYSIT,
             signature=f"start {node}",
             reason=f"the ranks on {node} were not started"
             f" within {attempt_lifecycle.START_SECONDS:.0f} s",
@@ -175,6 +178,7 @@ def nothing_loaded(turn: Turn, event: GangRestored, rejections: tuple[str, ...])
     why = f": {rejections[0]}" if rejections else ""
     failure = Failure(
         failure_class=FailureClass.STORAGE,
+        source=Evidence.BABYSIT,
         reason=f"none of {len(attempt.candidates)} checkpoints could be loaded{why}",
         signature=recovery.NOTHING_LOADED,
         evidence=rejections,
@@ -344,10 +348,10 @@ def _remember(turn: Turn, run_id: str, verdict: recovery.Verdict) -> None:
             verdict.distrust,
             f"the same failure came back right after loading it: {verdict.reason}",
         )
-    if verdict.cordon and turn.state.nodes[verdict.cordon].state is NodeState.READY:
-        turn.change_node(
-            verdict.cordon, state=NodeState.CORDONED, reason=verdict.reason, by="babysit"
-        )
+    fault = verdict.cordon
+    if fault is not None and turn.state.nodes[fault.node].state is NodeState.READY:
+        reason = f"{verdict.reason} (says the {fault.proof.source})"
+        turn.change_node(fault.node, state=NodeState.CORDONED, reason=reason, by="babysit")
 
 
 def _go_on(turn: Turn, run_id: str, decision: Onward, delay: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from jobs.spec import Action
-from monitors.failures import Failure
+from monitors.failures import Evidence, Failure
 from monitors.types import Finding, Severity
 from orchestrator.core.attempts import lifecycle as gang
 from orchestrator.core.messages.events import FindingRaised
@@ -91,7 +91,10 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
         raise KeyError(f"{finding.kind} is only recorded: there is no remedy to start")
     turn.change_incident(incident.id, state=IncidentState.MITIGATING, response=Response.ACTED)
     failure = Failure(
-        failure_class=rule.failure_class, reason=finding.reason, signature=f"{finding.kind}"
+        failure_class=rule.failure_class,
+        reason=finding.reason,
+        signature=f"{finding.kind}",
+        source=Evidence.BABYSIT,
     )
     failed_at = min(dt.datetime.fromtimestamp(finding.onset_time, dt.UTC), turn.now)
     restart = Restart(

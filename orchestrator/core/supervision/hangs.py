@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from jobs.commands import CaptureStacks
-from monitors.failures import Failure, FailureClass
+from monitors.failures import Evidence, Failure, FailureClass
 from monitors.stacks import odd_rank
 from monitors.types import FindingKind
 from orchestrator.core.attempts import lifecycle as gang
@@ -93,6 +93,7 @@ def end_hang(turn: Turn, run_id: str) -> None:
         failure_class=FailureClass.HANG,
         reason=reason,
         signature="hang",
+        source=Evidence.BABYSIT,
         evidence=tuple(
             f"rank {s.rank} [{s.process_state}] {' < '.join(s.frames[:4])}" for s in attempt.stacks
         ),

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from jobs.events import RankRestored
-from monitors.failures import Failure, FailureClass
+from monitors.failures import Evidence, Failure, FailureClass
 from orchestrator.core.attempts.lifecycle import SILENT_SECONDS
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
 from orchestrator.core.checkpoints import rollback
@@ -140,6 +140,9 @@ def _loaded(turn: Turn, event: GangRestored, rejections: tuple[str, ...] = ()) -
         ):
             rollback.mark_bad(turn, checkpoint.id, "not every rank could load it")
     failure = Failure(
-        failure_class=FailureClass.CHECKPOINT_CORRUPT, reason=reason, signature="restore mismatch"
+        failure_class=FailureClass.CHECKPOINT_CORRUPT,
+        reason=reason,
+        signature="restore mismatch",
+        source=Evidence.BABYSIT,
     )
     failures.fail_attempt(turn, event.run, failure, failed_at=event.at, rank=ranks[0], node=None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
-from monitors.failures import Failure, FailureClass
+from monitors.failures import Evidence, Failure, FailureClass
 from monitors.hang import HangSettings
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.messages.events import FindingRaised
@@ -75,6 +75,7 @@ class Mishaps:
             failure_class=FailureClass.GPU_HARDWARE,
             reason=f"{model.name}: Xid 79, fallen off the bus",
             signature="xid 79",
+            source=Evidence.KERNEL,
         )
         return self._kill_one(model, node, failure)
 
