@@ -38,7 +38,7 @@ from monitors.types import Finding, FindingKind, Sample  # noqa: E402
 
 COLLECTED = ROOT / "tests" / "data" / "failure_logs.jsonl"
 HEARSAY = Cause.INFRASTRUCTURE
-"""Who pays for a preemption of which only a log tells."""
+"""The budget that pays for a preemption of which only a log tells."""
 IGNORED_POINTS = 100
 SLACK_POINTS = 2
 ACTS = (FindingKind.LOSS_SPIKE, FindingKind.NON_FINITE)
