@@ -1,4 +1,4 @@
-"""What can go wrong with a cluster."""
+"""The error of clusters."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from orchestrator.errors import BabysitError
 
 
 class ClusterError(BabysitError):
-    """A worker cannot be started here as things are. Says why and what to do.
+    """The cluster cannot do what it was asked for now; a later try may succeed.
+
+    The message says why and what to do. It says nothing about an effect: a launch that raised may
+    have started the agent.
 
     Attributes:
-        node: The node it was for; empty when it is the cluster as a whole.
-        worker: The worker it was for; empty when it is none.
+        node: Node concerned; empty if the error concerns the whole cluster.
+        worker: Worker concerned; empty if the error concerns none.
     """
 
     def __init__(self, message: str, *, node: str = "", worker: str = "") -> None:

@@ -45,7 +45,7 @@ class WorkerLaunch(BaseModel):
 
 
 class WorkerGone(BaseModel):
-    """The cluster says: no process of this worker is left."""
+    """Statement of the cluster that no process of a worker is left, on any node."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,7 +56,10 @@ class WorkerGone(BaseModel):
 
 
 class Cluster(Protocol):
-    """Where workers run. Every method may be called again with the same arguments (idempotent)."""
+    """The place where workers run.
+
+    Every method is idempotent: the outbox repeats calls after a crash of the server.
+    """
 
     ignored_fields: Mapping[str, str]
     """Fields of a run spec that have no effect here, such as `image`, each with the reason that
@@ -66,30 +69,37 @@ class Cluster(Protocol):
         """The inventory."""
 
     async def launch(self, launch: WorkerLaunch) -> None:
-        """Start an agent. Returns when it is started, not when it has joined.
+        """Start an agent. Returns when the agent is started, not when it has joined.
 
-        A worker is started once: where it was started before and is gone, WorkerGone follows.
+        A worker is started at most once: if the worker has run before and is gone, the call starts
+        nothing and WorkerGone follows.
 
         Raises:
-            ClusterError: It cannot be started here as things are.
+            ClusterError: The agent cannot be started now. It may have been started all the same.
         """
 
     async def stop(self, worker: str, run: str) -> None:
-        """End the agent and every process that belongs to it.
+        """End the agent and every process of its worker.
 
-        WorkerGone follows, also if it was gone already. Returns when the end is certain to come
-        even if this server dies now.
+        WorkerGone follows, even if the worker was gone already or never started. Returns when the
+        end is certain even if this server dies now. A worker that was stopped never starts again.
+
+        Raises:
+            ClusterError: The cluster cannot reach the worker now.
         """
 
     async def alive(self, worker: str, run: str) -> bool | None:
-        """Whether any process of it is alive; None: cannot tell."""
+        """Whether any process of the worker is alive; None if the cluster cannot tell.
+
+        Never a guess: the controller starts the next attempt on a False.
+        """
 
     def changes(self) -> AsyncIterator[WorkerGone]:
-        """Workers found gone, as it happens; also those found gone at start-up.
+        """Workers that are gone, as they end, beginning with those that ended before the start.
 
-        At least once each: one counts as taken note of when the next is asked for, so store what
-        follows from it before. For one reader.
+        Each is yielded at least once. A worker counts as acknowledged when the reader asks for the
+        next one, so the reader stores what follows from a worker first. For one reader only.
         """
 
     async def close(self) -> None:
-        """Stop watching. Workers go on: training never stops because the control plane is gone."""
+        """Stop watching. Workers continue: training never depends on the control plane."""

@@ -21,17 +21,18 @@ from orchestrator.settings import Settings
 
 @dataclasses.dataclass(slots=True)
 class SimulatedWorker:
-    """What became of a worker."""
+    """One worker, alive or gone."""
 
     run: str
     node: str
     launched_at: dt.datetime | None = None
-    """None: it was stopped before it was started."""
+    """None if the worker was stopped before it was launched."""
     launch: WorkerLaunch | None = None
     stop_asked: bool = False
     gone: str | None = None
-    """Why it is gone."""
-    told: bool = False
+    """Why the worker is gone; None while it lives."""
+    acknowledged: bool = False
+    """True once the reader of :meth:`SimulatedCluster.changes` has asked for the next change."""
 
 
 def from_settings(settings: Settings, clock: Clock) -> SimulatedCluster:
@@ -83,7 +84,7 @@ class SimulatedCluster:
             ClusterError: No such node, or it cannot be reached.
         """
         if launch.worker in self.workers:
-            self._tell(launch.worker)
+            self._report(launch.worker)
             return
         if launch.node not in self._nodes:
             names = ", ".join(self._nodes) or "no node"
@@ -107,75 +108,75 @@ class SimulatedCluster:
         found = self.workers.setdefault(worker, SimulatedWorker(run, ""))
         found.stop_asked = True
         if found.gone is not None:
-            self._tell(worker)
+            self._report(worker)
         elif found.launched_at is None:
             self._end(worker, "agent never started")
         elif found.node not in self.unreachable:
             self._end(worker, "agent was stopped")
 
     async def alive(self, worker: str, run: str) -> bool | None:
-        """None: its node cannot be reached."""
+        """Whether the worker lives; None if its node cannot be reached."""
         found = self.workers.get(worker)
         if found is None or found.run != run:
             return False
         return None if found.node in self.unreachable else found.gone is None
 
     async def changes(self) -> AsyncIterator[WorkerGone]:
-        """Workers found gone. One is not told again after the next has been asked for."""
+        """Workers that are gone; see the port."""
         while (gone := await self._ends.get()) is not None:
             yield gone
-            self.workers[gone.worker].told = True
+            self.workers[gone.worker].acknowledged = True
 
     async def close(self) -> None:
         """Stop watching; see :meth:`reopen`."""
         self._ends.put_nowait(None)
 
-    # --- what happens to it -----------------------------------------------------------------
+    # --- what a test or a simulation does to it ----------------------------------------------
 
     def reopen(self) -> None:
-        """As a new server does: workers whose end was not taken note of are told again."""
+        """Watch again, as a new server does: ends that nobody acknowledged are yielded again."""
         self._ends = asyncio.Queue()
         for name, worker in self.workers.items():
-            if not worker.told:
-                self._tell(name)
+            if not worker.acknowledged:
+                self._report(name)
 
     def die(self, worker: str, reason: str = "agent was killed by SIGKILL") -> None:
-        """The worker's processes end. Of a partitioned node this is heard at :meth:`heal`."""
+        """End the worker's processes. On a partitioned node the end shows at :meth:`heal`."""
         found = self.workers[worker]
         if found.gone is None:
             found.gone = reason
-            self._tell(worker)
+            self._report(worker)
 
     def partition(self, node: str) -> None:
-        """The node cannot be reached; its workers go on."""
+        """Make the node unreachable; its workers continue."""
         self.unreachable.add(node)
 
     def heal(self, node: str) -> None:
-        """The node can be reached again: deaths are heard of, and stops arrive."""
+        """Make the node reachable again: deaths show, and pending stops arrive."""
         self.unreachable.remove(node)
         for name, worker in self.workers.items():
             if worker.node == node and worker.gone is None and worker.stop_asked:
                 self._end(name, "agent was stopped")
-            elif worker.node == node and not worker.told:
-                self._tell(name)
+            elif worker.node == node and not worker.acknowledged:
+                self._report(name)
 
     def lose(self, node: str) -> None:
-        """The cluster declares the node dead: it leaves the inventory, its workers are gone."""
+        """Declare the node dead: it leaves the inventory, and its workers are gone."""
         del self._nodes[node]
         self.unreachable.discard(node)
         for name, worker in self.workers.items():
-            if worker.node == node and not worker.told:
+            if worker.node == node and not worker.acknowledged:
                 self._end(name, worker.gone or "node lost")
 
     def add(self, node: NodeInfo) -> None:
-        """A node joins, or changes."""
+        """Add a node, or replace it by a changed one."""
         self._nodes[node.id] = node
 
     def _end(self, worker: str, reason: str) -> None:
         self.workers[worker].gone = reason
-        self._tell(worker)
+        self._report(worker)
 
-    def _tell(self, worker: str) -> None:
+    def _report(self, worker: str) -> None:
         found = self.workers[worker]
         if found.gone is not None and found.node not in self.unreachable:
             self._ends.put_nowait(WorkerGone(worker=worker, run=found.run, reason=found.gone))

@@ -54,12 +54,16 @@ class Site(SimulatedCluster):
         """A server's own view of who is gone: first those that nobody has taken note of."""
         ends: asyncio.Queue[WorkerGone] = asyncio.Queue()
         for name, worker in self.workers.items():
-            if not worker.told and worker.gone is not None and worker.node not in self.unreachable:
+            if (
+                not worker.acknowledged
+                and worker.gone is not None
+                and worker.node not in self.unreachable
+            ):
                 ends.put_nowait(WorkerGone(worker=name, run=worker.run, reason=worker.gone))
         self._watches.append(ends)
         return ends
 
-    def _tell(self, worker: str) -> None:
+    def _report(self, worker: str) -> None:
         found = self.workers[worker]
         if found.gone is not None and found.node not in self.unreachable:
             for ends in self._watches:
@@ -102,7 +106,7 @@ class View:
         while True:
             gone = await ends.get()
             yield gone
-            self._site.workers[gone.worker].told = True
+            self._site.workers[gone.worker].acknowledged = True
 
     async def close(self) -> None:
         """See the port."""

@@ -1,6 +1,7 @@
 """One server process.
 
-Database, cluster, controller and HTTP application, put together and kept running.
+The process connects database, cluster, alert channel, controller and HTTP application, and keeps
+them running.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ async def _control_plane(
 
 @contextlib.contextmanager
 def _only_one(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel lets it go however this process ends."""
+    """Hold an exclusive lock on a file; the kernel releases it however this process ends."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,7 +110,8 @@ def _only_one(path: Path) -> Iterator[None]:
 def _listening(settings: Settings) -> Iterator[socket.socket]:
     """A bound socket.
 
-    With port 0, the port of the server before, if it is free: agents and clients know it.
+    With port 0, the socket gets the port of the previous server if that is free, since agents and
+    clients know it.
     """
     ports = [settings.port] if settings.port else [_last_port(settings.server_file), 0]
     for port in ports:
@@ -139,7 +141,7 @@ def _last_port(file: Path) -> int:
 
 
 def _with_token(settings: Settings) -> Settings:
-    """The token of the server before, so that clients that follow a run go on; else a new one."""
+    """Reuse the token of the previous server, so that clients keep their access; else make one."""
     if settings.token is not None:
         return settings
     before = read_record(settings.server_file)
@@ -162,7 +164,7 @@ def _reachable(settings: Settings, listener: socket.socket) -> Settings:
 
 
 def _announce(settings: Settings, listener: socket.socket) -> None:
-    """Write how this server is reached, readable by its owner only."""
+    """Write the server's URLs and token into a file that only its owner may read."""
     record = ServerRecord(
         pid=os.getpid(),
         url=f"http://{_address(listener)}",
@@ -207,7 +209,7 @@ async def _run(
 async def _leave_when_idle(
     server: uvicorn.Server, app: Any, controller: Controller, settings: Settings, clock: Clock
 ) -> None:
-    """An embedded server with nothing to look after and nobody asking leaves."""
+    """Stop an embedded server after `idle_exit_seconds` without an active run or a request."""
     since, seen = clock.monotonic(), -1
     while not server.should_exit:
         await clock.sleep(_IDLE_LOOK_SECONDS)

@@ -378,7 +378,7 @@ def _visible_gpus(agent: Identity) -> str:
 
 async def test_a_home_that_cannot_be_written(site: Site) -> None:
     (site.home / "runs").write_text("in the way")
-    with pytest.raises(ClusterError, match=r"w1 cannot be started on node-1.*can be written"):
+    with pytest.raises(ClusterError, match=r"w1 cannot be started on node-1.*is writable"):
         await site.cluster().launch(site.launch())
 
 

@@ -1,1 +1,1 @@
-"""Workers on this machine: each virtual node is a set of process groups here."""
+"""The local cluster: virtual nodes on one machine."""

@@ -1,9 +1,11 @@
 """The local cluster: virtual nodes on this machine, each worker an agent in a session of its own.
 
-Agents outlive the server, however it ends; the next server finds them by the files of
-:mod:`orchestrator.clusters.local.worker_records`. The end of an agent shows at its pidfd. Then
-everything that bears the worker's mark is killed, and only when nothing is left is the worker
-reported gone.
+Agents outlive the server, however the server ends. The next server finds them by the files of
+:mod:`orchestrator.clusters.local.worker_records`. The end of an agent shows at its pidfd. The
+cluster then kills every process that has the worker's mark in its environment, and reports the
+worker gone only when none is left: the controller starts the next attempt on that report.
+
+Not guaranteed: a process that removes the mark from its environment and leaves its session escapes.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ _STUCK_SECONDS = 1.0
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Watch:
-    """A worker that is not known to be gone."""
+    """A worker that may still have processes."""
 
     record: WorkerRecord
     descriptor: int | None
@@ -109,7 +111,7 @@ class LocalCluster:
             self._launch_once(launch, nodes[launch.node])
 
     async def stop(self, worker: str, run: str) -> None:
-        """SIGTERM, grace, SIGKILL. Returns when no process of the worker is left."""
+        """SIGTERM, grace period, SIGKILL. Returns when no process of the worker is left."""
         self._adopt()
         watch = self._watches.get(worker) or self._never_seen(worker, run)
         if watch is None or watch.gone.is_set():
@@ -129,14 +131,14 @@ class LocalCluster:
         return bool(await asyncio.to_thread(strays, worker))
 
     async def changes(self) -> AsyncIterator[WorkerGone]:
-        """Workers found gone. One is not told again after the next has been asked for."""
+        """Workers that are gone; see the port."""
         self._adopt()
         while (gone := await self._ends.get()) is not None:
             yield gone
-            self._take_note(gone)
+            self._acknowledge(gone)
 
     async def close(self) -> None:
-        """Stop watching. Agents go on."""
+        """Stop watching. Agents continue."""
         for watch in self._watches.values():
             self._unwatch(watch)
         for task in self._tasks:
@@ -162,14 +164,14 @@ class LocalCluster:
             yield
         except OSError as error:
             raise ClusterError(
-                f"worker {worker} {what}: {error}. Check that {self._settings.home} can be written "
-                f"and that the interpreter is there",
+                f"worker {worker} {what}: {error}. Check that {self._settings.home} is writable "
+                "and that the interpreter exists",
                 node=node,
                 worker=worker,
             ) from error
 
     def _launch_once(self, launch: WorkerLaunch, node: Node) -> None:
-        """Start the agent unless its record, or a running process, says that this was done."""
+        """Start the agent, unless its record or a running process shows an earlier start."""
         record = self._records.read(launch.run, launch.worker)
         if launch.worker in self._watches:
             return
@@ -194,7 +196,7 @@ class LocalCluster:
         if len(free) < wanted:
             raise ClusterError(
                 f"{launch.node} has {len(free)} of its {len(node.devices)} GPUs free, and worker "
-                f"{launch.worker} needs {wanted}: wait until those who hold them are gone",
+                f"{launch.worker} needs {wanted}: wait until the workers that hold them are gone",
                 node=launch.node,
                 worker=launch.worker,
             )
@@ -244,15 +246,15 @@ class LocalCluster:
     # --- watching ---------------------------------------------------------------------------
 
     def _adopt(self) -> None:
-        """Once: take over the workers of earlier servers."""
+        """Take over the workers of earlier servers, once."""
         if self._adopted:
             return
         self._adopted = True
-        for record in self._records.untold():
+        for record in self._records.unacknowledged():
             self._take_over(self._identified(record))
 
     def _identified(self, record: WorkerRecord) -> WorkerRecord:
-        """A server may have died between starting an agent and writing down its pid."""
+        """The record with its agent: a server may die between starting one and recording it."""
         if record.agent is not None or record.gone is not None:
             return record
         config = str(self._records.directory(record.run, record.worker) / "config.json").encode()
@@ -263,7 +265,7 @@ class LocalCluster:
 
     def _take_over(self, record: WorkerRecord) -> None:
         if record.gone is not None:
-            self._tell(record)
+            self._report(record)
         elif record.agent is not None and record.worker not in self._watches:
             self._watch(record, open_pidfd(record.agent))
             self._records.write(record)
@@ -296,19 +298,20 @@ class LocalCluster:
     # --- ending -----------------------------------------------------------------------------
 
     async def _bury(self, watch: _Watch, how: str) -> None:
-        """After the agent's end: leave no process and no memory of the worker, then say so."""
+        """After the agent's end, remove the worker's processes and memory, then report it gone."""
         record = watch.record
         await self._sweep(record.worker)
         await self._free_memory(record)
         record = record.model_copy(update={"gone": f"agent {how}"})
         self._store(record)
         del self._watches[record.worker]
-        self._tell(record)
+        self._report(record)
         watch.gone.set()
 
     async def _sweep(self, worker: str) -> None:
         clean = 0
-        # Two scans without a find: in the midst of an exec a process shows no environment.
+        # Two clean scans in a row: during an exec a process shows no environment, so that one scan
+        # may miss it.
         while clean < 2:
             left = await asyncio.to_thread(kill_strays, worker)
             clean = 0 if left else clean + 1
@@ -317,7 +320,7 @@ class LocalCluster:
                 await self._clock.sleep(_STUCK_SECONDS)
 
     async def _free_memory(self, record: WorkerRecord) -> None:
-        """The memory tier is the worker's own: no other worker inherits it."""
+        """Remove the worker's memory tier: no other worker inherits it."""
         if not await asyncio.to_thread(self._records.free_memory, record.run, record.worker):
             path = self._records.memory(record.run, record.worker)
             _log.warning("memory directory cannot be removed", path=str(path))
@@ -335,7 +338,7 @@ class LocalCluster:
         return watch.gone.is_set()
 
     def _never_seen(self, worker: str, run: str) -> _Watch | None:
-        """A worker that is gone or was never started: say so, and do not start it from now on."""
+        """Record a worker that is gone or never started, so that it never starts from now on."""
         with self._explained("cannot be stopped", worker), self._records.locked(run, worker):
             record = self._records.read(run, worker)
             record = self._identified(record or WorkerRecord(worker=worker, run=run, node=""))
@@ -345,19 +348,19 @@ class LocalCluster:
                 self._take_over(record)
         return self._watches.get(worker)
 
-    def _tell(self, record: WorkerRecord) -> None:
+    def _report(self, record: WorkerRecord) -> None:
         reason = record.gone or ""
         self._ends.put_nowait(WorkerGone(worker=record.worker, run=record.run, reason=reason))
 
-    def _take_note(self, gone: WorkerGone) -> None:
+    def _acknowledge(self, gone: WorkerGone) -> None:
         record = self._records.read(gone.run, gone.worker)
         if record is not None:
-            self._store(record.model_copy(update={"told": True}))
+            self._store(record.model_copy(update={"acknowledged": True}))
 
     def _store(self, record: WorkerRecord) -> None:
         try:
             self._records.write(record)
-        except OSError as error:  # a full disk: the next server finds and tells it again
+        except OSError as error:  # a full disk: the next server finds and reports it again
             _log.warning("worker record not written", worker=record.worker, error=str(error))
 
 
@@ -369,7 +372,7 @@ def _arguments(pid: int) -> list[bytes]:
 
 
 def _environment(record: WorkerRecord) -> dict[str, str]:
-    """The server's, without its settings (some are secret), with the worker's mark and GPUs."""
+    """The server's environment, without its settings (some are secret), with mark and GPUs."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("BABYSIT_")}
     return {
         **inherited,

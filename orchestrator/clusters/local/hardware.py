@@ -1,4 +1,4 @@
-"""What this machine has: processors and GPUs. Linux; GPUs through nvidia-smi."""
+"""CPUs and GPUs of this machine (Linux; GPUs by nvidia-smi)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _NVIDIA_SMI_SECONDS = 30.0
 
 
 def cpus() -> int:
-    """Processors this process may run on."""
+    """Number of CPUs that this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
 def gpu_uuids() -> tuple[str, ...]:
-    """The GPUs here, as UUIDs: their order differs between CUDA and nvidia-smi, their UUIDs do not.
+    """UUIDs of the GPUs of this machine that CUDA_VISIBLE_DEVICES leaves.
 
-    Blocks while nvidia-smi runs. CUDA_VISIBLE_DEVICES, where set, is respected.
+    UUIDs, since CUDA and nvidia-smi number the GPUs in different orders. Blocks while nvidia-smi
+    runs, for 30 s at most.
 
     Raises:
         ClusterError: nvidia-smi is installed but fails.
@@ -52,9 +53,9 @@ def _broken(what: str) -> ClusterError:
 
 
 def visible(uuids: Sequence[str], environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, by index or by (a prefix of) UUID, in its order.
+    """The GPUs that CUDA_VISIBLE_DEVICES names, by index or by a prefix of the UUID, in its order.
 
-    As CUDA does it, the list ends at the first entry that names no GPU.
+    As in CUDA, the list ends at the first entry that names no GPU.
     """
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:

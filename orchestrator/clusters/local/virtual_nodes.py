@@ -14,7 +14,7 @@ from orchestrator.core.messages.events import NodeInfo
 
 
 class LocalClusterSettings(BaseModel):
-    """What the virtual nodes offer."""
+    """Settings of the local cluster."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,22 +23,22 @@ class LocalClusterSettings(BaseModel):
     nodes: int = Field(default=4, ge=0)
     """Named `node-1`, `node-2` …"""
     cpus_per_node: float | None = Field(default=None, gt=0)
-    """None: all of this machine's on every node, so that CPU never keeps a run waiting."""
+    """None: every node offers all CPUs of this machine, so that no run waits for CPUs."""
     gpus_per_node: int | None = Field(default=None, ge=0)
-    """None: this machine's GPUs, dealt out contiguously."""
+    """None: this machine's GPUs, divided contiguously."""
     memory_per_node: int | None = Field(default=None, gt=0)
     """Bytes. None: not accounted."""
     labels: dict[str, dict[str, str]] = Field(default_factory=dict)
     """By node: `{"node-1": {"rack": "a"}}`."""
     stop_grace_seconds: float = Field(default=10.0, ge=0)
-    """Between SIGTERM and SIGKILL of an agent that is stopped."""
+    """Seconds between SIGTERM and SIGKILL when an agent is stopped."""
     agent: tuple[str, ...] = ()
-    """Command that takes the path of a config; empty: our agent under this interpreter."""
+    """Command that takes the path of a config; empty: babysit's agent under this interpreter."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Node:
-    """A virtual node and the GPUs that are its own."""
+    """A virtual node and its GPUs."""
 
     info: NodeInfo
     devices: tuple[str, ...]
@@ -46,14 +46,14 @@ class Node:
 
 
 def virtual_nodes(settings: LocalClusterSettings, gpus: tuple[str, ...]) -> Iterator[Node]:
-    """Divide this machine.
+    """Divide this machine into nodes.
 
     Args:
-        settings: What the nodes shall offer.
+        settings: Number and size of the nodes.
         gpus: UUIDs of the GPUs of this machine.
 
     Raises:
-        ClusterError: More GPUs are to be offered than there are.
+        ClusterError: The nodes would need more GPUs than this machine has.
     """
     count, wanted = settings.nodes, settings.gpus_per_node
     if wanted is not None:

@@ -1,8 +1,8 @@
-"""What the local cluster knows about its workers, on disk: one small file each.
+"""The local cluster's records of its workers: one small file each, on disk.
 
 Under `<home>/runs/<run>/workers/<worker>/` lie `config.json` (the agent's, with its token),
 `worker.json` (:class:`WorkerRecord`), `output.log` (the agent's stdout and stderr) and what the
-agent itself keeps there. The files outlive the server: the next one finds its workers by them.
+agent itself keeps there. The files outlive the server: the next server finds its workers by them.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class WorkerRecord(BaseModel):
     run: str
     node: str
     devices: tuple[str, ...] = ()
-    """UUIDs of the GPUs it was given."""
+    """UUIDs of the worker's GPUs."""
     agent: Identity | None = None
-    """None: about to be started (or the server died while it did)."""
+    """None: the start is under way, or the server died during it."""
     gone: str | None = None
-    """Why no process of it is left; None: there may be one."""
-    told: bool = False
-    """Whether the control plane has taken note of its end."""
+    """Why no process of the worker is left; None if there may be one."""
+    acknowledged: bool = False
+    """True once the control plane has stored the worker's end."""
 
 
 class Records:
-    """The directory tree of one home."""
+    """The files of one home's workers."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -57,14 +57,14 @@ class Records:
         return self.home / "runs" / run / "workers" / worker
 
     def logs(self, run: str) -> Path:
-        """Where the output of the run's ranks goes."""
+        """The directory of the output of the run's ranks."""
         return self.home / "runs" / run / "logs"
 
     def memory(self, run: str, worker: str) -> Path:
-        """The worker's directory on tmpfs; under home where there is no `/dev/shm`. Makes nothing.
+        """The worker's directory on tmpfs, or under home without `/dev/shm`. Creates nothing.
 
         Raises:
-            ClusterError: Someone else made the directory in which it would lie.
+            ClusterError: Another user owns the directory above it.
         """
         if not os.access(_TMPFS, os.W_OK):
             return self.home / "memory" / run / worker
@@ -77,19 +77,23 @@ class Records:
         return ours / digest / run / worker
 
     def make_memory(self, run: str, worker: str) -> None:
-        """Make that directory and those above it, for this user alone.
+        """Create :meth:`memory` and the directories above it, for this user alone.
 
         Raises:
             ClusterError: As :meth:`memory`.
-            OSError: It cannot be made.
+            OSError: The directory cannot be created.
         """
         path = self.memory(run, worker)
         for directory in (*reversed(path.parents[:_LEVELS]), path):
             directory.mkdir(mode=0o700, exist_ok=True)
-        self.memory(run, worker)  # whose it is, now that it is there
+        # Checks the owner again: another user may have created it since the check above.
+        self.memory(run, worker)
 
     def free_memory(self, run: str, worker: str) -> bool:
-        """Remove that directory, and those above it that nobody uses. Whether it is gone. Blocks.
+        """Remove :meth:`memory` and the empty directories above it. Blocks.
+
+        Returns:
+            True if the directory no longer exists.
 
         Raises:
             ClusterError: As :meth:`memory`.
@@ -103,7 +107,7 @@ class Records:
 
     @contextlib.contextmanager
     def locked(self, run: str, worker: str) -> Iterator[None]:
-        """Make the worker's directory; keep other servers off while something is decided."""
+        """Create the worker's directory, and hold its lock against other servers."""
         directory = self.directory(run, worker)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -114,19 +118,19 @@ class Records:
             os.close(descriptor)
 
     def read(self, run: str, worker: str) -> WorkerRecord | None:
-        """The worker's record; None when it has none."""
+        """The worker's record; None if it has none."""
         return _read(self.directory(run, worker) / _RECORD)
 
     def write(self, record: WorkerRecord) -> None:
-        """Store the record: all of it or nothing."""
+        """Replace the record atomically."""
         path = self.directory(record.run, record.worker) / _RECORD
         write_private(path, record.model_dump_json())
 
-    def untold(self) -> list[WorkerRecord]:
-        """Workers whose end the control plane has not taken note of, in order of their ids."""
+    def unacknowledged(self) -> list[WorkerRecord]:
+        """Workers whose end the control plane has not stored yet, by id."""
         paths = sorted(self.home.glob(f"runs/*/workers/*/{_RECORD}"))
         records = (_read(path) for path in paths)
-        return [record for record in records if record and not record.told]
+        return [record for record in records if record and not record.acknowledged]
 
 
 def _read(path: Path) -> WorkerRecord | None:
@@ -140,7 +144,7 @@ def _read(path: Path) -> WorkerRecord | None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file at once with one that only its owner may read."""
+    """Replace a file atomically by one that only its owner may read."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
