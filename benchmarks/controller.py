@@ -1,11 +1,11 @@
-"""What a gang of 2,000 agents costs the controller: a table, then one JSON line.
+"""Cost of a gang of 2,000 agents for the controller: a table, then one JSON line.
 
     python benchmarks/controller.py [--agents 2000] [--repeat 1]
 
-The real controller, core and store (SQLite in a file) run here; the agents are scripted and send
-no packet. Each phase is one answer of the whole gang: all agents report at once, and the phase ends
-when the last report is stored. `together` is what agents say alike (joined, ready, stopped); with
-`samples` each report bears a step, and has a transaction of its own.
+The real controller, core and store (SQLite in a file) run here; the agents are scripted and send no
+packet. Each phase is one answer of the whole gang: all agents report at once, and the phase ends
+when the last report is stored. `together` is the messages that all agents send alike (joined,
+ready, stopped); with `samples` each report has a step and a transaction of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from orchestrator.database.sql_store import SqlStore
 RUN = "run-of-many"
 GPUS = 8
 SAMPLED = 10
-"""One agent in so many reports a step in the phase with samples: most ranks of a gang do not."""
+"""One in this many agents reports a step in the phase with samples: most ranks do not report."""
 
 
 class Agent:

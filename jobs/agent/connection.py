@@ -140,6 +140,7 @@ class Connection:
                 sending.cancel()
 
     def _welcomed(self, body: dict[str, Any]) -> None:
+        # The answer says what the control plane has stored, also if its last acks were lost.
         self._spool.acknowledge(_number(body, "last_sequence"))
         behind = self._spool.next_sequence - self._spool.first_sequence
         self._log.info("connected", replaying=behind, failures=self._failures)

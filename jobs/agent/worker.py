@@ -202,6 +202,7 @@ class Agent:
         while True:  # wait outside the lock, so that a stop does not wait for a cold fork server
             await self._fork_client.ready.wait()
             async with self._lifecycle:
+                # A stop that overtook this start has raised `_newest`: the start must not run.
                 if command.attempt <= self._newest:
                     self._log.warning(
                         "start of an old attempt ignored",
@@ -251,6 +252,8 @@ class Agent:
                 gang = self._gang
                 await self._end_gang(command.grace_seconds)
                 last_step = gang.last_step if gang.attempt == command.attempt else 0
+            # Without this, a process that left its group could still write to the checkpoint
+            # directory while the next attempt runs elsewhere.
             if self._gang is None:
                 await self._sweep()
             shards = await asyncio.to_thread(
@@ -275,6 +278,7 @@ class Agent:
             gang.request_stop()
             await self._wait_at_most(gang.dead, grace_seconds)
         gang.kill()
+        # No time limit: a report that the attempt has stopped must be true.
         await gang.dead.wait()
         gang.close()
         self._gang = None
@@ -338,6 +342,7 @@ class Agent:
         process = gang.ended(rank, code)
         if process is None:
             return
+        # Peers would hang in their collectives, and their errors would hide the first cause.
         if code != 0 and not gang.stopping:
             gang.kill()
         self._reporter.exited(gang, process, failure)

@@ -44,10 +44,12 @@ async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
         LeadershipLostError: `epoch` is not current.
         InvariantError: The batch names an unknown worker.
     """
-    await check_epoch(connection, epoch)
+    await check_epoch(connection, epoch)  # locks the leader row until the commit
+    # Read before the entities are written: a report that ends an attempt may hold its last samples.
     stored = await stored_sequences(connection, batch)
     runs = {samples.run for samples in batch.samples}
     before = await newest_attempts(connection, runs)
+    # Shards first: a guard counts them when a checkpoint below becomes complete.
     await upsert(connection, _SHARDS, [_shard_row(shard) for shard in batch.shards])
     await _write_entities(connection, batch.entities)
     await upsert(
@@ -68,6 +70,7 @@ async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
         connection, _FINDINGS, [_finding_row(each) for each in batch.findings], overwrite=False
     )
     after = await newest_attempts(connection, runs) if batch.entities else before
+    # Samples last: their foreign key needs the attempts of this batch.
     accepted, refused = admit(fresh(batch, stored), before, after)
     await sample_rows.append(connection, accepted)
     await _advance_sequences(connection, batch.sequences)

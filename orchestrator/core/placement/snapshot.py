@@ -118,6 +118,7 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
         priority=run.spec.priority,
         submitted_at=run.submitted_at,
         pack=run.spec.placement.pack,
+        # A preempted run must not return ahead of the run it was preempted for.
         recovers=run.attempt > 0 and not gave and looping < recovery.PATIENCE,
         may_preempt=looping < recovery.PATIENCE,
         keeps=tuple(worker.node for worker in own),
@@ -146,7 +147,7 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
     }  # by worker, as a new one may start on a node that the run leaves
     staying = [worker for worker in workers if worker.id not in gone]
     found = []
-    if going:
+    if going:  # these nodes are free soon, so a pass may count on them
         nodes = tuple(worker.node for worker in going)
         found.append(_holding(run, nodes, leaving=True, movable=False, ends_at=now))
     if staying:
@@ -170,6 +171,8 @@ def _surplus(state: State, run: Run, workers: list[Worker]) -> tuple[str, ...]:
     fewest = run.spec.resources.min_nodes
     if len(workers) <= fewest:
         return ()
+    # Standbys have no seat and sort last; ranks of the last seats have the highest numbers, so the
+    # remaining ranks keep theirs.
     seats = state.places_of(run.id) if _live_attempt(state, run) is not None else {}
     last = len(seats)
     ordered = sorted(workers, key=lambda worker: seats.get(worker.id, last))
@@ -220,6 +223,7 @@ def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> fl
         and checkpoint.trust not in {Trust.WRITING, Trust.BAD}
         and checkpoint.deleted_at is None
     ]
+    # Memory checkpoints do not count: they are lost with the nodes that the run must leave.
     since = max([attempt.started_at, *saved])
     return gpus * (max(0.0, (now - since).total_seconds()) + RESTART_SECONDS)
 

@@ -26,7 +26,7 @@ class Words:
 
 
 CAPACITY = "nodes are added or uncordoned"
-"""What unblocks a run where nobody uses the nodes that it could have."""
+"""The event that starts a waiting run if no other run uses the nodes that it could have."""
 
 WORDS: Mapping[Pending, Words] = {
     Pending.NO_CAPACITY: Words(status="not enough free nodes fit"),

@@ -89,7 +89,7 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
         run = turn.change_run(run.id, claim=claim)
     reason = wait_reasons.waiting(wait.why, wait.missing, pack=run.spec.placement.pack)
     if run.pending is wait.why and run.reason == reason:
-        return
+        return  # unchanged: write nothing
     book = time_ledger.switch(run.ledger, Bucket.QUEUED, turn.now)
     if run.state in {RunState.STARTING, RunState.RECOVERING}:
         turn.change_run(run.id, state=RunState.QUEUED, reason=reason, pending=wait.why, ledger=book)
@@ -110,6 +110,7 @@ def end_worker(turn: Turn, worker: Worker, reason: str) -> None:
     """Stop an agent by its shutdown command, and by the cluster in case that fails."""
     if worker.state in {WorkerState.STOPPING, WorkerState.ENDED}:
         return
+    # The command lets the agent clean up; the cluster's stop works without the agent.
     if worker.state is WorkerState.READY:
         turn.send_command(worker.id, Shutdown, reason, attempt=turn.run(worker.run).attempt)
     turn.cancel_timer(worker.run, Timer.LAUNCH, Timer.CONTACT, subject=worker.id)

@@ -101,6 +101,8 @@ class Forecast:
                 near[kept] = could_fit(self._table, demand.need)[kept]
         soonest = self._soonest(demand, near, count)
         claimed = self._claimed(demand, near, count)
+        # Nodes that became free stay claimed: with every pass choosing anew, runs without a known
+        # end could keep the first run waiting for ever.
         best = soonest if claimed is None or (soonest and soonest.rank < claimed.rank) else claimed
         return Claim(nodes=()) if best is None else best.claim(self._table)
 
@@ -135,6 +137,7 @@ class Forecast:
             spares = self._spares(demand, places)
             times = np.concatenate([free_at[places], self._idle_at()[spares]])
             until = float(times.max())
+            # Stop when the start no longer moves: then no further window is in the way.
             if until <= start or math.isinf(until) or not self._eligible.windows:
                 return EarliestStart(
                     places=np.concatenate([places, spares]),

@@ -61,7 +61,7 @@ class Eligible:
     def fitting(self, free: FreeResources, demand: Demand) -> Mask:
         """Nodes with capacity for one worker in time before maintenance, not held by the run."""
         mask = free.fits(demand.need)
-        if self.windows:
+        if self.windows:  # most clusters have none: save the comparison over all nodes
             mask &= self.in_time(demand)
         mask[self._table.places(demand.keeps)] = False
         return mask
@@ -77,6 +77,7 @@ class Eligible:
             return places
         taken = np.zeros_like(allowed)
         taken[places] = True
+        # The best choice often spares the pool already; only otherwise exclude pool nodes.
         if self._without_pool(free, taken)[places].all():
             return places
         return choose_nodes(free, demand, self._without_pool(free, allowed))

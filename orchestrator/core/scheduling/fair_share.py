@@ -69,6 +69,7 @@ def in_order(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
     classes: dict[tuple[bool, int], list[Demand]] = defaultdict(list)
     for demand in demands:
         classes[not demand.recovers, PRIORITY_RANK[demand.priority]].append(demand)
+    # A generator, because the order depends on what the caller charges between two demands.
     for key in sorted(classes):
         yield from _by_share(classes[key], shares)
 
@@ -87,6 +88,7 @@ def _by_share(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
     heapq.heapify(heap)
     while heap:
         score, oldest, key = heapq.heappop(heap)
+        # Scores only grow during a pass, so a stale heap entry is too small and never missed.
         now = shares.score(*key)
         if now > score:  # the pass has placed a run of this project since
             heapq.heappush(heap, (now, oldest, key))

@@ -99,10 +99,12 @@ class Pass:
                 preemptors.append(demand)
             else:
                 rest.append(demand)
+        # All of them are reserved before any is placed: none may take the nodes freed for another.
         preemptors.sort(key=age)
         rest.extend([demand for demand in preemptors if not self._place_preemptor(demand)])
         for demand in in_order(rest, self._shares):
             self._schedule(demand)
+        # Growth has the lowest rank: it must not take nodes that a waiting run may get.
         if self._first_blocked is None:
             self._plan.growth.update(
                 grow(self._free, self._eligible, self._quotas, self._shares, self._holdings)
@@ -122,6 +124,7 @@ class Pass:
             self._reservations.release(demand.run)
             return False
         self._reservations.release(demand.run)
+        # Only the claimed nodes: elsewhere the run would overtake runs ahead of it in the order.
         only = np.zeros(len(self._free.table), dtype=np.bool_)
         only[self._free.table.places(claim.nodes)] = True
         if self._within_quota(demand):
@@ -133,9 +136,8 @@ class Pass:
         gone = [holding for holding in self._snapshot.holdings if holding.leaving]
         leaving = [h.run for h in gone if not set(claim.nodes).isdisjoint(h.nodes)]
         if not leaving and not self._within_quota(demand) and self._within_quota(demand, gone):
-            leaving = [
-                h.run for h in gone if self._quotas.limited(h.queue)
-            ]  # preempted to free quota
+            # These runs were preempted for their quota, on whichever nodes.
+            leaving = [h.run for h in gone if self._quotas.limited(h.queue)]
         could = could_fit(self._free.table, demand.need) & only
         if not leaving or int(could.sum()) < demand.nodes:
             return False
@@ -167,6 +169,7 @@ class Pass:
                 return
         if self._preempt_for(demand):
             return
+        # A lack of quota blocks only the queue; a lack of nodes concerns every queue.
         if why is Pending.QUOTA:
             self._blocked_queues[demand.queue] = demand.run
             self._wait(demand, why, detail=self._quota_detail(demand))
@@ -190,7 +193,7 @@ class Pass:
         """
         if demand.keeps:
             self._idle_holders.add(demand.run)
-            self._rejections.forget()
+            self._rejections.forget()  # preemption has a new candidate
 
     def _place(self, demand: Demand) -> tuple[bool, Pending, int]:
         """Try to place the demand without preemption.
@@ -201,6 +204,7 @@ class Pass:
         key = self._key(demand)
         if tried := self._rejections.failed(key, demand):
             return False, tried.why, tried.fitting
+        # Try to move first, which chooses the missing nodes and the replacements together.
         if demand.unwanted and self._move(demand):
             return True, Pending.NO_CAPACITY, 0
         fits = self._eligible.fitting(self._free, demand)
@@ -224,6 +228,7 @@ class Pass:
         if move is None:
             return False
         self._plan.leaves[demand.run] = move.leaves
+        # Quota is free at once, nodes are not: their agents still have to stop.
         self._quotas.charge(demand.queue, -len(move.leaves) * accounted_gpus(demand.need))
         self._commit_placement(demand, move.to)
         return True
@@ -272,7 +277,7 @@ class Pass:
             fitting=fitting,
             **facts,
         )
-        self._queue_length += why is not Pending.TOO_LARGE
+        self._queue_length += why is not Pending.TOO_LARGE  # it never gets its turn
 
     # reservations
 
@@ -284,6 +289,7 @@ class Pass:
             self._rejections.note_rejected(self._kind(demand), demand, rejection)
             self._wait(demand, why, fitting, behind=behind)
             return
+        # EASY backfill: one reservation is enough for progress, and more would idle more nodes.
         self._first_blocked = demand
         forecast = Forecast(self._free, self._holdings, self._eligible, self._now)
         claim = forecast.claim(demand)
@@ -305,6 +311,7 @@ class Pass:
     def _preempt_for(self, demand: Demand) -> bool:
         """Preempt the cheapest sufficient candidates for the demand; False: there are none."""
         kind = self._kind(demand)
+        # The limit bounds the cost of a pass; the search below is its most expensive part.
         if self._preemptors == MAX_PREEMPTORS or self._rejections.futile(kind, demand):
             return False
         if not self._select_victims(demand):

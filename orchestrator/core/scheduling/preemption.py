@@ -73,6 +73,7 @@ class PreemptionCandidates:
         """Number of preemptible nodes by group of queues and rank of priority."""
         for holding in holdings:
             if holding.nodes and not holding.leaving:
+                # `order` may take idle nodes of a run that is not movable: it has no work to lose.
                 self._of_run[holding.run].append(holding)
                 if holding.movable:
                     self._of_queue[holding.queue].append(holding)
@@ -114,6 +115,7 @@ class PreemptionCandidates:
             for holding in self._of_run.get(run, ())
         ]
         if demand.may_preempt:
+            # Waiting runs are in `found` already, and a run never preempts itself.
             excluded, borrowers = waiting | {demand.run}, self._borrowers(demand)
             for queue, holdings in self._of_queue.items():
                 movable = [holding for holding in holdings if holding.run not in excluded]
@@ -266,6 +268,7 @@ def select(trial: Trial) -> list[int] | None:
     candidates that suffice alone.
     """
     everyone = range(len(trial.options))
+    # If even all candidates do not suffice, no subset does.
     if not trial.suffices(everyone):
         return None
     if trial.suffices(()):

@@ -51,6 +51,7 @@ class Quotas:
         before = self._balance(quota)
         self._used[queue] += gpus
         if quota.cohort is not None and quota.gpus is not None:
+            # Kept as a running sum: a check must not visit every queue of the cohort.
             self._excess[quota.cohort] += self._balance(quota) - before
             borrowers = self._borrowers[quota.cohort]
             (borrowers.add if self.borrowed(queue) else borrowers.discard)(queue)
@@ -81,6 +82,7 @@ class Quotas:
         quota = self.of(queue)
         if quota.gpus is None:
             return QuotaStatus.WITHIN
+        # Charge and take back, so that the same rules decide on the hypothetical use.
         self.charge(queue, gpus)
         above, excess = self.borrowed(queue), self._excess_of(quota)
         self.charge(queue, -gpus)
