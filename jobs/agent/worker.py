@@ -276,24 +276,12 @@ class Agent:
         gang.stopping = True
         if grace_seconds > 0:
             gang.request_stop()
-            await self._wait_at_most(gang.dead, grace_seconds)
+            await _wait_at_most(self._clock, gang.dead, grace_seconds)
         gang.kill()
         # No time limit: a report that the attempt has stopped must be true.
         await gang.dead.wait()
         gang.close()
         self._gang = None
-
-    async def _wait_at_most(self, event: asyncio.Event, seconds: float) -> None:
-        """Wait for the event, at most for this time."""
-        waits = [
-            asyncio.ensure_future(event.wait()),
-            asyncio.ensure_future(self._clock.sleep(seconds)),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
     async def _sweep(self) -> None:
         """Kill processes that left their group; one stuck in the kernel blocks this."""
@@ -352,3 +340,13 @@ class Agent:
         while True:
             await self._clock.sleep(_DRAIN_SECONDS)
             self._reporter.collect(self._gang)
+
+
+async def _wait_at_most(clock: Clock, event: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, at most for this time."""
+    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds))]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
