@@ -71,7 +71,8 @@ def test_a_wrong_spec_makes_nothing(http: httpx.Client, tmp_path: Path) -> None:
         "run.yaml: nodes: no such field here; did you mean resources.nodes?"
     ]
     status, kind, message = refusal(submit(http, tmp_path, resources={"nodes": 3}))
-    assert (status, kind) == (422, "invalid")
+    assert (status, kind) == (422, "invalid_spec")
+    assert message.startswith("run.yaml: resources: asks for 3 x")
     assert "cluster has 2 nodes" in message
     assert refusal(http.post("/runs", json={"base_directory": "/"}))[:2] == (422, "invalid")
     relative = http.post("/runs", json={"spec": SPEC, "base_directory": "here"})

@@ -7,8 +7,9 @@ import pytest
 from jobs.events import AttemptStopped, RankRestored
 from orchestrator.core.messages.events import CheckpointPinned, RestartAsked, RollbackAsked
 from orchestrator.core.model.states import AttemptState, Trust
+from orchestrator.core.views.build import restart_view
 from orchestrator.errors import ConflictError, InvalidError
-from tests.world import trained
+from tests.world import World, trained
 
 
 def test_operators_restart_and_roll_back() -> None:
@@ -133,3 +134,20 @@ def test_a_restart_asked_for_during_a_rollback_does_not_undo_it() -> None:
     world.do(world.event(RestartAsked, run="run-1"))
     world.settle()
     assert world.offered()[0] == (10, "directory")
+
+
+def test_a_request_is_the_class_of_its_restart() -> None:
+    """`unknown` would read as if babysit did not know why it restarted the run."""
+    world = trained(25)
+    world.do(world.event(RestartAsked, run="run-1", actor="operator:ada"))
+    world.settle()
+    classes = [shown_class(world)]
+    world.do(world.event(RollbackAsked, run="run-1", to_step=10, actor="operator:ada"))
+    world.settle()
+    assert [*classes, shown_class(world)] == ["restart", "rollback"]
+
+
+def shown_class(world: World) -> str:
+    restart = world.attempt().restart
+    assert restart is not None
+    return restart_view(restart).failure_class

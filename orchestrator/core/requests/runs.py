@@ -36,7 +36,7 @@ from orchestrator.core.model.states import (
     Trust,
 )
 from orchestrator.core.model.time_ledger import Bucket, Ledger
-from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.model.vocabulary import Remedy, Timer
 from orchestrator.core.policy import admission
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.requests import nodes as node_requests
@@ -211,7 +211,9 @@ def _again(
     if run.state is RunState.HELD:
         run = turn.release_run(run.id, run.held_from or RunState.QUEUED, reason)
     turn.cancel_timer(run.id, Timer.RETRY)
-    decision = _instead_of(run.decision, preemption.asked(turn, run, reason), to_step, skip)
+    remedy = Remedy.AS_ASKED if to_step is None else Remedy.ROLL_BACK
+    restart = preemption.asked(turn, run, reason, remedy=remedy)
+    decision = _instead_of(run.decision, restart, to_step, skip)
     book = time_ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)
     state = RunState.RECOVERING if live else run.state
     turn.change_run(run.id, decision=decision, state=state, reason=reason, ledger=book)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from monitors.failures import Cause, FailureClass
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.entities import (
@@ -27,6 +28,7 @@ from orchestrator.core.model.states import (
     Trust,
     WorkerState,
 )
+from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.scheduling.types import accounted_gpus
 from orchestrator.core.views.models import (
@@ -105,13 +107,23 @@ def _run_fields(
     }
 
 
+_REQUESTS = {Remedy.ROLL_BACK: "rollback", Remedy.MOVE_AWAY: "drain"}
+
+
+def _failure_class(restart: Restart) -> str:
+    """The failure class; for a restart that nothing failed for, its request."""
+    if restart.cause is Cause.OPERATOR and restart.failure_class is FailureClass.UNKNOWN:
+        return _REQUESTS.get(restart.remedy, "restart")
+    return restart.failure_class.value
+
+
 def restart_view(restart: Restart) -> RestartView:
     """A restart; phases not reached yet are null."""
     seconds = restart.seconds
     return RestartView(
         attempt=restart.attempt,
         cause=restart.cause.value,
-        failure_class=restart.failure_class.value,
+        failure_class=_failure_class(restart),
         reason=restart.reason,
         remedy=restart.remedy.value,
         node=restart.node,
