@@ -23,10 +23,16 @@ from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.leader_election import LeaderElector
 from orchestrator.controller.leadership import Leadership, Ports
 from orchestrator.controller.settings import ControllerSettings
-from orchestrator.core.messages.events import IncidentChanged, RunSubmitted, WorkerRegained
+from orchestrator.core.messages.events import (
+    CHECKPOINT_REQUESTS,
+    IncidentChanged,
+    RunSubmitted,
+    WorkerRegained,
+)
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import WorkerState
+from orchestrator.core.text import outcome
 from orchestrator.database.port import Store
 from orchestrator.errors import (
     ConflictError,
@@ -151,7 +157,7 @@ class Controller:
             NotLeaderError, LeadershipLostError: Not stored here; ask the leader.
         """
         leadership = self._lead_or_refuse()
-        if not isinstance(event, (RunSubmitted, IncidentChanged)):
+        if not isinstance(event, (RunSubmitted, IncidentChanged, *CHECKPOINT_REQUESTS)):
             await self._refuse_if_over(leadership.live.state, getattr(event, "run", None))
         return await leadership.queue.submit(event)
 
@@ -159,7 +165,11 @@ class Controller:
         """A run that is over has left the state: say so, rather than that it is unknown."""
         if run is not None and run not in state.runs:
             over = await self.store.run(run)
-            raise ConflictError(f"{over.name} is over: it {over.state} ({over.reason})")
+            raise ConflictError(
+                f"{over.name} is over: it {outcome(over.state, over.reason)}",
+                run=over.id,
+                state=over.state,
+            )
 
     # agents
 

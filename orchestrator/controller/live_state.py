@@ -99,6 +99,15 @@ class LiveState:
         if incident not in self.state.incidents:
             self.state.recall(await self._store.incident(incident))
 
+    async def recall_run(self, run: str) -> None:
+        """Have a run that has ended in the state, with its checkpoints, for one request about them.
+
+        Raises NotFoundError or DatabaseUnavailableError.
+        """
+        if run not in self.state.runs:
+            over = await self._store.run(run)
+            self.state.recall_run(over, await self._store.checkpoints(run))
+
     def last_sequence(self, worker: str) -> int:
         """Sequence of the last report of a worker that is stored; 0: none is."""
         return self.sequences.get(worker, 0)

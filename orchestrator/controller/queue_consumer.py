@@ -41,7 +41,11 @@ from orchestrator.controller.turn_queue import (
     TurnQueue,
 )
 from orchestrator.core.messages.batching import coalesce
-from orchestrator.core.messages.events import IncidentChanged, SchedulingPassDue
+from orchestrator.core.messages.events import (
+    CHECKPOINT_REQUESTS,
+    IncidentChanged,
+    SchedulingPassDue,
+)
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.database.port import Store, WorkerSamples
 from orchestrator.errors import (
@@ -140,6 +144,8 @@ class QueueConsumer:
             # Here, not before the request was queued: a resolved incident leaves the state with
             # the next transaction, which may be that of another request.
             await self._live.recall(event.incident)
+        elif isinstance(event, CHECKPOINT_REQUESTS):
+            await self._live.recall_run(event.run)  # likewise: its run may have ended
         if progress := self._live.progress_events(event):
             # A transaction of its own: a request that is refused then changes nothing, and the
             # journal still explains the state. A failure is logged, and no reason not to act.

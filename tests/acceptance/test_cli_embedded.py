@@ -115,7 +115,7 @@ def test_a_home_that_cannot_be_used(shell: Shell, tmp_path: Path) -> None:
     shell.environment["BABYSIT_HOME"] = str(tmp_path / "file" / "home")
     code, _, err = shell("ls")
     assert code == 6
-    assert "cannot be used: Not a directory; set BABYSIT_HOME" in err
+    assert "home: Not a directory; set BABYSIT_HOME" in err
 
 
 def test_a_wrong_spec_starts_nothing(shell: Shell) -> None:

@@ -138,7 +138,7 @@ def test_rolled_back_on_request(plane: ControlPlane, jobs: Jobs) -> None:
     until(lambda: (plane.show(run)["checkpoint"] or {}).get("step", 0) >= 30, "step 30 is saved")
     wrong = plane.babysit("rollback", run, "--to", 17)
     assert wrong.exit_code == REFUSED
-    assert "no checkpoint of step 17 to roll back to; it has: 10, 20, 30" in wrong.stderr
+    assert "no checkpoint of step 17; it has checkpoints of steps: 10, 20, 30" in wrong.stderr
     assert plane.babysit("rollback", run, "--skip", "9:3").exit_code == USAGE
 
     asked = plane.babysit("rollback", run, "--to", 20, "--skip", "25:27", "--reason", "bad shard")

@@ -167,10 +167,12 @@ def test_checkpoints_by_id_and_by_step(http: httpx.Client) -> None:
     status, kind, message = refusal(http.get(f"{base}/30"))
     assert (status, kind) == (404, "not_found")
     assert message.endswith("it has those of steps: 20, 40")
-    # The run is over: the core refuses to touch what it no longer looks after.
-    for verb in ("verify", "pin", "unpin"):
-        assert http.post(f"{base}/20/{verb}").status_code in {409, 404}
-    assert http.delete(f"{base}/20").status_code in {409, 404}
+    # The run is over, and its files are not there; the checkpoint can still be kept, or not.
+    assert refusal(http.post(f"{base}/20/verify"))[:2] == (409, "refused")
+    for verb, pinned in (("pin", True), ("unpin", False)):
+        assert http.post(f"{base}/20/{verb}").json()["pinned"] is pinned
+    assert http.delete(f"{base}/20").status_code == 202
+    assert [row["step"] for row in http.get(base).json()] == [40]
 
 
 def test_nodes(http: httpx.Client) -> None:

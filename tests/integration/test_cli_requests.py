@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,13 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from babysit.wire import MANIFEST_FILE, rank_directory
+from jobs.events import ShardFile
 from orchestrator.cli import follow
 from orchestrator.cli.main import app
-from orchestrator.core.model.states import RunState
-from tests.plane import RUN_ID, SECRET, Plane, finished, finished_run
+from orchestrator.core.model.states import RunState, Trust
+from orchestrator.database.port import ShardRecord
+from tests.plane import RUN_ID, SECRET, Plane, checkpoint, finished, finished_run, shard
 
 OK, USAGE, NOT_FOUND, REFUSED, CANCELLED = 0, 2, 3, 4, 7
 
@@ -251,3 +257,73 @@ def test_a_program_that_is_not_there_is_found_by_a_dry_run(spec: Path) -> None:
     result = babysit("submit", str(spec), "--dry-run")
     assert result.exit_code == USAGE
     assert "no such program on PATH; write [python, helper.py]" in result.stderr
+
+
+def saved(plane: Plane, root: Path, step: int, **fields: Any) -> Path:
+    """A checkpoint of the finished run, with its files; returns its directory."""
+    directory, reports = root / f"step-{step:09d}", []
+    for rank in (0, 1):
+        home = rank_directory(str(directory), rank)
+        home.mkdir(parents=True)
+        (home / "data").write_bytes(bytes(1024))
+        digest = hashlib.blake2b(bytes(1024), digest_size=16).hexdigest()
+        report = shard(step, rank).model_copy(
+            update={
+                "run": RUN_ID,
+                "path": str(directory),
+                "files": (ShardFile(name="data", bytes=1024, blake2b=digest),),
+            }
+        )
+        (home / MANIFEST_FILE).write_text(report.model_dump_json())
+        reports.append(report)
+    known = checkpoint(step, Trust.COMPLETE, path=str(directory), homes={0: "w1", 1: "w2"})
+    plane.write(
+        entities=[dataclasses.replace(known, **fields)],
+        shards=[ShardRecord(checkpoint=known.id, shard=report) for report in reports],
+    )
+    return directory
+
+
+def test_checkpoints_of_an_ended_run_are_verified_and_removed(plane: Plane, tmp_path: Path) -> None:
+    directory = saved(plane, tmp_path, 60, pinned=True)
+    rm = ("checkpoints", "rm", "tiny", "60")
+    refused = babysit(*rm)
+    assert (refused.exit_code, directory.is_dir()) == (REFUSED, True)
+    assert "is pinned; `babysit checkpoints unpin` it first" in refused.stderr
+    assert data("checkpoints", "unpin", "tiny", "60")["pinned"] is False
+    sound = babysit("checkpoints", "verify", "tiny", "60", "--wait")
+    assert (sound.exit_code, sound.stderr) == (
+        OK, f"Checkpoint {RUN_ID}/1/directory/60 is sound (verified)\n",
+    )  # fmt: skip
+    assert babysit(*rm).exit_code == OK
+    assert not directory.exists()
+    assert 60 not in [row["step"] for row in data("checkpoints", "ls", "tiny")]
+    assert data("show", "tiny")["state"] == "succeeded"
+    assert babysit("restart", "tiny").exit_code == REFUSED, "it is still over"
+
+
+def test_a_damaged_checkpoint_of_an_ended_run_is_bad(plane: Plane, tmp_path: Path) -> None:
+    directory = saved(plane, tmp_path, 80)
+    (rank_directory(str(directory), 1) / "data").write_bytes(b"\1" + bytes(1023))
+    damaged = babysit("checkpoints", "verify", "tiny", "80", "--wait")
+    assert damaged.exit_code == 1
+    assert "rank-00001/data" in damaged.stderr
+    assert data("checkpoints", "show", "tiny", "80")["trust"] == "bad"
+    assert data("incidents", "ls", "tiny", "--open") == [], "nobody waits for an ended run"
+
+
+def test_what_the_server_cannot_reach_or_may_not_remove_is_said(
+    plane: Plane, tmp_path: Path
+) -> None:
+    directory = saved(plane, tmp_path, 90)
+    shutil.move(directory, tmp_path / "elsewhere")
+    absent = babysit("checkpoints", "verify", "tiny", "90")
+    assert absent.exit_code == REFUSED
+    assert "this server cannot read" in absent.stderr
+    other = saved(plane, tmp_path, 95)
+    manifest = rank_directory(str(other), 0) / MANIFEST_FILE
+    manifest.write_text(manifest.read_text().replace(RUN_ID, "01ANOTHERRUN"))
+    kept = babysit("checkpoints", "rm", "tiny", "95")
+    assert kept.exit_code == REFUSED
+    assert f"remove {other} yourself" in kept.stderr
+    assert (rank_directory(str(other), 1) / "data").exists(), "another run's files stay"

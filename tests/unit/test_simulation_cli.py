@@ -79,7 +79,7 @@ def test_jobs_that_only_some_policies_can_run_are_named_with_them(tmp_path):
     done = simulate("--trace", str(trace), "--nodes", "4x8", *both)
     assert [row["refused"] for row in json.loads(done.stdout)] == [0, 1]
     said = "Left out 1 of the jobs under babysit: 1 do not divide evenly over their nodes"
-    assert f"{said}; first a with 11 GPUs ({trace}:2)." in done.stderr
+    assert f"{said}; the first is a with 11 GPUs ({trace}:2)." in done.stderr
 
 
 @pytest.mark.parametrize("seconds", ["inf", "nan", "-1"])

@@ -239,6 +239,12 @@ class CheckpointVerificationAsked(Event):
     kind: Literal["checkpoint_verification_asked"] = "checkpoint_verification_asked"
     run: str
     checkpoint: str
+    fault: str | None = None
+    """For a run that has ended: the first fault that the server found; empty: there is none."""
+
+
+CHECKPOINT_REQUESTS = (CheckpointPinned, CheckpointRemovalAsked, CheckpointVerificationAsked)
+"""Requests that are possible after the run has ended."""
 
 
 class IncidentChanged(Event):

@@ -189,6 +189,17 @@ class State:
         self._incidents_of[incident.run][incident.id] = None
         self._over.append(incident)
 
+    def recall_run(self, run: Run, checkpoints: Iterable[Checkpoint]) -> None:
+        """Take back a run that has ended, for one request about its checkpoints.
+
+        Nothing changes by that; the next `forget` drops the run and its checkpoints again.
+        """
+        self.runs[run.id] = run
+        for checkpoint in checkpoints:
+            self.checkpoints[checkpoint.id] = checkpoint
+            self._checkpoints_of[run.id][checkpoint.id] = None
+        self._over.append(run)
+
     def record_shards(self, checkpoint: str, shards: Shards) -> None:
         """Remember shards for the database; the core keeps only which ranks are recorded."""
         self._shards.append((checkpoint, shards))

@@ -1,16 +1,17 @@
-"""What people ask for about checkpoints: to keep one, to read one back, to delete one."""
+"""Requests about checkpoints: pin, verify, delete; also after the run has ended."""
 
 from __future__ import annotations
 
 from babysit.wire import Tier
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
+from orchestrator.core.checkpoints import rollback
 from orchestrator.core.messages.events import (
     CheckpointPinned,
     CheckpointRemovalAsked,
     CheckpointVerificationAsked,
 )
 from orchestrator.core.model.entities import Checkpoint
-from orchestrator.core.model.states import Trust, WorkerState
+from orchestrator.core.model.states import TERMINAL_RUN_STATES, Trust, WorkerState
 from orchestrator.core.turn import Turn
 from orchestrator.errors import ConflictError, NotFoundError
 
@@ -19,13 +20,13 @@ def _known(turn: Turn, run: str, checkpoint: str) -> Checkpoint:
     known = turn.state.checkpoints.get(checkpoint)
     if known is None or known.deleted_at is not None or known.run != run:
         raise NotFoundError(
-            f"no checkpoint {checkpoint} of the live run {run}; see `babysit checkpoints ls RUN`"
+            f"no checkpoint {checkpoint} of the run {run}; see `babysit checkpoints ls {run}`"
         )
     return known
 
 
 def on_pinned(turn: Turn, event: CheckpointPinned) -> None:
-    """Keep a checkpoint for ever, or no longer.
+    """Exempt a checkpoint from retention, or end that.
 
     Raises:
         NotFoundError: The run has no such checkpoint.
@@ -37,14 +38,21 @@ def on_pinned(turn: Turn, event: CheckpointPinned) -> None:
 def on_verification_asked(turn: Turn, event: CheckpointVerificationAsked) -> None:
     """Have the workers that wrote a checkpoint read it back again.
 
+    After the end of the run there are no workers: the server has read it, and this stores the
+    result.
+
     Raises:
         NotFoundError: The run has no such checkpoint.
         ConflictError: It is still being written, or no agent that wrote it is running.
     """
     known = _known(turn, event.run, event.checkpoint)
+    if event.fault is not None and turn.run(event.run).state in TERMINAL_RUN_STATES:
+        _read_by_server(turn, known, event.fault)
+        return
     if known.trust is Trust.WRITING:
         raise ConflictError(
-            f"cannot read {known.id} back: it is still being written; try again when it is complete"
+            f"cannot read {known.id} back: it is still being written; try again later",
+            run=known.run,
         )
     asked = checkpoint_lifecycle.verify(turn, known)
     if not asked:
@@ -54,15 +62,33 @@ def on_verification_asked(turn: Turn, event: CheckpointVerificationAsked) -> Non
     turn.change_checkpoint(known.id, checked_by=known.checked_by - asked)
 
 
+def _read_by_server(turn: Turn, known: Checkpoint, fault: str) -> None:
+    """Take the result for all shards. A fault opens no incident: nobody waits for an ended run."""
+    if fault:
+        rollback.mark_bad(turn, known.id, fault)
+        return
+    whole = known.trust is Trust.COMPLETE
+    turn.change_checkpoint(
+        known.id,
+        checked_by=known.checked_by.union(known.homes.values()),
+        trust=Trust.VERIFIED if whole else known.trust,
+    )
+
+
 def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
     """Delete a checkpoint that a person names.
 
+    After the end of the run the last trusted one may go too. When no agent is left, this only
+    marks the checkpoint as deleted, and the server removes the files.
+
     Raises:
         NotFoundError: The run has no such checkpoint.
-        ConflictError: It is pinned, may be loading, is the last one that can be trusted, or no
-            agent of the run is there to delete it.
+        ConflictError: It is pinned, may be loading, or is the last one of a live run that can be
+            trusted; or no agent of a live run is there to delete it.
     """
     known = _known(turn, event.run, event.checkpoint)
+    over = turn.run(event.run).state in TERMINAL_RUN_STATES
+    why = f"deletion requested by {event.actor}"
     others = [
         c
         for c in turn.state.checkpoints_of(event.run)
@@ -76,16 +102,24 @@ def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
     )
     if known.pinned:
         raise ConflictError(
-            f"cannot delete {known.id}: it is pinned; `babysit checkpoints unpin` it first"
+            f"cannot delete {known.id}: it is pinned; `babysit checkpoints unpin` it first",
+            run=known.run,
         )
+    if over and worker is None:
+        turn.change_checkpoint(known.id, deleted_at=turn.now, reason=why)
+        return
     if known.id in checkpoint_lifecycle.in_use(turn.attempt(event.run)):
         raise ConflictError(
-            f"cannot delete {known.id}: ranks may be loading it; try again after the next step"
+            f"cannot delete {known.id}: ranks may be loading it; try again after the next step",
+            run=known.run,
         )
-    if not others and known.trust is not Trust.BAD:
+    if not (over or others) and known.trust is not Trust.BAD:
         raise ConflictError(
-            f"cannot delete {known.id}: it is the last checkpoint of the run that can be trusted"
+            f"cannot delete {known.id}: it is the last checkpoint of the run that can be trusted",
+            run=known.run,
         )
     if worker is None:
-        raise ConflictError(f"cannot delete {known.id}: no agent of the run is running")
-    checkpoint_lifecycle.delete(turn, worker.id, known, f"asked for by {event.actor}")
+        raise ConflictError(
+            f"cannot delete {known.id}: no agent of the run is running", run=known.run
+        )
+    checkpoint_lifecycle.delete(turn, worker.id, known, why)
