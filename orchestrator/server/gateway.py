@@ -1,9 +1,20 @@
-"""The agent gateway: one WebSocket per agent, opened by the agent. Frames: :mod:`jobs.frames`."""
+"""The agent gateway: one connection per agent, opened by the agent. Frames: :mod:`jobs.frames`.
+
+:func:`serve_agent` is the whole conversation, over any :class:`AgentSocket`: a WebSocket in the
+server (:func:`create_gateway`), a connection that loses, delays and doubles frames in the fuzzer.
+
+A report is acknowledged only after it is stored, so that an agent may forget it. Heartbeats and
+acknowledgements of commands are read beside the storing of reports, since an agent must not be
+thought lost because the database is slow. A connection that ends means nothing by itself: agents
+connect again, to whichever server leads, and send what was not acknowledged.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import structlog
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -22,11 +33,37 @@ from orchestrator.errors import (
 )
 
 _log = structlog.get_logger(__name__)
-_TRY_AGAIN_LATER = 1013
-_BAD_FRAME = 1007
-_REFUSED = 1008
+TRY_AGAIN_LATER = 1013
+"""Close code: this server does not lead; the agent looks for the one that does."""
+BAD_FRAME = 1007
+"""Close code: the agent sent what this protocol does not have."""
+REFUSED = 1008
+"""Close code: the frame before it says why."""
 _REPORTS_WAITING = 64
 """Reports read ahead of the database; more wait on the agent's side, in its spool."""
+
+
+class AgentSocket(Protocol):
+    """One connection of an agent, as the gateway uses it. Frames keep their order."""
+
+    @property
+    def authorization(self) -> str:
+        """The `Authorization` header that the agent connected with; empty: none."""
+
+    async def receive(self) -> bytes | str:
+        """The next frame; text is no frame of ours, and :func:`jobs.frames.decode` says so.
+
+        Raises ConnectionError when the agent is gone.
+        """
+
+    async def send(self, frame: bytes) -> None:
+        """Send a frame. It may be lost all the same: only an answer proves that it arrived.
+
+        Raises ConnectionError when the connection is closed.
+        """
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close the connection, unless it is closed; `code` is one of WebSocket's."""
 
 
 class WorkerTokens:
@@ -49,18 +86,50 @@ class WorkerTokens:
             raise PermissionDeniedError(f"the token is not that of worker {hello.worker}")
 
 
-class _Link:
-    """A connection, as the controller sees it."""
+class WebSocketAdapter:
+    """A WebSocket as an :class:`AgentSocket`: however it fails, that is a ConnectionError."""
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
 
-    async def send(self, command: AgentCommand) -> None:
-        """Send one command."""
+    @property
+    def authorization(self) -> str:
+        """See the protocol."""
+        return self._socket.headers.get("authorization", "")
+
+    async def receive(self) -> bytes | str:
+        """See the protocol."""
         try:
-            await self._socket.send_bytes(encode("command", command))
+            message = await self._socket.receive()
+        except RuntimeError as error:  # Starlette's, for a socket that is closed
+            raise ConnectionError("the agent's connection is closed") from error
+        if message["type"] == "websocket.disconnect":
+            raise ConnectionError(f"the agent closed the connection ({message.get('code')})")
+        data: bytes | str | None = message.get("bytes")
+        return message.get("text", "") if data is None else data
+
+    async def send(self, frame: bytes) -> None:
+        """See the protocol."""
+        try:
+            await self._socket.send_bytes(frame)
         except (RuntimeError, WebSocketDisconnect) as error:
             raise ConnectionError("the agent's connection is closed") from error
+
+    async def close(self, code: int, reason: str) -> None:
+        """See the protocol."""
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+            await self._socket.close(code, reason)
+
+
+class _Link:
+    """A connection, as the controller sees it: commands go out, and nothing comes back."""
+
+    def __init__(self, socket: AgentSocket) -> None:
+        self._socket = socket
+
+    async def send(self, command: AgentCommand) -> None:
+        """Send one command; ConnectionError when the connection is closed."""
+        await self._socket.send(encode("command", command))
 
 
 def create_gateway(controller: Controller, tokens: WorkerTokens) -> APIRouter:
@@ -70,27 +139,36 @@ def create_gateway(controller: Controller, tokens: WorkerTokens) -> APIRouter:
     @router.websocket("/agent")
     async def agent(socket: WebSocket) -> None:
         await socket.accept()
-        try:
-            await _serve(socket, controller, tokens)
-        except WebSocketDisconnect:
-            return
-        except (FrameError, ValidationError) as error:
-            _log.warning("bad frame", error=str(error))
-            await socket.close(_BAD_FRAME, "bad frame")
-        except (NotLeaderError, LeadershipLostError):
-            await socket.close(_TRY_AGAIN_LATER, "not the leader")
+        await serve_agent(WebSocketAdapter(socket), controller, tokens)
 
     return router
 
 
-async def _serve(socket: WebSocket, controller: Controller, tokens: WorkerTokens) -> None:
-    kind, body = decode(await socket.receive_bytes())
+async def serve_agent(socket: AgentSocket, controller: Controller, tokens: WorkerTokens) -> None:
+    """Serve one agent, from its `hello` until either side ends the connection.
+
+    Returns whatever the agent and the network do; what raises is a defect of the control plane. The
+    close code tells the agent why: BAD_FRAME, REFUSED (after a `refused` frame), TRY_AGAIN_LATER.
+    """
+    try:
+        await _serve(socket, controller, tokens)
+    except ConnectionError:
+        return
+    except (FrameError, ValidationError) as error:
+        _log.warning("bad frame", error=str(error))
+        await socket.close(BAD_FRAME, "bad frame")
+    except (NotLeaderError, LeadershipLostError):
+        await socket.close(TRY_AGAIN_LATER, "not the leader")
+
+
+async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerTokens) -> None:
+    kind, body = decode(await socket.receive())
     if kind != "hello":
         raise FrameError(f"expected hello, got {kind}")
     hello = Hello.model_validate(body)
     link = _Link(socket)
     try:
-        tokens.check(socket.headers.get("authorization", "").removeprefix("Bearer "), hello)
+        tokens.check(socket.authorization.removeprefix("Bearer "), hello)
         last = await controller.attach(hello.worker, hello.run, link)
     except PermissionDeniedError as error:
         # Not ours to fence: training must not die because a server has the wrong key.
@@ -99,30 +177,32 @@ async def _serve(socket: WebSocket, controller: Controller, tokens: WorkerTokens
     except NotFoundError as error:
         await _refuse(socket, str(error), fenced=True)
         return
-    await socket.send_bytes(encode("welcome", {"last_sequence": last}))
     try:
+        await socket.send(encode("welcome", {"last_sequence": last}))
         await _converse(socket, controller, hello.worker)
     finally:
         controller.detach(hello.worker, link)
 
 
-async def _refuse(socket: WebSocket, reason: str, *, fenced: bool) -> None:
-    await socket.send_bytes(encode("refused", {"reason": reason, "fenced": fenced}))
-    await socket.close(_REFUSED, "refused")
+async def _refuse(socket: AgentSocket, reason: str, *, fenced: bool) -> None:
+    await socket.send(encode("refused", {"reason": reason, "fenced": fenced}))
+    await socket.close(REFUSED, "refused")
 
 
-async def _converse(socket: WebSocket, controller: Controller, worker: str) -> None:
+async def _converse(socket: AgentSocket, controller: Controller, worker: str) -> None:
     """Read frames until the agent goes.
 
-    Reports are stored in order, beside the reading of heartbeats.
+    Reports are stored in order, beside the reading of heartbeats. When one of the two ends, so does
+    the other: an agent that is read but not stored would wait for its acknowledgements for ever.
     """
     reports: asyncio.Queue[Report] = asyncio.Queue(_REPORTS_WAITING)
     storing = asyncio.create_task(_store(reports, socket, controller, worker))
     reading = asyncio.create_task(_read(reports, socket, controller, worker))
     try:
-        done, _ = await asyncio.wait({storing, reading}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.wait((storing, reading), return_when=asyncio.FIRST_COMPLETED)
+        for task in (storing, reading):
+            if task.done():
+                task.result()
     finally:
         storing.cancel()
         reading.cancel()
@@ -130,16 +210,17 @@ async def _converse(socket: WebSocket, controller: Controller, worker: str) -> N
 
 
 async def _store(
-    reports: asyncio.Queue[Report], socket: WebSocket, controller: Controller, worker: str
+    reports: asyncio.Queue[Report], socket: AgentSocket, controller: Controller, worker: str
 ) -> None:
+    """Store reports, and acknowledge each once it is in the database, never before."""
     while True:
         report = await reports.get()
         await controller.report(worker, report)
-        await socket.send_bytes(encode("ack", {"sequence": report.sequence}))
+        await socket.send(encode("ack", {"sequence": report.sequence}))
 
 
 async def _read(
-    reports: asyncio.Queue[Report], socket: WebSocket, controller: Controller, worker: str
+    reports: asyncio.Queue[Report], socket: AgentSocket, controller: Controller, worker: str
 ) -> None:
     async def on_report(body: dict[str, object]) -> None:
         await reports.put(Report.model_validate(body))
@@ -148,7 +229,10 @@ async def _read(
         await controller.heartbeat(worker, Heartbeat.model_validate(body))
 
     async def on_acknowledged(body: dict[str, object]) -> None:
-        controller.acknowledged(worker, str(body["id"]))
+        command = body.get("id")
+        if not isinstance(command, str):
+            raise FrameError(f"expected the id of a command in ack_command, got {command!r}")
+        controller.acknowledged(worker, command)
 
     handlers: dict[str, Callable[[dict[str, object]], Awaitable[None]]] = {
         "report": on_report,
@@ -156,7 +240,7 @@ async def _read(
         "ack_command": on_acknowledged,
     }
     while True:
-        kind, body = decode(await socket.receive_bytes())
+        kind, body = decode(await socket.receive())
         if kind not in handlers:
             raise FrameError(f"unknown frame {kind}")
         await handlers[kind](body)

@@ -1,0 +1,210 @@
+"""The agent gateway before a real controller: agents that break the protocol, or break off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from jobs.events import Heartbeat, Hello
+from jobs.frames import decode, encode
+from orchestrator.clusters.port import AgentAccess
+from orchestrator.controller.controller import Controller
+from orchestrator.controller.leader_election import ControllerSettings
+from orchestrator.errors import NotLeaderError
+from orchestrator.server.gateway import (
+    BAD_FRAME,
+    REFUSED,
+    TRY_AGAIN_LATER,
+    WorkerTokens,
+    create_gateway,
+    serve_agent,
+)
+from tests.control_room import Agent, Room
+
+TOKENS = WorkerTokens("a key")
+HELLO = Hello(run="run-1", worker="w-1", node="node-1", attempt=0, next_sequence=1)
+BEAT = Heartbeat(attempt=0, time=0.0)
+
+
+async def frames_over_a_websocket(first: str | bytes, token: str) -> list[dict[str, Any]]:
+    """What a server whose controller does not lead answers, as ASGI messages."""
+    room = Room()
+    settings = ControllerSettings(holder="c1")
+    controller = Controller(
+        room.store,
+        room.cluster,
+        room.clock,
+        settings=settings,
+        agent_access=lambda run, worker: AgentAccess("", TOKENS.make(run, worker)),
+    )
+    app = FastAPI()
+    app.include_router(create_gateway(controller, TOKENS))
+    frame = {"text": first} if isinstance(first, str) else {"bytes": first}
+    said = [
+        {"type": "websocket.connect"},
+        {"type": "websocket.receive", **frame},
+        {"type": "websocket.disconnect", "code": 1006},
+    ]
+    heard: list[dict[str, Any]] = []
+
+    async def receive() -> Any:
+        return said.pop(0)
+
+    async def send(message: Any) -> None:
+        heard.append(message)
+
+    headers = [(b"authorization", f"Bearer {token}".encode())]
+    scope = {"type": "websocket", "path": "/agent", "query_string": b"", "headers": headers}
+    await app(scope, receive, send)
+    assert heard.pop(0)["type"] == "websocket.accept"
+    return heard
+
+
+OURS = TOKENS.make("run-1", "w-1")
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        ("hello in text", BAD_FRAME),
+        (b"\xc1", BAD_FRAME),
+        (encode("heartbeat", BEAT), BAD_FRAME),
+        (encode("hello", {"run": "run-1"}), BAD_FRAME),
+        (encode("hello", HELLO), TRY_AGAIN_LATER),
+    ],
+    ids=["text", "not msgpack", "not hello", "hello without a worker", "no leader"],
+)
+async def test_the_close_code_says_why(first: str | bytes, code: int) -> None:
+    (closed,) = await frames_over_a_websocket(first, OURS)
+    assert (closed["type"], closed["code"]) == ("websocket.close", code)
+
+
+@pytest.mark.parametrize("token", ["", TOKENS.make("run-1", "w-2"), "forged"])
+async def test_a_wrong_token_is_refused_and_fences_nothing(token: str) -> None:
+    refused, closed = await frames_over_a_websocket(encode("hello", HELLO), token)
+    kind, body = decode(refused["bytes"])
+    assert (kind, body["fenced"]) == ("refused", False)
+    assert closed["code"] == REFUSED
+
+
+class Script:
+    """An agent that says what it is given, hears the rest, and goes.
+
+    Args:
+        gone_after: Frames that it takes before its connection is closed.
+    """
+
+    authorization = ""
+
+    def __init__(self, frames: Sequence[bytes], gone_after: int = 100) -> None:
+        self._frames, self._left = list(frames), gone_after
+        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.closed: int | None = None
+
+    async def receive(self) -> bytes:
+        if not self._frames:
+            raise ConnectionError("the agent has gone")
+        return self._frames.pop(0)
+
+    async def send(self, frame: bytes) -> None:
+        if not self._left:
+            raise ConnectionError("the agent has gone")
+        self._left -= 1
+        self.heard.append(decode(frame))
+
+    async def close(self, code: int, reason: str) -> None:
+        self.closed = code
+
+
+class Silent(Agent):
+    """An agent that never connects by itself, so that a script can in its place."""
+
+    async def session(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.fixture
+async def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    monkeypatch.setattr("tests.control_room.Agent", Silent)
+    room = Room(nodes=1)
+    await room.open()
+    await room.submit(resources={"nodes": 1})
+    assert await room.until(lambda: bool(room.agents))
+    return room
+
+
+def script_of(room: Room, *frames: bytes, gone_after: int = 100) -> tuple[Script, Hello]:
+    (agent,) = room.agents.values()
+    hello = HELLO.model_copy(update={"worker": agent.worker, "run": agent.run})
+    script = Script([encode("hello", hello), *frames], gone_after)
+    script.authorization = f"Bearer {TOKENS.make(agent.run, agent.worker)}"
+    return script, hello
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode("ack_command", {}),
+        encode("ack_command", {"id": 7}),
+        encode("report", {"sequence": "x"}),
+        encode("joke", {}),
+    ],
+    ids=["no id", "an id that is no text", "a report without events", "unknown"],
+)
+async def test_a_frame_that_is_wrong_ends_the_connection_and_nothing_else(
+    room: Room, frame: bytes
+) -> None:
+    script, hello = script_of(room, encode("heartbeat", BEAT), frame)
+    await serve_agent(script, room.controller, TOKENS)
+    assert script.closed == BAD_FRAME
+    assert room.controller.is_leader
+    again, _ = script_of(room, encode("heartbeat", BEAT))
+    await serve_agent(again, room.controller, TOKENS)
+    assert again.closed is None
+    assert again.heard[0] == ("welcome", {"last_sequence": 0})
+    assert hello.worker in room.controller.state.workers
+    await room.kill()
+
+
+@pytest.mark.parametrize("gone_after", [0, 1])
+async def test_an_agent_that_breaks_off_is_no_longer_connected(room: Room, gone_after: int) -> None:
+    """Even in the middle of its welcome: a link that leads nowhere must not be kept."""
+    script, hello = script_of(room, gone_after=gone_after)
+    await serve_agent(script, room.controller, TOKENS)
+    assert len(script.heard) == gone_after
+    with pytest.raises(NotLeaderError, match="connect again"):
+        await room.controller.heartbeat(hello.worker, BEAT)
+    await room.kill()
+
+
+async def test_reports_are_acknowledged_once_they_are_stored(room: Room) -> None:
+    (agent,) = room.agents.values()
+    report = agent.spool[0]
+    stored: list[int] = []
+
+    class Patient(Script):
+        """Waits for the acknowledgement before it goes."""
+
+        async def receive(self) -> bytes:
+            if not self._frames:
+                while not any(kind == "ack" for kind, _ in self.heard):
+                    await room.clock.sleep(0.1)
+            return await super().receive()
+
+        async def send(self, frame: bytes) -> None:
+            if decode(frame)[0] == "ack":
+                stored.append(room.controller.last_sequence(agent.worker))
+            await super().send(frame)
+
+    script, _ = script_of(room)
+    patient = Patient([*script._frames, encode("report", report)])
+    patient.authorization = script.authorization
+    serving = asyncio.create_task(serve_agent(patient, room.controller, TOKENS))
+    assert await room.until(serving.done)
+    assert ("ack", {"sequence": report.sequence}) in patient.heard
+    assert stored == [report.sequence]
+    await room.kill()
