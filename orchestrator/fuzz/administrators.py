@@ -1,4 +1,4 @@
-"""People who look after the cluster: quotas of queues, spares, and the maintenance of nodes."""
+"""Administrators: they set quotas of queues and spares, and plan the maintenance of nodes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from orchestrator.core.model.state import State
 from orchestrator.core.scheduling import Quota
 
 Request = tuple[type[Event], dict[str, Any]]
-"""What is asked for: a kind of event, and its fields."""
+"""A kind of event, and its fields."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cluster:
-    """What they look at."""
+class ClusterFacts:
+    """What a request can be about."""
 
     nodes: list[str]
     queues: list[str]
@@ -32,56 +32,56 @@ class Cluster:
     now: dt.datetime
 
 
-def set_quota(chance: random.Random, cluster: Cluster) -> Request:
+def set_quota(rng: random.Random, cluster: ClusterFacts) -> Request:
     """A queue gets a quota, of a cohort or not, or none any more."""
-    gpus = chance.choice((None, chance.randint(0, 2), chance.randint(1, len(cluster.nodes))))
-    shared = gpus is not None and chance.random() < _SHARED
-    limits = (None, None, chance.randint(0, 3)) if shared else (None,)
+    gpus = rng.choice((None, rng.randint(0, 2), rng.randint(1, len(cluster.nodes))))
+    shared = gpus is not None and rng.random() < _SHARED
+    limits = (None, None, rng.randint(0, 3)) if shared else (None,)
     quota = Quota(
-        name=chance.choice(cluster.queues),
+        name=rng.choice(cluster.queues),
         gpus=gpus,
         cohort="all" if shared else None,
-        borrowing_limit=chance.choice(limits),
-        lending_limit=chance.choice(limits),
-        weights=chance.choice(({}, {"blue": 3.0})),
+        borrowing_limit=rng.choice(limits),
+        lending_limit=rng.choice(limits),
+        weights=rng.choice(({}, {"blue": 3.0})),
     )
     return QueueChanged, {"quota": quota}
 
 
-def set_spares(chance: random.Random, _cluster: Cluster) -> Request:
-    """Newcomers are to leave so many nodes idle."""
-    return SparesChanged, {"spares": chance.choice((0, 1, 2, 3, "auto"))}
+def set_spares(rng: random.Random, _cluster: ClusterFacts) -> Request:
+    """A number of nodes is to stay idle, for recoveries; new runs must leave them."""
+    return SparesChanged, {"spares": rng.choice((0, 1, 2, 3, "auto"))}
 
 
-def plan_maintenance(chance: random.Random, cluster: Cluster) -> Request:
+def plan_maintenance(rng: random.Random, cluster: ClusterFacts) -> Request:
     """Nodes are not to be used for a while: soon, or from a moment ago."""
-    begins = cluster.now + dt.timedelta(seconds=chance.uniform(-2.0, 40.0))
-    ends = begins + dt.timedelta(seconds=chance.uniform(3.0, 90.0))
-    nodes = tuple(chance.sample(cluster.nodes, chance.choice((1, 1, 2))))
+    begins = cluster.now + dt.timedelta(seconds=rng.uniform(-2.0, 40.0))
+    ends = begins + dt.timedelta(seconds=rng.uniform(3.0, 90.0))
+    nodes = tuple(rng.sample(cluster.nodes, rng.choice((1, 1, 2))))
     fields = {"nodes": nodes, "begins": begins, "ends": ends, "reason": "new switch"}
     return MaintenancePlanned, fields
 
 
-def cancel_maintenance(chance: random.Random, cluster: Cluster) -> Request:
-    """What is planned for a node is called off."""
-    return MaintenanceCancelled, {"nodes": (chance.choice(cluster.nodes),)}
+def cancel_maintenance(rng: random.Random, cluster: ClusterFacts) -> Request:
+    """The maintenance of a node is called off."""
+    return MaintenanceCancelled, {"nodes": (rng.choice(cluster.nodes),)}
 
 
-_WISHES = (set_quota, set_spares, plan_maintenance, cancel_maintenance)
+_REQUESTS = (set_quota, set_spares, plan_maintenance, cancel_maintenance)
 _WEIGHTS = (6, 3, 3, 1)
 _SHARED = 0.6
-"""How many of the quotas are part of a cohort."""
+"""Share of the quotas that are part of a cohort."""
 
 
-def wish(chance: random.Random, cluster: Cluster) -> Request:
-    """One of them."""
-    return chance.choices(_WISHES, _WEIGHTS)[0](chance, cluster)
+def draw_request(rng: random.Random, cluster: ClusterFacts) -> Request:
+    """One request of the kinds above."""
+    return rng.choices(_REQUESTS, _WEIGHTS)[0](rng, cluster)
 
 
-def lift_limits(book: State) -> Iterator[Request]:
-    """In the end nobody is kept waiting by a quota or for spares; maintenance ends by itself."""
-    for queue in book.queues.values():
+def lift_limits(stored: State) -> Iterator[Request]:
+    """Requests after which no quota or spare keeps a run waiting; maintenance ends by itself."""
+    for queue in stored.queues.values():
         if queue.gpus is not None:
             yield QueueChanged, {"quota": Quota(name=queue.name)}
-    if book.fleet.spares:
+    if stored.fleet.spares:
         yield SparesChanged, {"spares": 0}

@@ -1,13 +1,23 @@
-"""Agents: each holds a spool, takes each command once, and outlives servers."""
+"""Agents: each holds a spool, takes each command once, and outlives servers.
+
+They say what the real agent says, in the same frames, to the real gateway (see
+:mod:`jobs.agent.connection`); the processes that they start are played by
+:mod:`orchestrator.fuzz.training`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from babysit.wire import Phase
 from jobs.commands import (
+    AgentCommand,
     CaptureStacks,
     Command,
     DeleteCheckpoint,
@@ -28,38 +38,50 @@ from jobs.events import (
     RanksStarted,
     RankStack,
     Report,
+    ShardReport,
     StacksCaptured,
     WorkerJoined,
 )
 from orchestrator.clusters.port import WorkerLaunch
+from orchestrator.fuzz.environment import Environment
 from orchestrator.fuzz.event_loop import ProcessClock
-from orchestrator.fuzz.network import Wire
+from orchestrator.fuzz.gangs import Gangs
+from orchestrator.fuzz.network import AgentEnd
+from orchestrator.fuzz.servers import Server
 from orchestrator.fuzz.training import Share
 
-if TYPE_CHECKING:
-    from orchestrator.fuzz.world import World
-
+_COMMAND: TypeAdapter[AgentCommand] = TypeAdapter(AgentCommand)
 _SAMPLES_SECONDS = 5.0
-"""Samples wait at most so long for company (the real agent's wait a quarter of a second)."""
+"""Samples wait at most this long for others, so that a run of the fuzzer has fewer reports; the
+real agent's wait a quarter of a second."""
 
 
 class Agent:
-    """One worker, from its launch to its end.
+    """One worker, from its launch to its end. A :class:`orchestrator.fuzz.training.Host`.
 
     Attributes:
         share: The ranks that are alive here.
         seen: Ids of the commands it was given.
-        deaf: Whether it does not obey stops: a rank is stuck in the kernel.
+        ignores_stops: Whether it does not obey stops: a rank is stuck in the kernel.
     """
 
-    def __init__(self, room: World, launch: WorkerLaunch) -> None:
-        self.room, self.spec = room, launch.spec
+    def __init__(
+        self,
+        environment: Environment,
+        launch: WorkerLaunch,
+        servers: Sequence[Server],
+        gangs: Gangs,
+        on_report: Callable[[str, Report], None],
+    ) -> None:
+        self.spec = launch.spec
         self.worker, self.run, self.node = launch.worker, launch.run, launch.node
-        self.clock = ProcessClock(room.loop)
-        self.chance = room.random(f"agent {launch.worker}")
-        self.alive, self.deaf = True, False
+        self.clock = ProcessClock(environment.loop)
+        self.rng = environment.random(f"agent {launch.worker}")
+        self._environment, self._servers, self._gangs = environment, servers, gangs
+        self._token, self._on_report = launch.token, on_report
+        self.alive, self.ignores_stops = True, False
         self.share: Share | None = None
-        self.memory: dict[tuple[int, int, int], Any] = {}
+        self.memory: dict[tuple[int, int, int], ShardReport] = {}
         """Shards in memory, by attempt, step and rank."""
         self._newest = 0
         self._spool: deque[Report] = deque()
@@ -73,34 +95,33 @@ class Agent:
     # --- life -----------------------------------------------------------------------------------
 
     async def live(self) -> None:
-        """Come up, and keep connected."""
-        await self.clock.sleep(self.chance.uniform(0.1, 3.0))
+        """Start, and keep connected to one server or another, for ever."""
+        await self.clock.sleep(self.rng.uniform(0.1, 3.0))
         self.say(0, WorkerJoined, node=self.node, address=self.node, port=20000)
         while True:
-            server = self.chance.choice(self.room.servers)
+            server = self.rng.choice(self._servers)
             try:
-                await self.room.network.reach(self.node)
-                wire = server.connect(self.room.network, self.node, self.worker)
-                await self._converse(wire)
+                await self._environment.network.reach(self.node)
+                await self._converse(server.connect(self.node, self.worker, self._token))
             except ConnectionError:
                 pass
-            await self.clock.sleep(self.chance.uniform(0.1, 1.5))
+            await self.clock.sleep(self.rng.uniform(0.1, 1.5))
 
     def end(self) -> None:
-        """Every process of it is killed."""
+        """Kill every process of the worker: the agent and its ranks."""
         if self.alive:
             self.alive = False
             if self.share is not None:
                 self.share.die()
-            self.room.loop.kill(self.worker)
-            self.room.network.hang_up(self.worker)
+            self._environment.loop.kill(self.worker)
+            self._environment.network.hang_up(self.worker)
 
     def _leave(self, why: str) -> None:
-        self.room.site.die(self.worker, why)
+        self._environment.cluster.die(self.worker, why)
 
     # --- the connection -------------------------------------------------------------------------
 
-    async def _converse(self, wire: Wire) -> None:
+    async def _converse(self, wire: AgentEnd) -> None:
         first = self._spool[0].sequence if self._spool else self._sequence + 1
         hello = Hello(
             run=self.run,
@@ -109,53 +130,48 @@ class Agent:
             attempt=self._newest,
             next_sequence=first,
         )
-        wire.send(wire.at_server, "hello", hello)
+        wire.send("hello", hello)
         speaking: list[asyncio.Task[None]] = []
         try:
-            while await self._take(wire, speaking):
-                pass
+            while True:
+                await self._take(wire, speaking)
         finally:
             for task in speaking:
                 task.cancel()
-            wire.break_off()
+            wire.close()
 
-    async def _take(self, wire: Wire, speaking: list[asyncio.Task[None]]) -> bool:
-        """One frame; False when the connection is over."""
-        kind, body = await wire.at_agent.frames.get()
+    async def _take(self, wire: AgentEnd, speaking: list[asyncio.Task[None]]) -> None:
+        """Take one frame; ConnectionError when the connection is over."""
+        kind, body = await wire.receive()
         match kind:
             case "welcome":
-                self._acknowledged(body)
-                speaking += [asyncio.create_task(self._speak(wire, what)) for what in (0, 1)]
+                self._acknowledged(body["last_sequence"])
+                speaking += [
+                    asyncio.create_task(_speak(w, wire)) for w in (self._report, self._beat)
+                ]
             case "ack":
-                self._acknowledged(body)
+                self._acknowledged(body["sequence"])
             case "command":
-                wire.send(wire.at_server, "ack_command", body.id)
-                self._obey(body)
-            case "refused":
+                command = _COMMAND.validate_python(body)
+                # Acknowledged as soon as it is here: an agent that dies over it is lost anyway.
+                wire.send("ack_command", {"id": command.id})
+                self._obey(command)
+            case "refused" if body["fenced"]:
                 self._leave("agent exited with code 0")
-            case _:
-                return False
-        return True
 
-    async def _speak(self, wire: Wire, what: int) -> None:
-        """Send reports (0) or signs of life (1) until the connection is broken."""
-        try:
-            await (self._beat(wire) if what else self._report(wire))
-        except ConnectionError:
-            return
-
-    async def _report(self, wire: Wire) -> None:
+    async def _report(self, wire: AgentEnd) -> None:
+        """Send what is in the spool, and what comes; it stays there until it is acknowledged."""
         sent = 0
         while True:
             self._grown.clear()
             for report in [report for report in self._spool if report.sequence > sent]:
-                wire.send(wire.at_server, "report", report)
+                wire.send("report", report)
                 sent = report.sequence
             await self._grown.wait()
 
-    async def _beat(self, wire: Wire) -> None:
+    async def _beat(self, wire: AgentEnd) -> None:
         while True:
-            wire.send(wire.at_server, "heartbeat", self._heartbeat())
+            wire.send("heartbeat", self._heartbeat())
             await self.clock.sleep(1.0)
 
     def _heartbeat(self) -> Heartbeat:
@@ -177,7 +193,7 @@ class Agent:
         """An event of this worker."""
         return kind.model_validate(
             {
-                "id": self.room.new_id("A"),
+                "id": self._environment.new_id("A"),
                 "at": self.clock.now(),
                 "actor": f"worker:{self.worker}",
                 "run": self.run,
@@ -201,7 +217,7 @@ class Agent:
             self._flush()
             self._sampled = attempt
         if not self._samples:
-            self.room.loop.call_later(_SAMPLES_SECONDS, self._flush)
+            self._environment.loop.call_later(_SAMPLES_SECONDS, self._flush)
         old = self._samples.get(samples.rank)
         self._samples[samples.rank] = samples if old is None else _joined(old, samples)
 
@@ -217,7 +233,7 @@ class Agent:
         )
         self._samples = {}
         self._spool.append(report)
-        self.room.promises.reported(self.worker, report)
+        self._on_report(self.worker, report)
         self._grown.set()
 
     # --- commands -------------------------------------------------------------------------------
@@ -225,7 +241,7 @@ class Agent:
     def _obey(self, command: Command) -> None:
         if command.id not in self.seen:
             self.seen.add(command.id)
-            self.room.loop.spawn(self.worker, self._execute(command))
+            self._environment.loop.spawn(self.worker, self._execute(command))
 
     async def _execute(self, command: Command) -> None:
         match command:
@@ -238,7 +254,7 @@ class Agent:
             case VerifyCheckpoint():
                 await self._verify(command)
             case DeleteCheckpoint():
-                if self.room.storage.delete(command.path, command.attempt):
+                if self._environment.storage.delete(command.path, command.attempt):
                     self._answer(command, CheckpointDeleted, checkpoint=command.checkpoint)
             case Shutdown():
                 self._leave("agent exited with code 0")
@@ -253,10 +269,10 @@ class Agent:
             self._newest = command.attempt
             if self.share is not None:
                 self.share.die()
-            await self.clock.sleep(self.chance.uniform(0.05, 0.5))
-            self.share = self.room.gang(self.run, command).enter(self, command)
+            await self.clock.sleep(self.rng.uniform(0.05, 0.5))
+            self.share = self._gangs.start(self, self.run, command)
             self.say(command.attempt, RanksStarted, ranks=command.ranks, cause=command.id)
-            self.room.loop.spawn(self.worker, self.share.come_up())
+            self._environment.loop.spawn(self.worker, self.share.come_up())
 
     async def _stop(self, command: StopAttempt) -> None:
         async with self._lifecycle:
@@ -267,7 +283,7 @@ class Agent:
                 if share.attempt == command.attempt:
                     last_step = share.step
                 await share.leave(command.grace_seconds)
-                while self.deaf:
+                while self.ignores_stops:
                     await self.clock.sleep(5.0)
                 share.die()
             self._say_stopped(command, last_step)
@@ -283,18 +299,24 @@ class Agent:
         )
 
     async def _capture(self, command: CaptureStacks) -> None:
-        await self.clock.sleep(self.chance.uniform(0.1, 1.0))
+        await self.clock.sleep(self.rng.uniform(0.1, 1.0))
         share = self.share
         ranks = share.ranks if share is not None and share.attempt == command.attempt else ()
         stacks = tuple(RankStack(rank=r, process_state="S", frames=("f (x:1)",)) for r in ranks)
         self.say(command.attempt, StacksCaptured, stacks=stacks, cause=command.id)
 
     async def _verify(self, command: VerifyCheckpoint) -> None:
-        await self.clock.sleep(self.chance.uniform(0.1, 2.0))
-        fault = self.room.storage.fault(command.path, command.attempt, command.ranks)
+        await self.clock.sleep(self.rng.uniform(0.1, 2.0))
+        fault = self._environment.storage.fault(command.path, command.attempt, command.ranks)
         self._answer(
             command, CheckpointChecked, checkpoint=command.checkpoint, ok=not fault, error=fault
         )
+
+
+async def _speak(work: Callable[[AgentEnd], Coroutine[None, None, None]], wire: AgentEnd) -> None:
+    """Speak until the connection is known to be broken; the task that listens hears of it too."""
+    with contextlib.suppress(ConnectionError):
+        await work(wire)
 
 
 def _joined(old: RankSamples, new: RankSamples) -> RankSamples:

@@ -1,4 +1,4 @@
-"""The cluster of a story: one for all servers, each of which has a view of it that may fail."""
+"""The cluster of a run: one for all servers, each of which has a view of it that may fail."""
 
 from __future__ import annotations
 
@@ -13,29 +13,25 @@ from orchestrator.clusters.port import WorkerGone, WorkerLaunch
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.core.messages.events import NodeInfo
 from orchestrator.fuzz.event_loop import VirtualLoop, rest
-from orchestrator.fuzz.fault_rates import Weather
+from orchestrator.fuzz.fault_rates import FaultRates
 
 T = TypeVar("T")
 
 
-class Site(SimulatedCluster):
-    """Tells when a worker comes to life, and when it ends.
+class SharedCluster(SimulatedCluster):
+    """The simulated cluster, which also says when a worker's process begins and ends.
 
     Attributes:
         away: Whether the cluster's API does not answer at all.
+        on_begin: Called with the launch of a worker that did not exist before.
+        on_end: Called with the name of a worker whose processes are to end.
     """
 
-    def __init__(
-        self,
-        nodes: Iterable[NodeInfo],
-        clock: Clock,
-        *,
-        begun: Callable[[WorkerLaunch], None],
-        ended: Callable[[str], None],
-    ) -> None:
+    def __init__(self, nodes: Iterable[NodeInfo], clock: Clock) -> None:
         super().__init__(nodes, clock)
         self.away = False
-        self._begun, self._ended = begun, ended
+        self.on_begin: Callable[[WorkerLaunch], None] = lambda _launch: None
+        self.on_end: Callable[[str], None] = lambda _worker: None
         self._watches: list[asyncio.Queue[WorkerGone]] = []
 
     async def launch(self, launch: WorkerLaunch) -> None:
@@ -43,15 +39,15 @@ class Site(SimulatedCluster):
         new = launch.worker not in self.workers
         await super().launch(launch)
         if new:
-            self._begun(launch)
+            self.on_begin(launch)
 
     def die(self, worker: str, reason: str = "agent was killed by SIGKILL") -> None:
         """The worker's processes end."""
-        self._ended(worker)
+        self.on_end(worker)
         super().die(worker, reason)
 
     def watch(self) -> asyncio.Queue[WorkerGone]:
-        """A server's own view of who is gone: first those that nobody has taken note of."""
+        """What one server hears of ended workers: first those that no server has taken note of."""
         ends: asyncio.Queue[WorkerGone] = asyncio.Queue()
         for name, worker in self.workers.items():
             if (
@@ -70,56 +66,56 @@ class Site(SimulatedCluster):
                 ends.put_nowait(WorkerGone(worker=worker, run=found.run, reason=found.gone))
 
     def _end(self, worker: str, reason: str) -> None:
-        self._ended(worker)
+        self.on_end(worker)
         super()._end(worker, reason)
 
 
-class View:
-    """The cluster, as one server sees it: slow, and now and then not at all."""
+class ClusterView:
+    """The cluster, as one server sees it: calls take time, and some fail."""
 
     ignored_fields = SimulatedCluster.ignored_fields
 
     def __init__(
-        self, site: Site, loop: VirtualLoop, chance: random.Random, weather: Weather
+        self, cluster: SharedCluster, loop: VirtualLoop, rng: random.Random, rates: FaultRates
     ) -> None:
-        self._site, self._loop, self._chance, self._weather = site, loop, chance, weather
+        self._cluster, self._loop, self._rng, self._rates = cluster, loop, rng, rates
 
     async def nodes(self) -> list[NodeInfo]:
         """See the port."""
-        return await self._call(self._site.nodes)
+        return await self._call(self._cluster.nodes)
 
     async def launch(self, launch: WorkerLaunch) -> None:
         """See the port."""
-        await self._call(lambda: self._site.launch(launch))
+        await self._call(lambda: self._cluster.launch(launch))
 
     async def stop(self, worker: str, run: str) -> None:
         """See the port."""
-        await self._call(lambda: self._site.stop(worker, run))
+        await self._call(lambda: self._cluster.stop(worker, run))
 
     async def alive(self, worker: str, run: str) -> bool | None:
         """See the port."""
-        return await self._call(lambda: self._site.alive(worker, run))
+        return await self._call(lambda: self._cluster.alive(worker, run))
 
     async def changes(self) -> AsyncIterator[WorkerGone]:
-        """See the port: whoever asks hears of all that nobody has taken note of."""
-        ends = self._site.watch()
+        """See the port. A server that is killed in the middle leaves the rest to the next."""
+        ends = self._cluster.watch()
         while True:
             gone = await ends.get()
             yield gone
-            self._site.workers[gone.worker].acknowledged = True
+            self._cluster.workers[gone.worker].acknowledged = True
 
     async def close(self) -> None:
         """See the port."""
 
     async def _call(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Before it took effect, or after, the call may fail."""
-        await rest(self._loop, self._weather.network_seconds(self._chance))
+        """Make a call, which may fail before it took effect or after: callers cannot tell which."""
+        await rest(self._loop, self._rates.network_seconds(self._rng))
         self._stumble()
         answer = await work()
-        await rest(self._loop, self._weather.network_seconds(self._chance))
+        await rest(self._loop, self._rates.network_seconds(self._rng))
         self._stumble()
         return answer
 
     def _stumble(self) -> None:
-        if self._site.away or self._weather.strikes("cluster", self._chance):
+        if self._cluster.away or self._rates.strikes("cluster", self._rng):
             raise ClusterError("the cluster does not answer: try again")

@@ -3,6 +3,10 @@
 Everything that runs belongs to a process, which is a context variable: what a process starts is
 its own. A process can be killed between any two steps of the loop, and then not one more line of
 it runs, no `finally` either; or paused, and then it goes on later as if nothing had been.
+
+asyncio's own loop can do none of that: it knows no processes, and it waits for real sockets and
+clocks, whose order no seed decides. This one has neither sockets nor threads nor signals, so only
+code runs on it that does all of its waiting through tasks, futures and timers.
 """
 
 from __future__ import annotations
@@ -19,15 +23,16 @@ from typing import Any, TypeVarTuple, Unpack
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 Args = TypeVarTuple("Args")
 WORLD = ""
-"""What belongs to no process: the network, the hardware, the people."""
+"""What belongs to no process: the network, the hardware, the users."""
 PROCESS: contextvars.ContextVar[str] = contextvars.ContextVar("process", default=WORLD)
-_BURIAL_ROUNDS = 10
+_CLOSING_ROUNDS = 10
+"""A task may wait again while it ends, in a `finally`; none of ours does so more than twice."""
 WORLD_CONTEXT = contextvars.Context()
 """For callbacks that no process takes with it when it dies."""
 
 
 class _Step(asyncio.TimerHandle):
-    """A callback, and whose it is."""
+    """A callback, and the process that it belongs to."""
 
     def __init__(
         self,
@@ -90,38 +95,38 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._left: list[_Step] = []
         """Steps of the dead, never taken."""
         self._parked: dict[str, list[_Step]] = {}
-        self._doomed: dict[str, tuple[int, Callable[[], None]]] = {}
+        self._interrupts: dict[str, tuple[int, Callable[[], None]]] = {}
 
     # --- processes ------------------------------------------------------------------------------
 
     def spawn(self, process: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Begin something as a process."""
+        """Start something as a process, or as one more task of it."""
         context = contextvars.copy_context()
         context.run(PROCESS.set, process)
         return self.create_task(work, context=context)
 
     def kill(self, process: str) -> None:
-        """Not one more line of it runs."""
+        """Not one more line of the process runs. A name that was killed can start nothing again."""
         self._dead.add(process)
         self._left.extend(self._parked.pop(process, ()))
-        self._doomed.pop(process, None)
+        self._interrupts.pop(process, None)
 
     def killed(self, process: str) -> bool:
         """Whether it was killed."""
         return process in self._dead
 
     def pause(self, process: str) -> None:
-        """It stands still until resumed."""
+        """The process stands still until it is resumed; its steps wait, in order."""
         if process not in self._dead:
             self._parked.setdefault(process, [])
 
     def resume(self, process: str) -> None:
-        """It goes on where it stood."""
+        """The process goes on where it stood."""
         self._ready.extend(self._parked.pop(process, ()))
 
-    def doom(self, process: str, steps: int, then: Callable[[], None]) -> None:
-        """Call `then` before the process has taken so many steps more."""
-        self._doomed[process] = (steps, then)
+    def interrupt(self, process: str, steps: int, then: Callable[[], None]) -> None:
+        """Call `then` once, after `steps` more steps of the process; a later call replaces it."""
+        self._interrupts[process] = (steps, then)
 
     # --- running --------------------------------------------------------------------------------
 
@@ -158,32 +163,32 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if process in self._parked:
             self._parked[process].append(step)
             return
-        if process in self._doomed and self._is_due(process):
+        if process in self._interrupts and self._is_due(process):
             self._take(step)  # it may be dead or paused by now
             return
         self.steps += 1
         step._run()
 
     def _is_due(self, process: str) -> bool:
-        left, then = self._doomed[process]
-        self._doomed[process] = (left - 1, then)
+        left, then = self._interrupts[process]
+        self._interrupts[process] = (left - 1, then)
         if left > 0:
             return False
-        del self._doomed[process]
+        del self._interrupts[process]
         then()
         return True
 
-    def bury(self) -> None:
-        """The story is over: let every task end, whosever it was, and forget all of it."""
+    def close(self) -> None:
+        """Let every task end, whatever process it was of, and forget all of them."""
         self._ready.extend(self._left)
         for parked in self._parked.values():
             self._ready.extend(parked)
         self._dead.clear()
         self._parked.clear()
-        self._doomed.clear()
+        self._interrupts.clear()
         asyncio._set_running_loop(self)
         try:
-            for _ in range(_BURIAL_ROUNDS):
+            for _ in range(_CLOSING_ROUNDS):
                 if not all(task.done() for task in self._tasks):
                     self._end_all()
         finally:
@@ -253,21 +258,21 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
         **_: Any,
     ) -> asyncio.Task[Any]:
-        """A task; it is kept, so that a killed one is never closed in the middle of the story."""
+        """A task. It is kept: a killed one that is garbage collected would run its `finally`."""
         task = _NumberedTask(next(self._hashes), coro, loop=self, name=name, context=context)
         self._tasks.append(task)
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Nobody asked for what a task raised: a defect."""
+        """Note what a callback or an abandoned task raised: a defect."""
         self.failures.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     def get_debug(self) -> bool:
-        """Never."""
+        """Never: it would cost time and show nothing."""
         return False
 
     def is_running(self) -> bool:
-        """While something runs, it does."""
+        """Always: asyncio asks only from within."""
         return True
 
     def is_closed(self) -> bool:
@@ -275,7 +280,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return False
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It stays in the heap, and is passed over."""
+        """Leave it in the heap, where it is passed over: taking it out would cost more."""
 
 
 class ProcessClock:
@@ -291,7 +296,7 @@ class ProcessClock:
         return START + dt.timedelta(seconds=self._loop.time() + self.ahead)
 
     def monotonic(self) -> float:
-        """Seconds since the story began."""
+        """Virtual seconds since the loop began; no jump of the wall clock moves them."""
         return self._loop.time()
 
     async def sleep(self, seconds: float) -> None:

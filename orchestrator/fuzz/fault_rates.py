@@ -1,4 +1,4 @@
-"""What may go wrong by itself, at every message, transaction and call: how often, and how badly."""
+"""What may go wrong by itself, at every frame, transaction and call: how often, and how badly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 
 AMBIENT = ("lost", "late", "doubled", "reordered", "database", "cluster")
-"""Faults that strike by chance, each time something is said or done."""
+"""Faults that strike by chance, at each frame, step of a transaction, or call of the cluster."""
 _WORST: Mapping[str, float] = {
     "lost": 0.02,
     "late": 0.02,
@@ -16,40 +16,39 @@ _WORST: Mapping[str, float] = {
     "database": 0.01,
     "cluster": 0.2,
 }
-"""Highest chance of each."""
+"""Highest chance of each, each time: with more, too little works to find defects in."""
 
 
 @dataclasses.dataclass(slots=True)
-class Weather:
-    """The chances of a story."""
+class FaultRates:
+    """The chances of one run of the fuzzer."""
 
-    rates: dict[str, float]
+    chances: dict[str, float]
+    """By kind of fault, from 0 to 1; a kind that is missing never strikes."""
 
     @classmethod
-    def drawn(cls, chance: random.Random, enabled: Iterable[str]) -> Weather:
-        """Each kind of fault is absent from a third of all stories."""
-        drawn = {
-            kind: worst * max(0.0, chance.uniform(-0.5, 1.0)) for kind, worst in _WORST.items()
-        }
+    def drawn(cls, rng: random.Random, enabled: Iterable[str]) -> FaultRates:
+        """Draw them: each kind of fault is absent from a third of all runs."""
+        drawn = {kind: worst * max(0.0, rng.uniform(-0.5, 1.0)) for kind, worst in _WORST.items()}
         return cls({kind: drawn[kind] for kind in AMBIENT if kind in set(enabled)})
 
     def clear(self) -> None:
         """Nothing goes wrong by itself any more."""
-        self.rates.clear()
+        self.chances.clear()
 
-    def strikes(self, kind: str, chance: random.Random) -> bool:
+    def strikes(self, kind: str, rng: random.Random) -> bool:
         """Whether a fault happens here."""
-        rate = self.rates.get(kind, 0.0)
-        return rate > 0.0 and chance.random() < rate
+        rate = self.chances.get(kind, 0.0)
+        return rate > 0.0 and rng.random() < rate
 
-    def network_seconds(self, chance: random.Random) -> float:
-        """How long one message is under way."""
-        if self.strikes("late", chance):
-            return chance.uniform(1.0, 25.0)
-        return chance.uniform(0.001, 0.05)
+    def network_seconds(self, rng: random.Random) -> float:
+        """Seconds that one frame is under way."""
+        if self.strikes("late", rng):
+            return rng.uniform(1.0, 25.0)
+        return rng.uniform(0.001, 0.05)
 
-    def disk_seconds(self, chance: random.Random) -> float:
-        """How long one step of a transaction takes."""
-        if self.strikes("database", chance):
-            return chance.uniform(0.5, 4.0)
-        return chance.uniform(0.0005, 0.01)
+    def database_seconds(self, rng: random.Random) -> float:
+        """Seconds that one step of a transaction takes."""
+        if self.strikes("database", rng):
+            return rng.uniform(0.5, 4.0)
+        return rng.uniform(0.0005, 0.01)

@@ -1,4 +1,4 @@
-"""The run database of a story: SQLite in memory, shared by all servers, that fails at will.
+"""The database of a run of the fuzzer: SQLite in memory, shared by all servers, that fails.
 
 The store, its SQL, the constraints and triggers are the real ones. Only the driver is ours: it
 executes at once on one `sqlite3` connection, and waits, fails or dies at the edges of transactions.
@@ -26,15 +26,15 @@ from orchestrator.database import guards
 from orchestrator.database.engine import Database, begin_sqlite, to_text
 from orchestrator.database.models import Base
 from orchestrator.fuzz.event_loop import PROCESS, VirtualLoop, rest
-from orchestrator.fuzz.fault_rates import Weather
+from orchestrator.fuzz.fault_rates import FaultRates
 
-DISK: contextvars.ContextVar[Disk] = contextvars.ContextVar("disk")
-"""The disk of the story that is being told."""
+CURRENT: contextvars.ContextVar[FlakyDatabase] = contextvars.ContextVar("disk")
+"""The database of the run that is under way; the engine below serves all of them."""
 INTENT: contextvars.ContextVar[Any] = contextvars.ContextVar("intent", default=None)
 """What the transaction under way means to write."""
 
 
-class Disk:
+class FlakyDatabase:
     """One database, its one lock, and what goes wrong with it.
 
     Attributes:
@@ -44,25 +44,25 @@ class Disk:
         on_commit: Called with the intent of a transaction just as it takes effect.
     """
 
-    def __init__(self, loop: VirtualLoop, chance: random.Random, weather: Weather) -> None:
+    def __init__(self, loop: VirtualLoop, rng: random.Random, rates: FaultRates) -> None:
         self.raw = sqlite3.connect(":memory:", isolation_level=None)
         self.raw.deserialize(_schema())
         self.raw.execute("PRAGMA foreign_keys=ON")
         self.away = False
         self.on_commit: Callable[[Any], None] = lambda _intent: None
-        self._loop, self._chance, self._weather = loop, chance, weather
-        self.holder: DiskConnection | None = None
-        self._waiting: deque[tuple[str, DiskConnection, asyncio.Future[None]]] = deque()
+        self._loop, self._rng, self._rates = loop, rng, rates
+        self.holder: FlakyConnection | None = None
+        self._waiting: deque[tuple[str, FlakyConnection, asyncio.Future[None]]] = deque()
 
     async def pause(self) -> None:
-        """A disk takes its time."""
-        await rest(self._loop, self._weather.disk_seconds(self._chance))
+        """Take the time that a disk takes."""
+        await rest(self._loop, self._rates.database_seconds(self._rng))
 
     def fails(self) -> bool:
         """Whether this step of a transaction fails."""
-        return self.away or self._weather.strikes("database", self._chance)
+        return self.away or self._rates.strikes("database", self._rng)
 
-    async def lock(self, connection: DiskConnection) -> None:
+    async def lock(self, connection: FlakyConnection) -> None:
         """Wait for the transaction under way."""
         if self.holder is not None:
             waker = self._loop.create_future()
@@ -71,7 +71,7 @@ class Disk:
         else:
             self.holder = connection
 
-    def unlock(self, connection: DiskConnection) -> None:
+    def unlock(self, connection: FlakyConnection) -> None:
         """Let the next one in."""
         if self.holder is not connection:
             return
@@ -88,11 +88,19 @@ class Disk:
         if self.holder is not None and self.holder.process == process:
             self.holder.undo()
 
+    def undo_open(self) -> None:
+        """Undo the transaction under way, as at the end of a run.
 
-class DiskConnection:
+        All share one connection, so `raw` shows what is written but not committed, too.
+        """
+        if self.holder is not None:
+            self.holder.undo()
+
+
+class FlakyConnection:
     """To SQLAlchemy, a connection of aiosqlite."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: FlakyDatabase) -> None:
         self.disk, self.process = disk, PROCESS.get()
         self.isolation_level: str | None = None
         self._connection, self._conn, self._tx = disk.raw, self, self
@@ -102,12 +110,12 @@ class DiskConnection:
         order[1]()
         order[0].set_result(None)
 
-    def cursor(self) -> DiskCursor:
+    def cursor(self) -> FlakyCursor:
         """A cursor."""
-        return DiskCursor(self)
+        return FlakyCursor(self)
 
     async def create_function(self, *_: Any, **__: Any) -> None:
-        """Nothing of ours needs functions in SQL."""
+        """Do nothing: none of our statements needs a function of SQLAlchemy's."""
 
     async def begin(self, statement: str) -> None:
         """Wait for the lock, and begin."""
@@ -154,12 +162,12 @@ class DiskConnection:
         return self.disk.holder is self and self.disk.raw.in_transaction
 
 
-class DiskCursor:
+class FlakyCursor:
     """To SQLAlchemy, a cursor of aiosqlite: one that never waits, but for a `BEGIN`."""
 
     arraysize = 1
 
-    def __init__(self, connection: DiskConnection) -> None:
+    def __init__(self, connection: FlakyConnection) -> None:
         self._connection = connection
         self._cursor = connection.disk.raw.cursor()
 
@@ -207,7 +215,7 @@ class DiskCursor:
 
 @functools.cache
 def _schema() -> bytes:
-    """A fresh database, made once: making the schema takes longer than a story."""
+    """A fresh database, made once: making the schema takes longer than most runs."""
     assert guards.GUARDS  # noqa: S101 (importing them attaches the triggers to the schema)
     engine = sqlalchemy.create_engine("sqlite://")
     with engine.connect() as connection:
@@ -221,10 +229,10 @@ def _schema() -> bytes:
 
 @functools.cache
 def database() -> Database:
-    """All stories share one engine, since it remembers how statements are compiled."""
+    """The engine of all runs: it remembers how statements are compiled, which takes most time."""
 
-    async def connect(*_: Any, **__: Any) -> DiskConnection:
-        return DiskConnection(DISK.get())
+    async def connect(*_: Any, **__: Any) -> FlakyConnection:
+        return FlakyConnection(CURRENT.get())
 
     engine = create_async_engine(
         "sqlite+aiosqlite://",

@@ -1,7 +1,9 @@
 """What is checked at every transaction: the database against what should be in it by now.
 
-The book below is kept from what transactions meant to write, in the order in which they took
-effect; the rules for single turns are in :mod:`orchestrator.fuzz.turn_invariants`.
+:attr:`Invariants.stored` is kept from what transactions meant to write, in the order in which they
+took effect, so a row that the database loses, doubles or changes is noticed. The invariants of
+single turns are in :mod:`orchestrator.fuzz.turn_invariants`, those of scheduling in
+:mod:`orchestrator.fuzz.placement_invariants`.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ from orchestrator.core.model.state import State, is_over
 from orchestrator.core.model.states import AttemptState, WorkerState
 from orchestrator.database.port import Batch, JournalEntry, Snapshot
 from orchestrator.fuzz import placement_invariants, turn_invariants
-from orchestrator.fuzz.recording_store import Intent, Receipt, Turn
+from orchestrator.fuzz.recording_store import Intent, ReceiptIntent, TurnIntent
 
 
 class Truth(Protocol):
-    """What is really so, whatever the database says."""
+    """What is really so, whatever the database says. The world knows."""
 
     def seconds(self) -> float:
-        """Virtual time."""
+        """Virtual seconds."""
 
     def carried_out(self, instruction: Instruction) -> bool:
-        """Whether whom it concerns has heard of it."""
+        """Whether the agent or the cluster that it is meant for has heard of an instruction."""
 
     def in_contact(self, worker: str) -> bool:
         """Whether an agent lives, and can be reached."""
@@ -44,21 +46,21 @@ class Order:
     done: bool = False
 
 
-class Promises:
-    """Keeps the book, and says which promise is broken.
+class Invariants:
+    """Checks transactions against what is really so, and says which invariant is broken.
 
     Attributes:
-        book: Everything that was ever committed, over or not.
-        broken: The first promise found broken; empty: none.
+        stored: Everything that was ever committed, over or not.
+        broken: The first invariant found broken; empty: none.
         right_clocks: Whether no wall clock was ever wrong, so that seconds can be counted.
     """
 
-    def __init__(self, raw: sqlite3.Connection, truth: Truth, tell: Callable[[str], None]) -> None:
-        self.book = State()
+    def __init__(self, raw: sqlite3.Connection, truth: Truth, trace: Callable[[str], None]) -> None:
+        self.stored = State()
         self.broken = ""
         self.right_clocks = True
         self.turns = 0
-        self._raw, self._truth, self._tell = raw, truth, tell
+        self._raw, self._truth, self._trace = raw, truth, trace
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._journal: dict[str, str] = {}
         self._outbox: dict[str, Order] = {}
@@ -68,10 +70,10 @@ class Promises:
         self._last: Batch | None = None
 
     def breaks(self, sentence: str) -> None:
-        """A promise is broken; the first one counts."""
+        """An invariant is broken, as the sentence says; the first one counts."""
         if not self.broken:
             self.broken = sentence
-            self._tell(f"BROKEN: {sentence}")
+            self._trace(f"BROKEN: {sentence}")
 
     # --- what really happens --------------------------------------------------------------------
 
@@ -91,10 +93,10 @@ class Promises:
     def committing(self, intent: Intent) -> None:
         """A transaction takes effect."""
         match intent:
-            case Turn():
+            case TurnIntent():
                 self._check_epoch(intent.epoch)
                 self._turn(intent.batch)
-            case Receipt():
+            case ReceiptIntent():
                 self._check_epoch(intent.epoch)
                 for key in intent.ids:
                     self._receipt(self._outbox[key])
@@ -102,9 +104,9 @@ class Promises:
     def _receipt(self, order: Order) -> None:
         order.done = True
         for part in turn_invariants.parts(order.instruction):
-            known = self.book.workers.get(getattr(part, "worker", ""))
+            known = self.stored.workers.get(getattr(part, "worker", ""))
             if known is not None and known.state is WorkerState.ENDED:
-                continue  # nobody will ever take it
+                continue  # no agent will ever take it
             if not self._truth.carried_out(part):
                 self.breaks(f"{part.kind} {part.id} is noted as done, and was not ({part.reason})")
 
@@ -118,32 +120,32 @@ class Promises:
             return  # written already, but the answer was lost: once more changes nothing
         self._last = batch
         self.turns += 1
-        for sentence in turn_invariants.before(self.book, batch):
+        for sentence in turn_invariants.before(self.stored, batch):
             self.breaks(sentence)
-        newcomers = frozenset(run.id for run in self.book.runs.values() if run.attempt == 0)
+        new_runs = frozenset(run.id for run in self.stored.runs.values() if run.attempt == 0)
         self._enter_journal(batch)
         self._enter_sequences(batch)
         self._enter_samples(batch)
         for entity in batch.entities:
             self._enter(entity)
-        self.book.take_changes()
+        self.stored.take_changes()
         now = self._truth.seconds()
         self._outbox.update((each.id, Order(each, now)) for each in batch.outbox)
-        for sentence in self._after(batch, newcomers):
+        for sentence in self._after(batch, new_runs):
             self.breaks(sentence)
 
     def _enter(self, entity: Entity) -> None:
         if isinstance(entity, Attempt):
             self._attempts[entity.run, entity.number] = entity
-            newest = self.book.attempts.get(entity.run)
+            newest = self.stored.attempts.get(entity.run)
             if newest is not None and newest.number > entity.number:
                 return
-        self.book.put(entity)
+        self.stored.put(entity)
 
-    def _after(self, batch: Batch, newcomers: frozenset[str]) -> Iterator[str]:
+    def _after(self, batch: Batch, new_runs: frozenset[str]) -> Iterator[str]:
         clocks = self.right_clocks
-        yield from turn_invariants.after(self.book, batch, count_seconds=clocks)
-        yield from placement_invariants.after(self.book, batch, newcomers, clocks=clocks)
+        yield from turn_invariants.after(self.stored, batch, count_seconds=clocks)
+        yield from placement_invariants.after(self.stored, batch, new_runs, clocks=clocks)
         yield from turn_invariants.one_live_attempt(self._attempts.values())
         for entity in batch.entities:
             if isinstance(entity, Checkpoint) and entity.trust in turn_invariants.WHOLE:
@@ -157,7 +159,7 @@ class Promises:
             if entry.id in self._journal:
                 self.breaks(f"{entry.name} {entry.id} is handled twice")
             self._journal[entry.id] = entry.name
-            self._tell(_line(entry.name, entry.run, entry.reason))
+            self._trace(_line(entry.name, entry.run, entry.reason))
         (rows,) = self._raw.execute("SELECT count(*) FROM journal").fetchone()
         if rows != len(self._journal):
             self.breaks(f"the journal has {rows} entries, of {len(self._journal)} written")
@@ -175,7 +177,7 @@ class Promises:
     def _enter_samples(self, batch: Batch) -> None:
         for worker, sequence in batch.sequences.items():
             report = self._reports[worker, sequence]
-            run = self.book.runs[self.book.workers[worker].run]
+            run = self.stored.runs[self.stored.workers[worker].run]
             if report.attempt == run.attempt:
                 count = sum(len(rank.step) for rank in report.samples)
                 self._samples[run.id, report.attempt] += count
@@ -197,7 +199,7 @@ class Promises:
             if isinstance(entity, Run | Worker | Attempt | Checkpoint) and not self._known(entity):
                 self.breaks(f"a new leader finds {entity.id} otherwise than it was written")
         found = {entity.id for entity in read if isinstance(entity, Run | Worker)}
-        alive: list[Run | Worker] = [*self.book.runs.values(), *self.book.workers.values()]
+        alive: list[Run | Worker] = [*self.stored.runs.values(), *self.stored.workers.values()]
         for written in alive:
             if not is_over(written) and written.id not in found:
                 self.breaks(f"a new leader does not find {written.id}")
@@ -211,37 +213,37 @@ class Promises:
     def _known(self, entity: Run | Worker | Attempt | Checkpoint) -> bool:
         match entity:
             case Run():
-                return self.book.runs.get(entity.id) == entity
+                return self.stored.runs.get(entity.id) == entity
             case Worker():
-                return self.book.workers.get(entity.id) == entity
+                return self.stored.workers.get(entity.id) == entity
             case Attempt():
                 return self._attempts.get((entity.run, entity.number)) == entity
             case Checkpoint():
-                return self.book.checkpoints.get(entity.id) == entity
+                return self.stored.checkpoints.get(entity.id) == entity
 
     def overdue(self, seconds: float) -> Iterator[str]:
-        """Orders that an agent in contact should have had by now, in sentences."""
+        """Instructions that an agent in contact should have had by now, in sentences."""
         oldest = self._truth.seconds() - seconds
         for order in self._outbox.values():
             if order.done or order.since > oldest:
                 continue
             for part in turn_invariants.parts(order.instruction):
-                worker = self.book.workers.get(getattr(part, "worker", ""))
+                worker = self.stored.workers.get(getattr(part, "worker", ""))
                 if (
                     worker is not None
                     and worker.state is WorkerState.READY
                     and self._truth.in_contact(worker.id)
                     and not self._truth.carried_out(part)
                 ):
-                    yield f"{worker.id} waits in vain for {part.kind} {part.id} ({part.reason})"
+                    yield f"{worker.id} has not got {part.kind} {part.id} ({part.reason})"
 
     # --- the end --------------------------------------------------------------------------------
 
     def unfinished(self) -> Iterator[str]:
-        """What is not done yet, in sentences; a story that is over has none."""
-        for run in self.book.live_runs():
+        """What is not done yet, in sentences; none at the end of a run."""
+        for run in self.stored.live_runs():
             yield f"{run.id} is {run.state} still: {run.reason}"
-        for worker in self.book.workers.values():
+        for worker in self.stored.workers.values():
             if worker.state is not WorkerState.ENDED:
                 yield f"{worker.id} is {worker.state} still: {worker.reason}"
         for key, order in self._outbox.items():
@@ -253,7 +255,7 @@ class Promises:
         rows = self._raw.execute("SELECT id, name FROM journal ORDER BY position").fetchall()
         if rows != list(self._journal.items()):
             self.breaks("the journal is not what was written to it")
-        for incident in self.book.incidents.values():
+        for incident in self.stored.incidents.values():
             self._check_incident(incident)
 
     def _check_incident(self, incident: Incident) -> None:

@@ -1,4 +1,4 @@
-"""What the control plane writes into its log while a story is told."""
+"""What the control plane writes into its log during a run of the fuzzer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The promises about who gets which node: pure, on what is stored after a turn and what it adds.
+"""The invariants about who gets which node: pure, on what is stored after a turn and what it adds.
 
-They say again, on their own, what docs/scheduling.md promises; nothing here asks the scheduler.
+They say again, on their own, what docs/scheduling.md invariants; nothing here asks the scheduler.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from orchestrator.core.model.vocabulary import Timer
 from orchestrator.database.port import Batch
 
 _LEAD = dt.timedelta(hours=1)
-"""Nothing without a limit starts on a node so long before its maintenance."""
+"""A run without a time limit starts on no node this long before its maintenance."""
 _LEAVING = frozenset({WorkerState.STOPPING, WorkerState.ENDED})
 _MOST_LAUNCHES = 80
-"""Of agents of one run: three times what any story needs. More goes round in circles."""
+"""Of agents of one run: three times what any seed needs. More goes round in circles."""
 _PUNCTUAL = dt.timedelta(seconds=30)
 """A maintenance that begins or ends is acted upon by then, where someone leads."""
 
 
-def after(book: State, batch: Batch, newcomers: frozenset[str], *, clocks: bool) -> Iterator[str]:
+def after(stored: State, batch: Batch, new_runs: frozenset[str], *, clocks: bool) -> Iterator[str]:
     """What must hold once a turn that launches agents is stored.
 
     Args:
-        book: Everything, with the turn.
+        stored: Everything, with the turn.
         batch: The turn.
-        newcomers: Runs that had no attempt before it.
+        new_runs: Runs that had no attempt before it.
         clocks: Whether the clocks are right, so that moments can be compared.
     """
     launches = [each for each in batch.outbox if isinstance(each, LaunchWorker)]
@@ -40,43 +40,43 @@ def after(book: State, batch: Batch, newcomers: frozenset[str], *, clocks: bool)
         return
     now = max(entry.at for entry in batch.journal)
     for launch in launches:
-        yield from _takes_work(book, launch)
+        yield from _takes_work(stored, launch)
         if clocks:
-            yield from _not_in_maintenance(book, launch, now)
+            yield from _not_in_maintenance(stored, launch, now)
     made = {launch.worker for launch in launches}
     runs = {str(launch.run) for launch in launches}
-    anew = [run for run in runs if run in newcomers or not _goes_on(book, run, made)]
-    queues = {book.runs[run].spec.queue for run in anew}
-    used = _used(book)
+    anew = [run for run in runs if run in new_runs or not _goes_on(stored, run, made)]
+    queues = {stored.runs[run].spec.queue for run in anew}
+    used = _used(stored)
     for name in sorted(queues):
-        yield from _within_quota(book.queues, name, used)
-    if all(launch.run in newcomers for launch in launches):
-        yield from _leaves_spares(book, launches)
+        yield from _within_quota(stored.queues, name, used)
+    if all(launch.run in new_runs for launch in launches):
+        yield from _leaves_spares(stored, launches)
 
 
-def _takes_work(book: State, launch: LaunchWorker) -> Iterator[str]:
-    node = book.nodes[launch.node]
+def _takes_work(stored: State, launch: LaunchWorker) -> Iterator[str]:
+    node = stored.nodes[launch.node]
     if node.state is not NodeState.READY:
         yield f"{launch.worker} is launched on {node.id}, which is {node.state}: {node.reason}"
-    mine = [w for w in book.workers_of(str(launch.run)) if w.node == node.id]
-    made = book.runs[str(launch.run)].workers_made
+    mine = [w for w in stored.workers_of(str(launch.run)) if w.node == node.id]
+    made = stored.runs[str(launch.run)].workers_made
     if made > _MOST_LAUNCHES:
         yield f"{launch.worker} is launched: the {made}th agent of {launch.run}"
     if sum(worker.state not in _LEAVING for worker in mine) > 1:
         yield f"{launch.worker} is launched on {node.id}, where {launch.run} has one"
     wanted = sum(
-        book.runs[worker.run].spec.resources.cpus_per_node
-        for worker in book.workers_on(node.id)
+        stored.runs[worker.run].spec.resources.cpus_per_node
+        for worker in stored.workers_on(node.id)
         if worker.state is not WorkerState.ENDED
     )
     if wanted > node.cpus:
         yield f"{node.id} has {node.cpus:g} CPUs, and {wanted:g} are given away"
 
 
-def _not_in_maintenance(book: State, launch: LaunchWorker, now: dt.datetime) -> Iterator[str]:
-    run = book.runs[str(launch.run)]
+def _not_in_maintenance(stored: State, launch: LaunchWorker, now: dt.datetime) -> Iterator[str]:
+    run = stored.runs[str(launch.run)]
     end = _end(run, now)
-    for window in book.nodes[launch.node].maintenance:
+    for window in stored.nodes[launch.node].maintenance:
         if window.ends > now and window.begins < end:
             yield (
                 f"{launch.worker} is launched on {launch.node} at {now:%H:%M:%S}, which is"
@@ -96,15 +96,15 @@ def _end(run: Run, now: dt.datetime) -> dt.datetime:
 # quotas
 
 
-def _goes_on(book: State, run: str, made: set[str]) -> bool:
+def _goes_on(stored: State, run: str, made: set[str]) -> bool:
     """It recovers with nodes that it has: what it had it gets again, whatever its quota is now."""
-    return any(w.state not in _LEAVING and w.id not in made for w in book.workers_of(run))
+    return any(w.state not in _LEAVING and w.id not in made for w in stored.workers_of(run))
 
 
-def _used(book: State) -> Counter[str]:
+def _used(stored: State) -> Counter[str]:
     """By queue: the agents that its runs have, or are getting; each counts as one GPU."""
-    there = [w for w in book.workers.values() if w.state is not WorkerState.ENDED]
-    return Counter(book.runs[worker.run].spec.queue for worker in there)
+    there = [w for w in stored.workers.values() if w.state is not WorkerState.ENDED]
+    return Counter(stored.runs[worker.run].spec.queue for worker in there)
 
 
 def _within_quota(queues: dict[str, Queue], name: str, used: Counter[str]) -> Iterator[str]:
@@ -132,24 +132,24 @@ def _lent(queue: Queue, used: int) -> int:
 # spares
 
 
-def _leaves_spares(book: State, launches: Sequence[LaunchWorker]) -> Iterator[str]:
-    spares = book.fleet.spares
+def _leaves_spares(stored: State, launches: Sequence[LaunchWorker]) -> Iterator[str]:
+    spares = stored.fleet.spares
     if not isinstance(spares, int) or not spares:
         return
-    tenants = Counter(w.node for w in book.workers.values() if w.state is not WorkerState.ENDED)
-    ready = [node.id for node in book.nodes.values() if node.state is NodeState.READY]
+    tenants = Counter(w.node for w in stored.workers.values() if w.state is not WorkerState.ENDED)
+    ready = [node.id for node in stored.nodes.values() if node.state is NodeState.READY]
     idle = sum(node not in tenants for node in ready)
     taken = Counter(launch.node for launch in launches)
     if idle < spares and any(tenants[node] == count for node, count in taken.items()):
-        yield f"newcomers leave {idle} nodes idle, where {spares} are kept as spares"
+        yield f"new runs leave {idle} nodes idle, where {spares} are kept as spares"
 
 
-# maintenance that nobody acted upon
+# maintenance that was not acted upon
 
 
-def late_maintenance(book: State, now: dt.datetime) -> Iterator[str]:
+def late_maintenance(stored: State, now: dt.datetime) -> Iterator[str]:
     """Windows that began or ended a while ago, and nothing happened."""
-    for node in book.nodes.values():
+    for node in stored.nodes.values():
         for window in node.maintenance if node.state is not NodeState.GONE else ():
             if window.ends + _PUNCTUAL < now:
                 yield f"{node.id}: maintenance is not over, {_when(window)}"

@@ -1,4 +1,8 @@
-"""The real store, with a word to the side about what it is about to write."""
+"""The real store, which also tells the checks what each transaction means to write.
+
+The meaning travels in a context variable, since the transaction takes effect in the database
+driver, far below: only there is it certain that it does.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from orchestrator.fuzz.flaky_database import INTENT, database
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Turn:
+class TurnIntent:
     """A batch to be written."""
 
     batch: Batch
@@ -20,26 +24,26 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Receipt:
+class ReceiptIntent:
     """Outbox entries to be marked as done."""
 
     ids: tuple[str, ...]
     epoch: int
 
 
-Intent = Turn | Receipt | None
-"""What a transaction means to write; None: nothing that a promise speaks of."""
+Intent = TurnIntent | ReceiptIntent | None
+"""What a transaction means to write; None: nothing that an invariant speaks of."""
 
 
 class Listener(Protocol):
-    """Who hears of what is read."""
+    """Hears of what is read."""
 
     def loaded(self, snapshot: Snapshot) -> None:
         """A new leader has read what is not over."""
 
 
-class WatchedStore(SqlStore):
-    """Says what each transaction of the controller means, for :attr:`Disk.on_commit`."""
+class RecordingStore(SqlStore):
+    """Says what each transaction of the controller means, for :attr:`FlakyDatabase.on_commit`."""
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(database())
@@ -53,7 +57,7 @@ class WatchedStore(SqlStore):
 
     async def commit(self, batch: Batch, *, epoch: int) -> int:
         """See the port."""
-        INTENT.set(Turn(batch, epoch))
+        INTENT.set(TurnIntent(batch, epoch))
         try:
             return await super().commit(batch, epoch=epoch)
         finally:
@@ -61,7 +65,7 @@ class WatchedStore(SqlStore):
 
     async def carried_out(self, ids: Sequence[str], *, epoch: int) -> None:
         """See the port."""
-        INTENT.set(Receipt(tuple(ids), epoch))
+        INTENT.set(ReceiptIntent(tuple(ids), epoch))
         try:
             await super().carried_out(ids, epoch=epoch)
         finally:

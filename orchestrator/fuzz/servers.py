@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from jobs.commands import AgentCommand
 from jobs.events import Event
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.settings import ControllerSettings
+from orchestrator.database.port import Snapshot
 from orchestrator.errors import (
     ConflictError,
     InvalidError,
@@ -18,47 +18,58 @@ from orchestrator.errors import (
     NotFoundError,
     NotLeaderError,
 )
-from orchestrator.fuzz.cluster import View
+from orchestrator.fuzz.cluster import ClusterView
+from orchestrator.fuzz.environment import Environment
 from orchestrator.fuzz.event_loop import WORLD_CONTEXT, ProcessClock
-from orchestrator.fuzz.network import LOST, Network, Wire
-from orchestrator.fuzz.recording_store import WatchedStore
-
-if TYPE_CHECKING:
-    from orchestrator.fuzz.world import World
+from orchestrator.fuzz.network import AgentEnd, ServerEnd, Wire
+from orchestrator.fuzz.recording_store import RecordingStore
+from orchestrator.server.gateway import BAD_FRAME, WorkerTokens, serve_agent
 
 LEASE_SECONDS = 9.0
 WORKER_LOST_SECONDS = 6.0
 SEEK_SECONDS = 4.0
-"""Rarer than in production: a server that waits for the lead should not be most of the story."""
+"""Rarer than in production, where a server that waits for the lead asks twice a second: that would
+be most of what happens here."""
+_TOKENS = WorkerTokens("all servers share one key")
+
+
+class Watcher(Protocol):
+    """Hears what a server reads, and where its code fails."""
+
+    def loaded(self, snapshot: Snapshot) -> None:
+        """A new leader has read what is not over."""
+
+    def breaks(self, sentence: str) -> None:
+        """A server does what it must never do."""
 
 
 class Server:
-    """One place, its clock, and the controller of the hour."""
+    """One place, its clock, and the control plane that runs there now, if one does."""
 
-    def __init__(self, room: World, name: str) -> None:
-        self.name, self.clock = name, ProcessClock(room.loop)
+    def __init__(self, environment: Environment, name: str, watcher: Watcher) -> None:
+        self.name, self.clock = name, ProcessClock(environment.loop)
         self.process = ""
-        """The process of the hour; empty: it is down."""
+        """The process that runs here; empty: none."""
         self.controller: Controller | None = None
-        self._room, self._lives = room, 0
-        self._chance = room.random(f"server {name}")
+        self._environment, self._watcher, self._starts = environment, watcher, 0
+        self._rng = environment.random(f"server {name}")
 
     @property
     def leads(self) -> bool:
-        """Whether the controller here believes that it leads."""
+        """Whether the controller here believes that it leads; another may lead by now."""
         return self.controller is not None and self.controller.is_leader
 
     def boot(self) -> None:
         """Start a control plane, unless one runs here."""
         if self.process:
             return
-        self._lives += 1
-        self.process = f"{self.name}#{self._lives}"
-        room, ids = self._room, itertools.count(1)
+        self._starts += 1
+        self.process = f"{self.name}#{self._starts}"
+        env, ids = self._environment, itertools.count(1)
         process = self.process
         self.controller = Controller(
-            WatchedStore(room.promises),
-            View(room.site, room.loop, self._chance, room.weather),
+            RecordingStore(self._watcher),
+            ClusterView(env.cluster, env.loop, self._rng, env.rates),
             self.clock,
             settings=ControllerSettings(
                 holder=self.process,
@@ -66,66 +77,80 @@ class Server:
                 seek_seconds=SEEK_SECONDS,
                 worker_lost_seconds=WORKER_LOST_SECONDS,
             ),
-            agent_access=lambda _run, _worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
+            agent_access=lambda run, worker: AgentAccess(
+                "ws://127.0.0.1:1/agent", _TOKENS.make(run, worker)
+            ),
         )
         self.controller.events.new_id = lambda: f"{process}-{next(ids):05d}"
-        room.story.tell(f"{self.process} starts")
-        room.loop.spawn(self.process, self.controller.start())
+        env.trace.add(f"{self.process} starts")
+        env.loop.spawn(self.process, self.controller.start())
 
     def kill(self, how: str = "is killed") -> None:
-        """Not one more line of it runs; what it had not committed is undone."""
+        """Kill the process: not one more line of it runs, and an open transaction is undone."""
         if not self.process:
             return
-        role = "the leader" if self.leads else "a follower"
-        self._room.story.tell(f"{self.process}, {role}, {how}")
-        self._room.loop.kill(self.process)
-        self._room.disk.drop(self.process)
-        self._room.network.hang_up(self.process)
+        env, role = self._environment, "the leader" if self.leads else "a follower"
+        env.trace.add(f"{self.process}, {role}, {how}")
+        env.loop.kill(self.process)
+        env.database.drop(self.process)
+        env.network.hang_up(self.process)
         self.process, self.controller = "", None
 
     def kill_later(self, steps: int) -> None:
-        """Kill it between two of its coming steps."""
+        """Kill the process after it has taken that many steps of the event loop."""
         if self.process:
-            self._room.loop.doom(self.process, steps, self.kill)
+            self._environment.loop.interrupt(self.process, steps, self.kill)
 
     def hand_over(self) -> None:
-        """Stop it in good order, as an upgrade does."""
-        controller, process = self.controller, self.process
+        """Stop the process in good order, as an upgrade does."""
+        controller, process, env = self.controller, self.process, self._environment
         if controller is None:
             return
-        self._room.story.tell(f"{process} is told to stop")
+        env.trace.add(f"{process} is asked to stop")
 
         async def leave() -> None:
             await controller.stop()
             if self.process == process:
-                self._room.loop.call_soon(self.kill, "has stopped", context=WORLD_CONTEXT)
+                env.loop.call_soon(self.kill, "has stopped", context=WORLD_CONTEXT)
 
-        self._room.loop.spawn(process, leave())
+        env.loop.spawn(process, leave())
 
     def pause(self, seconds: float) -> None:
-        """It stands still for a while, wherever it is just now."""
-        process, loop = self.process, self._room.loop
+        """Stop the process for a while, wherever it is just now, as SIGSTOP does."""
+        process, loop = self.process, self._environment.loop
         if process:
-            self._room.story.tell(f"{process} stands still for {seconds:.0f} s")
+            self._environment.trace.add(f"{process} stands still for {seconds:.0f} s")
             loop.pause(process)
             loop.call_later(seconds, loop.resume, process, context=WORLD_CONTEXT)
 
-    def connect(self, network: Network, node: str, worker: str) -> Wire:
-        """An agent connects.
+    def connect(self, node: str, worker: str, token: str) -> AgentEnd:
+        """Connect an agent: the real gateway serves it.
 
         Raises ConnectionError when nothing runs here.
         """
         if self.controller is None:
             raise ConnectionError(f"{self.name} is down")
-        wire = Wire(network, node, worker, self.process)
-        self._room.loop.spawn(self.process, _serve(self.controller, wire))
-        return wire
+        wire = Wire(self._environment.network, node, worker, token, self.process)
+        self._environment.loop.spawn(self.process, self._serve(self.controller, wire))
+        return AgentEnd(wire)
+
+    async def _serve(self, controller: Controller, wire: Wire) -> None:
+        """Run the gateway, and close the connection after it, as the web server does."""
+        socket = ServerEnd(wire)
+        try:
+            await serve_agent(socket, controller, _TOKENS)
+        except Exception as error:  # noqa: BLE001 (any error here is a defect of the gateway)
+            self._watcher.breaks(f"the gateway fails over {wire.worker}: {error!r}")
+        finally:
+            wire.break_off()
+        if socket.closed == BAD_FRAME:
+            self._watcher.breaks(f"the gateway calls a frame of {wire.worker} bad")
 
     def ask(self, event: Event) -> asyncio.Task[str] | None:
-        """Someone asks for something here; the task's result is the answer. None: it is down."""
+        """Submit a request here; the task's result is the answer. None: nothing runs here."""
         if self.controller is None:
             return None
-        return self._room.loop.spawn(self.process, _submit(self.controller, event))
+        return self._environment.loop.spawn(self.process, _submit(self.controller, event))
 
 
 async def _submit(controller: Controller, event: Event) -> str:
@@ -136,68 +161,3 @@ async def _submit(controller: Controller, event: Event) -> str:
     except (NotLeaderError, LeadershipLostError):
         return ""
     return "done"
-
-
-class _Link:
-    """A connection, as the controller sees it."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-
-    async def send(self, command: AgentCommand) -> None:
-        """Send one command."""
-        self._wire.send(self._wire.at_agent, "command", command)
-
-
-async def _serve(controller: Controller, wire: Wire) -> None:
-    """What the agent gateway does: `orchestrator.server.gateway`, without sockets."""
-    kind, hello = await wire.at_server.frames.get()
-    if kind == LOST:
-        return
-    link = _Link(wire)
-    try:
-        last = await controller.attach(hello.worker, hello.run, link)
-        wire.send(wire.at_agent, "welcome", last)
-        await _converse(controller, wire)
-    except NotFoundError as error:
-        wire.send(wire.at_agent, "refused", str(error))
-    except (NotLeaderError, LeadershipLostError, ConnectionError):
-        pass
-    finally:
-        controller.detach(hello.worker, link)
-        wire.break_off()
-
-
-async def _converse(controller: Controller, wire: Wire) -> None:
-    reports: asyncio.Queue[object] = asyncio.Queue()
-    storing = asyncio.create_task(_store(reports, controller, wire))
-    reading = asyncio.create_task(_read(reports, controller, wire))
-    try:
-        done, _ = await asyncio.wait({storing, reading}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        storing.cancel()
-        reading.cancel()
-        await asyncio.gather(storing, reading, return_exceptions=True)
-
-
-async def _store(reports: asyncio.Queue[object], controller: Controller, wire: Wire) -> None:
-    while True:
-        report = await reports.get()
-        await controller.report(wire.worker, report)  # type: ignore[arg-type]
-        wire.send(wire.at_agent, "ack", report.sequence)  # type: ignore[attr-defined]
-
-
-async def _read(reports: asyncio.Queue[object], controller: Controller, wire: Wire) -> None:
-    while True:
-        kind, body = await wire.at_server.frames.get()
-        match kind:
-            case "report":
-                reports.put_nowait(body)
-            case "heartbeat":
-                await controller.heartbeat(wire.worker, body)
-            case "ack_command":
-                controller.acknowledged(wire.worker, body)
-            case _:
-                return

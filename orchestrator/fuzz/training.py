@@ -1,34 +1,39 @@
-"""Training as it really goes: ranks that step together, hang together, and die one by one."""
+"""Training as it really goes: ranks that step together, hang together, and die one by one.
+
+The control plane never sees any of this: it hears what agents report of it, late or not at all. So
+what really happens can be held against what it believes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+import random
+from typing import Any, Protocol
 
 from babysit.wire import Phase, Tier
 from jobs.commands import RestoreCandidate, StartAttempt
 from jobs.events import (
+    Event,
     RankExited,
     RankReady,
     RankRestored,
     RankSamples,
     RejectedCheckpoint,
     SaveFailed,
+    ShardReport,
     ShardWritten,
 )
+from jobs.spec import RunSpec
 from monitors.failures import Failure, FailureClass
-from orchestrator.fuzz.event_loop import WORLD, rest
+from orchestrator.fuzz.environment import Environment
+from orchestrator.fuzz.event_loop import WORLD, ProcessClock, rest
 from orchestrator.fuzz.storage import Shard, path_of, report_of
-
-if TYPE_CHECKING:
-    from orchestrator.fuzz.agents import Agent
-    from orchestrator.fuzz.world import World
 
 _RENDEZVOUS_SECONDS = 60.0
 _COLLECTIVE_SECONDS = 40.0
-"""Ranks whose peer is gone give up after so long."""
+"""Ranks whose peer is gone give up after this time, as NCCL's watchdog does after 600 s."""
 _KILLED = Failure(
     failure_class=FailureClass.CASCADE, reason="killed with its gang", signature="killed by agent"
 )
@@ -36,7 +41,7 @@ _KILLED = Failure(
 
 @dataclasses.dataclass(slots=True)
 class Job:
-    """What a run really is, whoever trains it.
+    """What a run really is, whatever attempt trains it.
 
     Attributes:
         bad: Batches that spoil the loss every time they are drawn, until they are skipped.
@@ -56,6 +61,29 @@ class Job:
     bug: tuple[int, int] = (0, 0)
 
 
+class Host(Protocol):
+    """The agent on whose node ranks run, as they see it.
+
+    Attributes:
+        share: The ranks that are alive on the node; None: none.
+        memory: Shards in the node's memory, by attempt, step and rank. They outlive ranks.
+    """
+
+    worker: str
+    node: str
+    spec: RunSpec
+    clock: ProcessClock
+    rng: random.Random
+    share: Share | None
+    memory: dict[tuple[int, int, int], ShardReport]
+
+    def say(self, attempt: int, kind: type[Event], **fields: Any) -> None:
+        """Report an event, after the samples before it."""
+
+    def sampled(self, attempt: int, samples: RankSamples) -> None:
+        """A rank ended a step."""
+
+
 class Share:
     """The ranks of one attempt on one node.
 
@@ -64,7 +92,7 @@ class Share:
         leaving: Whether they were asked to save and go.
     """
 
-    def __init__(self, agent: Agent, gang: Gang, ranks: tuple[int, ...]) -> None:
+    def __init__(self, agent: Host, gang: Gang, ranks: tuple[int, ...]) -> None:
         self.agent, self.gang, self.ranks = agent, gang, ranks
         self.attempt = gang.attempt
         self.alive, self.leaving = True, False
@@ -73,14 +101,14 @@ class Share:
         self._dead = asyncio.Event()
 
     def moved(self, phase: Phase, step: int | None = None) -> None:
-        """A sign of life."""
+        """The ranks show progress: their heartbeat moves."""
         self.phase, self.beat = phase, self.agent.clock.now().timestamp()
         self.step = self.step if step is None else step
 
     async def come_up(self) -> None:
         """Imports, then the rendezvous."""
         for rank in self.ranks:
-            await self.agent.clock.sleep(self.agent.chance.uniform(0.05, 1.0))
+            await self.agent.clock.sleep(self.agent.rng.uniform(0.05, 1.0))
             if not self.alive:
                 return
             self.moved(Phase.RESTORING)
@@ -109,7 +137,7 @@ class Share:
         self.gang.lost(self)
 
     async def leave(self, grace: float) -> None:
-        """Let the ranks save and go, for so long at most."""
+        """Let the ranks save and exit, for `grace` seconds at most; half of all are killed then."""
         if grace > 0 and self.alive:
             self.leaving = True
             goes = asyncio.ensure_future(self._dead.wait())
@@ -117,8 +145,8 @@ class Share:
             await asyncio.wait((goes, limit), return_when=asyncio.FIRST_COMPLETED)
             goes.cancel()
             limit.cancel()
-        await self.agent.clock.sleep(self.agent.chance.uniform(0.01, 0.5))
-        if self.alive and self.agent.chance.random() < 0.5:
+        await self.agent.clock.sleep(self.agent.rng.uniform(0.01, 0.5))
+        if self.alive and self.agent.rng.random() < 0.5:
             for rank in self.ranks:
                 self._exited(rank, -9, _KILLED)
 
@@ -126,7 +154,7 @@ class Share:
         """The script ends: after its last step (`well`), or as it was asked to."""
         self.moved(Phase.FINISHED)
         for rank in self.ranks:
-            await self.agent.clock.sleep(self.agent.chance.uniform(0.01, 1.0))
+            await self.agent.clock.sleep(self.agent.rng.uniform(0.01, 1.0))
             if not self.alive:
                 return
             self._exited(rank, 0, None)
@@ -143,11 +171,11 @@ class Share:
 
     async def save(self, rank: int, step: int, batch: int) -> None:
         """In the background: hashed, then renamed, then reported."""
-        await self.agent.clock.sleep(self.agent.chance.uniform(0.05, 2.5))
+        await self.agent.clock.sleep(self.agent.rng.uniform(0.05, 2.5))
         if self.alive or self.leaving:
             shard = Shard(self.attempt, step, self.gang.world_size, batch)
             path = path_of(self.gang.job.run, step)
-            self.agent.room.storage.write(path, rank, shard)
+            self.gang.storage.write(path, rank, shard)
             report = report_of(shard, rank, Tier.DIRECTORY, path)
             self.agent.say(self.attempt, ShardWritten, shard=report)
 
@@ -164,46 +192,40 @@ class Share:
 
 
 class Gang:
-    """All ranks of one attempt.
+    """All ranks of one attempt, which step in lockstep as collectives make them.
 
     Attributes:
         hung: Whether a collective never comes back.
         whole: Whether all ranks have met.
+        broken: Whether some ranks are gone, so that no collective will ever end.
     """
 
-    def __init__(self, room: World, job: Job, command: StartAttempt) -> None:
-        self.room, self.job, self.attempt = room, job, command.attempt
+    def __init__(self, environment: Environment, job: Job, command: StartAttempt) -> None:
+        self.job, self.attempt = job, command.attempt
+        self.loop, self.storage = environment.loop, environment.storage
         self.world_size = command.world_size
         self.hung = self.whole = self.broken = False
         self.shares: list[Share] = []
         self._restore, self._skip = command.restore, command.skip_batches
-        self._chance = room.random(f"gang {job.run} {command.attempt}")
+        self._rng = environment.random(f"gang {job.run} {command.attempt}")
         self._arrived = 0
-
-    def enter(self, agent: Agent, command: StartAttempt) -> Share:
-        """An agent starts its ranks."""
-        share = Share(agent, self, command.ranks)
-        self.shares.append(share)
-        others = self.room.alive_attempts(self.job.run) - {self.attempt}
-        self.room.promises.ranks_start(self.job.run, self.attempt, sorted(others))
-        return share
 
     def arrived(self, share: Share) -> None:
         """The ranks of a node wait for the others."""
         self._arrived += len(share.ranks)
         if self._arrived == self.world_size:
             self.whole = True
-            self.room.loop.spawn(WORLD, self._train())
+            self.loop.spawn(WORLD, self._train())
 
     def lost(self, share: Share) -> None:
         """Some ranks are gone: the others wait for them in a collective, until that gives up."""
         if not self.broken:
             self.broken = True
-            self.room.loop.spawn(WORLD, self._give_up())
+            self.loop.spawn(WORLD, self._give_up())
         _ = share
 
     async def _give_up(self) -> None:
-        await rest(self.room.loop, _COLLECTIVE_SECONDS)
+        await rest(self.loop, _COLLECTIVE_SECONDS)
         for share in self.shares:
             share.fail(_failure(FailureClass.COLLECTIVE_TIMEOUT, "the peer does not answer"))
 
@@ -212,10 +234,10 @@ class Gang:
         return self.broken or self.hung
 
     async def _train(self) -> None:
-        await rest(self.room.loop, self._chance.uniform(0.1, 1.5))
+        await rest(self.loop, self._rng.uniform(0.1, 1.5))
         step, batch = self._load()
         while step < self.job.steps:
-            await rest(self.room.loop, self.job.step_seconds * self._chance.uniform(0.9, 1.1))
+            await rest(self.loop, self.job.step_seconds * self._rng.uniform(0.9, 1.1))
             if self._stuck:
                 return
             step, batch = step + 1, self._draw(batch)
@@ -226,7 +248,7 @@ class Gang:
             if any(share.leaving for share in self.shares):
                 self._let_go(step, batch)
         for share in self.shares:
-            self.room.loop.spawn(share.agent.worker, share.finish(well=True))
+            self.loop.spawn(share.agent.worker, share.finish(well=True))
 
     def _draw(self, batch: int) -> int:
         """The next batch that is not quarantined."""
@@ -239,14 +261,14 @@ class Gang:
     def _fail_by_bug(self) -> None:
         self.job.bug = (self.job.bug[0], self.job.bug[1] - 1)
         failure = _failure(FailureClass.USER_CODE, "ValueError: a bug in the script")
-        self._chance.choice(self.shares).fail(failure)
+        self._rng.choice(self.shares).fail(failure)
 
     def _let_go(self, step: int, batch: int) -> None:
         """Some were asked to leave: they save what they have, and do."""
         for share in self.shares:
             if share.leaving and share.alive:
                 self._save(share, step, batch)
-                self.room.loop.spawn(share.agent.worker, share.finish(well=False))
+                self.loop.spawn(share.agent.worker, share.finish(well=False))
 
     # --- loading --------------------------------------------------------------------------------
 
@@ -261,7 +283,7 @@ class Gang:
                 break
             rejected.append(RejectedCheckpoint(id=candidate.id, reason=why))
         step = chosen.step if chosen is not None else 0
-        odd = self._chance.choice(self.shares) if self.job.split and step else None
+        odd = self._rng.choice(self.shares) if self.job.split and step else None
         self.job.split -= odd is not None
         for share in self.shares:
             own = 0 if share is odd else step
@@ -286,7 +308,7 @@ class Gang:
 
     def _refuses(self, candidate: RestoreCandidate) -> str:
         if candidate.tier != Tier.MEMORY:
-            return self.room.storage.refuses(candidate)
+            return self.storage.refuses(candidate)
         for share in self.shares:
             for rank in share.ranks:
                 if (candidate.attempt, candidate.step, rank) not in share.agent.memory:
@@ -300,12 +322,12 @@ class Gang:
             share = self.shares[0]
             key = (chosen.attempt, chosen.step, share.ranks[0])
             return int(share.agent.memory[key].batch)
-        return self.room.storage.shards[chosen.path][0].batch
+        return self.storage.shards[chosen.path][0].batch
 
     # --- stepping -------------------------------------------------------------------------------
 
     def _step(self, step: int, batch: int) -> None:
-        loss = 2.0 + 1.0 / step + self._chance.uniform(-0.02, 0.02)
+        loss = 2.0 + 1.0 / step + self._rng.uniform(-0.02, 0.02)
         if batch in self.job.bad:
             loss = self.job.bad[batch]
         elif self.job.glitches:
@@ -343,7 +365,7 @@ class Gang:
                 fields = {"rank": rank, "step": step, "tier": Tier.DIRECTORY}
                 share.agent.say(self.attempt, SaveFailed, error="No space left", **fields)
             else:
-                self.room.loop.spawn(share.agent.worker, share.save(rank, step, batch))
+                self.loop.spawn(share.agent.worker, share.save(rank, step, batch))
 
 
 def _failure(kind: FailureClass, reason: str) -> Failure:

@@ -1,4 +1,8 @@
-"""The promises that one turn can break: pure, on what was stored before it and what it adds."""
+"""The invariants that one turn can break: pure, on what was stored before it and what it adds.
+
+They say again, from outside, what docs/architecture.md and docs/recovery.md promise. Nothing here
+asks the core whether it did right: it would only agree with itself.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,7 @@ _OF_ONE_ATTEMPT = frozenset(
         "gang_stacks",
     }
 )
-"""Events that count for the attempt they tell of, and for no other."""
+"""Events that count for their own attempt, and for no other."""
 _ROUNDING_SECONDS = 1e-3
 
 
@@ -63,42 +67,42 @@ def parts(instruction: Instruction) -> Sequence[Instruction]:
     )
 
 
-def told(batch: Batch) -> Iterator[SendCommand]:
+def commands_of(batch: Batch) -> Iterator[SendCommand]:
     """Every command of a turn, once for each agent that gets it."""
     for instruction in batch.outbox:
         yield from (part for part in parts(instruction) if isinstance(part, SendCommand))
 
 
-def before(book: State, batch: Batch) -> Iterator[str]:
+def before(stored: State, batch: Batch) -> Iterator[str]:
     """What a turn may not do, given what was stored before it."""
-    yield from _attempts_go_on(book, batch)
+    yield from _attempts_go_on(stored, batch)
     for entity in batch.entities:
         match entity:
             case Run():
-                yield from _run_goes_on(book.runs.get(entity.id), entity)
+                yield from _run_goes_on(stored.runs.get(entity.id), entity)
             case Worker():
-                old = book.workers.get(entity.id)
+                old = stored.workers.get(entity.id)
                 if old is not None and old.state is WorkerState.ENDED is not entity.state:
                     yield f"{entity.id} is back from its end"
             case Incident():
-                known = book.incidents.get(entity.id)
+                known = stored.incidents.get(entity.id)
                 if known and known.state is IncidentState.RESOLVED is not entity.state:
                     yield f"incident {entity.id} is open again"
             case _:
                 pass
-    over = {run.id for run in book.runs.values() if run.state in TERMINAL_RUN_STATES}
+    over = {run.id for run in stored.runs.values() if run.state in TERMINAL_RUN_STATES}
     for instruction in batch.outbox:
         if instruction.run in over and not isinstance(instruction, Record | Notify):
             yield f"{instruction.kind} for {instruction.run}, which is over"
-    yield from _late_events_change_nothing(book, batch)
-    yield from _last_trusted_stays(book, batch)
-    yield from _holds_hold(book, batch)
+    yield from _late_events_change_nothing(stored, batch)
+    yield from _last_trusted_stays(stored, batch)
+    yield from _holds_hold(stored, batch)
 
 
-def _late_events_change_nothing(book: State, batch: Batch) -> Iterator[str]:
+def _late_events_change_nothing(stored: State, batch: Batch) -> Iterator[str]:
     """What ranks of an older attempt say does not count."""
     events = [entry for entry in batch.journal if entry.kind == "event"]
-    if not events or not all(_is_late(book, entry) for entry in events):
+    if not events or not all(_is_late(stored, entry) for entry in events):
         return
     for entity in batch.entities:
         if isinstance(entity, Run | Attempt | Checkpoint | Incident):
@@ -106,8 +110,8 @@ def _late_events_change_nothing(book: State, batch: Batch) -> Iterator[str]:
             yield f"{late.name} of attempt {late.attempt}, which is over, changes {entity.id}"
 
 
-def _is_late(book: State, entry: JournalEntry) -> bool:
-    run = book.runs.get(entry.run or "")
+def _is_late(stored: State, entry: JournalEntry) -> bool:
+    run = stored.runs.get(entry.run or "")
     over = run is not None and (
         run.state in TERMINAL_RUN_STATES or (entry.attempt or 0) < run.attempt
     )
@@ -123,8 +127,8 @@ def _run_goes_on(old: Run | None, new: Run) -> Iterator[str]:
         yield f"{new.id} is {new.state} without a reason"
 
 
-def _attempts_go_on(book: State, batch: Batch) -> Iterator[str]:
-    newest = dict(book.attempts)
+def _attempts_go_on(stored: State, batch: Batch) -> Iterator[str]:
+    newest = dict(stored.attempts)
     changed = [entity for entity in batch.entities if isinstance(entity, Attempt)]
     for attempt in sorted(changed, key=lambda attempt: attempt.number):
         yield from _attempt_goes_on(newest.get(attempt.run), attempt)
@@ -143,17 +147,17 @@ def _attempt_goes_on(old: Attempt | None, new: Attempt) -> Iterator[str]:
         yield f"attempt {new.number} of {new.run} was {old.state} and becomes {new.state}"
 
 
-def _last_trusted_stays(book: State, batch: Batch) -> Iterator[str]:
+def _last_trusted_stays(stored: State, batch: Batch) -> Iterator[str]:
     changed = {each.id: each for each in batch.entities if isinstance(each, Checkpoint)}
-    for tell in told(batch):
-        if not isinstance(tell.command, DeleteCheckpoint):
+    for order in commands_of(batch):
+        if not isinstance(order.command, DeleteCheckpoint):
             continue
-        known = book.checkpoints.get(tell.command.checkpoint)
+        known = stored.checkpoints.get(order.command.checkpoint)
         if known is None or known.trust not in WHOLE:
             continue
         left = [
             checkpoint
-            for checkpoint in {**book.checkpoints, **changed}.values()
+            for checkpoint in {**stored.checkpoints, **changed}.values()
             if checkpoint.run == known.run
             and checkpoint.tier is Tier.DIRECTORY
             and checkpoint.trust in WHOLE
@@ -165,45 +169,45 @@ def _last_trusted_stays(book: State, batch: Batch) -> Iterator[str]:
             yield f"{known.id} is deleted, which is pinned"
 
 
-def _holds_hold(book: State, batch: Batch) -> Iterator[str]:
+def _holds_hold(stored: State, batch: Batch) -> Iterator[str]:
     """What a hold had frozen before a turn, and still has after it, does not begin in it."""
     runs = {each.id: each for each in batch.entities if isinstance(each, Run)}
     fleets = [each for each in batch.entities if getattr(each, "id", "") == "fleet"]
-    everything = bool(book.fleet.hold) and all(getattr(fleet, "hold", "") for fleet in fleets)
+    everything = bool(stored.fleet.hold) and all(getattr(fleet, "hold", "") for fleet in fleets)
     begins: list[Instruction] = [each for each in batch.outbox if isinstance(each, LaunchWorker)]
-    begins += [tell for tell in told(batch) if isinstance(tell.command, StartAttempt)]
+    begins += [order for order in commands_of(batch) if isinstance(order.command, StartAttempt)]
     for instruction in begins:
-        old = book.runs.get(str(instruction.run))
+        old = stored.runs.get(str(instruction.run))
         new = runs.get(str(instruction.run), old)
         own = old and new and old.state is new.state is RunState.HELD
         if old and (everything or own):
             yield f"{instruction.kind} for {old.id}, which is held"
 
 
-def after(book: State, batch: Batch, *, count_seconds: bool) -> Iterator[str]:
+def after(stored: State, batch: Batch, *, count_seconds: bool) -> Iterator[str]:
     """What must hold once a turn is stored."""
-    for tell in told(batch):
-        if isinstance(tell.command, StartAttempt):
-            yield from _offers_are_trusted(book, str(tell.run), tell.command)
+    for order in commands_of(batch):
+        if isinstance(order.command, StartAttempt):
+            yield from _offers_are_trusted(stored, str(order.run), order.command)
     now = max((entry.at for entry in batch.journal), default=None)
     for entity in batch.entities:
         if isinstance(entity, Run) and entity.state not in TERMINAL_RUN_STATES:
             yield from _budgets_hold(entity)
-            yield from _has_deadlines(book, entity)
+            yield from _has_deadlines(stored, entity)
             if count_seconds and now is not None:
                 booked = sum(totals(entity.ledger, now).values())
                 elapsed = (now - entity.submitted_at).total_seconds()
                 if abs(booked - elapsed) > _ROUNDING_SECONDS:
                     yield f"{entity.id} has {booked:.3f} s on its ledger after {elapsed:.3f} s"
     if any(entry.name == "scheduling_pass_due" for entry in batch.journal):
-        for run in book.live_runs():
-            yield from _waits_for_something(book, run)
+        for run in stored.live_runs():
+            yield from _waits_for_something(stored, run)
 
 
-def _offers_are_trusted(book: State, run: str, command: StartAttempt) -> Iterator[str]:
-    restart = book.attempts[run].restart
+def _offers_are_trusted(stored: State, run: str, command: StartAttempt) -> Iterator[str]:
+    restart = stored.attempts[run].restart
     for candidate in command.restore:
-        known = book.checkpoints.get(candidate.id)
+        known = stored.checkpoints.get(candidate.id)
         if known is None or known.trust not in WHOLE or len(known.ranks) != known.world_size:
             yield f"{candidate.id} is offered, which is {known.trust if known else 'unknown'}"
         elif known.deleted_at is not None:
@@ -226,13 +230,13 @@ def _budgets_hold(run: Run) -> Iterator[str]:
             yield f"{run.id} goes on after {budget.count} failures of {limit} ({key})"
 
 
-def _waits_for_something(book: State, run: Run) -> Iterator[str]:
+def _waits_for_something(stored: State, run: Run) -> Iterator[str]:
     """Once the scheduler has looked, a run that does not train has a word for why it waits."""
-    attempt = book.attempts.get(run.id)
+    attempt = stored.attempts.get(run.id)
     if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
         return
-    coming = any(w.state is not WorkerState.ENDED for w in book.workers_of(run.id))
-    held = run.state is RunState.HELD or book.fleet.hold
+    coming = any(w.state is not WorkerState.ENDED for w in stored.workers_of(run.id))
+    held = run.state is RunState.HELD or stored.fleet.hold
     if not (held or run.pending or coming or run.due(Timer.RETRY)):
         yield f"{run.id} is {run.state} and waits for nothing: {run.reason}"
 
@@ -240,10 +244,10 @@ def _waits_for_something(book: State, run: Run) -> Iterator[str]:
 _TIMER_OF = {WorkerState.LAUNCHING: Timer.LAUNCH, WorkerState.LOST: Timer.CONTACT}
 
 
-def _has_deadlines(book: State, run: Run) -> Iterator[str]:
+def _has_deadlines(stored: State, run: Run) -> Iterator[str]:
     """Whatever is under way ends by some time."""
-    attempt = book.attempts.get(run.id)
-    workers = [w for w in book.workers.values() if w.run == run.id]
+    attempt = stored.attempts.get(run.id)
+    workers = [w for w in stored.workers.values() if w.run == run.id]
     for worker in workers:
         timer = _TIMER_OF.get(worker.state)
         if timer is not None and run.due(timer, worker.id) is None:

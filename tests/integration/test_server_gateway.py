@@ -14,6 +14,8 @@ from jobs.frames import decode, encode
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leader_election import ControllerSettings
+from orchestrator.core.model.entities import Worker
+from orchestrator.core.model.states import WorkerState
 from orchestrator.errors import NotLeaderError
 from orchestrator.server.gateway import (
     BAD_FRAME,
@@ -184,7 +186,7 @@ async def test_an_agent_that_breaks_off_is_no_longer_connected(room: Room, gone_
 async def test_reports_are_acknowledged_once_they_are_stored(room: Room) -> None:
     (agent,) = room.agents.values()
     report = agent.spool[0]
-    stored: list[int] = []
+    stored: list[WorkerState] = []
 
     class Patient(Script):
         """Waits for the acknowledgement before it goes."""
@@ -197,7 +199,7 @@ async def test_reports_are_acknowledged_once_they_are_stored(room: Room) -> None
 
         async def send(self, frame: bytes) -> None:
             if decode(frame)[0] == "ack":
-                stored.append(room.controller.last_sequence(agent.worker))
+                stored.append(room.store._entities[Worker][agent.worker].state)
             await super().send(frame)
 
     script, _ = script_of(room)
@@ -205,6 +207,7 @@ async def test_reports_are_acknowledged_once_they_are_stored(room: Room) -> None
     patient.authorization = script.authorization
     serving = asyncio.create_task(serve_agent(patient, room.controller, TOKENS))
     assert await room.until(serving.done)
+    await serving
     assert ("ack", {"sequence": report.sequence}) in patient.heard
-    assert stored == [report.sequence]
+    assert stored == [WorkerState.READY], "the report, which says that the agent has joined"
     await room.kill()

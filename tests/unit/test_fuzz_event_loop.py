@@ -1,4 +1,4 @@
-"""The loop that stories are told on: virtual time, and processes that die between two steps."""
+"""The loop that the fuzzer runs on: virtual time, and processes that die between two steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def loop() -> VirtualLoop:
 
 def until(loop: VirtualLoop, work: Coroutine[Any, Any, Any], end: float = float("inf")) -> bool:
     done = loop.run(loop.spawn(WORLD, work), end)
-    loop.bury()
+    loop.close()
     return done
 
 
@@ -99,7 +99,7 @@ def test_a_paused_process_goes_on_where_it_stood(loop: VirtualLoop) -> None:
 
 
 @pytest.mark.parametrize("steps", range(5))
-def test_doom_comes_between_two_steps(loop: VirtualLoop, steps: int) -> None:
+def test_an_interrupt_comes_between_two_steps(loop: VirtualLoop, steps: int) -> None:
     said = []
 
     async def victim() -> None:
@@ -109,7 +109,7 @@ def test_doom_comes_between_two_steps(loop: VirtualLoop, steps: int) -> None:
 
     async def world() -> None:
         loop.spawn("victim", victim())
-        loop.doom("victim", steps, lambda: loop.kill("victim"))
+        loop.interrupt("victim", steps, lambda: loop.kill("victim"))
         await rest(loop, 1.0)
 
     assert until(loop, world())
@@ -129,7 +129,7 @@ def test_a_set_of_tasks_or_futures_has_the_same_order_in_every_loop() -> None:
     def names_in_a_set(loop: VirtualLoop) -> list[str]:
         tasks = {loop.create_task(_for_ever(loop), name=str(n)) for n in range(20)}
         names = [task.get_name() for task in tasks]
-        loop.bury()
+        loop.close()
         return names
 
     first, second = VirtualLoop(), VirtualLoop()
