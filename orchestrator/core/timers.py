@@ -23,7 +23,7 @@ from orchestrator.core.placement import workers as placing
 from orchestrator.core.requests import runs as operators
 from orchestrator.core.supervision import agent_contact as contact
 from orchestrator.core.supervision import failures as recovering
-from orchestrator.core.supervision import findings, hangs, progress
+from orchestrator.core.supervision import findings, hangs, lost_agents, progress
 from orchestrator.core.turn import Turn
 
 
@@ -60,7 +60,7 @@ def _launch_timed_out(turn: Turn, run_id: str, worker_id: str) -> None:
     worker = turn.state.workers.get(worker_id)
     if worker is not None and worker.state is WorkerState.LAUNCHING:
         why = f"has not joined within {placing.LAUNCH_SECONDS:.0f} s"
-        recovering.launch_failed(turn, turn.run(run_id), worker, why)
+        lost_agents.launch_failed(turn, turn.run(run_id), worker, why)
         if turn.run(run_id).state not in TERMINAL_RUN_STATES:
             placing.end_worker(turn, worker, why)
         turn.schedule_wanted = True

@@ -1,4 +1,4 @@
-"""The things the core decides about. Frozen: a change is a new value put into the state.
+"""The entities that the core decides about. Frozen: a change is a new value put into the state.
 
 Each class is one table of the run database (:mod:`orchestrator.database.models`). Times are UTC.
 """
@@ -48,12 +48,12 @@ class Anomaly:
     onset_step: int
     onset_batch: int
     count: int
-    """How often an anomaly began here."""
+    """Number of anomalies that began here."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training job an operator cares about."""
+    """One training job, from its submission to its end, over all of its attempts."""
 
     id: str
     name: str
@@ -62,7 +62,7 @@ class Run:
     submitted_at: dt.datetime
     state: RunState = RunState.QUEUED
     reason: str = ""
-    """Why it is in this state, for a person."""
+    """Why it is in this state, as a clause for people."""
     pending: Pending | None = None
     """Why it waits for nodes; None while it does not."""
     held_from: RunState | None = None
@@ -70,9 +70,9 @@ class Run:
     """Number of the newest attempt."""
     workers_made: int = 0
     best_step: int = 0
-    """Highest step ever reached, as far as the core was told."""
+    """Highest step that any attempt reached; the core hears of steps only now and then."""
     instrumented: bool = False
-    """Whether its ranks ever called `babysit.init()`."""
+    """True once its ranks have called `babysit.init()`."""
     started_at: dt.datetime | None = None
     ended_at: dt.datetime | None = None
     decision: Decision | None = None
@@ -80,11 +80,11 @@ class Run:
     anomalies: tuple[Anomaly, ...] = ()
     skip_batches: tuple[tuple[int, int], ...] = ()
     avoid: tuple[str, ...] = ()
-    """Nodes this run would rather not use."""
+    """Nodes that are used only when nothing else fits, the latest last."""
     claim: Claim | None = None
-    """Nodes the scheduler keeps for it while it waits."""
+    """Nodes that the scheduler reserves for the run while it waits."""
     excluded: tuple[str, ...] = ()
-    """Checkpoints not to be loaded again, though nothing is known to be wrong with them."""
+    """Checkpoints that are not loaded again, though nothing is known to be wrong with them."""
     runtime_left: float | None = None
     """Seconds of max_runtime that were left when it lost its last node to the queue; None: its time
     runs (timer `max_runtime`), or has not begun."""
@@ -99,18 +99,18 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
-    """Which ranks run where in one attempt."""
+    """The ranks of one worker in an attempt."""
 
     worker: str
     node: str
     ranks: tuple[int, ...]
     stopped: bool = False
-    """Confirmed: no process of the attempt is alive there."""
+    """True once it is confirmed that no process of the attempt is alive there."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RankFailure:
-    """One rank's death within an attempt."""
+    """The death of one rank within an attempt."""
 
     rank: int
     node: str
@@ -120,7 +120,7 @@ class RankFailure:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One incarnation of a run's gang."""
+    """One start of a run's gang. At most one attempt of a run is alive."""
 
     run: str
     number: int
@@ -130,14 +130,14 @@ class Attempt:
     restart: Restart | None = None
     """None for the first attempt."""
     candidates: tuple[str, ...] = ()
-    """Checkpoint ids offered, in order."""
+    """Ids of the checkpoints offered to the ranks, in the order to try."""
     restored: str | None = None
     start_step: int = 0
-    """The step resumed from."""
+    """Step from which it resumed; 0: the beginning."""
     milestone: int = 1
-    """Next step the core wants to hear of (StepReached)."""
+    """Next step of which the core is notified (StepReached)."""
     step: int = 0
-    """Last step the core was told of."""
+    """Last step of which the core was notified."""
     first_step_at: dt.datetime | None = None
     started_at: dt.datetime
     ended_at: dt.datetime | None = None
@@ -150,7 +150,7 @@ class Attempt:
     stacks: tuple[RankStack, ...] = ()
     stacks_from: frozenset[str] = frozenset()
     standbys_lost: int = 0
-    """Agents without a seat that did not last, one after the other."""
+    """Agents without a seat that were lost in a row."""
     blocked_seconds: float = 0.0
     """Seconds in which saves blocked training, so far."""
 
@@ -162,7 +162,7 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """Our agent on one node, for one run."""
+    """The agent of one run on one node."""
 
     id: str
     run: str
@@ -177,7 +177,7 @@ class Worker:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """A failure held against a node."""
+    """A failure on the record of a node."""
 
     at: dt.datetime
     run: str
@@ -202,15 +202,15 @@ class Node:
     faults: tuple[Fault, ...] = ()
     """Newest last; at most 20 are kept."""
     since: dt.datetime | None = None
-    """When it was first seen."""
+    """When the cluster first reported it."""
     maintenance: tuple[Window, ...] = ()
-    """Planned, and not over; the earliest first."""
+    """Windows that are not over, the earliest first."""
     cordon: Cordon | None = None
-    """While it is maintained: the cordon that stood before, and stands again afterwards."""
+    """During maintenance: the cordon from before, which applies again afterwards."""
 
     @property
     def room(self) -> NodeCapacity:
-        """As the scheduler sees it, with nothing on it."""
+        """Its capacity for the scheduler, as if nothing ran on it."""
         return NodeCapacity(
             node=self.id,
             gpus=self.gpus,
@@ -252,7 +252,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """Findings with one cause."""
+    """One thing that went wrong with a run, and what was done about it."""
 
     id: str
     """Id of the event that opened it."""
@@ -275,12 +275,12 @@ class Incident:
     resolved_at: dt.datetime | None = None
     acknowledged_by: str | None = None
     verdict: str | None = None
-    """Judged later: right or wrong."""
+    """Verdict of a person on the finding and its remedy: right or wrong."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Queue(Quota):
-    """A queue of runs: its quota, and how it went for the last of its runs."""
+    """A queue of runs: its quota and the history of its last runs."""
 
     history: tuple[Past, ...] = ()
     """Newest last; at most `history.KEPT` are kept."""
@@ -290,16 +290,16 @@ class Queue(Quota):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """What holds for everything. One row."""
+    """Facts about the whole cluster. The database has one row."""
 
     id: str = "fleet"
     hold: str | None = None
-    """Reason all automation is held, if it is."""
+    """Why all automation is held; None: it is not."""
     hold_by: str = ""
     spares: int | Literal["auto"] = 0
-    """Idle nodes that newcomers leave to recoveries; auto: from the measured failure rate."""
+    """Idle nodes that only recoveries may use; auto: from the measured failure rate."""
     usage: Mapping[str, Usage] = dataclasses.field(default_factory=dict)
-    """By project: use that is over, decayed."""
+    """By project: usage of workers that have ended, decayed."""
 
 
 Entity = Run | Attempt | Worker | Node | Checkpoint | Incident | Queue | Fleet

@@ -1,4 +1,4 @@
-"""The time ledger: where the wall seconds of a run went (DESIGN section 7)."""
+"""The time ledger: where the wall-clock seconds of a run went."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ledger:
 def switch(ledger: Ledger, bucket: Bucket, at: dt.datetime) -> Ledger:
     """Close the current bucket at `at` and open another.
 
-    A time before the last switch counts as it.
+    Time never runs backwards: an `at` before the last switch counts as the time of that switch.
     """
     at = max(at, ledger.since)
     spent = (at - ledger.since).total_seconds()
@@ -44,7 +44,7 @@ def switch(ledger: Ledger, bucket: Bucket, at: dt.datetime) -> Ledger:
 
 
 def move(ledger: Ledger, source: Bucket, target: Bucket, seconds: float) -> Ledger:
-    """Move closed time from one bucket to another; never more than there is."""
+    """Move closed seconds from one bucket to another, at most what the source has."""
     moved = min(max(0.0, seconds), ledger.seconds.get(source, 0.0))
     book = {
         **ledger.seconds,
@@ -55,7 +55,7 @@ def move(ledger: Ledger, source: Bucket, target: Bucket, seconds: float) -> Ledg
 
 
 def totals(ledger: Ledger, now: dt.datetime) -> dict[str, float]:
-    """Seconds by bucket, the open one counted up to `now`."""
+    """Seconds by the word of each bucket, the open one counted up to `now`."""
     closed = switch(ledger, ledger.bucket, now)
     return {bucket.value: closed.seconds.get(bucket, 0.0) for bucket in Bucket}
 

@@ -1,4 +1,4 @@
-"""The recovery policy (DESIGN section 7): what a failure means and what to do about it. Pure.
+"""The recovery policy: what a failure means and what is done about it. Pure.
 
 `judge` looks at what died and at the run's history, and returns a Verdict; the state machine
 carries it out.
@@ -19,28 +19,28 @@ from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.policy import remedies
 
 AVOIDED = 16
-"""Nodes a run avoids at most, the latest: over weeks it would come to avoid every spare."""
+"""Most nodes that a run avoids, the latest ones: over weeks it would come to avoid every spare."""
 LEMON_FAULTS, LEMON_WINDOW = 3, dt.timedelta(hours=24)
-"""A node with so many faults in so long is avoided (lemon score, Meta's reliability study)."""
+"""A node with this many faults within this window is avoided (lemon nodes, Meta's study)."""
 LAUNCH = "launch"
-"""Budget key of agents that do not come up."""
+"""Budget key of agents that do not start."""
 LAUNCH_TRIES = 5
-"""Agents that do not come up, without progress, before the run stops (row 24 has 2)."""
+"""Launches that may fail without progress before the run stops (FAILURES.md row 24 has 2)."""
 STUCK = "stuck"
-"""Budget key that counts restarts without progress, whatever they died of (row 26)."""
+"""Budget key that counts restarts without progress, whatever the cause (FAILURES.md row 26)."""
 PATIENCE = 2
-"""A run that has restarted so often without progress neither goes ahead of others nor has them
-evicted: a crash loop may not keep others from working."""
+"""Restarts without progress after which a run is scheduled like a new one and preempts nobody: a
+crash loop must not keep others from working."""
 NOTHING_LOADED = "nothing could be loaded"
 """Signature of an attempt that could load none of the checkpoints offered to it."""
 LOAD_TRIES = 8
-"""Such attempts in a row before the run is held and people are paged: after three minutes."""
+"""Attempts in a row that load nothing before the run is held: three minutes of back-off."""
 LARGE_LOSS_SECONDS = 3600.0
-"""So much work is not begun again unasked: the run is held, and people are paged."""
+"""Seconds of work that are never thrown away unasked: the run is held, and people are paged."""
 SAME_WINDOW_BATCHES = 20
-"""Onsets closer than this (or skip_batches, if more) are the same anomaly."""
+"""Batches: onsets closer than this (or than `skip_batches`, if more) are the same anomaly."""
 NAN_AFTER_LOAD_STEPS = 3
-"""An anomaly this soon after a load, twice from one checkpoint, condemns it (row 22)."""
+"""Steps: an anomaly this soon after a load, twice, marks the checkpoint bad (row 22)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +53,11 @@ class ProvenFault:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What to do, and what to remember."""
+    """What is done, and what is remembered.
+
+    `remedy` decides what follows: `stop` ends the run as failed, `hold` waits for a person, any
+    other starts another attempt after `delay`.
+    """
 
     remedy: Remedy
     reason: str
@@ -73,7 +77,11 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What died."""
+    """What failed: a failure and, for an anomaly, its onset.
+
+    Without `onset_step` the failure is a crash or a hang; with it, only checkpoints from before the
+    onset are safe. `node` is None where no node can be blamed.
+    """
 
     failure: Failure
     node: str | None = None
@@ -82,9 +90,18 @@ class Case:
 
 
 def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.datetime) -> Verdict:
-    """Decide on a failure.
+    """Decide what is done about a failure, once every process of the attempt is dead.
 
-    Budgets count the same signature without progress; progress earns them back.
+    Budgets count failures with one signature and no progress in between: a step beyond the best one
+    resets them, and so does another signature. Nothing is changed here; the caller carries the
+    verdict out and stores its budgets.
+
+    Args:
+        run: The run, with the budgets that it has spent so far.
+        attempt: The attempt that ended.
+        case: What failed.
+        node: The node that may be to blame, with this fault on record; None: no node is.
+        now: The time, for the window of the node's faults.
     """
     if case.onset_step is not None:
         return _judge_anomaly(run, attempt, case, case.onset_step)
@@ -118,7 +135,11 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
 
 
 def charge(run: Run, failure: Failure) -> tuple[dict[str, Budget], int]:
-    """Charge the cause's budget and the stuck counter; the new count of this signature."""
+    """Charge the budget of the cause and the counter of restarts without progress.
+
+    Returns the new budgets, and how often this signature has failed without progress, this time
+    included. Preemptions and requests do not count as restarts without progress.
+    """
     budgets = dict(run.budgets)
     for key, signature in ((failure.cause.value, failure.signature), (STUCK, STUCK)):
         if key == STUCK and failure.cause in {Cause.PREEMPTION, Cause.OPERATOR}:
@@ -132,13 +153,20 @@ def charge(run: Run, failure: Failure) -> tuple[dict[str, Budget], int]:
 
 
 def restarts_in_vain(run: Run) -> int:
-    """Restarts since the run last got further than before."""
+    """Restarts since the run last reached a new step; 0 if it has since."""
     stuck = run.budgets.get(STUCK)
     return stuck.count if stuck is not None and run.best_step <= stuck.best_step else 0
 
 
+def avoiding(run: Run, node: str | None) -> tuple[str, ...]:
+    """The nodes that the run avoids, with one more at the end; None: the same nodes."""
+    if node is None or node in run.avoid:
+        return run.avoid
+    return (*run.avoid, node)[-AVOIDED:]
+
+
 def charge_launch(run: Run, reason: str) -> tuple[dict[str, Budget], int]:
-    """Charge an agent that did not come up, wherever it was; the count without progress."""
+    """Charge an agent that did not start, on whichever node; return budgets and the new count."""
     old = run.budgets.get(LAUNCH)
     count = old.count + 1 if old is not None and run.best_step <= old.best_step else 1
     budget = Budget(signature=reason, count=count, best_step=run.best_step)
@@ -153,14 +181,14 @@ def _stop_reason(failure: Failure, count: int) -> str:
 
 def _retry_reason(failure: Failure, count: int, limit: float, avoid: str | None) -> str:
     if failure.cause is Cause.USER:
-        return f"{failure.reason}; trying once more, to confirm that it is the code"
-    tail = f"; away from {avoid}" if avoid else ""
+        return f"{failure.reason}; tried once more, to confirm that the code is the cause"
+    tail = f"; {avoid} is avoided" if avoid else ""
     again = f" (time {count} without progress, of {limit:.0f})" if count > 1 else ""
     return f"{failure.reason}{again}{tail}"
 
 
 def _back_off(count: int) -> float:
-    """Nothing the first time, then 1, 2, 4 … 60 seconds."""
+    """Seconds before the next attempt: none the first time, then 1, 2, 4 … 60."""
     return 0.0 if count <= 1 else min(60.0, 2.0 ** (count - 2))
 
 
@@ -191,7 +219,7 @@ def _replaces_node(failure: Failure) -> bool:
 
 
 def _doubt(attempt: Attempt, failure: Failure, count: int) -> str | None:
-    """The checkpoint to leave out.
+    """The checkpoint that is not loaded again; None: none is in doubt.
 
     It was loaded, and the same failure came back before any new step.
     """
@@ -241,9 +269,9 @@ def _judge_anomaly(run: Run, attempt: Attempt, case: Case, onset_step: int) -> V
 
 
 def _without_progress(run: Run) -> int:
-    """Anomalies, wherever they began, since the run last got further than before: this one too.
+    """Anomalies since the run last reached a new step, wherever they began, with this one.
 
-    A run that diverges in ever new places would otherwise roll back for ever.
+    A run that diverges at ever new places would otherwise roll back for ever.
     """
     old = run.budgets.get(Cause.ANOMALY.value)
     return old.count + 1 if old is not None and run.best_step <= old.best_step else 1
@@ -258,13 +286,20 @@ def trusted(
     homes: Mapping[int, str],
     world_size: int,
 ) -> list[Checkpoint]:
-    """The checkpoints that may be loaded for the cause at hand, in the order to try.
+    """The checkpoints that are safe to load, in the order in which they are tried.
 
-    A crash takes the newest complete one, memory before directory at the same step. An anomaly
-    (`before_step`, its onset) takes
-    good ones from before it only. `to_step` is an operator's choice: that step or older. `homes`
-    says which worker each
-    rank of the new attempt runs on: a memory checkpoint is usable only where its shards are.
+    Whether they can be read is not promised: ranks check sizes and hashes, and fall back along the
+    list.
+
+    Args:
+        checkpoints: All that is known of the run.
+        run: Its `excluded` ones are passed over.
+        before_step: Onset of an anomaly: only good ones from before it are safe. None: a crash, for
+            which the newest complete one will do, memory before directory at the same step.
+        to_step: Step that a person chose: this one or older. None: no choice.
+        homes: Worker of each rank of the next attempt: a memory checkpoint is of use only where its
+            shards are.
+        world_size: Ranks of the next attempt: memory cannot be resharded.
     """
 
     def usable(checkpoint: Checkpoint) -> bool:
@@ -289,9 +324,10 @@ def trusted(
 
 
 def has_lost_its_past(run: Run, before: Attempt | None, checkpoints: Sequence[Checkpoint]) -> bool:
-    """Whether to begin again would throw a past away that nobody has decided to give up.
+    """True if a start from step 0 would throw work away that nobody decided to give up.
 
-    That is so where the last attempt went on from checkpoints, or saved some, that turned out bad.
+    That is so where the last attempt loaded or saved checkpoints that turned out bad. After a
+    rollback, by a person or for an anomaly, it is decided already.
     """
     if before is None or isinstance(run.decision, Rollback | RollbackTo):
         return False
@@ -306,12 +342,11 @@ def has_lost_its_past(run: Run, before: Attempt | None, checkpoints: Sequence[Ch
 def select_for_deletion(
     checkpoints: Sequence[Checkpoint], keep: int, in_use: Sequence[str]
 ) -> list[Checkpoint]:
-    """Directory checkpoints that retention may delete.
+    """Directory checkpoints that retention may delete, bad and unfinished ones first.
 
-    Never the newest `keep`, the newest good one, a pinned one, or one in use.
-
-    Bad and half-written ones older than the newest trusted one go first; they never count among
-    the kept.
+    Retention never selects the newest `keep` sound ones, the newest good or verified one, a pinned
+    one, or one in `in_use`. Bad and unfinished ones do not count among the kept; those newer than
+    every sound one stay, since an unfinished one may still become whole.
     """
     directory = sorted(
         (c for c in checkpoints if c.tier is Tier.DIRECTORY and c.deleted_at is None),

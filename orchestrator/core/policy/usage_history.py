@@ -1,4 +1,4 @@
-"""What runs did before: use of projects for fair share, and estimates of waits and ends."""
+"""The past of runs: usage of projects for fair share, and estimates of waits and ends."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from orchestrator.core.scheduling.fair_share import accrued, decayed
 from orchestrator.core.scheduling.types import accounted_gpus
 
 KEPT = 200
-"""Runs a queue remembers."""
+"""Most runs that a queue remembers."""
 SAMPLES = 3
-"""Fewer than this say nothing."""
+"""Fewest runs from which an estimate is made."""
 
 
 def booked(fleet: Fleet, run: Run, worker: Worker, now: dt.datetime) -> Fleet:
-    """The use of a worker that has ended, on its project's account."""
+    """Add the usage of a worker that has ended to its project; returns the new fleet."""
     project, gpus = run.spec.project, accounted_gpus(run.spec.resources)
     used = settled(fleet.usage.get(project), now) + _used(gpus, [worker], now)
     usage = {**fleet.usage, project: Usage(gpu_seconds=used, at=now)}
@@ -29,14 +29,14 @@ def booked(fleet: Fleet, run: Run, worker: Worker, now: dt.datetime) -> Fleet:
 
 
 def settled(usage: Usage | None, now: dt.datetime) -> float:
-    """GPU seconds, as they count now."""
+    """GPU seconds of a project as they count at `now`, decayed; 0 without usage."""
     if usage is None:
         return 0.0
     return decayed(usage.gpu_seconds, max(0.0, (now - usage.at).total_seconds()))
 
 
 def usage_by_project(state: State, now: dt.datetime) -> dict[str, float]:
-    """GPU seconds that count now, decayed: use that is over, and what runs have used so far."""
+    """GPU seconds of each project as they count at `now`: decayed past, and live runs so far."""
     found = {project: settled(usage, now) for project, usage in state.fleet.usage.items()}
     for run, workers in state.tenants():
         gpus, project = accounted_gpus(run.spec.resources), run.spec.project
@@ -49,7 +49,7 @@ def _used(gpus: int, workers: Iterable[Worker], now: dt.datetime) -> float:
 
 
 def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
-    """The queue, with a run that has ended in its history."""
+    """Add a run that has ended to the history of its queue; returns the new queue."""
     started = run.started_at or now
     past = Past(
         name=run.name,
@@ -62,7 +62,7 @@ def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
 
 
 def expected_end(state: State, run: Run, now: dt.datetime) -> dt.datetime | None:
-    """When a run ends: by its max_runtime, or as runs of its name did before; None: unknown."""
+    """When a run is expected to end, by its limit or by earlier runs of its name; None: unknown."""
     if (certain := time_limits.ends_at(run)) is not None:
         return certain
     queue = state.queues.get(run.spec.queue)
@@ -78,7 +78,7 @@ def expected_end(state: State, run: Run, now: dt.datetime) -> dt.datetime | None
 
 
 def usual_wait(queue: Queue | None, nodes: int) -> tuple[float, int] | None:
-    """Median seconds that runs of half to twice as many nodes waited, and how many did."""
+    """Median wait in seconds of runs of half to twice that size, and how many; None: too few."""
     history = queue.history if queue is not None else ()
     waits = [past.waited_seconds for past in history if nodes / 2 <= past.nodes <= nodes * 2]
     median = _median(waits)

@@ -15,7 +15,7 @@ from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.states import WorkerState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import workers as worker_placement
-from orchestrator.core.supervision import failures, node_faults
+from orchestrator.core.supervision import lost_agents, node_faults
 from orchestrator.core.turn import Turn
 
 CONTACT_SECONDS = 600.0
@@ -28,7 +28,7 @@ Its ranks may well be training, so this is far longer than a restart of the cont
 def on_lost(turn: Turn, event: WorkerLost) -> None:
     """A worker is gone if the cluster or its agent confirms it; otherwise it is out of contact."""
     if event.confirmed:
-        failures.on_worker_gone(turn, event)
+        lost_agents.on_worker_gone(turn, event)
     else:
         _out_of_contact(turn, event)
 
@@ -76,7 +76,7 @@ def given_up(turn: Turn, run_id: str, worker_id: str) -> None:
     worker_placement.end_worker(turn, worker, failure.reason)
     attempt = turn.attempt(run_id)
     if attempt is not None and any(seat.worker == worker_id for seat in attempt.seats):
-        failures.lose_seat(turn, run_id, worker, failure, at=turn.now)
+        lost_agents.lose_seat(turn, run_id, worker, failure, at=turn.now)
     turn.schedule_wanted = True
 
 

@@ -1,6 +1,9 @@
 """From a failure to the next attempt.
 
-Collect what died, judge it once the gang is dead, carry the verdict out.
+The first failure of an attempt stops the gang; later ones are collected. Nothing is judged before
+every process is confirmed dead: the first death that is reported is seldom the root cause, and two
+attempts of a run must never write at once. Then the policy judges, and the verdict is carried out:
+another attempt, a hold, or the end of the run. Under a hold, everything waits at the judging.
 """
 
 from __future__ import annotations
@@ -13,8 +16,7 @@ from monitors.exits import root_cause
 from monitors.failures import Evidence, Failure, FailureClass
 from monitors.types import Severity
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
-from orchestrator.core.checkpoints import memory_tier, rollback
-from orchestrator.core.messages.events import WorkerLost
+from orchestrator.core.checkpoints import rollback
 from orchestrator.core.messages.gang_events import GangFinished, GangRestored
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import (
@@ -29,20 +31,16 @@ from orchestrator.core.model.decisions import (
     Unjudged,
     Vacate,
 )
-from orchestrator.core.model.entities import RankFailure, Run, Worker
+from orchestrator.core.model.entities import RankFailure, Run
 from orchestrator.core.model.states import (
-    LIVE_ATTEMPT_STATES,
     RUNNABLE_ATTEMPT_STATES,
-    TERMINAL_RUN_STATES,
     AttemptState,
     IncidentState,
     NodeState,
     RunState,
-    WorkerState,
 )
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
-from orchestrator.core.placement import standby_nodes
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy import recovery
 from orchestrator.core.supervision import node_faults
@@ -81,79 +79,12 @@ def on_finished(turn: Turn, event: GangFinished) -> None:
         attempt_lifecycle.finish_run(turn, run.id, RunState.SUCCEEDED, reason)
 
 
-def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
-    """The cluster confirms that nothing of a worker is left."""
-    worker = turn.state.workers.get(event.worker)
-    if worker is None or worker.state is WorkerState.ENDED:
-        return
-    expected = worker.state is WorkerState.STOPPING
-    gone = Failure(
-        failure_class=FailureClass.WORKER_LOST,
-        source=Evidence.CLUSTER,
-        signature=f"worker_lost {worker.node}",
-        reason=f"the agent on {worker.node} is gone: {event.reason}",
-    )
-    turn.cancel_timer(worker.run, Timer.LAUNCH, Timer.CONTACT, subject=worker.id)
-    turn.change_worker(worker.id, state=WorkerState.ENDED, reason=event.reason)
-    memory_tier.drop_with(turn, worker.run, worker.id)
-    turn.schedule_wanted = True
-    run = turn.run(worker.run)
-    if run.state in TERMINAL_RUN_STATES:
-        return
-    attempt = turn.attempt(run.id)
-    seated = worker.id in turn.state.places_of(run.id)
-    if attempt is None or not seated or attempt.state not in LIVE_ATTEMPT_STATES:
-        if not expected:
-            launch_failed(turn, run, worker, event.reason)
-        return
-    if not expected:
-        node_faults.note_fault(turn, worker.node, run.id, gone)
-    lose_seat(turn, run.id, worker, gone, at=event.at)
-    if attempt_lifecycle.empty_seats(turn, run.id, (worker.id,)):
-        attempt_dead(turn, run.id)
-
-
-def lose_seat(turn: Turn, run_id: str, worker: Worker, gone: Failure, *, at: dt.datetime) -> None:
-    """A worker of the live attempt is lost: so is the attempt."""
-    attempt = turn.state.attempts[run_id]
-    place = turn.state.places_of(run_id).get(worker.id)
-    if place is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
-        return
-    rank = min(attempt.seats[place].ranks)
-    death = RankFailure(rank=rank, node=worker.node, at=at, failure=gone)
-    turn.change_attempt(run_id, failures=(*attempt.failures, death))
-    fail_attempt(turn, run_id, gone, failed_at=at, rank=None, node=worker.node)
-
-
-def launch_failed(turn: Turn, run: Run, worker: Worker, reason: str) -> None:
-    """An agent without a seat never came up, or died while waiting.
-
-    Charged like any failure, unless the run trains without it.
-    """
-    node = worker.node
-    what = "did not come up" if worker.joined_at is None else "died while waiting"
-    failure = Failure(
-        failure_class=FailureClass.WORKER_LOST,
-        source=Evidence.CLUSTER,
-        signature=f"launch {node}",
-        reason=f"the agent on {node} {what}: {reason}",
-    )
-    turn.change_run(run.id, avoid=_with(run.avoid, node)[-recovery.AVOIDED :])
-    node_faults.note_fault(turn, node, run.id, failure)
-    attempt = turn.attempt(run.id)
-    if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
-        standby_nodes.lost(turn, worker, failure)
-        return
-    budgets, count = recovery.charge_launch(run, failure.reason)
-    turn.change_run(run.id, budgets=budgets)
-    if count > recovery.LAUNCH_TRIES:
-        attempt_lifecycle.finish_run(
-            turn, run.id, RunState.FAILED, f"{failure.reason} ({count} times)"
-        )
-
-
 def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:
-    """An agent that has not even launched its ranks: they have no pulse that could be missed."""
+    """Fail an attempt whose ranks were not all launched in time.
+
+    The hang monitor cannot see them: a rank that was never started has no pulse to miss. Under a
+    hold the timer is set again.
+    """
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
@@ -196,7 +127,19 @@ def fail_attempt(
     rank: int | None,
     node: str | None,
 ) -> None:
-    """The attempt is lost: stop what is left of it. What to do next is judged when it is dead."""
+    """Stop the attempt because of a failure; what follows is judged when it is dead.
+
+    Only the first failure of an attempt makes a decision: one that is there already (an anomaly, a
+    preemption, a request) stays.
+
+    Args:
+        turn: The turn.
+        run_id: The run.
+        failure: What happened.
+        failed_at: Last sign of progress; never later than now.
+        rank: The rank it happened to; None: unknown, or no rank.
+        node: The node that may be to blame; None: none is.
+    """
     run = turn.run(run_id)
     failed_at = min(failed_at, turn.now)
     if run.decision is None:
@@ -217,7 +160,7 @@ def fail_attempt(
 
 
 def book_downtime(turn: Turn, run_id: str, failed_at: dt.datetime, reason: str) -> None:
-    """Book the time since the last progress as stalled, and from now on as starting."""
+    """Book the time from `failed_at` until now as stalled, and from now on as starting."""
     run = turn.run(run_id)
     book = time_ledger.switch(run.ledger, Bucket.STALLED, failed_at)
     book = time_ledger.switch(book, Bucket.STARTING, turn.now)
@@ -225,7 +168,12 @@ def book_downtime(turn: Turn, run_id: str, failed_at: dt.datetime, reason: str) 
 
 
 def attempt_dead(turn: Turn, run_id: str, state: AttemptState = AttemptState.ENDED) -> None:
-    """No process of the attempt is left (or it was fenced): judge, unless a hold says wait."""
+    """End an attempt of which no process is left, and go on to :func:`decide`.
+
+    There are three ways to get here: the last agent confirmed its stop, the cluster confirmed that
+    the last worker is gone, and the fence timer (`state` is then `fenced`: nothing is confirmed, so
+    nothing the attempt still writes counts).
+    """
     turn.change_attempt(run_id, state=state, ended_at=turn.now)
     turn.cancel_timer(run_id, Timer.STOP, Timer.FENCE, Timer.STACKS)
     run = turn.run(run_id)
@@ -236,9 +184,11 @@ def attempt_dead(turn: Turn, run_id: str, state: AttemptState = AttemptState.END
 
 
 def decide(turn: Turn, run_id: str) -> None:
-    """Carry out what was decided, or judge first.
+    """Carry out what was decided about a run without a live attempt; judge its failure first.
 
-    Does nothing under a hold: `release` comes back here.
+    There are three ways to get here: the attempt is dead (:func:`attempt_dead`), a hold was
+    released, and a person asked for a restart or a rollback while nothing ran. Does nothing if
+    nothing was decided, if it is carried out already, or under a hold.
     """
     run = turn.run(run_id)
     decision = run.decision
@@ -307,7 +257,7 @@ def _judge(turn: Turn, run: Run, decision: Retry | Rollback, failure: Failure) -
 def _incident(
     turn: Turn, run: Run, restart: Restart, failure: Failure, verdict: recovery.Verdict
 ) -> str:
-    """The incident of this failure: the monitor's if it opened one, or a new one."""
+    """The id of the failure's incident: the one that a monitor opened, or a new one."""
     known = turn.state.incidents.get(restart.incident or "")
     if known is not None and known.state is not IncidentState.RESOLVED:
         turn.change_incident(
@@ -333,8 +283,10 @@ def _incident(
 
 def _remember(turn: Turn, run_id: str, verdict: recovery.Verdict) -> None:
     run = turn.run(run_id)
-    avoid = _with(run.avoid, verdict.avoid)[-recovery.AVOIDED :]
-    excluded = _with(run.excluded, verdict.distrust)
+    avoid = recovery.avoiding(run, verdict.avoid)
+    excluded = run.excluded
+    if verdict.distrust is not None and verdict.distrust not in excluded:
+        excluded = (*excluded, verdict.distrust)
     turn.change_run(
         run_id,
         budgets=dict(verdict.budgets),
@@ -355,7 +307,10 @@ def _remember(turn: Turn, run_id: str, verdict: recovery.Verdict) -> None:
 
 
 def _go_on(turn: Turn, run_id: str, decision: Onward, delay: float) -> None:
-    """Prepare the next attempt: at once, or after a back-off."""
+    """Prepare the next attempt: checkpoints, nodes and the back-off of `delay` seconds.
+
+    A rollback that would throw away an hour of work is held instead: it cannot be undone.
+    """
     run = turn.run(run_id)
     if isinstance(decision, Rollback | RollbackTo) and decision.skip is not None:
         turn.change_run(run_id, skip_batches=merge((*run.skip_batches, decision.skip)))
@@ -378,7 +333,7 @@ def _go_on(turn: Turn, run_id: str, decision: Onward, delay: float) -> None:
 
 
 def merge(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    """Inclusive ranges, sorted, with overlapping and adjacent ones joined."""
+    """Sort inclusive ranges, and join those that overlap or touch."""
     joined: list[tuple[int, int]] = []
     for begin, end in sorted(ranges):
         if joined and begin <= joined[-1][1] + 1:
@@ -386,7 +341,3 @@ def merge(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
         else:
             joined.append((begin, end))
     return tuple(joined)
-
-
-def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
-    return names if name is None or name in names else (*names, name)

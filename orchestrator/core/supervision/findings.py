@@ -1,4 +1,4 @@
-"""What monitors found: recorded, asked about, or acted on."""
+"""Findings of monitors: recorded, asked about, or acted on, as the remedy table has it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator.core.supervision.hangs import capture_stacks, end_hang, node_o
 from orchestrator.core.turn import Turn
 
 ASK_SECONDS = 900.0
-"""An `ask` without an answer acts after this long.
+"""Seconds after which an `ask` acts without an answer.
 
 A run that loses time at night must not wait for the morning.
 """
@@ -127,9 +127,10 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
 
 
 def act_unanswered(turn: Turn, run_id: str, incident_id: str) -> None:
-    """Nobody answered an `ask` in time: do what was proposed, if the run still is where it was.
+    """Start the remedy of an incident about which nobody answered an `ask` in time.
 
-    Under a hold it waits for the release (`resume`).
+    Does nothing if the attempt is not the same any more, or under a hold: its release
+    (:func:`resume`) looks again.
     """
     incident = turn.state.incidents.get(incident_id)
     if incident is not None and not turn.held(run_id):
@@ -137,7 +138,10 @@ def act_unanswered(turn: Turn, run_id: str, incident_id: str) -> None:
 
 
 def resume(turn: Turn, run_id: str) -> None:
-    """A hold has ended: do what it kept back, the anomalies first."""
+    """Start the remedies that a hold kept back, anomalies first: a rollback makes up for a hang.
+
+    Incidents that someone has acknowledged, or whose `ask` is still open, are left to them.
+    """
     run = turn.run(run_id)
     if run.decision is not None:
         end_hang(turn, run_id)
@@ -154,7 +158,7 @@ def resume(turn: Turn, run_id: str) -> None:
 
 
 def _act_late(turn: Turn, run_id: str, incidents: list[Incident]) -> None:
-    """Act on the first of these that is open still, in an attempt that runs still."""
+    """Act on the first incident that is open, if it belongs to the attempt that runs."""
     run, attempt = turn.run(run_id), turn.attempt(run_id)
     if attempt is None or attempt.state not in RUNNABLE_ATTEMPT_STATES or run.decision is not None:
         return

@@ -1,4 +1,4 @@
-"""The logbook: what happened to a run and why, in sentences for the person who slept. Pure."""
+"""The logbook: what happened to a run and why, in sentences for the person on call. Pure."""
 
 from __future__ import annotations
 
