@@ -54,6 +54,8 @@ NODE, LEMON, OLD_LEMON = (
 )
 
 EVICTED = failed(F.PREEMPTION).model_copy(update={"source": Evidence.CLUSTER})
+XID = failed(F.GPU_HARDWARE).model_copy(update={"source": Evidence.DRIVER})
+"""What the driver says of a GPU."""
 
 CRASHES = [
     # The first time, whatever it is, the same nodes are tried again at once.
@@ -69,8 +71,9 @@ CRASHES = [
     # The pause doubles, up to a minute.
     (failed(F.SIGNAL), spent(INFRA, 3), None, Remedy.RETRY, 4.0, None, None),
     (failed(F.SIGNAL), spent(INFRA, 20), None, Remedy.RETRY, 60.0, None, None),
-    # A GPU that reports its own fault: the node is avoided and cordoned the first time.
-    (failed(F.GPU_HARDWARE), {}, NODE, Remedy.REPLACE_NODE, 0.0, "node-1", "node-1"),
+    # A faulty GPU: the run avoids the node the first time; the driver's word takes it from all.
+    (failed(F.GPU_HARDWARE), {}, NODE, Remedy.REPLACE_NODE, 0.0, "node-1", None),
+    (XID, {}, NODE, Remedy.REPLACE_NODE, 0.0, "node-1", "node-1"),
     (failed(F.GPU_HARDWARE), {}, None, Remedy.RETRY, 0.0, None, None),
     # A node that failed others three times in a day is avoided the first time, not cordoned.
     (failed(F.NETWORK), {}, LEMON, Remedy.REPLACE_NODE, 0.0, "node-1", None),
@@ -127,7 +130,8 @@ def test_what_is_done_about_a_crash(
     case = Case(failure=failure, node=node.id if node else None)
     verdict = judge(run(best_step=100, budgets=budgets), attempt(), case, node, NOW)
     assert (verdict.remedy, verdict.delay) == (remedy, delay)
-    assert (verdict.avoid, verdict.cordon) == (avoid, cordon)
+    cordoned = verdict.cordon.node if verdict.cordon else None
+    assert (verdict.avoid, cordoned) == (avoid, cordon)
 
 
 @pytest.mark.parametrize(

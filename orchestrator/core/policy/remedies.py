@@ -94,8 +94,8 @@ def _replace(failure_class: FailureClass) -> Rule:
 FAILURES: Mapping[FailureClass, Rule] = {
     rule.failure_class: rule
     for rule in (
-        # The device reports its own fault: the node is avoided and cordoned the first time
-        # (FAILURES.md rows 1, 3 and 4). All others are tried again before a node is blamed.
+        # The device is at fault: the node is avoided the first time, and cordoned where a machine
+        # says so (FAILURES.md rows 1, 3, 4). All others are tried again before a node is blamed.
         _replace(FailureClass.GPU_HARDWARE),
         _replace(FailureClass.GPU_INTERCONNECT),
         _retry(FailureClass.NETWORK, trips_breaker=True),

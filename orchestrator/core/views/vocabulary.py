@@ -60,7 +60,7 @@ def failures() -> str:
     for kind, rule in remedies.FAILURES.items():
         budget = remedies.BUDGETS[rule.cause] if rule.cause else None
         notes = (
-            ("cordons the node", rule.remedy is Remedy.REPLACE_NODE),
+            ("cordons the node if proven", rule.remedy is Remedy.REPLACE_NODE),
             ("counts for the breaker", rule.trips_breaker),
             ("casts doubt on the checkpoint", rule.suspects_checkpoint),
         )
