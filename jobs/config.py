@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from jobs.spec import RunSpec
+from monitors.exit_rules import RuleFile
 
 
 class AgentConfig(BaseModel):
@@ -41,5 +42,7 @@ class AgentConfig(BaseModel):
     """
     spec: RunSpec
     """The run spec, with `workdir` and `checkpoint.directory` absolute."""
+    log_rules: tuple[RuleFile, ...] = ()
+    """Rules for logs of the cluster; those of the run are in the spec."""
     orphan_seconds: float = 86400.0
     """The agent leaves after this time without ranks and without contact."""

@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from monitors.exit_rules import RuleFile
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -193,6 +195,11 @@ class Monitors(Model):
 
     loss_spike: LossSpike = LossSpike()
     hang: Hang = Hang()
+    logs: tuple[str | RuleFile, ...] = Field(
+        default=(),
+        description="Files of rules that say what words in the logs of this run mean, relative to "
+        "the spec's directory; they come before those of the cluster and of babysit.",
+    )
 
 
 class Recovery(Model):

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs import log_rules
 from jobs.schema import run_schema
 from jobs.schema_words import Words
 from jobs.spec import RunSpec
 from jobs.yaml_file import MAX_BYTES, FileKind, Problem, Source, SpecError
 from jobs.yaml_file import read_text as read_any
+from monitors.exit_rules import RuleFile
 
 __all__ = [
     "ALIASES",
@@ -150,7 +152,8 @@ def resolve(spec: RunSpec, base_directory: str | Path, source: Source | None = N
         source: Positions, for the problems.
 
     Raises:
-        SpecError: The workdir, the program, the script or the checkpoint directory cannot be used.
+        SpecError: The workdir, the program, the script, the checkpoint directory or a file of rules
+            for logs cannot be used.
     """
     source = source or Source("spec")
     workdir = Path(base_directory, spec.workdir).absolute()
@@ -168,9 +171,26 @@ def resolve(spec: RunSpec, base_directory: str | Path, source: Source | None = N
             problems.append(source.problem(("checkpoint", "directory"), message))
         # Without links: one place has one name, so that the core can tell who shares it.
         checkpoint = checkpoint.model_copy(update={"directory": str(directory.resolve())})
+    logs = []
+    for number, file in enumerate(spec.monitors.logs):
+        try:
+            logs.append(_rules(file, base_directory))
+        except SpecError as error:
+            # The path, for people who find the mistake in the file; the spec, for those who look
+            # for the file.
+            problems += [source.problem(("monitors", "logs", number), str(error.problems[0]))]
+            problems += error.problems[1:]
     if problems:
         raise SpecError(problems)
-    return spec.model_copy(update={"workdir": str(workdir), "checkpoint": checkpoint})
+    monitors = spec.monitors.model_copy(update={"logs": tuple(logs)})
+    return spec.model_copy(
+        update={"workdir": str(workdir), "checkpoint": checkpoint, "monitors": monitors}
+    )
+
+
+def _rules(file: str | RuleFile, base_directory: str | Path) -> RuleFile:
+    """Rules for logs, read now: the file may be another one, or gone, when a rank dies."""
+    return file if isinstance(file, RuleFile) else log_rules.read(Path(base_directory, file))
 
 
 def _missing_program(command: Sequence[str], workdir: Path, path: str | None) -> str | None:

@@ -39,6 +39,10 @@ class Strength(IntEnum):
     """The hardware, the kernel or the resource manager is quoted."""
 
 
+_ENDLESS = re.compile(r"\((?:[^()\\]|\\.)*(?<!\\)[+*](?:[^()\\]|\\.)*\)(?:[+*]|\{\d+,\})")
+"""A repeated group that holds a repetition: such patterns can take exponential time."""
+
+
 def _lines(value: object) -> object:
     """A text of one pattern a line, as a list."""
     if isinstance(value, str):
@@ -86,6 +90,10 @@ class LogRule(_Model):
                 raise ValueError(f"{pattern} is no regular expression: {error}") from error
             if re.search(pattern, ""):
                 raise ValueError(f"{pattern} matches every line")
+            if _ENDLESS.search(pattern):
+                raise ValueError(
+                    f"{pattern} repeats a repetition, which may take for ever on a line"
+                )
         return value
 
     @model_validator(mode="after")

@@ -9,11 +9,16 @@ from typing import NamedTuple
 from monitors.benign_lines import is_harmless, looks_like_error, was_survived
 from monitors.exit_rules import RuleSet, Strength
 from monitors.failures import Advice, FailureClass
-from monitors.log_lines import LogLevel, read_lines
+from monitors.log_lines import LogLevel, LogLine, read_lines
 from monitors.tracebacks import WRAPPERS, Death, find_tracebacks
 
 TAIL_CHARACTERS = 262_144
 """Of a longer log the beginning is not read."""
+_LINE_CHARACTERS = 600
+"""Of a longer line the rest is not searched for words."""
+_SEARCHED_CHARACTERS = 40_000
+"""Of all lines that may explain a death, from the end: about 400 lines, half a second."""
+_TELLING_LINES = 200
 _PROGRAMMING = frozenset(
     {
         "AssertionError",
@@ -74,6 +79,7 @@ class Reading:
             line.text for number, line in enumerate(self._lines) if number not in self._source
         )
         self._wanted = rules.wanted(text + log[-TAIL_CHARACTERS:])
+        self._known: dict[tuple[int, bool], list[Match]] = {}
         self._raised = {number for death in self._deaths for number in _members(death)}
 
     @cached_property
@@ -135,7 +141,7 @@ class Reading:
         """
         kept = [
             line
-            for number, line in enumerate(self._lines)
+            for number, line in [*enumerate(self._lines)][-_TELLING_LINES:]
             if number not in self._source
             and any(c.isalnum() for c in line.text)
             and not line.is_progress
@@ -162,14 +168,32 @@ class Reading:
             plain: Whether lines count that are neither a machine's nor say that they are errors.
         """
         begin = self._after_progress(start or end)
-        found = []
-        for number in range(begin, len(self._lines)):
+        return self._matches(
+            number
+            for number in range(len(self._lines) - 1, begin - 1, -1)
+            if plain or self._may_explain(self._lines[number])
+        )
+
+    def _matches(self, numbers: Iterable[int]) -> list[Match]:
+        """Matches of lines, given from the last to the first; in the order of the log.
+
+        Only the last `_SEARCHED_CHARACTERS` are searched: an agent that reports a death has no time
+        for more, and the end outranks the past.
+        """
+        found: list[Match] = []
+        left = _SEARCHED_CHARACTERS
+        for number in numbers:
             if number in self._source or number in self._raised:
                 continue
-            line = self._lines[number]
-            if plain or line.is_machine or line.level >= LogLevel.ERROR or looks_like_error(line):
-                found += self._of_line(number)
-        return found
+            left -= min(len(self._lines[number].text), _LINE_CHARACTERS)
+            if left < 0:
+                break
+            found += self._of_line(number)
+        return sorted(found, key=lambda match: match.line)
+
+    @staticmethod
+    def _may_explain(line: LogLine) -> bool:
+        return line.is_machine or line.level >= LogLevel.ERROR or looks_like_error(line)
 
     def _after_progress(self, before: int) -> int:
         """The line after the last progress before a line."""
@@ -186,13 +210,18 @@ class Reading:
 
         Output that a program buffered may come after them and look like progress.
         """
-        numbers = [n for n, line in enumerate(self._lines) if line.is_machine]
-        matches = [m for n in numbers if n not in self._source for m in self._of_line(n)]
-        return [match for match in matches if match.strength >= Strength.SYMPTOM]
+        numbers = (n for n in range(len(self._lines) - 1, -1, -1) if self._lines[n].is_machine)
+        return [match for match in self._matches(numbers) if match.strength >= Strength.SYMPTOM]
 
     def _of_line(self, number: int, *, is_raised: bool = False) -> list[Match]:
+        key = (number, is_raised)
+        if key not in self._known:
+            self._known[key] = self._read_line(number, is_raised=is_raised)
+        return self._known[key]
+
+    def _read_line(self, number: int, *, is_raised: bool) -> list[Match]:
         line = self._lines[number]
-        text = line.text.strip()
+        text = line.text.strip()[:_LINE_CHARACTERS]
         if self._rules.is_harmless(text) or (not is_raised and is_harmless(line)):
             return []
         xid = self._rules.xid_class(text)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-LINE_CHARACTERS = 2_000
+LINE_CHARACTERS = 1_000
 """Of a longer line the rest is not read."""
 
 

@@ -88,6 +88,11 @@ class Settings(BaseSettings):
         description="How long a stopping server may take to answer open requests. Runs continue "
         "without it in any case.",
     )
+    log_rules: Path | None = Field(
+        default=None,
+        description="YAML file of rules that say what words in logs mean, for every run of this "
+        "cluster; they come before babysit's own. Read when the server starts.",
+    )
     worker_lost_seconds: float = Field(
         default=15.0,
         gt=0,

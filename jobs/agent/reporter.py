@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import structlog
@@ -15,6 +16,8 @@ from jobs.agent.outbox import Outbox
 from jobs.clock import Clock
 from jobs.config import AgentConfig
 from jobs.events import AgentEvent, RankExited
+from jobs.log_rules import rule_set
+from monitors.exit_rules import RuleFile, RuleSet
 from monitors.exits import classify
 from monitors.failures import Failure
 
@@ -30,6 +33,13 @@ class Reporter:
         self.clock = clock
         self._outbox = outbox
         self._log = structlog.get_logger(part="reporter")
+
+    @cached_property
+    def log_rules(self) -> RuleSet:
+        """Which words of a log mean what, for this run. Takes about 0.3 s the first time."""
+        config = self._config
+        files = (file for file in config.spec.monitors.logs if isinstance(file, RuleFile))
+        return rule_set(files, config.log_rules)
 
     def fields(self, attempt: int, cause: str | None = None) -> dict[str, Any]:
         """Fields common to all events: new id, time, actor, and the command that caused it."""
@@ -74,6 +84,7 @@ class Reporter:
             code,
             oom_killed=gang.oom_killed,
             killed_by_agent=process.killed and code == _KILLED,
+            rules=self.log_rules,
         )
         exited = RankExited(
             rank=process.rank,

@@ -231,6 +231,8 @@ class Agent:
             self._reporter.say(
                 RanksStarted(ranks=command.ranks, **self._reporter.fields(gang.attempt, command.id))
             )
+        # Read while the ranks start, so that the first death waits for nothing.
+        await asyncio.to_thread(lambda: self._reporter.log_rules)
 
     async def _launch_rank(self, gang: Gang, process: RankProcess) -> None:
         key = f"{gang.attempt}/{process.rank}"

@@ -22,10 +22,13 @@ from pathlib import Path
 
 import structlog
 
+from jobs import log_rules
 from jobs.agent.reaper import ENV_WORKER, kill_strays, strays
 from jobs.clock import Clock
 from jobs.config import AgentConfig
 from jobs.processes import end_of, identify, is_alive, open_pidfd, send_signal
+from jobs.yaml_file import SpecError
+from monitors.exit_rules import RuleFile
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.local import hardware
 from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, Node, virtual_nodes
@@ -60,9 +63,17 @@ def from_settings(settings: Settings, clock: Clock) -> LocalCluster:
             cpus_per_node=settings.local_cpus_per_node,
             gpus_per_node=settings.local_gpus_per_node,
             memory_per_node=settings.local_memory_per_node,
+            log_rules=_log_rules(settings.log_rules),
         ),
         clock,
     )
+
+
+def _log_rules(path: Path | None) -> tuple[RuleFile, ...]:
+    try:
+        return () if path is None else (log_rules.read(path.expanduser()),)
+    except SpecError as error:
+        raise ClusterError(f"BABYSIT_LOG_RULES: {error}") from error
 
 
 class LocalCluster:
@@ -241,6 +252,7 @@ class LocalCluster:
             log_directory=self._records.logs(launch.run),
             memory_directory=self._records.memory(launch.run, launch.worker),
             spec=launch.spec,
+            log_rules=self._settings.log_rules,
         )
 
     # --- watching ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from monitors.exit_rules import RuleFile
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.local import hardware
 from orchestrator.core.messages.events import NodeInfo
@@ -28,6 +29,8 @@ class LocalClusterSettings(BaseModel):
     """None: this machine's GPUs, divided contiguously."""
     memory_per_node: int | None = Field(default=None, gt=0)
     """Bytes. None: not accounted."""
+    log_rules: tuple[RuleFile, ...] = ()
+    """Rules for the logs of every run, before babysit's own."""
     labels: dict[str, dict[str, str]] = Field(default_factory=dict)
     """By node: `{"node-1": {"rack": "a"}}`."""
     stop_grace_seconds: float = Field(default=10.0, ge=0)
