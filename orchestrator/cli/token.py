@@ -81,14 +81,20 @@ def token_ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 @token.command()
 def revoke(
     ctx: typer.Context,
-    id_: Annotated[str, typer.Argument(metavar="ID", help="As shown by `babysit token ls`.")],
+    token_: Annotated[
+        str, typer.Argument(metavar="TOKEN", help="A name or an id, as shown by `token ls`.")
+    ],
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Revoke a token. It stops working at once.
 
     For example:
 
-        babysit token revoke 01JABCDEFGHJKMNPQRSTVWXYZ0
+        babysit token revoke mia
     """
-    session(ctx).api.delete(path("tokens", id_))
-    conclude({"id": id_}, form, said=f"Revoked {id_}.")
+    api = session(ctx).api
+    rows = api.get(path("tokens"))
+    named = [row["id"] for row in rows if row["name"] == token_ and row["revoked_at"] is None]
+    id_ = named[0] if named else token_
+    api.delete(path("tokens", id_))
+    conclude({"id": id_}, form, said=f"Revoked {token_}.")

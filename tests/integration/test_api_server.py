@@ -195,11 +195,14 @@ def test_incidents(http: httpx.Client, plane: Plane) -> None:
 
 
 @pytest.fixture
-def tokens(http: httpx.Client) -> dict[str, str]:
-    return {
-        role: http.post("/tokens", json={"name": role, "role": role}).json()["secret"]
+def tokens(http: httpx.Client) -> Iterator[dict[str, str]]:
+    made = {
+        role: http.post("/tokens", json={"name": role, "role": role}).json()
         for role in ("viewer", "operator", "admin")
     }
+    yield {role: token["secret"] for role, token in made.items()}
+    for token in made.values():
+        http.delete(f"/tokens/{token['id']}")
 
 
 async def hold_everything(plane: Plane) -> None:

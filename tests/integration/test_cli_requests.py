@@ -327,3 +327,17 @@ def test_what_the_server_cannot_reach_or_may_not_remove_is_said(
     assert kept.exit_code == REFUSED
     assert f"remove {other} yourself" in kept.stderr
     assert (rank_directory(str(other), 1) / "data").exists(), "another run's files stay"
+
+
+def test_a_name_stands_for_one_token() -> None:
+    made = data("token", "create", "ada")
+    again = babysit("token", "create", "ada")
+    assert (again.exit_code, again.stdout) == (REFUSED, "")
+    assert f"a token ada already ({made['id']})" in again.stderr
+    assert babysit("token", "revoke", "ada").exit_code == OK
+    (row,) = [row for row in data("token", "ls") if row["name"] == "ada"]
+    assert row["revoked_at"] is not None
+    twice = babysit("token", "revoke", made["id"])
+    assert (twice.exit_code, "was revoked" in twice.stderr) == (REFUSED, True)
+    assert data("token", "create", "ada")["id"] != made["id"]
+    assert babysit("token", "revoke", "nobody").exit_code == NOT_FOUND

@@ -12,6 +12,7 @@ from orchestrator.core.messages.events import RunHeld, RunReleased
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.views.models import TokenView
 from orchestrator.database.port import Token
+from orchestrator.errors import ConflictError
 from orchestrator.server.context import Admin, Context, HasContext, Operator, Viewer
 from orchestrator.server.routes.runs import Asked
 from orchestrator.server.run_queries import LIVE
@@ -123,12 +124,29 @@ async def list_tokens(here: HasContext, _: Admin) -> list[TokenView]:
 
 @router.post("/tokens", tags=["tokens"], status_code=201)
 async def create_token(body: NewToken, here: HasContext, _: Admin) -> MadeToken:
-    """Make a token. The secret is in this answer and nowhere else."""
+    """Create a token. The secret is in this answer and nowhere else.
+
+    A name stands for one token at a time: the journal knows callers by it.
+    """
+    if same := [t for t in await _valid_tokens(here) if t.name == body.name]:
+        raise ConflictError(
+            f"there is a token {body.name} already ({same[0].id}): revoke it first, or choose"
+            " another name"
+        )
     token, secret = await here.store.create_token(body.name, body.role, here.clock.now())
     return MadeToken.model_validate({**_token(token), "secret": secret})
 
 
 @router.delete("/tokens/{token}", tags=["tokens"], status_code=204)
 async def revoke_token(token: str, here: HasContext, _: Admin) -> None:
-    """Make a token worthless, at once."""
+    """Revoke a token. It stops working at once."""
+    found = next((each for each in await here.store.tokens() if each.id == token), None)
+    if found is not None and found.revoked_at is not None:
+        raise ConflictError(
+            f"the token {found.name} ({found.id}) was revoked {found.revoked_at:%Y-%m-%d %H:%M} UTC"
+        )
     await here.store.revoke_token(token, here.clock.now())
+
+
+async def _valid_tokens(here: Context) -> list[Token]:
+    return [token for token in await here.store.tokens() if token.revoked_at is None]
