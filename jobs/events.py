@@ -229,7 +229,7 @@ class AttemptStopped(WorkerEvent):
 
 
 class RankStack(BaseModel):
-    """The stack of one rank."""
+    """Two looks at one rank, about a second apart."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -237,9 +237,23 @@ class RankStack(BaseModel):
     process_state: str
     """Letter from /proc: R running, S sleeping, D uninterruptible, T stopped, Z zombie."""
     frames: tuple[str, ...] = ()
-    """Innermost first: `function (file:line)`."""
+    """Of the main thread, innermost first: `function (file:line)`."""
+    frames_later: tuple[str, ...] = ()
+    """Frames at the second look; empty when nothing had changed."""
+    wait_channel: str = ""
+    """Kernel function the main thread waits in; empty where the kernel does not say."""
+    traced: bool = False
+    """A debugger is attached."""
+    on_gpu: bool = False
+    """The process has an accelerator open."""
+    cpu_seconds: float = 0.0
+    """CPU time of the main thread between the looks."""
+    helpers: tuple[str, ...] = ()
+    """Other threads and children that moved between the looks, or may go on by themselves."""
+    dead_children: tuple[str, ...] = ()
+    """Children that are stopped or dead."""
     error: str = ""
-    """Why the stack could not be captured; empty: it was."""
+    """Why there are no frames; empty when there are."""
 
 
 class StacksCaptured(WorkerEvent):

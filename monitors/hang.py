@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,7 @@ _STEPS_KEPT = 256
 _FEWEST_STEPS = 5
 """Step times needed before they set a limit."""
 _PHASES_KEPT = 64
+_PAUSES_KEPT = 16
 _IN_LOOP = frozenset({Phase.TRAINING, Phase.LOADING})
 _LONGEST_TICK_SECONDS = 10.0
 _FEWEST_TICKS = 2
@@ -52,6 +54,11 @@ class HangSettings(BaseModel):
     """Least limit of an evaluation; it is also five times the longest one seen."""
     phase_factor: float = Field(default=5.0, ge=1)
     """Limit of a phase as a multiple of the longest one seen."""
+    suspect_starting_seconds: float = Field(default=30.0, gt=0)
+    """Silence while starting, before the first steps, or in a phase never seen to end, after which
+    a look at the ranks is worth it. Only `starting_seconds` ends such a run without proof."""
+    pause_factor: float = Field(default=1.5, ge=1)
+    """Limit as a multiple of pauses that came twice: what comes back is part of the run's pace."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -90,6 +97,14 @@ class HangMonitor:
         """The attempt of the newest sample: samples tell the pace better than looks do."""
         self._last_tick: float | None = None
         self._reported: set[int] = set()
+        self.moved_again = False
+        """At the last look, every rank that had been reported had moved since."""
+        self._in_pace = False
+        """Whether a step of the attempt had ended at the last look."""
+        self._long: deque[float] = deque(maxlen=_PAUSES_KEPT)
+        """Pauses beyond the limit that ended by themselves."""
+        self.longest_pause = 0.0
+        """Longest silence in training that ended by itself, seconds."""
 
     @property
     def median_step_seconds(self) -> float | None:
@@ -115,53 +130,59 @@ class HangMonitor:
         self._attempt = attempt
         self._ranks.clear()
         self._reported.clear()
+        self._in_pace = False
 
     def limit(self, phase: str) -> float:
         """Seconds of silence that are normal in a phase (a :class:`babysit.wire.Phase` value).
 
-        Infinite when finished. Until a step of the attempt has ended, training has the limit of
-        starting: the first step compiles and connects.
+        Until a step of the attempt has ended, training has the limit of starting: the first step
+        compiles and connects.
         """
         s = self._settings
-        if phase == Phase.FINISHED:
-            return float("inf")
         if phase == Phase.CHECKPOINTING:
             return self._phase_limit(Phase.CHECKPOINTING, s.checkpointing_floor_seconds)
         if phase == Phase.EVALUATING:
             return self._phase_limit(Phase.EVALUATING, s.evaluating_floor_seconds)
         median = self.median_step_seconds
         if phase not in _IN_LOOP or self._stepped < self._attempt:
-            return s.starting_seconds
+            return min(s.starting_seconds, s.suspect_starting_seconds)
         if s.after_seconds is not None:
             return s.after_seconds
         if median is None:
-            return s.starting_seconds
+            return min(s.starting_seconds, s.suspect_starting_seconds)
+        again = sorted(self._long)[-2] if len(self._long) > 1 else 0.0
         return max(
             s.floor_seconds,
             s.median_factor * median,
             s.quantile_factor * self._steps.quantile(0.99),
+            s.pause_factor * again,
         )
 
     def _phase_limit(self, phase: Phase, floor: float) -> float:
         seen = self._phases[phase]
         if not len(seen):
-            return max(floor, self._settings.starting_seconds)
+            return max(floor, self._settings.suspect_starting_seconds)
         return max(floor, self._settings.phase_factor * seen.quantile(1.0))
 
-    def tick(self, now: float, beats: Sequence[Beat]) -> list[Finding]:
+    def tick(
+        self, now: float, beats: Sequence[Beat], *, wall: float | None = None
+    ) -> list[Finding]:
         """Look at the last beats of all ranks in contact; at most one finding for a hang.
 
         Args:
-            now: Seconds on the caller's clock; only differences between ticks matter.
+            now: Seconds on a monotonic clock; only differences between ticks matter.
             beats: One for each rank whose agent is in contact.
+            wall: Unix seconds, for the times in a finding; absent: `now`.
         """
         elapsed = 0.0 if self._last_tick is None else now - self._last_tick
         self._last_tick = now
+        known_before = bool(self._reported)
         self._take(min(max(elapsed, 0.0), _LONGEST_TICK_SECONDS), beats)
         hung = self._hung()
         known = bool(self._reported)
+        self.moved_again = known_before and not known
         self._reported |= {watched.beat.rank for watched in hung}
-        return [self._finding(now, hung)] if hung and not known else []
+        return [self._finding(now if wall is None else wall, hung)] if hung and not known else []
 
     def _take(self, elapsed: float, beats: Sequence[Beat]) -> None:
         newest = max((beat.attempt for beat in beats), default=0)
@@ -170,17 +191,22 @@ class HangMonitor:
         current = {b.rank: b for b in beats if b.attempt == self._attempt and b.alive}
         self._ranks = {rank: w for rank, w in self._ranks.items() if rank in current}
         self._reported &= current.keys()
+        pause = 0.0
         for rank, beat in current.items():
             watched = self._ranks.get(rank)
             if watched is None:
                 self._ranks[rank] = _Watched(beat)
             elif _progressed(watched.beat, beat):
                 self._reported.discard(rank)
+                pause = max(pause, watched.silence if watched.beat.phase in _IN_LOOP else 0.0)
                 self._advance(watched, beat, elapsed)
             else:
                 watched.silence += elapsed
                 watched.in_phase += elapsed
                 watched.ticks += 1
+        if self._in_pace:  # what came before the first step is no pause of the run's pace
+            self._learn_pause(pause)
+        self._in_pace = self._stepped == self._attempt
 
     def _advance(self, watched: _Watched, beat: Beat, elapsed: float) -> None:
         before = watched.beat
@@ -195,6 +221,11 @@ class HangMonitor:
                 lasted.push(watched.in_phase)
             watched.in_phase = 0.0
         watched.beat, watched.silence, watched.ticks = beat, 0.0, 0
+
+    def _learn_pause(self, silence: float) -> None:
+        self.longest_pause = max(self.longest_pause, silence)
+        if silence > self.limit(Phase.TRAINING):
+            self._long.append(silence)
 
     def _hung(self) -> list[_Watched]:
         """Ranks silent beyond their limit and beyond that of any peer they may rightly wait for."""
@@ -246,6 +277,8 @@ class HangMonitor:
             reason=reason,
             evidence={
                 "limit_seconds": limit,
+                "longest_pause_seconds": round(self.longest_pause, 3),
+                "starting": self._stepped < self._attempt,
                 "median_step_seconds": median,
                 "ranks": [
                     {

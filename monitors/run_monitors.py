@@ -41,6 +41,7 @@ class RunMonitors:
         self._guards: dict[int, NonFiniteGuard] = {}
         self._last_step: dict[int, int] = {}
         self._attempt = 0
+        self._pace_rank: int | None = None
         self._said: set[tuple[FindingKind, int]] = set()
 
     @property
@@ -65,9 +66,17 @@ class RunMonitors:
             findings += self._judge(sample)
         return [finding for finding in findings if self._is_news(finding)]
 
-    def tick(self, now: float, beats: Sequence[Beat]) -> list[Finding]:
+    @property
+    def moved_again(self) -> bool:
+        """See :attr:`monitors.hang.HangMonitor.moved_again`."""
+        return self._hang.moved_again
+
+    def tick(
+        self, now: float, beats: Sequence[Beat], *, wall: float | None = None
+    ) -> list[Finding]:
         """Look for hangs; see :meth:`monitors.hang.HangMonitor.tick`."""
-        return self._hang.tick(now, [beat for beat in beats if beat.attempt >= self._attempt])
+        current = [beat for beat in beats if beat.attempt >= self._attempt]
+        return self._hang.tick(now, current, wall=wall)
 
     def restart(self, attempt: int, step: int) -> None:
         """A new attempt resumed after `step` (0.
@@ -80,12 +89,16 @@ class RunMonitors:
         self._loss.reset(attempt, step)
         self._hang.restart(attempt)
         self._guards.clear()
+        self._pace_rank = None
         self._last_step.clear()
         self._said.clear()
 
     def _judge(self, sample: Sample) -> list[Finding]:
-        if sample.rank == self._settings.loss_rank:
+        # The pace is that of the lowest rank that reports: in a pipeline that may be the last one.
+        if self._pace_rank is None or sample.rank <= self._pace_rank:
+            self._pace_rank = sample.rank
             self._hang.observe(sample)
+        if sample.rank == self._settings.loss_rank:
             return self._loss.observe(sample)
         return self._guards.setdefault(sample.rank, NonFiniteGuard()).observe(sample)
 

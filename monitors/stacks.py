@@ -91,43 +91,12 @@ def cluster(stacks: Iterable[Stack]) -> list[Cluster]:
             ranks=tuple(sorted(stack.rank for stack in members)),
             state=state,
             frames=frames,
-            waiting=_collective(members[0].frames),
+            waiting=collective_of(members[0].frames),
             where=_where(members[0]),
         )
         for (state, frames), members in groups.items()
     ]
     return sorted(clusters, key=lambda c: (-len(c.ranks), c.ranks))
-
-
-def odd_rank(stacks: Sequence[Stack]) -> tuple[int | None, str]:
-    """Name the rank that the others wait for, and say why.
-
-    In order of weight: a process that is stopped, blocked in the kernel or dead; the one rank
-    outside a collective while the others wait in one; the one rank whose stack differs from a clear
-    majority. Otherwise nobody is named.
-
-    Returns:
-        The rank, or None, and one sentence.
-    """
-    if not stacks:
-        return None, "no stacks were captured"
-    clusters = cluster(stacks)
-    abnormal = [c for c in clusters if c.state]
-    # A stack that could not be read says nothing of its rank.
-    outside = [c for c in clusters if not c.state and not c.waiting and c.frames]
-    inside = [c for c in clusters if not c.state and c.waiting]
-    for suspects in (abnormal, outside if inside else []):
-        ranks = [rank for c in suspects for rank in c.ranks]
-        if len(ranks) == 1 and len(ranks) < len(stacks):
-            return ranks[0], _sentence(suspects[0], [c for c in clusters if c is not suspects[0]])
-        if ranks:
-            return None, _crowd(clusters)
-    majority = clusters[0]
-    others = clusters[1:]
-    alone = len(others) == 1 and len(others[0].ranks) == 1 and bool(others[0].frames)
-    if alone and len(majority.ranks) > 1:
-        return others[0].ranks[0], _sentence(others[0], [majority])
-    return None, _crowd(clusters)
 
 
 def _normalised(frame: str) -> str:
@@ -143,7 +112,7 @@ def _parts(frame: str) -> tuple[str, str]:
     return (match["function"], match["file"]) if match else (frame.strip(), "")
 
 
-def _collective(frames: Sequence[str]) -> str:
+def collective_of(frames: Sequence[str]) -> str:
     """The collective that a rank waits in, as the innermost frame that is surely one names it.
 
     Only frames below the user's own code count: wrappers of a whole model (FSDP, DDP) are on every
@@ -161,14 +130,17 @@ def _collective(frames: Sequence[str]) -> str:
     return within
 
 
-def _where(stack: Stack) -> str:
-    if not stack.frames:
-        return stack.error or "an unknown place"
-    for frame in stack.frames:
+def place_of(frames: Sequence[str]) -> str:
+    """Innermost frame of the user's own making, or the innermost at all; for people."""
+    for frame in frames:
         file = _parts(frame)[1]
         if file and not _LIBRARY.search(file):
             return _short(frame)
-    return _short(stack.frames[0])
+    return _short(frames[0]) if frames else "an unknown place"
+
+
+def _where(stack: Stack) -> str:
+    return place_of(stack.frames) if stack.frames else stack.error or "an unknown place"
 
 
 def _short(frame: str) -> str:
@@ -177,29 +149,3 @@ def _short(frame: str) -> str:
         return frame.strip()
     line = f":{match['line']}" if match["line"] else ""
     return f"{match['function']} ({match['file'].rsplit('/', 1)[-1]}{line})"
-
-
-def _doing(c: Cluster) -> str:
-    if c.state:
-        return f"{_STATES[c.state]} (state {c.state}) in {c.where}"
-    if not c.frames:
-        return f"unreadable ({c.where})"
-    return f"waiting in {c.waiting}" if c.waiting else f"in {c.where}"
-
-
-def _sentence(odd: Cluster, others: Sequence[Cluster]) -> str:
-    parts = [f"rank {odd.ranks[0]} is {_doing(odd)}"]
-    parts += [_crowd_part(c) for c in others]
-    return "; ".join(parts)
-
-
-def _crowd(clusters: Sequence[Cluster]) -> str:
-    return "no single odd rank: " + "; ".join(_crowd_part(c) for c in clusters)
-
-
-def _crowd_part(c: Cluster) -> str:
-    if not c.state and c.waiting:
-        verb = "rank waits" if len(c.ranks) == 1 else "ranks wait"
-        return f"{len(c.ranks)} {verb} in {c.waiting}"
-    verb = "rank is" if len(c.ranks) == 1 else "ranks are"
-    return f"{len(c.ranks)} {verb} {_doing(c)}"

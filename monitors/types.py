@@ -20,6 +20,7 @@ class FindingKind(StrEnum):
     """What a monitor can find."""
 
     HANG = "hang"  # no step ends
+    SLOW = "slow"  # silent beyond its pace, but it moves or waits for what may come
     NON_FINITE = "non_finite"  # the loss or the gradient norm is NaN or infinite
     LOSS_SPIKE = "loss_spike"  # the loss jumped and stays up
     LOSS_BLIP = "loss_blip"  # the loss jumped and came back by itself

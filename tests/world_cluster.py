@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
@@ -129,6 +129,24 @@ class Agent:
     memory: list[ShardReport] = field(default_factory=list)
 
 
+REDUCE = ("all_reduce (torch/distributed/distributed_c10d.py:2800)", "step (train.py:30)")
+
+
+def stopped(odd: int) -> Callable[[int], RankStack]:
+    """Looks at ranks of which one is stopped, while the others wait for it in a collective."""
+    return lambda rank: RankStack(
+        rank=rank, process_state="T" if rank == odd else "S", frames=REDUCE
+    )
+
+
+def sleeping(odd: int) -> Callable[[int], RankStack]:
+    """Looks at ranks of which one sleeps in its own code, while the others wait for it."""
+    own = {"frames": ("validate (train.py:70)",), "wait_channel": "hrtimer_nanosleep"}
+    return lambda rank: RankStack(
+        **{"rank": rank, "process_state": "S", "frames": REDUCE, **(own if rank == odd else {})}
+    )
+
+
 @dataclass
 class ClusterWorld:
     """A cluster of `nodes` nodes, the core's state, and the messages under way."""
@@ -147,6 +165,8 @@ class ClusterWorld:
     orders: list[SendCommand] = field(default_factory=list)
     progress: dict[str, Progress] = field(default_factory=dict)
     """How far each run's rank 0 has come; the core hears of it as the controller tells it."""
+    look: Callable[[int], RankStack] = field(default_factory=lambda: stopped(1))
+    """What an agent sees when it looks at a rank."""
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -277,9 +297,7 @@ class ClusterWorld:
             case StopAttempt():
                 self._stop(agent, command.attempt)
             case CaptureStacks():
-                stacks = tuple(
-                    RankStack(rank=r, process_state="S", frames=("f (x:1)",)) for r in agent.ranks
-                )
+                stacks = tuple(self.look(rank) for rank in agent.ranks)
                 self._say(agent, StacksCaptured, attempt=command.attempt, stacks=stacks)
             case VerifyCheckpoint():
                 self._say(

@@ -35,6 +35,11 @@ class RankProcess:
     """True if the agent sent it SIGKILL."""
 
     @property
+    def python_pid(self) -> int:
+        """The process that called `babysit.init()`: a shell may have started it. Else `pid`."""
+        return self.reader.pid or self.pid
+
+    @property
     def alive(self) -> bool:
         """True if it was forked and has not been reaped."""
         return self.pid > 0 and self.code is None

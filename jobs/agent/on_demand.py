@@ -19,8 +19,8 @@ async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Re
     """Report the stacks of the attempt's ranks; empty if it does not run here."""
     pids: dict[int, int] = {}
     if gang is not None and gang.attempt == command.attempt:
-        pids = {process.rank: process.pid for process in gang.ranks.values() if process.pid}
-    found = await stacks.capture(pids)
+        pids = {process.rank: process.python_pid for process in gang.ranks.values() if process.pid}
+    found = await stacks.capture(pids, reporter.clock)
     reporter.say(StacksCaptured(stacks=found, **reporter.fields(command.attempt, command.id)))
 
 

@@ -66,6 +66,12 @@ class RankReader:
         self._offset += whole
         return data[:whole].decode(errors="replace").splitlines()
 
+    @property
+    def pid(self) -> int:
+        """The process that joined as this rank; 0: none has."""
+        ring = self._open()
+        return 0 if ring is None else ring.progress().pid
+
     def beat(self, *, alive: bool) -> RankBeat:
         """The current progress of the rank; `STARTING` and its start time before it has a ring."""
         ring = self._open()

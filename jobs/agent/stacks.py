@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import sys
@@ -10,38 +11,89 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.agent import fork_server
+from jobs.agent import fork_server, process_facts
+from jobs.clock import Clock
 from jobs.events import RankStack
 
 _PATIENCE_SECONDS = 10.0
-"""Limit for one dump, which takes about 0.1 s; a rank that pages in may need longer."""
+"""For one dump. It takes about 0.1 s; a rank on its way through a page-in storm may take longer."""
+LOOK_SECONDS = 1.0
+"""Between the two looks: what has not moved in a second, at a process that was silent for several,
+stands still."""
+_MOST_NAMED = 8
+"""Helpers and dead children that are named; more would say nothing new."""
 _TRIES = 3
 """Attempts: a stack that changes while it is read without a pause may be unreadable."""
 
 
-async def capture(pids: Mapping[int, int]) -> tuple[RankStack, ...]:
-    """Stacks of ranks, by rank. A failure for one rank does not raise; see its `error`.
+async def capture(pids: Mapping[int, int], clock: Clock) -> tuple[RankStack, ...]:
+    """Look at ranks twice, `LOOK_SECONDS` apart, and say what each was doing.
+
+    Never raises for one rank's sake: its `error` says what went wrong.
 
     Args:
-        pids: Pid of each rank.
+        pids: The process of each rank: the one that runs its Python code, where that is known.
+        clock: For the time between the looks.
     """
-    stacks = await asyncio.gather(*(_capture(rank, pid) for rank, pid in sorted(pids.items())))
-    return tuple(stacks)
+    ranks = sorted(pids)
+    first = await asyncio.gather(*(_look(pids[rank]) for rank in ranks))
+    if not first:
+        return ()
+    await clock.sleep(LOOK_SECONDS)
+    second = await asyncio.gather(*(_look(pids[rank]) for rank in ranks))
+    return tuple(
+        _stack(rank, pids[rank], *looks) for rank, *looks in zip(ranks, first, second, strict=True)
+    )
 
 
-async def _capture(rank: int, pid: int) -> RankStack:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Look:
+    """One look at a rank."""
+
+    tasks: dict[int, process_facts.Task]
+    threads: list[dict[str, Any]]
+    """As py-spy prints them; empty when it could not read the process."""
+    error: str
+
+
+async def _look(pid: int) -> _Look:
+    tasks = await asyncio.to_thread(process_facts.snapshot, pid)
     error = ""
     for _ in range(_TRIES):
-        state = process_state(pid)
-        if state in {"X", "Z"}:
-            return RankStack(rank=rank, process_state=state, error=f"process {pid} has ended")
+        if process_state(pid) in {"X", "Z"}:
+            return _Look(tasks, [], f"process {pid} has ended")
         output, error = await _dump(pid)
         if not error:
             try:
-                return RankStack(rank=rank, process_state=state, frames=frames(json.loads(output)))
-            except (ValueError, KeyError, TypeError) as reason:
-                error = f"unexpected output of py-spy: {reason!r}"
-    return RankStack(rank=rank, process_state=process_state(pid), error=error)
+                return _Look(tasks, list(json.loads(output)), "")
+            except (ValueError, TypeError) as reason:
+                error = f"py-spy said something else than expected: {reason!r}"
+    return _Look(tasks, [], error)
+
+
+def _stack(rank: int, pid: int, before: _Look, after: _Look) -> RankStack:
+    python = [t.get("os_thread_id") for look in (before, after) for t in look.threads]
+    facts = process_facts.compare(
+        pid, before.tasks, after.tasks, [t for t in python if t is not None]
+    )
+    try:
+        first, later = frames(before.threads), frames(after.threads)
+        error = before.error or after.error
+    except (KeyError, TypeError) as reason:
+        first, later, error = (), (), f"py-spy said something else than expected: {reason!r}"
+    return RankStack(
+        rank=rank,
+        process_state=process_state(pid),
+        frames=first or later,
+        frames_later=later if later != first else (),
+        wait_channel=facts.channel,
+        traced=facts.traced,
+        on_gpu=facts.on_gpu,
+        cpu_seconds=round(facts.cpu_seconds, 3),
+        helpers=facts.helpers[:_MOST_NAMED],
+        dead_children=facts.dead_children[:_MOST_NAMED],
+        error="" if first or later else error,
+    )
 
 
 async def _dump(pid: int) -> tuple[bytes, str]:

@@ -78,6 +78,7 @@ def _facts(run: dict[str, Any], now: dt.datetime) -> str:
         "name": run["name"],
         "id": run["id"],
         "state": f"{run['state']} ({run['reason']})" if run["reason"] else run["state"],
+        **_suspicion(run["suspect"], now),
         "attempt": f"{run['attempt']} on {', '.join(run['node_names']) or 'no node'}",
         "step": str(run["step"]),
         "loss": number("loss")(run),
@@ -91,6 +92,17 @@ def _facts(run: dict[str, Any], now: dt.datetime) -> str:
     if run["avoid"]:
         facts["avoids"] = ", ".join(run["avoid"])
     return "\n".join(f"{key + ':':<12}{value}" for key, value in facts.items())
+
+
+def _suspicion(suspect: dict[str, Any] | None, now: dt.datetime) -> dict[str, str]:
+    """`silent for 40 s: rank 1 moves in validate (train.py:70); restarts at 60 s`."""
+    if suspect is None:
+        return {}
+    silent = (now - dt.datetime.fromisoformat(suspect["since"])).total_seconds()
+    said = f"silent for {words(max(0.0, silent))}: {suspect['evidence']}"
+    if suspect["limit_seconds"] is not None:
+        said += f"; restarts at {words(suspect['limit_seconds'])}"
+    return {"suspect": said}
 
 
 def checkpoint_words(checkpoint: dict[str, Any] | None) -> str:

@@ -22,7 +22,9 @@ from orchestrator.core.messages.events import (
     FindingRaised,
     MaintenanceDue,
     NodeInfo,
+    ProgressSeen,
     SchedulingPassDue,
+    StepReached,
     TimerFired,
     WorkerLost,
 )
@@ -152,6 +154,11 @@ class BackgroundLoops:
                 finding=finding,
                 actor=f"monitor:{finding.kind}",
             )
+        if pipeline.moved_again:
+            await self._queue.decide(ProgressSeen, run=run, attempt=attempt.number)
+        # Steps of ranks that draw batches and never report come with heartbeats only.
+        if (reached := pipeline.beyond(attempt)) is not None:
+            await self._queue.decide(StepReached, run=run, attempt=attempt.number, **reached)
 
     async def _store_receipts(self) -> None:
         if ids := self._receipts.copy():

@@ -16,6 +16,7 @@ import dataclasses
 import datetime as dt
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from jobs.events import Event, Heartbeat, RankExited, RankSamples, Report
 from jobs.spec import RunSpec
@@ -75,7 +76,7 @@ def may_end(event: Event, state: State) -> list[Attempt]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """How far rank 0 of an attempt has come."""
+    """How far an attempt has come: the furthest of its ranks, since not every rank reports."""
 
     attempt: int = 0
     step: int = 0
@@ -108,6 +109,8 @@ class RunSamplePipeline:
         self._monitors = RunMonitors(monitor_settings(spec))
         self._heartbeats: dict[str, tuple[float, Heartbeat]] = {}
         self._progress = Progress()
+        self._speaker = 0
+        """The lowest rank of the attempt that reports."""
 
     def rebuild(self, tail: Iterable[tuple[int, RankSamples]], live: Attempt) -> None:
         """Feed stored samples (the newest, of rank 0) to monitors that have seen nothing.
@@ -131,7 +134,7 @@ class RunSamplePipeline:
         """
         samples = sort_samples(attempt, columns)
         self.observe(samples)
-        for sample in (s for s in samples if s.rank == 0):
+        for sample in samples:
             self.note(sample)
 
     def observe(self, samples: Sequence[Sample]) -> list[Finding]:
@@ -146,22 +149,46 @@ class RunSamplePipeline:
             return _reached(attempt.run, now, make)
         return None
 
+    def beyond(self, attempt: Attempt) -> dict[str, Any] | None:
+        """Fields of StepReached where an attempt is at or past its milestone; else None."""
+        now = self._progress
+        if now.attempt != attempt.number or now.step < attempt.milestone:
+            return None
+        return _fields(now)
+
     def note(self, sample: Sample) -> Progress:
-        """Remember a step of rank 0; the progress of its attempt with it."""
-        before, blocked = self._progress, sample.blocked_seconds
-        if before.attempt == sample.attempt:
-            blocked += before.blocked_seconds
-        self._progress = Progress(sample.attempt, sample.step, sample.time, blocked)
+        """Remember a step of a rank; the progress of its attempt with it.
+
+        Saves block all ranks alike: their seconds are those of one rank, the lowest that reports.
+        """
+        before = self._progress
+        if before.attempt != sample.attempt:
+            before, self._speaker = Progress(sample.attempt), sample.rank
+        self._speaker = min(self._speaker, sample.rank)
+        blocked = before.blocked_seconds
+        if sample.rank == self._speaker:
+            blocked += sample.blocked_seconds
+        step, time = max((before.step, before.time), (sample.step, sample.time))
+        self._progress = Progress(sample.attempt, step, time, blocked)
         return self._progress
 
     def heartbeat(self, worker: str, heartbeat: Heartbeat, monotonic: float) -> None:
-        """Remember the newest heartbeat of an agent, heard at `monotonic` seconds."""
+        """Remember the newest heartbeat of an agent, heard at `monotonic` seconds.
+
+        Its ranks' steps are progress too: ranks that draw batches need not report.
+        """
         self._heartbeats[worker] = (monotonic, heartbeat)
+        now = self._progress
+        for beat in heartbeat.beats:
+            before = now if heartbeat.attempt == now.attempt else Progress(heartbeat.attempt)
+            if heartbeat.attempt >= now.attempt and beat.step > before.step:
+                now = dataclasses.replace(before, step=beat.step, time=beat.beat)
+        self._progress = now
 
     def tick(self, attempt: Attempt, now: dt.datetime, monotonic: float) -> list[Finding]:
         """Findings of a hang, by the heartbeats of agents in contact.
 
-        Ranks that never called `babysit.init()` are not judged: their agents report no beats.
+        Silence is measured on the monotonic clock: a wall clock that jumps is no silence.
         """
         beats = [
             Beat(
@@ -180,7 +207,12 @@ class RunSamplePipeline:
             and heartbeat.attempt == attempt.number
             for beat in heartbeat.beats
         ]
-        return self._monitors.tick(now.timestamp(), beats)
+        return self._monitors.tick(monotonic, beats, wall=now.timestamp())
+
+    @property
+    def moved_again(self) -> bool:
+        """True if at the last tick ranks that had been found silent moved again."""
+        return self._monitors.moved_again
 
 
 class SampleEvents:
@@ -212,7 +244,7 @@ class SampleEvents:
         if self._findings is None:
             samples = sort_samples(self._report.attempt, self._report.samples)
             self._findings = deque(self._pipeline.observe(samples))
-            self._steps.extend(s for s in samples if s.rank == 0)
+            self._steps.extend(samples)
         while self._steps:
             if self._findings and self._findings[0].detected_step <= self._steps[0].step:
                 return self._raised(self._findings.popleft())
@@ -233,14 +265,15 @@ class SampleEvents:
 
 
 def _reached(run: str, progress: Progress, make: MakeEvent) -> Event:
-    return make(
-        StepReached,
-        run=run,
-        attempt=progress.attempt,
-        step=progress.step,
-        at=dt.datetime.fromtimestamp(progress.time, dt.UTC),
-        blocked_seconds=progress.blocked_seconds,
-    )
+    return make(StepReached, run=run, attempt=progress.attempt, **_fields(progress))
+
+
+def _fields(progress: Progress) -> dict[str, Any]:
+    return {
+        "step": progress.step,
+        "at": dt.datetime.fromtimestamp(progress.time, dt.UTC),
+        "blocked_seconds": progress.blocked_seconds,
+    }
 
 
 def sort_samples(attempt: int, ranks: Sequence[RankSamples]) -> list[Sample]:

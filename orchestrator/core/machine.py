@@ -36,6 +36,7 @@ from orchestrator.core.messages.events import (
     MaintenanceDue,
     MaintenancePlanned,
     NodeChanged,
+    ProgressSeen,
     QueueChanged,
     QueueRemoved,
     RestartAsked,
@@ -75,7 +76,6 @@ from orchestrator.core.requests import runs as run_requests
 from orchestrator.core.supervision import (
     agent_contact,
     failures,
-    findings,
     hangs,
     progress,
     shutdown,
@@ -123,6 +123,7 @@ _OF_A_RUN = (
     WorkerEvent,
     GangEvent,
     WorkerRegained,
+    ProgressSeen,
     StepReached,
     FindingRaised,
     TimerFired,
@@ -132,6 +133,7 @@ _OF_THE_LIVE_ATTEMPT = (
     RankRestored,
     RankExited,
     SaveFailed,
+    ProgressSeen,
     StepReached,
     FindingRaised,
 )
@@ -229,6 +231,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     CheckpointRemovalAsked: checkpoint_requests.on_removal_asked,
     CheckpointVerificationAsked: checkpoint_requests.on_verification_asked,
     StepReached: progress.on_step,
-    FindingRaised: findings.on_finding,
+    ProgressSeen: hangs.on_progress_seen,
+    FindingRaised: hangs.on_finding,
     TimerFired: on_timer,
 }

@@ -67,7 +67,11 @@ def _launch_timed_out(turn: Turn, run_id: str, worker_id: str) -> None:
 
 
 def _stacks_due(turn: Turn, run_id: str, _subject: str) -> None:
-    hangs.end_hang(turn, run_id)
+    hangs.conclude(turn, run_id)
+
+
+def _suspect_due(turn: Turn, run_id: str, _subject: str) -> None:
+    hangs.look_again(turn, run_id)
 
 
 def _stop_due(turn: Turn, run_id: str, _subject: str) -> None:
@@ -99,6 +103,7 @@ HANDLERS: Mapping[Timer, Callable[[Turn, str, str], None]] = {
     Timer.RETRY: _retry,
     Timer.STOP: _stop_due,
     Timer.FENCE: _fence,
+    Timer.SUSPECT: _suspect_due,
     Timer.STACKS: _stacks_due,
     Timer.LAUNCH: _launch_timed_out,
     Timer.CONTACT: contact.given_up,

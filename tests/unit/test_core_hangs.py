@@ -1,27 +1,132 @@
-"""Hangs: stacks are captured before the gang is stopped, and people may be asked."""
+"""Hangs: silence makes a run suspect, evidence convicts it, a generous limit ends the rest."""
 
 from __future__ import annotations
+
+import pytest
 
 from jobs.commands import CaptureStacks, StopAttempt
 from monitors.failures import FailureClass
 from monitors.types import FindingKind
-from orchestrator.core.model.states import AttemptState
+from orchestrator.core.messages.events import ProgressSeen
+from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.model.states import AttemptState, IncidentState
+from orchestrator.core.model.time_ledger import Bucket, totals
 from tests.matching import command
 from tests.world import World, spec, trained
+from tests.world_cluster import sleeping, stopped
 
 
-def test_a_hang_captures_stacks_before_it_kills() -> None:
+def test_a_hang_is_looked_at_before_it_kills() -> None:
     world = trained(15)
     world.find(FindingKind.HANG, onset=15, rank=1)
     workers = [seat.worker for seat in world.attempt().seats]
     assert all(command(CaptureStacks, worker=worker) in world.carried for worker in workers)
     assert command(StopAttempt) not in world.carried
+    assert world.attempt().suspect is not None
     world.settle()
     assert all(command(StopAttempt, worker=worker) in world.carried for worker in workers)
     assert world.attempt().number == 2
+    assert world.attempt().suspect is None
     restart = world.attempt().restart
     assert restart is not None
     assert restart.failure_class is FailureClass.HANG
+    assert "rank 1 is stopped" in restart.reason
+    assert restart.node == "node-2"
+
+
+def slow(world: World) -> list[str]:
+    """The incidents `slow` of the run, by state."""
+    return [i.state for i in world.state.incidents_of("run-1") if i.kind == FindingKind.SLOW]
+
+
+def test_a_rank_that_may_go_on_is_left_alone_until_the_limit() -> None:
+    world = trained(15)
+    world.look = sleeping(1)
+    world.find(FindingKind.HANG, onset=15, rank=1)
+    world.settle()
+    for _ in range(10):
+        world.advance(5)
+        world.settle()
+        assert world.attempt().number == 1
+    assert slow(world) == [IncidentState.OPEN]
+    suspect = world.attempt().suspect
+    assert suspect is not None
+    assert suspect.limit_seconds == 60
+    assert "rank 1 waits in validate (train.py:70)" in suspect.sentence
+    world.advance(12)
+    world.settle()
+    assert world.attempt().number == 2
+    assert slow(world) == [IncidentState.RESOLVED]
+    restart = world.attempt().restart
+    assert restart is not None
+    assert restart.node is None, "a pause blames no node"
+
+
+def test_what_is_stopped_later_is_convicted_at_the_next_look() -> None:
+    world = trained(15)
+    world.look = sleeping(1)
+    world.find(FindingKind.HANG, onset=15, rank=1)
+    world.settle()
+    world.look = stopped(0)
+    world.advance(16)
+    world.settle()
+    assert world.attempt().number == 2
+    assert world.attempt().restart.rank == 0  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("how", ["step", "beat"])
+def test_a_pause_that_ends_by_itself_costs_what_it_cost(how: str) -> None:
+    world = trained(15)
+    world.look = sleeping(1)
+    world.find(FindingKind.HANG, onset=15, rank=1)
+    world.settle()
+    world.advance(30)
+    world.settle()
+    productive = totals(world.run().ledger, world.now)[Bucket.PRODUCTIVE]
+    if how == "step":
+        world.reach(world.attempt().milestone)
+    else:
+        world.do(world.event(ProgressSeen, run="run-1", attempt=1))
+    assert world.attempt().suspect is None
+    assert slow(world) == [IncidentState.RESOLVED]
+    seconds = totals(world.run().ledger, world.now)
+    assert seconds[Bucket.STALLED] >= 30
+    assert seconds[Bucket.PRODUCTIVE] < productive
+    world.advance(3600)
+    world.settle()
+    assert world.attempt().number == 1, "no timer of the suspicion is left"
+
+
+def test_a_pause_that_was_ended_is_granted_twice_as_much_and_then_people_are_asked() -> None:
+    """The same pause at the same place: a restart did not help, so it is part of the training."""
+    world = trained(15)
+    world.look = sleeping(1)
+
+    def silent_until_restart() -> float:
+        attempt, begun = world.attempt().number, world.now
+        world.find(FindingKind.HANG, onset=15, rank=1)
+        while world.attempt().number == attempt and (world.now - begun).total_seconds() < 2000:
+            world.settle()
+            world.advance(2)
+        world.settle()
+        world.reach(world.attempt().milestone)
+        return (world.now - begun).total_seconds()
+
+    assert 60 <= silent_until_restart() < 100
+    pages = [i for i in world.carried if isinstance(i, Notify)]
+    assert 120 + 900 <= silent_until_restart() < 120 + 1000, "asked, and not answered"
+    asked = [i for i in world.carried if isinstance(i, Notify) and i not in pages]
+    assert any("Shall I restart?" in notice.text for notice in asked)
+
+
+def test_a_stated_limit_ends_a_pause() -> None:
+    world = trained(15, monitors={"hang": {"after": 20}})
+    world.look = sleeping(1)
+    world.find(FindingKind.HANG, onset=15, rank=1)
+    world.settle()
+    world.advance(21)
+    world.settle()
+    assert world.attempt().number == 2
 
 
 def test_stacks_that_never_come_do_not_keep_a_hang_alive() -> None:
@@ -29,6 +134,10 @@ def test_stacks_that_never_come_do_not_keep_a_hang_alive() -> None:
     world.find(FindingKind.HANG, onset=15, rank=1)
     world.messages.clear()
     world.advance(9)
+    assert slow(world) == [IncidentState.OPEN], "no answer is no proof"
+    for _ in range(6):
+        world.messages.clear()
+        world.advance(10)
     world.settle()
     assert world.attempt().number == 2
 
@@ -36,6 +145,7 @@ def test_stacks_that_never_come_do_not_keep_a_hang_alive() -> None:
 def test_an_unanswered_question_is_acted_on_after_its_time() -> None:
     world = trained(15, monitors={"hang": {"action": "ask"}})
     world.find(FindingKind.HANG, onset=15, rank=1)
+    world.settle()
     assert world.attempt().state is AttemptState.RUNNING
     world.advance(901)
     world.settle()
@@ -52,6 +162,7 @@ def test_an_unanswered_question_about_a_start_that_hangs_is_acted_on() -> None:
     world.settle()
     assert world.attempt().state is AttemptState.STARTING
     world.find(FindingKind.HANG, onset=0)
+    world.settle()
     world.advance(905)
     world.settle()
     assert world.attempt().number == 2
@@ -60,6 +171,7 @@ def test_an_unanswered_question_about_a_start_that_hangs_is_acted_on() -> None:
 def test_a_question_is_dropped_when_the_run_goes_on_by_itself() -> None:
     world = trained(30, **ask_spec("hang"))
     world.find(FindingKind.HANG, onset=30)
+    world.settle()
     world.reach(world.attempt().milestone)
     world.advance(1000)
     world.settle()

@@ -135,7 +135,21 @@ def test_progress_ends_the_hang_and_the_next_is_a_new_one():
     assert len(run.silence(30)[1]) == 1
     run.advance()
     assert run.tick() == []
-    assert len(run.silence(30)[1]) == 1
+    assert len(run.silence(60)[1]) == 1
+
+
+def test_a_pause_that_came_twice_is_part_of_the_pace():
+    """A validation, an upload: it raises suspicion twice, and then no more."""
+    run = Run()
+    found = []
+    for _ in range(5):
+        run.tick()
+        found.append(len(run.silence(20)[1]))
+        run.advance()
+    assert found == [1, 1, 0, 0, 0]
+    assert run.monitor.longest_pause == 20
+    run.tick()
+    assert run.silence(60)[0] == 31, "one and a half times the pause"
 
 
 def test_before_the_first_step_of_an_attempt_the_limit_is_that_of_starting():
@@ -145,29 +159,31 @@ def test_before_the_first_step_of_an_attempt_the_limit_is_that_of_starting():
     for rank in (0, 1):
         run.phase(rank, Phase.STARTING)
     run.tick()
-    assert run.silence(500)[1] == []
+    assert run.silence(29)[1] == []
     for rank in (0, 1):
         run.phase(rank, Phase.TRAINING)
-    assert run.silence(500)[1] == [], "the first step compiles and connects"
+    assert run.silence(29)[1] == [], "the first step compiles and connects"
     run.advance()
     run.tick()
     assert run.silence(10)[0] == 4, "then the pace of the attempts before counts"
 
 
-def test_starting_for_ever_is_a_hang():
-    run = Run(steps=0)
+@pytest.mark.parametrize(("starting", "suspected"), [(600.0, 31), (10.0, 11)])
+def test_silence_while_starting_raises_suspicion(starting: float, suspected: int) -> None:
+    run = Run(steps=0, settings=HangSettings(starting_seconds=starting))
     run.phase(0, Phase.STARTING)
     run.phase(1, Phase.STARTING)
     run.tick()
-    after, _ = run.silence(700)
-    assert after == 601
+    after, (hang,) = run.silence(700)
+    assert after == suspected
+    assert hang.evidence["starting"]
 
 
 def test_a_peer_that_still_starts_excuses_those_that_wait_for_it():
     run = Run()
     run.phase(1, Phase.RESTORING)
     run.tick()
-    assert run.silence(500)[1] == []
+    assert run.silence(29)[1] == []
 
 
 def test_the_first_checkpoint_is_given_time_and_the_next_what_the_others_took():
@@ -175,7 +191,7 @@ def test_the_first_checkpoint_is_given_time_and_the_next_what_the_others_took():
     for rank in (0, 1):
         run.phase(rank, Phase.CHECKPOINTING)
     run.tick()
-    assert run.silence(500)[1] == []
+    run.silence(500)
     run.advance(seconds=4.1, blocked=4.0)
     run.tick()
     for rank in (0, 1):
@@ -203,12 +219,13 @@ def test_evaluations_have_a_limit_learned_from_their_length():
     assert run.monitor.limit(Phase.EVALUATING) == pytest.approx(5 * 101, rel=0.02)
 
 
-def test_a_finished_rank_never_hangs():
+def test_a_rank_that_lingers_after_the_last_step_raises_suspicion():
+    """A thread that keeps the process alive holds the node for ever."""
     run = Run()
     for rank in (0, 1):
         run.phase(rank, Phase.FINISHED)
     run.tick()
-    assert run.silence(3000)[1] == []
+    assert run.silence(3000)[0] == 31
 
 
 def test_a_finished_rank_does_not_excuse_a_hung_one():
@@ -264,7 +281,7 @@ def test_beats_of_older_attempts_are_ignored():
 def test_without_any_step_time_the_limit_of_starting_holds_in_training():
     run = Run(steps=2)
     run.tick()
-    assert run.silence(700)[0] == 601
+    assert run.silence(700)[0] == 31
 
 
 def test_silence_of_a_rank_that_never_moved_says_nothing() -> None:

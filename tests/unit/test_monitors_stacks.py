@@ -1,12 +1,10 @@
-"""Naming the odd rank from the stacks of all."""
+"""Stacks of all ranks, clustered by where they wait."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import pytest
-
-from monitors.stacks import cluster, odd_rank
+from monitors.stacks import cluster, collective_of, place_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,78 +53,6 @@ STORAGE = (
 )
 
 
-def test_of_two_ranks_the_stopped_one_is_named_also_when_both_are_in_the_collective():
-    rank, sentence = odd_rank([Stack(0, "S", REDUCE_SCATTER), Stack(1, "T", REDUCE_SCATTER)])
-    assert rank == 1
-    assert sentence == (
-        "rank 1 is stopped (state T) in train_step (train.py:13); "
-        "1 rank waits in reduce_scatter_single"
-    )
-
-
-def test_a_stopped_rank_without_frames_is_named():
-    stacks = [Stack(0, "T", (), "py-spy timed out"), Stack(1, "S", ALL_REDUCE)]
-    rank, sentence = odd_rank(stacks)
-    assert rank == 0
-    assert "stopped (state T)" in sentence
-    assert "1 rank waits in all_reduce" in sentence
-
-
-def test_of_two_ranks_the_one_outside_the_collective_is_named():
-    rank, sentence = odd_rank([Stack(0, "R", FORWARD), Stack(1, "S", ALL_REDUCE)])
-    assert rank == 0
-    assert sentence == "rank 0 is in forward (model.py:40); 1 rank waits in all_reduce"
-
-
-def test_waiting_for_the_data_loader_is_not_waiting_in_a_collective():
-    stacks = [Stack(r, "S", ALL_REDUCE) for r in range(7)] + [Stack(7, "S", LOADER)]
-    rank, sentence = odd_rank(stacks)
-    assert rank == 7
-    assert "7 ranks wait in all_reduce" in sentence
-
-
-def test_writing_a_checkpoint_is_not_waiting_in_a_collective():
-    assert odd_rank([Stack(0, "D", STORAGE), Stack(1, "S", ALL_REDUCE)])[0] == 0
-    assert odd_rank([Stack(0, "S", STORAGE), Stack(1, "S", ALL_REDUCE)])[0] == 0
-
-
-@pytest.mark.parametrize(("state", "word"), [("D", "blocked in the kernel"), ("Z", "a zombie")])
-def test_abnormal_states_are_said_in_words(state, word):
-    stacks = [Stack(0, "S", ALL_REDUCE), Stack(1, "S", ALL_REDUCE), Stack(2, state, FORWARD)]
-    rank, sentence = odd_rank(stacks)
-    assert rank == 2
-    assert word in sentence
-
-
-def test_a_rank_in_another_collective_than_the_majority_is_named():
-    stacks = [Stack(r, "S", ALL_REDUCE) for r in range(3)] + [Stack(3, "S", REDUCE_SCATTER)]
-    rank, sentence = odd_rank(stacks)
-    assert rank == 3
-    assert "waiting in reduce_scatter_single" in sentence
-
-
-@pytest.mark.parametrize(
-    "stacks",
-    [
-        [Stack(0, "S", ALL_REDUCE), Stack(1, "S", ALL_REDUCE)],
-        [Stack(0, "S", ALL_REDUCE), Stack(1, "S", REDUCE_SCATTER)],
-        [Stack(0, "T", FORWARD), Stack(1, "T", FORWARD), Stack(2, "S", ALL_REDUCE)],
-        [Stack(0, "R", FORWARD), Stack(1, "R", LOADER), Stack(2, "S", ALL_REDUCE)],
-        [Stack(0, "S", (), "permission denied"), Stack(1, "S", ALL_REDUCE)],
-        [Stack(0, "S", FORWARD)],
-    ],
-    ids=["all alike", "two collectives", "two stopped", "two outside", "unreadable", "alone"],
-)
-def test_nobody_is_named_without_reason(stacks):
-    rank, sentence = odd_rank(stacks)
-    assert rank is None
-    assert sentence.startswith("no single odd rank")
-
-
-def test_no_stacks():
-    assert odd_rank([]) == (None, "no stacks were captured")
-
-
 def test_clusters_ignore_lines_and_directories_and_running_against_sleeping():
     moved = tuple(f.replace(":30", ":31").replace("torch/", "/x/torch/") for f in ALL_REDUCE)
     clusters = cluster(
@@ -143,11 +69,9 @@ def test_native_frames_of_the_libraries_are_understood():
     assert cluster([Stack(0, "S", native)])[0].waiting.startswith("c10d::")
 
 
-def test_the_events_of_the_agents_are_such_stacks():
-    from jobs.events import RankStack
-
-    stacks = [
-        RankStack(rank=0, process_state="S", frames=ALL_REDUCE),
-        RankStack(rank=1, process_state="T", frames=FORWARD),
-    ]
-    assert odd_rank(stacks)[0] == 1
+def test_only_frames_below_the_script_say_where_a_rank_waits():
+    """Wrappers of a whole model are on every stack, and data or storage is no collective."""
+    assert collective_of(REDUCE_SCATTER) == "reduce_scatter_single"
+    assert [collective_of(frames) for frames in (FORWARD, LOADER, STORAGE)] == ["", "", ""]
+    assert place_of(REDUCE_SCATTER) == "train_step (train.py:13)"
+    assert place_of(FORWARD) == "forward (model.py:40)"

@@ -113,7 +113,7 @@ class WorkerRegained(Event):
 
 
 class StepReached(Event):
-    """Rank 0 ended a step at or past the attempt's milestone.
+    """A rank ended a step at or past the attempt's milestone.
 
     Also sent ahead of any event that may end the attempt, with the newest step so far.
     """
@@ -124,6 +124,14 @@ class StepReached(Event):
     step: int
     blocked_seconds: float = 0.0
     """Seconds of the attempt in which saves blocked training, so far."""
+
+
+class ProgressSeen(Event):
+    """Ranks that were silent beyond their pace move again; perhaps no step has ended yet."""
+
+    kind: Literal["progress_seen"] = "progress_seen"
+    run: str
+    attempt: int
 
 
 class FindingRaised(Event):
@@ -297,6 +305,7 @@ AnyEvent = Annotated[
     | GangStacks
     | GangFinished
     | StepReached
+    | ProgressSeen
     | FindingRaised
     | CapacityChanged
     | NodeChanged

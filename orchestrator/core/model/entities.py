@@ -14,7 +14,7 @@ from babysit.wire import Tier
 from jobs.events import RankStack
 from jobs.spec import RunSpec
 from monitors.failures import Failure, FailureClass
-from monitors.types import Severity
+from monitors.types import Finding, Severity
 from orchestrator.core.model.decisions import Decision, Restart
 from orchestrator.core.model.records import Cordon, Past, Usage, Window
 from orchestrator.core.model.states import (
@@ -88,6 +88,8 @@ class Run:
     runtime_left: float | None = None
     """Seconds of max_runtime that were left when it lost its last node to the queue; None: its time
     runs (timer `max_runtime`), or has not begun."""
+    ended_pauses: tuple[EndedPause, ...] = ()
+    """Pauses that were killed as hangs at their limit."""
     timers: Timers = dataclasses.field(default_factory=dict)
     """Deadlines; the controller fires TimerFired when one is due. See :meth:`due`."""
     ledger: Ledger
@@ -119,6 +121,31 @@ class RankFailure:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Suspicion:
+    """A silence of a live attempt that is being looked into."""
+
+    since: dt.datetime
+    """Last sign of progress."""
+    finding: Finding
+    """What the monitor said."""
+    incident: str | None = None
+    """The incident `slow`, once the ranks were looked at; None before."""
+    sentence: str = ""
+    """What the looks at the ranks said, for people."""
+    limit_seconds: float | None = None
+    """Silence at which the run gets the remedy of a hang without proof; None before a look."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EndedPause:
+    """A pause without proof against it that was ended by a restart."""
+
+    place: str
+    """The same for the same pause; see `monitors.hang_verdict.Verdict.signature`."""
+    times: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One start of a run's gang. At most one attempt of a run is alive."""
 
@@ -147,6 +174,8 @@ class Attempt:
     restored_ranks: frozenset[int] = frozenset()
     done_ranks: frozenset[int] = frozenset()
     failures: tuple[RankFailure, ...] = ()
+    suspect: Suspicion | None = None
+    """None while there is progress."""
     stacks: tuple[RankStack, ...] = ()
     stacks_from: frozenset[str] = frozenset()
     standbys_lost: int = 0

@@ -22,6 +22,7 @@ class Timer(StrEnum):
     RETRY = "retry"  # the back-off before the next attempt ends
     STOP = "stop"  # agents that have not confirmed a stop are ended through the cluster
     FENCE = "fence"  # an attempt that nobody confirmed dead is fenced
+    SUSPECT = "suspect"  # a silent run is looked at again
     STACKS = "stacks"  # a hang goes on with the stacks that were captured so far
     LAUNCH = "launch"  # a worker (the subject) must have joined by then
     CONTACT = "contact"  # a worker (the subject) must be back in contact by then
@@ -51,7 +52,8 @@ class Remedy(StrEnum):
     SHRINK = "shrink"  # an elastic run saves, leaves some nodes and goes on with the rest
     GROW = "grow"  # an elastic run saves and starts again on more nodes
     MOVE_AWAY = "move away"  # the run saves and leaves a node that is drained
-    RESTART = "restart"  # of a hang: stacks are captured, then the attempt is stopped and judged
+    RESTART = "restart"  # of a hang: the attempt is stopped, then judged
+    WAIT = "wait"  # of a slow run: the ranks are looked at now and then; a restart at its limit
     RECORD = "recorded"  # the incident is recorded; nothing else is done
     FALL_BACK = "fall back to an older one"  # a corrupt checkpoint is never offered again
     NEXT_SAVE = "training goes on; the next save tries again"  # a save failed; no restart

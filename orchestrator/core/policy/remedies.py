@@ -65,6 +65,8 @@ FINDINGS: Mapping[FindingKind, Rule] = {
     FindingKind.HANG: Rule(
         remedy=Remedy.RESTART, failure_class=FailureClass.HANG, setting="monitors.hang.action"
     ),
+    # The core's own word for a silent run without proof that it cannot go on.
+    FindingKind.SLOW: Rule(remedy=Remedy.WAIT, failure_class=None),
     # A gradient that is NaN reaches every weight with the next step, as a lasting spike does.
     FindingKind.NON_FINITE: _ANOMALY,
     FindingKind.LOSS_SPIKE: _ANOMALY,

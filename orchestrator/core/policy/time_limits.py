@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+from jobs.spec import RunSpec
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.vocabulary import Timer
 
@@ -31,3 +32,27 @@ def ends_within(run: Run, now: dt.datetime) -> float | None:
 def runtime_left(run: Run) -> float | None:
     """Seconds of `max_runtime` that are left while the run has no nodes; None: no limit."""
     return run.spec.max_runtime if run.runtime_left is None else run.runtime_left
+
+
+PAUSE_FLOOR_SECONDS = 60.0
+"""Least silence that ends a run without proof (NVRx: 60 to 90 s; FAILURES.md)."""
+PAUSE_FACTOR = 10.0
+"""The same as a multiple of the longest pause that ended by itself."""
+PAUSE_CEILING_SECONDS = 1800.0
+"""The most: after half an hour people must hear of it, whatever was seen before."""
+
+
+def pause_limit(spec: RunSpec, *, longest: float, starting: bool) -> float:
+    """Seconds of silence after which a run without proof against it is ended.
+
+    Args:
+        spec: `monitors.hang.after` overrides the limit of training, `starting` is that of starting.
+        longest: The longest silence in training that ended by itself, seconds.
+        starting: No step of the attempt has ended yet.
+    """
+    hang = spec.monitors.hang
+    if starting:
+        return hang.starting
+    if hang.after != "auto":
+        return hang.after
+    return min(max(PAUSE_FLOOR_SECONDS, PAUSE_FACTOR * longest), PAUSE_CEILING_SECONDS)

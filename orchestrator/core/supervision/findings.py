@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
+from typing import Any
 
 from jobs.spec import Action
-from monitors.failures import Evidence, Failure
-from monitors.types import Finding, Severity
+from monitors.failures import Evidence, Failure, FailureClass
+from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.attempts import lifecycle as gang
 from orchestrator.core.messages.events import FindingRaised
 from orchestrator.core.model.decisions import Decision, Restart, Retry, Rollback, Unjudged
@@ -18,7 +20,6 @@ from orchestrator.core.model.states import (
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.policy import remedies
 from orchestrator.core.supervision import failures as recovering
-from orchestrator.core.supervision.hangs import capture_stacks, end_hang, node_of
 from orchestrator.core.turn import Turn
 
 ASK_SECONDS = 900.0
@@ -39,13 +40,28 @@ def on_finding(turn: Turn, event: FindingRaised) -> None:
     if attempt.state not in RUNNABLE_ATTEMPT_STATES:
         turn.record(run.id, f"{finding.reason}; the attempt is being stopped already")
         return
+    raise_incident(turn, run, attempt, finding)
+
+
+def raise_incident(
+    turn: Turn, run: Run, attempt: Attempt, finding: Finding, *, ask: bool = False
+) -> None:
+    """Open the incident of a finding, and respond as the table, the spec and holds say.
+
+    Args:
+        turn: The turn.
+        run: The run.
+        attempt: Its live attempt.
+        finding: What was found; of a hang, with the verdict about it.
+        ask: Ask people even where the spec says `act`: what babysit did before did not help.
+    """
     rule = remedies.FINDINGS[finding.kind]
     incident = turn.open_incident(
         run,
         kind=finding.kind,
         severity=finding.severity,
         reason=finding.reason,
-        subject=_subject(attempt, finding),
+        subject=subject(attempt, finding.rank),
         onset_step=finding.onset_step,
         remedy=rule.remedy,
         evidence={**finding.evidence, "finding": finding.model_dump(mode="json")},
@@ -53,15 +69,12 @@ def on_finding(turn: Turn, event: FindingRaised) -> None:
     if rule.only_recorded:
         turn.resolve_incident(incident.id, "recorded only")
         return
-    if rule.remedy is Remedy.RESTART:  # so that a step that ends after all is noticed at once
-        soon = min(attempt.milestone, finding.detected_step + 1)
-        turn.change_attempt(run.id, milestone=soon)
     action = remedies.action_of(run.spec, finding.kind)
     if turn.held(run.id):
         turn.change_incident(incident.id, response=Response.HELD)
     elif action is Action.OBSERVE:
         turn.change_incident(incident.id, response=Response.OBSERVED)
-    elif action is Action.ASK:
+    elif action is Action.ASK or ask:
         _ask(turn, run, incident)
     else:
         act(turn, run, incident, finding)
@@ -90,11 +103,13 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
     if rule.failure_class is None:
         raise KeyError(f"{finding.kind} is only recorded: there is no remedy to start")
     turn.change_incident(incident.id, state=IncidentState.MITIGATING, response=Response.ACTED)
+    verdict = finding.evidence.get("verdict", {})
     failure = Failure(
-        failure_class=rule.failure_class,
+        failure_class=FailureClass.USER_CODE if verdict.get("users") else rule.failure_class,
         reason=finding.reason,
-        signature=f"{finding.kind}",
+        signature=verdict.get("signature") or f"{finding.kind}",
         source=Evidence.BABYSIT,
+        evidence=tuple(_witness(look) for look in finding.evidence.get("stacks", ())),
     )
     failed_at = min(dt.datetime.fromtimestamp(finding.onset_time, dt.UTC), turn.now)
     restart = Restart(
@@ -103,7 +118,8 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
         failure_class=failure.failure_class,
         reason=finding.reason,
         rank=finding.rank,
-        node=node_of(turn.state.attempts[run.id], finding.rank),
+        # A node is blamed for a hang only where the verdict does so.
+        node=verdict["node"] if verdict else node_of(turn.state.attempts[run.id], finding.rank),
         incident=incident.id,
         failed_at=failed_at,
         detected_at=turn.now,
@@ -120,10 +136,12 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
         )
     turn.change_run(run.id, decision=decision)
     recovering.book_downtime(turn, run.id, failed_at, finding.reason)
-    if rule.spoils_checkpoints:
-        gang.stop_attempt(turn, run.id, finding.reason)
-    else:  # the processes are the evidence of why nothing moves: look before they are killed
-        capture_stacks(turn, run.id, finding.reason)
+    gang.stop_attempt(turn, run.id, finding.reason)
+
+
+def _witness(look: Mapping[str, Any]) -> str:
+    """One rank's stack in a line."""
+    return f"rank {look['rank']} [{look['process_state']}] {' < '.join(look['frames'][:4])}"
 
 
 def act_unanswered(turn: Turn, run_id: str, incident_id: str) -> None:
@@ -143,9 +161,6 @@ def resume(turn: Turn, run_id: str) -> None:
     Incidents that someone has acknowledged, or whose `ask` is still open, are left to them.
     """
     run = turn.run(run_id)
-    if run.decision is not None:
-        end_hang(turn, run_id)
-        return
     waiting = [
         incident
         for incident in turn.state.incidents_of(run_id)
@@ -170,6 +185,19 @@ def _act_late(turn: Turn, run_id: str, incidents: list[Incident]) -> None:
                 return
 
 
-def _subject(attempt: Attempt, finding: Finding) -> str:
-    node = node_of(attempt, finding.rank)
-    return f"rank {finding.rank} on {node}" if node else ""
+def end_by_progress(turn: Turn, run_id: str, incident: Incident, why: str) -> None:
+    """A hang about which nothing was done is over once there is progress."""
+    if incident.kind == FindingKind.HANG and incident.state is IncidentState.OPEN:
+        turn.cancel_timer(run_id, Timer.ASK, subject=incident.id)
+        turn.resolve_incident(incident.id, why)
+
+
+def subject(attempt: Attempt, rank: int | None, node: str | None = None) -> str:
+    """What an incident is about, in words: a rank and its node, or a node."""
+    known = node_of(attempt, rank)
+    return f"rank {rank} on {known}" if known else node or ""
+
+
+def node_of(attempt: Attempt, rank: int | None) -> str | None:
+    """The node on which a rank of the attempt runs; None where the rank is not known."""
+    return next((seat.node for seat in attempt.seats if rank in seat.ranks), None)

@@ -1,116 +1,239 @@
-"""Hangs: stacks of all ranks are captured, the odd rank is named, then the attempt is stopped.
+"""Hangs: silence makes a run suspect, evidence convicts it, a generous limit ends the rest.
 
-The stacks must come first: a kill destroys the only evidence of which rank kept the others waiting.
+A monitor notices silence beyond the run's own pace within seconds. That alone proves nothing: it
+may be a validation, an upload, a compilation. So every rank is looked at, twice, and
+:mod:`monitors.hang_verdict` says whether the run can go on. Convicted, it gets the remedy of a hang
+at once. Slow, it is shown as such, looked at again now and then, and gets the remedy only at its
+limit (:func:`orchestrator.core.policy.time_limits.pause_limit`).
+
+A pause that was ended by a restart and comes back at the same place was part of the training: its
+limit doubles, and then people are asked.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+from typing import Any
 
 from jobs.commands import CaptureStacks
-from monitors.failures import Evidence, Failure, FailureClass
-from monitors.stacks import odd_rank
-from monitors.types import FindingKind
-from orchestrator.core.attempts import lifecycle as gang
+from monitors.hang_verdict import Scene, Verdict, judge
+from monitors.types import Finding, FindingKind, Severity
+from orchestrator.core.messages.events import FindingRaised, ProgressSeen
 from orchestrator.core.messages.gang_events import GangStacks
-from orchestrator.core.model.decisions import Retry, Unjudged
-from orchestrator.core.model.entities import Attempt
-from orchestrator.core.model.states import (
-    RUNNABLE_ATTEMPT_STATES,
-    IncidentState,
-)
-from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.model import time_ledger
+from orchestrator.core.model.entities import Attempt, EndedPause, Run, Suspicion
+from orchestrator.core.model.states import RUNNABLE_ATTEMPT_STATES
+from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.vocabulary import Remedy, Timer
+from orchestrator.core.policy import remedies, time_limits
+from orchestrator.core.supervision import findings
 from orchestrator.core.turn import Turn
 
 STACKS_SECONDS = 8.0
-"""Seconds that a hang waits for the stacks of its ranks, before it is ended without them."""
+"""How long a verdict waits for the looks of all agents; two looks take about 1.5 s."""
+RECHECK_SECONDS = 15.0
+"""Between two verdicts about a run that is slow: what moves now may be stopped later."""
 
 
-def end_hangs(turn: Turn, run_id: str, step: int) -> None:
-    """Resolve the hangs about which nothing was done, since a step has ended after their onset.
+def on_finding(turn: Turn, event: FindingRaised) -> None:
+    """Take what a monitor found: silence makes the run suspect, all else goes by the table."""
+    attempt, finding = turn.state.attempts[event.run], event.finding
+    silence = remedies.FINDINGS[finding.kind].remedy is Remedy.RESTART
+    if not silence or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+        findings.on_finding(turn, event)
+    elif attempt.suspect is None:
+        since = min(dt.datetime.fromtimestamp(finding.onset_time, dt.UTC), turn.now)
+        # A step that ends after all must be noticed at once.
+        soon = min(attempt.milestone, finding.detected_step + 1)
+        suspect = Suspicion(since=since, finding=finding)
+        turn.change_attempt(event.run, milestone=soon, suspect=suspect)
+        _look(turn, event.run, finding.reason)
 
-    A question to people about such a hang is withdrawn.
-    """
-    for incident in turn.state.incidents_of(run_id):
-        if (
-            incident.kind == FindingKind.HANG
-            and incident.state is IncidentState.OPEN
-            and (incident.onset_step or 0) < step
-        ):
-            turn.cancel_timer(run_id, Timer.ASK, subject=incident.id)
-            turn.resolve_incident(incident.id, f"step {step} has ended")
 
-
-def capture_stacks(turn: Turn, run_id: str, reason: str) -> None:
-    """Have every agent of the attempt capture the stacks of its ranks.
-
-    `end_hang` follows when all agents have answered, or after `STACKS_SECONDS` with what came.
-    """
-    attempt = turn.state.attempts[run_id]
+def _look(turn: Turn, run_id: str, reason: str) -> None:
+    """Have every agent look at its ranks; :func:`conclude` goes on with what comes in time."""
+    attempt = turn.change_attempt(run_id, stacks=(), stacks_from=frozenset())
     turn.set_timer(run_id, Timer.STACKS, STACKS_SECONDS)
     there = {seat.worker: () for seat in attempt.seats if seat.worker in turn.state.workers}
     turn.broadcast(run_id, there, CaptureStacks, reason, attempt=attempt.number)
 
 
 def on_stacks(turn: Turn, event: GangStacks) -> None:
-    """Stacks of some ranks are in; with the last agent's the hang is ended.
-
-    Stacks that come later, when the attempt is being stopped already, are kept as evidence only.
-    """
+    """Looks at ranks are in; with the last ones the verdict falls."""
     attempt = turn.state.attempts[event.run]
     attempt = turn.change_attempt(
         event.run,
         stacks=(*attempt.stacks, *event.stacks),
         stacks_from=attempt.stacks_from.union(event.workers),
     )
-    everyone = turn.state.places_of(event.run).keys()
-    if attempt.state in RUNNABLE_ATTEMPT_STATES and attempt.stacks_from >= everyone:
-        end_hang(turn, event.run)
+    if attempt.stacks_from >= turn.state.places_of(event.run).keys():
+        conclude(turn, event.run)
 
 
-def end_hang(turn: Turn, run_id: str) -> None:
-    """Name the odd rank by the stacks that came, and stop the attempt.
+def conclude(turn: Turn, run_id: str) -> None:
+    """Judge a suspect by the looks that came.
 
-    There are three ways to get here: the last agent has answered, `STACKS_SECONDS` have passed, and
-    a hold that kept the run waiting has ended. Under a hold nothing is stopped. Without a rank that
-    differs from the others, the monitor's suspect stays.
+    There are two ways to get here: the last agent has answered, or the timer `stacks` is due. A run
+    that has made progress meanwhile is not suspect any more, and nothing happens.
     """
-    run, attempt = turn.run(run_id), turn.state.attempts[run_id]
-    decision = run.decision
-    # An anomaly found meanwhile has stopped the attempt, and goes before the hang.
-    if not isinstance(decision, Retry) or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+    run, attempt = turn.run(run_id), turn.attempt(run_id)
+    turn.cancel_timer(run_id, Timer.STACKS)
+    if attempt is None or attempt.suspect is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
-    if turn.held(run_id):
-        turn.record(run_id, f"held: {decision.restart.reason}; no action until released")
-        return
-    rank, sentence = odd_rank(attempt.stacks)
-    rank = decision.restart.rank if rank is None else rank
-    reason = f"{decision.restart.reason}; {sentence}" if sentence else decision.restart.reason
-    restart = dataclasses.replace(
-        decision.restart, rank=rank, node=node_of(attempt, rank), reason=reason
+    verdict = judge(attempt.stacks, _scene(attempt, attempt.suspect))
+    # The look at a run that stays silent counts from the first step that did not come.
+    limit = _limit(run, attempt.suspect, verdict)
+    silent = (turn.now - attempt.suspect.since).total_seconds()
+    if verdict.convicted or silent >= limit:
+        _convict(turn, run, attempt, verdict)
+    else:
+        _wait(turn, run, attempt, verdict, limit)
+
+
+def _scene(attempt: Attempt, suspect: Suspicion) -> Scene:
+    told = suspect.finding.evidence.get("ranks", ())
+    seen = {stack.rank for stack in attempt.stacks}
+    everyone = {rank: seat.node for seat in attempt.seats for rank in seat.ranks}
+    return Scene(
+        nodes=everyone,
+        phases={rank["rank"]: rank["phase"] for rank in told},
+        steps={rank["rank"]: rank["step"] for rank in told},
+        ended=attempt.done_ranks,
+        absent=frozenset(everyone) - seen - attempt.done_ranks,
     )
-    failure = Failure(
-        failure_class=FailureClass.HANG,
-        reason=reason,
-        signature="hang",
-        source=Evidence.BABYSIT,
-        evidence=tuple(
-            f"rank {s.rank} [{s.process_state}] {' < '.join(s.frames[:4])}" for s in attempt.stacks
+
+
+def _place(verdict: Verdict, suspect: Suspicion) -> str:
+    """The same for the same pause: what the culprits do, where, at which step."""
+    return f"{verdict.signature} after step {suspect.finding.onset_step}"
+
+
+def _limit(run: Run, suspect: Suspicion, verdict: Verdict) -> float:
+    """Seconds of silence that a run without proof against it is granted."""
+    evidence = suspect.finding.evidence
+    limit = time_limits.pause_limit(
+        run.spec,
+        longest=evidence.get("longest_pause_seconds", 0.0),
+        starting=bool(evidence.get("starting")),
+    )
+    return limit * (2 if _ended_before(run, suspect, verdict) else 1)
+
+
+def _ended_before(run: Run, suspect: Suspicion, verdict: Verdict) -> int:
+    """How often this very pause was ended by a restart."""
+    place = _place(verdict, suspect)
+    return next((pause.times for pause in run.ended_pauses if pause.place == place), 0)
+
+
+def _wait(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict, limit: float) -> None:
+    """The run is slow: say so, and look again."""
+    suspect = attempt.suspect
+    assert suspect is not None  # noqa: S101 (`conclude` has looked)
+    silent = (turn.now - suspect.since).total_seconds()
+    finding = suspect.finding
+    incident = suspect.incident
+    if incident is None:
+        incident = turn.open_incident(
+            run,
+            kind=FindingKind.SLOW,
+            severity=Severity.WARNING,
+            reason=f"{finding.reason}; {verdict.sentence}",
+            subject=findings.subject(attempt, verdict.rank, verdict.node),
+            onset_step=finding.onset_step,
+            remedy=Remedy.WAIT,
+            evidence={**finding.evidence, "limit_seconds": limit, "looks": _looks(attempt)},
+        ).id
+    else:
+        turn.change_incident(incident, evidence=_evidence(turn, incident, limit, attempt))
+    turn.change_attempt(
+        run.id,
+        suspect=dataclasses.replace(
+            suspect, incident=incident, sentence=verdict.sentence, limit_seconds=limit
         ),
     )
-    turn.change_run(
-        run_id,
-        decision=Retry(restart=restart, stage=Unjudged(failure=failure)),
-        reason=reason,
+    turn.set_timer(run.id, Timer.SUSPECT, max(1.0, min(RECHECK_SECONDS, limit - silent)))
+
+
+def _evidence(turn: Turn, incident: str, limit: float, attempt: Attempt) -> dict[str, Any]:
+    known = turn.state.incidents[incident].evidence
+    return {**known, "limit_seconds": limit, "looks": _looks(attempt)}
+
+
+def _looks(attempt: Attempt) -> list[dict[str, Any]]:
+    return [stack.model_dump(mode="json") for stack in attempt.stacks]
+
+
+def look_again(turn: Turn, run_id: str) -> None:
+    """The timer `suspect` is due: a run that is still silent is looked at again."""
+    attempt = turn.attempt(run_id)
+    if attempt is not None and attempt.suspect is not None:
+        _look(turn, run_id, attempt.suspect.finding.reason)
+
+
+def _convict(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict) -> None:
+    suspect = attempt.suspect
+    assert suspect is not None  # noqa: S101 (`conclude` has looked)
+    times = _ended_before(run, suspect, verdict)
+    finding = _finding(suspect.finding, verdict, attempt)
+    turn.change_attempt(run.id, suspect=None)
+    if suspect.incident is not None:
+        turn.resolve_incident(suspect.incident, "it did not go on by itself")
+    if not verdict.convicted:
+        place = _place(verdict, suspect)
+        others = [pause for pause in run.ended_pauses if pause.place != place]
+        pauses = (*others, EndedPause(place=place, times=times + 1))[-_PAUSES_KEPT:]
+        run = turn.change_run(run.id, ended_pauses=pauses)
+    findings.raise_incident(turn, run, attempt, finding, ask=times > 0 and not verdict.convicted)
+
+
+_PAUSES_KEPT = 8
+
+
+def _finding(finding: Finding, verdict: Verdict, attempt: Attempt) -> Finding:
+    """What the monitor said, with the verdict: this is what people read, and what is acted on."""
+    stands = "cannot go on by itself" if verdict.convicted else "has used up its limit"
+    said = {
+        "users": verdict.users,
+        "node": verdict.node if verdict.convicted and not verdict.users else None,
+        "signature": verdict.signature,
+    }
+    return finding.model_copy(
+        update={
+            "rank": verdict.rank,
+            "reason": f"{finding.reason}; the run {stands}: {verdict.sentence}",
+            "evidence": {**finding.evidence, "verdict": said, "stacks": _looks(attempt)},
+        }
     )
-    known = turn.state.incidents.get(restart.incident or "")
-    if known is not None:
-        evidence = {**known.evidence, "stacks": [s.model_dump() for s in attempt.stacks]}
-        subject = f"rank {rank} on {restart.node}" if rank is not None else known.subject
-        turn.change_incident(known.id, reason=reason, subject=subject, evidence=evidence)
-    gang.stop_attempt(turn, run_id, reason)
 
 
-def node_of(attempt: Attempt, rank: int | None) -> str | None:
-    """The node on which a rank of the attempt runs; None where the rank is not known."""
-    return next((seat.node for seat in attempt.seats if rank in seat.ranks), None)
+def on_progress_seen(turn: Turn, event: ProgressSeen) -> None:
+    """Ranks move again, though no step may have ended yet."""
+    clear(turn, event.run, "the ranks moved again")
+
+
+def clear(turn: Turn, run_id: str, why: str) -> None:
+    """There is progress: the run is not suspect any more, and its pause is booked as stalled.
+
+    There are three ways to get here: a step has ended, ranks have joined or loaded, or a beat has
+    changed without a step (:class:`orchestrator.core.messages.events.ProgressSeen`).
+    """
+    attempt = turn.attempt(run_id)
+    if attempt is not None and (suspect := attempt.suspect) is not None:
+        turn.change_attempt(run_id, suspect=None)
+        turn.cancel_timer(run_id, Timer.SUSPECT)
+        turn.cancel_timer(run_id, Timer.STACKS)
+        if suspect.incident is not None:
+            seconds = (turn.now - suspect.since).total_seconds()
+            _book_pause(turn, run_id, seconds)
+            turn.resolve_incident(suspect.incident, f"{why} after a pause of {seconds:.0f} s")
+    for incident in turn.state.incidents_of(run_id):
+        findings.end_by_progress(turn, run_id, incident, why)
+
+
+def _book_pause(turn: Turn, run_id: str, seconds: float) -> None:
+    book = turn.run(run_id).ledger
+    if book.bucket == Bucket.PRODUCTIVE:
+        closed = time_ledger.switch(book, Bucket.PRODUCTIVE, turn.now)
+        moved = time_ledger.move(closed, Bucket.PRODUCTIVE, Bucket.STALLED, seconds)
+        turn.change_run(run_id, ledger=moved)

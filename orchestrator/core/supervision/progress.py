@@ -20,7 +20,7 @@ from orchestrator.core.model.states import (
     RunState,
 )
 from orchestrator.core.model.time_ledger import Bucket
-from orchestrator.core.supervision.hangs import end_hangs
+from orchestrator.core.supervision import hangs
 from orchestrator.core.turn import Turn
 
 
@@ -50,7 +50,7 @@ def on_step(turn: Turn, event: StepReached) -> None:
             state=RunState.RUNNING,
             reason=f"computing steps {attempt.start_step + 1} to {attempt.restart.best_step} again",
         )
-    end_hangs(turn, run.id, event.step)
+    hangs.clear(turn, run.id, f"step {event.step} has ended")
     saving.promote(turn, run.id)
     saving.set_milestone(turn, run.id)
 

@@ -18,6 +18,7 @@ from orchestrator.core.model.entities import (
     Node,
     Queue,
     Run,
+    Suspicion,
     Worker,
 )
 from orchestrator.core.model.states import (
@@ -43,6 +44,7 @@ from orchestrator.core.views.models import (
     RestartView,
     RunDetail,
     RunView,
+    SuspectView,
     WindowView,
 )
 from orchestrator.core.views.remedy_text import incident_remedy
@@ -74,11 +76,23 @@ def run_detail(
         restarts=[restart_view(restart) for restart in restarts],
         incidents=[incident_view(incident) for incident in incidents],
         checkpoint=newest_checkpoint(checkpoints, now),
+        suspect=_suspect_view(attempts[-1].suspect) if attempts else None,
         seconds=time_ledger.totals(run.ledger, run.ended_at or now),
         node_names=[seat.node for seat in attempts[-1].seats] if attempts else [],
         skip_batches=list(run.skip_batches),
         avoid=list(run.avoid),
         spec=run.spec,
+    )
+
+
+def _suspect_view(suspect: Suspicion | None) -> SuspectView | None:
+    if suspect is None:
+        return None
+    return SuspectView(
+        since=suspect.since,
+        kind="silent" if suspect.incident is None else "slow",
+        evidence=suspect.sentence or suspect.finding.reason,
+        limit_seconds=suspect.limit_seconds,
     )
 
 

@@ -133,12 +133,22 @@ class CheckpointDetail(CheckpointView):
     shard_list: list[ShardView]
 
 
+class SuspectView(View):
+    """A silence that is being looked into."""
+
+    since: dt.datetime = Field(description="Last sign of progress.")
+    kind: str = Field(description="`silent` until the ranks were looked at, then `slow`.")
+    evidence: str = Field(description="What is known, in a sentence.")
+    limit_seconds: float | None = Field(description="Silence at which the run is restarted.")
+
+
 class RunDetail(RunView):
     """A run, with everything a person on call asks for first."""
 
     restarts: list[RestartView]
     incidents: list[IncidentView]
     checkpoint: CheckpointView | None = Field(description="The newest that may be loaded.")
+    suspect: SuspectView | None = Field(description="Null while there is progress.")
     seconds: dict[str, float] = Field(description="Wall seconds by bucket of the time ledger.")
     node_names: list[str] = Field(description="Where the newest attempt runs or ran.")
     skip_batches: list[tuple[int, int]] = Field(description="Quarantined, inclusive.")

@@ -80,5 +80,7 @@ class Ranks:
 
 
 def _stack(rank: int, *, odd: bool) -> RankStack:
+    """The odd one is stopped: a hang that can be proven, as those of the failure models are."""
     frame = "_next_batch (loader.py:88)" if odd else "all_reduce (distributed_c10d.py:2501)"
-    return RankStack(rank=rank, process_state="S", frames=(frame, "main (train.py:10)"))
+    state = "T" if odd else "S"
+    return RankStack(rank=rank, process_state=state, frames=(frame, "main (train.py:10)"))

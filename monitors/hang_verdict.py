@@ -1,0 +1,334 @@
+"""Silence raises suspicion; evidence convicts: what two looks at every rank of a silent run say.
+
+A run is restarted at once only where a rank cannot go on: it is stopped, dead or stuck in its
+device's driver, or it waits for a lock or a pipe that nobody will serve while its peers wait for it
+in a collective. Whatever moves, or waits for data, storage or the network, is *slow*: it may be a
+long validation, an upload, a compilation. It is left alone until a generous limit. CPU time of a
+main thread that stays in one collective proves nothing, as collectives spin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from babysit.wire import Phase
+from monitors.stacks import Cluster, cluster, collective_of, place_of
+
+
+class Doing(StrEnum):
+    """What one rank was doing."""
+
+    GONE = "is dead"
+    STOPPED = "is stopped"
+    DRIVER = "is stuck in the driver of its device"
+    STUCK = "waits for what cannot come"
+    WAITING = "waits in a collective"
+    DEBUGGED = "is held by a debugger"
+    STORAGE = "waits for storage"
+    LOADING = "waits for data"
+    MOVING = "moves"
+    PAUSED = "waits"
+    UNREADABLE = "could not be read"
+    SILENT = "is on a node whose agent does not answer"
+    ENDED = "has ended with exit code 0"
+
+
+CANNOT_GO_ON = frozenset({Doing.GONE, Doing.STOPPED, Doing.DRIVER})
+"""By themselves, whatever the others do."""
+
+_DRIVER_CHANNEL = re.compile(r"^_?(?:nv|uvm|os_acquire|rm_|amdgpu|kfd|drm_|dma_fence|hl_|neuron)")
+"""Wait channels of drivers: NVIDIA, AMD, DRM, Habana, AWS Neuron. Others in state D are storage."""
+_LOCK_OR_PIPE = ("futex", "pipe_read", "anon_pipe_read", "wait_for_partner")
+_DEVICE_WAIT = re.compile(
+    r"_engine_run_backward|\bsynchronize\b|clip_grad_norm_|recv_forward|recv_backward|send_forward"
+    r"|send_backward|wait_stream|_cuda_synchronize|cudaDeviceSynchronize",
+)
+"""Functions in which ranks of a GPU job wait for collectives that were launched before."""
+_DATA = re.compile(r"_try_get_data|_next_data|_get_data|\bfetch \(|dataloader\.py|data_loader\.py")
+
+
+class Look(Protocol):
+    """Two looks at one rank; `jobs.events.RankStack` is one (see there)."""
+
+    @property
+    def rank(self) -> int:
+        """See there."""
+
+    @property
+    def process_state(self) -> str:
+        """See there."""
+
+    @property
+    def frames(self) -> tuple[str, ...]:
+        """See there."""
+
+    @property
+    def frames_later(self) -> tuple[str, ...]:
+        """See there."""
+
+    @property
+    def wait_channel(self) -> str:
+        """See there."""
+
+    @property
+    def traced(self) -> bool:
+        """See there."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """See there."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        """See there."""
+
+    @property
+    def helpers(self) -> tuple[str, ...]:
+        """See there."""
+
+    @property
+    def dead_children(self) -> tuple[str, ...]:
+        """See there."""
+
+    @property
+    def error(self) -> str:
+        """See there."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scene:
+    """What is known of the ranks besides the looks.
+
+    Attributes:
+        nodes: Rank → its node.
+        phases: Rank → a :class:`babysit.wire.Phase` value, as it last said.
+        steps: Rank → the last step it ended.
+        ended: Ranks that have ended with exit code 0.
+        absent: Ranks whose agent did not answer.
+    """
+
+    nodes: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    phases: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    steps: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    ended: frozenset[int] = frozenset()
+    absent: frozenset[int] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the run is hung, and through whom."""
+
+    convicted: bool
+    """The run cannot go on by itself. Otherwise it is slow."""
+    ranks: tuple[int, ...]
+    """The culprits; empty: nobody is blamed (a network, or nothing that can be told)."""
+    node: str | None
+    """Where all culprits are on one node: that."""
+    users: bool
+    """The script did it: a rank ended early, or the ranks wait in different places."""
+    signature: str
+    """The same for the same pause: what the culprits do, and where."""
+    sentence: str
+    """For people."""
+
+    @property
+    def rank(self) -> int | None:
+        """The culprit, where it is a single one."""
+        return self.ranks[0] if len(self.ranks) == 1 else None
+
+
+def judge(looks: Sequence[Look], scene: Scene | None = None) -> Verdict:
+    """Say whether a silent run can go on by itself, and who keeps it.
+
+    Args:
+        looks: One for each rank that could be looked at.
+        scene: What else is known.
+    """
+    scene = scene or Scene()
+    seen = {look.rank: look for look in looks}
+    doing = {rank: _doing(look, scene.phases.get(rank, "")) for rank, look in seen.items()}
+    doing |= dict.fromkeys(scene.absent - seen.keys(), Doing.SILENT)
+    ended = sorted(scene.ended - doing.keys())
+    waiting = _ranks(doing, {Doing.WAITING})
+    cannot = _ranks(doing, CANNOT_GO_ON)
+    if cannot:
+        return _verdict(cannot, doing, seen, scene, convicted=True)
+    outside = [rank for rank in sorted(doing) if rank not in waiting]
+    if waiting and outside:
+        proven = all(doing[rank] is Doing.STUCK for rank in outside)
+        return _verdict(outside, doing, seen, scene, convicted=proven)
+    if waiting and ended and not outside:
+        return _verdict(
+            ended, doing | dict.fromkeys(ended, Doing.ENDED), seen, scene, convicted=True
+        )
+    if waiting and len(waiting) == len(doing):
+        return _all_wait(doing, seen, scene)
+    return _verdict(outside or list(doing), doing, seen, scene, convicted=False)
+
+
+def _doing(look: Look, phase: str) -> Doing:
+    return _by_state(look) or _by_stack(look, phase)
+
+
+def _by_state(look: Look) -> Doing | None:
+    """What the state of the process says; None when it is an ordinary one."""
+    if look.process_state in {"X", "Z"}:
+        return Doing.GONE
+    if look.traced or look.process_state == "t":
+        return Doing.DEBUGGED
+    if look.process_state == "T":
+        return Doing.STOPPED
+    if look.process_state == "D":
+        channel = look.wait_channel
+        return Doing.DRIVER if _DRIVER_CHANNEL.match(channel) else Doing.STORAGE
+    return None
+
+
+def _by_stack(look: Look, phase: str) -> Doing:
+    works = bool(look.helpers) or look.cpu_seconds >= _COMPUTES_SECONDS
+    if not look.frames:
+        return Doing.MOVING if works else Doing.UNREADABLE
+    if _waits_in(look):
+        return Doing.WAITING
+    if look.frames_later:
+        return Doing.MOVING
+    if phase == Phase.LOADING or any(_DATA.search(frame) for frame in look.frames[:6]):
+        return Doing.STUCK if look.dead_children and not look.helpers else Doing.LOADING
+    if works:
+        return Doing.MOVING
+    return Doing.STUCK if look.wait_channel.startswith(_LOCK_OR_PIPE) else Doing.PAUSED
+
+
+_COMPUTES_SECONDS = 0.02
+"""CPU time between the looks that is work, in a main thread outside a collective."""
+
+
+def _waits_in(look: Look) -> str:
+    """The collective in which the main thread is at both looks; empty: none."""
+    later = look.frames_later or look.frames
+    before, after = collective_of(look.frames), collective_of(later)
+    if before and before == after:
+        return before
+    if look.on_gpu and not look.helpers:
+        device = [_device_wait(frames) for frames in (look.frames, later)]
+        return device[0] if device[0] == device[1] else ""
+    return ""
+
+
+def _device_wait(frames: Iterable[str]) -> str:
+    found = (_DEVICE_WAIT.search(frame) for frame in list(frames)[:4])
+    return next((match.group() for match in found if match), "")
+
+
+def _ranks(doing: Mapping[int, Doing], kinds: Iterable[Doing]) -> list[int]:
+    wanted = set(kinds)
+    return sorted(rank for rank, what in doing.items() if what in wanted)
+
+
+def _all_wait(doing: Mapping[int, Doing], seen: Mapping[int, Look], scene: Scene) -> Verdict:
+    """Every rank waits in a collective: in the same one it is the network, else the script."""
+    places: dict[str, list[int]] = {}
+    for rank, look in sorted(seen.items()):
+        places.setdefault(_waits_in(look), []).append(rank)
+    if len(places) == 1:
+        (place,) = places
+        return Verdict(
+            convicted=False,
+            ranks=(),
+            node=None,
+            users=False,
+            signature=f"all in {place}",
+            sentence=f"all {len(seen)} ranks wait in the same collective, {place}: the network or"
+            " storage under it, so no rank is blamed",
+        )
+    groups = sorted(places.values(), key=lambda ranks: (len(ranks), ranks))
+    smallest = groups[0]
+    if len(groups[1]) == len(smallest):  # halves: the ranks that are behind, if they can be told
+        behind = sorted(groups, key=lambda ranks: min(scene.steps.get(r, 0) for r in ranks))
+        steps = [min(scene.steps.get(r, 0) for r in ranks) for ranks in behind]
+        smallest = behind[0] if steps[0] < steps[1] else []
+    verdict = _verdict(smallest, doing, seen, scene, convicted=False)
+    return dataclasses.replace(verdict, users=True)
+
+
+def _verdict(
+    ranks: Iterable[int],
+    doing: Mapping[int, Doing],
+    seen: Mapping[int, Look],
+    scene: Scene,
+    *,
+    convicted: bool,
+) -> Verdict:
+    culprits = tuple(sorted(ranks))
+    nodes = {scene.nodes.get(rank) for rank in culprits}
+    node = nodes.pop() if len(nodes) == 1 else None
+    kinds = {doing[rank] for rank in culprits}
+    where = sorted({place_of(seen[rank].frames) for rank in culprits if rank in seen})
+    blamed = culprits if len(culprits) < len(doing) or len(doing) == 1 or convicted else ()
+    return Verdict(
+        convicted=convicted,
+        ranks=blamed,
+        node=node if blamed else None,
+        users=Doing.ENDED in kinds,
+        signature="; ".join([*sorted(kinds), *where[:2]]),
+        sentence=_sentence(culprits, node, doing, seen, scene),
+    )
+
+
+def _sentence(
+    culprits: Sequence[int],
+    node: str | None,
+    doing: Mapping[int, Doing],
+    seen: Mapping[int, Look],
+    scene: Scene,
+) -> str:
+    parts = []
+    for what in Doing:
+        ranks = [rank for rank in culprits if doing[rank] is what]
+        if ranks:
+            parts.append(_part(ranks, what, seen, scene))
+    if node and len(culprits) > 1:
+        parts[0] += f" (all on {node})"
+    rest = [look for rank, look in seen.items() if rank not in culprits]
+    parts += [_crowd(group) for group in cluster(rest)]
+    return "; ".join(parts)
+
+
+def _part(ranks: Sequence[int], what: Doing, seen: Mapping[int, Look], scene: Scene) -> str:
+    several = len(ranks) > 1
+    names = f"{'ranks' if several else 'rank'} {', '.join(map(str, ranks[:8]))}"
+    names += f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
+    said = _plural(what) if several else what.value
+    if what is Doing.ENDED:
+        at = scene.steps.get(ranks[0])
+        return f"{names} {said}{'' if at is None else f' after step {at}'}, while others go on"
+    look = seen.get(ranks[0])
+    if look is None:
+        return f"{names} {said}"
+    where = place_of(look.frames) if look.frames else look.error
+    named = look.dead_children if what is Doing.STUCK else look.helpers
+    detail = "" if what in CANNOT_GO_ON else ", ".join(named[:2])
+    tail = f" in {where}" if look.frames else (f" ({where})" if where else "")
+    if what is Doing.WAITING:
+        tail = f" {_waits_in(look)}" + tail
+    return f"{names} {said}{tail}" + (f" [{detail}]" if detail else "")
+
+
+_PLURALS = {"is": "are", "has": "have", "waits": "wait", "moves": "move", "could": "could"}
+
+
+def _plural(what: Doing) -> str:
+    first, _, rest = what.value.partition(" ")
+    return f"{_PLURALS[first]} {rest}".rstrip()
+
+
+def _crowd(group: Cluster) -> str:
+    count = len(group.ranks)
+    who = f"{count} other {'rank' if count == 1 else 'ranks'}"
+    if group.waiting:
+        return f"{who} {'waits' if count == 1 else 'wait'} in {group.waiting}"
+    return f"{who} {'is' if count == 1 else 'are'} in {group.where}"

@@ -1,0 +1,107 @@
+"""Two looks at real processes: what moves, what stands still, what may go on by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.agent import stacks
+from jobs.clock import SystemClock
+from jobs.events import RankStack
+from monitors.hang_verdict import Doing, _doing
+
+READY = "import sys; sys.stdout.write('ready\\n'); sys.stdout.flush()\n"
+
+SCRIPTS = {
+    "sleeps": ("import time\n" + READY + "time.sleep(1000)", Doing.PAUSED),
+    "computes": (READY + "while True: pass", Doing.MOVING),
+    "waits for a lock": (
+        "import threading\n" + READY + "lock = threading.Lock(); lock.acquire(); lock.acquire()",
+        Doing.STUCK,
+    ),
+    "waits for a pipe of its own": (
+        "import os\n" + READY + "r, w = os.pipe(); os.read(r, 1)",
+        Doing.STUCK,
+    ),
+    "waits for a thread that reads a socket": (
+        "import socket, threading\n"
+        "a, b = socket.socketpair()\n"
+        "t = threading.Thread(target=a.recv, args=(1,)); t.start()\n" + READY + "t.join()",
+        Doing.MOVING,
+    ),
+    "waits for a thread that waits for a lock": (
+        "import threading\n"
+        "lock = threading.Lock(); lock.acquire()\n"
+        "t = threading.Thread(target=lock.acquire); t.start()\n" + READY + "t.join()",
+        Doing.STUCK,
+    ),
+    "waits for a child that computes": (
+        "import subprocess, sys\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'while True: pass'])\n" + READY + "p.wait()",
+        Doing.MOVING,
+    ),
+    "waits for a child that sleeps": (
+        "import subprocess\np = subprocess.Popen(['sleep', '1000'])\n" + READY + "p.wait()",
+        Doing.MOVING,
+    ),
+}
+
+
+@contextlib.contextmanager
+def process(code: str, tmp_path: Path) -> Iterator[int]:
+    """A script that has said it is ready, with all of its children ended in the end."""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    command = [sys.executable, "-u", str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as started:
+        try:
+            assert started.stdout is not None
+            assert started.stdout.readline() == b"ready\n"
+            yield started.pid
+        finally:
+            os.killpg(started.pid, signal.SIGKILL)
+
+
+async def look(pid: int) -> RankStack:
+    (seen,) = await stacks.capture({0: pid}, SystemClock())
+    return seen
+
+
+@pytest.mark.parametrize(("code", "doing"), SCRIPTS.values(), ids=SCRIPTS.keys())
+async def test_what_a_process_does(code: str, doing: Doing, tmp_path: Path) -> None:
+    with process(code, tmp_path) as pid:
+        seen = await look(pid)
+    assert _doing(seen, "training") is doing, seen
+
+
+async def test_a_stopped_process_and_its_stopped_threads(tmp_path: Path) -> None:
+    code = (
+        "import threading, time\n"
+        + READY
+        + "threading.Thread(target=time.sleep, args=(99,)).start()"
+    )
+    with process(code, tmp_path) as pid:
+        os.kill(pid, signal.SIGSTOP)
+        seen = await look(pid)
+    assert _doing(seen, "training") is Doing.STOPPED
+    assert (seen.helpers, seen.traced) == ((), False)
+
+
+async def test_a_stopped_child_is_dead_to_its_parent(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, subprocess\n"
+        "p = subprocess.Popen(['sleep', '1000']); os.kill(p.pid, signal.SIGSTOP)\n"
+        + READY
+        + "p.wait()"
+    )
+    with process(code, tmp_path) as pid:
+        seen = await look(pid)
+    assert len(seen.dead_children) == 1
+    assert _doing(seen, "loading") is Doing.STUCK

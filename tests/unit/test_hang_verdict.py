@@ -1,0 +1,155 @@
+"""What two looks at the ranks of a silent run say: who cannot go on, who is slow, who waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.events import RankStack
+from monitors.hang_verdict import Scene, Verdict, judge
+
+REDUCE = ("all_reduce (torch/distributed/distributed_c10d.py:2800)", "step (train.py:30)")
+BARRIER = ("barrier (torch/distributed/distributed_c10d.py:4000)", "main (train.py:50)")
+GATHER = ("all_gather (torch/distributed/distributed_c10d.py:3300)", "step (train.py:31)")
+BACKWARD = ("_engine_run_backward (torch/autograd/graph.py:824)", "step (train.py:29)")
+RECV = ("recv_forward (megatron/core/pipeline_parallel/p2p_communication.py:300)", "f (a.py:1)")
+CODE = ("validate (train.py:70)", "main (train.py:40)")
+LOADER = ("_try_get_data (torch/utils/data/dataloader.py:1250)", "main (train.py:20)")
+LOCK, PIPE, SLEEP, SOCKET = "futex_do_wait", "anon_pipe_read", "hrtimer_nanosleep", "sk_wait_data"
+
+
+def look(rank: int, frames: tuple[str, ...] = REDUCE, **facts: Any) -> RankStack:
+    return RankStack(**{"rank": rank, "process_state": "S", "frames": frames, **facts})
+
+
+def waiting(*ranks: int, frames: tuple[str, ...] = REDUCE, **facts: Any) -> list[RankStack]:
+    """Ranks in a collective, spinning as collectives do."""
+    return [look(rank, frames, cpu_seconds=1.0, **facts) for rank in ranks]
+
+
+# What rank 1 of four does while the others wait for it, and whether it can go on by itself.
+CANNOT_GO_ON = {
+    "stopped": {"process_state": "T"},
+    "dead": {"process_state": "X", "frames": (), "error": "process 7 has ended"},
+    "in the driver": {"process_state": "D", "wait_channel": "nv_wait_for_event"},
+    "in the driver of AMD": {"process_state": "D", "wait_channel": "amdgpu_fence_wait"},
+    "a lock nobody releases": {"wait_channel": LOCK},
+    "a pipe nobody writes": {"wait_channel": PIPE},
+    "a loader whose worker is stopped": {
+        "frames": LOADER,
+        "wait_channel": LOCK,
+        "dead_children": ("child 8 (python)",),
+    },
+}
+GOES_ON = {
+    "its stack moves": {"frames_later": ("log (train.py:71)", "main (train.py:40)")},
+    "computes": {"cpu_seconds": 0.9},
+    "sleeps": {"wait_channel": SLEEP},
+    "uploads": {"wait_channel": SOCKET},
+    "storage": {"process_state": "D", "wait_channel": "nfs_wait_bit_killable"},
+    "storage that is not named": {"process_state": "D", "wait_channel": "0"},
+    "a child works": {"wait_channel": LOCK, "helpers": ("child 9 (ffmpeg) moves",)},
+    "a thread uploads": {"wait_channel": LOCK, "helpers": ("thread 9 (up) waits in sk_wait_data",)},
+    "a loader": {"frames": LOADER, "wait_channel": PIPE},
+    "a debugger": {"process_state": "t", "traced": True},
+    "a debugger that has stopped it": {"process_state": "T", "traced": True},
+    "unreadable": {"frames": (), "error": "py-spy: permission denied"},
+}
+
+
+@pytest.mark.parametrize("facts", CANNOT_GO_ON.values(), ids=CANNOT_GO_ON.keys())
+def test_a_rank_that_cannot_go_on_is_convicted(facts: dict[str, Any]) -> None:
+    verdict = judge([*waiting(0, 2, 3), look(1, **{"frames": CODE, **facts})])
+    assert (verdict.convicted, verdict.ranks, verdict.users) == (True, (1,), False)
+    assert "rank 1 " in verdict.sentence
+
+
+@pytest.mark.parametrize("facts", GOES_ON.values(), ids=GOES_ON.keys())
+def test_a_rank_that_may_go_on_is_slow(facts: dict[str, Any]) -> None:
+    verdict = judge([*waiting(0, 2, 3), look(1, **{"frames": CODE, **facts})])
+    assert (verdict.convicted, verdict.ranks) == (False, (1,))
+
+
+@pytest.mark.parametrize("name", ["a lock nobody releases", "a pipe nobody writes"])
+def test_a_lock_convicts_only_while_others_wait_for_it(name: str) -> None:
+    """A rank alone, or ranks that all do so, may wait for a thread that nobody can see."""
+    facts = {"frames": CODE, **CANNOT_GO_ON[name]}
+    assert not judge([look(0, **facts)]).convicted
+    assert not judge([look(0, **facts), look(1, **facts)]).convicted
+
+
+def test_the_same_collective_everywhere_is_the_network() -> None:
+    verdict = judge(waiting(0, 1, 2, 3))
+    assert (verdict.convicted, verdict.ranks, verdict.node) == (False, (), None)
+    assert "no rank is blamed" in verdict.sentence
+
+
+def culprits(verdict: Verdict) -> tuple[tuple[int, ...], str | None]:
+    return verdict.ranks, verdict.node
+
+
+NODES = {0: "node-1", 1: "node-1", 2: "node-2", 3: "node-2"}
+
+
+def test_several_ranks_of_one_node_are_that_node() -> None:
+    stopped = [look(r, CODE, process_state="T") for r in (2, 3)]
+    verdict = judge([*waiting(0, 1), *stopped], Scene(nodes=NODES))
+    assert verdict.convicted
+    assert culprits(verdict) == ((2, 3), "node-2")
+    assert "all on node-2" in verdict.sentence
+
+
+def test_a_node_whose_agent_does_not_answer_is_named_but_not_convicted() -> None:
+    """Losing contact is not failure: the cluster is asked about the agent."""
+    verdict = judge(waiting(0, 1), Scene(nodes=NODES, absent=frozenset({2, 3})))
+    assert not verdict.convicted
+    assert culprits(verdict) == ((2, 3), "node-2")
+
+
+def test_a_rank_that_ended_early_is_named_as_the_scripts_doing() -> None:
+    scene = Scene(nodes=NODES, ended=frozenset({1}), steps={1: 30})
+    verdict = judge(waiting(0, 2, 3), scene)
+    assert (verdict.convicted, verdict.ranks, verdict.users) == (True, (1,), True)
+    assert "rank 1 has ended with exit code 0 after step 30" in verdict.sentence
+
+
+@pytest.mark.parametrize("place", [BARRIER, GATHER])
+def test_a_rank_in_another_collective_than_the_rest_is_named(place: tuple[str, ...]) -> None:
+    """A rank that skipped a collective, or whose data ended early."""
+    verdict = judge([*waiting(0, 1, 2), *waiting(3, frames=place)])
+    assert (verdict.convicted, verdict.ranks, verdict.users) == (False, (3,), True)
+
+
+def test_of_two_halves_the_one_behind_is_named() -> None:
+    looks = [*waiting(0), *waiting(1, frames=BARRIER)]
+    assert judge(looks, Scene(steps={0: 12, 1: 9})).ranks == (1,)
+    assert judge(looks, Scene(steps={0: 9, 1: 9})).ranks == ()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [*waiting(0, frames=BACKWARD, on_gpu=True), *waiting(2, 3)],
+        [*waiting(0, frames=RECV, on_gpu=True), *waiting(2, frames=BACKWARD, on_gpu=True)],
+    ],
+    ids=["backward", "pipeline"],
+)
+def test_ranks_that_wait_in_several_places_do_not_hide_the_culprit(others: list[RankStack]) -> None:
+    """The ordinary case with pipeline or tensor parallelism on GPUs."""
+    verdict = judge([*others, look(1, CODE, process_state="T")])
+    assert (verdict.convicted, verdict.ranks) == (True, (1,))
+    assert judge([*others, look(1, CODE, wait_channel=LOCK)]).ranks == (1,)
+
+
+def test_a_backward_pass_on_a_cpu_computes() -> None:
+    verdict = judge([*waiting(0), look(1, BACKWARD, cpu_seconds=1.0)])
+    assert (verdict.convicted, verdict.ranks) == (False, (1,))
+
+
+def test_a_signature_is_of_the_pause_not_of_the_rank() -> None:
+    first = judge([*waiting(0, 2), look(1, CODE, wait_channel=SLEEP)])
+    again = judge([*waiting(1, 2), look(0, CODE, wait_channel=SLEEP)])
+    other = judge([*waiting(0, 2), look(1, LOADER, wait_channel=SLEEP)])
+    assert first.signature == again.signature
+    assert first.signature != other.signature
