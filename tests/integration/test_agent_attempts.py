@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from jobs.events import AttemptStopped, RankExited, RankReady, RankRestored, RanksStarted
-from monitors.failures import FailureClass
+from monitors.failures import Advice, Evidence, FailureClass
 from tests.agent_helpers import ended, playground, start, stop
 
 THREE_STEPS = """
@@ -75,6 +75,22 @@ async def test_exception_is_reported_with_its_last_line_and_peers_are_killed(tmp
         log = agent.log(1, 1)
         assert log.startswith("about to fail\nTraceback")
         assert "fork_server.py" not in log
+
+
+async def test_rules_of_the_run_say_what_its_words_mean(tmp_path: Path):
+    script = """
+        import babysit
+        babysit.init()
+        print("the frobnicator lost its flux")
+        raise SystemExit(3)
+    """
+    rule = {"name": "flux", "class": "network", "match": "lost its flux", "action": "replace_node"}
+    async with playground(tmp_path, script, monitors={"logs": [{"rules": [rule]}]}) as (server, _):
+        await server.send(start(ranks=(0,), world_size=1))
+        failure = (await server.event(RankExited)).failure
+        assert failure.failure_class is FailureClass.NETWORK
+        assert (failure.action, failure.source) == (Advice.REPLACE_NODE, Evidence.LOG)
+        assert failure.reason == "the frobnicator lost its flux"
 
 
 async def test_killed_rank_is_reported_and_next_attempt_forks_from_the_same_standby(tmp_path: Path):
