@@ -8,7 +8,7 @@ DOCS_READY := $(VENV)/.docs-ready
 SEEDS ?= 0:100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench fuzz clean postgresql
+.PHONY: help setup demo test lint docs bench fuzz soak clean postgresql
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(READY) postgresql ## Run every benchmark (not its support/); the last l
 
 fuzz: $(READY) ## Run the whole control plane under injected faults, one history per seed: SEEDS=0:100; FUZZ=options
 	@$(PYTHON) -m orchestrator.fuzz $(SEEDS) $(FUZZ)
+
+soak: $(READY) ## Run healthy but awkward runs for half an hour; an intervention fails: SOAK="--minutes 5 --kinds all"
+	@$(PYTHON) -m benchmarks.soak $(SOAK)
 
 clean: ## Remove caches and outputs (the virtual environment stays: remove .venv yourself)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage .coverage.* \

@@ -129,6 +129,7 @@ def test_make_says_what_it_can_do() -> None:
         "docs",
         "bench",
         "fuzz",
+        "soak",
         "clean",
     }
 
