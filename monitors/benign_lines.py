@@ -60,6 +60,7 @@ _SURVIVED = re.compile(
         r"\bcontinu(?:e|es|ing)\b|\bnon-?fatal\b|\bharmless\b|\bas expected\b|\bis expected\b",
         r"\bdeprecat\w+|\bresolved\b|\bresum(?:ed|ing)\b|\bsuppress\w+|\btolerat\w+|\brestored\b",
         r"\bdisabl(?:ed|ing)\b|\bworkaround\b|\bcorrected\b|\bcleared\b|\bclamp\w*|\bclipp\w*",
+        r"\bdropped\b|\bdiscard(?:ed|ing)\b|\bexcluded\b|\bquarantined\b|\bmasked\b",
         r"\breplac(?:ed|ing) (?:with|by)\b|\busing (?:\S+ ){1,4}instead\b",
     ),
     re.IGNORECASE,
@@ -67,6 +68,8 @@ _SURVIVED = re.compile(
 _GRAVE = r"error|exception|fatal|failure|killed|abort"
 _SETTING = re.compile(
     _any_of(
+        r"\b[Tt]imeouts?(?: \w+){0,3} ?(?:is|are|of|=|:|set to) ?\d"
+        r"(?!.*(?:exceed|expire|reach|timed out))",
         r"^\s*[\w.\-/]+\s?=\s?\S.*$",
         rf"^\s*(?!\w*(?:{_GRAVE}))[a-z][\w.-]*\s*: ?[\w./'\"\[{{-]\S*\s*$",
         r"^\s*['\"][\w.-]+['\"]\s?:|\bset by environment\b|^\s*--\w|\bNamespace\(",

@@ -117,8 +117,12 @@ class Reading:
             return _heaviest(better) or own
         if own is None and death.last.name in _PROGRAMMING:
             return None
+        others = self._beside(death.start, death.end)
+        if own is None:
+            # Who raised something of its own is not explained by what its program printed.
+            others = [match for match in others if self._is_graver(match.line)]
         limit = own.strength if own is not None else Strength.SYMPTOM
-        others = [m for m in self._beside(death.start, death.end) if m.strength > limit]
+        others = [match for match in others if match.strength > limit]
         return _heaviest(others) or own
 
     def outside_cause(self, *, with_cascade: bool) -> Match | None:
@@ -190,6 +194,10 @@ class Reading:
                 break
             found += self._of_line(number)
         return sorted(found, key=lambda match: match.line)
+
+    def _is_graver(self, number: int) -> bool:
+        line = self._lines[number]
+        return line.is_machine or line.level >= LogLevel.ERROR
 
     @staticmethod
     def _may_explain(line: LogLine) -> bool:

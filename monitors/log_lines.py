@@ -90,7 +90,7 @@ _PREFIXES = tuple(
 )
 _NAMED_LEVEL = re.compile(
     rf"(?:^|[\s\[|(:])(?P<level>{_LEVELS})(?=[\s\]|):,])|\blevel=(?P<logfmt>\w+)"
-    r"|\bNCCL (?P<nccl>INFO|WARN|TRACE)\b|: (?P<warning>\w*Warning): "
+    r"|\bNCCL (?P<nccl>INFO|WARN|TRACE)\b|(?:^|: )(?P<warning>\w*Warning): "
 )
 _LEVEL = {
     "TRACE": LogLevel.DEBUG,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from monitors.benign_lines import is_harmless, was_survived
 from monitors.exits import classify
 from monitors.log_lines import LogLevel, as_line, read_lines
 
@@ -106,3 +107,21 @@ def test_progress_is_seen(line):
 @pytest.mark.parametrize("line", ["RuntimeError: loss is nan at step 12", "saving step 40 failed"])
 def test_errors_are_no_progress(line):
     assert not as_line(line).is_progress
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "OSError: [Errno 28] No space left on device",
+        "RuntimeError: Timeout of 60 s exceeded while waiting for the store",
+        "Transport retry count exceeded on mlx5_0:1/IB",
+        "Could not connect to the endpoint",
+        "No route to host",
+        "error: the checkpoint is corrupt",
+        "NVRM: Xid (PCI:0000:1b:00): 79, GPU has fallen off the bus; retrying",
+        "Killed",
+    ],
+)
+def test_faults_are_not_cleared(line):
+    assert not is_harmless(as_line(line))
+    assert not was_survived(as_line(line))
