@@ -202,6 +202,10 @@ class Monitors(Model):
     )
 
 
+ExitCode = Annotated[int, Field(ge=1, le=255)]
+"""The exit code of a program that ended itself, or 128 plus the number of a signal."""
+
+
 class Recovery(Model):
     """Restart budgets: failures with the same signature and no progress in between."""
 
@@ -210,6 +214,21 @@ class Recovery(Model):
         default=1, ge=0, description="Confirmations of a user error before the run stops."
     )
     anomaly: int = Field(default=3, ge=0)
+    stop_on: list[ExitCode] = Field(
+        default_factory=list,
+        description="Exit codes after which the run stops at once, without a confirmation.",
+    )
+    retry_on: list[ExitCode] = Field(
+        default_factory=list,
+        description="Exit codes that are tried again within the budget of infrastructure, such as "
+        "75 (EX_TEMPFAIL).",
+    )
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        if both := set(self.stop_on) & set(self.retry_on):
+            raise ValueError(f"{min(both)} is in both stop_on and retry_on: keep it in one")
+        return self
 
 
 class Notify(Model):

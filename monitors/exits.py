@@ -25,7 +25,8 @@ from monitors.rule_files import builtin_rules
 _REASON_CHARACTERS = 300
 _EVIDENCE_LINES = 5
 _USAGE = re.compile(
-    r"\S+: error: |can't open file|command not found|: not found$|Permission denied$"
+    r"^babysit: cannot start |\S+: error: "
+    r"|can't open file|command not found|: not found$|Permission denied$"
 )
 _LAUNCHED = re.compile(r"exitcode ?: (?P<code>-?\d+)\W+local_rank: (?P<rank>\d+)")
 """How torchelastic reports a child."""
@@ -85,6 +86,15 @@ def classify(
     return _unexplained(reading, code)
 
 
+def ends_in_traceback(log_tail: str, rules: RuleSet | None = None) -> bool:
+    """True if an uncaught exception is the last thing that a program said.
+
+    A traceback that was printed and survived has something behind it. Warnings of libraries on
+    their way out do not count as such.
+    """
+    return Reading(log_tail, rules or builtin_rules()).ends_in_traceback
+
+
 def root_cause(failures: Sequence[tuple[int, float, Failure]]) -> tuple[int, float, Failure]:
     """The failure that began it all: `(rank, time, failure)`, times in seconds of one clock.
 
@@ -128,12 +138,30 @@ def _launched(found: re.Match[str]) -> str:
     return f"local rank {rank} {end}, says its launcher"
 
 
+_HARMLESS_SIGNALS = frozenset(
+    {
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGSTOP,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGURG,
+        signal.SIGWINCH,
+    }
+)
+"""Signals that end no process by default (signal(7)): 128 plus their number is a program's own."""
+
+
 def _signal(code: int) -> signal.Signals | None:
+    """The signal that an exit code stands for; None for a program's own code, such as 255."""
     number = -code if code < 0 else code - 128
     try:
-        return signal.Signals(number) if number > 0 else None
+        found = signal.Signals(number) if number > 0 else None
     except ValueError:
         return None
+    own = code > 0 and (found in _HARMLESS_SIGNALS or number >= signal.SIGRTMIN)
+    return None if own else found
 
 
 def _from_signal(killer: signal.Signals) -> Failure:

@@ -122,8 +122,6 @@ CAUSE_OF: Mapping[FailureClass, Cause] = {
     FailureClass.PREEMPTION: Cause.PREEMPTION,
 }
 """Every class has a cause; `unknown` is the user's when the exit code is the program's own."""
-_OWN_EXIT_CODES = range(1, 128)
-"""Codes with which a program ends itself; negative and above are those of signals."""
 
 
 class Failure(BaseModel):
@@ -138,6 +136,8 @@ class Failure(BaseModel):
     """Equal for equal failures: class and where it arose, without addresses, numbers and times."""
     evidence: tuple[str, ...] = ()
     """Log lines that led here."""
+    final: bool = False
+    """The run must not be started again for it: the work may be done."""
     code: int | None = None
     """The exit code, where nothing else speaks."""
 
@@ -176,4 +176,4 @@ class Failure(BaseModel):
 
     @property
     def _ended_itself(self) -> bool:
-        return self.failure_class is FailureClass.UNKNOWN and self.code in _OWN_EXIT_CODES
+        return self.failure_class is FailureClass.UNKNOWN and (self.code or 0) > 0

@@ -103,6 +103,19 @@ class Reading:
                 return death
         return final
 
+    @property
+    def ends_in_traceback(self) -> bool:
+        """True if nothing that matters stands behind the last traceback."""
+        if not self._deaths:
+            return False
+        behind = self._lines[self._deaths[-1].end + 1 :]
+        return not any(
+            any(c.isalnum() for c in line.text)
+            and line.level >= LogLevel.PLAIN
+            and not (self._rules.is_harmless(line.text) or is_harmless(line))
+            for line in behind
+        )
+
     def cause(self) -> Match | None:
         """The line that explains the death; None where none does, or the exception speaks alone."""
         death = self.death

@@ -126,6 +126,7 @@ class World(ClusterWorld):
         onset: int = 25,
         run: str = "run-1",
         rank: int | None = None,
+        evidence: dict[str, object] | None = None,
     ) -> None:
         """A monitor raises a finding."""
         finding = Finding(
@@ -139,6 +140,7 @@ class World(ClusterWorld):
             onset_time=self.now.timestamp(),
             detected_time=self.now.timestamp(),
             reason=f"{kind} since step {onset}",
+            evidence=evidence or {},
         )
         self.do(self.event(FindingRaised, run=run, attempt=finding.attempt, finding=finding))
 

@@ -165,6 +165,10 @@ class ClusterWorld:
     orders: list[SendCommand] = field(default_factory=list)
     progress: dict[str, Progress] = field(default_factory=dict)
     """How far each run's rank 0 has come; the core hears of it as the controller tells it."""
+    joins: bool = True
+    """Scripts call `babysit.init()`."""
+    restores: bool = True
+    """Scripts call `restore()`."""
     look: Callable[[int], RankStack] = field(default_factory=lambda: stopped(1))
     """What an agent sees when it looks at a rank."""
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -321,9 +325,9 @@ class ClusterWorld:
         step = first.step if first else 0
         agent.memory = [shard for shard in agent.memory if shard.step <= step]
         self._say(agent, RanksStarted, attempt=command.attempt, ranks=command.ranks)
-        for rank in command.ranks:
+        for rank in command.ranks if self.joins else ():
             self._say(agent, RankReady, attempt=command.attempt, rank=rank)
-        for rank in command.ranks:
+        for rank in command.ranks if self.joins and self.restores else ():
             self._say(
                 agent,
                 RankRestored,

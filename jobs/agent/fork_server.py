@@ -26,6 +26,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -233,7 +234,13 @@ def _reseed() -> None:
 def _run(program: Program) -> None:
     if program.kind == "exec":
         os.environ.setdefault("PYTHONUNBUFFERED", "1")  # as in forks: lines reach the log at once
-        os.execvp(program.target, program.argv)  # noqa: S606 - the user's command, as given
+        try:
+            os.execvp(program.target, program.argv)  # noqa: S606 - the user's command, as given
+        except OSError as error:
+            sys.stderr.write(
+                f"babysit: cannot start {program.target}: {_not_started(error, program)}\n"
+            )
+            sys.exit(127 if isinstance(error, FileNotFoundError) else 126)  # as shells do
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main
@@ -247,6 +254,23 @@ def _run(program: Program) -> None:
     with io.open_code(path) as file:
         code = compile(file.read(), path, "exec")
     exec(code, main.__dict__)  # noqa: S102 - runs the user's script
+
+
+def _not_started(error: OSError, program: Program) -> str:
+    """Why a program cannot be started, in words: the error of the system names no file."""
+    found = shutil.which(program.target, mode=os.F_OK)
+    if found is None:
+        where = (
+            "file" if "/" in program.target else f"program on PATH ({os.environ.get('PATH', '')})"
+        )
+        return f"no such {where}"
+    if isinstance(error, PermissionError):
+        return f"{found} is not executable: `chmod +x` it, or name its interpreter in the command"
+    with contextlib.suppress(OSError), open(found, "rb") as file:  # noqa: PTH123 - as above
+        first = file.readline(200).decode(errors="replace").strip()
+        if first.startswith("#!"):
+            return f"the interpreter in its first line, {first}, is not there"
+    return f"{found} is no program: {error.strerror}; name its interpreter in the command"
 
 
 def _without_own_frames(trace: types.TracebackType | None) -> types.TracebackType | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from babysit import wire
 from jobs.agent.evidence import oom_kills
 from jobs.agent.fork_server import kill_group
+from jobs.agent.rank_end import RankWords
 from jobs.agent.rank_reader import RankReader
 from jobs.commands import RestoreCandidate, StartAttempt
 from jobs.config import AgentConfig
@@ -31,6 +32,7 @@ class RankProcess:
     pid: int = 0
     code: int | None = None
     """Exit code once dead; negative: that signal killed it; None: not ended."""
+    words: RankWords = dataclasses.field(default_factory=RankWords)
     killed: bool = False
     """True if the agent sent it SIGKILL."""
 

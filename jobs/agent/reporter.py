@@ -13,6 +13,7 @@ from jobs.agent.evidence import log_tail
 from jobs.agent.gang import Gang, RankProcess
 from jobs.agent.note_events import Author, translate
 from jobs.agent.outbox import Outbox
+from jobs.agent.rank_end import failure_behind_zero
 from jobs.clock import Clock
 from jobs.config import AgentConfig
 from jobs.events import AgentEvent, RankExited
@@ -79,13 +80,7 @@ class Reporter:
         code = process.code or 0
         samples = process.reader.samples()
         events = self._notes(gang, process)
-        failure = failure or classify(
-            log_tail(process.log),
-            code,
-            oom_killed=gang.oom_killed,
-            killed_by_agent=process.killed and code == _KILLED,
-            rules=self.log_rules,
-        )
+        failure = failure or self._failure(gang, process, code)
         exited = RankExited(
             rank=process.rank,
             code=code,
@@ -96,10 +91,26 @@ class Reporter:
         self._log.info("rank exited", rank=process.rank, code=code, attempt=gang.attempt)
         self._outbox.take(gang.attempt, [samples] if samples else [], [*events, exited])
 
+    def _failure(self, gang: Gang, process: RankProcess, code: int) -> Failure | None:
+        log = log_tail(process.log)
+        if code == 0:
+            if gang.stopping:  # asked to leave, it may end in the middle
+                return None
+            wrapped = process.python_pid != process.pid
+            return failure_behind_zero(process.words, log, self.log_rules, wrapped=wrapped)
+        return classify(
+            log,
+            code,
+            oom_killed=gang.oom_killed,
+            killed_by_agent=process.killed and code == _KILLED,
+            rules=self.log_rules,
+        )
+
     def _notes(self, gang: Gang, process: RankProcess) -> list[AgentEvent]:
         author = Author(process.rank, gang.world_size)
         events: list[AgentEvent] = []
         for line in process.reader.notes():
+            process.words.hear(line)
             try:
                 event = translate(line, author, self.fields(gang.attempt))
             except NoteError as error:

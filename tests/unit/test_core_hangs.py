@@ -176,3 +176,23 @@ def test_a_question_is_dropped_when_the_run_goes_on_by_itself() -> None:
     world.advance(1000)
     world.settle()
     assert world.attempt().number == 1
+
+
+def test_a_run_that_lingers_after_its_last_step_is_told_and_not_restarted() -> None:
+    """An upload at the end: people hear of it, and are asked before anything is done."""
+    world = trained(15)
+    world.look = sleeping(1)
+    ranks = [{"rank": r, "phase": "finished", "step": 15, "silent_seconds": 31} for r in (0, 1)]
+    world.find(FindingKind.HANG, onset=15, evidence={"ranks": ranks})
+    world.settle()
+    assert slow(world) == [IncidentState.OPEN]
+    for _ in range(170):
+        world.advance(10)
+        world.settle()
+    assert world.attempt().number == 1
+    for _ in range(20):
+        world.advance(10)
+        world.settle()
+    asked = [i for i in world.carried if isinstance(i, Notify)]
+    assert any("Shall I restart?" in notice.text for notice in asked)
+    assert world.attempt().number == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.core.messages.events import RunHeld
-from orchestrator.core.model.time_ledger import ettr, totals
+from orchestrator.core.model.time_ledger import Bucket, ettr, totals
 from tests.world import World, trained
 
 
@@ -65,3 +65,29 @@ def test_a_run_says_when_it_has_computed_its_lost_steps_again() -> None:
     assert world.run().reason == "computing steps 21 to 25 again"
     world.reach(26)
     assert world.run().reason == "training, attempt 2 from step 20"
+
+
+def test_a_script_that_reports_but_never_restores_computes_lost_steps_again() -> None:
+    """Its time was booked as restoring for as long as it had not passed its best step again."""
+    world = World(restores=False)
+    world.submit()
+    world.settle()
+    world.trained_to(15)
+    world.die(1, last_step=15)
+    world.settle()
+    world.advance(5)
+    world.reach(1)
+    assert world.run().ledger.bucket is Bucket.LOST
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.resumed_step, restart.lost_steps) == (0, 15)
+
+
+def test_what_a_silent_script_does_is_unknown() -> None:
+    world = World(joins=False)
+    world.submit()
+    world.settle()
+    world.advance(90)
+    assert world.run().ledger.bucket is Bucket.UNKNOWN
+    world.advance(100)
+    assert ettr(world.run().ledger, world.now) is None

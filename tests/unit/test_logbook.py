@@ -88,7 +88,9 @@ def test_a_recovery_that_is_not_over_or_failed() -> None:
         candidates=("a",),
     )  # fmt: skip
     assert tell(tries=live)[2].endswith("Restarted in place from a checkpoint: no new step yet.")
-    dead = second(restart=waiting, restored=None, restored_ranks=frozenset(), start_step=0)
+    dead = second(
+        restart=waiting, restored=None, restored_ranks=frozenset(), start_step=0, first_step_at=None
+    )
     assert tell(tries=dead)[2].endswith("from the beginning: it ended before a new step.")
 
 

@@ -182,7 +182,14 @@ def test_an_unknown_exit_says_its_code_and_its_last_words():
 
 @pytest.mark.parametrize(
     ("code", "cause"),
-    [(1, Cause.USER), (127, Cause.USER), (200, Cause.INFRASTRUCTURE), (-40, Cause.INFRASTRUCTURE)],
+    [
+        (1, Cause.USER),
+        (127, Cause.USER),
+        (200, Cause.USER),
+        (255, Cause.USER),
+        (145, Cause.USER),
+        (-40, Cause.INFRASTRUCTURE),
+    ],
 )
 def test_a_program_that_ends_itself_is_its_owners(code, cause):
     failure = why("no data under /data\n", code)

@@ -88,6 +88,8 @@ class Run:
     runtime_left: float | None = None
     """Seconds of max_runtime that were left when it lost its last node to the queue; None: its time
     runs (timer `max_runtime`), or has not begun."""
+    first_step: int | None = None
+    """The first step ever reported by a script that does not restore; None before that."""
     ended_pauses: tuple[EndedPause, ...] = ()
     """Pauses that were killed as hangs at their limit."""
     timers: Timers = dataclasses.field(default_factory=dict)

@@ -16,6 +16,7 @@ class Bucket(StrEnum):
     RESTORING = "restoring"  # loading a checkpoint
     STARTING = "starting"  # stopping, placing, starting processes
     STALLED = "stalled"  # no progress, and nobody had noticed yet
+    UNKNOWN = "unknown"  # the script does not say what it does
     CHECKPOINTING = "checkpointing"  # saves that blocked training
     QUEUED = "queued"  # waiting for nodes, or held with nothing running
 
@@ -61,7 +62,13 @@ def totals(ledger: Ledger, now: dt.datetime) -> dict[str, float]:
 
 
 def ettr(ledger: Ledger, now: dt.datetime) -> float | None:
-    """Effective training time ratio: productive / allocated; None while nothing was allocated."""
+    """Effective training time ratio: productive / allocated.
+
+    None while nothing was allocated, and for a script that does not say what it does: what is not
+    known is neither productive nor lost.
+    """
     seconds = totals(ledger, now)
+    if seconds[Bucket.UNKNOWN] > 0:
+        return None
     allocated = sum(seconds.values()) - seconds[Bucket.QUEUED]
     return seconds[Bucket.PRODUCTIVE] / allocated if allocated > 0 else None

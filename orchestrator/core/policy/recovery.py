@@ -116,6 +116,10 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
         budgets=budgets,
         anomalies=run.anomalies,
     )
+    if failure.final:
+        return dataclasses.replace(
+            verdict, remedy=Remedy.STOP, reason=f"{failure.reason}; not started again for that"
+        )
     if failure.signature == NOTHING_LOADED and count > min(limit, LOAD_TRIES):
         reason = f"{failure.reason} ({count} times)"
         return dataclasses.replace(verdict, remedy=Remedy.HOLD, reason=reason)

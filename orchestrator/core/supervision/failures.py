@@ -42,7 +42,7 @@ from orchestrator.core.model.states import (
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.placement import workers as worker_placement
-from orchestrator.core.policy import recovery
+from orchestrator.core.policy import exits, recovery
 from orchestrator.core.supervision import node_faults
 from orchestrator.core.turn import Turn
 
@@ -57,10 +57,12 @@ def on_rank_died(turn: Turn, event: RankExited) -> None:
     turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
     attempt = turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
     node = attempt.seats[turn.state.places_of(run.id)[event.worker]].node
-    death = RankFailure(rank=event.rank, node=node, at=event.at, failure=event.failure)
+    failure = exits.by_exit_code(run.spec, event.code, event.failure)
+    failure = exits.by_ended_peers(failure, attempt.done_ranks, attempt.step)
+    death = RankFailure(rank=event.rank, node=node, at=event.at, failure=failure)
     turn.change_attempt(run.id, failures=(*attempt.failures, death))
     if attempt.state is not AttemptState.STOPPING:
-        fail_attempt(turn, run.id, event.failure, failed_at=event.at, rank=event.rank, node=node)
+        fail_attempt(turn, run.id, failure, failed_at=event.at, rank=event.rank, node=node)
 
 
 def on_finished(turn: Turn, event: GangFinished) -> None:

@@ -16,6 +16,7 @@ import dataclasses
 import datetime as dt
 from typing import Any
 
+from babysit.wire import Phase
 from jobs.commands import CaptureStacks
 from monitors.hang_verdict import Scene, Verdict, judge
 from monitors.types import Finding, FindingKind, Severity
@@ -112,12 +113,20 @@ def _place(verdict: Verdict, suspect: Suspicion) -> str:
 def _limit(run: Run, suspect: Suspicion, verdict: Verdict) -> float:
     """Seconds of silence that a run without proof against it is granted."""
     evidence = suspect.finding.evidence
+    if _lingers(suspect):  # the work is done: to restart the run for its tail would be a loss
+        return time_limits.PAUSE_CEILING_SECONDS
     limit = time_limits.pause_limit(
         run.spec,
         longest=evidence.get("longest_pause_seconds", 0.0),
         starting=bool(evidence.get("starting")),
     )
     return limit * (2 if _ended_before(run, suspect, verdict) else 1)
+
+
+def _lingers(suspect: Suspicion) -> bool:
+    """True if every rank is past its last step: an upload, a thread that keeps it alive."""
+    told = suspect.finding.evidence.get("ranks", ())
+    return bool(told) and all(rank["phase"] == Phase.FINISHED for rank in told)
 
 
 def _ended_before(run: Run, suspect: Suspicion, verdict: Verdict) -> int:
@@ -184,7 +193,8 @@ def _convict(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict) -> None:
         others = [pause for pause in run.ended_pauses if pause.place != place]
         pauses = (*others, EndedPause(place=place, times=times + 1))[-_PAUSES_KEPT:]
         run = turn.change_run(run.id, ended_pauses=pauses)
-    findings.raise_incident(turn, run, attempt, finding, ask=times > 0 and not verdict.convicted)
+    ask = not verdict.convicted and (times > 0 or _lingers(suspect))
+    findings.raise_incident(turn, run, attempt, finding, ask=ask)
 
 
 _PAUSES_KEPT = 8

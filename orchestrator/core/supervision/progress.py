@@ -33,6 +33,8 @@ def on_step(turn: Turn, event: StepReached) -> None:
     attempt = turn.state.attempts[event.run]
     if attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
+    if attempt.first_step_at is None and not attempt.restored_ranks:
+        attempt = _resumed_by_itself(turn, attempt, event)
     run = turn.run(event.run)
     _book_saves(turn, run, attempt, event)
     attempt = turn.change_attempt(
@@ -44,15 +46,37 @@ def on_step(turn: Turn, event: StepReached) -> None:
     turn.change_run(run.id, best_step=max(run.best_step, event.step))
     if attempt.restart is None or event.step > attempt.restart.best_step:
         _at_new_steps(turn, run.id, min(event.at, turn.now))
-    elif turn.run(run.id).state is not RunState.RUNNING:
-        turn.change_run(
-            run.id,
-            state=RunState.RUNNING,
-            reason=f"computing steps {attempt.start_step + 1} to {attempt.restart.best_step} again",
-        )
+    else:
+        _at_old_steps(turn, run.id, attempt.restart.best_step, min(event.at, turn.now))
     hangs.clear(turn, run.id, f"step {event.step} has ended")
     saving.promote(turn, run.id)
     saving.set_milestone(turn, run.id)
+
+
+def _at_old_steps(turn: Turn, run_id: str, best_step: int, at: dt.datetime) -> None:
+    """Steps that were reached before are computed again."""
+    run, attempt = turn.run(run_id), turn.state.attempts[run_id]
+    if run.ledger.bucket in {Bucket.STARTING, Bucket.RESTORING}:  # its script never restores
+        run = turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.LOST, at))
+    if run.state is not RunState.RUNNING:
+        reason = f"computing steps {attempt.start_step + 1} to {best_step} again"
+        turn.change_run(run_id, state=RunState.RUNNING, reason=reason)
+
+
+def _resumed_by_itself(turn: Turn, attempt: Attempt, event: StepReached) -> Attempt:
+    """The first step of a script that never called `restore`: where did it begin?
+
+    The first step that the run ever reported tells how far apart its reports are, so the attempt
+    began that far before its own first one.
+    """
+    run = turn.run(attempt.run)
+    first = run.first_step or event.step
+    turn.change_run(run.id, first_step=first)
+    start = max(0, event.step - first)
+    restart = attempt.restart
+    if restart is not None and restart.resumed_step is None:
+        restart = dataclasses.replace(restart, restored_at=turn.now, resumed_step=start)
+    return turn.change_attempt(run.id, start_step=start, restart=restart)
 
 
 def on_silent(turn: Turn, run_id: str) -> None:
@@ -65,6 +89,8 @@ def on_silent(turn: Turn, run_id: str) -> None:
         return
     turn.change_attempt(run_id, state=AttemptState.RUNNING, first_step_at=turn.now)
     _at_new_steps(turn, run_id, turn.now)
+    book = ledger.switch(turn.run(run_id).ledger, Bucket.UNKNOWN, turn.now)
+    turn.change_run(run_id, ledger=book)
     why = "its ranks run; they report nothing, since their script does not call babysit.init()"
     turn.change_run(run_id, reason=why)
 

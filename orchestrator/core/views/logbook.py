@@ -131,6 +131,10 @@ def _remedy(restart: Restart, before: Attempt | None, attempt: Attempt) -> str:
     source = f"step {step} ({tier})" if tier else "the beginning"
     if attempt.candidates and not attempt.restored_ranks:
         source = "a checkpoint"
+    elif restart.resumed_step is None and attempt.first_step_at is not None:
+        source = "where its script resumes"
+    elif not tier and step:
+        source = f"step {step}, which its script resumed from by itself"
     if restart.remedy in _ROLLBACKS:
         return f"Rolled back to {source}:"
     if restart.cause is Cause.PREEMPTION:
@@ -149,7 +153,10 @@ def _remedy(restart: Restart, before: Attempt | None, attempt: Attempt) -> str:
 def _outcome(restart: Restart, attempt: Attempt) -> str:
     if restart.recovered_at is not None:
         seconds = (restart.recovered_at - restart.failed_at).total_seconds()
-        return f"{words(seconds)}, {counted(restart.lost_steps or 0, 'step')} lost."
+        lost = restart.lost_steps
+        return (
+            f"{words(seconds)}, {'unknown work' if lost is None else counted(lost, 'step')} lost."
+        )
     if attempt.state in LIVE_ATTEMPT_STATES:
         return "no new step yet."
     return "it ended before a new step."
@@ -230,10 +237,13 @@ def _last_line(run: Run, attempts: Sequence[Attempt], now: dt.datetime) -> Story
     end = run.ended_at or now
     restarts = [attempt.restart for attempt in attempts if attempt.restart is not None]
     lost = sum(restart.lost_steps or 0 for restart in restarts)
+    unknown = any(r.lost_steps is None and r.recovered_at is not None for r in restarts)
     ratio = time_ledger.ettr(run.ledger, end)
     productive = "" if ratio is None else f", {ratio:.0%} of the time productive"
     account = (
-        f"{counted(len(restarts), 'restart')}, {counted(lost, 'step')} computed again{productive}"
+        f"{counted(len(restarts), 'restart')},"
+        f" {'an unknown number of steps' if unknown else counted(lost, 'step')} computed again"
+        f"{productive}"
     )
     if run.ended_at is None:
         state = f"It is {run.state.value} at step {run.best_step}"

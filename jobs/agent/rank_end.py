@@ -1,0 +1,92 @@
+"""How a rank ended: its exit code, held against its own word and its log.
+
+The exit code is that of the command, which may be a shell around the training (`python train.py |
+tee log`). So where the script joined with `babysit.init()`, its end counts only with its word: the
+loop of `steps()` ended, `finish()` was called, or the interpreter ended in good order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from babysit.wire import Note
+from monitors.exit_rules import RuleSet
+from monitors.exits import classify, ends_in_traceback
+from monitors.failures import Evidence, Failure, FailureClass
+
+
+@dataclasses.dataclass(slots=True)
+class RankWords:
+    """The notes in which a rank spoke of itself, summed up."""
+
+    joined: bool = False
+    """The rank called `babysit.init()`."""
+    finished: bool = False
+    """The training loop ended."""
+    error: str = ""
+    """Type of the exception that ended its interpreter."""
+    code: int | None = None
+    """The code given to `sys.exit`; None: the interpreter has not ended in good order."""
+
+    def hear(self, line: str) -> None:
+        """Take a line of the notes; a line that is not a note changes nothing."""
+        try:
+            note = json.loads(line)
+            kind = note["kind"]
+        except (ValueError, KeyError, TypeError):
+            return
+        if kind == Note.STARTED:  # perhaps of a process after the first one
+            self.joined, self.finished, self.error, self.code = True, False, "", None
+        elif kind == Note.FINISHED:
+            self.finished = True
+        elif kind == Note.EXITING:
+            self.error, self.code = str(note.get("error", "")), int(note.get("code", 0))
+
+
+def failure_behind_zero(
+    words: RankWords, log: str, rules: RuleSet | None, *, wrapped: bool
+) -> Failure | None:
+    """Why a rank failed although its command exited with code 0; None: it ended well.
+
+    Args:
+        words: What the rank said.
+        log: The end of its log.
+        rules: As for :func:`monitors.exits.classify`.
+        wrapped: The process that joined is not the command itself: its exit code was not seen.
+    """
+    if words.error or words.code:
+        found = classify(log, words.code or 1, rules=rules)
+        return None if found is None else _behind_zero(found)
+    if not words.joined:
+        # Nobody knows whether the work was done: the run fails, and is never started again for it.
+        return _final(classify(log, 1, rules=rules)) if ends_in_traceback(log, rules) else None
+    if words.finished or words.code == 0:
+        return None
+    if ends_in_traceback(log, rules):
+        found = classify(log, 1, rules=rules)
+        return None if found is None else _behind_zero(found)
+    return _vanished() if wrapped else None  # its own `os._exit(0)` is its own word
+
+
+def _behind_zero(found: Failure) -> Failure:
+    return found.model_copy(update={"reason": f"{found.reason} (its command exited with code 0)"})
+
+
+def _final(found: Failure | None) -> Failure | None:
+    if found is None:
+        return None
+    reason = f"the command exited with code 0, but its log ends in a traceback: {found.reason}"
+    return found.model_copy(update={"reason": reason, "final": True})
+
+
+def _vanished() -> Failure:
+    reason = (
+        "the training process ended without a word, while the command around it exited with code 0"
+    )
+    return Failure(
+        failure_class=FailureClass.UNKNOWN,
+        reason=reason,
+        signature=f"{FailureClass.UNKNOWN.value}:no word",
+        source=Evidence.EXIT,
+    )

@@ -1,0 +1,110 @@
+"""How a rank ended: exit code 0 is a success only with the rank's own word."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jobs.agent.rank_end import RankWords, failure_behind_zero
+from monitors.failures import FailureClass
+
+CRASH = (
+    "step 14 loss 2.9\n"
+    "Traceback (most recent call last):\n"
+    '  File "train.py", line 12, in <module>\n'
+    "    raise ValueError('shard 3 is short')\n"
+    "ValueError: shard 3 is short\n"
+)
+SURVIVED = (
+    CRASH.replace("ValueError", "ConnectionError") + "retrying in 5 s\nstep 15 loss 2.8\ndone\n"
+)
+LEAK = (
+    "/usr/lib/python3.11/multiprocessing/resource_tracker.py:254: UserWarning: resource_tracker: "
+)
+LEAK += "There appear to be 1 leaked semaphore objects to clean up at shutdown\n"
+
+
+def words(*notes: dict[str, object]) -> RankWords:
+    said = RankWords()
+    for note in notes:
+        said.hear(json.dumps(note))
+    return said
+
+
+STARTED, FINISHED = {"kind": "started"}, {"kind": "finished", "step": 20}
+
+
+def exiting(error: str = "", code: int = 0) -> dict[str, object]:
+    return {"kind": "exiting", "error": error, "code": code}
+
+
+# Notes, log, whether the command is a wrapper: all of these are good ends.
+GOOD = {
+    "a script without babysit": (words(), "done\n", True),
+    "a traceback that was survived": (words(), SURVIVED, True),
+    "a full loop": (words(STARTED, FINISHED, exiting()), "", False),
+    "an early return": (words(STARTED, exiting()), "", True),
+    "the interpreter ends in good order": (words(STARTED, exiting()), SURVIVED, True),
+    "os._exit(0) after the loop": (words(STARTED, FINISHED), "", True),
+    "os._exit(0) of its own": (words(STARTED), "", False),
+    "a second process after one that failed": (
+        words(STARTED, exiting("ValueError"), STARTED, FINISHED, exiting()),
+        "done\n",
+        True,
+    ),
+}
+# … and the reason of each that is not.
+BAD = {
+    "an uncaught exception behind a pipe": (
+        words(STARTED, exiting("ValueError")),
+        CRASH,
+        True,
+        "ValueError: shard 3 is short",
+    ),
+    "sys.exit(3) behind a pipe": (
+        words(STARTED, exiting(code=3)),
+        "config error: no such data set\n",
+        True,
+        "exit code 3; its last words: config error",
+    ),
+    "no word inside a wrapper": (words(STARTED), "step 14\n", True, "ended without a word"),
+    "no word, and a traceback": (words(STARTED), CRASH, False, "ValueError: shard 3 is short"),
+    "a traceback with a warning behind it": (
+        words(STARTED),
+        CRASH + LEAK,
+        True,
+        "ValueError: shard 3 is short",
+    ),
+}
+
+
+@pytest.mark.parametrize(("said", "log", "wrapped"), GOOD.values(), ids=GOOD.keys())
+def test_a_good_end_is_a_success(said: RankWords, log: str, wrapped: bool) -> None:
+    assert failure_behind_zero(said, log, None, wrapped=wrapped) is None
+
+
+@pytest.mark.parametrize(("said", "log", "wrapped", "reason"), BAD.values(), ids=BAD.keys())
+def test_a_bad_end_behind_exit_code_0_is_a_failure(
+    said: RankWords, log: str, wrapped: bool, reason: str
+) -> None:
+    failure = failure_behind_zero(said, log, None, wrapped=wrapped)
+    assert failure is not None
+    assert reason in failure.reason
+    assert not failure.final
+
+
+@pytest.mark.parametrize("log", [CRASH, CRASH + LEAK])
+def test_a_script_without_babysit_whose_log_ends_in_a_traceback_fails_for_good(log: str) -> None:
+    """Whether its work was done nobody knows: it is not begun again."""
+    failure = failure_behind_zero(words(), log, None, wrapped=True)
+    assert failure is not None
+    assert failure.final
+    assert failure.failure_class is FailureClass.USER_CODE
+
+
+def test_a_line_that_is_no_note_says_nothing() -> None:
+    said = RankWords()
+    for line in ("", "{", "[]", '{"kind": 3}', "null"):
+        said.hear(line)
+    assert said == RankWords()
