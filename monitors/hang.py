@@ -99,6 +99,10 @@ class HangMonitor:
         self._reported: set[int] = set()
         self.moved_again = False
         """At the last look, every rank that had been reported had moved since."""
+        self._since_restart = 0.0
+        """Seconds that the attempt has been looked at."""
+        self._longest_start = 0.0
+        """Longest time from the start of an attempt to its first step, seconds; 0: none seen."""
         self._in_pace = False
         """Whether a step of the attempt had ended at the last look."""
         self._long: deque[float] = deque(maxlen=_PAUSES_KEPT)
@@ -131,6 +135,7 @@ class HangMonitor:
         self._ranks.clear()
         self._reported.clear()
         self._in_pace = False
+        self._since_restart = 0.0
 
     def limit(self, phase: str) -> float:
         """Seconds of silence that are normal in a phase (a :class:`babysit.wire.Phase` value).
@@ -204,6 +209,9 @@ class HangMonitor:
                 watched.silence += elapsed
                 watched.in_phase += elapsed
                 watched.ticks += 1
+        self._since_restart += elapsed
+        if self._stepped == self._attempt and not self._in_pace:
+            self._longest_start = max(self._longest_start, self._since_restart)
         if self._in_pace:  # what came before the first step is no pause of the run's pace
             self._learn_pause(pause)
         self._in_pace = self._stepped == self._attempt
@@ -221,6 +229,11 @@ class HangMonitor:
                 lasted.push(watched.in_phase)
             watched.in_phase = 0.0
         watched.beat, watched.silence, watched.ticks = beat, 0.0, 0
+
+    def _longest_seen(self) -> float:
+        """Longest time without a step that was normal: a pause, a save, an evaluation."""
+        phases = (seen.quantile(1.0) for seen in self._phases.values() if len(seen))
+        return max(self.longest_pause, *phases, 0.0)
 
     def _learn_pause(self, silence: float) -> None:
         self.longest_pause = max(self.longest_pause, silence)
@@ -277,7 +290,8 @@ class HangMonitor:
             reason=reason,
             evidence={
                 "limit_seconds": limit,
-                "longest_pause_seconds": round(self.longest_pause, 3),
+                "longest_pause_seconds": round(self._longest_seen(), 3),
+                "longest_start_seconds": round(self._longest_start, 3),
                 "starting": self._stepped < self._attempt,
                 "median_step_seconds": median,
                 "ranks": [

@@ -11,6 +11,7 @@ from orchestrator.core.messages.events import ProgressSeen
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model.states import AttemptState, IncidentState
 from orchestrator.core.model.time_ledger import Bucket, totals
+from orchestrator.core.policy.time_limits import pause_limit
 from tests.matching import command
 from tests.world import World, spec, trained
 from tests.world_cluster import sleeping, stopped
@@ -196,3 +197,21 @@ def test_a_run_that_lingers_after_its_last_step_is_told_and_not_restarted() -> N
     asked = [i for i in world.carried if isinstance(i, Notify)]
     assert any("Shall I restart?" in notice.text for notice in asked)
     assert world.attempt().number == 1
+
+
+@pytest.mark.parametrize(
+    ("longest", "starting", "longest_start", "limit"),
+    [
+        (0.0, False, 0.0, 60),  # nothing was seen: the floor
+        (20.0, False, 0.0, 200),  # ten times the longest pause
+        (900.0, False, 0.0, 1800),  # half an hour at most
+        (0.0, True, 0.0, 600),  # the first start: what the spec says
+        (0.0, True, 8.0, 80),  # a later one: ten times the longest
+        (0.0, True, 100.0, 600),  # but never more than the spec says
+    ],
+)
+def test_the_limit_of_a_pause(
+    longest: float, starting: bool, longest_start: float, limit: float
+) -> None:
+    granted = pause_limit(spec(), longest=longest, starting=starting, longest_start=longest_start)
+    assert granted == limit

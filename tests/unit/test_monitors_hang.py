@@ -306,3 +306,25 @@ def test_the_pace_of_ranks_that_only_draw_is_learned_from_their_beats() -> None:
     still = [Beat(attempt=1, rank=r, step=600 - r, phase="training", beat=60.0) for r in (0, 1)]
     found = [f for now in range(60, 70) for f in monitor.tick(float(now), still)]
     assert [(f.kind, f.rank) for f in found] == [(FindingKind.HANG, 1)]
+
+
+def test_starts_and_evaluations_of_earlier_attempts_are_learned() -> None:
+    run = Run(steps=0)
+    run.tick(seconds=1.0)
+    run.silence(7)
+    run.advance()
+    run.tick()
+    for rank in (0, 1):
+        run.phase(rank, Phase.EVALUATING)
+    run.tick()
+    run.silence(25)
+    run.advance()
+    run.tick()
+    run.attempt = 2
+    run.monitor.restart(2)
+    for rank in (0, 1):
+        run.phase(rank, Phase.STARTING)
+    run.tick()
+    _, (hang,) = run.silence(60)
+    assert 7 <= hang.evidence["longest_start_seconds"] <= 10
+    assert 25 <= hang.evidence["longest_pause_seconds"] <= 28

@@ -42,17 +42,22 @@ PAUSE_CEILING_SECONDS = 1800.0
 """The most: after half an hour people must hear of it, whatever was seen before."""
 
 
-def pause_limit(spec: RunSpec, *, longest: float, starting: bool) -> float:
+def pause_limit(
+    spec: RunSpec, *, longest: float, starting: bool, longest_start: float = 0.0
+) -> float:
     """Seconds of silence after which a run without proof against it is ended.
 
     Args:
         spec: `monitors.hang.after` overrides the limit of training, `starting` is that of starting.
         longest: The longest silence in training that ended by itself, seconds.
         starting: No step of the attempt has ended yet.
+        longest_start: The longest start of an earlier attempt, seconds; 0: none was seen, and
+            `monitors.hang.starting` counts alone.
     """
     hang = spec.monitors.hang
     if starting:
-        return hang.starting
+        learned = max(PAUSE_FLOOR_SECONDS, PAUSE_FACTOR * longest_start)
+        return min(hang.starting, learned) if longest_start else hang.starting
     if hang.after != "auto":
         return hang.after
     return min(max(PAUSE_FLOOR_SECONDS, PAUSE_FACTOR * longest), PAUSE_CEILING_SECONDS)

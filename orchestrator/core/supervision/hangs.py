@@ -119,6 +119,7 @@ def _limit(run: Run, suspect: Suspicion, verdict: Verdict) -> float:
         run.spec,
         longest=evidence.get("longest_pause_seconds", 0.0),
         starting=bool(evidence.get("starting")),
+        longest_start=evidence.get("longest_start_seconds", 0.0),
     )
     return limit * (2 if _ended_before(run, suspect, verdict) else 1)
 
