@@ -18,5 +18,5 @@ def run_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """What `babysit schema` prints and `docs/run.schema.json` holds."""
+    """The text that `babysit schema` prints and `docs/run.schema.json` holds."""
     return json.dumps(run_schema(), indent=2) + "\n"

@@ -22,7 +22,7 @@ _TYPES = {
 
 
 class Words:
-    """What one JSON Schema has to say.
+    """The fields and expectations of one JSON Schema, in words.
 
     Args:
         schema: Of an object.
@@ -40,7 +40,7 @@ class Words:
         self._schema, self._what, self._aliases = schema, what, aliases or {}
 
     def expected(self, path: Sequence[str | int]) -> str:
-        """What the field at `path` wants: `an integer of at least 1, or {min, max}`."""
+        """The value that the field at `path` wants: `an integer of at least 1, or {min, max}`."""
         words = [
             _describe(branch)
             for branch in self._branches(self._at(path))

@@ -62,7 +62,7 @@ class Source:
 
     name: str
     tree: Any = None
-    """What ruamel read, with positions; None: no text was read."""
+    """The tree that ruamel read, with positions; None: no text was read."""
 
     def problem(self, path: FieldPath, message: str, *, at_key: bool = False) -> Problem:
         """A problem with the field at `path`, at its value's position (or its key's)."""

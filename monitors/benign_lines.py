@@ -84,7 +84,7 @@ _ERROR_WORD = re.compile(r"\b\w*(?:error|exception|fatal|fail\w*|abort\w*|panic)
 
 
 def is_harmless(line: LogLine) -> bool:
-    """Whether a line counts nothing, denies something, echoes a setting or reports success.
+    """True if a line counts nothing, denies something, echoes a setting or reports success.
 
     Lines of machines are cleared by zero counts and words of success only. Not for the lines of the
     traceback that a program died of: what was raised was not survived.
@@ -98,7 +98,7 @@ def is_harmless(line: LogLine) -> bool:
 
 
 def was_survived(line: LogLine) -> bool:
-    """Whether a line says that the program went on: retried, skipped, ignored, recovered.
+    """True if a line says that the program went on: retried, skipped, ignored, recovered.
 
     Never true for lines of machines: a driver that retries has a fault.
     """
@@ -106,10 +106,10 @@ def was_survived(line: LogLine) -> bool:
 
 
 def has_error_word(text: str) -> bool:
-    """Whether a text has a word such as error, failed or exception."""
+    """True if a text has a word such as error, failed or exception."""
     return _ERROR_WORD.search(text) is not None
 
 
 def looks_like_error(line: LogLine) -> bool:
-    """Whether a line has such a word and does not say that it is less grave."""
+    """True if a line has such a word and does not say that it is less grave."""
     return line.level >= LogLevel.PLAIN and has_error_word(line.text)

@@ -134,7 +134,7 @@ class HyperPodRule(_Model):
     data_points: int | None = Field(default=None, alias="metricEvaluationDataPoints")
 
     def rule(self) -> LogRule | None:
-        """The same as a rule of ours; None where it says nothing about a death."""
+        """The rule in babysit's own form; None if the foreign rule says nothing about a death."""
         if not self.fault_on_match:
             return None
         name = re.sub(r"[^\w .-]", "-", self.name)
@@ -211,7 +211,7 @@ class CompiledRule:
         )
 
     def matches(self, text: str) -> bool:
-        """Whether a line is one of the rule's."""
+        """True if the rule covers the line."""
         if self.pattern.search(text) is None:
             return False
         return self.unless is None or self.unless.search(text) is None
@@ -262,7 +262,7 @@ class RuleSet:
         return tuple(rule for rule in self.rules if rule.needs is None or rule.needs.search(log))
 
     def is_harmless(self, text: str) -> bool:
-        """Whether a rule says that such lines mean nothing."""
+        """True if a rule says that such lines mean nothing."""
         return any(rule.matches(text) for rule in self.harmless)
 
     def xid_class(self, text: str) -> FailureClass | Literal["harmless"] | None:

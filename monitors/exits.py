@@ -40,7 +40,7 @@ _BLAMES_PEERS = {
     FailureClass.RENDEZVOUS,
     FailureClass.UNKNOWN,
 }
-"""What ranks die of that found a peer gone; one that says nothing may well be among them."""
+"""Classes of a rank that lost its peer; a rank that says nothing may be one of them."""
 
 
 def classify(
@@ -56,8 +56,8 @@ def classify(
     Args:
         log_tail: The end of the rank's log; only its last 256 KiB are read.
         code: Exit code; negative: killed by that signal (128 + n, as shells say it, is understood).
-        oom_killed: Whether the kernel counted an OOM kill in the rank's cgroup.
-        killed_by_agent: Whether our agent killed it, after a peer's death or on command.
+        oom_killed: True if the kernel counted an OOM kill in the rank's cgroup.
+        killed_by_agent: True if our agent killed it, after a peer's death or on command.
         rules: Which words speak for which class. None: those that come with babysit.
 
     Returns:
@@ -180,7 +180,7 @@ def _unexplained(reading: Reading, code: int) -> Failure:
     evidence = (last,) if last else ()
     reason = f"exit code {code}{said}"
     failure = _failure(FailureClass.UNKNOWN, reason, evidence, Evidence.EXIT)
-    # Chatter is no signature: whatever was printed last differs from death to death.
+    # Chatter makes a poor signature: the last line printed differs from death to death.
     told = f":{_normalised(last)}" if has_error_word(last) else ""
     signature = f"{FailureClass.UNKNOWN.value}:exit {code}{told}"
     return failure.model_copy(update={"code": code, "signature": signature})

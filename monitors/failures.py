@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Cause(StrEnum):
-    """Who pays for a restart: each cause has a budget of its own."""
+    """The budget that pays for a restart: each cause has one of its own."""
 
     INFRASTRUCTURE = "infrastructure"
     PREEMPTION = "preemption"  # costs nothing
@@ -48,7 +48,7 @@ class FailureClass(StrEnum):
 
 
 class Evidence(StrEnum):
-    """Who says so. What a user's process prints is testimony; a machine's own word is proof."""
+    """The source of a class. Output of a process is testimony; a machine's own word is proof."""
 
     LOG = "log"  # what the rank printed
     EXIT = "exit"  # its exit code, or what the agent saw of its end
@@ -78,7 +78,7 @@ class Proof:
 
 
 class Advice(StrEnum):
-    """What to do about a failure."""
+    """The remedy that a failure suggests."""
 
     RETRY = "retry"
     REPLACE_NODE = "replace_node"  # this run goes elsewhere
@@ -142,9 +142,9 @@ class Failure(BaseModel):
     """The exit code, where nothing else speaks."""
 
     source: Evidence = Evidence.LOG
-    """Who says so. Nothing but a proof may take a node from everybody."""
+    """The source of the class. Only a proof may take a node from every run."""
     advice: Advice | None = None
-    """What a rule says instead of the action of the class."""
+    """The action that a rule names; None: the action of the class."""
 
     @property
     def proof(self) -> Proof | None:
@@ -153,7 +153,7 @@ class Failure(BaseModel):
 
     @property
     def action(self) -> Advice:
-        """What to do about it."""
+        """The suggested remedy."""
         if self.advice is not None:
             return self.advice
         if self._ended_itself:
@@ -162,7 +162,7 @@ class Failure(BaseModel):
 
     @property
     def cause(self) -> Cause:
-        """Whose budget pays. A program that ended itself, whatever its reasons, is its owner's.
+        """The budget that pays. A program that ended itself, for any reason, costs its owner's.
 
         A preemption that only a log tells of is charged like a fault of the machines: a cache that
         prints "evicted" must not restart a run for ever.

@@ -104,7 +104,7 @@ class HangMonitor:
         self._longest_start = 0.0
         """Longest time from the start of an attempt to its first step, seconds; 0: none seen."""
         self._in_pace = False
-        """Whether a step of the attempt had ended at the last look."""
+        """True if a step of the attempt had ended at the last look."""
         self._long: deque[float] = deque(maxlen=_PAUSES_KEPT)
         """Pauses beyond the limit that ended by themselves."""
         self.longest_pause = 0.0
@@ -212,7 +212,7 @@ class HangMonitor:
         self._since_restart += elapsed
         if self._stepped == self._attempt and not self._in_pace:
             self._longest_start = max(self._longest_start, self._since_restart)
-        if self._in_pace:  # what came before the first step is no pause of the run's pace
+        if self._in_pace:  # a pause before the first step says nothing about the run's pace
             self._learn_pause(pause)
         self._in_pace = self._stepped == self._attempt
 

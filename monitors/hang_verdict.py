@@ -20,7 +20,7 @@ from monitors.stacks import Cluster, cluster, collective_of, place_of
 
 
 class Doing(StrEnum):
-    """What one rank was doing."""
+    """The activity of one rank, as its stack and process state show it."""
 
     GONE = "is dead"
     STOPPED = "is stopped"
@@ -101,7 +101,7 @@ class Look(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
-    """What is known of the ranks besides the looks.
+    """Facts about the ranks besides the looks at them.
 
     Attributes:
         nodes: Rank → its node.
@@ -120,7 +120,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the run is hung, and through whom."""
+    """The answer to a suspicion: is the run hung, and which ranks are to blame."""
 
     convicted: bool
     """The run cannot go on by itself. Otherwise it is slow."""
@@ -131,9 +131,9 @@ class Verdict:
     users: bool
     """The script did it: a rank ended early, or the ranks wait in different places."""
     signature: str
-    """The same for the same pause: what the culprits do, and where."""
+    """Equal for the same pause: the activity of the culprits, and its place."""
     sentence: str
-    """For people."""
+    """The verdict in a sentence, for people."""
 
     @property
     def rank(self) -> int | None:
@@ -175,7 +175,7 @@ def _doing(look: Look, phase: str) -> Doing:
 
 
 def _by_state(look: Look) -> Doing | None:
-    """What the state of the process says; None when it is an ordinary one."""
+    """The activity that the process state proves; None for an ordinary state."""
     if look.process_state in {"X", "Z"}:
         return Doing.GONE
     if look.traced or look.process_state == "t":

@@ -50,7 +50,7 @@ _EXTERNAL = frozenset(
         FailureClass.WORKER_LOST,
     }
 )
-"""What can end a process from outside: only these explain a SIGKILL or SIGTERM."""
+"""Classes that end a process from outside: only these explain a SIGKILL or SIGTERM."""
 _EXPLAINED_FROM_OUTSIDE = frozenset({FailureClass.DATA_LOADER, FailureClass.CUDA_USER_BUG})
 """Classes of exceptions that a machine's word about the same death overrules: a loader that was
 killed for memory, a kernel that failed on a broken GPU."""
@@ -84,7 +84,7 @@ class Reading:
 
     @cached_property
     def death(self) -> Death | None:
-        """What the program died of, by its own account: the last traceback, as a rule.
+        """The program's own account of its death: the last traceback, as a rule.
 
         Where the tracebacks of several ranks stand together, the first that blames no peer.
         """
@@ -152,7 +152,7 @@ class Reading:
         return [match.text for match in matches if match.failure_class is failure_class]
 
     def telling_lines(self) -> list[str]:
-        """What is left of the log without bars, steps, drawings and chatter.
+        """The lines of the log besides bars, steps, drawings and chatter.
 
         Only lines with a word such as error, where there are some.
         """
@@ -182,7 +182,7 @@ class Reading:
         Args:
             start: First line of the death; 0: there is none.
             end: Its last line.
-            plain: Whether lines count that are neither a machine's nor say that they are errors.
+            plain: True if lines count that are neither a machine's nor say that they are errors.
         """
         begin = self._after_progress(start or end)
         return self._matches(
@@ -227,7 +227,7 @@ class Reading:
         return any(line.is_progress for line in self._lines[start + 1 : end])
 
     def _quoted(self) -> list[Match]:
-        """What machines say anywhere in the log, for a program that says nothing of its end.
+        """Matches in lines of machines anywhere in the log, for a program silent about its end.
 
         Output that a program buffered may come after them and look like progress.
         """
@@ -266,7 +266,7 @@ class Reading:
     # --- exceptions ---------------------------------------------------------------------------
 
     def _of_death(self, death: Death) -> Match | None:
-        """What an exception, or the chain it ends, says of its cause."""
+        """The cause that an exception, or the chain it ends, names."""
         by_link = [
             _heaviest(m for n in raised.lines for m in self._of_line(n, is_raised=True))
             for raised in death.chain

@@ -38,7 +38,7 @@ class LogLine:
     """As printed, without colour."""
     level: LogLevel
     rank: str
-    """What a launcher's prefix says of its rank; empty where none does."""
+    """The rank in a launcher's prefix; empty without one."""
     is_machine: bool
     """Printed by a kernel, a driver, a resource manager or a communication library (its form says
     so; nothing proves it)."""
@@ -159,7 +159,7 @@ def _learned(texts: Sequence[str]) -> re.Pattern[str] | None:
 _OWN_WORDS = re.compile(
     r"Original |Exception Group |\b(?:in|the|of|following|error|Python)\b ", re.IGNORECASE
 )
-"""Words before `Traceback` that are no prefix but the interpreter's or a library's own."""
+"""Words before `Traceback` that come from the interpreter or a library, not from a launcher."""
 
 
 def _split(log: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ halvings reach the scales that fp16 runs train at. Without loss scaling a NaN gr
 next loss NaN, so waiting costs one step.
 """
 WARMUP_OVERFLOW_STEPS = 40
-"""The same at the start of a run.
+"""Overflow steps in a row that are allowed at the start of a run.
 
 Megatron begins at a scale of 2**32 and may halve it thirty times.
 """
@@ -24,7 +24,7 @@ _REARM_STEPS = 3
 
 
 def loss_is_lost(sample: Sample) -> bool:
-    """Whether the loss is NaN or infinite, or 0.0 beside a NaN gradient norm: a masked NaN.
+    """True if the loss is NaN or infinite, or 0.0 beside a NaN gradient norm: a masked NaN.
 
     A loss that was not reported is not lost.
     """

@@ -31,7 +31,7 @@ class RunMonitors:
 
     Everything is a function of what was fed in, so a watch is rebuilt after a restart of the
     control plane by feeding the recent samples again, all attempts in order, and dropping the
-    findings. Attempts are told from the samples; `restart` only says it sooner.
+    findings. Each sample names its attempt; `restart` only announces a new one sooner.
     """
 
     def __init__(self, settings: MonitorSettings | None = None) -> None:

@@ -45,7 +45,7 @@ _STATES = {
 
 
 class Stack(Protocol):
-    """What one rank was doing; `jobs.events.RankStack` is one."""
+    """The stack of one rank; `jobs.events.RankStack` is one."""
 
     @property
     def rank(self) -> int:
@@ -107,7 +107,7 @@ def _normalised(frame: str) -> str:
 
 
 def _parts(frame: str) -> tuple[str, str]:
-    """Function and file of a frame; the file is empty for what is no Python frame."""
+    """Function and file of a frame; the file is empty for a native frame."""
     match = _FRAME.match(frame.strip())
     return (match["function"], match["file"]) if match else (frame.strip(), "")
 

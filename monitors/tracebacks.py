@@ -79,7 +79,7 @@ class Death:
 
     chain: list[Raised] = field(default_factory=list)
     is_direct: bool = False
-    """Whether the first is the declared cause of the last (or all are members of a group)."""
+    """True if the first is the declared cause of the last (or all are members of a group)."""
 
     @property
     def start(self) -> int:
@@ -93,14 +93,14 @@ class Death:
 
     @property
     def last(self) -> Raised:
-        """What was raised in the end, wrappers aside."""
+        """The exception raised in the end, wrappers aside."""
         real = [raised for raised in self.chain if raised.name not in WRAPPERS]
         return real[-1] if real else self.chain[-1]
 
 
 @dataclass(frozen=True, slots=True)
 class Tracebacks:
-    """All that a log holds."""
+    """All tracebacks of a log."""
 
     deaths: tuple[Death, ...]
     """In the order in which they end."""
@@ -234,7 +234,7 @@ class _Finder:
         return not any("|" in line.text[:8] or line.text.strip().startswith("+-") for line in rest)
 
     def _is_repeated(self, raised: Raised) -> bool:
-        """Whether the last exception only announced this one ("Caught … in worker process")."""
+        """True if the last exception only announced this one ("Caught … in worker process")."""
         last = self._deaths[-1].chain[-1]
         announced = (
             last.name in WRAPPERS or "Caught " in last.text or "following error" in last.text
@@ -243,5 +243,5 @@ class _Finder:
 
 
 def _is_name(found: re.Match[str]) -> bool:
-    """Whether it may be an exception: a class, or a name with its module (`_queue.Empty`)."""
+    """True if the name may be an exception: a class, or a name with its module (`_queue.Empty`)."""
     return found["name"][0].isupper() or bool(found["path"])

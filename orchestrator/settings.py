@@ -148,11 +148,11 @@ class Settings(BaseSettings):
 
     @property
     def server_log(self) -> Path:
-        """What the embedded server logs."""
+        """The log file of the embedded server."""
         return self.home / "server.log"
 
     def run_directory(self, run: str) -> Path:
-        """What belongs to one run on this machine."""
+        """The directory of one run on this machine."""
         return self.home / "runs" / run
 
     def log_directory(self, run: str) -> Path:

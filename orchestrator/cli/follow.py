@@ -85,7 +85,7 @@ def details(here: Session, run: str) -> Iterator[Detail]:
 
 
 def changes(before: Detail | None, after: Detail) -> list[str]:
-    """What changed between two polls: restarts, incidents, state. Scripts parse these lines."""
+    """The changes between two polls: restarts, incidents, state. Scripts parse these lines."""
     lines = []
     old = before or {"state": None, "reason": None, "restarts": [], "incidents": []}
     known = {restart["attempt"]: restart for restart in old["restarts"]}

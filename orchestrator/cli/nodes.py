@@ -213,7 +213,7 @@ def maintain(  # noqa: PLR0913, PLR0917 (a command has its options)
 
 
 def _cancelled(node: dict[str, Any]) -> str:
-    """What `--off` did to a node, from what was planned before."""
+    """The effect of `--off` on a node, in words, given the plan that it cancelled."""
     planned = ", ".join(map(_window, node["maintenance"]))
     done = f"maintenance cancelled, {planned}" if planned else "no maintenance was planned"
     return f"{node['id']}: {done}"
@@ -231,7 +231,7 @@ def _checked(lasts: str, reason: str) -> float:
     return seconds
 
 
-@app.command(context_settings={"ignore_unknown_options": True})  # -1 is no option
+@app.command(context_settings={"ignore_unknown_options": True})  # -1 must not be read as an option
 def spares(
     ctx: typer.Context,
     number_: Annotated[

@@ -1,4 +1,4 @@
-"""What the commands share: settings, the clock, and the connection to the control plane."""
+"""The session of a command: settings, the clock, and the connection to the control plane."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def seconds_of(option: str, text: str) -> float:
     """A duration given with an option, such as 10m, in seconds.
 
     Raises:
-        CliError: The text is no duration.
+        CliError: The text is not a duration.
     """
     try:
         return float(str(parse_seconds(text)))

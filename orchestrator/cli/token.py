@@ -25,7 +25,7 @@ token = typer.Typer(no_args_is_help=True, help="Credentials of the API (needs th
 
 
 class Role(StrEnum):
-    """What the bearer of a token may do."""
+    """The rights of a token's bearer."""
 
     ADMIN = "admin"  # everything
     OPERATOR = "operator"  # everything but tokens

@@ -89,7 +89,7 @@ class Cluster(Protocol):
         """
 
     async def alive(self, worker: str, run: str) -> bool | None:
-        """Whether any process of the worker is alive; None if the cluster cannot tell.
+        """True if any process of the worker is alive; None if the cluster cannot tell.
 
         Never a guess: the controller starts the next attempt on a False.
         """

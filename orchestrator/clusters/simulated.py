@@ -115,7 +115,7 @@ class SimulatedCluster:
             self._end(worker, "agent was stopped")
 
     async def alive(self, worker: str, run: str) -> bool | None:
-        """Whether the worker lives; None if its node cannot be reached."""
+        """True if the worker lives; None if its node cannot be reached."""
         found = self.workers.get(worker)
         if found is None or found.run != run:
             return False

@@ -88,7 +88,7 @@ class Controller:
 
     @property
     def state(self) -> State:
-        """What the core knows; empty while this controller does not lead. To be read only."""
+        """The core's state, to be read only; empty while this controller does not lead."""
         return State() if self._leadership is None else self._leadership.live.state
 
     @property

@@ -42,7 +42,7 @@ from orchestrator.core.model.states import WorkerState
 
 _log = structlog.get_logger(__name__)
 LAUNCH_TRIES = 3
-"""A launch that fails this often is given up: the core finds another node."""
+"""Tries of a launch. After the last one fails, the core finds another node."""
 RETRY_SECONDS = 1.0
 """Between two tries of a launch."""
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -205,8 +205,8 @@ class OutboxDispatcher:
             else:
                 break
         if self._queue.closed:
-            # What the cluster answered may not have been stored. That is no failure, but the
-            # instruction is not done: the new leader finds it in the outbox.
+            # The cluster's answer may not have been stored. The instruction has not failed, but it
+            # is not done either: the new leader finds it in the outbox.
             _log.info("instruction left to the new leader", id=instruction.id)
             return
         self._done(instruction.id)

@@ -55,7 +55,7 @@ class LeaderElector:
                     return
             except DatabaseUnavailableError as error:
                 _log.warning("renewing the lease failed, will retry", error=str(error))
-            except Exception:  # noqa: BLE001 (a defect of ours is no reason to stop leading)
+            except Exception:  # noqa: BLE001 (a defect of ours must not stop leadership)
                 _log.exception("renewing the lease failed, will retry; please report this")
 
     async def _take(self) -> int | None:

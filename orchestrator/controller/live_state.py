@@ -1,4 +1,4 @@
-"""What a leading controller knows: the core's state, and what agents and samples add to it.
+"""The live state of a leading controller: the core's state, agent contact and recent samples.
 
 All of it is in memory, and all of it can be loaded again: from what is stored and not over, and
 from the newest samples of each live run. Contact with agents is not stored; a new leader counts
@@ -121,7 +121,7 @@ class LiveState:
         return [event for event in found if event is not None]
 
     def sample_events(self, run: str, report: Report) -> SampleEvents:
-        """What the samples of a report mean to the core, to be asked for one at a time."""
+        """The core's events in the samples of a report, to be asked for one at a time."""
         return SampleEvents(run, self.pipeline(run), report, self.events.make)
 
     def forget(self) -> list[str]:

@@ -129,7 +129,7 @@ class QueueConsumer:
                 return await self._decide(event)
             case ReceiptsRequest(ids=ids):
                 # In the queue, not beside it: a transaction under way may have made an entry
-                # needless (a launch that is given up), and must be stored before the receipt, or
+                # needless (a launch without tries left), and must be stored before the receipt, or
                 # the next leader would find neither.
                 await self._store.carried_out(ids, epoch=self._epoch)
             case _:

@@ -188,7 +188,7 @@ class RunSamplePipeline:
     def tick(self, attempt: Attempt, now: dt.datetime, monotonic: float) -> list[Finding]:
         """Findings of a hang, by the heartbeats of agents in contact.
 
-        Silence is measured on the monotonic clock: a wall clock that jumps is no silence.
+        Silence is measured on the monotonic clock, so a jump of the wall clock does not count.
         """
         beats = [
             Beat(
@@ -216,12 +216,12 @@ class RunSamplePipeline:
 
 
 class SampleEvents:
-    """What the samples of one report mean to the core: steps and findings, one at a time.
+    """The core's events in the samples of one report: steps and findings, one at a time.
 
     A finding comes before the step at which it was detected, since steps after an onset make no
     checkpoint good. Whether a step is an event depends on the milestone, which the core moves as
-    it handles the event before. So this is no iterator: each call is given the attempt as it is
-    now, and collecting all events ahead is not possible.
+    it handles the event before. So this class cannot be iterated: each call is given the attempt
+    as it is now, and collecting all events ahead is not possible.
 
     Keeps the pipeline it began with. Where the core fails in the middle, the state and its
     pipelines are loaded again, and the new pipeline has seen the whole report (`take_again`).

@@ -63,7 +63,7 @@ class TransactionEvents:
         self._taken: list[Event] = []
         """All that was handed out, less what was left out."""
         self._again: deque[Event] = deque()
-        """What was handed out before a failure, and is to be handled once more."""
+        """Events that were handed out before a failure, and are to be handled once more."""
         self._current: Event | None = None
         self._all_handled = False
 
@@ -137,7 +137,7 @@ def samples_of(run: str, worker: str, report: Report) -> WorkerSamples | None:
 
 @dataclasses.dataclass(slots=True)
 class TransactionRecord:
-    """What one transaction adds to the database, besides the changes of the state."""
+    """The rows that one transaction adds to the database, besides the changes of the state."""
 
     instructions: list[Instruction] = dataclasses.field(default_factory=list)
     journal: list[JournalEntry] = dataclasses.field(default_factory=list)

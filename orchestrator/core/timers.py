@@ -114,4 +114,4 @@ HANDLERS: Mapping[Timer, Callable[[Turn, str, str], None]] = {
     Timer.STANDBY: _look_again,
     Timer.ASK: _answer_due,
 }
-"""What each timer does when it is due: given the turn, the run's id and the timer's subject."""
+"""The handler of each timer: given the turn, the run's id and the timer's subject."""

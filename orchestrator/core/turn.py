@@ -230,7 +230,7 @@ class Turn:
         return incident
 
     def resolve_incident(self, incident: str | None, how: str) -> None:
-        """Resolve an incident; an unknown one (or None), or a resolved one, is no error."""
+        """Resolve an incident. No effect if it is unknown (or None) or already resolved."""
         known = self.state.incidents.get(incident or "")
         if known is not None and known.state is not IncidentState.RESOLVED:
             evidence = {**known.evidence, "resolved": how}
@@ -251,7 +251,7 @@ class Turn:
         self.state.expect(Deadline(due, run, timer, subject))
 
     def cancel_timer(self, run: str, *timers: Timer, subject: str = "") -> None:
-        """Forget timers of one subject; one that is not set, or whose run is over, is no error."""
+        """Forget timers of one subject. No effect if none is set, or if the run is over."""
         known = self.state.runs.get(run)
         if known is None or all(known.due(timer, subject) is None for timer in timers):
             return

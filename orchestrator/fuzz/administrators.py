@@ -24,11 +24,11 @@ Request = tuple[type[Event], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """What a request can be about."""
+    """The names that a request can use."""
 
     nodes: list[str]
     queues: list[str]
-    """Those that runs are submitted to."""
+    """Queues that runs are submitted to."""
     now: dt.datetime
 
 

@@ -62,7 +62,7 @@ class Agent:
     Attributes:
         share: The ranks that are alive here.
         seen: Ids of the commands it was given.
-        ignores_stops: Whether it does not obey stops: a rank is stuck in the kernel.
+        ignores_stops: True if it does not obey stops: a rank is stuck in the kernel.
     """
 
     def __init__(

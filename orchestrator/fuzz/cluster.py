@@ -22,7 +22,7 @@ class SharedCluster(SimulatedCluster):
     """The simulated cluster, which also says when a worker's process begins and ends.
 
     Attributes:
-        away: Whether the cluster's API does not answer at all.
+        away: True if the cluster's API does not answer at all.
         on_begin: Called with the launch of a worker that did not exist before.
         on_end: Called with the name of a worker whose processes are to end.
     """
@@ -47,7 +47,7 @@ class SharedCluster(SimulatedCluster):
         super().die(worker, reason)
 
     def watch(self) -> asyncio.Queue[WorkerGone]:
-        """What one server hears of ended workers: first those that no server has taken note of."""
+        """The feed of ended workers for one server, beginning with unacknowledged ones."""
         ends: asyncio.Queue[WorkerGone] = asyncio.Queue()
         for name, worker in self.workers.items():
             if (

@@ -1,4 +1,4 @@
-"""What every part of one run of the fuzzer stands on: time, chance, and the things that fail.
+"""The environment of one run of the fuzzer: time, randomness, and the parts that fail.
 
 It imports nothing that acts. Servers, agents, training, users and faults are built upon it and hand
 each other what they need, so that imports point one way.
@@ -20,7 +20,7 @@ from orchestrator.fuzz.storage import Storage
 
 
 class Trace:
-    """What has happened so far, line by line, for the engineer who has to understand a failure."""
+    """The history so far, line by line, for the engineer who has to understand a failure."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self.lines: list[tuple[float, str]] = []

@@ -23,7 +23,7 @@ from typing import Any, TypeVarTuple, Unpack
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 Args = TypeVarTuple("Args")
 WORLD = ""
-"""What belongs to no process: the network, the hardware, the users."""
+"""The owner of tasks outside every process: the network, the hardware, the users."""
 PROCESS: contextvars.ContextVar[str] = contextvars.ContextVar("process", default=WORLD)
 _CLOSING_ROUNDS = 10
 """A task may wait again while it ends, in a `finally`; none of ours does so more than twice."""
@@ -112,7 +112,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._interrupts.pop(process, None)
 
     def killed(self, process: str) -> bool:
-        """Whether it was killed."""
+        """True if the process was killed."""
         return process in self._dead
 
     def pause(self, process: str) -> None:
@@ -292,7 +292,7 @@ class ProcessClock:
         self._loop = loop
 
     def now(self) -> dt.datetime:
-        """What the wall clock says."""
+        """The time on the wall clock."""
         return START + dt.timedelta(seconds=self._loop.time() + self.ahead)
 
     def monotonic(self) -> float:

@@ -1,4 +1,4 @@
-"""What may go wrong by itself, at every frame, transaction and call: how often, and how badly."""
+"""Rates of the faults that strike at random, at every frame, transaction and call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FaultRates:
         self.chances.clear()
 
     def strikes(self, kind: str, rng: random.Random) -> bool:
-        """Whether a fault happens here."""
+        """True if a fault happens here."""
         rate = self.chances.get(kind, 0.0)
         return rate > 0.0 and rng.random() < rate
 

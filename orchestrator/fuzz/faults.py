@@ -229,4 +229,4 @@ STRIKES: Mapping[str, Strike] = {
     "operator": users.ask_for_something,
     "administrator": users.change_cluster,
 }
-"""What each kind of fault of the plan does (see :data:`orchestrator.fuzz.plan.PLANNED`)."""
+"""The effect of each kind of fault of the plan (see :data:`orchestrator.fuzz.plan.PLANNED`)."""

@@ -31,7 +31,7 @@ from orchestrator.fuzz.fault_rates import FaultRates
 CURRENT: contextvars.ContextVar[FlakyDatabase] = contextvars.ContextVar("disk")
 """The database of the run that is under way; the engine below serves all of them."""
 INTENT: contextvars.ContextVar[Any] = contextvars.ContextVar("intent", default=None)
-"""What the transaction under way means to write."""
+"""The intended writes of the transaction under way."""
 
 
 class FlakyDatabase:
@@ -39,7 +39,7 @@ class FlakyDatabase:
 
     Attributes:
         raw: The connection, to look behind the scenes.
-        away: Whether it does not answer at all.
+        away: True if it does not answer at all.
         holder: The connection whose transaction is open.
         on_commit: Called with the intent of a transaction just as it takes effect.
     """
@@ -59,7 +59,7 @@ class FlakyDatabase:
         await rest(self._loop, self._rates.database_seconds(self._rng))
 
     def fails(self) -> bool:
-        """Whether this step of a transaction fails."""
+        """True if this step of a transaction fails."""
         return self.away or self._rates.strikes("database", self._rng)
 
     async def lock(self, connection: FlakyConnection) -> None:
@@ -106,7 +106,7 @@ class FlakyConnection:
         self._connection, self._conn, self._tx = disk.raw, self, self
 
     def put_nowait(self, order: tuple[asyncio.Future[None], Callable[[], None]]) -> None:
-        """What aiosqlite would do in its thread."""
+        """Run the order, as aiosqlite would in its thread."""
         order[1]()
         order[0].set_result(None)
 

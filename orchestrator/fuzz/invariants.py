@@ -1,4 +1,4 @@
-"""What is checked at every transaction: the database against what should be in it by now.
+"""Invariants checked at every transaction: the database against its expected content.
 
 :attr:`Invariants.stored` is kept from what transactions meant to write, in the order in which they
 took effect, so a row that the database loses, doubles or changes is noticed. The invariants of
@@ -25,16 +25,16 @@ from orchestrator.fuzz.recording_store import Intent, ReceiptIntent, TurnIntent
 
 
 class Truth(Protocol):
-    """What is really so, whatever the database says. The world knows."""
+    """The true state of the world, which the database may not know."""
 
     def seconds(self) -> float:
         """Virtual seconds."""
 
     def carried_out(self, instruction: Instruction) -> bool:
-        """Whether the agent or the cluster that it is meant for has heard of an instruction."""
+        """True if the addressee of an instruction, an agent or the cluster, has received it."""
 
     def in_contact(self, worker: str) -> bool:
-        """Whether an agent lives, and can be reached."""
+        """True if an agent lives and can be reached."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -52,7 +52,7 @@ class Invariants:
     Attributes:
         stored: Everything that was ever committed, over or not.
         broken: The first invariant found broken; empty: none.
-        right_clocks: Whether no wall clock was ever wrong, so that seconds can be counted.
+        right_clocks: True if no wall clock was ever wrong, so that seconds can be counted.
     """
 
     def __init__(self, raw: sqlite3.Connection, truth: Truth, trace: Callable[[str], None]) -> None:
@@ -193,7 +193,7 @@ class Invariants:
     # --- what a new leader finds ----------------------------------------------------------------
 
     def loaded(self, snapshot: Snapshot) -> None:
-        """What is read must be what was written."""
+        """Check that the rows read equal the rows written."""
         read = {id(entity): entity for entity in snapshot.entities()}.values()
         for entity in read:
             if isinstance(entity, Run | Worker | Attempt | Checkpoint) and not self._known(entity):
@@ -240,7 +240,7 @@ class Invariants:
     # --- the end --------------------------------------------------------------------------------
 
     def unfinished(self) -> Iterator[str]:
-        """What is not done yet, in sentences; none at the end of a run."""
+        """Sentences about unfinished work; none at the end of a run."""
         for run in self.stored.live_runs():
             yield f"{run.id} is {run.state} still: {run.reason}"
         for worker in self.stored.workers.values():

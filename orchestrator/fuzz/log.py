@@ -1,4 +1,4 @@
-"""What the control plane writes into its log during a run of the fuzzer."""
+"""The control plane's log during a run of the fuzzer."""
 
 from __future__ import annotations
 

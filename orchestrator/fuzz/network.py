@@ -26,7 +26,7 @@ _REPEATED = _LOOSE | {"report", "ack"}
 
 
 class Inbox:
-    """What has arrived at one end of a connection."""
+    """Frames that have arrived at one end of a connection."""
 
     def __init__(self) -> None:
         self.frames: asyncio.Queue[bytes | None] = asyncio.Queue()

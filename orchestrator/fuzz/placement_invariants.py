@@ -27,13 +27,13 @@ _PUNCTUAL = dt.timedelta(seconds=30)
 
 
 def after(stored: State, batch: Batch, new_runs: frozenset[str], *, clocks: bool) -> Iterator[str]:
-    """What must hold once a turn that launches agents is stored.
+    """Broken rules of a turn that launches agents, once it is stored.
 
     Args:
         stored: Everything, with the turn.
         batch: The turn.
         new_runs: Runs that had no attempt before it.
-        clocks: Whether the clocks are right, so that moments can be compared.
+        clocks: True if the clocks are right, so that moments can be compared.
     """
     launches = [each for each in batch.outbox if isinstance(each, LaunchWorker)]
     if not launches:
@@ -97,7 +97,7 @@ def _end(run: Run, now: dt.datetime) -> dt.datetime:
 
 
 def _goes_on(stored: State, run: str, made: set[str]) -> bool:
-    """It recovers with nodes that it has: what it had it gets again, whatever its quota is now."""
+    """True if a run recovers with nodes that it holds: it keeps its share, whatever its quota."""
     return any(w.state not in _LEAVING and w.id not in made for w in stored.workers_of(run))
 
 

@@ -1,4 +1,4 @@
-"""What happens in a run of the fuzzer, drawn from its seed before it begins.
+"""The plan of a run of the fuzzer, drawn from its seed before it begins.
 
 A change of what is drawn here, or of its order, gives every seed another plan.
 """
@@ -66,7 +66,7 @@ class Submission:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Choice:
-    """What of a plan is to happen.
+    """The part of a plan that is to happen.
 
     Attributes:
         kinds: The kinds of fault that are on.
@@ -77,7 +77,7 @@ class Choice:
     only: frozenset[int] | None = None
 
     def admits(self, fault: Fault) -> bool:
-        """Whether a fault falls."""
+        """True if a fault is to happen."""
         return fault.kind in self.kinds and (self.only is None or fault.number in self.only)
 
 

@@ -32,7 +32,7 @@ class ReceiptIntent:
 
 
 Intent = TurnIntent | ReceiptIntent | None
-"""What a transaction means to write; None: nothing that an invariant speaks of."""
+"""The intended writes of a transaction; None: no invariant depends on them."""
 
 
 class Listener(Protocol):

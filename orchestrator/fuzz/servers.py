@@ -56,7 +56,7 @@ class Server:
 
     @property
     def leads(self) -> bool:
-        """Whether the controller here believes that it leads; another may lead by now."""
+        """True if the controller here believes that it leads; another may lead by now."""
         return self.controller is not None and self.controller.is_leader
 
     def boot(self) -> None:

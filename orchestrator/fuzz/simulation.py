@@ -140,7 +140,7 @@ class _Simulation:
                 self._invariants.breaks(f"{PATIENCE_SECONDS:.0f} s after the last fault, {left}")
 
     def _late(self) -> Iterator[str]:
-        """What should have been done by now, in sentences."""
+        """Sentences about overdue work."""
         yield from self._invariants.overdue(_OVERDUE_SECONDS)
         if self._invariants.right_clocks:
             now = self._world.clock.now()
@@ -154,7 +154,7 @@ class _Simulation:
         return self._leading_since
 
     def _overheard(self, level: str, what: str) -> None:
-        """What the control plane itself logs as an error is one."""
+        """Record a log line; a line of level error or critical breaks a promise."""
         self._world.trace.add(f"    log: {what}")
         if level in {"error", "critical"}:
             self._invariants.breaks(f"the log says: {what}")

@@ -18,7 +18,7 @@ class Shard:
     world_size: int
     batch: int
     sound: bool = True
-    """Whether its content is what was written."""
+    """True if the content is as written."""
 
 
 class Storage:
@@ -32,7 +32,7 @@ class Storage:
         self.shards.setdefault(path, {})[rank] = shard
 
     def fault(self, path: str, attempt: int, ranks: tuple[int, ...]) -> str:
-        """What is wrong with some shards of a checkpoint, as an agent finds it; empty: nothing."""
+        """The first fault in some shards of a checkpoint, as an agent finds it; empty: none."""
         here = self.shards.get(path, {})
         for rank in ranks:
             shard = here.get(rank)

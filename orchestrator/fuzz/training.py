@@ -41,7 +41,7 @@ _KILLED = Failure(
 
 @dataclasses.dataclass(slots=True)
 class Job:
-    """What a run really is, whatever attempt trains it.
+    """The true training job behind a run, the same for every attempt.
 
     Attributes:
         bad: Batches that spoil the loss every time they are drawn, until they are skipped.
@@ -88,8 +88,8 @@ class Share:
     """The ranks of one attempt on one node.
 
     Attributes:
-        alive: Whether they live.
-        leaving: Whether they were asked to save and go.
+        alive: True if they live.
+        leaving: True if they were asked to save and go.
     """
 
     def __init__(self, agent: Host, gang: Gang, ranks: tuple[int, ...]) -> None:
@@ -195,9 +195,9 @@ class Gang:
     """All ranks of one attempt, which step in lockstep as collectives make them.
 
     Attributes:
-        hung: Whether a collective never comes back.
-        whole: Whether all ranks have met.
-        broken: Whether some ranks are gone, so that no collective will ever end.
+        hung: True if a collective never comes back.
+        whole: True if all ranks have met.
+        broken: True if some ranks are gone, so that no collective will ever end.
     """
 
     def __init__(self, environment: Environment, job: Job, command: StartAttempt) -> None:
@@ -264,7 +264,7 @@ class Gang:
         self._rng.choice(self.shares).fail(failure)
 
     def _let_go(self, step: int, batch: int) -> None:
-        """Some were asked to leave: they save what they have, and do."""
+        """Save and end the ranks that have orders to leave."""
         for share in self.shares:
             if share.leaving and share.alive:
                 self._save(share, step, batch)

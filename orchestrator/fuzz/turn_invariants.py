@@ -74,7 +74,7 @@ def commands_of(batch: Batch) -> Iterator[SendCommand]:
 
 
 def before(stored: State, batch: Batch) -> Iterator[str]:
-    """What a turn may not do, given what was stored before it."""
+    """Rules that a turn breaks, given the state before it."""
     yield from _attempts_go_on(stored, batch)
     for entity in batch.entities:
         match entity:
@@ -100,7 +100,7 @@ def before(stored: State, batch: Batch) -> Iterator[str]:
 
 
 def _late_events_change_nothing(stored: State, batch: Batch) -> Iterator[str]:
-    """What ranks of an older attempt say does not count."""
+    """Late events: reports of an older attempt must change nothing."""
     events = [entry for entry in batch.journal if entry.kind == "event"]
     if not events or not all(_is_late(stored, entry) for entry in events):
         return
@@ -170,7 +170,7 @@ def _last_trusted_stays(stored: State, batch: Batch) -> Iterator[str]:
 
 
 def _holds_hold(stored: State, batch: Batch) -> Iterator[str]:
-    """What a hold had frozen before a turn, and still has after it, does not begin in it."""
+    """Holds: no action begins in a turn that was frozen before it and still is after it."""
     runs = {each.id: each for each in batch.entities if isinstance(each, Run)}
     fleets = [each for each in batch.entities if getattr(each, "id", "") == "fleet"]
     everything = bool(stored.fleet.hold) and all(getattr(fleet, "hold", "") for fleet in fleets)
@@ -185,7 +185,7 @@ def _holds_hold(stored: State, batch: Batch) -> Iterator[str]:
 
 
 def after(stored: State, batch: Batch, *, count_seconds: bool) -> Iterator[str]:
-    """What must hold once a turn is stored."""
+    """Rules that a turn breaks, given the state after it."""
     for order in commands_of(batch):
         if isinstance(order.command, StartAttempt):
             yield from _offers_are_trusted(stored, str(order.run), order.command)

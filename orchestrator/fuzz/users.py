@@ -148,7 +148,7 @@ def _look_after(world: World) -> None:
 
 
 def _left_to_users(world: World, incident: str) -> bool:
-    """Whether automation waits for a user's decision over it, and has for three rounds."""
+    """True if automation has waited three rounds for a user's decision on the incident."""
     known = world.invariants.stored.incidents[incident]
     age = (world.clock.now() - known.opened_at).total_seconds()
     asks = known.state is IncidentState.OPEN and "finding" in known.evidence

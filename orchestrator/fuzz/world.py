@@ -56,7 +56,7 @@ class World(Environment):
         return self.loop.time()
 
     def carried_out(self, instruction: Instruction) -> bool:
-        """Whether the agent or the cluster that it is meant for has heard of an instruction."""
+        """True if the addressee of an instruction, an agent or the cluster, has received it."""
         match instruction:
             case SendCommand():
                 agent = self.agents.get(instruction.worker)
@@ -71,7 +71,7 @@ class World(Environment):
         return True
 
     def in_contact(self, worker: str) -> bool:
-        """Whether an agent lives, and can be reached."""
+        """True if an agent lives and can be reached."""
         agent = self.agents.get(worker)
         return agent is not None and agent.alive and agent.node not in self.network.cut
 

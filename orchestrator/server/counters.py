@@ -1,4 +1,4 @@
-"""What counters and histograms count: derived from the run database, so that a restart loses none.
+"""Counters and histograms, derived from the run database, so that a restart loses none.
 
 A counter must never go back. What is over is counted once and remembered; what is live is counted
 anew each time, up to what can no longer be booked otherwise.

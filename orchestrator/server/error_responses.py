@@ -44,7 +44,7 @@ class Problem(BaseModel):
 
     kind: str
     message: str
-    """What, where, and what to do next."""
+    """The error, its place, and the next thing to do."""
     problems: list[str] = []
     """For an invalid spec: one line for each problem, with its position."""
     run: str | None = None

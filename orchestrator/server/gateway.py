@@ -51,7 +51,7 @@ class AgentSocket(Protocol):
         """The `Authorization` header that the agent connected with; empty: none."""
 
     async def receive(self) -> bytes | str:
-        """The next frame; text is no frame of ours, and :func:`jobs.frames.decode` says so.
+        """The next frame. Text is a protocol error, which :func:`jobs.frames.decode` reports.
 
         Raises ConnectionError when the agent is gone.
         """

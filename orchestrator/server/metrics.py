@@ -44,7 +44,7 @@ def _by_label(
 
 
 class _Collected:
-    """What a registry collects: families that are ready."""
+    """A collector of metric families that are ready."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families

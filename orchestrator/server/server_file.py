@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 
 class ServerRecord(BaseModel):
-    """What a running embedded server says of itself."""
+    """The record that a running embedded server keeps of itself."""
 
     pid: int
     url: str
@@ -37,7 +37,7 @@ def write_record(file: Path, record: ServerRecord) -> None:
 
 
 def is_alive(record: ServerRecord) -> bool:
-    """Whether the process of the record is still a babysit server (and not a reused number)."""
+    """True if the process of the record is still a babysit server (and not a reused number)."""
     try:
         command = Path(f"/proc/{record.pid}/cmdline").read_bytes()
     except OSError:

@@ -135,7 +135,7 @@ class LocalCluster:
             await watch.gone.wait()
 
     async def alive(self, worker: str, run: str) -> bool | None:
-        """Whether the agent or any process it left is alive."""
+        """True if the agent or any process it left is alive."""
         record = self._records.read(run, worker)
         if record and record.agent and is_alive(record.agent):
             return True

@@ -18,7 +18,7 @@ def schedule(turn: Turn) -> None:
     """One scheduling pass: plan for all runs, carry the plan out, start the gangs that are whole.
 
     The order matters: nodes are left before they are given away, and gangs start last, when all
-    workers that the pass ends have left their runs. Runs that must wait are told why.
+    workers that the pass ends have left their runs. Each run that must wait gets its reason.
     """
     wanting = [run for run in turn.state.live_runs() if snapshot.wants_nodes(turn.state, run)]
     for run in wanting:

@@ -1,1 +1,1 @@
-"""What goes into the core and what comes out: events and instructions."""
+"""Messages of the core: events go in, instructions come out."""

@@ -1,4 +1,4 @@
-"""What workers of one attempt report alike, in one event: the form in which the core takes it.
+"""Events of a gang: reports of equal content from workers of one attempt, joined into one event.
 
 A gang of 2,000 nodes answers one command 2,000 times. Handlers work on sets of ranks, so that 2,000
 answers together cost about as much as one; a report that arrives alone is a gang of one. Only
@@ -15,7 +15,7 @@ from jobs.events import Event, RankStack, Shards
 
 
 class GangEvent(Event):
-    """What several agents of one attempt report alike.
+    """A report of equal content from several agents of one attempt.
 
     `attempt` is the fencing token as of any report. The id, time and cause are those of the first
     report.

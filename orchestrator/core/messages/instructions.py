@@ -1,4 +1,4 @@
-"""What the core wants done.
+"""Instructions: the actions that the core wants done.
 
 Data only; :mod:`orchestrator.controller.controller` carries it out, through the outbox.
 
@@ -79,11 +79,11 @@ class BroadcastCommand(Instruction):
     kind: Literal["broadcast_command"] = "broadcast_command"
     workers: tuple[str, ...]
     ranks: tuple[tuple[int, ...], ...] = ()
-    """Of each worker, where the command says who does what; empty: all are told the same."""
+    """Ranks of each worker, where the command differs by worker; empty: it is the same for all."""
     command: AgentCommand
 
     def each(self) -> Iterator[SendCommand]:
-        """What each worker is told, in order."""
+        """One command for each worker, in order."""
         shared = {"id": self.id, "cause": self.cause, "run": self.run, "reason": self.reason}
         for place, worker in enumerate(self.workers):
             ranks = self.ranks[place] if self.ranks else ()

@@ -1,1 +1,1 @@
-"""What the core knows: entities, their states and the legal moves between them."""
+"""The core's model: entities, their states and the legal moves between them."""

@@ -17,7 +17,7 @@ class Window:
 
 
 MAINTENANCE = "maintenance"
-"""Who drains a node whose window has begun."""
+"""The actor that drains a node whose maintenance window has begun."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Past:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a project has used, as it counts at a time."""
+    """The usage of a project, decayed to a moment."""
 
     gpu_seconds: float
     at: dt.datetime

@@ -1,4 +1,4 @@
-"""What the core knows of all that is not over: entities by id, and indexes over them.
+"""The state of the core: all entities that are not over, by id, and indexes over them.
 
 A decision about a run must not look at the whole fleet, so each question that handlers ask often
 (`workers_of`, `places_of`, `next_timer` …) has an index. The indexes are kept by `put` and `forget`
@@ -94,7 +94,7 @@ class State:
 
     @property
     def changed(self) -> bool:
-        """Whether anything was put since the changes were last taken."""
+        """True if anything was put since the changes were last taken."""
         return bool(self._changes or self._shards)
 
     def put(self, entity: Entity) -> None:
@@ -205,7 +205,7 @@ class State:
         self._shards.append((checkpoint, shards))
 
     def take_changes(self) -> tuple[list[Entity], list[tuple[str, Shards]]]:
-        """What changed since the last call, oldest first, and the shards recorded."""
+        """The entities changed since the last call, oldest first, and the shards recorded."""
         changes, shards = list(self._changes.values()), self._shards
         self._changes, self._shards = {}, []
         return changes, shards

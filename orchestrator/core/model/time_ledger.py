@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Bucket(StrEnum):
-    """What a run's time is spent on."""
+    """The kinds of time that a run spends."""
 
     PRODUCTIVE = "productive"  # steps never done before
     LOST = "lost"  # steps done again
@@ -26,7 +26,7 @@ class Ledger:
     """Seconds by bucket. Every second since the submission is in exactly one of them."""
 
     bucket: Bucket = Bucket.QUEUED
-    """What the run is doing now."""
+    """The bucket that time is booked on now."""
     since: dt.datetime
     """When it began to."""
     seconds: Mapping[Bucket, float] = dataclasses.field(default_factory=dict)

@@ -39,7 +39,7 @@ Timers = Mapping[Timer, Mapping[str, dt.datetime]]
 
 
 class Remedy(StrEnum):
-    """What is done about a failure, a finding or a request."""
+    """The remedies for a failure, a finding or a request."""
 
     RETRY = "retry"  # a new attempt on the same nodes, from the newest checkpoint that loads
     REPLACE_NODE = "replace node"  # a new attempt that avoids the node that failed
@@ -70,13 +70,13 @@ class Response(StrEnum):
 
 
 class SaveTrouble(StrEnum):
-    """What can be wrong with saving, besides a checkpoint that is corrupt."""
+    """Kinds of trouble with saving, besides a checkpoint that is corrupt."""
 
     CHECKPOINT_FAILED = "checkpoint_failed"  # a save failed; training goes on without it
 
 
 IncidentKind = FindingKind | FailureClass | SaveTrouble
-"""What an incident is about.
+"""The subject of an incident.
 
 A union rather than an enum of its own, so that a new monitor adds its word in one place. `hang` is
 a finding and a failure class, and means the same as either: compare kinds with `==`, never `is`.

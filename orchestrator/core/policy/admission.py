@@ -1,4 +1,4 @@
-"""What is refused at submission, before anything is made of it."""
+"""Admission: reasons to refuse a submission before an entity is made of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's spec and its other ranks say about the death of a rank. Pure.
+"""Corrects the class of a rank's death by the run's spec and its other ranks. Pure.
 
 A classifier sees one rank. The owner may know what an exit code of the program means
 (`recovery.stop_on`, `recovery.retry_on`), and the core knows which ranks had ended before: a rank

@@ -37,7 +37,7 @@ def runtime_left(run: Run) -> float | None:
 PAUSE_FLOOR_SECONDS = 60.0
 """Least silence that ends a run without proof (NVRx: 60 to 90 s; FAILURES.md)."""
 PAUSE_FACTOR = 10.0
-"""The same as a multiple of the longest pause that ended by itself."""
+"""The limit as a multiple of the longest pause that ended by itself."""
 PAUSE_CEILING_SECONDS = 1800.0
 """The most: after half an hour people must hear of it, whatever was seen before."""
 

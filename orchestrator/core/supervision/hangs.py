@@ -106,7 +106,7 @@ def _scene(attempt: Attempt, suspect: Suspicion) -> Scene:
 
 
 def _place(verdict: Verdict, suspect: Suspicion) -> str:
-    """The same for the same pause: what the culprits do, where, at which step."""
+    """Equal for the same pause: the activity of the culprits, its place and step."""
     return f"{verdict.signature} after step {suspect.finding.onset_step}"
 
 
@@ -202,7 +202,7 @@ _PAUSES_KEPT = 8
 
 
 def _finding(finding: Finding, verdict: Verdict, attempt: Attempt) -> Finding:
-    """What the monitor said, with the verdict: this is what people read, and what is acted on."""
+    """The monitor's finding with the verdict added: people read it, and the core acts on it."""
     stands = "cannot go on by itself" if verdict.convicted else "has used up its limit"
     said = {
         "users": verdict.users,

@@ -27,7 +27,7 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
     """End a worker of which, as the cluster confirms, no process is left.
 
     A worker of the live attempt takes the attempt with it; any other counts as a failed launch,
-    unless it was told to stop.
+    unless it had been ordered to stop.
     """
     worker = turn.state.workers.get(event.worker)
     if worker is None or worker.state is WorkerState.ENDED:

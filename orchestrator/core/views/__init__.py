@@ -1,1 +1,1 @@
-"""What people are shown: models, explanations, the logbook, diagrams."""
+"""Views for people: models, explanations, the logbook, diagrams."""

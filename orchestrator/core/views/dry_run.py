@@ -1,4 +1,4 @@
-"""What would happen to a run if it were submitted now. Pure; nothing is changed."""
+"""Dry run: the future of a run if it were submitted now. Pure; nothing is changed."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Explanation(BaseModel):
     ahead: list[str] = []
     """Names of the runs ahead of it."""
     unblock: str = ""
-    """What would let it start: a clause, or the command that ends a hold."""
+    """The condition for a start: a clause, or the command that ends a hold."""
     starts_at: dt.datetime | None = None
     """When it is expected to have its nodes, by limits of others or by history; None: unknown."""
     sentences: list[str] = []
@@ -167,7 +167,7 @@ def _in_line(wait: Wait, ahead: list[str]) -> str:
 
 
 class Facts(TypedDict):
-    """What fills in the `{names}` in the words of a reason."""
+    """Values for the `{names}` in the words of a reason."""
 
     pack: str
     missing: str
@@ -195,7 +195,7 @@ def _facts(state: State, run: Run, wait: Wait, leaving: list[str], now: dt.datet
 
 
 def _unblock(state: State, run: Run, wait: Wait, facts: Facts) -> str:
-    """What would let it start, as a clause after `when`."""
+    """The condition for a start, as a clause after `when`."""
     if wait.behind is None and wait.why is Pending.RESERVED:
         words = (
             ""  # nobody in the queue has them: they were left by one that waits as this one does

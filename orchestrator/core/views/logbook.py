@@ -21,7 +21,7 @@ _NOTICED_LATE_SECONDS = 2.0
 
 
 class Entry(Protocol):
-    """What is read of a line of the journal."""
+    """The fields of a journal entry that the story needs."""
 
     @property
     def at(self) -> dt.datetime:
@@ -29,7 +29,7 @@ class Entry(Protocol):
 
     @property
     def actor(self) -> str:
-        """Who caused it."""
+        """The cause of the entry: an operator, an agent or babysit."""
 
     @property
     def name(self) -> str:
@@ -113,7 +113,7 @@ def _attempt_line(before: Attempt | None, attempt: Attempt) -> StoryView:
 
 
 def _what(restart: Restart) -> str:
-    """What went wrong, with the rank and the node where the reason does not say."""
+    """The failure in words, with the rank and the node where the reason does not name them."""
     reason = restart.reason.rstrip(".")
     place = f"rank {restart.rank}" if restart.rank is not None else ""
     if restart.node:
@@ -216,12 +216,12 @@ def _scope(event: Mapping[str, Any]) -> str:
 
 
 def matters(entry: Entry) -> bool:
-    """Whether a line of the journal makes a difference to the story."""
+    """True if the story has a sentence for a journal entry, or depends on it."""
     return entry.name in TOLD or entry.name == "stop_worker"
 
 
 def _journal_lines(journal: Iterable[Entry]) -> list[StoryView]:
-    """Sentences for what is told. An agent that left because it was told to is no news."""
+    """Sentences for the entries in `TOLD`. The end of an agent with orders to stop gets none."""
     lines: list[StoryView] = []
     dismissed: set[str] = set()
     for entry in journal:

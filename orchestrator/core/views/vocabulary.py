@@ -43,7 +43,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def findings() -> str:
-    """What monitors find, and what is done about it."""
+    """Table of the findings of monitors and their remedies."""
     said = meanings(FindingKind)
     rows = []
     for kind, rule in remedies.FINDINGS.items():
@@ -54,7 +54,7 @@ def findings() -> str:
 
 
 def failures() -> str:
-    """What ranks and agents die of, and what is done about it."""
+    """Table of the failure classes of ranks and agents and their remedies."""
     said = meanings(FailureClass)
     rows = []
     for kind, rule in remedies.FAILURES.items():
@@ -83,7 +83,7 @@ def reasons() -> str:
 
 
 def instructions() -> str:
-    """What the core has others carry out."""
+    """Table of the instructions."""
     kinds = typing.get_args(typing.get_args(AnyInstruction)[0])
     rows = []
     for kind in kinds:

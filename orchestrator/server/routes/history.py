@@ -77,7 +77,7 @@ async def samples(
     first_step: Annotated[int, Query(ge=0)] = 0,
     attempt: Annotated[int | None, Query(ge=1)] = None,
 ) -> SeriesView:
-    """Its loss curve, thinned to about `points`. Where steps repeat, the newest attempt counts."""
+    """The loss curve, thinned to about `points`. Where steps repeat, the newest attempt counts."""
     series = await here.store.samples(run.id, points=points, first_step=first_step, attempt=attempt)
     return SeriesView(
         step=series.step,
@@ -147,7 +147,7 @@ async def controller_log(
     offset: Annotated[int, Query(ge=0)] = 0,
     tail: Annotated[int | None, Query(ge=0, le=100_000)] = None,
 ) -> LogPiece:
-    """What the server logged, the lines that name this run only."""
+    """The lines of the server's log that name this run."""
     path = here.settings.server_log
     if not path.exists():
         raise NotFoundError(f"this server writes no {path.name}: see where its output goes")

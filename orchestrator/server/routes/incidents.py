@@ -17,7 +17,7 @@ router = APIRouter(prefix="/incidents", tags=["incidents"])
 
 
 class Judgement(BaseModel):
-    """Whether the finding and its remedy were right."""
+    """A user's judgement of the finding and its remedy."""
 
     verdict: Literal["right", "wrong"]
 

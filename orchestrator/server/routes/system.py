@@ -22,7 +22,7 @@ health = APIRouter(tags=["health"])
 
 
 class Info(BaseModel):
-    """What answers, and what it looks after."""
+    """The server that answers, and the cluster that it looks after."""
 
     version: str
     leader: bool = Field(description="Whether this server decides.")
@@ -36,7 +36,7 @@ class Info(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the server is up, and whether it decides."""
+    """The health of the server: up, and leading or not."""
 
     status: Literal["ok"] = "ok"
     leader: bool
@@ -87,7 +87,7 @@ async def _info(here: Context, caller: Token) -> Info:
 
 @router.get("/info", tags=["system"])
 async def info(here: HasContext, caller: Viewer) -> Info:
-    """What answers, and what it looks after."""
+    """The server that answers, and the cluster that it looks after."""
     return await _info(here, caller)
 
 
