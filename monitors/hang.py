@@ -265,11 +265,21 @@ class HangMonitor:
         behind = [w.beat.rank for w in hung if w.beat.step == lowest]
         return behind[0] if len(behind) == 1 and len(hung) > 1 else None
 
+    def _is_first(self, hung: list[_Watched]) -> bool:
+        """True if a phase that was never seen to end is awaited: nothing tells how long it takes.
+
+        A rank that has ended its loop keeps no other rank waiting.
+        """
+        busy = [w for w in self._ranks.values() if w.beat.phase != Phase.FINISHED]
+        awaited = {Phase(w.beat.phase) for w in (*hung, *busy)} - _IN_LOOP
+        return any(not len(self._phases.get(phase, ())) for phase in awaited)
+
     def _finding(self, now: float, hung: list[_Watched]) -> Finding:
         silence = max(w.silence for w in hung)
         limit = max(self.limit(w.beat.phase) for w in hung)
         onset = min(w.beat.step for w in hung)
         suspect = self._suspect(hung)
+        at_start = self._stepped < self._attempt
         median = self.median_step_seconds
         pace = f", median step {median:.3g} s" if median is not None else ""
         reason = (
@@ -291,8 +301,8 @@ class HangMonitor:
             evidence={
                 "limit_seconds": limit,
                 "longest_pause_seconds": round(self._longest_seen(), 3),
-                "longest_start_seconds": round(self._longest_start, 3),
-                "starting": self._stepped < self._attempt,
+                "longest_start_seconds": round(self._longest_start, 3) if at_start else 0.0,
+                "starting": at_start or self._is_first(hung),
                 "median_step_seconds": median,
                 "ranks": [
                     {

@@ -149,7 +149,8 @@ def judge(looks: Sequence[Look], scene: Scene | None = None) -> Verdict:
         scene: What else is known.
     """
     scene = scene or Scene()
-    seen = {look.rank: look for look in looks}
+    # A rank that has ended with 0 has not died, whatever a look at its process says.
+    seen = {look.rank: look for look in looks if look.rank not in scene.ended}
     doing = {rank: _doing(look, scene.phases.get(rank, "")) for rank, look in seen.items()}
     doing |= dict.fromkeys(scene.absent - seen.keys(), Doing.SILENT)
     ended = sorted(scene.ended - doing.keys())

@@ -95,6 +95,15 @@ def announced_evaluations(t: Training) -> None:
                 time.sleep(seconds)
 
 
+def long_first_evaluation(t: Training) -> None:
+    """Rank 0 evaluates for 140 s the first time, and says so, while the others wait for it."""
+    for step in t.steps(0.05):
+        t.run.report(loss=t.loss(step))
+        if step == 400 and t.rank == 0:
+            with t.run.phase("evaluate"):
+                time.sleep(140.0)
+
+
 class _SlowToStart:
     """A loader whose workers take eight seconds to start, in each epoch."""
 
@@ -271,15 +280,15 @@ def child_joins(t: Training) -> None:
 
 
 def lingering(t: Training) -> None:
-    """After the last step, rank 0 exports the model for 20 s, and the others have left."""
+    """After the last step, rank 0 exports the model for 75 s, and the others have left."""
     for step in t.steps(0.05):
         t.run.report(loss=t.loss(step))
     if t.rank == 0:
-        time.sleep(20.0)
+        time.sleep(75.0)
 
 
 def lingering_in_own_loop(t: Training) -> None:
-    """Export as long without `steps()`: nothing says that the training is over."""
+    """Export for 20 s without `steps()`: nothing says that the training is over."""
     for step in t.loop(0.05):
         t.run.report(loss=t.loss(step), step=step)
     if t.rank == 0:
@@ -337,6 +346,7 @@ KINDS: dict[str, Kind] = {
     "mixture-of-experts": Kind(mixture_of_experts, nodes=2),
     "rank0-in-own-loop": Kind(rank0_in_own_loop, processes=3, default=False),
     "announced-evaluations": Kind(announced_evaluations, default=False),
+    "long-first-evaluation": Kind(long_first_evaluation, default=False),
     "chatter": Kind(chatter, lasts=120.0, default=False),
     "replayed": Kind(replayed, restarted=True, default=False),
     "child-joins": Kind(child_joins, default=False),

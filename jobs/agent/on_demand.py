@@ -16,11 +16,13 @@ from jobs.events import CheckpointChecked, CheckpointDeleted, StacksCaptured
 
 
 async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Reporter) -> None:
-    """Report the stacks of the attempt's ranks; empty if it does not run here."""
+    """Report the stacks of the attempt's living ranks; empty if it does not run here."""
     pids: dict[int, int] = {}
     if gang is not None and gang.attempt == command.attempt:
-        pids = {process.rank: process.python_pid for process in gang.ranks.values() if process.pid}
-    found = await stacks.capture(pids, reporter.clock)
+        pids = {rank.rank: rank.python_pid for rank in gang.ranks.values() if rank.alive}
+    looks = await stacks.capture(pids, reporter.clock)
+    # The exit of a rank that ended meanwhile is reported: as a look it would be a death.
+    found = tuple(look for look in looks if gang is not None and gang.ranks[look.rank].alive)
     reporter.say(StacksCaptured(stacks=found, **reporter.fields(command.attempt, command.id)))
 
 

@@ -66,6 +66,24 @@ async def test_stacks_of_stopped_sleeping_and_spinning_ranks(tmp_path: Path):
             assert not any("fork_server.py" in frame for frame in stack.frames)
 
 
+ONE_ENDS = """
+    import signal, babysit
+    run = babysit.init()
+    run.report(step=1, loss=1.0)
+    if run.rank == 0:
+        signal.pause()
+"""
+
+
+async def test_a_rank_that_has_ended_is_not_looked_at(tmp_path: Path):
+    """A process that is gone would look like a death; its exit has been told."""
+    async with playground(tmp_path, ONE_ENDS) as (server, _):
+        await server.send(start(ranks=(0, 1)))
+        await server.event(RankExited)
+        await server.send(CaptureStacks(id="look", attempt=1))
+        assert [s.rank for s in (await server.event(StacksCaptured)).stacks] == [0]
+
+
 async def test_a_rank_that_cannot_be_read_does_not_spoil_the_others(tmp_path: Path):
     command = ("sh", "-c", "exec sleep 1000")
     async with playground(tmp_path, command=command) as (server, _):

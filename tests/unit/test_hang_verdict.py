@@ -114,6 +114,13 @@ def test_a_rank_that_ended_early_is_named_as_the_scripts_doing() -> None:
     assert "rank 1 has ended with exit code 0 after step 30" in verdict.sentence
 
 
+def test_a_rank_that_ended_before_its_peers_has_not_died() -> None:
+    """The others export the model after the last step; a late look finds the process gone."""
+    gone = look(1, (), process_state="X", error="process 7 has ended")
+    verdict = judge([look(0, CODE, wait_channel=SLEEP), gone], Scene(ended=frozenset({1})))
+    assert (verdict.convicted, verdict.ranks) == (False, (0,))
+
+
 @pytest.mark.parametrize("place", [BARRIER, GATHER])
 def test_a_rank_in_another_collective_than_the_rest_is_named(place: tuple[str, ...]) -> None:
     """A rank that skipped a collective, or whose data ended early."""

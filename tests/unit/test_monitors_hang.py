@@ -328,3 +328,27 @@ def test_starts_and_evaluations_of_earlier_attempts_are_learned() -> None:
     _, (hang,) = run.silence(60)
     assert 7 <= hang.evidence["longest_start_seconds"] <= 10
     assert 25 <= hang.evidence["longest_pause_seconds"] <= 28
+
+
+@pytest.mark.parametrize("phase", [Phase.EVALUATING, Phase.CHECKPOINTING, Phase.FINISHED])
+def test_a_phase_never_seen_to_end_has_the_limit_of_starting(phase: Phase) -> None:
+    """Nothing tells how long a first evaluation, a first save or a last export may take."""
+    run = Run()
+    run.tick()
+    for rank in (0, 1) if phase is Phase.FINISHED else (0,):
+        run.phase(rank, phase)
+    _, (hang,) = run.silence(300)
+    assert hang.evidence["starting"]
+
+
+def test_the_limit_of_a_phase_follows_the_longest_one_seen() -> None:
+    run = Run()
+    run.tick()
+    run.phase(0, Phase.EVALUATING)
+    run.silence(100)
+    run.advance()
+    run.tick()
+    run.phase(0, Phase.EVALUATING)
+    _, found = run.silence(600)
+    assert not found[-1].evidence["starting"]
+    assert found[-1].evidence["longest_pause_seconds"] == pytest.approx(100, abs=2)
