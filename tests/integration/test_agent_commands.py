@@ -128,16 +128,25 @@ async def test_program_ends_as_under_python(tmp_path: Path, ending, code, said):
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "code", "said"),
     [
-        (("python", "missing.py"), "No such file or directory"),
-        (("python", "-m", "no_such_module"), "No module named"),
-        (("no-such-program",), "No such file or directory"),
+        (("python", "missing.py"), 1, "No such file or directory"),
+        (("python", "-m", "no_such_module"), 1, "No module named"),
+        (("no-such-program",), 127, "cannot start no-such-program: no such program on PATH"),
+        (("./nowhere/train.sh",), 127, "cannot start ./nowhere/train.sh: no such file"),
+        (("./train.py",), 126, "is not executable: `chmod +x` it"),
+        (("./typo.sh",), 127, "the interpreter in its first line, #!/bin/basch, is not there"),
+        (("./empty.sh",), 126, "is no program: Exec format error"),
     ],
 )
-async def test_commands_that_cannot_run_say_why_in_the_log(tmp_path: Path, command, said):
+async def test_commands_that_cannot_run_say_why_in_the_log(
+    tmp_path: Path, command: tuple[str, ...], code: int, said: str
+):
     (tmp_path / "train.py").write_text("")
-    assert said in await run(tmp_path, code=1, command=command)
+    for name, text in (("typo.sh", "#!/bin/basch\necho x\n"), ("empty.sh", "echo x\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    assert said in await run(tmp_path, code=code, command=command)
 
 
 async def test_missing_workdir_is_said_in_the_log(tmp_path: Path):
