@@ -223,6 +223,7 @@ class Run:
         begun = time.perf_counter()
         with self.phase(Phase.RESTORING):
             self._require_process_group(state)
+            self._saver.check(state)
             choice = restore.choose(self.plan)
             candidate = choice.candidate
             if candidate is not None:

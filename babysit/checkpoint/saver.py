@@ -66,6 +66,7 @@ class Saver:
         self._stage: Any = None
         self._staged_bytes = 0
         self._saved: set[tuple[int, Tier]] = set()
+        self._checked = False
 
     def due(self, step: int, *, last: bool, now: bool) -> tuple[Tier, ...]:
         """The tiers to which this step must be saved, the nearest first; empty: none.
@@ -85,25 +86,49 @@ class Saver:
         tiers = (Tier.MEMORY,) * in_memory + (Tier.DIRECTORY,) * in_directory
         return tuple(tier for tier in tiers if (step, tier) not in self._saved)
 
+    def check(self, state: Any) -> None:
+        """Refuse a state that could not be saved or restored; only the first, if any is saved.
+
+        Raises:
+            StateMismatchError: Names the part, and says what to do.
+        """
+        saves = self._plan.save.directory or self._plan.save.memory_directory
+        if self._checked or not saves or isinstance(state, DirectoryState):
+            return
+        from babysit.checkpoint.state import Parts  # noqa: PLC0415  # imports torch
+
+        Parts(state).check()
+        self._checked = True
+
     def save(self, state: Any, saved: Saved) -> None:
-        """Stage a state and write it; returns when training may continue. Failures are noted."""
+        """Stage a state and write it; returns when training may continue. Failures are noted.
+
+        Raises:
+            StateMismatchError: The first state of the run could not be saved or restored.
+        """
+        self.check(state)
         self.wait()
         self._saved = {(saved.step, tier) for tier in saved.tiers}
         begun = time.perf_counter()
         try:
             content = self._staged(state, saved.tiers[0])
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 (code of the state's parts; training must go on)
             for tier in saved.tiers:
-                self._failed(saved.step, tier, error)
+                self.failed(saved.step, tier, error)
             return
         copy_seconds = time.perf_counter() - begun
         inline, later = self._divided(saved.tiers)
         for tier in inline:
             self._write(tier, saved, content, copy_seconds)
-        if self._thread is None:
-            # The interpreter joins these threads at exit, so the last save always completes.
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="babysit-save")
-        self._pending = self._thread.submit(self._write_all, later, saved, content, copy_seconds)
+        try:
+            if self._thread is None:
+                # The interpreter joins these threads at exit, so the last save always completes.
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="babysit-save")
+            self._pending = self._thread.submit(
+                self._write_all, later, saved, content, copy_seconds
+            )
+        except RuntimeError:  # the interpreter ends, or may start no more threads
+            self._write_all(later, saved, content, copy_seconds)
 
     def _divided(self, tiers: tuple[Tier, ...]) -> tuple[tuple[Tier, ...], tuple[Tier, ...]]:
         """Split tiers into those to write at once and those to write in the background."""
@@ -114,8 +139,8 @@ class Saver:
     def wait(self) -> None:
         """Wait until no save is running."""
         pending, self._pending = self._pending, None
-        if pending is not None and (error := pending.exception()) is not None:
-            self._reporter.warn(f"a save ended in an error: {error!r}")
+        if pending is not None:
+            pending.exception()  # `_write` has noted what went wrong
 
     def forget_after(self, step: int) -> None:
         """Delete this rank's memory saves of later steps, which the rollback made invalid."""
@@ -142,10 +167,7 @@ class Saver:
         staging = self._staging(root)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        try:
-            state.save(staging)
-        except RuntimeError as error:  # raised by torch's writers when the disk is full
-            raise OSError(f"the framework could not save: {error}") from error
+        state.save(staging)
         files = (path for path in staging.rglob("*") if path.is_file())
         self._staged_bytes = sum(path.stat().st_size for path in files)
         return lambda writer: writer.adopt(staging)
@@ -177,8 +199,8 @@ class Saver:
                 content(writer)
                 writer.write(POSITION_FILE, saved.position)
             self._written(writer.manifest)
-        except OSError as error:
-            self._failed(saved.step, tier, error)
+        except Exception as error:  # noqa: BLE001 (nothing may fail in silence)
+            self.failed(saved.step, tier, error)
 
     def _written(self, manifest: Manifest) -> None:
         policy = self._plan.save
@@ -196,10 +218,12 @@ class Saver:
         )
         shard.prune(Path(policy.directory), manifest.rank, policy.directory_keep)
 
-    def _failed(self, step: int, tier: Tier, error: OSError) -> None:
+    def failed(self, step: int, tier: Tier, error: Exception) -> None:
+        """Note a save that failed."""
         where = rank_directory(step_directory(self._root(tier), step), self._plan.rank)
-        self._reporter.warn(f"step {step} is not saved to {where}: {error}")
-        self._reporter.note(Note.SAVE_FAILED, step=step, tier=tier, error=str(error))
+        said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        self._reporter.warn(f"step {step} is not saved to {where}: {said}")
+        self._reporter.note(Note.SAVE_FAILED, step=step, tier=tier, error=said)
 
 
 def _divides(every: int, step: int) -> bool:

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.tensor import DTensor
 
 from babysit.checkpoint.shard import Content, ShardWriter
-from babysit.checkpoint.state import apply, extract, flatten
+from babysit.checkpoint.state import Parts
 from babysit.errors import StateMismatchError
 from babysit.wire import rank_directory
 
@@ -80,9 +80,9 @@ class TensorStage:
         """Copy the state; its content must be written before the next call.
 
         Raises:
-            StateMismatchError: The state is not a dict, or lacks the module of an optimizer.
+            StateMismatchError: The state is not a dict, or has a part that cannot be saved.
         """
-        tensors, objects = flatten(extract(state))
+        tensors, objects = Parts(state).take_apart()
         local = [_local(tensor) for tensor in tensors.values()]
         signature = [
             (name, part.dtype, part.shape, tensor.shape)
@@ -93,8 +93,8 @@ class TensorStage:
         layout = self._layout
         for slot, part in zip(layout.slots, local, strict=True):
             slot.copy_(part, non_blocking=True)
-        if any(part.is_cuda for part in local):
-            torch.cuda.current_stream().synchronize()
+        for device in {part.device for part in local if part.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
         pickled = io.BytesIO()
         torch.save(objects, pickled)
         self.bytes = layout.buffer.numel() + pickled.tell()
@@ -120,8 +120,7 @@ def _lay_out(
     for length in lengths:
         offsets.append(end)
         end += -(-length // _ALIGNMENT) * _ALIGNMENT
-    pinned = any(part.is_cuda for part in local)
-    buffer = torch.zeros(max(end, 1), dtype=torch.uint8, pin_memory=pinned)
+    buffer = _buffer(max(end, 1), pinned=any(part.is_cuda for part in local))
     slots = [
         buffer[offset : offset + length].view(part.dtype).view(part.shape)
         for offset, length, part in zip(offsets, lengths, local, strict=True)
@@ -137,6 +136,13 @@ def _lay_out(
     return _Layout(signature, buffer, slots, pickle.dumps(metadata))
 
 
+def _buffer(size: int, *, pinned: bool) -> torch.Tensor:
+    try:
+        return torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError:  # no memory can be pinned: copies are slower, and as good
+        return torch.zeros(size, dtype=torch.uint8)
+
+
 def load(state: dict[str, Any], checkpoint: Path, rank: int, world_size: int) -> None:
     """Load a checkpoint of `world_size` shards into a state, in place.
 
@@ -148,14 +154,39 @@ def load(state: dict[str, Any], checkpoint: Path, rank: int, world_size: int) ->
         OSError: The files cannot be read.
     """
     own = rank % world_size
-    extracted = extract(state)
-    tensors, _ = flatten(extracted)
+    parts = Parts(state)
+    saved = _structures(rank_directory(checkpoint, own) / OBJECTS_FILE)
+    parts.require_same(saved)
+    entries = _merged(checkpoint, [own]).state_dict_metadata.items()
+    tensors = parts.targets(
+        saved,
+        {
+            name: (entry.size, entry.properties.dtype)
+            for name, entry in entries
+            if isinstance(entry, TensorStorageMetadata)
+        },
+    )
     planner, plan, metadata = _covering_plan(tensors, checkpoint, own, world_size)
     _read(plan, planner, metadata, checkpoint)
-    objects = torch.load(
-        rank_directory(checkpoint, own) / OBJECTS_FILE, map_location="cpu", weights_only=False
-    )
-    apply(state, extracted, objects)
+    parts.give_back(saved, tensors)
+
+
+def _structures(file: Path) -> Any:
+    """The structure of each part of the state by path, as it was saved."""
+    try:
+        return torch.load(file, map_location=_here, weights_only=False)
+    except (AttributeError, ImportError, pickle.UnpicklingError) as error:
+        raise StateMismatchError(
+            f"{file}: {error}. The state holds an object of a class that this script does not have:"
+            " define the class where it was, or use another checkpoint directory"
+        ) from error
+
+
+def _here(storage: Any, location: str) -> Any:
+    """Storages of a GPU go to this process's GPU, whatever its number was."""
+    if location.startswith("cuda") and torch.cuda.is_available():
+        return storage.cuda(torch.cuda.current_device())
+    return storage
 
 
 def _covering_plan(

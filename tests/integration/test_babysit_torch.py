@@ -199,5 +199,5 @@ def test_an_optimizer_needs_its_module(tmp_path: Path) -> None:
     state = make_state()
     del state["model"]
     run = make_run(tmp_path)
-    with pytest.raises(StateMismatchError, match="put both into the dict"):
+    with pytest.raises(StateMismatchError, match="both into the dict"):
         run.checkpoint(state, step=1)
