@@ -111,7 +111,7 @@ def refused_as_nested(plan: Plan, launcher: str, environment: Mapping[str, str])
 def refused_as_second(plan: Plan, owner: int) -> PlanError:
     """The error for a second process that tries to be the rank."""
     return PlanError(
-        f"process {owner} is rank {plan.rank} of this run already, and process {os.getpid()} asks"
-        " to be it too. Call babysit.init() in one process for each rank; to start several ranks on"
+        f"process {owner} is rank {plan.rank} of this run already, so process {os.getpid()}"
+        " cannot be it too. Call babysit.init() in one process for each rank; to start several on"
         " a node, set `processes_per_node` under `resources` instead of spawning them"
     )

@@ -3,7 +3,7 @@
 The problem: `ECC errors: 0 uncorrectable` holds the same words as a broken GPU. The design: general
 readings come before any rule: counts of zero, negations, settings that are echoed, words of
 success, what was retried or skipped. Limits: these are English words; what no reading clears and
-should be read past is a rule of the class `harmless`.
+should be ignored is a rule of the class `harmless`.
 """
 
 from __future__ import annotations

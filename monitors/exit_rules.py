@@ -62,7 +62,7 @@ class LogRule(_Model):
 
     name: str = Field(pattern=r"^[\w][\w .-]*$", description="Replaces the rule of that name.")
     failure_class: FailureClass | Literal["harmless"] = Field(
-        alias="class", description="harmless: such lines are read past."
+        alias="class", description="harmless: such lines are ignored."
     )
     strength: Literal["proof", "specific", "likely", "symptom", "hint", "aftermath"] = "specific"
     match: Annotated[tuple[str, ...], BeforeValidator(_lines)] = Field(
@@ -74,7 +74,7 @@ class LogRule(_Model):
     action: Advice | None = Field(default=None, description="Instead of the action of the class.")
     severity: Literal["error", "warning", "any"] = Field(
         default="error",
-        description="How grave a line must say it is (one that says nothing counts as an error);"
+        description="Lowest severity that a line must state (without one it counts as an error);"
         " any: INFO counts too.",
     )
     examples: tuple[str, ...] = Field(default=(), description="Lines that must match.")
@@ -87,7 +87,7 @@ class LogRule(_Model):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{pattern} is no regular expression: {error}") from error
+                raise ValueError(f"{pattern} is not a valid regular expression: {error}") from error
             if re.search(pattern, ""):
                 raise ValueError(f"{pattern} matches every line")
             if _ENDLESS.search(pattern):

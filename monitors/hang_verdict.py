@@ -25,7 +25,7 @@ class Doing(StrEnum):
     GONE = "is dead"
     STOPPED = "is stopped"
     DRIVER = "is stuck in the driver of its device"
-    STUCK = "waits for what cannot come"
+    STUCK = "waits for an event that cannot come"
     WAITING = "waits in a collective"
     DEBUGGED = "is held by a debugger"
     STORAGE = "waits for storage"

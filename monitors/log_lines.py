@@ -19,7 +19,7 @@ LINE_CHARACTERS = 1_000
 
 
 class LogLevel(IntEnum):
-    """How grave a line says it is."""
+    """The severity that a line states."""
 
     DEBUG = 10
     INFO = 20

@@ -270,7 +270,7 @@ def _not_started(error: OSError, program: Program) -> str:
         first = file.readline(200).decode(errors="replace").strip()
         if first.startswith("#!"):
             return f"the interpreter in its first line, {first}, is not there"
-    return f"{found} is no program: {error.strerror}; name its interpreter in the command"
+    return f"{found} cannot be executed: {error.strerror}; name its interpreter in the command"
 
 
 def _without_own_frames(trace: types.TracebackType | None) -> types.TracebackType | None:

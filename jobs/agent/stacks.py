@@ -67,7 +67,7 @@ async def _look(pid: int) -> _Look:
             try:
                 return _Look(tasks, list(json.loads(output)), "")
             except (ValueError, TypeError) as reason:
-                error = f"py-spy said something else than expected: {reason!r}"
+                error = f"unexpected output of py-spy: {reason!r}"
     return _Look(tasks, [], error)
 
 
@@ -80,7 +80,7 @@ def _stack(rank: int, pid: int, before: _Look, after: _Look) -> RankStack:
         first, later = frames(before.threads), frames(after.threads)
         error = before.error or after.error
     except (KeyError, TypeError) as reason:
-        first, later, error = (), (), f"py-spy said something else than expected: {reason!r}"
+        first, later, error = (), (), f"unexpected output of py-spy: {reason!r}"
     return RankStack(
         rank=rank,
         process_state=process_state(pid),

@@ -187,7 +187,7 @@ class Controller:
         leadership = self._lead_or_refuse()
         if not leadership.dispatcher.attached(worker):
             # Links end with the lead they came under: no command would reach this agent.
-            raise NotLeaderError("this server has led anew since: connect again")
+            raise NotLeaderError("this server has become the leader again since: connect again")
         known = leadership.live.state.workers.get(worker)
         if known is None:
             return

@@ -58,6 +58,7 @@ from orchestrator.errors import (
 )
 
 _log = structlog.get_logger(__name__)
+_STOPPING = "this server is stopping and may not have stored the request: try again"
 PASS_SECONDS = 1.0
 """A scheduling pass that is wanted waits for an empty queue, but no longer than this."""
 
@@ -110,7 +111,12 @@ class QueueConsumer:
             if isinstance(error, LeadershipLostError):
                 raise
         except asyncio.CancelledError:
-            _fail(group, NotLeaderError("this server stops, and may not have stored it: try again"))
+            _fail(
+                group,
+                NotLeaderError(
+                    "this server is stopping and may not have stored the request: try again"
+                ),
+            )
             raise
         try:
             await self._pass_if_due()
@@ -264,7 +270,7 @@ class QueueConsumer:
                     continue
                 if len(sequences) != 1 or not (pending or samples):
                     raise InternalError(
-                        f"{error!r}: a defect, in the server's log; nothing was changed"
+                        f"{error!r}: an internal error, see the server's log; nothing was changed"
                     ) from error
                 # Every event was handled, and the write failed.
                 samples = samples if pending else None
@@ -283,7 +289,7 @@ class QueueConsumer:
         A scheduling pass that was wanted stays wanted: that is not stored, and a transaction
         before this one may have asked for it.
         """
-        _log.exception("the core failed, leaving out what it failed over; please report this")
+        _log.exception("the core failed on an event, which is left out; please report this")
         wanted = self._live.state.pass_wanted
         await self._live.load_when_possible(samples)
         self._live.state.pass_wanted = wanted

@@ -87,7 +87,7 @@ class TurnQueue:
         self._requests: deque[Request] = deque()
         self._arrived = asyncio.Event()
         self.closed = False
-        """True once this server leads no more: nothing is taken or answered with success."""
+        """True once this server has lost the lead: no request is taken or answered with success."""
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -167,7 +167,7 @@ class TurnQueue:
         self.closed = True
         while self._requests:
             self._requests.popleft().fail(
-                NotLeaderError("this server leads no more, and did not store it: try again")
+                NotLeaderError("this server lost the lead and did not store the request: try again")
             )
         self._arrived.set()
 

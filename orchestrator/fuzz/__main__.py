@@ -114,7 +114,7 @@ def _seeds(text: str) -> range:
     first, colon, last = text.partition(":")
     seeds = range(int(first), int(last) if colon else int(first) + 1)
     if not seeds:
-        raise argparse.ArgumentTypeError(f"{text} are no seeds: give FIRST:LAST, such as 0:100")
+        raise argparse.ArgumentTypeError(f"invalid seeds {text}: expected FIRST:LAST")
     return seeds
 
 

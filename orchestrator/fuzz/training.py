@@ -57,7 +57,7 @@ class Job:
     glitches: list[float] = dataclasses.field(default_factory=list)
     failing: int = 0
     split: int = 0
-    """Restores to come in which one rank loads something else than the others."""
+    """Restores to come in which one rank loads another checkpoint than the others."""
     bug: tuple[int, int] = (0, 0)
 
 

@@ -13,9 +13,9 @@ from orchestrator.settings import Settings
 
 _TAGS = [
     {"name": "runs", "description": "Training jobs: submit, list, show, act on."},
-    {"name": "story", "description": "What happened to a run, and why."},
+    {"name": "story", "description": "The story, journal and logs of a run."},
     {"name": "checkpoints", "description": "Saved states, and how far each may be trusted."},
-    {"name": "incidents", "description": "What went wrong, and what was done."},
+    {"name": "incidents", "description": "Failures and anomalies, and the action on each."},
     {"name": "nodes", "description": "Hosts, and whether they take work."},
     {"name": "queues", "description": "Where runs wait."},
     {"name": "tokens", "description": "Credentials (role admin)."},

@@ -81,7 +81,9 @@ class WorkerTokens:
         try:
             claimed = self._serializer.loads(token)
         except BadSignature as error:
-            raise PermissionDeniedError("the worker token is not one of ours") from error
+            raise PermissionDeniedError(
+                "the worker token is not from this control plane"
+            ) from error
         if claimed != [hello.run, hello.worker]:
             raise PermissionDeniedError(f"the token is not that of worker {hello.worker}")
 

@@ -81,20 +81,22 @@ async def _of_live_runs(here: Context, runs: Sequence[Run]) -> list[Metric]:
 
 def _counted(tally: Tally) -> list[Metric]:
     restarts = CounterMetricFamily(
-        "babysit_restarts_total", "Restarts of runs, by who pays for them.", labels=["cause"]
+        "babysit_restarts_total",
+        "Restarts of runs, by the budget that pays.",
+        labels=["cause"],
     )
     for cause in Cause:
         restarts.add_metric([cause.value], tally.restarts[cause.value])
     gpus = CounterMetricFamily(
         "babysit_gpu_seconds_total",
-        "GPU time of all runs by what it went to; while queued, of the GPUs asked for.",
+        "GPU time of all runs by use; while queued, of the GPUs requested.",
         labels=["bucket"],
     )
     for bucket in Bucket:
         gpus.add_metric([bucket.value], tally.gpu_seconds[bucket.value])
     detection = HistogramMetricFamily(
         "babysit_detection_seconds",
-        "From the last sign of progress to the detection of what a restart was for.",
+        "Time from the last sign of progress to the detection of a failure.",
     )
     _fill(detection, [], tally.detection)
     recovery = HistogramMetricFamily(
@@ -112,7 +114,7 @@ def _fill(family: HistogramMetricFamily, labels: Sequence[str], histogram: Histo
 def _notifications(here: Context) -> CounterMetricFamily:
     family = CounterMetricFamily(
         "babysit_notifications_total",
-        "Notices that this server has told, since it started.",
+        "Notices that this server has sent since it started.",
         labels=["channel", "result"],
     )
     for (channel, result), count in sorted(here.controller.notices.items()):
@@ -124,7 +126,7 @@ async def _families(here: Context, tallies: Tallies) -> list[Metric]:
     runs = await here.store.runs(limit=_ALL)
     nodes = await here.store.nodes()
     incidents = await here.store.incidents(open_only=True, limit=10_000)
-    leader = GaugeMetricFamily("babysit_leader", "1 on the server that decides, else 0.")
+    leader = GaugeMetricFamily("babysit_leader", "1 on the server that leads, else 0.")
     leader.add_metric([], float(here.controller.is_leader))
     build = InfoMetricFamily("babysit_build", "What runs here.")
     build.add_metric([], {"version": package_version()})

@@ -268,7 +268,9 @@ async def test_a_death_between_servers_is_told_by_the_next(site: Site) -> None:
 
     gone = await first_change(site.cluster())
     assert gone == WorkerGone(
-        worker="w1", run="r1", reason="agent ended while no server was there to see how"
+        worker="w1",
+        run="r1",
+        reason="agent ended unobserved: no server was running",
     )
 
 

@@ -50,7 +50,7 @@ logMonitoringConfiguration:
         ("rules:\n- {name: a, clas: b, match: c}", "rules.yaml:2:13: rules[0].clas: no such field"),
         (
             'rules:\n- {name: a, class: storage, match: "("}',
-            "rules.yaml:2:36: rules[0].match: ( is no regular expression",
+            "rules.yaml:2:36: rules[0].match: ( is not a valid regular expression",
         ),
         (
             'rules:\n- {name: a, class: storage, match: "(a+)+b"}',

@@ -285,7 +285,7 @@ class LocalCluster:
     def _watch(self, record: WorkerRecord, descriptor: int | None) -> None:
         watch = self._watches[record.worker] = _Watch(record, descriptor)
         if descriptor is None:
-            how = "ended while no server was there to see how" if record.agent else "never started"
+            how = "ended unobserved: no server was running" if record.agent else "never started"
             self._spawn(self._bury(watch, how))
         else:
             asyncio.get_running_loop().add_reader(descriptor, self._ended, watch)
@@ -328,7 +328,7 @@ class LocalCluster:
             left = await asyncio.to_thread(kill_strays, worker)
             clean = 0 if left else clean + 1
             if left:
-                _log.warning("processes do not die of SIGKILL", worker=worker, pids=left)
+                _log.warning("processes survive SIGKILL", worker=worker, pids=left)
                 await self._clock.sleep(_STUCK_SECONDS)
 
     async def _free_memory(self, record: WorkerRecord) -> None:

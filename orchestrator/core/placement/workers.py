@@ -70,7 +70,7 @@ def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
     run = turn.run(run_id)
     book = time_ledger.switch(run.ledger, Bucket.STARTING, turn.now)
     if run.state is RunState.QUEUED:
-        reason = f"placed on {named(nodes)}; its agents are coming up"
+        reason = f"placed on {named(nodes)}; its agents are starting"
         turn.change_run(
             run_id, state=RunState.STARTING, reason=reason, pending=None, claim=None, ledger=book
         )

@@ -25,7 +25,7 @@ class Info(BaseModel):
     """The server that answers, and the cluster that it looks after."""
 
     version: str
-    leader: bool = Field(description="Whether this server decides.")
+    leader: bool = Field(description="True if this server leads: it makes the decisions.")
     leader_name: str | None = Field(description="Who leads.")
     hold: str | None = Field(description="Why all automation is held, if it is.")
     nodes: int

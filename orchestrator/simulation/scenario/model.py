@@ -78,7 +78,9 @@ class Cluster(Model):
         description="From a node's failure or cordon until it takes work again.",
     )
     lemons: int = Field(default=0, ge=0, description="Nodes that fail far more often.")
-    lemon_factor: float = Field(default=30.0, gt=0, description="How much more often.")
+    lemon_factor: float = Field(
+        default=30.0, gt=0, description="Their failure rate, as a multiple."
+    )
 
     @property
     def size(self) -> int:
@@ -122,7 +124,7 @@ class Recovery(Model):
     )
     first_step: Delay = Field(
         default=Spread(median=15.0, p99=45.0),
-        description="What the first step takes more than others: communicators, compilation.",
+        description="Extra time of the first step: communicators, compilation.",
     )
     write: Delay = Field(
         default=Spread(median=20.0, p99=60.0), description="A save's part in the background."
@@ -151,13 +153,13 @@ class SimulatedRun(Model):
 
     spec: RunSpec
     submit: Moment = 0.0
-    steps: int = Field(default=10**9, ge=1, description="It succeeds after so many.")
+    steps: int = Field(default=10**9, ge=1, description="Steps after which it succeeds.")
     step_seconds: Seconds = 1.0
     save_seconds: Moment = Field(
-        default=1.0, description="For which a save to the directory blocks training."
+        default=1.0, description="Time that a save to the directory blocks training."
     )
     memory_save_seconds: Moment = Field(
-        default=0.1, description="For which a save to memory blocks training."
+        default=0.1, description="Time that a save to memory blocks training."
     )
     bytes_per_rank: Bytes = 2**30
     cancel_after_steps: int | None = Field(default=None, ge=1)
@@ -188,7 +190,7 @@ class Population(Model):
     sizes: tuple[Share, ...] = Field(min_length=1)
     run_time: Spread
     ends: Ends = Ends()
-    like: SimulatedRun = Field(description="What they are like but for size, length and end.")
+    like: SimulatedRun = Field(description="Template of the runs; size, length and end are drawn.")
 
 
 class Mishap(StrEnum):
@@ -257,7 +259,7 @@ class Operator(Model):
     """The person on call."""
 
     releases_after: Seconds | None = Field(
-        default=None, description="Lifts the breaker's freeze so long after it tripped."
+        default=None, description="Time from a trip of the breaker until its freeze is lifted."
     )
 
 
@@ -277,7 +279,7 @@ class Scenario(Model):
 
     name: str = Field(min_length=1)
     description: str = ""
-    days: float = Field(gt=0, le=3_660, description="How long it goes on.")
+    days: float = Field(gt=0, le=3_660, description="Duration.")
     seed: int = 1
     begin: Annotated[dt.datetime, AfterValidator(_in_utc)] = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     cluster: Cluster
