@@ -39,7 +39,7 @@ from orchestrator.core.model.entities import (
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import AttemptState, RunState, Trust, WorkerState
 from orchestrator.core.model.time_ledger import Ledger
-from orchestrator.core.placement import snapshot as demanding
+from orchestrator.core.placement import snapshot as placement_snapshot
 from orchestrator.core.scheduling import Holding, Plan, Snapshot, plan
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -207,7 +207,7 @@ def next_snapshot(before: Snapshot, outcome: Plan, random_: random.Random) -> Sn
 def measured(scale: float, passes: int) -> dict[str, float]:
     """Figures at one size, for consecutive passes and for making a snapshot."""
     state, random_ = fleet(scale), random.Random(2)
-    snapshot = demanding.snapshot(state, NOW)
+    snapshot = placement_snapshot.snapshot(state, NOW)
     times, placed, evicted = [], 0, 0
     for number in range(WARM_UP + passes):
         begun = time.perf_counter()
@@ -217,7 +217,7 @@ def measured(scale: float, passes: int) -> dict[str, float]:
             placed += len(outcome.placements)
             evicted += len(outcome.evictions)
         snapshot = next_snapshot(snapshot, outcome, random_)
-    making = seconds(lambda: demanding.snapshot(state, NOW), max(1, passes // 2))
+    making = seconds(lambda: placement_snapshot.snapshot(state, NOW), max(1, passes // 2))
     other = seconds(lambda: peer(snapshot), max(1, passes // 3))
     return {
         "nodes": len(state.nodes),

@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 import structlog
+from hypothesis import settings
 
 from orchestrator.database import schema
 from orchestrator.database.memory_store import MemoryStore
@@ -25,6 +26,9 @@ structlog.configure(
     wrapper_class=structlog.make_filtering_bound_logger(40),
     logger_factory=structlog.PrintLoggerFactory(sys.stderr),
 )
+# A loaded machine is not a fault of the code: no example has a time limit.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -64,8 +64,8 @@ def server_environment(settings: Settings, **more: str) -> Mapping[str, str]:
     root = str(Path(orchestrator.__file__).parents[1])
     if root not in (*site.getsitepackages(), site.getusersitepackages()):
         # Run from a checkout: with -P the server would not find the package.
-        known = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
+        current = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{current}" if current else root
     return environment
 
 

@@ -88,9 +88,9 @@ def changes(before: Detail | None, after: Detail) -> list[str]:
     """The changes between two polls: restarts, incidents, state. Scripts parse these lines."""
     lines = []
     old = before or {"state": None, "reason": None, "restarts": [], "incidents": []}
-    known = {restart["attempt"]: restart for restart in old["restarts"]}
+    earlier = {restart["attempt"]: restart for restart in old["restarts"]}
     for restart in after["restarts"]:
-        was = known.get(restart["attempt"])
+        was = earlier.get(restart["attempt"])
         if was is None:
             lines.append(f"restart {restart['attempt']} ({restart['class']}): {restart['reason']}")
         if restart["recovered_at"] and not (was and was["recovered_at"]):

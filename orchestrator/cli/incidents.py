@@ -100,9 +100,11 @@ def _ask(ctx: typer.Context, incident: str, verb: str, form: Format, **body: Any
     here = session(ctx)
     after = here.api.post(path("incidents", incident, verb), **body)
     if form is Format.TABLE:
-        known = f", acknowledged by {after['acknowledged_by']}" if after["acknowledged_by"] else ""
+        acknowledged = (
+            f", acknowledged by {after['acknowledged_by']}" if after["acknowledged_by"] else ""
+        )
         judged = f", judged {after['verdict']}" if after["verdict"] else ""
-        say(f"Incident {after['id']} ({after['kind']}) is {after['state']}{known}{judged}.")
+        say(f"Incident {after['id']} ({after['kind']}) is {after['state']}{acknowledged}{judged}.")
     else:
         emit(after, _columns(here), form)
 

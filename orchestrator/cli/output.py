@@ -149,8 +149,8 @@ def table(rows: Sequence[Row], columns: Sequence[Column], *, wide: bool = False)
 
 def _shrink(widths: list[int], shrinks: Sequence[bool]) -> None:
     """Take from the widest column of free text until all fit the terminal."""
-    room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
-    while sum(widths) > room:
+    width = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
+    while sum(widths) > width:
         widest = max(
             (i for i, may in enumerate(shrinks) if may), key=lambda i: widths[i], default=-1
         )

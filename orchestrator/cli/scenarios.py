@@ -95,13 +95,13 @@ def simulated(written: Written, changes: dict[str, str], label: str) -> dict[str
         raise CliError(str(error), ExitCode.USAGE) from error
     world = World(scenario)
     world.run(_progress(scenario, label))
-    told = report(world)
-    for refusal in told["refused"]:
+    outcome = report(world)
+    for refusal in outcome["refused"]:
         say(f"{label}: refused: {refusal}")
-    for run in told["run_list"]:
+    for run in outcome["run_list"]:
         if run["first_wait_seconds"] is None:
             say(f"{label}: {run['name']} never got its nodes: {run['reason']}")
-    return told
+    return outcome
 
 
 def _progress(scenario: Scenario, label: str) -> Callable[[float], None]:

@@ -81,13 +81,13 @@ class BackgroundLoops:
             )
 
     async def _take_inventory(self) -> None:
-        known: tuple[NodeInfo, ...] = ()
+        inventory: tuple[NodeInfo, ...] = ()
 
         async def look() -> None:
-            nonlocal known
+            nonlocal inventory
             nodes = tuple(await self._cluster.nodes())
-            if nodes != known and await self._queue.decide(CapacityChanged, nodes=nodes):
-                known = nodes
+            if nodes != inventory and await self._queue.decide(CapacityChanged, nodes=nodes):
+                inventory = nodes
 
         while True:
             well = await _guarded(look)

@@ -188,14 +188,14 @@ class Controller:
         if not leadership.dispatcher.attached(worker):
             # Links end with the lead they came under: no command would reach this agent.
             raise NotLeaderError("this server has become the leader again since: connect again")
-        known = leadership.live.state.workers.get(worker)
-        if known is None:
+        entity = leadership.live.state.workers.get(worker)
+        if entity is None:
             return
         leadership.live.heard_of(worker)
-        pipeline = leadership.live.pipeline(known.run)
+        pipeline = leadership.live.pipeline(entity.run)
         pipeline.heartbeat(worker, heartbeat, self.clock.monotonic())
-        if known.state is WorkerState.LOST:
-            await leadership.queue.decide(WorkerRegained, run=known.run, worker=worker)
+        if entity.state is WorkerState.LOST:
+            await leadership.queue.decide(WorkerRegained, run=entity.run, worker=worker)
 
     async def attach(self, worker: str, run: str, link: AgentLink) -> int:
         """Connect an agent and send what waits for it; the sequence of its last stored report.
@@ -204,8 +204,8 @@ class Controller:
         ranks and leave.
         """
         leadership = self._lead_or_refuse()
-        known = leadership.live.state.workers.get(worker)
-        if known is None or known.run != run or known.state is WorkerState.ENDED:
+        entity = leadership.live.state.workers.get(worker)
+        if entity is None or entity.run != run or entity.state is WorkerState.ENDED:
             raise NotFoundError(f"worker {worker} of run {run} is not expected any more")
         leadership.live.heard_of(worker)
         leadership.dispatcher.attach(worker, link)

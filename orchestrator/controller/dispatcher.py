@@ -152,8 +152,8 @@ class OutboxDispatcher:
         self.receipts.append(instruction)
 
     def _tell(self, tell: SendCommand) -> None:
-        known = self._live.state.workers.get(tell.worker)
-        if known is None or known.state is WorkerState.ENDED:
+        worker = self._live.state.workers.get(tell.worker)
+        if worker is None or worker.state is WorkerState.ENDED:
             self._taken(tell.id)
             return
         self._commands.setdefault(tell.worker, {})[tell.id] = tell
@@ -292,5 +292,5 @@ class OutboxDispatcher:
 
     def _wanted(self, worker: str) -> bool:
         """True if a worker is still to be launched."""
-        known = self._live.state.workers.get(worker)
-        return known is not None and known.state is WorkerState.LAUNCHING
+        entity = self._live.state.workers.get(worker)
+        return entity is not None and entity.state is WorkerState.LAUNCHING

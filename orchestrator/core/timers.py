@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.messages.events import TimerFired
 from orchestrator.core.model.decisions import CarriedOut, Finish, Onward
 from orchestrator.core.model.states import (
@@ -19,11 +19,16 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.core.placement import workers as placing
-from orchestrator.core.requests import runs as operators
-from orchestrator.core.supervision import agent_contact as contact
-from orchestrator.core.supervision import failures as recovering
-from orchestrator.core.supervision import findings, hangs, lost_agents, progress
+from orchestrator.core.placement import workers as worker_placement
+from orchestrator.core.requests import runs as run_requests
+from orchestrator.core.supervision import (
+    agent_contact,
+    failures,
+    findings,
+    hangs,
+    lost_agents,
+    progress,
+)
 from orchestrator.core.turn import Turn
 
 
@@ -52,17 +57,19 @@ def _fence(turn: Turn, run_id: str, _subject: str) -> None:
         for seat in attempt.seats:
             worker = turn.state.workers.get(seat.worker)
             if not seat.stopped and worker is not None:
-                placing.end_worker(turn, worker, "fenced: no answer, and the cluster cannot tell")
-        recovering.attempt_dead(turn, run_id, AttemptState.FENCED)
+                worker_placement.end_worker(
+                    turn, worker, "fenced: no answer, and the cluster cannot tell"
+                )
+        failures.attempt_dead(turn, run_id, AttemptState.FENCED)
 
 
 def _launch_timed_out(turn: Turn, run_id: str, worker_id: str) -> None:
     worker = turn.state.workers.get(worker_id)
     if worker is not None and worker.state is WorkerState.LAUNCHING:
-        why = f"has not joined within {placing.LAUNCH_SECONDS:.0f} s"
+        why = f"has not joined within {worker_placement.LAUNCH_SECONDS:.0f} s"
         lost_agents.launch_failed(turn, turn.run(run_id), worker, why)
         if turn.run(run_id).state not in TERMINAL_RUN_STATES:
-            placing.end_worker(turn, worker, why)
+            worker_placement.end_worker(turn, worker, why)
         turn.schedule_wanted = True
 
 
@@ -75,7 +82,7 @@ def _suspect_due(turn: Turn, run_id: str, _subject: str) -> None:
 
 
 def _stop_due(turn: Turn, run_id: str, _subject: str) -> None:
-    gang.force_stop(turn, run_id)
+    attempt_lifecycle.force_stop(turn, run_id)
 
 
 def _silent_due(turn: Turn, run_id: str, _subject: str) -> None:
@@ -86,7 +93,7 @@ def _max_runtime(turn: Turn, run_id: str, _subject: str) -> None:
     run = turn.run(run_id)
     if isinstance(run.decision, Finish):
         return  # it is being ended already, for a reason of its own
-    operators.end(
+    run_requests.end(
         turn, run, RunState.FAILED, f"max_runtime of {run.spec.max_runtime:.0f} s has passed"
     )
 
@@ -106,8 +113,8 @@ HANDLERS: Mapping[Timer, Callable[[Turn, str, str], None]] = {
     Timer.SUSPECT: _suspect_due,
     Timer.STACKS: _stacks_due,
     Timer.LAUNCH: _launch_timed_out,
-    Timer.CONTACT: contact.given_up,
-    Timer.START: recovering.start_timed_out,
+    Timer.CONTACT: agent_contact.given_up,
+    Timer.START: failures.start_timed_out,
     Timer.SILENT: _silent_due,
     Timer.MAX_RUNTIME: _max_runtime,
     Timer.GROW: _look_again,

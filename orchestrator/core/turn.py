@@ -231,11 +231,11 @@ class Turn:
 
     def resolve_incident(self, incident: str | None, how: str) -> None:
         """Resolve an incident. No effect if it is unknown (or None) or already resolved."""
-        known = self.state.incidents.get(incident or "")
-        if known is not None and known.state is not IncidentState.RESOLVED:
-            evidence = {**known.evidence, "resolved": how}
+        found = self.state.incidents.get(incident or "")
+        if found is not None and found.state is not IncidentState.RESOLVED:
+            evidence = {**found.evidence, "resolved": how}
             self.change_incident(
-                known.id, state=IncidentState.RESOLVED, resolved_at=self.now, evidence=evidence
+                found.id, state=IncidentState.RESOLVED, resolved_at=self.now, evidence=evidence
             )
 
     # timers
@@ -252,10 +252,10 @@ class Turn:
 
     def cancel_timer(self, run: str, *timers: Timer, subject: str = "") -> None:
         """Forget timers of one subject. No effect if none is set, or if the run is over."""
-        known = self.state.runs.get(run)
-        if known is None or all(known.due(timer, subject) is None for timer in timers):
+        current = self.state.runs.get(run)
+        if current is None or all(current.due(timer, subject) is None for timer in timers):
             return
-        left = dict(known.timers)
+        left = dict(current.timers)
         for timer in timers:
             others = {key: due for key, due in left.pop(timer, {}).items() if key != subject}
             if others:

@@ -84,8 +84,8 @@ class Invariants:
     def ranks_start(self, run: str, attempt: int, alive: Iterable[int]) -> None:
         """Ranks of an attempt begin to live; so do those of others, which must be fenced."""
         for other in alive:
-            known = self._attempts.get((run, other))
-            if known is None or known.state is not AttemptState.FENCED:
+            entity = self._attempts.get((run, other))
+            if entity is None or entity.state is not AttemptState.FENCED:
                 self.breaks(f"ranks of attempt {attempt} of {run} start; {other} is alive still")
 
     # --- transactions ---------------------------------------------------------------------------
@@ -104,8 +104,8 @@ class Invariants:
     def _receipt(self, order: Order) -> None:
         order.done = True
         for part in turn_invariants.parts(order.instruction):
-            known = self.stored.workers.get(getattr(part, "worker", ""))
-            if known is not None and known.state is WorkerState.ENDED:
+            worker = self.stored.workers.get(getattr(part, "worker", ""))
+            if worker is not None and worker.state is WorkerState.ENDED:
                 continue  # no agent will ever take it
             if not self._truth.carried_out(part):
                 self.breaks(f"{part.kind} {part.id} is noted as done, and was not ({part.reason})")

@@ -85,8 +85,8 @@ def before(stored: State, batch: Batch) -> Iterator[str]:
                 if old is not None and old.state is WorkerState.ENDED is not entity.state:
                     yield f"{entity.id} is back from its end"
             case Incident():
-                known = stored.incidents.get(entity.id)
-                if known and known.state is IncidentState.RESOLVED is not entity.state:
+                incident = stored.incidents.get(entity.id)
+                if incident and incident.state is IncidentState.RESOLVED is not entity.state:
                     yield f"incident {entity.id} is open again"
             case _:
                 pass
@@ -152,21 +152,21 @@ def _last_trusted_stays(stored: State, batch: Batch) -> Iterator[str]:
     for order in commands_of(batch):
         if not isinstance(order.command, DeleteCheckpoint):
             continue
-        known = stored.checkpoints.get(order.command.checkpoint)
-        if known is None or known.trust not in WHOLE:
+        deleted = stored.checkpoints.get(order.command.checkpoint)
+        if deleted is None or deleted.trust not in WHOLE:
             continue
         left = [
             checkpoint
             for checkpoint in {**stored.checkpoints, **changed}.values()
-            if checkpoint.run == known.run
+            if checkpoint.run == deleted.run
             and checkpoint.tier is Tier.DIRECTORY
             and checkpoint.trust in WHOLE
             and checkpoint.deleted_at is None
         ]
         if not left:
-            yield f"{known.id} is deleted, the last checkpoint of {known.run} to be trusted"
-        if known.pinned:
-            yield f"{known.id} is deleted, which is pinned"
+            yield f"{deleted.id} is deleted, the last checkpoint of {deleted.run} to be trusted"
+        if deleted.pinned:
+            yield f"{deleted.id} is deleted, which is pinned"
 
 
 def _holds_hold(stored: State, batch: Batch) -> Iterator[str]:
@@ -207,13 +207,17 @@ def after(stored: State, batch: Batch, *, count_seconds: bool) -> Iterator[str]:
 def _offers_are_trusted(stored: State, run: str, command: StartAttempt) -> Iterator[str]:
     restart = stored.attempts[run].restart
     for candidate in command.restore:
-        known = stored.checkpoints.get(candidate.id)
-        if known is None or known.trust not in WHOLE or len(known.ranks) != known.world_size:
-            yield f"{candidate.id} is offered, which is {known.trust if known else 'unknown'}"
-        elif known.deleted_at is not None:
+        offered = stored.checkpoints.get(candidate.id)
+        if (
+            offered is None
+            or offered.trust not in WHOLE
+            or len(offered.ranks) != offered.world_size
+        ):
+            yield f"{candidate.id} is offered, which is {offered.trust if offered else 'unknown'}"
+        elif offered.deleted_at is not None:
             yield f"{candidate.id} is offered, which is deleted"
-        elif restart and restart.cause is Cause.ANOMALY and known.trust is not Trust.GOOD:
-            yield f"{candidate.id} is offered after an anomaly, and is {known.trust}"
+        elif restart and restart.cause is Cause.ANOMALY and offered.trust is not Trust.GOOD:
+            yield f"{candidate.id} is offered after an anomaly, and is {offered.trust}"
 
 
 def _budgets_hold(run: Run) -> Iterator[str]:

@@ -149,7 +149,7 @@ def _look_after(world: World) -> None:
 
 def _left_to_users(world: World, incident: str) -> bool:
     """True if automation has waited three rounds for a user's decision on the incident."""
-    known = world.invariants.stored.incidents[incident]
-    age = (world.clock.now() - known.opened_at).total_seconds()
-    asks = known.state is IncidentState.OPEN and "finding" in known.evidence
+    entity = world.invariants.stored.incidents[incident]
+    age = (world.clock.now() - entity.opened_at).total_seconds()
+    asks = entity.state is IncidentState.OPEN and "finding" in entity.evidence
     return asks and age > 3 * _ROUNDS_SECONDS

@@ -62,9 +62,9 @@ class World(Environment):
                 agent = self.agents.get(instruction.worker)
                 return agent is None or instruction.command.id in agent.seen
             case LaunchWorker():
-                known = self.invariants.stored.workers[instruction.worker]
+                launched = self.invariants.stored.workers[instruction.worker]
                 asked = instruction.worker in self.cluster.workers
-                return asked or known.state is not WorkerState.LAUNCHING
+                return asked or launched.state is not WorkerState.LAUNCHING
             case StopWorker():
                 worker = self.cluster.workers.get(instruction.worker)
                 return worker is not None and worker.stop_asked

@@ -18,7 +18,7 @@ from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.turn import Turn
 from orchestrator.errors import ConflictError
-from tests.control_room import STEPS, Agent, Room, samples
+from tests.controller_harness import STEPS, Agent, Harness, samples
 from tests.world import spec
 
 
@@ -39,47 +39,54 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Agent, "_train", come_up)
 
 
-async def steps_told(room: Room) -> list[tuple[int, float]]:
+async def steps_told(harness: Harness) -> list[tuple[int, float]]:
     """Steps that the core was told of, and how long saves had blocked until then."""
-    journal = await room.store.journal(limit=10_000)
+    journal = await harness.store.journal(limit=10_000)
     reached = [entry.payload for entry in journal if entry.name == "step_reached"]
     return [(event["step"], event["blocked_seconds"]) for event in reached]
 
 
-async def running(room: Room) -> Agent:
+async def running(harness: Harness) -> Agent:
     """A run of one rank, which is up."""
-    await room.open()
-    await room.submit(nodes=1)
-    attempts = room.controller.state.attempts
-    assert await room.until(lambda: "run-1" in attempts and bool(attempts["run-1"].restored_ranks))
-    return next(iter(room.agents.values()))
+    await harness.open()
+    await harness.submit(nodes=1)
+    attempts = harness.controller.state.attempts
+    assert await harness.until(
+        lambda: "run-1" in attempts and bool(attempts["run-1"].restored_ranks)
+    )
+    return next(iter(harness.agents.values()))
 
 
 async def test_the_core_knows_the_last_step_before_a_rank_ends() -> None:
     """What was lost, what blocked and what is new go by it, not by the last milestone."""
-    room = Room()
-    await room.open()
-    await room.submit()
-    assert await room.until(lambda: room.state_of() is not None and not room.controller.state.runs)
-    await room.kill()
+    harness = Harness()
+    await harness.open()
+    await harness.submit()
+    assert await harness.until(
+        lambda: harness.state_of() is not None and not harness.controller.state.runs
+    )
+    await harness.kill()
     each = [(1, 0.25), (STEPS, STEPS * 0.25)]
-    assert await steps_told(room) == [*each, *((STEPS + step, blocked) for step, blocked in each)]
+    assert await steps_told(harness) == [
+        *each,
+        *((STEPS + step, blocked) for step, blocked in each),
+    ]
 
 
 @pytest.mark.usefixtures("idle")
 async def test_progress_stays_when_a_request_is_refused() -> None:
     """It is a transaction of its own: what is in the state is in the journal."""
-    room = Room()
-    agent = await running(room)
+    harness = Harness()
+    agent = await running(harness)
     agent.say(1, samples=tuple(samples(0, step) for step in (1, 2, 3)))
-    await room.until(lambda: not agent.spool)
+    await harness.until(lambda: not agent.spool)
     with pytest.raises(ConflictError, match="no checkpoint of step 17"):
-        await room.controller.submit(room.event(RollbackAsked, run="run-1", to_step=17))
-    assert await steps_told(room) == [(1, 0.25), (3, 0.75)]
-    assert room.controller.state.runs["run-1"].best_step == 3
-    await room.controller.submit(room.event(RollbackAsked, run="run-1"))
-    assert len(await steps_told(room)) == 2, "nothing new"
-    await room.kill()
+        await harness.controller.submit(harness.event(RollbackAsked, run="run-1", to_step=17))
+    assert await steps_told(harness) == [(1, 0.25), (3, 0.75)]
+    assert harness.controller.state.runs["run-1"].best_step == 3
+    await harness.controller.submit(harness.event(RollbackAsked, run="run-1"))
+    assert len(await steps_told(harness)) == 2, "nothing new"
+    await harness.kill()
 
 
 @pytest.mark.usefixtures("idle")
@@ -95,14 +102,14 @@ async def test_after_a_defect_milestones_are_those_of_the_state_that_counts(
         handlers[StepReached](turn, event)
 
     monkeypatch.setattr(machine, "_HANDLERS", {**handlers, StepReached: on_step})
-    room = Room()
-    agent = await running(room)
+    harness = Harness()
+    agent = await running(harness)
     agent.say(1, samples=tuple(samples(0, step) for step in (1, 2, 3)))
-    await room.until(lambda: not agent.spool)
-    assert [step for step, _ in await steps_told(room)] == [2]
-    await room.controller.submit(room.event(RollbackAsked, run="run-1"))
-    assert await steps_told(room) == [(2, 0.5), (3, 0.75)]
-    await room.kill()
+    await harness.until(lambda: not agent.spool)
+    assert [step for step, _ in await steps_told(harness)] == [2]
+    await harness.controller.submit(harness.event(RollbackAsked, run="run-1"))
+    assert await steps_told(harness) == [(2, 0.5), (3, 0.75)]
+    await harness.kill()
 
 
 # one event at a time
@@ -128,14 +135,14 @@ class Spike(RunSamplePipeline):
         ]
 
 
-def attempt(room: Room, milestone: int) -> Attempt:
+def attempt(harness: Harness, milestone: int) -> Attempt:
     return Attempt(
         run="run-1",
         number=1,
         state=AttemptState.RUNNING,
         seats=(),
         world_size=1,
-        started_at=room.clock.now(),
+        started_at=harness.clock.now(),
         milestone=milestone,
     )
 
@@ -146,10 +153,10 @@ def said(event: Any) -> object:
 
 async def test_which_step_is_an_event_depends_on_the_milestone_as_it_is_then() -> None:
     """The core moves the milestone while it handles a step: nothing may be drawn ahead."""
-    room = Room()
+    harness = Harness()
     report = Report(sequence=1, attempt=1, samples=tuple(samples(0, s) for s in (5, 4, 3, 2, 1)))
-    first = attempt(room, milestone=1)
-    told = SampleEvents("run-1", Spike(spec()), report, room.event)
+    first = attempt(harness, milestone=1)
+    told = SampleEvents("run-1", Spike(spec()), report, harness.event)
     assert said(told.next(first)) == 1
     moved = dataclasses.replace(first, milestone=2)
     assert said(told.next(moved)) == 2
@@ -158,10 +165,10 @@ async def test_which_step_is_an_event_depends_on_the_milestone_as_it_is_then() -
     assert said(told.next(moved)) == 5
     assert told.next(moved) is None
 
-    told = SampleEvents("run-1", Spike(spec()), report, room.event)
+    told = SampleEvents("run-1", Spike(spec()), report, harness.event)
     never = dataclasses.replace(first, milestone=100)
     assert [said(told.next(never)), told.next(never)] == [FindingRaised, None]
-    ended = SampleEvents("run-1", RunSamplePipeline(spec()), report, room.event)
+    ended = SampleEvents("run-1", RunSamplePipeline(spec()), report, harness.event)
     assert ended.next(None) is None, "a run without an attempt"
 
 
@@ -171,8 +178,8 @@ async def test_a_defect_of_the_monitors_takes_no_event_of_an_agent_with_it(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A rank has ended: without that event the run would hang for ever."""
-    room = Room()
-    agent = await running(room)
+    harness = Harness()
+    agent = await running(harness)
 
     def fail(*_: object) -> None:
         raise KeyError("a defect")
@@ -181,9 +188,9 @@ async def test_a_defect_of_the_monitors_takes_no_event_of_an_agent_with_it(
     ended = agent.event(RankExited, 1, code=0, rank=0, last_step=2)
     agent.say(1, ended, samples=(samples(0, 1), samples(0, 2)))
     agent.attempt = 0
-    assert await room.until(lambda: not agent.spool)
-    journal = await room.store.journal(limit=10_000)
+    assert await harness.until(lambda: not agent.spool)
+    journal = await harness.store.journal(limit=10_000)
     assert [entry.name for entry in journal].count("rank_exited") == 1
-    assert await room.store.sample_total("run-1") == 2
-    assert await room.until(lambda: room.state_of() is RunState.SUCCEEDED)
-    await room.kill()
+    assert await harness.store.sample_total("run-1") == 2
+    assert await harness.until(lambda: harness.state_of() is RunState.SUCCEEDED)
+    await harness.kill()

@@ -30,49 +30,49 @@ from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.turn import Turn
 from orchestrator.database.port import Batch
 from orchestrator.errors import InternalError, InvariantError, LeadershipLostError, NotLeaderError
-from tests.control_room import STEPS, Agent, Fate, Room, samples
+from tests.controller_harness import STEPS, Agent, Fate, Harness, samples
 from tests.replay import check_whole, replay
 from tests.world import on_its_own, spec
 
 
-def leading(room: Room) -> Leadership:
+def leading(harness: Harness) -> Leadership:
     """The lead of the hour."""
-    lead = room.controller._leadership
+    lead = harness.controller._leadership
     assert lead is not None
     return lead
 
 
-def over(room: Room, run: str = "run-1") -> bool:
-    state = room.state_of(run)
+def over(harness: Harness, run: str = "run-1") -> bool:
+    state = harness.state_of(run)
     return state in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
 
 
-def settled(room: Room) -> bool:
+def settled(harness: Harness) -> bool:
     """The run is over, its workers are gone, and everything is carried out and noted down."""
-    return over(room) and not room.controller.state.runs and not room.store.left()
+    return over(harness) and not harness.controller.state.runs and not harness.store.left()
 
 
-async def live(fate: Fate) -> Room:
+async def live(fate: Fate) -> Harness:
     """A run that recovers once and succeeds, under a controller with that fate, and its next."""
-    room = Room()
-    await room.open(fate)
-    await room.submit()
-    if not await room.until(lambda: settled(room)):
-        assert fate.dead.is_set(), f"stuck: {room.state_of()}"
-        await room.kill()
-        await room.open()
-        if room.state_of() is None:
-            await room.submit()
-        assert await room.until(lambda: settled(room)), f"stuck: {room.state_of()}"
-    await room.kill()
-    return room
+    harness = Harness()
+    await harness.open(fate)
+    await harness.submit()
+    if not await harness.until(lambda: settled(harness)):
+        assert fate.dead.is_set(), f"stuck: {harness.state_of()}"
+        await harness.kill()
+        await harness.open()
+        if harness.state_of() is None:
+            await harness.submit()
+        assert await harness.until(lambda: settled(harness)), f"stuck: {harness.state_of()}"
+    await harness.kill()
+    return harness
 
 
-async def check(room: Room) -> None:
-    assert room.state_of() is RunState.SUCCEEDED
-    assert [agent.started for agent in room.agents.values()] == [[1, 2], [1, 2]]
-    assert await room.store.sample_total("run-1") == 2 * 2 * STEPS
-    journal = await room.store.journal(limit=10_000)
+async def check(harness: Harness) -> None:
+    assert harness.state_of() is RunState.SUCCEEDED
+    assert [agent.started for agent in harness.agents.values()] == [[1, 2], [1, 2]]
+    assert await harness.store.sample_total("run-1") == 2 * 2 * STEPS
+    journal = await harness.store.journal(limit=10_000)
     check_whole(journal)
     assert not replay(journal).runs
 
@@ -115,64 +115,64 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> dict[type, list[Any]]:
     return met
 
 
-async def lead(room: Room) -> Controller:
-    controller = await room.open()
-    await room.until(lambda: controller.is_leader and bool(controller.state.nodes))
+async def lead(harness: Harness) -> Controller:
+    controller = await harness.open()
+    await harness.until(lambda: controller.is_leader and bool(controller.state.nodes))
     return controller
 
 
 async def test_after_a_defect_new_agents_are_still_launched_and_told(
     broken: dict[type, list[Any]],
 ) -> None:
-    room = Room()
-    controller = await lead(room)
+    harness = Harness()
+    controller = await lead(harness)
     broken[NodeChanged] = []
     with pytest.raises(InternalError, match="nothing was changed"):
         await controller.submit(
-            room.event(NodeChanged, node="node-1", state="cordoned", reason="test")
+            harness.event(NodeChanged, node="node-1", state="cordoned", reason="test")
         )
-    await room.submit()
-    assert await room.until(lambda: settled(room))
-    await room.kill()
-    await check(room)
+    await harness.submit()
+    assert await harness.until(lambda: settled(harness))
+    await harness.kill()
+    await check(harness)
 
 
 async def test_a_scheduling_pass_that_waits_outlives_a_defect(
     broken: dict[type, list[Any]],
 ) -> None:
     """A run is submitted, and the request behind it fails before the scheduling pass has run."""
-    room = Room()
-    controller = await lead(room)
+    harness = Harness()
+    controller = await lead(harness)
     broken[NodeChanged] = []
-    bad = room.event(NodeChanged, node="node-1", state="cordoned", reason="test")
-    new = room.event(RunSubmitted, run="run-1", spec=on_its_own(spec(), "run-1"))
-    commit, behind = room.store.commit, asyncio.Event()
+    bad = harness.event(NodeChanged, node="node-1", state="cordoned", reason="test")
+    new = harness.event(RunSubmitted, run="run-1", spec=on_its_own(spec(), "run-1"))
+    commit, behind = harness.store.commit, asyncio.Event()
 
     async def once_one_is_behind(batch: Batch, *, epoch: int) -> int:
         await behind.wait()
         return await commit(batch, epoch=epoch)
 
-    room.store.commit = once_one_is_behind  # type: ignore[method-assign]
+    harness.store.commit = once_one_is_behind  # type: ignore[method-assign]
     turns = [asyncio.create_task(controller.submit(event)) for event in (new, bad)]
-    await room.until(lambda: len(leading(room).queue) == 1)
+    await harness.until(lambda: len(leading(harness).queue) == 1)
     behind.set()
     _, failed = await asyncio.gather(*turns, return_exceptions=True)
     assert isinstance(failed, InternalError)
     assert controller.state.runs["run-1"].state is RunState.STARTING
-    await room.kill()
+    await harness.kill()
 
 
 async def test_one_event_that_fails_takes_no_other_of_its_report_with_it(
     broken: dict[type, list[Any]],
 ) -> None:
-    room = Room(together=True)
+    harness = Harness(together=True)
     broken[RankReady] = []
-    await lead(room)
-    await room.submit()
-    assert await room.until(lambda: settled(room))
-    await room.kill()
-    await check(room)
-    names = Counter(entry.name for entry in await room.store.journal(limit=10_000))
+    await lead(harness)
+    await harness.submit()
+    assert await harness.until(lambda: settled(harness))
+    await harness.kill()
+    await check(harness)
+    names = Counter(entry.name for entry in await harness.store.journal(limit=10_000))
     assert broken[RankReady]
     assert "rank_ready" not in names
     assert names["ranks_started"] == names["rank_restored"] == 4
@@ -180,8 +180,8 @@ async def test_one_event_that_fails_takes_no_other_of_its_report_with_it(
 
 async def test_a_report_that_the_database_refuses_is_taken_without_its_events() -> None:
     """Else the agent would send it for ever, and nothing behind it would ever arrive."""
-    room = Room()
-    commit = room.store.commit
+    harness = Harness()
+    commit = harness.store.commit
     refused: list[set[str]] = []
 
     async def refuse(batch: Batch, *, epoch: int) -> int:
@@ -191,33 +191,35 @@ async def test_a_report_that_the_database_refuses_is_taken_without_its_events() 
             raise InvariantError("refused")
         return await commit(batch, epoch=epoch)
 
-    room.store.commit = refuse  # type: ignore[method-assign]
-    await lead(room)
-    await room.submit()
-    assert await room.until(lambda: settled(room))
-    await room.kill()
-    await check(room)
+    harness.store.commit = refuse  # type: ignore[method-assign]
+    await lead(harness)
+    await harness.submit()
+    assert await harness.until(lambda: settled(harness))
+    await harness.kill()
+    await check(harness)
     assert sum("rank_ready" in names for names in refused) == 4
 
 
-async def crowd(room: Room, workers: int) -> list[str]:
+async def crowd(harness: Harness, workers: int) -> list[str]:
     """A run whose agents all joined, and were told to start."""
-    await lead(room)
-    await room.submit(nodes=workers)
-    state = room.controller.state
-    assert await room.until(lambda: "run-1" in state.attempts)
+    await lead(harness)
+    await harness.submit(nodes=workers)
+    state = harness.controller.state
+    assert await harness.until(lambda: "run-1" in state.attempts)
     return [seat.worker for seat in state.attempts["run-1"].seats]
 
 
-async def say_ready(room: Room, workers: list[str], sequence: int = 100) -> list[object]:
+async def say_ready(harness: Harness, workers: list[str], sequence: int = 100) -> list[object]:
     """All of them report at once that their rank is ready."""
     reports = [
-        room.controller.report(
+        harness.controller.report(
             worker,
             Report(
                 sequence=sequence,
                 attempt=1,
-                events=(room.event(RankReady, run="run-1", worker=worker, attempt=1, rank=rank),),
+                events=(
+                    harness.event(RankReady, run="run-1", worker=worker, attempt=1, rank=rank),
+                ),
             ),
         )
         for rank, worker in enumerate(workers)
@@ -226,71 +228,71 @@ async def say_ready(room: Room, workers: list[str], sequence: int = 100) -> list
 
 
 async def test_reports_that_wait_together_are_stored_together() -> None:
-    room = Room(nodes=4, silent=True)
-    workers = await crowd(room, 4)
-    before = len(room.store.batches)
-    assert await say_ready(room, workers) == [None] * 4
-    stored = room.store.batches[before:]
+    harness = Harness(nodes=4, silent=True)
+    workers = await crowd(harness, 4)
+    before = len(harness.store.batches)
+    assert await say_ready(harness, workers) == [None] * 4
+    stored = harness.store.batches[before:]
     assert [dict(batch.sequences) for batch in stored] == [dict.fromkeys(workers, 100)]
     assert [e.name for e in stored[0].journal if e.kind == "event"] == ["gang_ready"]
-    assert room.controller.state.attempts["run-1"].ready_ranks == {0, 1, 2, 3}
-    assert [leading(room).live.last_sequence(worker) for worker in workers] == [100] * 4
-    assert await say_ready(room, workers) == [None] * 4  # said again: acknowledged, and no more
-    assert not any(batch.journal for batch in room.store.batches[before + 1 :])
-    await room.kill()
-    check_whole(await room.store.journal(limit=10_000))
+    assert harness.controller.state.attempts["run-1"].ready_ranks == {0, 1, 2, 3}
+    assert [leading(harness).live.last_sequence(worker) for worker in workers] == [100] * 4
+    assert await say_ready(harness, workers) == [None] * 4  # said again: acknowledged, and no more
+    assert not any(batch.journal for batch in harness.store.batches[before + 1 :])
+    await harness.kill()
+    check_whole(await harness.store.journal(limit=10_000))
 
 
 async def test_where_the_core_fails_over_reports_together_each_is_taken_alone(
     broken: dict[type, list[Any]],
 ) -> None:
-    room = Room(nodes=4, silent=True)
-    workers = await crowd(room, 4)
+    harness = Harness(nodes=4, silent=True)
+    workers = await crowd(harness, 4)
     broken[GangReady] = []
-    assert await say_ready(room, workers) == [None] * 4
+    assert await say_ready(harness, workers) == [None] * 4
     assert broken[GangReady]
-    assert room.controller.state.attempts["run-1"].ready_ranks == {0, 1, 2, 3}
-    assert "half done" not in room.controller.state.runs["run-1"].reason
-    names = Counter(entry.name for entry in await room.store.journal(limit=10_000))
+    assert harness.controller.state.attempts["run-1"].ready_ranks == {0, 1, 2, 3}
+    assert "half done" not in harness.controller.state.runs["run-1"].reason
+    names = Counter(entry.name for entry in await harness.store.journal(limit=10_000))
     assert (names["gang_ready"], names["rank_ready"]) == (0, 4)
-    await room.kill()
+    await harness.kill()
 
 
 async def test_reports_together_are_not_acknowledged_by_a_deposed_leader() -> None:
-    room = Room(nodes=4, silent=True)
-    workers = await crowd(room, 4)
+    harness = Harness(nodes=4, silent=True)
+    workers = await crowd(harness, 4)
 
     async def refuse(batch: Batch, *, epoch: int) -> int:
         raise LeadershipLostError("another leads")
 
-    room.store.commit = refuse  # type: ignore[method-assign]
-    errors = await say_ready(room, workers)
+    harness.store.commit = refuse  # type: ignore[method-assign]
+    errors = await say_ready(harness, workers)
     assert all(isinstance(error, (LeadershipLostError, NotLeaderError)) for error in errors)
-    await room.kill()
+    await harness.kill()
 
 
 async def test_samples_that_the_database_refuses_do_not_block_what_comes_after() -> None:
-    room = Room()
-    commit = room.store.commit
+    harness = Harness()
+    commit = harness.store.commit
 
     async def refuse(batch: Batch, *, epoch: int) -> int:
         if any(3 in rank.step for samples in batch.samples for rank in samples.ranks):
             raise InvariantError("refused")
         return await commit(batch, epoch=epoch)
 
-    room.store.commit = refuse  # type: ignore[method-assign]
-    await lead(room)
-    await room.submit()
-    assert await room.until(lambda: settled(room))
-    await room.kill()
-    assert await room.store.sample_total("run-1") == 2 * 2 * STEPS - 2
+    harness.store.commit = refuse  # type: ignore[method-assign]
+    await lead(harness)
+    await harness.submit()
+    assert await harness.until(lambda: settled(harness))
+    await harness.kill()
+    assert await harness.store.sample_total("run-1") == 2 * 2 * STEPS - 2
 
 
 async def test_a_timer_that_always_fails_does_not_hold_up_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    room = Room()
-    await lead(room)
+    harness = Harness()
+    await lead(harness)
     fired: list[str] = []
     real = timers.HANDLERS[Timer.MAX_RUNTIME]
 
@@ -301,95 +303,97 @@ async def test_a_timer_that_always_fails_does_not_hold_up_the_others(
         real(turn, run, subject)
 
     monkeypatch.setattr(timers, "HANDLERS", {**timers.HANDLERS, Timer.MAX_RUNTIME: timer})
-    await room.submit("run-1", nodes=1, max_runtime=3)
-    await room.submit("run-2", nodes=1, max_runtime=5)
-    assert await room.until(lambda: over(room, "run-2"))
-    assert room.state_of("run-2") is RunState.FAILED
+    await harness.submit("run-1", nodes=1, max_runtime=3)
+    await harness.submit("run-2", nodes=1, max_runtime=5)
+    assert await harness.until(lambda: over(harness, "run-2"))
+    assert harness.state_of("run-2") is RunState.FAILED
     assert fired == ["run-1", "run-2"], "one try is enough to know"
-    await room.kill()
+    await harness.kill()
 
 
 async def test_background_loops_go_on_when_the_cluster_does_not_answer() -> None:
-    room = Room()
-    nodes, failures = room.cluster.nodes, iter([True, True])
+    harness = Harness()
+    nodes, failures = harness.cluster.nodes, iter([True, True])
 
     async def flaky() -> list[NodeInfo]:
         if next(failures, False):
             raise ClusterError("the cluster does not answer", node="", worker="")
         return await nodes()
 
-    room.cluster.nodes = flaky  # type: ignore[method-assign]
-    controller = await room.open()
-    assert await room.until(lambda: bool(controller.state.nodes))
-    await room.kill()
+    harness.cluster.nodes = flaky  # type: ignore[method-assign]
+    controller = await harness.open()
+    assert await harness.until(lambda: bool(controller.state.nodes))
+    await harness.kill()
 
 
 async def test_background_loops_go_on_after_a_defect(broken: dict[type, list[Any]]) -> None:
-    room = Room()
+    harness = Harness()
     broken[CapacityChanged] = []
-    controller = await room.open()
-    await room.until(lambda: bool(broken[CapacityChanged]))
+    controller = await harness.open()
+    await harness.until(lambda: bool(broken[CapacityChanged]))
     del broken[CapacityChanged]
-    assert await room.until(lambda: bool(controller.state.nodes))
-    await room.kill()
+    assert await harness.until(lambda: bool(controller.state.nodes))
+    await harness.kill()
 
 
 async def test_a_stop_that_the_cluster_refuses_is_tried_again() -> None:
-    room = Room(deaf=True)
-    stop, failures = room.cluster.stop, iter([True] * 3)
+    harness = Harness(deaf=True)
+    stop, failures = harness.cluster.stop, iter([True] * 3)
 
     async def flaky(worker: str, run: str) -> None:
         if next(failures, False):
             raise ClusterError("the node cannot be reached", node="", worker=worker)
         await stop(worker, run)
 
-    room.cluster.stop = flaky  # type: ignore[method-assign]
-    await lead(room)
-    await room.submit()
-    assert await room.until(lambda: settled(room))
-    await room.kill()
-    await check(room)
+    harness.cluster.stop = flaky  # type: ignore[method-assign]
+    await lead(harness)
+    await harness.submit()
+    assert await harness.until(lambda: settled(harness))
+    await harness.kill()
+    await check(harness)
 
 
 async def test_an_agent_is_sent_on_by_a_server_that_no_longer_leads() -> None:
     """One that has nothing to report would else stay, and seem lost to who leads now."""
-    room = Room()
-    controller = await lead(room)
-    await room.submit()
-    await room.until(lambda: bool(room.agents))
+    harness = Harness()
+    controller = await lead(harness)
+    await harness.submit()
+    await harness.until(lambda: bool(harness.agents))
     await controller.stop()
     with pytest.raises(NotLeaderError):
         await controller.heartbeat("run-1-w1", Heartbeat(attempt=0, time=0.0))
-    await room.kill()
+    await harness.kill()
 
 
 async def test_a_lead_that_a_write_finds_lost_is_dropped_and_sought_again() -> None:
-    room = Room()
-    controller = await lead(room)
-    first = leading(room).epoch
-    await room.store.acquire("another", 10.0, room.clock.now(), force=True)
+    harness = Harness()
+    controller = await lead(harness)
+    first = leading(harness).epoch
+    await harness.store.acquire("another", 10.0, harness.clock.now(), force=True)
     asking = asyncio.create_task(
-        controller.submit(room.event(NodeChanged, node="node-1", state="cordoned", reason="test"))
+        controller.submit(
+            harness.event(NodeChanged, node="node-1", state="cordoned", reason="test")
+        )
     )
-    await room.until(asking.done)
+    await harness.until(asking.done)
     assert isinstance(asking.exception(), LeadershipLostError)
-    assert await room.until(lambda: controller.is_leader and leading(room).epoch > first)
-    assert leading(room).epoch == first + 2
-    await room.clock.settle()
+    assert await harness.until(lambda: controller.is_leader and leading(harness).epoch > first)
+    assert leading(harness).epoch == first + 2
+    await harness.clock.settle()
     assert controller.state.nodes["node-1"].state == "ready"
-    await room.kill()
+    await harness.kill()
 
 
 def test_what_saves_blocked_is_counted_on_after_a_takeover() -> None:
     """Only the newest samples are read again: what came before them the core has counted."""
-    room = Room()
+    harness = Harness()
     attempt = Attempt(
         run="run-1",
         number=1,
         state=AttemptState.RUNNING,
         seats=(),
         world_size=1,
-        started_at=room.clock.now(),
+        started_at=harness.clock.now(),
         step=1000,
         milestone=1003,
         blocked_seconds=500.0,
@@ -397,7 +401,7 @@ def test_what_saves_blocked_is_counted_on_after_a_takeover() -> None:
     observer = RunSamplePipeline(spec())
     observer.rebuild([(1, samples(0, step)) for step in range(900, 1003)], attempt)
     report = Report(sequence=1, attempt=1, samples=(samples(0, 1003),))
-    reached = SampleEvents("run-1", observer, report, room.event).next(attempt)
+    reached = SampleEvents("run-1", observer, report, harness.event).next(attempt)
     assert isinstance(reached, StepReached)
     assert reached.blocked_seconds == pytest.approx(500.0 + 3 * 0.25)
 
@@ -407,27 +411,27 @@ async def test_an_agent_connects_anew_to_a_server_that_lost_the_lead_and_has_it_
 ) -> None:
     """Its link was dropped with the lead: signs of life alone would bring it no command."""
     monkeypatch.setattr(Agent, "_train", lambda _agent, _command: None)
-    room = Room()
-    controller = await room.open()
-    await room.submit()
+    harness = Harness()
+    controller = await harness.open()
+    await harness.submit()
 
     def attached() -> bool:
-        known = controller.is_leader and leading(room).dispatcher.attached
+        known = controller.is_leader and leading(harness).dispatcher.attached
         return bool(known and known("run-1-w1") and known("run-1-w2"))
 
-    assert await room.until(attached)
-    first = leading(room).epoch
-    await room.store.acquire("another", 10.0, room.clock.now(), force=True)
-    assert await room.until(lambda: controller.is_leader and leading(room).epoch > first)
-    assert await room.until(attached, ticks=200)
-    await room.kill()
+    assert await harness.until(attached)
+    first = leading(harness).epoch
+    await harness.store.acquire("another", 10.0, harness.clock.now(), force=True)
+    assert await harness.until(lambda: controller.is_leader and leading(harness).epoch > first)
+    assert await harness.until(attached, ticks=200)
+    await harness.kill()
 
 
 async def test_an_agent_whose_launch_seemed_to_fail_is_ended_before_it_counts_as_gone() -> None:
     """The last try had started it; only the answer was lost."""
-    room = Room()
-    await room.open()
-    launch = room.cluster.launch
+    harness = Harness()
+    await harness.open()
+    launch = harness.cluster.launch
     lost: list[str] = []
 
     async def answer_is_lost(order: WorkerLaunch) -> None:
@@ -438,20 +442,20 @@ async def test_an_agent_whose_launch_seemed_to_fail_is_ended_before_it_counts_as
             raise ClusterError("time-out")
         await launch(order)
 
-    room.cluster.launch = answer_is_lost  # type: ignore[method-assign]
-    await room.submit()
-    assert await room.until(lambda: len(lost) == LAUNCH_TRIES)
-    assert await room.until(lambda: "run-1-w1" not in room.controller.state.workers)
-    assert room.cluster.workers["run-1-w1"].gone is not None
-    await room.kill()
+    harness.cluster.launch = answer_is_lost  # type: ignore[method-assign]
+    await harness.submit()
+    assert await harness.until(lambda: len(lost) == LAUNCH_TRIES)
+    assert await harness.until(lambda: "run-1-w1" not in harness.controller.state.workers)
+    assert harness.cluster.workers["run-1-w1"].gone is not None
+    await harness.kill()
 
 
 async def test_what_a_transaction_makes_needless_is_noted_only_after_it() -> None:
     """A launch given up by a transaction that is never stored must be there for the next leader."""
-    room = Room()
-    controller = await lead(room)
+    harness = Harness()
+    controller = await lead(harness)
     noted: list[list[str]] = []
-    commit, free = room.store.commit, asyncio.Event()
+    commit, free = harness.store.commit, asyncio.Event()
 
     async def carried_out(ids: list[str], *, epoch: int) -> None:
         noted.append(ids)
@@ -460,15 +464,15 @@ async def test_what_a_transaction_makes_needless_is_noted_only_after_it() -> Non
         await free.wait()
         return await commit(batch, epoch=epoch)
 
-    room.store.carried_out = carried_out  # type: ignore[method-assign,assignment]
-    room.store.commit = once_free  # type: ignore[method-assign]
-    event = room.event(NodeChanged, node="node-1", state="cordoned", reason="test")
+    harness.store.carried_out = carried_out  # type: ignore[method-assign,assignment]
+    harness.store.commit = once_free  # type: ignore[method-assign]
+    event = harness.event(NodeChanged, node="node-1", state="cordoned", reason="test")
     asking = asyncio.create_task(controller.submit(event))
-    await room.clock.settle()
-    leading(room).dispatcher.receipts.append("an-order")
-    await room.until(lambda: bool(noted), ticks=20)
+    await harness.clock.settle()
+    leading(harness).dispatcher.receipts.append("an-order")
+    await harness.until(lambda: bool(noted), ticks=20)
     assert noted == []
     free.set()
-    assert await room.until(lambda: noted == [["an-order"]])
+    assert await harness.until(lambda: noted == [["an-order"]])
     await asking
-    await room.kill()
+    await harness.kill()

@@ -25,7 +25,7 @@ from orchestrator.server.gateway import (
     create_gateway,
     serve_agent,
 )
-from tests.control_room import Agent, Room
+from tests.controller_harness import Agent, Harness
 
 TOKENS = WorkerTokens("a key")
 HELLO = Hello(run="run-1", worker="w-1", node="node-1", attempt=0, next_sequence=1)
@@ -34,12 +34,12 @@ BEAT = Heartbeat(attempt=0, time=0.0)
 
 async def frames_over_a_websocket(first: str | bytes, token: str) -> list[dict[str, Any]]:
     """What a server whose controller does not lead answers, as ASGI messages."""
-    room = Room()
+    harness = Harness()
     settings = ControllerSettings(holder="c1")
     controller = Controller(
-        room.store,
-        room.cluster,
-        room.clock,
+        harness.store,
+        harness.cluster,
+        harness.clock,
         settings=settings,
         agent_access=lambda run, worker: AgentAccess("", TOKENS.make(run, worker)),
     )
@@ -130,17 +130,17 @@ class Silent(Agent):
 
 
 @pytest.fixture
-async def room(monkeypatch: pytest.MonkeyPatch) -> Room:
-    monkeypatch.setattr("tests.control_room.Agent", Silent)
-    room = Room(nodes=1)
-    await room.open()
-    await room.submit(resources={"nodes": 1})
-    assert await room.until(lambda: bool(room.agents))
-    return room
+async def harness(monkeypatch: pytest.MonkeyPatch) -> Harness:
+    monkeypatch.setattr("tests.controller_harness.Agent", Silent)
+    harness = Harness(nodes=1)
+    await harness.open()
+    await harness.submit(resources={"nodes": 1})
+    assert await harness.until(lambda: bool(harness.agents))
+    return harness
 
 
-def script_of(room: Room, *frames: bytes, gone_after: int = 100) -> tuple[Script, Hello]:
-    (agent,) = room.agents.values()
+def script_of(harness: Harness, *frames: bytes, gone_after: int = 100) -> tuple[Script, Hello]:
+    (agent,) = harness.agents.values()
     hello = HELLO.model_copy(update={"worker": agent.worker, "run": agent.run})
     script = Script([encode("hello", hello), *frames], gone_after)
     script.authorization = f"Bearer {TOKENS.make(agent.run, agent.worker)}"
@@ -158,33 +158,35 @@ def script_of(room: Room, *frames: bytes, gone_after: int = 100) -> tuple[Script
     ids=["no id", "an id that is no text", "a report without events", "unknown"],
 )
 async def test_a_frame_that_is_wrong_ends_the_connection_and_nothing_else(
-    room: Room, frame: bytes
+    harness: Harness, frame: bytes
 ) -> None:
-    script, hello = script_of(room, encode("heartbeat", BEAT), frame)
-    await serve_agent(script, room.controller, TOKENS)
+    script, hello = script_of(harness, encode("heartbeat", BEAT), frame)
+    await serve_agent(script, harness.controller, TOKENS)
     assert script.closed == BAD_FRAME
-    assert room.controller.is_leader
-    again, _ = script_of(room, encode("heartbeat", BEAT))
-    await serve_agent(again, room.controller, TOKENS)
+    assert harness.controller.is_leader
+    again, _ = script_of(harness, encode("heartbeat", BEAT))
+    await serve_agent(again, harness.controller, TOKENS)
     assert again.closed is None
     assert again.heard[0] == ("welcome", {"last_sequence": 0})
-    assert hello.worker in room.controller.state.workers
-    await room.kill()
+    assert hello.worker in harness.controller.state.workers
+    await harness.kill()
 
 
 @pytest.mark.parametrize("gone_after", [0, 1])
-async def test_an_agent_that_breaks_off_is_no_longer_connected(room: Room, gone_after: int) -> None:
+async def test_an_agent_that_breaks_off_is_no_longer_connected(
+    harness: Harness, gone_after: int
+) -> None:
     """Even in the middle of its welcome: a link that leads nowhere must not be kept."""
-    script, hello = script_of(room, gone_after=gone_after)
-    await serve_agent(script, room.controller, TOKENS)
+    script, hello = script_of(harness, gone_after=gone_after)
+    await serve_agent(script, harness.controller, TOKENS)
     assert len(script.heard) == gone_after
     with pytest.raises(NotLeaderError, match="connect again"):
-        await room.controller.heartbeat(hello.worker, BEAT)
-    await room.kill()
+        await harness.controller.heartbeat(hello.worker, BEAT)
+    await harness.kill()
 
 
-async def test_reports_are_acknowledged_once_they_are_stored(room: Room) -> None:
-    (agent,) = room.agents.values()
+async def test_reports_are_acknowledged_once_they_are_stored(harness: Harness) -> None:
+    (agent,) = harness.agents.values()
     report = agent.spool[0]
     stored: list[WorkerState] = []
 
@@ -194,20 +196,20 @@ async def test_reports_are_acknowledged_once_they_are_stored(room: Room) -> None
         async def receive(self) -> bytes:
             if not self._frames:
                 while not any(kind == "ack" for kind, _ in self.heard):
-                    await room.clock.sleep(0.1)
+                    await harness.clock.sleep(0.1)
             return await super().receive()
 
         async def send(self, frame: bytes) -> None:
             if decode(frame)[0] == "ack":
-                stored.append(room.store._entities[Worker][agent.worker].state)
+                stored.append(harness.store._entities[Worker][agent.worker].state)
             await super().send(frame)
 
-    script, _ = script_of(room)
+    script, _ = script_of(harness)
     patient = Patient([*script._frames, encode("report", report)])
     patient.authorization = script.authorization
-    serving = asyncio.create_task(serve_agent(patient, room.controller, TOKENS))
-    assert await room.until(serving.done)
+    serving = asyncio.create_task(serve_agent(patient, harness.controller, TOKENS))
+    assert await harness.until(serving.done)
     await serving
     assert ("ack", {"sequence": report.sequence}) in patient.heard
     assert stored == [WorkerState.READY], "the report, which says that the agent has joined"
-    await room.kill()
+    await harness.kill()

@@ -31,7 +31,7 @@ from orchestrator.core.scheduling.types import PRIORITY_RANK
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 QUEUES = ("a", "b", "free")
-ROOMS = [
+NODES = [
     NodeCapacity(
         node=f"n{i:02}", gpus=8, cpus=64, labels={"spine": str(i // 6), "rack": str(i // 3)}
     )
@@ -42,7 +42,7 @@ ROOMS = [
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
     """Twelve nodes in four racks, some of them busy, and up to ten runs that wait."""
-    free = {room.node: 8 for room in ROOMS}
+    free = {node.node: 8 for node in NODES}
     holdings = [
         h for i in range(draw(st.integers(0, 6))) if (h := draw(holdings_of(f"h{i}", free)))
     ]
@@ -78,8 +78,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     maintained = draw(st.sets(st.integers(0, 11), max_size=4))
     return Snapshot(
         table=NodeTable(
-            dataclasses.replace(room, window=window if i in maintained else None)
-            for i, room in enumerate(ROOMS)
+            dataclasses.replace(node, window=window if i in maintained else None)
+            for i, node in enumerate(NODES)
         ),
         holdings=holdings,
         demands=demands,
@@ -139,7 +139,7 @@ def more_for(draw: st.DrawFn, own: Holding) -> Demand:
 
 
 def _racks(nodes: Iterable[str]) -> set[str]:
-    labels = {room.node: room.labels["rack"] for room in ROOMS}
+    labels = {node.node: node.labels["rack"] for node in NODES}
     return {labels[node] for node in nodes}
 
 
@@ -206,15 +206,15 @@ def _all_or_nothing_within_what_there_is(snapshot: Snapshot, outcome: Plan) -> N
 
 
 def _nothing_stays_into_maintenance(snapshot: Snapshot, outcome: Plan) -> None:
-    rooms = snapshot.table
+    table = snapshot.table
     for demand in snapshot.demands:
         for node in outcome.placements.get(demand.run, ()):
             stays = 3600.0 if demand.ends_within is None else demand.ends_within
-            assert NOW.timestamp() + stays <= rooms.window[rooms.index[node]]
+            assert NOW.timestamp() + stays <= table.window[table.index[node]]
 
 
 def _within_the_domain(snapshot: Snapshot, outcome: Plan) -> None:
-    labels = {room.node: room.labels for room in ROOMS}
+    labels = {node.node: node.labels for node in NODES}
     for demand in snapshot.demands:
         if demand.pack != "any" and demand.run in outcome.placements:
             left = outcome.leaves.get(demand.run, ())
@@ -270,7 +270,7 @@ def _the_pool_of_spares_is_left(snapshot: Snapshot, outcome: Plan) -> None:
         nodes = outcome.placements.get(demand.run, ())
         (taken if demand.recovers or expected else others).update(nodes)
     if others - taken:
-        assert len(ROOMS) - len(taken | others) >= snapshot.spares
+        assert len(NODES) - len(taken | others) >= snapshot.spares
 
 
 def _nodes_are_left_for_better_ones(snapshot: Snapshot, outcome: Plan) -> None:
@@ -288,17 +288,17 @@ def _nobody_leaves_for_nothing(snapshot: Snapshot, outcome: Plan) -> None:
     holdings = {holding.run: holding for holding in snapshot.holdings}
     demands = {demand.run: demand for demand in snapshot.demands}
     limited = {quota.name for quota in snapshot.quotas}
-    board = FreeResources(snapshot.table)
+    free = FreeResources(snapshot.table)
     gone = {eviction.run: eviction.nodes for eviction in outcome.evictions}
     for holding in snapshot.holdings:
         if not holding.leaving:
             stays = [node for node in holding.nodes if node not in gone.get(holding.run, ())]
-            board.take(snapshot.table.places(stays), holding.need)
+            free.take(snapshot.table.places(stays), holding.need)
     for by, group in itertools.groupby(outcome.evictions, key=lambda e: e.by):
         demand, claim = demands[by], outcome.claims[by]
         assert claim.preempting
         assert len(claim.nodes) == demand.nodes
-        assert board.fits(demand.need)[snapshot.table.places(claim.nodes)].all()
+        assert free.fits(demand.need)[snapshot.table.places(claim.nodes)].all()
         for eviction in group:
             victim = holdings[eviction.run]
             assert set(eviction.nodes) in ({*victim.nodes}, {*victim.surplus})
@@ -346,12 +346,12 @@ def _reservations_are_not_delayed(snapshot: Snapshot, outcome: Plan) -> None:
 )
 def test_a_gang_spans_as_few_racks_as_an_exact_search_finds(sizes: list[int], count: int) -> None:
     racks = [rack for rack, size in enumerate(sizes) for _ in range(size)]
-    rooms = NodeTable(
+    table = NodeTable(
         NodeCapacity(node=f"n{i:02}", labels={"rack": str(r)}) for i, r in enumerate(racks)
     )
-    board = FreeResources(rooms)
-    fits = board.fits(Resources(nodes=count))
-    places = choose(rooms, fits, count, "any", board.tightest_first())
+    free = FreeResources(table)
+    fits = free.fits(Resources(nodes=count))
+    places = choose(table, fits, count, "any", free.tightest_first())
     if count > len(racks):
         assert places is None
         return
@@ -374,12 +374,12 @@ def test_a_gang_spans_as_few_racks_as_an_exact_search_finds(sizes: list[int], co
 
 def test_domains_nest() -> None:
     """Rack 0 of one spine is not rack 0 of another."""
-    rooms = NodeTable(
+    table = NodeTable(
         NodeCapacity(node=f"n{i}", labels={"spine": str(i), "rack": "0"}) for i in range(2)
     )
     by_level = defaultdict(set)
     for level in LEVELS:
-        by_level[level] = set(rooms.domains[level].tolist())
+        by_level[level] = set(table.domains[level].tolist())
     assert {level: len(domains) for level, domains in by_level.items()} == {
         "zone": 1,
         "spine": 2,

@@ -68,7 +68,7 @@ class Cluster:
     """Eight nodes in two racks."""
 
     def __init__(self, quotas: Sequence[Quota] = (), spares: int = 0) -> None:
-        self.now, self.rooms = NOW, NodeTable(NODES)
+        self.now, self.table = NOW, NodeTable(NODES)
         self.quotas, self.spares = quotas, spares
         self.jobs: dict[str, Job] = {}
         self.left: dict[str, float] = {}
@@ -137,7 +137,7 @@ class Cluster:
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            table=self.rooms,
+            table=self.table,
             holdings=[
                 *(each.holding for each in self.running.values()),
                 *(holding for _, _, holding, _ in self.leaving),
@@ -162,7 +162,7 @@ class Cluster:
                 assert set(outcome.placements.get(run, ())) == nodes_
         for eviction in outcome.evictions:  # what leaves already does not suffice
             placed = {node for nodes in outcome.placements.values() for node in nodes}
-            free = set(self.rooms.names) - self._busy() - placed
+            free = set(self.table.names) - self._busy() - placed
             by = self.waiting[eviction.by]
             if by.pack == "any" and self.spares == 0 and not self.quotas:
                 kept = {n for r, c in outcome.claims.items() if r != by.run for n in c.nodes}

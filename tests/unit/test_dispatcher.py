@@ -19,7 +19,7 @@ from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.state import State
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.errors import LeadershipLostError
-from tests.control_room import VirtualClock
+from tests.controller_harness import VirtualClock
 
 
 class Flaky:

@@ -14,7 +14,7 @@ from orchestrator.controller.settings import ControllerSettings
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Lease, Snapshot
 from orchestrator.errors import DatabaseUnavailableError
-from tests.control_room import VirtualClock
+from tests.controller_harness import VirtualClock
 
 
 class Flaky(MemoryStore):

@@ -109,7 +109,7 @@ def test_an_estimate_takes_runs_of_the_size() -> None:
     assert usual_wait(None, 4) is None
 
 
-def test_rooms_know_the_next_window() -> None:
+def test_a_node_table_has_the_next_window() -> None:
     begins = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    rooms = NodeTable([NodeCapacity(node="a", window=begins), NodeCapacity(node="b")])
-    assert rooms.window.tolist() == [begins.timestamp(), math.inf]
+    table = NodeTable([NodeCapacity(node="a", window=begins), NodeCapacity(node="b")])
+    assert table.window.tolist() == [begins.timestamp(), math.inf]

@@ -23,7 +23,7 @@ NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
 
 
-def rooms(count: int = 8, gpus: int = 8, **labels: Any) -> NodeTable:
+def table(count: int = 8, gpus: int = 8, **labels: Any) -> NodeTable:
     """Nodes n00, n01 …; a label is a function of the number."""
     return NodeTable(
         NodeCapacity(
@@ -56,7 +56,7 @@ def placed(given: NodeTable, *demands: Demand, **fields: Any) -> Plan:
 
 
 def test_a_gang_gets_all_its_nodes_or_none() -> None:
-    outcome = placed(rooms(4), demand("a", 3), demand("b", 2))
+    outcome = placed(table(4), demand("a", 3), demand("b", 2))
     assert len(outcome.placements["a"]) == 3
     assert outcome.waits["b"].why is Pending.NO_CAPACITY
     assert outcome.waits["b"].fitting == 1
@@ -64,26 +64,26 @@ def test_a_gang_gets_all_its_nodes_or_none() -> None:
 
 def test_higher_priority_goes_first_whoever_came_first() -> None:
     late = demand("late", 4, priority=Priority.HIGH, submitted_at=NOW + MINUTE)
-    assert list(placed(rooms(4), demand("early", 4), late).placements) == ["late"]
+    assert list(placed(table(4), demand("early", 4), late).placements) == ["late"]
 
 
 def test_a_recovery_does_not_wait_behind_newcomers() -> None:
     back = demand("back", 4, recovers=True, priority=Priority.LOW, submitted_at=NOW + MINUTE)
     new = demand("new", 4, priority=Priority.CRITICAL)
-    assert list(placed(rooms(4), new, back).placements) == ["back"]
+    assert list(placed(table(4), new, back).placements) == ["back"]
 
 
 def test_small_runs_are_put_together_so_that_nodes_stay_whole() -> None:
     outcome = placed(
-        rooms(3), demand("a", gpus=2), demand("b", gpus=2), demand("c", gpus=4), demand("d", 2)
+        table(3), demand("a", gpus=2), demand("b", gpus=2), demand("c", gpus=4), demand("d", 2)
     )
     assert {outcome.placements[run] for run in "abc"} == {("n00",)}
     assert set(outcome.placements["d"]) == {"n01", "n02"}
 
 
 def test_an_avoided_node_is_the_last_resort() -> None:
-    assert placed(rooms(2), demand("a", avoid=("n00",))).placements["a"] == ("n01",)
-    assert set(placed(rooms(2), demand("a", 2, avoid=("n00",))).placements["a"]) == {"n00", "n01"}
+    assert placed(table(2), demand("a", avoid=("n00",))).placements["a"] == ("n01",)
+    assert set(placed(table(2), demand("a", 2, avoid=("n00",))).placements["a"]) == {"n00", "n01"}
 
 
 # topology
@@ -91,7 +91,7 @@ def test_an_avoided_node_is_the_last_resort() -> None:
 
 def test_a_gang_stays_in_the_smallest_domain_that_fits() -> None:
     """Of two racks that fit, the one with less to spare: the large one stays whole."""
-    given = rooms(10, rack=lambda i: 0 if i < 6 else 1)
+    given = table(10, rack=lambda i: 0 if i < 6 else 1)
     chosen = placed(given, demand("a", 4)).placements["a"]
     assert chosen == ("n06", "n07", "n08", "n09")
 
@@ -99,13 +99,13 @@ def test_a_gang_stays_in_the_smallest_domain_that_fits() -> None:
 def test_over_several_racks_it_fills_as_few_as_it_can() -> None:
     sizes = [1, 1, 1, 3, 4]
     racks = [rack for rack, size in enumerate(sizes) for _ in range(size)]
-    given = rooms(10, rack=lambda i: racks[i])
+    given = table(10, rack=lambda i: racks[i])
     chosen = placed(given, demand("a", 7)).placements["a"]
     assert {racks[int(node[1:])] for node in chosen} == {3, 4}
 
 
 def test_a_gang_that_must_lie_within_a_rack_waits_for_one() -> None:
-    given = rooms(8, rack=lambda i: i // 4)
+    given = table(8, rack=lambda i: i // 4)
     busy = [holding("x", "n00"), holding("y", "n04")]
     outcome = placed(given, demand("a", 4, pack="rack"), holdings=busy)
     assert outcome.waits["a"].why is Pending.TOPOLOGY
@@ -114,21 +114,21 @@ def test_a_gang_that_must_lie_within_a_rack_waits_for_one() -> None:
 
 
 def test_no_rack_is_that_large() -> None:
-    outcome = placed(rooms(8, rack=lambda i: i // 4), demand("a", 5, pack="rack"), demand("b", 8))
+    outcome = placed(table(8, rack=lambda i: i // 4), demand("a", 5, pack="rack"), demand("b", 8))
     assert outcome.waits["a"].why is Pending.TOO_LARGE
     assert "one rack has 4 nodes" in outcome.waits["a"].detail
     assert "b" in outcome.placements  # who can never be placed holds nobody up
 
 
 def test_a_replacement_is_found_near_the_others() -> None:
-    given = rooms(8, rack=lambda i: i // 4)
+    given = table(8, rack=lambda i: i // 4)
     missing = demand("a", 1, keeps=("n04", "n05", "n06"), recovers=True)
     own = [holding("a", "n04", "n05", "n06")]
     assert placed(given, missing, holdings=own).placements["a"] == ("n07",)
 
 
 def test_a_gang_moves_to_another_rack_when_its_own_has_no_replacement() -> None:
-    given = rooms(8, rack=lambda i: i // 4)
+    given = table(8, rack=lambda i: i // 4)
     missing = demand("a", 1, keeps=("n04", "n05", "n06"), recovers=True, pack="rack")
     busy = [holding("a", "n04", "n05", "n06"), holding("x", "n07")]
     outcome = placed(given, missing, holdings=busy)
@@ -143,7 +143,7 @@ def test_the_first_in_the_queue_gets_a_reservation() -> None:
     """What would still run when the others end may not take its nodes; the rest may be used."""
     ends = NOW + 10 * MINUTE
     busy = [holding("x", "n00", "n01", ends_at=ends)]
-    outcome = placed(rooms(4), demand("big", 3), demand("endless"), demand("next"), holdings=busy)
+    outcome = placed(table(4), demand("big", 3), demand("endless"), demand("next"), holdings=busy)
     assert outcome.waits["big"].starts_at == ends
     assert len(outcome.claims["big"].nodes) == 3
     assert set(outcome.claims["big"].nodes) & {"n02", "n03"} == {"n02", "n03"}
@@ -155,20 +155,20 @@ def test_who_ends_before_the_reservation_may_use_it() -> None:
     busy = [holding("x", "n00", "n01", ends_at=NOW + 10 * MINUTE)]
     short = demand("short", ends_within=600.0)
     long = demand("long", ends_within=601.0)
-    outcome = placed(rooms(4), demand("big", 4), long, short, holdings=busy)
+    outcome = placed(table(4), demand("big", 4), long, short, holdings=busy)
     assert list(outcome.placements) == ["short"]
     assert outcome.waits["long"].why is Pending.RESERVED
 
 
 def test_an_unknown_end_lets_nobody_in() -> None:
     outcome = placed(
-        rooms(2), demand("big", 2), demand("s", ends_within=1.0), holdings=[holding("x", "n00")]
+        table(2), demand("big", 2), demand("s", ends_within=1.0), holdings=[holding("x", "n00")]
     )
     assert not outcome.placements
 
 
 def test_a_reservation_stays_with_its_nodes() -> None:
-    given, old = rooms(4), Claim(nodes=("n00", "n03"), until=NOW + MINUTE)
+    given, old = table(4), Claim(nodes=("n00", "n03"), until=NOW + MINUTE)
     busy = [holding(f"x{i}", f"n{i:02}", ends_at=NOW + MINUTE) for i in range(4)]
     outcome = placed(given, demand("big", 2, claim=old), holdings=busy)
     assert set(outcome.claims["big"].nodes) == {"n00", "n03"}
@@ -185,7 +185,7 @@ def test_maintenance_keeps_out_what_would_not_end_before() -> None:
 
 def test_a_queue_stops_at_its_quota() -> None:
     quotas = [Quota(name="q", gpus=16)]
-    outcome = placed(rooms(8), demand("a", 2, queue="q"), demand("b", queue="q"), quotas=quotas)
+    outcome = placed(table(8), demand("a", 2, queue="q"), demand("b", queue="q"), quotas=quotas)
     assert outcome.waits["b"].why is Pending.QUOTA
     assert "uses 16 of 16 GPUs" in outcome.waits["b"].detail
 
@@ -193,7 +193,7 @@ def test_a_queue_stops_at_its_quota() -> None:
 def test_nobody_of_a_queue_overtakes_who_waits_for_its_quota() -> None:
     quotas = [Quota(name="q", gpus=16)]
     runs = [demand("a", queue="q"), demand("b", 2, queue="q"), demand("c", queue="q")]
-    outcome = placed(rooms(8), *runs, demand("other"), quotas=quotas)
+    outcome = placed(table(8), *runs, demand("other"), quotas=quotas)
     assert outcome.waits["c"].why is Pending.BEHIND
     assert outcome.waits["c"].behind == "b"
     assert "other" in outcome.placements
@@ -201,12 +201,12 @@ def test_nobody_of_a_queue_overtakes_who_waits_for_its_quota() -> None:
 
 def test_what_the_cohort_does_not_use_is_borrowed() -> None:
     quotas = [Quota(name="a", gpus=16, cohort="c"), Quota(name="b", gpus=16, cohort="c")]
-    assert placed(rooms(8), demand("r", 4, queue="a"), quotas=quotas).placements
+    assert placed(table(8), demand("r", 4, queue="a"), quotas=quotas).placements
     limited = [Quota(name="a", gpus=16, cohort="c", borrowing_limit=8), quotas[1]]
-    outcome = placed(rooms(8), demand("r", 4, queue="a"), quotas=limited)
+    outcome = placed(table(8), demand("r", 4, queue="a"), quotas=limited)
     assert outcome.waits["r"].why is Pending.TOO_LARGE
     lending = [quotas[0], Quota(name="b", gpus=16, cohort="c", lending_limit=8)]
-    assert placed(rooms(8), demand("r", 4, queue="a"), quotas=lending).waits
+    assert placed(table(8), demand("r", 4, queue="a"), quotas=lending).waits
 
 
 def test_what_was_lent_is_taken_back() -> None:
@@ -217,7 +217,7 @@ def test_what_was_lent_is_taken_back() -> None:
         for i in range(4)
     ]
     back = demand("back", queue="b", priority=Priority.LOW)
-    outcome = placed(rooms(4), back, quotas=quotas, holdings=busy)
+    outcome = placed(table(4), back, quotas=quotas, holdings=busy)
     assert [(e.run, e.why) for e in outcome.evictions] == [("r3", "reclaim")]
     assert outcome.waits["back"].why is Pending.PREEMPTING
 
@@ -231,7 +231,7 @@ def test_the_cheapest_of_lower_priority_leave() -> None:
         holding(run, f"n{i:02}", priority=Priority.LOW, lost_gpu_seconds=cost[run])
         for i, run in enumerate("xyz")
     ]
-    outcome = placed(rooms(3), demand("a", 2, priority=Priority.HIGH), holdings=busy)
+    outcome = placed(table(3), demand("a", 2, priority=Priority.HIGH), holdings=busy)
     assert sorted(e.run for e in outcome.evictions) == ["y", "z"]
     assert set(outcome.claims["a"].nodes) == {"n01", "n02"}
 
@@ -242,7 +242,7 @@ def test_nobody_leaves_for_nothing() -> None:
         holding("low", "n00", priority=Priority.LOW),
         holding("same", "n01", "n02", priority=Priority.HIGH),
     ]
-    outcome = placed(rooms(3), demand("a", 2, priority=Priority.HIGH), holdings=busy)
+    outcome = placed(table(3), demand("a", 2, priority=Priority.HIGH), holdings=busy)
     assert outcome.evictions == []
     assert outcome.waits["a"].why is Pending.NO_CAPACITY
 
@@ -253,7 +253,7 @@ def test_who_is_not_needed_is_spared() -> None:
         holding("small", "n00", priority=Priority.LOW, lost_gpu_seconds=1.0),
         holding("large", "n01", "n02", priority=Priority.LOW, lost_gpu_seconds=5.0),
     ]
-    given = rooms(3, rack=lambda i: 0 if i == 0 else 1)
+    given = table(3, rack=lambda i: 0 if i == 0 else 1)
     outcome = placed(given, demand("a", 2, priority=Priority.HIGH, pack="rack"), holdings=busy)
     assert [e.run for e in outcome.evictions] == ["large"]
 
@@ -267,7 +267,7 @@ def test_the_nodes_are_kept_for_whom_others_leave() -> None:
         holding("y", "n02", priority=Priority.CRITICAL),
     ]
     late = demand("late", priority=Priority.HIGH)
-    outcome = placed(rooms(3), late, first, holdings=busy)
+    outcome = placed(table(3), late, first, holdings=busy)
     assert outcome.waits["first"].why is Pending.PREEMPTING
     assert outcome.waits["first"].detail == "x"
     assert not outcome.placements
@@ -282,14 +282,14 @@ def test_an_elastic_run_gives_its_surplus_before_another_is_stopped() -> None:
         ),
         holding("other", "n03", priority=Priority.LOW, lost_gpu_seconds=6.0),
     ]  # fmt: skip
-    outcome = placed(rooms(4), demand("a", priority=Priority.HIGH), holdings=busy)
+    outcome = placed(table(4), demand("a", priority=Priority.HIGH), holdings=busy)
     assert [(e.run, e.nodes) for e in outcome.evictions] == [("wide", ("n02",))]
 
 
 def test_a_crash_loop_has_nobody_evicted() -> None:
     busy = [holding("low", "n00", priority=Priority.LOW)]
     loop = demand("loop", priority=Priority.CRITICAL, may_preempt=False)
-    assert placed(rooms(1), loop, holdings=busy).evictions == []
+    assert placed(table(1), loop, holdings=busy).evictions == []
 
 
 def test_two_that_wait_for_each_other_do_not_for_ever() -> None:
@@ -300,7 +300,7 @@ def test_two_that_wait_for_each_other_do_not_for_ever() -> None:
         holding("early", "n00", "n01", movable=False),
         holding("late", "n02", "n03", movable=False),
     ]
-    outcome = placed(rooms(4), early, late, holdings=busy)
+    outcome = placed(table(4), early, late, holdings=busy)
     assert [(e.run, e.by, e.why) for e in outcome.evictions] == [("late", "early", "order")]
 
 
@@ -309,35 +309,35 @@ def test_two_that_wait_for_each_other_do_not_for_ever() -> None:
 
 def test_the_project_that_has_least_goes_first() -> None:
     runs = [demand(f"a{i}", project="a") for i in range(4)] + [demand("b0", project="b")]
-    outcome = placed(rooms(2), *runs)
+    outcome = placed(table(2), *runs)
     assert set(outcome.placements) == {"a0", "b0"}
-    used = placed(rooms(1), *runs, usage={"a": 0.0, "b": 1e6})
+    used = placed(table(1), *runs, usage={"a": 0.0, "b": 1e6})
     assert set(used.placements) == {"a0"}
 
 
 def test_weights_shift_the_shares() -> None:
     quotas = [Quota(name="default", weights={"a": 3.0})]
     runs = [demand(f"{p}{i}", project=p) for p in "ab" for i in range(4)]
-    outcome = placed(rooms(4), *runs, quotas=quotas)
+    outcome = placed(table(4), *runs, quotas=quotas)
     assert sorted(run[0] for run in outcome.placements) == ["a", "a", "a", "b"]
 
 
 def test_newcomers_leave_the_spares_to_recoveries() -> None:
     busy = [holding("x", "n00")]
-    outcome = placed(rooms(4), demand("new", 2), holdings=busy, spares=2)
+    outcome = placed(table(4), demand("new", 2), holdings=busy, spares=2)
     assert outcome.waits["new"].why is Pending.SPARES
     back = demand("back", 3, recovers=True)
-    assert placed(rooms(4), back, holdings=busy, spares=2).placements
+    assert placed(table(4), back, holdings=busy, spares=2).placements
 
 
 def test_elastic_runs_grow_when_nobody_waits() -> None:
     wide = holding("wide", "n00", wants=5)
-    assert len(placed(rooms(4), holdings=[wide]).growth["wide"]) == 3
-    assert placed(rooms(4), demand("a", 5), demand("b", 4), holdings=[wide]).growth == {}
+    assert len(placed(table(4), holdings=[wide]).growth["wide"]) == 3
+    assert placed(table(4), demand("a", 5), demand("b", 4), holdings=[wide]).growth == {}
 
 
 def test_standbys_come_with_the_gang() -> None:
-    outcome = placed(rooms(4), demand("a", 2, more=1))
+    outcome = placed(table(4), demand("a", 2, more=1))
     assert len(outcome.placements["a"]) == 2
     assert len(outcome.growth["a"]) == 1
     assert not set(outcome.growth["a"]) & set(outcome.placements["a"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.spec import Priority
 from orchestrator.core.scheduling import Claim, NodeCapacity, NodeTable, Pending, Quota
-from tests.unit.test_scheduling_plan import MINUTE, NOW, demand, holding, placed, rooms
+from tests.unit.test_scheduling_plan import MINUTE, NOW, demand, holding, placed, table
 
 LOW, HIGH, CRITICAL = Priority.LOW, Priority.HIGH, Priority.CRITICAL
 
@@ -21,7 +21,7 @@ def claim(*nodes: str, preempting: bool = True, until: dt.datetime | None = None
 
 def test_a_newcomer_that_the_pool_never_leaves_room_for_holds_nobody_up() -> None:
     small = demand("small", submitted_at=NOW + MINUTE)
-    outcome = placed(rooms(4), demand("big", 4), small, spares=1)
+    outcome = placed(table(4), demand("big", 4), small, spares=1)
     assert outcome.waits["big"].why is Pending.TOO_LARGE
     assert "1 are spares" in outcome.waits["big"].detail
     assert "small" in outcome.placements
@@ -29,7 +29,7 @@ def test_a_newcomer_that_the_pool_never_leaves_room_for_holds_nobody_up() -> Non
 
 def test_nobody_leaves_for_a_place_that_the_pool_forbids() -> None:
     busy = [holding("low", "n00", priority=LOW), holding("other", "n01", priority=CRITICAL)]
-    outcome = placed(rooms(3), demand("a", 2, priority=HIGH), holdings=busy, spares=1)
+    outcome = placed(table(3), demand("a", 2, priority=HIGH), holdings=busy, spares=1)
     assert not outcome.evictions
     assert not any(claim.preempting for claim in outcome.claims.values())
 
@@ -38,14 +38,14 @@ def test_whoever_is_behind_leaves_the_spares_that_the_first_needs_too() -> None:
     """Else a half-used node would never be idle, and the first in the queue never start."""
     busy = [holding("x", "n03", gpus=4)]
     behind = demand("behind", gpus=4, submitted_at=NOW + MINUTE)
-    outcome = placed(rooms(4), demand("first", 3), behind, holdings=busy, spares=1)
+    outcome = placed(table(4), demand("first", 3), behind, holdings=busy, spares=1)
     assert set(outcome.claims["first"].nodes) == {"n00", "n01", "n02", "n03"}
     assert outcome.waits["behind"].why is Pending.RESERVED
 
 
 def test_part_of_a_busy_node_is_no_spare() -> None:
     busy = [holding("x", "n01", gpus=4)]
-    outcome = placed(rooms(2), demand("a", gpus=4), holdings=busy, spares=1)
+    outcome = placed(table(2), demand("a", gpus=4), holdings=busy, spares=1)
     assert outcome.placements["a"] == ("n01",)
 
 
@@ -57,7 +57,7 @@ def test_who_leaves_already_is_counted_before_others_are_asked() -> None:
         holding("done", "n00", "n01", leaving=True, movable=False, ends_at=NOW),
         holding("low", "n02", "n03", priority=LOW),
     ]
-    outcome = placed(rooms(4), demand("a", 2, priority=HIGH), holdings=busy)
+    outcome = placed(table(4), demand("a", 2, priority=HIGH), holdings=busy)
     assert not outcome.evictions
     assert outcome.waits["a"].why is Pending.PREEMPTING
     assert outcome.waits["a"].detail == "done"
@@ -79,7 +79,7 @@ def test_a_run_that_can_never_start_gives_up_what_it_holds() -> None:
     """It lost a node, and the cluster has no other: a run behind it needs those it kept."""
     stuck = demand("stuck", keeps=("n00", "n01"), recovers=True, priority=LOW)
     busy = [holding("stuck", "n00", "n01", movable=False, priority=LOW)]
-    outcome = placed(rooms(2), stuck, demand("a", 2), holdings=busy)
+    outcome = placed(table(2), stuck, demand("a", 2), holdings=busy)
     assert outcome.waits["stuck"].why is Pending.TOO_LARGE
     assert [(e.run, e.by, e.why) for e in outcome.evictions] == [("stuck", "a", "order")]
 
@@ -89,9 +89,9 @@ def test_what_is_lent_is_taken_back_but_not_more() -> None:
     quotas = [Quota(name="a", gpus=16, cohort="c"), Quota(name="b", gpus=16, cohort="c")]
     lent = [holding(f"b{i}", f"n0{i}", queue="b") for i in (1, 2, 3)]
     busy = [holding("other", "n00"), *lent]
-    one = placed(rooms(4), demand("a", queue="a"), quotas=quotas, holdings=busy)
+    one = placed(table(4), demand("a", queue="a"), quotas=quotas, holdings=busy)
     assert [(e.run, e.why) for e in one.evictions] == [("b1", "reclaim")]
-    two = placed(rooms(4), demand("a", 2, queue="a"), quotas=quotas, holdings=busy)
+    two = placed(table(4), demand("a", 2, queue="a"), quotas=quotas, holdings=busy)
     assert not two.evictions
 
 
@@ -99,10 +99,10 @@ def test_runs_of_a_queue_without_quota_make_room_by_priority() -> None:
     """Nothing was promised to them, while a quota is a promise."""
     quotas = [Quota(name="q", gpus=8)]
     low = holding("low", "n00", priority=LOW)
-    outcome = placed(rooms(1), demand("a", queue="q"), quotas=quotas, holdings=[low])
+    outcome = placed(table(1), demand("a", queue="q"), quotas=quotas, holdings=[low])
     assert [e.run for e in outcome.evictions] == ["low"]
     within = holding("within", "n00", queue="q", priority=LOW)
-    assert not placed(rooms(1), demand("a"), quotas=quotas, holdings=[within]).evictions
+    assert not placed(table(1), demand("a"), quotas=quotas, holdings=[within]).evictions
 
 
 def test_all_shrink_before_one_is_stopped() -> None:
@@ -110,7 +110,7 @@ def test_all_shrink_before_one_is_stopped() -> None:
         holding(run, *nodes, priority=LOW, surplus=nodes[1:], lost_gpu_seconds=cost)
         for run, nodes, cost in (("x", ("n00", "n01"), 1.0), ("y", ("n02", "n03"), 2.0))
     ]
-    outcome = placed(rooms(4), demand("a", 2, priority=HIGH), holdings=wide)
+    outcome = placed(table(4), demand("a", 2, priority=HIGH), holdings=wide)
     assert sorted((e.run, e.nodes) for e in outcome.evictions) == [("x", ("n01",)), ("y", ("n03",))]
 
 
@@ -119,7 +119,7 @@ def test_one_large_run_leaves_where_it_is_cheaper_than_many_small_ones() -> None
         *(holding(f"s{i}", f"n0{i}", priority=LOW, lost_gpu_seconds=100.0) for i in range(4)),
         holding("large", "n04", "n05", "n06", "n07", priority=LOW, lost_gpu_seconds=150.0),
     ]
-    outcome = placed(rooms(8), demand("a", 4, priority=HIGH), holdings=busy)
+    outcome = placed(table(8), demand("a", 4, priority=HIGH), holdings=busy)
     assert [e.run for e in outcome.evictions] == ["large"]
 
 
@@ -130,7 +130,7 @@ def test_many_small_ones_leave_where_they_are_cheaper_for_each_node() -> None:
         holding("one", "n04", priority=LOW, lost_gpu_seconds=9.0),
         holding("large", "n05", "n06", "n07", priority=LOW, lost_gpu_seconds=12.0),
     ]
-    outcome = placed(rooms(8), demand("a", 4, priority=HIGH), holdings=busy)
+    outcome = placed(table(8), demand("a", 4, priority=HIGH), holdings=busy)
     assert sorted(e.run for e in outcome.evictions) == ["large", "one"]
 
 
@@ -138,7 +138,7 @@ def test_whoever_was_asked_to_leave_is_not_placed_in_the_same_pass() -> None:
     first = demand("first", 2, recovers=True, pack="rack")
     late = demand("late", keeps=("n00",), recovers=True, submitted_at=NOW + MINUTE)
     busy = [holding("late", "n00", movable=False), holding("x", "n02")]
-    outcome = placed(rooms(4, rack=lambda i: i // 2), first, late, holdings=busy)
+    outcome = placed(table(4, rack=lambda i: i // 2), first, late, holdings=busy)
     assert [(e.run, e.why) for e in outcome.evictions] == [("late", "order")]
     assert outcome.waits["late"].behind == "first"
 
@@ -151,14 +151,14 @@ def test_an_avoided_node_is_left_only_once_another_is_found() -> None:
     stays: dict[str, Any] = {
         "keeps": ("n00", "n01"), "avoid": ("n00",), "unwanted": ("n00",), "recovers": True
     }  # fmt: skip
-    full = placed(rooms(2), demand("a", 0, **stays), holdings=[own])
+    full = placed(table(2), demand("a", 0, **stays), holdings=[own])
     assert not full.placements
     assert not full.leaves
     assert not full.waits
-    outcome = placed(rooms(3), demand("a", 0, **stays), holdings=[own])
+    outcome = placed(table(3), demand("a", 0, **stays), holdings=[own])
     assert outcome.placements["a"] == ("n02",)
     assert outcome.leaves["a"] == ("n00",)
-    elsewhere = rooms(4, rack=lambda i: i // 2)
+    elsewhere = table(4, rack=lambda i: i // 2)
     packed = placed(elsewhere, demand("a", 0, pack="rack", **stays), holdings=[own])
     assert set(packed.placements["a"]) == {"n02", "n03"}  # the gang moves: its rack has no other
     busy = [own, holding("x", "n03")]
@@ -169,7 +169,7 @@ def test_an_avoided_node_is_left_only_once_another_is_found() -> None:
 def test_nodes_that_a_gang_leaves_are_not_free_yet() -> None:
     own = holding("a", "n04", "n05", "n06")
     missing = demand("a", keeps=own.nodes, recovers=True, pack="rack")
-    given = rooms(8, rack=lambda i: i // 4)
+    given = table(8, rack=lambda i: i // 4)
     outcome = placed(given, missing, demand("b"), holdings=[own, holding("x", "n07")])
     assert set(outcome.leaves["a"]) == set(own.nodes)
     assert "b" in outcome.waits
@@ -179,14 +179,14 @@ def test_a_recovery_goes_on_above_a_quota_that_was_lowered() -> None:
     own = holding("a", "n00", "n01", queue="q", movable=False)
     back = demand("a", keeps=own.nodes, recovers=True, queue="q")
     quotas = [Quota(name="q", gpus=8)]
-    assert placed(rooms(3), back, quotas=quotas, holdings=[own]).placements["a"] == ("n02",)
+    assert placed(table(3), back, quotas=quotas, holdings=[own]).placements["a"] == ("n02",)
 
 
 def test_a_run_that_its_quota_keeps_waiting_does_not_sit_on_nodes() -> None:
     own = holding("a", "n00", queue="q", movable=False)
     more = demand("a", keeps=own.nodes, queue="q")
     outcome = placed(
-        rooms(2),
+        table(2),
         more,
         demand("b", 2, submitted_at=NOW + MINUTE),
         quotas=[Quota(name="q", gpus=8)],
@@ -203,7 +203,7 @@ def test_for_whom_others_leave_only_its_own_nodes_are_kept() -> None:
     """Another node is free: a recovery has it, not the run that waits for its victims."""
     busy = [holding("v", "n00", leaving=True, movable=False), holding("x", "n02")]
     expecting = demand("a", priority=HIGH, claim=claim("n00"))
-    outcome = placed(rooms(3), expecting, demand("back", recovers=True), holdings=busy)
+    outcome = placed(table(3), expecting, demand("back", recovers=True), holdings=busy)
     assert outcome.placements == {"back": ("n01",)}
     assert outcome.waits["a"].detail == "v"
 
@@ -213,11 +213,11 @@ def test_one_that_waits_in_vain_spoils_nothing_for_its_like() -> None:
     first = demand("a", claim=claim("n00"))
     second = demand("b", claim=claim("n01"), submitted_at=NOW + MINUTE)
     busy = [holding("v", "n00", leaving=True, movable=False)]
-    assert placed(rooms(2), first, second, holdings=busy).placements == {"b": ("n01",)}
+    assert placed(table(2), first, second, holdings=busy).placements == {"b": ("n01",)}
     shy = demand("a", priority=HIGH, avoid=("n00",), ends_within=60.0)
     bold = demand("b", priority=HIGH, submitted_at=NOW + MINUTE, ends_within=60.0)
     low = holding("low", "n01", priority=LOW)
-    alike = placed(rooms(2), shy, bold, holdings=[low, holding("x", "n00", priority=LOW)])
+    alike = placed(table(2), shy, bold, holdings=[low, holding("x", "n00", priority=LOW)])
     assert {e.by for e in alike.evictions} == {"a", "b"}
 
 
@@ -228,14 +228,14 @@ def test_what_becomes_free_goes_to_the_reservation_though_no_end_is_known() -> N
     busy = [holding("long", "n02", "n03"), *(holding(f"s{i}", f"n0{i}") for i in (5, 6, 7))]
     old = claim("n00", "n01", "n02", "n03", preempting=False)
     first = demand("first", 4, claim=old)
-    outcome = placed(rooms(8), first, demand("s8"), holdings=busy)
+    outcome = placed(table(8), first, demand("s8"), holdings=busy)
     assert set(outcome.claims["first"].nodes) == {"n00", "n01", "n04", "n02"}
     assert outcome.waits["s8"].why is Pending.RESERVED
 
 
 def test_of_two_racks_the_reservation_is_in_the_one_with_more_free() -> None:
     busy = [holding("x", "n00", "n01", "n02"), holding("y", "n04")]
-    given = rooms(8, rack=lambda i: i // 4)
+    given = table(8, rack=lambda i: i // 4)
     outcome = placed(given, demand("first", 4, pack="rack"), holdings=busy)
     assert set(outcome.claims["first"].nodes) == {"n04", "n05", "n06", "n07"}
 
@@ -260,7 +260,7 @@ def test_a_packed_recovery_has_its_reservation_beside_its_nodes() -> None:
     own = holding("a", "n00", "n01", "n02", movable=False)
     back = demand("a", keeps=own.nodes, recovers=True, pack="rack")
     busy = [own, holding("x", "n03"), holding("y", "n05", "n06", "n07")]
-    outcome = placed(rooms(8, rack=lambda i: i // 4), back, demand("b"), holdings=busy)
+    outcome = placed(table(8, rack=lambda i: i // 4), back, demand("b"), holdings=busy)
     assert outcome.claims["a"].nodes == ("n03",)
     assert outcome.placements["b"] == ("n04",)
 
@@ -269,7 +269,7 @@ def test_a_packed_recovery_has_its_reservation_beside_its_nodes() -> None:
 
 
 def test_a_small_run_goes_to_the_fullest_node() -> None:
-    given = rooms(3, rack=lambda i: min(i, 1))
+    given = table(3, rack=lambda i: min(i, 1))
     assert placed(given, demand("a", gpus=2), holdings=[holding("x", "n01", gpus=4)]).placements[
         "a"
     ] == ("n01",)
@@ -278,16 +278,16 @@ def test_a_small_run_goes_to_the_fullest_node() -> None:
 def test_growth_goes_by_priority_and_stays_within_the_cohort() -> None:
     low = holding("low", "n00", priority=LOW, wants=1)
     high = holding("high", "n01", priority=CRITICAL, wants=1)
-    assert placed(rooms(3), holdings=[low, high]).growth == {"high": ("n02",)}
+    assert placed(table(3), holdings=[low, high]).growth == {"high": ("n02",)}
     quotas = [Quota(name="a", gpus=32, cohort="c"), Quota(name="b", gpus=32, cohort="c")]
     wide = holding("wide", "n00", queue="a", wants=3)
     lent = holding("lent", *[f"n0{i}" for i in range(1, 8)], queue="b")
-    assert placed(rooms(16), quotas=quotas, holdings=[wide, lent]).growth == {}
+    assert placed(table(16), quotas=quotas, holdings=[wide, lent]).growth == {}
 
 
 def test_an_order_of_names_decides_where_nothing_else_does() -> None:
     own = ("n00", "n01", "n02", "n03", "n04")
     back = demand("a", keeps=own, recovers=True, pack="rack")
     busy = [holding("a", *own), holding("x", "n05", "n06", "n07")]
-    outcome = placed(rooms(16, rack=lambda i: i // 8), back, holdings=busy)
+    outcome = placed(table(16, rack=lambda i: i // 8), back, holdings=busy)
     assert outcome.placements["a"] == tuple(sorted(outcome.placements["a"]))

@@ -120,12 +120,12 @@ class GangStacks(GangEvent):
 
 def _own(shards: Shards, workers: Collection[str], ranks: Collection[int] | None = None) -> Shards:
     """The parts these workers report; memory may hold parts of ranks they had before."""
-    known = frozenset(workers)
+    reporting = frozenset(workers)
     columns = zip(shards.workers, shards.ranks, strict=True)
     return shards.kept(
         [
             place
             for place, (worker, rank) in enumerate(columns)
-            if worker in known and (ranks is None or rank in ranks)
+            if worker in reporting and (ranks is None or rank in ranks)
         ]
     )

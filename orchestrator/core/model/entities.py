@@ -240,8 +240,8 @@ class Node:
     """During maintenance: the cordon from before, which applies again afterwards."""
 
     @property
-    def room(self) -> NodeCapacity:
-        """Its capacity for the scheduler, as if nothing ran on it."""
+    def capacity(self) -> NodeCapacity:
+        """The capacity of the node for the scheduler, as if no run had a part of it."""
         return NodeCapacity(
             node=self.id,
             gpus=self.gpus,

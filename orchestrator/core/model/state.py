@@ -71,7 +71,7 @@ class State:
         self._workers_on: dict[str, dict[str, None]] = defaultdict(dict)
         self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._incidents_of: dict[str, dict[str, None]] = defaultdict(dict)
-        self._rooms: NodeTable | None = None
+        self._node_table: NodeTable | None = None
         self._maintained: set[str] = set()
         """Nodes with planned maintenance."""
         self._changes: dict[tuple[str, str], Entity] = {}
@@ -149,8 +149,8 @@ class State:
             self.queues[queue.name] = queue
 
     def _put_node(self, node: Node) -> None:
-        if _room(self.nodes.get(node.id)) != _room(node):
-            self._rooms = None
+        if _capacity(self.nodes.get(node.id)) != _capacity(node):
+            self._node_table = None
         self.nodes[node.id] = node
         if node.faults:
             self._faulted[node.id] = None
@@ -243,12 +243,12 @@ class State:
         return [self.incidents[key] for key in self._incidents_of.get(run, ())]
 
     @property
-    def rooms(self) -> NodeTable:
+    def node_table(self) -> NodeTable:
         """The nodes that take work, in columns; made anew only when one of them changes."""
-        if self._rooms is None:
-            rooms = (_room(node) for node in self.nodes.values())
-            self._rooms = NodeTable(room for room in rooms if room is not None)
-        return self._rooms
+        if self._node_table is None:
+            capacities = (_capacity(node) for node in self.nodes.values())
+            self._node_table = NodeTable(each for each in capacities if each is not None)
+        return self._node_table
 
     def tenants(self) -> Iterator[tuple[Run, list[Worker]]]:
         """Runs that have workers, each with them; also runs that are over while theirs leave."""
@@ -316,8 +316,8 @@ class State:
         for run in dict.fromkeys(
             e.id if isinstance(e, Run) else getattr(e, "run", "") for e in over
         ):
-            known = self.runs.get(run)
-            if known is None or (is_over(known) and not self._workers_of.get(run)):
+            owner = self.runs.get(run)
+            if owner is None or (is_over(owner) and not self._workers_of.get(run)):
                 self._forget_run(run)
         return over
 
@@ -333,9 +333,9 @@ class State:
         self.runs.pop(run, None)
 
 
-def _room(node: Node | None) -> NodeCapacity | None:
+def _capacity(node: Node | None) -> NodeCapacity | None:
     """A node as the scheduler sees it; None: it takes no work."""
-    return node.room if node is not None and node.state is NodeState.READY else None
+    return node.capacity if node is not None and node.state is NodeState.READY else None
 
 
 def _is_due(node: Node, now: dt.datetime) -> bool:

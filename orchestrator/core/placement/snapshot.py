@@ -75,7 +75,7 @@ def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snaps
     wanting = [run for run in state.live_runs() if wants(state, run)]
     demands = (demand_of(state, run, now) for run in (*wanting, *extra))
     return Snapshot(
-        table=state.rooms,
+        table=state.node_table,
         holdings=[
             each for run, workers in state.tenants() for each in _held(state, run, workers, now)
         ],

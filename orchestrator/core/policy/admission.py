@@ -31,11 +31,11 @@ def _refuse_too_large(state: State, spec: RunSpec) -> None:
     if not nodes:
         return
     need, pack = spec.resources, spec.placement.pack
-    if largest_domain(state.rooms, could_fit(state.rooms, need), pack) >= need.min_nodes:
+    if largest_domain(state.node_table, could_fit(state.node_table, need), pack) >= need.min_nodes:
         return  # of those that take work now, which is known without looking at each node
-    rooms = NodeTable(node.room for node in nodes)
-    mask = could_fit(rooms, need)
-    fitting = largest_domain(rooms, mask, pack)
+    table = NodeTable(node.capacity for node in nodes)
+    mask = could_fit(table, need)
+    fitting = largest_domain(table, mask, pack)
     if fitting >= need.min_nodes:
         return
     if int(mask.sum()) >= need.min_nodes:

@@ -17,8 +17,8 @@ def ends_at(run: Run) -> dt.datetime | None:
 
     The run is stopped at its `max_runtime` and then has the grace to save.
     """
-    told = run.due(Timer.MAX_RUNTIME)
-    return None if told is None else told + dt.timedelta(seconds=GRACE_SECONDS)
+    deadline = run.due(Timer.MAX_RUNTIME)
+    return None if deadline is None else deadline + dt.timedelta(seconds=GRACE_SECONDS)
 
 
 def ends_within(run: Run, now: dt.datetime) -> float | None:

@@ -194,9 +194,9 @@ def _best_domain(
     if not len(starts):
         return None
     nth = times[starts + count - 1]
-    known = np.minimum(count, _run_length(np.isfinite(times), starts))
+    foreseen = np.minimum(count, _run_length(np.isfinite(times), starts))
     free_now = np.minimum(count, _run_length(times <= now, starts))
-    best = np.lexsort((sizes, -free_now, -known, nth))[0]
+    best = np.lexsort((sizes, -free_now, -foreseen, nth))[0]
     chosen = domains[starts[best]]
     mask = usable.copy()
     if pack != "any":

@@ -93,13 +93,13 @@ def conclude(turn: Turn, run_id: str) -> None:
 
 
 def _scene(attempt: Attempt, suspect: Suspicion) -> Scene:
-    told = suspect.finding.evidence.get("ranks", ())
+    ranks = suspect.finding.evidence.get("ranks", ())
     seen = {stack.rank for stack in attempt.stacks}
     everyone = {rank: seat.node for seat in attempt.seats for rank in seat.ranks}
     return Scene(
         nodes=everyone,
-        phases={rank["rank"]: rank["phase"] for rank in told},
-        steps={rank["rank"]: rank["step"] for rank in told},
+        phases={rank["rank"]: rank["phase"] for rank in ranks},
+        steps={rank["rank"]: rank["step"] for rank in ranks},
         ended=attempt.done_ranks,
         absent=frozenset(everyone) - seen - attempt.done_ranks,
     )
@@ -126,8 +126,8 @@ def _limit(run: Run, suspect: Suspicion, verdict: Verdict) -> float:
 
 def _lingers(suspect: Suspicion) -> bool:
     """True if every rank is past its last step: an upload, a thread that keeps it alive."""
-    told = suspect.finding.evidence.get("ranks", ())
-    return bool(told) and all(rank["phase"] == Phase.FINISHED for rank in told)
+    ranks = suspect.finding.evidence.get("ranks", ())
+    return bool(ranks) and all(rank["phase"] == Phase.FINISHED for rank in ranks)
 
 
 def _ended_before(run: Run, suspect: Suspicion, verdict: Verdict) -> int:
@@ -166,8 +166,8 @@ def _wait(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict, limit: float
 
 
 def _evidence(turn: Turn, incident: str, limit: float, attempt: Attempt) -> dict[str, Any]:
-    known = turn.state.incidents[incident].evidence
-    return {**known, "limit_seconds": limit, "looks": _looks(attempt)}
+    evidence = turn.state.incidents[incident].evidence
+    return {**evidence, "limit_seconds": limit, "looks": _looks(attempt)}
 
 
 def _looks(attempt: Attempt) -> list[dict[str, Any]]:

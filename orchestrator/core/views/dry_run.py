@@ -73,31 +73,35 @@ def _sentences(
     state: State, spec: RunSpec, outcome: Plan, evicts: list[EvictionView], ahead: list[str]
 ) -> list[str]:
     wait, hold = outcome.waits.get(_RUN), state.fleet.hold
-    told = [f"Everything is held, so nothing starts before `babysit release`: {hold}."] * bool(hold)
+    sentences = []
+    if hold:
+        sentences.append(f"Everything is held, so nothing starts before `babysit release`: {hold}.")
     start = "then start" if hold else "start now"
     if wait is None:
-        told.append(f"{spec.name} would {start}, on {', '.join(outcome.placements[_RUN])}.")
+        sentences.append(f"{spec.name} would {start}, on {', '.join(outcome.placements[_RUN])}.")
         if more := outcome.growth.get(_RUN):
-            told.append(f"It would also get {', '.join(more)}.")
-        return told
+            sentences.append(f"It would also get {', '.join(more)}.")
+        return sentences
     behind = f", behind {', '.join(ahead)}" if ahead else ""
     cause = f" ({wait.detail})" if wait.detail and not evicts else ""
     nodes = "1 node" if wait.missing == 1 else f"{wait.missing} nodes"
     why = wait_reasons.status(wait.why, pack=spec.placement.pack)
     would = f"would {'then ' * bool(hold)}wait for {nodes}"
-    told.append(
+    sentences.append(
         f"{spec.name} {would}: {why}{cause}. It would be number {wait.place} in the queue{behind}."
     )
-    told.extend(
+    sentences.extend(
         f"{each.name} would be preempted: it saves and leaves {', '.join(each.nodes)} ({each.why});"
         f" that costs up to {each.lost_gpu_seconds:.0f} GPU s."
         for each in evicts
     )
     if evicts:
-        told.append(f"They would have {GRACE_SECONDS:.0f} s to save.")
+        sentences.append(f"They would have {GRACE_SECONDS:.0f} s to save.")
     elif wait.starts_at is not None:
-        told.append(f"Its nodes are expected to be free at {wait.starts_at:%Y-%m-%d %H:%M:%S} UTC.")
-    return told
+        sentences.append(
+            f"Its nodes are expected to be free at {wait.starts_at:%Y-%m-%d %H:%M:%S} UTC."
+        )
+    return sentences
 
 
 def _starts_at(

@@ -228,8 +228,8 @@ def _estimate(
 ) -> tuple[dt.datetime | None, list[str]]:
     """When it gets its nodes: by the ends of other runs, or else by the history of its queue."""
     if wait.why is Pending.PREEMPTING:
-        told = f"They have {time_limits.GRACE_SECONDS:.0f} s to save and stop."
-        return now + dt.timedelta(seconds=time_limits.GRACE_SECONDS), [told]
+        sentence = f"They have {time_limits.GRACE_SECONDS:.0f} s to save and stop."
+        return now + dt.timedelta(seconds=time_limits.GRACE_SECONDS), [sentence]
     if wait.starts_at is not None and wait.starts_at > now:
         minutes = (wait.starts_at - now).total_seconds() / 60
         return wait.starts_at, [f"Its nodes are expected to be free in {minutes:.0f} min."]
@@ -238,9 +238,9 @@ def _estimate(
     if usual is None or wait.why is Pending.TOO_LARGE:
         return None, []
     seconds, runs = usual
-    told = f"Runs of its size waited {seconds / 60:.0f} min here (median of {runs})."
+    sentence = f"Runs of its size waited {seconds / 60:.0f} min here (median of {runs})."
     starts_at = run.submitted_at + dt.timedelta(seconds=seconds)
-    return (starts_at if starts_at > now else None), [told]
+    return (starts_at if starts_at > now else None), [sentence]
 
 
 def _users(state: State, run: Run) -> list[str]:

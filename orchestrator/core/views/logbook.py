@@ -57,11 +57,13 @@ def story(
         journal: Its lines, in order; only those of :func:`matters` are looked at.
         now: For a run that is not over.
     """
-    told = {attempt.restart.incident for attempt in attempts if attempt.restart}
+    led_to_restart = {attempt.restart.incident for attempt in attempts if attempt.restart}
     lines = [StoryView(at=run.submitted_at, text=_submitted(run))]
     for before, attempt in zip((None, *attempts), attempts, strict=False):
         lines.append(_attempt_line(before, attempt))
-    lines += [_incident_line(incident) for incident in incidents if incident.id not in told]
+    lines += [
+        _incident_line(incident) for incident in incidents if incident.id not in led_to_restart
+    ]
     lines += _journal_lines(journal)
     lines.sort(key=lambda line: line.at)
     return [*lines, _last_line(run, attempts, now)]

@@ -33,14 +33,14 @@ router = APIRouter(prefix="/runs/{reference}/checkpoints", tags=["checkpoints"])
 
 async def _checkpoint(run: TheRun, checkpoint: str, here: HasContext) -> Checkpoint:
     """By id, the end of one (`2/directory/40`), or step (the directory tier's newest first)."""
-    known = await here.store.checkpoints(run.id)
-    for candidate in known:
+    checkpoints = await here.store.checkpoints(run.id)
+    for candidate in checkpoints:
         if checkpoint in (candidate.id, candidate.id.removeprefix(f"{run.id}/")):
             return candidate
-    of_step = [c for c in known if checkpoint == str(c.step)]
+    of_step = [c for c in checkpoints if checkpoint == str(c.step)]
     if of_step:
         return max(of_step, key=lambda c: (c.tier is Tier.DIRECTORY, c.attempt))
-    steps = ", ".join(map(str, sorted({c.step for c in known}))) or "none"
+    steps = ", ".join(map(str, sorted({c.step for c in checkpoints}))) or "none"
     raise NotFoundError(
         f"{run.name} has no checkpoint {checkpoint}; it has those of steps: {steps}"
     )

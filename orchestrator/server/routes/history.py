@@ -124,12 +124,12 @@ async def explanation(run: TheRun, here: HasContext) -> ExplanationView:
 @router.get("/logbook")
 async def the_logbook(run: TheRun, here: HasContext) -> list[StoryView]:
     """The story, in sentences."""
-    told = [entry async for entry in journal(here, run.id) if logbook.matters(entry)]
+    entries = [entry async for entry in journal(here, run.id) if logbook.matters(entry)]
     return logbook.story(
         run,
         await here.store.attempts(run.id),
         await here.store.incidents(run.id, limit=1000),
-        told,
+        entries,
         now=here.clock.now(),
     )
 

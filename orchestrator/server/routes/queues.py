@@ -64,8 +64,8 @@ async def change(
     queue: QueueName, body: QuotaBody, here: HasContext, caller: Operator
 ) -> QueueView:
     """Set the quota of a queue, which is created if it does not exist."""
-    known = {each.name: each for each in await here.store.queues()}
-    before = known.get(queue) or Queue(name=queue)
+    by_name = {each.name: each for each in await here.store.queues()}
+    before = by_name.get(queue) or Queue(name=queue)
     fields: dict[str, Any] = {
         field.name: getattr(before, field.name) for field in dataclasses.fields(Quota)
     }

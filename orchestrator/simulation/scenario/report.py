@@ -233,10 +233,10 @@ def _typical(delay: Delay) -> float:
 
 def _queue(runs: Iterable[RunTally]) -> Data:
     """Seconds from submission to the first nodes."""
-    known = list(runs)
+    listed = list(runs)
     return {
-        **spread([each.first_wait for each in known if each.first_wait is not None]),
-        "never_placed": sum(each.first_wait is None for each in known),
+        **spread([each.first_wait for each in listed if each.first_wait is not None]),
+        "never_placed": sum(each.first_wait is None for each in listed),
     }
 
 

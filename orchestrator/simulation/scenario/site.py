@@ -188,8 +188,8 @@ class Site:
 
     def mark(self, node: str, state: str, reason: str) -> None:
         """Cordon, drain or uncordon a node, unless it is in that state already, or gone."""
-        known = self._engine.state.nodes[node]
-        if known.state not in {NodeState.GONE, NodeState(state)}:
+        entity = self._engine.state.nodes[node]
+        if entity.state not in {NodeState.GONE, NodeState(state)}:
             self._engine.tell(
                 NodeChanged, node=node, state=state, reason=reason, actor="operator:site"
             )

@@ -153,16 +153,16 @@ class World:
 
     def _read_back(self, order: BroadcastCommand, checkpoint: str) -> None:
         """Report the verification of a checkpoint, at once if it ended in the past."""
-        known = self.engine.state.checkpoints[checkpoint]
-        due = self.gangs[known.run].saves.read_back_at(known.step)
+        stored = self.engine.state.checkpoints[checkpoint]
+        due = self.gangs[stored.run].saves.read_back_at(stored.step)
         if due is None:
             seconds = self._chance.delay(self.scenario.recovery.read_back, "read back")
             due = self.engine.now + seconds
         checked = partial(
             self.engine.tell,
             GangChecked,
-            run=known.run,
-            attempt=known.attempt,
+            run=stored.run,
+            attempt=stored.attempt,
             workers=order.workers,
             checkpoint=checkpoint,
         )

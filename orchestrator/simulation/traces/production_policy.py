@@ -117,12 +117,12 @@ class ProductionRules:
         pool.start(work, grants)
 
     def _demand(self, pool: Pool, work: Work) -> Demand:
-        known = self._demands.get(work.index)
-        if known is None:
+        demand = self._demands.get(work.index)
+        if demand is None:
             need = shape(pool.nodes, work.job.gpus)
             if need is None:
                 raise RuntimeError(f"job {work.job.id} does not fit the nodes of its pool")
-            known = Demand(
+            demand = Demand(
                 run=str(work.index),
                 name=work.job.id,
                 need=need,
@@ -131,13 +131,13 @@ class ProductionRules:
                 submitted_at=_date(work.job.submit_seconds),
                 ends_within=max(0.0, work.remaining),
             )
-        self._demands[work.index] = dataclasses.replace(known, claim=self._claims.get(work.index))
+        self._demands[work.index] = dataclasses.replace(demand, claim=self._claims.get(work.index))
         return self._demands[work.index]
 
     def _holding(self, work: Work) -> Holding:
-        known = self._holdings.get(work.index)
-        if known is None:
-            known = Holding(
+        holding = self._holdings.get(work.index)
+        if holding is None:
+            holding = Holding(
                 run=str(work.index),
                 need=Resources(nodes=len(work.grants), gpus_per_node=work.grants[0][1]),
                 nodes=tuple(f"{node:06}" for node, _ in work.grants),
@@ -145,8 +145,8 @@ class ProductionRules:
                 ends_at=_date(work.since + max(0.0, work.remaining)),
                 lost_gpu_seconds=self.preemption_seconds * work.job.gpus,
             )
-            self._holdings[work.index] = known
-        return known
+            self._holdings[work.index] = holding
+        return holding
 
 
 def rules_of(policy: PolicyName, preemption_seconds: float = PREEMPTION_SECONDS) -> Rules:

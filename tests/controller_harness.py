@@ -153,8 +153,8 @@ class Agent:
     lives on when the controller dies.
     """
 
-    def __init__(self, room: Room, worker: str, run: str, node: str) -> None:
-        self.room, self.worker, self.run, self.node = room, worker, run, node
+    def __init__(self, harness: Harness, worker: str, run: str, node: str) -> None:
+        self.harness, self.worker, self.run, self.node = harness, worker, run, node
         self.spool: list[Report] = []
         self.started: list[int] = []
         """Attempts whose ranks were started here."""
@@ -168,7 +168,7 @@ class Agent:
 
     def event(self, kind: type[Event], attempt: int = 0, **fields: Any) -> Any:
         fields |= {"run": self.run, "worker": self.worker, "attempt": attempt}
-        return self.room.event(kind, **fields)
+        return self.harness.event(kind, **fields)
 
     def say(self, attempt: int, *events: Any, samples: tuple[RankSamples, ...] = ()) -> None:
         self._sequence += 1
@@ -179,13 +179,13 @@ class Agent:
 
     async def session(self) -> None:
         """With one controller, from its first word to its last."""
-        controller, clock = self.room.controller, self.room.clock
+        controller, clock = self.harness.controller, self.harness.clock
         while True:
             try:
                 await controller.attach(self.worker, self.run, self)  # and says all of it again
                 await asyncio.gather(self._report(controller), self._beat(controller))
             except NotFoundError:
-                self.room.cluster.die(self.worker, "left: not expected any more")
+                self.harness.cluster.die(self.worker, "left: not expected any more")
                 return
             except (NotLeaderError, LeadershipLostError):
                 await clock.sleep(0.2)
@@ -201,33 +201,33 @@ class Agent:
     async def _beat(self, controller: Controller) -> None:
         while True:
             await controller.heartbeat(self.worker, Heartbeat(attempt=self.newest, time=0.0))
-            await self.room.clock.sleep(1.0)
+            await self.harness.clock.sleep(1.0)
 
     async def send(self, command: AgentCommand) -> None:
         """The link: take a command."""
-        await self.room.fate.meet(f"send {command.kind}", lambda: self._take(command))
-        self.room.controller.acknowledged(self.worker, command.id)
+        await self.harness.fate.meet(f"send {command.kind}", lambda: self._take(command))
+        self.harness.controller.acknowledged(self.worker, command.id)
 
     async def _take(self, command: AgentCommand) -> None:
-        if command.id in self._seen or self.room.cluster.workers[self.worker].gone:
+        if command.id in self._seen or self.harness.cluster.workers[self.worker].gone:
             return
         self._seen.add(command.id)
         match command:
             case StartAttempt():
-                if command.attempt > self.newest and not self.room.silent:
+                if command.attempt > self.newest and not self.harness.silent:
                     self._train(command)
             case StopAttempt():
                 self.newest = max(self.newest, command.attempt)
                 self.attempt = 0 if self.attempt <= command.attempt else self.attempt
                 stopped = self.event(AttemptStopped, command.attempt, port=2, last_step=STEPS)
                 self.say(command.attempt, stopped)
-            case Shutdown() if not self.room.deaf:
-                self.room.cluster.die(self.worker, "left")
+            case Shutdown() if not self.harness.deaf:
+                self.harness.cluster.die(self.worker, "left")
 
     def _train(self, command: StartAttempt) -> None:
         number = self.attempt = self.newest = command.attempt
         self.started.append(number)
-        self.room.check_alone(self.run, number)
+        self.harness.check_alone(self.run, number)
         (rank,) = command.ranks
         first = (number - 1) * STEPS
         up = (
@@ -235,7 +235,7 @@ class Agent:
             self.event(RankReady, number, rank=rank),
             self.event(RankRestored, number, rank=rank, step=first),
         )
-        for events in [up] if self.room.together else [(event,) for event in up]:
+        for events in [up] if self.harness.together else [(event,) for event in up]:
             self.say(number, *events)
         for step in range(first + 1, first + STEPS + 1):
             self.say(number, samples=(samples(rank, step),))
@@ -255,7 +255,7 @@ def samples(rank: int, step: int) -> RankSamples:
     return RankSamples.model_validate({"rank": rank, "step": [step], **one, **more})
 
 
-class Room:
+class Harness:
     """Store and cluster that outlive controllers, the agents, and the controller of the hour."""
 
     def __init__(
