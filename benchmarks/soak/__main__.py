@@ -4,12 +4,13 @@
 
 Real agents and real ranks on the embedded local cluster. The ranks use no torch and sleep most of
 the time. Exits with 1 if babysit restarted a run, acted on an incident, blamed or cordoned a node,
-or if a run did not succeed. Logs of such runs are printed in part, as the soak removes its files.
+or if a run did not succeed. The files are removed at the end, unless `--keep DIRECTORY` is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
@@ -37,7 +38,7 @@ NODES = 4
 POLL_SECONDS = 1.0
 STAGGER_SECONDS = 0.5
 """Between two submissions, as the start of runs is not what the soak tests."""
-END_PATIENCE_SECONDS = 240.0
+END_PATIENCE_SECONDS = 180.0
 """After the end of its time, a run may finish what it is at, and linger."""
 LEAST_SECONDS_TO_START = 60.0
 """A run that is shorter than this shows nothing."""
@@ -171,13 +172,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--kinds", default="", help="all, or names: " + ", ".join(KINDS))
     parser.add_argument("--scale", type=int, default=1, help="runs of each kind at once")
+    parser.add_argument("--keep", type=Path, help="an empty directory for all files, not removed")
     options = parser.parse_args()
     runners = [
         Runner(f"{name}-{copy}" if copy else name, kind, seed=1000 * copy)
         for name, kind in chosen(options.kinds).items()
         for copy in range(options.scale)
     ]
-    with workplace("soak") as directory, control_plane(directory, nodes=NODES) as session:
+    kept = contextlib.nullcontext(options.keep.absolute()) if options.keep else workplace("soak")
+    with kept as directory, control_plane(directory, nodes=NODES) as session:
         until = time.time() + options.minutes * 60
         soak(session, directory, runners, until)
         nodes = complaints_about_nodes(session.api.get(path("nodes")))

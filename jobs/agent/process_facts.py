@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,6 +25,11 @@ _IDLE_CHANNELS = ("futex", "pipe_read", "anon_pipe_read", "wait_for_partner", "e
 """Beginnings of wait channels of threads that only another thread or child can wake."""
 _NATIVE_IDLE_CHANNELS = (*_IDLE_CHANNELS, "do_epoll", "poll", "do_poll", "do_sys_poll", "hrtimer")
 """Idle channels of threads without Python code: loops of gloo, of NCCL, of watchdogs."""
+
+_COMMUNICATION = re.compile(r"gloo_|pt_gloo|pt_nccl|pt_tcpstore|nccl|cuda|ucx|ofi_", re.IGNORECASE)
+"""Beginnings of the names of threads of collective libraries and drivers (gloo, torch, NCCL, CUDA,
+UCX, libfabric). They poll or spin for as long as the process lives: gloo's loop wakes a hundred
+times a second. Nothing that a main thread waits for outside a collective comes from them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ def compare(
     python = set(python_threads)
     helpers, dead = [], []
     for thread, task in after.items():
-        if thread == pid:
+        if thread == pid or (task.process == pid and _COMMUNICATION.match(task.name)):
             continue
         earlier = before.get(thread)
         if task.state in "TtZX":

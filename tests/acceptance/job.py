@@ -5,7 +5,8 @@ batch left out or a wrong checkpoint changes all losses after it. What each rank
 `<scratch>/rank-<r>.jsonl`. The run ends after `--steps`, or when `<scratch>/finish` exists.
 
 Faults (`--fault`, may be repeated): `import` (fails at import), `raise@N` (always), `oom@N` and
-`nan@N` (rank 1, once), `poison@A-B` (by batch: comes back), `explode@N` (never goes away).
+`nan@N` (rank 1, once), `pause@N` (rank 1, once, until `<scratch>/go-on` exists), `poison@A-B` (by
+batch: comes back), `explode@N` (never goes away).
 """
 
 from __future__ import annotations
@@ -132,6 +133,9 @@ class Faults:
         for kind, first, last in self._faults:
             if kind == "raise" and step == first:
                 raise RuntimeError(f"the batch of step {step} has the wrong shape")
+            if kind == "pause" and step == first and self._once(kind):
+                while not (self._scratch / "go-on").exists():
+                    time.sleep(0.05)
             if kind == "oom" and step == first and self._once(kind):
                 raise MemoryError(f"cannot hold step {step}")
             if kind == "nan" and step == first and self._once(kind):

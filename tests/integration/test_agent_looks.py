@@ -42,6 +42,13 @@ SCRIPTS = {
         "t = threading.Thread(target=lock.acquire); t.start()\n" + READY + "t.join()",
         Doing.STUCK,
     ),
+    "waits for a lock beside the threads of gloo": (
+        "import threading, torch.distributed as dist\n"
+        "store = f'file://{__file__}.store'\n"
+        "dist.init_process_group('gloo', init_method=store, rank=0, world_size=1)\n"
+        "dist.barrier()\n" + READY + "lock = threading.Lock(); lock.acquire(); lock.acquire()",
+        Doing.STUCK,
+    ),
     "waits for a child that computes": (
         "import subprocess, sys\n"
         "p = subprocess.Popen([sys.executable, '-c', 'while True: pass'])\n" + READY + "p.wait()",
