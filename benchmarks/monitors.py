@@ -31,8 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.support import public_data  # noqa: E402 (the script runs without installation)
+from benchmarks.support.advice import advice_of, advice_of_class  # noqa: E402
 from monitors.exits import classify  # noqa: E402
-from monitors.failures import ADVICE_OF, CAUSE_OF, Advice, Cause, FailureClass  # noqa: E402
+from monitors.failures import CAUSE_OF, Advice, Cause, FailureClass  # noqa: E402
 from monitors.loss import LossMonitor  # noqa: E402
 from monitors.types import Finding, FindingKind, Sample  # noqa: E402
 
@@ -261,13 +262,14 @@ def bench_logs(logs: list[dict[str, str]], name: str) -> dict[str, Any]:
         failure = classify(log["log"], 1)
         assert failure is not None, log["id"]
         label = FailureClass(log["class"])
-        action = log["action"].replace("wait", Advice.RETRY) or ADVICE_OF.get(label, Advice.RETRY)
+        action = log["action"].replace("wait", Advice.RETRY) or advice_of_class(label)
+        found_action = advice_of(failure)
         right["class"] += failure.failure_class is label
-        right["action"] += failure.action == action
+        right["action"] += found_action == action
         cause = CAUSE_OF[label]
         right["cause"] += failure.cause is (HEARSAY if cause is Cause.PREEMPTION else cause)
-        if failure.failure_class is not label or failure.action != action:
-            found = f"{failure.failure_class}, {failure.action}"
+        if failure.failure_class is not label or found_action != action:
+            found = f"{failure.failure_class}, {found_action}"
             confused.append(f"{log['id']}: {label}, {action} classified as {found}")
     print(
         f"\n{name.replace('_', ' ')}: {right['class']} classes and {right['action']} actions"

@@ -86,19 +86,6 @@ class Advice(StrEnum):
     ROLLBACK = "rollback"  # an older checkpoint
 
 
-ADVICE_OF: dict[FailureClass, Advice] = {
-    FailureClass.GPU_HARDWARE: Advice.REPLACE_NODE,
-    FailureClass.GPU_INTERCONNECT: Advice.REPLACE_NODE,
-    FailureClass.CUDA_OOM: Advice.STOP,
-    FailureClass.CUDA_USER_BUG: Advice.STOP,
-    FailureClass.HOST_OOM: Advice.STOP,
-    FailureClass.DRIVER_OR_SETUP: Advice.STOP,
-    FailureClass.DATA_LOADER: Advice.STOP,
-    FailureClass.USER_CODE: Advice.STOP,
-    FailureClass.CHECKPOINT_CORRUPT: Advice.ROLLBACK,
-    FailureClass.NUMERICS: Advice.ROLLBACK,
-}
-"""Classes not named here are retried."""
 CAUSE_OF: Mapping[FailureClass, Cause] = {
     FailureClass.GPU_HARDWARE: Cause.INFRASTRUCTURE,
     FailureClass.GPU_INTERCONNECT: Cause.INFRASTRUCTURE,
@@ -144,21 +131,12 @@ class Failure(BaseModel):
     source: Evidence = Evidence.LOG
     """The source of the class. Only a proof may take a node from every run."""
     advice: Advice | None = None
-    """The action that a rule names; None: the action of the class."""
+    """The action that a rule names; None: the class alone decides."""
 
     @property
     def proof(self) -> Proof | None:
         """The machine's own word; None for what a process printed, or babysit concluded."""
         return Proof(self.source, self.reason) if self.source in _PROOF else None
-
-    @property
-    def action(self) -> Advice:
-        """The suggested remedy."""
-        if self.advice is not None:
-            return self.advice
-        if self._ended_itself:
-            return Advice.STOP
-        return ADVICE_OF.get(self.failure_class, Advice.RETRY)
 
     @property
     def cause(self) -> Cause:

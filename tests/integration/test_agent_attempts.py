@@ -89,7 +89,7 @@ async def test_rules_of_the_run_say_what_its_words_mean(tmp_path: Path):
         await server.send(start(ranks=(0,), world_size=1))
         failure = (await server.event(RankExited)).failure
         assert failure.failure_class is FailureClass.NETWORK
-        assert (failure.action, failure.source) == (Advice.REPLACE_NODE, Evidence.LOG)
+        assert (failure.advice, failure.source) == (Advice.REPLACE_NODE, Evidence.LOG)
         assert failure.reason == "the frobnicator lost its flux"
 
 

@@ -53,7 +53,7 @@ CODES = (1, -6, -9, -15)
 def verdict(log: str, code: int) -> tuple[object, ...]:
     failure = classify(log, code)
     assert failure is not None
-    return failure.failure_class, failure.action, failure.cause, failure.signature, failure.source
+    return failure.failure_class, failure.advice, failure.cause, failure.signature, failure.source
 
 
 def test_there_are_many() -> None:

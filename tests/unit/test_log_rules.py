@@ -87,14 +87,14 @@ def test_rules_of_a_run_come_before_those_of_its_cluster() -> None:
 def test_the_action_of_a_rule_decides_who_pays() -> None:
     failure = classify(LOG, 1, rules=log_rules.rule_set([log_rules.parse(FLUX)], []))
     assert failure is not None
-    assert (failure.action, failure.cause) == (Advice.STOP, Cause.USER)
+    assert (failure.advice, failure.cause) == (Advice.STOP, Cause.USER)
 
 
 def test_rules_of_hyperpod_are_taken_as_they_are() -> None:
     rules = log_rules.rule_set([log_rules.parse(HYPERPOD)], [])
     failure = classify(LOG, 1, rules=rules)
     assert failure is not None
-    assert (failure.action, failure.cause) == (Advice.RETRY, Cause.INFRASTRUCTURE)
+    assert (failure.advice, failure.cause) == (Advice.RETRY, Cause.INFRASTRUCTURE)
     assert classify("Experiment configuration: a", 1, rules=rules) == classify(
         "Experiment configuration: a", 1
     )
