@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -177,6 +178,21 @@ class LossSpike(Model):
     )
     persistence: int = Field(default=3, ge=1, description="Anomalous steps in a row before acting.")
     warmup_steps: int = Field(default=20, ge=5, description="Steps before the monitor judges.")
+    direction: Literal["down", "up"] = Field(
+        default="down",
+        description="Where the loss is meant to go; up for a reward, whose falls are then watched.",
+    )
+    drift: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Slow divergence; auto: looked for unless the loss rises from the beginning, "
+        "crosses zero, or has risen and come back like this before. YAML's off is accepted.",
+    )
+
+    @field_validator("drift", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        """YAML 1.1 reads a bare `off` as false."""
+        return "off" if value is False else value
 
 
 class Hang(Model):

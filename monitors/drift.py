@@ -1,51 +1,251 @@
-"""Slow divergence: a level that creeps up, with no single step that stands out."""
+"""Slow divergence: a level that creeps up, with no single step that stands out.
+
+The problem: many losses rise and are healthy. A policy loss grows from zero, a critic wanders about
+zero, a penalty grows until it levels off, seasons of the data come and go.
+
+The design: the levels of the run are kept as blocks of 16 steps, older ones in longer blocks. A
+rise of the level above its lowest is a divergence only if the blocks show a change: a calm stretch,
+and then a rise that is steeper than anything before it and higher than what has come back by itself
+twice. The onset is where the line through the rise meets the lowest level.
+
+Limits: a divergence that begins with the run, or in a series that has values on both sides of zero,
+is not found here; spikes are.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from monitors.episode import Point
+
+_BLOCK = 16
+"""Values in a block."""
+_BLOCKS = 128
+"""Most blocks that are kept; then pairs of the older half become one."""
+_LOOK_EVERY = 4
+_CALM_VALUES = 8 * _BLOCK
+"""Values before the onset in which the level must have been calm."""
+_STEEPER = 2.5
+"""Least ratio of the slope after the onset to that before it."""
+_WITHIN_NOISE = 0.6
+"""Spreads of single values: twice the standard deviation of a median of sixteen."""
+_FOOT = 0.25
+"""Share of the rise from which the line through it is drawn back to the lowest level."""
+_FALL_SHARE = 0.02
+"""Least rise as a share of how far the level has fallen: at the end of a long fall, 10 % of the
+level are nothing."""
+_CALM_GRADIENT = 0.22
+"""Rise of the logarithm of the gradient norm (a quarter) up to which it is calm."""
+_CALM_BAR = 3.0
+"""Factor of the least rise while the gradient norm is calm."""
+_CAME_BACK = 0.35
+"""Share of a rise up to which the level must fall for it to have come back."""
+_SAME_HEIGHT = 1.25
+_TIMES = 2
+"""Rises that came back, after which a like one is no news."""
+_NEAR_ZERO = 2.0
+"""Spreads between the level and zero below which the level is about zero."""
+
+
+class Block(NamedTuple):
+    """A level of the series, and where it ended."""
+
+    point: Point
+    spread: float
+    """Robust standard deviation of single values."""
+    gradient: float | None
+    """Logarithm of the median gradient norm; None: not reported."""
+    values: int = _BLOCK
+    """Values in the block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The level has risen from its best."""
+    """The level has risen from its lowest."""
 
+    onset: Point
+    """End of the last block before the level rose."""
     best: Point
-    """Lowest level so far and where it stood."""
+    """The lowest level, and where it stood."""
     level: float
+
+    @property
+    def height(self) -> float:
+        """The rise as a share of the lowest level."""
+        return (self.level - self.best.value) / max(abs(self.best.value), 1e-300)
 
 
 class DriftDetector:
-    """Compares the running median with the lowest it has been.
-
-    This is a CUSUM whose increments are medians: the rise since the minimum of the walk, free of
-    the noise that made a CUSUM over single residuals fire on every heavy tail.
+    """Compares the running median with the lowest it has been, and looks for when it changed.
 
     Args:
-        rise: Rise that counts, as a share of the best level's magnitude.
+        rise: Rise that counts, as a share of the lowest level's magnitude.
         threshold: The same in robust standard deviations of single values.
     """
 
     def __init__(self, rise: float, threshold: float) -> None:
         self._rise = rise
         self._threshold = threshold
-        self._best: Point | None = None
+        self._blocks: list[Block] = []
+        self._bases: deque[int] = deque(maxlen=32)
+        """Steps at which the comparison began anew; the last one counts."""
+        self._returned: deque[tuple[int, float]] = deque(maxlen=32)
+        """Rises that came back by themselves: the step, and the height."""
+        self._swing: tuple[float, float] | None = None
+        """Lowest and highest level of the current rise."""
+        self._seen = 0
+        self._floor: float | None = None
+        """Level up to which nothing can have happened; None: no block yet."""
+        self._signs: set[bool] = set()
+        """Whether values at or below zero were seen, and values above it."""
 
-    def observe(self, level: Point, spread: float) -> Drift | None:
-        """Take the level of a full window.
+    def observe(
+        self, level: Point, spread: float, value: float, gradient: float | None = None
+    ) -> Drift | None:
+        """Take the level of a full window, and the newest value.
 
-        A drift is returned once, and then measured from where it stands.
+        A drift is returned once; then the comparison begins anew.
         """
-        best = self._best
-        if best is None or level.value < best.value:
-            self._best = level
+        self._signs.add(value > 0)
+        self._seen += 1
+        if self._seen % _BLOCK == 0:
+            self._append(Block(level, spread, gradient))
+        if self._seen % _LOOK_EVERY:
             return None
-        if level.value - best.value <= max(self._rise * abs(best.value), self._threshold * spread):
-            return None
-        self._best = level
-        return Drift(best=best, level=level.value)
+        drift = self._look(level, spread, gradient)
+        if drift is not None:
+            self.rebase(level.step)
+        return drift
 
-    def rebase(self) -> None:
-        """Forget the best level: a shift was reported and accepted."""
-        self._best = None
+    def rebase(self, step: int) -> None:
+        """Compare with levels from after `step` only: a change was reported, or is known."""
+        self._bases.append(step)
+        self._floor = None
+
+    def forget_after(self, step: int) -> None:
+        """Forget everything after `step`."""
+        self._blocks = [block for block in self._blocks if block.point.step <= step]
+        self._bases = deque((s for s in self._bases if s <= step), maxlen=self._bases.maxlen)
+        self._returned = deque(
+            (r for r in self._returned if r[0] <= step), maxlen=self._returned.maxlen
+        )
+        self._swing, self._seen, self._floor = None, 0, None
+
+    def _append(self, block: Block) -> None:
+        self._blocks.append(block)
+        self._note_return(block)
+        base = self._bases[-1] if self._bases else -1
+        levels = [b.point.value for b in self._blocks if b.point.step > base]
+        lowest = min(levels, default=block.point.value)
+        self._floor = lowest + self._rise * abs(lowest)
+        if len(self._blocks) > _BLOCKS:
+            half = _BLOCKS // 2
+            old = self._blocks[:half]
+            pairs = zip(old[::2], old[1::2], strict=True)
+            self._blocks[:half] = [_merged(first, second) for first, second in pairs]
+
+    def _note_return(self, block: Block) -> None:
+        level = block.point.value
+        low, high = self._swing or (level, level)
+        high = max(high, level)
+        height = high - low
+        if level < low:
+            low = high = level
+        elif (
+            height > max(self._rise / 2 * abs(low), 2 * _WITHIN_NOISE * block.spread)
+            and level <= low + _CAME_BACK * height
+        ):
+            self._returned.append((block.point.step, height))
+            low = high = level
+        self._swing = low, high
+
+    def _look(self, level: Point, spread: float, gradient: float | None) -> Drift | None:
+        if (
+            self._floor is None
+            or level.value <= self._floor
+            or self._about_zero(level.value, spread)
+        ):
+            return None
+        base = self._bases[-1] if self._bases else -1
+        blocks = [block for block in self._blocks if block.point.step > base]
+        lowest = min(range(len(blocks)), key=lambda i: blocks[i].point.value)
+        best = blocks[lowest]
+        rise = level.value - best.point.value
+        if rise <= self._gate(best, blocks[0]):
+            return None
+        limit = best.point.value + max(_WITHIN_NOISE * best.spread, _FOOT * rise)
+        last = max(i for i in range(lowest, len(blocks)) if blocks[i].point.value <= limit)
+        onset = _foot(blocks, lowest, last, level)
+        if not self._changed(blocks, last, level, gradient):
+            self._settle(blocks, best)
+            return None
+        return Drift(onset, best.point, level.value)
+
+    def _gate(self, best: Block, first: Block) -> float:
+        fall = first.point.value - best.point.value
+        return max(
+            self._rise * abs(best.point.value), self._threshold * best.spread, _FALL_SHARE * fall
+        )
+
+    def _about_zero(self, level: float, spread: float) -> bool:
+        """Whether the series has values on both sides of zero: then a ratio means nothing."""
+        return len(self._signs) > 1 or (False in self._signs and abs(level) <= _NEAR_ZERO * spread)
+
+    def _changed(
+        self, blocks: Sequence[Block], last: int, level: Point, gradient: float | None
+    ) -> bool:
+        best = min(block.point.value for block in blocks)
+        rise = level.value - best
+        calm, risen = blocks[: last + 1], blocks[last + 1 :]
+        values = sum(block.values for block in calm)
+        after = sum(block.values for block in risen) + _BLOCK / 2
+        if values < _CALM_VALUES:
+            return False  # it has risen since the beginning: that is how this loss is
+        steep = (level.value - blocks[last].point.value) / after
+        if steep < _STEEPER * _slope(calm, values):
+            return False
+        known = sum(height >= rise / _SAME_HEIGHT for _, height in self._returned)
+        if known >= _TIMES:
+            return False
+        before = blocks[last].gradient
+        quiet = gradient is not None and before is not None and gradient - before <= _CALM_GRADIENT
+        bar = _CALM_BAR if quiet else 1.0
+        return rise > bar * self._rise * abs(best)
+
+    def _settle(self, blocks: Sequence[Block], best: Block) -> None:
+        """Begin anew from a level that has been steady for long."""
+        recent = blocks[-2 * _CALM_VALUES // _BLOCK :]
+        values = [block.point.value for block in recent]
+        steady = max(values) - min(values) <= self._rise / 2 * abs(values[-1])
+        if len(recent) < len(blocks) and best not in recent and steady:
+            self.rebase(recent[0].point.step)
+
+
+def _merged(first: Block, second: Block) -> Block:
+    count = first.values + second.values
+    share = first.values / count
+    mean = share * first.point.value + (1 - share) * second.point.value
+    point = Point(second.point.step, second.point.batch, second.point.time, mean)
+    return Block(point, (first.spread + second.spread) / 2, second.gradient, count)
+
+
+def _foot(blocks: Sequence[Block], lowest: int, last: int, level: Point) -> Point:
+    """Where the line from the foot of the rise to its top meets the lowest level."""
+    foot, floor = blocks[last].point, blocks[lowest].point
+    steps = max(1, level.step - foot.step)
+    back = (foot.value - floor.value) / ((level.value - foot.value) / steps)
+    before = [b.point for b in blocks[lowest : last + 1] if b.point.step <= foot.step - back]
+    return before[-1] if before else floor
+
+
+def _slope(blocks: Sequence[Block], values: int) -> float:
+    """Rise per value between the halves of a stretch; 0 for a fall."""
+    half = len(blocks) // 2
+    if not half:
+        return 0.0
+    levels = [block.point.value for block in blocks]
+    older, newer = sorted(levels[:half]), sorted(levels[half:])
+    return max(0.0, (newer[len(newer) // 2] - older[half // 2]) / (values / 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from monitors.statistics import TrendWindow
@@ -48,6 +49,10 @@ class Episode:
     """Rise above `forecast` at which a point is anomalous."""
     peak: Point
     last: Point
+    start: int = 0
+    """Values of the series before the first anomaly."""
+    length: int = 1
+    """Values from the first anomaly to the last one."""
     high: int = 0
     """Anomalous points so far."""
     calm: int = 0
@@ -65,6 +70,11 @@ class Episode:
         """
         rise = self.peak.value - self.forecast
         return rise / self.spread if self.spread > 0 else math.inf
+
+    @property
+    def height(self) -> float:
+        """Rise of the peak, as a share of the forecast's magnitude."""
+        return (self.peak.value - self.forecast) / max(abs(self.forecast), 1e-300)
 
 
 class Track:
@@ -94,6 +104,8 @@ class Track:
         self._floor = floor
         self.window = TrendWindow(window)
         self.episode: Episode | None = None
+        self.seen = 0
+        """Values taken so far."""
         self._recent: deque[tuple[float, Point]] = deque(maxlen=_WALK_BACK_POINTS)
 
     def observe(self, point: Point) -> Episode | None:
@@ -101,6 +113,7 @@ class Track:
 
         Return the episode that it ended, if any. The open one is `self.episode`.
         """
+        self.seen += 1
         if len(self.window) < self._warmup:
             self.window.push(point.value)
             return None
@@ -118,6 +131,7 @@ class Track:
                 gate=gate,
                 peak=point,
                 last=point,
+                start=self.seen,
                 high=1,
                 held=[point.value],
             )
@@ -125,6 +139,19 @@ class Track:
             self._recent.append((rise / spread if spread > 0 else 0.0, point))
             self.window.push(point.value)
         return None
+
+    def learn(self, point: Point) -> None:
+        """Take a value without judging it, within a change that was announced."""
+        self.seen += 1
+        self.episode = None
+        self._recent.clear()
+        self.window.push(point.value)
+
+    def relearn(self, values: Iterable[float]) -> None:
+        """Know these values only, oldest first."""
+        self.window = TrendWindow(self._size)
+        for value in values:
+            self.window.push(value)
 
     def _gate(self, forecast: float, spread: float) -> float:
         return max(self._threshold * spread, self._relative_floor * abs(forecast), self._floor)
@@ -146,15 +173,14 @@ class Track:
         episode.calm = 0
         episode.high += rise > episode.gate
         episode.last = point
+        episode.length = self.seen - episode.start + 1
         episode.held.append(point.value)
         if point.value > episode.peak.value:
             episode.peak = point
         if len(episode.held) < self._size // 2:
             return None
         # A level that stays is the new normal, or the monitor would be blind above it for ever.
-        self.window = TrendWindow(self._size)
-        for value in episode.held:
-            self.window.push(value)
+        self.relearn(episode.held)
         episode.accepted = True
         return self._end(episode)
 

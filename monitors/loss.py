@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitors.drift import Drift, DriftDetector
 from monitors.episode import Episode, Point, Track
+from monitors.expectation import ReportedChanges
+from monitors.loss_findings import Wording, gradient_spike
 from monitors.non_finite import NonFiniteGuard, loss_is_lost
-from monitors.types import Finding, FindingKind, Sample, Severity
+from monitors.recurrence import Recurrence, Returned
+from monitors.types import Finding, Sample
 
 _GRAD_NORM_ACTION_RATIO = 10.0
 """A gradient norm this many times its median confirms a loss spike (LLM chronicles.
@@ -22,8 +25,22 @@ _GRAD_NORM_ACTION_RATIO = 10.0
 BLOOM saw 0.24 to 960 in six steps).
 """
 _CONFIRMED_PERSISTENCE = 2
+_WIDE_REPORT_STEPS = 20
+"""Steps from report to report at which two anomalous reports are evidence enough: they stand for
+this many steps at least, and a single bad batch does not last that long."""
 _HISTORY_WINDOWS = 8
 """Windows of samples kept so that the statistics can be wound back to a resumed step."""
+_TOLERATED_RISE = 0.5
+"""Rise, as a share, that a raised learning rate or another batch size explains for a window."""
+_CAME_BACK = 0.35
+_FOLLOWED_VALUES = 4096
+"""Values for which a level that rose is watched for its return."""
+_RELAPSES = 2
+"""Rollbacks after which the same rise at the same place is taken for the data's: replays and
+skipped batches did not change it."""
+_RELAPSE_HEIGHT = 1.0
+"""Largest rise, as a share, that is taken for the data's."""
+_SAME_HEIGHT = 1.25
 
 
 class LossSettings(BaseModel):
@@ -54,6 +71,32 @@ class LossSettings(BaseModel):
     """Least rise of the gradient norm, as a multiple of its median, that is worth a warning."""
     drift_rise: float = Field(default=0.10, gt=0)
     """Rise of the median loss over its lowest, as a share, that is a slow divergence."""
+    direction: Literal["down", "up"] = "down"
+    """Where the loss is meant to go. `up` (a reward): falls are watched instead of rises."""
+    drift: Literal["auto", "off"] = "auto"
+    """`off`: slow divergence is not looked for. `auto`: where the series allows it (see
+    :mod:`monitors.drift`)."""
+
+
+class _Kept(NamedTuple):
+    """What is kept of a sample, to wind back."""
+
+    step: int
+    batch: int
+    time: float
+    loss: float | None
+    grad_norm: float
+    tokens: float
+    learning_rate: float
+    expected_until: int
+
+
+class _Raised(NamedTuple):
+    """A level that was accepted, and may come back."""
+
+    episode: Episode
+    value: float
+    """Level at which it has come back."""
 
 
 class LossMonitor:
@@ -65,8 +108,17 @@ class LossMonitor:
 
     def __init__(self, settings: LossSettings | None = None) -> None:
         self._settings = settings or LossSettings()
+        self._sign = 1.0 if self._settings.direction == "down" else -1.0
+        self._say = Wording(self._sign)
         self._attempt = 0
-        self._history: deque[Sample] = deque(maxlen=_HISTORY_WINDOWS * self._settings.window)
+        self._history: deque[_Kept] = deque(maxlen=_HISTORY_WINDOWS * self._settings.window)
+        self._drift = DriftDetector(self._settings.drift_rise, self._settings.threshold / 2)
+        self._returned = Recurrence()
+        self._acted: list[tuple[int, float]] = []
+        """Onset and height of what was reported since the last reset."""
+        self._relapses: deque[tuple[int, float]] = deque(maxlen=16)
+        """Onset and height of what was reported and then rolled back."""
+        self._expected_until = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -74,29 +126,42 @@ class LossMonitor:
         self._guard = NonFiniteGuard()
         self._loss = Track(s.window, s.warmup_steps, s.threshold, relative_floor=s.relative_floor)
         self._grad = Track(s.window, s.warmup_steps, s.threshold, floor=math.log(s.grad_norm_ratio))
-        self._drift = DriftDetector(s.drift_rise, s.threshold / 2)
+        self._changes = ReportedChanges()
         self._last_step: int | None = None
         self._grad_infinite = False
         self._reported: Episode | None = None
         self._warned: Episode | None = None
+        self._raised: _Raised | None = None
         self._quiet_below = -math.inf
         self._quiet_left = 0
+        self._tolerant_left = 0
+        self._announced: deque[float] | None = None
+        """Values since the announcement of a change that is under way."""
 
     def reset(self, attempt: int, step: int) -> None:
         """A new attempt resumed after `step`.
 
         Later steps are forgotten, episodes are closed, the rest is kept.
         """
+        self._relapses.extend(acted for acted in self._acted if acted[0] > step)
         kept = [sample for sample in self._history if sample.step <= step]
+        before = kept[0].step - 1 if kept else step
         self._history.clear()
+        self._drift.forget_after(before)
+        self._returned.forget_after(before)
         self._clear()
         for sample in kept:
-            self._judge(sample)
+            self._judge(Sample.model_construct(attempt=attempt, rank=0, **sample._asdict()))
         self._guard = NonFiniteGuard()
         self._loss.episode = self._grad.episode = self._reported = self._warned = None
         self._quiet_left = 0
+        self._acted.clear()
         self._attempt = attempt
         self._last_step = step
+
+    def expect(self, until_step: int) -> None:
+        """A change was announced that lasts to this step: until then only NaN counts."""
+        self._expected_until = max(self._expected_until, until_step)
 
     def observe(self, sample: Sample) -> list[Finding]:
         """Judge one step. Findings come out at most once for each thing that happened."""
@@ -110,12 +175,35 @@ class LossMonitor:
 
     def _judge(self, sample: Sample) -> list[Finding]:
         self._last_step = sample.step
-        self._history.append(sample)
+        self._history.append(_kept(sample))
+        self.expect(sample.expected_until)
         findings = self._guard.observe(sample)
+        if self._change_is_announced(sample):
+            return findings
+        if self._changes.observe(sample.learning_rate, sample.tokens):
+            self._tolerant_left = self._settings.window
         findings += self._judge_grad_norm(sample)
         if sample.loss is not None and not loss_is_lost(sample):
-            findings += self._judge_loss(sample, sample.loss)
+            findings += self._judge_loss(sample, self._sign * sample.loss)
         return findings
+
+    def _change_is_announced(self, sample: Sample) -> bool:
+        if sample.step > self._expected_until:
+            if self._announced is not None:
+                self._loss.relearn(self._announced)
+                self._drift.rebase(sample.step - 1)
+                self._announced = None
+            return False
+        if self._announced is None:
+            self._announced = deque(maxlen=self._settings.window)
+        self._changes.observe(sample.learning_rate, sample.tokens)
+        if sample.loss is not None and math.isfinite(sample.loss):
+            self._announced.append(self._sign * sample.loss)
+            self._loss.learn(_point(sample, self._sign * sample.loss))
+        if math.isfinite(sample.grad_norm) and sample.grad_norm > 0:
+            self._grad.learn(_point(sample, math.log(sample.grad_norm)))
+        self._reported = self._warned = self._raised = None
+        return True
 
     def _judge_grad_norm(self, sample: Sample) -> list[Finding]:
         self._grad_infinite = not math.isfinite(sample.grad_norm)
@@ -126,29 +214,61 @@ class LossMonitor:
         if episode is None or episode is self._warned:
             return []
         self._warned = episode
-        return [self._grad_norm_spike(episode, sample)]
+        return [gradient_spike(episode, sample)]
 
     def _judge_loss(self, sample: Sample, loss: float) -> list[Finding]:
         ended = self._loss.observe(_point(sample, loss))
         self._quiet_left -= 1
+        self._count_tolerance(sample)
         if ended is not None:
             return self._close(ended, sample)
         episode = self._loss.episode
         if episode is None:
-            return self._judge_drift(sample)
+            self._watch_for_return(sample)
+            return self._judge_drift(sample, loss)
         if episode is self._reported or episode.high < self._persistence_needed():
             return []
-        if self._quiet_left > 0 and episode.peak.value <= self._quiet_below:
-            # An aftershock of what was reported; it counts again if it grows or outlasts the quiet.
+        if self._is_explained(episode):
             return []
         self._reported = episode
-        return [self._spike(episode, sample)]
+        since = self._onset(episode.onset)
+        self._acted.append((since.step, episode.height))
+        agrees = self._grad_norm_agrees()
+        return [self._say.spike(episode, sample, since, gradient_agrees=agrees)]
+
+    def _count_tolerance(self, sample: Sample) -> None:
+        if self._tolerant_left > 0:
+            self._tolerant_left -= 1
+            if self._tolerant_left == 0:
+                self._drift.rebase(sample.step)
+
+    def _is_explained(self, episode: Episode) -> bool:
+        """Whether something else than a fault explains a rise, so far."""
+        if self._quiet_left > 0 and episode.peak.value <= self._quiet_below:
+            # An aftershock of what was reported; it counts again if it grows or outlasts the quiet.
+            return True
+        if self._tolerant_left > 0 and episode.height <= _TOLERATED_RISE:
+            return True
+        return self._returned.knows(_returned(episode)) or self._is_the_datas(
+            episode.onset.step, episode.height
+        )
+
+    def _is_the_datas(self, onset: int, height: float) -> bool:
+        """Whether the same rise came back at the same place after each of two rollbacks."""
+        near = [h for step, h in self._relapses if abs(step - onset) <= self._settings.window]
+        limit = min(_RELAPSE_HEIGHT, _SAME_HEIGHT * max(near, default=0.0))
+        return len(near) >= _RELAPSES and height <= limit
 
     def _persistence_needed(self) -> int:
+        confirmed = self._grad_norm_agrees() or self._steps_in_a_report() >= _WIDE_REPORT_STEPS
         return min(
             self._settings.persistence,
-            _CONFIRMED_PERSISTENCE if self._grad_norm_agrees() else self._settings.persistence,
+            _CONFIRMED_PERSISTENCE if confirmed else self._settings.persistence,
         )
+
+    def _steps_in_a_report(self) -> float:
+        first, last = self._history[0].step, self._history[-1].step
+        return (last - first) / max(1, len(self._history) - 1)
 
     def _grad_norm_agrees(self) -> bool:
         episode = self._grad.episode
@@ -159,116 +279,70 @@ class LossMonitor:
 
     def _close(self, episode: Episode, sample: Sample) -> list[Finding]:
         if episode.accepted:
-            self._drift.rebase()
+            self._drift.rebase(sample.step)
+            back = episode.level + _CAME_BACK * (self._loss.window.median - episode.level)
+            self._raised = _Raised(episode, back)
+        known = self._returned.knows(_returned(episode))
+        if not episode.accepted:
+            self._returned.remember(_returned(episode))
         if episode is not self._reported:
-            return [self._blip(episode, sample)]
+            return [] if known else [self._say.blip(episode, sample)]
         self._reported = None
         self._quiet_below = episode.peak.value
         self._quiet_left = self._settings.window // 2
         return []
 
-    def _judge_drift(self, sample: Sample) -> list[Finding]:
+    def _watch_for_return(self, sample: Sample) -> None:
+        """Remember a level that rose, was accepted, and has come back by itself."""
+        raised = self._raised
+        if raised is None:
+            return
+        length = self._loss.seen - raised.episode.start
+        if length > _FOLLOWED_VALUES:
+            self._raised = None
+        elif self._loss.window.median <= raised.value:
+            rise = _returned(raised.episode)._replace(length=length)
+            self._returned.remember(rise)
+            self._drift.rebase(sample.step)
+            self._raised = None
+
+    def _judge_drift(self, sample: Sample, loss: float) -> list[Finding]:
         window = self._loss.window
-        if not window.full:
+        if self._settings.drift == "off" or not window.full:
             return []
-        drift = self._drift.observe(_point(sample, window.median), window.spread)
-        return [self._drifted(drift, sample)] if drift is not None else []
+        gradient = self._grad.window.median if self._grad.window.full else None
+        level = _point(sample, window.median)
+        drift = self._drift.observe(level, window.spread, loss, gradient)
+        if drift is None or self._tolerant_left > 0 or self._is_an_old_drift(drift):
+            return []
+        self._acted.append((drift.onset.step, drift.height))
+        return [self._say.drifted(drift, sample)]
 
-    # What is said.
-
-    def _spike(self, episode: Episode, sample: Sample) -> Finding:
-        agrees = self._grad_norm_agrees()
-        since = self._onset(episode.onset)
-        reason = (
-            f"loss {sample.loss:.4g} against a median of {episode.level:.4g} for {episode.high} "
-            f"steps, since step {since.step}"
-        )
-        if agrees:
-            reason += f"; gradient norm {sample.grad_norm:.4g} agrees"
-        evidence = {
-            **_figures(episode),
-            "form": "persistent",
-            "loss": sample.loss,
-            "grad_norm": repr(sample.grad_norm),
-            "grad_norm_agrees": agrees,
-        }
-        return _finding(FindingKind.LOSS_SPIKE, Severity.CRITICAL, sample, since, reason, evidence)
+    def _is_an_old_drift(self, drift: Drift) -> bool:
+        return self._is_the_datas(drift.onset.step, drift.height)
 
     def _onset(self, onset: Point) -> Point:
         """The gradient norm may have led: then things went wrong where it did."""
         grad = self._grad.episode
         return grad.onset if grad is not None and grad.onset.step < onset.step else onset
 
-    def _blip(self, episode: Episode, sample: Sample) -> Finding:
-        end = "it became the new level" if episode.accepted else "it came back by itself"
-        reason = (
-            f"loss {episode.peak.value:.4g} against a median of {episode.level:.4g} at step "
-            f"{episode.peak.step}; {end}"
-        )
-        evidence = {**_figures(episode), "last_step": episode.last.step}
-        return _finding(
-            FindingKind.LOSS_BLIP, Severity.INFO, sample, episode.onset, reason, evidence
-        )
 
-    def _grad_norm_spike(self, episode: Episode, sample: Sample) -> Finding:
-        usual = math.exp(episode.level)
-        reason = (
-            f"gradient norm {sample.grad_norm:.4g} against a median of {usual:.4g}, "
-            f"since step {episode.onset.step}"
-        )
-        evidence = {"grad_norm": sample.grad_norm, "median": usual, "z": _finite(episode.z)}
-        return _finding(
-            FindingKind.GRAD_NORM_SPIKE, Severity.WARNING, sample, episode.onset, reason, evidence
-        )
-
-    def _drifted(self, drift: Drift, sample: Sample) -> Finding:
-        reason = (
-            f"median loss crept up to {drift.level:.4g} from {drift.best.value:.4g}, its lowest, "
-            f"since step {drift.best.step}"
-        )
-        evidence = {"form": "drift", "median": drift.level, "lowest": drift.best.value}
-        return _finding(
-            FindingKind.LOSS_SPIKE, Severity.CRITICAL, sample, drift.best, reason, evidence
-        )
+def _kept(sample: Sample) -> _Kept:
+    return _Kept(
+        sample.step,
+        sample.batch,
+        sample.time,
+        sample.loss,
+        sample.grad_norm,
+        sample.tokens,
+        sample.learning_rate,
+        sample.expected_until,
+    )
 
 
 def _point(sample: Sample, value: float) -> Point:
     return Point(sample.step, sample.batch, sample.time, value)
 
 
-def _finite(value: float) -> float | str:
-    return value if math.isfinite(value) else repr(value)
-
-
-def _figures(episode: Episode) -> dict[str, Any]:
-    return {
-        "median": episode.level,
-        "spread": episode.spread,
-        "z": _finite(episode.z),
-        "peak": episode.peak.value,
-        "peak_step": episode.peak.step,
-        "anomalous_steps": episode.high,
-    }
-
-
-def _finding(
-    kind: FindingKind,
-    severity: Severity,
-    sample: Sample,
-    onset: Point,
-    reason: str,
-    evidence: dict[str, Any],
-) -> Finding:
-    return Finding(
-        kind=kind,
-        severity=severity,
-        attempt=sample.attempt,
-        rank=sample.rank,
-        onset_step=onset.step,
-        onset_batch=onset.batch,
-        detected_step=sample.step,
-        onset_time=onset.time,
-        detected_time=sample.time,
-        reason=reason,
-        evidence=evidence,
-    )
+def _returned(episode: Episode) -> Returned:
+    return Returned(episode.onset.step, episode.start, episode.height, episode.high, episode.length)

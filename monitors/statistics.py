@@ -10,9 +10,16 @@ from collections import deque
 
 MAD_TO_SIGMA = 1.4826
 """The median absolute deviation of a normal variable times this is its standard deviation."""
-_P95_TO_SIGMA = 1.0 / 1.96
-"""The same for the 95th percentile of the absolute deviation."""
+_P96_TO_SIGMA = 1.0 / 1.75
+"""The same for the 96th percentile of the deviation."""
 _NEWEST_SHARE = 0.25
+_FEWEST_FOR_A_FORECAST = 12
+"""Values before forecast errors are learned: those of a steep start would stay for a window."""
+
+_PENDING = 8
+"""Newest errors that do not count yet: a slow explosion must not widen its own gate."""
+_FEW_ERRORS = 24
+"""Errors in the statistics below which the newest ones count at once."""
 
 
 class SortedWindow:
@@ -46,10 +53,9 @@ class SortedWindow:
     @property
     def median(self) -> float:
         """The middle value (mean of the two middle ones); the window is not empty."""
-        half = len(self._sorted) // 2
-        if len(self._sorted) % 2:
-            return self._sorted[half]
-        return (self._sorted[half - 1] + self._sorted[half]) / 2
+        values = self._sorted
+        half, odd = divmod(len(values), 2)
+        return values[half] if odd else (values[half - 1] + values[half]) / 2
 
 
 class TrendWindow:
@@ -68,6 +74,9 @@ class TrendWindow:
         self._older = SortedWindow(window)
         self._newer = SortedWindow(window)
         self._errors = SortedWindow(window)
+        self._rises = SortedWindow(window)
+        """The same errors with their sign."""
+        self._pending: deque[float] = deque()
 
     def __len__(self) -> int:
         return len(self._older) + len(self._newer)
@@ -89,21 +98,31 @@ class TrendWindow:
             return self._newer.median
         distance = (len(self._older) + len(self._newer)) / 2
         slope = (self._newer.median - self._older.median) / distance
-        return self._newer.median + min(0.0, slope) * (len(self._newer) + 1) / 2
+        ahead = self._newer.median + min(0.0, slope) * (len(self._newer) + 1) / 2
+        # Not below what was just seen: after a sudden fall, the line would go on falling.
+        return max(ahead, self._newer.quantile(0.0))
 
     @property
     def spread(self) -> float:
         """Robust standard deviation of forecast errors; 0.0 before the first."""
         if not self._errors:
             return 0.0
-        # The 95th percentile lets a heavy-tailed series speak for itself; the median alone calls
-        # its tail an event.
-        return max(MAD_TO_SIGMA * self._errors.median, _P95_TO_SIGMA * self._errors.quantile(0.95))
+        spread = MAD_TO_SIGMA * self._errors.median
+        # The 96th percentile lets a heavy-tailed series speak for itself; the median alone calls
+        # its tail an event. Rises only: after a fall of the level (a lower learning rate, a steep
+        # start) the errors are large too, but they say nothing about how high a value may be.
+        return max(spread, _P96_TO_SIGMA * self._rises.quantile(0.96))
 
     def push(self, value: float) -> None:
         """Learn a finite value."""
-        if len(self):
-            self._errors.push(abs(value - self.forecast))
+        if len(self) >= _FEWEST_FOR_A_FORECAST:
+            error = value - self.forecast
+            self._pending.append(error)
+            held = _PENDING if len(self._errors) >= _FEW_ERRORS else 0
+            while len(self._pending) > held:
+                error = self._pending.popleft()
+                self._errors.push(abs(error))
+                self._rises.push(error)
         self._newer.push(value)
         if len(self._newer) > max(1, _NEWEST_SHARE * len(self)):
             self._older.push(self._newer.pop_oldest())

@@ -46,6 +46,8 @@ class Sample(BaseModel):
     seconds: float = 0.0
     blocked_seconds: float = 0.0
     learning_rate: float = -1.0
+    expected_until: int = 0
+    """The script has announced a change that lasts to this step (`run.expect`); 0: none."""
 
 
 class Beat(BaseModel):

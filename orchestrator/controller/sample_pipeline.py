@@ -94,6 +94,8 @@ def monitor_settings(spec: RunSpec) -> MonitorSettings:
             threshold=spike.threshold,
             persistence=spike.persistence,
             warmup_steps=spike.warmup_steps,
+            direction=spike.direction,
+            drift=spike.drift,
         ),
         hang=HangSettings(
             after_seconds=None if hang.after == "auto" else hang.after,

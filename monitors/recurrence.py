@@ -1,0 +1,93 @@
+"""What repeats: rises of the loss that came back by themselves before, and are no news.
+
+The problem: a second task in the data, a batch in a hundred of another kind, data sorted by length
+and warm restarts all raise the loss again and again. Unstable training does that too, but neither
+at regular intervals nor at one height.
+
+The design: rises that came back are remembered with their height, length and start. A further one
+is known if it is not higher, and either belongs to a mode of the data (there were three within 600
+values, and there are no more of them in a row than chance gives) or comes when it is due (after the
+interval between the two before it).
+
+Limits: rises at irregular intervals that are rarer than that are alarms each time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+_KEPT = 48
+_SAME_HEIGHT = 1.25
+_MODE_VALUES = 600
+"""Values back in which a mode of the data must have shown itself."""
+_MODE_TIMES = 5
+_PERIOD_SLACK = 0.1
+"""Deviation of an interval that is still the same, as a share of it."""
+_LONGER = 1.5
+_UNLIKELY = 14.0
+"""Natural logarithm of the odds at which a cluster is no chance: one in a million."""
+_LEAST_SHARE = 0.005
+
+
+class Returned(NamedTuple):
+    """A rise that came back. Places are counted in values of the series."""
+
+    step: int
+    start: int
+    """Place of its first value."""
+    height: float
+    high: int
+    """Values above the gate."""
+    length: int
+    """Values from the first to the last one above the gate."""
+
+
+class Recurrence:
+    """Remembers rises that came back by themselves, the last 48."""
+
+    def __init__(self) -> None:
+        self._returned: deque[Returned] = deque(maxlen=_KEPT)
+
+    def remember(self, rise: Returned) -> None:
+        """Take a rise that is over."""
+        self._returned.append(rise)
+
+    def forget_after(self, step: int) -> None:
+        """Forget rises that began after `step`."""
+        kept = (rise for rise in self._returned if rise.step <= step)
+        self._returned = deque(kept, maxlen=_KEPT)
+
+    def knows(self, rise: Returned) -> bool:
+        """Whether a rise is one that repeats. It may still be going on: its figures are so far."""
+        alike = [old for old in self._returned if old.height >= rise.height / _SAME_HEIGHT]
+        return _is_due(alike, rise) or _is_a_mode(alike, rise)
+
+
+def _is_due(alike: list[Returned], rise: Returned) -> bool:
+    if len(alike) < 2:
+        return False
+    before, last = alike[-2:]
+    lengths = sorted((before.length, last.length))
+    heights = sorted((before.height, last.height))
+    regular = lengths[1] <= _LONGER * lengths[0] + 2 and heights[1] <= _LONGER * heights[0]
+    if not regular or rise.length > _LONGER * lengths[1] + 2:
+        return False
+    period = last.start - before.start
+    return abs(rise.start - last.start - period) <= _PERIOD_SLACK * period + 4
+
+
+def _is_a_mode(alike: list[Returned], rise: Returned) -> bool:
+    recent = [old for old in alike if rise.start - old.start <= _MODE_VALUES]
+    if len(recent) < _MODE_TIMES:
+        return False
+    share = sum(old.high for old in recent) / min(_MODE_VALUES, max(rise.start, 1))
+    share = min(0.5, max(share, _LEAST_SHARE))
+    now = rise.high / max(rise.length, 1)
+    if now <= share:
+        return True
+    odds = now * math.log(now / share)
+    if now < 1:
+        odds += (1 - now) * math.log((1 - now) / (1 - share))
+    return rise.length * odds <= _UNLIKELY

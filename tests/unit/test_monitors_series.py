@@ -1,0 +1,53 @@
+"""The loss monitor on made series of each kind: what it must act on, and what it must leave alone."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+
+from benchmarks.support import loss_series
+from benchmarks.support.loss_series import KINDS, judged
+from monitors.loss import LossMonitor, LossSettings
+
+MAKERS = [maker for makers in KINDS.values() for maker in makers]
+
+
+@pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
+def test_a_series_of_each_kind_is_judged_rightly(maker):
+    seed = zlib.crc32(maker.__name__.encode())
+    made = maker(np.random.default_rng(seed))
+    acts = loss_series.acts_of(made)
+    assert judged(made, acts) == "right", acts
+
+
+def test_with_drift_off_a_ramp_is_left_alone():
+    made = loss_series.slow_rise(np.random.default_rng(1))
+    assert loss_series.acts_of(made)
+    assert not loss_series.acts_of(made, LossSettings(drift="off"))
+
+
+def test_the_third_relapse_at_one_place_is_taken_for_the_datas_unless_it_grows():
+    """Two rollbacks and skipped batches changed nothing: then the data rise there."""
+
+    def attempts(third):
+        monitor = LossMonitor()
+        rng = np.random.default_rng(3)
+        base = 2.0 + 0.01 * rng.standard_normal(300)
+        found = []
+        for attempt, height in ((1, 1.4), (2, 1.4), (3, third)):
+            if attempt > 1:
+                monitor.reset(attempt, 100)
+            losses = base.copy()
+            losses[150:170] *= height
+            for step in range(1 if attempt == 1 else 101, 301):
+                sample = loss_series.sample_of(step, float(losses[step - 1]), attempt=attempt)
+                spikes = [f for f in monitor.observe(sample) if f.kind == "loss_spike"]
+                found += [f.attempt for f in spikes]
+                if spikes and attempt < 3:
+                    break
+        return found
+
+    assert attempts(third=1.4) == [1, 2]
+    assert attempts(third=4.0) == [1, 2, 3]
