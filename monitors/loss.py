@@ -104,21 +104,26 @@ class LossMonitor:
 
     Feed every sample once, in order of steps. Samples of an older attempt and steps seen already
     are ignored; a sample of a newer attempt resets to just before its step.
+
+    Args:
+        settings: Thresholds; None: the defaults.
+        history_windows: Windows of samples kept to wind back; a reset further back warms up again.
     """
 
-    def __init__(self, settings: LossSettings | None = None) -> None:
+    def __init__(
+        self, settings: LossSettings | None = None, history_windows: int = _HISTORY_WINDOWS
+    ) -> None:
         self._settings = settings or LossSettings()
         self._sign = 1.0 if self._settings.direction == "down" else -1.0
         self._say = Wording(self._sign)
         self._attempt = 0
-        self._history: deque[_Kept] = deque(maxlen=_HISTORY_WINDOWS * self._settings.window)
+        self._history: deque[_Kept] = deque(maxlen=history_windows * self._settings.window)
         self._drift = DriftDetector(self._settings.drift_rise, self._settings.threshold / 2)
         self._returned = Recurrence()
         self._acted: list[tuple[int, float]] = []
         """Onset and height of what was reported since the last reset."""
         self._relapses: deque[tuple[int, float]] = deque(maxlen=16)
         """Onset and height of what was reported and then rolled back."""
-        self._expected_until = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -135,6 +140,7 @@ class LossMonitor:
         self._quiet_below = -math.inf
         self._quiet_left = 0
         self._tolerant_left = 0
+        self._expected_until = 0
         self._announced: deque[float] | None = None
         """Values since the announcement of a change that is under way."""
 

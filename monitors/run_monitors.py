@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from monitors.hang import HangMonitor, HangSettings
-from monitors.loss import LossMonitor, LossSettings
-from monitors.non_finite import NonFiniteGuard
-from monitors.types import Beat, Finding, FindingKind, Sample
+from monitors.loss import LossSettings
+from monitors.rank_losses import RankLosses
+from monitors.types import Beat, Finding, Sample
 
 
 class MonitorSettings(BaseModel):
@@ -19,15 +19,10 @@ class MonitorSettings(BaseModel):
 
     loss: LossSettings = LossSettings()
     hang: HangSettings = HangSettings()
-    loss_rank: int = Field(default=0, ge=0)
-    """The rank whose loss is judged for spikes.
-
-    A micro-batch of each of the others would only repeat the noise.
-    """
 
 
 class RunMonitors:
-    """Watches one run: spikes on one rank, non-finite numbers on every rank, hangs on all together.
+    """Watches one run: losses and non-finite numbers on every rank, hangs on all together.
 
     Everything is a function of what was fed in, so a watch is rebuilt after a restart of the
     control plane by feeding the recent samples again, all attempts in order, and dropping the
@@ -36,13 +31,11 @@ class RunMonitors:
 
     def __init__(self, settings: MonitorSettings | None = None) -> None:
         self._settings = settings or MonitorSettings()
-        self._loss = LossMonitor(self._settings.loss)
+        self._losses = RankLosses(self._settings.loss)
         self._hang = HangMonitor(self._settings.hang)
-        self._guards: dict[int, NonFiniteGuard] = {}
         self._last_step: dict[int, int] = {}
         self._attempt = 0
         self._pace_rank: int | None = None
-        self._said: set[tuple[FindingKind, int]] = set()
 
     @property
     def median_step_seconds(self) -> float | None:
@@ -64,7 +57,12 @@ class RunMonitors:
                 continue
             self._last_step[sample.rank] = sample.step
             findings += self._judge(sample)
-        return [finding for finding in findings if self._is_news(finding)]
+        return findings
+
+    def expect(self, attempt: int, step: int, until_step: int) -> None:
+        """The script announced after `step` a change that lasts to `until_step`."""
+        if attempt >= self._attempt:
+            self._losses.expect(step, until_step)
 
     @property
     def moved_again(self) -> bool:
@@ -79,38 +77,21 @@ class RunMonitors:
         return self._hang.tick(now, current, wall=wall)
 
     def restart(self, attempt: int, step: int) -> None:
-        """A new attempt resumed after `step` (0.
+        """A new attempt resumed after `step`; 0: from the beginning.
 
-        From the beginning). Saying it twice changes nothing.
+        A second call for the same attempt changes nothing.
         """
         if attempt <= self._attempt:
             return
         self._attempt = attempt
-        self._loss.reset(attempt, step)
+        self._losses.restart(attempt, step)
         self._hang.restart(attempt)
-        self._guards.clear()
         self._pace_rank = None
         self._last_step.clear()
-        self._said.clear()
 
     def _judge(self, sample: Sample) -> list[Finding]:
         # The pace is that of the lowest rank that reports: in a pipeline that may be the last one.
         if self._pace_rank is None or sample.rank <= self._pace_rank:
             self._pace_rank = sample.rank
             self._hang.observe(sample)
-        if sample.rank == self._settings.loss_rank:
-            return self._loss.observe(sample)
-        return self._guards.setdefault(sample.rank, NonFiniteGuard()).observe(sample)
-
-    def _is_news(self, finding: Finding) -> bool:
-        """Ranks that average their gradients go non-finite together.
-
-        The first to say so speaks for all.
-        """
-        if finding.kind is not FindingKind.NON_FINITE:
-            return True
-        key = (finding.kind, finding.onset_step)
-        if key in self._said:
-            return False
-        self._said.add(key)
-        return True
+        return self._losses.observe(sample)

@@ -1,4 +1,4 @@
-"""The loss monitor on made series of each kind: what it must act on, and what it must leave alone."""
+"""The loss monitor on made series of each kind: what it acts on, and what it leaves alone."""
 
 from __future__ import annotations
 

@@ -10,26 +10,87 @@ from monitors.types import Beat, FindingKind, Sample
 
 
 def sample(step, loss=2.0, rank=0, attempt=1, seconds=0.1):
-    wobble = 0.01 * ((step * 7919) % 13 - 6)
+    wobble = 0.01 * ((step * 7919 + 5 * rank) % 13 - 6)
     return Sample(
         attempt=attempt,
         rank=rank,
         step=step,
         batch=step,
         time=1e9 + step,
-        loss=loss + wobble,
+        loss=None if loss is None else loss + wobble,
         seconds=seconds,
     )
 
 
-def test_spikes_are_judged_on_rank_zero_only():
+def test_a_spike_on_one_rank_of_several_names_that_rank():
     watch = RunMonitors()
-    for step in range(1, 100):
-        for rank in (0, 1):
+    found = []
+    for step in range(1, 110):
+        for rank in (0, 1, 2):
             loss = 9.0 if rank == 1 and step > 80 else 2.0
+            found += watch.observe([sample(step, loss, rank)])
+    assert [(f.kind, f.rank, f.onset_step) for f in found] == [(FindingKind.LOSS_SPIKE, 1, 81)]
+    assert found[0].reason.endswith("on rank 1")
+
+
+def test_a_spike_on_all_ranks_is_reported_once():
+    watch = RunMonitors()
+    found = []
+    for step in range(1, 120):
+        for rank in range(8):
+            found += watch.observe([sample(step, 9.0 if step > 80 else 2.0, rank)])
+    assert [(f.kind, f.rank, f.onset_step) for f in found] == [(FindingKind.LOSS_SPIKE, 0, 81)]
+
+
+def test_the_last_stage_of_a_pipeline_speaks_for_the_run():
+    watch = RunMonitors()
+    found = []
+    for step in range(1, 110):
+        for rank in range(4):
+            loss = 2.0 + 3.0 * (step in {60, 61}) + 7.0 * (step > 80) if rank == 3 else None
+            found += watch.observe([sample(step, loss, rank)])
+    assert [(f.kind, f.rank) for f in found] == [
+        (FindingKind.LOSS_BLIP, 3),
+        (FindingKind.LOSS_SPIKE, 3),
+    ]
+
+
+def test_single_bad_batches_of_the_other_ranks_are_not_reported():
+    watch = RunMonitors()
+    for step in range(1, 300):
+        for rank in (0, 1, 2, 3):
+            loss = 6.0 if rank and step % 50 == 10 * rank else 2.0
             assert watch.observe([sample(step, loss, rank)]) == []
-    found = watch.observe([sample(step, 9.0) for step in range(100, 110)])
-    assert [(f.kind, f.rank, f.onset_step) for f in found] == [(FindingKind.LOSS_SPIKE, 0, 100)]
+
+
+def test_an_announced_change_holds_for_all_ranks_and_ends():
+    watch = RunMonitors()
+    found = []
+    for step in range(1, 400):
+        if step == 100:  # announced by a rank that reports no loss
+            watch.expect(1, 99, 200)
+        loss = 2.0 if step < 100 else 5.0 if step < 330 else 11.0
+        for rank in (1, 2):
+            found += watch.observe([sample(step, loss, rank)])
+    assert [(f.kind, f.rank, f.onset_step) for f in found] == [(FindingKind.LOSS_SPIKE, 1, 330)]
+
+
+def test_a_change_announced_after_the_resumed_step_is_forgotten():
+    watch = RunMonitors()
+    watch.observe([sample(step) for step in range(1, 100)])
+    watch.expect(1, 99, 400)
+    watch.observe([sample(step) for step in range(100, 120)])
+    watch.restart(2, 90)
+    again = [sample(step, 9.0 if step > 95 else 2.0, attempt=2) for step in range(91, 110)]
+    assert [f.onset_step for f in watch.observe(again)] == [96]
+
+
+def test_within_an_announced_change_nan_still_counts():
+    watch = RunMonitors()
+    watch.observe([sample(step) for step in range(1, 100)])
+    watch.expect(1, 99, 400)
+    found = watch.observe([sample(100, math.nan)])
+    assert [f.kind for f in found] == [FindingKind.NON_FINITE]
 
 
 def test_a_nan_on_any_rank_is_found_and_ranks_that_share_it_say_it_once():
