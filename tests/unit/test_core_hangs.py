@@ -169,6 +169,40 @@ def test_an_unanswered_question_about_a_start_that_hangs_is_acted_on() -> None:
     assert world.attempt().number == 2
 
 
+def hear_of(world: World, step: int) -> None:
+    """The core is told how far the run has come, as before a request of a user."""
+    world.reach(step)
+    world._tell_progress("run-1")
+
+
+def test_late_news_of_a_step_before_the_silence_is_no_sign_of_life() -> None:
+    """The core hears of steps at milestones, and before a request of a user: of old ones then."""
+    world = trained(15)
+    world.find(FindingKind.HANG, onset=15)  # the furthest rank had ended step 18 by then
+    hear_of(world, 18)
+    assert world.attempt().suspect is not None
+    world.settle()
+    assert world.attempt().number == 2
+
+
+@pytest.mark.parametrize("action", ["observe", "ask"])
+def test_a_hang_that_is_left_to_users_stays_open_until_a_new_step(action: str) -> None:
+    world = trained(15, monitors={"hang": {"action": action}})
+    ranks = [{"rank": 0, "step": 16, "phase": "training"}, {"rank": 1, "step": 15, "phase": "save"}]
+    world.find(FindingKind.HANG, onset=15, evidence={"ranks": ranks})
+    world.settle()
+
+    def states() -> list[IncidentState]:
+        return [i.state for i in world.state.incidents_of("run-1") if i.kind == FindingKind.HANG]
+
+    assert states() == [IncidentState.OPEN]
+    hear_of(world, 16)
+    assert states() == [IncidentState.OPEN]
+    hear_of(world, 17)
+    assert states() == [IncidentState.RESOLVED]
+    assert world.attempt().number == 1
+
+
 def test_a_question_is_dropped_when_the_run_goes_on_by_itself() -> None:
     world = trained(30, **ask_spec("hang"))
     world.find(FindingKind.HANG, onset=30)

@@ -23,8 +23,8 @@ from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.messages.events import FindingRaised, ProgressSeen
 from orchestrator.core.messages.gang_events import GangStacks
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Attempt, EndedPause, Run, Suspicion
-from orchestrator.core.model.states import RUNNABLE_ATTEMPT_STATES
+from orchestrator.core.model.entities import Attempt, EndedPause, Incident, Run, Suspicion
+from orchestrator.core.model.states import RUNNABLE_ATTEMPT_STATES, IncidentState
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Remedy, Timer
 from orchestrator.core.policy import remedies, time_limits
@@ -221,6 +221,35 @@ def _finding(finding: Finding, verdict: Verdict, attempt: Attempt) -> Finding:
 def on_progress_seen(turn: Turn, event: ProgressSeen) -> None:
     """Ranks move again, though no step may have ended yet."""
     clear(turn, event.run, "the ranks moved again")
+
+
+def on_step(turn: Turn, run_id: str, step: int) -> None:
+    """A step has ended: progress, unless the silence began after it.
+
+    The core hears late of steps that are no milestones, often with a request of a user. A step that
+    had ended before the monitor spoke is no sign of life: to take it for one would leave a run that
+    hangs alone for ever, since the monitor has said what it had to say.
+    """
+    attempt = turn.state.attempts[run_id]
+    known = [
+        _last_step(each) for each in turn.state.incidents_of(run_id) if _is_open(each, attempt)
+    ]
+    if attempt.suspect is not None:
+        known.append(attempt.suspect.finding.detected_step)
+    if step > max(known, default=-1):
+        clear(turn, run_id, f"step {step} has ended")
+
+
+def _is_open(incident: Incident, attempt: Attempt) -> bool:
+    """True for a hang of this attempt about which nothing was done (yet)."""
+    is_open = incident.state is IncidentState.OPEN and incident.kind == FindingKind.HANG
+    return is_open and incident.attempt == attempt.number
+
+
+def _last_step(incident: Incident) -> int:
+    """The last step that any rank had ended when the monitor spoke."""
+    ranks = incident.evidence.get("ranks", ())
+    return max((int(rank["step"]) for rank in ranks), default=incident.onset_step or 0)
 
 
 def clear(turn: Turn, run_id: str, why: str) -> None:

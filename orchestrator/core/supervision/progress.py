@@ -48,7 +48,7 @@ def on_step(turn: Turn, event: StepReached) -> None:
         _at_new_steps(turn, run.id, min(event.at, turn.now))
     else:
         _at_old_steps(turn, run.id, attempt.restart.best_step, min(event.at, turn.now))
-    hangs.clear(turn, run.id, f"step {event.step} has ended")
+    hangs.on_step(turn, run.id, event.step)
     saving.promote(turn, run.id)
     saving.set_milestone(turn, run.id)
 
