@@ -1,22 +1,28 @@
 """Records how the rank's process ends, because the exit code may be that of a wrapper.
 
-`python train.py | tee log` exits with the code of `tee`. So the rank notes its own end: the code
-passed to `sys.exit`, or the uncaught exception. A process that is killed, or that calls `os._exit`,
-leaves no such note.
+`python train.py | tee log` exits with the code of `tee`. So the rank records its own end: the
+uncaught exception as a note, and its exit code in a file. The code is written by the C library
+(`on_exit(3)`, in glibc), because nothing in Python sees the code of `raise SystemExit(1)` or
+`exit(1)`. Elsewhere the code is the one passed to `sys.exit`. A process that is killed, or that
+calls `os._exit`, records nothing.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
+import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from babysit.reporter import Reporter
-from babysit.wire import Note
+from babysit.wire import EXIT_FILE, Note
 
 
-def tell_at_exit(reporter: Reporter) -> None:
-    """Register a note about the end of this interpreter."""
+def tell_at_exit(reporter: Reporter, directory: Path) -> None:
+    """Register a note about the end of this interpreter, and a record of its exit code."""
     code: list[Any] = [None]
     leave = sys.exit
 
@@ -31,9 +37,27 @@ def tell_at_exit(reporter: Reporter) -> None:
             Note.EXITING, error=uncaught.__name__ if uncaught else "", code=_number(code[0])
         )
 
-    # `raise SystemExit(1)` bypasses this; without a wrapper, the exit code shows it.
     sys.exit = noted_exit
     atexit.register(end)
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # a C library without on_exit
+        _record_code(directory / EXIT_FILE)
+
+
+def _record_code(path: Path) -> None:
+    """Have the C library write the exit code of this process to a file, as a C `int`.
+
+    `on_exit` calls `putw(code, stream)` after the interpreter has ended, before streams are
+    flushed.
+    """
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    stream = libc.fopen(os.fsencode(path), b"we")
+    if stream:
+        libc.on_exit(libc.putw, ctypes.c_void_p(stream))
+        # A forked child inherits the handler, but is not the rank.
+        os.register_at_fork(
+            after_in_child=lambda: libc.freopen(b"/dev/null", b"we", ctypes.c_void_p(stream))
+        )
 
 
 def _number(status: Any) -> int:

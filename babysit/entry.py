@@ -62,7 +62,7 @@ def _reporter_of(directory: Path, rank: int) -> Reporter:
     """The only reporter of this rank: a second `init()` of its process must continue it."""
     if directory not in _reporters:
         _reporters[directory] = Reporter(directory, rank)
-        ending.tell_at_exit(_reporters[directory])
+        ending.tell_at_exit(_reporters[directory], directory)
     return _reporters[directory]
 
 

@@ -83,6 +83,7 @@ class Run:
             epochs = 1
         batches = self._feed.batches(epochs, resumed.get("rng"))
         self._reported = time.perf_counter()
+        self._reporter.note(Note.LOOPING, step=self.step)
         try:
             while total is None or self.step < total:
                 # A draw is a sign of life by itself: many ranks of a run never report.
@@ -95,9 +96,9 @@ class Run:
                 self.batch = self._feed.position.batch
                 self._enter(Phase.TRAINING)
                 yield self.step, batch
-        except GeneratorExit:  # the loop ended early by `break` or `return`, which is a normal end
+        except GeneratorExit:  # left by `break` or `return`; an exception looks the same from here
             self._ended = self.step
-            self._reporter.note(Note.FINISHED, step=self.step)
+            self._reporter.note(Note.LEFT, step=self.step)
             raise
         self.finish()
 

@@ -26,6 +26,8 @@ RING_FILE = "ring"
 OWNER_FILE = "owner"
 """Locked by the process that is the rank, for as long as it lives."""
 NOTES_FILE = "notes.jsonl"
+EXIT_FILE = "exit"
+"""Exit code of the process that is the rank, as a C `int`; empty or absent: unknown."""
 MANIFEST_FILE = "manifest.json"
 """Commit marker of a rank's shard of a checkpoint: written last, by rename."""
 
@@ -130,7 +132,9 @@ class Note(StrEnum):
     SHARD = "shard"  # step, tier, path, files: [{name, bytes, blake2b}], batch,
     # seconds: {copy, write}; the directory tier only
     SAVE_FAILED = "save_failed"  # step, tier, error
-    FINISHED = "finished"  # step: the loop of `steps()` ended or was left, or `finish()` was called
+    LOOPING = "looping"  # step: a loop of `steps()` begins
+    LEFT = "left"  # step: the loop of `steps()` was left, by `break`, `return` or an exception
+    FINISHED = "finished"  # step: the loop of `steps()` ended, or `finish()` was called
     EXITING = "exiting"  # step, error (type of an uncaught exception, or ""), code: the
     # interpreter ends in good order
     FINGERPRINT = "fingerprint"  # step, digest: hash of the parameters of this replica

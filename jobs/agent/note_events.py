@@ -70,7 +70,7 @@ _TRANSLATIONS: dict[str, Callable[[dict[str, Any], Author, Fields], AgentEvent]]
     Note.SHARD: _shard,
     Note.SAVE_FAILED: _save_failed,
 }
-_SILENT = {Note.FINISHED, Note.EXITING, Note.FINGERPRINT}
+_SILENT = {Note.LOOPING, Note.LEFT, Note.FINISHED, Note.EXITING, Note.FINGERPRINT}
 """Notes without an event (yet)."""
 
 

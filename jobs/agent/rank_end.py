@@ -23,11 +23,13 @@ class RankWords:
     joined: bool = False
     """The rank called `babysit.init()`."""
     finished: bool = False
-    """The training loop ended."""
+    """The training loop ended, and no other one has begun."""
+    left: bool = False
+    """The training loop was left before its end: by `break`, `return` or an exception."""
     error: str = ""
     """Type of the exception that ended its interpreter."""
     code: int | None = None
-    """The code given to `sys.exit`; None: the interpreter has not ended in good order."""
+    """Exit code of the process as far as known; None: the interpreter did not end in good order."""
 
     def hear(self, line: str) -> None:
         """Take a line of the notes; a line that is not a note changes nothing."""
@@ -37,7 +39,12 @@ class RankWords:
         except (ValueError, KeyError, TypeError):
             return
         if kind == Note.STARTED:  # perhaps of a process after the first one
-            self.joined, self.finished, self.error, self.code = True, False, "", None
+            self.joined, self.error, self.code = True, "", None
+            self.finished = self.left = False
+        elif kind == Note.LOOPING:  # perhaps a loop after the first one
+            self.finished = self.left = False
+        elif kind == Note.LEFT:
+            self.left = True
         elif kind == Note.FINISHED:
             self.finished = True
         elif kind == Note.EXITING:
@@ -61,12 +68,14 @@ def failure_behind_zero(
     if not words.joined:
         # Nobody knows whether the work was done: the run fails, and is never started again for it.
         return _final(classify(log, 1, rules=rules)) if ends_in_traceback(log, rules) else None
-    if words.finished or words.code == 0:
+    if words.code == 0:
         return None
     if ends_in_traceback(log, rules):
         found = classify(log, 1, rules=rules)
         return None if found is None else _behind_zero(found)
-    return _vanished() if wrapped else None  # its own `os._exit(0)` is its own word
+    if words.finished or not wrapped:
+        return None  # its own `os._exit(0)` is its own word
+    return _vanished(FailureClass.USER_CODE if words.left else FailureClass.UNKNOWN)
 
 
 def _behind_zero(found: Failure) -> Failure:
@@ -80,13 +89,18 @@ def _final(found: Failure | None) -> Failure | None:
     return found.model_copy(update={"reason": reason, "final": True})
 
 
-def _vanished() -> Failure:
+def _vanished(failure_class: FailureClass) -> Failure:
+    """The failure of a rank that recorded no end, such as after `os._exit(1)` or a signal.
+
+    A signal in the middle of the loop gives Python no time to leave the loop. Who left it first
+    ended the process by its own code.
+    """
     reason = (
         "the training process ended without a word, while the command around it exited with code 0"
     )
     return Failure(
-        failure_class=FailureClass.UNKNOWN,
+        failure_class=failure_class,
         reason=reason,
-        signature=f"{FailureClass.UNKNOWN.value}:no word",
+        signature=f"{failure_class.value}:no word",
         source=Evidence.EXIT,
     )

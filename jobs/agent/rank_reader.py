@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import structlog
@@ -10,6 +11,7 @@ from babysit import wire
 from babysit.ring import Record, RingReader
 from jobs.events import RankBeat, RankSamples
 
+_CODE = struct.Struct("@i")
 _BATCH = 1024
 """Records per read; a tick of 50 ms has fewer unless the agent was suspended."""
 
@@ -65,6 +67,15 @@ class RankReader:
         whole = data.rfind(b"\n") + 1
         self._offset += whole
         return data[:whole].decode(errors="replace").splitlines()
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code (0 to 255) that the rank's process recorded; None: it recorded none."""
+        try:
+            data = (self._directory / wire.EXIT_FILE).read_bytes()
+        except OSError:
+            return None
+        return _CODE.unpack(data)[0] & 0xFF if len(data) == _CODE.size else None
 
     @property
     def pid(self) -> int:

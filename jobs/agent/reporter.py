@@ -96,6 +96,8 @@ class Reporter:
         if code == 0:
             if gang.stopping:  # asked to leave, it may end in the middle
                 return None
+            if (recorded := process.reader.exit_code) is not None:
+                process.words.code = recorded
             wrapped = process.python_pid != process.pid
             return failure_behind_zero(process.words, log, self.log_rules, wrapped=wrapped)
         return classify(

@@ -33,6 +33,7 @@ def words(*notes: dict[str, object]) -> RankWords:
 
 
 STARTED, FINISHED = {"kind": "started"}, {"kind": "finished", "step": 20}
+LOOPING, LEFT = {"kind": "looping", "step": 0}, {"kind": "left", "step": 14}
 
 
 def exiting(error: str = "", code: int = 0) -> dict[str, object]:
@@ -48,6 +49,8 @@ GOOD = {
     "the interpreter ends in good order": (words(STARTED, exiting()), SURVIVED, True),
     "os._exit(0) after the loop": (words(STARTED, FINISHED), "", True),
     "os._exit(0) of its own": (words(STARTED), "", False),
+    "break": (words(STARTED, LOOPING, LEFT, exiting()), "", True),
+    "break and os._exit(0) of its own": (words(STARTED, LOOPING, LEFT), "", False),
     "a second process after one that failed": (
         words(STARTED, exiting("ValueError"), STARTED, FINISHED, exiting()),
         "done\n",
@@ -70,6 +73,24 @@ BAD = {
     ),
     "no word inside a wrapper": (words(STARTED), "step 14\n", True, "ended without a word"),
     "no word, and a traceback": (words(STARTED), CRASH, False, "ValueError: shard 3 is short"),
+    "os._exit(1) after an exception that was told in other words": (
+        words(STARTED, LOOPING, LEFT),
+        "fatal: shard 7 is missing\n",
+        True,
+        "ended without a word",
+    ),
+    "killed in the second of two loops": (
+        words(STARTED, LOOPING, FINISHED, LOOPING),
+        "step 14\n",
+        True,
+        "ended without a word",
+    ),
+    "os._exit(1) behind a traceback after the loop": (
+        words(STARTED, LOOPING, FINISHED),
+        CRASH,
+        True,
+        "ValueError: shard 3 is short",
+    ),
     "a traceback with a warning behind it": (
         words(STARTED),
         CRASH + LEAK,

@@ -16,6 +16,7 @@ import pytest
 import babysit
 from babysit.ring import RingReader, RingWriter
 from babysit.wire import ENV_RANK_DIR, NOTES_FILE, PLAN_FILE, RING_FILE, Phase, Plan
+from jobs.agent.rank_reader import RankReader
 from tests.unit.test_babysit_wire import record
 
 numpy = pytest.importorskip("numpy")
@@ -281,8 +282,8 @@ def test_the_environment_the_agent_sets_is_no_launcher(
     ("code", "kinds", "error", "status"),
     [
         ("pass", ["started", "exiting"], "", 0),
-        ("for _ in run.steps('ab'): pass", ["started", "finished", "exiting"], "", 0),
-        ("for _ in run.steps('ab'): break", ["started", "finished", "exiting"], "", 0),
+        ("for _ in run.steps('ab'): pass", ["started", "looping", "finished", "exiting"], "", 0),
+        ("for _ in run.steps('ab'): break", ["started", "looping", "left", "exiting"], "", 0),
         ("run.finish()", ["started", "finished", "exiting"], "", 0),
         ("for _ in run.steps('ab'): raise ValueError('x')", None, "ValueError", 0),
         ("import sys; sys.exit(3)", ["started", "exiting"], "", 3),
@@ -300,3 +301,41 @@ def test_the_rank_tells_its_own_end(
         assert [note["kind"] for note in said] == kinds
     if error is not None:
         assert (said[-1]["kind"], said[-1]["error"], said[-1]["code"]) == ("exiting", error, status)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("raise SystemExit(4)", 4),
+        ("exit(4)", 4),
+        ("leave(4)", 4),
+        ("sys.exit(-1)", 255),
+        ("1 / 0", 1),
+        ("pass", 0),
+        ("threading.Thread(target=sys.exit, args=(4,)).start()", 0),
+        ("with contextlib.suppress(SystemExit): sys.exit(4)", 0),
+        ("os.fork() or exit(9)\nos.wait()", 0),
+        ("os._exit(4)", None),
+        ("os.kill(os.getpid(), 9)", None),
+    ],
+)
+def test_the_exit_code_is_recorded_whichever_way_the_script_ends(
+    agent: Path, ending: str, code: int | None
+) -> None:
+    """Its command may be a shell that hides the code."""
+    script = "import babysit, contextlib, os, sys, threading\nfrom sys import exit as leave\n"
+    run_script(agent, f"{script}run = babysit.init()\n{ending}\n")
+    assert RankReader(0, agent, started=0.0).exit_code == code
+
+
+def test_a_loop_that_is_left_and_one_that_begins_are_told_apart_from_one_that_ends(
+    agent: Path,
+) -> None:
+    run = babysit.init()
+    for step, _ in run.steps(range(9)):
+        if step == 3:
+            break
+    for _ in run.steps(range(2)):
+        pass
+    kinds = [note["kind"] for note in notes(agent)]
+    assert kinds == ["started", "looping", "left", "looping", "finished"]

@@ -122,7 +122,7 @@ def test_a_step_is_reported_with_what_is_known_of_it(agent: Path) -> None:
     assert (second.step, second.batch, second.tokens, second.learning_rate) == (2, 2, 64, 1e-3)
     assert reader.progress().phase is Phase.FINISHED
     kinds = [json.loads(line)["kind"] for line in (agent / NOTES_FILE).read_text().splitlines()]
-    assert kinds == ["started", "finished"]
+    assert kinds == ["started", "looping", "finished"]
 
 
 def test_steps_may_be_numbered_by_the_script(agent: Path) -> None:
