@@ -242,6 +242,8 @@ class RankStack(BaseModel):
     """Frames at the second look; empty when nothing had changed."""
     wait_channel: str = ""
     """Kernel function the main thread waits in; empty where the kernel does not say."""
+    deadline: bool = False
+    """Where the main thread waits for a lock: the wait may have a time-out, and end by itself."""
     traced: bool = False
     """A debugger is attached."""
     on_gpu: bool = False

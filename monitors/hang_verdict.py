@@ -75,6 +75,10 @@ class Look(Protocol):
         """See there."""
 
     @property
+    def deadline(self) -> bool:
+        """See there."""
+
+    @property
     def traced(self) -> bool:
         """See there."""
 
@@ -201,6 +205,8 @@ def _by_stack(look: Look, phase: str) -> Doing:
         return Doing.STUCK if look.dead_children and not look.helpers else Doing.LOADING
     if works:
         return Doing.MOVING
+    if look.deadline and look.wait_channel.startswith("futex"):
+        return Doing.PAUSED
     return Doing.STUCK if look.wait_channel.startswith(_LOCK_OR_PIPE) else Doing.PAUSED
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ _COMMUNICATION = re.compile(r"gloo_|pt_gloo|pt_nccl|pt_tcpstore|nccl|cuda|ucx|of
 """Beginnings of the names of threads of collective libraries and drivers (gloo, torch, NCCL, CUDA,
 UCX, libfabric). They poll or spin for as long as the process lives: gloo's loop wakes a hundred
 times a second. Nothing that a main thread waits for outside a collective comes from them."""
+_FUTEX = {"x86_64": "202", "aarch64": "98"}
+"""Number of the system call futex(2)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class Facts:
     """A device of an accelerator is open."""
     cpu_seconds: float
     """CPU time of the main thread between the snapshots."""
+    deadline: bool
+    """The main thread may wait for a lock with a time-out, so its wait may end by itself."""
     helpers: tuple[str, ...]
     """Other threads and children that move, or wait for something outside that may come."""
     dead_children: tuple[str, ...]
@@ -124,6 +129,7 @@ def compare(
         traced=_traced(pid),
         on_gpu=_on_gpu(pid),
         cpu_seconds=used,
+        deadline=_has_deadline(pid),
         helpers=tuple(helpers),
         dead_children=tuple(sorted(set(dead))),
     )
@@ -132,6 +138,18 @@ def compare(
 def _what(pid: int, thread: int, task: Task) -> str:
     kind = "thread" if task.process == pid else "child"
     return f"{kind} {thread if task.process == pid else task.process} ({task.name})"
+
+
+def _has_deadline(pid: int) -> bool:
+    """False only where the kernel shows that the main thread waits for a lock without a limit.
+
+    The fourth argument of futex(2) is the address of the time-out, or null
+    (proc_pid_syscall(5)).
+    """
+    fields = _text(Path(f"/proc/{pid}/syscall")).split()
+    if len(fields) < 5 or fields[0] != _FUTEX.get(platform.machine()):
+        return True
+    return int(fields[4], 16) != 0
 
 
 def _moved(before: Task, after: Task) -> bool:

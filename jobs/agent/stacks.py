@@ -87,6 +87,7 @@ def _stack(rank: int, pid: int, before: _Look, after: _Look) -> RankStack:
         frames=first or later,
         frames_later=later if later != first else (),
         wait_channel=facts.channel,
+        deadline=facts.deadline,
         traced=facts.traced,
         on_gpu=facts.on_gpu,
         cpu_seconds=round(facts.cpu_seconds, 3),

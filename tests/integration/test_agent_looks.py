@@ -26,6 +26,10 @@ SCRIPTS = {
         "import threading\n" + READY + "lock = threading.Lock(); lock.acquire(); lock.acquire()",
         Doing.STUCK,
     ),
+    "waits for a lock with a time-out": (
+        "import threading\n" + READY + "threading.Event().wait(1000)",
+        Doing.PAUSED,
+    ),
     "waits for a pipe of its own": (
         "import os\n" + READY + "r, w = os.pipe(); os.read(r, 1)",
         Doing.STUCK,
