@@ -287,7 +287,9 @@ class HangMonitor:
             f"after step {onset} (limit {limit:.1f} s{pace})"
         )
         if suspect is not None:
-            reason += f"; rank {suspect} is behind"
+            others = [w.beat.step for rank, w in self._ranks.items() if rank != suspect]
+            is_behind = self._ranks[suspect].beat.step < min(others)
+            reason += f"; rank {suspect} is {'behind' if is_behind else 'the silent one'}"
         return Finding(
             kind=FindingKind.HANG,
             severity=Severity.CRITICAL,

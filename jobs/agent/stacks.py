@@ -115,7 +115,9 @@ async def _dump(pid: int) -> tuple[bytes, str]:
             process.kill()
             await process.wait()
     if process.returncode:
-        return b"", f"py-spy: {complaint.decode(errors='replace').strip()[-500:]}"
+        # A backtrace of py-spy itself follows the first lines.
+        told = complaint.decode(errors="replace").partition("Stack backtrace")[0]
+        return b"", f"py-spy: {' '.join(told.split())[:500]}"
     return output, ""
 
 

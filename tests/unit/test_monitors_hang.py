@@ -129,6 +129,17 @@ def test_one_silent_rank_among_living_ones_is_the_suspect():
     assert [f.rank for f in found] == [1]
 
 
+def test_a_silent_rank_at_the_step_of_the_others_is_not_called_behind():
+    run = Run(world=2)
+    run.tick()
+    found = []
+    for _ in range(10):
+        run.phase(0, Phase.TRAINING)  # a sign of life without a step
+        found += run.tick()
+    assert [f.rank for f in found] == [1]
+    assert "rank 1 is the silent one" in found[0].reason
+
+
 def test_progress_ends_the_hang_and_the_next_is_a_new_one():
     run = Run()
     run.tick()
