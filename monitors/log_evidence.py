@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
@@ -54,6 +55,8 @@ _EXTERNAL = frozenset(
 _EXPLAINED_FROM_OUTSIDE = frozenset({FailureClass.DATA_LOADER, FailureClass.CUDA_USER_BUG})
 """Classes of exceptions that a machine's word about the same death overrules: a loader that was
 killed for memory, a kernel that failed on a broken GPU."""
+_NATIVE = re.compile(r"\bNCCL\b|\.(?:cpp|cc|cu|h):\d")
+"""Signs of a library in native code, which may log after the interpreter has died."""
 _VICTIMS = frozenset({FailureClass.CASCADE, FailureClass.SIGNAL})
 
 
@@ -105,14 +108,18 @@ class Reading:
 
     @property
     def ends_in_traceback(self) -> bool:
-        """True if nothing that matters stands behind the last traceback."""
+        """True if the program said nothing behind the last traceback.
+
+        A line of success or of normal operation shows that it went on; the chatter of libraries on
+        their way out does not.
+        """
         if not self._deaths:
             return False
         behind = self._lines[self._deaths[-1].end + 1 :]
         return not any(
             any(c.isalnum() for c in line.text)
-            and line.level >= LogLevel.PLAIN
-            and not (self._rules.is_harmless(line.text) or is_harmless(line))
+            and (line.level >= LogLevel.PLAIN or _is_own_info(line))
+            and not self._rules.is_harmless(line.text)
             for line in behind
         )
 
@@ -284,6 +291,11 @@ class Reading:
         if match is None:
             return False
         return match.strength <= Strength.SYMPTOM or match.failure_class in _VICTIMS
+
+
+def _is_own_info(line: LogLine) -> bool:
+    """True for what a program logs of its normal course, as libraries in native code do not."""
+    return line.level is LogLevel.INFO and _NATIVE.search(line.text) is None
 
 
 def _members(death: Death) -> Iterable[int]:

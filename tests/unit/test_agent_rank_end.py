@@ -25,6 +25,9 @@ LEAK = (
 LEAK += "There appear to be 1 leaked semaphore objects to clean up at shutdown\n"
 
 
+NCCL = "node-1:12:34 [0] NCCL INFO comm 0x55 rank 0 nranks 8 cudaDev 0 - Abort COMPLETE\n"
+
+
 def words(*notes: dict[str, object]) -> RankWords:
     said = RankWords()
     for note in notes:
@@ -44,6 +47,13 @@ def exiting(error: str = "", code: int = 0) -> dict[str, object]:
 GOOD = {
     "a script without babysit": (words(), "done\n", True),
     "a traceback that was survived": (words(), SURVIVED, True),
+    "a traceback that was survived, then a word": (words(), CRASH + "done\n", True),
+    "a traceback that was survived, then a result": (words(), CRASH + "accuracy: 0.93\n", True),
+    "a traceback that was survived, then a log line": (
+        words(),
+        CRASH + "2026-11-29 10:00:00,123 - INFO - training finished\n",
+        True,
+    ),
     "a full loop": (words(STARTED, FINISHED, exiting()), "", False),
     "an early return": (words(STARTED, exiting()), "", True),
     "the interpreter ends in good order": (words(STARTED, exiting()), SURVIVED, True),
@@ -115,7 +125,7 @@ def test_a_bad_end_behind_exit_code_0_is_a_failure(
     assert not failure.final
 
 
-@pytest.mark.parametrize("log", [CRASH, CRASH + LEAK])
+@pytest.mark.parametrize("log", [CRASH, CRASH + LEAK, CRASH + NCCL])
 def test_a_script_without_babysit_whose_log_ends_in_a_traceback_fails_for_good(log: str) -> None:
     """Whether its work was done nobody knows: it is not begun again."""
     failure = failure_behind_zero(words(), log, None, wrapped=True)
