@@ -52,6 +52,7 @@ class Invariants:
     Attributes:
         stored: Everything that was ever committed, over or not.
         broken: The first invariant found broken; empty: none.
+        writes: How many transactions have taken effect.
         right_clocks: True if no wall clock was ever wrong, so that seconds can be counted.
     """
 
@@ -59,7 +60,7 @@ class Invariants:
         self.stored = State()
         self.broken = ""
         self.right_clocks = True
-        self.turns = 0
+        self.turns = self.writes = 0
         self._raw, self._truth, self._trace = raw, truth, trace
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._journal: dict[str, str] = {}
@@ -92,6 +93,7 @@ class Invariants:
 
     def committing(self, intent: Intent) -> None:
         """A transaction takes effect."""
+        self.writes += intent is not None
         match intent:
             case TurnIntent():
                 self._check_epoch(intent.epoch)

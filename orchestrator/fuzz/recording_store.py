@@ -36,7 +36,13 @@ Intent = TurnIntent | ReceiptIntent | None
 
 
 class Listener(Protocol):
-    """Hears of what is read."""
+    """Hears of what is read.
+
+    Attributes:
+        writes: How many transactions have taken effect, of whatever server.
+    """
+
+    writes: int
 
     def loaded(self, snapshot: Snapshot) -> None:
         """A new leader has read what is not over."""
@@ -51,8 +57,12 @@ class RecordingStore(SqlStore):
 
     async def load(self) -> Snapshot:
         """See the port."""
+        before = self._listener.writes
         snapshot = await super().load()
-        self._listener.loaded(snapshot)
+        # A server may be paused between the read and here while another leads and writes; what it
+        # read is then old, and rightly so: it finds out when it writes.
+        if self._listener.writes == before:
+            self._listener.loaded(snapshot)
         return snapshot
 
     async def commit(self, batch: Batch, *, epoch: int) -> int:

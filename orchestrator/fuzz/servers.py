@@ -10,7 +10,6 @@ from jobs.events import Event
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.settings import ControllerSettings
-from orchestrator.database.port import Snapshot
 from orchestrator.errors import (
     ConflictError,
     InvalidError,
@@ -22,7 +21,7 @@ from orchestrator.fuzz.cluster import ClusterView
 from orchestrator.fuzz.environment import Environment
 from orchestrator.fuzz.event_loop import WORLD_CONTEXT, ProcessClock
 from orchestrator.fuzz.network import AgentEnd, ServerEnd, Wire
-from orchestrator.fuzz.recording_store import RecordingStore
+from orchestrator.fuzz.recording_store import Listener, RecordingStore
 from orchestrator.server.gateway import BAD_FRAME, WorkerTokens, serve_agent
 
 LEASE_SECONDS = 9.0
@@ -33,11 +32,8 @@ be most of what happens here."""
 _TOKENS = WorkerTokens("all servers share one key")
 
 
-class Watcher(Protocol):
+class Watcher(Listener, Protocol):
     """Hears what a server reads, and where its code fails."""
-
-    def loaded(self, snapshot: Snapshot) -> None:
-        """A new leader has read what is not over."""
 
     def breaks(self, sentence: str) -> None:
         """A server does what it must never do."""
