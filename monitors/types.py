@@ -17,7 +17,7 @@ class Severity(StrEnum):
 
 
 class FindingKind(StrEnum):
-    """What a monitor can find."""
+    """The kinds of finding."""
 
     HANG = "hang"  # no step ends
     SLOW = "slow"  # silent beyond its pace, but it moves or waits for what may come
@@ -29,7 +29,7 @@ class FindingKind(StrEnum):
 
 
 class Sample(BaseModel):
-    """What one rank reported for one step (see :class:`babysit.ring.Record` for units)."""
+    """The report of one rank for one step (see :class:`babysit.ring.Record` for units)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,11 +64,11 @@ class Beat(BaseModel):
     """Unix seconds of the last progress (a report or a change of phase)."""
     alive: bool = True
     moved: bool = True
-    """Whether the rank has shown progress in this attempt; see `jobs.events.RankBeat`."""
+    """True if the rank has shown progress in this attempt; see `jobs.events.RankBeat`."""
 
 
 class Finding(BaseModel):
-    """What a monitor says. Pure data; the core decides what to do about it."""
+    """The statement of a monitor. Pure data; the core decides on a remedy."""
 
     model_config = ConfigDict(frozen=True)
 

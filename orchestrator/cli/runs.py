@@ -184,7 +184,7 @@ def _ask(ctx: typer.Context, run: str, verb: str, form: Format, **body: Any) -> 
 
 
 def _result(verb: str, run: dict[str, Any]) -> str:
-    """What a request did: the state of the run, unless the run has yet to get there."""
+    """The effect of a request: the state of the run, or what is under way."""
     if verb == "cancel" and run["state"] not in follow.OUTCOMES:
         return (
             f"{run['name']} is being cancelled: its ranks may save for up to {GRACE_SECONDS:.0f} s"

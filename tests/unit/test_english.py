@@ -14,25 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("babysit", "monitors", "jobs", "orchestrator", "benchmarks")
 
-NOT_YET = (
-    "monitors/statistics.py",
-    "monitors/types.py",
-    "orchestrator/cli/runs.py",
-    "orchestrator/core/checkpoints/lifecycle.py",
-    "orchestrator/core/checkpoints/rollback.py",
-    "orchestrator/core/model/decisions.py",
-    "orchestrator/core/model/entities.py",
-    "orchestrator/core/model/states.py",
-    "orchestrator/core/policy/recovery.py",
-    "orchestrator/core/policy/remedies.py",
-    "orchestrator/core/supervision/findings.py",
-    "orchestrator/core/supervision/progress.py",
-    "orchestrator/core/views/build.py",
-    "orchestrator/core/views/models.py",
-    "orchestrator/server/routes/runs.py",
-)
-"""Files and folders that are not rewritten yet; a rewrite removes its entry."""
-
 OPENINGS = re.compile(
     r"(It|Its|What|Who|Whose|Whoever|Whether|Those|These are|Of those|Of these|One of|Some of|So"
     r"|They|Their|The same|As it|How so|Ours|Theirs|Nobody|Everybody|Somebody)\b(?! worker\b)"
@@ -57,9 +38,7 @@ BANNED = re.compile(
 def sources() -> Iterator[Path]:
     """The files whose English is checked."""
     for package in PACKAGES:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            if not file.relative_to(ROOT).as_posix().startswith(NOT_YET):
-                yield file
+        yield from sorted((ROOT / package).rglob("*.py"))
 
 
 def docstrings(text: str) -> Iterator[tuple[int, str]]:
@@ -98,10 +77,6 @@ def test_docstrings_and_comments_are_plain_english() -> None:
         for line, words in faults(file.read_text())
     }
     assert found == {}
-
-
-def test_files_that_are_not_rewritten_yet_exist() -> None:
-    assert [entry for entry in NOT_YET if not (ROOT / entry).exists()] == []
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def verify(turn: Turn, checkpoint: Checkpoint) -> frozenset[str]:
 
 
 def _ranks_of_homes(turn: Turn, checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
-    """Whose shards each worker holds: its own, as far as the attempt that wrote them is known."""
+    """Ranks of the shards on each worker, as far as the attempt that wrote them is known."""
     attempt = turn.attempt(checkpoint.run)
     if attempt is not None and attempt.number == checkpoint.attempt:
         return {seat.worker: seat.ranks for seat in attempt.seats}
@@ -167,7 +167,7 @@ def found_corrupt(turn: Turn, checkpoint: Checkpoint, error: str) -> None:
 
 
 def may_become_good(checkpoint: Checkpoint) -> bool:
-    """Whether clean steps still count for it."""
+    """True if clean steps still count for the checkpoint."""
     return (
         checkpoint.tier is Tier.DIRECTORY
         and checkpoint.deleted_at is None
@@ -212,7 +212,7 @@ def _clean_step(turn: Turn, attempt: Attempt) -> int:
 
 
 def set_milestone(turn: Turn, run_id: str) -> None:
-    """Choose the next step that the core is told of.
+    """Choose the next step that reaches the core as an event.
 
     The earliest of: the first step beyond all that was reached before (the recovery is over), a
     step that makes a checkpoint good, and `max(good_after_steps, 100)` steps from here. The steps

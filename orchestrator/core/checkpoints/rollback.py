@@ -11,7 +11,7 @@ from orchestrator.core.turn import Turn
 
 
 def mark_bad(turn: Turn, checkpoint: str | None, reason: str) -> None:
-    """Mark a checkpoint bad, which is final; an unknown one (or None) is no error."""
+    """Mark a checkpoint bad, which is final. No effect if it is unknown (or None)."""
     known = turn.state.checkpoints.get(checkpoint or "")
     if known is not None and known.trust is not Trust.BAD:
         turn.change_checkpoint(known.id, trust=Trust.BAD, reason=reason)

@@ -1,4 +1,4 @@
-"""What was decided about a run whose attempt ends: a union, one class for each way to go on.
+"""The decision about a run whose attempt ends: a union, one class for each way to go on.
 
 A decision is made while the attempt may still be alive, and carried out when every process of it is
 confirmed dead: two attempts of a run must never write at once. It is kept in the run, so that it
@@ -175,7 +175,7 @@ Decision = Annotated[
 
 
 def awaits_attempt(decision: Decision | None) -> bool:
-    """Whether nothing that was decided keeps the run from its next attempt."""
+    """True if no decision keeps the run from its next attempt."""
     if decision is None:
         return True
     if isinstance(decision, Finish) or not isinstance(decision.stage, CarriedOut):

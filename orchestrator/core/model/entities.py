@@ -129,11 +129,11 @@ class Suspicion:
     since: dt.datetime
     """Last sign of progress."""
     finding: Finding
-    """What the monitor said."""
+    """The finding of the monitor."""
     incident: str | None = None
     """The incident `slow`, once the ranks were looked at; None before."""
     sentence: str = ""
-    """What the looks at the ranks said, for people."""
+    """The result of the looks at the ranks, for people."""
     limit_seconds: float | None = None
     """Silence at which the run gets the remedy of a hang without proof; None before a look."""
 
@@ -143,7 +143,7 @@ class EndedPause:
     """A pause without proof against it that was ended by a restart."""
 
     place: str
-    """The same for the same pause; see `monitors.hang_verdict.Verdict.signature`."""
+    """Equal for the same pause; see `monitors.hang_verdict.Verdict.signature`."""
     times: int
 
 
@@ -223,7 +223,7 @@ class Node:
     state: NodeState = NodeState.READY
     reason: str = ""
     by: str = ""
-    """Who cordoned or drained it."""
+    """The actor that cordoned or drained the node."""
     gpus: int = 0
     cpus: float = 1
     memory: int = 0

@@ -14,7 +14,7 @@ class RunState(StrEnum):
     """The life of a run."""
 
     QUEUED = "queued"  # waits for nodes
-    STARTING = "starting"  # has nodes; workers or ranks are coming up
+    STARTING = "starting"  # has nodes; workers or ranks are starting
     RUNNING = "running"  # steps advance
     RECOVERING = "recovering"  # an attempt ended; the next is being prepared
     HELD = "held"  # a person (or the breaker) stopped all automatic action
@@ -44,7 +44,7 @@ class WorkerState(StrEnum):
 
 
 class NodeState(StrEnum):
-    """Whether a node takes work."""
+    """The states of a node: they say if it takes work."""
 
     READY = "ready"  # takes work
     CORDONED = "cordoned"  # takes no new work

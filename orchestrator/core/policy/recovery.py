@@ -53,7 +53,7 @@ class ProvenFault:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What is done, and what is remembered.
+    """The verdict about a failure: the remedy, and the failure as the run remembers it.
 
     `remedy` decides what follows: `stop` ends the run as failed, `hold` waits for a person, any
     other starts another attempt after `delay`.
@@ -77,7 +77,7 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What failed: a failure and, for an anomaly, its onset.
+    """A case to judge: a failure and, for an anomaly, its onset.
 
     Without `onset_step` the failure is a crash or a hang; with it, only checkpoints from before the
     onset are safe. `node` is None where no node can be blamed.

@@ -44,7 +44,7 @@ class Rule:
 
     @property
     def cause(self) -> Cause | None:
-        """Whose budget pays; None: nothing is charged."""
+        """The budget that pays; None: nothing is charged."""
         return None if self.failure_class is None else CAUSE_OF[self.failure_class]
 
     @property
@@ -75,7 +75,7 @@ FINDINGS: Mapping[FindingKind, Rule] = {
     FindingKind.GRAD_NORM_SPIKE: _RECORDED,
     FindingKind.STRAGGLER: _RECORDED,
 }
-"""What monitors find."""
+"""Rules for the findings of monitors."""
 
 
 def _retry(
@@ -124,7 +124,7 @@ FAILURES: Mapping[FailureClass, Rule] = {
     )
     if rule.failure_class is not None
 }
-"""What ranks and agents die of."""
+"""Rules for the deaths of ranks and agents."""
 
 BUDGETS: Mapping[Cause, str | None] = {
     Cause.INFRASTRUCTURE: "recovery.infrastructure",
@@ -142,7 +142,7 @@ SPOILING: frozenset[str] = frozenset(
 
 
 def action_of(spec: RunSpec, kind: FindingKind) -> Action:
-    """What the spec wants done about a finding; `act` where no setting governs it."""
+    """The action that the spec wants for a finding; `act` where no setting governs it."""
     setting = FINDINGS[kind].setting
     return Action.ACT if setting is None else cast("Action", attrgetter(setting)(spec))
 

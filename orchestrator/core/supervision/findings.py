@@ -9,7 +9,7 @@ from typing import Any
 from jobs.spec import Action
 from monitors.failures import Evidence, Failure, FailureClass
 from monitors.types import Finding, FindingKind, Severity
-from orchestrator.core.attempts import lifecycle as gang
+from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.messages.events import FindingRaised
 from orchestrator.core.model.decisions import Decision, Restart, Retry, Rollback, Unjudged
 from orchestrator.core.model.entities import Attempt, Incident, Run
@@ -19,7 +19,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.policy import remedies
-from orchestrator.core.supervision import failures as recovering
+from orchestrator.core.supervision import failures
 from orchestrator.core.turn import Turn
 
 ASK_SECONDS = 900.0
@@ -135,8 +135,8 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
             stage=stage,
         )
     turn.change_run(run.id, decision=decision)
-    recovering.book_downtime(turn, run.id, failed_at, finding.reason)
-    gang.stop_attempt(turn, run.id, finding.reason)
+    failures.book_downtime(turn, run.id, failed_at, finding.reason)
+    attempt_lifecycle.stop_attempt(turn, run.id, finding.reason)
 
 
 def _witness(look: Mapping[str, Any]) -> str:
@@ -193,7 +193,7 @@ def end_by_progress(turn: Turn, run_id: str, incident: Incident, why: str) -> No
 
 
 def subject(attempt: Attempt, rank: int | None, node: str | None = None) -> str:
-    """What an incident is about, in words: a rank and its node, or a node."""
+    """The subject of an incident in words: a rank and its node, or a node."""
     known = node_of(attempt, rank)
     return f"rank {rank} on {known}" if known else node or ""
 

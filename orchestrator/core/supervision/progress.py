@@ -10,9 +10,9 @@ import dataclasses
 import datetime as dt
 
 from monitors.failures import FailureClass
-from orchestrator.core.checkpoints import lifecycle as saving
+from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
 from orchestrator.core.messages.events import StepReached
-from orchestrator.core.model import time_ledger as ledger
+from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Attempt, Run
 from orchestrator.core.model.states import (
     RUNNABLE_ATTEMPT_STATES,
@@ -27,7 +27,7 @@ from orchestrator.core.turn import Turn
 def on_step(turn: Turn, event: StepReached) -> None:
     """Rank 0 ended a step at or past the milestone: the attempt runs, and a recovery may be over.
 
-    A step that was reached in an earlier attempt is computed again, and is no progress: the
+    A step that was reached in an earlier attempt is only computed again. It is not progress: the
     recovery is over at the first step that no attempt had reached.
     """
     attempt = turn.state.attempts[event.run]
@@ -49,15 +49,15 @@ def on_step(turn: Turn, event: StepReached) -> None:
     else:
         _at_old_steps(turn, run.id, attempt.restart.best_step, min(event.at, turn.now))
     hangs.on_step(turn, run.id, event.step)
-    saving.promote(turn, run.id)
-    saving.set_milestone(turn, run.id)
+    checkpoint_lifecycle.promote(turn, run.id)
+    checkpoint_lifecycle.set_milestone(turn, run.id)
 
 
 def _at_old_steps(turn: Turn, run_id: str, best_step: int, at: dt.datetime) -> None:
     """Steps that were reached before are computed again."""
     run, attempt = turn.run(run_id), turn.state.attempts[run_id]
     if run.ledger.bucket in {Bucket.STARTING, Bucket.RESTORING}:  # its script never restores
-        run = turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.LOST, at))
+        run = turn.change_run(run_id, ledger=time_ledger.switch(run.ledger, Bucket.LOST, at))
     if run.state is not RunState.RUNNING:
         reason = f"computing steps {attempt.start_step + 1} to {best_step} again"
         turn.change_run(run_id, state=RunState.RUNNING, reason=reason)
@@ -89,7 +89,7 @@ def on_silent(turn: Turn, run_id: str) -> None:
         return
     turn.change_attempt(run_id, state=AttemptState.RUNNING, first_step_at=turn.now)
     _at_new_steps(turn, run_id, turn.now)
-    book = ledger.switch(turn.run(run_id).ledger, Bucket.UNKNOWN, turn.now)
+    book = time_ledger.switch(turn.run(run_id).ledger, Bucket.UNKNOWN, turn.now)
     turn.change_run(run_id, ledger=book)
     why = "its ranks run; they report nothing, since their script does not call babysit.init()"
     turn.change_run(run_id, reason=why)
@@ -108,7 +108,7 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
             if other.attempt < attempt.number or other.kind == fallen_back:
                 turn.resolve_incident(other.id, f"training passed step {restart.best_step} again")
     if run.ledger.bucket is not Bucket.PRODUCTIVE:
-        turn.change_run(run_id, ledger=ledger.switch(run.ledger, Bucket.PRODUCTIVE, at))
+        turn.change_run(run_id, ledger=time_ledger.switch(run.ledger, Bucket.PRODUCTIVE, at))
     if recovered or turn.run(run_id).state is not RunState.RUNNING:
         since = (
             "from the beginning" if attempt.start_step == 0 else f"from step {attempt.start_step}"
@@ -122,7 +122,7 @@ def _book_saves(turn: Turn, run: Run, attempt: Attempt, event: StepReached) -> N
     more = event.blocked_seconds - attempt.blocked_seconds
     if more > 0:
         ended = min(event.at, turn.now)  # what came after that step may have been a stall
-        closed = ledger.switch(run.ledger, run.ledger.bucket, ended)
-        booked = ledger.move(closed, run.ledger.bucket, Bucket.CHECKPOINTING, more)
+        closed = time_ledger.switch(run.ledger, run.ledger.bucket, ended)
+        booked = time_ledger.move(closed, run.ledger.bucket, Bucket.CHECKPOINTING, more)
         turn.change_run(run.id, ledger=booked)
         turn.change_attempt(run.id, blocked_seconds=event.blocked_seconds)

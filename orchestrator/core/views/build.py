@@ -243,7 +243,7 @@ def node_view(node: Node, workers: Iterable[Worker], names: dict[str, str]) -> N
 
 
 def check_node(node: Node, workers: Iterable[Worker], now: dt.datetime) -> list[NodeCheck]:
-    """What the control plane knows of a node's fitness. Touches nothing."""
+    """Checks of a node's fitness, from the state alone. Touches nothing."""
     here = [w for w in workers if w.node == node.id]
     lost = [w.id for w in here if w.state is WorkerState.LOST]
     recent = [f for f in node.faults if now - f.at <= dt.timedelta(hours=24)]

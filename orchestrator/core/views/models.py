@@ -1,4 +1,4 @@
-"""What people and programs are shown: the models of the API. Pure.
+"""Models of the API: the views that people and programs get. Pure.
 
 These models are the API's schema, and `-o json` of the command line prints them as they are. Times
 are UTC; what is not known (yet) is null.
@@ -17,7 +17,7 @@ from orchestrator.core.model.states import (
 )
 
 PHASES = ("detect", "stop", "place", "start", "restore", "recompute")
-"""What a recovery's seconds are split into, in order."""
+"""Phases that a recovery's seconds are split into, in order."""
 
 
 class View(BaseModel):
@@ -240,7 +240,7 @@ class EvictionView(View):
 
 
 class DryRunView(View):
-    """What would become of a run if it were submitted now."""
+    """The future of a run if it were submitted now."""
 
     name: str
     starts: bool

@@ -132,7 +132,7 @@ def _refuse_unknown_queue(here: Context, spec: RunSpec) -> None:
 
 
 def _notes(here: Context, spec: RunSpec, source: Source) -> list[str]:
-    """What a person should know of a spec that is accepted, each with its place.
+    """Notes about a spec that is accepted, each with its place.
 
     Fields without effect are accepted, so that one spec is good for every cluster.
     """
@@ -158,7 +158,7 @@ def _is_importable(module: str, spec: RunSpec) -> bool:
 
 
 def _is_set(model: BaseModel, path: Sequence[str]) -> bool:
-    """Whether the field at `path` differs from its default."""
+    """True if the field at `path` differs from its default."""
     name, *below = path
     value = getattr(model, name)
     if below:
