@@ -1,4 +1,4 @@
-"""Plain English in docstrings and comments: the part of the rules that a machine can check."""
+"""Plain English in docstrings, comments and messages: the part that a machine can check."""
 
 from __future__ import annotations
 
@@ -60,17 +60,24 @@ def comments(text: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
+def messages(text: str) -> Iterator[tuple[int, str]]:
+    """Line and content of every other string with more than one word: what people may read."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, node.value
+
+
 def faults(text: str) -> list[tuple[int, str]]:
     """Line and words of everything that the rules forbid in a source text."""
     prose = list(docstrings(text))
     found = [(line, match[0]) for line, doc in prose if (match := OPENINGS.match(doc.lstrip()))]
-    for line, words in (*prose, *comments(text)):
+    for line, words in dict.fromkeys((*prose, *messages(text), *comments(text))):
         flat = re.sub(r"\s+", " ", words)
         found += [(line, match[0]) for match in BANNED.finditer(flat)]
     return sorted(found)
 
 
-def test_docstrings_and_comments_are_plain_english() -> None:
+def test_docstrings_comments_and_messages_are_plain_english() -> None:
     found = {
         f"{file.relative_to(ROOT)}:{line}": words
         for file in sources()
@@ -91,6 +98,7 @@ def test_docstrings_and_comments_are_plain_english() -> None:
         '"""Wait.\n\nThe loss is no number.\n"""',
         "# the field does not belong into a spec",
         "# the nodes go to whoever comes next",
+        'raise ValueError(f"{text} is no number: give one")',
     ],
 )
 def test_bad_english_is_found(wrong: str) -> None:
