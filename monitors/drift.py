@@ -45,7 +45,7 @@ _CAME_BACK = 0.35
 """Share of a rise up to which the level must fall for it to have come back."""
 _SAME_HEIGHT = 1.25
 _TIMES = 2
-"""Rises that came back, after which a like one is no news."""
+"""Rises that came back, after which a similar one is not reported."""
 _NEAR_ZERO = 2.0
 """Spreads between the level and zero below which the level is about zero."""
 
@@ -100,7 +100,7 @@ class DriftDetector:
         self._floor: float | None = None
         """Level up to which nothing can have happened; None: no block yet."""
         self._signs: set[bool] = set()
-        """Whether values at or below zero were seen, and values above it."""
+        """True if values at or below zero were seen, and values above it."""
 
     def observe(
         self, level: Point, spread: float, value: float, gradient: float | None = None
@@ -191,7 +191,7 @@ class DriftDetector:
         )
 
     def _about_zero(self, level: float, spread: float) -> bool:
-        """Whether the series has values on both sides of zero: then a ratio means nothing."""
+        """True if the series has values on both sides of zero: then a ratio means nothing."""
         return len(self._signs) > 1 or (False in self._signs and abs(level) <= _NEAR_ZERO * spread)
 
     def _changed(

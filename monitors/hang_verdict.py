@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from babysit.wire import Phase
-from monitors.stacks import Cluster, cluster, collective_of, place_of
+from monitors.stacks import Cluster, Stack, cluster, collective_of, place_of
 
 
 class Doing(StrEnum):
@@ -51,20 +51,8 @@ _DEVICE_WAIT = re.compile(
 _DATA = re.compile(r"_try_get_data|_next_data|_get_data|\bfetch \(|dataloader\.py|data_loader\.py")
 
 
-class Look(Protocol):
+class Look(Stack, Protocol):
     """Two looks at one rank; `jobs.events.RankStack` is one (see there)."""
-
-    @property
-    def rank(self) -> int:
-        """See there."""
-
-    @property
-    def process_state(self) -> str:
-        """See there."""
-
-    @property
-    def frames(self) -> tuple[str, ...]:
-        """See there."""
 
     @property
     def frames_later(self) -> tuple[str, ...]:
@@ -96,10 +84,6 @@ class Look(Protocol):
 
     @property
     def dead_children(self) -> tuple[str, ...]:
-        """See there."""
-
-    @property
-    def error(self) -> str:
         """See there."""
 
 

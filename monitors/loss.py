@@ -79,7 +79,7 @@ class LossSettings(BaseModel):
 
 
 class _Kept(NamedTuple):
-    """What is kept of a sample, to wind back."""
+    """The part of a sample that is kept, to wind back."""
 
     step: int
     batch: int
@@ -249,7 +249,7 @@ class LossMonitor:
                 self._drift.rebase(sample.step)
 
     def _is_explained(self, episode: Episode) -> bool:
-        """Whether something else than a fault explains a rise, so far."""
+        """True if something else than a fault explains a rise, so far."""
         if self._quiet_left > 0 and episode.peak.value <= self._quiet_below:
             # An aftershock of what was reported; it counts again if it grows or outlasts the quiet.
             return True
@@ -260,7 +260,7 @@ class LossMonitor:
         )
 
     def _is_the_datas(self, onset: int, height: float) -> bool:
-        """Whether the same rise came back at the same place after each of two rollbacks."""
+        """True if the same rise came back at the same place after each of two rollbacks."""
         near = [h for step, h in self._relapses if abs(step - onset) <= self._settings.window]
         limit = min(_RELAPSE_HEIGHT, _SAME_HEIGHT * max(near, default=0.0))
         return len(near) >= _RELAPSES and height <= limit

@@ -1,4 +1,4 @@
-"""What the loss monitor says: findings with their sentences and figures."""
+"""Findings of the loss monitor, with their sentences and figures."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class RankLosses:
 
 
 _OF_ANY_RANK = frozenset({FindingKind.NON_FINITE, FindingKind.LOSS_SPIKE})
-"""What a rank is heard about that does not speak for the run."""
+"""The finding of a rank that does not speak for the run."""
 
 
 def _naming(finding: Finding) -> Finding:

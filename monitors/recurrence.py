@@ -1,4 +1,4 @@
-"""What repeats: rises of the loss that came back by themselves before, and are no news.
+"""Recurrence: rises of the loss that came back by themselves before, so that none is a finding.
 
 The problem: a second task in the data, a batch in a hundred of another kind, data sorted by length
 and warm restarts all raise the loss again and again. Unstable training does that too, but neither
@@ -27,7 +27,7 @@ _PERIOD_SLACK = 0.1
 """Deviation of an interval that is still the same, as a share of it."""
 _LONGER = 1.5
 _UNLIKELY = 14.0
-"""Natural logarithm of the odds at which a cluster is no chance: one in a million."""
+"""Natural logarithm of the odds that rule out chance for a cluster: one in a million."""
 _LEAST_SHARE = 0.005
 
 
@@ -60,7 +60,7 @@ class Recurrence:
         self._returned = deque(kept, maxlen=_KEPT)
 
     def knows(self, rise: Returned) -> bool:
-        """Whether a rise is one that repeats. It may still be going on: its figures are so far."""
+        """True if a rise is one that repeats; its figures may be those so far."""
         alike = [old for old in self._returned if old.height >= rise.height / _SAME_HEIGHT]
         return _is_due(alike, rise) or _is_a_mode(alike, rise)
 

@@ -11,7 +11,7 @@ from collections import deque
 MAD_TO_SIGMA = 1.4826
 """The median absolute deviation of a normal variable times this is its standard deviation."""
 _P96_TO_SIGMA = 1.0 / 1.75
-"""The same for the 96th percentile of the deviation."""
+"""The 96th percentile of the deviation times this is the standard deviation."""
 _NEWEST_SHARE = 0.25
 _FEWEST_FOR_A_FORECAST = 12
 """Values before forecast errors are learned: those of a steep start would stay for a window."""
@@ -75,7 +75,7 @@ class TrendWindow:
         self._newer = SortedWindow(window)
         self._errors = SortedWindow(window)
         self._rises = SortedWindow(window)
-        """The same errors with their sign."""
+        """The errors with their sign."""
         self._pending: deque[float] = deque()
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class TrendWindow:
 
     @property
     def full(self) -> bool:
-        """Whether `window` values are held."""
+        """True if `window` values are held."""
         return len(self) >= self._window
 
     @property

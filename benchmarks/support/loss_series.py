@@ -49,7 +49,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Act:
-    """What a rule did: the onset that it named, and the step at which it spoke."""
+    """The alarm of a rule: the onset that it named, and the step at which it spoke."""
 
     onset: int
     detected: int
@@ -417,7 +417,7 @@ def samples_of(made: Made) -> list[Sample]:
 
 
 def acts_of(made: Made, settings: LossSettings | None = None) -> list[Act]:
-    """What our monitor acts on."""
+    """Kinds of finding on which babysit acts."""
     monitor = LossMonitor(settings or LossSettings(direction=made.direction))
     return [
         Act(finding.onset_step, finding.detected_step)

@@ -1,1 +1,1 @@
-"""The typer commands, one file per noun."""
+"""The typer commands, one file for each noun or small group of commands."""
