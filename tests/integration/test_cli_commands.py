@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from typer.testing import CliRunner
 
 from orchestrator.cli import follow
 from orchestrator.cli.main import app
 from orchestrator.cli.session import complete_run
 from orchestrator.core.model.states import RunState
 from orchestrator.core.model.time_ledger import Ledger
-from tests.plane import RUN_ID, SECRET, Plane, at, finished, finished_run
+from tests.cli import babysit, connect, data
+from tests.plane import RUN_ID, Plane, at, finished, finished_run
 
 OK, FAILED, USAGE, NOT_FOUND, REFUSED, NOT_ALLOWED, UNREACHABLE, CANCELLED, TIMED_OUT = range(9)
 
@@ -45,23 +45,7 @@ def over(name: str, state: RunState) -> Any:
 
 @pytest.fixture(autouse=True)
 def connected(plane: Plane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("BABYSIT_SERVER", plane.url)
-    monkeypatch.setenv("BABYSIT_TOKEN", SECRET)
-    monkeypatch.setenv("BABYSIT_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
-
-
-def babysit(*arguments: str) -> Any:
-    """Run a command; unexpected errors come out as they are."""
-    return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-
-def data(*arguments: str) -> Any:
-    """What a command prints as JSON: all of stdout, and it must succeed."""
-    result = babysit(*arguments, "-o", "json")
-    assert result.exit_code == OK, result.stderr
-    return json.loads(result.stdout)
+    connect(plane, monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
 from babysit.wire import MANIFEST_FILE, rank_directory
 from jobs.events import ShardFile
-from orchestrator.cli import follow
-from orchestrator.cli.main import app
 from orchestrator.core.model.states import RunState, Trust
 from orchestrator.database.port import ShardRecord
+from tests.cli import babysit, connect, data
 from tests.plane import RUN_ID, SECRET, Plane, checkpoint, finished, finished_run, shard
 
 OK, USAGE, NOT_FOUND, REFUSED, CANCELLED = 0, 2, 3, 4, 7
@@ -41,21 +38,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 
 @pytest.fixture(autouse=True)
 def connected(plane: Plane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("BABYSIT_SERVER", plane.url)
-    monkeypatch.setenv("BABYSIT_TOKEN", SECRET)
-    monkeypatch.setenv("BABYSIT_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
-
-
-def babysit(*arguments: str) -> Any:
-    return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-
-def data(*arguments: str) -> Any:
-    result = babysit(*arguments, "-o", "json")
-    assert result.exit_code == OK, result.stderr
-    return json.loads(result.stdout)
+    connect(plane, monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -226,17 +226,17 @@ def on_progress_seen(turn: Turn, event: ProgressSeen) -> None:
 def on_step(turn: Turn, run_id: str, step: int) -> None:
     """A step has ended: progress, unless the silence began after it.
 
-    The core hears late of steps that are no milestones, often with a request of a user. A step that
-    had ended before the monitor spoke is no sign of life: to take it for one would leave a run that
-    hangs alone for ever, since the monitor has said what it had to say.
+    Steps between milestones reach the core late, often with a request of a user. A step that had
+    ended before the monitor spoke does not count as a sign of life: it would leave a hung run alone
+    forever, since the monitor reports a silence only once.
     """
     attempt = turn.state.attempts[run_id]
-    known = [
+    noticed_at = [
         _last_step(each) for each in turn.state.incidents_of(run_id) if _is_open(each, attempt)
     ]
     if attempt.suspect is not None:
-        known.append(attempt.suspect.finding.detected_step)
-    if step > max(known, default=-1):
+        noticed_at.append(attempt.suspect.finding.detected_step)
+    if step > max(noticed_at, default=-1):
         clear(turn, run_id, f"step {step} has ended")
 
 
