@@ -190,8 +190,9 @@ class CorePromises(RuleBasedStateMachine):
             if isinstance(tell, SendCommand) and isinstance(tell.command, StartAttempt):
                 self._check_offer(tell.run or "", tell.command, event.kind)
         for run, attempt in self.world.state.attempts.items():
-            if len(attempt.restored_ranks) == attempt.world_size:
-                self.past[run] = attempt.number, attempt.start_step  # what it loaded is its past
+            whole = len(attempt.restored_ranks) == attempt.world_size
+            if whole and attempt.first_step_at is not None:
+                self.past[run] = attempt.number, attempt.start_step  # what it trains on from
         self._check_holds(instructions)
 
     def _check_offer(self, run: str, command: StartAttempt, why: str) -> None:
@@ -202,6 +203,8 @@ class CorePromises(RuleBasedStateMachine):
         for candidate in command.restore:
             known = self.world.state.checkpoints[candidate.id]
             assert known.trust not in {Trust.WRITING, Trust.BAD}, (why, known)
+            assert not known.doubted, (why, known)
+            assert not known.superseded, (why, known)
             assert len(known.ranks) == known.world_size
             if restart is not None and restart.cause is Cause.ANOMALY:
                 assert known.trust is Trust.GOOD, (why, known)
@@ -213,14 +216,13 @@ class CorePromises(RuleBasedStateMachine):
             assert ours or wanted, f"{known} is not of the past of attempt {attempt} from {step}"
 
     def _loadable(self, run: str) -> list[str]:
-        excluded = self.world.state.runs[run].excluded
         return [
             c.id
             for c in self.world.state.checkpoints_of(run)
             if c.tier is Tier.DIRECTORY
             and c.deleted_at is None
             and c.trust in {Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD}
-            and c.id not in excluded
+            and not c.superseded
         ]
 
     def _check_holds(self, instructions: list[Instruction]) -> None:

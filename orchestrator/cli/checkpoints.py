@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -21,10 +22,18 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(metavar="CHECKPOINT", help="A step, or an id as shown by `ls -o wide`."),
 ]
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    """What is held against a checkpoint beside its trust."""
+    return ", ".join(mark for mark in ("doubted", "superseded") if row[mark]) or "-"
+
+
 COLUMNS = [
     Column("STEP", text("step")),
     Column("TIER", text("tier")),
     Column("TRUST", text("trust")),
+    Column("MARK", _mark),
     Column("ATTEMPT", text("attempt"), wide=True),
     Column("SHARDS", lambda row: f"{row['shards']}/{row['world_size']}"),
     Column("SIZE", size("bytes")),

@@ -286,7 +286,7 @@ def _batches(value: str | None) -> list[int] | None:
     return [int(match[1]), int(match[2])]
 
 
-def rollback(
+def rollback(  # noqa: PLR0913, PLR0917 (a command has its options)
     ctx: typer.Context,
     run: RunArgument,
     to: Annotated[
@@ -303,6 +303,12 @@ def rollback(
             "--skip", metavar="FIRST:LAST", help="Batches to skip, both included, counted from 1."
         ),
     ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Load the step of --to even if it is doubted, superseded or bad."
+        ),
+    ] = False,
     reason: ReasonOption = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
@@ -314,5 +320,8 @@ def rollback(
 
         babysit rollback tiny-gpt
         babysit rollback tiny-gpt --to 900 --skip 903:922 --reason "bad data"
+        babysit rollback tiny-gpt --to 900 --force
     """
-    _ask(ctx, run, "rollback", form, to_step=to, skip=_batches(skip), reason=reason)
+    if force and to is None:
+        raise CliError("--force needs a step: add --to STEP", ExitCode.USAGE)
+    _ask(ctx, run, "rollback", form, to_step=to, skip=_batches(skip), force=force, reason=reason)

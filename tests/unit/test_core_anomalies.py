@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 
+import pytest
+
 from jobs.commands import StartAttempt, StopAttempt
+from monitors.failures import Failure, FailureClass
 from monitors.types import FindingKind, Severity
 from orchestrator.core.messages.events import RollbackAsked, RunReleased
 from orchestrator.core.messages.instructions import (
@@ -42,8 +45,9 @@ def test_a_spike_rolls_back_to_a_good_checkpoint_from_before_its_onset() -> None
     start = world.told("start_attempt")[-1].command
     assert [c.step for c in start.restore] == [30, 20, 10][: len(start.restore)]
     assert start.skip_batches == ()
-    trusted = {c.step: c.trust for c in world.state.checkpoints_of("run-1") if c.attempt == 1}
-    assert trusted.get(45, Trust.BAD) is Trust.BAD
+    left = {c.step for c in world.state.checkpoints_of("run-1") if c.superseded}
+    assert left == {40, 45}
+    assert Trust.BAD not in trusts(world).values(), "nothing is known to be wrong with their bytes"
 
 
 def test_a_spike_that_comes_back_quarantines_its_batches_and_then_stops() -> None:
@@ -97,9 +101,66 @@ def test_people_may_begin_again() -> None:
     world.do(world.event(RunReleased, run="run-1"))
     world.settle()
     assert (world.attempt().number, world.attempt().start_step) == (2, 0)
-    assert set(trusts(world).values()) <= {Trust.BAD}
+    assert all(c.superseded or c.deleted_at for c in world.state.checkpoints_of("run-1"))
+    assert Trust.BAD not in trusts(world).values()
 
 
-def test_minutes_of_work_are_begun_again_at_once() -> None:
+def test_where_something_was_saved_a_run_never_begins_again_unasked() -> None:
     world = late(0.1)
-    assert (world.attempt().number, world.attempt().start_step) == (2, 0)
+    assert world.run().state is RunState.HELD
+    assert (world.attempt().number, world.offered()) == (1, [])
+
+
+@pytest.mark.parametrize(("hours", "state"), [(0.1, RunState.RECOVERING), (2, RunState.HELD)])
+def test_a_run_that_saved_nothing_begins_again_while_little_is_lost(
+    hours: float, state: RunState
+) -> None:
+    world = trained(9)
+    world.now += dt.timedelta(hours=hours)
+    world.find(onset=5)
+    world.settle()
+    assert world.run().state is state
+
+
+def test_unrelated_anomalies_with_progress_between_them_never_add_up() -> None:
+    """A script that draws its own batches reports none, so steps say what is the same anomaly."""
+    world = trained(99)
+    for onset in (101, 181, 261, 341, 421):
+        world.trained_to(onset + 3)
+        world.find(onset=onset, batch=0)
+        world.settle()
+        assert world.run().state is RunState.RECOVERING, world.run().reason
+        assert onset - 21 <= world.attempt().start_step < onset
+    assert [a.onset_step for a in world.run().anomalies] == [421]
+
+
+def test_an_anomaly_that_comes_back_where_no_batch_is_known_still_stops_the_run() -> None:
+    world = trained(45)
+    for _ in range(4):
+        world.find(onset=41, batch=0)
+        world.settle()
+        if world.run().state is not RunState.FAILED:
+            world.trained_to(43)
+    assert "came back after 3 rollbacks" in world.run().reason
+
+
+NAN = Failure(
+    failure_class=FailureClass.NUMERICS, reason="ValueError: loss is NaN", signature="nan"
+)
+
+
+def test_a_nan_that_the_script_asserts_rolls_back_to_before_it() -> None:
+    world = trained(45)
+    world.die(failure=NAN, last_step=45)
+    world.settle()
+    assert world.attempt().start_step == 30, "the newest good one; 40 is not yet known to be"
+    restart = world.attempt().restart
+    assert restart is not None
+    assert restart.remedy == "roll back"
+
+
+def test_a_nan_without_a_good_checkpoint_before_it_goes_on_from_the_newest() -> None:
+    world = trained(12)
+    world.die(failure=NAN, last_step=12)
+    world.settle()
+    assert (world.attempt().number, world.attempt().start_step) == (2, 10)

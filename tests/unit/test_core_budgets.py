@@ -66,7 +66,8 @@ def test_a_silent_exit_does_not_condemn_what_was_loaded() -> None:
 
 
 def test_anomalies_in_ever_new_places_without_progress_stop_the_run() -> None:
-    world = trained(99)
+    keep = {"directory": "/checkpoints", "every_steps": 10, "good_after_steps": 10, "keep": 50}
+    world = trained(99, checkpoint=keep)
     world.find(onset=98)
     world.settle()
     for onset in (70, 40, 95):

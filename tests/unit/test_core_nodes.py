@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from monitors.failures import Advice, Evidence, Failure, FailureClass, Proof
+from monitors.types import FindingKind
 from orchestrator.core.messages.events import CapacityChanged, NodeChanged, NodeInfo, RunReleased
-from orchestrator.core.model.states import NodeState
+from orchestrator.core.model.states import NodeState, RunState
 from orchestrator.errors import NotFoundError
 from tests.world import World, spec
 
@@ -93,13 +94,97 @@ def test_a_cordon_outlives_the_nodes_absence() -> None:
 
 def test_three_faulty_nodes_in_five_minutes_freeze_automation() -> None:
     world = World(nodes=6)
-    world.submit(spec(nodes=3))
-    world.trained_to(5)
-    for seat in world.attempt().seats:
+    world.submit(spec(nodes=2))
+    world.submit(spec(name="other", nodes=1), "run-2")
+    world.settle()
+    seats = [*world.attempt().seats, *world.attempt("run-2").seats]
+    for seat in seats:
         world.kill_agent(seat.worker)
     world.settle()
     assert "circuit breaker: 3 of 6 nodes" in str(world.state.fleet.hold)
-    assert world.attempt().number == 1
+    number = world.attempt("run-2").number
     world.do(world.event(RunReleased, run=None))
     world.settle()
+    assert world.attempt("run-2").number == number + 1
+
+
+def test_the_failures_of_one_run_never_freeze_the_others() -> None:
+    world = World(nodes=6)
+    world.submit(spec(nodes=5))
+    world.settle()
+    for seat in world.attempt().seats:
+        world.kill_agent(seat.worker)
+    world.settle()
+    assert world.state.fleet.hold is None
+    world.submit(spec(name="innocent", nodes=1), "run-2")
+    world.settle()
+    assert world.attempt("run-2").number == 1
+
+
+def test_the_nodes_of_one_machine_are_one_suspect() -> None:
+    """Nodes of the local cluster fail together when their machine is full: that is no network."""
+    world = World(nodes=4)
+    shared = tuple(NodeInfo(id=f"node-{i}", cpus=1, host="laptop") for i in range(1, 5))
+    world.do(world.event(CapacityChanged, nodes=shared))
+    world.submit(spec(nodes=2))
+    world.submit(spec(name="other", nodes=2), "run-2")
+    world.settle()
+    for seat in [*world.attempt().seats, *world.attempt("run-2").seats]:
+        world.kill_agent(seat.worker)
+    world.settle()
+    assert world.state.fleet.hold is None
+
+
+def killed(name: str) -> Failure:
+    return Failure(
+        failure_class=FailureClass.SIGNAL, reason=f"ended by {name}", signature=f"signal:{name}"
+    )
+
+
+def struck(world: World) -> set[str]:
+    return {node.id for node in world.state.nodes.values() for f in node.faults if not f.acquitted}
+
+
+def test_a_failure_that_follows_the_run_acquits_the_nodes() -> None:
+    world = World(nodes=4)
+    world.submit(spec(nodes=1))
+    world.trained_to(5)
+    seen = set()
+    for _ in range(5):
+        seen.add(world.attempt().seats[0].node)
+        world.die(failure=killed("SIGKILL"), last_step=5)
+        world.settle()
+        world.advance(61)
+        world.settle()
+    assert len(seen) == 2, "the first was tried again, then another one"
+    assert world.run().avoid == ()
+    assert struck(world) == set()
+    restart = world.attempt().restart
+    assert restart is not None
+    assert "no node is to blame" in restart.reason
+
+
+def test_a_program_that_faults_on_two_machines_is_its_owners() -> None:
+    world = World(nodes=4)
+    world.submit(spec(nodes=1))
+    world.trained_to(5)
+    attempts = 0
+    while world.run().state is not RunState.FAILED:
+        attempts += 1
+        assert attempts < 6
+        world.die(failure=killed("SIGSEGV"), last_step=5)
+        world.settle()
+        world.advance(61)
+        world.settle()
+    assert attempts == 4, "here, here again, elsewhere, and once more to confirm"
+    assert not any(node.faults for node in world.state.nodes.values())
+
+
+def test_a_hang_is_held_against_no_node() -> None:
+    world = World(nodes=3)
+    world.submit()
+    world.trained_to(5)
+    world.find(FindingKind.HANG, onset=5, rank=1)
+    world.settle()
     assert world.attempt().number == 2
+    assert not any(node.faults for node in world.state.nodes.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.events import RankRestored, RejectedCheckpoint
-from monitors.failures import Failure, FailureClass
+from monitors.failures import FailureClass
 from monitors.types import Severity
 from orchestrator.core.messages.events import RestartAsked, RollbackAsked, RunReleased
 from orchestrator.core.messages.instructions import (
@@ -132,18 +132,3 @@ def test_where_all_are_damaged_the_run_is_held() -> None:
     world.die(last_step=0)
     world.settle()
     assert world.attempt().number == 4, "to begin again was asked for: it holds for the next crash"
-
-
-SEGFAULT = Failure(failure_class=FailureClass.SIGNAL, reason="SIGSEGV", signature="SIGSEGV")
-
-
-def test_a_crash_that_condemned_every_checkpoint_does_not_begin_again() -> None:
-    """Each doubt takes one checkpoint away; the last is not followed by step 0."""
-    world = trained(25)
-    while world.run().state is not RunState.HELD:
-        assert world.attempt().number < 10
-        world.die(failure=SEGFAULT, last_step=25)
-        world.settle()
-        world.advance(61)
-        world.settle()
-    assert world.attempt().start_step == 10

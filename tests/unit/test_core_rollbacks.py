@@ -73,9 +73,15 @@ def test_a_rollback_by_hand_leaves_pinned_checkpoints_to_be_asked_for_again() ->
     world.die(last_step=10)
     world.settle()
     assert world.offered()[0] == (10, "directory")
-    world.do(world.event(RollbackAsked, run="run-1", to_step=20))
+    with pytest.raises(ConflictError, match=r"superseded .*--force"):
+        world.do(world.event(RollbackAsked, run="run-1", to_step=20))
+    world.do(world.event(RollbackAsked, run="run-1", to_step=20, force=True))
     world.settle()
     assert world.offered()[0] == (20, "directory")
+    world.reach(21)
+    world.die(last_step=21)
+    world.settle()
+    assert world.offered()[0] == (20, "directory"), "it is the run's past again"
 
 
 def test_a_rollback_that_dies_before_it_has_loaded_goes_back_as_far_again() -> None:
@@ -103,7 +109,7 @@ def test_checkpoints_that_a_rollback_left_behind_are_neither_loaded_nor_promoted
     world.reach(19)
     world.reach(45)
     left = world.state.checkpoints["run-1/1/directory/20"]
-    assert left.trust is Trust.BAD
+    assert (left.trust, left.superseded) == (Trust.VERIFIED, True)
 
 
 def test_a_checkpoint_that_a_fallback_left_behind_is_not_loaded_later() -> None:

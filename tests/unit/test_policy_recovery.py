@@ -13,22 +13,28 @@ from monitors.failures import Cause, Evidence, Failure, FailureClass
 from orchestrator.core.model.entities import Anomaly, Budget, Checkpoint, Fault, Node
 from orchestrator.core.model.states import Trust
 from orchestrator.core.model.vocabulary import Remedy
-from orchestrator.core.policy.recovery import (
-    NOTHING_LOADED,
-    STUCK,
-    Case,
-    judge,
-    select_for_deletion,
-    trusted,
-)
+from orchestrator.core.policy.checkpoint_choice import select_for_deletion, trusted
+from orchestrator.core.policy.doubt import Ruling, rule
+from orchestrator.core.policy.recovery import NOTHING_LOADED, STUCK, Case, judge
 from tests.database_data import NOW, attempt, checkpoint, run
 
 F = FailureClass
+GOOD, VERIFIED, COMPLETE, BAD, WRITING = (
+    Trust.GOOD,
+    Trust.VERIFIED,
+    Trust.COMPLETE,
+    Trust.BAD,
+    Trust.WRITING,
+)
 HOME = {0: "w1", 1: "w1"}
 
 
 def failed(failure_class: F, *, signature: str = "same", code: int | None = None) -> Failure:
     return Failure(failure_class=failure_class, reason="it died", signature=signature, code=code)
+
+
+def saved(name: str, step: int, trust: Trust = Trust.COMPLETE, **more: Any) -> Checkpoint:
+    return checkpoint(step, id=name, trust=trust, **more)
 
 
 def spent(cause: Cause, count: int, *, best_step: int = 100, signature: str = "same") -> Any:
@@ -135,31 +141,56 @@ def test_what_is_done_about_a_crash(
 
 
 @pytest.mark.parametrize(
-    ("failure", "before", "stepped", "distrusted"),
+    ("failure", "deaths", "stepped", "doubted"),
     [
-        # The same failure before any new step, twice: it may be what was loaded.
-        (failed(F.SIGNAL), 1, False, "c40"),
-        (failed(F.CHECKPOINT_CORRUPT), 1, False, "c40"),
-        (failed(F.UNKNOWN), 1, False, "c40"),
-        # Once is no pattern.
-        (failed(F.SIGNAL), 0, False, None),
+        # Here, here again, elsewhere: then it may be what was loaded.
+        (failed(F.SIGNAL), 2, False, "c40"),
+        (failed(F.CHECKPOINT_CORRUPT), 2, False, "c40"),
+        (failed(F.UNKNOWN), 2, False, "c40"),
+        # Twice is no pattern: it was not tried elsewhere.
+        (failed(F.SIGNAL), 1, False, None),
         # A new step was computed from it, so it loads.
-        (failed(F.SIGNAL), 1, True, None),
+        (failed(F.SIGNAL), 2, True, None),
         # A network or a full disk fails whatever is loaded.
-        (failed(F.NETWORK), 1, False, None),
-        (failed(F.STORAGE), 1, False, None),
+        (failed(F.NETWORK), 2, False, None),
+        (failed(F.STORAGE), 2, False, None),
         # The program ended itself: its code is to blame. (It has its own budget of one retry.)
-        (failed(F.UNKNOWN, code=1), 1, False, None),
+        (failed(F.UNKNOWN, code=1), 2, False, None),
     ],
 )
 def test_which_failures_cast_doubt_on_the_checkpoint(
-    failure: Failure, before: int, stepped: bool, distrusted: str | None
+    failure: Failure, deaths: int, stepped: bool, doubted: str | None
 ) -> None:
-    budgets = spent(failure.cause, before) if before else {}
     last = attempt(restored="c40", start_step=40, first_step_at=NOW if stepped else None)
-    patient = RunSpec(name="tiny", command=("x",), recovery={"user": 9})
-    one = run(best_step=100, budgets=budgets, spec=patient)
-    assert judge(one, last, Case(failure=failure), None, NOW).distrust == distrusted
+    known = [checkpoint(40, id="c40", deaths=deaths, trust=GOOD), saved("c30", 30)]
+    assert rule(last, failure, known).doubt == doubted
+
+
+NEWER = {"id": "c40", "trust": Trust.GOOD, "deaths": 2}
+RULINGS: list[tuple[list[Checkpoint], Ruling]] = [
+    # No older one can be loaded instead: the only one is never doubted.
+    ([checkpoint(40, **NEWER)], Ruling(loaded="c40", deaths=3)),
+    (
+        [checkpoint(40, **NEWER), checkpoint(30, trust=Trust.GOOD, superseded=True)],
+        Ruling(loaded="c40", deaths=3),
+    ),
+    # It was acquitted before: the older one had died alike.
+    (
+        [checkpoint(40, **NEWER, acquitted=True), checkpoint(30, trust=Trust.GOOD)],
+        Ruling(loaded="c40", deaths=3),
+    ),
+    # It is the older one, and dies alike.
+    (
+        [checkpoint(40, **NEWER), checkpoint(50, id="c50", trust=Trust.GOOD, doubted=True)],
+        Ruling(loaded="c40", deaths=3, acquit=("c50",)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("known", "ruling"), RULINGS)
+def test_what_a_death_says_of_checkpoints(known: list[Checkpoint], ruling: Ruling) -> None:
+    last = attempt(restored="c40", start_step=40, first_step_at=None)
+    assert rule(last, failed(F.SIGNAL), known) == ruling
 
 
 def seen(count: int, batch: int) -> tuple[Anomaly, ...]:
@@ -218,7 +249,7 @@ def test_what_is_done_about_an_anomaly(
 @pytest.mark.parametrize(
     ("onset", "times", "distrusted"),
     [
-        # Twice within three steps of a load: the checkpoint is bad.
+        # Twice within three steps of a load: it may be the checkpoint.
         (43, 1, "c40"),
         # Once may be the data.
         (43, 0, None),
@@ -226,7 +257,7 @@ def test_what_is_done_about_an_anomaly(
         (44, 1, None),
     ],
 )
-def test_an_anomaly_soon_after_a_load_condemns_the_checkpoint(
+def test_an_anomaly_soon_after_a_load_casts_doubt_on_the_checkpoint(
     onset: int, times: int, distrusted: str | None
 ) -> None:
     anomalies = (Anomaly(onset_step=onset, onset_batch=onset, count=1),) * times
@@ -236,17 +267,21 @@ def test_an_anomaly_soon_after_a_load_condemns_the_checkpoint(
     assert verdict.distrust == distrusted
 
 
-def saved(name: str, step: int, trust: Trust = Trust.COMPLETE, **more: Any) -> Checkpoint:
-    return checkpoint(step, id=name, trust=trust, **more)
-
-
 MEMORY = {"tier": Tier.MEMORY, "homes": HOME}
 TRUSTED: list[tuple[list[Checkpoint], dict[str, Any], str]] = [
     # A crash takes the newest, whether or not it was read back.
     ([saved("a", 10, Trust.GOOD), saved("b", 20, Trust.VERIFIED), saved("c", 30)], {}, "c b a"),
-    # Half-written and bad ones are never loaded, and neither are deleted or excluded ones.
+    # Half-written and bad ones are never loaded, and neither are deleted or marked ones.
     ([saved("a", 10, Trust.WRITING), saved("b", 20, Trust.BAD)], {}, ""),
-    ([saved("a", 10, deleted_at=NOW), saved("x", 20), saved("b", 5)], {}, "b"),
+    ([saved("a", 10, deleted_at=NOW), saved("b", 5)], {}, "b"),
+    ([saved("a", 20, doubted=True), saved("b", 10, superseded=True), saved("c", 5)], {}, "c"),
+    # Only a person may try a bad one, by its step; nothing makes a half-written one whole.
+    (
+        [saved("a", 20, Trust.BAD), saved("b", 10, Trust.BAD), saved("c", 5)],
+        {"to_step": 20, "forced": True},
+        "a c",
+    ),
+    ([saved("a", 20, Trust.WRITING), saved("c", 5)], {"to_step": 20, "forced": True}, "c"),
     # An anomaly takes good ones from before its onset: at the onset it is too late.
     (
         [saved("a", 10, Trust.GOOD), saved("b", 20, Trust.VERIFIED), saved("c", 30, Trust.GOOD)],
@@ -270,17 +305,10 @@ def test_which_checkpoints_may_be_loaded(
     known: list[Checkpoint], cause: dict[str, Any], order: str
 ) -> None:
     asked = {"before_step": None, "to_step": None, **cause}
-    found = trusted(known, run=run(excluded=("x",)), homes=HOME, world_size=2, **asked)
+    found = trusted(known, homes=HOME, world_size=2, **asked)
     assert " ".join(each.id for each in found) == order
 
 
-GOOD, VERIFIED, COMPLETE, BAD, WRITING = (
-    Trust.GOOD,
-    Trust.VERIFIED,
-    Trust.COMPLETE,
-    Trust.BAD,
-    Trust.WRITING,
-)
 RETENTION: list[tuple[list[Checkpoint], int, str]] = [
     # The newest `keep` stay.
     ([saved("a", 10, GOOD), saved("b", 20, GOOD), saved("c", 30, GOOD)], 2, "a"),
@@ -295,8 +323,27 @@ RETENTION: list[tuple[list[Checkpoint], int, str]] = [
     ([saved("a", 10, BAD), saved("b", 20, WRITING), saved("c", 30, GOOD)], 1, "b a"),
     # … unless they are newer than every sound one: one may still become whole.
     ([saved("a", 10, GOOD), saved("b", 20, WRITING), saved("c", 30, BAD)], 1, ""),
-    # Without a sound one nothing is deleted.
+    # Without a sound one no damaged one is deleted: somebody may want to mend it.
     ([saved("a", 10, BAD), saved("b", 20, WRITING)], 1, ""),
+    # Half-written ones that nobody writes any more go, or a full disk stays full …
+    ([saved(name, step, WRITING) for name, step in (("a", 1), ("b", 2), ("c", 3))], 1, "a"),
+    # … at once when their attempt is over.
+    ([saved("a", 10, GOOD), saved("b", 20, WRITING, attempt=0)], 1, "b"),
+    # Superseded ones count among nothing that is kept; they go when a newer step is saved …
+    ([saved("a", 10, GOOD), saved("s", 20, GOOD, superseded=True), saved("c", 30)], 2, "s"),
+    # … or when there are more than `keep` of them.
+    (
+        [
+            saved("a", 10, GOOD),
+            saved("s", 20, GOOD, superseded=True),
+            saved("t", 30, GOOD, superseded=True),
+        ],
+        1,
+        "s",
+    ),
+    # … and never while nothing else is sound. A doubted one stays: it may be acquitted.
+    ([saved("s", 20, GOOD, superseded=True), saved("t", 30, GOOD, superseded=True)], 1, ""),
+    ([saved("a", 10, GOOD), saved("d", 20, GOOD, doubted=True), saved("c", 30, GOOD)], 1, "a"),
     # The tier `memory` and what is deleted already are not retention's.
     ([saved("m", 10, tier=Tier.MEMORY), saved("d", 11, deleted_at=NOW), saved("c", 30)], 1, ""),
 ]
@@ -304,5 +351,5 @@ RETENTION: list[tuple[list[Checkpoint], int, str]] = [
 
 @pytest.mark.parametrize(("known", "keep", "deleted"), RETENTION)
 def test_what_retention_deletes(known: list[Checkpoint], keep: int, deleted: str) -> None:
-    found = select_for_deletion(known, keep, in_use=("used",))
+    found = select_for_deletion(known, keep, in_use=("used",), attempt=1)
     assert " ".join(each.id for each in found) == deleted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def virtual_nodes(settings: LocalClusterSettings, gpus: tuple[str, ...]) -> Iter
         name = f"node-{number}"
         info = NodeInfo(
             id=name,
+            host=platform.node() or "localhost",
             gpus=len(devices),
             cpus=settings.cpus_per_node or hardware.cpus(),
             memory=settings.memory_per_node or 0,

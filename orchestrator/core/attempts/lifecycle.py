@@ -29,7 +29,7 @@ from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
-from orchestrator.core.policy import recovery, usage_history
+from orchestrator.core.policy import checkpoint_choice, usage_history
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
@@ -59,7 +59,7 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
     if not candidates and run.decision is not None:  # people let it begin again
         rollback.rewind(turn, run.id, run.decision)
     known = turn.state.checkpoints_of(run.id)
-    if not candidates and recovery.has_lost_its_past(run, turn.attempt(run.id), known):
+    if not candidates and checkpoint_choice.has_lost_its_past(run, turn.attempt(run.id), known):
         hold(turn, run.id, "none of its checkpoints can be trusted any more")
         return
     decision = run.decision
@@ -136,13 +136,13 @@ def _offer(checkpoint: Checkpoint) -> RestoreCandidate:
 def _candidates(turn: Turn, run: Run, seats: tuple[Seat, ...], world_size: int) -> list[Checkpoint]:
     decision = run.decision
     homes = {rank: seat.worker for seat in seats for rank in seat.ranks}
-    return recovery.trusted(
+    return checkpoint_choice.trusted(
         turn.state.checkpoints_of(run.id),
-        run=run,
         homes=homes,
         world_size=world_size,
         before_step=decision.onset_step if isinstance(decision, Rollback) else None,
         to_step=decision.step if isinstance(decision, RollbackTo) else None,
+        forced=isinstance(decision, RollbackTo) and decision.force,
     )[:CANDIDATES]
 
 

@@ -2,9 +2,9 @@
 
 Trust only grows by evidence: *complete* when every shard is recorded, *verified* when every worker
 has read its shards back, *good* when `good_after_steps` clean steps of the same attempt lie after
-it. It falls to *bad* by proof of damage, or because a rollback has undone the steps before it;
-never since a file could not be read, which may pass. The last checkpoint that can be trusted is not
-deleted.
+it. It falls to *bad* by proof of damage alone; never since a file could not be read, which may
+pass. Marks beside trust say which ones are passed over (:mod:`.rollback`). The last checkpoint that
+can be trusted is not deleted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.core.messages.gang_events import GangChecked, GangSaved
 from orchestrator.core.model.entities import Attempt, Checkpoint, Incident
 from orchestrator.core.model.states import AttemptState, IncidentState, Trust, WorkerState
 from orchestrator.core.model.vocabulary import Remedy, SaveTrouble
-from orchestrator.core.policy import recovery, remedies
+from orchestrator.core.policy import checkpoint_choice, remedies
 from orchestrator.core.turn import Turn
 
 PAGE_AFTER_FAILED_SAVES = 2
@@ -171,6 +171,7 @@ def may_become_good(checkpoint: Checkpoint) -> bool:
     return (
         checkpoint.tier is Tier.DIRECTORY
         and checkpoint.deleted_at is None
+        and not checkpoint.superseded
         and checkpoint.trust in {Trust.COMPLETE, Trust.VERIFIED}
     )
 
@@ -193,7 +194,6 @@ def promote(turn: Turn, run_id: str) -> None:
             may_become_good(checkpoint)
             and checkpoint.trust is Trust.VERIFIED
             and checkpoint.step <= clean_until
-            and checkpoint.id not in run.excluded
         ):
             turn.change_checkpoint(checkpoint.id, trust=Trust.GOOD)
 
@@ -240,10 +240,13 @@ def prune(turn: Turn, run_id: str) -> None:
     if worker is None or attempt is None:
         return
     run = turn.run(run_id)
-    counted = [
-        c for c in turn.state.checkpoints_of(run_id) if not (c.pinned and c.id in run.excluded)
-    ]
-    for spent in recovery.select_for_deletion(counted, run.spec.checkpoint.keep, in_use(attempt)):
+    spendable = checkpoint_choice.select_for_deletion(
+        turn.state.checkpoints_of(run_id),
+        run.spec.checkpoint.keep,
+        in_use(attempt),
+        attempt.number,
+    )
+    for spent in spendable:
         delete(turn, worker.id, spent, "retention")
 
 
@@ -292,6 +295,7 @@ def on_save_failed(turn: Turn, event: SaveFailed) -> None:
             evidence={"failed": 1, "step": event.step, "tier": event.tier.value},
         )
         turn.notify(run.id, known.severity, f"{run.name}: {reason}", known.id)
+        prune(turn, run.id)  # it may have been for room that half-written ones take
     elif event.step != known.evidence["step"]:
         failed = known.evidence["failed"] + 1
         severe = failed >= PAGE_AFTER_FAILED_SAVES
@@ -303,6 +307,7 @@ def on_save_failed(turn: Turn, event: SaveFailed) -> None:
         )
         if failed == PAGE_AFTER_FAILED_SAVES:
             turn.notify(run.id, Severity.CRITICAL, f"{run.name}: {reason}", known.id)
+        prune(turn, run.id)
 
 
 def _failing_saves(turn: Turn, run_id: str, tier: Tier) -> Incident | None:

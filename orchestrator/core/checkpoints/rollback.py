@@ -1,20 +1,61 @@
-"""Which checkpoints a run leaves behind when it goes back: they belong to an undone past."""
+"""Which checkpoints a run leaves behind when it goes back: they belong to an undone past.
+
+Their bytes are as sound as before, so nothing here touches trust: they are *superseded*, which
+`babysit rollback --to STEP --force` takes back. Only damage makes a checkpoint bad.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from babysit.wire import Tier
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Decision, Rollback, RollbackTo
 from orchestrator.core.model.entities import Checkpoint
 from orchestrator.core.model.states import Trust
-from orchestrator.core.policy import recovery
+from orchestrator.core.policy import checkpoint_choice, doubt
 from orchestrator.core.turn import Turn
+
+LARGE_LOSS_SECONDS = 3600.0
+"""Productive seconds that are not begun again unasked: the run is held, and people are paged."""
 
 
 def mark_bad(turn: Turn, checkpoint: str | None, reason: str) -> None:
-    """Mark a checkpoint bad, which is final. No effect if it is unknown (or None)."""
+    """Mark a damaged checkpoint bad, which is final; no effect if it is unknown (or None)."""
     known = turn.state.checkpoints.get(checkpoint or "")
     if known is not None and known.trust is not Trust.BAD:
         turn.change_checkpoint(known.id, trust=Trust.BAD, reason=reason)
+
+
+def cast_doubt(turn: Turn, checkpoint: str | None, reason: str) -> None:
+    """Pass over a checkpoint until it is acquitted; no effect if it is unknown (or None)."""
+    known = turn.state.checkpoints.get(checkpoint or "")
+    if known is not None and not known.doubted:
+        turn.change_checkpoint(known.id, doubted=True, reason=f"doubted: {reason}")
+        turn.record(known.run, f"step {known.step} ({known.tier}) is doubted: {reason}")
+
+
+def acquit(turn: Turn, checkpoints: Iterable[str], reason: str) -> None:
+    """Lift the doubt about checkpoints: they are offered again, and not doubted for deaths."""
+    for known in [turn.state.checkpoints[each] for each in checkpoints]:
+        turn.change_checkpoint(
+            known.id, doubted=False, acquitted=True, deaths=0, reason=f"acquitted: {reason}"
+        )
+        turn.record(known.run, f"step {known.step} ({known.tier}) is acquitted: {reason}")
+
+
+def overrule(turn: Turn, run_id: str, step: int, actor: str) -> None:
+    """A person takes the checkpoints of a step whatever the marks on them say."""
+    for known in turn.state.checkpoints_of(run_id):
+        if known.step == step and (known.doubted or known.superseded):
+            turn.change_checkpoint(
+                known.id,
+                doubted=False,
+                superseded=False,
+                acquitted=True,
+                deaths=0,
+                reason=f"taken by {actor}, whatever was held against it",
+            )
 
 
 def rewind(turn: Turn, run_id: str, decision: Decision) -> None:
@@ -24,78 +65,69 @@ def rewind(turn: Turn, run_id: str, decision: Decision) -> None:
     not good enough now, and are not at the next crash either. A restart without a rollback leaves
     nothing behind.
     """
-    run, checkpoints = turn.run(run_id), turn.state.checkpoints_of(run_id)
     if isinstance(decision, Rollback):
-        good = recovery.trusted(
-            checkpoints,
-            run=run,
-            before_step=decision.onset_step,
-            to_step=None,
-            homes={},
-            world_size=0,
-        )
+        good = _good_before(turn, run_id, decision.onset_step)
         step = good[0].step if good else 0
         why = f"left behind by a rollback to step {step}: anomaly since step {decision.onset_step}"
-        for checkpoint in checkpoints:
-            if checkpoint.step > step:
-                mark_bad(turn, checkpoint.id, why)
+        _leave_later(turn, run_id, step, why)
     elif isinstance(decision, RollbackTo):
         why = f"left behind by a rollback to step {decision.step}"
         _leave_later(turn, run_id, decision.step, why)
 
 
-def would_lose(turn: Turn, run_id: str, decision: Decision) -> float:
-    """Seconds of productive work that a rollback would lose for good; 0.0 unless it goes to step 0.
-
-    The estimate is the run's whole productive time, since nothing is left to go on from.
-    """
-    run = turn.run(run_id)
-    if not isinstance(decision, Rollback) or not turn.state.checkpoints_of(run_id):
-        return 0.0
-    good = recovery.trusted(
+def _good_before(turn: Turn, run_id: str, onset_step: int) -> list[Checkpoint]:
+    return checkpoint_choice.trusted(
         turn.state.checkpoints_of(run_id),
-        run=run,
-        before_step=decision.onset_step,
+        before_step=onset_step,
         to_step=None,
         homes={},
         world_size=0,
     )
-    return 0.0 if good else time_ledger.totals(run.ledger, turn.now)[time_ledger.Bucket.PRODUCTIVE]
 
 
-def supersede_later_checkpoints(turn: Turn, run_id: str) -> None:
-    """The attempt has loaded its step: what older attempts saved after it is no longer its past.
+def helps(turn: Turn, run_id: str, onset_step: int) -> bool:
+    """True if a good checkpoint from before the onset can be loaded."""
+    return bool(_good_before(turn, run_id, onset_step))
 
-    Loading it at the next crash would jump over steps that this attempt does differently, and
-    clean steps of this attempt say nothing about it.
+
+def needs_a_person(turn: Turn, run_id: str, decision: Decision) -> bool:
+    """True if a rollback finds nothing good before its onset, and the run has something to lose.
+
+    That is a checkpoint that was saved, or `LARGE_LOSS_SECONDS` of productive time. A run that
+    never saved anything begins again by itself within that time.
+    """
+    if not isinstance(decision, Rollback) or helps(turn, run_id, decision.onset_step):
+        return False
+    saved = any(
+        c.tier is Tier.DIRECTORY and c.trust is not Trust.WRITING and c.deleted_at is None
+        for c in turn.state.checkpoints_of(run_id)
+    )
+    spent = time_ledger.totals(turn.run(run_id).ledger, turn.now)[time_ledger.Bucket.PRODUCTIVE]
+    return saved or spent >= LARGE_LOSS_SECONDS
+
+
+def settle_past(turn: Turn, run_id: str) -> None:
+    """Every rank has loaded, and a step has ended: what the attempt loaded is the run's past.
+
+    What older attempts saved after it is superseded. Loading it at the next crash would jump over
+    steps that this attempt does differently, and clean steps of this attempt say nothing about it.
+    Before the first step the attempt has shown nothing: if it dies, a newer checkpoint that was
+    passed over may still be the better one.
     """
     attempt = turn.state.attempts[run_id]
+    if len(attempt.restored_ranks) < attempt.world_size or not doubt.stepped(attempt):
+        return
     why = f"left behind: attempt {attempt.number} went on from step {attempt.start_step}"
     _leave_later(turn, run_id, attempt.start_step, why, before_attempt=attempt.number)
+    loaded = turn.state.checkpoints.get(attempt.restored or "")
+    if loaded is not None and loaded.deaths:
+        turn.change_checkpoint(loaded.id, deaths=0)
 
 
 def _leave_later(
     turn: Turn, run_id: str, step: int, why: str, before_attempt: int | None = None
 ) -> None:
-    for checkpoint in turn.state.checkpoints_of(run_id):
-        if checkpoint.step > step and (
-            before_attempt is None or checkpoint.attempt < before_attempt
-        ):
-            _set_aside(turn, checkpoint, why)
-
-
-def _set_aside(turn: Turn, checkpoint: Checkpoint, why: str) -> None:
-    """Nothing is known to be wrong with it: a pinned one can still be asked for."""
-    run = turn.run(checkpoint.run)
-    if not checkpoint.pinned:
-        mark_bad(turn, checkpoint.id, why)
-    elif checkpoint.id not in run.excluded:
-        turn.change_run(run.id, excluded=(*run.excluded, checkpoint.id))
-
-
-def take_up_again(turn: Turn, run_id: str, step: int) -> None:
-    """A person asks for a step that an earlier rollback had left behind."""
-    run, known = turn.run(run_id), turn.state.checkpoints
-    excluded = tuple(id_ for id_ in run.excluded if id_ not in known or known[id_].step != step)
-    if excluded != run.excluded:
-        turn.change_run(run_id, excluded=excluded)
+    for known in turn.state.checkpoints_of(run_id):
+        ours = before_attempt is not None and known.attempt >= before_attempt
+        if known.step > step and not ours and not known.superseded and known.deleted_at is None:
+            turn.change_checkpoint(known.id, superseded=True, reason=why)

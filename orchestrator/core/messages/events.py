@@ -87,6 +87,8 @@ class RollbackAsked(Event):
     run: str
     to_step: int | None = None
     skip: tuple[int, int] | None = None
+    force: bool = False
+    """Take the checkpoint of `to_step` even if it is doubted, superseded or bad."""
     reason: str = ""
 
 
@@ -150,6 +152,8 @@ class NodeInfo(Model):
     gpus: int = 0
     cpus: float = 1
     memory: int = 0
+    host: str = ""
+    """The machine that several nodes share; empty: the node is a machine of its own."""
     labels: dict[str, str] = Field(default_factory=dict)
 
 

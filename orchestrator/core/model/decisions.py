@@ -2,7 +2,7 @@
 
 A decision is made while the attempt may still be alive, and carried out when every process of it is
 confirmed dead: two attempts of a run must never write at once. It is kept in the run, so that it
-survives a restart of the control plane. `orchestrator.core.supervision.failures.decide` carries it
+survives a restart of the control plane. `orchestrator.core.supervision.judgement.decide` carries it
 out; the next attempt, or the end of the run, clears it.
 
 `Retry`: go on from the newest checkpoint that loads. Made by `supervision.failures.fail_attempt` (a
@@ -137,6 +137,8 @@ class RollbackTo:
     kind: Literal["rollback_to"] = "rollback_to"
     restart: Restart
     step: int
+    force: bool = False
+    """Try the checkpoint of this step even if it is known to be bad."""
     skip: tuple[int, int] | None = None
     """Batches to quarantine, first and last."""
     stage: Annotated[Settled | CarriedOut, Field(discriminator="stage")] = dataclasses.field(

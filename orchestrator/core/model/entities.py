@@ -39,6 +39,10 @@ class Budget:
     count: int
     best_step: int
     """The run's best step when it was last charged: beyond it, the budget is earned back."""
+    nodes: tuple[str, ...] = ()
+    """Nodes on which the signature struck, as far as they are known."""
+    hosts: tuple[str, ...] = ()
+    """The hosts of these nodes: several nodes of a local cluster are one host."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +87,6 @@ class Run:
     """Nodes that are used only when nothing else fits, the latest last."""
     claim: Claim | None = None
     """Nodes that the scheduler reserves for the run while it waits."""
-    excluded: tuple[str, ...] = ()
-    """Checkpoints that are not loaded again, though nothing is known to be wrong with them."""
     runtime_left: float | None = None
     """Seconds of max_runtime that were left when it lost its last node to the queue; None: its time
     runs (timer `max_runtime`), or has not begun."""
@@ -120,6 +122,8 @@ class RankFailure:
     node: str
     at: dt.datetime
     failure: Failure
+    step: int = 0
+    """The last step that it ended; 0: none is known."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +217,8 @@ class Fault:
     at: dt.datetime
     run: str
     failure_class: FailureClass
+    acquitted: bool = False
+    """The failure followed its run to another node. The breaker still counts it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +234,8 @@ class Node:
     cpus: float = 1
     memory: int = 0
     """Bytes; 0: not accounted."""
+    host: str = ""
+    """The machine of which it is a part; empty: it is a machine of its own."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Topology: zone, spine, rack, nvlink."""
     faults: tuple[Fault, ...] = ()
@@ -238,6 +246,11 @@ class Node:
     """Windows that are not over, the earliest first."""
     cordon: Cordon | None = None
     """During maintenance: the cordon from before, which applies again afterwards."""
+
+    @property
+    def machine(self) -> str:
+        """The name of its host, or its own: faults of one machine are counted once."""
+        return self.host or self.id
 
     @property
     def capacity(self) -> NodeCapacity:
@@ -277,6 +290,15 @@ class Checkpoint:
     """Workers that read their shards back and found them whole."""
     bytes: int = 0
     pinned: bool = False
+    doubted: bool = False
+    """Ranks died right after loading it, here and elsewhere: passed over until it is acquitted."""
+    superseded: bool = False
+    """From after the onset of an anomaly, or left behind by a rollback: no longer the run's past.
+    Nothing is known to be wrong with its bytes."""
+    deaths: int = 0
+    """Attempts in a row that died right after loading it, before a new step."""
+    acquitted: bool = False
+    """It was doubted, and the older one died alike: deaths are not its fault."""
     created_at: dt.datetime
     deleted_at: dt.datetime | None = None
 

@@ -59,7 +59,7 @@ class Trust(StrEnum):
     COMPLETE = "complete"  # every shard of its world is recorded, with size and hash
     VERIFIED = "verified"  # read back: sizes and hashes match
     GOOD = "good"  # and N clean steps followed
-    BAD = "bad"  # corrupt, half-written, or saved after the onset of an anomaly
+    BAD = "bad"  # damaged: it does not read back as it was written
 
 
 class IncidentState(StrEnum):

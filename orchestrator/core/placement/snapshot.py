@@ -221,6 +221,7 @@ def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> fl
         for checkpoint in state.checkpoints_of(run.id)
         if checkpoint.tier is Tier.DIRECTORY
         and checkpoint.trust not in {Trust.WRITING, Trust.BAD}
+        and not checkpoint.superseded
         and checkpoint.deleted_at is None
     ]
     # Memory checkpoints do not count: they are lost with the nodes that the run must leave.

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from babysit.wire import Tier
 from monitors.failures import Advice, Cause, Failure, FailureClass, Proof
-from orchestrator.core.model.decisions import Rollback, RollbackTo
-from orchestrator.core.model.entities import Anomaly, Attempt, Budget, Checkpoint, Node, Run
-from orchestrator.core.model.states import Trust
+from orchestrator.core.model.entities import Anomaly, Attempt, Budget, Node, Run
 from orchestrator.core.model.vocabulary import Remedy
-from orchestrator.core.policy import remedies
+from orchestrator.core.policy import doubt, remedies
 
 AVOIDED = 16
 """Most nodes that a run avoids, the latest ones: over weeks it would come to avoid every spare."""
@@ -35,12 +32,13 @@ NOTHING_LOADED = "nothing could be loaded"
 """Signature of an attempt that could load none of the checkpoints offered to it."""
 LOAD_TRIES = 8
 """Attempts in a row that load nothing before the run is held: three minutes of back-off."""
-LARGE_LOSS_SECONDS = 3600.0
-"""Seconds of work that are never thrown away unasked: the run is held, and people are paged."""
 SAME_WINDOW_BATCHES = 20
 """Batches: onsets closer than this (or than `skip_batches`, if more) are the same anomaly."""
 NAN_AFTER_LOAD_STEPS = 3
-"""Steps: an anomaly this soon after a load, twice, marks the checkpoint bad (row 22)."""
+"""An anomaly this soon after a load, twice in one place, casts doubt on what was loaded (row 22).
+"""
+FOLLOWED_NODES = 2
+"""Nodes on which one signature strikes without progress: it follows the run, and is the run's."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,9 +68,11 @@ class Verdict:
     skip: tuple[int, int] | None = None
     """Batches to quarantine, inclusive."""
     avoid: str | None = None
+    acquitted: tuple[str, ...] = ()
+    """Nodes on which the failure struck that are not to blame for it: it follows the run."""
     cordon: ProvenFault | None = None
     distrust: str | None = None
-    """A checkpoint that must not be loaded again."""
+    """The checkpoint that an anomaly casts doubt on."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,10 @@ class Case:
 
     failure: Failure
     node: str | None = None
+    host: str | None = None
+    """The machine that the node is, or is a part of."""
+    ruling: doubt.Ruling = doubt.NOTHING
+    """What the death says of the checkpoint that was loaded."""
     onset_step: int | None = None
     onset_batch: int = 0
 
@@ -105,16 +109,22 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
     """
     if case.onset_step is not None:
         return _judge_anomaly(run, attempt, case, case.onset_step)
-    failure = case.failure
-    budgets, count = charge(run, failure)
-    limit = remedies.budget_of(run.spec, failure.cause)
+    failure, cause = case.failure, case.failure.cause
+    budgets, count = charge(run, failure, case.node, case.host)
+    paid = budgets[cause.value]
+    follows = _follows_the_run(failure, paid)
+    if follows and len(paid.hosts) >= FOLLOWED_NODES and remedies.is_own_making(failure):
+        cause = Cause.USER
+        budgets, count = _charge(run, budgets, cause.value, failure.signature)
+    limit = remedies.budget_of(run.spec, cause)
     verdict = Verdict(
         remedy=Remedy.RETRY,
         reason=failure.reason,
-        cause=failure.cause,
+        cause=cause,
         failure_class=failure.failure_class,
         budgets=budgets,
         anomalies=run.anomalies,
+        acquitted=paid.nodes if follows else (),
     )
     if failure.final:
         return dataclasses.replace(
@@ -124,36 +134,70 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
         reason = f"{failure.reason} ({count} times)"
         return dataclasses.replace(verdict, remedy=Remedy.HOLD, reason=reason)
     if count > limit or budgets[STUCK].count > max(limit, run.spec.recovery.infrastructure):
-        reason = _stop_reason(failure, count)
+        reason = _stop_reason(verdict, count)
         return dataclasses.replace(verdict, remedy=Remedy.STOP, reason=reason)
-    avoid, cordon = _blame(case, node, count, now)
+    avoid, cordon = (None, None) if follows else _blame(case, node, count, now)
     return dataclasses.replace(
         verdict,
         remedy=Remedy.REPLACE_NODE if avoid else Remedy.RETRY,
-        reason=_retry_reason(failure, count, limit, avoid),
+        reason=_retry_reason(verdict, count, limit, avoid),
         delay=_back_off(count),
         avoid=avoid,
         cordon=cordon,
-        distrust=_doubt(attempt, failure, count),
     )
 
 
-def charge(run: Run, failure: Failure) -> tuple[dict[str, Budget], int]:
-    """Charge the budget of the cause and the counter of restarts without progress.
+def charge(
+    run: Run, failure: Failure, node: str | None = None, host: str | None = None
+) -> tuple[dict[str, Budget], int]:
+    """Charge the cause's budget and the stuck counter; the new count of this signature.
 
-    Returns the new budgets, and how often this signature has failed without progress, this time
-    included. Preemptions and requests do not count as restarts without progress.
+    `node` and `host` say where the failure struck; None: nobody knows.
     """
-    budgets = dict(run.budgets)
-    for key, signature in ((failure.cause.value, failure.signature), (STUCK, STUCK)):
-        if key == STUCK and failure.cause in {Cause.PREEMPTION, Cause.OPERATOR}:
-            budgets.setdefault(STUCK, Budget(signature=STUCK, count=0, best_step=run.best_step))
-            continue
-        old = budgets.get(key)
-        same = old and old.signature == signature and run.best_step <= old.best_step
-        count = old.count + 1 if old and same else 1
-        budgets[key] = Budget(signature=signature, count=count, best_step=run.best_step)
-    return budgets, budgets[failure.cause.value].count
+    budgets, count = _charge(
+        run, run.budgets, failure.cause.value, failure.signature, node=node, host=host
+    )
+    if failure.cause in {Cause.PREEMPTION, Cause.OPERATOR}:
+        budgets.setdefault(STUCK, Budget(signature=STUCK, count=0, best_step=run.best_step))
+    else:
+        budgets, _ = _charge(run, budgets, STUCK, STUCK)
+    return budgets, count
+
+
+def _charge(
+    run: Run,
+    before: Mapping[str, Budget],
+    key: str,
+    signature: str,
+    *,
+    node: str | None = None,
+    host: str | None = None,
+) -> tuple[dict[str, Budget], int]:
+    """Budgets with one more failure under `key`, and the count there."""
+    old = before.get(key)
+    if old is None or old.signature != signature or run.best_step > old.best_step:
+        old = Budget(signature=signature, count=0, best_step=run.best_step)
+    budget = Budget(
+        signature=signature,
+        count=old.count + 1,
+        best_step=run.best_step,
+        nodes=_with(old.nodes, node),
+        hosts=_with(old.hosts, host),
+    )
+    return {**before, key: budget}, budget.count
+
+
+def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
+    return names if name is None or name in names else (*names, name)
+
+
+def _follows_the_run(failure: Failure, paid: Budget) -> bool:
+    """True if the same failure struck on several nodes, and no machine says that it is theirs."""
+    return (
+        failure.cause is Cause.INFRASTRUCTURE
+        and failure.proof is None
+        and len(paid.nodes) >= FOLLOWED_NODES
+    )
 
 
 def restarts_in_vain(run: Run) -> int:
@@ -177,18 +221,24 @@ def charge_launch(run: Run, reason: str) -> tuple[dict[str, Budget], int]:
     return {**run.budgets, LAUNCH: budget}, count
 
 
-def _stop_reason(failure: Failure, count: int) -> str:
-    if failure.cause is Cause.USER:
-        return failure.reason
-    return f"{failure.reason} ({count} times without progress: the budget is spent)"
+def _stop_reason(verdict: Verdict, count: int) -> str:
+    if verdict.cause is Cause.USER:
+        return f"{verdict.reason}{_follows(verdict)}"
+    return f"{verdict.reason} ({count} times without progress: the budget is spent)"
 
 
-def _retry_reason(failure: Failure, count: int, limit: float, avoid: str | None) -> str:
-    if failure.cause is Cause.USER:
-        return f"{failure.reason}; tried once more, to confirm that the code is the cause"
-    tail = f"; {avoid} is avoided" if avoid else ""
+def _retry_reason(verdict: Verdict, count: int, limit: float, avoid: str | None) -> str:
+    follows = _follows(verdict)
+    if verdict.cause is Cause.USER:
+        return f"{verdict.reason}{follows}; tried once more, to confirm that the code is the cause"
+    tail = f"; {avoid} is avoided" if avoid else follows
     again = f" (time {count} without progress, of {limit:.0f})" if count > 1 else ""
-    return f"{failure.reason}{again}{tail}"
+    return f"{verdict.reason}{again}{tail}"
+
+
+def _follows(verdict: Verdict) -> str:
+    nodes = verdict.acquitted
+    return f"; it follows the run ({', '.join(nodes[:3])}): no node is to blame" if nodes else ""
 
 
 def _back_off(count: int) -> float:
@@ -204,14 +254,17 @@ def _blame(
     A suspect is tried again once before it is avoided. What a rank printed may send this run
     elsewhere; only the word of the kernel, the driver or the cluster takes a node from every run.
     """
-    failure = case.failure
+    failure, ruling = case.failure, case.ruling
+    if node is not None and ruling.elsewhere and not ruling.doubt:
+        return node.id, None
     if node is None or failure.cause is not Cause.INFRASTRUCTURE:
         return None, None
     if _replaces_node(failure):
         proof = failure.proof
         return node.id, None if proof is None else ProvenFault(node.id, proof)
-    recent = [fault for fault in node.faults if now - fault.at <= LEMON_WINDOW]
-    if count > 1 or len(recent) >= LEMON_FAULTS:
+    recent = [f for f in node.faults if now - f.at <= LEMON_WINDOW and not f.acquitted]
+    again = count > 1 and ruling.loaded is None  # else the ruling says when to go elsewhere
+    if again or len(recent) >= LEMON_FAULTS:
         return node.id, None
     return None, None
 
@@ -222,27 +275,16 @@ def _replaces_node(failure: Failure) -> bool:
     return remedies.FAILURES[failure.failure_class].remedy is Remedy.REPLACE_NODE
 
 
-def _doubt(attempt: Attempt, failure: Failure, count: int) -> str | None:
-    """The checkpoint that is not loaded again; None: none is in doubt.
-
-    It was loaded, and the same failure came back before any new step.
-    """
-    stepped = attempt.first_step_at is not None
-    rule = remedies.FAILURES[failure.failure_class]
-    suspect = rule.suspects_checkpoint and failure.cause is not Cause.USER
-    if count > 1 and not stepped and suspect:
-        return attempt.restored
-    return None
-
-
 def _judge_anomaly(run: Run, attempt: Attempt, case: Case, onset_step: int) -> Verdict:
     """Roll back before the onset.
 
-    Replay first, and skip the batches when it comes back (PaLM, GLM-130B).
+    Replay first, and skip the batches when it comes back (PaLM, GLM-130B). An earlier anomaly is
+    over when the run has trained past its onset, by more than onsets of one anomaly differ.
     """
     spike = run.spec.monitors.loss_spike
     window = max(SAME_WINDOW_BATCHES, spike.skip_batches)
-    earlier = [a for a in run.anomalies if abs(a.onset_batch - case.onset_batch) <= window]
+    pending = [a for a in run.anomalies if onset_step - a.onset_step <= SAME_WINDOW_BATCHES]
+    earlier = [a for a in pending if _apart(a, onset_step, case.onset_batch) <= window]
     count = 1 + max((a.count for a in earlier), default=0)
     seen = Anomaly(onset_step=onset_step, onset_batch=case.onset_batch, count=count)
     signature = case.failure.signature
@@ -255,7 +297,7 @@ def _judge_anomaly(run: Run, attempt: Attempt, case: Case, onset_step: int) -> V
         cause=Cause.ANOMALY,
         failure_class=FailureClass.NUMERICS,
         budgets={**run.budgets, Cause.ANOMALY.value: budget},
-        anomalies=(*(a for a in run.anomalies if a not in earlier), seen),
+        anomalies=(*(a for a in pending if a not in earlier), seen),
         distrust=attempt.restored if soon and count > 1 else None,
     )
     if charged > run.spec.recovery.anomaly:
@@ -272,6 +314,13 @@ def _judge_anomaly(run: Run, attempt: Attempt, case: Case, onset_step: int) -> V
     return dataclasses.replace(verdict, remedy=Remedy.ROLL_BACK_AND_SKIP, reason=reason, skip=skip)
 
 
+def _apart(earlier: Anomaly, onset_step: int, onset_batch: int) -> int:
+    """Batches between two onsets; or steps, where the batch of one is not known (0)."""
+    if earlier.onset_batch > 0 and onset_batch > 0:
+        return abs(earlier.onset_batch - onset_batch)
+    return abs(earlier.onset_step - onset_step)
+
+
 def _without_progress(run: Run) -> int:
     """Anomalies since the run last reached a new step, wherever they began, with this one.
 
@@ -279,91 +328,3 @@ def _without_progress(run: Run) -> int:
     """
     old = run.budgets.get(Cause.ANOMALY.value)
     return old.count + 1 if old is not None and run.best_step <= old.best_step else 1
-
-
-def trusted(
-    checkpoints: Sequence[Checkpoint],
-    *,
-    run: Run,
-    before_step: int | None,
-    to_step: int | None,
-    homes: Mapping[int, str],
-    world_size: int,
-) -> list[Checkpoint]:
-    """The checkpoints that are safe to load, in the order in which they are tried.
-
-    Whether they can be read is not promised: ranks check sizes and hashes, and fall back along the
-    list.
-
-    Args:
-        checkpoints: All that is known of the run.
-        run: Its `excluded` ones are passed over.
-        before_step: Onset of an anomaly: only good ones from before it are safe. None: a crash, for
-            which the newest complete one will do, memory before directory at the same step.
-        to_step: Step that a person chose: this one or older. None: no choice.
-        homes: Worker of each rank of the next attempt: a memory checkpoint is of use only where its
-            shards are.
-        world_size: Ranks of the next attempt: memory cannot be resharded.
-    """
-
-    def usable(checkpoint: Checkpoint) -> bool:
-        if checkpoint.id in run.excluded or checkpoint.deleted_at is not None:
-            return False
-        if checkpoint.trust in {Trust.WRITING, Trust.BAD}:
-            return False
-        if to_step is not None and checkpoint.step > to_step:
-            return False
-        if before_step is not None and (
-            checkpoint.trust is not Trust.GOOD or checkpoint.step >= before_step
-        ):
-            return False
-        if checkpoint.tier is Tier.MEMORY:
-            return checkpoint.world_size == world_size and dict(checkpoint.homes) == dict(homes)
-        return True
-
-    return sorted(
-        filter(usable, checkpoints),
-        key=lambda c: (-c.step, c.tier is not Tier.MEMORY, -c.attempt),
-    )
-
-
-def has_lost_its_past(run: Run, before: Attempt | None, checkpoints: Sequence[Checkpoint]) -> bool:
-    """True if a start from step 0 would throw work away that nobody decided to give up.
-
-    That is so where the last attempt loaded or saved checkpoints that turned out bad. After a
-    rollback, by a person or for an anomaly, it is decided already.
-    """
-    if before is None or isinstance(run.decision, Rollback | RollbackTo):
-        return False
-    return any(
-        checkpoint.tier is Tier.DIRECTORY
-        and checkpoint.trust is Trust.BAD
-        and (checkpoint.attempt == before.number or checkpoint.id in before.candidates)
-        for checkpoint in checkpoints
-    )
-
-
-def select_for_deletion(
-    checkpoints: Sequence[Checkpoint], keep: int, in_use: Sequence[str]
-) -> list[Checkpoint]:
-    """Directory checkpoints that retention may delete, bad and unfinished ones first.
-
-    Retention never selects the newest `keep` sound ones, the newest good or verified one, a pinned
-    one, or one in `in_use`. Bad and unfinished ones do not count among the kept; those newer than
-    every sound one stay, since an unfinished one may still become whole.
-    """
-    directory = sorted(
-        (c for c in checkpoints if c.tier is Tier.DIRECTORY and c.deleted_at is None),
-        key=lambda c: (c.step, c.attempt),
-        reverse=True,
-    )
-    sound = [c for c in directory if c.trust in {Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD}]
-    if not sound:
-        return []
-    newest_good = next((c for c in sound if c.trust is Trust.GOOD), None)
-    verified = next((c for c in sound if c.trust in {Trust.VERIFIED, Trust.GOOD}), None)
-    kept = {c.id for c in (*sound[:keep], newest_good, verified) if c is not None} | set(in_use)
-    spent = [
-        c for c in directory if c.trust in {Trust.BAD, Trust.WRITING} and c.step < sound[0].step
-    ]
-    return [c for c in (*spent, *sound) if c.id not in kept and not c.pinned]

@@ -12,12 +12,13 @@ incidents cast doubt on what was saved, node faults to trip the breaker. Budgets
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import cast
 
 from jobs.spec import Action, RunSpec
-from monitors.failures import CAUSE_OF, Cause, FailureClass
+from monitors.failures import CAUSE_OF, Cause, Failure, FailureClass
 from monitors.types import FindingKind
 from orchestrator.core.model.vocabulary import Remedy
 
@@ -38,6 +39,9 @@ class Rule:
     suspects_checkpoint: bool = False
     """True if the same failure, again before the first new step after a load, may be the fault of
     the checkpoint that was loaded (FAILURES.md row 22)."""
+    blames_node: bool = True
+    """False if the failure alone says nothing about the machine: it is held against no node, unless
+    the kernel, the driver or the cluster says so."""
     trips_breaker: bool = False
     """True if a shared cause (network, storage, babysit itself) shows as this failure on many nodes
     at once: the circuit breaker counts these."""
@@ -79,12 +83,17 @@ FINDINGS: Mapping[FindingKind, Rule] = {
 
 
 def _retry(
-    failure_class: FailureClass, *, suspects_checkpoint: bool = False, trips_breaker: bool = False
+    failure_class: FailureClass,
+    *,
+    suspects_checkpoint: bool = False,
+    blames_node: bool = True,
+    trips_breaker: bool = False,
 ) -> Rule:
     return Rule(
         remedy=Remedy.RETRY,
         failure_class=failure_class,
         suspects_checkpoint=suspects_checkpoint,
+        blames_node=blames_node,
         trips_breaker=trips_breaker,
     )
 
@@ -105,13 +114,14 @@ FAILURES: Mapping[FailureClass, Rule] = {
         _retry(FailureClass.WORKER_LOST, trips_breaker=True),
         _retry(FailureClass.COLLECTIVE_TIMEOUT),
         _retry(FailureClass.RENDEZVOUS),
-        _retry(FailureClass.HANG),
-        _retry(FailureClass.CASCADE),
+        # A lock of the user's hangs on any node, and a victim says nothing about its own.
+        _retry(FailureClass.HANG, blames_node=False),
+        _retry(FailureClass.CASCADE, blames_node=False),
         # A state that was saved broken kills every attempt that loads it, in one of these ways.
         _retry(FailureClass.SIGNAL, suspects_checkpoint=True),
-        _retry(FailureClass.UNKNOWN, suspects_checkpoint=True),
+        _retry(FailureClass.UNKNOWN, suspects_checkpoint=True, blames_node=False),
         _retry(FailureClass.CHECKPOINT_CORRUPT, suspects_checkpoint=True),
-        # A rank that dies of numerics names no onset, so there is no step to go back before.
+        # A rank that dies of numerics before a step names no onset to go back before.
         _retry(FailureClass.NUMERICS, suspects_checkpoint=True),
         # One retry confirms that it is the code; then the budget of the user is spent.
         _retry(FailureClass.USER_CODE),
@@ -139,6 +149,24 @@ SPOILING: frozenset[str] = frozenset(
     kind for kind, rule in FINDINGS.items() if rule.spoils_checkpoints
 )
 """Kinds of incident that cast doubt on every step from their onset on."""
+
+
+_OWN_SIGNALS = re.compile(r"\bSIG(?:SEGV|BUS|ILL|FPE|ABRT|TRAP|SYS)\b")
+"""Signals that a program earns by what it does; others are sent to it."""
+
+
+def is_own_making(failure: Failure) -> bool:
+    """True if a program most likely ended itself by a signal, and no machine says otherwise."""
+    signal = failure.failure_class is FailureClass.SIGNAL and failure.proof is None
+    return signal and _OWN_SIGNALS.search(failure.reason) is not None
+
+
+def blames_node(failure: Failure) -> bool:
+    """True if a failure is held against the node on which it struck."""
+    if failure.cause is not Cause.INFRASTRUCTURE:
+        return False
+    rule = FAILURES[failure.failure_class]
+    return failure.proof is not None or (rule.blames_node and not is_own_making(failure))
 
 
 def action_of(spec: RunSpec, kind: FindingKind) -> Action:

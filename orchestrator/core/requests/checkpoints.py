@@ -95,6 +95,7 @@ def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
         if c.id != known.id
         and c.tier is Tier.DIRECTORY
         and c.deleted_at is None
+        and not c.superseded
         and c.trust in {Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD}
     ]
     worker = next(

@@ -53,6 +53,7 @@ def _shape(info: NodeInfo) -> dict[str, object]:
         "gpus": info.gpus,
         "cpus": info.cpus,
         "memory": info.memory,
+        "host": info.host,
         "labels": dict(info.labels),
     }
 
@@ -63,6 +64,7 @@ def _node(info: NodeInfo, now: dt.datetime) -> Node:
         gpus=info.gpus,
         cpus=info.cpus,
         memory=info.memory,
+        host=info.host,
         labels=dict(info.labels),
         since=now,
     )

@@ -27,7 +27,7 @@ from orchestrator.core.model.decisions import (
     RollbackTo,
     Settled,
 )
-from orchestrator.core.model.entities import Run
+from orchestrator.core.model.entities import Checkpoint, Run
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
@@ -37,10 +37,10 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.core.model.vocabulary import Remedy, Timer
-from orchestrator.core.policy import admission
+from orchestrator.core.policy import admission, doubt
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.requests import nodes as node_requests
-from orchestrator.core.supervision import failures, findings
+from orchestrator.core.supervision import findings, judgement
 from orchestrator.core.text import named, outcome
 from orchestrator.core.turn import Turn
 from orchestrator.errors import ConflictError, InvalidError, NotFoundError
@@ -128,33 +128,59 @@ def on_rollback_asked(turn: Turn, event: RollbackAsked) -> None:
             f"invalid --skip {event.skip[0]}:{event.skip[1]}:"
             " expected FIRST:LAST with 1 <= FIRST <= LAST"
         )
-    loadable = [
-        c
-        for c in turn.state.checkpoints_of(run.id)
-        if c.deleted_at is None and c.trust not in {Trust.WRITING, Trust.BAD}
-    ]
+    if event.force and to_step is None:
+        raise InvalidError("--force needs a step: add --to STEP")
+    known = turn.state.checkpoints_of(run.id)
+    loadable = [c for c in known if doubt.may_load(c)]
     steps = sorted({c.step for c in loadable})
     if to_step is not None and to_step != 0 and to_step not in steps:
-        have = ", ".join(map(str, steps)) or "none"
-        raise ConflictError(
-            f"{run.name} has no checkpoint of step {to_step}; it has checkpoints of steps: {have}",
-            run=run.id,
-            state=run.state,
-            allowed=[str(step) for step in steps],
-        )
+        _refuse_step(run, to_step, known, steps, forced=event.force)
     if to_step is None and event.skip is None:
-        past = [c.step for c in loadable if c.id not in run.excluded and c.step < run.best_step]
+        past = [c.step for c in loadable if c.step < run.best_step]
         to_step = _newest(run, past, steps, f"step {run.best_step}, the newest reached")
     if to_step is None and event.skip is not None:
-        before = [c.step for c in loadable if c.id not in run.excluded and c.batch < event.skip[0]]
+        before = [c.step for c in loadable if c.batch < event.skip[0]]
         to_step = _newest(run, before, steps, f"batch {event.skip[0]}")
     where = "" if to_step is None else f" to step {to_step}"
     reason = f"rollback{where} requested by {event.actor}" + _because(event.reason)
     if event.to_step is None or _has_live_attempt(turn, run.id):
         _refuse_held(run)  # else the choice of a step ends the hold: nothing runs that it protects
-    _again(turn, run, reason, to_step=to_step, skip=event.skip)
-    if event.to_step is not None:
-        rollback.take_up_again(turn, run.id, event.to_step)
+    asked = _Target(step=to_step, skip=event.skip, force=event.force)
+    _refuse_restart(turn, run)
+    if event.force and to_step is not None:
+        rollback.overrule(turn, run.id, to_step, event.actor)
+    _again(turn, run, reason, asked)
+
+
+def _refuse_step(
+    run: Run, step: int, known: list[Checkpoint], steps: list[int], *, forced: bool
+) -> None:
+    """Refuse a step that has no checkpoint, or only one that must be forced.
+
+    Raises:
+        ConflictError: As said, with the steps that can be loaded.
+    """
+    here = [
+        c for c in known if c.step == step and c.deleted_at is None and c.trust is not Trust.WRITING
+    ]
+    if here and forced:
+        return
+    have = ", ".join(map(str, steps)) or "none"
+    why = f"{run.name} has no checkpoint of step {step}"
+    if here:
+        first = here[0]
+        marks = {"superseded": first.superseded, "doubted": first.doubted}
+        mark = next((mark for mark, applies in marks.items() if applies), first.trust.value)
+        why = (
+            f"the checkpoint of step {step} of {run.name} is {mark} ({first.reason});"
+            " `--force` loads it all the same"
+        )
+    raise ConflictError(
+        f"{why}; it has checkpoints of steps: {have}",
+        run=run.id,
+        state=run.state,
+        allowed=[str(step) for step in steps],
+    )
 
 
 def _refuse_held(run: Run) -> None:
@@ -182,15 +208,25 @@ def _newest(run: Run, past: list[int], steps: list[int], what: str) -> int:
     return max(past, default=0)
 
 
-def _again(
-    turn: Turn,
-    run: Run,
-    reason: str,
-    *,
-    to_step: int | None = None,
-    skip: tuple[int, int] | None = None,
-    grace: float = 0.0,
-) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a requested restart goes on from."""
+
+    step: int | None = None
+    """None: from the newest checkpoint."""
+    skip: tuple[int, int] | None = None
+    force: bool = False
+
+
+_NEWEST = _Target()
+
+
+def _refuse_restart(turn: Turn, run: Run) -> None:
+    """Refuse a restart that could not follow.
+
+    Raises:
+        ConflictError: Everything is held, the run is about to end, or it has never started.
+    """
     if turn.state.fleet.hold:
         raise ConflictError(
             f"all automatic action is {turn.state.fleet.hold}; `babysit release` first",
@@ -203,32 +239,36 @@ def _again(
             run=run.id,
             state=run.state,
         )
-    live = _has_live_attempt(turn, run.id)
-    if not live and run.attempt == 0:
+    if not _has_live_attempt(turn, run.id) and run.attempt == 0:
         raise ConflictError(
             f"{run.name} has not started yet: {run.reason}", run=run.id, state=run.state
         )
+
+
+def _again(
+    turn: Turn, run: Run, reason: str, target: _Target = _NEWEST, *, grace: float = 0.0
+) -> None:
+    _refuse_restart(turn, run)
+    live = _has_live_attempt(turn, run.id)
     if run.state is RunState.HELD:
         run = turn.release_run(run.id, run.held_from or RunState.QUEUED, reason)
     turn.cancel_timer(run.id, Timer.RETRY)
-    remedy = Remedy.AS_ASKED if to_step is None else Remedy.ROLL_BACK
+    remedy = Remedy.AS_ASKED if target.step is None else Remedy.ROLL_BACK
     restart = preemption.asked(turn, run, reason, remedy=remedy)
-    decision = _instead_of(run.decision, restart, to_step, skip)
+    decision = _instead_of(run.decision, restart, target)
     book = time_ledger.switch(turn.run(run.id).ledger, Bucket.STARTING, turn.now)
     state = RunState.RECOVERING if live else run.state
     turn.change_run(run.id, decision=decision, state=state, reason=reason, ledger=book)
     if live:
         attempt_lifecycle.stop_attempt(turn, run.id, reason, grace=grace)
     else:
-        failures.decide(turn, run.id)
+        judgement.decide(turn, run.id)
 
 
-def _instead_of(
-    before: Decision | None, restart: Restart, to_step: int | None, skip: tuple[int, int] | None
-) -> Decision:
+def _instead_of(before: Decision | None, restart: Restart, target: _Target) -> Decision:
     """The decision for a request. One without a step does not undo a rollback that is under way."""
-    if to_step is not None:
-        return RollbackTo(restart=restart, step=to_step, skip=skip)
+    if target.step is not None:
+        return RollbackTo(restart=restart, step=target.step, skip=target.skip, force=target.force)
     if isinstance(before, Rollback | RollbackTo):
         return dataclasses.replace(before, restart=restart, stage=Settled())
     return Retry(restart=restart, stage=Settled())
@@ -269,7 +309,7 @@ def on_released(turn: Turn, event: RunReleased) -> None:
         waiting = [run.id]
     for run_id in waiting:
         if not _has_live_attempt(turn, run_id):
-            failures.decide(turn, run_id)
+            judgement.decide(turn, run_id)
         elif not turn.held(run_id):
             findings.resume(turn, run_id)
             node_requests.leave_draining(turn, run_id)

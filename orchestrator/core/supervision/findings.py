@@ -94,7 +94,7 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
     There are three ways to get here: a finding under `act`, an `ask` that nobody answered
     (:func:`act_unanswered`), and the end of a hold (:func:`resume`). The attempt must be starting
     or running. What follows is judged when it is dead, by
-    :func:`orchestrator.core.supervision.failures.decide`.
+    :func:`orchestrator.core.supervision.judgement.decide`.
 
     Raises:
         KeyError: No row of the remedy table says what the finding is judged as.

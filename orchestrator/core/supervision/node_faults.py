@@ -4,33 +4,65 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Iterable
 
-from monitors.failures import Cause, Failure
+from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
 from orchestrator.core.model.entities import Fault, Node
-from orchestrator.core.model.states import NodeState
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import NodeState, WorkerState
 from orchestrator.core.policy import remedies
 from orchestrator.core.turn import Turn
 
 BREAKER_WINDOW = dt.timedelta(minutes=5)
 BREAKER_NODES, BREAKER_SHARE = 3, 0.10
-"""The breaker trips at this many faulty nodes in the window, and more than this share of all."""
+"""The breaker trips at this many faulty machines in the window, and more than this share of all."""
+BREAKER_RUNS = 2
+"""The breaker trips only if the faults are of this many runs: one run alone may be at fault itself.
+"""
 _KEPT_FAULTS = 20
 
 
-def note_fault(turn: Turn, node: str | None, run_id: str, failure: Failure) -> Node | None:
-    """Record a failure as a fault of its node, and return the node; None if it is unknown.
+def note_fault(turn: Turn, node: str | None, run_id: str, failure: Failure) -> None:
+    """Record a failure as a fault of its node; does nothing if the node is unknown.
 
-    Failures whose cause is the user's code or data are not recorded: they say nothing about the
-    node. The newest 20 faults are kept. May trip the breaker.
+    Failures that say nothing about the node (:func:`remedies.blames_node`) are not recorded. The
+    newest 20 faults are kept. May trip the breaker.
     """
     known = turn.state.nodes.get(node or "")
-    if known is None or failure.cause is not Cause.INFRASTRUCTURE:
-        return known
+    if known is None or not remedies.blames_node(failure):
+        return
     fault = Fault(at=turn.now, run=run_id, failure_class=failure.failure_class)
-    known = turn.change_node(known.id, faults=(*known.faults, fault)[-_KEPT_FAULTS:])
+    turn.change_node(known.id, faults=(*known.faults, fault)[-_KEPT_FAULTS:])
     check_breaker(turn)
-    return known
+
+
+def acquit(turn: Turn, nodes: Iterable[str], run_id: str, failure_class: FailureClass) -> None:
+    """Take back the faults of a failure that has followed its run from node to node."""
+    for known in [turn.state.nodes[each] for each in nodes if each in turn.state.nodes]:
+        faults = tuple(
+            dataclasses.replace(fault, acquitted=True)
+            if (fault.run, fault.failure_class) == (run_id, failure_class)
+            else fault
+            for fault in known.faults
+        )
+        if faults != known.faults:
+            turn.change_node(known.id, faults=faults)
+
+
+def known_by_its_machine(state: State, node: str | None) -> Node | None:
+    """The node, with the faults of its whole machine; None if it is unknown.
+
+    Without a second machine in the cluster it has none: there is nowhere else to go.
+    """
+    known = state.nodes.get(node or "")
+    if known is None or not known.host:
+        return known
+    others = [other for other in state.nodes.values() if other.state is not NodeState.GONE]
+    if all(other.machine == known.machine for other in others):
+        return dataclasses.replace(known, faults=())
+    faults = [f for other in others if other.machine == known.machine for f in other.faults]
+    return dataclasses.replace(known, faults=tuple(sorted(faults, key=lambda fault: fault.at)))
 
 
 def check_breaker(turn: Turn) -> None:
@@ -38,20 +70,27 @@ def check_breaker(turn: Turn) -> None:
 
     Faults that come together are the network, the storage or babysit itself, and restarts would
     make it worse. Nodes out of contact count while they are; others if they had a fault of their
-    own in `BREAKER_WINDOW`. Does nothing while everything is held already; `babysit release` ends
-    the freeze.
+    own in `BREAKER_WINDOW`. Machines are counted, not nodes, and runs beside them: the failures of
+    one run, wherever they are, never freeze the others. Does nothing while everything is held
+    already; `babysit release` ends the freeze.
     """
     if turn.state.fleet.hold:
         return
-    suspects = turn.state.suspects()
-    faulty = [node.id for node, silent in suspects if silent or _faulty_lately(turn, node)]
-    if len(faulty) < BREAKER_NODES:  # the common case; counting all nodes costs a loop over them
-        return
-    nodes = [node for node in turn.state.nodes.values() if node.state is not NodeState.GONE]
-    limit = max(BREAKER_NODES, int(BREAKER_SHARE * len(nodes)) + 1)
+    faulty: set[str] = set()
+    runs: set[str] = set()
+    for node, silent in turn.state.suspects():
+        of_node = _faulty_for(turn, node, silent=silent)
+        runs |= of_node
+        if of_node:
+            faulty.add(node.machine)
+    if len(faulty) < BREAKER_NODES or len(runs) < BREAKER_RUNS:
+        return  # the common case; counting all machines costs a loop over them
+    nodes = turn.state.nodes.values()
+    machines = {node.machine for node in nodes if node.state is not NodeState.GONE}
+    limit = max(BREAKER_NODES, int(BREAKER_SHARE * len(machines)) + 1)
     if len(faulty) >= limit:
         reason = (
-            f"circuit breaker: {len(faulty)} of {len(nodes)} nodes looked faulty within"
+            f"circuit breaker: {len(faulty)} of {len(machines)} nodes looked faulty within"
             f" 5 minutes ({', '.join(sorted(faulty)[:5])}): look at the network and the storage,"
             " then `babysit release`"
         )
@@ -59,11 +98,17 @@ def check_breaker(turn: Turn) -> None:
         turn.notify(None, Severity.CRITICAL, reason, kind="circuit_breaker")
 
 
-def _faulty_lately(turn: Turn, node: Node) -> bool:
-    if not node.faults or turn.now - node.faults[-1].at > BREAKER_WINDOW:
-        return False
-    return any(
-        remedies.FAILURES[fault.failure_class].trips_breaker
-        and turn.now - fault.at <= BREAKER_WINDOW
-        for fault in reversed(node.faults)
-    )
+def _faulty_for(turn: Turn, node: Node, *, silent: bool) -> set[str]:
+    """Runs for which the node looks faulty now; empty: for none."""
+    found = set()
+    if silent:
+        workers = turn.state.workers_on(node.id)
+        found = {worker.run for worker in workers if worker.state is WorkerState.LOST}
+    if node.faults and turn.now - node.faults[-1].at <= BREAKER_WINDOW:
+        found |= {
+            fault.run
+            for fault in node.faults
+            if remedies.FAILURES[fault.failure_class].trips_breaker
+            and turn.now - fault.at <= BREAKER_WINDOW
+        }
+    return found

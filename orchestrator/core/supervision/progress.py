@@ -11,6 +11,7 @@ import datetime as dt
 
 from monitors.failures import FailureClass
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
+from orchestrator.core.checkpoints import rollback
 from orchestrator.core.messages.events import StepReached
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Attempt, Run
@@ -44,6 +45,7 @@ def on_step(turn: Turn, event: StepReached) -> None:
         first_step_at=attempt.first_step_at or min(event.at, turn.now),
     )
     turn.change_run(run.id, best_step=max(run.best_step, event.step))
+    rollback.settle_past(turn, run.id)
     if attempt.restart is None or event.step > attempt.restart.best_step:
         _at_new_steps(turn, run.id, min(event.at, turn.now))
     else:

@@ -117,8 +117,7 @@ def _loaded(turn: Turn, event: GangRestored, rejections: tuple[str, ...] = ()) -
     """Go on if all ranks so far have loaded the same step; otherwise the attempt fails.
 
     Ranks at different steps would train a model that never was. The newer of the two checkpoints is
-    marked bad, since not every rank could load it: so the next attempt cannot split in the same
-    way.
+    doubted, since not every rank could load it: so the next attempt cannot split in the same way.
     """
     ranks = event.ranks
     if turn.state.attempts[event.run].candidates and not event.checkpoint and event.step == 0:
@@ -127,7 +126,7 @@ def _loaded(turn: Turn, event: GangRestored, rejections: tuple[str, ...] = ()) -
     if restored(turn, event.run, ranks, event.step, event.checkpoint):
         attempt = turn.state.attempts[event.run]
         if len(attempt.restored_ranks) == attempt.world_size:
-            rollback.supersede_later_checkpoints(turn, event.run)
+            rollback.settle_past(turn, event.run)
         return
     attempt = turn.state.attempts[event.run]
     reason = (
@@ -138,7 +137,7 @@ def _loaded(turn: Turn, event: GangRestored, rejections: tuple[str, ...] = ()) -
             checkpoint.step == max(attempt.start_step, event.step)
             and checkpoint.id in attempt.candidates
         ):
-            rollback.mark_bad(turn, checkpoint.id, "not every rank could load it")
+            rollback.cast_doubt(turn, checkpoint.id, "not every rank could load it")
     failure = Failure(
         failure_class=FailureClass.CHECKPOINT_CORRUPT,
         reason=reason,

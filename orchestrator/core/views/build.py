@@ -181,6 +181,8 @@ def checkpoint_view(checkpoint: Checkpoint, now: dt.datetime) -> CheckpointView:
         step=checkpoint.step,
         tier=checkpoint.tier.value,
         trust=checkpoint.trust.value,
+        doubted=checkpoint.doubted,
+        superseded=checkpoint.superseded,
         reason=checkpoint.reason,
         path=checkpoint.path,
         world_size=checkpoint.world_size,
@@ -194,8 +196,10 @@ def checkpoint_view(checkpoint: Checkpoint, now: dt.datetime) -> CheckpointView:
 
 
 def newest_checkpoint(checkpoints: Iterable[Checkpoint], now: dt.datetime) -> CheckpointView | None:
-    """The newest checkpoint that may be loaded."""
-    sound = [c for c in checkpoints if c.trust in _LOADABLE and c.deleted_at is None]
+    """The newest sound checkpoint of the run's past; it may be doubted."""
+    sound = [
+        c for c in checkpoints if c.trust in _LOADABLE and c.deleted_at is None and not c.superseded
+    ]
     newest = max(sound, key=lambda c: (c.step, c.created_at), default=None)
     return None if newest is None else checkpoint_view(newest, now)
 

@@ -104,6 +104,12 @@ class CheckpointView(View):
     step: int
     tier: str
     trust: str
+    doubted: bool = Field(
+        description="Passed over since attempts died right after loading it; may be acquitted."
+    )
+    superseded: bool = Field(
+        description="From after an anomaly's onset, or left behind by a rollback."
+    )
     reason: str
     path: str
     world_size: int
@@ -147,7 +153,9 @@ class RunDetail(RunView):
 
     restarts: list[RestartView]
     incidents: list[IncidentView]
-    checkpoint: CheckpointView | None = Field(description="The newest that may be loaded.")
+    checkpoint: CheckpointView | None = Field(
+        description="The newest sound one of its past; see `doubted`."
+    )
     suspect: SuspectView | None = Field(description="Null while there is progress.")
     seconds: dict[str, float] = Field(description="Wall seconds by bucket of the time ledger.")
     node_names: list[str] = Field(description="Where the newest attempt runs or ran.")

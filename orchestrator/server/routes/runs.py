@@ -74,6 +74,10 @@ class RollbackBody(Asked):
     skip: tuple[int, int] | None = Field(
         default=None, description="Batches to skip, both included, counted from 1."
     )
+    force: bool = Field(
+        default=False,
+        description="Load the step of `to_step` even if it is doubted, superseded or bad.",
+    )
 
 
 def _read(body: Submission) -> tuple[RunSpec, Source]:
@@ -250,6 +254,7 @@ async def rollback(run: TheRun, body: RollbackBody, here: HasContext, caller: Op
         run=run.id,
         to_step=body.to_step,
         skip=body.skip,
+        force=body.force,
         reason=body.reason,
     )
     return await _after(here, run)
