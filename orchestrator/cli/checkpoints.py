@@ -24,16 +24,16 @@ CheckpointArgument = Annotated[
 ]
 
 
-def _mark(row: Mapping[str, Any]) -> str:
-    """What is held against a checkpoint beside its trust."""
-    return ", ".join(mark for mark in ("doubted", "superseded") if row[mark]) or "-"
+def _trust(row: Mapping[str, Any]) -> str:
+    """Trust, and what is held against a checkpoint beside it: `verified, doubted`."""
+    marks = [mark for mark in ("doubted", "superseded") if row[mark]]
+    return ", ".join((str(row["trust"]), *marks))
 
 
 COLUMNS = [
     Column("STEP", text("step")),
     Column("TIER", text("tier")),
-    Column("TRUST", text("trust")),
-    Column("MARK", _mark),
+    Column("TRUST", _trust),
     Column("ATTEMPT", text("attempt"), wide=True),
     Column("SHARDS", lambda row: f"{row['shards']}/{row['world_size']}"),
     Column("SIZE", size("bytes")),

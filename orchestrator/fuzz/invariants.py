@@ -18,7 +18,7 @@ from jobs.events import Report
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Attempt, Checkpoint, Entity, Incident, Run, Worker
 from orchestrator.core.model.state import State, is_over
-from orchestrator.core.model.states import AttemptState, WorkerState
+from orchestrator.core.model.states import AttemptState, Trust, WorkerState
 from orchestrator.database.port import Batch, JournalEntry, Snapshot
 from orchestrator.fuzz import placement_invariants, turn_invariants
 from orchestrator.fuzz.recording_store import Intent, ReceiptIntent, TurnIntent
@@ -35,6 +35,9 @@ class Truth(Protocol):
 
     def in_contact(self, worker: str) -> bool:
         """True if an agent lives and can be reached."""
+
+    def damaged(self, checkpoint: Checkpoint) -> bool:
+        """True if a checkpoint does not read back as it was written."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -122,6 +125,8 @@ class Invariants:
             return  # written already, but the answer was lost: once more changes nothing
         self._last = batch
         self.turns += 1
+        for sentence in self._condemned(batch):
+            self.breaks(sentence)
         for sentence in turn_invariants.before(self.stored, batch):
             self.breaks(sentence)
         new_runs = frozenset(run.id for run in self.stored.runs.values() if run.attempt == 0)
@@ -155,6 +160,15 @@ class Invariants:
                 (shards,) = self._raw.execute(query, (entity.id,)).fetchone()
                 if shards != entity.world_size:
                     yield f"{entity.id} is {entity.trust} with {shards} shards of it on record"
+
+    def _condemned(self, batch: Batch) -> Iterator[str]:
+        """Only damage makes a checkpoint bad, which is final; everything else is a mark."""
+        for entity in batch.entities:
+            if isinstance(entity, Checkpoint) and entity.trust is Trust.BAD:
+                old = self.stored.checkpoints.get(entity.id)
+                new = old is None or old.trust is not Trust.BAD
+                if new and not self._truth.damaged(entity):
+                    yield f"{entity.id} is sound, and becomes bad: {entity.reason}"
 
     def _enter_journal(self, batch: Batch) -> None:
         for entry in batch.journal:

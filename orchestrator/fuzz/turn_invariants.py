@@ -161,6 +161,7 @@ def _last_trusted_stays(stored: State, batch: Batch) -> Iterator[str]:
             if checkpoint.run == deleted.run
             and checkpoint.tier is Tier.DIRECTORY
             and checkpoint.trust in WHOLE
+            and not checkpoint.superseded
             and checkpoint.deleted_at is None
         ]
         if not left:
@@ -208,6 +209,11 @@ def _offers_are_trusted(stored: State, run: str, command: StartAttempt) -> Itera
     restart = stored.attempts[run].restart
     for candidate in command.restore:
         offered = stored.checkpoints.get(candidate.id)
+        if offered is not None and restart and restart.cause is Cause.OPERATOR:
+            if offered.trust is Trust.BAD:
+                continue  # only a person's --force offers one, and its ranks may refuse it
+        elif offered is not None and (offered.doubted or offered.superseded):
+            yield f"{candidate.id} is offered, which is doubted or superseded: {offered.reason}"
         if (
             offered is None
             or offered.trust not in WHOLE

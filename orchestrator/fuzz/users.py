@@ -84,7 +84,8 @@ def _ask_of(world: World, rng: random.Random, run: Run) -> None:
         case 6:
             to_step = rng.choice((None, 0, rng.randint(1, 30)))
             skip = rng.choice((None, (3, 9)))
-            _ask(world, RollbackAsked, run=run.id, to_step=to_step, skip=skip)
+            force = to_step is not None and rng.random() < 0.5
+            _ask(world, RollbackAsked, run=run.id, to_step=to_step, skip=skip, force=force)
         case 7:
             _ask(world, RunCancelled, run=run.id)
         case 8 | 9:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from babysit.wire import Tier
 from orchestrator.clusters.port import WorkerLaunch
 from orchestrator.core.messages.instructions import (
     Instruction,
@@ -15,6 +16,7 @@ from orchestrator.core.messages.instructions import (
     SendCommand,
     StopWorker,
 )
+from orchestrator.core.model.entities import Checkpoint
 from orchestrator.core.model.states import WorkerState
 from orchestrator.fuzz.agents import Agent
 from orchestrator.fuzz.environment import Environment
@@ -74,6 +76,13 @@ class World(Environment):
         """True if an agent lives and can be reached."""
         agent = self.agents.get(worker)
         return agent is not None and agent.alive and agent.node not in self.network.cut
+
+    def damaged(self, checkpoint: Checkpoint) -> bool:
+        """True if a checkpoint does not read back as it was written; memory may just be gone."""
+        if checkpoint.tier is Tier.MEMORY:
+            return True
+        ranks = tuple(range(checkpoint.world_size))
+        return bool(self.storage.fault(checkpoint.path, checkpoint.attempt, ranks))
 
     # --- workers --------------------------------------------------------------------------------
 

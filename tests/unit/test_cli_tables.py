@@ -47,6 +47,8 @@ CHECKPOINT = {
     "step": 1234567,
     "tier": "directory",
     "trust": "verified",
+    "doubted": True,
+    "superseded": False,
     "attempt": 12,
     "shards": 16384,
     "world_size": 16384,
