@@ -179,7 +179,7 @@ def may_become_good(checkpoint: Checkpoint) -> bool:
 def promote(turn: Turn, run_id: str) -> None:
     """Verified checkpoints with enough clean steps after them are good.
 
-    Steps are clean while the attempt is not being stopped: an anomaly stops it, and condemns what
+    Steps are clean while the attempt is not being stopped: an anomaly stops it, and supersedes what
     came after its onset. Where nothing is done about one (`observe`, or a hold), no step from its
     onset on is clean. Until every rank has loaded, it is not known whose past these steps have.
     """

@@ -1,7 +1,7 @@
 """What deaths right after loading a checkpoint say of it: doubt, and acquittal. Pure.
 
 A checkpoint whose hashes are right may hold a state that kills whoever loads it, but a node, the
-storage or an outage kills in the same way. So nothing is condemned without a control: the run
+storage or an outage kills in the same way. So no checkpoint is blamed without a control: the run
 tries the same node again, then another node, then the older checkpoint. If the older one dies
 alike, the newer one is acquitted and loaded again, and its deaths are the run's own.
 
