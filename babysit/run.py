@@ -231,6 +231,7 @@ class Run:
                 self._resumed = restore.load(state, candidate, self.rank)
                 self.step = self._ended = candidate.step
                 self.batch = self._resumed["batch"]
+                self._count.resume(self._resumed.get("count"))
                 rng.apply(self._resumed["rng"])
             self._reporter.note(
                 Note.RESTORED,
@@ -289,7 +290,14 @@ class Run:
 
     def _position(self) -> bytes:
         position = self._feed.snapshot() if self._feed else Position(batch=self.batch)
-        return pickle.dumps({"batch": self.batch, "position": position, "rng": rng.capture()})
+        return pickle.dumps(
+            {
+                "batch": self.batch,
+                "position": position,
+                "rng": rng.capture(),
+                "count": self._count.state,
+            }
+        )
 
     def _require_process_group(self, state: Any) -> None:
         alone = self.world_size == 1 or isinstance(state, DirectoryState)

@@ -21,6 +21,20 @@ class StepCount:
         """The last given number."""
         self._added = 0
         """Current offset from the script's numbers to the steps of the run."""
+        self._saved: tuple[int | None, int | None, int] | None = None
+        """The state of the checkpoint that was loaded, until the first number is given."""
+
+    @property
+    def state(self) -> tuple[int | None, int | None, int]:
+        """The part of a checkpoint that :meth:`resume` takes."""
+        return self._first, self._last, self._added
+
+    def resume(self, state: tuple[int | None, int | None, int] | None) -> None:
+        """Continue the count of a checkpoint, in which an epoch may be half done.
+
+        A script that goes on from the step of the run itself is followed.
+        """
+        self._saved = state
 
     def counted(self, number: int, ended: int) -> tuple[int, str]:
         """Convert a number of the script to the step of the run.
@@ -32,6 +46,9 @@ class StepCount:
         Returns:
             The step, and a warning if the counter went back (otherwise empty).
         """
+        if self._saved is not None and self._last is None and number <= ended:
+            self._first, self._last, self._added = self._saved
+        self._saved = None
         before = ended if self._last is None else self._last
         complaint = ""
         if number < before:

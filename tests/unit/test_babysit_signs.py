@@ -15,6 +15,7 @@ import pytest
 
 import babysit
 from babysit.ring import RingReader, RingWriter
+from babysit.step_count import StepCount
 from babysit.wire import ENV_RANK_DIR, NOTES_FILE, PLAN_FILE, RING_FILE, Phase, Plan
 from jobs.agent.rank_reader import RankReader
 from tests.unit.test_babysit_wire import record
@@ -339,3 +340,27 @@ def test_a_loop_that_is_left_and_one_that_begins_are_told_apart_from_one_that_en
         pass
     kinds = [note["kind"] for note in notes(agent)]
     assert kinds == ["started", "looping", "left", "looping", "finished"]
+
+
+def counted(count: StepCount, numbers: list[int], ended: int) -> int:
+    """The last step of the run after a script has counted."""
+    for number in numbers:
+        ended, _ = count.counted(number, ended)
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("then", "step"),
+    [
+        ([6, 7], 47),  # the epoch goes on where the checkpoint was
+        ([1, 2], 47),  # the script begins the epoch again
+        ([46, 47], 47),  # the script goes on from what `restore` returned
+    ],
+)
+def test_a_counter_of_the_epoch_is_counted_on_after_a_restore(then: list[int], step: int) -> None:
+    before = StepCount()
+    epochs = [*range(1, 21), *range(1, 21), *range(1, 6)]
+    assert counted(before, epochs, 0) == 45
+    after = StepCount()
+    after.resume(before.state)
+    assert counted(after, then, 45) == step
