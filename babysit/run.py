@@ -51,6 +51,9 @@ class Run:
         self._feed: Feed | None = None
         self._total: int | None = None
         self._resumed: dict[str, Any] | None = None
+        """The position of the loaded checkpoint, until a loop of `steps()` begins there."""
+        self._loops = 0
+        """Loops of `steps()` begun, over all attempts."""
         self._reported = time.perf_counter()
         self._blocked = 0.0
         reporter.note(Note.STARTED)
@@ -75,13 +78,11 @@ class Run:
         Raises:
             EmptyLoaderError: A whole pass gave no batch.
         """
-        resumed = self._resumed or {}
-        position = resumed.get("position") or Position(batch=self.batch)
-        self._feed = Feed(loader, self.plan.skip_batches, position, beat=self._beat)
+        self._loops += 1
         self._total = total
         if epochs is None and total is None:
             epochs = 1
-        batches = self._feed.batches(epochs, resumed.get("rng"))
+        batches = self._batches(loader, epochs)
         self._reported = time.perf_counter()
         self._reporter.note(Note.LOOPING, step=self.step)
         try:
@@ -93,7 +94,6 @@ class Run:
                 if batch is _END:
                     break
                 self.step += 1
-                self.batch = self._feed.position.batch
                 self._enter(Phase.TRAINING)
                 yield self.step, batch
         except GeneratorExit:  # left by `break` or `return`; an exception looks the same from here
@@ -101,6 +101,32 @@ class Run:
             self._reporter.note(Note.LEFT, step=self.step)
             raise
         self.finish()
+
+    def _batches(self, loader: Iterable[Batch], epochs: int | None) -> Iterator[Batch]:
+        """Batches from the position of the checkpoint on, which counts for one loop only."""
+        resumed, self._resumed = self._resumed or {}, None
+        position = resumed.get("position") or Position(batch=self.batch)
+        first = self.batch
+        yield from self._draw(loader, position, epochs, resumed.get("rng"))
+        if not resumed or self.batch > first:
+            return
+        if self._loops > 1:
+            # A script with a loop for each epoch: that of the checkpoint had ended.
+            yield from self._draw(loader, Position(batch=self.batch), epochs)
+        else:
+            self._reporter.warn(
+                f"the checkpoint of step {self.step} is from the end of its loop, so this loop of"
+                " steps() is over at once"
+            )
+
+    def _draw(
+        self, loader: Iterable[Batch], position: Position, epochs: int | None, states: Any = None
+    ) -> Iterator[Batch]:
+        feed = Feed(loader, self.plan.skip_batches, position, beat=self._beat)
+        self._feed = feed
+        for batch in feed.batches(epochs, states):
+            self.batch = feed.position.batch
+            yield batch
 
     # -- reporting ----------------------------------------------------------------------------
 
@@ -223,7 +249,7 @@ class Run:
         """
         begun = time.perf_counter()
         with self.phase(Phase.RESTORING):
-            self._require_process_group(state)
+            _require_process_group(self.world_size, state)
             self._saver.check(state)
             choice = restore.choose(self.plan)
             candidate = choice.candidate
@@ -232,6 +258,7 @@ class Run:
                 self.step = self._ended = candidate.step
                 self.batch = self._resumed["batch"]
                 self._count.resume(self._resumed.get("count"))
+                self._loops = max(0, self._resumed.get("loops", 1) - 1)
                 rng.apply(self._resumed["rng"])
             self._reporter.note(
                 Note.RESTORED,
@@ -290,22 +317,8 @@ class Run:
 
     def _position(self) -> bytes:
         position = self._feed.snapshot() if self._feed else Position(batch=self.batch)
-        return pickle.dumps(
-            {
-                "batch": self.batch,
-                "position": position,
-                "rng": rng.capture(),
-                "count": self._count.state,
-            }
-        )
-
-    def _require_process_group(self, state: Any) -> None:
-        alone = self.world_size == 1 or isinstance(state, DirectoryState)
-        if not alone and collective.process_group() is None:
-            raise NotDistributedError(
-                f"this run has {self.world_size} ranks, but torch.distributed is not initialised:"
-                " call torch.distributed.init_process_group() before run.restore(state)"
-            )
+        state = {"batch": self.batch, "position": position, "rng": rng.capture()}
+        return pickle.dumps(state | {"count": self._count.state, "loops": self._loops})
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
@@ -314,6 +327,15 @@ class Run:
     def _beat(self) -> None:
         """A sign of life."""
         self._reporter.progress(self._ended, self.batch, self._phase)
+
+
+def _require_process_group(world_size: int, state: Any) -> None:
+    alone = world_size == 1 or isinstance(state, DirectoryState)
+    if not alone and collective.process_group() is None:
+        raise NotDistributedError(
+            f"this run has {world_size} ranks, but torch.distributed is not initialised:"
+            " call torch.distributed.init_process_group() before run.restore(state)"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

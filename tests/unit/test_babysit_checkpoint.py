@@ -300,3 +300,27 @@ def test_alone_a_directory_is_resumed_from(home: Home, monkeypatch: pytest.Monke
     state = Counter()
     assert run.restore(state) == 7
     assert state.value == 15 + 3
+
+
+@pytest.mark.parametrize("killed_after", [13, 20, 25, 40])
+def test_a_loop_for_each_epoch_goes_on_after_a_restore(home: Home, killed_after: int) -> None:
+    """The position of a checkpoint counts for the loop that it was saved in, and for no other."""
+    state, trained = Counter(), 0
+
+    def train(run: Run, last: int) -> None:
+        nonlocal trained
+        run.restore(state)
+        for _ in range(state.value // 10, 4):
+            for step, _ in run.steps(range(10), epochs=1):
+                trained += 1
+                state.value = step
+                run.checkpoint(state, now=True)
+                if step == last:
+                    run.flush()
+                    return
+
+    train(home.run(), killed_after)
+    state = Counter()
+    newest = home.candidate(killed_after)
+    train(home.run(attempt=2, restore=(newest,)), 99)
+    assert (state.value, trained) == (40, 40)
