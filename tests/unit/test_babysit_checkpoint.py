@@ -70,7 +70,7 @@ class Home:
 
     def steps(self, tier: Tier) -> list[int]:
         root = self.memory if tier is Tier.MEMORY else self.disk
-        return sorted(int(path.parts[-3][5:]) for path in root.glob(f"*/*/{MANIFEST_FILE}"))
+        return sorted(int(path.parts[-3][5:]) for path in root.glob(f"step-*/*/{MANIFEST_FILE}"))
 
 
 @pytest.fixture
