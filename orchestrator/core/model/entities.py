@@ -298,7 +298,7 @@ class Checkpoint:
     deaths: int = 0
     """Attempts in a row that died right after loading it, before a new step."""
     acquitted: bool = False
-    """It was doubted, and the older one died alike: deaths are not its fault."""
+    """The older checkpoint died alike after this one was doubted: the deaths have another cause."""
     created_at: dt.datetime
     deleted_at: dt.datetime | None = None
 

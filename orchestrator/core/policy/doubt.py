@@ -1,9 +1,9 @@
-"""What deaths right after loading a checkpoint say of it: doubt, and acquittal. Pure.
+"""Doubt and acquittal: the evidence of deaths right after loading a checkpoint. Pure.
 
-A checkpoint whose hashes are right may hold a state that kills whoever loads it, but a node, the
-storage or an outage kills in the same way. So no checkpoint is blamed without a control: the run
-tries the same node again, then another node, then the older checkpoint. If the older one dies
-alike, the newer one is acquitted and loaded again, and its deaths are the run's own.
+A checkpoint whose hashes are right may hold a state that kills every rank that loads it, but a
+node, the storage or an outage kills in the same way. So no checkpoint is blamed without a control:
+the run tries the same node again, then another node, then the older checkpoint. If the older one
+dies alike, the newer one is acquitted and loaded again, and its deaths are the run's own.
 
 Limits: at most one checkpoint of each run is doubted by deaths at a time, and only where an older
 one can be loaded instead. Doubt is a mark beside trust: it is lifted by evidence, or by a person.
@@ -29,7 +29,7 @@ _LOADABLE = frozenset({Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD})
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Ruling:
-    """What a death says of the checkpoints of its run."""
+    """The evidence of a death about the checkpoints of its run."""
 
     loaded: str | None = None
     """The checkpoint that was loaded right before the death; None: the death says nothing."""

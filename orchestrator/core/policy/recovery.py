@@ -88,7 +88,7 @@ class Case:
     host: str | None = None
     """The machine that the node is, or is a part of."""
     ruling: doubt.Ruling = doubt.NOTHING
-    """What the death says of the checkpoint that was loaded."""
+    """The evidence of the death about the checkpoint that was loaded."""
     onset_step: int | None = None
     onset_batch: int = 0
 
