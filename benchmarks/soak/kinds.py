@@ -53,14 +53,14 @@ def sparse_reports(t: Training) -> None:
 
 def rank0_in_steps(t: Training) -> None:
     """Only rank 0 reports; all draw their batches from `steps()`."""
-    for step in t.steps(0.05):
+    for step in t.steps(0.1):
         if t.rank == 0:
             t.run.report(loss=t.loss(step))
 
 
 def rank0_in_own_loop(t: Training) -> None:
     """Only rank 0 reports, and the script has its own loop."""
-    for step in t.loop(0.1):
+    for step in t.loop(0.2):
         if t.rank == 0:
             t.run.report(loss=t.loss(step), step=step)
 
@@ -120,7 +120,7 @@ def epoch_stalls(t: Training) -> None:
 
 def reinforcement(t: Training) -> None:
     """The loss of a policy: it rises, stays near zero, and crosses it."""
-    for step in t.steps(0.1):
+    for step in t.steps(0.2):
         phase = step / 600
         loss = 0.02 * math.sin(2 * math.pi * phase) + 1e-5 * step + t.own.gauss(0, 0.01)
         t.run.report(loss=loss, grad_norm=abs(t.own.gauss(0.5, 0.2)))
@@ -135,7 +135,7 @@ def accumulation(t: Training) -> None:
 
 def variable_lengths(t: Training) -> None:
     """One step in 100 takes 20 times as long, and a new length compiles for 10 s now and then."""
-    for step in t.steps(0.05):
+    for step in t.steps(0.1):
         if t.chance.random() < 0.01:
             time.sleep(1.0)
         if t.chance.random() < 1 / 600:
@@ -145,7 +145,7 @@ def variable_lengths(t: Training) -> None:
 
 def uploads(t: Training) -> None:
     """Rank 0 uploads in a thread and waits for it, in one of four ways; the others wait for it."""
-    ways = itertools.cycle((_join_a_thread, _await_a_future, _wait_for_a_loop, _run_a_tool))
+    ways = itertools.cycle((_wait_for_a_loop, _join_a_thread, _await_a_future, _run_a_tool))
     for step in t.steps(0.05):
         t.run.report(loss=t.loss(step))
         if step % 200 == 0 and t.rank == 0:
@@ -198,7 +198,7 @@ def _run_a_tool(seconds: float) -> None:
 
 def warm_restarts(t: Training) -> None:
     """The learning rate returns to its maximum every 500 steps, and the loss jumps with it."""
-    for step in t.steps(0.1):
+    for step in t.steps(0.2):
         within = (step % 500) / 500
         rate = 3e-4 * (1 + math.cos(math.pi * within)) / 2
         jump = 0.6 * math.exp(-(step % 500) / 40) if step >= 500 else 0.0
@@ -207,7 +207,7 @@ def warm_restarts(t: Training) -> None:
 
 def mixture_of_experts(t: Training) -> None:
     """A loss with heavy tails: now and then a step is far out, alone."""
-    for step in t.steps(0.1):
+    for step in t.steps(0.2):
         outlier = t.own.paretovariate(2.5) - 1
         t.run.report(loss=t.loss(step, 0.05) + 0.15 * outlier, grad_norm=0.4 + 0.3 * outlier)
 
@@ -228,11 +228,11 @@ _CHATTER = (
 def chatter(t: Training) -> None:
     """A log of ordinary words, with an exception that the script survives, to its last line."""
     words = itertools.cycle(_CHATTER)
-    for step in t.steps(0.1):
+    for step in t.steps(0.2):
         t.run.report(loss=t.loss(step))
-        if step % 20 == 0:
+        if step % 10 == 0:
             print(f"step {step}: {next(words)}", flush=True)
-        if step % 100 == 0:
+        if step % 50 == 0:
             try:
                 socket.create_connection(("127.0.0.1", 1), timeout=1.0)  # a metrics server
             except OSError:
@@ -273,15 +273,15 @@ for step, _ in run.steps(range(80)):
 
 def child_joins(t: Training) -> None:
     """An evaluation script, as a child process, calls `babysit.init()` too."""
-    for step in t.steps(0.05):
+    for step in t.steps(0.1):
         t.run.report(loss=t.loss(step))
-        if step % 300 == 0:
+        if step % 150 == 0:
             subprocess.run([sys.executable, "-c", _CHILD], check=True, capture_output=True)
 
 
 def lingering(t: Training) -> None:
     """After the last step, rank 0 exports the model for 75 s, and the others have left."""
-    for step in t.steps(0.05):
+    for step in t.steps(0.1):
         t.run.report(loss=t.loss(step))
     if t.rank == 0:
         time.sleep(75.0)
@@ -289,7 +289,7 @@ def lingering(t: Training) -> None:
 
 def lingering_in_own_loop(t: Training) -> None:
     """Export for 20 s without `steps()`: nothing says that the training is over."""
-    for step in t.loop(0.05):
+    for step in t.loop(0.1):
         t.run.report(loss=t.loss(step), step=step)
     if t.rank == 0:
         time.sleep(20.0)
@@ -305,7 +305,7 @@ def mixed_precision(t: Training) -> None:
 
     At the beginning several steps in a row are.
     """
-    for step in t.steps(0.1):
+    for step in t.steps(0.2):
         overflows = step <= 4 or step % 200 == 0
         norm = math.inf if overflows else abs(t.own.gauss(1.0, 0.1))
         t.run.report(loss=t.loss(step), grad_norm=norm)
@@ -313,16 +313,16 @@ def mixed_precision(t: Training) -> None:
 
 def long_compilation(t: Training) -> None:
     """The first step compiles for 75 s, the first of a second shape for 30 s."""
-    for step in t.steps(0.05):
+    for step in t.steps(0.1):
         time.sleep({1: 75.0, 200: 30.0}.get(step, 0.0))
         t.run.report(loss=t.loss(step))
 
 
 def long_saves(t: Training) -> None:
-    """A script of its own saves every 300 steps: rank 0 writes for 12 s, the others go on."""
-    for step in t.loop(0.1):
+    """A script of its own saves every 150 steps: rank 0 writes for 12 s, the others go on."""
+    for step in t.loop(0.2):
         t.run.report(loss=t.loss(step), step=step)
-        if step % 300 == 0 and t.rank == 0:
+        if step % 150 == 0 and t.rank == 0:
             time.sleep(12.0)
 
 

@@ -22,9 +22,19 @@ _MOVES_SWITCHES = 25
 """Voluntary context switches in a second that are work, such as packets of an upload. A thread that
 polls ten times a second stays below."""
 _GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel")
-_IDLE_CHANNELS = ("futex", "pipe_read", "anon_pipe_read", "wait_for_partner", "ep_poll", "sigwait")
-"""Beginnings of wait channels of threads that only another thread or child can wake."""
-_NATIVE_IDLE_CHANNELS = (*_IDLE_CHANNELS, "do_epoll", "poll", "do_poll", "do_sys_poll", "hrtimer")
+_IDLE_CHANNELS = ("futex", "pipe_read", "anon_pipe_read", "wait_for_partner", "sigwait")
+"""Beginnings of wait channels of threads that only another thread or child can wake.
+
+An event loop is none of them, as the answer of a slow server may wake it: fsspec uploads in one."""
+_NATIVE_IDLE_CHANNELS = (
+    *_IDLE_CHANNELS,
+    "ep_poll",
+    "do_epoll",
+    "poll",
+    "do_poll",
+    "do_sys_poll",
+    "hrtimer",
+)
 """Idle channels of threads without Python code: loops of gloo, of NCCL, of watchdogs."""
 
 _COMMUNICATION = re.compile(r"gloo_|pt_gloo|pt_nccl|pt_tcpstore|nccl|cuda|ucx|ofi_", re.IGNORECASE)
