@@ -25,7 +25,7 @@ _GPU_FILES = ("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel")
 _IDLE_CHANNELS = ("futex", "pipe_read", "anon_pipe_read", "wait_for_partner", "sigwait")
 """Beginnings of wait channels of threads that only another thread or child can wake.
 
-An event loop is none of them, as the answer of a slow server may wake it: fsspec uploads in one."""
+An event loop is not among them, as a slow server's answer may wake it: fsspec uploads in one."""
 _NATIVE_IDLE_CHANNELS = (
     *_IDLE_CHANNELS,
     "ep_poll",

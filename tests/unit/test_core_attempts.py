@@ -76,6 +76,8 @@ def test_a_worker_that_never_answers_is_ended_through_the_cluster() -> None:
     world.settle()
     assert world.attempt().number == 2
     assert mute not in {seat.worker for seat in world.attempt().seats}
+    node = world.state.workers[mute].node
+    assert world.state.nodes[node].faults == (), "its agent was ended, not lost: a server was busy"
 
 
 def test_an_attempt_that_cannot_be_confirmed_dead_is_fenced() -> None:

@@ -194,14 +194,13 @@ def force_stop(turn: Turn, run_id: str) -> None:
         return
     for seat in attempt.seats:
         worker = turn.state.workers.get(seat.worker)
-        if not seat.stopped and worker is not None:
-            turn.emit(
-                StopWorker,
-                run_id,
-                f"no answer to a stop for {STOP_SECONDS:.0f} s",
-                worker=worker.id,
-                node=worker.node,
-            )
+        if seat.stopped or worker is None:
+            continue
+        reason = f"no answer to a stop for {STOP_SECONDS:.0f} s"
+        if worker.state is WorkerState.READY:
+            # In contact: the agent or the server is slow, and the node is not to blame.
+            turn.change_worker(worker.id, state=WorkerState.STOPPING, reason=reason)
+        turn.emit(StopWorker, run_id, reason, worker=worker.id, node=worker.node)
 
 
 def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
