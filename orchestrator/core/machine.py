@@ -32,6 +32,7 @@ from orchestrator.core.messages.events import (
     CheckpointVerificationAsked,
     FindingRaised,
     IncidentChanged,
+    LaunchRefused,
     MaintenanceCancelled,
     MaintenanceDue,
     MaintenancePlanned,
@@ -44,6 +45,7 @@ from orchestrator.core.messages.events import (
     RunCancelled,
     RunHeld,
     RunReleased,
+    RunSetAside,
     RunSubmitted,
     SchedulingPassDue,
     SparesChanged,
@@ -75,6 +77,7 @@ from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.requests import runs as run_requests
 from orchestrator.core.supervision import (
     agent_contact,
+    defects,
     failures,
     hangs,
     progress,
@@ -127,6 +130,8 @@ _OF_A_RUN = (
     StepReached,
     FindingRaised,
     TimerFired,
+    RunSetAside,
+    LaunchRefused,
 )
 _OF_THE_LIVE_ATTEMPT = (
     GangEvent,
@@ -207,6 +212,8 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     QueueChanged: cluster_requests.on_queue_changed,
     QueueRemoved: cluster_requests.on_queue_removed,
     SchedulingPassDue: _pass,
+    RunSetAside: defects.on_set_aside,
+    LaunchRefused: defects.on_launch_refused,
     SparesChanged: cluster_requests.on_spares_changed,
     MaintenancePlanned: cluster_requests.on_maintenance_planned,
     MaintenanceCancelled: cluster_requests.on_maintenance_cancelled,
