@@ -1,34 +1,37 @@
 """The position of a run in its data: resume at the exact batch, across epochs, with quarantine.
 
 Batches are numbered from 1 over the whole run, whether drawn *or skipped*, so a number means the
-same data in every attempt. How batches are skipped depends on the loader:
+same data in every attempt. :mod:`babysit.loaders` passes over batches by the kind of the loader.
 
-* torch `DataLoader` over map-style data: on its index batches, before anything is loaded;
-* a sequence: by index;
-* a loader with `state_dict` and `load_state_dict`: they resume it, quarantined batches are drawn
-  and dropped;
-* any other iterable: drawn and dropped.
-
-Random order is repeated by restoring the generators as of the start of the epoch. This does not
-work for a sampler that draws from a *global* generator batch by batch, between training steps;
-torch's own samplers draw their whole order at the start.
+Random order is repeated by restoring the generators as of the start of the epoch. What a loader
+draws besides (its data set's own generators, a sampler's, those of its workers) is restored or
+seeded by the number of the batch. Not restored: other state of a data set, such as a counter; a
+loader with `state_dict` and `load_state_dict` keeps that.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import itertools
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from babysit import rng
 from babysit.errors import EmptyLoaderError
+from babysit.loaders import (
+    Ranges,
+    Source,
+    Thinning,
+    keeps_place,
+    limits_of,
+    parts_of,
+    source_of,
+    sources_of,
+)
+from babysit.reporter import Reporter
 
-Ranges = Sequence[tuple[int, int]]
 _END: Any = object()
+_STREAM = "stream"
+"""Key of the loader's own stream among the states of an epoch's start."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -36,133 +39,29 @@ class Position:
     """The position of a run in its data, saved with every checkpoint."""
 
     epoch: int = 0
+    """Passes ended in the whole run: the number of the current one, for `set_epoch`."""
     offset: int = 0
     """Batches passed in this epoch, including skipped ones."""
     batch: int = 0
     """Batches passed in the whole run; the next batch has this number + 1."""
     epoch_states: dict[str, Any] | None = None
-    """Random generators as of the start of the epoch; None: the run has not begun one."""
+    """Random generators as of the start of the epoch; None: this call has not begun one."""
     loader_state: Any = None
     """The loader's own `state_dict()`; None: it has none."""
-
-
-class Thinning:
-    """Decides for each batch in order whether it is used, and queues the numbers of those.
-
-    Prefetching loaders ask ahead, so the numbers wait here until their batches arrive.
-    """
-
-    def __init__(self, skip: Ranges, last: int) -> None:
-        self._skip = skip
-        self.last = last
-        """Number of the last batch that was decided."""
-        self.kept: deque[int] = deque()
-
-    def __call__(self) -> bool:
-        """True if the next batch is used."""
-        self.last += 1
-        if any(first <= self.last <= last for first, last in self._skip):
-            return False
-        self.kept.append(self.last)
-        return True
-
-
-class Source(Protocol):
-    """A loader, reduced to what resuming needs."""
-
-    def start(self, offset: int, wanted: Thinning) -> Iterator[Any]:
-        """Start a pass after the first `offset` batches, without batches that `wanted` rejects.
-
-        Skipping happens at once, not at the first `next`: the caller restores generators in
-        between.
-        """
-
-
-class Indexed:
-    """A sequence of batches."""
-
-    def __init__(self, batches: Sequence[Any]) -> None:
-        self._batches = batches
-
-    def start(self, offset: int, wanted: Thinning) -> Iterator[Any]:
-        """Start a pass by index; skipped items are not touched."""
-        return (self._batches[i] for i in range(offset, len(self._batches)) if wanted())
-
-
-class Drawn:
-    """Any iterable: skipped batches are drawn and dropped."""
-
-    def __init__(self, loader: Iterable[Any], beat: Callable[[], None]) -> None:
-        self._loader, self._beat = loader, beat
-
-    def start(self, offset: int, wanted: Thinning) -> Iterator[Any]:
-        """Start a pass by drawing `offset` batches; each is a sign of life, as it may take long."""
-        rest = iter(self._loader)
-        for _ in range(offset):
-            if next(rest, _END) is _END:
-                break
-            self._beat()
-        return self._rest(rest, wanted)
-
-    @staticmethod
-    def _rest(rest: Iterator[Any], wanted: Thinning) -> Iterator[Any]:
-        # By `next` alone: `iter(rest)` of an object that is its own loader (DeepSpeed's, many made
-        # by hand) would begin the epoch again.
-        while (batch := next(rest, _END)) is not _END:
-            if wanted():
-                yield batch
-
-
-class MapStyle:
-    """A torch DataLoader over map-style data: skipped index batches are never loaded.
-
-    A shallow copy of the loader loads the data, so that subclasses, workers, collation and pinning
-    stay as they are. :class:`_Indices` replaces its sampler.
-    """
-
-    def __init__(self, loader: Any) -> None:
-        batched = loader.batch_sampler is not None
-        self._sampler = loader.batch_sampler if batched else loader.sampler
-        self._indices = _Indices()
-        self._loader = copy.copy(loader)
-        # DataLoader.__setattr__ refuses to set these, so set them in the copy's dict.
-        vars(self._loader)["batch_sampler" if batched else "sampler"] = self._indices
-        vars(self._loader)["_iterator"] = None
-
-    def start(self, offset: int, wanted: Thinning) -> Iterator[Any]:
-        """Start a pass on the index batches; skipped batches are not loaded."""
-        rest = itertools.islice(self._sampler, offset, None)
-        indices = (index for index in rest if wanted())
-        # Samplers draw their order with their first index. Asking for it here, before the loader
-        # draws its workers' seed, makes the order the same for a resumed epoch as for a fresh one.
-        first = list(itertools.islice(indices, 1))
-        self._indices.pending = itertools.chain(first, indices)
-        return iter(self._loader)
-
-
-class _Indices:
-    """Replaces a sampler and yields the pending indices."""
-
-    def __init__(self) -> None:
-        self.pending: Iterator[Any] = iter(())
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.pending
-
-
-def source_of(loader: Any, beat: Callable[[], None] = lambda: None) -> Source:
-    """The way to skip batches of this loader; `beat` is called for every drawn batch."""
-    torch_data = sys.modules.get("torch.utils.data")
-    if torch_data is not None and isinstance(loader, torch_data.DataLoader):
-        mapped = not isinstance(loader.dataset, torch_data.IterableDataset)
-        return MapStyle(loader) if mapped and not _is_stateful(loader) else Drawn(loader, beat)
-    if isinstance(loader, Sequence) and not _is_stateful(loader):
-        return Indexed(loader)
-    return Drawn(loader, beat)
+    seed: int | None = None
+    """Seed of what workers draw; None: not chosen yet."""
+    first_epoch: int = 0
+    """The epoch with which this call of `steps()` began."""
+    call: int = 0
+    """Calls of `steps()` in the run before this one."""
+    ended: bool = False
+    """True if the loop of this call was over at the save."""
+    source_states: list[Any] = dataclasses.field(default_factory=list)
+    """States of the data set's own generators."""
 
 
 class Feed:
-    """The batches of a run from a position on, across epochs."""
+    """The batches of one call of `steps()` from a position on, across epochs."""
 
     def __init__(
         self,
@@ -171,99 +70,153 @@ class Feed:
         position: Position | None = None,
         *,
         beat: Callable[[], None] = lambda: None,
+        before: Feed | None = None,
     ) -> None:
         self.position = position or Position()
-        self._loader = loader
+        self.loader = loader
         self._skip = tuple(skip)
-        self._source = source_of(loader, beat)
-        self._stateful = _is_stateful(loader)
-        self._generators = _generators(loader)
+        # The same workers serve all calls with one loader.
+        same = before is not None and before.loader is loader
+        self._source: Source = before.source if same and before else source_of(loader, beat)
+        self._stateful = keeps_place(loader)
+        self._order, self._others = sources_of(loader)
+        self._stream = rng.Stream({})
+        self._last: Position | None = None
+
+    @property
+    def source(self) -> Source:
+        """The way in which the loader's batches are passed over."""
+        return self._source
 
     def batches(self, epochs: int | None, states: dict[str, Any] | None = None) -> Iterator[Any]:
-        """Yield batches; `position` is that of the last yielded one.
+        """Yield batches, each an optimizer step; see :meth:`groups`."""
+        return (batch for batch, _ in self.groups(epochs, states))
+
+    def groups(
+        self, epochs: int | None, states: dict[str, Any] | None = None, accumulate: int = 1
+    ) -> Iterator[tuple[Any, bool]]:
+        """Yield `(batch, complete)`; `position` is that of the last yielded one.
 
         Args:
-            epochs: Passes over the loader in the whole run; None: unlimited.
+            epochs: Passes over the loader in this call; None: unlimited.
             states: Generators as of the checkpoint, restored before the first batch; None: keep
                 them.
+            accumulate: Batches of an optimizer step. `complete` is true for its last one, or the
+                last of the pass. To know the latter, batches within a step are drawn one ahead.
 
         Raises:
             EmptyLoaderError: A whole pass gave no batch.
         """
         resumed = self.position.epoch_states is not None
-        while epochs is None or self.position.epoch < epochs:
+        while epochs is None or self.position.epoch - self.position.first_epoch < epochs:
             wanted = Thinning(self._skip, self.position.batch)
             rest = self._begin(wanted, resumed=resumed)
             if resumed and states is not None:
                 rng.apply(states)
             resumed = False
-            for batch in rest:
-                self._advance_to(wanted.kept.popleft())
-                yield batch
+            yield from self._groups(rest, wanted, accumulate)
             self._advance_to(wanted.last)
             if self.position.offset == 0:
                 raise EmptyLoaderError(
-                    f"epoch {self.position.epoch} of the loader ({type(self._loader).__name__})"
+                    f"epoch {self.position.epoch} of the loader ({type(self.loader).__name__})"
                     " gave no batch: is the data empty, or is the loader an exhausted iterator?"
                 )
             self.position = dataclasses.replace(
                 self.position, epoch=self.position.epoch + 1, offset=0
             )
 
+    def _groups(
+        self, rest: Iterator[Any], wanted: Thinning, size: int
+    ) -> Iterator[tuple[Any, bool]]:
+        inside, batch = 0, next(rest, _END)
+        while batch is not _END:
+            inside += 1
+            complete = inside == size
+            following = _END
+            if not complete:
+                before = self._loader_state()
+                following = next(rest, _END)
+                complete = following is _END
+                self._last = dataclasses.replace(self.position, loader_state=before)
+            self._advance_to(wanted.kept.popleft())
+            yield batch, complete
+            self._last = None
+            if complete:
+                inside = 0
+                following = next(rest, _END)
+            batch = following
+
+    def warn_of_limits(self, reporter: Reporter) -> None:
+        """Warn if a part of the loader does not come back bit for bit."""
+        if limits := limits_of(self.loader):
+            reporter.warn(f"a resumed run may draw other data: {limits}")
+
     def snapshot(self) -> Position:
         """The position to save: the next batch drawn is the one after it."""
-        state = self._loader.state_dict() if self._stateful else None
-        return dataclasses.replace(self.position, loader_state=state)
+        # A batch that was drawn ahead is not part of it.
+        state = self._last.loader_state if self._last else self._loader_state()
+        return dataclasses.replace(
+            self.position,
+            loader_state=state,
+            source_states=[rng.state_of(source) for source in self._others],
+        )
+
+    def sources(self) -> list[Any]:
+        """States of the generators of the loader, as after its last batch."""
+        return [rng.state_of(source) for source in [*self._order, *self._others]]
+
+    def set_sources(self, states: list[Any]) -> None:
+        """Restore what :meth:`sources` returned."""
+        for source, state in zip([*self._order, *self._others], states, strict=False):
+            rng.set_state(source, state)
+
+    def _loader_state(self) -> Any:
+        return self.loader.state_dict() if self._stateful else None
 
     def _begin(self, wanted: Thinning, *, resumed: bool) -> Iterator[Any]:
         position = self.position
-        for target in _epoch_aware(self._loader):
+        for target in epoch_aware(self.loader):
             target.set_epoch(position.epoch)
         if resumed and position.epoch_states is not None:
             self._replay(position.epoch_states)
         else:
-            position.epoch_states = rng.capture() | {
-                f"generator {i}": g.get_state() for i, g in enumerate(self._generators)
-            }
+            position.epoch_states = self._states()
+        offset = position.offset
         if resumed and self._stateful and position.loader_state is not None:
-            self._loader.load_state_dict(position.loader_state)
-            return self._source.start(0, wanted)
-        return self._source.start(position.offset, wanted)
+            self.loader.load_state_dict(position.loader_state)
+            offset = 0
+        seed = position.seed or 0
+        batches = self._source.start(offset, wanted, seed, self._stream)
+        if resumed:
+            for source, state in zip(self._others, position.source_states, strict=False):
+                rng.set_state(source, state)
+        return batches
+
+    def _states(self) -> dict[str, Any]:
+        """The generators at the start of an epoch."""
+        states = rng.capture()
+        position = self.position
+        if position.seed is None:
+            position.seed = rng.seed_from(rng.digest_of(states.get("torch", states["python"])))
+        if self._source.own_stream and not self._stream.states:
+            main = {name: state for name, state in states.items() if name != "cuda"}
+            self._stream.states = rng.derived(main, position.call, position.batch)
+        sources = [*self._order, *self._others]
+        numbered = {f"generator {i}": rng.state_of(source) for i, source in enumerate(sources)}
+        return states | {_STREAM: self._stream.states} | numbered
 
     def _replay(self, states: dict[str, Any]) -> None:
         rng.apply(states)
-        for i, generator in enumerate(self._generators):
+        self._stream.states = states.get(_STREAM) or rng.capture(gpu=False)
+        for i, source in enumerate([*self._order, *self._others]):
             if (state := states.get(f"generator {i}")) is not None:
-                generator.set_state(state)
+                rng.set_state(source, state)
 
     def _advance_to(self, number: int) -> None:
         self.position.offset += number - self.position.batch
         self.position.batch = number
 
 
-def _is_stateful(loader: Any) -> bool:
-    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
-
-
-def _parts(loader: Any) -> list[Any]:
-    """The loader, its samplers and its data set, each once."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    parts = [
-        loader,
-        batch_sampler,
-        getattr(batch_sampler, "sampler", None),
-        getattr(loader, "sampler", None),
-        getattr(loader, "dataset", None),
-    ]
-    return list({id(part): part for part in parts if part is not None}.values())
-
-
-def _epoch_aware(loader: Any) -> list[Any]:
+def epoch_aware(loader: Any) -> list[Any]:
     """Parts with `set_epoch`, such as torch's DistributedSampler."""
-    return [part for part in _parts(loader) if callable(getattr(part, "set_epoch", None))]
-
-
-def _generators(loader: Any) -> list[Any]:
-    """The torch generators that decide the order of the data, each once."""
-    found = [getattr(part, "generator", None) for part in _parts(loader)]
-    return list({id(g): g for g in found if hasattr(g, "get_state")}.values())
+    return [part for part in parts_of(loader) if callable(getattr(part, "set_epoch", None))]

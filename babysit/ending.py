@@ -14,9 +14,11 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from babysit.errors import PositionUnusedError
 from babysit.reporter import Reporter
 from babysit.wire import EXIT_FILE, Note
 
@@ -58,6 +60,24 @@ def _record_code(path: Path) -> None:
         os.register_at_fork(
             after_in_child=lambda: libc.freopen(b"/dev/null", b"we", ctypes.c_void_p(stream))
         )
+
+
+def fail_at_exit(reporter: Reporter, complaint: Callable[[], str]) -> None:
+    """End this interpreter with code 1 if there is a complaint when it would end well.
+
+    An error raised by an exit handler would not change the exit code.
+    """
+
+    def end() -> None:
+        if getattr(sys, "last_type", None) is None and (message := complaint()):
+            name = PositionUnusedError.__name__
+            sys.stdout.flush()
+            sys.stderr.write(f"{PositionUnusedError.__module__}.{name}: {message}\n")
+            sys.stderr.flush()
+            reporter.note(Note.EXITING, error=name, code=1)
+            os._exit(1)
+
+    atexit.register(end)
 
 
 def _number(status: Any) -> int:

@@ -15,6 +15,10 @@ class EmptyLoaderError(BabysitError):
     """A pass over the loader gave no batch."""
 
 
+class PositionUnusedError(BabysitError):
+    """The script ended without a call of `steps()` that uses the restored position."""
+
+
 class NotDistributedError(BabysitError):
     """Several ranks share a state, but torch.distributed is not initialised."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from babysit import collective, rng
+from babysit.calls import Calls, numbers_of
 from babysit.checkpoint import restore
 from babysit.checkpoint.saver import DirectoryState, Saved, Saver
 from babysit.data import Feed, Position
@@ -50,10 +52,9 @@ class Run:
         self._phase = Phase.STARTING
         self._feed: Feed | None = None
         self._total: int | None = None
-        self._resumed: dict[str, Any] | None = None
-        """The position of the loaded checkpoint, until a loop of `steps()` begins there."""
-        self._loops = 0
-        """Loops of `steps()` begun, over all attempts."""
+        self._calls = Calls()
+        self.sync_gradients = True
+        """True on the last batch of an optimizer step; always, without `steps(accumulate=…)`."""
         self._reported = time.perf_counter()
         self._blocked = 0.0
         reporter.note(Note.STARTED)
@@ -62,71 +63,62 @@ class Run:
     # -- data ---------------------------------------------------------------------------------
 
     def steps(
-        self, loader: Iterable[Batch], total: int | None = None, epochs: int | None = None
+        self,
+        loader: Iterable[Batch],
+        total: int | None = None,
+        epochs: int | None = None,
+        *,
+        accumulate: int = 1,
     ) -> Iterator[tuple[int, Batch]]:
         """Yield `(step, batch)`, starting where the restored checkpoint ended.
 
-        Steps count from 1. Quarantined batches are skipped on all ranks. :mod:`babysit.data`
-        describes how each kind of loader resumes. If the world size has changed, the position in
-        batches per rank is kept, so the global position in the data shifts.
+        Steps count from 1. Quarantined batches are skipped on all ranks. :mod:`babysit.loaders`
+        describes how each kind of loader resumes. A script may call it once per epoch or per
+        stage: after a restore, calls that had ended yield nothing; see :meth:`epochs`. If the world
+        size has changed, the position in batches per rank is kept, so the global position shifts.
 
         Args:
             loader: Any iterable of batches.
-            total: The last step; None: no limit other than the epochs.
+            total: The last step of the run; None: no limit other than the epochs.
             epochs: Passes over the loader; None: as many as `total` needs, or one without `total`.
+            accumulate: Batches per optimizer step. They have the same step; `run.sync_gradients`
+                is true on the last one, and saves are due only there. A pass ends with a shorter
+                step if batches are left over.
 
         Raises:
             EmptyLoaderError: A whole pass gave no batch.
         """
-        self._loops += 1
+        numbers = numbers_of(sys._getframe(1).f_locals)  # noqa: SLF001  # the script's loop
+        position, states = self._calls.begin(loader, self.batch, numbers)
+        if position is None:
+            self._calls.pass_over(self._reporter)
+            return
+        feed = Feed(loader, self.plan.skip_batches, position, beat=self._beat, before=self._feed)
+        self._feed = feed
+        feed.warn_of_limits(self._reporter)
         self._total = total
-        if epochs is None and total is None:
-            epochs = 1
-        batches = self._batches(loader, epochs)
+        epochs = 1 if epochs is None and total is None else epochs
         self._reported = time.perf_counter()
         self._reporter.note(Note.LOOPING, step=self.step)
         try:
-            while total is None or self.step < total:
-                # A draw is a sign of life by itself: many ranks of a run never report.
-                self._ended = self.step
-                self._enter(Phase.LOADING)
-                batch = next(batches, _END)
-                if batch is _END:
-                    break
-                self.step += 1
-                self._enter(Phase.TRAINING)
-                yield self.step, batch
+            yield from _draw(self, feed, total, feed.groups(epochs, states, accumulate))
         except GeneratorExit:  # left by `break` or `return`; an exception looks the same from here
             self._ended = self.step
+            self._calls.end(feed)
+            self.sync_gradients = True
             self._reporter.note(Note.LEFT, step=self.step)
             raise
+        self._calls.end(feed)
         self.finish()
 
-    def _batches(self, loader: Iterable[Batch], epochs: int | None) -> Iterator[Batch]:
-        """Batches from the position of the checkpoint on, which counts for one loop only."""
-        resumed, self._resumed = self._resumed or {}, None
-        position = resumed.get("position") or Position(batch=self.batch)
-        first = self.batch
-        yield from self._draw(loader, position, epochs, resumed.get("rng"))
-        if not resumed or self.batch > first:
-            return
-        if self._loops > 1:
-            # A script with a loop for each epoch: that of the checkpoint had ended.
-            yield from self._draw(loader, Position(batch=self.batch), epochs)
-        else:
-            self._reporter.warn(
-                f"the checkpoint of step {self.step} is from the end of its loop, so this loop of"
-                " steps() is over at once"
-            )
+    def epochs(self, count: int) -> Iterator[int]:
+        """Yield the numbers of the epochs from 0 on, starting in that of the restored checkpoint.
 
-    def _draw(
-        self, loader: Iterable[Batch], position: Position, epochs: int | None, states: Any = None
-    ) -> Iterator[Batch]:
-        feed = Feed(loader, self.plan.skip_batches, position, beat=self._beat)
-        self._feed = feed
-        for batch in feed.batches(epochs, states):
-            self.batch = feed.position.batch
-            yield batch
+        For a script that calls `steps()` once per epoch, and what it does between must not repeat.
+        """
+        for epoch in range(self._calls.first, count):
+            self._calls.start_at(epoch)
+            yield epoch
 
     # -- reporting ----------------------------------------------------------------------------
 
@@ -212,7 +204,10 @@ class Run:
 
         A collective if torch.distributed is initialised: the answers of all ranks are combined, so
         that all stop after the same step. Read it on every rank at the same place in the loop.
+        Between the batches of one optimizer step it is false.
         """
+        if not self.sync_gradients:  # on all ranks alike
+            return False
         asked = self._reporter.stop_requested
         if self.world_size == 1:
             return asked
@@ -251,15 +246,17 @@ class Run:
         with self.phase(Phase.RESTORING):
             _require_process_group(self.world_size, state)
             self._saver.check(state)
+            self.plan = restore.agreed(self.plan)
             choice = restore.choose(self.plan)
             candidate = choice.candidate
             if candidate is not None:
-                self._resumed = restore.load(state, candidate, self.rank)
+                resumed = restore.load(state, candidate, self.rank)
                 self.step = self._ended = candidate.step
-                self.batch = self._resumed["batch"]
-                self._count.resume(self._resumed.get("count"))
-                self._loops = max(0, self._resumed.get("loops", 1) - 1)
-                rng.apply(self._resumed["rng"])
+                self.batch = resumed["batch"]
+                restore.resized(resumed, candidate, self.plan, self._reporter.warn)
+                self._count.resume(resumed.get("count"))
+                self._calls.restore(resumed)
+                rng.apply(resumed["rng"])
             self._reporter.note(
                 Note.RESTORED,
                 step=self.step,
@@ -289,19 +286,28 @@ class Run:
         Args:
             state: A dict or directory state, as for :meth:`restore`.
             step: The step; None: that of `steps()`.
-            now: Save even if no save is due (for example before exiting).
+            now: Save even if no save is due (for example before exiting). Between the batches of
+                an optimizer step, the save waits for the last of them.
 
         Raises:
             StateMismatchError: The state is not a dict, or lacks the module of an optimizer.
         """
         step = self.step if step is None else self._counted(step)
         self._ended = max(self._ended, step)
-        tiers = self._saver.due(step, last=step == self._total, now=now)
+        last = step == self._total
+        tiers = self._saver.due(step, last=last, now=now)
+        if not self.sync_gradients:
+            if now:  # otherwise it is due at the end of the step too
+                self._saver.defer(tiers, "between the batches of an optimizer step")
+            return
         if not tiers:
+            return
+        if not last and self._saver.gradients_held(state):
+            self._saver.defer(tiers, "while gradients are accumulated; accumulate=N counts steps")
             return
         begun = time.perf_counter()
         with self.phase(Phase.CHECKPOINTING):
-            self._saver.save(state, Saved(step, self.batch, self._position(), tiers))
+            self._saver.save(state, Saved(step, self.batch, self._position, tiers))
         self._blocked += time.perf_counter() - begun
 
     def flush(self) -> None:
@@ -317,8 +323,8 @@ class Run:
 
     def _position(self) -> bytes:
         position = self._feed.snapshot() if self._feed else Position(batch=self.batch)
-        state = {"batch": self.batch, "position": position, "rng": rng.capture()}
-        return pickle.dumps(state | {"count": self._count.state, "loops": self._loops})
+        saved = {"batch": self.batch, "position": position, "rng": rng.capture()}
+        return pickle.dumps(saved | {"calls": self._calls.saved(), "count": self._count.state})
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase
@@ -336,6 +342,25 @@ def _require_process_group(world_size: int, state: Any) -> None:
             f"this run has {world_size} ranks, but torch.distributed is not initialised:"
             " call torch.distributed.init_process_group() before run.restore(state)"
         )
+
+
+def _draw(
+    run: Run, feed: Feed, total: int | None, groups: Iterator[tuple[Any, bool]]
+) -> Iterator[tuple[int, Any]]:
+    """The steps of one call of `steps()`."""
+    while total is None or run.step < total or not run.sync_gradients:
+        # A draw is a sign of life by itself: many ranks of a run never report.
+        if run.sync_gradients:
+            run._ended = run.step  # noqa: SLF001  # a part of Run
+        run._enter(Phase.LOADING)  # noqa: SLF001
+        batch, complete = next(groups, (_END, True))
+        if batch is _END:
+            break
+        run.step += run.sync_gradients
+        run.sync_gradients = complete
+        run.batch = feed.position.batch
+        run._enter(Phase.TRAINING)  # noqa: SLF001
+        yield run.step, batch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from babysit import collective
+from babysit import collective, rng
 from babysit.checkpoint import shard
 from babysit.checkpoint.saver import POSITION_FILE, DirectoryState
 from babysit.checkpoint.shard import Manifest
@@ -38,6 +38,19 @@ class Choice:
                 f" {plan.restore[0].path} is readable, or start from step 0 on purpose (`babysit"
                 " rollback RUN --to 0`; without an agent, with another directory)"
             )
+
+
+def agreed(plan: Plan) -> Plan:
+    """The plan with rank 0's candidates, as ranks alone each list the directory themselves.
+
+    File servers show a new directory to different hosts at different times. A collective if
+    torch.distributed is initialised. An agent's plan is the same on all ranks anyway.
+    """
+    if plan.run or plan.world_size == 1 or (group := collective.process_group()) is None:
+        return plan
+    listed = [plan.restore]
+    group.broadcast_object_list(listed, src=0)
+    return dataclasses.replace(plan, restore=listed[0])
 
 
 def choose(plan: Plan) -> Choice:
@@ -111,6 +124,27 @@ def load(state: Any, candidate: Candidate, rank: int) -> dict[str, Any]:
         tensors.load(state, Path(candidate.path), rank, candidate.world_size)
     position: dict[str, Any] = pickle.loads((own / POSITION_FILE).read_bytes())  # noqa: S301  # written by babysit
     return position
+
+
+def resized(
+    position: dict[str, Any], candidate: Candidate, plan: Plan, warn: Callable[[str], None]
+) -> None:
+    """Adapt a position that another number of ranks saved, and say that the data is not exact.
+
+    A rank that had no shard of its own would draw the same numbers as the one whose shard it reads,
+    so its generators continue from other states.
+    """
+    before, now = candidate.world_size, plan.world_size
+    if before == now:
+        return
+    if plan.rank >= before:
+        position["rng"] = rng.derived(position["rng"], plan.rank)
+    warn(
+        f"the checkpoint was saved by {before} ranks, and this attempt has {now}: each rank goes on"
+        " at its batch of the epoch, so samples of this epoch are"
+        f" {'left out' if now > before else 'drawn twice'}, and numbers of batches (quarantine)"
+        " name other data than before. Keep the world size to resume exactly"
+    )
 
 
 def newest_in(directory: Path) -> tuple[Candidate, ...]:

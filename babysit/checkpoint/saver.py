@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from babysit.checkpoint import shard
-from babysit.checkpoint.shard import Content, Manifest
+from babysit.checkpoint.shard import Content, Manifest, ShardWriter
 from babysit.reporter import Reporter
 from babysit.wire import Note, Plan, Tier, rank_directory, step_directory
 
@@ -50,8 +51,8 @@ class Saved:
 
     step: int
     batch: int
-    position: bytes
-    """Content of `POSITION_FILE`."""
+    position: Callable[[], bytes]
+    """Gives the content of `POSITION_FILE`, at the time of the copy."""
     tiers: tuple[Tier, ...]
 
 
@@ -67,6 +68,8 @@ class Saver:
         self._staged_bytes = 0
         self._saved: set[tuple[int, Tier]] = set()
         self._checked = False
+        self._held: Any = None
+        self._deferred: set[Tier] = set()
 
     def due(self, step: int, *, last: bool, now: bool) -> tuple[Tier, ...]:
         """The tiers to which this step must be saved, the nearest first; empty: none.
@@ -83,6 +86,8 @@ class Saver:
         )
         if now and not policy.directory:
             in_memory = bool(policy.memory_directory)
+        in_memory |= Tier.MEMORY in self._deferred
+        in_directory |= Tier.DIRECTORY in self._deferred
         tiers = (Tier.MEMORY,) * in_memory + (Tier.DIRECTORY,) * in_directory
         return tuple(tier for tier in tiers if (step, tier) not in self._saved)
 
@@ -95,10 +100,21 @@ class Saver:
         saves = self._plan.save.directory or self._plan.save.memory_directory
         if self._checked or not saves or isinstance(state, DirectoryState):
             return
-        from babysit.checkpoint.state import Parts  # noqa: PLC0415  # imports torch
+        from babysit.checkpoint.gradients import HeldGradients  # noqa: PLC0415  # imports torch
+        from babysit.checkpoint.state import Parts  # noqa: PLC0415
 
         Parts(state).check()
+        self._held = HeldGradients()
         self._checked = True
+
+    def defer(self, tiers: tuple[Tier, ...], why: str) -> None:
+        """Make up for a due save at the next step after which it loses nothing."""
+        self._deferred.update(tiers)
+        self._reporter.warn(f"a save was due {why}: it waits for the end of an optimizer step")
+
+    def gradients_held(self, state: Any) -> bool:
+        """True if a save now would lose gradients that the script accumulates by hand."""
+        return self._held is not None and isinstance(state, dict) and self._held(state)
 
     def save(self, state: Any, saved: Saved) -> None:
         """Stage a state and write it; returns when training may continue. Failures are noted.
@@ -108,14 +124,20 @@ class Saver:
         """
         self.check(state)
         self.wait()
+        self._deferred.clear()
         self._saved = {(saved.step, tier) for tier in saved.tiers}
         begun = time.perf_counter()
         try:
-            content = self._staged(state, saved.tiers[0])
+            position, staged = saved.position(), self._staged(state, saved.tiers[0])
         except Exception as error:  # noqa: BLE001 (code of the state's parts; training must go on)
             for tier in saved.tiers:
                 self.failed(saved.step, tier, error)
             return
+
+        def content(writer: ShardWriter) -> None:
+            staged(writer)
+            writer.write(POSITION_FILE, position)
+
         copy_seconds = time.perf_counter() - begun
         inline, later = self._divided(saved.tiers)
         for tier in inline:
@@ -197,7 +219,6 @@ class Saver:
         try:
             with shard.writing(manifest) as writer:
                 content(writer)
-                writer.write(POSITION_FILE, saved.position)
             self._written(writer.manifest)
         except Exception as error:  # noqa: BLE001 (nothing may fail in silence)
             self.failed(saved.step, tier, error)

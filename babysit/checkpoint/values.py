@@ -157,6 +157,15 @@ def holds(value: Any, wanted: Callable[[Any], bool], above: tuple[int, ...] = ()
     return any(holds(item, wanted, inner) for _, item in items_of(value))
 
 
+def leaves(value: Any) -> Iterator[Any]:
+    """Everything that the containers of a structure hold, at any depth."""
+    if is_container(value) or isinstance(value, dict):
+        for _, item in items_of(value):
+            yield from leaves(item)
+    else:
+        yield value
+
+
 def inside_objects(value: Any) -> Iterator[Any]:
     """Everything reachable from a value through containers and attributes, each once."""
     seen: set[int] = set()

@@ -1,0 +1,298 @@
+"""How batches of each kind of loader are passed over, and how its randomness is replayed.
+
+* torch `DataLoader` over map-style data: on its index batches, before anything is loaded. Workers
+  are seeded anew for each batch, from the run's seed and the number of the batch, so what they draw
+  does not depend on which batches they loaded before;
+* a sequence: by index;
+* any other iterable: drawn and dropped. It draws from a :class:`babysit.rng.Stream` of its own,
+  as does a sampler that is not torch's: drawn alone, it gives the same again.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from babysit import rng
+
+Ranges = Sequence[tuple[int, int]]
+_END: Any = object()
+
+
+class Thinning:
+    """Decides for each batch in order whether it is used, and queues the numbers of those.
+
+    Prefetching loaders ask ahead, so the numbers wait here until their batches arrive.
+    """
+
+    def __init__(self, skip: Ranges, last: int) -> None:
+        self._skip = skip
+        self.last = last
+        """Number of the last batch that was decided."""
+        self.kept: deque[int] = deque()
+
+    def __call__(self) -> bool:
+        """True if the next batch is used."""
+        self.last += 1
+        if any(first <= self.last <= last for first, last in self._skip):
+            return False
+        self.kept.append(self.last)
+        return True
+
+
+class Source(Protocol):
+    """A loader, reduced to what resuming needs."""
+
+    own_stream: bool
+    """True if drawing from the loader may draw from global generators in any order."""
+
+    def start(self, offset: int, wanted: Thinning, seed: int, stream: rng.Stream) -> Iterator[Any]:
+        """Start a pass after the first `offset` batches, without batches that `wanted` rejects.
+
+        Skipping happens at once, not at the first `next`: the caller restores generators in
+        between. `seed` is that of the run; `stream` is for a source with a stream of its own.
+        """
+
+
+class Indexed:
+    """A sequence of batches."""
+
+    own_stream = False
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self._batches = batches
+
+    def start(
+        self, offset: int, wanted: Thinning, _seed: int, _stream: rng.Stream
+    ) -> Iterator[Any]:
+        """Start a pass by index; skipped items are not touched."""
+        return (self._batches[i] for i in range(offset, len(self._batches)) if wanted())
+
+
+class Drawn:
+    """Any iterable: skipped batches are drawn and dropped."""
+
+    own_stream = True
+
+    def __init__(self, loader: Iterable[Any], beat: Callable[[], None]) -> None:
+        self._loader, self._beat = loader, beat
+
+    def start(self, offset: int, wanted: Thinning, _seed: int, stream: rng.Stream) -> Iterator[Any]:
+        """Start a pass by drawing `offset` batches; each is a sign of life, as it may take long."""
+        with stream():
+            rest = iter(self._loader)
+            for _ in range(offset):
+                if next(rest, _END) is _END:
+                    break
+                self._beat()
+        return self._rest(rest, wanted, stream)
+
+    @staticmethod
+    def _rest(rest: Iterator[Any], wanted: Thinning, stream: rng.Stream) -> Iterator[Any]:
+        # By `next` alone: `iter(rest)` of an object that is its own loader (DeepSpeed's, many made
+        # by hand) would begin the epoch again.
+        for batch in _in_stream(rest, stream):
+            if wanted():
+                yield batch
+
+
+class Stateful(Drawn):
+    """A loader that restores its place by its own `load_state_dict`."""
+
+    own_stream = False
+
+    def start(
+        self, offset: int, wanted: Thinning, _seed: int, _stream: rng.Stream
+    ) -> Iterator[Any]:
+        """Start a pass by drawing `offset` batches: 0 if the loader has restored its place."""
+        rest = iter(self._loader)
+        for _ in itertools.islice(rest, offset):
+            self._beat()
+        return (batch for batch in _drawn(rest) if wanted())
+
+
+class MapStyle:
+    """A torch DataLoader over map-style data: skipped index batches are never loaded.
+
+    A shallow copy of the loader loads the data, so that subclasses, workers, collation and pinning
+    stay as they are. :class:`_Indices` replaces its sampler, and a generator of its own gives the
+    seed of the workers: that seed is drawn when workers start, which differs after a resume.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        batched = loader.batch_sampler is not None
+        self._sampler = loader.batch_sampler if batched else loader.sampler
+        self.own_stream = not _is_torchs(self._sampler)
+        self._indices = _Indices()
+        self._loader = copy.copy(loader)
+        # DataLoader.__setattr__ refuses to set these, so set them in the copy's dict.
+        changes = {
+            "batch_sampler" if batched else "sampler": self._indices,
+            "generator": sys.modules["torch"].Generator(),
+            "_iterator": None,
+        }
+        if hasattr(loader, "next_iter_state"):  # torchdata's: its place is kept here, not there
+            changes["next_iter_state"] = None
+        vars(self._loader).update(changes)
+
+    def start(self, offset: int, wanted: Thinning, seed: int, stream: rng.Stream) -> Iterator[Any]:
+        """Start a pass on the index batches; skipped batches are not loaded."""
+        if self.own_stream:
+            with stream():
+                rest = iter(self._sampler)
+            rest = itertools.islice(_in_stream(rest, stream), offset, None)
+        else:
+            rest = itertools.islice(self._sampler, offset, None)
+        indices = (self._index(index, seed, wanted.last) for index in rest if wanted())
+        # Samplers draw their order with their first index. Asking for it here, before the loader
+        # starts, makes the order the same for a resumed epoch as for a fresh one.
+        first = list(itertools.islice(indices, 1))
+        self._indices.pending = itertools.chain(first, indices)
+        self._loader.generator.manual_seed(rng.seed_from(seed, wanted.last))
+        return iter(self._loader)
+
+    def _index(self, index: Any, seed: int, number: int) -> Any:
+        if not self._loader.num_workers:
+            return index
+        return _Seeding(index, rng.seed_from(seed, number))
+
+
+class _Indices:
+    """Replaces a sampler and yields the pending indices."""
+
+    def __init__(self) -> None:
+        self.pending: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.pending
+
+
+class _Seeding:
+    """An index (or batch of indices) on its way to a worker, which it seeds on arrival."""
+
+    def __init__(self, index: Any, seed: int) -> None:
+        self._index, self._seed = index, seed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (self._index, self._seed)
+
+
+def _arrive(index: Any, seed: int) -> Any:
+    """In a loader's worker: seed all generators, and give the index as it was."""
+    rng.seed_all(seed)
+    info = sys.modules["torch"].utils.data.get_worker_info()
+    if info is not None:
+        for number, source in enumerate(rng.sources(info.dataset)):
+            rng.reseed(source, rng.seed_from(seed, number))
+    return index
+
+
+def _drawn(rest: Iterator[Any]) -> Iterator[Any]:
+    while (batch := next(rest, _END)) is not _END:
+        yield batch
+
+
+def _in_stream(rest: Iterator[Any], stream: rng.Stream) -> Iterator[Any]:
+    while True:
+        with stream():
+            item = next(rest, _END)
+        if item is _END:
+            return
+        yield item
+
+
+def _is_torchs(sampler: Any) -> bool:
+    """True for torch's own samplers, which draw their order at the start or from their own."""
+    inner = getattr(sampler, "sampler", None)
+    own = type(sampler).__module__.startswith(("torch.utils.data.", "torchdata."))
+    return own and (inner is None or _is_torchs(inner))
+
+
+def source_of(loader: Any, beat: Callable[[], None] = lambda: None) -> Source:
+    """The way to skip batches of this loader; `beat` is called for every drawn batch."""
+    if (torch_data := _torch_data_of(loader)) is not None:
+        if not isinstance(loader.dataset, torch_data.IterableDataset) and not keeps_place(loader):
+            return MapStyle(loader)
+    elif isinstance(loader, Sequence) and not keeps_place(loader):
+        return Indexed(loader)
+    return Stateful(loader, beat) if keeps_place(loader) else Drawn(loader, beat)
+
+
+def keeps_place(loader: Any) -> bool:
+    """True if the loader resumes by its own `state_dict` and `load_state_dict`.
+
+    torchdata's loader over data without a state of its own is resumed as torch's is: its state has
+    no part of what was drawn at random.
+    """
+    if not _has_state(loader):
+        return False
+    if _torch_data_of(loader) is None or not type(loader).__module__.startswith("torchdata."):
+        return True
+    parts = (loader.dataset, loader.collate_fn, loader.sampler, loader.batch_sampler)
+    return any(_has_state(p) and not type(p).__module__.startswith("torchdata.") for p in parts)
+
+
+def _torch_data_of(loader: Any) -> Any:
+    """`torch.utils.data` if the loader is one of its DataLoaders; otherwise None."""
+    torch_data = sys.modules.get("torch.utils.data")
+    is_one = torch_data is not None and isinstance(loader, torch_data.DataLoader)
+    return torch_data if is_one else None
+
+
+def _has_state(thing: Any) -> bool:
+    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
+
+
+def parts_of(loader: Any) -> list[Any]:
+    """The loader, its samplers and its data set, each once."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    parts = [
+        loader,
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+        getattr(loader, "sampler", None),
+        getattr(loader, "dataset", None),
+    ]
+    return list({id(part): part for part in parts if part is not None}.values())
+
+
+def sources_of(loader: Any) -> tuple[list[Any], list[Any]]:
+    """Generator objects of a loader: those of its order, and all others.
+
+    The first ones come back by drawing the order again from the start of the epoch; the others
+    (of a data set that is read in this process) are as they were at the checkpoint.
+    """
+    if _torch_data_of(loader) is None or keeps_place(loader):
+        return [], rng.sources(loader)
+    samplers = [loader.batch_sampler, loader.sampler, loader.generator]
+    order = rng.sources(*samplers, beyond=loader.dataset)
+    if isinstance(loader.dataset, sys.modules["torch.utils.data"].IterableDataset):
+        return [*order, *_others(rng.sources(loader.dataset, loader.collate_fn), order)], []
+    return order, _others(rng.sources(loader.dataset, loader.collate_fn), order)
+
+
+def _others(found: list[Any], order: list[Any]) -> list[Any]:
+    return [source for source in found if not any(source is other for other in order)]
+
+
+def limits_of(loader: Any) -> str:
+    """The part of a loader that does not come back bit for bit; empty: none is known."""
+    torch_data = _torch_data_of(loader)
+    if torch_data is None or not loader.num_workers:
+        return ""
+    name = type(loader).__name__
+    if not getattr(loader, "in_order", True):
+        return f"{name}(in_order=False) gives its batches in the order of loading"
+    iterable = isinstance(loader.dataset, torch_data.IterableDataset)
+    if iterable and loader.persistent_workers and not keeps_place(loader):
+        return (
+            f"the persistent workers of {name} go on drawing from one epoch to the next; with"
+            " persistent_workers=False, or a loader with state_dict(), they are replayed"
+        )
+    if keeps_place(loader):
+        return f"what the workers of {name} draw is replayed only as far as its state_dict() has it"
+    return ""
