@@ -71,6 +71,15 @@ class Reporter:
         except QUIET as error:
             self.warn(f"cannot write the note {kind!r}: {error}")
 
+    def metric_names(self) -> list[str]:
+        """The names that the ring has, by their place."""
+        return [] if self._ring is None else self._ring.names()
+
+    def name_metric(self, place: int, name: str) -> None:
+        """Name a metric in the ring."""
+        if self._ring is not None:
+            self._ring.name(place, name)
+
     @property
     def stop_requested(self) -> bool:
         """True if the agent requested this rank to save and stop."""

@@ -1,10 +1,11 @@
 """The ring of samples in shared memory: one writer (a rank), one reader (its agent).
 
-Layout (native little endian, 8-byte words): a header of `HEADER_BYTES`, then `capacity` records of
-`RECORD_BYTES`. `written` counts all records; record i is in slot `i % capacity`. The writer fills
-the slot first and then publishes `written`, so a reader that has read up to `r` reads slots `r …
-written-1`. If it is more than `capacity` behind, the oldest records are lost and the reader reports
-their number. A write takes no lock and no system call.
+Layout (native little endian, 8-byte words): a header of `HEADER_BYTES`, the names of up to
+`METRICS` metrics, `NAME_BYTES` each, then `capacity` records of `RECORD_BYTES`. A name is written
+before the first record with its value. `written` counts all records; record i is in slot
+`i % capacity`. The writer fills the slot first and then publishes `written`, so a reader that has
+read up to `r` reads slots `r … written-1`. If it is more than `capacity` behind, the oldest records
+are lost and the reader reports their number. A write takes no lock and no system call.
 
 Each word of the header is published by one aligned 8-byte store: `struct.pack_into` clears its
 target first, so a reader would sometimes see a count of 0.
@@ -21,12 +22,17 @@ from typing import NamedTuple
 
 from babysit.wire import Phase
 
-_MAGIC = 0x42425332  # "BBS2"
+_MAGIC = 0x42425333  # "BBS3"
 _HEADER = struct.Struct("<IIIIQqqdq")
 """Magic, capacity, record bytes, pid, written, step, batch, beat, phase."""
 HEADER_BYTES = 128
-_RECORD = struct.Struct("<qqqddddddd")
-RECORD_BYTES = _RECORD.size
+METRICS = 16
+"""Most metrics of a rank by names of its own."""
+NAME_BYTES = 64
+_FIRST_RECORD = HEADER_BYTES + METRICS * NAME_BYTES
+_RECORD = struct.Struct("<qqqqddddddd")
+_VALUES = tuple(struct.Struct(f"<{count}d") for count in range(METRICS + 1))
+RECORD_BYTES = _RECORD.size + METRICS * 8
 CAPACITY = 4096
 """Records in the ring: at 20 steps/s the agent may pause for more than three minutes."""
 
@@ -36,6 +42,8 @@ _CONTROL = struct.Struct("<i")
 _CONTROL_OFFSET = 64
 """Offset of a word that the agent writes and the rank reads: 1 requests to save and stop."""
 _HAS_LOSS = 1
+_COUNT_SHIFT = 8
+"""The word of flags also has the number of metrics, from this bit on."""
 
 PHASES = tuple(Phase)
 _INDEX = {phase: index for index, phase in enumerate(PHASES)}
@@ -62,6 +70,10 @@ class Record(NamedTuple):
     """Part of `seconds` in which a checkpoint blocked training."""
     learning_rate: float
     """`-1.0` when not reported."""
+    expected_until: int = 0
+    """Last step of a change that the script has announced; 0: none."""
+    metrics: tuple[float, ...] = ()
+    """Values of the named metrics, in order of their names; NaN: not in this report."""
 
 
 class Progress(NamedTuple):
@@ -87,7 +99,7 @@ class RingWriter:
     """
 
     def __init__(self, path: str | Path, capacity: int = CAPACITY) -> None:
-        size = HEADER_BYTES + capacity * RECORD_BYTES
+        size = _FIRST_RECORD + capacity * RECORD_BYTES
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             # Reserve the pages now: on a full tmpfs, the first write to a page would be a SIGBUS.
@@ -106,13 +118,43 @@ class RingWriter:
 
     def write(self, record: Record) -> None:
         """Append one record and publish it. Takes microseconds and never blocks."""
-        slot = HEADER_BYTES + (self._written % self._capacity) * RECORD_BYTES
-        step, batch, at, loss, *rest = record
-        known = 0 if loss is None else _HAS_LOSS
+        slot = _FIRST_RECORD + (self._written % self._capacity) * RECORD_BYTES
+        step, batch, at, loss, norm, tokens, seconds, blocked, rate, until, metrics = record
+        flags = 0 if loss is None else _HAS_LOSS
         number = float("nan") if loss is None else loss
-        _RECORD.pack_into(self._map, slot, step, batch, known, at, number, *rest)
+        if metrics:
+            flags |= len(metrics) << _COUNT_SHIFT
+            _VALUES[len(metrics)].pack_into(self._map, slot + _RECORD.size, *metrics)
+        _RECORD.pack_into(
+            self._map,
+            slot,
+            step,
+            batch,
+            flags,
+            until,
+            at,
+            number,
+            norm,
+            tokens,
+            seconds,
+            blocked,
+            rate,
+        )
         self._written += 1
         self._counts[_WRITTEN] = self._written
+
+    def names(self) -> list[str]:
+        """The names of the metrics so far, by their place: those of a previous process too."""
+        return _names(self._map)
+
+    def name(self, place: int, name: str) -> None:
+        """Name a metric, before the first record with its value.
+
+        A name is cut to what fits in `NAME_BYTES`.
+        """
+        encoded = name.encode()[: NAME_BYTES - 1].decode(errors="ignore").encode()
+        start = HEADER_BYTES + place * NAME_BYTES
+        self._map[start : start + NAME_BYTES] = encoded.ljust(NAME_BYTES, b"\0")
 
     def progress(self, step: int, batch: int, beat: float, phase: Phase) -> None:
         """Publish the rank's progress."""
@@ -168,9 +210,18 @@ class RingReader:
         return records[torn:], lost + torn
 
     def _record(self, number: int) -> Record:
-        slot = HEADER_BYTES + number % self._capacity * RECORD_BYTES
-        step, batch, known, at, loss, *rest = _RECORD.unpack_from(self._map, slot)
-        return Record(step, batch, at, loss if known & _HAS_LOSS else None, *rest)
+        slot = _FIRST_RECORD + number % self._capacity * RECORD_BYTES
+        step, batch, flags, until, at, loss, *rest = _RECORD.unpack_from(self._map, slot)
+        metrics = _VALUES[min(flags >> _COUNT_SHIFT, METRICS)].unpack_from(
+            self._map, slot + _RECORD.size
+        )
+        norm, tokens, seconds, blocked, rate = rest
+        known = loss if flags & _HAS_LOSS else None
+        return Record(step, batch, at, known, norm, tokens, seconds, blocked, rate, until, metrics)
+
+    def names(self) -> list[str]:
+        """The names of the metrics so far, by their place."""
+        return _names(self._map)
 
     def _published(self) -> int:
         return int(_HEADER.unpack_from(self._map, 0)[4])
@@ -187,3 +238,9 @@ class RingReader:
     def close(self) -> None:
         """Unmap the ring."""
         self._map.close()
+
+
+def _names(ring: mmap.mmap) -> list[str]:
+    starts = range(HEADER_BYTES, _FIRST_RECORD, NAME_BYTES)
+    raw = [ring[start : start + NAME_BYTES].rstrip(b"\0") for start in starts]
+    return [name.decode(errors="replace") for name in raw if name]

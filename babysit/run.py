@@ -16,7 +16,7 @@ from babysit.checkpoint import restore
 from babysit.checkpoint.saver import DirectoryState, Saved, Saver
 from babysit.data import Feed, Position
 from babysit.errors import NotDistributedError
-from babysit.numbers import real, whole
+from babysit.measures import Change, Measures
 from babysit.reporter import Reporter
 from babysit.ring import Record, wall_clock
 from babysit.step_count import StepCount
@@ -47,6 +47,8 @@ class Run:
         self._ended = 0
         """The last completed step, as published to peers and the agent."""
         self._count = StepCount()
+        self._measures = Measures(reporter)
+        self._change = Change(reporter)
         self._reporter = reporter
         self._saver = Saver(plan, reporter)
         self._phase = Phase.STARTING
@@ -124,12 +126,14 @@ class Run:
 
     def report(
         self,
-        *,
         loss: Any = None,
+        *,
         grad_norm: Any = None,
         tokens: Any = None,
         learning_rate: Any = None,
         step: Any = None,
+        metrics: Any = None,
+        **named: Any,
     ) -> None:
         """Report a step: one record in shared memory. Never blocks and never raises.
 
@@ -143,6 +147,8 @@ class Run:
             learning_rate: Learning rate of the step; None: not reported.
             step: The step as the script counts it; None: that of `steps()`. A counter that goes
                 back (one that restarts in each epoch) is continued.
+            metrics: Other numbers by name, such as `{"accuracy": 0.9}`, to be stored and shown.
+            named: Further metrics: `report(loss=…, accuracy=0.9)`. A rank may have 16 names.
         """
         if step is not None:
             self.step = self._counted(step)
@@ -152,37 +158,31 @@ class Run:
             self.step,
             self.batch,
             wall_clock(),
-            self._number("loss", loss, None),
-            self._number("grad_norm", grad_norm, -1.0) or 0.0,
-            self._number("tokens", tokens, 0.0) or 0.0,
+            self._measures.number("loss", loss, None),
+            self._measures.number("grad_norm", grad_norm, -1.0) or 0.0,
+            self._measures.number("tokens", tokens, 0.0) or 0.0,
             now - self._reported,
             self._blocked,
-            self._number("learning_rate", learning_rate, -1.0) or 0.0,
+            self._measures.number("learning_rate", learning_rate, -1.0) or 0.0,
+            self._change.until(self.step),
+            self._measures.named(metrics, named) if metrics is not None or named else (),
         )
         self._reporter.record(record, self._phase)
         self._reported = now
         self._blocked = 0.0
 
-    def _number(self, name: str, value: Any, absent: float | None) -> float | None:
-        try:
-            number = real(value)
-        except Exception as error:  # noqa: BLE001 (the value's own code ran; training must go on)
-            self._reporter.warn(
-                f"report({name}=…) of a {type(value).__name__} is left out: {error}"
-            )
-            return absent
-        return absent if number is None else number
+    def expect(self, change: str, *, steps: Any = 200) -> None:
+        """Announce a change of the loss: `run.expect("new data mix", steps=200)`. Never raises.
+
+        For `steps`, the present one included, only a loss that is not finite is acted on; what the
+        loss does then is learned as normal. Announce it before the first step of the change, on any
+        rank that reports; on another rank, some reports earlier. `change` goes into the history.
+        """
+        self._change.announce(str(change), steps, max(self.step - 1, self._ended))
 
     def _counted(self, given: Any) -> int:
         """The step of the run that the script calls `given`."""
-        try:
-            step, complaint = self._count.counted(whole(given), self._ended)
-        except Exception as error:  # noqa: BLE001 (as above)
-            self._reporter.warn(f"step={given!r} is not a step, so it is left out: {error}")
-            return self.step
-        if complaint:
-            self._reporter.warn(complaint)
-        return step
+        return self._count.converted(given, self._ended, self.step, self._reporter.warn)
 
     def phase(self, name: str | Phase) -> PhaseScope:
         """Declare what the rank does now: `with run.phase("evaluate"): …`.

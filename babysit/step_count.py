@@ -6,6 +6,11 @@ expect growing steps, would miss all later ones, and checkpoints would be overwr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from babysit.numbers import whole
+
 
 class StepCount:
     """Continues a counter that goes back.
@@ -35,6 +40,24 @@ class StepCount:
         A script that goes on from the step of the run itself is followed.
         """
         self._saved = state
+
+    def converted(self, given: Any, ended: int, otherwise: int, warn: Callable[[str], None]) -> int:
+        """Convert whatever a script gives as its step. Never raises.
+
+        Args:
+            given: The script's count; anything that `int()` takes.
+            ended: The last completed step of the run.
+            otherwise: The step if `given` is none.
+            warn: Takes complaints.
+        """
+        try:
+            step, complaint = self.counted(whole(given), ended)
+        except Exception as error:  # noqa: BLE001 (the value's own code ran; training must go on)
+            warn(f"step={given!r} is not a step, so it is left out: {error}")
+            return otherwise
+        if complaint:
+            warn(complaint)
+        return step
 
     def counted(self, number: int, ended: int) -> tuple[int, str]:
         """Convert a number of the script to the step of the run.

@@ -137,6 +137,7 @@ class Note(StrEnum):
     FINISHED = "finished"  # step: the loop of `steps()` ended, or `finish()` was called
     EXITING = "exiting"  # step, error (type of an uncaught exception, or ""), code: the
     # interpreter ends in good order
+    CHANGE = "change"  # change (text), step (the last one before it), until_step: `run.expect()`
     FINGERPRINT = "fingerprint"  # step, digest: hash of the parameters of this replica
 
 

@@ -215,6 +215,19 @@ class SaveFailed(WorkerEvent):
     error: str
 
 
+class ChangeAnnounced(WorkerEvent):
+    """The script announced a change of the loss (`run.expect`)."""
+
+    kind: Literal["change_announced"] = "change_announced"
+    rank: int
+    change: str
+    """What changes, in the words of the script."""
+    step: int
+    """The last step before the announcement."""
+    until_step: int
+    """Last step of the change."""
+
+
 class AttemptStopped(WorkerEvent):
     """No process of the attempt is alive on this worker.
 
@@ -292,6 +305,7 @@ AgentEvent = Annotated[
     | RankExited
     | ShardWritten
     | SaveFailed
+    | ChangeAnnounced
     | AttemptStopped
     | StacksCaptured
     | CheckpointChecked
@@ -318,6 +332,10 @@ class RankSamples(BaseModel):
     seconds: list[float] = Field(default_factory=list)
     blocked_seconds: list[float] = Field(default_factory=list)
     learning_rate: list[float] = Field(default_factory=list)
+    expected_until: list[int] = Field(default_factory=list)
+    """Last step of a change that the script has announced; 0: none. Empty: none in any."""
+    metrics: dict[str, list[float]] = Field(default_factory=dict)
+    """Other columns by name; NaN: not in that report."""
 
 
 class RankBeat(BaseModel):

@@ -13,6 +13,7 @@ from babysit.wire import Note
 from jobs.agent.errors import NoteError
 from jobs.events import (
     AgentEvent,
+    ChangeAnnounced,
     RankReady,
     RankRestored,
     SaveFailed,
@@ -23,6 +24,8 @@ from jobs.events import (
 
 Fields = Mapping[str, Any]
 """Fields common to all events of the worker: id, time, actor, run, worker, attempt."""
+_LONGEST_CHANGE = 200
+"""Characters of an announcement that are kept."""
 
 
 def _ready(_note: dict[str, Any], author: Author, fields: Fields) -> RankReady:
@@ -64,11 +67,22 @@ def _save_failed(note: dict[str, Any], author: Author, fields: Fields) -> SaveFa
     )
 
 
+def _change(note: dict[str, Any], author: Author, fields: Fields) -> ChangeAnnounced:
+    return ChangeAnnounced(
+        rank=author.rank,
+        change=str(note["change"])[:_LONGEST_CHANGE],
+        step=note["step"],
+        until_step=note["until_step"],
+        **fields,
+    )
+
+
 _TRANSLATIONS: dict[str, Callable[[dict[str, Any], Author, Fields], AgentEvent]] = {
     Note.STARTED: _ready,
     Note.RESTORED: _restored,
     Note.SHARD: _shard,
     Note.SAVE_FAILED: _save_failed,
+    Note.CHANGE: _change,
 }
 _SILENT = {Note.LOOPING, Note.LEFT, Note.FINISHED, Note.EXITING, Note.FINGERPRINT}
 """Notes without an event (yet)."""

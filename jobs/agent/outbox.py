@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,13 @@ from jobs.events import AgentEvent, RankSamples, Report
 
 _INTERVAL_SECONDS = 0.25
 """Maximum delay of samples, so that they share a report; events are never delayed."""
+
+
+_COLUMNS = tuple(
+    name
+    for name in RankSamples.model_fields
+    if name not in {"rank", "lost", "expected_until", "metrics"}
+)
 
 
 class Outbox:
@@ -79,6 +87,16 @@ class Outbox:
 
 
 def _joined(old: RankSamples, new: RankSamples) -> RankSamples:
-    lists = {name for name in RankSamples.model_fields if name not in {"rank", "lost"}}
-    columns = {name: getattr(old, name) + getattr(new, name) for name in lists}
-    return RankSamples(rank=old.rank, lost=old.lost + new.lost, **columns)
+    parts = [(old, len(old.step)), (new, len(new.step))]
+    columns = {name: getattr(old, name) + getattr(new, name) for name in _COLUMNS}
+    if old.expected_until or new.expected_until:
+        columns["expected_until"] = [
+            step for part, count in parts for step in part.expected_until or [0] * count
+        ]
+    metrics = {
+        name: [
+            value for part, count in parts for value in part.metrics.get(name) or [math.nan] * count
+        ]
+        for name in {**old.metrics, **new.metrics}
+    }
+    return RankSamples(rank=old.rank, lost=old.lost + new.lost, metrics=metrics, **columns)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -16,11 +18,20 @@ _BATCH = 1024
 """Records per read; a tick of 50 ms has fewer unless the agent was suspended."""
 
 
-def columns(rank: int, records: list[Record], lost: int = 0) -> RankSamples:
-    """Convert records to columns."""
-    names = Record._fields
-    values = zip(*records, strict=True)
-    return RankSamples(rank=rank, lost=lost, **dict(zip(names, map(list, values), strict=False)))
+def columns(
+    rank: int, records: list[Record], lost: int = 0, names: Sequence[str] = ()
+) -> RankSamples:
+    """Convert records to columns. `names`: of the metrics, by their place."""
+    values = dict(zip(Record._fields, map(list, zip(*records, strict=True)), strict=False))
+    rows: list[tuple[float, ...]] = values.pop("metrics", [])
+    metrics = {
+        name: [row[place] if place < len(row) else math.nan for row in rows]
+        for place, name in enumerate(names)
+        if any(place < len(row) for row in rows)
+    }
+    if not any(values.get("expected_until", ())):
+        values.pop("expected_until", None)
+    return RankSamples(rank=rank, lost=lost, metrics=metrics, **values)
 
 
 class RankReader:
@@ -54,7 +65,8 @@ class RankReader:
             return None
         self.last_step = records[-1].step
         self._moved = True
-        return columns(self._rank, records, lost)
+        with_metrics = any(record.metrics for record in records)
+        return columns(self._rank, records, lost, ring.names() if with_metrics else ())
 
     def notes(self) -> list[str]:
         """Complete lines written since the last call."""

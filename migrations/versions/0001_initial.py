@@ -286,6 +286,7 @@ sa.Table(
     sa.Column("attempt", sa.BigInteger, autoincrement=False, primary_key=True),
     sa.Column("chunk", sa.BigInteger, autoincrement=False, primary_key=True),
     sa.Column("data", sa.LargeBinary, nullable=False),
+    sa.Column("metrics", sa.LargeBinary, nullable=True),
     sa.ForeignKeyConstraint(
         ["run", "rank", "attempt", "chunk"],
         ["samples.run", "samples.rank", "samples.attempt", "samples.chunk"],

@@ -82,6 +82,7 @@ def _facts(run: dict[str, Any], now: dt.datetime) -> str:
         "attempt": f"{run['attempt']} on {', '.join(run['node_names']) or 'no node'}",
         "step": str(run["step"]),
         "loss": number("loss")(run),
+        **_metrics(run["metrics"]),
         "checkpoint": checkpoint_words(run["checkpoint"]),
         "age": words(max(0.0, (end - begun).total_seconds())),
         "ettr": "-" if ettr is None else f"{ettr:.1%} of allocated time was productive",
@@ -92,6 +93,11 @@ def _facts(run: dict[str, Any], now: dt.datetime) -> str:
     if run["avoid"]:
         facts["avoids"] = ", ".join(run["avoid"])
     return "\n".join(f"{key + ':':<12}{value}" for key, value in facts.items())
+
+
+def _metrics(newest: dict[str, float]) -> dict[str, str]:
+    """`accuracy 0.91, reward 12.3`."""
+    return {"metrics": ", ".join(f"{k} {v:.4g}" for k, v in newest.items())} if newest else {}
 
 
 def _suspicion(suspect: dict[str, Any] | None, now: dt.datetime) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import structlog
 
 from jobs.clock import Clock
-from jobs.events import Event, Report
+from jobs.events import ChangeAnnounced, Event, Report
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
 from orchestrator.core.model.entities import Run, Worker
@@ -113,7 +113,12 @@ class LiveState:
         return self.sequences.get(worker, 0)
 
     def progress_events(self, event: Event) -> list[Event]:
-        """Progress that the core must know before an event that may end attempts; often none."""
+        """Progress that the core must know before an event that may end attempts; often none.
+
+        An announced change of the loss is passed on to the monitors here.
+        """
+        if isinstance(event, ChangeAnnounced) and event.run in self.state.runs:
+            self.pipeline(event.run).expect(event)
         found = (
             self.pipeline(attempt.run).progress_event(attempt, self.events.make)
             for attempt in may_end(event, self.state)

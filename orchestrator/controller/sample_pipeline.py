@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from jobs.events import Event, Heartbeat, RankExited, RankSamples, Report
+from jobs.events import ChangeAnnounced, Event, Heartbeat, RankExited, RankSamples, Report
 from jobs.spec import RunSpec
 from monitors.hang import HangSettings
 from monitors.loss import LossSettings
@@ -158,6 +158,10 @@ class RunSamplePipeline:
             return None
         return _fields(now)
 
+    def expect(self, announced: ChangeAnnounced) -> None:
+        """A script announced a change: for ranks that report, their samples say so themselves."""
+        self._monitors.expect(announced.attempt, announced.step, announced.until_step)
+
     def note(self, sample: Sample) -> Progress:
         """Remember a step of a rank; the progress of its attempt with it.
 
@@ -296,9 +300,10 @@ def unpack(attempt: int, columns: RankSamples) -> Iterator[Sample]:
         columns.seconds,
         columns.blocked_seconds,
         columns.learning_rate,
+        columns.expected_until or [0] * len(columns.step),
         strict=True,
     ):
-        step, batch, time, loss, grad_norm, tokens, seconds, blocked, rate = row
+        step, batch, time, loss, grad_norm, tokens, seconds, blocked, rate, until = row
         yield Sample.model_construct(
             attempt=attempt,
             rank=columns.rank,
@@ -311,4 +316,5 @@ def unpack(attempt: int, columns: RankSamples) -> Iterator[Sample]:
             seconds=seconds,
             blocked_seconds=blocked,
             learning_rate=rate,
+            expected_until=until,
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.events import (
+    ChangeAnnounced,
     CheckpointChecked,
     CheckpointDeleted,
     Event,
@@ -32,7 +33,6 @@ from orchestrator.core.messages.events import (
     CheckpointVerificationAsked,
     FindingRaised,
     IncidentChanged,
-    LaunchRefused,
     MaintenanceCancelled,
     MaintenanceDue,
     MaintenancePlanned,
@@ -45,7 +45,6 @@ from orchestrator.core.messages.events import (
     RunCancelled,
     RunHeld,
     RunReleased,
-    RunSetAside,
     RunSubmitted,
     SchedulingPassDue,
     SparesChanged,
@@ -77,7 +76,6 @@ from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.requests import runs as run_requests
 from orchestrator.core.supervision import (
     agent_contact,
-    defects,
     failures,
     hangs,
     progress,
@@ -130,14 +128,13 @@ _OF_A_RUN = (
     StepReached,
     FindingRaised,
     TimerFired,
-    RunSetAside,
-    LaunchRefused,
 )
 _OF_THE_LIVE_ATTEMPT = (
     GangEvent,
     RankRestored,
     RankExited,
     SaveFailed,
+    ChangeAnnounced,
     ProgressSeen,
     StepReached,
     FindingRaised,
@@ -212,8 +209,6 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     QueueChanged: cluster_requests.on_queue_changed,
     QueueRemoved: cluster_requests.on_queue_removed,
     SchedulingPassDue: _pass,
-    RunSetAside: defects.on_set_aside,
-    LaunchRefused: defects.on_launch_refused,
     SparesChanged: cluster_requests.on_spares_changed,
     MaintenancePlanned: cluster_requests.on_maintenance_planned,
     MaintenanceCancelled: cluster_requests.on_maintenance_cancelled,
@@ -231,6 +226,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     GangStacks: hangs.on_stacks,
     GangSaved: checkpoint_lifecycle.on_saved,
     SaveFailed: checkpoint_lifecycle.on_save_failed,
+    ChangeAnnounced: progress.on_change_announced,
     GangChecked: checkpoint_lifecycle.on_checked,
     CheckpointChecked: checkpoint_lifecycle.on_check_failed,
     CheckpointDeleted: checkpoint_lifecycle.on_deleted,

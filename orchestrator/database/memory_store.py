@@ -9,7 +9,7 @@ import dataclasses
 import datetime as dt
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,11 +33,20 @@ from orchestrator.core.model.states import (
     RunState,
     WorkerState,
 )
-from orchestrator.database import leadership, sample_rows, tokens
+from orchestrator.database import leadership, metric_columns, sample_rows, tokens
 from orchestrator.database import samples as arrays
 from orchestrator.database.commit import admit, fresh
 from orchestrator.database.memory_rules import check, key_of, newest_attempt
-from orchestrator.database.port import Batch, JournalEntry, Lease, Series, Snapshot, Token
+from orchestrator.database.metric_columns import MetricColumns, MetricPoints
+from orchestrator.database.port import (
+    Batch,
+    JournalEntry,
+    Lease,
+    MetricSeries,
+    Series,
+    Snapshot,
+    Token,
+)
 from orchestrator.database.queries import no_such_checkpoint
 from orchestrator.database.references import is_part_of, pick_incident, pick_run
 from orchestrator.database.samples import Block
@@ -55,6 +64,7 @@ class MemoryStore:
         self._outbox: dict[str, Instruction] = {}
         self._done: set[str] = set()
         self._samples: dict[tuple[str, int, int], list[Block]] = defaultdict(list)
+        self._metrics: dict[tuple[str, int, int], list[MetricColumns]] = defaultdict(list)
         self._sequences: dict[str, int] = {}
         self._lease: Lease | None = None
         self._tokens: dict[str, tuple[Token, str]] = {}
@@ -136,6 +146,7 @@ class MemoryStore:
                 if rank.step:
                     key = samples.run, samples.attempt, rank.rank
                     self._samples[key].append(arrays.block_of(rank))
+                    self._metrics[key].append(metric_columns.columns_of(rank))
         for worker, sequence in batch.sequences.items():
             self._sequences[worker] = max(sequence, self._sequences.get(worker, sequence))
         return refused
@@ -255,8 +266,30 @@ class MemoryStore:
         return arrays.thin(arrays.join(parts), points)
 
     async def sample_tail(self, run: str, *, count: int = 1000) -> list[tuple[int, RankSamples]]:
-        """The newest samples of rank 0, oldest first."""
-        return sample_rows.newest_samples(self._blocks(run), count)
+        """The newest samples of the rank that speaks for the run, oldest first."""
+        return sample_rows.newest_samples(self._blocks(run), count, _speaker(self._samples, run))
+
+    async def metrics(
+        self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
+    ) -> MetricSeries:
+        """The thinned metrics."""
+        told = sorted(
+            key
+            for key, parts in self._metrics.items()
+            if key[0] == run and any(part.rows for part in parts)
+        )
+        speaker = _speaker(self._samples, run)
+        rank = min((key[2] for key in told), key=lambda rank: (rank != speaker, rank), default=0)
+        parts = [
+            MetricPoints(
+                key[1],
+                np.concatenate(self._samples[key], axis=1)[arrays.STEP],
+                metric_columns.join(self._metrics[key]),
+            )
+            for key in told
+            if key[2] == rank and attempt in {None, key[1]}
+        ]
+        return metric_columns.series(parts, first_step, points)
 
     async def sample_total(self, run: str, attempt: int | None = None) -> int:
         """Number of stored samples."""
@@ -315,6 +348,18 @@ class MemoryStore:
         return newest_attempt(run, self._all(Attempt))
 
     def _blocks(self, run: str) -> list[tuple[int, Block]]:
-        """Blocks of rank 0 with their attempts, oldest first."""
-        mine = sorted(key for key in self._samples if key[0] == run and key[2] == 0)
+        """Blocks of the rank that speaks for the run, with their attempts, oldest first."""
+        rank = _speaker(self._samples, run)
+        mine = sorted(key for key in self._samples if key[0] == run and key[2] == rank)
         return [(key[1], np.concatenate(self._samples[key], axis=1)) for key in mine]
+
+
+def _speaker(samples: Mapping[tuple[str, int, int], list[Block]], run: str) -> int:
+    """The lowest rank of a run with a loss; while there is none, the lowest rank."""
+    mine = {key: blocks for key, blocks in samples.items() if key[0] == run}
+    told = [
+        key[2]
+        for key, blocks in mine.items()
+        if any(not np.isnan(block[arrays.LOSS]).all() for block in blocks)
+    ]
+    return min(told or [key[2] for key in mine], default=0)

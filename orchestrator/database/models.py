@@ -235,6 +235,8 @@ class SampleDataRow(Base):
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     chunk: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     data: Mapped[bytes]
+    metrics: Mapped[bytes | None]
+    """Named metrics (:mod:`orchestrator.database.metric_columns`); NULL: none were reported."""
 
 
 class FindingRow(Base):

@@ -155,6 +155,16 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSeries:
+    """The named metrics of a run, thinned, in columns of equal length."""
+
+    step: list[int]
+    attempt: list[int]
+    metrics: dict[str, list[float]]
+    """NaN: no value of that name near the step."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     """A credential, without its secret."""
 
@@ -295,13 +305,29 @@ class Store(Protocol):
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
     ) -> Series:
-        """The loss curve of rank 0 from `first_step`, thinned to at most `points` points.
+        """The loss curve from `first_step`, thinned to at most `points` points.
+
+        It is that of the lowest rank with a loss: in a pipeline, only the last stage has one.
 
         `attempt` None: all attempts, where the newest counts for steps that repeat.
         """
 
     async def sample_tail(self, run: str, *, count: int = 1000) -> list[tuple[int, RankSamples]]:
-        """The newest `count` samples of rank 0, oldest first, as attempt and columns."""
+        """The newest `count` samples of the lowest rank with a loss, oldest first.
+
+        As attempt and columns, without metrics. While no rank has a loss, of the lowest rank.
+        """
+
+    async def metrics(
+        self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
+    ) -> MetricSeries:
+        """Named metrics, thinned to at most `points` points.
+
+        They are those of the lowest rank with a loss if it reports any, else of the lowest rank
+        that does.
+
+        Of a run of more than 128 chunks with metrics, evenly spaced chunks are read.
+        """
 
     async def sample_total(self, run: str, attempt: int | None = None) -> int:
         """Number of stored samples, over all ranks."""

@@ -15,8 +15,10 @@ from sqlalchemy import ColumnElement, and_, func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from jobs.events import RankSamples
+from orchestrator.database import metric_columns
 from orchestrator.database import samples as arrays
 from orchestrator.database.mapping import table_of, upsert
+from orchestrator.database.metric_columns import MetricColumns
 from orchestrator.database.models import SampleDataRow, SampleRow
 from orchestrator.database.port import Series, WorkerSamples
 from orchestrator.database.samples import Block, Points
@@ -52,9 +54,12 @@ async def _append_attempt(
     summaries: list[dict[str, Any]] = []
     data: list[dict[str, Any]] = []
     for rank, parts in ranks.items():
-        chunk, lost, tail = tails.get(rank, (0, 0, None))
+        chunk, lost, tail, named = tails.get(rank, (0, 0, None, None))
         new = np.concatenate([arrays.block_of(part) for part in parts], axis=1)
         blocks = arrays.split(tail, new)
+        metrics = metric_columns.join(
+            [*([named] if named else []), *(metric_columns.columns_of(part) for part in parts)]
+        )
         for at, block in enumerate(blocks):
             key = {"run": run, "rank": rank, "attempt": attempt, "chunk": chunk + at}
             missing = lost if at == 0 else 0
@@ -62,17 +67,26 @@ async def _append_attempt(
                 missing += sum(part.lost for part in parts)
             last = at == len(blocks) - 1
             summaries.append({**key, "tail": last, "lost": missing, **arrays.summary(block)})
-            data.append({**key, "data": arrays.pack(block)})
+            first = at * arrays.CHUNK
+            packed = metric_columns.pack(metrics.part(first, first + block.shape[1]))
+            data.append({**key, "data": arrays.pack(block), "metrics": packed})
     await upsert(connection, _SAMPLES, summaries)
     await upsert(connection, _DATA, data)
 
 
 async def _tails(
     connection: AsyncConnection, run: str, attempt: int, ranks: list[int]
-) -> dict[int, tuple[int, int, Block]]:
-    """Rank → (chunk, lost, samples) of its newest chunk."""
+) -> dict[int, tuple[int, int, Block, MetricColumns]]:
+    """Rank → (chunk, lost, samples, metrics) of its newest chunk."""
     query = (
-        select(_SAMPLES.c.rank, _SAMPLES.c.chunk, _SAMPLES.c.lost, _DATA.c.data)
+        select(
+            _SAMPLES.c.rank,
+            _SAMPLES.c.chunk,
+            _SAMPLES.c.lost,
+            _SAMPLES.c.count,
+            _DATA.c.data,
+            _DATA.c.metrics,
+        )
         .join_from(_SAMPLES, _DATA)
         .where(
             _SAMPLES.c.run == run,
@@ -82,20 +96,33 @@ async def _tails(
         )
     )
     rows = await connection.execute(query)
-    return {rank: (chunk, lost, arrays.unpack(data)) for rank, chunk, lost, data in rows}
+    return {
+        rank: (chunk, lost, arrays.unpack(data), metric_columns.unpack(metrics, count))
+        for rank, chunk, lost, count, data, metrics in rows
+    }
+
+
+async def speaker(connection: AsyncConnection, run: str) -> int:
+    """The lowest rank with a loss; while there is none, the lowest rank."""
+    ranks = select(_SAMPLES.c.rank).where(_SAMPLES.c.run == run).order_by(_SAMPLES.c.rank).limit(1)
+    found = (await connection.execute(ranks.where(_SAMPLES.c.loss_max.is_not(None)))).scalar()
+    if found is None:
+        found = (await connection.execute(ranks)).scalar()
+    return found or 0
 
 
 async def series(
     connection: AsyncConnection, run: str, *, points: int, first_step: int, attempt: int | None
 ) -> Series:
-    """See :meth:`orchestrator.database.port.Store.samples`. Curves show rank 0.
+    """See :meth:`orchestrator.database.port.Store.samples`.
 
     The query goes from coarse to fine: summaries of groups of chunks; the chunks of groups that
     newer attempts hide in part; and the samples of chunks that they hide in part.
     """
+    rank = await speaker(connection, run)
     where = [
         _SAMPLES.c.run == run,
-        _SAMPLES.c.rank == 0,
+        _SAMPLES.c.rank == rank,
         _SAMPLES.c.last_step >= first_step,
         *([] if attempt is None else [_SAMPLES.c.attempt == attempt]),
     ]
@@ -104,7 +131,7 @@ async def series(
     groups = await _groups(connection, where, size)
     hidden = _hidden(groups, first_step)
     if count <= UNPACKED:
-        parts = await _unpacked(connection, run, groups, hidden)
+        parts = await _unpacked(connection, (run, rank), groups, hidden)
     else:
         whole, touched = _split(groups, hidden)
         parts = [_summaries(whole)]
@@ -112,7 +139,7 @@ async def series(
             chunks = await _chunks(connection, where, touched, size)
             whole, touched = _split(chunks, hidden)
             parts.append(_summaries(whole))
-        parts += await _unpacked(connection, run, touched, hidden)
+        parts += await _unpacked(connection, (run, rank), touched, hidden)
     return arrays.thin(arrays.join(parts), points)
 
 
@@ -228,15 +255,18 @@ def _summaries(table: Table) -> Points:
 
 
 async def _unpacked(
-    connection: AsyncConnection, run: str, chunks: Table, hidden: Mapping[int, Hulls]
+    connection: AsyncConnection,
+    of: tuple[str, int],
+    chunks: Table,
+    hidden: Mapping[int, Hulls],
 ) -> list[Points]:
-    """The samples of some chunks, without the hidden steps."""
+    """The samples of some chunks of a run and rank, without the hidden steps."""
     keys = _keys(chunks)
     parts: list[Points] = []
     for at in range(0, len(keys), _PAGE):
         query = select(_DATA.c.attempt, _DATA.c.data).where(
-            _DATA.c.run == run,
-            _DATA.c.rank == 0,
+            _DATA.c.run == of[0],
+            _DATA.c.rank == of[1],
             tuple_(_DATA.c.attempt, _DATA.c.chunk).in_(keys[at : at + _PAGE]),
         )
         for attempt, data in await connection.execute(query):
@@ -250,20 +280,24 @@ async def _unpacked(
 
 async def tail(connection: AsyncConnection, run: str, count: int) -> list[tuple[int, RankSamples]]:
     """See :meth:`orchestrator.database.port.Store.sample_tail`."""
+    rank = await speaker(connection, run)
     found: list[tuple[int, Block]] = []
     missing, offset = count, 0
     while missing > 0:
-        page = await _newest(connection, run, limit=missing // arrays.CHUNK + 8, offset=offset)
+        page = await _newest(
+            connection, run, rank, limit=missing // arrays.CHUNK + 8, offset=offset
+        )
         if not page:
             break
         offset += len(page)
         found += page
         missing -= sum(block.shape[1] for _, block in page)
-    return newest_samples([(attempt, block) for attempt, block in reversed(found)], count)
+    blocks = [(attempt, block) for attempt, block in reversed(found)]
+    return newest_samples(blocks, count, rank)
 
 
 def newest_samples(
-    blocks: Sequence[tuple[int, Block]], count: int
+    blocks: Sequence[tuple[int, Block]], count: int, rank: int
 ) -> list[tuple[int, RankSamples]]:
     """The last `count` samples of blocks (oldest first), joined by attempt."""
     by_attempt: dict[int, list[Block]] = defaultdict(list)
@@ -274,17 +308,17 @@ def newest_samples(
         by_attempt[attempt].insert(0, block[:, -missing:])
         missing -= block.shape[1]
     return [
-        (attempt, arrays.samples_of(0, np.concatenate(by_attempt[attempt], axis=1)))
+        (attempt, arrays.samples_of(rank, np.concatenate(by_attempt[attempt], axis=1)))
         for attempt in sorted(by_attempt)
     ]
 
 
 async def _newest(
-    connection: AsyncConnection, run: str, *, limit: int, offset: int
+    connection: AsyncConnection, run: str, rank: int, *, limit: int, offset: int
 ) -> list[tuple[int, Block]]:
     query = (
         select(_DATA.c.attempt, _DATA.c.data)
-        .where(_DATA.c.run == run, _DATA.c.rank == 0)
+        .where(_DATA.c.run == run, _DATA.c.rank == rank)
         .order_by(_DATA.c.attempt.desc(), _DATA.c.chunk.desc())
         .limit(limit)
         .offset(offset)

@@ -1,6 +1,6 @@
 """Samples as arrays: packing, summaries, thinning. Pure; :mod:`.sample_rows` has the SQL.
 
-A block of samples is a float64 array of shape (9, n), with one row per column of
+A block of samples is a float64 array of shape (10, n), with one row per column of
 :class:`jobs.events.RankSamples` in the order of `COLUMNS`. Steps and batches are integers below
 2**53, which float64 represents exactly.
 """
@@ -30,11 +30,12 @@ COLUMNS = (
     "seconds",
     "blocked_seconds",
     "learning_rate",
+    "expected_until",
 )
 STEP, TIME, LOSS, GRAD_NORM, SECONDS = (
     COLUMNS.index(name) for name in ("step", "time", "loss", "grad_norm", "seconds")
 )
-_WHOLE = frozenset({"step", "batch"})
+_WHOLE = frozenset({"step", "batch", "expected_until"})
 _ABSENT = {"loss": np.nan, "grad_norm": -1.0, "learning_rate": -1.0}
 """The value for a column that was not sent (see :class:`babysit.ring.Record`); otherwise 0."""
 CHUNK = 512

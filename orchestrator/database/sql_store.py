@@ -9,9 +9,25 @@ from typing import Self
 from jobs.events import RankSamples, ShardReport
 from orchestrator.core.model.entities import Attempt, Checkpoint, Incident, Node, Queue, Run, Worker
 from orchestrator.core.model.states import RunState
-from orchestrator.database import commit, leadership, queries, sample_rows, schema, tokens
+from orchestrator.database import (
+    commit,
+    leadership,
+    metric_rows,
+    queries,
+    sample_rows,
+    schema,
+    tokens,
+)
 from orchestrator.database.engine import Database
-from orchestrator.database.port import Batch, JournalEntry, Lease, Series, Snapshot, Token
+from orchestrator.database.port import (
+    Batch,
+    JournalEntry,
+    Lease,
+    MetricSeries,
+    Series,
+    Snapshot,
+    Token,
+)
 
 
 class SqlStore:
@@ -157,9 +173,18 @@ class SqlStore:
             )
 
     async def sample_tail(self, run: str, *, count: int = 1000) -> list[tuple[int, RankSamples]]:
-        """The newest samples of rank 0, oldest first."""
+        """The newest samples of the rank that speaks for the run, oldest first."""
         async with self._database.reading() as connection:
             return await sample_rows.tail(connection, run, count)
+
+    async def metrics(
+        self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
+    ) -> MetricSeries:
+        """The thinned metrics."""
+        async with self._database.reading() as connection:
+            return await metric_rows.series(
+                connection, run, points=points, first_step=first_step, attempt=attempt
+            )
 
     async def sample_total(self, run: str, attempt: int | None = None) -> int:
         """Number of stored samples."""

@@ -27,7 +27,7 @@ from orchestrator.core.views.models import PHASES, RunView
 from orchestrator.server.context import Context, HasContext
 from orchestrator.server.counters import Histogram, Tallies, Tally
 from orchestrator.server.routes.system import package_version
-from orchestrator.server.run_queries import LIVE, line
+from orchestrator.server.run_queries import LIVE, line, newest_metrics
 
 router = APIRouter(tags=["health"])
 _ALL = 100_000
@@ -65,6 +65,11 @@ async def _of_live_runs(here: Context, runs: Sequence[Run]) -> list[Metric]:
         "Age of the newest checkpoint a live run could load.",
         labels=labels,
     )
+    named = GaugeMetricFamily(
+        "babysit_run_metric",
+        "Newest value of a metric that the script of a live run reports by name.",
+        labels=[*labels, "name"],
+    )
     for run in runs:
         view: RunView = await line(here, run)
         key = [view.name, view.id]
@@ -76,7 +81,9 @@ async def _of_live_runs(here: Context, runs: Sequence[Run]) -> list[Metric]:
         newest = newest_checkpoint(await here.store.checkpoints(run.id), here.clock.now())
         if newest is not None:
             age.add_metric(key, newest.age_seconds)
-    return [step, loss, ettr, age]
+        for name, value in (await newest_metrics(here, run)).items():
+            named.add_metric([*key, name], value)
+    return [step, loss, ettr, age, named]
 
 
 def _counted(tally: Tally) -> list[Metric]:

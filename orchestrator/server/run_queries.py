@@ -14,6 +14,7 @@ from orchestrator.server.context import Context
 
 LIVE = tuple(state for state in RunState if state not in TERMINAL_RUN_STATES)
 _PAGE = 1000
+_METRIC_STEPS = 2048
 
 
 async def newest_sample(here: Context, run: Run) -> tuple[int, float | None] | None:
@@ -27,6 +28,17 @@ async def newest_sample(here: Context, run: Run) -> tuple[int, float | None] | N
     return columns.step[-1], columns.loss[-1]
 
 
+async def newest_metrics(here: Context, run: Run) -> dict[str, float]:
+    """The newest value of each named metric of the last `_METRIC_STEPS` steps."""
+    if run.attempt == 0:
+        return {}
+    newest = await newest_sample(here, run)
+    first = max(0, (newest[0] if newest else 0) - _METRIC_STEPS)
+    series = await here.store.metrics(run.id, points=1, first_step=first)
+    newest_values = {name: row[-1] for name, row in series.metrics.items() if row}
+    return {name: value for name, value in newest_values.items() if math.isfinite(value)}
+
+
 async def line(here: Context, run: Run) -> RunView:
     """A run in a line."""
     step, loss = await newest_sample(here, run) or (None, None)
@@ -37,7 +49,7 @@ async def line(here: Context, run: Run) -> RunView:
 
 async def detail(here: Context, run: Run) -> RunDetail:
     """A run in full."""
-    return run_detail(
+    found = run_detail(
         run,
         await here.store.attempts(run.id),
         await here.store.incidents(run.id),
@@ -45,6 +57,7 @@ async def detail(here: Context, run: Run) -> RunDetail:
         now=here.clock.now(),
         newest=await newest_sample(here, run),
     )
+    return found.model_copy(update={"metrics": await newest_metrics(here, run)})
 
 
 async def journal(here: Context, run: str) -> AsyncIterator[JournalEntry]:

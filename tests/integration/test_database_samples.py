@@ -204,3 +204,62 @@ async def test_a_long_run_is_drawn_from_summaries_as_from_its_samples(store: Sto
     assert sum(each >= 5.0 for each in coarse.loss_max) == 3  # step 1, the spike, attempt 2
     later = await store.samples(RUN, first_step=CHUNK * 3 + 5)
     assert later.step[0] >= CHUNK * 3 + 5
+
+
+async def test_curves_are_those_of_the_lowest_rank_with_a_loss(store: Store) -> None:
+    """In a pipeline only the last stage has one."""
+    epoch = await begin(store)
+    first, last = columns(1, 700), columns(1, 700)
+    nothing, ones = [None] * len(first.step), [1.0] * len(first.step)
+    first = first.model_copy(update={"rank": 0, "loss": nothing, "metrics": {"stage": ones}})
+    last = last.model_copy(update={"rank": 3, "metrics": {"accuracy": ones}})
+    await store.commit(Batch(samples=[samples(first), samples(last)]), epoch=epoch)
+    series = await store.samples(RUN, points=50)
+    assert not any(math.isnan(loss) for loss in series.loss)
+    ((_, tail),) = await store.sample_tail(RUN, count=5)
+    assert tail.rank == 3
+    assert tail.loss == last.loss[-5:]
+    assert list((await store.metrics(RUN)).metrics) == ["accuracy"]
+
+
+async def test_metrics_come_back_thinned_with_the_newest_attempt_first(store: Store) -> None:
+    epoch = await begin(store)
+    count = CHUNK + 88
+    sent = columns(1, count)
+    accuracy = [step / 1000 if step % 10 == 0 else math.nan for step in sent.step]
+    for first, last in ((0, 300), (300, len(sent.step))):  # the second part begins another name
+        fields = {
+            name: value[first:last] for name, value in dict(sent).items() if isinstance(value, list)
+        }
+        named = {"accuracy": accuracy[first:last]}
+        if first:
+            named["reward"] = [float(step) for step in sent.step[first:last]]
+        part = type(sent)(rank=0, metrics=named, **fields)
+        await store.commit(Batch(samples=[samples(part)]), epoch=epoch)
+    whole = await store.metrics(RUN, points=10_000)
+    told = {
+        step: value
+        for step, value in zip(whole.step, whole.metrics["accuracy"], strict=True)
+        if not math.isnan(value)
+    }
+    assert told == {step: step / 1000 for step in sent.step if step % 10 == 0}
+    assert whole.metrics["reward"][-1] == float(sent.step[-1])
+    (newest,) = (await store.metrics(RUN, points=1)).metrics["accuracy"]
+    assert newest == max(told.values())
+    late = await store.metrics(RUN, first_step=sent.step[-1] - 5)
+    assert min(late.step) >= sent.step[-1] - 5
+    await next_attempt(store, epoch, 2)
+    again = columns(100, 119)
+    again = again.model_copy(update={"metrics": {"accuracy": [0.5] * len(again.step)}})
+    await store.commit(Batch(samples=[samples(again, attempt=2)]), epoch=epoch)
+    both = await store.metrics(RUN, points=10_000)
+    at = both.step.index(110)
+    assert (both.attempt[at], both.metrics["accuracy"][at]) == (2, 0.5)
+    only = await store.metrics(RUN, attempt=1)
+    assert set(only.attempt) == {1}
+
+
+async def test_a_run_without_metrics_has_an_empty_series(store: Store) -> None:
+    epoch = await begin(store)
+    await store.commit(Batch(samples=[samples(columns(1, 20))]), epoch=epoch)
+    assert (await store.metrics(RUN)).metrics == {}

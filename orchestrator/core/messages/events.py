@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter
 
 from jobs.events import (
     AttemptStopped,
+    ChangeAnnounced,
     CheckpointChecked,
     CheckpointDeleted,
     Event,
@@ -187,25 +188,6 @@ class QueueRemoved(Event):
     queue: str
 
 
-class RunSetAside(Event):
-    """A scheduling pass failed over a run: the others are scheduled without it."""
-
-    kind: Literal["run_set_aside"] = "run_set_aside"
-    run: str
-    reason: str
-    """The error, for people."""
-
-
-class LaunchRefused(Event):
-    """A worker cannot be launched with this spec, on whichever node and however often."""
-
-    kind: Literal["launch_refused"] = "launch_refused"
-    run: str
-    worker: str
-    reason: str
-    """The error, for people."""
-
-
 class SchedulingPassDue(Event):
     """The scheduler looks at all runs and nodes: something has changed since it last did.
 
@@ -315,6 +297,7 @@ AnyEvent = Annotated[
     | RankExited
     | ShardWritten
     | SaveFailed
+    | ChangeAnnounced
     | AttemptStopped
     | StacksCaptured
     | CheckpointChecked
@@ -333,8 +316,6 @@ AnyEvent = Annotated[
     | CapacityChanged
     | NodeChanged
     | SchedulingPassDue
-    | RunSetAside
-    | LaunchRefused
     | QueueChanged
     | QueueRemoved
     | SparesChanged

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
+from jobs.events import ChangeAnnounced
 from monitors.failures import FailureClass
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
 from orchestrator.core.checkpoints import rollback
@@ -53,6 +54,15 @@ def on_step(turn: Turn, event: StepReached) -> None:
     hangs.on_step(turn, run.id, event.step)
     checkpoint_lifecycle.promote(turn, run.id)
     checkpoint_lifecycle.set_milestone(turn, run.id)
+
+
+def on_change_announced(turn: Turn, event: ChangeAnnounced) -> None:
+    """The script announced a change of its loss: recorded, for the monitors know it already."""
+    turn.record(
+        event.run,
+        f"rank {event.rank} announced {event.change} until step {event.until_step}: rises of the"
+        " loss are expected",
+    )
 
 
 def _at_old_steps(turn: Turn, run_id: str, best_step: int, at: dt.datetime) -> None:

@@ -68,7 +68,7 @@ def run_detail(
     now: dt.datetime,
     newest: tuple[int, float | None] | None = None,
 ) -> RunDetail:
-    """A run in full. `newest`: step and loss of the newest sample."""
+    """A run in full, without metrics. `newest`: step and loss of the newest sample."""
     step, loss = newest or (None, None)
     restarts = [attempt.restart for attempt in attempts if attempt.restart is not None]
     return RunDetail(

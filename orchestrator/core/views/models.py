@@ -153,6 +153,9 @@ class RunDetail(RunView):
 
     restarts: list[RestartView]
     incidents: list[IncidentView]
+    metrics: dict[str, float] = Field(
+        default={}, description="Newest values that the script reports by name."
+    )
     checkpoint: CheckpointView | None = Field(
         description="The newest sound one of its past; see `doubted`."
     )
@@ -278,6 +281,14 @@ class EventView(View):
     cause: str | None
     reason: str
     payload: dict[str, JsonValue]
+
+
+class MetricsView(View):
+    """Named metrics of a run, thinned, in columns of equal length."""
+
+    step: list[int]
+    attempt: list[int]
+    metrics: dict[str, list[float | None]]
 
 
 class SeriesView(View):

@@ -12,7 +12,13 @@ from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.core.text import outcome
 from orchestrator.core.views import logbook
 from orchestrator.core.views.explain import explain
-from orchestrator.core.views.models import EventView, ExplanationView, SeriesView, StoryView
+from orchestrator.core.views.models import (
+    EventView,
+    ExplanationView,
+    MetricsView,
+    SeriesView,
+    StoryView,
+)
 from orchestrator.database.port import JournalEntry
 from orchestrator.errors import NotFoundError, NotLeaderError
 from orchestrator.server.context import Context, HasContext, TheRun, Viewer
@@ -87,6 +93,27 @@ async def samples(
         grad_norm=finite(series.grad_norm),
         seconds=finite(series.seconds),
         time=series.time,
+    )
+
+
+@router.get("/metrics")
+async def metrics(
+    run: TheRun,
+    here: HasContext,
+    points: Annotated[int, Query(ge=1, le=10_000)] = 500,
+    first_step: Annotated[int, Query(ge=0)] = 0,
+    attempt: Annotated[int | None, Query(ge=1)] = None,
+) -> MetricsView:
+    """What the script reported beside the loss: `run.report(metrics={"accuracy": 0.9})`.
+
+    Of the lowest rank with a loss, or with metrics if that rank has none. A rank has up to 16
+    names; its log has those left out.
+    """
+    series = await here.store.metrics(run.id, points=points, first_step=first_step, attempt=attempt)
+    return MetricsView(
+        step=series.step,
+        attempt=series.attempt,
+        metrics={name: finite(row) for name, row in series.metrics.items()},
     )
 
 
