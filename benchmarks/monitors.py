@@ -7,7 +7,10 @@ An *alarm* is a spike or a blip; an *act* is a finding that automation acts on (
 non-finite numbers). A label counts as found if the stretch of a finding (onset to detection)
 touches it, with a tolerance of two logged points. A false alarm lies outside every label, after the
 first 100 points. The columns `mad` are a reference on the same points: detrended median/MAD, k = 8,
-3 % floor, clipped buffer.
+3 % floor, clipped buffer. The rules of other trainers (`benchmarks/support/loss_rules.py`) are
+scored on the same curves, and on made series (`benchmarks/support/loss_series.py`) on which a rise
+may be healthy: each series is right if its events were acted on in time, with their onset, and
+nothing else was.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.support import public_data  # noqa: E402 (the script runs without installation)
 from benchmarks.support.advice import advice_of, advice_of_class  # noqa: E402
+from benchmarks.support.loss_rules import RULES  # noqa: E402
+from benchmarks.support.loss_scores import OURS, print_scores, score_series  # noqa: E402
 from monitors.exits import classify  # noqa: E402
 from monitors.failures import CAUSE_OF, Advice, Cause, FailureClass  # noqa: E402
 from monitors.loss import LossMonitor  # noqa: E402
@@ -231,10 +236,54 @@ def bench_curves(directory: Path) -> dict[str, Any]:
         print(row(f"all {name}", figures))
         total.update(figures)
     print(row("all", total))
+    peers = bench_peers(directory)
     return {
+        **peers,
         **{f"{key}_count": total[key] for key in COLUMNS},
         "act_delay_points_median": median(delays) if delays else None,
         "microseconds_per_sample": round(total["nanoseconds"] / 1e3 / max(1, total["points"]), 2),
+    }
+
+
+def bench_peers(directory: Path) -> dict[str, Any]:
+    """The rules of other trainers on the same curves; each firing is an act."""
+    scores = {name: Counter[str]() for name in RULES}
+    for curve in load_curves(directory):
+        losses = [sample.loss for sample in curve.samples]
+        norms = [sample.grad_norm for sample in curve.samples]
+        reported = norms if any(norm > 0 for norm in norms) else []
+        for name, rule in RULES.items():
+            stretches = merge([Stretch(i, i) for i in rule(losses, reported)])
+            scores[name].update(
+                majors_acted_on=hits(curve.majors, stretches),
+                blips_acted_on=hits(curve.blips, stretches),
+                false_acts=false_alarms(curve, stretches),
+            )
+    print(f"\n{'rule':<18} {'majors':>8} {'blips':>8} {'false':>8}   acted on")
+    for name, score_ in scores.items():
+        row_ = (score_["majors_acted_on"], score_["blips_acted_on"], score_["false_acts"])
+        print(f"{name:<18} " + " ".join(f"{value:>8}" for value in row_))
+    return {
+        f"{name}_{what}_count": value
+        for name, score_ in scores.items()
+        for what, value in score_.items()
+    }
+
+
+def bench_series(draws: int) -> dict[str, Any]:
+    """Made series: right, harm and missed, by rule."""
+    if not draws:
+        return {}
+    scores = score_series(draws)
+    print()
+    print_scores(scores, print)
+    return {
+        "series_count": scores[OURS]["series"],
+        **{
+            f"series_{name}_{what}_count": score_[what]
+            for name, score_ in scores.items()
+            for what in ("right", "harm", "missed")
+        },
     }
 
 
@@ -301,7 +350,11 @@ def bench_collected() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score the monitors on labelled public data.")
     parser.add_argument("--data", type=Path, default=public_data.default(), help=public_data.HELP)
-    data = parser.parse_args().data
+    parser.add_argument(
+        "--series", type=int, default=3, help="made series of each maker (default: 3)"
+    )
+    given = parser.parse_args()
+    data = given.data
     figures: dict[str, Any] = {}
     for name, needed, bench in (
         ("loss_curves", "labels.json", lambda path: bench_curves(path.parent)),
@@ -317,6 +370,7 @@ def main() -> None:
             figures[f"{name}_missing"] = True
         else:
             figures |= bench(path)
+    figures |= bench_series(given.series)
     figures |= bench_collected()
     print(json.dumps(figures))
 

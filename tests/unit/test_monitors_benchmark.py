@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.support.loss_rules import RULES
+from benchmarks.support.loss_scores import OURS, merged, score_series
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "monitors.py"
 
 
-def bench(data):
+def bench(data, series=0):
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--data", str(data)],
+        [sys.executable, str(SCRIPT), "--data", str(data), "--series", str(series)],
         capture_output=True,
         text=True,
         check=True,
@@ -42,8 +45,21 @@ def test_it_scores_curves_and_logs(tmp_path):
     log = {"id": "a", "log": "RuntimeError: CUDA out of memory.", "label": "cuda_oom"}
     (logs / "failure_logs.jsonl").write_text(json.dumps(log) + "\n")
     figures, _ = bench(tmp_path)
+    assert figures["olmo_core_majors_acted_on_count"] == figures["zclip_majors_acted_on_count"] == 1
     assert figures["majors_count"] == figures["majors_acted_on_count"] == 1
     assert figures["act_delay_points_median"] == 2
     assert figures["false_alarms_count"] == 0
     assert figures["failure_logs_class_accuracy_ratio"] == 1.0
     assert figures["failure_logs_action_accuracy_ratio"] == 1.0
+
+
+def test_it_scores_made_series_beside_the_rules_of_others():
+    scores = score_series(1)
+    ours = scores[OURS]
+    assert ours["series"] == ours["right"] + ours["harm"] + ours["missed"] >= 30
+    assert all(scores[name]["right"] < ours["right"] for name in RULES)
+    assert ours["harm"] == 0
+
+
+def test_points_close_together_are_one_act():
+    assert [act.detected for act in merged([3, 4, 8, 20])] == [4, 21]
