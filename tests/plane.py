@@ -272,6 +272,7 @@ def finished(plane: Plane) -> Run:
         seconds=[1.0, 1.0],
         blocked_seconds=[0.0, 0.0],
         learning_rate=[-1.0, -1.0],
+        metrics={"accuracy": [0.5, float("nan")], "reward": [float("nan"), float("inf")]},
     )
     plane.write(entities=[finished_run(attempt=1, state=RunState.RUNNING, ended_at=None), first])
     plane.write(

@@ -108,6 +108,10 @@ def test_the_detail_has_the_newest_sample_and_no_nan(http: httpx.Client) -> None
     series = http.get(f"/runs/{RUN_ID}/samples").json()
     assert series["step"] == [199, 200]
     assert series["loss"] == [2.5, None]
+    assert detail["metrics"] == {"accuracy": 0.5}
+    named = http.get(f"/runs/{RUN_ID}/metrics").json()
+    assert named["step"] == [199, 200]
+    assert named["metrics"] == {"accuracy": [0.5, None], "reward": [None, None]}
 
 
 def test_the_story_is_told(http: httpx.Client) -> None:
