@@ -169,8 +169,12 @@ def _describe(node: Mapping[str, Any]) -> str:
     return words
 
 
+_FAR = 1000
+"""Limits from here on are told only to those who exceed them."""
+
+
 def _bounds(node: Mapping[str, Any]) -> str:
-    """How small and how large a number may be."""
+    """How small and how large a number may be. Limits that only a slip exceeds are left out."""
     words = ""
     if node.get("minimum") is not None and node["minimum"] > 0:
         words = f" of at least {node['minimum']}"
@@ -178,4 +182,5 @@ def _bounds(node: Mapping[str, Any]) -> str:
         words = " of 0 or more"
     elif "exclusiveMinimum" in node:
         words = f" above {node['exclusiveMinimum']}"
-    return words + (f" and at most {node['maximum']}" if "maximum" in node else "")
+    most = node.get("maximum")
+    return words + (f" and at most {most}" if most is not None and most < _FAR else "")

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,6 +19,14 @@ from pydantic import (
 
 from monitors.exit_rules import RuleFile
 
+MOST = 1_000_000
+"""Limit of counts of nodes, processes, devices and tries: beyond it a figure is a slip."""
+MOST_STEPS = 10**12
+"""Limit of counts of steps and batches: 300 years at 100 a second."""
+MOST_BYTES = 2**60
+"""1 EiB."""
+MOST_SECONDS = 100 * 365.25 * 86400.0
+"""100 years. A moment that lies further ahead may be one that no calendar has."""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -31,7 +40,8 @@ def parse_bytes(value: object) -> object:
     if match is None:
         raise ValueError("expected a size such as 512Mi, 2Gi or 16G")
     unit = (match[2] or "").lower()
-    return int(float(match[1]) * {**_UNITS, **_BINARY_UNITS}[unit])
+    size = float(match[1]) * {**_UNITS, **_BINARY_UNITS}[unit]
+    return int(min(size, 2.0 * MOST_BYTES))  # what no integer holds is refused like the rest
 
 
 def parse_seconds(value: object) -> object:
@@ -39,25 +49,35 @@ def parse_seconds(value: object) -> object:
     if not isinstance(value, str):
         return value
     if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
-        return float(value)
+        return min(float(value), 2 * MOST_SECONDS)
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)", value.strip())
     if not parts or re.sub(r"\s", "", value) != "".join(n + u for n, u in parts):
         raise ValueError("expected a duration such as 90s, 10m, 1h30m or 14d")
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    return min(seconds, 2 * MOST_SECONDS)  # infinity is refused as too large, like the rest
 
 
 Bytes = Annotated[
     int,
     BeforeValidator(parse_bytes),
-    Field(ge=0),
-    WithJsonSchema({"type": ["integer", "string"], "format": "size", "minimum": 0}),
+    Field(ge=0, le=MOST_BYTES),
+    WithJsonSchema(
+        {"type": ["integer", "string"], "format": "size", "minimum": 0, "maximum": MOST_BYTES}
+    ),
 ]
 """A size in bytes; YAML may say `2Gi`."""
 Seconds = Annotated[
     float,
     BeforeValidator(parse_seconds),
-    Field(gt=0),
-    WithJsonSchema({"type": ["number", "string"], "format": "duration", "exclusiveMinimum": 0}),
+    Field(gt=0, le=MOST_SECONDS),
+    WithJsonSchema(
+        {
+            "type": ["number", "string"],
+            "format": "duration",
+            "exclusiveMinimum": 0,
+            "maximum": MOST_SECONDS,
+        }
+    ),
 ]
 """A duration in seconds; YAML may say `14d`."""
 Name = Annotated[
@@ -74,9 +94,30 @@ def _plain_text(value: object) -> object:
     return str(value) if isinstance(value, (int, float)) else value
 
 
+def _no_nul(value: str) -> str:
+    """The text, if a process can be given it."""
+    if "\0" in value:
+        raise ValueError("has a NUL character, which no process can be given")
+    return value
+
+
+def _variable(name: str) -> str:
+    """The name, if an environment can have it."""
+    if not name or "=" in name:
+        raise ValueError(f"{name!r} is no name of an environment variable: empty, or with `=`")
+    return _no_nul(name)
+
+
+Text = Annotated[str, AfterValidator(_no_nul)]
+"""Text that is handed to a process: without NUL."""
+Variable = Annotated[str, AfterValidator(_variable)]
+"""The name of an environment variable."""
+
+
 EnvironmentValue = Annotated[
     str,
     BeforeValidator(_plain_text),
+    AfterValidator(_no_nul),
     WithJsonSchema({"type": ["string", "number", "boolean"]}),
 ]
 
@@ -107,8 +148,8 @@ class Action(StrEnum):
 class NodeRange(Model):
     """Elastic: between `min` and `max` nodes."""
 
-    min: int = Field(ge=1)
-    max: int = Field(ge=1)
+    min: int = Field(ge=1, le=MOST)
+    max: int = Field(ge=1, le=MOST)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -120,12 +161,12 @@ class NodeRange(Model):
 class Resources(Model):
     """Resources of the run. All counts but `nodes` are per node."""
 
-    nodes: Annotated[int, Field(ge=1)] | NodeRange = 1
+    nodes: Annotated[int, Field(ge=1, le=MOST)] | NodeRange = 1
     processes_per_node: int = Field(
-        default=1, ge=1, description="Training processes (ranks) on each node."
+        default=1, ge=1, le=MOST, description="Training processes (ranks) on each node."
     )
-    gpus_per_node: int = Field(default=0, ge=0)
-    cpus_per_node: float = Field(default=1, gt=0)
+    gpus_per_node: int = Field(default=0, ge=0, le=MOST)
+    cpus_per_node: float = Field(default=1, gt=0, le=MOST)
     memory_per_node: Bytes = 0
 
     @property
@@ -143,24 +184,35 @@ class Placement(Model):
     """Which nodes the run may use."""
 
     pack: Literal["nvlink", "rack", "spine", "zone", "any"] = "any"
-    standbys: int = Field(default=0, ge=0, description="Standby nodes kept warm for this run.")
+    standbys: int = Field(
+        default=0, ge=0, le=MOST, description="Standby nodes kept warm for this run."
+    )
 
 
 class Checkpoint(Model):
     """When and where checkpoints are saved."""
 
-    directory: str | None = Field(default=None, description="Directory tier; relative to workdir.")
-    every_steps: int = Field(default=100, ge=1, description="Steps between saves to the directory.")
+    directory: Text | None = Field(default=None, description="Directory tier; relative to workdir.")
+    every_steps: int = Field(
+        default=100, ge=1, le=MOST_STEPS, description="Steps between saves to the directory."
+    )
     memory_every_steps: int = Field(
-        default=0, ge=0, description="Steps between saves to node memory (tmpfs); 0: never."
+        default=0,
+        ge=0,
+        le=MOST_STEPS,
+        description="Steps between saves to node memory (tmpfs); 0: never.",
     )
     keep: int = Field(
         default=3,
         ge=1,
+        le=MOST,
         description="Directory checkpoints kept, and always the last trusted one.",
     )
     good_after_steps: int = Field(
-        default=50, ge=1, description="Clean steps after a checkpoint before it counts as good."
+        default=50,
+        ge=1,
+        le=MOST_STEPS,
+        description="Clean steps after a checkpoint before it counts as good.",
     )
 
 
@@ -171,13 +223,18 @@ class LossSpike(Model):
     skip_batches: int = Field(
         default=20,
         ge=0,
+        le=MOST_STEPS,
         description="Batches skipped from the onset when a spike comes back after a rollback.",
     )
     threshold: float = Field(
-        default=8.0, gt=0, description="Robust z (median/MAD of detrended loss)."
+        default=8.0, gt=0, le=MOST, description="Robust z (median/MAD of detrended loss)."
     )
-    persistence: int = Field(default=3, ge=1, description="Anomalous steps in a row before acting.")
-    warmup_steps: int = Field(default=20, ge=5, description="Steps before the monitor judges.")
+    persistence: int = Field(
+        default=3, ge=1, le=MOST_STEPS, description="Anomalous steps in a row before acting."
+    )
+    warmup_steps: int = Field(
+        default=20, ge=5, le=MOST_STEPS, description="Steps before the monitor judges."
+    )
     direction: Literal["down", "up"] = Field(
         default="down",
         description="Where the loss is meant to go; up for a reward, whose falls are then watched.",
@@ -225,11 +282,11 @@ ExitCode = Annotated[int, Field(ge=1, le=255)]
 class Recovery(Model):
     """Restart budgets: failures with the same signature and no progress in between."""
 
-    infrastructure: int = Field(default=50, ge=0)
+    infrastructure: int = Field(default=50, ge=0, le=MOST)
     user: int = Field(
-        default=1, ge=0, description="Confirmations of a user error before the run stops."
+        default=1, ge=0, le=MOST, description="Confirmations of a user error before the run stops."
     )
-    anomaly: int = Field(default=3, ge=0)
+    anomaly: int = Field(default=3, ge=0, le=MOST)
     stop_on: list[ExitCode] = Field(
         default_factory=list,
         description="Exit codes after which the run stops at once, without a confirmation.",
@@ -268,13 +325,13 @@ class RunSpec(Model):
     project: Name = "default"
     owner: str = ""
     priority: Priority = Priority.NORMAL
-    command: tuple[str, ...] = Field(min_length=1)
-    workdir: str = "."
-    env: dict[str, EnvironmentValue] = Field(default_factory=dict)
+    command: tuple[Text, ...] = Field(min_length=1)
+    workdir: Text = "."
+    env: dict[Variable, EnvironmentValue] = Field(default_factory=dict)
     image: str | None = Field(default=None, description="Container image; ignored on local nodes.")
     resources: Resources = Resources()
     placement: Placement = Placement()
-    preload: tuple[str, ...] = Field(
+    preload: tuple[Text, ...] = Field(
         default=(),
         description="Modules that the fork server imports ahead, for faster restarts.",
     )

@@ -211,6 +211,10 @@ class FileKind(Generic[M]):
             return source.problem(path, f"is required: {self.words.expected(path)}")
         if kinds & {"extra_forbidden", "invalid_key"}:
             return source.problem(path, self.words.no_such_field(path), at_key=True)
+        large = [item for item in items if item["type"] == "less_than_equal"]
+        if large:
+            most, found = large[0]["ctx"]["le"], shown(large[0]["input"])
+            return source.problem(path, f"{found} is too large: at most {most:,.0f}")
         own = [item for item in items if item["type"] == "value_error"]
         if own and not any("expected a " in item["msg"] for item in own):
             return source.problem(path, str(own[0]["ctx"]["error"]))

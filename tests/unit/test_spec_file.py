@@ -48,6 +48,14 @@ WRONG = {
     "monitors: {hang: {after: soon}}": f'3:26: monitors.hang.after: expected auto, or {DURATION}, got "soon"',
     "monitors: {hang: {after: -1}}": f"3:26: monitors.hang.after: expected auto, or {DURATION}, got -1",
     "monitors: {loss_spike: {action: maybe}}": '3:33: monitors.loss_spike.action: expected one of observe, ask, act, got "maybe"',
+    "max_runtime: 9999999d": '3:14: max_runtime: "9999999d" is too large: at most 3,155,760,000',
+    f"max_runtime: {'9' * 400}d": "3:14: max_runtime: "
+    f'"{"9" * 57}…" is too large: at most 3,155,760,000',
+    "monitors: {hang: {after: 9999999d}}": '3:26: monitors.hang.after: "9999999d" is too large: at most 3,155,760,000',
+    "resources: {nodes: 99999999}": "3:20: resources.nodes: 99999999 is too large: at most 1,000,000",
+    "resources: {memory_per_node: 9000000Ti}": '3:30: resources.memory_per_node: "9000000Ti" is too large: at most 1,152,921,504,606,846,976',
+    'env: {"A=B": x}': "3:14: env.A=B: 'A=B' is no name of an environment variable: empty, or with `=`",
+    'env: {A: "x\\0y"}': "3:10: env.A: has a NUL character, which no process can be given",
     "max_runtime: 5 parsecs": f'3:14: max_runtime: expected {DURATION}, got "5 parsecs"',
     "resources: {memory_per_node: lots}": '3:30: resources.memory_per_node: expected a size such as 512Mi, 2Gi or 16G of 0 or more, got "lots"',
     "resources: {cpus_per_node: .inf}": "3:28: resources.cpus_per_node: expected a number above 0, got inf",
@@ -296,3 +304,22 @@ def test_the_starter_and_the_template_are_valid() -> None:
     for name in ("starter", "tiny_gpt"):
         file = ROOT / "jobs" / "templates" / name / "run.yaml"
         assert resolve(load(file), file.parent).workdir == os.fspath(file.parent)
+
+
+def numbers_without_limit(node: object, name: str = "") -> list[str]:
+    """Places in a schema where a number may be as large as anybody likes."""
+    if isinstance(node, list):
+        return [place for each in node for place in numbers_without_limit(each, name)]
+    if not isinstance(node, dict):
+        return []
+    found = [place for key, each in node.items() for place in numbers_without_limit(each, key)]
+    kinds = node.get("type")
+    is_number = kinds in {"integer", "number"} if isinstance(kinds, str) else bool(kinds)
+    is_text = isinstance(kinds, list) and "boolean" in kinds  # the value of a variable
+    limited = "maximum" in node or not is_number or is_text
+    return found if limited else [*found, name]
+
+
+def test_every_number_of_a_spec_has_a_limit() -> None:
+    """One that overflows a timer or a column would fail for everybody, long after submission."""
+    assert numbers_without_limit(run_schema()) == []
