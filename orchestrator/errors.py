@@ -81,5 +81,18 @@ class InternalError(BabysitError):
     """The core raised while it handled an event: a bug, in the log; nothing was changed."""
 
 
+class PassFailedError(BabysitError):
+    """A scheduling pass failed over one run; the others can be scheduled without it.
+
+    Attributes:
+        run: Id of the run.
+        error: What was raised over it.
+    """
+
+    def __init__(self, run: str, error: Exception) -> None:
+        super().__init__(f"scheduling {run} failed: {error!r}")
+        self.run, self.error = run, error
+
+
 class SchemaError(BabysitError):
     """The database's schema is missing or too old: run `babysit db upgrade`."""

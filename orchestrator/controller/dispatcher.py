@@ -28,7 +28,7 @@ from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import AgentAccess, Cluster, WorkerLaunch
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.turn_queue import TurnQueue
-from orchestrator.core.messages.events import WorkerLost
+from orchestrator.core.messages.events import LaunchRefused, WorkerLost
 from orchestrator.core.messages.instructions import (
     BroadcastCommand,
     Instruction,
@@ -271,6 +271,12 @@ class OutboxDispatcher:
                 await self._clock.sleep(RETRY_SECONDS)
                 if not self._wanted(worker.id):
                     return
+            except ValueError as error:  # what it was given is wrong: no other try helps
+                _log.warning("launch refused", worker=worker.id, error=str(error))
+                await self._queue.decide(
+                    LaunchRefused, run=run.id, worker=worker.id, reason=str(error)
+                )
+                return
             else:
                 return
 

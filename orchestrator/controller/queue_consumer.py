@@ -44,6 +44,7 @@ from orchestrator.core.messages.batching import coalesce
 from orchestrator.core.messages.events import (
     CHECKPOINT_REQUESTS,
     IncidentChanged,
+    RunSetAside,
     SchedulingPassDue,
 )
 from orchestrator.core.messages.instructions import Instruction
@@ -55,6 +56,7 @@ from orchestrator.errors import (
     LeadershipLostError,
     NotFoundError,
     NotLeaderError,
+    PassFailedError,
 )
 
 _log = structlog.get_logger(__name__)
@@ -173,9 +175,29 @@ class QueueConsumer:
             self._wanted_since = now
         if len(self._queue) == 0 or now - self._wanted_since >= PASS_SECONDS:
             self._wanted_since = None
-            with contextlib.suppress(InternalError):  # it is logged, and the pass stays wanted
-                due = self._live.events.make(SchedulingPassDue, cause=cause)
+            await self._pass(cause)
+
+    async def _pass(self, cause: str) -> None:
+        """Run a scheduling pass, without the runs over which it fails: these are set aside.
+
+        A pass that fails over no single run is logged, and stays wanted.
+        """
+        set_aside: set[str] = set()
+        while True:
+            due = self._live.events.make(SchedulingPassDue, cause=cause)
+            try:
                 await self._transact(TransactionEvents([due]))
+            except InternalError as error:
+                failed = error.__cause__
+                if not isinstance(failed, PassFailedError) or failed.run in set_aside:
+                    return
+                set_aside.add(failed.run)
+            else:
+                return
+            why = f"{type(failed.error).__name__}: {failed.error}"
+            with contextlib.suppress(InternalError):
+                aside = self._live.events.make(RunSetAside, run=failed.run, reason=why)
+                await self._transact(TransactionEvents([aside]))
 
     # reports
 

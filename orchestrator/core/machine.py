@@ -33,6 +33,7 @@ from orchestrator.core.messages.events import (
     CheckpointVerificationAsked,
     FindingRaised,
     IncidentChanged,
+    LaunchRefused,
     MaintenanceCancelled,
     MaintenanceDue,
     MaintenancePlanned,
@@ -45,6 +46,7 @@ from orchestrator.core.messages.events import (
     RunCancelled,
     RunHeld,
     RunReleased,
+    RunSetAside,
     RunSubmitted,
     SchedulingPassDue,
     SparesChanged,
@@ -76,6 +78,7 @@ from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.requests import runs as run_requests
 from orchestrator.core.supervision import (
     agent_contact,
+    defects,
     failures,
     hangs,
     progress,
@@ -128,6 +131,8 @@ _OF_A_RUN = (
     StepReached,
     FindingRaised,
     TimerFired,
+    RunSetAside,
+    LaunchRefused,
 )
 _OF_THE_LIVE_ATTEMPT = (
     GangEvent,
@@ -209,6 +214,8 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     QueueChanged: cluster_requests.on_queue_changed,
     QueueRemoved: cluster_requests.on_queue_removed,
     SchedulingPassDue: _pass,
+    RunSetAside: defects.on_set_aside,
+    LaunchRefused: defects.on_launch_refused,
     SparesChanged: cluster_requests.on_spares_changed,
     MaintenancePlanned: cluster_requests.on_maintenance_planned,
     MaintenanceCancelled: cluster_requests.on_maintenance_cancelled,

@@ -10,6 +10,7 @@ from orchestrator.core.model.states import WorkerState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
+from orchestrator.core.placement.bulkhead import on_behalf_of
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
@@ -19,24 +20,35 @@ def schedule(turn: Turn) -> None:
 
     The order matters: nodes are left before they are given away, and gangs start last, when all
     workers that the pass ends have left their runs. Each run that must wait gets its reason.
+
+    Raises:
+        PassFailedError: The pass failed over one run, which it names; the turn is half done. The
+            controller sets that run aside and begins the pass again.
     """
     wanting = [run for run in turn.state.live_runs() if snapshot.wants_nodes(turn.state, run)]
     for run in wanting:
-        worker_placement.leave_unusable_nodes(turn, run)
+        with on_behalf_of(run.id):
+            worker_placement.leave_unusable_nodes(turn, run)
     outcome = worker_placement.current_plan(turn.state, turn.now)
     for run_id, nodes in outcome.leaves.items():
-        worker_placement.end_workers(turn, run_id, nodes, _why_left(turn.run(run_id), nodes))
+        with on_behalf_of(run_id):
+            worker_placement.end_workers(turn, run_id, nodes, _why_left(turn.run(run_id), nodes))
     for run_id, nodes in outcome.placements.items():
-        worker_placement.placed(turn, run_id, nodes)
+        with on_behalf_of(run_id):
+            worker_placement.placed(turn, run_id, nodes)
     for nodes_of in (outcome.placements, outcome.growth):
         for run_id, nodes in nodes_of.items():
-            worker_placement.launch(turn, run_id, nodes)
+            with on_behalf_of(run_id):
+                worker_placement.launch(turn, run_id, nodes)
     for eviction in outcome.evictions:
-        preemption.evict(turn, eviction)
+        with on_behalf_of(eviction.run):
+            preemption.evict(turn, eviction)
     for wait in outcome.waits.values():
-        worker_placement.waits(turn, wait, outcome.claims.get(wait.run))
+        with on_behalf_of(wait.run):
+            worker_placement.waits(turn, wait, outcome.claims.get(wait.run))
     for run in wanting:
-        start_if_whole(turn, run.id)
+        with on_behalf_of(run.id):
+            start_if_whole(turn, run.id)
 
 
 def _why_left(run: Run, nodes: tuple[str, ...]) -> str:

@@ -188,6 +188,25 @@ class QueueRemoved(Event):
     queue: str
 
 
+class RunSetAside(Event):
+    """A scheduling pass failed over a run: the others are scheduled without it."""
+
+    kind: Literal["run_set_aside"] = "run_set_aside"
+    run: str
+    reason: str
+    """The error, for people."""
+
+
+class LaunchRefused(Event):
+    """A worker cannot be launched with this spec, on whichever node and however often."""
+
+    kind: Literal["launch_refused"] = "launch_refused"
+    run: str
+    worker: str
+    reason: str
+    """The error, for people."""
+
+
 class SchedulingPassDue(Event):
     """The scheduler looks at all runs and nodes: something has changed since it last did.
 
@@ -316,6 +335,8 @@ AnyEvent = Annotated[
     | CapacityChanged
     | NodeChanged
     | SchedulingPassDue
+    | RunSetAside
+    | LaunchRefused
     | QueueChanged
     | QueueRemoved
     | SparesChanged

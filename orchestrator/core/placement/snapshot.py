@@ -23,6 +23,7 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.placement.bulkhead import on_behalf_of
 from orchestrator.core.policy import recovery, time_limits, usage_history
 from orchestrator.core.scheduling import Demand, Holding, Snapshot
 from orchestrator.core.scheduling.spares import failure_rate, pool_size
@@ -73,12 +74,17 @@ def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snaps
     """
     wants = wants_when_released if extra else wants_nodes
     wanting = [run for run in state.live_runs() if wants(state, run)]
-    demands = (demand_of(state, run, now) for run in (*wanting, *extra))
+    demands: list[Demand] = []
+    holdings: list[Holding] = []
+    for run in (*wanting, *extra):
+        with on_behalf_of(run.id):
+            demands.append(demand_of(state, run, now))
+    for run, workers in state.tenants():
+        with on_behalf_of(run.id):
+            holdings += _held(state, run, workers, now)
     return Snapshot(
         table=state.node_table,
-        holdings=[
-            each for run, workers in state.tenants() for each in _held(state, run, workers, now)
-        ],
+        holdings=holdings,
         demands=[demand for demand in demands if demand.nodes > 0 or demand.unwanted],
         quotas=list(state.queues.values()),
         usage=usage_history.usage_by_project(state, now),

@@ -13,9 +13,9 @@ from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState, RunState, WorkerState
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.core.placement import snapshot, wait_reasons
+from orchestrator.core.placement import bulkhead, snapshot, wait_reasons
 from orchestrator.core.policy import time_limits
-from orchestrator.core.scheduling import Claim, Plan, Wait, plan
+from orchestrator.core.scheduling import Claim, Plan, Wait
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
@@ -27,7 +27,7 @@ def current_plan(state: State, now: dt.datetime) -> Plan:
     """One scheduling pass over all runs; an empty plan if no run needs nodes."""
     if not snapshot.anybody_wants(state, now):
         return Plan()
-    return plan(snapshot.snapshot(state, now), now)
+    return bulkhead.plan_or_name(snapshot.snapshot(state, now), now)
 
 
 def leave_unusable_nodes(turn: Turn, run: Run) -> None:
