@@ -169,8 +169,8 @@ def _describe(node: Mapping[str, Any]) -> str:
     return words
 
 
-_FAR = 1000
-"""Limits from here on are told only to those who exceed them."""
+FAR = 1_000_000
+"""Messages name a limit from here on only where a value exceeds it."""
 
 
 def _bounds(node: Mapping[str, Any]) -> str:
@@ -183,4 +183,4 @@ def _bounds(node: Mapping[str, Any]) -> str:
     elif "exclusiveMinimum" in node:
         words = f" above {node['exclusiveMinimum']}"
     most = node.get("maximum")
-    return words + (f" and at most {most}" if most is not None and most < _FAR else "")
+    return words + (f" and at most {most}" if most is not None and most < FAR else "")

@@ -104,7 +104,8 @@ def _no_nul(value: str) -> str:
 def _variable(name: str) -> str:
     """The name, if an environment can have it."""
     if not name or "=" in name:
-        raise ValueError(f"{name!r} is no name of an environment variable: empty, or with `=`")
+        why = "it is empty or has a `=`"
+        raise ValueError(f"{name!r} cannot be the name of an environment variable: {why}")
     return _no_nul(name)
 
 

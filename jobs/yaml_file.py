@@ -19,7 +19,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.reader import ReaderError
 
-from jobs.schema_words import Words, dotted, shown
+from jobs.schema_words import FAR, Words, dotted, shown
 
 M = TypeVar("M", bound=BaseModel)
 MAX_BYTES = 1_000_000
@@ -211,7 +211,9 @@ class FileKind(Generic[M]):
             return source.problem(path, f"is required: {self.words.expected(path)}")
         if kinds & {"extra_forbidden", "invalid_key"}:
             return source.problem(path, self.words.no_such_field(path), at_key=True)
-        large = [item for item in items if item["type"] == "less_than_equal"]
+        large = [
+            item for item in items if item["type"] == "less_than_equal" and item["ctx"]["le"] >= FAR
+        ]
         if large:
             most, found = large[0]["ctx"]["le"], shown(large[0]["input"])
             return source.problem(path, f"{found} is too large: at most {most:,.0f}")

@@ -54,7 +54,7 @@ WRONG = {
     "monitors: {hang: {after: 9999999d}}": '3:26: monitors.hang.after: "9999999d" is too large: at most 3,155,760,000',
     "resources: {nodes: 99999999}": "3:20: resources.nodes: 99999999 is too large: at most 1,000,000",
     "resources: {memory_per_node: 9000000Ti}": '3:30: resources.memory_per_node: "9000000Ti" is too large: at most 1,152,921,504,606,846,976',
-    'env: {"A=B": x}': "3:14: env.A=B: 'A=B' is no name of an environment variable: empty, or with `=`",
+    'env: {"A=B": x}': "3:14: env.A=B: 'A=B' cannot be the name of an environment variable: it is empty or has a `=`",
     'env: {A: "x\\0y"}': "3:10: env.A: has a NUL character, which no process can be given",
     "max_runtime: 5 parsecs": f'3:14: max_runtime: expected {DURATION}, got "5 parsecs"',
     "resources: {memory_per_node: lots}": '3:30: resources.memory_per_node: expected a size such as 512Mi, 2Gi or 16G of 0 or more, got "lots"',

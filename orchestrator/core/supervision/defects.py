@@ -23,7 +23,7 @@ def on_set_aside(turn: Turn, event: RunSetAside) -> None:
 
 
 def on_launch_refused(turn: Turn, event: LaunchRefused) -> None:
-    """A spec cannot be launched anywhere: that is no node's fault, and not tried elsewhere.
+    """A spec cannot be launched anywhere: no node is blamed, and no other one is tried.
 
     A run that never started fails with the error. One that has something to lose is held, since the
     cluster has changed rather than the spec.

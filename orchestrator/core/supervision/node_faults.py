@@ -10,7 +10,7 @@ from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
 from orchestrator.core.model.entities import Fault, Node
 from orchestrator.core.model.state import State
-from orchestrator.core.model.states import NodeState, WorkerState
+from orchestrator.core.model.states import NodeState
 from orchestrator.core.policy import remedies
 from orchestrator.core.turn import Turn
 
@@ -71,20 +71,26 @@ def check_breaker(turn: Turn) -> None:
     Faults that come together are the network, the storage or babysit itself, and restarts would
     make it worse. Nodes out of contact count while they are; others if they had a fault of their
     own in `BREAKER_WINDOW`. Machines are counted, not nodes, and runs beside them: the failures of
-    one run, wherever they are, never freeze the others. Does nothing while everything is held
-    already; `babysit release` ends the freeze.
+    one run, wherever they are, never freeze the others. Silence counts for any run: a run
+    does not cut its agents off. Does nothing while everything is held already; `babysit release`
+    ends the freeze.
     """
     if turn.state.fleet.hold:
         return
     faulty: set[str] = set()
+    out_of_contact: set[str] = set()
     runs: set[str] = set()
     for node, silent in turn.state.suspects():
-        of_node = _faulty_for(turn, node, silent=silent)
+        of_node = _faulty_for(turn, node)
         runs |= of_node
-        if of_node:
+        if of_node or silent:
             faulty.add(node.machine)
-    if len(faulty) < BREAKER_NODES or len(runs) < BREAKER_RUNS:
-        return  # the common case; counting all machines costs a loop over them
+        if silent:
+            out_of_contact.add(node.machine)
+    if len(runs) < BREAKER_RUNS:
+        faulty = out_of_contact
+    if len(faulty) < BREAKER_NODES:  # the common case; counting all costs a loop over them
+        return
     nodes = turn.state.nodes.values()
     machines = {node.machine for node in nodes if node.state is not NodeState.GONE}
     limit = max(BREAKER_NODES, int(BREAKER_SHARE * len(machines)) + 1)
@@ -98,17 +104,13 @@ def check_breaker(turn: Turn) -> None:
         turn.notify(None, Severity.CRITICAL, reason, kind="circuit_breaker")
 
 
-def _faulty_for(turn: Turn, node: Node, *, silent: bool) -> set[str]:
-    """Runs for which the node looks faulty now; empty: for none."""
-    found = set()
-    if silent:
-        workers = turn.state.workers_on(node.id)
-        found = {worker.run for worker in workers if worker.state is WorkerState.LOST}
-    if node.faults and turn.now - node.faults[-1].at <= BREAKER_WINDOW:
-        found |= {
-            fault.run
-            for fault in node.faults
-            if remedies.FAILURES[fault.failure_class].trips_breaker
-            and turn.now - fault.at <= BREAKER_WINDOW
-        }
-    return found
+def _faulty_for(turn: Turn, node: Node) -> set[str]:
+    """Runs that failed on the node lately, in a way that a shared cause may show; empty: none."""
+    if not node.faults or turn.now - node.faults[-1].at > BREAKER_WINDOW:
+        return set()
+    return {
+        fault.run
+        for fault in node.faults
+        if remedies.FAILURES[fault.failure_class].trips_breaker
+        and turn.now - fault.at <= BREAKER_WINDOW
+    }
