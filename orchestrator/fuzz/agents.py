@@ -320,6 +320,7 @@ async def _speak(work: Callable[[AgentEnd], Coroutine[None, None, None]], wire: 
 
 
 def _joined(old: RankSamples, new: RankSamples) -> RankSamples:
-    columns = [name for name in RankSamples.model_fields if name not in {"rank", "lost"}]
+    whole = {"rank", "lost", "metrics"}  # the ranks that are played report no metrics
+    columns = [name for name in RankSamples.model_fields if name not in whole]
     joined = {name: getattr(old, name) + getattr(new, name) for name in columns}
     return RankSamples.model_construct(rank=old.rank, lost=old.lost + new.lost, **joined)
