@@ -136,7 +136,7 @@ async def test_program_ends_as_under_python(tmp_path: Path, ending, code, said):
         (("./nowhere/train.sh",), 127, "cannot start ./nowhere/train.sh: no such file"),
         (("./train.py",), 126, "is not executable: `chmod +x` it"),
         (("./typo.sh",), 127, "the interpreter in its first line, #!/bin/basch, is not there"),
-        (("./empty.sh",), 126, "is no program: Exec format error"),
+        (("./empty.sh",), 126, "cannot be executed: Exec format error"),
     ],
 )
 async def test_commands_that_cannot_run_say_why_in_the_log(
