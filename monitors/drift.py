@@ -14,12 +14,16 @@ is not found here; spikes are.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple
 
 from monitors.episode import Point
+from monitors.statistics import MAD_TO_SIGMA
 
 _BLOCK = 16
 """Values in a block."""
@@ -41,6 +45,10 @@ _CALM_GRADIENT = 0.22
 """Rise of the logarithm of the gradient norm (a quarter) up to which it is calm."""
 _CALM_BAR = 3.0
 """Factor of the least rise while the gradient norm is calm."""
+_BEYOND = 1.5
+"""Least ratio of a rise to the highest one before it: a level may wander."""
+_WALK = 2.5
+"""Least rise in standard deviations of a random walk with the steps of the level."""
 _CAME_BACK = 0.35
 """Share of a rise up to which the level must fall for it to have come back."""
 _SAME_HEIGHT = 1.25
@@ -102,19 +110,19 @@ class DriftDetector:
         self._signs: set[bool] = set()
         """True if values at or below zero were seen, and values above it."""
 
-    def observe(
-        self, level: Point, spread: float, value: float, gradient: float | None = None
-    ) -> Drift | None:
-        """Take the level of a full window, and the newest value.
+    def count(self, value: float) -> bool:
+        """Take the newest value; True if :meth:`observe` wants the level at it (every fourth)."""
+        self._signs.add(value > 0)
+        self._seen += 1
+        return self._seen % _LOOK_EVERY == 0
+
+    def observe(self, level: Point, spread: float, gradient: float | None = None) -> Drift | None:
+        """Take the level of a full window, at a value that :meth:`count` answered True for.
 
         A drift is returned once; then the comparison begins anew.
         """
-        self._signs.add(value > 0)
-        self._seen += 1
         if self._seen % _BLOCK == 0:
             self._append(Block(level, spread, gradient))
-        if self._seen % _LOOK_EVERY:
-            return None
         drift = self._look(level, spread, gradient)
         if drift is not None:
             self.rebase(level.step)
@@ -179,10 +187,24 @@ class DriftDetector:
         limit = best.point.value + max(_WITHIN_NOISE * best.spread, _FOOT * rise)
         last = max(i for i in range(lowest, len(blocks)) if blocks[i].point.value <= limit)
         onset = _foot(blocks, lowest, last, level)
-        if not self._changed(blocks, last, level, gradient):
+        wander = self._wander(blocks[last].point.step)
+        if rise <= _BEYOND * wander or not self._changed(blocks, last, level, gradient):
             self._settle(blocks, best)
             return None
         return Drift(onset, best.point, level.value)
+
+    def _wander(self, until: int) -> float:
+        """The highest rise above its own low that the level has made up to a step.
+
+        From the change before the last one on: a level that wanders would begin anew at each.
+        """
+        since = self._bases[-2] if len(self._bases) > 1 else -1
+        low, most = math.inf, 0.0
+        for point in (block.point for block in self._blocks):
+            if since < point.step <= until:
+                low = min(low, point.value)
+                most = max(most, point.value - low)
+        return most
 
     def _gate(self, best: Block, first: Block) -> float:
         fall = first.point.value - best.point.value
@@ -204,6 +226,8 @@ class DriftDetector:
         after = sum(block.values for block in risen) + _BLOCK / 2
         if values < _CALM_VALUES:
             return False  # it has risen since the beginning: that is how this loss is
+        if rise <= _WALK * _roughness(calm) * math.sqrt(len(risen) + 1):
+            return False  # so far a level goes that takes such steps at random
         steep = (level.value - blocks[last].point.value) / after
         if steep < _STEEPER * _slope(calm, values):
             return False
@@ -239,6 +263,14 @@ def _foot(blocks: Sequence[Block], lowest: int, last: int, level: Point) -> Poin
     back = (foot.value - floor.value) / ((level.value - foot.value) / steps)
     before = [b.point for b in blocks[lowest : last + 1] if b.point.step <= foot.step - back]
     return before[-1] if before else floor
+
+
+def _roughness(blocks: Sequence[Block]) -> float:
+    """Robust standard deviation of the steps from block to block, without their trend."""
+    levels = [block.point.value for block in blocks]
+    steps = [after - before for before, after in itertools.pairwise(levels)]
+    trend = median(steps)
+    return MAD_TO_SIGMA * median([abs(step - trend) for step in steps])
 
 
 def _slope(blocks: Sequence[Block], values: int) -> float:

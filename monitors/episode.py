@@ -17,6 +17,8 @@ Figures: the anticipatory-routing fork of torchtitan.
 """
 _CALM_POINTS = 2
 """Points back in band, in a row, that end an episode: one may be luck in a noisy series."""
+_UNITS = 3.0
+"""Least height of an anomaly in units that the series is rounded to."""
 _RELEASE = 0.5
 """Episodes end at half the height they begin at: a point near the threshold does not split one."""
 
@@ -107,6 +109,9 @@ class Track:
         self.seen = 0
         """Values taken so far."""
         self._recent: deque[tuple[float, Point]] = deque(maxlen=_WALK_BACK_POINTS)
+        self._before: float | None = None
+        self._unit = math.inf
+        """Least difference of two values in a row that differ: what the series is rounded to."""
 
     def observe(self, point: Point) -> Episode | None:
         """Take a finite value.
@@ -115,7 +120,7 @@ class Track:
         """
         self.seen += 1
         if len(self.window) < self._warmup:
-            self.window.push(point.value)
+            self._learn(point.value)
             return None
         if self.episode is not None:
             return self._continue(self.episode, point)
@@ -137,7 +142,7 @@ class Track:
             )
         else:
             self._recent.append((rise / spread if spread > 0 else 0.0, point))
-            self.window.push(point.value)
+            self._learn(point.value, forecast)
         return None
 
     def learn(self, point: Point) -> None:
@@ -154,7 +159,18 @@ class Track:
             self.window.push(value)
 
     def _gate(self, forecast: float, spread: float) -> float:
-        return max(self._threshold * spread, self._relative_floor * abs(forecast), self._floor)
+        unit = self._unit if math.isfinite(self._unit) else 0.0
+        floor = max(self._floor, self._relative_floor * abs(forecast), _UNITS * unit)
+        if self.window.mostly_zero:  # policy losses begin so: only other values tell what is large
+            largest = max(self.window.highest, -self.window.lowest)
+            floor = max(floor, _UNITS * largest) or math.inf
+        return max(self._threshold * spread, floor)
+
+    def _learn(self, value: float, forecast: float | None = None) -> None:
+        if self._before is not None and value != self._before:
+            self._unit = min(self._unit, abs(value - self._before))
+        self._before = value
+        self.window.push(value, forecast)
 
     def _walk_back(self, point: Point) -> Point:
         onset = point

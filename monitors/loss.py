@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from monitors.drift import Drift, DriftDetector
+from monitors.drift import DriftDetector
 from monitors.episode import Episode, Point, Track
 from monitors.expectation import ReportedChanges
 from monitors.loss_findings import Wording, gradient_spike
@@ -314,18 +314,16 @@ class LossMonitor:
 
     def _judge_drift(self, sample: Sample, loss: float) -> list[Finding]:
         window = self._loss.window
-        if self._settings.drift == "off" or not window.full:
+        if self._settings.drift == "off" or not window.full or not self._drift.count(loss):
             return []
         gradient = self._grad.window.median if self._grad.window.full else None
-        level = _point(sample, window.median)
-        drift = self._drift.observe(level, window.spread, loss, gradient)
-        if drift is None or self._tolerant_left > 0 or self._is_an_old_drift(drift):
+        drift = self._drift.observe(_point(sample, window.median), window.spread, gradient)
+        if drift is None or self._tolerant_left > 0:
+            return []
+        if self._is_the_datas(drift.onset.step, drift.height):
             return []
         self._acted.append((drift.onset.step, drift.height))
         return [self._say.drifted(drift, sample)]
-
-    def _is_an_old_drift(self, drift: Drift) -> bool:
-        return self._is_the_datas(drift.onset.step, drift.height)
 
     def _onset(self, onset: Point) -> Point:
         """The gradient norm may have led: then things went wrong where it did."""

@@ -5,9 +5,9 @@ and warm restarts all raise the loss again and again. Unstable training does tha
 at regular intervals nor at one height.
 
 The design: rises that came back are remembered with their height, length and start. A further one
-is known if it is not higher, and either belongs to a mode of the data (there were three within 600
-values, and there are no more of them in a row than chance gives) or comes when it is due (after the
-interval between the two before it).
+is known if it is not higher, and either belongs to a mode of the data (there were five within 600
+values, and there are no more of them in a row than chance gives), or comes when it is due (after
+the interval between the two before it), or leads to a level at which the series stayed twice.
 
 Limits: rises at irregular intervals that are rarer than that are alarms each time.
 """
@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 _KEPT = 48
 _SAME_HEIGHT = 1.25
+_LEVEL_VALUES = 32
+"""Values for which a rise must have lasted to be a level of the series."""
 _MODE_VALUES = 600
 """Values back in which a mode of the data must have shown itself."""
 _MODE_TIMES = 5
@@ -62,7 +64,7 @@ class Recurrence:
     def knows(self, rise: Returned) -> bool:
         """True if a rise is one that repeats; its figures may be those so far."""
         alike = [old for old in self._returned if old.height >= rise.height / _SAME_HEIGHT]
-        return _is_due(alike, rise) or _is_a_mode(alike, rise)
+        return _is_due(alike, rise) or _is_a_level(alike, rise) or _is_a_mode(alike, rise)
 
 
 def _is_due(alike: list[Returned], rise: Returned) -> bool:
@@ -76,6 +78,16 @@ def _is_due(alike: list[Returned], rise: Returned) -> bool:
         return False
     period = last.start - before.start
     return abs(rise.start - last.start - period) <= _PERIOD_SLACK * period + 4
+
+
+def _is_a_level(alike: list[Returned], rise: Returned) -> bool:
+    """Whether the series was at this very level twice, for long, and came back."""
+    levels = [
+        old
+        for old in alike
+        if old.length >= _LEVEL_VALUES and old.height <= _SAME_HEIGHT * rise.height
+    ]
+    return len(levels) >= 2
 
 
 def _is_a_mode(alike: list[Returned], rise: Returned) -> bool:

@@ -28,32 +28,33 @@ class SortedWindow:
     def __init__(self, size: int) -> None:
         self._size = size
         self._arrived: deque[float] = deque()
-        self._sorted: list[float] = []
+        self.ordered: list[float] = []
+        """The values in ascending order; read only."""
 
     def __len__(self) -> int:
-        return len(self._sorted)
+        return len(self.ordered)
 
     def push(self, value: float) -> None:
         """Add a finite value; the oldest leaves when the window is full."""
         self._arrived.append(value)
-        insort(self._sorted, value)
+        insort(self.ordered, value)
         if len(self._arrived) > self._size:
             self.pop_oldest()
 
     def pop_oldest(self) -> float:
         """Remove and return the value that came first."""
         value = self._arrived.popleft()
-        del self._sorted[bisect_left(self._sorted, value)]
+        del self.ordered[bisect_left(self.ordered, value)]
         return value
 
     def quantile(self, fraction: float) -> float:
         """The value below which `fraction` (0 to 1) of the window lies; the window is not empty."""
-        return self._sorted[min(len(self._sorted) - 1, int(fraction * len(self._sorted)))]
+        return self.ordered[min(len(self.ordered) - 1, int(fraction * len(self.ordered)))]
 
     @property
     def median(self) -> float:
         """The middle value (mean of the two middle ones); the window is not empty."""
-        values = self._sorted
+        values = self.ordered
         half, odd = divmod(len(values), 2)
         return values[half] if odd else (values[half - 1] + values[half]) / 2
 
@@ -79,7 +80,7 @@ class TrendWindow:
         self._pending: deque[float] = deque()
 
     def __len__(self) -> int:
-        return len(self._older) + len(self._newer)
+        return len(self._older.ordered) + len(self._newer.ordered)
 
     @property
     def full(self) -> bool:
@@ -92,20 +93,38 @@ class TrendWindow:
         return self._newer.median
 
     @property
+    def mostly_zero(self) -> bool:
+        """True if at least half of the values are exactly 0."""
+        return self.median == 0.0 or (bool(self._older.ordered) and self._older.median == 0.0)
+
+    @property
+    def highest(self) -> float:
+        """The highest value held."""
+        return max(part.quantile(1.0) for part in (self._older, self._newer) if part.ordered)
+
+    @property
+    def lowest(self) -> float:
+        """The lowest value held."""
+        return min(part.quantile(0.0) for part in (self._older, self._newer) if part.ordered)
+
+    @property
     def forecast(self) -> float:
         """The value expected next; at least one value has been pushed."""
-        if not self._older:
-            return self._newer.median
-        distance = (len(self._older) + len(self._newer)) / 2
-        slope = (self._newer.median - self._older.median) / distance
-        ahead = self._newer.median + min(0.0, slope) * (len(self._newer) + 1) / 2
+        level = self._newer.median
+        older, newer = len(self._older.ordered), len(self._newer.ordered)
+        if not older:
+            return level
+        fall = self._older.median - level
+        if fall <= 0:
+            return level
+        ahead = level - fall * (newer + 1) / (older + newer)
         # Not below what was just seen: after a sudden fall, the line would go on falling.
         return max(ahead, self._newer.quantile(0.0))
 
     @property
     def spread(self) -> float:
         """Robust standard deviation of forecast errors; 0.0 before the first."""
-        if not self._errors:
+        if not self._errors.ordered:
             return 0.0
         spread = MAD_TO_SIGMA * self._errors.median
         # The 96th percentile lets a heavy-tailed series speak for itself; the median alone calls
@@ -113,18 +132,24 @@ class TrendWindow:
         # start) the errors are large too, but they say nothing about how high a value may be.
         return max(spread, _P96_TO_SIGMA * self._rises.quantile(0.96))
 
-    def push(self, value: float) -> None:
-        """Learn a finite value."""
-        if len(self) >= _FEWEST_FOR_A_FORECAST:
-            error = value - self.forecast
-            self._pending.append(error)
-            held = _PENDING if len(self._errors) >= _FEW_ERRORS else 0
-            while len(self._pending) > held:
-                error = self._pending.popleft()
-                self._errors.push(abs(error))
-                self._rises.push(error)
-        self._newer.push(value)
-        if len(self._newer) > max(1, _NEWEST_SHARE * len(self)):
-            self._older.push(self._newer.pop_oldest())
-        if len(self) > self._window:
-            self._older.pop_oldest()
+    def push(self, value: float, forecast: float | None = None) -> None:
+        """Learn a finite value. `forecast`: the present one, where the caller has it."""
+        older, newer = self._older, self._newer
+        held = len(older.ordered) + len(newer.ordered)
+        if held >= _FEWEST_FOR_A_FORECAST:
+            self._learn_error(value - (self.forecast if forecast is None else forecast))
+        newer.push(value)
+        held += 1
+        if len(newer.ordered) > max(1, _NEWEST_SHARE * held):
+            older.push(newer.pop_oldest())
+        if held > self._window:
+            older.pop_oldest()
+
+    def _learn_error(self, error: float) -> None:
+        pending = self._pending
+        pending.append(error)
+        held = _PENDING if len(self._errors.ordered) >= _FEW_ERRORS else 0
+        while len(pending) > held:
+            error = pending.popleft()
+            self._errors.push(abs(error))
+            self._rises.push(error)

@@ -140,6 +140,20 @@ def likelihood_through_zero(rng: Rng) -> Made:
     return Made(loss + _noise(rng, 4000, 0.05))
 
 
+def policy_loss_that_is_zero_at_first(rng: Rng) -> Made:
+    t = np.maximum(0, np.arange(2500.0) - rng.integers(50, 300))
+    loss = t * 10 ** rng.uniform(-7, -4) * (1 + 0.3 * rng.random(len(t)))
+    return Made(np.round(loss, 4) if rng.random() < 0.5 else loss, _calm(rng, len(t)))
+
+
+def level_that_wanders(rng: Rng) -> Made:
+    walk, x = [], 0.0
+    for step in rng.standard_normal(4000):
+        x = 0.97 * x + 0.02 * step
+        walk.append(x)
+    return Made(0.69 + np.array(walk) + _noise(rng, 4000, 0.02), spare_acts=1)
+
+
 def exponential_fall(rng: Rng) -> Made:
     t = np.arange(4000.0)
     floor = 10 ** rng.uniform(-5, -3)
@@ -172,6 +186,12 @@ def second_task_in_blocks(rng: Rng) -> Made:
     t, block = np.arange(4000), int(rng.integers(60, 250))
     other = (t // block) % 3 == 2
     return Made(_flat(rng, 4000) * (1 + rng.uniform(0.3, 1.5) * other), spare_acts=2)
+
+
+def second_task_now_and_then(rng: Rng) -> Made:
+    blocks = [np.full(int(rng.integers(60, 200)), i % 2) for i in range(40)]
+    other = np.concatenate(blocks)[:4000]
+    return Made(_flat(rng, len(other)) * (1 + rng.uniform(0.3, 1.0) * other), spare_acts=2)
 
 
 def second_task_at_random(rng: Rng) -> Made:
@@ -354,6 +374,7 @@ def reward_that_collapses(rng: Rng) -> Made:
 
 KINDS: dict[str, tuple[Callable[[Rng], Made], ...]] = {
     "reinforcement learning": (
+        policy_loss_that_is_zero_at_first,
         policy_loss_from_zero,
         policy_loss_about_zero,
         kl_penalty_that_levels_off,
@@ -363,13 +384,19 @@ KINDS: dict[str, tuple[Callable[[Rng], Made], ...]] = {
     ),
     "GAN and energy": (
         gan_critic,
+        level_that_wanders,
         energy_that_crosses_zero,
         likelihood_through_zero,
         explosion_of_a_critic,
     ),
     "near zero": (exponential_fall, tiny_loss_times_twenty, tiny_loss_times_three),
     "seasonal": (sine, sorted_epoch, epoch_saw_tooth, warm_restarts, spike_in_a_season),
-    "several tasks": (second_task_in_blocks, second_task_at_random, spike_among_two_tasks),
+    "several tasks": (
+        second_task_in_blocks,
+        second_task_now_and_then,
+        second_task_at_random,
+        spike_among_two_tasks,
+    ),
     "announced": (raised_rate, smaller_batch, announced_mix, spike_after_an_announced_mix),
     "long and flat": (long_flat, constant, language_model, noisy_classifier),
     "divergence": (
