@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import datetime as dt
+import functools
 import heapq
 import itertools
 from collections import deque
@@ -79,7 +80,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     Attributes:
         steps: How many callbacks have run.
-        failures: What callbacks and abandoned tasks raised.
+        failures: What callbacks and tasks raised. A run with one proves nothing.
     """
 
     def __init__(self) -> None:
@@ -103,7 +104,19 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Start something as a process, or as one more task of it."""
         context = contextvars.copy_context()
         context.run(PROCESS.set, process)
-        return self.create_task(work, context=context)
+        task = self.create_task(work, context=context)
+        note = functools.partial(self._note_failure, process)
+        task.add_done_callback(note, context=WORLD_CONTEXT)
+        return task
+
+    def _note_failure(self, process: str, task: asyncio.Task[Any]) -> None:
+        """Note what a task raised: nothing waits for it, and a run without it proves little.
+
+        Ranks whose task ends by an error of the fuzzer look to the control plane like ranks that
+        hang, and are restarted and restarted.
+        """
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failures.append(f"a task of {process or 'the world'} failed: {error!r}")
 
     def kill(self, process: str) -> None:
         """Not one more line of the process runs. A name that was killed can start nothing again."""

@@ -283,6 +283,7 @@ class Gang:
                 break
             rejected.append(RejectedCheckpoint(id=candidate.id, reason=why))
         step = chosen.step if chosen is not None else 0
+        batch = self._batch_of(chosen)  # now: ranks that load drop what is newer in memory
         odd = self._rng.choice(self.shares) if self.job.split and step else None
         self.job.split -= odd is not None
         for share in self.shares:
@@ -291,7 +292,7 @@ class Gang:
             self._restored(share, own, loaded, tuple(rejected))
         if odd is not None:
             self.hung = True  # its first collective never matches those of the others
-        return step, self._batch_of(chosen)
+        return step, batch
 
     def _restored(
         self, share: Share, step: int, loaded: str, rejected: tuple[RejectedCheckpoint, ...]

@@ -140,6 +140,19 @@ def test_a_set_of_tasks_or_futures_has_the_same_order_in_every_loop() -> None:
     assert kept
 
 
+def test_what_a_task_raises_is_noted_even_if_nothing_waits_for_it(loop: VirtualLoop) -> None:
+    async def fails() -> None:
+        await rest(loop, 1.0)
+        raise ValueError("ranks cannot step")
+
+    async def world() -> None:
+        loop.spawn("worker", fails())
+        await rest(loop, 5.0)
+
+    assert until(loop, world())
+    assert loop.failures == ["a task of worker failed: ValueError('ranks cannot step')"]
+
+
 def test_it_ends_when_nothing_is_left_to_run(loop: VirtualLoop) -> None:
     assert not until(loop, _for_ever(loop))
 
