@@ -47,7 +47,7 @@ class StepCount:
         Args:
             given: The script's count; anything that `int()` takes.
             ended: The last completed step of the run.
-            otherwise: The step if `given` is none.
+            otherwise: The step if `given` is None.
             warn: Takes complaints.
         """
         try:

@@ -221,7 +221,7 @@ class ChangeAnnounced(WorkerEvent):
     kind: Literal["change_announced"] = "change_announced"
     rank: int
     change: str
-    """What changes, in the words of the script."""
+    """The announced change, in the words of the script."""
     step: int
     """The last step before the announcement."""
     until_step: int

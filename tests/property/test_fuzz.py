@@ -20,7 +20,7 @@ from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Checkpoint
 from orchestrator.core.model.state import State
-from orchestrator.core.policy import recovery, remedies
+from orchestrator.core.policy import checkpoint_choice, remedies
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
@@ -167,8 +167,8 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], range]] = [
     (LiveState, "last_sequence", forgets_reports, range(5)),
     (OutboxDispatcher, "dispatch", done_before_carrying, range(5)),
     (attempt_lifecycle, "empty_seats", dead_when_one_seat_is, range(10)),
-    (recovery, "trusted", trusts_all, range(15)),
-    (recovery, "select_for_deletion", deletes_all, range(30)),
+    (checkpoint_choice, "trusted", trusts_all, range(15)),
+    (checkpoint_choice, "select_for_deletion", deletes_all, range(30)),
     (remedies, "budget_of", never_spent, range(30)),
     (OutboxDispatcher, "_send_all", asks_nobody, range(30)),
     (Quotas, "status", within, range(60)),

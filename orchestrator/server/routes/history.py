@@ -104,7 +104,7 @@ async def metrics(
     first_step: Annotated[int, Query(ge=0)] = 0,
     attempt: Annotated[int | None, Query(ge=1)] = None,
 ) -> MetricsView:
-    """What the script reported beside the loss: `run.report(metrics={"accuracy": 0.9})`.
+    """Values that the script reported beside the loss: `report(metrics={"accuracy": 0.9})`.
 
     Of the lowest rank with a loss, or with metrics if that rank has none. A rank has up to 16
     names; its log has those left out.
