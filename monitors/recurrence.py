@@ -81,7 +81,7 @@ def _is_due(alike: list[Returned], rise: Returned) -> bool:
 
 
 def _is_a_level(alike: list[Returned], rise: Returned) -> bool:
-    """Whether the series was at this very level twice, for long, and came back."""
+    """True if the series was at this very level twice, for long, and came back."""
     levels = [
         old
         for old in alike

@@ -219,7 +219,8 @@ def test_what_it_cannot_do_is_said(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert "give FIRST:LAST" in (said := capsys.readouterr().err) or "there are lost" in said
+    said = capsys.readouterr().err
+    assert "expected FIRST:LAST" in said or "there are lost" in said
 
 
 def test_a_choice_says_what_to_type() -> None:
