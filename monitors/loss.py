@@ -24,7 +24,6 @@ _GRAD_NORM_ACTION_RATIO = 10.0
 
 BLOOM saw 0.24 to 960 in six steps).
 """
-_CONFIRMED_PERSISTENCE = 2
 _WIDE_REPORT_STEPS = 20
 """Steps from report to report at which two anomalous reports are evidence enough: they stand for
 this many steps at least, and a single bad batch does not last that long."""
@@ -58,6 +57,8 @@ class LossSettings(BaseModel):
 
     Lower: faster, and one bad batch may cost a rollback.
     """
+    confirmed_persistence: int = Field(default=2, ge=1)
+    """The same, at most, where the gradient norm agrees or reports are wide."""
     warmup_steps: int = Field(default=20, ge=5)
     """Steps before anything but non-finite numbers is judged."""
     window: int = Field(default=64, ge=16)
@@ -266,11 +267,10 @@ class LossMonitor:
         return len(near) >= _RELAPSES and height <= limit
 
     def _persistence_needed(self) -> int:
-        confirmed = self._grad_norm_agrees() or self._steps_in_a_report() >= _WIDE_REPORT_STEPS
-        return min(
-            self._settings.persistence,
-            _CONFIRMED_PERSISTENCE if confirmed else self._settings.persistence,
-        )
+        needed = self._settings.persistence
+        if self._grad_norm_agrees() or self._steps_in_a_report() >= _WIDE_REPORT_STEPS:
+            needed = min(needed, self._settings.confirmed_persistence)
+        return needed
 
     def _steps_in_a_report(self) -> float:
         first, last = self._history[0].step, self._history[-1].step

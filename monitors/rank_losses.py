@@ -25,7 +25,8 @@ JUDGED_RANKS = 1024
 _HARDER = 1.5
 """Factor of the threshold of ranks other than the one that speaks for the run."""
 _LONGER = 2
-"""Anomalous steps that such a rank needs more."""
+"""Anomalous steps that such a rank needs more, so that what all ranks show is told of the speaker
+even if the reports of its node come later."""
 _HIGHER = 0.25
 """Least rise of such a rank, as a share of its forecast: its micro-batches are noisy."""
 _SAME_STEPS = 64
@@ -86,14 +87,19 @@ class RankLosses:
         speaks = self._speaker is None or rank < self._speaker
         if not speaks and len(self._monitors) >= JUDGED_RANKS:
             return None
+        if speaks:
+            if self._speaker is not None:  # it only was the first to report
+                self._begin(self._speaker, sample, LossMonitor(self._harder(), 2))
+            self._speaker = rank
+            return self._begin(rank, sample, LossMonitor(self._settings))
+        return self._begin(rank, sample, LossMonitor(self._harder(), 2))
+
+    def _begin(self, rank: int, sample: Sample, monitor: LossMonitor) -> LossMonitor:
         self._guards.pop(rank, None)
-        monitor = LossMonitor(self._settings) if speaks else LossMonitor(self._harder(), 2)
         self._monitors[rank] = monitor
         monitor.reset(sample.attempt, sample.step - 1)
         for _, until_step in self._expected:
             monitor.expect(until_step)
-        if speaks:
-            self._speaker = rank
         return monitor
 
     def _harder(self) -> LossSettings:
@@ -102,6 +108,7 @@ class RankLosses:
             update={
                 "threshold": _HARDER * s.threshold,
                 "persistence": s.persistence + _LONGER,
+                "confirmed_persistence": s.persistence + _LONGER,
                 "relative_floor": max(_HIGHER, s.relative_floor),
                 "window": max(16, s.window // 2),
                 "drift": "off",

@@ -42,6 +42,19 @@ def test_a_spike_on_all_ranks_is_reported_once():
     assert [(f.kind, f.rank, f.onset_step) for f in found] == [(FindingKind.LOSS_SPIKE, 0, 81)]
 
 
+def test_a_spike_on_all_ranks_is_told_of_the_speaker_also_if_its_reports_come_late():
+    watch = RunMonitors()
+
+    def part(rank, steps):
+        return [sample(step, 9.0 if step > 80 else 2.0, rank) for step in steps]
+
+    found = []
+    for first in range(1, 101, 2):  # the agent of rank 1 reports first, two steps at a time
+        for rank in (1, 0):
+            found += watch.observe(part(rank, range(first, first + 2)))
+    assert [(f.kind, f.rank) for f in found] == [(FindingKind.LOSS_SPIKE, 0)]
+
+
 def test_the_last_stage_of_a_pipeline_speaks_for_the_run():
     watch = RunMonitors()
     found = []
