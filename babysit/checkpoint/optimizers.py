@@ -158,14 +158,15 @@ def targets(
     for (name, *keys), ref in refs_of(saved["state"]):
         parameter = by_name[name]
         size, dtype = sizes[ref.name]
-        if not ref.sharded:
+        sharded = isinstance(parameter, DTensor)
+        if not ref.sharded and not (sharded and parameter.shape == size):
             device = "cpu" if ref.on_cpu else parameter.device
             yield ref.name, torch.empty(size, dtype=dtype, device=device)
             continue
         present = optimizer.state.get(parameter, {}).get(keys[0])
         if isinstance(present, DTensor) and present.shape == size:
             yield ref.name, present
-        elif isinstance(parameter, DTensor) and parameter.shape == size:
+        elif parameter.shape == size:  # laid out as the parameter is now, at any world size
             yield ref.name, torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
         else:
             raise StateMismatchError(
