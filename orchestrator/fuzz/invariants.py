@@ -129,7 +129,7 @@ class Invariants:
             self.breaks(sentence)
         for sentence in turn_invariants.before(self.stored, batch):
             self.breaks(sentence)
-        new_runs = frozenset(run.id for run in self.stored.runs.values() if run.attempt == 0)
+        new_runs = placement_invariants.NewRuns.among(self.stored)
         self._enter_journal(batch)
         self._enter_sequences(batch)
         self._enter_samples(batch)
@@ -149,7 +149,7 @@ class Invariants:
                 return
         self.stored.put(entity)
 
-    def _after(self, batch: Batch, new_runs: frozenset[str]) -> Iterator[str]:
+    def _after(self, batch: Batch, new_runs: placement_invariants.NewRuns) -> Iterator[str]:
         clocks = self.right_clocks
         yield from turn_invariants.after(self.stored, batch, count_seconds=clocks)
         yield from placement_invariants.after(self.stored, batch, new_runs, clocks=clocks)

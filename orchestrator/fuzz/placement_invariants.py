@@ -5,6 +5,7 @@ They say again, on their own, what docs/scheduling.md invariants; nothing here a
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,25 @@ _PUNCTUAL = dt.timedelta(seconds=30)
 """A maintenance that begins or ends is acted upon by then, where someone leads."""
 
 
-def after(stored: State, batch: Batch, new_runs: frozenset[str], *, clocks: bool) -> Iterator[str]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class NewRuns:
+    """Runs without an attempt, as they stand before a turn."""
+
+    runs: frozenset[str]
+    preempting: frozenset[str]
+    """Runs that others were preempted for. They get the nodes that those leave, even if a node that
+    was lost or freed meanwhile makes the pool of spares want them: it would be worse to have
+    stopped a run for nothing."""
+
+    @classmethod
+    def among(cls, stored: State) -> NewRuns:
+        """Take them from what is stored."""
+        new = [run for run in stored.runs.values() if run.attempt == 0]
+        claims = {run.id for run in new if run.claim is not None and run.claim.preempting}
+        return cls(frozenset(run.id for run in new), frozenset(claims))
+
+
+def after(stored: State, batch: Batch, new_runs: NewRuns, *, clocks: bool) -> Iterator[str]:
     """Broken rules of a turn that launches agents, once it is stored.
 
     Args:
@@ -45,12 +64,12 @@ def after(stored: State, batch: Batch, new_runs: frozenset[str], *, clocks: bool
             yield from _not_in_maintenance(stored, launch, now)
     made = {launch.worker for launch in launches}
     runs = {str(launch.run) for launch in launches}
-    anew = [run for run in runs if run in new_runs or not _goes_on(stored, run, made)]
+    anew = [run for run in runs if run in new_runs.runs or not _goes_on(stored, run, made)]
     queues = {stored.runs[run].spec.queue for run in anew}
     used = _used(stored)
     for name in sorted(queues):
         yield from _within_quota(stored.queues, name, used)
-    if all(launch.run in new_runs for launch in launches):
+    if runs <= new_runs.runs - new_runs.preempting:
         yield from _leaves_spares(stored, launches)
 
 

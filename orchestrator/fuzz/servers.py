@@ -12,6 +12,7 @@ from orchestrator.controller.controller import Controller
 from orchestrator.controller.settings import ControllerSettings
 from orchestrator.errors import (
     ConflictError,
+    DatabaseUnavailableError,
     InvalidError,
     LeadershipLostError,
     NotFoundError,
@@ -154,6 +155,6 @@ async def _submit(controller: Controller, event: Event) -> str:
         await controller.submit(event)
     except (ConflictError, NotFoundError, InvalidError) as error:
         return f"refused: {error}"
-    except (NotLeaderError, LeadershipLostError):
-        return ""
+    except (NotLeaderError, LeadershipLostError, DatabaseUnavailableError):
+        return ""  # the web server's 503: the user may try again
     return "done"

@@ -129,6 +129,8 @@ class Pass:
         only[self._free.table.places(claim.nodes)] = True
         if self._within_quota(demand):
             allowed = self._eligible.allowed(self._free, demand) & only
+            # Without regard to the spare pool: the claim had left it whole, and to let the run wait
+            # because a node has changed since would have stopped other runs for nothing.
             places = choose_nodes(self._free, demand, allowed)
             if places is not None:
                 self._commit_placement(demand, self._free.table.named(places))
