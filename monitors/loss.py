@@ -58,7 +58,7 @@ class LossSettings(BaseModel):
     Lower: faster, and one bad batch may cost a rollback.
     """
     confirmed_persistence: int = Field(default=2, ge=1)
-    """The same, at most, where the gradient norm agrees or reports are wide."""
+    """That, at most, where the gradient norm agrees or reports are wide."""
     warmup_steps: int = Field(default=20, ge=5)
     """Steps before anything but non-finite numbers is judged."""
     window: int = Field(default=64, ge=16)

@@ -25,7 +25,7 @@ JUDGED_RANKS = 1024
 _HARDER = 1.5
 """Factor of the threshold of ranks other than the one that speaks for the run."""
 _LONGER = 2
-"""Anomalous steps that such a rank needs more, so that what all ranks show is told of the speaker
+"""Anomalous steps that such a rank needs more, so that what all ranks show is found on the speaker
 even if the reports of its node come later."""
 _HIGHER = 0.25
 """Least rise of such a rank, as a share of its forecast: its micro-batches are noisy."""
