@@ -354,6 +354,8 @@ class RankBeat(BaseModel):
     A rank that never did (its script does not report) looks like one that is stuck: its silence
     alone proves nothing.
     """
+    first_step: int = 0
+    """The first step that the rank ended in this attempt; 0: not known."""
 
 
 class Report(BaseModel):

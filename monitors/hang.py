@@ -11,11 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from babysit.wire import Phase
 from monitors.statistics import SortedWindow
-from monitors.types import Beat, Finding, FindingKind, Sample, Severity
+from monitors.types import Beat, Finding, FindingKind, Pace, Sample, Severity
 
 _STEPS_KEPT = 256
 _FEWEST_STEPS = 5
-"""Step times needed before they set a limit."""
+"""Step times needed before they set a limit.
+
+Until an attempt has ended as many steps, its pauses are those of its start: programs compile for
+each new shape.
+"""
 _PHASES_KEPT = 64
 _PAUSES_KEPT = 16
 _IN_LOOP = frozenset({Phase.TRAINING, Phase.LOADING})
@@ -80,9 +84,13 @@ class HangMonitor:
     Only time between two ticks counts, and at most ten seconds of it: a control plane that slept
     does not call its runs hung. A rank that is absent from a tick (its agent is out of contact)
     starts anew when it is back, since losing contact is not failure. Tick about once a second.
+
+    `known` is the pace of earlier attempts and other runs of the name: a first evaluation then has
+    a limit.
     """
 
-    def __init__(self, settings: HangSettings | None = None) -> None:
+    def __init__(self, settings: HangSettings | None = None, known: Pace | None = None) -> None:
+        known = known or Pace()
         self._settings = settings or HangSettings()
         self._steps = SortedWindow(_STEPS_KEPT)
         self._phases = {
@@ -101,14 +109,36 @@ class HangMonitor:
         """At the last look, every rank that had been reported had moved since."""
         self._since_restart = 0.0
         """Seconds that the attempt has been looked at."""
-        self._longest_start = 0.0
-        """Longest time from the start of an attempt to its first step, seconds; 0: none seen."""
+        self._longest_start = known.start
+        """Longest time to a first step, or within the first steps, seconds; 0: none seen."""
+        self._first_step: int | None = None
+        """The first step that the attempt is known to have ended."""
+        self._newest_step = 0
         self._in_pace = False
         """True if a step of the attempt had ended at the last look."""
+        self._was_young = True
+        """True if the attempt had not ended its first steps at the last look."""
         self._long: deque[float] = deque(maxlen=_PAUSES_KEPT)
         """Pauses beyond the limit that ended by themselves."""
-        self.longest_pause = 0.0
+        self.longest_pause = known.pause
         """Longest silence in training that ended by itself, seconds."""
+        if known.evaluation > 0:
+            self._phases[Phase.EVALUATING].push(known.evaluation)
+        if known.save > 0:
+            self._phases[Phase.CHECKPOINTING].push(known.save)
+
+    @property
+    def pace(self) -> Pace:
+        """The longest pauses that ended by themselves, those known from the beginning included."""
+        longest = {
+            phase: seen.quantile(1.0) if len(seen) else 0.0 for phase, seen in self._phases.items()
+        }
+        return Pace(
+            start=self._longest_start,
+            pause=self.longest_pause,
+            evaluation=longest[Phase.EVALUATING],
+            save=longest[Phase.CHECKPOINTING],
+        )
 
     @property
     def median_step_seconds(self) -> float | None:
@@ -123,6 +153,7 @@ class HangMonitor:
         if sample.attempt < self._attempt:
             return
         self._stepped = self._sampled = sample.attempt
+        self._note_step(sample.step)
         pace = sample.seconds - sample.blocked_seconds
         if math.isfinite(pace) and pace > 0:
             self._steps.push(pace)
@@ -136,6 +167,19 @@ class HangMonitor:
         self._reported.clear()
         self._in_pace = False
         self._since_restart = 0.0
+        self._first_step, self._newest_step = None, 0
+
+    def _note_step(self, step: int) -> None:
+        self._first_step = step if self._first_step is None else min(self._first_step, step)
+        self._newest_step = max(self._newest_step, step)
+
+    @property
+    def _is_young(self) -> bool:
+        """True until the attempt has ended its first five steps."""
+        first = self._first_step
+        if self._stepped < self._attempt or first is None:
+            return True
+        return self._newest_step - first + 1 < _FEWEST_STEPS
 
     def limit(self, phase: str) -> float:
         """Seconds of silence that are normal in a phase (a :class:`babysit.wire.Phase` value).
@@ -214,6 +258,9 @@ class HangMonitor:
             self._longest_start = max(self._longest_start, self._since_restart)
         if self._in_pace:  # a pause before the first step says nothing about the run's pace
             self._learn_pause(pause)
+            if self._was_young:
+                self._longest_start = max(self._longest_start, pause)
+        self._was_young = self._is_young
         self._in_pace = self._stepped == self._attempt
 
     def _advance(self, watched: _Watched, beat: Beat, elapsed: float) -> None:
@@ -221,6 +268,7 @@ class HangMonitor:
         if beat.step > before.step and self._sampled < self._attempt:
             # Ranks that draw batches and never report have a pace too.
             self._stepped = self._attempt
+            self._note_step(beat.step)
             self._steps.push((watched.silence + elapsed) / (beat.step - before.step))
         watched.in_phase += elapsed
         if beat.phase != before.phase:
@@ -279,7 +327,10 @@ class HangMonitor:
         limit = max(self.limit(w.beat.phase) for w in hung)
         onset = min(w.beat.step for w in hung)
         suspect = self._suspect(hung)
-        at_start = self._stepped < self._attempt
+        at_start = self._is_young
+        longest_start = self._longest_start
+        if longest_start and self._stepped == self._attempt:
+            longest_start = max(longest_start, self._longest_seen())
         median = self.median_step_seconds
         pace = f", median step {median:.3g} s" if median is not None else ""
         reason = (
@@ -303,7 +354,7 @@ class HangMonitor:
             evidence={
                 "limit_seconds": limit,
                 "longest_pause_seconds": round(self._longest_seen(), 3),
-                "longest_start_seconds": round(self._longest_start, 3) if at_start else 0.0,
+                "longest_start_seconds": round(longest_start, 3) if at_start else 0.0,
                 "starting": at_start or self._is_first(hung),
                 "median_step_seconds": median,
                 "ranks": [

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from monitors.hang import HangMonitor, HangSettings
 from monitors.loss import LossSettings
 from monitors.rank_losses import RankLosses
-from monitors.types import Beat, Finding, Sample
+from monitors.types import Beat, Finding, Pace, Sample
 
 
 class MonitorSettings(BaseModel):
@@ -26,13 +26,14 @@ class RunMonitors:
 
     Everything is a function of what was fed in, so a watch is rebuilt after a restart of the
     control plane by feeding the recent samples again, all attempts in order, and dropping the
-    findings. Each sample names its attempt; `restart` only announces a new one sooner.
+    findings. Each sample names its attempt; `restart` only announces a new one sooner. `known` is
+    what was learned of the pauses of the run before.
     """
 
-    def __init__(self, settings: MonitorSettings | None = None) -> None:
+    def __init__(self, settings: MonitorSettings | None = None, known: Pace | None = None) -> None:
         self._settings = settings or MonitorSettings()
         self._losses = RankLosses(self._settings.loss)
-        self._hang = HangMonitor(self._settings.hang)
+        self._hang = HangMonitor(self._settings.hang, known)
         self._last_step: dict[int, int] = {}
         self._attempt = 0
         self._pace_rank: int | None = None
@@ -41,6 +42,11 @@ class RunMonitors:
     def median_step_seconds(self) -> float | None:
         """Median step time of the run, seconds; None before the fifth step."""
         return self._hang.median_step_seconds
+
+    @property
+    def pace(self) -> Pace:
+        """See :attr:`monitors.hang.HangMonitor.pace`."""
+        return self._hang.pace
 
     def observe(self, samples: Iterable[Sample]) -> list[Finding]:
         """Take samples of any ranks, each rank's in order of steps.

@@ -67,6 +67,29 @@ class Beat(BaseModel):
     """True if the rank has shown progress in this attempt; see `jobs.events.RankBeat`."""
 
 
+class Pace(BaseModel):
+    """The longest pauses of a run that ended by themselves, in seconds; 0: none was seen.
+
+    Kept with the run, and read by later attempts and by later runs of the same name. Never a
+    promise: data, nodes and code may have changed since.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    start: float = 0.0
+    """From the start of an attempt to its first step, or between two of its first steps."""
+    pause: float = 0.0
+    """Silence in training."""
+    evaluation: float = 0.0
+    save: float = 0.0
+    """The blocking part of a save."""
+
+    def joined(self, other: Pace) -> Pace:
+        """The longer of each."""
+        mine, others = self.model_dump(), other.model_dump()
+        return Pace(**{name: max(mine[name], others[name]) for name in mine})
+
+
 class Finding(BaseModel):
     """The statement of a monitor. Pure data; the core decides on a remedy."""
 

@@ -215,7 +215,16 @@ class ClusterWorld:
     def _tell_progress(self, run: str) -> None:
         known = self.progress[run]
         at = dt.datetime.fromtimestamp(known.time, dt.UTC)
-        self._do(self.event(StepReached, run=run, attempt=known.attempt, step=known.step, at=at))
+        self._do(
+            self.event(
+                StepReached,
+                run=run,
+                attempt=known.attempt,
+                step=known.step,
+                at=at,
+                first_step=known.first_step,
+            )
+        )
 
     def _do(self, event: Event) -> list[Instruction]:
         instructions = handle(self.state, event, self.now)

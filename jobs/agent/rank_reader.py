@@ -44,10 +44,15 @@ class RankReader:
         self._offset = 0
         self._started = started
         self._log = structlog.get_logger(part="rank_reader", rank=rank)
+        self._has_reported = False
+        self._draws = False
+        """True once a loop of `steps()` has begun."""
         self._moved = False
         """True once the rank has drawn a batch or reported a step."""
         self.last_step = 0
         """Newest step that the rank reported; 0: none."""
+        self._first_step = 0
+        """The first step that the rank reported or drew; 0: none."""
 
     def samples(self) -> RankSamples | None:
         """Samples since the last call; None: there are none."""
@@ -64,6 +69,9 @@ class RankReader:
         if not records:
             return None
         self.last_step = records[-1].step
+        if not self._has_reported:
+            self._first_step = records[0].step
+        self._has_reported = True
         self._moved = True
         with_metrics = any(record.metrics for record in records)
         return columns(self._rank, records, lost, ring.names() if with_metrics else ())
@@ -78,7 +86,9 @@ class RankReader:
             return []
         whole = data.rfind(b"\n") + 1
         self._offset += whole
-        return data[:whole].decode(errors="replace").splitlines()
+        lines = data[:whole].decode(errors="replace").splitlines()
+        self._draws = self._draws or any(wire.Note.LOOPING in line for line in lines)
+        return lines
 
     @property
     def exit_code(self) -> int | None:
@@ -109,6 +119,9 @@ class RankReader:
             )
         now = ring.progress()
         self._moved = self._moved or now.phase is wire.Phase.LOADING
+        if not self._first_step and now.step > 0:
+            # A rank that draws from `steps()` and has restored nothing counts from 1.
+            self._first_step = 1 if self._draws else now.step
         return RankBeat(
             rank=self._rank,
             step=now.step,
@@ -116,6 +129,7 @@ class RankReader:
             beat=now.beat,
             alive=alive,
             moved=self._moved,
+            first_step=self._first_step,
         )
 
     def request_stop(self) -> bool:

@@ -11,10 +11,12 @@ import structlog
 
 from jobs.clock import Clock
 from jobs.events import ChangeAnnounced, Event, Report
+from monitors.types import Pace
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
 from orchestrator.core.model.entities import Run, Worker
 from orchestrator.core.model.state import State
+from orchestrator.core.policy import usage_history
 from orchestrator.database.port import Snapshot, Store, WorkerSamples
 from orchestrator.errors import DatabaseUnavailableError
 
@@ -42,6 +44,8 @@ class LiveState:
         self.events = events
         self._store, self._clock = store, clock
         self._pipelines: dict[str, RunSamplePipeline] = {}
+        self._paces: dict[tuple[str, str], Pace] = {}
+        """The known paces while runs are loaded; otherwise empty."""
         self._contact: dict[str, float] = {}
 
     async def load(self) -> Snapshot:
@@ -65,10 +69,12 @@ class LiveState:
         self.sequences = dict(snapshot.sequences)
         self._pipelines = {}
         self._contact = dict.fromkeys(self.state.workers, self._clock.monotonic())
+        self._paces = usage_history.known_paces(self.state)
         for run in self.state.live_runs():
             if (attempt := self.state.attempts.get(run.id)) is not None:
                 tail = await self._store.sample_tail(run.id, count=SAMPLES_TO_REBUILD)
                 self.pipeline(run.id).rebuild(tail, attempt)
+        self._paces = {}
         return snapshot
 
     async def load_when_possible(self, samples: WorkerSamples | None) -> None:
@@ -145,7 +151,10 @@ class LiveState:
     def pipeline(self, run: str) -> RunSamplePipeline:
         """The pipeline of a run in the state, made when first asked for."""
         if run not in self._pipelines:
-            self._pipelines[run] = RunSamplePipeline(self.state.runs[run].spec)
+            entity = self.state.runs[run]
+            known = self._paces or usage_history.known_paces(self.state)
+            pace = known.get((entity.name, entity.spec.project))
+            self._pipelines[run] = RunSamplePipeline(entity.spec, pace)
         return self._pipelines[run]
 
     def heard_of(self, worker: str) -> None:

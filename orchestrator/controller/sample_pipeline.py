@@ -23,7 +23,7 @@ from jobs.spec import RunSpec
 from monitors.hang import HangSettings
 from monitors.loss import LossSettings
 from monitors.run_monitors import MonitorSettings, RunMonitors
-from monitors.types import Beat, Finding, Sample
+from monitors.types import Beat, Finding, Pace, Sample
 from orchestrator.core.messages.events import (
     FindingRaised,
     NodeChanged,
@@ -84,6 +84,13 @@ class Progress:
     """When that step ended, Unix seconds."""
     blocked_seconds: float = 0.0
     """Seconds of the attempt in which saves blocked training, so far."""
+    first_step: int = 0
+    """The first step that a rank ended in the attempt; 0: not known."""
+
+    def begun_at(self, step: int) -> Progress:
+        """With a first step of a rank; 0: it is not known."""
+        known = [first for first in (self.first_step, step) if first]
+        return dataclasses.replace(self, first_step=min(known, default=0))
 
 
 def monitor_settings(spec: RunSpec) -> MonitorSettings:
@@ -107,8 +114,10 @@ def monitor_settings(spec: RunSpec) -> MonitorSettings:
 class RunSamplePipeline:
     """Everything the control plane derives from one run's samples and heartbeats."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        self._monitors = RunMonitors(monitor_settings(spec))
+    def __init__(self, spec: RunSpec, known: Pace | None = None) -> None:
+        self._monitors = RunMonitors(monitor_settings(spec), known)
+        self._told = known or Pace()
+        """The pace that the core knows."""
         self._heartbeats: dict[str, tuple[float, Heartbeat]] = {}
         self._progress = Progress()
         self._speaker = 0
@@ -148,7 +157,7 @@ class RunSamplePipeline:
         now = self._progress
         further = now.step > attempt.step or now.blocked_seconds > attempt.blocked_seconds
         if now.attempt == attempt.number and further:
-            return _reached(attempt.run, now, make)
+            return make(StepReached, run=attempt.run, attempt=now.attempt, **self.fields(now))
         return None
 
     def beyond(self, attempt: Attempt) -> dict[str, Any] | None:
@@ -156,7 +165,21 @@ class RunSamplePipeline:
         now = self._progress
         if now.attempt != attempt.number or now.step < attempt.milestone:
             return None
-        return _fields(now)
+        return self.fields(now)
+
+    def fields(self, progress: Progress) -> dict[str, Any]:
+        """Fields of StepReached besides the run and the attempt: the core learns them now."""
+        fields = {
+            "step": progress.step,
+            "at": dt.datetime.fromtimestamp(progress.time, dt.UTC),
+            "blocked_seconds": progress.blocked_seconds,
+            "first_step": progress.first_step,
+        }
+        pace = self._monitors.pace
+        if _longer(pace, self._told):
+            self._told = pace
+            fields["pace"] = pace
+        return fields
 
     def expect(self, announced: ChangeAnnounced) -> None:
         """A script announced a change: for ranks that report, their samples say so themselves."""
@@ -175,7 +198,8 @@ class RunSamplePipeline:
         if sample.rank == self._speaker:
             blocked += sample.blocked_seconds
         step, time = max((before.step, before.time), (sample.step, sample.time))
-        self._progress = Progress(sample.attempt, step, time, blocked)
+        now = Progress(sample.attempt, step, time, blocked, before.first_step)
+        self._progress = now.begun_at(sample.step)
         return self._progress
 
     def heartbeat(self, worker: str, heartbeat: Heartbeat, monotonic: float) -> None:
@@ -189,6 +213,7 @@ class RunSamplePipeline:
             before = now if heartbeat.attempt == now.attempt else Progress(heartbeat.attempt)
             if heartbeat.attempt >= now.attempt and beat.step > before.step:
                 now = dataclasses.replace(before, step=beat.step, time=beat.beat)
+                now = now.begun_at(beat.first_step)
         self._progress = now
 
     def tick(self, attempt: Attempt, now: dt.datetime, monotonic: float) -> list[Finding]:
@@ -257,7 +282,8 @@ class SampleEvents:
             sample = self._steps.popleft()
             progress = self._pipeline.note(sample)
             if attempt and attempt.number == sample.attempt and sample.step >= attempt.milestone:
-                return _reached(self.run, progress, self._make)
+                fields = self._pipeline.fields(progress)
+                return self._make(StepReached, run=self.run, attempt=progress.attempt, **fields)
         return self._raised(self._findings.popleft()) if self._findings else None
 
     def _raised(self, finding: Finding) -> Event:
@@ -270,16 +296,12 @@ class SampleEvents:
         )
 
 
-def _reached(run: str, progress: Progress, make: MakeEvent) -> Event:
-    return make(StepReached, run=run, attempt=progress.attempt, **_fields(progress))
+_NEWS_FACTOR = 1.2
+"""A pause that is longer than the known one by this factor is worth an entry in the journal."""
 
 
-def _fields(progress: Progress) -> dict[str, Any]:
-    return {
-        "step": progress.step,
-        "at": dt.datetime.fromtimestamp(progress.time, dt.UTC),
-        "blocked_seconds": progress.blocked_seconds,
-    }
+def _longer(pace: Pace, known: Pace) -> bool:
+    return any(seconds > _NEWS_FACTOR * getattr(known, name) for name, seconds in pace)
 
 
 def sort_samples(attempt: int, ranks: Sequence[RankSamples]) -> list[Sample]:

@@ -49,6 +49,7 @@ def test_feed_reads_every_record_and_whole_notes_once(tmp_path: Path):
         "beat": 17.0,
         "alive": False,
         "moved": True,
+        "first_step": 1,
     }
     assert reader.request_stop()
     assert writer.stop_requested
@@ -61,6 +62,20 @@ def test_feed_reads_every_record_and_whole_notes_once(tmp_path: Path):
         file.write(': "ü"}\n')
     assert reader.notes() == ['{"b": "ü"}']
     reader.close()
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_the_first_step_of_a_rank_that_reports_nothing(tmp_path: Path, draws: bool) -> None:
+    """A loop of `steps()` counts from 1; another rank is first seen at a later step."""
+    writer = RingWriter(tmp_path / "ring")
+    reader = RankReader(0, tmp_path, 0.0)
+    (tmp_path / "notes.jsonl").write_text('{"kind": "looping", "step": 0}\n' if draws else "")
+    reader.notes()
+    writer.progress(17, 17, 1.0, Phase.LOADING)
+    assert reader.beat(alive=True).first_step == (1 if draws else 17)
+    writer.write(record(12))
+    reader.samples()
+    assert reader.beat(alive=True).first_step == 12, "a report says which it was"
 
 
 def test_feed_says_how_many_records_were_overwritten(tmp_path: Path):

@@ -241,7 +241,9 @@ def test_a_run_that_lingers_after_its_last_step_is_told_and_not_restarted() -> N
         (900.0, False, 0.0, 1800),  # half an hour at most
         (0.0, True, 0.0, 600),  # the first start: what the spec says
         (0.0, True, 8.0, 80),  # a later one: ten times the longest
-        (0.0, True, 100.0, 600),  # but never more than the spec says
+        (0.0, True, 100.0, 600),  # but not more than the spec says
+        (0.0, True, 700.0, 1400),  # unless starts that took longer ended by themselves
+        (0.0, True, 1200.0, 1800),  # half an hour at most
     ],
 )
 def test_the_limit_of_a_pause(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.controller.sample_pipeline import Progress
 from orchestrator.core.messages.events import RunHeld
 from orchestrator.core.model.time_ledger import Bucket, ettr, totals
 from tests.world import World, trained
@@ -81,6 +82,22 @@ def test_a_script_that_reports_but_never_restores_computes_lost_steps_again() ->
     restart = world.attempt().restart
     assert restart is not None
     assert (restart.resumed_step, restart.lost_steps) == (0, 15)
+
+
+def test_a_script_that_restores_by_itself_lost_what_came_after_its_own_restart() -> None:
+    """The core hears of the first step late: the newest step of a report says nothing of it."""
+    world = World(restores=False)
+    world.submit()
+    world.settle()
+    world.progress["run-1"] = Progress(1, 7, world.now.timestamp(), first_step=1)
+    world._tell_progress("run-1")
+    world.die(1, last_step=15)
+    world.settle()
+    world.progress["run-1"] = Progress(2, 14, world.now.timestamp(), first_step=11)
+    world._tell_progress("run-1")
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.resumed_step, restart.lost_steps) == (10, 5)
 
 
 def test_what_a_silent_script_does_is_unknown() -> None:

@@ -363,3 +363,39 @@ def test_the_limit_of_a_phase_follows_the_longest_one_seen() -> None:
     _, found = run.silence(600)
     assert not found[-1].evidence["starting"]
     assert found[-1].evidence["longest_pause_seconds"] == pytest.approx(100, abs=2)
+
+
+def test_pauses_of_the_first_five_steps_are_those_of_a_start() -> None:
+    """A program compiles for each new shape: its second step may take longer than its first."""
+    run = Run(steps=0)
+    run.advance()
+    run.tick()
+    run.advance()
+    run.tick()
+    _, (hang,) = run.silence(40)
+    assert hang.evidence["starting"], "in the third step"
+    run.advance()
+    run.tick()
+    assert run.monitor.pace.start == pytest.approx(40, abs=2)
+    for _ in range(3):
+        run.advance()
+    run.tick()
+    _, (hang,) = run.silence(40)
+    assert not hang.evidence["starting"]
+
+
+def test_a_new_run_of_a_name_has_the_limits_that_others_learned() -> None:
+    run = Run()
+    run.tick()
+    run.phase(0, Phase.EVALUATING)
+    run.silence(200)
+    run.advance()
+    run.tick()
+    later = Run()
+    later.monitor = HangMonitor(known=run.monitor.pace)
+    later.advance()
+    later.tick()
+    later.phase(0, Phase.EVALUATING)
+    after, (hang,) = later.silence(1200)
+    assert after == pytest.approx(5 * 200, abs=10), "five times what an earlier run took"
+    assert hang.evidence["longest_pause_seconds"] == pytest.approx(200, abs=2)

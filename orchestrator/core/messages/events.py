@@ -24,7 +24,7 @@ from jobs.events import (
     WorkerJoined,
 )
 from jobs.spec import Model, RunSpec
-from monitors.types import Finding
+from monitors.types import Finding, Pace
 from orchestrator.core.messages.gang_events import (
     GangChecked,
     GangFinished,
@@ -127,6 +127,10 @@ class StepReached(Event):
     step: int
     blocked_seconds: float = 0.0
     """Seconds of the attempt in which saves blocked training, so far."""
+    first_step: int = 0
+    """The first step that a rank ended in the attempt; 0: not known."""
+    pace: Pace | None = None
+    """The pauses of the run that ended by themselves; None: nothing new."""
 
 
 class ProgressSeen(Event):

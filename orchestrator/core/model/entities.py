@@ -14,7 +14,7 @@ from babysit.wire import Tier
 from jobs.events import RankStack
 from jobs.spec import RunSpec
 from monitors.failures import Failure, FailureClass
-from monitors.types import Finding, Severity
+from monitors.types import Finding, Pace, Severity
 from orchestrator.core.model.decisions import Decision, Restart
 from orchestrator.core.model.records import Cordon, Past, Usage, Window
 from orchestrator.core.model.states import (
@@ -94,6 +94,8 @@ class Run:
     """The first step ever reported by a script that does not restore; None before that."""
     ended_pauses: tuple[EndedPause, ...] = ()
     """Pauses that were killed as hangs at their limit."""
+    pace: Pace = dataclasses.field(default_factory=Pace)
+    """Pauses that ended by themselves, of all attempts."""
     timers: Timers = dataclasses.field(default_factory=dict)
     """Deadlines; the controller fires TimerFired when one is due. See :meth:`due`."""
     ledger: Ledger

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
+from monitors.types import Pace
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
@@ -39,6 +41,7 @@ class Past:
     """From submission to its first nodes."""
     ran_seconds: float
     """From then to its end."""
+    pace: Pace = dataclasses.field(default_factory=Pace)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

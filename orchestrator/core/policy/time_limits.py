@@ -50,14 +50,16 @@ def pause_limit(
     Args:
         spec: `monitors.hang.after` overrides the limit of training, `starting` is that of starting.
         longest: The longest silence in training that ended by itself, seconds.
-        starting: No step of the attempt has ended yet.
-        longest_start: The longest start of an earlier attempt, seconds; 0: none was seen, and
-            `monitors.hang.starting` counts alone.
+        starting: The attempt has not ended its first steps, or a phase never seen to end runs.
+        longest_start: The longest start of an earlier attempt or of another run of the name,
+            seconds; 0: none was seen, and `monitors.hang.starting` counts alone. It is the most,
+            unless starts that took more than half of it ended by themselves.
     """
     hang = spec.monitors.hang
     if starting:
         learned = max(PAUSE_FLOOR_SECONDS, PAUSE_FACTOR * longest_start)
-        return min(hang.starting, learned) if longest_start else hang.starting
+        most = max(hang.starting, min(2 * longest_start, PAUSE_CEILING_SECONDS))
+        return min(most, learned) if longest_start else hang.starting
     if hang.after != "auto":
         return hang.after
     return min(max(PAUSE_FLOOR_SECONDS, PAUSE_FACTOR * longest), PAUSE_CEILING_SECONDS)

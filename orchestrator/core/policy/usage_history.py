@@ -7,6 +7,7 @@ import datetime as dt
 import statistics
 from collections.abc import Iterable, Sequence
 
+from monitors.types import Pace
 from orchestrator.core.model.entities import Fleet, Queue, Run, Worker
 from orchestrator.core.model.records import Past, Usage
 from orchestrator.core.model.state import State
@@ -57,6 +58,7 @@ def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
         nodes=run.spec.resources.min_nodes,
         waited_seconds=(started - run.submitted_at).total_seconds(),
         ran_seconds=(now - started).total_seconds(),
+        pace=run.pace,
     )
     return dataclasses.replace(queue, history=(*queue.history, past)[-KEPT:])
 
@@ -75,6 +77,25 @@ def expected_end(state: State, run: Run, now: dt.datetime) -> dt.datetime | None
     ]
     ends = run.started_at + dt.timedelta(seconds=_median(took) or 0.0)
     return ends if ends > now else None
+
+
+def known_paces(state: State) -> dict[tuple[str, str], Pace]:
+    """Name and project to the pauses of their runs, live or remembered by their queue."""
+    found: dict[tuple[str, str], Pace] = {}
+    for queue in state.queues.values():
+        for past in queue.history:
+            _join(found, (past.name, past.project), past.pace)
+    for run in state.runs.values():
+        _join(found, (run.name, run.spec.project), run.pace)
+    return found
+
+
+def _join(found: dict[tuple[str, str], Pace], name: tuple[str, str], pace: Pace) -> None:
+    if pace != _NOTHING:
+        found[name] = found.get(name, _NOTHING).joined(pace)
+
+
+_NOTHING = Pace()
 
 
 def usual_wait(queue: Queue | None, nodes: int) -> tuple[float, int] | None:

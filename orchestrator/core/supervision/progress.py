@@ -45,7 +45,8 @@ def on_step(turn: Turn, event: StepReached) -> None:
         step=max(attempt.step, event.step),
         first_step_at=attempt.first_step_at or min(event.at, turn.now),
     )
-    turn.change_run(run.id, best_step=max(run.best_step, event.step))
+    pace = run.pace if event.pace is None else run.pace.joined(event.pace)
+    turn.change_run(run.id, best_step=max(run.best_step, event.step), pace=pace)
     rollback.settle_past(turn, run.id)
     if attempt.restart is None or event.step > attempt.restart.best_step:
         _at_new_steps(turn, run.id, min(event.at, turn.now))
@@ -82,9 +83,10 @@ def _resumed_by_itself(turn: Turn, attempt: Attempt, event: StepReached) -> Atte
     began that far before its own first one.
     """
     run = turn.run(attempt.run)
-    first = run.first_step or event.step
+    began = event.first_step or event.step
+    first = run.first_step or began
     turn.change_run(run.id, first_step=first)
-    start = max(0, event.step - first)
+    start = max(0, began - first)
     restart = attempt.restart
     if restart is not None and restart.resumed_step is None:
         restart = dataclasses.replace(restart, restored_at=turn.now, resumed_step=start)
