@@ -202,8 +202,11 @@ class ClusterWorld:
         """Give the core an event, after the news, and the world its instructions."""
         self.tell_news(event)
         instructions = self._do(event)
-        if (cause := self.state.pass_wanted) is not None:
+        passes = 0
+        while (cause := self.state.pass_wanted) is not None:
             instructions = [*instructions, *self._do(self.event(SchedulingPassDue, cause=cause))]
+            passes += 1
+            assert passes < 50, "each scheduling pass wants the next one"
         return instructions
 
     def tell_news(self, event: Event) -> None:

@@ -37,6 +37,8 @@ _log = structlog.get_logger(__name__)
 TICK_SECONDS = 0.5
 INVENTORY_SECONDS = 10.0
 CLUSTER_RETRY_SECONDS = 1.0
+PASS_SECONDS = 60.0
+"""Seconds between two scheduling passes that nothing has asked for."""
 
 
 class BackgroundLoops:
@@ -60,10 +62,20 @@ class BackgroundLoops:
 
     def loops(self) -> list[Coroutine[None, None, None]]:
         """All loops, to be run side by side until cancelled."""
-        return [self._first_pass(), self._watch_cluster(), self._tick(), self._take_inventory()]
+        return [self._passes(), self._watch_cluster(), self._tick(), self._take_inventory()]
 
-    async def _first_pass(self) -> None:
-        """One scheduling pass: the leader before may have gone before it ran one that was due."""
+    async def _passes(self) -> None:
+        """A scheduling pass at the start, and one each minute.
+
+        The leader before may have gone before it ran one that was due. Later, passes follow the
+        changes that want them; the periodic one takes up what time alone has changed (costs,
+        estimates), and stands behind a change that has wrongly wanted none.
+        """
+        while True:
+            await _guarded(self._pass)
+            await self._clock.sleep(PASS_SECONDS)
+
+    async def _pass(self) -> None:
         await self._queue.decide(SchedulingPassDue)
 
     async def _watch_cluster(self) -> None:

@@ -63,6 +63,8 @@ _log = structlog.get_logger(__name__)
 _STOPPING = "this server is stopping and may not have stored the request: try again"
 PASS_SECONDS = 1.0
 """A scheduling pass that is wanted waits for an empty queue, but no longer than this."""
+MAX_PASSES = 8
+"""Scheduling passes in a row at most; a further one that is wanted follows the next request."""
 
 
 class QueueConsumer:
@@ -133,6 +135,8 @@ class QueueConsumer:
         pass as well, if one follows at once, and so shows where a new run was placed.
         """
         match group[0]:
+            case EventRequest(event=SchedulingPassDue(id=key)):
+                await self._pass(key)
             case EventRequest(event=event):
                 return await self._decide(event)
             case ReceiptsRequest(ids=ids):
@@ -164,16 +168,19 @@ class QueueConsumer:
     async def _pass_if_due(self) -> None:
         """Run a scheduling pass if one is wanted and the queue is empty.
 
-        Under load without end the queue is never empty; then a pass runs every PASS_SECONDS.
+        Under load without end the queue is never empty; then a pass runs every PASS_SECONDS. A
+        pass may want the next one, which follows at once, up to MAX_PASSES in a row.
         """
-        cause = self._live.state.pass_wanted
-        if cause is None or self._queue.closed:
-            self._wanted_since = None
-            return
-        now = self._clock.monotonic()
-        if self._wanted_since is None:
-            self._wanted_since = now
-        if len(self._queue) == 0 or now - self._wanted_since >= PASS_SECONDS:
+        for _ in range(MAX_PASSES):
+            cause = self._live.state.pass_wanted
+            if cause is None or self._queue.closed:
+                self._wanted_since = None
+                return
+            now = self._clock.monotonic()
+            if self._wanted_since is None:
+                self._wanted_since = now
+            if len(self._queue) > 0 and now - self._wanted_since < PASS_SECONDS:
+                return
             self._wanted_since = None
             await self._pass(cause)
 

@@ -114,11 +114,9 @@ def handle(state: State, event: Event, now: dt.datetime) -> list[Instruction]:
     if current is None:
         return turn.instructions
     _HANDLERS[type(current)](turn, current)
-    if (
-        turn.schedule_wanted
-        and not isinstance(current, SchedulingPassDue)
-        and state.pass_wanted is None
-    ):
+    # A pass may want the next one as well: what it changes (an attempt starts, so its run can be
+    # preempted) comes after its plan was made.
+    if turn.schedule_wanted and state.pass_wanted is None:
         state.pass_wanted = event.id
     return turn.instructions
 

@@ -53,6 +53,8 @@ from orchestrator.core.model.vocabulary import IncidentKind, Timer
 from orchestrator.core.policy import usage_history
 
 _NOT_IN_THE_QUEUE = frozenset({RunState.HELD, *TERMINAL_RUN_STATES})
+_SCHEDULED_ALIKE = frozenset(RunState) - _NOT_IN_THE_QUEUE
+"""States between which a run may move without any effect on scheduling."""
 _SEEN_THROUGH_A_HOLD = frozenset({None, RunState.HELD, *TERMINAL_RUN_STATES})
 
 
@@ -68,7 +70,7 @@ class Turn:
         event: As it was sent, so of an agent perhaps not in the gang form that the handler gets.
         now: The controller's clock, UTC. `event.at` is the sender's and may be hours older.
         instructions: In the order in which they are to be carried out.
-        schedule_wanted: Set by a handler after which the scheduler may find something to do.
+        schedule_wanted: The next pass may decide something. Set by changes of what a pass reads.
     """
 
     def __init__(self, state: State, event: Event, now: dt.datetime) -> None:
@@ -107,6 +109,7 @@ class Turn:
         No transition is checked: what has states is changed by the methods below.
         """
         self.state.put(entity)
+        self.schedule_wanted |= not isinstance(entity, Checkpoint | Incident | Worker)
 
     def change_run(self, run: str, **changes: Any) -> Run:
         """Replace fields of a run.
@@ -126,7 +129,7 @@ class Turn:
             changes |= {"claim": None, "pending": None}
         new = dataclasses.replace(old, **changes)
         check_move(RUN_MOVES, old.state, new.state, f"run {run}", f"{old.reason} -> {new.reason}")
-        self.state.put(new)
+        self._store(old, new)
         return new
 
     def release_run(self, run: str, state: RunState, reason: str) -> Run:
@@ -138,7 +141,7 @@ class Turn:
         old = self.state.runs[run]
         check_move(RUN_MOVES, old.state, state, f"run {run}", old.reason)
         new = dataclasses.replace(old, state=state, held_from=None, reason=reason)
-        self.state.put(new)
+        self._store(old, new)
         return new
 
     def change_attempt(self, run: str, **changes: Any) -> Attempt:
@@ -150,7 +153,7 @@ class Turn:
         old = self.state.attempts[run]
         new = dataclasses.replace(old, **changes)
         check_move(ATTEMPT_MOVES, old.state, new.state, f"attempt {old.id}", self.run(run).reason)
-        self.state.put(new)
+        self._store(old, new)
         return new
 
     def change_worker(self, worker: str, **changes: Any) -> Worker:
@@ -162,7 +165,7 @@ class Turn:
         old = self.state.workers[worker]
         new = dataclasses.replace(old, **changes)
         check_move(WORKER_MOVES, old.state, new.state, f"worker {worker}", old.reason)
-        self.state.put(new)
+        self._store(old, new)
         if new.state is WorkerState.ENDED and old.state is not new.state:
             run = self.state.runs[new.run]
             self.state.put(usage_history.booked(self.state.fleet, run, new, self.now))
@@ -177,7 +180,7 @@ class Turn:
         old = self.state.nodes[node]
         new = dataclasses.replace(old, **changes)
         check_move(NODE_MOVES, old.state, new.state, f"node {node}", old.reason)
-        self.state.put(new)
+        self._store(old, new)
         return new
 
     def change_checkpoint(self, checkpoint: str, **changes: Any) -> Checkpoint:
@@ -203,6 +206,10 @@ class Turn:
         check_move(INCIDENT_MOVES, old.state, new.state, f"incident {incident}", old.reason)
         self.state.put(new)
         return new
+
+    def _store(self, old: Entity, new: Entity) -> None:
+        self.state.put(new)
+        self.schedule_wanted |= _concerns_scheduler(old, new)
 
     # incidents
 
@@ -245,8 +252,7 @@ class Turn:
 
         Each subject (a worker, an incident) has a timer of its own.
         """
-        due = self.now + dt.timedelta(seconds=seconds)
-        timers = self.run(run).timers
+        due, timers = self.now + dt.timedelta(seconds=seconds), self.run(run).timers
         self.change_run(run, timers={**timers, timer: {**timers.get(timer, {}), subject: due}})
         self.state.expect(Deadline(due, run, timer, subject))
 
@@ -289,8 +295,7 @@ class Turn:
         """Send a command to one agent.
 
         Args:
-            worker: Must exist; the outbox drops the command if the worker has ended when its time
-                comes.
+            worker: Must exist; once it has ended, the outbox drops the command.
             command: The kind of command.
             why: For the journal, and for people.
             attempt: The fencing token: an agent that works for a newer attempt ignores the command.
@@ -312,8 +317,7 @@ class Turn:
 
         Args:
             run: Whose agents they are.
-            parts: The ranks of each worker, in the order of nodes. A command without a field
-                `ranks` is sent to all alike.
+            parts: Ranks by worker, in the order of nodes; for a command with a field `ranks`.
             command: The kind of command.
             why: For the journal, and for people.
             fields: The fields of the command, its `attempt` among them.
@@ -338,9 +342,8 @@ class Turn:
             run: The run that the notice is about; None: the whole cluster.
             severity: How urgent the notice is.
             text: One sentence, with the name of the run.
-            incident: Id of the incident behind the notice, if there is one.
-            kind: What the notice is about, in one word; of use only without an incident, whose
-                own kind counts otherwise.
+            incident: Id of the incident behind it, if there is one.
+            kind: What the notice is about, in one word; the kind of an incident goes before.
         """
         found = self.state.incidents.get(incident or "")
         about = self.state.runs.get(run or "")
@@ -355,3 +358,26 @@ class Turn:
             attempt=about.attempt if about else None,
             channel=about.spec.notify.slack if about else None,
         )
+
+
+def _concerns_scheduler(old: Entity, new: Entity) -> bool:
+    """True if a change of an entity may change what a scheduling pass decides.
+
+    What a pass reads is in :mod:`orchestrator.core.placement.snapshot`. Figures that only shift
+    costs or estimates (steps, checkpoints) are left out: the periodic pass takes them up.
+    """
+    match old, new:
+        case Run(), Run():
+            return (
+                old.decision != new.decision
+                or old.avoid != new.avoid
+                or (old.state is not new.state and not {old.state, new.state} <= _SCHEDULED_ALIKE)
+            )
+        case Worker(), Worker():
+            # A gang of thousands joins one by one: joining frees nothing and asks for nothing.
+            return old.state is not new.state and new.state is not WorkerState.READY
+        case Node(), Node():
+            return (old.state, old.capacity) != (new.state, new.capacity)
+        case Attempt(), Attempt():
+            return old.state is not new.state
+    return True

@@ -18,6 +18,7 @@ from orchestrator.fuzz.event_loop import WORLD, WORLD_CONTEXT, rest
 from orchestrator.fuzz.flaky_database import CURRENT
 from orchestrator.fuzz.log import heard
 from orchestrator.fuzz.plan import Choice, Fault, Plan, draw
+from orchestrator.fuzz.wakeups import ForgottenDecisions
 from orchestrator.fuzz.world import World
 
 PATIENCE_SECONDS = 2400.0
@@ -72,6 +73,7 @@ class _Simulation:
         self._invariants, self._loop = self._world.invariants, self._world.loop
         self._leaders: tuple[str, ...] = ()
         self._leading_since = 0.0
+        self._forgotten = ForgottenDecisions()
 
     def run(self) -> Outcome:
         """See :func:`run_plan`."""
@@ -142,6 +144,10 @@ class _Simulation:
     def _late(self) -> Iterator[str]:
         """Sentences about overdue work."""
         yield from self._invariants.overdue(_OVERDUE_SECONDS)
+        for server in self._world.servers:
+            if server.controller is not None and server.leads:
+                now, seconds = server.clock.now(), self._loop.time()
+                yield from self._forgotten.check(server.controller.state, now, seconds)
         if self._invariants.right_clocks:
             now = self._world.clock.now()
             yield from placement_invariants.late_maintenance(self._invariants.stored, now)

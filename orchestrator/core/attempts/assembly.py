@@ -76,6 +76,8 @@ def on_joined(turn: Turn, event: WorkerJoined) -> None:
         port=event.port,
         reason="joined",
     )
+    if worker.node in turn.run(event.run).avoid:
+        turn.schedule_wanted = True  # a ready worker may move to a node that the run does not avoid
     start_if_whole(turn, event.run)
 
 
