@@ -62,7 +62,13 @@ class BackgroundLoops:
 
     def loops(self) -> list[Coroutine[None, None, None]]:
         """All loops, to be run side by side until cancelled."""
-        return [self._passes(), self._watch_cluster(), self._tick(), self._take_inventory()]
+        return [
+            self._passes(),
+            self._watch_cluster(),
+            self._live.attention.keep(),
+            self._tick(),
+            self._take_inventory(),
+        ]
 
     async def _passes(self) -> None:
         """A scheduling pass at the start, and one each minute.
@@ -136,8 +142,9 @@ class BackgroundLoops:
             await self._queue.decide(MaintenanceDue, node=node)
 
     async def _check_contact(self) -> None:
+        """Report agents that are silent although this server listened."""
         for worker in list(self._live.state.workers.values()):
-            silence = self._live.silence(worker.id)
+            silence = self._live.contact.silence(worker.id)
             if worker.state is WorkerState.READY and silence > self._worker_lost_seconds:
                 reason = f"no sign of life for {silence:.0f} s"
                 await self._queue.decide(
@@ -158,7 +165,8 @@ class BackgroundLoops:
 
     async def _check_hang(self, run: str, attempt: Attempt) -> None:
         pipeline = self._live.pipeline(run)
-        for finding in pipeline.tick(attempt, self._clock.now(), self._clock.monotonic()):
+        listened = self._live.attention.now()
+        for finding in pipeline.tick(attempt, self._clock.now(), listened):
             await self._queue.decide(
                 FindingRaised,
                 run=run,

@@ -8,7 +8,8 @@ queue, consumer, transaction, dispatcher. A server that does not lead refuses wi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import structlog
 
@@ -27,7 +28,6 @@ from orchestrator.core.messages.events import (
     CHECKPOINT_REQUESTS,
     IncidentChanged,
     RunSubmitted,
-    WorkerRegained,
 )
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.state import State
@@ -183,7 +183,10 @@ class Controller:
         await self._lead_or_refuse().queue.report(worker, report)
 
     async def heartbeat(self, worker: str, heartbeat: Heartbeat) -> None:
-        """Take a sign of life; it is not stored. NotLeaderError: the agent must connect anew."""
+        """Take a sign of life; it is not stored. NotLeaderError: the agent must connect anew.
+
+        Waits for no transaction: a connection that is not read would make its agent seem silent.
+        """
         leadership = self._lead_or_refuse()
         if not leadership.dispatcher.attached(worker):
             # Links end with the lead they came under: no command would reach this agent.
@@ -191,11 +194,9 @@ class Controller:
         entity = leadership.live.state.workers.get(worker)
         if entity is None:
             return
-        leadership.live.heard_of(worker)
-        pipeline = leadership.live.pipeline(entity.run)
-        pipeline.heartbeat(worker, heartbeat, self.clock.monotonic())
+        leadership.live.heartbeat(worker, heartbeat)
         if entity.state is WorkerState.LOST:
-            await leadership.queue.decide(WorkerRegained, run=entity.run, worker=worker)
+            leadership.regained(worker)
 
     async def attach(self, worker: str, run: str, link: AgentLink) -> int:
         """Connect an agent and send what waits for it; the sequence of its last stored report.
@@ -207,9 +208,22 @@ class Controller:
         entity = leadership.live.state.workers.get(worker)
         if entity is None or entity.run != run or entity.state is WorkerState.ENDED:
             raise NotFoundError(f"worker {worker} of run {run} is not expected any more")
-        leadership.live.heard_of(worker)
+        leadership.live.contact.heard_of(worker)
         leadership.dispatcher.attach(worker, link)
         return leadership.live.last_sequence(worker)
+
+    @contextlib.contextmanager
+    def unread(self, worker: str) -> Iterator[None]:
+        """Count no silence of an agent while entered: this server does not read its frames."""
+        leadership = self._leadership
+        if leadership is None:
+            yield
+            return
+        leadership.live.contact.hold(worker)
+        try:
+            yield
+        finally:
+            leadership.live.contact.unhold(worker)
 
     def detach(self, worker: str, link: AgentLink) -> None:
         """Note that a connection is gone. That alone means nothing; silence does."""

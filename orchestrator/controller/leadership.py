@@ -15,6 +15,7 @@ What happens outside (a worker that is gone, a timer) enters by the queue like e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -29,7 +30,9 @@ from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.queue_consumer import QueueConsumer
 from orchestrator.controller.turn_queue import TurnQueue
+from orchestrator.core.messages.events import WorkerRegained
 from orchestrator.database.port import Store
+from orchestrator.errors import ConflictError, NotFoundError
 
 _log = structlog.get_logger(__name__)
 
@@ -89,6 +92,8 @@ class Leadership:
             worker_lost_seconds=worker_lost_seconds,
         )
         self._tasks: list[asyncio.Task[None]] = []
+        self._regaining: dict[str, asyncio.Task[None]] = {}
+        """Reports of workers that were lost and are heard of again."""
 
     async def begin(self) -> None:
         """Load what is not over, take up the outbox of the leader before, and start.
@@ -101,6 +106,22 @@ class Leadership:
         self.served = asyncio.create_task(self._consumer.run())
         self._tasks = [asyncio.create_task(loop) for loop in self._background.loops()]
 
+    def regained(self, worker: str) -> None:
+        """Report, beside everything else, that a worker that was lost is heard of again.
+
+        Its heartbeats say so until the core knows; one report is under way at a time.
+        """
+        if worker not in self._regaining:
+            self._regaining[worker] = asyncio.create_task(self._regain(worker))
+
+    async def _regain(self, worker: str) -> None:
+        try:
+            run = self.live.state.workers[worker].run
+            with contextlib.suppress(ConflictError, NotFoundError):  # it is over meanwhile
+                await self.queue.decide(WorkerRegained, run=run, worker=worker)
+        finally:
+            self._regaining.pop(worker, None)
+
     async def end(self) -> None:
         """Drop everything: what counts is in the database, and another server may lead now.
 
@@ -111,7 +132,7 @@ class Leadership:
         _log.warning("no longer leading", epoch=self.epoch)
         self.queue.close()
         # Before the transaction ends: what a server does outside without the lead does harm.
-        await cancel(self._tasks)
+        await cancel([*self._tasks, *self._regaining.values()])
         await self.dispatcher.stop()
         (outcome,) = await asyncio.gather(self.served, return_exceptions=True)
         if isinstance(outcome, Exception):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import structlog
 
 from jobs.clock import Clock
-from jobs.events import ChangeAnnounced, Event, Report
+from jobs.events import ChangeAnnounced, Event, Heartbeat, Report
 from monitors.types import Pace
+from orchestrator.controller.attention import AgentContact, Attention
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
 from orchestrator.core.model.entities import Run, Worker
@@ -36,6 +37,8 @@ class LiveState:
         state: What the core knows.
         sequences: Worker to the sequence of its last report that is stored.
         events: Makes the events that are derived from samples.
+        attention: The time in which this server could listen; silence counts on it.
+        contact: When each agent was last heard of.
     """
 
     def __init__(self, store: Store, clock: Clock, events: EventFactory) -> None:
@@ -44,9 +47,10 @@ class LiveState:
         self.events = events
         self._store, self._clock = store, clock
         self._pipelines: dict[str, RunSamplePipeline] = {}
+        self.attention = Attention(clock)
+        self.contact = AgentContact(self.attention, clock)
         self._paces: dict[tuple[str, str], Pace] = {}
         """The known paces while runs are loaded; otherwise empty."""
-        self._contact: dict[str, float] = {}
 
     async def load(self) -> Snapshot:
         """Replace everything known by what is stored.
@@ -68,7 +72,7 @@ class LiveState:
         )
         self.sequences = dict(snapshot.sequences)
         self._pipelines = {}
-        self._contact = dict.fromkeys(self.state.workers, self._clock.monotonic())
+        self.contact.restart(list(self.state.workers))
         self._paces = usage_history.known_paces(self.state)
         for run in self.state.live_runs():
             if (attempt := self.state.attempts.get(run.id)) is not None:
@@ -140,7 +144,7 @@ class LiveState:
         over = self.state.forget()
         ended = [entity.id for entity in over if isinstance(entity, Worker)]
         for worker in ended:
-            self._contact.pop(worker, None)
+            self.contact.forget(worker)
             self.sequences.pop(worker, None)
         for entity in over:
             run = entity.id if isinstance(entity, Run) else getattr(entity, "run", "")
@@ -157,14 +161,13 @@ class LiveState:
             self._pipelines[run] = RunSamplePipeline(entity.spec, pace)
         return self._pipelines[run]
 
-    def heard_of(self, worker: str) -> None:
-        """Note a sign of life of a worker."""
-        self._contact[worker] = self._clock.monotonic()
+    def heartbeat(self, worker: str, heartbeat: Heartbeat) -> None:
+        """Take a sign of life of a worker in the state.
 
-    def silence(self, worker: str) -> float:
-        """Seconds since the last sign of life of a worker.
-
-        A worker that was never heard of counts from the first call.
+        A heartbeat that waited for this server to read it is a sign of life like any other; but
+        its ranks are not looked at for hangs until the server has caught up.
         """
-        now = self._clock.monotonic()
-        return now - self._contact.setdefault(worker, now)
+        self.contact.heartbeat(worker, heartbeat.time)
+        self.pipeline(self.state.workers[worker].run).heartbeat(
+            worker, heartbeat, self.attention.now(), late=self.contact.late(worker)
+        )

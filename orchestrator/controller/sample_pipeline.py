@@ -202,12 +202,18 @@ class RunSamplePipeline:
         self._progress = now.begun_at(sample.step)
         return self._progress
 
-    def heartbeat(self, worker: str, heartbeat: Heartbeat, monotonic: float) -> None:
+    def heartbeat(
+        self, worker: str, heartbeat: Heartbeat, monotonic: float, *, late: bool = False
+    ) -> None:
         """Remember the newest heartbeat of an agent, heard at `monotonic` seconds.
 
-        Its ranks' steps are progress too: ranks that draw batches need not report.
+        Its ranks' steps are progress too: ranks that draw batches need not report. A `late` one
+        says nothing of now: its ranks count as out of contact.
         """
-        self._heartbeats[worker] = (monotonic, heartbeat)
+        if late:
+            self._heartbeats.pop(worker, None)
+        else:
+            self._heartbeats[worker] = (monotonic, heartbeat)
         now = self._progress
         for beat in heartbeat.beats:
             before = now if heartbeat.attempt == now.attempt else Progress(heartbeat.attempt)
@@ -219,7 +225,8 @@ class RunSamplePipeline:
     def tick(self, attempt: Attempt, now: dt.datetime, monotonic: float) -> list[Finding]:
         """Findings of a hang, by the heartbeats of agents in contact.
 
-        Silence is measured on the monotonic clock, so a jump of the wall clock does not count.
+        `monotonic` is the time in which the server listened: neither a jump of the wall clock nor
+        a server that was behind counts as silence.
         """
         beats = [
             Beat(

@@ -225,7 +225,12 @@ async def _read(
     reports: asyncio.Queue[Report], socket: AgentSocket, controller: Controller, worker: str
 ) -> None:
     async def on_report(body: dict[str, object]) -> None:
-        await reports.put(Report.model_validate(body))
+        report = Report.model_validate(body)
+        if reports.full():
+            with controller.unread(worker):
+                await reports.put(report)
+        else:
+            reports.put_nowait(report)
 
     async def on_heartbeat(body: dict[str, object]) -> None:
         await controller.heartbeat(worker, Heartbeat.model_validate(body))
