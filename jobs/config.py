@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from jobs.log_files import LogLimit
 from jobs.spec import RunSpec
 from monitors.exit_rules import RuleFile
 
@@ -42,6 +43,8 @@ class AgentConfig(BaseModel):
     """
     spec: RunSpec
     """The run spec, with `workdir` and `checkpoint.directory` absolute."""
+    log_limit: LogLimit = LogLimit()
+    """Disk that the log of one rank and attempt may take."""
     log_rules: tuple[RuleFile, ...] = ()
     """Rules for logs of the cluster; those of the run are in the spec."""
     orphan_seconds: float = 86400.0

@@ -93,6 +93,18 @@ class Settings(BaseSettings):
         description="YAML file of rules that say what words in logs mean, for every run of this "
         "cluster; they come before babysit's own. Read when the server starts.",
     )
+    log_bytes: int = Field(
+        default=10 * 2**20,
+        ge=4096,
+        description="Size at which the log of a rank is rotated. Its newest lines are in "
+        "`rank-00000.log`, older ones beside it.",
+    )
+    log_files: int = Field(
+        default=5,
+        ge=2,
+        description="Files of `log_bytes` that are kept per rank and attempt; older lines are "
+        "deleted.",
+    )
     worker_lost_seconds: float = Field(
         default=15.0,
         gt=0,

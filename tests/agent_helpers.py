@@ -30,6 +30,7 @@ from jobs.clock import SystemClock
 from jobs.commands import Command, Shutdown, StartAttempt, StopAttempt
 from jobs.config import AgentConfig
 from jobs.events import AgentEvent, Heartbeat, Hello, RankSamples, Report, WorkerJoined
+from jobs.log_files import LogLimit
 from jobs.spec import RunSpec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -207,7 +208,14 @@ async def playground(
 class AgentProcess:
     """One agent, as the cluster would start it."""
 
-    def __init__(self, root: Path, memory: Path, server: ControlPlane, **spec: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        memory: Path,
+        server: ControlPlane,
+        log_limit: LogLimit = LogLimit(),  # noqa: B008 (it cannot be changed)
+        **spec: Any,
+    ) -> None:
         self.worker = f"w-{uuid.uuid4().hex[:12]}"
         root.mkdir(parents=True, exist_ok=True)
         settings = {"name": "test", "workdir": str(root), "command": ("python", "train.py"), **spec}
@@ -221,6 +229,7 @@ class AgentProcess:
             log_directory=root / "logs",
             memory_directory=memory / self.worker,
             spec=RunSpec.model_validate(settings),
+            log_limit=log_limit,
         )
         self._file = root / "config.json"
         self.process: subprocess.Popen[bytes] | None = None

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
-_TAIL_BYTES = 256 * 1024
 _TAIL_LINES = 1000
 """Eight ranks below one launcher print some 60 lines of traceback each."""
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def log_tail(path: Path) -> str:
-    """The last 1000 lines of a log, at most 256 KiB of it; empty when there is none.
+def log_tail(data: bytes) -> str:
+    """The last 1000 lines of the end of a log.
 
     Lines end at newlines: the states of a progress bar, which carriage returns part, are one line.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            data = file.read()
-    except OSError:
-        return ""
     lines = data.decode(errors="replace").removesuffix("\n").split("\n")
     return "\n".join(lines[-_TAIL_LINES:])
 

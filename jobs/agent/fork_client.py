@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -92,8 +91,8 @@ class ForkClient:
         prepare = {"command": spec.command, "workdir": spec.workdir, "preload": self._preload}
         own.send(json.dumps({"prepare": prepare}).encode())
 
-    async def launch(self, key: str, environment: dict[str, str], log: Path) -> int:
-        """Fork one rank. The listener receives its exit under `key`.
+    async def launch(self, key: str, environment: dict[str, str], output: int) -> int:
+        """Fork one rank that writes to `output`. The listener receives its exit under `key`.
 
         Returns:
             The pid of the rank.
@@ -107,14 +106,14 @@ class ForkClient:
             raise ForkServerLostError("no warm fork server; wait for `ready`")
         spec = self._config.spec
         request = {"key": key, "command": spec.command, "workdir": spec.workdir}
-        message = {"launch": {**request, "env": environment, "log": str(log)}}
+        message = {"launch": {**request, "env": environment}}
         data = json.dumps(message).encode()
         if len(data) > fork_server.PACKET_BYTES:
             raise LaunchError(f"command and environment take {len(data)} bytes; shorten them")
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._pending[key] = future
         try:
-            self._channel.send(data)
+            socket.send_fds(self._channel, [data], [output])
             return await future
         except OSError as error:
             raise ForkServerLostError(f"the fork server does not respond: {error}") from error

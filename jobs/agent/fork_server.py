@@ -10,8 +10,9 @@ returns from :func:`serve` and becomes an ordinary main program.
 
 Messages are JSON, one per packet of a Unix SOCK_SEQPACKET pair. `{"prepare": {command, workdir,
 preload}}` comes first, and its answer is `{"ready": {seconds, errors, threads}}`. Then `{"launch":
-{key, command, workdir, env, log}}` gets `{"started": key, "pid": n}` or `{"refused": key, "error":
-text}`, and later `{"exited": key, "code": n}` (negative: a signal).
+{key, command, workdir, env}}`, with the descriptor that the rank writes its output to, gets
+`{"started": key, "pid": n}` or `{"refused": key, "error": text}`, and later `{"exited": key,
+"code": n}` (negative: a signal).
 """
 
 from __future__ import annotations
@@ -99,13 +100,15 @@ class _Server:
                 if descriptor in self._children:
                     self._reap(descriptor)
                     continue
-                message = receive(self._channel)
+                message, output = receive_output(self._channel)
                 if message is None:
                     self._leave()
-                if self._fork(message["launch"]):
+                request: dict[str, Any] = message["launch"]
+                if self._fork(request):
                     self._close()
-                    request: dict[str, Any] = message["launch"]
+                    request["output"] = output
                     return request
+                os.close(output)
 
     def _fork(self, request: dict[str, Any]) -> bool:
         """Fork a rank. True in the child."""
@@ -178,6 +181,20 @@ def receive(channel: socket.socket) -> dict[str, Any] | None:
     return message
 
 
+def receive_output(channel: socket.socket) -> tuple[dict[str, Any] | None, int]:
+    """The next message and the descriptor that came with it; None: the agent has ended."""
+    try:
+        data, descriptors, *_ = socket.recv_fds(
+            channel, PACKET_BYTES, 1, flags=socket.MSG_CMSG_CLOEXEC
+        )
+    except ConnectionResetError:
+        return None, -1
+    if not data:
+        return None, -1
+    message: dict[str, Any] = json.loads(data)
+    return message, descriptors[0]
+
+
 def preload(modules: list[str]) -> dict[str, str]:
     """Import the modules; returns the tracebacks of those that failed, by name."""
     errors = {}
@@ -204,11 +221,11 @@ def detach(parent: int) -> None:
 
 def become(request: dict[str, Any]) -> None:
     """In the child: run the rank's program. Returns or raises as that program does."""
-    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    output = request["output"]
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
-    os.close(log)
+    os.close(output)
     os.close(nothing)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

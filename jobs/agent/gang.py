@@ -14,6 +14,7 @@ from pathlib import Path
 from babysit import wire
 from jobs.agent.evidence import oom_kills
 from jobs.agent.fork_server import kill_group
+from jobs.agent.log_pump import LogPump
 from jobs.agent.rank_end import RankWords
 from jobs.agent.rank_reader import RankReader
 from jobs.commands import RestoreCandidate, StartAttempt
@@ -84,7 +85,6 @@ class Gang:
             directory.mkdir(parents=True, mode=0o700)
             plan = rank_plan(self._command, self._config, process.rank)
             (directory / wire.PLAN_FILE).write_text(plan.to_json() + "\n")
-            process.log.parent.mkdir(parents=True, exist_ok=True)
 
     def environment(self, process: RankProcess) -> dict[str, str]:
         """Variables that differ between ranks or attempts: torchrun's names, and babysit's."""
@@ -165,9 +165,10 @@ class Gang:
         """True if the kernel's OOM killer struck this control group during the attempt."""
         return oom_kills() > self._oom_kills
 
-    def close(self) -> None:
-        """Unmap the rings."""
+    def close(self, logs: LogPump) -> None:
+        """Close the logs, and unmap the rings."""
         for process in self.ranks.values():
+            logs.close(process.log)
             process.reader.close()
 
 

@@ -51,6 +51,12 @@ class RankWords:
             self.error, self.code = str(note.get("error", "")), int(note.get("code", 0))
 
 
+def failure_to_start(rank: int, kind: FailureClass, why: str) -> Failure:
+    """The failure of a rank that has no process."""
+    reason = f"rank {rank} could not be started: {why}"
+    return Failure(failure_class=kind, reason=reason, signature=f"{kind}:start")
+
+
 def failure_behind_zero(
     words: RankWords, log: str, rules: RuleSet | None, *, wrapped: bool
 ) -> Failure | None:

@@ -11,6 +11,7 @@ from ulid import ULID
 from jobs.agent.errors import NoteError
 from jobs.agent.evidence import log_tail
 from jobs.agent.gang import Gang, RankProcess
+from jobs.agent.log_pump import LogPump
 from jobs.agent.note_events import Author, translate
 from jobs.agent.outbox import Outbox
 from jobs.agent.rank_end import failure_behind_zero
@@ -28,8 +29,9 @@ _KILLED = -9
 class Reporter:
     """Turns what happens to ranks into events, and passes them to the outbox in order."""
 
-    def __init__(self, config: AgentConfig, clock: Clock, outbox: Outbox) -> None:
+    def __init__(self, config: AgentConfig, clock: Clock, outbox: Outbox, logs: LogPump) -> None:
         self._config = config
+        self._logs = logs
         self.run = config.run
         self.clock = clock
         self._outbox = outbox
@@ -92,7 +94,8 @@ class Reporter:
         self._outbox.take(gang.attempt, [samples] if samples else [], [*events, exited])
 
     def _failure(self, gang: Gang, process: RankProcess, code: int) -> Failure | None:
-        log = log_tail(process.log)
+        self._logs.drain(process.log)  # its last lines may still be in the pipe
+        log = log_tail(self._logs.tail(process.log))
         if code == 0:
             if gang.stopping:  # asked to leave, it may end in the middle
                 return None

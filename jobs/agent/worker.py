@@ -20,8 +20,10 @@ from jobs.agent.connection import Connection
 from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.agent.fork_client import ForkClient
 from jobs.agent.gang import Gang, RankProcess, memory_checkpoints
+from jobs.agent.log_pump import LogPump
 from jobs.agent.network import free_port
 from jobs.agent.outbox import Outbox
+from jobs.agent.rank_end import failure_to_start
 from jobs.agent.reporter import Reporter
 from jobs.agent.spool import Spool
 from jobs.clock import Clock
@@ -61,7 +63,8 @@ class Agent:
         self._fork_client = ForkClient(config, self)
         self._connection = Connection(config, self._spool, self, clock, chance)
         outbox = Outbox(self._spool, clock, self._connection.wake)
-        self._reporter = Reporter(config, clock, outbox)
+        self._logs = LogPump(clock, config.log_limit)
+        self._reporter = Reporter(config, clock, outbox, self._logs)
         self._reaper = reaper.Reaper(config.worker)
         self._gang: Gang | None = None
         self._newest = 0
@@ -108,6 +111,7 @@ class Agent:
             self._gang.kill()
         self._fork_client.close()
         await asyncio.to_thread(self._reaper.finish)
+        await asyncio.to_thread(self._logs.finish)
         await asyncio.to_thread(shutil.rmtree, self._config.memory_directory, ignore_errors=True)
         self._spool.close()
 
@@ -237,14 +241,13 @@ class Agent:
     async def _launch_rank(self, gang: Gang, process: RankProcess) -> None:
         key = f"{gang.attempt}/{process.rank}"
         try:
-            await self._fork_client.launch(key, gang.environment(process), process.log)
-        except (LaunchError, ForkServerLostError) as error:
+            with self._logs.pipe(process.log) as output:
+                await self._fork_client.launch(key, gang.environment(process), output)
+        except (LaunchError, ForkServerLostError, OSError) as error:
             self._failed_to_start(gang, process.rank, FailureClass.UNKNOWN, str(error))
 
     def _failed_to_start(self, gang: Gang, rank: int, kind: FailureClass, why: str) -> None:
-        reason = f"rank {rank} could not be started: {why}"
-        failure = Failure(failure_class=kind, reason=reason, signature=f"{kind}:start")
-        self._ended(gang, rank, 1, failure)
+        self._ended(gang, rank, 1, failure_to_start(rank, kind, why))
 
     async def _stop(self, command: StopAttempt) -> None:
         async with self._lifecycle:
@@ -282,7 +285,7 @@ class Agent:
         gang.kill()
         # No time limit: a report that the attempt has stopped must be true.
         await gang.dead.wait()
-        gang.close()
+        gang.close(self._logs)
         self._gang = None
 
     async def _sweep(self) -> None:

@@ -18,6 +18,7 @@ from orchestrator.cli.output import say
 from orchestrator.cli.session import Session
 from orchestrator.cli.show_run import checkpoint_words
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
+from orchestrator.core.text import visible
 from orchestrator.core.views.logbook import words
 
 POLL_SECONDS = 0.5
@@ -143,7 +144,7 @@ def _live(here: Session, run: str) -> Detail:
     with Live(console=console, auto_refresh=False, transient=False) as screen:
         for detail in details(here, run):
             for line in changes(last, detail):
-                console.print(Text(f"{here.clock.now():%H:%M:%S} {line}"))
+                console.print(Text(visible(f"{here.clock.now():%H:%M:%S} {line}")))
             screen.update(picture(detail), refresh=True)
             last = detail
     if last is None:
@@ -159,7 +160,7 @@ def picture(detail: Detail) -> Group:
     state = detail["state"]
     facts.add_row("run", f"{detail['name']}  {detail['id']}")
     facts.add_row("state", Text(state, style=_STYLES.get(state, "yellow")))
-    facts.add_row("why", Text(detail["reason"] or "-"))
+    facts.add_row("why", Text(visible(detail["reason"] or "-")))
     facts.add_row("progress", progress(detail))
     nodes = ", ".join(detail["node_names"]) or "no node"
     facts.add_row("attempt", f"{detail['attempt']} on {nodes}")
@@ -175,6 +176,6 @@ def picture(detail: Detail) -> Group:
             Text(incident["severity"], style=_STYLES.get(incident["severity"], "")),
             incident["state"],
             incident["remedy"] or "-",
-            Text(incident["reason"]),
+            Text(visible(incident["reason"])),
         )
     return Group(facts, incidents) if detail["incidents"] else Group(facts)

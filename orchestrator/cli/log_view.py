@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import re
+import sys
 from typing import Any
 
 import typer
@@ -11,13 +13,17 @@ import typer
 from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.follow import POLL_SECONDS
-from orchestrator.cli.output import say
+from orchestrator.cli.output import human_bytes, say
 from orchestrator.cli.session import Session
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
+from orchestrator.core.text import visible
 
 _OVER = {state.value for state in TERMINAL_RUN_STATES}
 Key = tuple[int, int]
 """Attempt and rank."""
+_REST_CHARACTERS = 1_000_000
+"""Most characters of a line without an end that are kept."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,27 +52,40 @@ class Choice:
 
 
 class _Printer:
-    """Prints whole lines, each with its attempt and rank where several are shown."""
+    """Prints whole lines, each with its attempt and rank where several are shown.
 
-    def __init__(self, here: Session, run: str, tail: int | None) -> None:
+    Of a line that a program rewrites, the last state is printed. Following, a line that has no end
+    yet is shown too: on a terminal in place, elsewhere each state as a line of its own.
+    """
+
+    def __init__(self, here: Session, run: str, tail: int | None, *, live: bool) -> None:
         self._here, self._run, self._tail = here, run, tail
+        self._live = live
         self._offsets: dict[Key, int] = {}
         self._rest: dict[Key, str] = {}
+        self._seen: dict[Key, str] = {}
+        """State of the unfinished line at the last look."""
+        self._printed: dict[Key, str] = {}
+        """State of the unfinished line that was printed last."""
 
     def catch_up(self, keys: list[Key]) -> None:
         """Print what is new in these logs."""
         for key in keys:
             tail = None if key in self._offsets else self._tail
             while True:
+                wanted = self._offsets.get(key)
                 piece = self._here.api.get(
-                    path("runs", self._run, "logs", *key),
-                    offset=self._offsets.get(key, 0),
-                    tail=tail,
+                    path("runs", self._run, "logs", *key), offset=wanted or 0, tail=tail
                 )
                 self._offsets[key], tail = piece["next_offset"], None
+                missed = piece["offset"] - wanted if wanted else 0
+                if missed > 0:
+                    say(f"{human_bytes(missed)} of rank {key[1]} were deleted: the log was rotated")
                 self._write(key, piece["text"], prefixed=len(keys) > 1)
                 if not piece["text"]:
                     break
+            if self._live:
+                self._show_state(key, prefixed=len(keys) > 1)
 
     def flush(self, *, prefixed: bool) -> None:
         """Print last lines that have no end."""
@@ -75,15 +94,51 @@ class _Printer:
                 self._write(key, "\n", prefixed=prefixed)
 
     def _write(self, key: Key, text: str, *, prefixed: bool) -> None:
-        *lines, self._rest[key] = (self._rest.get(key, "") + text).split("\n")
-        before = f"{key[0]}/{key[1]} | " if prefixed else ""
+        *lines, rest = (self._rest.get(key, "") + text).split("\n")
+        self._rest[key] = rest[-_REST_CHARACTERS:]
         for line in lines:
-            typer.echo(before + line)
+            printed = self._printed.pop(key, "")
+            state = _state(line)
+            if state != printed or not state or self._in_place(prefixed=prefixed):
+                self._print(key, state, prefixed=prefixed, over=bool(printed))
+            self._seen.pop(key, None)
+
+    def _show_state(self, key: Key, *, prefixed: bool) -> None:
+        """Print the state of the unfinished line if it is new.
+
+        Text without a carriage return is shown at the second look only: its end may be on the way.
+        """
+        rest = self._rest.get(key, "")
+        state = _state(rest)
+        known, self._seen[key] = self._seen.get(key), state
+        if state and state != self._printed.get(key) and ("\r" in rest or state == known):
+            over = key in self._printed
+            self._printed[key] = state
+            in_place = self._in_place(prefixed=prefixed)
+            self._print(key, state, prefixed=prefixed, over=over, end=not in_place)
+
+    def _in_place(self, *, prefixed: bool) -> bool:
+        return self._live and not prefixed and sys.stdout.isatty()
+
+    def _print(
+        self, key: Key, line: str, *, prefixed: bool, over: bool = False, end: bool = True
+    ) -> None:
+        before = f"{key[0]}/{key[1]} | " if prefixed else ""
+        start = "\r\x1b[K" if over and self._in_place(prefixed=prefixed) else ""
+        typer.echo(start + before + visible(line), nl=end)
+        if not end:
+            sys.stdout.flush()
+
+
+def _state(line: str) -> str:
+    """The last state of a line that carriage returns rewrite, without colour."""
+    states = [state for state in line.split("\r") if state.strip()]
+    return _COLOUR.sub("", states[-1] if states else "")
 
 
 def ranks(here: Session, run: str, choice: Choice, *, follow: bool) -> None:
     """Print the logs of ranks; following, go on to new attempts until the run is over."""
-    printer = _Printer(here, run, choice.tail)
+    printer = _Printer(here, run, choice.tail, live=follow)
     said_waiting = False
     while True:
         over = not follow or here.api.get(path("runs", run))["state"] in _OVER
@@ -123,7 +178,7 @@ def controller(here: Session, run: str, *, tail: int | None, follow: bool) -> No
                 break
             offset = piece["next_offset"]
         for line in lines if tail is None else lines[max(0, len(lines) - tail) :]:
-            typer.echo(line)
+            typer.echo(visible(line))
         silent = silent and not lines
         lines, tail = [], None
         if over:

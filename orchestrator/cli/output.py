@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from ruamel.yaml import YAML
 
+from orchestrator.core.text import visible
 from orchestrator.core.views.logbook import words
 
 Row = Mapping[str, Any]
@@ -79,12 +80,12 @@ _SHORTEST = 6
 
 def say(message: str) -> None:
     """Print a message for the person at the keyboard, on stderr."""
-    typer.echo(message, err=True)
+    typer.echo(visible(message), err=True)
 
 
 def put(text: str) -> None:
     """Print data: on stdout."""
-    typer.echo(text)
+    typer.echo(visible(text, colour=coloured()))
 
 
 def emit(
@@ -137,7 +138,7 @@ def table(rows: Sequence[Row], columns: Sequence[Column], *, wide: bool = False)
     A table whose other columns alone are too wide stays too wide: only free text is shortened.
     """
     shown = [column for column in columns if wide or not column.wide]
-    cells = [[column.cell(row) for column in shown] for row in rows]
+    cells = [[visible(column.cell(row)) for column in shown] for row in rows]
     titles = [column.title for column in shown]
     widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
     if not wide:

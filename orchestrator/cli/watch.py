@@ -18,7 +18,7 @@ from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Format, FormatOption, conclude, put
 from orchestrator.cli.session import RunArgument, Session, complete_run, session
 from orchestrator.cli.show_run import page
-from orchestrator.core.text import outcome
+from orchestrator.core.text import outcome, visible
 from orchestrator.core.views.logbook import words
 
 
@@ -67,7 +67,7 @@ def _board(here: Session) -> Table:
             "-" if row["loss"] is None else f"{row['loss']:.4g}",
             str(row["restarts_count"]),
             "-" if row["ettr"] is None else f"{row['ettr']:.0%}",
-            Text(row["reason"], overflow="ellipsis", no_wrap=True),
+            Text(visible(row["reason"]), overflow="ellipsis", no_wrap=True),
         )
     return board
 

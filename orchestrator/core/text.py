@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_COLOUR = re.compile(r"(\x1b\[(?:3[0-7]|0)m)")
 
 
 def named(many: Sequence[object], most: int = 8) -> str:
@@ -19,3 +23,26 @@ def outcome(state: str, reason: str) -> str:
     why = reason.removeprefix(f"{state} ")
     joint = " " if why != reason else ": "
     return ("was " if state == "cancelled" else "") + state + (joint + why if why else "")
+
+
+def visible(text: str, *, colour: bool = False) -> str:
+    r"""The text with control characters written out, such as `\x1b` for an escape.
+
+    Logs and reasons hold what programs print: on a terminal, their codes would move the cursor,
+    rename the window or hide text. Newlines and tabs stay, a carriage return before a newline goes.
+
+    Args:
+        text: Anything.
+        colour: True: codes that only choose one of eight colours stay.
+    """
+    if _CONTROLS.search(text) is None:
+        return text
+    if colour:
+        parts = _COLOUR.split(text)
+        return "".join(p if i % 2 else visible(p) for i, p in enumerate(parts))
+    return _CONTROLS.sub(_written_out, text.replace("\r\n", "\n"))
+
+
+def _written_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from jobs.events import AttemptStopped, RankExited, RankReady, RankRestored, RanksStarted
+from jobs.log_files import LogLimit
 from monitors.failures import Advice, Evidence, FailureClass
 from tests.agent_helpers import ended, playground, start, stop
 
@@ -230,3 +231,41 @@ async def test_ranks_that_cannot_be_started_are_reported(tmp_path: Path):
         obstacle.unlink()
         await server.send(start(attempt=2))
         await server.until(lambda: server.steps(0) and server.steps(1))
+
+
+CHATTY = """
+    import os, signal, sys, babysit
+    run = babysit.init()
+    for number in range(20_000):
+        print(f"line {number}")
+    for number in range(1000):
+        sys.stderr.write(f"\\r{number / 10:.0f}%|###| {number}/1000")
+    raise RuntimeError("after a lot of output")
+"""
+
+
+async def test_output_is_folded_and_rotated_and_its_end_is_the_verdict(tmp_path: Path):
+    limit = LogLimit(bytes=20_000, files=2)
+    async with playground(tmp_path, CHATTY, log_limit=limit) as (server, agent):
+        await server.send(start(ranks=(0,)))
+        exited = await server.event(RankExited)
+        assert exited.failure is not None
+        assert exited.failure.reason == "RuntimeError: after a lot of output"
+        log = agent.log(1, 0)
+        assert log.count("/1000") == 1  # of the bar, its last state
+        directory = agent.config.log_directory / "attempt-0001"
+        assert sum(file.stat().st_size for file in directory.iterdir()) <= 2 * 20_000
+        await server.send(stop())
+
+
+async def test_full_disk_under_the_log_costs_lines_and_neither_rank_nor_verdict(tmp_path: Path):
+    full = tmp_path / "logs" / "attempt-0001" / "rank-00000.log"
+    full.parent.mkdir(parents=True)
+    full.symlink_to("/dev/full")  # each write fails with ENOSPC
+    async with playground(tmp_path, CHATTY) as (server, _):
+        await server.send(start(ranks=(0,)))
+        exited = await server.event(RankExited)
+        assert exited.failure is not None
+        assert exited.failure.reason == "RuntimeError: after a lot of output"
+        assert exited.failure.failure_class is not FailureClass.STORAGE
+        await server.send(stop())

@@ -26,6 +26,7 @@ from jobs import log_rules
 from jobs.agent.reaper import ENV_WORKER, kill_strays, strays
 from jobs.clock import Clock
 from jobs.config import AgentConfig
+from jobs.log_files import LogLimit
 from jobs.processes import end_of, identify, is_alive, open_pidfd, send_signal
 from jobs.yaml_file import SpecError
 from monitors.exit_rules import RuleFile
@@ -63,6 +64,7 @@ def from_settings(settings: Settings, clock: Clock) -> LocalCluster:
             cpus_per_node=settings.local_cpus_per_node,
             gpus_per_node=settings.local_gpus_per_node,
             memory_per_node=settings.local_memory_per_node,
+            log_limit=LogLimit(bytes=settings.log_bytes, files=settings.log_files),
             log_rules=_log_rules(settings.log_rules),
         ),
         clock,
@@ -252,6 +254,7 @@ class LocalCluster:
             log_directory=self._records.logs(launch.run),
             memory_directory=self._records.memory(launch.run, launch.worker),
             spec=launch.spec,
+            log_limit=self._settings.log_limit,
             log_rules=self._settings.log_rules,
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.log_files import LogLimit
 from monitors.exit_rules import RuleFile
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.local import hardware
@@ -30,6 +31,8 @@ class LocalClusterSettings(BaseModel):
     """None: this machine's GPUs, divided contiguously."""
     memory_per_node: int | None = Field(default=None, gt=0)
     """Bytes. None: not accounted."""
+    log_limit: LogLimit = LogLimit()
+    """Disk that the log of one rank and attempt may take."""
     log_rules: tuple[RuleFile, ...] = ()
     """Rules for the logs of every run, before babysit's own."""
     labels: dict[str, dict[str, str]] = Field(default_factory=dict)
