@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
 import sys
 from pathlib import Path
-from typing import TextIO, cast
 
 import structlog
 from pydantic import ValidationError
 
+from jobs import log_output
 from jobs.agent.errors import ConfigError
 from jobs.agent.worker import Agent
 from jobs.clock import SystemClock
@@ -38,34 +37,9 @@ def read_config(path: Path) -> AgentConfig:
         raise ConfigError(f"{path}: {'; '.join(faults)}") from None
 
 
-class _TolerantFile:
-    """A log file that drops lines on a full disk, so that logging never stops the training."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self._file.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.flush()
-
-
 def log_to(path: Path, **always: str) -> None:
     """Send the log to a file, with one JSON object per line."""
-    log = _TolerantFile(path.open("a", buffering=1))
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", log)),
-    )
+    log_output.configure(path.open("a", buffering=1), context=True)
     structlog.contextvars.bind_contextvars(**always)
 
 

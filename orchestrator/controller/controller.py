@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import structlog
@@ -52,6 +53,7 @@ class Controller:
         clock: Its time.
         events: Makes the controller's own events, and their ids.
         notices: Notices sent since this server started, by channel and result.
+        set_aside: Events over which the core failed twice, by kind, since this server started.
         ignored_fields: Fields of a run spec that have no effect here, with the reason.
     """
 
@@ -75,6 +77,7 @@ class Controller:
             **cluster.ignored_fields,
             **counted.ignored_fields,
         }
+        self.set_aside: Counter[str] = Counter()
         self._ports = Ports(
             store=store,
             cluster=cluster,
@@ -82,6 +85,7 @@ class Controller:
             notifier=counted,
             events=self.events,
             agent_access=agent_access,
+            set_aside=self.set_aside,
         )
         self._leadership: Leadership | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -118,8 +122,7 @@ class Controller:
                 _log.warning("beginning to lead failed, will retry", error=str(error))
             except Exception:  # noqa: BLE001 (a server that leads nothing must say why, and try on)
                 _log.exception("beginning to lead failed, will retry; please report this")
-            else:
-                continue
+            # A lead that ended over a defect may end so again: never without a pause.
             await self._election.pause()
 
     async def _lead(self, epoch: int) -> None:
@@ -131,7 +134,10 @@ class Controller:
         self._leadership = leadership
         keeping = asyncio.create_task(self._election.keep(epoch))
         try:
-            await asyncio.wait({keeping, leadership.served}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {keeping, leadership.served, leadership.failed},
+                return_when=asyncio.FIRST_COMPLETED,
+            )
         except asyncio.CancelledError:
             # The server stops. A transaction that waits for the database would wait for ever.
             leadership.served.cancel()

@@ -105,14 +105,20 @@ class OutboxDispatcher:
         if self._stopped:
             return
         for instruction in instructions:
-            if isinstance(instruction, SendCommand):
-                self._tell(instruction)
-            elif isinstance(instruction, BroadcastCommand):
-                self._open[instruction.id] = len(instruction.workers)
-                for tell in instruction.each():
-                    self._tell(tell)
-            else:
-                self._spawn(self._execute(instruction))
+            try:
+                self._dispatch(instruction)
+            except Exception:  # noqa: BLE001 (one instruction must not keep back all others)
+                _log.exception("instruction failed; please report this", id=instruction.id)
+
+    def _dispatch(self, instruction: Instruction) -> None:
+        if isinstance(instruction, SendCommand):
+            self._tell(instruction)
+        elif isinstance(instruction, BroadcastCommand):
+            self._open[instruction.id] = len(instruction.workers)
+            for tell in instruction.each():
+                self._tell(tell)
+        else:
+            self._spawn(self._execute(instruction))
 
     # agents
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -48,6 +49,8 @@ class Ports:
     events: EventFactory
     agent_access: Callable[[str, str], AgentAccess]
     """Makes an agent's address and token of the server from the ids of its run and its worker."""
+    set_aside: Counter[str]
+    """Events that were set aside, by kind; counted over all leads."""
 
 
 class Leadership:
@@ -59,13 +62,16 @@ class Leadership:
         queue: Where every change begins.
         dispatcher: Carries out what is stored.
         served: Ends when the lead does. Known after `begin`.
+        failed: The first background loop that failed, if one ever does: no lead is whole without
+            it. Known after `begin`.
     """
 
     served: asyncio.Task[None]
+    failed: asyncio.Future[None]
 
     def __init__(self, ports: Ports, epoch: int, *, worker_lost_seconds: float) -> None:
         self.epoch = epoch
-        self.live = LiveState(ports.store, ports.clock, ports.events)
+        self.live = LiveState(ports.store, ports.clock, ports.events, ports.set_aside)
         self.queue = TurnQueue(ports.events)
         self.dispatcher = OutboxDispatcher(
             ports.cluster,
@@ -104,7 +110,17 @@ class Leadership:
         _log.info("leading", epoch=self.epoch, runs=len(self.live.state.runs))
         self.dispatcher.dispatch(snapshot.outbox)
         self.served = asyncio.create_task(self._consumer.run())
+        self.failed = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(loop) for loop in self._background.loops()]
+        for task in self._tasks:
+            task.add_done_callback(self._loop_ended)
+
+    def _loop_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        _log.error("background loop failed; please report this", exc_info=error)
+        if not self.failed.done():
+            self.failed.set_result(None)
 
     def regained(self, worker: str) -> None:
         """Report, beside everything else, that a worker that was lost is heard of again.

@@ -7,6 +7,8 @@ the silence of each agent from the moment it loads.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import structlog
 
 from jobs.clock import Clock
@@ -39,10 +41,14 @@ class LiveState:
         events: Makes the events that are derived from samples.
         attention: The time in which this server could listen; silence counts on it.
         contact: When each agent was last heard of.
+        set_aside: Events that were set aside since this server started, by kind.
     """
 
-    def __init__(self, store: Store, clock: Clock, events: EventFactory) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, events: EventFactory, set_aside: Counter[str]
+    ) -> None:
         self.state = State()
+        self.set_aside = set_aside
         self.sequences: dict[str, int] = {}
         self.events = events
         self._store, self._clock = store, clock

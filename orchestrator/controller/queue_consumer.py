@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import structlog
@@ -31,6 +33,8 @@ from orchestrator.controller.transaction import (
     TransactionEvents,
     TransactionRecord,
     commit_when_possible,
+    event_set_aside,
+    sameness,
     samples_of,
 )
 from orchestrator.controller.turn_queue import (
@@ -51,6 +55,7 @@ from orchestrator.core.messages.instructions import Instruction
 from orchestrator.database.port import Store, WorkerSamples
 from orchestrator.errors import (
     ConflictError,
+    DatabaseUnavailableError,
     InternalError,
     InvalidError,
     LeadershipLostError,
@@ -60,7 +65,17 @@ from orchestrator.errors import (
 )
 
 _log = structlog.get_logger(__name__)
+_STEPS_DOWN = "this server steps down, and loads the state again before it leads"
 _STOPPING = "this server is stopping and may not have stored the request: try again"
+_REFUSALS = (ConflictError, NotFoundError, InvalidError)
+_OWN = ("controller", "monitor:")
+"""Actors who ask again whatever happens. All others hear of a failure, and may ask again."""
+_STATE_IS_STORED = (*_REFUSALS, InternalError, DatabaseUnavailableError)
+"""Errors after which the state in memory is the stored one."""
+_WITH_SAMPLES = {1, 3}
+"""Failed writes of a report after which it is tried with its samples; see `after_refusal`."""
+SET_ASIDE_SECONDS = 60.0
+"""An event of the controller's own that was set aside is not tried again for this time."""
 PASS_SECONDS = 1.0
 """A scheduling pass that is wanted waits for an empty queue, but no longer than this."""
 MAX_PASSES = 8
@@ -84,6 +99,9 @@ class QueueConsumer:
         self._queue, self._live, self._dispatcher = queue, live, dispatcher
         self._wanted_since: float | None = None
         """When a scheduling pass was first seen to be wanted; None: none is."""
+        self._set_aside: dict[str, float] = {}
+        """Events of the controller's own over which the core failed twice, by `sameness`, with
+        the time of the last try."""
 
     async def run(self) -> None:
         """Serve requests until the queue is closed or another server leads; close the queue then.
@@ -110,17 +128,15 @@ class QueueConsumer:
         instructions: list[Instruction] = []
         try:
             instructions = await self._store_group(group)
-        except Exception as error:
+        except _STATE_IS_STORED as error:
             _fail(group, error)
-            if isinstance(error, LeadershipLostError):
-                raise
+        except Exception as error:
+            # A lost lead; or state and store may differ, and this server must load again.
+            known = isinstance(error, LeadershipLostError)
+            _fail(group, error if known else LeadershipLostError(f"{error!r}: {_STEPS_DOWN}"))
+            raise
         except asyncio.CancelledError:
-            _fail(
-                group,
-                NotLeaderError(
-                    "this server is stopping and may not have stored the request: try again"
-                ),
-            )
+            _fail(group, NotLeaderError(_STOPPING))
             raise
         try:
             await self._pass_if_due()
@@ -163,7 +179,34 @@ class QueueConsumer:
             # journal still explains the state. A failure is logged, and no reason not to act.
             with contextlib.suppress(InternalError):
                 await self._transact(TransactionEvents(progress))
+        if event.actor.startswith(_OWN):
+            return await self._decide_own(event)
         return await self._transact(TransactionEvents([event]))
+
+    async def _decide_own(self, event: Event) -> list[Instruction]:
+        """Decide on an event of the controller's own; set it aside when the core fails twice.
+
+        The loops make such an event again and again. One that was set aside is tried again after
+        a while only: each failure costs everybody a load of the whole state.
+        """
+        if isinstance(event, SchedulingPassDue):
+            await self._pass(event.cause)
+            return []
+        same = sameness(event)
+        if self._clock.monotonic() - self._set_aside.get(same, -math.inf) < SET_ASIDE_SECONDS:
+            raise InternalError(f"{event.kind} was set aside: the core fails over it")
+        with contextlib.suppress(InternalError):
+            return await self._transact(TransactionEvents([event]))
+        try:
+            return await self._transact(TransactionEvents([event]))
+        except InternalError as error:
+            known = same in self._set_aside
+            self._set_aside[same] = self._clock.monotonic()
+            if not known:
+                aside = event_set_aside(self._live.events, event, error=error.__cause__ or error)
+                with contextlib.suppress(InternalError):
+                    await self._transact(TransactionEvents([aside]))
+            raise
 
     async def _pass_if_due(self) -> None:
         """Run a scheduling pass if one is wanted and the queue is empty.
@@ -184,7 +227,7 @@ class QueueConsumer:
             self._wanted_since = None
             await self._pass(cause)
 
-    async def _pass(self, cause: str) -> None:
+    async def _pass(self, cause: str | None) -> None:
         """Run a scheduling pass, without the runs over which it fails: these are set aside.
 
         A pass that fails over no single run is logged, and stays wanted.
@@ -273,16 +316,16 @@ class QueueConsumer:
         """Have the core handle events, write all of it in one transaction, then dispatch it.
 
         A failure of the core costs as little as possible. An agent sends its report until it is
-        taken, so a report that always fails would block all behind it: it is stored without the
-        event that failed; if the write fails, without any event; then without its samples. Several
-        reports together, and requests, raise InternalError instead: reports are tried one by one.
+        taken, so a report that always fails would block all behind it: an event that fails twice is
+        set aside (`EventSetAside`), and so is what the database refuses. Several reports together,
+        and requests, raise InternalError instead: reports are tried one by one.
 
         Raises:
             ConflictError, NotFoundError, InvalidError: The core refused a request.
             InternalError: The core failed; the state is that of the database again.
             LeadershipLostError: Another server leads; nothing was written.
         """
-        sequences = sequences or {}
+        sequences, given, refused = sequences or {}, samples, 0
         while True:
             record = TransactionRecord()
             try:
@@ -291,22 +334,25 @@ class QueueConsumer:
                     batch = record.batch(self._live.state, samples, sequences)
                     await commit_when_possible(self._store, batch, self._epoch, self._clock)
                 break
-            except (ConflictError, NotFoundError, InvalidError, LeadershipLostError):
-                raise  # the core refuses before it changes anything
+            except LeadershipLostError:
+                raise
             except Exception as error:
-                await self._recover(samples)
-                if len(sequences) == 1 and pending.leave_out():
-                    continue
+                if isinstance(error, _REFUSALS) and not sequences:
+                    raise  # the core refuses a request before it changes anything
+                await self._recover(given)
                 if len(sequences) != 1 or not (pending or samples):
                     raise InternalError(
                         f"{error!r}: an internal error, see the server's log; nothing was changed"
                     ) from error
-                # Every event was handled, and the write failed.
-                samples = samples if pending else None
-                pending = TransactionEvents(())
+                set_aside = functools.partial(event_set_aside, self._live.events, error=error)
+                if not pending.try_again(set_aside):  # every event was handled: the write failed
+                    refused += 1
+                    pending = pending.after_refusal(refused, set_aside)
+                    samples = given if refused in _WITH_SAMPLES else None
         # From here on it is stored. No await until the end: what was decided, what is dispatched
         # and what the next transaction finds must agree.
         self._live.sequences.update(sequences)
+        self._live.set_aside.update(record.set_aside)
         self._dispatcher.dispatch(record.outbox)
         for worker in self._live.forget():
             self._dispatcher.forget(worker)
@@ -318,9 +364,16 @@ class QueueConsumer:
         A scheduling pass that was wanted stays wanted: that is not stored, and a transaction
         before this one may have asked for it.
         """
-        _log.exception("the core failed on an event, which is left out; please report this")
+        _log.exception("the core failed on an event; please report this")
         wanted = self._live.state.pass_wanted
-        await self._live.load_when_possible(samples)
+        try:
+            await self._live.load_when_possible(samples)
+        except Exception as error:
+            # State and store may differ, and nobody knows by what: only a new lead is safe.
+            raise LeadershipLostError(
+                f"the state cannot be loaded ({error!r}): this server steps down, and loads it"
+                " again before it leads"
+            ) from error
         self._live.state.pass_wanted = wanted
 
 

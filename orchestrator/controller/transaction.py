@@ -14,16 +14,17 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
 from jobs.clock import Clock
 from jobs.events import Event, Report, WorkerEvent
+from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.sample_pipeline import SampleEvents
 from orchestrator.core.machine import handle
-from orchestrator.core.messages.events import FindingRaised, SchedulingPassDue
+from orchestrator.core.messages.events import EventSetAside, FindingRaised, SchedulingPassDue
 from orchestrator.core.messages.instructions import Instruction, Record
 from orchestrator.core.model.state import State
 from orchestrator.database.port import (
@@ -38,6 +39,9 @@ from orchestrator.errors import DatabaseUnavailableError
 
 _log = structlog.get_logger(__name__)
 DATABASE_RETRY_SECONDS = 0.5
+_EVENTS_REFUSED = 3
+SetAside = Callable[[Event], EventSetAside]
+"""Makes the event that takes the place of one over which the core fails."""
 
 
 class TransactionEvents:
@@ -61,10 +65,12 @@ class TransactionEvents:
         self._ready: deque[Event] = deque()
         """An event with the progress that comes before it, not handed out yet."""
         self._taken: list[Event] = []
-        """All that was handed out, less what was left out."""
+        """All that was handed out, with what was set aside replaced."""
         self._again: deque[Event] = deque()
         """Events that were handed out before a failure, and are to be handled once more."""
         self._current: Event | None = None
+        self._failed: list[Event] = []
+        """Events over which the core has failed once."""
         self._all_handled = False
 
     def __bool__(self) -> bool:
@@ -101,25 +107,68 @@ class TransactionEvents:
             return None
         return self._samples.next(self._live.state.attempts.get(self._samples.run))
 
-    def leave_out(self) -> bool:
-        """After a failure: leave out what failed, and begin again with the first event.
+    def try_again(self, set_aside: SetAside) -> bool:
+        """After a failure: begin again with the first event.
 
-        What failed is the event that was being handled; or else the making of one: then the rest
-        of the samples means nothing to the core, or an event goes without its progress. Each call
-        leaves out something, so repeating it comes to an end.
+        An event that failed is handled once more, as the state in memory may have been at fault. If
+        it fails again, the event is set aside: `EventSetAside` takes its place, and nothing takes
+        the place of an `EventSetAside` that fails itself. Where the making of an event failed, the
+        rest of the samples means nothing to the core, or an event goes without its progress. So
+        repeating this call comes to an end.
 
         Returns:
             False when all events were handled: what failed came after.
         """
         if self._all_handled:
             return False
-        if self._current is not None:
-            self._taken.remove(self._current)
-        elif not self._ready:
-            self._samples = None
+        failed = self._current
+        if failed is None:
+            if not self._ready:
+                self._samples = None
+        elif failed in self._failed or isinstance(failed, EventSetAside):
+            place = self._taken.index(failed)
+            self._taken[place : place + 1] = _in_place_of(failed, set_aside)
+        else:
+            self._failed.append(failed)
         self._current = None
         self._again = deque(self._taken)
         return True
+
+    def after_refusal(self, refused: int, set_aside: SetAside) -> TransactionEvents:
+        """The events to be handled next, after the database refused to write what these led to.
+
+        A report is written again as it is (`refused` is 1), then without its samples (2), which
+        the caller sees to, then with its events set aside (3), and at last without anything.
+        """
+        if refused < _EVENTS_REFUSED:
+            return TransactionEvents(self._taken)
+        if refused > _EVENTS_REFUSED:
+            return TransactionEvents(())
+        return TransactionEvents(
+            aside for event in self._taken for aside in _in_place_of(event, set_aside)
+        )
+
+
+def _in_place_of(event: Event, set_aside: SetAside) -> list[Event]:
+    return [] if isinstance(event, EventSetAside) else [set_aside(event)]
+
+
+def event_set_aside(events: EventFactory, event: Event, *, error: BaseException) -> EventSetAside:
+    """The event that takes the place of one over which the core failed."""
+    made = events.make(
+        EventSetAside,
+        run=getattr(event, "run", None),
+        event=event.kind,
+        body=event.model_dump(mode="json"),
+        reason=repr(error),
+    )
+    assert isinstance(made, EventSetAside)  # noqa: S101 (for mypy: the factory made the kind)
+    return made
+
+
+def sameness(event: Event) -> str:
+    """A text that is equal for an event of the controller and for the same event made again."""
+    return event.model_dump_json(exclude={"id", "at", "cause", "reason"})
 
 
 def samples_of(run: str, worker: str, report: Report) -> WorkerSamples | None:
@@ -171,6 +220,12 @@ class TransactionRecord:
     def outbox(self) -> list[Instruction]:
         """The instructions that have something to carry out: all but records."""
         return [i for i in self.instructions if not isinstance(i, Record)]
+
+    @property
+    def set_aside(self) -> list[str]:
+        """Kinds of the events that were set aside."""
+        name = EventSetAside.model_fields["kind"].default
+        return [entry.payload["event"] for entry in self.journal if entry.name == name]
 
     def batch(
         self, state: State, samples: WorkerSamples | None, sequences: Mapping[str, int]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import sys
 
-import structlog
-
 from jobs.clock import SystemClock
+from jobs.log_output import configure
 from orchestrator.errors import BabysitError
 from orchestrator.server.process import serve
 from orchestrator.settings import Settings
@@ -21,22 +21,12 @@ def main() -> int:
     parser.add_argument("--embedded", action="store_true", help="leave when idle")
     embedded = parser.parse_args().embedded
     settings = Settings()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelName(settings.log_level.upper())
-        ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    configure(sys.stderr, level=logging.getLevelName(settings.log_level.upper()))
     try:
         asyncio.run(serve(settings, SystemClock(), embedded=embedded))
     except BabysitError as error:
-        sys.stderr.write(f"babysit server: {error}\n")
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"babysit server: {error}\n")
         return 1
     return 0
 

@@ -37,6 +37,10 @@ class ControlPlane(Protocol):
     """Fields of a run spec that the cluster or the alert channel ignores, with the reason."""
 
     @property
+    def set_aside(self) -> Mapping[str, int]:
+        """Events over which the core failed twice since this server started, by kind."""
+
+    @property
     def store(self) -> Store:
         """The run database."""
 

@@ -129,6 +129,17 @@ def _notifications(here: Context) -> CounterMetricFamily:
     return family
 
 
+def _set_aside(here: Context) -> CounterMetricFamily:
+    family = CounterMetricFamily(
+        "babysit_events_set_aside_total",
+        "Events over which babysit failed twice, since this server started; each pages.",
+        labels=["kind"],
+    )
+    for kind, count in sorted(here.controller.set_aside.items()):
+        family.add_metric([kind], count)
+    return family
+
+
 async def _families(here: Context, tallies: Tallies) -> list[Metric]:
     runs = await here.store.runs(limit=_ALL)
     nodes = await here.store.nodes()
@@ -153,6 +164,7 @@ async def _families(here: Context, tallies: Tallies) -> list[Metric]:
             list(Pending),
         ),
         _notifications(here),
+        _set_aside(here),
         _by_label("babysit_nodes", "Nodes by state.", "state", node_states, list(NodeState)),
         _by_label(
             "babysit_incidents_open",

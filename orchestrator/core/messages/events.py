@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -201,6 +201,20 @@ class RunSetAside(Event):
     """The error, for people."""
 
 
+class EventSetAside(Event):
+    """The core failed twice over an event, which is left out of the state."""
+
+    kind: Literal["event_set_aside"] = "event_set_aside"
+    run: str | None
+    """The run that the event was about; None: none."""
+    event: str
+    """Kind of the event."""
+    body: dict[str, Any]
+    """The event as JSON: the journal is where it can still be found."""
+    reason: str
+    """The error, for people."""
+
+
 class LaunchRefused(Event):
     """A worker cannot be launched with this spec, on whichever node and however often."""
 
@@ -340,6 +354,7 @@ AnyEvent = Annotated[
     | NodeChanged
     | SchedulingPassDue
     | RunSetAside
+    | EventSetAside
     | LaunchRefused
     | QueueChanged
     | QueueRemoved

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from monitors.types import Severity
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
-from orchestrator.core.messages.events import LaunchRefused, RunSetAside
-from orchestrator.core.model.states import RunState, WorkerState
+from orchestrator.core.messages.events import EventSetAside, LaunchRefused, RunSetAside
+from orchestrator.core.model.states import TERMINAL_RUN_STATES, RunState, WorkerState
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.turn import Turn
 
@@ -20,6 +21,23 @@ def on_set_aside(turn: Turn, event: RunSetAside) -> None:
         return
     why = f"the scheduler failed over it, which is a defect to report: {event.reason}"
     attempt_lifecycle.hold(turn, event.run, why)
+
+
+def on_event_set_aside(turn: Turn, event: EventSetAside) -> None:
+    """An event was left out since babysit fails over it: hold its run, and page.
+
+    What the event said is missing from the state, so no further step of that run is safe. An event
+    without a run, or of one that has ended, leads to a page alone.
+    """
+    run = turn.state.runs.get(event.run or "")
+    what = f"babysit failed twice over the event {event.event}, which is a defect to report"
+    if run is None or run.state in TERMINAL_RUN_STATES:
+        text = f"{what}; the event is left out: {event.reason}"
+        turn.notify(None, Severity.CRITICAL, text, kind="event_set_aside")
+    elif run.state is RunState.HELD:
+        turn.record(run.id, f"{event.event} was left out, too: {event.reason}")
+    else:
+        attempt_lifecycle.hold(turn, run.id, f"{what}: {event.reason}")
 
 
 def on_launch_refused(turn: Turn, event: LaunchRefused) -> None:
