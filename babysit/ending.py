@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,10 @@ def tell_at_exit(reporter: Reporter, directory: Path) -> None:
         # Set by the interpreter before exit handlers run, when an exception was not caught.
         uncaught = getattr(sys, "last_type", None)
         reporter.note(
-            Note.EXITING, error=uncaught.__name__ if uncaught else "", code=_number(code[0])
+            Note.EXITING,
+            error=uncaught.__name__ if uncaught else "",
+            code=_number(code[0]),
+            handled=_handled_signals(),
         )
 
     sys.exit = noted_exit
@@ -78,6 +82,13 @@ def fail_at_exit(reporter: Reporter, complaint: Callable[[], str]) -> None:
             os._exit(1)
 
     atexit.register(end)
+
+
+def _handled_signals() -> list[int]:
+    """Signals that end a process by default, and for which the script has a handler of its own."""
+    ours = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+    own = [each for each in ours if callable(signal.getsignal(each))]
+    return [int(each) for each in own if signal.getsignal(each) is not signal.default_int_handler]
 
 
 def _number(status: Any) -> int:

@@ -49,6 +49,7 @@ def classify(
     *,
     oom_killed: bool = False,
     killed_by_agent: bool = False,
+    own_code: bool = False,
     rules: RuleSet | None = None,
 ) -> Failure | None:
     """Name the root cause of one rank's death.
@@ -58,6 +59,7 @@ def classify(
         code: Exit code; negative: killed by that signal (128 + n, as shells say it, is understood).
         oom_killed: True if the kernel counted an OOM kill in the rank's cgroup.
         killed_by_agent: True if our agent killed it, after a peer's death or on command.
+        own_code: True if the program itself returned the code, so that 143 does not mean SIGTERM.
         rules: Which words speak for which class. None: those that come with babysit.
 
     Returns:
@@ -65,7 +67,7 @@ def classify(
     """
     if code == 0:
         return None
-    killer = _signal(code)
+    killer = None if own_code else _signal(code)
     if killed_by_agent:
         return _failure(FailureClass.CASCADE, "stopped by the agent", (), Evidence.EXIT)
     if oom_killed and killer == signal.SIGKILL:
@@ -73,7 +75,7 @@ def classify(
         return _failure(FailureClass.HOST_OOM, reason, (), Evidence.KERNEL)
     reading = Reading(log_tail, rules or builtin_rules())
     if killer in (signal.SIGKILL, signal.SIGTERM):
-        return _from_outside(reading, killer)
+        return _with_code(_from_outside(reading, killer), code)
     match = reading.cause()
     if match is not None:
         return _from_match(match, reading, killer)
@@ -82,8 +84,20 @@ def classify(
         evidence = (raised.frame, raised.text)
         return _failure(FailureClass.USER_CODE, raised.text, evidence, where=raised.frame)
     if killer is not None:
-        return _from_signal(killer)
+        return _with_code(_from_signal(killer), code)
     return _unexplained(reading, code)
+
+
+def _with_code(failure: Failure, code: int) -> Failure:
+    """The failure of a death by a signal; where only a shell tells of the signal, with its code.
+
+    A preemption that the log tells of is believed with a signal that was seen, not with that code.
+    """
+    if code < 0:
+        return failure
+    is_told = failure.failure_class is FailureClass.PREEMPTION
+    source = Evidence.LOG if is_told else failure.source
+    return failure.model_copy(update={"code": code, "source": source})
 
 
 def ends_in_traceback(log_tail: str, rules: RuleSet | None = None) -> bool:

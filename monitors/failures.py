@@ -126,7 +126,7 @@ class Failure(BaseModel):
     final: bool = False
     """The run must not be started again for it: the work may be done."""
     code: int | None = None
-    """The exit code, where nothing else speaks."""
+    """The exit code, where nothing else speaks: of a program, or of a shell for a signal."""
 
     source: Evidence = Evidence.LOG
     """The source of the class. Only a proof may take a node from every run."""

@@ -30,6 +30,8 @@ class RankWords:
     """Type of the exception that ended its interpreter."""
     code: int | None = None
     """Exit code of the process as far as known; None: the interpreter did not end in good order."""
+    handled: tuple[int, ...] = ()
+    """Signals that had handlers of the script's own when the interpreter ended."""
 
     def hear(self, line: str) -> None:
         """Take a line of the notes; a line that is not a note changes nothing."""
@@ -49,6 +51,21 @@ class RankWords:
             self.finished = True
         elif kind == Note.EXITING:
             self.error, self.code = str(note.get("error", "")), int(note.get("code", 0))
+            self.handled = tuple(note.get("handled", ()))
+
+    def is_own(self, code: int, *, wrapped: bool) -> bool:
+        """True if the rank returned an exit code itself, and no signal is behind it.
+
+        128 plus the number of a signal may be a shell's word for a death by that signal, or that of
+        a handler of the script's own, which ends so when the signal comes.
+
+        Args:
+            code: The exit code of the command; negative: a signal.
+            wrapped: The process that joined is not the command itself.
+        """
+        if code < 0 or not self.joined or code - 128 in self.handled:
+            return False
+        return self.code == code if wrapped else True
 
 
 def failure_to_start(rank: int, kind: FailureClass, why: str) -> Failure:

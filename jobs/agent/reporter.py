@@ -96,18 +96,19 @@ class Reporter:
     def _failure(self, gang: Gang, process: RankProcess, code: int) -> Failure | None:
         self._logs.drain(process.log)  # its last lines may still be in the pipe
         log = log_tail(self._logs.tail(process.log))
+        if (recorded := process.reader.exit_code) is not None:
+            process.words.code = recorded
+        wrapped = process.python_pid != process.pid
         if code == 0:
             if gang.stopping:  # asked to leave, it may end in the middle
                 return None
-            if (recorded := process.reader.exit_code) is not None:
-                process.words.code = recorded
-            wrapped = process.python_pid != process.pid
             return failure_behind_zero(process.words, log, self.log_rules, wrapped=wrapped)
         return classify(
             log,
             code,
             oom_killed=gang.oom_killed,
             killed_by_agent=process.killed and code == _KILLED,
+            own_code=process.words.is_own(code, wrapped=wrapped),
             rules=self.log_rules,
         )
 

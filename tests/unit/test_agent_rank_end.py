@@ -139,3 +139,28 @@ def test_a_line_that_is_no_note_says_nothing() -> None:
     for line in ("", "{", "[]", '{"kind": 3}', "null"):
         said.hear(line)
     assert said == RankWords()
+
+
+TERM = exiting(code=143) | {"handled": [15]}
+
+# Notes, exit code of the command, whether it is a wrapper, whether the rank returned it itself.
+CODES = {
+    "sys.exit(143)": (words(STARTED, exiting(code=143)), 143, False, True),
+    "sys.exit(143) in a shell": (words(STARTED, exiting(code=143)), 143, True, True),
+    "os._exit(137)": (words(STARTED), 137, False, True),
+    "a handler of SIGTERM": (words(STARTED, TERM), 143, False, False),
+    "a handler of SIGTERM in a shell": (words(STARTED, TERM), 143, True, False),
+    "a handler, and another code": (words(STARTED, TERM), 137, False, True),
+    "killed in a shell": (words(STARTED), 137, True, False),
+    "a good end in a shell that is killed": (words(STARTED, exiting()), 137, True, False),
+    "a signal": (words(STARTED), -15, False, False),
+    "a script without babysit": (words(), 143, False, False),
+    "sys.exit(3)": (words(STARTED, exiting(code=3)), 3, False, True),
+}
+
+
+@pytest.mark.parametrize(("said", "code", "wrapped", "own"), CODES.values(), ids=CODES.keys())
+def test_whether_a_code_is_the_rank_s_own(
+    said: RankWords, code: int, wrapped: bool, own: bool
+) -> None:
+    assert said.is_own(code, wrapped=wrapped) is own

@@ -329,6 +329,13 @@ def test_the_exit_code_is_recorded_whichever_way_the_script_ends(
     assert RankReader(0, agent, started=0.0).exit_code == code
 
 
+def test_the_rank_tells_which_signals_it_handles(agent: Path) -> None:
+    """`sys.exit(143)` may be the end that a handler of SIGTERM makes."""
+    handle = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))"
+    run_script(agent, f"import babysit, signal, sys\nrun = babysit.init()\n{handle}\nsys.exit(143)")
+    assert notes(agent)[-1]["handled"] == [15]
+
+
 def test_a_loop_that_is_left_and_one_that_begins_are_told_apart_from_one_that_ends(
     agent: Path,
 ) -> None:

@@ -270,3 +270,24 @@ def test_any_log_gets_a_class_and_a_reason(log, code):
     assert failure.reason
     assert failure.signature.startswith(failure.failure_class.value)
     assert len(failure.evidence) <= 5
+
+
+@pytest.mark.parametrize("code", [143, 137, 139])
+def test_a_code_that_the_program_returned_itself_is_no_signal(code: int) -> None:
+    own = classify("bad config\n", code, own_code=True)
+    assert own is not None
+    assert (own.failure_class, own.cause) == (FailureClass.UNKNOWN, Cause.USER)
+    assert f"exit code {code}" in own.reason
+    told = classify("bad config\n", code)
+    assert told is not None
+    assert (told.failure_class, told.code) == (FailureClass.SIGNAL, code)
+
+
+@pytest.mark.parametrize(("code", "free"), [(-15, True), (143, False)])
+def test_a_preemption_that_a_log_tells_of_needs_a_signal_that_was_seen(
+    code: int, free: bool
+) -> None:
+    log = "slurmstepd: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-01-01 DUE TO PREEMPTION ***\n"
+    found = classify(log, code)
+    assert found is not None
+    assert (found.cause is Cause.PREEMPTION) == free

@@ -10,7 +10,7 @@ from monitors.exits import classify
 from monitors.failures import Cause, Failure, FailureClass
 from orchestrator.core.model.states import RunState
 from orchestrator.core.policy.exits import by_ended_peers, by_exit_code
-from tests.world import spec, trained
+from tests.world import World, spec, trained
 
 
 def failure(code: int, log: str = "config error\n") -> Failure:
@@ -67,3 +67,41 @@ def test_a_rank_that_lost_its_peer_died_of_the_end_of_that_peer() -> None:
     assert LOST.reason in judged.reason
     assert by_ended_peers(LOST, frozenset(), 20) is LOST
     assert by_ended_peers(OWN, frozenset({0}), 20) is OWN
+
+
+@pytest.mark.parametrize(("code", "stops"), [(137, True), (-9, False)])
+def test_a_shells_word_for_a_signal_is_not_believed_for_ever(code: int, stops: bool) -> None:
+    """`exit 137` behind a wrapper looks like SIGKILL; at one step again and again it is not."""
+    world = trained(15)
+    for _ in range(5):
+        if world.run().state is RunState.FAILED:
+            break
+        world.die(1, failure(code, "step 15\n"), last_step=15)
+        world.settle()
+        world.advance(60)
+        world.settle()
+    assert (world.run().state is RunState.FAILED) == stops
+    assert world.attempt().number == (4 if stops else 6)
+
+
+def test_a_shells_word_for_a_signal_is_believed_at_one_step_and_another() -> None:
+    world = trained(15)
+    for step in (15, 12, 15, 13, 15, 12):
+        world.die(1, failure(137, "step 15\n"), last_step=step)
+        world.settle()
+        world.advance(60)
+        world.settle()
+    assert world.run().state is not RunState.FAILED
+
+
+def test_nobody_knows_the_step_of_a_script_that_reports_nothing() -> None:
+    world = World(joins=False)
+    world.submit()
+    world.settle()
+    for _ in range(6):
+        world.advance(3600)
+        world.die(1, failure(143, "working\n"))
+        world.settle()
+        world.advance(60)
+        world.settle()
+    assert world.run().state is not RunState.FAILED

@@ -43,6 +43,10 @@ class Budget:
     """Nodes on which the signature struck, as far as they are known."""
     hosts: tuple[str, ...] = ()
     """The hosts of these nodes: several nodes of a local cluster are one host."""
+    step: int | None = None
+    """The last step before the newest of them; None: not known."""
+    at_step: int = 0
+    """The newest of them that came in a row after this step."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,9 @@ SAME_WINDOW_BATCHES = 20
 NAN_AFTER_LOAD_STEPS = 3
 """An anomaly this soon after a load, twice in one place, casts doubt on what was loaded (row 22).
 """
+SAME_STEP_DEATHS = 3
+"""Deaths in a row after the same step that are the program's own doing, where nothing but an exit
+code of the command tells of a signal: `exit 137` in a script looks like one."""
 FOLLOWED_NODES = 2
 """Nodes on which one signature strikes without progress: it follows the run, and is the run's."""
 
@@ -110,10 +113,12 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
     if case.onset_step is not None:
         return _judge_anomaly(run, attempt, case, case.onset_step)
     failure, cause = case.failure, case.failure.cause
-    budgets, count = charge(run, failure, case.node, case.host)
+    step = attempt.step if run.instrumented else None  # else nobody knows how far it had come
+    budgets, count = charge(run, failure, case.node, case.host, step)
     paid = budgets[cause.value]
     follows = _follows_the_run(failure, paid)
-    if follows and len(paid.hosts) >= FOLLOWED_NODES and remedies.is_own_making(failure):
+    elsewhere = follows and len(paid.hosts) >= FOLLOWED_NODES and remedies.is_own_making(failure)
+    if elsewhere or (paid.at_step >= SAME_STEP_DEATHS and remedies.is_hearsay(failure)):
         cause = Cause.USER
         budgets, count = _charge(run, budgets, cause.value, failure.signature)
     limit = remedies.budget_of(run.spec, cause)
@@ -148,15 +153,22 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
 
 
 def charge(
-    run: Run, failure: Failure, node: str | None = None, host: str | None = None
+    run: Run,
+    failure: Failure,
+    node: str | None = None,
+    host: str | None = None,
+    step: int | None = None,
 ) -> tuple[dict[str, Budget], int]:
     """Charge the cause's budget and the stuck counter; the new count of this signature.
 
-    `node` and `host` say where the failure struck; None: nobody knows.
+    `node` and `host` say where the failure struck, and `step` after which step; None: not known.
     """
-    budgets, count = _charge(
-        run, run.budgets, failure.cause.value, failure.signature, node=node, host=host
-    )
+    key = failure.cause.value
+    budgets, count = _charge(run, run.budgets, key, failure.signature, node=node, host=host)
+    before, budget = run.budgets.get(key), budgets[key]
+    again = before is not None and count > 1 and step is not None and before.step == step
+    at_step = before.at_step + 1 if before is not None and again else 1
+    budgets[key] = dataclasses.replace(budget, step=step, at_step=at_step)
     if failure.cause in {Cause.PREEMPTION, Cause.OPERATOR}:
         budgets.setdefault(STUCK, Budget(signature=STUCK, count=0, best_step=run.best_step))
     else:

@@ -161,6 +161,12 @@ def is_own_making(failure: Failure) -> bool:
     return signal and _OWN_SIGNALS.search(failure.reason) is not None
 
 
+def is_hearsay(failure: Failure) -> bool:
+    """True for a signal that only an exit code of the command tells of, such as 137."""
+    signal = failure.failure_class is FailureClass.SIGNAL and failure.proof is None
+    return signal and (failure.code or 0) > 0
+
+
 def blames_node(failure: Failure) -> bool:
     """True if a failure is held against the node on which it struck."""
     if failure.cause is not Cause.INFRASTRUCTURE:
