@@ -82,7 +82,7 @@ def memory_checkpoint(session: Session, directory: Path) -> dict[str, float]:
         directory,
         {
             "name": "gpt",
-            "command": ["python", "train.py", "--steps", str(GPT_STEPS)],
+            "command": [sys.executable, "train.py", "--steps", str(GPT_STEPS)],
             "workdir": str(job),
             "resources": {"nodes": 2},
             "preload": ["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint"],
@@ -128,7 +128,7 @@ def agent_share(session: Session, directory: Path) -> float:
     (directory / "paced.py").write_text(PACED)
     spec = {
         "name": "paced",
-        "command": ["python", "paced.py"],
+        "command": [sys.executable, "paced.py"],
         "workdir": str(directory),
         "resources": {"nodes": 2},
     }

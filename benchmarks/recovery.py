@@ -139,7 +139,7 @@ def under_babysit(
     log = directory / "babysit"
     spec = {
         "name": "recovery",
-        "command": ["python", str(JOB), str(log), "", str(MANY_STEPS)],
+        "command": [sys.executable, str(JOB), str(log), "", str(MANY_STEPS)],
         "workdir": str(directory),
         "env": {"PYTHONPATH": str(ROOT)},
         "resources": {"nodes": 2},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ structlog.configure(
     wrapper_class=structlog.make_filtering_bound_logger(40),
     logger_factory=structlog.PrintLoggerFactory(sys.stderr),
 )
+# Runs of tests name `python` and mean the one that runs the tests.
+os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 # A loaded machine is not a fault of the code: no example has a time limit.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

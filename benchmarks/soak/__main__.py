@@ -71,7 +71,7 @@ class Runner:
         ends_at = until if self.kind.lasts is None else min(until, self.begun + self.kind.lasts)
         scratch = directory / self.name / str(self.seed)
         scratch.mkdir(parents=True)
-        command = ["python", str(JOB), self.kind_name, "--until", str(ends_at)]
+        command = [sys.executable, str(JOB), self.kind_name, "--until", str(ends_at)]
         spec = {
             "name": self.name,
             "command": [*command, "--seed", str(self.seed), "--scratch", str(scratch)],

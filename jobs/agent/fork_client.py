@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import site
 import socket
 import subprocess
-import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
+import babysit
 from babysit import wire
-from jobs.agent import fork_server, reaper
+from jobs.agent import fork_server, interpreter, reaper
 from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.config import AgentConfig
 
+_ROOT = str(Path(babysit.__file__).parents[1])
+"""Where our packages lie: a checkout, or site-packages."""
 _SECRETS = ("BABYSIT_TOKEN", "BABYSIT_DATABASE_URL")
 """Variables of the control plane that training must not see."""
 
@@ -37,18 +43,34 @@ class Listener(Protocol):
 def rank_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, str]:
     """The environment common to all ranks of a worker.
 
-    The user's `PYTHONPATH` precedes the agent's. Like torchrun, it limits threads to one per
-    process unless the spec sets `OMP_NUM_THREADS`: ranks with one thread per core slow each other
-    down.
+    Like torchrun, it limits threads to one per process unless `OMP_NUM_THREADS` is set: ranks with
+    one thread per core slow each other down. A checkout that the agent runs from is not on the
+    ranks' PYTHONPATH: its `jobs` or `tests` would hide the user's own.
     """
     own = {name: value for name, value in base.items() if name not in _SECRETS}
+    inherited = own.pop("PYTHONPATH", "").split(os.pathsep)
     environment = {"OMP_NUM_THREADS": "1", **own, **config.spec.env}
-    paths = (config.spec.env.get("PYTHONPATH"), base.get("PYTHONPATH"))
+    paths = [config.spec.env.get("PYTHONPATH"), *(path for path in inherited if path != _ROOT)]
     if joined := os.pathsep.join(path for path in paths if path):
         environment["PYTHONPATH"] = joined
     environment.update({reaper.ENV_WORKER: config.worker, "BABYSIT_RUN": config.run})
     environment.pop(wire.ENV_RANK_DIR, None)
     return environment
+
+
+def with_trainer(environment: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """The environment with the trainer's package on PYTHONPATH, behind the user's own entries.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    paths = (environment.get("PYTHONPATH"), str(interpreter.trainer_path(directory)))
+    return {**environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _has_trainer(chosen: interpreter.Interpreter) -> bool:
+    """True if babysit is installed for the interpreter: then nothing is put on its path."""
+    return chosen.own and chosen.forks and _ROOT in {*site.getsitepackages()}
 
 
 class ForkClient:
@@ -62,6 +84,8 @@ class ForkClient:
         self._channel: socket.socket | None = None
         self._pending: dict[str, asyncio.Future[int]] = {}
         self._preload = list(config.spec.preload)
+        self._environment = rank_environment(config, dict(os.environ))
+        self._chosen: interpreter.Interpreter | None = None
         self.ready = asyncio.Event()
         """Set while the fork server is warm."""
 
@@ -70,26 +94,62 @@ class ForkClient:
         """Process id of the fork server; 0: none."""
         return self._process.pid if self._process else 0
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Start a fork server; `ready` is set once it has imported the modules to preload."""
+        spec = self._config.spec
+        if self._chosen is None:
+            chosen = await asyncio.to_thread(
+                interpreter.choose, spec.command, spec.workdir, self._environment
+            )
+            self._log.info("interpreter chosen", program=chosen.program, forks=chosen.forks)
+            if not _has_trainer(chosen):
+                self._add_trainer()
+            self._chosen = chosen
+        try:
+            self._spawn(self._chosen)
+        except OSError as error:  # a venv that was removed while it ran, say
+            self._log.error("interpreter lost", program=self._chosen.program, error=str(error))
+            self._chosen = interpreter.Interpreter(self._chosen.command)
+            self._spawn(self._chosen)
+
+    def _add_trainer(self) -> None:
+        try:
+            self._environment = with_trainer(self._environment, self._config.directory)
+        except OSError as error:  # a full disk: a script that has no use for babysit still runs
+            self._log.error("no directory for the trainer's package", error=str(error))
+
+    def _spawn(self, chosen: interpreter.Interpreter) -> None:
         config = self._config
+        # Where the command is executed anyway, the user's PYTHON* variables are not for the agent's
+        # interpreter: they may be of another version.
+        flags = ("-P",) if chosen.forks else ("-I", "-S")
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own.setblocking(False)
-        with other, (config.directory / "standby.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - a fixed program
-                [sys.executable, "-P", fork_server.__file__, str(other.fileno())],
-                env=rank_environment(config, dict(os.environ)),
-                pass_fds=[other.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        preload = self._preload if chosen.forks else []
+        prepare = {**self._request(chosen), "preload": preload}
+        own.send(json.dumps({"prepare": prepare}).encode())  # first: it may end at once
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(own.close)
+            with other, (config.directory / "standby.log").open("ab") as log:
+                self._process = subprocess.Popen(  # noqa: S603 - the user's interpreter, or ours
+                    [chosen.program, *flags, fork_server.__file__, str(other.fileno())],
+                    env=self._environment,
+                    pass_fds=[other.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            on_error.pop_all()
         self._channel = own
         asyncio.get_running_loop().add_reader(own.fileno(), self._receive)
-        spec = config.spec
-        prepare = {"command": spec.command, "workdir": spec.workdir, "preload": self._preload}
-        own.send(json.dumps({"prepare": prepare}).encode())
+
+    def _request(self, chosen: interpreter.Interpreter) -> dict[str, Any]:
+        return {
+            "command": chosen.command,
+            "forks": chosen.forks,
+            "workdir": self._config.spec.workdir,
+        }
 
     async def launch(self, key: str, environment: dict[str, str], output: int) -> int:
         """Fork one rank that writes to `output`. The listener receives its exit under `key`.
@@ -102,10 +162,9 @@ class ForkClient:
             LaunchError: The fork failed (memory, process limit), or the request exceeds one
                 message.
         """
-        if self._channel is None or not self.ready.is_set():
+        if self._channel is None or self._chosen is None or not self.ready.is_set():
             raise ForkServerLostError("no warm fork server; wait for `ready`")
-        spec = self._config.spec
-        request = {"key": key, "command": spec.command, "workdir": spec.workdir}
+        request = {**self._request(self._chosen), "key": key}
         message = {"launch": {**request, "env": environment}}
         data = json.dumps(message).encode()
         if len(data) > fork_server.PACKET_BYTES:
@@ -188,6 +247,9 @@ class ForkClient:
         self._disconnect()
         process, self._process = self._process, None
         code = process.wait() if process else None
+        if not was_warm and not self._preload and self._chosen is not None:
+            # It does not even start: the ranks run without it, and say why they cannot.
+            self._chosen = interpreter.Interpreter(self._chosen.command)
         if not was_warm:  # an import may have killed it: the next one preloads nothing
             self._preload = []
         self._log.error(

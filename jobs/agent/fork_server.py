@@ -8,11 +8,11 @@ process groups, and runs children inside `Process._bootstrap`, which skips parts
 interpreter's shutdown and is visible to the user's code as `parent_process()`. Here a forked child
 returns from :func:`serve` and becomes an ordinary main program.
 
-Messages are JSON, one per packet of a Unix SOCK_SEQPACKET pair. `{"prepare": {command, workdir,
-preload}}` comes first, and its answer is `{"ready": {seconds, errors, threads}}`. Then `{"launch":
-{key, command, workdir, env}}`, with the descriptor that the rank writes its output to, gets
-`{"started": key, "pid": n}` or `{"refused": key, "error": text}`, and later `{"exited": key,
-"code": n}` (negative: a signal).
+Messages are JSON, one per packet of a Unix SOCK_SEQPACKET pair. `{"prepare": {command, forks,
+workdir, preload}}` comes first, and its answer is `{"ready": {seconds, errors, threads}}`. Then
+`{"launch": {key, command, forks, workdir, env}}`, with the descriptor that the rank writes its
+output to, gets `{"started": key, "pid": n}` or `{"refused": key, "error": text}`, and later
+`{"exited": key, "code": n}` (negative: a signal).
 """
 
 from __future__ import annotations
@@ -54,23 +54,24 @@ class Program(NamedTuple):
     """`sys.argv` of a script or module (without the module's name), or the whole command."""
 
 
-def parse_command(command: list[str], executable: str = sys.executable) -> Program:
+def parse_command(command: list[str], *, forks: bool) -> Program:
     """Decide whether a command can run inside the fork or must be executed.
 
-    `python script.py …` and `python -m module …` of this very interpreter, also with `-u`, run in
-    the fork. Other options need a fresh interpreter, and other programs are executed.
+    `python script.py …` and `python -m module …`, also with `-u`, run in the fork. Other options
+    need a fresh interpreter, and other programs are executed.
+
+    Args:
+        command: The program and its arguments.
+        forks: True if the program is this very interpreter: the agent has looked it up.
     """
-    names = {"python", "python3", f"python3.{sys.version_info.minor}", executable}
-    if command[0] not in names:
-        return Program("exec", command[0], tuple(command))
-    words = command[1:]
+    words = command[1:] if forks else []
     while words and words[0] == "-u":
         words = words[1:]
     if len(words) > 1 and words[0] == "-m":
         return Program("module", words[1], tuple(words[2:]))
     if words and words[0].endswith(".py") and not words[0].startswith("-"):
         return Program("script", words[0], tuple(words))
-    return Program("exec", executable, (executable, *command[1:]))
+    return Program("exec", command[0], tuple(command))
 
 
 def import_path(program: Program, workdir: str) -> str | None:
@@ -234,7 +235,7 @@ def become(request: dict[str, Any]) -> None:
     _reseed()
     try:
         os.chdir(request["workdir"])
-        _run(parse_command(request["command"]))
+        _run(parse_command(request["command"], forks=request["forks"]))
     except Exception as error:  # noqa: BLE001 - end as the interpreter would
         shown = _without_own_frames(error.__traceback__)
         sys.excepthook(type(error), error.with_traceback(shown), shown)
@@ -306,7 +307,8 @@ def main(descriptor: int) -> None:
         return
     prepare = message["prepare"]
     started = time.monotonic()
-    path = import_path(parse_command(prepare["command"]), prepare["workdir"])
+    program = parse_command(prepare["command"], forks=prepare["forks"])
+    path = import_path(program, prepare["workdir"])
     if path is not None:
         sys.path.insert(0, path)
     with contextlib.suppress(OSError):  # the rank fails in the same way and logs it

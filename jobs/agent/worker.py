@@ -83,8 +83,8 @@ class Agent:
         Raises:
             Exception: A task of the agent failed, which is a bug.
         """
-        self._fork_client.start()
         for work in (
+            self._fork_client.start(),
             self._connection.run(),
             self._collect_reports(),
             self._leave_when_orphaned(),
@@ -323,7 +323,7 @@ class Agent:
                 self._ended(gang, rank, _KILLED)
         if not was_warm:
             await self._clock.sleep(_SECOND)
-        self._fork_client.start()
+        await self._fork_client.start()
 
     def _find(self, key: str) -> tuple[Gang | None, int]:
         attempt, rank = map(int, key.split("/"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +96,7 @@ def _prepare(output: Path, *, keep: bool) -> Path:
     yaml = YAML(typ="safe")
     yaml.default_flow_style = None
     spec = yaml.load(TEMPLATE / "run.yaml")
-    spec.update(SPEC, command=["python", "train.py", "--steps", str(STEPS)])
+    spec.update(SPEC, command=[sys.executable, "train.py", "--steps", str(STEPS)])
     drill = {"BABYSIT_DRILL": DRILL, "BABYSIT_DRILL_DIRECTORY": str(output / "drill")}
     spec["env"] = {**spec.get("env", {}), **drill}
     with (job / "run.yaml").open("w") as file:
