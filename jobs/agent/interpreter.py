@@ -56,7 +56,7 @@ class Interpreter:
 
 
 class _Answer(NamedTuple):
-    """What a Python says about itself. A venv is known by its prefix."""
+    """The answer of a Python about itself. A venv is known by its prefix."""
 
     prefix: str
     implementation: str
@@ -136,7 +136,7 @@ def _same_file(found: str) -> bool:
 
 
 def _probe(found: str, workdir: str | Path, environment: Mapping[str, str]) -> _Answer | None:
-    """What a program says when asked as a Python; None: it is none, or does not answer."""
+    """The answer of a program that is run as a Python; None: it is none, or does not answer."""
     try:
         done = subprocess.run(  # noqa: S603 - the user's interpreter, as the command will run it
             [found, "-P", "-c", _QUESTION],  # -P: since 3.11, as is what follows
