@@ -108,7 +108,7 @@ class ControlPlane:
     def __init__(self, servers: Servers, home: Path, **settings: object) -> None:
         self._servers = servers
         self.home = home
-        home.mkdir(parents=True)
+        home.mkdir(parents=True, mode=0o700)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("BABYSIT_")}
         given = {f"BABYSIT_{name.upper()}": str(value) for name, value in settings.items()}
         ours = {

@@ -37,6 +37,7 @@ from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Batch, ShardRecord, WorkerSamples
 from orchestrator.server.app import create_app
+from orchestrator.server.context import Context
 from orchestrator.settings import Settings
 
 SECRET = "first-token"
@@ -90,6 +91,7 @@ class Plane:
             agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
         )
         app = create_app(self.controller, clock, self.settings)
+        self.context: Context = app.state.context
         config = uvicorn.Config(app, port=0, log_level="warning", ws="none", lifespan="off")
         self._server = uvicorn.Server(config)
         await self.controller.start()

@@ -142,6 +142,8 @@ sa.Table(
     sa.Column("created_at", UTC, nullable=False),
     sa.Column("last_used_at", UTC),
     sa.Column("revoked_at", UTC),
+    sa.Column("expires_at", UTC),
+    sa.Column("scope", sa.JSON, nullable=False),
     sa.CheckConstraint("role IN ('admin', 'operator', 'viewer')", name="ck_tokens_role"),
 )
 

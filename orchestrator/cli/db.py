@@ -20,6 +20,7 @@ from orchestrator.cli.output import (
 from orchestrator.cli.session import session
 from orchestrator.database import schema
 from orchestrator.errors import BabysitError, ConflictError, InvalidError
+from orchestrator.private_home import UnsafeHomeError, make_private
 
 database = typer.Typer(no_args_is_help=True, help="The run database: its schema, and backups.")
 
@@ -49,7 +50,10 @@ def upgrade(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
         BABYSIT_DATABASE_URL=postgresql://db/babysit babysit db upgrade
     """
     settings = session(ctx).settings
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        make_private(settings.home)
+    except UnsafeHomeError as error:
+        raise CliError(str(error), ExitCode.REFUSED) from error
     _now(schema.upgrade(settings.database))
     _conclude_schema([], form, "The schema is up to date.")
 

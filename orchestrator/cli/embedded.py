@@ -16,6 +16,7 @@ import orchestrator
 from jobs.clock import Clock
 from orchestrator.cli.client import Api
 from orchestrator.cli.errors import UnreachableError
+from orchestrator.private_home import UnsafeHomeError, make_private
 from orchestrator.server.server_file import is_alive, read_record
 from orchestrator.settings import Settings
 
@@ -44,9 +45,11 @@ def ensure(settings: Settings, clock: Clock) -> Api:
     try:
         if api := find(settings, clock):
             return api
-        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(settings.home)
         with _starting(settings):
             return find(settings, clock) or _start(settings, clock)
+    except UnsafeHomeError as error:
+        raise UnreachableError(str(error)) from error
     except OSError as error:
         raise UnreachableError(
             f"cannot use {settings.home}: {error.strerror}; set BABYSIT_HOME"
@@ -106,9 +109,19 @@ def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             cwd=settings.home,
-            env=server_environment(settings),
+            env=_own_environment(settings),
             start_new_session=True,
         )
+
+
+def _own_environment(settings: Settings) -> Mapping[str, str]:
+    """That of an embedded server, without the caller's token: a token is the identity of a client.
+
+    A server would take the token as its own first one, which has the role admin.
+    """
+    environment = dict(server_environment(settings))
+    environment.pop("BABYSIT_TOKEN", None)
+    return environment
 
 
 def _log_tail(settings: Settings) -> str:

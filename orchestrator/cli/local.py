@@ -24,6 +24,7 @@ from orchestrator.cli.output import Column, Format, FormatOption, emit, human_by
 from orchestrator.cli.session import Session, session
 from orchestrator.database import schema as database_schema
 from orchestrator.errors import BabysitError
+from orchestrator.private_home import fault
 
 _STARTER = ("run.yaml", "train.py")
 _LOW_BYTES = 1 << 30
@@ -119,6 +120,8 @@ def _home(here: Session) -> Finding:
             pass
     except OSError as error:
         return False, f"{home} cannot be written: {error.strerror}; set BABYSIT_HOME"
+    if unsafe := fault(home):
+        return False, unsafe
     free = shutil.disk_usage(ancestor).free
     return free > _LOW_BYTES, f"{home}, {human_bytes(free)} free"
 

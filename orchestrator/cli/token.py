@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from orchestrator.cli.client import path
+from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import (
     Column,
     Format,
     FormatOption,
+    Row,
     conclude,
     emit,
     put,
@@ -19,7 +22,7 @@ from orchestrator.cli.output import (
     since,
     text,
 )
-from orchestrator.cli.session import session
+from orchestrator.cli.session import Session, seconds_of, session
 
 token = typer.Typer(no_args_is_help=True, help="Credentials of the API (needs the role admin).")
 
@@ -39,16 +42,42 @@ def _token_columns(ctx: typer.Context) -> list[Column]:
         Column("ROLE", text("role")),
         Column("AGE", since("created_at", now)),
         Column("LAST USED", since("last_used_at", now)),
-        Column("REVOKED", since("revoked_at", now)),
+        Column("VALID UNTIL", _end),
+        Column("FOR", _scope),
+        Column("REVOKED", since("revoked_at", now), wide=True),
         Column("ID", text("id")),
     ]
 
 
+def _end(row: Row) -> str:
+    """`revoked`, the day on which the token expires, or `-`: never."""
+    return "revoked" if row["revoked_at"] else (row["expires_at"] or "-")[:10]
+
+
+def _scope(row: Row) -> str:
+    """`project llm, queue research`; `-`: all runs."""
+    kinds = {"project": row["projects"], "queue": row["queues"]}
+    return ", ".join(f"{kind} {'|'.join(names)}" for kind, names in kinds.items() if names) or "-"
+
+
 @token.command()
-def create(
+def create(  # noqa: PLR0913, PLR0917 (a command has its options)
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of its owner, for the journal.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of its owner, for the journal: letters, digits and -._@.")
+    ],
     role: Annotated[Role, typer.Option(help="What its bearer may do.")] = Role.OPERATOR,
+    expires: Annotated[
+        str, typer.Option(metavar="90d|never", help="How long the token is valid.")
+    ] = "365d",
+    project: Annotated[
+        list[str] | None,
+        typer.Option(help="Only for runs of this project. May be repeated. Default: all."),
+    ] = None,
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(help="Only for runs of this queue. May be repeated. Default: all."),
+    ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a token and print its secret, which is not shown again.
@@ -56,14 +85,37 @@ def create(
     For example:
 
         SECRET=$(babysit token create mia)
-        babysit token create grafana --role viewer
+        babysit token create grafana --role viewer --expires never
+        babysit token create ci --queue research --expires 30d
     """
-    made = session(ctx).api.post(path("tokens"), name=name, role=role.value)
+    here = session(ctx)
+    ends = None if expires == "never" else _after(here, expires)
+    made = here.api.post(
+        path("tokens"),
+        name=name,
+        role=role.value,
+        expires_at=ends and ends.isoformat(),
+        projects=project or [],
+        queues=queue or [],
+    )
     if form in {Format.TABLE, Format.WIDE}:
-        say(f"Created {made['name']} ({made['role']}). Keep the secret: it is not shown again.")
+        until = f"valid until {ends:%Y-%m-%d}" if ends else "valid until it is revoked"
+        say(
+            f"Created {made['name']} ({made['role']}), {until}."
+            " Keep the secret: it is not shown again."
+        )
         put(made["secret"])
     else:
         emit(made, [], form)
+
+
+def _after(here: Session, expires: str) -> dt.datetime:
+    seconds = seconds_of("--expires", expires)
+    try:
+        return here.clock.now() + dt.timedelta(seconds=seconds)
+    except OverflowError:
+        message = f"--expires: {expires} is too long; `--expires never` gives no limit"
+        raise CliError(message, ExitCode.USAGE) from None
 
 
 @token.command("ls")

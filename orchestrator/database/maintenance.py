@@ -53,6 +53,9 @@ async def backup(url: str, path: Path) -> None:
         raise ConflictError(f"{path} is there already; name a new file, or remove it first")
     partial = path.with_name(path.name + ".partial")
     try:
+        # Specs, with their `env`, and the key that signs worker tokens are in it.
+        partial.unlink(missing_ok=True)
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         if is_sqlite(parsed):
             await asyncio.to_thread(_copy_sqlite, parsed, partial)
         else:

@@ -10,7 +10,7 @@ import datetime as dt
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from orchestrator.core.model.states import (
 from orchestrator.database import leadership, metric_columns, sample_rows, tokens
 from orchestrator.database import samples as arrays
 from orchestrator.database.commit import admit, fresh
+from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.memory_rules import check, key_of, newest_attempt
 from orchestrator.database.metric_columns import MetricColumns, MetricPoints
 from orchestrator.database.port import (
@@ -45,7 +46,6 @@ from orchestrator.database.port import (
     MetricSeries,
     Series,
     Snapshot,
-    Token,
 )
 from orchestrator.database.queries import no_such_checkpoint
 from orchestrator.database.references import is_part_of, pick_incident, pick_run
@@ -302,21 +302,19 @@ class MemoryStore:
 
     # tokens
 
-    async def create_token(self, name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
-        """Create a token; returns it with its secret.
-
-        Raises:
-            InvalidError: The role is unknown.
-        """
-        token, secret = tokens.make_token(name, role, now)
+    async def create_token(
+        self, name: str, role: str, now: dt.datetime, **limits: Unpack[Limits]
+    ) -> tuple[Token, str]:
+        """Create a token; returns it with its secret."""
+        token, secret = tokens.make_token(name, role, now, **limits)
         self._tokens[token.id] = token, tokens.hash_secret(secret)
         return token, secret
 
     async def find_token(self, secret: str, now: dt.datetime | None = None) -> Token | None:
-        """The token of a secret; None: unknown or revoked."""
+        """The token of a secret, also if it is revoked or has expired; None: unknown."""
         hashed = tokens.hash_secret(secret)
         for token, stored in self._tokens.values():
-            if stored == hashed and token.revoked_at is None:
+            if stored == hashed:
                 if now is not None and tokens.use_is_due(token, now):
                     self._tokens[token.id] = dataclasses.replace(token, last_used_at=now), stored
                 return token

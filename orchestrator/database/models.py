@@ -353,6 +353,8 @@ class TokenRow(Base):
     created_at: Mapped[dt.datetime]
     last_used_at: Mapped[dt.datetime | None]
     revoked_at: Mapped[dt.datetime | None]
+    expires_at: Mapped[dt.datetime | None]
+    scope: Mapped[dict[str, Any]]
 
 
 class SecretRow(Base):

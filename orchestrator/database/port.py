@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Unpack
 
 from jobs.events import RankSamples, ShardReport
 from orchestrator.core.messages.instructions import Instruction
@@ -25,6 +25,7 @@ from orchestrator.core.model.entities import (
     Worker,
 )
 from orchestrator.core.model.states import RunState
+from orchestrator.database.credentials import Limits, Token
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,18 +163,6 @@ class MetricSeries:
     attempt: list[int]
     metrics: dict[str, list[float]]
     """NaN: no value of that name near the step."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """A credential, without its secret."""
-
-    id: str
-    name: str
-    role: Literal["admin", "operator", "viewer"]
-    created_at: dt.datetime
-    last_used_at: dt.datetime | None = None
-    revoked_at: dt.datetime | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,7 +322,9 @@ class Store(Protocol):
         """Number of stored samples, over all ranks."""
 
     # tokens
-    async def create_token(self, name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
+    async def create_token(
+        self, name: str, role: str, now: dt.datetime, **limits: Unpack[Limits]
+    ) -> tuple[Token, str]:
         """Create a token; returns it with its secret, of which only a hash is stored.
 
         Raises:
@@ -341,9 +332,9 @@ class Store(Protocol):
         """
 
     async def find_token(self, secret: str, now: dt.datetime | None = None) -> Token | None:
-        """The token of a secret; None: unknown or revoked.
+        """The token of a secret, also if it is revoked or has expired; None: unknown.
 
-        With `now`, the time of use is stored, at most once a minute.
+        With `now`, the use of a valid token is stored, at most once a minute.
         """
 
     async def tokens(self) -> list[Token]:

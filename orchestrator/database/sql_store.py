@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, Unpack
 
 from jobs.events import RankSamples, ShardReport
 from orchestrator.core.model.entities import Attempt, Checkpoint, Incident, Node, Queue, Run, Worker
@@ -18,6 +18,7 @@ from orchestrator.database import (
     schema,
     tokens,
 )
+from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.engine import Database
 from orchestrator.database.port import (
     Batch,
@@ -26,7 +27,6 @@ from orchestrator.database.port import (
     MetricSeries,
     Series,
     Snapshot,
-    Token,
 )
 
 
@@ -193,17 +193,21 @@ class SqlStore:
 
     # tokens
 
-    async def create_token(self, name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
+    async def create_token(
+        self, name: str, role: str, now: dt.datetime, **limits: Unpack[Limits]
+    ) -> tuple[Token, str]:
         """Create a token; returns it with its secret.
 
         Raises:
             InvalidError: The role is unknown.
         """
         async with self._database.writing() as connection:
-            return await tokens.create(connection, name, role, now)
+            made, secret = tokens.make_token(name, role, now, **limits)
+            await tokens.insert(connection, made, secret)
+            return made, secret
 
     async def find_token(self, secret: str, now: dt.datetime | None = None) -> Token | None:
-        """The token of a secret; None: unknown or revoked."""
+        """The token of a secret, also if it is revoked or has expired; None: unknown."""
         async with self._database.reading() as connection:
             token = await tokens.find(connection, secret)
         if token is not None and now is not None and tokens.use_is_due(token, now):

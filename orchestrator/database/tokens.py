@@ -5,17 +5,20 @@ The secret of a token is random (256 bits), so an unsalted hash of it is safe to
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import hashlib
 import secrets
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from ulid import ULID
 
+from orchestrator.database.credentials import Limits, Scope, Token
 from orchestrator.database.mapping import table_of, upsert
 from orchestrator.database.models import SecretRow, TokenRow
-from orchestrator.database.port import Token
 from orchestrator.errors import InvalidError, NotFoundError
 
 ROLES = ("admin", "operator", "viewer")
@@ -23,12 +26,23 @@ _TOKENS = table_of(TokenRow)
 _SECRETS = table_of(SecretRow)
 _PREFIX = "babysit_"
 """Prefix by which secret scanners and people recognise a token."""
-_FIELDS = ("id", "name", "role", "created_at", "last_used_at", "revoked_at")
+_FIELDS = (
+    "id",
+    "name",
+    "role",
+    "created_at",
+    "last_used_at",
+    "revoked_at",
+    "expires_at",
+    "scope",
+)
 _USE_RESOLUTION = dt.timedelta(minutes=1)
 """Minimum time between two stored uses: authentication must not write on every request."""
 
 
-def make_token(name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
+def make_token(
+    name: str, role: str, now: dt.datetime, **limits: Unpack[Limits]
+) -> tuple[Token, str]:
     """Generate a token and its secret.
 
     Raises:
@@ -36,7 +50,13 @@ def make_token(name: str, role: str, now: dt.datetime) -> tuple[Token, str]:
     """
     if role not in ROLES:
         raise InvalidError(f"no role {role!r}; expected one of {', '.join(ROLES)}")
-    token = Token(id=str(ULID.from_datetime(now)), name=name, role=role, created_at=now)  # type: ignore[arg-type]
+    token = Token(
+        id=str(ULID.from_datetime(now)),
+        name=name,
+        role=role,  # type: ignore[arg-type]
+        created_at=now,
+        **limits,
+    )
     return token, _PREFIX + secrets.token_urlsafe(32)
 
 
@@ -57,32 +77,32 @@ def no_such_token(id: str) -> NotFoundError:  # noqa: A002 (the field's name)
 
 def use_is_due(token: Token, now: dt.datetime | None) -> bool:
     """True if a use at `now` must be stored."""
-    return now is not None and (
-        token.last_used_at is None or now - token.last_used_at >= _USE_RESOLUTION
+    return (
+        now is not None
+        and token.is_valid(now)
+        and (token.last_used_at is None or now - token.last_used_at >= _USE_RESOLUTION)
     )
 
 
-async def create(
-    connection: AsyncConnection, name: str, role: str, now: dt.datetime
-) -> tuple[Token, str]:
-    """Generate and store a token.
-
-    Raises:
-        InvalidError: The role is unknown.
-    """
-    token, secret = make_token(name, role, now)
+async def insert(connection: AsyncConnection, token: Token, secret: str) -> None:
+    """Store a token and the hash of its secret."""
     row = {field: getattr(token, field) for field in _FIELDS}
+    row["scope"] = dataclasses.asdict(token.scope)
     await connection.execute(_TOKENS.insert().values(**row, hash=hash_secret(secret)))
-    return token, secret
+
+
+def _token(row: Mapping[str, Any]) -> Token:
+    scope = Scope(**{name: tuple(values) for name, values in row["scope"].items()})
+    return Token(**{**row, "scope": scope})
 
 
 async def find(connection: AsyncConnection, secret: str) -> Token | None:
-    """The token of a secret; None: unknown or revoked."""
+    """The token of a secret, also if it is revoked or has expired; None: unknown."""
     query = select(*(_TOKENS.c[field] for field in _FIELDS)).where(
-        _TOKENS.c.hash == hash_secret(secret), _TOKENS.c.revoked_at.is_(None)
+        _TOKENS.c.hash == hash_secret(secret)
     )
     row = (await connection.execute(query)).mappings().one_or_none()
-    return None if row is None else Token(**row)
+    return None if row is None else _token(row)  # type: ignore[arg-type]
 
 
 async def note_use(connection: AsyncConnection, token: Token, now: dt.datetime) -> None:
@@ -97,7 +117,7 @@ async def all_tokens(connection: AsyncConnection) -> list[Token]:
     query = select(*(_TOKENS.c[field] for field in _FIELDS)).order_by(
         _TOKENS.c.created_at, _TOKENS.c.id
     )
-    return [Token(**row) for row in (await connection.execute(query)).mappings()]
+    return [_token(row) for row in (await connection.execute(query)).mappings()]  # type: ignore[arg-type]
 
 
 async def revoke(connection: AsyncConnection, id: str, now: dt.datetime) -> None:  # noqa: A002

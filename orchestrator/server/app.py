@@ -20,7 +20,10 @@ _TAGS = [
     {"name": "queues", "description": "Where runs wait."},
     {"name": "tokens", "description": "Credentials (role admin)."},
     {"name": "system", "description": "The control plane itself."},
-    {"name": "health", "description": "For probes and Prometheus; no token."},
+    {
+        "name": "health",
+        "description": "For probes (no token), Prometheus (any token).",
+    },
 ]
 
 

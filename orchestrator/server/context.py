@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import hmac
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -13,10 +14,12 @@ from ulid import ULID
 
 from jobs.clock import Clock
 from jobs.events import Event
+from jobs.spec import RunSpec
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
-from orchestrator.database.port import Store, Token
+from orchestrator.database.credentials import Token
+from orchestrator.database.port import Store
 from orchestrator.errors import BabysitError, PermissionDeniedError
 from orchestrator.settings import Settings
 
@@ -84,17 +87,34 @@ class Context:
         """
         if not secret:
             raise UnauthenticatedError("a token is needed: set BABYSIT_TOKEN")
+        now = self.clock.now()
+        # A token of the table comes first: as the server's own, it would have the role admin.
+        if token := await self.store.find_token(secret, now):
+            if token.is_valid(now):
+                return token
+            ended = token.revoked_at or token.expires_at
+            how = "was revoked" if token.revoked_at else "expired"
+            raise UnauthenticatedError(
+                f"the token {token.name} {how} {ended:%Y-%m-%d %H:%M} UTC: set BABYSIT_TOKEN to a"
+                " valid one, or unset it"
+            )
         first = self.settings.token
         if first and hmac.compare_digest(first.get_secret_value().encode(), secret.encode()):
-            return Token(
-                id="first", name=getpass.getuser(), role="admin", created_at=self.clock.now()
-            )
-        token = await self.store.find_token(secret)
-        if token is None:
-            raise UnauthenticatedError(
-                "the token is unknown or revoked: set BABYSIT_TOKEN to a valid one"
-            )
-        return token
+            return Token(id="first", name=user_name(), role="admin", created_at=now)
+        raise UnauthenticatedError(
+            "this server does not know the token: set BABYSIT_TOKEN to one of its own, or unset it"
+        )
+
+
+def user_name() -> str:
+    """The name of this process's user; `uid-1234` where the user database has none.
+
+    Containers run under any number: `docker run --user`, OpenShift.
+    """
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.geteuid()}"
 
 
 def context(request: Request) -> Context:
@@ -116,24 +136,55 @@ async def _caller(
     return token
 
 
-def _at_least(role: str) -> Any:
+def _at_least(role: str, *, everywhere: bool = False) -> Any:
     async def check(caller: Annotated[Token, Depends(_caller)]) -> Token:
         if _RANK[caller.role] < _RANK[role]:
             raise PermissionDeniedError(
                 f"the request needs the role {role}; the token {caller.name} has {caller.role}"
+            )
+        if everywhere and not caller.scope.everything:
+            raise PermissionDeniedError(
+                f"the request concerns every run; the token {caller.name} is for {_words(caller)}"
             )
         return caller
 
     return Depends(check)
 
 
+def _words(caller: Token) -> str:
+    """`runs of project llm, queue research`."""
+    kinds = {"project": caller.scope.projects, "queue": caller.scope.queues}
+    return "runs of " + ", ".join(
+        f"{kind} {' or '.join(names)}" for kind, names in kinds.items() if names
+    )
+
+
+def permit(caller: Token, spec: RunSpec) -> None:
+    """Check that a run is in the scope of the caller's token.
+
+    Raises:
+        PermissionDeniedError: It is not.
+    """
+    if not caller.scope.covers(spec.project, spec.queue):
+        raise PermissionDeniedError(
+            f"{spec.name} is of project {spec.project}, queue {spec.queue}; the token {caller.name}"
+            f" is for {_words(caller)}"
+        )
+
+
 Viewer = Annotated[Token, _at_least("viewer")]
 Operator = Annotated[Token, _at_least("operator")]
-Admin = Annotated[Token, _at_least("admin")]
+AnywhereViewer = Annotated[Token, _at_least("viewer", everywhere=True)]
+"""For what shows every run."""
+AnywhereOperator = Annotated[Token, _at_least("operator", everywhere=True)]
+"""For what may change every run: nodes, queues, the hold over everything."""
+Admin = Annotated[Token, _at_least("admin", everywhere=True)]
 
 
-async def _run(reference: str, here: HasContext, _: Viewer) -> Run:
-    return await here.store.run(reference)
+async def _run(reference: str, here: HasContext, caller: Viewer) -> Run:
+    run = await here.store.run(reference)
+    permit(caller, run.spec)
+    return run
 
 
 TheRun = Annotated[Run, Depends(_run)]

@@ -24,7 +24,7 @@ from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.scheduling import Pending
 from orchestrator.core.views.build import newest_checkpoint, open_incidents
 from orchestrator.core.views.models import PHASES, RunView
-from orchestrator.server.context import Context, HasContext
+from orchestrator.server.context import AnywhereViewer, Context, HasContext
 from orchestrator.server.counters import Histogram, Tallies, Tally
 from orchestrator.server.routes.system import package_version
 from orchestrator.server.run_queries import LIVE, line, newest_metrics
@@ -179,8 +179,8 @@ async def _families(here: Context, tallies: Tallies) -> list[Metric]:
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(request: Request, here: HasContext) -> Response:
-    """Prometheus text format. Needs no token: it names runs, and nothing else of them."""
+async def metrics(request: Request, here: HasContext, _: AnywhereViewer) -> Response:
+    """Prometheus text format. Needs a token of any role, without a scope: it names every run."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collected(await _families(here, request.app.state.tallies)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -31,6 +31,7 @@ from orchestrator.database import schema
 from orchestrator.database.port import Store
 from orchestrator.database.sql_store import SqlStore
 from orchestrator.errors import BabysitError
+from orchestrator.private_home import make_private
 from orchestrator.server.app import create_app
 from orchestrator.server.gateway import WorkerTokens, create_gateway
 from orchestrator.server.server_file import ServerRecord, read_record, write_record
@@ -50,8 +51,9 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
     Raises:
         AlreadyRunningError: Another server uses `settings.home`.
         InvalidError: The settings name a cluster or an alert channel that does not exist.
+        UnsafeHomeError: Other users can read or change `settings.home`.
     """
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)  # it holds the signing key
+    make_private(settings.home)
     with _only_one(settings.home / "server.lock"), _listening(settings) as listener:
         settings = _reachable(_with_token(settings), listener)
         await schema.upgrade(settings.database)

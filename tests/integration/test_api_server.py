@@ -17,6 +17,7 @@ from orchestrator.errors import DatabaseUnavailableError
 from tests.plane import RUN_ID, SECRET, Plane, finished
 
 SPEC = {"name": "one", "command": ["true"]}
+FIRST = {"Authorization": f"Bearer {SECRET}"}
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 
 @pytest.fixture
 def http(plane: Plane) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {SECRET}"}
-    with httpx.Client(base_url=f"{plane.url}/api/v1", headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=f"{plane.url}/api/v1", headers=FIRST, trust_env=False) as client:
         yield client
 
 
@@ -331,7 +331,7 @@ def test_the_controller_log_is_filtered_by_run(http: httpx.Client, plane: Plane)
 
 
 def scrape(plane: Plane) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    text = httpx.get(f"{plane.url}/metrics", trust_env=False).text
+    text = httpx.get(f"{plane.url}/metrics", headers=FIRST, trust_env=False).text
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -343,7 +343,7 @@ def test_every_metric_is_documented_with_its_labels(
     http: httpx.Client, plane: Plane, tmp_path: Path
 ) -> None:
     run = submit(http, tmp_path, name="documented").json()
-    text = httpx.get(f"{plane.url}/metrics", trust_env=False).text
+    text = httpx.get(f"{plane.url}/metrics", headers=FIRST, trust_env=False).text
     http.post(f"/runs/{run['id']}/cancel", json={})
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     rows = re.findall(r"^\| `(babysit_\w+)(?:\{([\w,]+)\})?` \| (\w+) \|", page, re.MULTILINE)

@@ -20,6 +20,7 @@ from orchestrator.core.model.states import (
     Trust,
     WorkerState,
 )
+from orchestrator.database.credentials import Scope
 from orchestrator.database.port import Batch, FindingRecord, Store
 from orchestrator.errors import InvalidError, InvariantError, NotFoundError
 from tests.database_data import (
@@ -281,11 +282,29 @@ async def test_tokens(store: Store) -> None:
     await store.revoke_token(token.id, NOW)
     await store.revoke_token(token.id, NOW + DAY)
     assert (await store.tokens())[0].revoked_at == NOW
-    assert await store.find_token(secret) is None
+    found = await store.find_token(secret, NOW + 2 * DAY)
+    assert found is not None
+    assert not found.is_valid(NOW)
+    assert found.last_used_at == NOW + DAY, "a use that is refused is no use"
     with pytest.raises(NotFoundError):
         await store.revoke_token("nothing", NOW)
     with pytest.raises(InvalidError, match="viewer"):
         await store.create_token("x", "root", NOW)
+
+
+async def test_a_token_may_end_and_be_for_some_runs_only(store: Store) -> None:
+    scope = Scope(projects=("llm", "vision"), queues=("research",))
+    made, secret = await store.create_token(
+        "ci", "operator", NOW, expires_at=NOW + DAY, scope=scope
+    )
+    found = await store.find_token(secret)
+    assert found == made
+    assert (found.expires_at, found.scope) == (NOW + DAY, scope)
+    assert found.is_valid(NOW + DAY - dt.timedelta(microseconds=1))
+    assert not found.is_valid(NOW + DAY)
+    assert scope.covers("llm", "research")
+    assert not scope.covers("llm", "default")
+    assert not scope.covers("speech", "research")
 
 
 async def test_the_signing_key_is_made_once(store: Store) -> None:

@@ -36,6 +36,7 @@ from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, Node
 from orchestrator.clusters.local.worker_records import Records, WorkerRecord, write_private
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
 from orchestrator.core.messages.events import NodeInfo
+from orchestrator.private_home import users_umask
 from orchestrator.settings import Settings
 
 __all__ = ["LocalCluster", "LocalClusterSettings", "from_settings"]
@@ -232,6 +233,7 @@ class LocalCluster:
                 cwd=directory,
                 env=_environment(record),
                 start_new_session=True,
+                umask=users_umask(),
             )
         descriptor = os.pidfd_open(process.pid)
         process.returncode = (

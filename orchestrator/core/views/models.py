@@ -326,6 +326,12 @@ class TokenView(View):
     created_at: dt.datetime
     last_used_at: dt.datetime | None
     revoked_at: dt.datetime | None
+    expires_at: dt.datetime | None
+    """null: never."""
+    projects: list[str]
+    """Projects whose runs the token is good for; empty: all."""
+    queues: list[str]
+    """Queues whose runs the token is good for; empty: all."""
 
 
 class StoryView(View):

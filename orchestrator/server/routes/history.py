@@ -21,7 +21,7 @@ from orchestrator.core.views.models import (
 )
 from orchestrator.database.port import JournalEntry
 from orchestrator.errors import NotFoundError, NotLeaderError
-from orchestrator.server.context import Context, HasContext, TheRun, Viewer
+from orchestrator.server.context import AnywhereViewer, Context, HasContext, TheRun
 from orchestrator.server.logs import LogFile, LogPiece, log_files, log_path, read_piece
 from orchestrator.server.run_queries import finite, journal
 
@@ -70,7 +70,7 @@ async def events(run: TheRun, here: HasContext, page: Page) -> list[EventView]:
 
 
 @everything.get("/events")
-async def all_events(here: HasContext, _: Viewer, page: Page) -> list[EventView]:
+async def all_events(here: HasContext, _: AnywhereViewer, page: Page) -> list[EventView]:
     """The whole journal, oldest first."""
     return await _events(here, None, page)
 

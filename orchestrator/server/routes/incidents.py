@@ -1,17 +1,21 @@
 """Incidents: what went wrong, who knows of it, and whether the remedy was right."""
 
+# ruff: noqa: FAST003 -- path parameters are read by dependencies, which ruff does not see through aliases
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
 from orchestrator.core.messages.events import IncidentChanged
+from orchestrator.core.model.entities import Incident
 from orchestrator.core.model.states import IncidentState
 from orchestrator.core.views.build import incident_view
 from orchestrator.core.views.models import IncidentView
-from orchestrator.server.context import HasContext, Operator, Viewer
+from orchestrator.database.credentials import Token
+from orchestrator.server.context import Context, HasContext, Operator, Viewer, permit
 
 router = APIRouter(prefix="/incidents", tags=["incidents"])
 
@@ -25,42 +29,63 @@ class Judgement(BaseModel):
 @router.get("")
 async def list_incidents(
     here: HasContext,
-    _: Viewer,
+    caller: Viewer,
     run: str | None = None,
     open_only: bool = False,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[IncidentView]:
     """Newest first."""
-    run_id = None if run is None else (await here.store.run(run)).id
-    found = await here.store.incidents(run_id, open_only=open_only, limit=limit)
+    if run is None:
+        found = await here.store.incidents(open_only=open_only, limit=limit)
+        return [incident_view(each) for each in found if await _in_scope(each, here, caller)]
+    of = await here.store.run(run)
+    permit(caller, of.spec)
+    found = await here.store.incidents(of.id, open_only=open_only, limit=limit)
     return [incident_view(incident) for incident in found]
 
 
+async def _in_scope(incident: Incident, here: Context, caller: Token) -> bool:
+    if caller.scope.everything:
+        return True
+    spec = (await here.store.run(incident.run)).spec
+    return caller.scope.covers(spec.project, spec.queue)
+
+
+async def _incident(incident: str, here: HasContext, caller: Viewer) -> Incident:
+    found = await here.store.incident(incident)
+    if not caller.scope.everything:
+        permit(caller, (await here.store.run(found.run)).spec)
+    return found
+
+
+TheIncident = Annotated[Incident, Depends(_incident)]
+"""The incident of `{incident}` in the path: an id, or 4 of its characters."""
+
+
 @router.get("/{incident}")
-async def show(incident: str, here: HasContext, _: Viewer) -> IncidentView:
+async def show(found: TheIncident) -> IncidentView:
     """One incident, with its evidence."""
-    return incident_view(await here.store.incident(incident))
+    return incident_view(found)
 
 
 @router.post("/{incident}/acknowledge")
-async def acknowledge(incident: str, here: HasContext, caller: Operator) -> IncidentView:
+async def acknowledge(found: TheIncident, here: HasContext, caller: Operator) -> IncidentView:
     """Say that someone knows."""
-    found = await here.store.incident(incident)
     await here.tell(caller, IncidentChanged, incident=found.id, acknowledge=True)
     return incident_view(await here.store.incident(found.id))
 
 
 @router.post("/{incident}/resolve")
-async def resolve(incident: str, here: HasContext, caller: Operator) -> IncidentView:
+async def resolve(found: TheIncident, here: HasContext, caller: Operator) -> IncidentView:
     """Close it."""
-    found = await here.store.incident(incident)
     await here.tell(caller, IncidentChanged, incident=found.id, state=IncidentState.RESOLVED)
     return incident_view(await here.store.incident(found.id))
 
 
 @router.post("/{incident}/judge")
-async def judge(incident: str, body: Judgement, here: HasContext, caller: Operator) -> IncidentView:
+async def judge(
+    found: TheIncident, body: Judgement, here: HasContext, caller: Operator
+) -> IncidentView:
     """Record whether it was handled rightly, so that thresholds can be tuned."""
-    found = await here.store.incident(incident)
     await here.tell(caller, IncidentChanged, incident=found.id, verdict=body.verdict)
     return incident_view(await here.store.incident(found.id))

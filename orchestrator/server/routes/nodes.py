@@ -14,7 +14,7 @@ from orchestrator.core.model.entities import Node
 from orchestrator.core.views.build import check_node, node_view
 from orchestrator.core.views.models import NodeCheck, NodeView
 from orchestrator.errors import NotFoundError
-from orchestrator.server.context import Context, HasContext, Operator, Viewer
+from orchestrator.server.context import AnywhereOperator, Context, HasContext, Viewer
 from orchestrator.server.run_queries import LIVE
 
 router = APIRouter(prefix="/nodes", tags=["nodes"])
@@ -78,7 +78,9 @@ class MaintenanceOff(BaseModel):
 
 
 @router.post("/maintenance")
-async def plan_maintenance(body: Maintenance, here: HasContext, caller: Operator) -> list[NodeView]:
+async def plan_maintenance(
+    body: Maintenance, here: HasContext, caller: AnywhereOperator
+) -> list[NodeView]:
     """Plan a window in which nodes are not used: they are drained when it begins."""
     found = [(await _node(here, node)).id for node in body.nodes]
     await here.tell(
@@ -94,7 +96,7 @@ async def plan_maintenance(body: Maintenance, here: HasContext, caller: Operator
 
 @router.post("/maintenance/cancel")
 async def cancel_maintenance(
-    body: MaintenanceOff, here: HasContext, caller: Operator
+    body: MaintenanceOff, here: HasContext, caller: AnywhereOperator
 ) -> list[NodeView]:
     """Cancel the planned maintenance of nodes."""
     found = [(await _node(here, node)).id for node in body.nodes]
@@ -113,7 +115,7 @@ async def change(
     verb: Literal["cordon", "drain", "uncordon"],
     body: Why,
     here: HasContext,
-    caller: Operator,
+    caller: AnywhereOperator,
 ) -> NodeView:
     """Cordon: place no new work. Drain: also move runs away. Uncordon: place work again."""
     found = await _node(here, node)

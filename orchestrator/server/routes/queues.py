@@ -17,7 +17,7 @@ from orchestrator.core.scheduling import Quota
 from orchestrator.core.views.build import queue_views
 from orchestrator.core.views.models import QueueView
 from orchestrator.errors import InvalidError
-from orchestrator.server.context import Context, HasContext, Operator, Viewer
+from orchestrator.server.context import AnywhereOperator, Context, HasContext, Viewer
 from orchestrator.server.run_queries import LIVE
 
 router = APIRouter(tags=["queues"])
@@ -61,7 +61,7 @@ async def queues(here: HasContext, _: Viewer) -> list[QueueView]:
 
 @router.patch("/queues/{queue}")
 async def change(
-    queue: QueueName, body: QuotaBody, here: HasContext, caller: Operator
+    queue: QueueName, body: QuotaBody, here: HasContext, caller: AnywhereOperator
 ) -> QueueView:
     """Set the quota of a queue, which is created if it does not exist."""
     by_name = {each.name: each for each in await here.store.queues()}
@@ -77,7 +77,7 @@ async def change(
 
 
 @router.delete("/queues/{queue}", status_code=204)
-async def remove(queue: QueueName, here: HasContext, caller: Operator) -> None:
+async def remove(queue: QueueName, here: HasContext, caller: AnywhereOperator) -> None:
     """Remove a queue. Refused while runs use it, and for the default queue."""
     await here.tell(caller, QueueRemoved, queue=queue)
 
@@ -89,7 +89,7 @@ async def spares(here: HasContext, _: Viewer) -> Spares:
 
 
 @router.put("/spares")
-async def set_spares(body: SparesBody, here: HasContext, caller: Operator) -> Spares:
+async def set_spares(body: SparesBody, here: HasContext, caller: AnywhereOperator) -> Spares:
     """Set a number, or auto: the number that the failures measured so far call for."""
     nodes = sum(node.state is not NodeState.GONE for node in await here.store.nodes())
     if body.spares != "auto" and 0 < nodes <= body.spares:

@@ -39,10 +39,12 @@ from orchestrator.core.views.models import (
     SubmittedView,
 )
 from orchestrator.errors import InvalidError, NotLeaderError
-from orchestrator.server.context import Context, HasContext, Operator, TheRun, Viewer
+from orchestrator.server.context import Context, HasContext, Operator, TheRun, Viewer, permit
 from orchestrator.server.run_queries import detail, line
 
 router = APIRouter(prefix="/runs", tags=["runs"])
+_MOST = 1000
+"""Runs in one answer; a token with a scope sees those of its scope among the newest."""
 
 
 class Submission(BaseModel):
@@ -99,6 +101,7 @@ async def submit(body: Submission, here: HasContext, caller: Operator) -> Submit
     spec, source = await run_in_threadpool(_read, body)
     run = str(ULID())
     owner = body.owner or spec.owner or caller.name
+    permit(caller, spec)
     with _placed(source):
         _refuse_unknown_queue(here, spec)
         await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
@@ -171,9 +174,10 @@ def _is_set(model: BaseModel, path: Sequence[str]) -> bool:
 
 
 @router.post("/dry-run")
-async def dry_run(body: Submission, here: HasContext, _: Viewer) -> DryRunView:
+async def dry_run(body: Submission, here: HasContext, caller: Viewer) -> DryRunView:
     """Check a spec; say where it would start, or why it would wait. Nothing is changed."""
     spec, source = await run_in_threadpool(_read, body)
+    permit(caller, spec)
     if not here.controller.is_leader:
         raise NotLeaderError("this server is not the leader: ask the leader, or try again soon")
     with _placed(source):
@@ -185,14 +189,16 @@ async def dry_run(body: Submission, here: HasContext, _: Viewer) -> DryRunView:
 @router.get("")
 async def list_runs(
     here: HasContext,
-    _: Viewer,
+    caller: Viewer,
     state: Annotated[list[RunState], Query()] = [],  # noqa: B006 (FastAPI copies defaults)
     name: str | None = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=_MOST)] = 100,
 ) -> list[RunView]:
     """Runs, newest first."""
-    runs = await here.store.runs(states=state, name=name, limit=limit)
-    return [await line(here, run) for run in runs]
+    most = limit if caller.scope.everything else _MOST
+    runs = await here.store.runs(states=state, name=name, limit=most)
+    mine = [run for run in runs if caller.scope.covers(run.spec.project, run.spec.queue)]
+    return [await line(here, run) for run in mine[:limit]]
 
 
 @router.get("/{reference}")

@@ -6,14 +6,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
+from jobs.spec import Name
 from orchestrator.core.messages.events import RunHeld, RunReleased
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.views.models import TokenView
-from orchestrator.database.port import Token
-from orchestrator.errors import ConflictError
-from orchestrator.server.context import Admin, Context, HasContext, Operator, Viewer
+from orchestrator.database.credentials import Scope, Token
+from orchestrator.errors import ConflictError, InvalidError
+from orchestrator.server.context import Admin, AnywhereOperator, Context, HasContext, Viewer
 from orchestrator.server.routes.runs import Asked
 from orchestrator.server.run_queries import LIVE
 
@@ -45,8 +46,14 @@ class Health(BaseModel):
 class NewToken(BaseModel):
     """A token to be."""
 
-    name: str = Field(min_length=1, max_length=100)
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._@]{0,61}[A-Za-z0-9])?$",
+        description="Its owner, for the journal: letters, digits and -._@, at most 63.",
+    )
     role: Literal["admin", "operator", "viewer"] = "operator"
+    expires_at: AwareDatetime | None = Field(default=None, description="null: never.")
+    projects: list[Name] = Field(default=[], max_length=100, description="Empty: all projects.")
+    queues: list[Name] = Field(default=[], max_length=100, description="Empty: all queues.")
 
 
 class MadeToken(TokenView):
@@ -92,14 +99,14 @@ async def info(here: HasContext, caller: Viewer) -> Info:
 
 
 @router.post("/hold", tags=["system"])
-async def hold(body: Asked, here: HasContext, caller: Operator) -> Info:
+async def hold(body: Asked, here: HasContext, caller: AnywhereOperator) -> Info:
     """Stop all automatic action, for every run; monitoring goes on."""
     await here.tell(caller, RunHeld, run=None, reason=body.reason)
     return await _info(here, caller)
 
 
 @router.post("/release", tags=["system"])
-async def release(body: Asked, here: HasContext, caller: Operator) -> Info:
+async def release(body: Asked, here: HasContext, caller: AnywhereOperator) -> Info:
     """End the hold over everything."""
     await here.tell(caller, RunReleased, run=None, reason=body.reason)
     return await _info(here, caller)
@@ -113,6 +120,9 @@ def _token(token: Token) -> dict[str, object]:
         "created_at": token.created_at,
         "last_used_at": token.last_used_at,
         "revoked_at": token.revoked_at,
+        "expires_at": token.expires_at,
+        "projects": token.scope.projects,
+        "queues": token.scope.queues,
     }
 
 
@@ -133,7 +143,16 @@ async def create_token(body: NewToken, here: HasContext, _: Admin) -> MadeToken:
             f"there is a token {body.name} already ({same[0].id}): revoke it first, or choose"
             " another name"
         )
-    token, secret = await here.store.create_token(body.name, body.role, here.clock.now())
+    now = here.clock.now()
+    if body.expires_at is not None and body.expires_at <= now:
+        raise InvalidError(f"expires_at: expected a time to come, got {body.expires_at}")
+    token, secret = await here.store.create_token(
+        body.name,
+        body.role,
+        now,
+        expires_at=body.expires_at,
+        scope=Scope(projects=tuple(body.projects), queues=tuple(body.queues)),
+    )
     return MadeToken.model_validate({**_token(token), "secret": secret})
 
 
@@ -149,4 +168,5 @@ async def revoke_token(token: str, here: HasContext, _: Admin) -> None:
 
 
 async def _valid_tokens(here: Context) -> list[Token]:
-    return [token for token in await here.store.tokens() if token.revoked_at is None]
+    now = here.clock.now()
+    return [token for token in await here.store.tokens() if token.is_valid(now)]

@@ -1,0 +1,58 @@
+"""Tokens as the run database keeps them: who may do what, for which runs, and until when."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from typing import Literal, TypedDict
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """The runs that a token is good for: those of certain projects, and of certain queues."""
+
+    projects: tuple[str, ...] = ()
+    """Empty: all."""
+    queues: tuple[str, ...] = ()
+    """Empty: all."""
+
+    @property
+    def everything(self) -> bool:
+        """True if the scope leaves nothing out."""
+        return not (self.projects or self.queues)
+
+    def covers(self, project: str, queue: str) -> bool:
+        """True if a run of this project and queue is in the scope."""
+        return (not self.projects or project in self.projects) and (
+            not self.queues or queue in self.queues
+        )
+
+
+ANY_RUN = Scope()
+"""Leaves nothing out."""
+
+
+class Limits(TypedDict, total=False):
+    """Limits of a token; absent: none."""
+
+    expires_at: dt.datetime | None
+    scope: Scope
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A credential, without its secret."""
+
+    id: str
+    name: str
+    role: Literal["admin", "operator", "viewer"]
+    created_at: dt.datetime
+    last_used_at: dt.datetime | None = None
+    revoked_at: dt.datetime | None = None
+    expires_at: dt.datetime | None = None
+    """None: never."""
+    scope: Scope = ANY_RUN
+
+    def is_valid(self, now: dt.datetime) -> bool:
+        """True if the token is neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
