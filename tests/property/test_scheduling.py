@@ -301,7 +301,7 @@ def _nobody_leaves_for_nothing(snapshot: Snapshot, outcome: Plan) -> None:
         assert free.fits(demand.need)[snapshot.table.places(claim.nodes)].all()
         for eviction in group:
             victim = holdings[eviction.run]
-            assert set(eviction.nodes) in ({*victim.nodes}, {*victim.surplus})
+            assert {*eviction.nodes} == {*victim.nodes} or {*eviction.nodes} <= {*victim.surplus}
             if snapshot.spares == 0 and demand.queue not in limited:
                 assert set(eviction.nodes) & set(claim.nodes)
             if eviction.why == "order":
@@ -311,6 +311,9 @@ def _nobody_leaves_for_nothing(snapshot: Snapshot, outcome: Plan) -> None:
             assert demand.may_preempt
             if eviction.why == "reclaim":
                 assert victim.queue != demand.queue
+            elif eviction.why == "surplus":
+                assert victim.priority == demand.priority
+                assert {*eviction.nodes} <= {*victim.surplus}
             else:
                 assert PRIORITY_RANK[victim.priority] > PRIORITY_RANK[demand.priority]
                 assert victim.queue == demand.queue or victim.queue not in limited

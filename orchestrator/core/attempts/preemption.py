@@ -30,6 +30,7 @@ from orchestrator.core.turn import Turn
 
 _WHY = {
     "priority": "which has a higher priority",
+    "surplus": "which waits for the nodes that this run has above its minimum",
     "reclaim": "whose queue takes back what was borrowed",
     "order": "which is ahead in the queue",
 }
@@ -107,7 +108,8 @@ def evict(turn: Turn, eviction: Eviction) -> None:
         worker_placement.end_workers(turn, run.id, eviction.nodes, reason)
         return
     whole = len(eviction.nodes) == len(snapshot.kept(turn.state, run))
-    what = "leaves its nodes" if whole else f"leaves {len(eviction.nodes)} nodes and goes on"
+    some = "one node" if len(eviction.nodes) == 1 else f"{len(eviction.nodes)} nodes"
+    what = "leaves its nodes" if whole else f"leaves {some} and goes on"
     reason = f"{what} for {by.name}, {_WHY[eviction.why]}"
     restart = asked(turn, run, reason, remedy=Remedy.PREEMPTED if whole else Remedy.SHRINK)
     turn.record(

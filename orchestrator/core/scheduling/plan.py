@@ -13,6 +13,7 @@ waiting run.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Iterable
 from typing import Any
@@ -32,6 +33,7 @@ from orchestrator.core.scheduling.rejection_cache import Key, Rejection, Rejecti
 from orchestrator.core.scheduling.types import (
     Claim,
     Demand,
+    Eviction,
     Holding,
     Pending,
     Plan,
@@ -40,6 +42,8 @@ from orchestrator.core.scheduling.types import (
     accounted_gpus,
 )
 from orchestrator.core.scheduling.upper_bounds import Ceilings, continues_on_nodes
+from orchestrator.core.scheduling.victim_problem import Situation
+from orchestrator.core.scheduling.victims import Victims
 
 MAX_PREEMPTORS = 4
 """Runs per pass that may preempt others; further ones follow in the next passes."""
@@ -74,7 +78,7 @@ class Pass:
         self._free.place_workers((node, h.need) for h in snapshot.holdings for node in h.nodes)
         for holding in snapshot.holdings:
             self._quotas.charge(holding.queue, holding.gpus)
-        self._candidates = preemption.PreemptionCandidates(snapshot.holdings, self._quotas)
+        self._victims = Victims(snapshot.table, snapshot.holdings, self._quotas, now)
         self._holdings = list(snapshot.holdings)
         """Nodes that every run holds, including runs placed in this pass."""
         self._idle_holders = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
@@ -248,7 +252,7 @@ class Pass:
 
     def _kind(self, demand: Demand) -> Key:
         """Cache key of placement and preemption together."""
-        group = self._candidates.group(demand.queue)
+        group = self._victims.group(demand.queue)
         return (*self._key(demand), group, demand.priority, demand.may_preempt)
 
     # reasons to wait
@@ -324,32 +328,36 @@ class Pass:
 
     def _select_victims(self, demand: Demand) -> bool:
         """Select victims, reserve their nodes for the demand, and record the evictions."""
-        free, eligible = self._free.copy(), self._eligible
         leaving = [h for h in self._snapshot.holdings if h.leaving]
-        reachable = int(eligible.usable_after_preemption(free, demand).sum())
-        reachable += sum(len(h.nodes) for h in leaving)
-        if reachable + self._candidates.at_most(demand, self._idle_holders) < demand.nodes:
+        situation = Situation(
+            free=self._free,
+            leaving=leaving,
+            quotas=self._quotas,
+            eligible=self._eligible,
+            victims=self._victims,
+        )
+        selection = preemption.select(situation, demand, self._idle_holders)
+        if selection is None:
             return False
-        options = self._candidates.candidates(demand, self._idle_holders)
-        trial = preemption.Trial(free, self._quotas, eligible, demand, leaving, options)
-        chosen = preemption.select(trial) if options else None
-        if chosen is None:
-            return False
-        after = trial.free_after(chosen)
-        usable = eligible.usable_after_preemption(after, demand)
-        places = eligible.choose_nodes(after, demand, usable)
-        if places is None:
-            return False
-        nodes = self._free.table.named(places)
-        gone = preemption.evictions(demand, [options[i] for i in chosen])
+        nodes = self._free.table.named(selection.places)
+        gone = preemption.evictions(demand, self._victims, selection)
+        self._victims.take(selection.units)
         for eviction in gone:
-            self._candidates.remove(eviction.run)
-            self._preempted_for[eviction.run] = demand.run
-        self._plan.evictions.extend(gone)
+            self._preempted_for.setdefault(eviction.run, demand.run)
+            self._evict(eviction)
         before = [h.run for h in leaving if not set(nodes).isdisjoint(h.nodes)]
         claim = Claim(nodes=nodes, preempting=True)
         self._await_preemption(demand, claim, [*before, *(each.run for each in gone)])
         return True
+
+    def _evict(self, eviction: Eviction) -> None:
+        """Record an eviction; a run that shrinks for several others leaves all nodes at once."""
+        for i, earlier in enumerate(self._plan.evictions):
+            if earlier.run == eviction.run:
+                nodes = (*earlier.nodes, *eviction.nodes)
+                self._plan.evictions[i] = dataclasses.replace(earlier, nodes=nodes)
+                return
+        self._plan.evictions.append(eviction)
 
 
 def _holding(demand: Demand, nodes: tuple[str, ...], now: dt.datetime) -> Holding:

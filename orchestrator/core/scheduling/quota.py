@@ -93,6 +93,11 @@ class Quotas:
             return QuotaStatus.OVER
         return QuotaStatus.BORROWING
 
+    def owns(self, queue: str, gpus: int) -> bool:
+        """True if `gpus` more are within the nominal quota of the queue; False without a quota."""
+        nominal = self.of(queue).gpus
+        return nominal is not None and self._used[queue] + gpus <= nominal
+
     def borrowers(self, queue: str) -> set[str]:
         """The other queues of the cohort that use more than their nominal quota."""
         return self._borrowers.get(self.of(queue).cohort or "", set()) - {queue}

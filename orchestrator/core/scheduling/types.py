@@ -121,6 +121,8 @@ class Holding:
     avoid: tuple[str, ...] = ()
     movable: bool = True
     """False: preemption must not touch it now (on hold, deciding, or leaving already)."""
+    safe_until: dt.datetime | None = None
+    """Until then no eviction by priority or quota: it has been evicted and only just goes on."""
     leaving: bool = False
     """True if these nodes become free soon: the run was preempted or is stopping."""
 
@@ -191,7 +193,7 @@ class Eviction:
     by: str
     """The run that gets the nodes."""
     why: str
-    """The rule that allows it: priority, reclaim or order (:mod:`.preemption`)."""
+    """The rule that allows it: priority, surplus, reclaim or order (:mod:`.preemption`)."""
     lost_gpu_seconds: float
 
 

@@ -1,0 +1,139 @@
+"""The problem that preemption solves for one demand: which victims free enough for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from orchestrator.core.scheduling.eligibility import Eligible
+from orchestrator.core.scheduling.free_resources import FreeResources
+from orchestrator.core.scheduling.node_table import Indices, Mask
+from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
+from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding
+from orchestrator.core.scheduling.victims import Options, Victims
+
+Loss = tuple[float, ...]
+"""GPU seconds lost by priority, the highest first, of runs that stop and of runs that shrink;
+compared lexicographically. Each run counts one more, so that fewer victims win among free ones."""
+NOBODY: Indices = np.empty(0, dtype=np.intp)
+"""No units."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """The state of a pass that looks for victims.
+
+    Attributes:
+        free: Free resources now.
+        leaving: Holdings that become free without any further preemption.
+        quotas: Use by queue; modified during each check and restored afterwards.
+        eligible: The rules about the nodes that a demand may use.
+        victims: What may be preempted in this pass.
+    """
+
+    free: FreeResources
+    leaving: Sequence[Holding]
+    quotas: Quotas
+    eligible: Eligible
+    victims: Victims
+
+
+class Problem:
+    """The needs of one demand, and the cluster as it would be without any given units.
+
+    Args:
+        situation: The state of the pass.
+        demand: The run that needs nodes.
+        options: The units that may be taken.
+
+    Attributes:
+        free: Free resources once the runs have left that are leaving already.
+        left: GPUs that these hold, by queue.
+        workers: Workers of the options.
+    """
+
+    def __init__(self, situation: Situation, demand: Demand, options: Options) -> None:
+        self.quotas, self.eligible = situation.quotas, situation.eligible
+        self.demand, self.options = demand, options
+        self.columns = situation.victims.columns
+        self.free = situation.free.copy()
+        self.left: dict[str, int] = defaultdict(int)
+        for holding in situation.leaving:
+            self.free.give(self.free.table.places(holding.nodes), holding.need)
+            self.left[holding.queue] += holding.gpus
+        mine = np.zeros(len(self.columns.holding), dtype=np.bool_)
+        mine[options.units] = True
+        self.workers = np.flatnonzero(mine[self.columns.unit])
+
+    @property
+    def keeps_spares(self) -> bool:
+        """True if the demand must leave the pool of spares whole."""
+        return self.eligible.spares > 0 and not self.demand.recovers
+
+    def free_after(self, units: Indices) -> FreeResources:
+        """Free resources once these units have left."""
+        free, columns = self.free.copy(), self.columns
+        chosen = np.zeros(len(columns.holding), dtype=np.bool_)
+        chosen[units] = True
+        workers = self.workers[chosen[columns.unit[self.workers]]]
+        places, of = columns.place[workers], columns.holding[columns.unit[workers]]
+        np.add.at(free.gpus, places, columns.need_gpus[of])
+        np.add.at(free.cpus, places, columns.need_cpus[of])
+        np.add.at(free.memory, places, columns.need_memory[of])
+        np.add.at(free.tenants, places, -1)
+        return free
+
+    def usable(self, free: FreeResources) -> Mask:
+        """Nodes that the demand may use, given these free resources."""
+        return self.eligible.usable_after_preemption(free, self.demand)
+
+    def quota_suffices(self, units: Indices) -> bool:
+        """True if the queue may use the nodes once these units have left."""
+        if not self.quotas.limited(self.demand.queue):
+            return True
+        freed = dict(self.left)
+        columns = self.columns
+        of_queue = np.bincount(columns.queue[units], weights=columns.gpus[units])
+        for number in np.flatnonzero(of_queue).tolist():
+            queue = columns.queues[number]
+            freed[queue] = freed.get(queue, 0) + int(of_queue[number])
+        for queue, gpus in freed.items():
+            self.quotas.charge(queue, -gpus)
+        allowed = self.quota_allows()
+        for queue, gpus in freed.items():
+            self.quotas.charge(queue, gpus)
+        return allowed
+
+    def quota_allows(self) -> bool:
+        """True if the queue may use the nodes as its quota is charged now."""
+        status = self.quotas.status(self.demand.queue, self.demand.gpus)
+        return status in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
+
+    def loss(self, units: Indices) -> Loss:
+        """Cost of these units."""
+        columns = self.columns
+        holdings, at = np.unique(columns.holding[units], return_index=True)
+        stops = np.zeros(len(holdings), dtype=np.bool_)
+        stopped = columns.holding[units[~columns.spare[units]]]
+        stops[np.searchsorted(holdings, stopped)] = True
+        first = units[at]
+        sums = np.bincount(
+            2 * columns.rank[first] + ~stops,
+            weights=1.0 + columns.lost[first],
+            minlength=2 * len(PRIORITY_RANK),
+        )
+        return tuple(sums.tolist())
+
+
+def within_caps(problem: Problem, units: Iterable[int]) -> bool:
+    """True if no queue gives back more than it has borrowed, but for the last run's whole nodes."""
+    columns, given = problem.columns, defaultdict(list)
+    for unit in units:
+        if (number := int(columns.queue[unit])) in problem.options.caps:
+            given[number].append(int(columns.gpus[unit]))
+    return all(
+        sum(gpus) - max(gpus) < problem.options.caps[number] for number, gpus in given.items()
+    )
