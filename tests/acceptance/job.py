@@ -5,8 +5,8 @@ batch left out or a wrong checkpoint changes all losses after it. What each rank
 `<scratch>/rank-<r>.jsonl`. The run ends after `--steps`, or when `<scratch>/finish` exists.
 
 Faults (`--fault`, may be repeated): `import` (fails at import), `raise@N` (always), `oom@N` and
-`nan@N` (rank 1, once), `pause@N` (rank 1, once, until `<scratch>/go-on` exists), `poison@A-B` (by
-batch: comes back), `explode@N` (never goes away).
+`nan@N` (rank 1, once, from that step on), `pause@N` (rank 1, once, until `<scratch>/go-on`
+exists), `poison@A-B` (by batch: comes back), `explode@N` (never goes away).
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ class Faults:
     def __init__(self, scratch: Path, rank: int, words: list[str]) -> None:
         self._scratch, self._rank = scratch, rank
         self._faults: list[tuple[str, int, int]] = []
+        self._lost = False
         for word in words:
             if match := re.fullmatch(r"(\w+)@(\d+)(?:-(\d+))?", word):
                 self._faults.append((match[1], int(match[2]), int(match[3] or match[2])))
@@ -139,12 +140,12 @@ class Faults:
             if kind == "oom" and step == first and self._once(kind):
                 raise MemoryError(f"cannot hold step {step}")
             if kind == "nan" and step == first and self._once(kind):
-                loss = float("nan")
+                self._lost = True  # a step with a NaN leaves no later loss finite
             if (kind == "poison" and first <= batch <= last) or (
                 kind == "explode" and step >= first
             ):
                 loss += 10.0
-        return loss
+        return float("nan") if self._lost else loss
 
     def _once(self, kind: str) -> bool:
         if self._rank != 1:

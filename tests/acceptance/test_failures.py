@@ -82,7 +82,7 @@ def test_out_of_memory_once(plane: ControlPlane, jobs: Jobs) -> None:
 
 
 def test_a_loss_that_is_no_number(plane: ControlPlane, jobs: Jobs) -> None:
-    """One NaN: back to a checkpoint that is known to be good, and computed again."""
+    """NaN from a step on: back to a checkpoint that is known to be good, and computed again."""
     job = jobs(steps=60, faults=("nan@35",))
     run = plane.submit(job.spec)
     shown = plane.state(run, "succeeded")

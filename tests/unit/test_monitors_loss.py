@@ -103,7 +103,8 @@ def test_a_new_attempt_resets_by_itself_and_an_old_one_is_ignored():
     feed(monitor, losses)
     assert monitor.observe(sample(90, losses[89], attempt=2)) == []
     assert monitor.observe(sample(131, NAN, attempt=1)) == []
-    assert kinds(monitor.observe(sample(91, NAN, attempt=2))) == [FindingKind.NON_FINITE]
+    found = [f for step in (91, 92) for f in monitor.observe(sample(step, NAN, attempt=2))]
+    assert kinds(found) == [FindingKind.NON_FINITE]
 
 
 def test_a_step_seen_before_is_ignored():
@@ -202,15 +203,46 @@ def test_slow_divergence_is_a_drift():
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_non_finite_loss_is_found_at_once_also_at_step_one(loss):
-    (finding,) = LossMonitor().observe(sample(1, loss))
+def test_a_loss_that_stays_non_finite_is_found_at_the_second_report_also_at_step_one(loss):
+    monitor = LossMonitor()
+    assert monitor.observe(sample(1, loss)) == []
+    (finding,) = monitor.observe(sample(2, loss))
     assert finding.kind is FindingKind.NON_FINITE
     assert finding.severity is Severity.CRITICAL
-    assert finding.detected_step == finding.onset_step == 1
+    assert (finding.onset_step, finding.detected_step) == (1, 2)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+@pytest.mark.parametrize("between", [2.5, None])
+def test_a_step_that_was_skipped_is_recorded_and_nothing_is_done(loss, between):
+    """Loss scaling, or the script, skipped a batch: the weights are sound. Three are told."""
+    losses = decay(300)
+    for place in (80, 120, 160, 200, 240):
+        losses[place] = loss
+        losses[place + 1] = between
+    found = feed(LossMonitor(), losses)
+    assert kinds(found) == [FindingKind.LOSS_BLIP] * 3
+    assert [f.onset_step for f in found] == [81, 121, 161]
+    assert "the step was skipped" in found[0].reason
+
+
+def test_reports_without_a_loss_neither_end_nor_lengthen_a_stretch_of_nan():
+    losses = [NAN if step % 10 == 0 else None for step in range(1, 31)]
+    (finding,) = feed(LossMonitor(), losses)
+    assert (finding.kind, finding.onset_step) == (FindingKind.NON_FINITE, 10)
+    assert finding.detected_step == 20
+
+
+def test_a_run_that_loses_every_other_step_is_not_well():
+    losses = decay(200)
+    losses[100::2] = [NAN] * 50
+    found = feed(LossMonitor(), losses)
+    assert FindingKind.NON_FINITE in kinds(found)
+    assert next(f for f in found if f.kind is FindingKind.NON_FINITE).detected_step <= 120
 
 
 def test_nan_that_stays_is_said_once_and_again_after_it_was_gone():
-    found = feed(LossMonitor(), [*decay(50), *[NAN] * 30, *decay(50)[40:], NAN])
+    found = feed(LossMonitor(), [*decay(50), *[NAN] * 30, *decay(50)[40:], NAN, NAN])
     assert kinds(found) == [FindingKind.NON_FINITE] * 2
     assert [f.onset_step for f in found] == [51, 91]
 
@@ -218,7 +250,8 @@ def test_nan_that_stays_is_said_once_and_again_after_it_was_gone():
 def test_a_zero_loss_beside_a_nan_grad_norm_is_a_masked_nan():
     monitor = LossMonitor()
     feed(monitor, decay(50), grad_norms=[1.0] * 50)
-    (finding,) = monitor.observe(sample(51, 0.0, NAN))
+    assert monitor.observe(sample(51, 0.0, NAN)) == []
+    (finding,) = monitor.observe(sample(52, 0.0, NAN))
     assert finding.kind is FindingKind.NON_FINITE
     assert "masked" in finding.reason
 

@@ -102,14 +102,14 @@ def test_within_an_announced_change_nan_still_counts():
     watch = RunMonitors()
     watch.observe([sample(step) for step in range(1, 100)])
     watch.expect(1, 99, 400)
-    found = watch.observe([sample(100, math.nan)])
+    found = watch.observe([sample(step, math.nan) for step in (100, 101)])
     assert [f.kind for f in found] == [FindingKind.NON_FINITE]
 
 
 def test_a_nan_on_any_rank_is_found_and_ranks_that_share_it_say_it_once():
     watch = RunMonitors()
     watch.observe([sample(step, rank=rank) for step in range(1, 50) for rank in (0, 1)])
-    found = watch.observe([sample(50, math.nan, rank) for rank in (1, 0)])
+    found = watch.observe([sample(step, math.nan, rank) for step in (50, 51) for rank in (1, 0)])
     assert [(f.kind, f.rank) for f in found] == [(FindingKind.NON_FINITE, 1)]
 
 
@@ -134,8 +134,9 @@ def test_steps_may_repeat_in_a_new_attempt_only():
     watch = RunMonitors()
     watch.observe([sample(step) for step in range(1, 101)])
     watch.restart(2, 60)
-    assert watch.observe([sample(61, math.nan, attempt=1)]) == []
-    assert len(watch.observe([sample(61, math.nan, attempt=2)])) == 1
+    steps = (61, 62)
+    assert watch.observe([sample(step, math.nan, attempt=1) for step in steps]) == []
+    assert len(watch.observe([sample(step, math.nan, attempt=2) for step in steps])) == 1
 
 
 def test_saying_a_restart_twice_changes_nothing():

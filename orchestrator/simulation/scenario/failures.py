@@ -8,6 +8,7 @@ from typing import Protocol
 
 from monitors.failures import Evidence, Failure, FailureClass
 from monitors.hang import HangSettings
+from monitors.non_finite import LOST_REPORTS
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.messages.events import FindingRaised
 from orchestrator.simulation.scenario.gang import Gang, Phase
@@ -210,7 +211,7 @@ class Mishaps:
         for agent in self._trainers(node):
             gang = self._gangs[agent.run]
             if gang.phase is Phase.TRAINING:
-                steps = 1 if kind is FindingKind.NON_FINITE else _persistence(gang)
+                steps = LOST_REPORTS if kind is FindingKind.NON_FINITE else _persistence(gang)
                 wait = steps * gang.run.step_seconds if delay is None else delay
                 onset = gang.step + 1
                 find = partial(self._find, kind, gang, onset, model.name, since=self._engine.now)
