@@ -45,10 +45,14 @@ class LiveState:
     """
 
     def __init__(
-        self, store: Store, clock: Clock, events: EventFactory, set_aside: Counter[str]
+        self,
+        store: Store,
+        clock: Clock,
+        events: EventFactory,
+        set_aside: Counter[str] | None = None,
     ) -> None:
         self.state = State()
-        self.set_aside = set_aside
+        self.set_aside: Counter[str] = Counter() if set_aside is None else set_aside
         self.sequences: dict[str, int] = {}
         self.events = events
         self._store, self._clock = store, clock

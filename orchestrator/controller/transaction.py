@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -35,10 +36,12 @@ from orchestrator.database.port import (
     Store,
     WorkerSamples,
 )
-from orchestrator.errors import DatabaseUnavailableError
+from orchestrator.errors import BabysitError, InvariantError, LeadershipLostError
 
 _log = structlog.get_logger(__name__)
 DATABASE_RETRY_SECONDS = 0.5
+STORE_TRIES = 20
+"""Tries of a transaction over which the store fails by a defect, before its events are at fault."""
 _EVENTS_REFUSED = 3
 SetAside = Callable[[Event], EventSetAside]
 """Makes the event that takes the place of one over which the core fails."""
@@ -254,16 +257,28 @@ class TransactionRecord:
 async def commit_when_possible(store: Store, batch: Batch, epoch: int, clock: Clock) -> None:
     """Write a batch, however long it takes the database to come back.
 
+    Whatever the store raises is its own failure, never that of the events: the batch is kept, and
+    written again. Only what the database says of the batch itself is final.
+
     Retries are safe where the database does not say whether a commit took effect: journal ids and
     report sequences are written once.
 
     Raises:
         LeadershipLostError: Another leads now; nothing was written.
+        InvariantError: The batch breaks an invariant, or cannot be written in STORE_TRIES tries
+            by a defect of the store.
     """
-    while True:
+    for failures in itertools.count(1):
         try:
             refused = await store.commit(batch, epoch=epoch)
-        except DatabaseUnavailableError as error:
+        except (LeadershipLostError, InvariantError):
+            raise
+        except Exception as error:
+            if not isinstance(error, BabysitError):
+                # The store's own failure, not the core's: it may pass like the others.
+                _log.exception("transaction failed; please report this", failures=failures)
+                if failures >= STORE_TRIES:
+                    raise InvariantError(f"the transaction cannot be written: {error!r}") from error
             _log.warning("transaction waits for the database, will retry", error=str(error))
             await clock.sleep(DATABASE_RETRY_SECONDS)
         else:

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from orchestrator.errors import (
+    BabysitError,
     DatabaseUnavailableError,
     InvalidError,
     InvariantError,
@@ -33,10 +34,13 @@ _BUSY_SECONDS = 60
 """Seconds for which a SQLite writer waits for another writer's transaction."""
 _POSTGRES_SETTINGS: dict[str, Any] = {
     "connect_timeout": 5,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,  # milliseconds: detect a vanished host instead of waiting
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 9_000,  # milliseconds: detect a vanished host instead of waiting
+    # Statements prepared by the server break when a migration changes a table under them, or a
+    # pooler gives the next transaction another connection.
+    "prepare_threshold": None,
 }
 _SQLITE_PRAGMAS = (
     f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}",
@@ -44,6 +48,7 @@ _SQLITE_PRAGMAS = (
     "PRAGMA foreign_keys=ON",
 )
 _WAL_ATTEMPTS = 50
+_MISSING_RIGHTS = "42501"
 _MISSING_TABLE = {"UndefinedTable", "UndefinedColumn"}
 
 
@@ -159,36 +164,48 @@ def our_errors(url: URL) -> Iterator[None]:
     """Translate the driver's errors, with the original as cause.
 
     Raises:
-        DatabaseUnavailableError: The connection could not be made, or it broke.
-        InvariantError: A constraint or guard rejected the change.
+        DatabaseUnavailableError: The connection could not be made, or it broke; or the database
+            failed over the statement, for whatever reason. It may do so again, or never.
+        InvariantError: A constraint or guard rejected the change, or a value cannot be stored.
         SchemaError: A table or column is missing.
     """
     try:
         yield
     except IntegrityError as error:
         raise InvariantError(f"{describe(url)} refused the change: {_first_line(error)}") from error
+    except (UnicodeError, OverflowError) as error:
+        # Raised by the driver itself, for text and numbers that no database takes.
+        raise InvariantError(f"{describe(url)} cannot store a value: {error}") from error
     except (DBAPIError, PoolTimeoutError, OSError) as error:
-        if _schema_is_missing(error):
-            raise SchemaError(
-                f"{describe(url)}: {_first_line(error)}; run `babysit db upgrade`"
-            ) from error
-        if not _is_outage(error):
-            raise
-        raise DatabaseUnavailableError(
-            f"{describe(url)} does not answer ({_first_line(error)}); try again later"
-        ) from error
+        raise _ours(url, error) from error
 
 
-def _is_outage(error: Exception) -> bool:
-    """True if the connection, the server or the disk is at fault, rather than this code."""
-    if not isinstance(error, DBAPIError):
-        return True
-    outages = {"OperationalError", "InterfaceError"}
-    return (
-        error.connection_invalidated
-        or any(kind.__name__ in outages for kind in type(error.orig).__mro__)
-        or type(error.orig).__name__ == "DatabaseError"  # SQLite: not a database, or corrupt
+def _ours(url: URL, error: Exception) -> BabysitError:
+    """The error of ours for one of the driver's."""
+    if _schema_is_missing(error):
+        return SchemaError(f"{describe(url)}: {_first_line(error)}; run `babysit db upgrade`")
+    if _sqlstate(error) == _MISSING_RIGHTS:
+        return DatabaseUnavailableError(
+            f"the user {url.username or 'of this process'} lacks a right in {describe(url)}"
+            f" ({_first_line(error)}): have the owner of the tables run `babysit db upgrade`, and"
+            " grant the user SELECT, INSERT, UPDATE and DELETE on all tables and USAGE on all"
+            " sequences of the schema"
+        )
+    if isinstance(error, DBAPIError) and _data_at_fault(error):
+        return InvariantError(f"{describe(url)} cannot store a value: {_first_line(error)}")
+    return DatabaseUnavailableError(
+        f"{describe(url)} does not answer ({_first_line(error)}); try again later"
     )
+
+
+def _data_at_fault(error: DBAPIError) -> bool:
+    """True if the values cannot be stored, whenever and however often it is tried."""
+    return type(error.orig).__name__ == "DataError" or _sqlstate(error)[:2] in {"22", "23"}
+
+
+def _sqlstate(error: Exception) -> str:
+    """PostgreSQL's code of an error; empty: it has none."""
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
 
 
 def _schema_is_missing(error: Exception) -> bool:
@@ -201,6 +218,21 @@ def _schema_is_missing(error: Exception) -> bool:
 def _first_line(error: Exception) -> str:
     text = str(getattr(error, "orig", None) or error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextlib.asynccontextmanager
+async def _dropped_on_error(connection: AsyncConnection) -> AsyncIterator[None]:
+    """Close a connection to PostgreSQL over which a statement failed, unless the data did.
+
+    The next one may reach the new primary after a failover, and knows nothing of old plans.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        kept = isinstance(error, IntegrityError) or _data_at_fault(error)
+        if connection.dialect.name != "sqlite" and not kept:
+            await connection.invalidate()
+        raise
 
 
 class Database:
@@ -226,7 +258,7 @@ class Database:
             DatabaseUnavailableError: The connection could not be made, or it broke.
         """
         with our_errors(self.url):
-            async with self._snapshots.connect() as connection:
+            async with self._snapshots.connect() as connection, _dropped_on_error(connection):
                 yield connection
 
     @contextlib.asynccontextmanager
@@ -239,7 +271,7 @@ class Database:
             InvariantError: A constraint or guard rejected the change.
         """
         with our_errors(self.url):
-            async with self._writers.begin() as connection:
+            async with self._writers.begin() as connection, _dropped_on_error(connection):
                 yield connection
 
     async def close(self) -> None:

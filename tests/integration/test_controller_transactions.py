@@ -30,7 +30,13 @@ from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.turn import Turn
 from orchestrator.database.port import Batch
-from orchestrator.errors import InternalError, InvariantError, LeadershipLostError, NotLeaderError
+from orchestrator.errors import (
+    InternalError,
+    InvariantError,
+    LeadershipLostError,
+    NotLeaderError,
+    SchemaError,
+)
 from tests.controller_harness import STEPS, Agent, Fate, Harness, samples
 from tests.replay import check_whole, replay
 from tests.world import on_its_own, spec
@@ -217,6 +223,29 @@ async def test_a_report_that_the_database_refuses_is_taken_without_its_events() 
     assert sum("rank_ready" in names for names in refused) == 4 * 3
     aside = [e for e in await harness.store.journal(limit=10_000) if e.name == "event_set_aside"]
     assert {entry.payload["body"]["rank"] for entry in aside} == {0, 1}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a pool that is gone"), SchemaError("a restore")])
+async def test_a_store_that_fails_in_any_way_costs_no_event(error: Exception) -> None:
+    """Each transaction fails once; the exit of the rank that dies is in one of them."""
+    harness = Harness()
+    commit = harness.store.commit
+    failed: set[str] = set()
+
+    async def fail_once(batch: Batch, *, epoch: int) -> int:
+        new = {entry.id for entry in batch.journal} - failed
+        failed.update(new)
+        if new:
+            raise error
+        return await commit(batch, epoch=epoch)
+
+    harness.store.commit = fail_once  # type: ignore[method-assign]
+    await lead(harness)
+    await harness.submit()
+    assert await harness.until(lambda: settled(harness))
+    await harness.kill()
+    await check(harness)
+    assert not harness.controller.set_aside
 
 
 async def crowd(harness: Harness, workers: int) -> list[str]:

@@ -9,10 +9,11 @@ import psycopg
 import pytest
 
 from jobs.clock import SystemClock
+from orchestrator.controller.transaction import commit_when_possible
 from orchestrator.database import schema
 from orchestrator.database.port import Batch
 from orchestrator.database.sql_store import SqlStore
-from orchestrator.errors import DatabaseUnavailableError, SchemaError
+from orchestrator.errors import DatabaseUnavailableError, InvariantError, SchemaError
 from tests.database_data import RUN, begin, columns, entry, lead, samples
 from tests.postgres import PostgresServer
 
@@ -87,6 +88,80 @@ async def test_a_server_stopped_in_mid_transaction_leaves_nothing_half_made(
         assert await store.sample_total(RUN) == 9
     finally:
         await store.close()
+
+
+FAILS_ONCE = """
+CREATE SEQUENCE failures;
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF nextval('failures') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = '{code}'; END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER fail BEFORE INSERT ON journal FOR EACH ROW EXECUTE FUNCTION fail();
+"""
+FORGET = "DROP TRIGGER fail ON journal; DROP FUNCTION fail; DROP SEQUENCE failures"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "0A000",  # cached plan must not change result type
+        "25006",  # read-only: a failover, a full disk of a managed server
+        "26000",  # a prepared statement that a pooler lost
+        "42P05",
+        "42501",  # somebody changes privileges
+        "42P01",  # a restore in place
+        "XX000",
+        "40001",
+        "57014",
+        "53100",  # the disk is full
+        "P0001",
+    ],
+)
+async def test_whatever_the_database_fails_over_the_batch_is_kept_and_written(
+    server: PostgresServer, code: str
+) -> None:
+    store = await SqlStore.open(server.url())
+    try:
+        epoch = await begin(store)
+        async with await psycopg.AsyncConnection.connect(server.url(), autocommit=True) as raw:
+            await raw.execute(FAILS_ONCE.format(code=code).encode())
+            try:
+                batch = Batch(journal=[entry("E1")])
+                await commit_when_possible(store, batch, epoch, SystemClock())
+                assert [each.id for each in await store.journal()] == ["E1"]
+            finally:
+                await raw.execute(FORGET.encode())
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("reason", ["\ud800", "ends \udfff here"])
+async def test_a_text_that_no_database_takes_is_the_fault_of_the_batch(
+    server: PostgresServer, reason: str
+) -> None:
+    store = await SqlStore.open(server.url())
+    try:
+        epoch = await begin(store)
+        with pytest.raises(InvariantError, match="cannot store a value"):
+            await commit_when_possible(store, Batch(journal=[entry(reason)]), epoch, SystemClock())
+        await store.commit(Batch(journal=[entry("E1")]), epoch=epoch)
+    finally:
+        await store.close()
+
+
+async def test_missing_rights_are_said_in_one_sentence(server: PostgresServer) -> None:
+    async with await psycopg.AsyncConnection.connect(server.url(), autocommit=True) as raw:
+        await raw.execute("DROP ROLE IF EXISTS app")
+        await raw.execute("CREATE ROLE app LOGIN")
+    url = server.url().replace("postgres@", "app@")
+    says = r"the user app lacks a right in .*grant the user SELECT, INSERT"
+    with pytest.raises(DatabaseUnavailableError, match=says):
+        await SqlStore.open(url)
+    with pytest.raises(DatabaseUnavailableError, match=says):
+        await schema.upgrade(url)
+    with pytest.raises(DatabaseUnavailableError, match=says):
+        await schema.check(url)
 
 
 async def _until_someone_waits(server: PostgresServer) -> None:
