@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobs.commands import StartAttempt
 from monitors.failures import Failure, FailureClass
+from orchestrator.core.messages.events import WorkerLost
 from orchestrator.core.messages.instructions import (
     Record,
     StopWorker,
 )
 from orchestrator.core.model.states import AttemptState, RunState
+from orchestrator.core.model.vocabulary import Timer
 from tests.matching import command, match
 from tests.world import World, trained
 
@@ -78,6 +82,36 @@ def test_a_worker_that_never_answers_is_ended_through_the_cluster() -> None:
     assert mute not in {seat.worker for seat in world.attempt().seats}
     node = world.state.workers[mute].node
     assert world.state.nodes[node].faults == (), "its agent was ended, not lost: a server was busy"
+
+
+@pytest.mark.parametrize("when", ["before the stop", "after the stop"])
+def test_an_agent_out_of_contact_that_was_ended_is_not_held_against_its_node(when: str) -> None:
+    world = trained(5)
+    silent = world.attempt().seats[0].worker
+    if when == "before the stop":
+        world.lose_contact(silent)
+        world.die(rank=1)
+    else:
+        world.die(rank=1)
+        world.lose_contact(silent)
+        world.messages = [m for m in world.messages if m.worker != silent]
+        world.advance(31)
+    assert match(StopWorker, worker=silent) in world.carried
+    world.settle()
+    assert world.attempt().number == 2
+    node = world.state.workers[silent].node
+    assert world.state.nodes[node].faults == ()
+    assert not world.run().timers.get(Timer.CONTACT)
+
+
+def test_a_node_whose_agent_died_by_itself_is_held_against_it() -> None:
+    world = trained(5)
+    silent = world.attempt().seats[0].worker
+    world.lose_contact(silent)
+    world.do(world.event(WorkerLost, run="run-1", worker=silent, confirmed=True, reason="down"))
+    world.settle()
+    node = world.state.workers[silent].node
+    assert [fault.failure_class for fault in world.state.nodes[node].faults] == ["worker_lost"]
 
 
 def test_an_attempt_that_cannot_be_confirmed_dead_is_fenced() -> None:

@@ -17,7 +17,7 @@ from orchestrator.core.messages.gang_events import GangStopped
 from orchestrator.core.messages.instructions import StopWorker
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Rollback, RollbackTo
-from orchestrator.core.model.entities import Attempt, Checkpoint, Queue, Run, Seat
+from orchestrator.core.model.entities import Attempt, Checkpoint, Queue, Run, Seat, Worker
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     RUNNABLE_ATTEMPT_STATES,
@@ -175,7 +175,7 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
         if seat.stopped or worker is None:
             continue
         if worker.state is WorkerState.LOST:  # a command would wait for it: the cluster can act now
-            turn.emit(StopWorker, run_id, "out of contact", worker=worker.id, node=worker.node)
+            _end_agent(turn, worker, "out of contact")
         else:
             told[seat.worker] = seat.ranks
     number = attempt.number
@@ -197,10 +197,18 @@ def force_stop(turn: Turn, run_id: str) -> None:
         if seat.stopped or worker is None:
             continue
         reason = f"no answer to a stop for {STOP_SECONDS:.0f} s"
-        if worker.state is WorkerState.READY:
-            # In contact: the agent or the server is slow, and the node is not to blame.
-            turn.change_worker(worker.id, state=WorkerState.STOPPING, reason=reason)
-        turn.emit(StopWorker, run_id, reason, worker=worker.id, node=worker.node)
+        _end_agent(turn, worker, reason)
+
+
+def _end_agent(turn: Turn, worker: Worker, reason: str) -> None:
+    """End an agent through the cluster: its node is not to blame for that end.
+
+    A node that is dead indeed has answered the probe of its agent, or shows in the cluster's list.
+    """
+    if worker.state in {WorkerState.READY, WorkerState.LOST}:
+        turn.cancel_timer(worker.run, Timer.CONTACT, subject=worker.id)
+        turn.change_worker(worker.id, state=WorkerState.STOPPING, reason=reason)
+    turn.emit(StopWorker, worker.run, reason, worker=worker.id, node=worker.node)
 
 
 def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
