@@ -121,9 +121,17 @@ def _goes_on(stored: State, run: str, made: set[str]) -> bool:
 
 
 def _used(stored: State) -> Counter[str]:
-    """By queue: the agents that its runs have, or are getting; each counts as one GPU."""
-    there = [w for w in stored.workers.values() if w.state is not WorkerState.ENDED]
-    return Counter(stored.runs[worker.run].spec.queue for worker in there)
+    """By queue: the agents that its runs have, or are getting; each counts as one GPU.
+
+    A run that moves has an agent that leaves one node while another starts elsewhere: for
+    that moment it counts with no more than its spec's nodes, or with the agents that stay.
+    """
+    used: Counter[str] = Counter()
+    for run in stored.runs.values():
+        there = [w for w in stored.workers_of(run.id) if w.state is not WorkerState.ENDED]
+        stay = sum(w.state not in _LEAVING for w in there)
+        used[run.spec.queue] += max(stay, min(len(there), run.spec.resources.max_nodes))
+    return used
 
 
 def _within_quota(queues: dict[str, Queue], name: str, used: Counter[str]) -> Iterator[str]:
