@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from orchestrator.core.scheduling import topology
-from orchestrator.core.scheduling.free_resources import FreeResources
+from orchestrator.core.scheduling.free_resources import FreeResources, count_nodes
 from orchestrator.core.scheduling.node_choice import choose_nodes
 from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 from orchestrator.core.scheduling.reservations import Reservations
@@ -41,6 +41,8 @@ class Eligible:
     def __init__(self, table: NodeTable, now: dt.datetime, spares: int) -> None:
         self._table, self._now, self.spares = table, now.timestamp(), spares
         self.reservations = Reservations(table)
+        self._keys: dict[tuple[bool, float | None], tuple[object, ...]] = {}
+        self._keys_of = 0
         self.pool: Mask = (table.gpus > 0) | (not (table.gpus > 0).any())
         windows = table.window[np.isfinite(table.window)]
         self.windows: list[float] = np.unique(windows).tolist()
@@ -100,7 +102,7 @@ class Eligible:
 
     def usable_count(self, free: FreeResources, demand: Demand, mask: Mask) -> int:
         """Number of nodes in `mask` that the demand may take without touching the spare pool."""
-        return int((mask if self._may_use_spares(demand) else self._without_pool(free, mask)).sum())
+        return count_nodes(mask if self._may_use_spares(demand) else self._without_pool(free, mask))
 
     def _may_use_spares(self, demand: Demand) -> bool:
         """True for recoveries: the spare pool exists for them."""
@@ -109,13 +111,18 @@ class Eligible:
     def _without_pool(self, free: FreeResources, mask: Mask) -> Mask:
         """The part of `mask` that leaves enough idle nodes in the spare pool."""
         idle = free.idle() & self.pool
-        most = max(0, int(idle.sum()) - self.spares)
+        most = max(0, count_nodes(idle) - self.spares)
         allowed = mask.copy()
         allowed[np.flatnonzero(mask & idle)[most:]] = False
         return allowed
 
     def cache_key(self, demand: Demand) -> tuple[object, ...]:
         """The properties of a demand, other than its shape, that decide its eligible nodes."""
-        ends = self.ends_at(demand)
-        windows = bisect.bisect_left(self.windows, self._now + self.stay_seconds(demand))
-        return demand.recovers, self.reservations.open_until(ends), windows
+        if self._keys_of != self.reservations.changes:
+            self._keys, self._keys_of = {}, self.reservations.changes
+        if (key := self._keys.get((demand.recovers, demand.ends_within))) is None:
+            ends = self.ends_at(demand)
+            windows = bisect.bisect_left(self.windows, self._now + self.stay_seconds(demand))
+            key = demand.recovers, self.reservations.open_until(ends), windows
+            self._keys[demand.recovers, demand.ends_within] = key
+        return key

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from orchestrator.core.scheduling import topology
-from orchestrator.core.scheduling.free_resources import FreeResources
+from orchestrator.core.scheduling.free_resources import FreeResources, count_nodes
 from orchestrator.core.scheduling.node_table import Indices, Mask
 from orchestrator.core.scheduling.types import Demand
 
@@ -17,7 +17,7 @@ def choose_nodes(free: FreeResources, demand: Demand, allowed: Mask) -> Indices 
 
     A gang of one worker goes to the fullest node already in use, so that idle nodes stay whole.
     """
-    if int(allowed.sum()) < demand.nodes:
+    if count_nodes(allowed) < demand.nodes:
         return None
     order = free.tightest_first(demand.avoid)
     for mask in _preferred(free, demand, allowed):

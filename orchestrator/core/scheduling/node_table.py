@@ -38,6 +38,8 @@ class NodeTable:
         names: Names by index.
         index: Name → index.
         gpus, cpus, memory: Total resources; memory in bytes, infinite where it is not accounted.
+        kinds: The distinct totals (GPUs, CPUs, bytes) of nodes.
+        kind_of: Number of the kind of each node.
         domains: Level → domain number of each node, from 0.
         window: Unix time at which the next maintenance begins; infinite: none is planned.
     """
@@ -55,6 +57,12 @@ class NodeTable:
             [np.inf if node.window is None else node.window.timestamp() for node in ordered],
             dtype=np.float64,
         )
+        totals = list(
+            zip(self.gpus.tolist(), self.cpus.tolist(), self.memory.tolist(), strict=True)
+        )
+        number_of = {kind: number for number, kind in enumerate(sorted(set(totals)))}
+        self.kinds = tuple(number_of)
+        self.kind_of = np.array([number_of[kind] for kind in totals], dtype=np.intp)
         paths = [tuple(node.labels.get(level, "") for level in LEVELS) for node in ordered]
         self.domains = {
             level: _numbered(path[: depth + 1] for path in paths)

@@ -25,7 +25,12 @@ from orchestrator.core.scheduling.backfill import Forecast
 from orchestrator.core.scheduling.elastic import grow
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.fair_share import Shares, age, in_order
-from orchestrator.core.scheduling.free_resources import FreeResources, could_fit, shape_of
+from orchestrator.core.scheduling.free_resources import (
+    FreeResources,
+    could_fit,
+    count_nodes,
+    shape_of,
+)
 from orchestrator.core.scheduling.node_choice import choose_nodes
 from orchestrator.core.scheduling.node_table import Mask
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
@@ -89,6 +94,9 @@ class Pass:
         self._preemptors = 0
         self._preempted_for: dict[str, str] = {}
         """Preempted run → the run that gets its nodes."""
+        self._eviction_of: dict[str, int] = {}
+        """Preempted run → the place of its eviction in the plan."""
+        self._leaving = [holding for holding in snapshot.holdings if holding.leaving]
         self._rejections = RejectionCache()
         self._queue_length = 0
         """Number of waiting runs that can start some day."""
@@ -145,7 +153,7 @@ class Pass:
             # These runs were preempted for their quota, on whichever nodes.
             leaving = [h.run for h in gone if self._quotas.limited(h.queue)]
         could = could_fit(self._free.table, demand.need) & only
-        if not leaving or int(could.sum()) < demand.nodes:
+        if not leaving or count_nodes(could) < demand.nodes:
             return False
         self._await_preemption(demand, claim, leaving)
         return True
@@ -222,7 +230,7 @@ class Pass:
         if self._move(demand):
             return True, Pending.NO_CAPACITY, 0
         why = self._why_not(demand, fits, allowed)
-        rejection = Rejection(demand.nodes, why, int(allowed.sum()))
+        rejection = Rejection(demand.nodes, why, count_nodes(allowed))
         self._rejections.note_failed(key, demand, rejection)
         return False, rejection.why, rejection.fitting
 
@@ -258,12 +266,12 @@ class Pass:
     # reasons to wait
 
     def _why_not(self, demand: Demand, fits: Mask, allowed: Mask) -> Pending:
-        if int(fits.sum()) < demand.nodes:
+        if count_nodes(fits) < demand.nodes:
             ignoring_maintenance = self._free.fits(demand.need)
             ignoring_maintenance[self._free.table.places(demand.keeps)] = False
-            enough = ignoring_maintenance.sum() >= demand.nodes
+            enough = count_nodes(ignoring_maintenance) >= demand.nodes
             return Pending.MAINTENANCE if enough else Pending.NO_CAPACITY
-        if int(allowed.sum()) < demand.nodes:
+        if count_nodes(allowed) < demand.nodes:
             return Pending.RESERVED
         if self._eligible.usable_count(self._free, demand, allowed) < demand.nodes:
             return Pending.SPARES
@@ -328,7 +336,7 @@ class Pass:
 
     def _select_victims(self, demand: Demand) -> bool:
         """Select victims, reserve their nodes for the demand, and record the evictions."""
-        leaving = [h for h in self._snapshot.holdings if h.leaving]
+        leaving = self._leaving
         situation = Situation(
             free=self._free,
             leaving=leaving,
@@ -352,12 +360,13 @@ class Pass:
 
     def _evict(self, eviction: Eviction) -> None:
         """Record an eviction; a run that shrinks for several others leaves all nodes at once."""
-        for i, earlier in enumerate(self._plan.evictions):
-            if earlier.run == eviction.run:
-                nodes = (*earlier.nodes, *eviction.nodes)
-                self._plan.evictions[i] = dataclasses.replace(earlier, nodes=nodes)
-                return
-        self._plan.evictions.append(eviction)
+        at = self._eviction_of.setdefault(eviction.run, len(self._plan.evictions))
+        if at == len(self._plan.evictions):
+            self._plan.evictions.append(eviction)
+        else:
+            earlier = self._plan.evictions[at]
+            nodes = (*earlier.nodes, *eviction.nodes)
+            self._plan.evictions[at] = dataclasses.replace(earlier, nodes=nodes)
 
 
 def _holding(demand: Demand, nodes: tuple[str, ...], now: dt.datetime) -> Holding:

@@ -14,6 +14,7 @@ from collections.abc import Set as AbstractSet
 
 import numpy as np
 
+from orchestrator.core.scheduling.free_resources import count_nodes
 from orchestrator.core.scheduling.node_table import Indices
 from orchestrator.core.scheduling.types import Demand, Eviction
 from orchestrator.core.scheduling.victim_problem import Problem, Situation
@@ -49,7 +50,7 @@ def select(situation: Situation, demand: Demand, waiting: AbstractSet[str]) -> S
     most = situation.victims.at_most(demand, waiting)
     if most + coming == 0:
         return None
-    reachable = int(eligible.usable_after_preemption(situation.free, demand).sum())
+    reachable = count_nodes(eligible.usable_after_preemption(situation.free, demand))
     if reachable + coming + most < demand.nodes:
         return None
     options = situation.victims.options(demand, waiting)

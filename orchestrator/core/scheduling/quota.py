@@ -27,19 +27,22 @@ class Quotas:
     def __init__(self, quotas: Iterable[Quota]) -> None:
         self._quotas = {quota.name: quota for quota in quotas}
         self._used: dict[str, int] = defaultdict(int)
-        self._cohorts: dict[str, list[Quota]] = defaultdict(list)
+        self._lendable: dict[str, int] = defaultdict(int)
+        """Cohort → GPUs that its queues could lend if all were idle."""
         self._excess: dict[str, int] = defaultdict(int)
         """Cohort → borrowed GPUs minus lendable GPUs; positive: a queue must give GPUs back."""
         self._borrowers: dict[str, set[str]] = defaultdict(set)
         self._ceilings: dict[str, int] = {}
         for quota in self._quotas.values():
             if quota.cohort is not None and quota.gpus is not None:
-                self._cohorts[quota.cohort].append(quota)
+                self._lendable[quota.cohort] += _lendable(quota, 0)
                 self._excess[quota.cohort] += self._balance(quota)
 
     def of(self, queue: str) -> Quota:
         """The quota of a queue; a queue that was never configured has no limit."""
-        return self._quotas.get(queue) or Quota(name=queue)
+        if (quota := self._quotas.get(queue)) is None:
+            quota = self._quotas[queue] = Quota(name=queue)
+        return quota
 
     def used(self, queue: str) -> int:
         """GPUs that the queue's runs hold."""
@@ -71,9 +74,10 @@ class Quotas:
         if quota.gpus is None:
             return None
         if queue not in self._ceilings:
-            peers = self._cohorts.get(quota.cohort or "", [])
-            lent = sum(_lendable(other, 0) for other in peers if other.name != queue)
+            lent = self._lendable.get(quota.cohort or "", 0) - _lendable(quota, 0)
             limit = quota.borrowing_limit
+            if quota.cohort is None:
+                lent = 0
             self._ceilings[queue] = quota.gpus + (lent if limit is None else min(lent, limit))
         return self._ceilings[queue]
 

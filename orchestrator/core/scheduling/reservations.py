@@ -15,17 +15,21 @@ class Reservations:
 
     def __init__(self, table: NodeTable) -> None:
         self._table = table
+        self.changes = 0
+        """Number of changes so far; what depends on reservations holds until the next one."""
         self._reserved: dict[str, tuple[Indices, float]] = {}
         """Run → node indices and the Unix time until which others may use them; -inf: never."""
 
     def reserve(self, run: str, claim: Claim) -> None:
         """Reserve the nodes of a run's claim; a claim without nodes reserves nothing."""
+        self.changes += 1
         if claim.nodes:
             until = -math.inf if claim.until is None else claim.until.timestamp()
             self._reserved[run] = self._table.places(claim.nodes), until
 
     def release(self, run: str) -> None:
         """Drop the reservation of a run, if it has one."""
+        self.changes += 1
         self._reserved.pop(run, None)
 
     def open_until(self, ends: float) -> tuple[bool, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.core.scheduling.free_resources import count_nodes
 from orchestrator.core.scheduling.node_table import LEVELS, Indices, Mask, NodeTable
 
 Order = NDArray[np.intp]
@@ -43,7 +44,7 @@ def choose(table: NodeTable, fits: Mask, count: int, pack: str, order: Order) ->
 def largest_domain(table: NodeTable, fits: Mask, pack: str) -> int:
     """Number of fitting nodes in the best domain of the level; for `any`, in the whole cluster."""
     if pack == "any" or not fits.any():
-        return int(fits.sum())
+        return count_nodes(fits)
     return int(np.bincount(table.domains[pack][fits]).max())
 
 

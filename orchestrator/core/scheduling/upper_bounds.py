@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.eligibility import Eligible
-from orchestrator.core.scheduling.free_resources import Shape, could_fit, shape_of
+from orchestrator.core.scheduling.free_resources import Shape, could_fit, kinds_that_fit, shape_of
 from orchestrator.core.scheduling.node_table import NodeTable
 from orchestrator.core.scheduling.quota import Quotas
 from orchestrator.core.scheduling.types import Demand, accounted_gpus
 
 
 class Ceilings:
-    """The largest gang that nodes and quota allow, cached by shape and topology level."""
+    """The largest gang that nodes and quota allow, cached by kinds of node and topology level."""
 
     def __init__(self, table: NodeTable, quotas: Quotas, eligible: Eligible) -> None:
         self._table, self._quotas, self._eligible = table, quotas, eligible
-        self._nodes: dict[tuple[Shape, str], tuple[int, int]] = {}
+        self._kinds: dict[Shape, tuple[bool, ...]] = {}
+        self._nodes: dict[tuple[tuple[bool, ...], str], tuple[int, int]] = {}
         self._pool = int(eligible.pool.sum())
 
     def exceeded_by(self, demand: Demand) -> str:
@@ -37,7 +38,11 @@ class Ceilings:
 
     def _most_nodes(self, demand: Demand) -> tuple[int, int]:
         """Fitting nodes of the best empty domain, and how many fitting nodes are not spares."""
-        key = shape_of(demand.need), demand.pack
+        # By kinds of node, not by shapes: of these there may be as many as demands.
+        shape = shape_of(demand.need)
+        if (kinds := self._kinds.get(shape)) is None:
+            kinds = self._kinds[shape] = kinds_that_fit(self._table, shape)
+        key = kinds, demand.pack
         if key not in self._nodes:
             mask = could_fit(self._table, demand.need)
             most = topology.largest_domain(self._table, mask, demand.pack)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from orchestrator.core.scheduling.free_resources import shape_of
+from orchestrator.core.scheduling.free_resources import count_nodes, shape_of
 from orchestrator.core.scheduling.node_table import Indices, Mask
-from orchestrator.core.scheduling.victim_problem import NOBODY, Loss, Problem, within_caps
+from orchestrator.core.scheduling.victim_problem import NOBODY, Problem
 
 _NEVER = np.iinfo(np.intp).max
 
@@ -18,7 +19,7 @@ class Timeline:
     """When each node of a domain becomes usable, as units leave in some order."""
 
     def __init__(self, problem: Problem, now: Mask, workers: Indices) -> None:
-        self._problem, self._now = problem, int(now.sum())
+        self._problem, self._now = problem, count_nodes(now)
         columns = problem.columns
         order = np.argsort(columns.place[workers], kind="stable")
         self._workers = workers[order]
@@ -101,48 +102,62 @@ class Bundles:
 
     Where what may be taken back is limited, units must be chosen together: the cheapest ones by
     themselves could use up the limit on nodes that nobody can use.
+
+    Args:
+        problem: The demand and the units.
+        order: The units, in the order in which the tenants of one node leave.
+        workers: Their workers on nodes that may be won.
+
+    Attributes:
+        gpus: By node index, accounted GPUs of the units that are on it.
     """
 
     def __init__(self, problem: Problem, order: Indices, workers: Indices) -> None:
         self._problem = problem
-        columns = problem.columns
+        columns, count = problem.columns, len(problem.free.table)
         position = np.zeros(len(columns.holding), dtype=np.intp)
         position[order] = np.arange(len(order))
-        units = columns.unit[workers]
-        sequence = np.lexsort((position[units], columns.place[workers]))
-        self._on: dict[int, list[int]] = defaultdict(list)
-        for place, unit in zip(
-            columns.place[workers][sequence].tolist(), units[sequence].tolist(), strict=True
-        ):
-            self._on[place].append(unit)
+        units, place = columns.unit[workers], columns.place[workers]
+        self.gpus = np.bincount(place, weights=columns.gpus[units], minlength=count)
+        sequence = np.lexsort((position[units], place))
+        self._units, self._place = units[sequence], place[sequence]
+        self._nodes = np.unique(place)
 
-    def by(self, key: Callable[[Loss, float], Loss]) -> Indices:
-        """The units of one node after the other, as far as the caps allow, until enough are won."""
+    def by(self, keys: Iterable[NDArray[Any]]) -> Indices:
+        """The units of one node after the other, as far as the caps allow, until enough are won.
+
+        Args:
+            keys: By node index, the most important key of the order of nodes first.
+        """
         problem, columns = self._problem, self._problem.columns
-        found: list[tuple[Loss, int, list[int]]] = []
-        for place, units in self._on.items():
-            bundle = self._needed(place, units)
-            if bundle:
-                loss = problem.loss(np.array(bundle, dtype=np.intp))
-                gpus = float(columns.gpus[bundle].sum())
-                found.append((key(loss, gpus), place, bundle))
+        order = np.lexsort([key[self._nodes] for key in reversed(list(keys))])
         chosen: dict[int, None] = {}
-        won, missing = 0, problem.demand.nodes
-        for _, _, bundle in sorted(found):
-            more = dict.fromkeys((*chosen, *bundle))
-            if within_caps(problem, more):
-                chosen, won = more, won + 1
-                if won >= missing and problem.quota_suffices(np.array(list(chosen), dtype=np.intp)):
-                    break
-        return np.array(list(chosen), dtype=np.intp)
+        given: dict[int, tuple[int, int]] = {}
+        won = 0
+        for place in self._nodes[order].tolist():
+            bundle = [unit for unit in self._needed(place) if unit not in chosen]
+            after = dict(given)
+            for unit in bundle:
+                number, gpus = int(columns.queue[unit]), int(columns.gpus[unit])
+                total, largest = after.get(number, (0, 0))
+                after[number] = total + gpus, max(largest, gpus)
+            if not bundle or not _within(after, problem.options.caps):
+                continue
+            chosen.update(dict.fromkeys(bundle))
+            given, won = after, won + 1
+            if won >= problem.demand.nodes and problem.quota_suffices(_units(chosen)):
+                break
+        return _units(chosen)
 
-    def _needed(self, place: int, units: list[int]) -> list[int]:
+    def _needed(self, place: int) -> list[int]:
+        """The units that must leave a node; none: it cannot be won."""
         problem, columns = self._problem, self._problem.columns
         gpus, cpus, memory = shape_of(problem.demand.need)
         free = problem.free
         have = [free.gpus[place], free.cpus[place], free.memory[place]]
+        low, high = np.searchsorted(self._place, [place, place + 1])
         bundle = []
-        for unit in units:
+        for unit in self._units[low:high].tolist():
             of = columns.holding[unit]
             bundle.append(unit)
             have[0] += columns.need_gpus[of]
@@ -151,3 +166,16 @@ class Bundles:
             if have[0] >= gpus and have[1] >= cpus and have[2] >= memory:
                 return bundle
         return []
+
+
+def _within(given: Mapping[int, tuple[int, int]], caps: Mapping[int, int]) -> bool:
+    """True if each queue gives at most what it borrowed, but for the largest unit as a whole."""
+    return all(
+        total - largest < caps[number]
+        for number, (total, largest) in given.items()
+        if number in caps
+    )
+
+
+def _units(chosen: Iterable[int]) -> Indices:
+    return np.array(list(chosen), dtype=np.intp)

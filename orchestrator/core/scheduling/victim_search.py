@@ -9,11 +9,12 @@ is a knapsack problem; `tests/property/test_victims.py` compares the result with
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.core.scheduling.free_resources import shape_of
+from orchestrator.core.scheduling.free_resources import count_nodes, shape_of
 from orchestrator.core.scheduling.node_table import Indices, Mask
 from orchestrator.core.scheduling.types import PRIORITY_RANK
 from orchestrator.core.scheduling.victim_orders import Bundles, Timeline
@@ -43,13 +44,10 @@ def search(problem: Problem) -> tuple[Indices, Mask] | None:
         for mask in ground.domains_of(now):
             if problem.eligible.usable_count(problem.free, demand, now & mask) >= demand.nodes:
                 return NOBODY, mask
-    best: tuple[Loss, Indices, Mask] | None = None
-    for mask in ground.candidates():
-        for units in ground.solutions(mask):
-            loss = problem.loss(units)
-            if best is None or loss < best[0]:
-                best = loss, units, mask
-    return None if best is None else best[1:]
+    found = [
+        (loss, units, mask) for mask in ground.candidates() for loss, units in ground.solve(mask)
+    ]
+    return min(found, key=lambda each: each[0])[1:] if found else None
 
 
 class _Ground:
@@ -67,12 +65,10 @@ class _Ground:
         self._workers = workers[self._gain[columns.place[workers]]]
         """Workers of the options on nodes that their leaving may win."""
         self._for_quota = self._quota_helpers()
-        freed = np.zeros(len(columns.holding) + 1, dtype=np.float64)
-        np.add.at(freed, columns.holding, np.where(columns.spare, 0, columns.size))
-        shed = np.zeros_like(freed)
-        np.add.at(shed, columns.holding, np.where(columns.spare, columns.size, 0))
-        of = columns.holding
-        self._density = columns.lost / np.maximum(np.where(columns.spare, shed[of], freed[of]), 1)
+        total = np.bincount(columns.holding, weights=columns.size * ~columns.spare)
+        shed = np.bincount(columns.holding, weights=columns.size * columns.spare)
+        nodes = np.where(columns.spare, shed[columns.holding], total[columns.holding])
+        self._density = columns.lost / np.maximum(nodes, 1)
 
     def _quota_helpers(self) -> Mask:
         """Units that free quota, where the demand lacks it; else none."""
@@ -108,7 +104,7 @@ class _Ground:
 
         The loss of a run is spread over the nodes that it would free there.
         """
-        cost = self._node_costs()
+        cost = self._costs
         places = np.flatnonzero(self._gain)
         domain = self._domain[places]
         order = np.lexsort((*(each[places] for each in reversed(cost)), domain))
@@ -120,7 +116,8 @@ class _Ground:
         # lexsort takes the most important key last.
         return [each[ends] - each[starts] for each in reversed(sums)]
 
-    def _node_costs(self) -> list[NDArray[np.float64]]:
+    @cached_property
+    def _costs(self) -> list[NDArray[np.float64]]:
         """For each rank, the most important first: the cost of each node, runs spread over it."""
         columns, count = self._columns, len(self._domain)
         place, unit = columns.place[self._workers], columns.unit[self._workers]
@@ -136,52 +133,75 @@ class _Ground:
             for rank in range(len(PRIORITY_RANK))
         ]
 
-    def solutions(self, mask: Mask) -> Iterator[Indices]:
-        """Sufficient sets of units in a domain, without unnecessary members."""
+    def solve(self, mask: Mask) -> Iterator[tuple[Loss, Indices]]:
+        """Sufficient sets of units in a domain, without unnecessary members, and their losses."""
         problem, columns = self._problem, self._columns
         workers = self._workers[mask[columns.place[self._workers]]]
-        useful = self._for_quota.copy()
-        useful[columns.unit[workers]] = True
-        units = np.flatnonzero(useful)
         timeline = Timeline(problem, self._now & mask, workers)
         sparing = Sparing(problem, mask)
+        seen: set[bytes] = set()
+        best: Loss | None = None
+        for order in self._orders(workers):
+            chosen = timeline.shortest_prefix(order, mask)
+            if chosen is None or (key := np.sort(chosen).tobytes()) in seen:
+                continue
+            seen.add(key)
+            units = sparing.spare(chosen)
+            loss = problem.loss(units)
+            best = loss if best is None else min(loss, best)
+            yield loss, units
+        if (alone := self._alone(workers, mask, sparing, best)) is not None:
+            yield problem.loss(alone), alone
+
+    def _orders(self, workers: Indices) -> Iterator[Indices]:
+        """Orders in which the units of these workers, and those that free quota, may leave."""
+        columns, caps = self._columns, self._problem.options.caps
+        wins = np.zeros(len(columns.holding), dtype=np.bool_)
+        wins[columns.unit[workers]] = True
         costs = [columns.lost, self._density]
-        if problem.demand.pack != "any":
+        if self._problem.demand.pack != "any":
             here = np.bincount(
                 columns.holding[columns.unit[workers]], minlength=len(columns.holding)
             )
             costs.append(columns.lost / np.maximum(here[columns.holding], 1))
-        for order in self._orders(units, costs, workers):
-            chosen = timeline.shortest_prefix(order, mask)
-            if chosen is not None:
-                yield sparing.spare(chosen)
-        yield from self._alone(workers, mask, sparing)
-
-    def _orders(
-        self, units: Indices, costs: list[NDArray[np.float64]], workers: Indices
-    ) -> Iterator[Indices]:
-        caps = self._problem.options.caps
+        units = np.flatnonzero(wins if caps else wins | self._for_quota)
+        orders = [columns.in_order(units, cost) for cost in costs]
         if not caps:
-            for cost in costs:
-                yield self._columns.in_order(units, cost)
+            yield from orders
             return
-        for cost in costs:
-            yield self._within_caps(self._columns.in_order(units, cost))
-        bundles = Bundles(self._problem, self._columns.in_order(units, costs[0]), workers)
-        yield bundles.by(lambda loss, gpus: (*loss, gpus))
-        yield bundles.by(lambda loss, gpus: (gpus, *loss))
+        # Nodes first: what only frees quota must not use up what may be taken back.
+        others = columns.in_order(np.flatnonzero(self._for_quota & ~wins), columns.lost)
+        short = False
+        for order in orders:
+            within = self._within_caps(np.concatenate([order, others]))
+            short |= len(within) < len(order) + len(others)
+            yield within
+        if short:
+            bundles = Bundles(self._problem, orders[0], workers)
+            for key in ((*self._costs, bundles.gpus), (bundles.gpus, *self._costs)):
+                bundle = bundles.by(key)
+                within = self._within_caps(np.concatenate([bundle, others]))
+                yield np.concatenate([bundle, within[~np.isin(within, bundle)]])
 
     def _within_caps(self, order: Indices) -> Indices:
         """The order without the units of queues that have then given back what they borrowed."""
-        columns, keep = self._columns, np.ones(len(order), dtype=np.bool_)
-        for number, borrowed in self._problem.options.caps.items():
-            own = np.flatnonzero(columns.queue[order] == number)
-            gpus = columns.gpus[order[own]]
-            keep[own] = np.cumsum(gpus) - gpus < borrowed
-        return order[keep]
+        columns, caps = self._columns, self._problem.options.caps
+        most = np.full(len(columns.queues), np.iinfo(np.int64).max, dtype=np.int64)
+        most[list(caps)] = list(caps.values())
+        queue, gpus = columns.queue[order], columns.gpus[order]
+        by_queue = np.argsort(queue, kind="stable")
+        before = np.cumsum(gpus[by_queue]) - gpus[by_queue]
+        fresh = np.r_[True, np.diff(queue[by_queue]) != 0][: len(order)]
+        before -= before[np.flatnonzero(fresh)][np.cumsum(fresh) - 1]
+        keep = np.empty(len(order), dtype=np.bool_)
+        keep[by_queue] = before < most[queue[by_queue]]
+        found: Indices = order[keep]
+        return found
 
-    def _alone(self, workers: Indices, mask: Mask, sparing: Sparing) -> Iterator[Indices]:
-        """The runs that suffice alone: what is above their minimum, or everything."""
+    def _alone(
+        self, workers: Indices, mask: Mask, sparing: Sparing, best: Loss | None
+    ) -> Indices | None:
+        """The cheapest run that suffices alone: what is above its minimum, or everything."""
         problem, columns = self._problem, self._columns
         place, unit = columns.place[workers], columns.unit[workers]
         of = columns.holding[unit]
@@ -190,17 +210,19 @@ class _Ground:
         wins = free.gpus[place] + columns.need_gpus[of] >= gpus
         wins &= free.cpus[place] + columns.need_cpus[of] >= cpus
         wins &= free.memory[place] + columns.need_memory[of] >= memory
-        missing = self._missing - int((self._now & mask).sum())
-        shrinks, count = columns.spare[unit], len(problem.columns.holding)
-        for only in (shrinks, np.ones_like(shrinks)):
-            won = np.bincount(of[wins & only], minlength=count)
-            enough = np.flatnonzero(won >= max(1, missing))
-            sets = [columns.units_of(number) for number in enough.tolist()]
-            if only is shrinks:
-                sets = [each[columns.spare[each]] for each in sets]
-            sets = [each[problem.options.why[each] >= 0] for each in sets]
-            ranked = sorted((problem.loss(each), i) for i, each in enumerate(sets) if len(each))
-            for _, i in ranked[:MAX_SINGLE_VICTIMS]:
-                if within_caps(problem, sets[i]) and sparing.suffices(sets[i]):
-                    yield sparing.spare(sets[i])
-                    break
+        missing = max(1, self._missing - count_nodes(self._now & mask))
+        spare = columns.spare[unit]
+        sheds = np.flatnonzero(np.bincount(of[wins & spare], minlength=1) >= missing)
+        stops = np.flatnonzero(np.bincount(of[wins], minlength=1) >= missing)
+        numbers = np.concatenate([sheds, stops])
+        whole = np.r_[np.zeros(len(sheds), dtype=np.bool_), np.ones(len(stops), dtype=np.bool_)]
+        first = columns.first[numbers]
+        order = np.lexsort((columns.lost[first], whole, -columns.rank[first]))
+        for i in order[:MAX_SINGLE_VICTIMS].tolist():
+            units = columns.units_of(numbers[i])
+            units = units[(problem.options.why[units] >= 0) & (whole[i] | columns.spare[units])]
+            if best is not None and problem.loss(units) >= best:
+                return None
+            if within_caps(problem, units) and sparing.suffices(units):
+                return sparing.spare(units)
+        return None

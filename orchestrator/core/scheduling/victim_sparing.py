@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.core.scheduling.free_resources import shape_of
+from orchestrator.core.scheduling.free_resources import count_nodes, shape_of
 from orchestrator.core.scheduling.node_table import Indices, Mask
 from orchestrator.core.scheduling.victim_problem import Problem
 
@@ -35,20 +35,18 @@ class Sparing:
         units = columns.in_order(self._with_surplus(units, stopping), columns.lost)
         board, charges = _Board(problem, units, self._mask), _Charges(problem, units)
         stops = set(stopping.tolist())
-        kept = []
         surplus, holding = columns.spare[units].tolist(), columns.holding[units].tolist()
+        kept = []
         for i in reversed(range(len(units))):
             if surplus[i] and holding[i] in stops:
                 kept.append(i)  # it leaves with its run
-            elif charges.put_back(i):
-                if board.put_back(i):
-                    if not surplus[i]:
-                        stops.discard(holding[i])
-                else:
-                    charges.take(i)
-                    kept.append(i)
-            else:
+            elif not charges.put_back(i):
                 kept.append(i)
+            elif not board.put_back(i):
+                charges.take(i)
+                kept.append(i)
+            elif not surplus[i]:
+                stops.discard(holding[i])
         charges.end(kept)
         return units[np.array(kept[::-1], dtype=np.intp)]
 
@@ -79,7 +77,7 @@ class _Charges:
     def put_back(self, i: int) -> bool:
         """Charge a unit again; False, and nothing is charged: the quota needs it to leave."""
         if not self._limited:
-            return True
+            return True  # most demands: a queue without quota
         self._problem.quotas.charge(self._queue[i], self._gpus[i])
         if self._problem.quota_allows():
             return True
@@ -114,8 +112,8 @@ class _Board:
         usable = problem.usable(after) & mask
         idle = after.idle() & problem.eligible.pool
         self._spares = problem.eligible.spares if problem.keeps_spares else None
-        self._usable, self._idle = int(usable.sum()), int(idle.sum())
-        self._idle_usable = int((usable & idle).sum())
+        self._usable, self._idle = count_nodes(usable), count_nodes(idle)
+        self._idle_usable = count_nodes(usable & idle)
         number = np.full(len(columns.holding), -1, dtype=np.intp)
         number[units] = np.arange(len(units))
         mine = number[columns.unit[problem.workers]]
@@ -133,7 +131,7 @@ class _Board:
         effects = (usable[place] & ~fits, idle[place], usable[place] & idle[place])
         self._effects = [_by_unit(mine, alone & each, len(units)) for each in effects]
         self._shared = self._shared_nodes(mine, np.flatnonzero(~alone), place)
-        self._place = place
+        self._plain = not self._shared and self._spares is None
         self._after, self._mask_usable, self._mask_idle = after, usable, idle
 
     def _shared_nodes(
@@ -147,7 +145,13 @@ class _Board:
 
     def put_back(self, i: int) -> bool:
         """Let a unit stay if the demand fits all the same; False: it is needed, nothing changes."""
-        lost, idle, both = (effect[i] for effect in self._effects)
+        lost = self._effects[0][i]
+        if self._plain:
+            if lost > self._usable - self._problem.demand.nodes:
+                return False
+            self._usable -= lost
+            return True
+        idle, both = self._effects[1][i], self._effects[2][i]
         changes = [self._change(node, worker) for node, worker in self._shared.get(i, ())]
         lost += sum(change[0] for change in changes)
         idle += sum(change[1] for change in changes)

@@ -160,6 +160,7 @@ class Columns:
     """Units and the workers of which they consist.
 
     Attributes:
+        first: By holding, its first unit; one more at the end.
         holding, rank, lost, gpus, queue: By unit: number of its holding, rank of its priority, GPU
             seconds lost if the run stops, accounted GPUs that it frees, number of its queue.
         spare: By unit, True for a node of a surplus.
@@ -189,7 +190,7 @@ class Columns:
                 sizes.append(len(group))
                 places += [index.get(node, -1) for node in group]
         listed = np.array(units, dtype=np.intp).reshape(-1, 3)
-        self._first = np.array([*first, len(units)], dtype=np.intp)
+        self.first = np.array([*first, len(units)], dtype=np.intp)
         self.holding, self.spare = listed[:, 0], listed[:, 1].astype(np.bool_)
         self.position = listed[:, 2]
         self.size = np.array(sizes, dtype=np.intp)
@@ -216,7 +217,7 @@ class Columns:
 
     def units_of(self, number: int) -> Indices:
         """The units of a holding."""
-        found: Indices = np.arange(self._first[number], self._first[number + 1])
+        found: Indices = np.arange(self.first[number], self.first[number + 1])
         return found
 
     def in_order(self, units: Indices, cost: NDArray[np.float64]) -> Indices:
