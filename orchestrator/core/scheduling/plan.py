@@ -13,7 +13,6 @@ waiting run.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 from collections.abc import Iterable
 from typing import Any
@@ -38,7 +37,6 @@ from orchestrator.core.scheduling.rejection_cache import Key, Rejection, Rejecti
 from orchestrator.core.scheduling.types import (
     Claim,
     Demand,
-    Eviction,
     Holding,
     Pending,
     Plan,
@@ -94,8 +92,6 @@ class Pass:
         self._preemptors = 0
         self._preempted_for: dict[str, str] = {}
         """Preempted run → the run that gets its nodes."""
-        self._eviction_of: dict[str, int] = {}
-        """Preempted run → the place of its eviction in the plan."""
         self._leaving = [holding for holding in snapshot.holdings if holding.leaving]
         self._rejections = RejectionCache()
         self._queue_length = 0
@@ -352,21 +348,11 @@ class Pass:
         self._victims.take(selection.units)
         for eviction in gone:
             self._preempted_for.setdefault(eviction.run, demand.run)
-            self._evict(eviction)
+        self._plan.evictions[:] = preemption.merged([*self._plan.evictions, *gone])
         before = [h.run for h in leaving if not set(nodes).isdisjoint(h.nodes)]
         claim = Claim(nodes=nodes, preempting=True)
         self._await_preemption(demand, claim, [*before, *(each.run for each in gone)])
         return True
-
-    def _evict(self, eviction: Eviction) -> None:
-        """Record an eviction; a run that shrinks for several others leaves all nodes at once."""
-        at = self._eviction_of.setdefault(eviction.run, len(self._plan.evictions))
-        if at == len(self._plan.evictions):
-            self._plan.evictions.append(eviction)
-        else:
-            earlier = self._plan.evictions[at]
-            nodes = (*earlier.nodes, *eviction.nodes)
-            self._plan.evictions[at] = dataclasses.replace(earlier, nodes=nodes)
 
 
 def _holding(demand: Demand, nodes: tuple[str, ...], now: dt.datetime) -> Holding:

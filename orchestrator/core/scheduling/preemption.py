@@ -10,6 +10,7 @@ a heuristic, not the optimum (:mod:`.victim_search`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -86,3 +87,15 @@ def evictions(demand: Demand, victims: Victims, selection: Selection) -> list[Ev
             )
         )
     return found
+
+
+def merged(found: Iterable[Eviction]) -> list[Eviction]:
+    """One eviction per run: a run that shrinks for several others leaves all nodes at once."""
+    by_run: dict[str, Eviction] = {}
+    for eviction in found:
+        if (earlier := by_run.get(eviction.run)) is not None:
+            nodes = (*earlier.nodes, *eviction.nodes)
+            by_run[eviction.run] = dataclasses.replace(earlier, nodes=nodes)
+        else:
+            by_run[eviction.run] = eviction
+    return list(by_run.values())
