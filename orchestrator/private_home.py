@@ -14,6 +14,24 @@ from orchestrator.errors import BabysitError
 PRIVATE = 0o700
 _OTHERS = 0o077
 _users_umask = -1
+_NETWORK = {
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "fuse.ceph",
+    "fuse.glusterfs",
+    "fuse.sshfs",
+    "gpfs",
+    "lustre",
+    "nfs",
+    "nfs4",
+    "panfs",
+    "pvfs2",
+    "smb3",
+    "wekafs",
+}
+"""File systems that several hosts share; SQLite's log needs shared memory, which they do not."""
 
 
 class UnsafeHomeError(BabysitError):
@@ -69,3 +87,22 @@ def make_private(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
     if found := fault(home):
         raise UnsafeHomeError(found)
+
+
+def network_file_system(path: Path, mounts: str | None = None) -> str | None:
+    """The kind of network file system that a directory is on; None: it is on none.
+
+    Args:
+        path: An existing directory.
+        mounts: `/proc/self/mountinfo` (see proc(5)); None: that of this process.
+    """
+    if mounts is None:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
+    real = path.resolve()
+    found, depth = "", -1
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].replace("\\040", " "))
+        if (point == real or point in real.parents) and len(point.parts) >= depth:
+            found, depth = after.split()[0], len(point.parts)
+    return found if found in _NETWORK else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,8 +27,8 @@ class Settings(BaseSettings):
     )
     token: SecretStr | None = Field(
         default=None,
-        description="Bearer token. For a client: its identity. For a server: a first token with "
-        "the role admin, to create others with.",
+        description="Bearer token. For a client: its identity; not needed on the server's machine. "
+        "For `babysit server`: a first token with the role admin, to create others with.",
     )
     database_url: str = Field(
         default="",
@@ -36,16 +37,20 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         default="127.0.0.1",
-        description="Address the server listens on. 0.0.0.0 opens it to the network: put TLS "
-        "in front of it.",
+        description="Address of the port. 0.0.0.0 opens it to the network, which needs TLS.",
     )
     port: int = Field(
-        default=0, ge=0, le=65535, description="Port the server listens on; 0: any free one."
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port the server listens on, beside the Unix socket of its home. 0: `babysit "
+        "server` takes any free one, an embedded server none.",
     )
     agent_url: str = Field(
         default="",
         description="URL at which agents reach this server: wss://babysit.example.org/agent, say. "
-        "Empty: the address the server listens on, which serves agents on this machine only.",
+        "Empty: the Unix socket of the home, which serves agents on this machine only; with "
+        "`database_url`, the port.",
     )
     cluster: str = Field(
         default="local",
@@ -75,6 +80,27 @@ class Settings(BaseSettings):
         default=None,
         gt=0,
         description="Bytes of memory each virtual node offers. Not set: memory is not accounted.",
+    )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="PEM file with the server's certificate and its chain. With `tls_key`, the "
+        "port speaks HTTPS.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="PEM file with the key of `tls_certificate`."
+    )
+    ca: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities that sign the server's certificate. Clients and "
+        "agents trust these alone. Not set: those of the system, or of SSL_CERT_FILE.",
+    )
+    allow_http: bool = Field(
+        default=False,
+        description="Send tokens unencrypted to another host, or listen on more than 127.0.0.1 "
+        "without TLS. Right where a proxy or the network encrypts.",
+    )
+    max_body_bytes: int = Field(
+        default=2**20, ge=1024, description="Largest body of a request that the server reads."
     )
     lease_seconds: float = Field(
         default=10.0,
@@ -137,9 +163,27 @@ class Settings(BaseSettings):
     @field_validator("server", mode="after")
     @classmethod
     def _no_trailing_slash(cls, server: str | None) -> str | None:
-        if server is not None and not server.startswith(("http://", "https://")):
+        if server is None:
+            return None
+        try:
+            parts = urlsplit(server)
+            known = parts.scheme in {"http", "https"} and bool(parts.hostname and parts.port != 0)
+        except ValueError:  # a bracket without its other half, a port that is not a number
+            known = False
+        if not known or not server.isascii() or not server.isprintable() or " " in server:
             raise ValueError("expected a URL such as https://babysit.example.org")
-        return server.rstrip("/") if server else None
+        return server.rstrip("/")
+
+    @field_validator("token", mode="after")
+    @classmethod
+    def _one_word(cls, token: SecretStr | None) -> SecretStr | None:
+        secret = token.get_secret_value() if token else "x"
+        if not secret.isascii() or not secret.isprintable() or " " in secret:
+            raise ValueError(
+                "expected the secret that `babysit token create` printed: a line of ASCII without"
+                " blanks"
+            )
+        return token
 
     @field_validator("agent_url", mode="after")
     @classmethod
@@ -157,6 +201,11 @@ class Settings(BaseSettings):
     def server_file(self) -> Path:
         """Where the embedded server says how it is reached; mode 0600."""
         return self.home / "server.json"
+
+    @property
+    def socket(self) -> Path:
+        """The Unix socket of this home's server."""
+        return self.home / "server.sock"
 
     @property
     def server_log(self) -> Path:

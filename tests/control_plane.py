@@ -12,13 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 from sqlalchemy import select as sql_select
 from typer.testing import CliRunner, Result
 
@@ -140,9 +139,10 @@ class ControlPlane:
         if record is None or record.pid != self.pid:
             return False
         try:
-            with urllib.request.urlopen(f"{record.url}/healthz", timeout=5) as answer:
-                return bool(json.load(answer)["leader"])
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            transport = httpx.HTTPTransport(uds=record.url.removeprefix("unix:"))
+            with httpx.Client(transport=transport, timeout=5) as client:
+                return bool(client.get("http://babysit/healthz").json()["leader"])
+        except httpx.TransportError:
             return False
 
     def kill(self) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import uvicorn
 from pydantic import SecretStr
 
 from babysit.wire import Tier
@@ -38,6 +37,9 @@ from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Batch, ShardRecord, WorkerSamples
 from orchestrator.server.app import create_app
 from orchestrator.server.context import Context
+from orchestrator.server.gateway import WorkerTokens, create_gateway
+from orchestrator.server.http_server import HttpServers
+from orchestrator.server.listeners import listening
 from orchestrator.settings import Settings
 
 SECRET = "first-token"
@@ -52,6 +54,7 @@ class Plane:
     def __init__(self, home: Path) -> None:
         self.settings = Settings(home=home, token=SecretStr(SECRET), local_nodes=2)
         self.url = ""
+        self.worker_tokens = WorkerTokens("a key")
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
 
@@ -61,7 +64,7 @@ class Plane:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
+        self._loop.call_soon_threadsafe(self._servers.stop)
         self._thread.join(30)
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -90,20 +93,20 @@ class Plane:
             settings=ControllerSettings(holder="test"),
             agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
         )
-        app = create_app(self.controller, clock, self.settings)
+        gateway = create_gateway(self.controller, self.worker_tokens)
+        app = create_app(self.controller, clock, self.settings, gateway)
         self.context: Context = app.state.context
-        config = uvicorn.Config(app, port=0, log_level="warning", ws="none", lifespan="off")
-        self._server = uvicorn.Server(config)
         await self.controller.start()
-        serving = asyncio.create_task(self._server.serve())
-        while not (
-            self._server.started and self.controller.is_leader and self.controller.state.nodes
-        ):
-            await clock.sleep(0.005)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self._ready.set()
-        await serving
+        with listening(self.settings, embedded=False) as listeners:
+            self._servers = HttpServers(app, self.settings, listeners)
+            serving = asyncio.create_task(self._servers.serve())
+            while not (
+                self._servers.started and self.controller.is_leader and self.controller.state.nodes
+            ):
+                await clock.sleep(0.005)
+            self.url = f"http://{listeners.address}"
+            self._ready.set()
+            await serving
         await self.controller.stop()
         await cluster.close()
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -16,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 
-from jobs import frames
+from jobs import frames, unix_socket
 from jobs.agent.errors import ServerUnknownError
 from jobs.agent.spool import Spool
 from jobs.clock import Clock
@@ -113,17 +115,10 @@ class Connection:
     async def _session(self, url: str) -> None:
         headers = {"Authorization": f"Bearer {self._config.token}"}
         try:
-            socket = await connect(
-                url,
-                additional_headers=headers,
-                compression=None,
-                max_size=None,
-                open_timeout=_OPEN_SECONDS,
-                close_timeout=1.0,
-            )
+            opened = await _open(url, headers)
         except (InvalidHandshake, InvalidURI) as error:
             raise ServerUnknownError(f"{url} refused the connection: {error}") from error
-        async with socket, asyncio.TaskGroup() as tasks:
+        async with opened as socket, asyncio.TaskGroup() as tasks:
             await socket.send(frames.encode("hello", self._host.hello()))
             beating = tasks.create_task(self._beat(socket))
             sending: asyncio.Task[None] | None = None
@@ -183,6 +178,36 @@ class Connection:
         while True:
             await socket.send(frames.encode("heartbeat", self._host.heartbeat()))
             await self._clock.sleep(_HEARTBEAT_SECONDS)
+
+
+async def _open(url: str, headers: dict[str, str]) -> ClientConnection:
+    """A connection to a server, on this machine by its socket, or anywhere by its port.
+
+    Raises:
+        ServerUnknownError: Another user's process has the socket: the token is not for it.
+    """
+    options: dict[str, Any] = {
+        "additional_headers": headers,
+        "compression": None,
+        "max_size": None,
+        "open_timeout": _OPEN_SECONDS,
+        "close_timeout": 1.0,
+        "proxy": None,
+    }
+    if not url.startswith(unix_socket.AGENT_SCHEME):
+        return await connect(url, **options)
+    peer = socket.socket(socket.AF_UNIX)
+    try:
+        peer.setblocking(False)
+        with unix_socket.address(Path(url.removeprefix(unix_socket.AGENT_SCHEME))) as address:
+            await asyncio.get_running_loop().sock_connect(peer, address)
+    except BaseException:
+        peer.close()
+        raise
+    if not unix_socket.is_ours(peer):
+        peer.close()
+        raise ServerUnknownError(f"{url} belongs to another user")
+    return await connect("ws://localhost/agent", sock=peer, **options)
 
 
 def _number(body: dict[str, Any], name: str) -> int:

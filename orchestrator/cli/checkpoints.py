@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.client import path
+from orchestrator.cli.client import checkpoint_path, path
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.follow import POLL_SECONDS
 from orchestrator.cli.output import Column, Format, FormatOption, emit, put, say, size, table, text
@@ -78,7 +78,7 @@ def show(
 
         babysit checkpoints show tiny-gpt 60
     """
-    found = session(ctx).api.get(path("runs", run, "checkpoints", checkpoint))
+    found = session(ctx).api.get(checkpoint_path(run, checkpoint))
     if form in {Format.TABLE, Format.WIDE}:
         put(f"{table([found], COLUMNS, wide=True)}\n\n{table(found['shard_list'], SHARDS)}")
     else:
@@ -94,7 +94,7 @@ def _ask(
     *,
     silent: bool = False,
 ) -> dict[str, Any]:
-    where = path("runs", run, "checkpoints", checkpoint)
+    where = checkpoint_path(run, checkpoint)
     api = session(ctx).api
     after: dict[str, Any] = api.delete(where) if verb == "rm" else api.post(f"{where}/{verb}")
     if silent:
@@ -145,7 +145,7 @@ def _checked(here: Session, asked: dict[str, Any], seconds: float) -> dict[str, 
     Raises:
         CliError: They did not in time.
     """
-    where, begun = path("runs", asked["run"], "checkpoints", asked["id"]), here.clock.monotonic()
+    where, begun = checkpoint_path(asked["run"], asked["id"]), here.clock.monotonic()
     now = asked
     while now["unchecked"] and now["trust"] != "bad" and now["reason"] == asked["reason"]:
         if here.clock.monotonic() - begun >= seconds:

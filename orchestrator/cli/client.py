@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
+from jobs import unix_socket
 from jobs.clock import Clock
 from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
 
@@ -16,6 +20,7 @@ _CODES = {
     403: ExitCode.NOT_ALLOWED,
     404: ExitCode.NOT_FOUND,
     409: ExitCode.REFUSED,
+    413: ExitCode.USAGE,
     422: ExitCode.USAGE,
 }
 PREFIX = "/api/v1"
@@ -25,22 +30,69 @@ _AGAIN_SECONDS = 0.2
 
 
 def path(*parts: object) -> str:
-    """A path under the API, each part quoted (slashes are kept: checkpoint ids have them)."""
-    return "/" + "/".join(quote(str(part), safe="/") for part in parts)
+    """A path under the API, each part quoted.
+
+    Raises:
+        CliError: A part is empty, `.` or `..`, or has a slash: it would name something else.
+    """
+    return "".join(f"/{_quoted(str(part))}" for part in parts)
+
+
+def checkpoint_path(run: str, checkpoint: str, *verb: str) -> str:
+    """The path of a checkpoint: an id has slashes, such as `2/directory/40`.
+
+    Raises:
+        CliError: See :func:`path`.
+    """
+    return path("runs", run, "checkpoints", *checkpoint.split("/"), *verb)
+
+
+def _quoted(part: str) -> str:
+    if part in {"", ".", ".."} or "/" in part:
+        raise CliError(f"expected a name or an id, got {part!r}", ExitCode.USAGE)
+    return quote(part, safe="")
 
 
 class Api:
-    """The control plane, over HTTP."""
+    """The control plane, over HTTP.
 
-    def __init__(self, url: str, token: str | None, clock: Clock, *, timeout: float = 30.0) -> None:
+    Args:
+        url: Such as `https://babysit.example.org`, or `unix:` and the path of a socket.
+        token: Sent with each request but the health check; None: none is needed, or there is none.
+        clock: For pauses.
+        timeout: Seconds for which an answer is awaited.
+        ca: PEM file of the authorities to trust; None: the system's, or those of SSL_CERT_FILE.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        clock: Clock,
+        *,
+        timeout: float = 30.0,
+        ca: Path | None = None,
+    ) -> None:
         self.url = url
         self._clock = clock
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._open = contextlib.ExitStack()
+        self._http = self._client(timeout, ca)
+
+    def _client(self, timeout: float, ca: Path | None) -> httpx.Client:
+        base, uds = self.url, None
+        if self.url.startswith(unix_socket.HTTP_SCHEME):
+            socket = Path(self.url.removeprefix(unix_socket.HTTP_SCHEME))
+            base = "http://babysit"
+            uds = self._open.enter_context(unix_socket.address(socket))
+        transport = httpx.HTTPTransport(verify=_trust(base, ca), uds=uds)
+        return self._open.enter_context(
+            httpx.Client(base_url=base, transport=transport, timeout=timeout, trust_env=False)
+        )
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._open.close()
 
     def get(self, where: str, **params: Any) -> Any:
         """GET. Parameters that are None are left out."""
@@ -64,10 +116,17 @@ class Api:
         return self._ask("DELETE", where)
 
     def is_healthy(self, *, timeout: float = 2.0) -> bool:
-        """True if the server answers its health check."""
+        """True if the server answers its health check, which is asked for without the token."""
         try:
             return self._http.get("/healthz", timeout=timeout).status_code == httpx.codes.OK
         except httpx.TransportError:
+            return False
+
+    def is_ready(self, *, timeout: float = 2.0) -> bool:
+        """True if the server leads, and knows the nodes: it has begun."""
+        try:
+            return bool(self._http.get("/healthz", timeout=timeout).json().get("ready"))
+        except (httpx.TransportError, ValueError):
             return False
 
     def _ask(self, method: str, where: str, **options: Any) -> Any:
@@ -83,11 +142,11 @@ class Api:
 
     def _send(self, method: str, where: str, **options: Any) -> httpx.Response:
         try:
-            return self._http.request(method, PREFIX + where, **options)
+            return self._http.request(method, PREFIX + where, headers=self._headers, **options)
         except httpx.TransportError as error:
             raise UnreachableError(
-                f"no answer from {self.url}: {str(error) or type(error).__name__}. Runs go on "
-                "without the server. Check BABYSIT_SERVER, or see `babysit doctor`."
+                f"no answer from {self.url}: {str(error) or type(error).__name__}. Runs that are "
+                "alive go on without the server. Check BABYSIT_SERVER, or see `babysit doctor`."
             ) from error
 
     def _read(self, answer: httpx.Response) -> Any:
@@ -103,6 +162,18 @@ class Api:
         if answer.is_success:
             return body
         raise _refused(answer.status_code, body, self.url)
+
+
+def _trust(url: str, ca: Path | None) -> ssl.SSLContext | bool:
+    """Which certificates are trusted; False where there are none, as it takes time to load them."""
+    if not url.startswith("https:"):
+        return False
+    try:
+        # Without a file, OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR itself.
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        message = f"BABYSIT_CA={ca} cannot be read: {error.strerror or error}"
+        raise CliError(message, ExitCode.USAGE) from error
 
 
 def _refused(status: int, body: Any, url: str) -> CliError:

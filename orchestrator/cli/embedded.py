@@ -13,26 +13,46 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import orchestrator
+from jobs import unix_socket
 from jobs.clock import Clock
+from orchestrator import private_home
 from orchestrator.cli.client import Api
 from orchestrator.cli.errors import UnreachableError
-from orchestrator.private_home import UnsafeHomeError, make_private
 from orchestrator.server.server_file import is_alive, read_record
 from orchestrator.settings import Settings
 
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 15
+_SETTLE_SECONDS = 3.0
 
 
 def find(settings: Settings, clock: Clock) -> Api | None:
-    """The embedded server of this home; None when none is running."""
-    record = read_record(settings.server_file)
-    if record is None:
+    """The server of this home; None when none is running on this machine.
+
+    No secret is needed: only processes of this user can enter the home, and have its socket. A
+    token that is set is the caller's identity all the same.
+    """
+    if not settings.socket.exists() or private_home.fault(settings.home):
         return None
-    api = Api(record.url, record.token, clock, timeout=settings.request_seconds)
+    token = settings.token.get_secret_value() if settings.token else None
+    url = f"{unix_socket.HTTP_SCHEME}{settings.socket}"
+    api = Api(url, token, clock, timeout=settings.request_seconds)
     if api.is_healthy():
         return api
     api.close()
+    return None
+
+
+def elsewhere(settings: Settings) -> str | None:
+    """The machine whose server holds this home, which machines may share; None: no other one."""
+    record = read_record(settings.server_file)
+    if record is None or record.is_here:
+        return None
+    try:
+        with (settings.home / "server.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return record.host
     return None
 
 
@@ -45,10 +65,15 @@ def ensure(settings: Settings, clock: Clock) -> Api:
     try:
         if api := find(settings, clock):
             return api
-        make_private(settings.home)
+        private_home.make_private(settings.home)
         with _starting(settings):
+            if host := elsewhere(settings):
+                raise UnreachableError(
+                    f"the server of {settings.home} runs on {host}: run this command there, or set"
+                    " BABYSIT_SERVER to a port of that server"
+                )
             return find(settings, clock) or _start(settings, clock)
-    except UnsafeHomeError as error:
+    except private_home.UnsafeHomeError as error:
         raise UnreachableError(str(error)) from error
     except OSError as error:
         raise UnreachableError(
@@ -75,9 +100,13 @@ def server_environment(settings: Settings, **more: str) -> Mapping[str, str]:
 @contextlib.contextmanager
 def _starting(settings: Settings) -> Iterator[None]:
     """Hold the lock under which a server is started: commands that wait for it find the server."""
-    with (settings.home / "start.lock").open("w") as lock:
+    with open(settings.home / "start.lock", "w", opener=_private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _start(settings: Settings, clock: Clock) -> Api:
@@ -93,6 +122,7 @@ def _start(settings: Settings, clock: Clock) -> Api:
         if api := find(settings, clock):
             if process is not None:
                 process.returncode = 0  # The server outlives this command: do not wait for it.
+            _settle(api, clock)
             return api
         asyncio.run(clock.sleep(_POLL_SECONDS))
     raise UnreachableError(
@@ -101,8 +131,15 @@ def _start(settings: Settings, clock: Clock) -> Api:
     )
 
 
+def _settle(api: Api, clock: Clock) -> None:
+    """Give a new server a moment to lead and to know its nodes: answers would be empty."""
+    deadline = clock.monotonic() + _SETTLE_SECONDS
+    while not api.is_ready() and clock.monotonic() < deadline:
+        asyncio.run(clock.sleep(_POLL_SECONDS))
+
+
 def _spawn(settings: Settings) -> subprocess.Popen[bytes]:
-    with settings.server_log.open("ab") as log:
+    with open(settings.server_log, "ab", opener=_private) as log:
         return subprocess.Popen(  # noqa: S603 (our own module)
             [*server_command(), "--embedded"],
             stdin=subprocess.DEVNULL,

@@ -46,7 +46,8 @@ def serve(
     record = read_record(settings.server_file)
     if record is not None and is_alive(record):
         raise CliError(
-            f"a server of {settings.home} is already running (pid {record.pid}, {record.url});"
+            f"a server of {settings.home} is already running (pid {record.pid},"
+            f" {record.port_url or record.url});"
             " stop it with `babysit server stop`, or set another BABYSIT_HOME",
             ExitCode.REFUSED,
         )
@@ -70,7 +71,9 @@ def status(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
             f"no server of {here.settings.home} is running;"
             " the next command that needs one starts it"
         )
-    info = {"url": here.api.url, **here.api.get(path("info"))}
+    record = read_record(here.settings.server_file) if here.settings.server is None else None
+    port = {"port_url": record.port_url or None} if record else {}
+    info = {"url": here.api.url, **port, **here.api.get(path("info"))}
     if form in {Format.TABLE, Format.WIDE}:
         put("\n".join(f"{key + ':':<13}{'-' if v is None else v}" for key, v in info.items()))
     else:
@@ -87,6 +90,10 @@ def stop(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
     """
     here = session(ctx)
     record = read_record(here.settings.server_file)
+    if host := embedded.elsewhere(here.settings):
+        raise CliError(
+            f"the server of {here.settings.home} runs on {host}: stop it there", ExitCode.REFUSED
+        )
     if record is None or not is_alive(record):
         nothing = f"No server of {here.settings.home} is running."
         conclude({"stopped": False, "pid": None}, form, said=nothing, name="pid")

@@ -13,6 +13,7 @@ from jobs.spec import parse_seconds
 from orchestrator.cli import embedded
 from orchestrator.cli.client import Api, path
 from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
+from orchestrator.network_address import is_plain
 from orchestrator.settings import Settings
 
 _COMPLETION_SECONDS = 2.0
@@ -52,7 +53,15 @@ class Session:
         if settings.server is None:
             return embedded.ensure(settings, self.clock)
         token = settings.token.get_secret_value() if settings.token else None
-        return Api(settings.server, token, self.clock, timeout=settings.request_seconds)
+        if token and is_plain(settings.server) and not settings.allow_http:
+            raise CliError(
+                f"BABYSIT_SERVER={settings.server}: the token would cross the network unencrypted."
+                " Use https://, or, if the network encrypts, set BABYSIT_ALLOW_HTTP=1",
+                ExitCode.USAGE,
+            )
+        return Api(
+            settings.server, token, self.clock, timeout=settings.request_seconds, ca=settings.ca
+        )
 
 
 def read_settings() -> Settings:

@@ -11,6 +11,7 @@ import sys
 from jobs.clock import SystemClock
 from jobs.log_output import configure
 from orchestrator.errors import BabysitError
+from orchestrator.open_files import raise_limit
 from orchestrator.private_home import keep_files_private
 from orchestrator.server.process import serve
 from orchestrator.settings import Settings
@@ -22,6 +23,7 @@ def main() -> int:
     parser.add_argument("--embedded", action="store_true", help="leave when idle")
     embedded = parser.parse_args().embedded
     keep_files_private()
+    raise_limit()
     settings = Settings()
     configure(sys.stderr, level=logging.getLevelName(settings.log_level.upper()))
     try:

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 from jobs.clock import Clock
 from orchestrator.server import counters, error_responses, metrics
 from orchestrator.server.context import Context, ControlPlane
+from orchestrator.server.guard import Guard
 from orchestrator.server.routes import checkpoints, history, incidents, nodes, queues, runs, system
 from orchestrator.settings import Settings
 
@@ -49,11 +50,12 @@ def create_app(
         summary="Keeps large training runs alive.",
         openapi_tags=_TAGS,
         openapi_url="/api/v1/openapi.json",
-        docs_url="/api/v1/docs",
+        docs_url=None,  # its scripts would come from another site, beside a box for the token
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
     app.state.context = Context(controller, clock, settings)
+    app.add_middleware(Guard, context=app.state.context)
     app.state.tallies = counters.Tallies()
     api = APIRouter(prefix="/api/v1", responses=error_responses.RESPONSES)
     # The more specific paths come first: `/runs/{reference}/events` before `/runs/{reference}`.

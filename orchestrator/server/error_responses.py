@@ -68,6 +68,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         403: "The token's role does not allow it",
         404: "Not found",
         409: "Not possible in the present state",
+        413: "The body is too large",
         422: "The request itself is wrong",
         503: "Try again: nothing was changed",
     }.items()
@@ -83,6 +84,17 @@ def _answer(status: int, kind: str, message: str, **facts: Any) -> JSONResponse:
 
 
 async def _babysit_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, BabysitError)  # noqa: S101 (registered for it only)
+    return answer_to(error)
+
+
+def too_large(most: int) -> JSONResponse:
+    """The answer to a body of more than `most` bytes."""
+    return _answer(413, "too_large", f"the body of a request may have {most:,} bytes at most")
+
+
+def answer_to(error: BabysitError) -> JSONResponse:
+    """The answer that tells an error."""
     status, kind = next(_STATUS[base] for base in type(error).__mro__ if base in _STATUS)
     facts: dict[str, Any] = {}
     if isinstance(error, ConflictError):

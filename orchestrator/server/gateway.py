@@ -39,6 +39,10 @@ BAD_FRAME = 1007
 """Close code: the agent sent what this protocol does not have."""
 REFUSED = 1008
 """Close code: the frame before it says why."""
+HELLO_SECONDS = 5.0
+"""Seconds from a connection to its hello. Agents send it at once."""
+ALLOW_LARGE_FRAMES = "babysit.allow_large_frames"
+"""Key of an ASGI scope: a function that lifts the limit of frames on this connection."""
 _REPORTS_WAITING = 64
 """Reports read ahead of the database; more wait on the agent's side, in its spool."""
 
@@ -93,6 +97,7 @@ class WebSocketAdapter:
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
+        self._answered = False
 
     @property
     def authorization(self) -> str:
@@ -100,9 +105,13 @@ class WebSocketAdapter:
         return self._socket.headers.get("authorization", "")
 
     async def receive(self) -> bytes | str:
-        """See the protocol."""
+        """See the protocol. An agent has :data:`HELLO_SECONDS` for its first frame."""
         try:
-            message = await self._socket.receive()
+            async with asyncio.timeout(None if self._answered else HELLO_SECONDS):
+                message = await self._socket.receive()
+        except TimeoutError as error:
+            await self.close(REFUSED, "no hello")
+            raise ConnectionError("the peer sent no hello") from error
         except RuntimeError as error:  # Starlette's, for a socket that is closed
             raise ConnectionError("the agent's connection is closed") from error
         if message["type"] == "websocket.disconnect":
@@ -112,6 +121,9 @@ class WebSocketAdapter:
 
     async def send(self, frame: bytes) -> None:
         """See the protocol."""
+        if not self._answered:  # The first frame answers the hello: the peer has shown its token.
+            self._answered = True
+            self._socket.scope.get(ALLOW_LARGE_FRAMES, lambda: None)()
         try:
             await self._socket.send_bytes(frame)
         except (RuntimeError, WebSocketDisconnect) as error:

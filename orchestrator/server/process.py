@@ -15,12 +15,10 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import structlog
-import uvicorn
-from pydantic import SecretStr
 
+from jobs import unix_socket
 from jobs.clock import Clock
 from orchestrator.alerts.factory import make_notifier
 from orchestrator.clusters.factory import make_cluster
@@ -31,10 +29,14 @@ from orchestrator.database import schema
 from orchestrator.database.port import Store
 from orchestrator.database.sql_store import SqlStore
 from orchestrator.errors import BabysitError
-from orchestrator.private_home import make_private
+from orchestrator.network_address import is_loopback, is_plain
+from orchestrator.private_home import UnsafeHomeError, make_private, network_file_system
 from orchestrator.server.app import create_app
+from orchestrator.server.context import Context
 from orchestrator.server.gateway import WorkerTokens, create_gateway
-from orchestrator.server.server_file import ServerRecord, read_record, write_record
+from orchestrator.server.http_server import HttpServers
+from orchestrator.server.listeners import Listeners, listening
+from orchestrator.server.server_file import ServerRecord, this_process, write_record
 from orchestrator.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -51,20 +53,50 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
     Raises:
         AlreadyRunningError: Another server uses `settings.home`.
         InvalidError: The settings name a cluster or an alert channel that does not exist.
-        UnsafeHomeError: Other users can read or change `settings.home`.
+        UnsafeHomeError: Other users can read or change `settings.home`, or its file system is not
+            one for SQLite.
+        BabysitError: Tokens would cross the network unencrypted.
     """
     make_private(settings.home)
-    with _only_one(settings.home / "server.lock"), _listening(settings) as listener:
-        settings = _reachable(_with_token(settings), listener)
+    _refuse_unsafe(settings)
+    with (
+        _only_one(settings.home / "server.lock"),
+        listening(settings, embedded=embedded) as listeners,
+    ):
+        settings = _reachable(settings, listeners)
         await schema.upgrade(settings.database)
         store = await SqlStore.open(settings.database)
         try:
             async with _control_plane(settings, clock, store) as (controller, tokens):
                 app = create_app(controller, clock, settings, create_gateway(controller, tokens))
-                _announce(settings, listener)
-                await _run(app, listener, controller, settings, clock, embedded=embedded)
+                servers = HttpServers(app, settings, listeners)
+                _announce(settings, listeners)
+                await _run(servers, app.state.context, controller, embedded=embedded)
         finally:
             await store.close()
+
+
+def _refuse_unsafe(settings: Settings) -> None:
+    """Refuse what would lose data, or give secrets away."""
+    if not settings.database_url and (kind := network_file_system(settings.home)):
+        raise UnsafeHomeError(
+            f"{settings.home} is on a network file system ({kind}), where two hosts would damage a"
+            " SQLite database: set BABYSIT_HOME to a directory on a local disk, or"
+            " BABYSIT_DATABASE_URL to PostgreSQL"
+        )
+    if settings.allow_http:
+        return
+    if not (settings.tls_certificate or is_loopback(settings.host)):
+        raise BabysitError(
+            f"BABYSIT_HOST={settings.host} without TLS: tokens would cross the network unencrypted."
+            " Set BABYSIT_TLS_CERTIFICATE and BABYSIT_TLS_KEY, or, behind a proxy that encrypts,"
+            " BABYSIT_ALLOW_HTTP=1"
+        )
+    if is_plain(settings.agent_url):
+        raise BabysitError(
+            f"BABYSIT_AGENT_URL={settings.agent_url}: tokens of agents would cross the network"
+            " unencrypted. Use wss://, or, if the network encrypts, set BABYSIT_ALLOW_HTTP=1"
+        )
 
 
 @contextlib.asynccontextmanager
@@ -108,116 +140,64 @@ def _only_one(path: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """A bound socket.
+def _reachable(settings: Settings, listeners: Listeners) -> Settings:
+    """The settings with the URL that agents use filled in.
 
-    With port 0, the socket gets the port of the previous server if that is free, since agents and
-    clients know it.
+    The agents of one machine use its socket. Where several servers share a database, the next one
+    to lead has another home: its agents need a port.
     """
-    ports = [settings.port] if settings.port else [_last_port(settings.server_file), 0]
-    for port in ports:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((settings.host, port))
-        except OSError as error:
-            listener.close()
-            if port == ports[-1]:
-                raise BabysitError(
-                    f"cannot listen on {settings.host}:{port}: {error.strerror}; set BABYSIT_PORT"
-                ) from error
-            continue
-        listener.listen(128)
-        try:
-            yield listener
-        finally:
-            listener.close()
-        return
-
-
-def _last_port(file: Path) -> int:
-    before = read_record(file)
-    _, _, port = (before.url if before else "").rpartition(":")
-    return int(port) if port.isdigit() else 0
-
-
-def _with_token(settings: Settings) -> Settings:
-    """Reuse the token of the previous server, so that clients keep their access; else make one."""
-    if settings.token is not None:
-        return settings
-    before = read_record(settings.server_file)
-    token = (before and before.token) or secrets.token_urlsafe(24)
-    return settings.model_copy(update={"token": SecretStr(token)})
-
-
-def _address(listener: socket.socket) -> str:
-    """`host:port` at which this machine reaches the listener."""
-    host, port = listener.getsockname()[:2]
-    shown = "127.0.0.1" if host in {"0.0.0.0", ""} else host  # noqa: S104 (compared, not bound)
-    return f"{shown}:{port}"
-
-
-def _reachable(settings: Settings, listener: socket.socket) -> Settings:
-    """The settings with the URL that agents use filled in."""
     if settings.agent_url:
         return settings
-    return settings.model_copy(update={"agent_url": f"ws://{_address(listener)}/agent"})
+    scheme = "wss" if settings.tls_certificate else "ws"
+    url = f"{unix_socket.AGENT_SCHEME}{listeners.path}"
+    if settings.database_url and listeners.address is not None:
+        url = f"{scheme}://{listeners.address}/agent"
+    return settings.model_copy(update={"agent_url": url})
 
 
-def _announce(settings: Settings, listener: socket.socket) -> None:
-    """Write the server's URLs and token into a file that only its owner may read."""
+def _announce(settings: Settings, listeners: Listeners) -> None:
+    """Write where the server is into a file of the home."""
+    scheme = "https" if settings.tls_certificate else "http"
     record = ServerRecord(
-        pid=os.getpid(),
-        url=f"http://{_address(listener)}",
+        process=this_process(),
+        host=socket.gethostname(),
+        url=f"{unix_socket.HTTP_SCHEME}{listeners.path}",
+        port_url=f"{scheme}://{listeners.address}" if listeners.address else "",
         agent_url=settings.agent_url,
-        token=settings.token.get_secret_value() if settings.token else "",
     )
     write_record(settings.server_file, record)
-    _log.info("serving", url=record.url, home=str(settings.home))
+    _log.info("serving", url=record.url, port=record.port_url, home=str(settings.home))
 
 
 async def _run(
-    app: Any,
-    listener: socket.socket,
+    servers: HttpServers,
+    context: Context,
     controller: Controller,
-    settings: Settings,
-    clock: Clock,
     *,
     embedded: bool,
 ) -> None:
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        lifespan="off",
-        ws="websockets-sansio",
-        ws_max_size=256 * 2**20,
-        timeout_graceful_shutdown=int(settings.drain_seconds) or None,
-    )
-    server = uvicorn.Server(config)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, setattr, server, "should_exit", True)
-    idle = asyncio.create_task(_leave_when_idle(server, app, controller, settings, clock))
+        loop.add_signal_handler(number, servers.stop)
+    idle = asyncio.create_task(_leave_when_idle(servers, context, controller))
     if not embedded:
         idle.cancel()
     try:
-        await server.serve(sockets=[listener])
+        await servers.serve()
     finally:
         idle.cancel()
         await asyncio.gather(idle, return_exceptions=True)
 
 
-async def _leave_when_idle(
-    server: uvicorn.Server, app: Any, controller: Controller, settings: Settings, clock: Clock
-) -> None:
+async def _leave_when_idle(servers: HttpServers, context: Context, controller: Controller) -> None:
     """Stop an embedded server after `idle_exit_seconds` without an active run or a request."""
+    clock, limit = context.clock, context.settings.idle_exit_seconds
     since, seen = clock.monotonic(), -1
-    while not server.should_exit:
+    while not servers.stopping:
         await clock.sleep(_IDLE_LOOK_SECONDS)
-        requests = app.state.context.requests
+        requests = context.requests
         if requests != seen or controller.state.runs or not controller.is_leader:
             since, seen = clock.monotonic(), requests
-        elif clock.monotonic() - since > settings.idle_exit_seconds:
-            _log.info("idle: leaving", after_seconds=settings.idle_exit_seconds)
-            server.should_exit = True
+        elif clock.monotonic() - since > limit:
+            _log.info("idle: leaving", after_seconds=limit)
+            servers.stop()

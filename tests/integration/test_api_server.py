@@ -299,6 +299,7 @@ def test_an_absent_database_is_a_503(
     assert httpx.get(f"{plane.url}/healthz", trust_env=False).json() == {
         "status": "ok",
         "leader": True,
+        "ready": True,
     }
 
 

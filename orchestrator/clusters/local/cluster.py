@@ -36,6 +36,7 @@ from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, Node
 from orchestrator.clusters.local.worker_records import Records, WorkerRecord, write_private
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
 from orchestrator.core.messages.events import NodeInfo
+from orchestrator.open_files import restore_limit
 from orchestrator.private_home import users_umask
 from orchestrator.settings import Settings
 
@@ -235,10 +236,9 @@ class LocalCluster:
                 start_new_session=True,
                 umask=users_umask(),
             )
+        restore_limit(process.pid)
         descriptor = os.pidfd_open(process.pid)
-        process.returncode = (
-            0  # it is reaped through the pidfd; Popen would warn that it still runs
-        )
+        process.returncode = 0  # reaped through the pidfd; Popen would warn that it still runs
         record = record.model_copy(update={"agent": identify(process.pid)})
         self._watch(record, descriptor)
         self._records.write(record)

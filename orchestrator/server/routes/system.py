@@ -41,6 +41,7 @@ class Health(BaseModel):
 
     status: Literal["ok"] = "ok"
     leader: bool
+    ready: bool = Field(description="True if this server leads, and knows the nodes.")
 
 
 class NewToken(BaseModel):
@@ -73,7 +74,8 @@ def package_version() -> str:
 @health.get("/healthz")
 async def healthz(here: HasContext) -> Health:
     """Up. Needs no token and no database."""
-    return Health(leader=here.controller.is_leader)
+    leads = here.controller.is_leader
+    return Health(leader=leads, ready=leads and bool(here.controller.state.nodes))
 
 
 async def _info(here: Context, caller: Token) -> Info:

@@ -1,0 +1,94 @@
+"""The guard in front of the API: it asks who is calling before it reads what they send.
+
+FastAPI reads and parses a body before it asks for a token. Then a peer without one could hold the
+event loop and the memory of the server with a large body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from orchestrator.errors import BabysitError
+from orchestrator.server.context import CALLER, LOCAL, Context
+from orchestrator.server.error_responses import answer_to, too_large
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+_OPEN = {"/healthz", "/api/v1/openapi.json"}
+"""Paths that need no token."""
+
+
+class Guard:
+    """An ASGI middleware: who calls, and how much they send.
+
+    Args:
+        app: The application behind it.
+        context: Authenticates.
+    """
+
+    def __init__(self, app: Any, context: Context) -> None:
+        self._app, self._context = app, context
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection of ASGI."""
+        if scope["type"] != "http" or scope["path"] in _OPEN:
+            await self._app(scope, receive, send)
+            return
+        try:
+            local = scope.get(LOCAL, False)
+            scope[CALLER] = await self._context.authenticate(_secret(scope), local=local)
+        except BabysitError as error:
+            await answer_to(error)(scope, _nothing, send)
+            return
+        most = self._context.settings.max_body_bytes
+        body = await _body(scope, receive, most)
+        if body is None:
+            await too_large(most)(scope, _nothing, send)
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+
+def _secret(scope: Message) -> str | None:
+    for name, value in scope["headers"]:
+        kind, _, secret = value.partition(b" ")
+        if name == b"authorization" and kind.lower() == b"bearer":
+            return str(secret.decode("latin-1").strip())
+    return None
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _body(scope: Message, receive: Receive, most: int) -> bytes | None:
+    """The whole body; None: it is larger than `most` bytes, or says that it is."""
+    announced = dict(scope["headers"]).get(b"content-length", b"0")
+    if announced.isdigit() and int(announced) > most:
+        return None
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            return None
+        parts.append(part)
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body at once, and afterwards what comes."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
