@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -26,6 +27,10 @@ class Reporter:
         self._notes = directory / NOTES_FILE if directory else None
         self._ring: RingWriter | None = None
         self._warned: set[str] = set()
+        self._unsent = b""
+        self._descriptor = -1
+        self._file = (0, 0)
+        """Device and inode of the notes, which are open as `_descriptor`."""
         os.register_at_fork(after_in_child=self._detach)
         if directory is not None:
             try:
@@ -41,6 +46,9 @@ class Reporter:
 
     def record(self, record: Record, phase: Phase) -> None:
         """Publish a step and the rank's progress."""
+        if self._unsent:
+            with contextlib.suppress(OSError):
+                self._send()
         if self._ring is not None:
             try:
                 self._ring.write(record)
@@ -62,14 +70,31 @@ class Reporter:
             return
         try:
             line = {"kind": kind, "time": wall_clock(), "rank": self._rank, **fields}
-            data = (json.dumps(line) + "\n").encode()
-            descriptor = os.open(self._notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(descriptor, data)
-            finally:
-                os.close(descriptor)
+            self._unsent += (json.dumps(line) + "\n").encode()
+            self._send()
         except QUIET as error:
             self.warn(f"cannot write the note {kind!r}: {error}")
+
+    def _send(self) -> None:
+        """Write the notes that are not written yet, such as those that a full tmpfs refused."""
+        if self._notes is None or not self._unsent:
+            return
+        written = os.write(self._opened(self._notes), self._unsent)
+        self._unsent = self._unsent[written:]
+
+    def _opened(self, path: Path) -> int:
+        """The open file of the notes. It stays open: somebody may clear /dev/shm meanwhile.
+
+        It is opened again if the script has closed it, as daemons close all their files.
+        """
+        with contextlib.suppress(OSError):  # nothing is open under this number
+            status = os.fstat(self._descriptor)
+            if (status.st_dev, status.st_ino) == self._file:
+                return self._descriptor
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        status = os.fstat(self._descriptor)
+        self._file = status.st_dev, status.st_ino
+        return self._descriptor
 
     def metric_names(self) -> list[str]:
         """The names that the ring has, by their place."""

@@ -131,7 +131,8 @@ class Note(StrEnum):
     # unreadable}]; step 0 and "" with candidates in the plan: none could be loaded
     SHARD = "shard"  # step, tier, path, files: [{name, bytes, blake2b}], batch,
     # seconds: {copy, write}; the directory tier only
-    SAVE_FAILED = "save_failed"  # step, tier, error
+    SAVE_FAILED = "save_failed"  # step, tier, error, full: there is no room or no quota
+    SAVE_RESUMED = "save_resumed"  # step, tier: saved again after a save to the tier had failed
     LOOPING = "looping"  # step: a loop of `steps()` begins
     LEFT = "left"  # step: the loop of `steps()` was left, by `break`, `return` or an exception
     FINISHED = "finished"  # step: the loop of `steps()` ended, or `finish()` was called

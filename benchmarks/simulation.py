@@ -25,15 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 
 from babysit.wire import Tier
 from benchmarks.support.harness import last_line, table
-from jobs.events import (
-    Event,
-    RankExited,
-    RankReady,
-    RankRestored,
-    ShardFile,
-    ShardReport,
-    ShardWritten,
-)
+from jobs.events import Event, RankExited, RankReady, RankRestored, ShardWritten
+from jobs.shards import ShardFile, ShardReport
 from jobs.spec import RunSpec
 from monitors.failures import Failure, FailureClass
 from monitors.types import Finding, FindingKind, Severity

@@ -93,7 +93,7 @@ class VerifyCheckpoint(Command):
 
 
 class DeleteCheckpoint(Command):
-    """Delete the checkpoint's directory and answer CheckpointDeleted; a refusal is only logged."""
+    """Delete the checkpoint's directory, and answer CheckpointDeleted whatever came of it."""
 
     kind: Literal["delete_checkpoint"] = "delete_checkpoint"
     checkpoint: str

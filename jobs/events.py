@@ -8,12 +8,13 @@ plane stores each report once, by its sequence. Durations are seconds, sizes are
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from babysit.wire import Tier
+from jobs.shards import ShardReport
 from monitors.failures import Failure
 
 
@@ -106,98 +107,6 @@ class RankExited(WorkerEvent):
     last_step: int = 0
 
 
-class ShardFile(BaseModel):
-    """One file of a shard."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    bytes: int
-    blake2b: str
-    """Hex digest, 16 bytes."""
-
-
-class ShardReport(BaseModel):
-    """One rank's part of a checkpoint, written and hashed."""
-
-    model_config = ConfigDict(frozen=True)
-
-    attempt: int
-    """The attempt that wrote it. A later attempt may write the same step to the same path."""
-    step: int
-    rank: int
-    world_size: int
-    tier: Tier
-    path: str
-    """The checkpoint's directory (not the rank's)."""
-    batch: int
-    """Batches drawn so far; the next step draws batch + 1."""
-    files: tuple[ShardFile, ...]
-    copy_seconds: float = 0.0
-    write_seconds: float = 0.0
-    run: str = ""
-    """The run that wrote it; empty: written by a version that did not record it."""
-
-
-class Shards(BaseModel):
-    """Shards of one checkpoint in columns of equal length: the ShardReports of many ranks."""
-
-    model_config = ConfigDict(frozen=True)
-
-    attempt: int
-    step: int
-    world_size: int
-    tier: Tier
-    path: str
-    batch: int
-    ranks: tuple[int, ...]
-    workers: tuple[str, ...]
-    """The worker that wrote, or stores, each shard."""
-    sizes: tuple[int, ...]
-    """Bytes of each shard."""
-    files: tuple[tuple[ShardFile, ...], ...]
-    copy_seconds: tuple[float, ...]
-    write_seconds: tuple[float, ...]
-
-    @classmethod
-    def of(cls, worker: str, *reports: ShardReport) -> Shards:
-        """The reports of one worker about one checkpoint, as columns.
-
-        Raises:
-            IndexError: There are no reports.
-        """
-        first = reports[0]
-        return cls(
-            **{name: getattr(first, name) for name in _OF_THE_CHECKPOINT},
-            ranks=tuple(report.rank for report in reports),
-            workers=(worker,) * len(reports),
-            sizes=tuple(sum(file.bytes for file in report.files) for report in reports),
-            files=tuple(report.files for report in reports),
-            copy_seconds=tuple(report.copy_seconds for report in reports),
-            write_seconds=tuple(report.write_seconds for report in reports),
-        )
-
-    def reports(self) -> Iterator[ShardReport]:
-        """Yield the shards one by one, for the table of shards."""
-        shared = {name: getattr(self, name) for name in _OF_THE_CHECKPOINT}
-        columns = zip(self.ranks, self.files, self.copy_seconds, self.write_seconds, strict=True)
-        for rank, files, copied, wrote in columns:
-            yield ShardReport(
-                **shared, rank=rank, files=files, copy_seconds=copied, write_seconds=wrote
-            )
-
-    def kept(self, places: Sequence[int]) -> Shards:
-        """The shards at these indices of the columns."""
-        columns = {
-            name: tuple(getattr(self, name)[place] for place in places) for name in _OF_EACH_PART
-        }
-        return self.model_copy(update=columns)
-
-
-_OF_THE_CHECKPOINT = ("attempt", "step", "world_size", "tier", "path", "batch")
-_OF_EACH_PART = ("ranks", "workers", "sizes", "files", "copy_seconds", "write_seconds")
-
-
 class ShardWritten(WorkerEvent):
     """A shard of a directory checkpoint is on disk."""
 
@@ -213,6 +122,39 @@ class SaveFailed(WorkerEvent):
     step: int
     tier: Tier
     error: str
+    full: bool = False
+    """True if there was no room, or no quota left."""
+
+
+class SaveResumed(WorkerEvent):
+    """A rank saves to a tier again, after a save to that tier had failed."""
+
+    kind: Literal["save_resumed"] = "save_resumed"
+    rank: int
+    step: int
+    tier: Tier
+
+
+class Place(StrEnum):
+    """A directory that an agent needs."""
+
+    LOGS = "logs"  # the logs of the ranks
+    SPOOL = "spool"  # reports that the control plane has not taken yet
+    RANKS = "ranks"  # on tmpfs: the notes and rings of the ranks
+    MEMORY = "memory"  # on tmpfs: checkpoints
+
+
+class StorageTrouble(WorkerEvent):
+    """A directory that the agent needs cannot be written, or has vanished; or that is over."""
+
+    kind: Literal["storage_trouble"] = "storage_trouble"
+    place: Place
+    path: str
+    error: str = ""
+    full: bool = False
+    """True if there is no room, or no quota left."""
+    over: bool = False
+    """True if it can be written again."""
 
 
 class ChangeAnnounced(WorkerEvent):
@@ -288,13 +230,18 @@ class CheckpointChecked(WorkerEvent):
     unreadable: bool = False
     """True if it failed because a file is missing or unreadable, which may be temporary."""
     seconds: float = 0.0
+    medium: str = ""
+    """The source of the bytes: `cache dropped` (the medium), `memory` (tmpfs) or `page cache`."""
 
 
 class CheckpointDeleted(WorkerEvent):
-    """The answer to DeleteCheckpoint."""
+    """The answer to DeleteCheckpoint: the bytes are gone if there is no error."""
 
     kind: Literal["checkpoint_deleted"] = "checkpoint_deleted"
     checkpoint: str
+    error: str = ""
+    refused: bool = False
+    """True if something else lies there now, so that it must not be deleted."""
 
 
 AgentEvent = Annotated[
@@ -305,6 +252,8 @@ AgentEvent = Annotated[
     | RankExited
     | ShardWritten
     | SaveFailed
+    | SaveResumed
+    | StorageTrouble
     | ChangeAnnounced
     | AttemptStopped
     | StacksCaptured

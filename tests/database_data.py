@@ -6,7 +6,8 @@ import datetime as dt
 from typing import Any
 
 from babysit.wire import Tier
-from jobs.events import RankSamples, ShardFile, ShardReport
+from jobs.events import RankSamples
+from jobs.shards import ShardFile, ShardReport
 from jobs.spec import RunSpec
 from monitors.types import FindingKind, Severity
 from orchestrator.core.model.entities import (

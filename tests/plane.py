@@ -13,7 +13,8 @@ from pydantic import SecretStr
 
 from babysit.wire import Tier
 from jobs.clock import SystemClock
-from jobs.events import RankSamples, ShardFile, ShardReport
+from jobs.events import RankSamples
+from jobs.shards import ShardFile, ShardReport
 from jobs.spec import RunSpec
 from monitors.failures import Cause, FailureClass
 from monitors.types import Severity

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 
 from babysit.wire import Tier
-from jobs.events import RankExited, ShardFile, ShardReport, ShardWritten
+from jobs.events import RankExited, ShardWritten
+from jobs.shards import ShardFile, ShardReport
 from monitors.failures import Failure, FailureClass
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.controller.sample_pipeline import Progress

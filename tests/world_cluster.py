@@ -32,10 +32,10 @@ from jobs.events import (
     RankRestored,
     RanksStarted,
     RankStack,
-    ShardReport,
     StacksCaptured,
     WorkerJoined,
 )
+from jobs.shards import ShardReport
 from jobs.spec import RunSpec
 from orchestrator.controller.sample_pipeline import Progress, may_end
 from orchestrator.core.machine import handle
@@ -168,6 +168,8 @@ class ClusterWorld:
     joins: bool = True
     """Scripts call `babysit.init()`."""
     restores: bool = True
+    deletes: bool = True
+    """Agents answer orders to delete a checkpoint."""
     """Scripts call `restore()`."""
     look: Callable[[int], RankStack] = field(default_factory=lambda: stopped(1))
     """What an agent sees when it looks at a rank."""
@@ -323,7 +325,7 @@ class ClusterWorld:
                     checkpoint=command.checkpoint,
                     ok=True,
                 )
-            case DeleteCheckpoint():
+            case DeleteCheckpoint() if self.deletes:
                 self._say(
                     agent, CheckpointDeleted, attempt=command.attempt, checkpoint=command.checkpoint
                 )

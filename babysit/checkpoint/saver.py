@@ -8,6 +8,7 @@ and training continues.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 import time
 from collections.abc import Callable
@@ -70,6 +71,8 @@ class Saver:
         self._checked = False
         self._held: Any = None
         self._deferred: set[Tier] = set()
+        self._failing: set[Tier] = set()
+        """Tiers to which the last save failed."""
 
     def due(self, step: int, *, last: bool, now: bool) -> tuple[Tier, ...]:
         """The tiers to which this step must be saved, the nearest first; empty: none.
@@ -217,14 +220,34 @@ class Saver:
             run=self._plan.run,
         )
         try:
-            with shard.writing(manifest) as writer:
-                content(writer)
-            self._written(writer.manifest)
+            try:
+                written = self._sealed(manifest, content)
+            except OSError as error:
+                # Of the copies in memory, one sound one is enough: the others make room.
+                if tier is not Tier.MEMORY or not _is_full(error) or not self._make_room():
+                    raise
+                written = self._sealed(manifest, content)
+            self._written(written)
         except Exception as error:  # noqa: BLE001 (nothing may fail in silence)
             self.failed(saved.step, tier, error)
 
+    def _sealed(self, manifest: Manifest, content: Content) -> Manifest:
+        with shard.writing(manifest) as writer:
+            content(writer)
+        return writer.manifest
+
+    def _make_room(self) -> bool:
+        """Delete this rank's saves in memory but the newest; False: there was nothing to delete."""
+        root, rank = Path(self._plan.save.memory_directory), self._plan.rank
+        before = shard.steps_in(root)
+        shard.prune(root, rank, 1)
+        return shard.steps_in(root) != before
+
     def _written(self, manifest: Manifest) -> None:
         policy = self._plan.save
+        if manifest.tier in self._failing:
+            self._failing.discard(manifest.tier)
+            self._reporter.note(Note.SAVE_RESUMED, step=manifest.step, tier=manifest.tier)
         if manifest.tier is Tier.MEMORY:
             shard.prune(Path(policy.memory_directory), manifest.rank, policy.memory_keep)
             return
@@ -243,8 +266,15 @@ class Saver:
         """Note a save that failed."""
         where = rank_directory(step_directory(self._root(tier), step), self._plan.rank)
         said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        self._failing.add(tier)
         self._reporter.warn(f"step {step} is not saved to {where}: {said}")
-        self._reporter.note(Note.SAVE_FAILED, step=step, tier=tier, error=said)
+        full = _is_full(error)
+        self._reporter.note(Note.SAVE_FAILED, step=step, tier=tier, error=said, full=full)
+
+
+def _is_full(error: Exception) -> bool:
+    """True if the file system, or the user's quota of it, is full."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _divides(every: int, step: int) -> bool:

@@ -159,7 +159,7 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
     final = rank_directory(manifest.path, manifest.rank)
     for leftover in final.parent.glob(f".{final.name}.*"):  # left by a killed writer
         shutil.rmtree(leftover, ignore_errors=True)
-    hidden = hidden_directory(final)
+    hidden = hidden_directory(final, f"{manifest.run}.{manifest.attempt}")
     hidden.mkdir(parents=True)
     writer = ShardWriter(manifest, hidden)
     try:
@@ -171,9 +171,9 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def hidden_directory(final: Path) -> Path:
-    """A name beside `final` that is never mistaken for a shard."""
-    return final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}"
+def hidden_directory(final: Path, writer: str = ".0") -> Path:
+    """A name beside `final` that is never mistaken for a shard, with its writer: `run.attempt`."""
+    return final.parent / f".{final.name}.{writer}.{uuid.uuid4().hex[:8]}"
 
 
 def _refuse_if_overtaken(manifest: Manifest, final: Path) -> None:

@@ -34,6 +34,8 @@ class RankProcess:
     code: int | None = None
     """Exit code once dead; negative: that signal killed it; None: not ended."""
     words: RankWords = dataclasses.field(default_factory=RankWords)
+    inode: int = 0
+    """Of its rank directory."""
     killed: bool = False
     """True if the agent sent it SIGKILL."""
 
@@ -82,9 +84,41 @@ class Gang:
         for process in self.ranks.values():
             directory = _rank_directory(self._config, process.rank)
             shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True, mode=0o700)
-            plan = rank_plan(self._command, self._config, process.rank)
-            (directory / wire.PLAN_FILE).write_text(plan.to_json() + "\n")
+            self._make(process)
+
+    def _make(self, process: RankProcess) -> None:
+        directory = _rank_directory(self._config, process.rank)
+        self._config.memory_directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+        directory.mkdir(parents=True, mode=0o700)
+        plan = rank_plan(self._command, self._config, process.rank)
+        (directory / wire.PLAN_FILE).write_text(plan.to_json() + "\n")
+        (directory / wire.NOTES_FILE).touch(mode=0o600)
+        process.reader.open_notes()  # before anybody can remove them
+        process.inode = directory.stat().st_ino
+
+    def vanished(self) -> list[Path]:
+        """Rank directories that are gone, or are not those that were made here."""
+        found = []
+        for process in self.ranks.values():
+            directory = _rank_directory(self._config, process.rank)
+            try:
+                there = directory.stat().st_ino == process.inode
+            except OSError:
+                there = False
+            if not there:
+                found.append(directory)
+        return found
+
+    def restore_directory(self, directory: Path) -> None:
+        """Make a rank directory again that has vanished, with its plan.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        for process in self.ranks.values():
+            if _rank_directory(self._config, process.rank) == directory:
+                shutil.rmtree(directory, ignore_errors=True)
+                self._make(process)
 
     def environment(self, process: RankProcess) -> dict[str, str]:
         """Variables that differ between ranks or attempts: torchrun's names, and babysit's."""

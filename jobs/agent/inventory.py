@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -13,12 +14,16 @@ import structlog
 from pydantic import ValidationError
 
 from babysit.wire import MANIFEST_FILE, Tier, rank_directory
+from jobs.agent import page_cache
 from jobs.agent.errors import RefusedPathError
-from jobs.commands import VerifyCheckpoint
-from jobs.events import ShardFile, ShardReport
+from jobs.commands import StartAttempt, VerifyCheckpoint
+from jobs.config import AgentConfig
+from jobs.shards import ShardFile, ShardReport
 
 _NEWEST = 3
 """Reported memory shards per rank: a rank keeps two, and a third may be half deleted."""
+_HIDDEN = re.compile(r"\.rank-\d+\.(?P<run>.*)\.(?P<attempt>\d+)\.[0-9a-f]+")
+"""Names of shards that are being written: :func:`babysit.checkpoint.shard.hidden_directory`."""
 _STEP_DIRECTORY = re.compile(r"step-\d+")
 _HASH_BYTES = 16
 _CHUNK_BYTES = 1 << 22
@@ -68,15 +73,16 @@ def _wrong_size(shard: ShardReport) -> str:
     return ""
 
 
-def verify(command: VerifyCheckpoint, run: str) -> str:
-    """Read the shards of `ranks` and compare them with their manifests. Blocks.
+def verify(command: VerifyCheckpoint, run: str) -> tuple[str, str]:
+    """Read the shards of `ranks` from their medium and compare them with their manifests. Blocks.
 
     Args:
         command: Names the shards.
         run: The run that must have written them.
 
     Returns:
-        The first fault as a sentence; empty: sizes and hashes of all files agree.
+        The first fault as a sentence (empty: sizes and hashes of all files agree), and what was
+        read: see :data:`jobs.events.CheckpointChecked.medium`.
 
     Raises:
         OSError: A file is missing or unreadable. That may be temporary and says nothing about its
@@ -88,13 +94,15 @@ def verify(command: VerifyCheckpoint, run: str) -> str:
         try:
             shard = _parsed(manifest)
         except (ValueError, TypeError) as error:  # includes pydantic's ValidationError
-            return f"{manifest}: not a valid manifest: {error}"
+            return f"{manifest}: not a valid manifest: {error}", ""
         if _of_another(shard, run):
-            return f"{manifest}: belongs to run {shard.run}, not to {run}"
+            return f"{manifest}: belongs to run {shard.run}, not to {run}", ""
         if shard.attempt != command.attempt:
-            return f"{manifest}: written by attempt {shard.attempt}, not {command.attempt}"
+            return f"{manifest}: written by attempt {shard.attempt}, not {command.attempt}", ""
         shards.append(shard)
-    return next(filter(None, map(_fault, shards)), "")
+    media: set[str] = set()
+    fault = next(filter(None, (_fault(shard, media) for shard in shards)), "")
+    return fault, ", ".join(sorted(media))
 
 
 def _of_another(shard: ShardReport, run: str) -> bool:
@@ -102,16 +110,18 @@ def _of_another(shard: ShardReport, run: str) -> bool:
     return shard.run not in {"", run}
 
 
-def _fault(shard: ShardReport) -> str:
-    """The first fault of a shard; empty: none."""
+def _fault(shard: ShardReport, media: set[str]) -> str:
+    """The first fault of a shard; empty: none. Adds what was read to `media`."""
     directory = rank_directory(shard.path, shard.rank)
-    faults = (_wrong_hash(directory, file) for file in shard.files)
+    faults = (_wrong_hash(directory, file, media) for file in shard.files)
     return _wrong_size(shard) or next(filter(None, faults), "")
 
 
-def _wrong_hash(directory: Path, file: ShardFile) -> str:
+def _wrong_hash(directory: Path, file: ShardFile, media: set[str]) -> str:
     digest = hashlib.blake2b(digest_size=_HASH_BYTES)
     with (directory / file.name).open("rb") as stream:
+        if file.bytes:
+            media.add(page_cache.drop(stream.fileno(), file.bytes))
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     if digest.hexdigest() != file.blake2b:
@@ -139,8 +149,44 @@ def delete(path: Path, attempt: int, run: str) -> None:
     shards = [shard for shard in map(_read, manifests) if shard is not None]
     if others := {shard.run for shard in shards if _of_another(shard, run)}:
         raise RefusedPathError(f"{path}: run {min(others)} has saved there too, not only {run}")
-    if any(shard.attempt > attempt for shard in shards):
+    later = [a for a in map(_writing, path.glob(".rank-*")) if a is not None and a > attempt]
+    if later or any(shard.attempt > attempt for shard in shards):
         raise RefusedPathError(f"{path}: a later attempt than {attempt} has saved there since")
     for manifest in manifests:
         manifest.unlink(missing_ok=True)
     shutil.rmtree(path)
+
+
+def _writing(hidden: Path) -> int | None:
+    """The attempt that writes a shard to a hidden directory; None: its name does not say."""
+    found = _HIDDEN.fullmatch(hidden.name)
+    return int(found["attempt"]) if found else None
+
+
+def sweep_before(command: StartAttempt, config: AgentConfig) -> None:
+    """Sweep the checkpoint directory of a run whose next attempt begins; its first node does it."""
+    directory = config.spec.checkpoint.directory
+    if not directory or command.node_rank != 0:
+        return
+    with contextlib.suppress(OSError):  # the next attempt sweeps again
+        for path in sweep(Path(directory), command.attempt, config.run):
+            _log.info("half-written shard of a dead attempt deleted", path=str(path))
+
+
+def sweep(root: Path, attempt: int, run: str) -> list[Path]:
+    """Delete what killed writers of a run's older attempts left half-written. Blocks.
+
+    Their processes must be confirmed dead. Whole shards stay, and so does everything of other runs.
+
+    Returns:
+        The directories that were deleted.
+    """
+    gone = []
+    for hidden in root.glob("step-*/.rank-*"):
+        found = _HIDDEN.fullmatch(hidden.name)
+        if found and found["run"] == run and int(found["attempt"]) < attempt:
+            shutil.rmtree(hidden, ignore_errors=True)
+            with contextlib.suppress(OSError):  # other shards are there
+                hidden.parent.rmdir()
+            gone.append(hidden)
+    return gone

@@ -172,6 +172,14 @@ class LogPump:
         with self._lock:
             return {log: rank.file.why for log, rank in self._ranks.items() if rank.file.why}
 
+    def retry(self) -> None:
+        """Have the writer try again where the last write failed."""
+        with self._lock:
+            for rank in self._ranks.values():
+                if rank.file.why and rank.idle:
+                    rank.waiting.append(b"")
+            self._lock.notify_all()
+
     def finish(self) -> None:
         """Close all logs and end the threads. Blocks up to some seconds if the disk is slow."""
         for log in list(self._ranks):

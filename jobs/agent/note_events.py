@@ -17,10 +17,10 @@ from jobs.events import (
     RankReady,
     RankRestored,
     SaveFailed,
-    ShardFile,
-    ShardReport,
+    SaveResumed,
     ShardWritten,
 )
+from jobs.shards import ShardFile, ShardReport
 
 Fields = Mapping[str, Any]
 """Fields common to all events of the worker: id, time, actor, run, worker, attempt."""
@@ -63,8 +63,17 @@ def _shard(note: dict[str, Any], author: Author, fields: Fields) -> ShardWritten
 
 def _save_failed(note: dict[str, Any], author: Author, fields: Fields) -> SaveFailed:
     return SaveFailed(
-        rank=author.rank, step=note["step"], tier=note["tier"], error=str(note["error"]), **fields
+        rank=author.rank,
+        step=note["step"],
+        tier=note["tier"],
+        error=str(note["error"]),
+        full=bool(note.get("full", False)),
+        **fields,
     )
+
+
+def _save_resumed(note: dict[str, Any], author: Author, fields: Fields) -> SaveResumed:
+    return SaveResumed(rank=author.rank, step=note["step"], tier=note["tier"], **fields)
 
 
 def _change(note: dict[str, Any], author: Author, fields: Fields) -> ChangeAnnounced:
@@ -82,6 +91,7 @@ _TRANSLATIONS: dict[str, Callable[[dict[str, Any], Author, Fields], AgentEvent]]
     Note.RESTORED: _restored,
     Note.SHARD: _shard,
     Note.SAVE_FAILED: _save_failed,
+    Note.SAVE_RESUMED: _save_resumed,
     Note.CHANGE: _change,
 }
 _SILENT = {Note.LOOPING, Note.LEFT, Note.FINISHED, Note.EXITING, Note.FINGERPRINT}

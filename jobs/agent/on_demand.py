@@ -14,6 +14,9 @@ from jobs.agent.reporter import Reporter
 from jobs.commands import CaptureStacks, DeleteCheckpoint, VerifyCheckpoint
 from jobs.events import CheckpointChecked, CheckpointDeleted, StacksCaptured
 
+_DELETE_PAUSES = (0.5, 2.0, 5.0)
+"""Seconds between tries to delete a checkpoint; then the control plane tries again later."""
+
 
 async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Reporter) -> None:
     """Report the stacks of the attempt's living ranks; empty if it does not run here."""
@@ -37,15 +40,16 @@ async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: R
     begun = reporter.clock.monotonic()
     unreadable = False
     try:
-        fault = await asyncio.to_thread(inventory.verify, command, reporter.run)
+        fault, medium = await asyncio.to_thread(inventory.verify, command, reporter.run)
     except OSError as error:
-        fault, unreadable = f"{error.filename}: {error.strerror}", True
+        fault, medium, unreadable = f"{error.filename}: {error.strerror}", "", True
     reporter.say(
         CheckpointChecked(
             checkpoint=command.checkpoint,
             ok=not fault,
             error=fault,
             unreadable=unreadable,
+            medium=medium,
             seconds=reporter.clock.monotonic() - begun,
             **reporter.fields(max(attempt, command.attempt), command.id),
         )
@@ -53,13 +57,28 @@ async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: R
 
 
 async def delete_checkpoint(command: DeleteCheckpoint, attempt: int, reporter: Reporter) -> None:
-    """Delete a checkpoint in a thread and report it; refusals and errors are only logged."""
-    try:
-        path = Path(command.path)
-        await asyncio.to_thread(inventory.delete, path, command.attempt, reporter.run)
-    except (RefusedPathError, OSError) as error:
-        log = structlog.get_logger(part="on_demand")
-        log.warning("checkpoint not deleted", path=command.path, reason=str(error))
-        return
+    """Delete a checkpoint in a thread, and report what came of it.
+
+    A directory that is busy or not empty (another client of NFS has a file open, say) is tried
+    again for some seconds.
+    """
+    log = structlog.get_logger(part="on_demand")
+    error, refused = "", False
+    for pause in (*_DELETE_PAUSES, 0.0):
+        try:
+            path = Path(command.path)
+            await asyncio.to_thread(inventory.delete, path, command.attempt, reporter.run)
+        except RefusedPathError as why:
+            error, refused = str(why), True
+            break
+        except OSError as why:
+            error = str(why)
+            await reporter.clock.sleep(pause)
+        else:
+            error = ""
+            break
+    if error:
+        log.warning("checkpoint not deleted", path=command.path, reason=error)
     fields = reporter.fields(max(attempt, command.attempt), command.id)
-    reporter.say(CheckpointDeleted(checkpoint=command.checkpoint, **fields))
+    answer = {"checkpoint": command.checkpoint, "error": error, "refused": refused}
+    reporter.say(CheckpointDeleted(**answer, **fields))

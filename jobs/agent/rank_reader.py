@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -41,7 +44,8 @@ class RankReader:
         self._rank = rank
         self._directory = directory
         self._ring: RingReader | None = None
-        self._offset = 0
+        self._notes: dict[tuple[int, int], BinaryIO] = {}
+        """Open files of notes, by device and inode."""
         self._started = started
         self._log = structlog.get_logger(part="rank_reader", rank=rank)
         self._has_reported = False
@@ -78,17 +82,27 @@ class RankReader:
 
     def notes(self) -> list[str]:
         """Complete lines written since the last call."""
-        try:
-            with (self._directory / wire.NOTES_FILE).open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        whole = data.rfind(b"\n") + 1
-        self._offset += whole
-        lines = data[:whole].decode(errors="replace").splitlines()
+        self.open_notes()
+        lines: list[str] = []
+        for file in self._notes.values():
+            data = file.read()
+            whole = data.rfind(b"\n") + 1
+            file.seek(whole - len(data), os.SEEK_CUR)
+            lines += data[:whole].decode(errors="replace").splitlines()
         self._draws = self._draws or any(wire.Note.LOOPING in line for line in lines)
         return lines
+
+    def open_notes(self) -> None:
+        """Open the notes, and keep them open: they are read to their end even if they are removed.
+
+        A file that takes their place is read besides.
+        """
+        path = self._directory / wire.NOTES_FILE
+        with contextlib.suppress(OSError):  # not written yet, or gone
+            status = path.stat()
+            key = status.st_dev, status.st_ino
+            if key not in self._notes:
+                self._notes[key] = path.open("rb")
 
     @property
     def exit_code(self) -> int | None:
@@ -140,7 +154,10 @@ class RankReader:
         return ring is not None
 
     def close(self) -> None:
-        """Unmap the ring."""
+        """Close the notes, and unmap the ring."""
+        for notes in self._notes.values():
+            notes.close()
+        self._notes.clear()
         if self._ring is not None:
             self._ring.close()
             self._ring = None

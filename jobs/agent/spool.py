@@ -48,6 +48,8 @@ class Spool:
         self._path = path
         self._limit = limit
         self._entries: deque[_Entry] = deque()
+        self._why = ""
+        self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._end = 0
         self._begin = 1
@@ -69,6 +71,11 @@ class Spool:
         written = self._end - self._entries[0].offset
         return self._entries[-1].held is not None or written >= self._limit
 
+    @property
+    def trouble(self) -> str:
+        """Why reports are kept in memory; empty: they are not."""
+        return self._why if self._entries and self._entries[-1].held is not None else ""
+
     def append(self, frame: bytes) -> int:
         """Append a frame; returns its number. A full disk keeps the frame in memory."""
         sequence = self.next_sequence
@@ -79,7 +86,7 @@ class Spool:
                 self._write(self._file, _HEAD.pack(sequence, len(frame)) + frame, self._end)
                 self._end += _HEAD.size + len(frame)
         except OSError as error:
-            held = True
+            held, self._why = True, error.strerror or str(error)
             log = structlog.get_logger(part="spool")
             log.warning(
                 "cannot write to the spool, keeping reports in memory until sent", reason=str(error)
@@ -106,7 +113,8 @@ class Spool:
         if not self._entries:
             self._reset()
             return
-        self._write(self._file, _BASE.pack(self._begin, self._entries[0].sequence - 1), 0)
+        with contextlib.suppress(OSError):  # frames that are sent twice are taken once
+            self._write(self._file, _BASE.pack(self._begin, self._entries[0].sequence - 1), 0)
         spent = self._entries[0].offset - _HEAD.size
         if spent > max(_COMPACT_BYTES, self._end // 2) and self._entries[-1].held is None:
             with contextlib.suppress(OSError):  # no space for a copy: keep the file
@@ -118,7 +126,8 @@ class Spool:
 
     def _reset(self) -> None:
         self._begin = self.next_sequence
-        self._write(self._file, _BASE.pack(self._begin, self._begin - 1), 0)
+        with contextlib.suppress(OSError):  # as above; the truncation makes room
+            self._write(self._file, _BASE.pack(self._begin, self._begin - 1), 0)
         os.ftruncate(self._file, _BASE.size)
         self._end = _BASE.size
 

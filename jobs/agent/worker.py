@@ -26,6 +26,7 @@ from jobs.agent.outbox import Outbox
 from jobs.agent.rank_end import failure_to_start
 from jobs.agent.reporter import Reporter
 from jobs.agent.spool import Spool
+from jobs.agent.storage_watch import StorageWatch
 from jobs.clock import Clock
 from jobs.commands import (
     CaptureStacks,
@@ -65,6 +66,7 @@ class Agent:
         outbox = Outbox(self._spool, clock, self._connection.wake)
         self._logs = LogPump(clock, config.log_limit)
         self._reporter = Reporter(config, clock, outbox, self._logs)
+        self._storage = StorageWatch(config, self._logs, self._spool, self._reporter)
         self._reaper = reaper.Reaper(config.worker)
         self._gang: Gang | None = None
         self._newest = 0
@@ -87,7 +89,7 @@ class Agent:
             self._fork_client.start(),
             self._connection.run(),
             self._collect_reports(),
-            self._leave_when_orphaned(),
+            self._watch(),
             self._join(),
         ):
             self._spawn(work)
@@ -140,10 +142,11 @@ class Agent:
             )
         )
 
-    async def _leave_when_orphaned(self) -> None:
-        """Leave after `orphan_seconds` without ranks and without contact: nobody may come back."""
+    async def _watch(self) -> None:
+        """Watch the directories. Leave after `orphan_seconds` without ranks and without contact."""
         while True:
             await self._clock.sleep(_SECOND)
+            self._storage.look(self._gang)
             idle = self._gang is None or self._gang.dead.is_set()
             silence = self._clock.monotonic() - self._connection.last_contact
             if idle and silence > self._config.orphan_seconds:
@@ -237,6 +240,7 @@ class Agent:
             )
         # Read while the ranks start, so that the first death waits for nothing.
         await asyncio.to_thread(lambda: self._reporter.log_rules)
+        await asyncio.to_thread(inventory.sweep_before, command, self._config)
 
     async def _launch_rank(self, gang: Gang, process: RankProcess) -> None:
         key = f"{gang.attempt}/{process.rank}"

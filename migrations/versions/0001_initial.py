@@ -234,6 +234,7 @@ sa.Table(
     sa.Column("trust", sa.Text, nullable=False),
     sa.Column("created_at", UTC, nullable=False),
     sa.Column("deleted_at", UTC),
+    sa.Column("removed_at", UTC),
     sa.Column("body", sa.JSON, nullable=False),
     sa.CheckConstraint("tier IN ('memory', 'directory')", name="ck_checkpoints_tier"),
     sa.CheckConstraint(

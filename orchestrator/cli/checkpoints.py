@@ -26,7 +26,7 @@ CheckpointArgument = Annotated[
 
 def _trust(row: Mapping[str, Any]) -> str:
     """Trust, and what is held against a checkpoint beside it: `verified, doubted`."""
-    marks = [mark for mark in ("doubted", "superseded") if row[mark]]
+    marks = [mark for mark in ("doubted", "superseded", "deleting") if row[mark]]
     return ", ".join((str(row["trust"]), *marks))
 
 
@@ -38,6 +38,7 @@ COLUMNS = [
     Column("SHARDS", lambda row: f"{row['shards']}/{row['world_size']}"),
     Column("SIZE", size("bytes")),
     Column("AGE", duration_cell("age_seconds")),
+    Column("READ FROM", text("medium"), wide=True),
     Column("PINNED", lambda row: "yes" if row["pinned"] else "-"),
     Column("ID", text("id"), wide=True),
     Column("PATH", text("path"), wide=True),

@@ -20,11 +20,15 @@ from jobs.events import (
     RankExited,
     RankRestored,
     SaveFailed,
+    SaveResumed,
+    StorageTrouble,
     WorkerEvent,
     WorkerJoined,
 )
 from orchestrator.core.attempts import assembly
+from orchestrator.core.checkpoints import deletion as checkpoint_deletion
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
+from orchestrator.core.checkpoints import trouble as checkpoint_trouble
 from orchestrator.core.messages.batching import as_gang
 from orchestrator.core.messages.events import (
     CapacityChanged,
@@ -138,12 +142,13 @@ _OF_THE_LIVE_ATTEMPT = (
     RankRestored,
     RankExited,
     SaveFailed,
+    SaveResumed,
     ChangeAnnounced,
     ProgressSeen,
     StepReached,
     FindingRaised,
 )
-_READ_BACK = (GangChecked, CheckpointChecked)
+_READ_BACK = (GangChecked, CheckpointChecked, CheckpointDeleted)
 """Answers about a checkpoint, not about an attempt: any worker that wrote shards may give one, and
 the one about a run's last checkpoint comes when the run has ended."""
 
@@ -233,10 +238,12 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     GangStacks: hangs.on_stacks,
     GangSaved: checkpoint_lifecycle.on_saved,
     SaveFailed: checkpoint_lifecycle.on_save_failed,
+    SaveResumed: checkpoint_trouble.on_save_resumed,
+    StorageTrouble: checkpoint_trouble.on_storage_trouble,
     ChangeAnnounced: progress.on_change_announced,
     GangChecked: checkpoint_lifecycle.on_checked,
     CheckpointChecked: checkpoint_lifecycle.on_check_failed,
-    CheckpointDeleted: checkpoint_lifecycle.on_deleted,
+    CheckpointDeleted: checkpoint_deletion.on_deleted,
     CheckpointPinned: checkpoint_requests.on_pinned,
     CheckpointRemovalAsked: checkpoint_requests.on_removal_asked,
     CheckpointVerificationAsked: checkpoint_requests.on_verification_asked,

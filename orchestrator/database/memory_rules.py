@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jobs.events import ShardReport
+from jobs.shards import ShardReport
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,

@@ -14,7 +14,8 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from jobs.events import RankSamples, ShardReport
+from jobs.events import RankSamples
+from jobs.shards import ShardReport
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import (
     Attempt,
@@ -114,7 +115,7 @@ class MemoryStore:
             workers=workers,
             nodes=await self.nodes(),
             checkpoints=sorted(
-                (c for c in self._all(Checkpoint) if c.run in ours and c.deleted_at is None),
+                (c for c in self._all(Checkpoint) if c.run in ours and c.removed_at is None),
                 key=lambda checkpoint: (checkpoint.run, checkpoint.step, checkpoint.id),
             ),
             incidents=[incident for incident in reversed(incidents) if incident.run in ours],
@@ -201,7 +202,7 @@ class MemoryStore:
         found = [
             each
             for each in self._all(Checkpoint)
-            if each.run == run and (deleted or each.deleted_at is None)
+            if each.run == run and (deleted or each.removed_at is None)
         ]
         return sorted(found, key=lambda each: (each.step, each.created_at, each.id), reverse=True)
 

@@ -156,6 +156,7 @@ class CheckpointRow(Base):
     trust: Mapped[str]
     created_at: Mapped[dt.datetime]
     deleted_at: Mapped[dt.datetime | None]
+    removed_at: Mapped[dt.datetime | None]
     body: Mapped[dict[str, Any]]
 
 

@@ -11,7 +11,8 @@ import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, Unpack
 
-from jobs.events import RankSamples, ShardReport
+from jobs.events import RankSamples
+from jobs.shards import ShardReport
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import (
     Attempt,

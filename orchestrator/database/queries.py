@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from jobs.events import ShardReport
+from jobs.shards import ShardReport
 from orchestrator.core.messages.instructions import INSTRUCTION
 from orchestrator.core.model.entities import (
     Attempt,
@@ -95,7 +95,7 @@ async def load(connection: AsyncConnection) -> Snapshot:
             connection,
             CHECKPOINTS,
             _CHECKPOINT.run.in_(ours),
-            _CHECKPOINT.deleted_at.is_(None),
+            _CHECKPOINT.removed_at.is_(None),
             order=[_CHECKPOINT.run, _CHECKPOINT.step, _CHECKPOINT.id],
         ),
         incidents=await _entities(
@@ -199,7 +199,7 @@ async def checkpoints(connection: AsyncConnection, run: str, *, deleted: bool) -
     """Checkpoints of a run, newest step first; of equal steps, the newest first."""
     where: list[ColumnElement[bool]] = [_CHECKPOINT.run == run]
     if not deleted:
-        where.append(_CHECKPOINT.deleted_at.is_(None))
+        where.append(_CHECKPOINT.removed_at.is_(None))
     order = [_CHECKPOINT.step.desc(), _CHECKPOINT.created_at.desc(), _CHECKPOINT.id.desc()]
     return await _entities(connection, CHECKPOINTS, *where, order=order)
 

@@ -6,7 +6,8 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Self, Unpack
 
-from jobs.events import RankSamples, ShardReport
+from jobs.events import RankSamples
+from jobs.shards import ShardReport
 from orchestrator.core.model.entities import Attempt, Checkpoint, Incident, Node, Queue, Run, Worker
 from orchestrator.core.model.states import RunState
 from orchestrator.database import (

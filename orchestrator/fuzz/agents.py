@@ -38,10 +38,10 @@ from jobs.events import (
     RanksStarted,
     RankStack,
     Report,
-    ShardReport,
     StacksCaptured,
     WorkerJoined,
 )
+from jobs.shards import ShardReport
 from orchestrator.clusters.port import WorkerLaunch
 from orchestrator.fuzz.environment import Environment
 from orchestrator.fuzz.event_loop import ProcessClock
@@ -254,8 +254,10 @@ class Agent:
             case VerifyCheckpoint():
                 await self._verify(command)
             case DeleteCheckpoint():
-                if self._environment.storage.delete(command.path, command.attempt):
-                    self._answer(command, CheckpointDeleted, checkpoint=command.checkpoint)
+                done = self._environment.storage.delete(command.path, command.attempt)
+                error = "" if done else "a later attempt has saved there since"
+                fields = {"checkpoint": command.checkpoint, "error": error, "refused": not done}
+                self._answer(command, CheckpointDeleted, **fields)
             case Shutdown():
                 self._leave("agent exited with code 0")
 

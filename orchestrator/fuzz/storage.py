@@ -6,7 +6,7 @@ import dataclasses
 
 from babysit.wire import Tier
 from jobs.commands import RestoreCandidate
-from jobs.events import ShardFile, ShardReport
+from jobs.shards import ShardFile, ShardReport
 
 
 @dataclasses.dataclass(slots=True)

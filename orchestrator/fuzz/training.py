@@ -22,9 +22,9 @@ from jobs.events import (
     RankSamples,
     RejectedCheckpoint,
     SaveFailed,
-    ShardReport,
     ShardWritten,
 )
+from jobs.shards import ShardReport
 from jobs.spec import RunSpec
 from monitors.failures import Failure, FailureClass
 from orchestrator.fuzz.environment import Environment

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
-from jobs.events import AttemptStopped, RankExited, RankReady, RankRestored, RanksStarted
+from babysit import wire
+from jobs.events import (
+    AttemptStopped,
+    Place,
+    RankExited,
+    RankReady,
+    RankRestored,
+    RanksStarted,
+    ShardWritten,
+    StorageTrouble,
+)
 from jobs.log_files import LogLimit
 from monitors.failures import Advice, Evidence, FailureClass
 from tests.agent_helpers import ended, playground, start, stop
@@ -231,6 +242,39 @@ async def test_ranks_that_cannot_be_started_are_reported(tmp_path: Path):
         obstacle.unlink()
         await server.send(start(attempt=2))
         await server.until(lambda: server.steps(0) and server.steps(1))
+
+
+SAVES = """
+    import time, babysit
+    class State:
+        def save(self, directory): (directory / "x").write_text("x")
+        def load(self, directory): pass
+    run, state = babysit.init(), State()
+    run.restore(state)
+    for step, _ in run.steps(list(range(1000)), total=1000):
+        run.report(loss=1.0)
+        run.checkpoint(state)
+        time.sleep(0.02)
+"""
+
+
+async def test_saves_are_recorded_though_the_files_on_tmpfs_are_removed(tmp_path: Path):
+    spec = {"checkpoint": {"directory": str(tmp_path / "ck"), "every_steps": 5}}
+    async with playground(tmp_path, SAVES, **spec) as (server, agent):
+        await server.send(start(ranks=(0,)))
+        await server.event(ShardWritten)
+        shutil.rmtree(agent.config.memory_directory)
+        newest = max(e.shard.step for e in server.of(ShardWritten))
+        await server.event(ShardWritten, lambda e: e.shard.step > newest + 5)
+        lost = await server.event(StorageTrouble, lambda e: not e.over)
+        assert (lost.place, lost.full) == (Place.RANKS, False)
+        await server.event(StorageTrouble, lambda e: e.over)
+        again = wire.rank_directory(agent.config.memory_directory / "ranks", 0)
+        assert (again / wire.PLAN_FILE).exists()
+        newest = max(e.shard.step for e in server.of(ShardWritten))
+        await server.event(ShardWritten, lambda e: e.shard.step > newest)
+        await server.send(stop())
+        await server.event(AttemptStopped)
 
 
 CHATTY = """

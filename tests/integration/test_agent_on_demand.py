@@ -23,11 +23,10 @@ from jobs.events import (
     RankExited,
     RankRestored,
     RanksStarted,
-    ShardFile,
-    ShardReport,
     ShardWritten,
     StacksCaptured,
 )
+from jobs.shards import ShardFile, ShardReport
 from tests.agent_helpers import eventually, playground, start, stop
 
 STUCK = """

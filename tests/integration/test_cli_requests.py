@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from babysit.wire import MANIFEST_FILE, rank_directory
-from jobs.events import ShardFile
+from jobs.shards import ShardFile
 from orchestrator.core.model.states import RunState, Trust
 from orchestrator.database.port import ShardRecord
 from tests.cli import babysit, connect, data

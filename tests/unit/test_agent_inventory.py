@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import mmap
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from babysit.checkpoint.shard import hidden_directory
+from babysit.reporter import Reporter
 from babysit.ring import Record, RingWriter
-from babysit.wire import Phase, Tier, rank_directory, step_directory
-from jobs.agent import inventory
+from babysit.wire import Note, Phase, Tier, rank_directory, step_directory
+from jobs.agent import inventory, page_cache
 from jobs.agent.errors import RefusedPathError
 from jobs.agent.rank_reader import RankReader
 from jobs.commands import VerifyCheckpoint
-from jobs.events import RankBeat, ShardFile, ShardReport
+from jobs.events import RankBeat
+from jobs.shards import ShardFile, ShardReport
 
 # --- a rank's directory -------------------------------------------------------------------------
 
@@ -76,6 +85,7 @@ def test_the_first_step_of_a_rank_that_reports_nothing(tmp_path: Path, draws: bo
     writer.write(record(12))
     reader.samples()
     assert reader.beat(alive=True).first_step == 12, "a report says which it was"
+    reader.close()
 
 
 def test_feed_says_how_many_records_were_overwritten(tmp_path: Path):
@@ -136,7 +146,7 @@ def test_inventory_says_where_shards_are_now(tmp_path: Path):
 
 def verify(root: Path, **fields) -> str:
     command = {"id": "v", "attempt": 1, "checkpoint": "c", "path": str(step_directory(root, 3))}
-    return inventory.verify(VerifyCheckpoint(**{**command, **fields}), "r")
+    return inventory.verify(VerifyCheckpoint(**{**command, **fields}), "r")[0]
 
 
 def test_verify_by_manifest_refuses_another_attempts_shard(tmp_path: Path):
@@ -180,3 +190,92 @@ def test_link_to_a_checkpoint_is_not_followed(tmp_path: Path):
     link.symlink_to(step_directory(tmp_path, 3))
     with pytest.raises(RefusedPathError):
         inventory.delete(link, 1, "r")
+
+
+def test_what_is_read_back_is_the_medium_or_named_as_memory(tmp_path: Path):
+    shard(tmp_path, 3)
+    command = {"id": "v", "attempt": 1, "checkpoint": "c", "ranks": (0,)}
+    path = str(step_directory(tmp_path, 3))
+    fault, medium = inventory.verify(VerifyCheckpoint(**command, path=path), "r")
+    assert (fault, medium) == ("", page_cache.DROPPED)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        shard(Path(memory), 3)
+        path = str(step_directory(memory, 3))
+        fault, medium = inventory.verify(VerifyCheckpoint(**command, path=path), "r")
+        assert (fault, medium) == ("", page_cache.MEMORY)
+
+
+def test_a_file_that_another_process_keeps_in_memory_is_said_to_be_read_from_there(tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 65536)
+    with file.open("rb") as stream:
+        assert page_cache.drop(stream.fileno(), 65536) == page_cache.DROPPED
+        with mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert sum(mapped[::4096]) > 0  # pages that are mapped cannot be dropped
+            assert page_cache.drop(stream.fileno(), 65536) == page_cache.CACHED
+
+
+def hidden(root: Path, step: int, writer: str) -> Path:
+    final = rank_directory(step_directory(root, step), 0)
+    path = hidden_directory(final, writer)
+    path.mkdir(parents=True)
+    return path
+
+
+def test_half_written_shards_of_dead_attempts_are_swept_and_no_others(tmp_path: Path):
+    shard(tmp_path, 1)
+    old = [hidden(tmp_path, 1, "r.1"), hidden(tmp_path, 2, "r.2")]
+    left = [hidden(tmp_path, 1, "r.3"), hidden(tmp_path, 3, "other.1"), hidden(tmp_path, 4, ".0")]
+    assert sorted(inventory.sweep(tmp_path, 3, "r")) == sorted(old)
+    assert all(path.exists() for path in left)
+    assert not step_directory(tmp_path, 2).exists()
+    assert verify(tmp_path / "none", ranks=()) == ""
+    assert (rank_directory(step_directory(tmp_path, 1), 0) / "manifest.json").exists()
+
+
+def test_a_checkpoint_that_a_later_attempt_is_writing_again_is_not_deleted(tmp_path: Path):
+    shard(tmp_path, 3, attempt=1)
+    hidden(tmp_path, 3, "r.2")
+    with pytest.raises(RefusedPathError, match="later attempt"):
+        inventory.delete(step_directory(tmp_path, 3), 1, "r")
+
+
+def test_notes_arrive_though_the_directory_is_removed_and_made_again(tmp_path: Path):
+    rank = tmp_path / "rank-00000"
+    rank.mkdir()
+    reader, writer = RankReader(0, rank, 0.0), Reporter(rank, 0)
+    writer.note(Note.STARTED)
+    assert len(reader.notes()) == 1
+    shutil.rmtree(rank)
+    writer.note(Note.SHARD, step=5)
+    [line] = reader.notes()
+    assert json.loads(line)["step"] == 5
+    rank.mkdir()
+    late = Reporter(rank, 0)
+    late.note(Note.STARTED)
+    writer.note(Note.SHARD, step=10)
+    assert {json.loads(line)["kind"] for line in reader.notes()} == {"started", "shard"}
+    reader.close()
+
+
+def test_notes_that_a_full_tmpfs_refuses_are_written_once_there_is_room(tmp_path, monkeypatch):
+    rank = tmp_path / "rank-00000"
+    rank.mkdir()
+    reader, writer = RankReader(0, rank, 0.0), Reporter(rank, 0)
+    write = os.write
+    room = {"bytes": 50}
+
+    def scarce(descriptor: int, data: bytes) -> int:
+        if room["bytes"] <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room["bytes"] -= len(data[: room["bytes"]])
+        return write(descriptor, data[: room["bytes"] or 50])
+
+    monkeypatch.setattr("babysit.reporter.os.write", scarce)
+    for step in (1, 2):
+        writer.note(Note.SHARD, step=step)
+    assert reader.notes() == []
+    room["bytes"] = 10**6
+    writer.record(record(3), Phase.TRAINING)
+    assert [json.loads(line)["step"] for line in reader.notes()] == [1, 2]
+    reader.close()

@@ -25,7 +25,8 @@ from jobs.agent.network import PORTS, free_port
 from jobs.agent.note_events import Author, translate
 from jobs.commands import RestoreCandidate
 from jobs.config import AgentConfig
-from jobs.events import RankReady, RankSamples, Report, SaveFailed, ShardFile
+from jobs.events import RankReady, RankSamples, Report, SaveFailed
+from jobs.shards import ShardFile
 from jobs.spec import RunSpec
 from tests.agent_helpers import start
 

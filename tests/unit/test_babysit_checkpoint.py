@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from babysit.checkpoint.shard import ShardWriter
 from babysit.errors import NotDistributedError, NothingLoadedError
 from babysit.reporter import Reporter
 from babysit.run import Run
@@ -23,7 +25,7 @@ from babysit.wire import (
     rank_directory,
     step_directory,
 )
-from jobs.events import ShardReport
+from jobs.shards import ShardReport
 
 
 def mark(shard: Path, **fields: Any) -> None:
@@ -324,3 +326,59 @@ def test_a_loop_for_each_epoch_goes_on_after_a_restore(home: Home, killed_after:
     newest = home.candidate(killed_after)
     train(home.run(attempt=2, restore=(newest,)), 99)
     assert (state.value, trained) == (40, 40)
+
+
+class Full:
+    """A tmpfs with room for `copies` shards; more are refused, as the kernel does."""
+
+    def __init__(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.copies, self.home = 3, home
+        write = ShardWriter._write
+
+        def scarce(writer: ShardWriter, name: str, data: bytes) -> None:
+            if self.home.memory in writer.directory.parents and self.used() >= self.copies:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(writer, name, data)
+
+        monkeypatch.setattr(ShardWriter, "_write", scarce)
+
+    def used(self) -> int:
+        return len(self.home.steps(Tier.MEMORY))
+
+
+def test_a_full_memory_tier_makes_room_and_keeps_one_sound_copy(home: Home, monkeypatch) -> None:
+    tmpfs = Full(home, monkeypatch)
+    run, state = home.run(), Counter()
+    for step in range(1, 13):
+        tmpfs.copies = 3 if step < 6 else 2
+        run.checkpoint(state, step=step)
+        run.flush()
+    assert home.steps(Tier.MEMORY)[-1] == 12
+    assert home.notes("save_failed") == []
+    tmpfs.copies = 1  # not even two copies: the sound one stays, and the save fails
+    run.checkpoint(state, step=13)
+    assert home.steps(Tier.MEMORY) == [12]
+    [failed] = home.notes("save_failed")
+    assert failed["full"]
+    assert (failed["step"], failed["tier"]) == (13, "memory")
+    tmpfs.copies = 9
+    run.checkpoint(state, step=14)
+    [resumed] = home.notes("save_resumed")
+    assert (resumed["step"], resumed["tier"]) == (14, "memory")
+
+
+def test_a_full_directory_is_said_and_leaves_nothing_half_written(home: Home, monkeypatch) -> None:
+    def full(writer: ShardWriter, name: str, data: bytes) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    run, state = home.run(save=SavePolicy(str(home.disk), 4)), Counter()
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "_write", full)
+        run.checkpoint(state, step=4)
+        run.flush()
+    assert [note["full"] for note in home.notes("save_failed")] == [True]
+    assert [path for path in home.disk.rglob("*") if path.is_file()] == []
+    run.checkpoint(state, step=8)
+    run.flush()
+    assert home.steps(Tier.DIRECTORY) == [8]
+    assert [note["tier"] for note in home.notes("save_resumed")] == ["directory"]

@@ -167,9 +167,9 @@ def test_the_agent_can_ask_to_stop(agent: Path) -> None:
 
 
 def test_notes_on_a_dead_disk_do_not_raise(agent: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = babysit.init()
-    (agent / NOTES_FILE).unlink()
+    (agent / NOTES_FILE).unlink(missing_ok=True)
     (agent / NOTES_FILE).mkdir()
+    run = babysit.init()
     assert run.restore({}) == 0
     assert "cannot write the note" in caplog.text
 

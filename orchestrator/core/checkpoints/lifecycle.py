@@ -13,24 +13,17 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from babysit.wire import Tier
-from jobs.commands import DeleteCheckpoint, VerifyCheckpoint
-from jobs.events import (
-    CheckpointChecked,
-    CheckpointDeleted,
-    SaveFailed,
-)
+from jobs.commands import VerifyCheckpoint
+from jobs.events import CheckpointChecked, SaveFailed
 from monitors.failures import FailureClass
 from monitors.types import Severity
-from orchestrator.core.checkpoints import memory_tier, rollback
+from orchestrator.core.checkpoints import deletion, memory_tier, rollback, trouble
 from orchestrator.core.messages.gang_events import GangChecked, GangSaved
-from orchestrator.core.model.entities import Attempt, Checkpoint, Incident
+from orchestrator.core.model.entities import Attempt, Checkpoint
 from orchestrator.core.model.states import AttemptState, IncidentState, Trust, WorkerState
-from orchestrator.core.model.vocabulary import Remedy, SaveTrouble
+from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.policy import checkpoint_choice, remedies
 from orchestrator.core.turn import Turn
-
-PAGE_AFTER_FAILED_SAVES = 2
-"""Consecutive failed saves before someone is paged (FAILURES.md row 17)."""
 
 
 def on_saved(turn: Turn, event: GangSaved) -> None:
@@ -49,23 +42,54 @@ def on_saved(turn: Turn, event: GangSaved) -> None:
         shards = shards.kept(fresh) if len(fresh) < len(shards.ranks) else shards
     if not shards.ranks:
         return
+    if known.deleted_at is not None:  # a rank was writing it while it was deleted: sweep it again
+        turn.change_checkpoint(known.id, removed_at=None, remover="")
+        prune(turn, run_id)
+        return
     known, whole = memory_tier.add_shards(turn, known, shards)
     if whole:
         turn.record(run_id, f"the checkpoint of step {known.step} is complete: {known.bytes} bytes")
-        _saves_again(turn, run_id)
+        trouble.saves_again(turn, run_id, Tier.DIRECTORY)
         verify(turn, known)
         promote(turn, run_id)
         set_milestone(turn, run_id)
         prune(turn, run_id)
+    elif trouble.failed_here(turn, run_id, known.attempt, known.step):
+        _give_up(turn, known)
+
+
+def on_save_failed(turn: Turn, event: SaveFailed) -> None:
+    """A save failed on a rank: the shards of the others are of no use, and take up room."""
+    trouble.on_save_failed(turn, event)
+    if event.tier is Tier.DIRECTORY:
+        for known in turn.state.checkpoints_of(event.run):
+            if known.step == event.step and known.attempt == event.attempt:
+                _give_up(turn, known)
+    prune(turn, event.run)
+
+
+def _give_up(turn: Turn, known: Checkpoint) -> None:
+    """Delete what was saved of a checkpoint that can never become whole.
+
+    Ranks that still write to it fail, or their shards are swept when they report them.
+    """
+    worker = _ready_worker(turn, known.run)
+    half = known.trust is Trust.WRITING and known.deleted_at is None and not known.pinned
+    if worker is not None and half and known.tier is Tier.DIRECTORY:
+        deletion.delete(turn, worker, known, "a rank could not save its shard")
+
+
+def _ready_worker(turn: Turn, run_id: str) -> str | None:
+    workers = turn.state.workers_of(run_id)
+    return next((w.id for w in workers if w.state is WorkerState.READY), None)
 
 
 def _overwrites(turn: Turn, run: str, path: str) -> None:
     """A later attempt saves the same step to the same path: what was saved there before is gone."""
     for old in turn.state.checkpoints_of(run):
-        if old.path == path and old.tier is Tier.DIRECTORY and old.deleted_at is None:
-            turn.change_checkpoint(
-                old.id, deleted_at=turn.now, reason="written again by a later attempt"
-            )
+        if old.path == path and old.tier is Tier.DIRECTORY and old.removed_at is None:
+            why = "written again by a later attempt"
+            turn.change_checkpoint(old.id, deleted_at=turn.now, removed_at=turn.now, reason=why)
 
 
 def verify(turn: Turn, checkpoint: Checkpoint) -> frozenset[str]:
@@ -107,8 +131,12 @@ def on_checked(turn: Turn, event: GangChecked) -> None:
         return
     checked = known.checked_by.union(event.workers)
     whole = known.trust is Trust.COMPLETE and checked >= set(known.homes.values())
+    media = {*filter(None, known.medium.split(", ")), event.medium}
     turn.change_checkpoint(
-        known.id, checked_by=checked, trust=Trust.VERIFIED if whole else known.trust
+        known.id,
+        checked_by=checked,
+        trust=Trust.VERIFIED if whole else known.trust,
+        medium=", ".join(sorted(filter(None, media))),
     )
     if whole:
         _makes_up_for(turn, known)
@@ -225,6 +253,9 @@ def set_milestone(turn: Turn, run_id: str) -> None:
     steps = [attempt.step + max(after, 100)]
     if attempt.restart is not None:
         steps.append(attempt.restart.best_step + 1)
+    due = trouble.overdue_step(run, attempt, trouble.last_saved(turn, run_id))
+    if due is not None and due > attempt.step:
+        steps.append(due)
     steps.extend(c.step + after for c in turn.state.checkpoints_of(run_id) if may_become_good(c))
     turn.change_attempt(run_id, milestone=min(step for step in steps if step > attempt.step))
 
@@ -235,95 +266,22 @@ def prune(turn: Turn, run_id: str) -> None:
     Any ready worker does it; without one nothing is deleted until the next save. What ranks may be
     loading stays.
     """
-    worker = next((w for w in turn.state.workers_of(run_id) if w.state is WorkerState.READY), None)
-    attempt = turn.attempt(run_id)
+    worker, attempt = _ready_worker(turn, run_id), turn.attempt(run_id)
     if worker is None or attempt is None:
         return
+    deletion.retry(turn, run_id, worker)
     run = turn.run(run_id)
     spendable = checkpoint_choice.select_for_deletion(
         turn.state.checkpoints_of(run_id),
         run.spec.checkpoint.keep,
         in_use(attempt),
         attempt.number,
+        full=trouble.is_full(turn, run_id),
     )
     for spent in spendable:
-        delete(turn, worker.id, spent, "retention")
+        deletion.delete(turn, worker, spent, "retention")
 
 
 def in_use(attempt: Attempt | None) -> tuple[str, ...]:
     """Checkpoints that ranks may be loading: all offered ones, until a first step ends."""
     return attempt.candidates if attempt is not None and attempt.first_step_at is None else ()
-
-
-def delete(turn: Turn, worker: str, checkpoint: Checkpoint, why: str) -> None:
-    """Never choose a checkpoint again, and have a worker delete its bytes when it gets to it."""
-    turn.change_checkpoint(
-        checkpoint.id, deleted_at=turn.now, reason=f"{why}; {checkpoint.reason}".rstrip("; ")
-    )
-    turn.send_command(
-        worker,
-        DeleteCheckpoint,
-        f"{why}: the checkpoint of step {checkpoint.step}",
-        attempt=checkpoint.attempt,
-        checkpoint=checkpoint.id,
-        path=checkpoint.path,
-    )
-
-
-def on_deleted(turn: Turn, event: CheckpointDeleted) -> None:
-    """The bytes are gone."""
-    turn.record(event.run, f"{event.checkpoint} is deleted")
-
-
-def on_save_failed(turn: Turn, event: SaveFailed) -> None:
-    """A save failed; training goes on. The second step in a row that fails to save pages, once.
-
-    The same step failing on many ranks is one failure. The incident ends with the next complete
-    save.
-    """
-    run = turn.run(event.run)
-    reason = f"rank {event.rank} could not save step {event.step} ({event.tier}): {event.error}"
-    known = _failing_saves(turn, run.id, event.tier)
-    if known is None:
-        known = turn.open_incident(
-            run,
-            kind=SaveTrouble.CHECKPOINT_FAILED,
-            severity=Severity.WARNING,
-            reason=reason,
-            subject=f"rank {event.rank}",
-            remedy=Remedy.NEXT_SAVE,
-            evidence={"failed": 1, "step": event.step, "tier": event.tier.value},
-        )
-        turn.notify(run.id, known.severity, f"{run.name}: {reason}", known.id)
-        prune(turn, run.id)  # it may have been for room that half-written ones take
-    elif event.step != known.evidence["step"]:
-        failed = known.evidence["failed"] + 1
-        severe = failed >= PAGE_AFTER_FAILED_SAVES
-        turn.change_incident(
-            known.id,
-            reason=reason,
-            severity=Severity.CRITICAL if severe else known.severity,
-            evidence={**known.evidence, "failed": failed, "step": event.step},
-        )
-        if failed == PAGE_AFTER_FAILED_SAVES:
-            turn.notify(run.id, Severity.CRITICAL, f"{run.name}: {reason}", known.id)
-        prune(turn, run.id)
-
-
-def _failing_saves(turn: Turn, run_id: str, tier: Tier) -> Incident | None:
-    return next(
-        (
-            incident
-            for incident in turn.state.incidents_of(run_id)
-            if incident.kind == SaveTrouble.CHECKPOINT_FAILED
-            and incident.state is not IncidentState.RESOLVED
-            and incident.evidence["tier"] == tier.value
-        ),
-        None,
-    )
-
-
-def _saves_again(turn: Turn, run_id: str) -> None:
-    known = _failing_saves(turn, run_id, Tier.DIRECTORY)
-    if known is not None:
-        turn.resolve_incident(known.id, "a checkpoint was saved again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from babysit.wire import Tier
-from jobs.events import Shards
+from jobs.shards import Shards
 from orchestrator.core.model.entities import Checkpoint
 from orchestrator.core.model.states import Trust
 from orchestrator.core.turn import Turn
@@ -64,7 +64,7 @@ def _in_memory_of(turn: Turn, run_id: str, workers: Collection[str]) -> list[Che
 
 
 def _drop(turn: Turn, checkpoint: Checkpoint, why: str) -> None:
-    turn.change_checkpoint(checkpoint.id, deleted_at=turn.now, reason=why)
+    turn.change_checkpoint(checkpoint.id, deleted_at=turn.now, removed_at=turn.now, reason=why)
 
 
 def _record(turn: Turn, run_id: str, attempt: int, shards: Shards) -> None:

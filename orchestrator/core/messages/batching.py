@@ -22,12 +22,11 @@ from jobs.events import (
     RankReady,
     RankRestored,
     RanksStarted,
-    ShardReport,
-    Shards,
     ShardWritten,
     StacksCaptured,
     WorkerEvent,
 )
+from jobs.shards import ShardReport, Shards
 from orchestrator.core.messages.gang_events import (
     GangChecked,
     GangEvent,
@@ -93,7 +92,7 @@ def _key(event: Event) -> Hashable | None:
         case RankRestored():
             what = (event.step, event.checkpoint)
         case CheckpointChecked():
-            what = event.checkpoint
+            what = (event.checkpoint, event.medium)
         case _:
             what = None
     return (type(event), event.run, event.attempt, what)
@@ -163,7 +162,9 @@ _GANG_FORM: Mapping[type[Event], Callable[[Any], GangEvent]] = {
     ),
     RankRestored: _restored,
     ShardWritten: _saved,
-    CheckpointChecked: lambda group: _gang(GangChecked, group, checkpoint=group[0].checkpoint),
+    CheckpointChecked: lambda group: _gang(
+        GangChecked, group, checkpoint=group[0].checkpoint, medium=group[0].medium
+    ),
     AttemptStopped: _stopped,
     StacksCaptured: lambda group: _gang(
         GangStacks, group, stacks=tuple(stack for event in group for stack in event.stacks)

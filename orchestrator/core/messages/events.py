@@ -18,8 +18,10 @@ from jobs.events import (
     RankRestored,
     RanksStarted,
     SaveFailed,
+    SaveResumed,
     ShardWritten,
     StacksCaptured,
+    StorageTrouble,
     WorkerEvent,
     WorkerJoined,
 )
@@ -334,6 +336,8 @@ AnyEvent = Annotated[
     | RankExited
     | ShardWritten
     | SaveFailed
+    | SaveResumed
+    | StorageTrouble
     | ChangeAnnounced
     | AttemptStopped
     | StacksCaptured

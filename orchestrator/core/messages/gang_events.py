@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, Self
 
-from jobs.events import Event, RankStack, Shards
+from jobs.events import Event, RankStack
+from jobs.shards import Shards
 
 
 class GangEvent(Event):
@@ -88,6 +89,8 @@ class GangChecked(GangEvent):
 
     kind: Literal["gang_checked"] = "gang_checked"
     checkpoint: str
+    medium: str = ""
+    """The source of the bytes: see :class:`jobs.events.CheckpointChecked`."""
 
 
 class GangStopped(GangEvent):

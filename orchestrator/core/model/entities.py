@@ -305,8 +305,16 @@ class Checkpoint:
     """Attempts in a row that died right after loading it, before a new step."""
     acquitted: bool = False
     """The older checkpoint died alike after this one was doubted: the deaths have another cause."""
+    medium: str = ""
+    """The source of the bytes that were read back: the medium (`cache dropped`), `memory`, or a
+    `page cache` that could not be dropped; several, if its workers differ. Empty: not read yet."""
     created_at: dt.datetime
     deleted_at: dt.datetime | None = None
+    """When its deletion was decided: it is never chosen again."""
+    removed_at: dt.datetime | None = None
+    """When its bytes were gone; None while it is *deleting*."""
+    remover: str = ""
+    """The worker with orders to delete its bytes; empty: none, or it could not."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

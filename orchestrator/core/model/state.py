@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from jobs.events import Shards
+from jobs.shards import Shards
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
@@ -351,7 +351,7 @@ def is_over(entity: Entity) -> bool:
         case Worker():
             return entity.state is WorkerState.ENDED
         case Checkpoint():
-            return entity.deleted_at is not None
+            return entity.removed_at is not None
         case Incident():
             return entity.state is IncidentState.RESOLVED
     return False

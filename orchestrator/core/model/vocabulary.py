@@ -73,6 +73,9 @@ class SaveTrouble(StrEnum):
     """Kinds of trouble with saving, besides a checkpoint that is corrupt."""
 
     CHECKPOINT_FAILED = "checkpoint_failed"  # a save failed; training goes on without it
+    CHECKPOINTS_OVERDUE = "checkpoints_overdue"  # due checkpoints do not come, three in a row
+    DISK_FULL = "disk_full"  # a file system that the run needs is full; training goes on
+    STORAGE_LOST = "storage_lost"  # files that an agent needs have vanished, such as /dev/shm
 
 
 IncidentKind = FindingKind | FailureClass | SaveTrouble

@@ -82,7 +82,12 @@ the background, so one rank may begin a save while another is at the one before.
 
 
 def select_for_deletion(
-    checkpoints: Sequence[Checkpoint], keep: int, in_use: Sequence[str], attempt: int
+    checkpoints: Sequence[Checkpoint],
+    keep: int,
+    in_use: Sequence[str],
+    attempt: int,
+    *,
+    full: bool = False,
 ) -> list[Checkpoint]:
     """Directory checkpoints that retention may delete while `attempt` is the newest.
 
@@ -90,7 +95,8 @@ def select_for_deletion(
 
     Half-written ones that nobody writes any more go first, also where nothing was ever saved whole:
     else a full disk stays full. Bad and superseded ones go once the run has saved a newer step, and
-    superseded ones beyond the newest `keep`. None of these counts among the kept.
+    superseded ones beyond the newest `keep`, or all of them where there is no room (`full`). None
+    of these counts among the kept.
     """
     directory = sorted(
         (c for c in checkpoints if c.tier is Tier.DIRECTORY and c.deleted_at is None),
@@ -107,7 +113,7 @@ def select_for_deletion(
     verified = next((c for c in sound if c.trust in {Trust.VERIFIED, Trust.GOOD}), None)
     kept = {c.id for c in (*sound[:keep], newest_good, verified) if c is not None} | set(in_use)
     left = [c for c in directory if c.superseded and c.trust is not Trust.BAD]
-    spent += [c for i, c in enumerate(left) if i >= keep or c.step < sound[0].step]
+    spent += [c for i, c in enumerate(left) if full or i >= keep or c.step < sound[0].step]
     useless = {Trust.BAD, Trust.WRITING}  # ranks save in order: an older one never becomes whole
     spent += [c for c in directory if c.trust in useless and c.step < sound[0].step]
     found = {c.id: c for c in (*spent, *sound)}

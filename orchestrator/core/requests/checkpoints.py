@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from babysit.wire import Tier
+from orchestrator.core.checkpoints import deletion, rollback
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
-from orchestrator.core.checkpoints import rollback
 from orchestrator.core.messages.events import (
     CheckpointPinned,
     CheckpointRemovalAsked,
@@ -59,7 +59,7 @@ def on_verification_asked(turn: Turn, event: CheckpointVerificationAsked) -> Non
         raise ConflictError(
             f"cannot read {known.id} back: no agent that wrote it is running", run=known.run
         )
-    turn.change_checkpoint(known.id, checked_by=known.checked_by - asked)
+    turn.change_checkpoint(known.id, checked_by=known.checked_by - asked, medium="")
 
 
 def _read_by_server(turn: Turn, known: Checkpoint, fault: str) -> None:
@@ -107,7 +107,7 @@ def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
             run=known.run,
         )
     if over and worker is None:
-        turn.change_checkpoint(known.id, deleted_at=turn.now, reason=why)
+        turn.change_checkpoint(known.id, deleted_at=turn.now, removed_at=turn.now, reason=why)
         return
     if known.id in checkpoint_lifecycle.in_use(turn.attempt(event.run)):
         raise ConflictError(
@@ -123,4 +123,4 @@ def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
         raise ConflictError(
             f"cannot delete {known.id}: no agent of the run is running", run=known.run
         )
-    checkpoint_lifecycle.delete(turn, worker.id, known, why)
+    deletion.delete(turn, worker.id, known, why)

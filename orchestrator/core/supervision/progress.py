@@ -12,7 +12,7 @@ import datetime as dt
 from jobs.events import ChangeAnnounced
 from monitors.failures import FailureClass
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
-from orchestrator.core.checkpoints import rollback
+from orchestrator.core.checkpoints import rollback, trouble
 from orchestrator.core.messages.events import StepReached
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.entities import Attempt, Run
@@ -54,6 +54,7 @@ def on_step(turn: Turn, event: StepReached) -> None:
         _at_old_steps(turn, run.id, attempt.restart.best_step, min(event.at, turn.now))
     hangs.on_step(turn, run.id, event.step)
     checkpoint_lifecycle.promote(turn, run.id)
+    trouble.check_overdue(turn, run.id)
     checkpoint_lifecycle.set_milestone(turn, run.id)
 
 

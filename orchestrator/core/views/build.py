@@ -188,6 +188,8 @@ def checkpoint_view(checkpoint: Checkpoint, now: dt.datetime) -> CheckpointView:
         world_size=checkpoint.world_size,
         shards=len(checkpoint.ranks),
         unchecked=len(set(checkpoint.homes.values()) - checkpoint.checked_by),
+        medium=checkpoint.medium,
+        deleting=checkpoint.deleted_at is not None and checkpoint.removed_at is None,
         bytes=checkpoint.bytes,
         pinned=checkpoint.pinned,
         created_at=checkpoint.created_at,

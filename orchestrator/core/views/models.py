@@ -115,6 +115,10 @@ class CheckpointView(View):
     world_size: int
     shards: int = Field(description="Shards recorded so far, of `world_size`.")
     unchecked: int = Field(description="Agents that have yet to read their shards back.")
+    medium: str = Field(
+        description="What was read back: `cache dropped` is the medium; `memory`; `page cache`."
+    )
+    deleting: bool = Field(description="Its deletion is decided, and not confirmed yet.")
     bytes: int
     pinned: bool
     created_at: dt.datetime

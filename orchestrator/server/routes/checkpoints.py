@@ -14,7 +14,7 @@ from babysit.wire import Tier
 from jobs.agent import inventory
 from jobs.agent.errors import RefusedPathError
 from jobs.commands import VerifyCheckpoint
-from jobs.events import ShardReport
+from jobs.shards import ShardReport
 from orchestrator.core.messages.events import (
     CheckpointPinned,
     CheckpointRemovalAsked,
@@ -112,13 +112,14 @@ async def _read_back(run: Run, found: Checkpoint) -> str:
         ranks=tuple(range(found.world_size)),
     )
     try:
-        return await run_in_threadpool(inventory.verify, command, run.id)
+        fault, _ = await run_in_threadpool(inventory.verify, command, run.id)
     except OSError as error:
         raise ConflictError(
             f"{run.name} has ended, and this server cannot read {error.filename}: {error.strerror}",
             run=run.id,
             state=run.state,
         ) from error
+    return fault
 
 
 @router.post("/{checkpoint:path}/pin")

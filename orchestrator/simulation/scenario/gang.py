@@ -14,7 +14,8 @@ from typing import Any
 
 from babysit.wire import Tier
 from jobs.commands import RestoreCandidate, StartAttempt, StopAttempt
-from jobs.events import RankExited, Shards
+from jobs.events import RankExited
+from jobs.shards import Shards
 from monitors.failures import Failure, FailureClass
 from orchestrator.core.messages.events import RunCancelled, StepReached
 from orchestrator.core.messages.gang_events import (

@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from babysit.wire import Tier
-from jobs.events import RankStack, Shards
+from jobs.events import RankStack
+from jobs.shards import Shards
 from orchestrator.core.messages.instructions import BroadcastCommand
 
 _STACKS = 9

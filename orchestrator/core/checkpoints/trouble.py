@@ -1,0 +1,209 @@
+"""Trouble with saving, and with the file systems that a run needs: incidents, and their ends.
+
+A save that fails costs nothing but the save: training goes on, and the next save tries again. A
+full file system is a condition with a name of its own, `disk_full`: it is nobody's mistake in the
+code, and one person with an `rm` ends it for all runs.
+"""
+
+from __future__ import annotations
+
+from babysit.wire import Tier
+from jobs.events import SaveFailed, SaveResumed, StorageTrouble
+from monitors.types import Severity
+from orchestrator.core.model.entities import Attempt, Incident, Run
+from orchestrator.core.model.states import IncidentState, Trust
+from orchestrator.core.model.vocabulary import Remedy, SaveTrouble
+from orchestrator.core.turn import Turn
+
+PAGE_AFTER_FAILED_SAVES = 2
+"""Consecutive failed saves before someone is paged (FAILURES.md row 17)."""
+OVERDUE_INTERVALS = 3
+"""Intervals of `every_steps` without a new checkpoint that open an incident."""
+
+_FAILING = (SaveTrouble.CHECKPOINT_FAILED, SaveTrouble.DISK_FULL)
+
+
+def on_save_failed(turn: Turn, event: SaveFailed) -> None:
+    """A save failed; training goes on. The second step in a row that fails to save pages, once.
+
+    The same step failing on many ranks is one failure. The incident ends with the next complete
+    save.
+    """
+    run = turn.run(event.run)
+    reason = f"rank {event.rank} could not save step {event.step} ({event.tier}): {event.error}"
+    known = failing_saves(turn, run.id, event.tier)
+    if known is None:
+        known = turn.open_incident(
+            run,
+            kind=SaveTrouble.DISK_FULL if event.full else SaveTrouble.CHECKPOINT_FAILED,
+            severity=Severity.WARNING,
+            reason=reason,
+            subject=f"rank {event.rank}",
+            remedy=Remedy.NEXT_SAVE,
+            evidence={"failed": 1, "step": event.step, "tier": event.tier.value},
+        )
+        turn.notify(run.id, known.severity, f"{run.name}: {reason}", known.id)
+    elif event.step != known.evidence["step"]:
+        failed = known.evidence["failed"] + 1
+        severe = failed >= PAGE_AFTER_FAILED_SAVES
+        turn.change_incident(
+            known.id,
+            reason=reason,
+            severity=Severity.CRITICAL if severe else known.severity,
+            evidence={**known.evidence, "failed": failed, "step": event.step},
+        )
+        if failed == PAGE_AFTER_FAILED_SAVES:
+            turn.notify(run.id, Severity.CRITICAL, f"{run.name}: {reason}", known.id)
+
+
+def failing_saves(turn: Turn, run_id: str, tier: Tier) -> Incident | None:
+    """The open incident of saves to this tier."""
+    return next(
+        (
+            incident
+            for incident in turn.state.incidents_of(run_id)
+            if incident.kind in _FAILING
+            and incident.state is not IncidentState.RESOLVED
+            and incident.evidence.get("tier") == tier.value
+        ),
+        None,
+    )
+
+
+def is_full(turn: Turn, run_id: str) -> bool:
+    """True if there is no room for the checkpoints of a run now."""
+    known = failing_saves(turn, run_id, Tier.DIRECTORY)
+    return known is not None and known.kind == SaveTrouble.DISK_FULL
+
+
+def failed_here(turn: Turn, run_id: str, attempt: int, step: int) -> bool:
+    """True if a rank of this attempt could not save this step to the directory."""
+    known = failing_saves(turn, run_id, Tier.DIRECTORY)
+    return known is not None and known.attempt == attempt and known.evidence["step"] == step
+
+
+def saves_again(turn: Turn, run_id: str, tier: Tier) -> None:
+    """A save to this tier has worked: what was open about it is over."""
+    known = failing_saves(turn, run_id, tier)
+    if known is not None:
+        turn.resolve_incident(known.id, "a checkpoint was saved again")
+    if tier is Tier.DIRECTORY:
+        _resolve(turn, run_id, SaveTrouble.CHECKPOINTS_OVERDUE, "", "a checkpoint was saved again")
+
+
+def on_save_resumed(turn: Turn, event: SaveResumed) -> None:
+    """A rank saves to a tier again after it had failed to.
+
+    The directory tier waits for a complete checkpoint, which all ranks must save.
+    """
+    known = failing_saves(turn, event.run, event.tier)
+    if event.tier is Tier.MEMORY and known is not None and event.step >= known.evidence["step"]:
+        saves_again(turn, event.run, event.tier)
+
+
+def on_storage_trouble(turn: Turn, event: StorageTrouble) -> None:
+    """A file system that an agent needs is full or gone, or is well again."""
+    run = turn.run(event.run)
+    worker = turn.state.workers.get(event.worker)
+    node = worker.node if worker is not None else event.worker
+    kind = SaveTrouble.DISK_FULL if event.full else SaveTrouble.STORAGE_LOST
+    subject = f"{event.place.value} on {node}"
+    if event.over:
+        for each in (SaveTrouble.DISK_FULL, SaveTrouble.STORAGE_LOST):
+            _resolve(turn, run.id, each, subject, f"{event.path} can be written again")
+        return
+    if _open(turn, run.id, kind, subject) is not None:
+        return
+    reason = f"{event.path} on {node}: {event.error}; {_COSTS[event.place.value]}"
+    incident = turn.open_incident(
+        run,
+        kind=kind,
+        severity=Severity.WARNING,
+        reason=reason,
+        subject=subject,
+        remedy=Remedy.RECORD,
+        evidence={"path": event.path, "place": event.place.value},
+    )
+    turn.notify(run.id, incident.severity, f"{run.name}: {reason}", incident.id)
+
+
+_COSTS = {
+    "logs": "lines of the ranks' logs are lost until there is room, training goes on",
+    "spool": "samples are dropped until there is room, events are kept in memory",
+    "ranks": "what ranks report meanwhile may be lost, training goes on",
+    "memory": "checkpoints in memory are lost, training goes on",
+}
+
+
+def overdue_step(run: Run, attempt: Attempt, saved: int) -> int | None:
+    """The step at which a missing checkpoint is an incident; None: the spec asks for none."""
+    policy = run.spec.checkpoint
+    if policy.directory is None:
+        return None
+    return max(saved, attempt.start_step) + OVERDUE_INTERVALS * policy.every_steps + 1
+
+
+def last_saved(turn: Turn, run_id: str) -> int:
+    """The newest step of the live attempt that is saved whole; 0: none."""
+    attempt = turn.state.attempts[run_id]
+    return max(
+        (
+            c.step
+            for c in turn.state.checkpoints_of(run_id)
+            if c.attempt == attempt.number
+            and c.tier is Tier.DIRECTORY
+            and c.trust is not Trust.WRITING
+        ),
+        default=0,
+    )
+
+
+def check_overdue(turn: Turn, run_id: str) -> None:
+    """Open an incident if steps go by and the checkpoints that are due do not come.
+
+    Failing saves have an incident already. A script that never calls `checkpoint` gets this one.
+    """
+    run, attempt = turn.run(run_id), turn.state.attempts[run_id]
+    saved = last_saved(turn, run_id)
+    limit = overdue_step(run, attempt, saved)
+    if limit is None or attempt.step < limit:
+        return
+    if failing_saves(turn, run_id, Tier.DIRECTORY) is not None:
+        return
+    if _open(turn, run_id, SaveTrouble.CHECKPOINTS_OVERDUE, "") is not None:
+        return
+    every = run.spec.checkpoint.every_steps
+    since = f"the last one is of step {saved}" if saved else "this attempt has saved none"
+    reason = (
+        f"no checkpoint for {attempt.step - max(saved, attempt.start_step)} steps, at step"
+        f" {attempt.step}: one is due every {every}, and {since}; does the script call"
+        " `run.checkpoint()` after each step?"
+    )
+    incident = turn.open_incident(
+        run,
+        kind=SaveTrouble.CHECKPOINTS_OVERDUE,
+        severity=Severity.WARNING,
+        reason=reason,
+        remedy=Remedy.RECORD,
+        evidence={"step": attempt.step, "saved": saved},
+    )
+    turn.notify(run.id, incident.severity, f"{run.name}: {reason}", incident.id)
+
+
+def _open(turn: Turn, run_id: str, kind: SaveTrouble, subject: str) -> Incident | None:
+    return next(
+        (
+            incident
+            for incident in turn.state.incidents_of(run_id)
+            if incident.kind == kind
+            and incident.subject == subject
+            and incident.state is not IncidentState.RESOLVED
+        ),
+        None,
+    )
+
+
+def _resolve(turn: Turn, run_id: str, kind: SaveTrouble, subject: str, how: str) -> None:
+    known = _open(turn, run_id, kind, subject)
+    if known is not None:
+        turn.resolve_incident(known.id, how)
