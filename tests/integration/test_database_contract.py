@@ -235,7 +235,9 @@ async def test_attempts_and_workers_of_a_run(store: Store) -> None:
 async def test_checkpoints_and_their_shards(store: Store) -> None:
     epoch = await begin(store)
     done = checkpoint(40, trust=Trust.COMPLETE)
-    memory = checkpoint(60, id=f"{RUN}/1/memory/60", tier=Tier.MEMORY, deleted_at=NOW, removed_at=NOW)
+    memory = checkpoint(
+        60, id=f"{RUN}/1/memory/60", tier=Tier.MEMORY, deleted_at=NOW, removed_at=NOW
+    )
     shards = [shard(1, done), shard(0, done)]
     await store.commit(Batch(entities=[checkpoint(20), done, memory], shards=shards), epoch=epoch)
     assert [each.step for each in await store.checkpoints(RUN)] == [40, 20]
