@@ -16,6 +16,7 @@ from jobs.clock import Clock
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import Cluster
 from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.sample_buffer import SAMPLES_SECONDS
 from orchestrator.controller.turn_queue import TurnQueue
 from orchestrator.core.messages.events import (
     CapacityChanged,
@@ -67,6 +68,7 @@ class BackgroundLoops:
             self._watch_cluster(),
             self._live.attention.keep(),
             self._tick(),
+            self._store_samples(),
             self._take_inventory(),
         ]
 
@@ -179,6 +181,12 @@ class BackgroundLoops:
         # Steps of ranks that draw batches and never report come with heartbeats only.
         if (reached := pipeline.beyond(attempt)) is not None:
             await self._queue.decide(StepReached, run=run, attempt=attempt.number, **reached)
+
+    async def _store_samples(self) -> None:
+        while True:
+            await self._clock.sleep(SAMPLES_SECONDS)
+            if self._live.unstored:
+                await _guarded(self._queue.store_samples)
 
     async def _store_receipts(self) -> None:
         if ids := self._receipts.copy():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import structlog
 
@@ -182,11 +182,22 @@ class Controller:
     async def report(self, worker: str, report: Report) -> None:
         """Have a numbered report of an agent stored, once, however often it comes.
 
-        When this returns, and only then, the report may be acknowledged. A report of a worker
-        that is over is dropped. Raises NotLeaderError, LeadershipLostError or InternalError: the
-        agent must send it again.
+        When this returns, and only then, the report may be acknowledged. Raises as `take`.
         """
-        await self._lead_or_refuse().queue.report(worker, report)
+        await self.take(worker, report)
+
+    def take(self, worker: str, report: Report) -> Awaitable[object]:
+        """Take a report of an agent, in the order of the calls; await the answer to acknowledge it.
+
+        A report of a worker that is over is dropped. The answer raises NotLeaderError,
+        LeadershipLostError or InternalError: the agent must send it again.
+
+        Raises:
+            NotLeaderError: This server does not lead.
+        """
+        leadership = self._lead_or_refuse()
+        entity = leadership.live.state.workers.get(worker)
+        return leadership.queue.report(worker, report, entity.run if entity else "")
 
     async def heartbeat(self, worker: str, heartbeat: Heartbeat) -> None:
         """Take a sign of life; it is not stored. NotLeaderError: the agent must connect anew.

@@ -21,16 +21,17 @@ class EventFactory:
     Attributes:
         new_id: Source of ids. A replacement must never repeat an id: the journal drops an event
             whose id it has already.
+        clock: What time it is.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.new_id: Callable[[], str] = fresh_id
-        self._clock = clock
+        self.clock = clock
 
     def make(self, kind: type[Event], **fields: object) -> Event:
         """An event of a kind; `fields` may also replace the id, the time and the actor.
 
         Raises pydantic.ValidationError when the fields do not fit the kind: a defect of ours.
         """
-        given = {"id": self.new_id(), "at": self._clock.now(), "actor": "controller", **fields}
+        given = {"id": self.new_id(), "at": self.clock.now(), "actor": "controller", **fields}
         return kind.model_validate(given)

@@ -8,6 +8,7 @@ the silence of each agent from the moment it loads.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import structlog
 
@@ -16,6 +17,7 @@ from jobs.events import ChangeAnnounced, Event, Heartbeat, Report
 from monitors.types import Pace
 from orchestrator.controller.attention import AgentContact, Attention
 from orchestrator.controller.event_factory import EventFactory
+from orchestrator.controller.sample_buffer import SampleBuffer
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
 from orchestrator.core.model.entities import Run, Worker
 from orchestrator.core.model.state import State
@@ -42,6 +44,7 @@ class LiveState:
         attention: The time in which this server could listen; silence counts on it.
         contact: When each agent was last heard of.
         set_aside: Events that were set aside since this server started, by kind.
+        unstored: Reports that the monitors have seen, and that are not stored yet.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class LiveState:
         self.set_aside: Counter[str] = Counter() if set_aside is None else set_aside
         self.sequences: dict[str, int] = {}
         self.events = events
+        self.unstored = SampleBuffer()
         self._store, self._clock = store, clock
         self._pipelines: dict[str, RunSamplePipeline] = {}
         self.attention = Attention(clock)
@@ -91,11 +95,11 @@ class LiveState:
         self._paces = {}
         return snapshot
 
-    async def load_when_possible(self, samples: WorkerSamples | None) -> None:
+    async def load_when_possible(self, samples: Sequence[WorkerSamples]) -> None:
         """Load, however long it takes the database to come back.
 
-        `samples` belong to the transaction under way and are not stored yet: they are fed to the
-        new monitors, which would miss them otherwise.
+        `samples` have been played and are not stored yet: they are fed to the new monitors, which
+        would miss them otherwise.
         """
         while True:
             try:
@@ -105,11 +109,13 @@ class LiveState:
                 await self._clock.sleep(LOAD_RETRY_SECONDS)
             else:
                 break
-        if samples is not None and samples.run in self.state.runs:
+        for each in samples:
+            if each.run not in self.state.runs:
+                continue
             try:
-                self.pipeline(samples.run).take_again(samples.attempt, samples.ranks)
+                self.pipeline(each.run).take_again(each.attempt, each.ranks)
             except Exception:  # noqa: BLE001 (it may be these samples that the monitors fail over)
-                _log.exception("monitors failed, samples left out", run=samples.run)
+                _log.exception("monitors failed, samples left out", run=each.run)
 
     async def recall(self, incident: str) -> None:
         """Have an incident in the state that has left it: incidents are judged in the morning.

@@ -5,12 +5,14 @@ under way, whatever fails: the database, the lead, or the core itself.
 
 The design: one task takes one group of requests at a time. It has the core decide, writes state,
 journal, outbox and sequences in one transaction guarded by the epoch, and only then answers the
-callers and dispatches the outbox. Nothing is answered or carried out before it is stored. A
-scheduling pass follows when the queue is empty, so that what comes together costs one pass.
+callers and dispatches the outbox (`transactor`). Nothing is answered or carried out before it is
+stored. Samples are seen by the monitors at once, and stored twice a second, those of all agents
+together. A scheduling pass follows when the queue is empty, so that what comes together costs one
+pass.
 
 What may go wrong: while the database is away, the transaction waits, and so does all behind it.
-When the core fails, the state is loaded again (`_recover`). When another server leads, everything
-is dropped and the consumer ends.
+When the core fails, the state is loaded again. When another server leads, everything is dropped
+and the consumer ends.
 
 Limits: one transaction at a time is the throughput of the whole control plane.
 """
@@ -19,9 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import math
-from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -30,18 +30,18 @@ from jobs.events import Event
 from orchestrator.controller.dispatcher import OutboxDispatcher
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.transaction import (
+    Part,
     TransactionEvents,
-    TransactionRecord,
-    commit_when_possible,
     event_set_aside,
     sameness,
-    samples_of,
 )
+from orchestrator.controller.transactor import Transactor, fail
 from orchestrator.controller.turn_queue import (
     EventRequest,
     ReceiptsRequest,
     ReportRequest,
     Request,
+    SamplesDueRequest,
     TurnQueue,
 )
 from orchestrator.core.messages.batching import coalesce
@@ -52,7 +52,7 @@ from orchestrator.core.messages.events import (
     SchedulingPassDue,
 )
 from orchestrator.core.messages.instructions import Instruction
-from orchestrator.database.port import Store, WorkerSamples
+from orchestrator.database.port import Store
 from orchestrator.errors import (
     ConflictError,
     DatabaseUnavailableError,
@@ -72,8 +72,6 @@ _OWN = ("controller", "monitor:")
 """Actors who ask again whatever happens. All others hear of a failure, and may ask again."""
 _STATE_IS_STORED = (*_REFUSALS, InternalError, DatabaseUnavailableError)
 """Errors after which the state in memory is the stored one."""
-_WITH_SAMPLES = {1, 3}
-"""Failed writes of a report after which it is tried with its samples; see `after_refusal`."""
 SET_ASIDE_SECONDS = 60.0
 """An event of the controller's own that was set aside is not tried again for this time."""
 PASS_SECONDS = 1.0
@@ -96,7 +94,8 @@ class QueueConsumer:
         epoch: int,
     ) -> None:
         self._store, self._clock, self._epoch = store, clock, epoch
-        self._queue, self._live, self._dispatcher = queue, live, dispatcher
+        self._queue, self._live = queue, live
+        self._transactor = Transactor(store, clock, live=live, dispatcher=dispatcher, epoch=epoch)
         self._wanted_since: float | None = None
         """When a scheduling pass was first seen to be wanted; None: none is."""
         self._set_aside: dict[str, float] = {}
@@ -119,6 +118,8 @@ class QueueConsumer:
             )
         finally:
             self._queue.close()
+            gone = NotLeaderError("this server lost the lead and did not store the report")
+            fail(self._live.unstored.all(), gone)
 
     async def _serve(self, group: list[Request]) -> None:
         """Store a group and answer it; an error goes to the callers and stops nothing.
@@ -129,20 +130,21 @@ class QueueConsumer:
         try:
             instructions = await self._store_group(group)
         except _STATE_IS_STORED as error:
-            _fail(group, error)
+            fail(group, error)
         except Exception as error:
             # A lost lead; or state and store may differ, and this server must load again.
             known = isinstance(error, LeadershipLostError)
-            _fail(group, error if known else LeadershipLostError(f"{error!r}: {_STEPS_DOWN}"))
+            fail(group, error if known else LeadershipLostError(f"{error!r}: {_STEPS_DOWN}"))
             raise
         except asyncio.CancelledError:
-            _fail(group, NotLeaderError(_STOPPING))
+            fail(group, NotLeaderError(_STOPPING))
             raise
         try:
             await self._pass_if_due()
         finally:  # the group is stored, whatever becomes of the pass
             for request in group:
-                request.resolve(instructions)
+                if not isinstance(request, ReportRequest):  # which may be buffered
+                    request.resolve(instructions)
 
     async def _store_group(self, group: list[Request]) -> list[Instruction]:
         """Store what a group asks for. Reports are answered here, other requests by the caller.
@@ -160,6 +162,8 @@ class QueueConsumer:
                 # needless (a launch without tries left), and must be stored before the receipt, or
                 # the next leader would find neither.
                 await self._store.carried_out(ids, epoch=self._epoch)
+            case SamplesDueRequest():
+                await self._transactor.store_samples()
             case _:
                 await self._store_reports([r for r in group if isinstance(r, ReportRequest)])
         return []
@@ -178,10 +182,10 @@ class QueueConsumer:
             # A transaction of its own: a request that is refused then changes nothing, and the
             # journal still explains the state. A failure is logged, and no reason not to act.
             with contextlib.suppress(InternalError):
-                await self._transact(TransactionEvents(progress))
+                await self._transactor.transact(TransactionEvents.of(*progress))
         if event.actor.startswith(_OWN):
             return await self._decide_own(event)
-        return await self._transact(TransactionEvents([event]))
+        return await self._transactor.transact(TransactionEvents.of(event))
 
     async def _decide_own(self, event: Event) -> list[Instruction]:
         """Decide on an event of the controller's own; set it aside when the core fails twice.
@@ -196,16 +200,16 @@ class QueueConsumer:
         if self._clock.monotonic() - self._set_aside.get(same, -math.inf) < SET_ASIDE_SECONDS:
             raise InternalError(f"{event.kind} was set aside: the core fails over it")
         with contextlib.suppress(InternalError):
-            return await self._transact(TransactionEvents([event]))
+            return await self._transactor.transact(TransactionEvents.of(event))
         try:
-            return await self._transact(TransactionEvents([event]))
+            return await self._transactor.transact(TransactionEvents.of(event))
         except InternalError as error:
             known = same in self._set_aside
             self._set_aside[same] = self._clock.monotonic()
             if not known:
                 aside = event_set_aside(self._live.events, event, error=error.__cause__ or error)
                 with contextlib.suppress(InternalError):
-                    await self._transact(TransactionEvents([aside]))
+                    await self._transactor.transact(TransactionEvents.of(aside))
             raise
 
     async def _pass_if_due(self) -> None:
@@ -236,7 +240,7 @@ class QueueConsumer:
         while True:
             due = self._live.events.make(SchedulingPassDue, cause=cause)
             try:
-                await self._transact(TransactionEvents([due]))
+                await self._transactor.transact(TransactionEvents.of(due))
             except InternalError as error:
                 failed = error.__cause__
                 if not isinstance(failed, PassFailedError) or failed.run in set_aside:
@@ -247,136 +251,75 @@ class QueueConsumer:
             why = f"{type(failed.error).__name__}: {failed.error}"
             with contextlib.suppress(InternalError):
                 aside = self._live.events.make(RunSetAside, run=failed.run, reason=why)
-                await self._transact(TransactionEvents([aside]))
+                await self._transactor.transact(TransactionEvents.of(aside))
 
     # reports
 
     async def _store_reports(self, group: list[ReportRequest]) -> None:
         """Store reports in one transaction; or, where the core fails over that, each in its own."""
-        events, sequences = self._new_in(group)
-        if len(sequences) > 1:
-            try:
-                pending = TransactionEvents(coalesce(events), self._live)
-                await self._transact(pending, sequences=sequences)
-            except InternalError:
-                _log.warning("reports failed together, storing one by one", count=len(group))
-            else:
-                for request in group:
-                    request.resolve([])
-                return
-        for request in group:
-            try:
-                await self._store_report(request)
-            except InternalError as error:
-                request.fail(error)
-            else:
-                request.resolve([])
+        new = self._new_in(group)
+        await self._store_new(new)
+        if len(new) < len(group):  # what came twice in the group is played now
+            played = set(map(id, new))
+            self._new_in([request for request in group if id(request) not in played])
 
-    def _new_in(self, group: list[ReportRequest]) -> tuple[list[Event], dict[str, int]]:
-        """Events of the reports that are not stored yet, and the last sequence of each worker."""
-        events: list[Event] = []
-        sequences: dict[str, int] = {}
+    async def _store_new(self, new: list[ReportRequest]) -> None:
+        if len(new) > 1:
+            try:
+                await self._transactor.transact(self._pending(new), new)
+            except InternalError:
+                _log.warning("reports failed together, storing one by one", count=len(new))
+            else:
+                return
+        for request in new:
+            if self._is_new(request):
+                try:
+                    await self._transactor.transact(self._pending([request]), [request])
+                except InternalError as error:
+                    self._transactor.refuse(request, error)
+
+    def _new_in(self, group: list[ReportRequest]) -> list[ReportRequest]:
+        """The reports that the core has not seen yet, in order; the others are answered.
+
+        A report that waits to be stored, and comes again over another connection, is answered with
+        the first one.
+        """
+        new: list[ReportRequest] = []
+        newest: dict[str, int] = {}
         for request in group:
-            worker, report = request.worker, request.report
-            if self._is_new(request) and report.sequence > sequences.get(worker, 0):
-                events += report.events
-                sequences[worker] = report.sequence
-        return events, sequences
+            worker, sequence = request.worker, request.report.sequence
+            if not self._is_new(request):
+                request.resolve([])
+            elif sequence <= self._live.unstored.newest(worker):
+                self._live.unstored.add([request])
+            elif sequence > newest.get(worker, 0):
+                newest[worker] = sequence
+                new.append(request)
+        return new
 
     def _is_new(self, request: ReportRequest) -> bool:
-        """False for a report that is stored already, or of a worker that is over."""
-        return (
-            request.worker in self._live.state.workers
-            and request.report.sequence > self._live.last_sequence(request.worker)
-        )
+        """False for a report that is stored already, of a worker that is over, or refused."""
+        if request.worker not in self._live.state.workers or self._transactor.refuses(request):
+            return False
+        return request.report.sequence > self._live.last_sequence(request.worker)
 
-    async def _store_report(self, request: ReportRequest) -> None:
-        if not self._is_new(request):
-            return
-        worker, report = request.worker, request.report
-        run = self._live.state.workers[worker].run
-        pending = TransactionEvents(
-            report.events, self._live, self._live.sample_events(run, report)
-        )
-        await self._transact(
-            pending,
-            samples=samples_of(run, worker, report),
-            sequences={worker: report.sequence},
-        )
+    def _pending(self, requests: list[ReportRequest]) -> TransactionEvents:
+        """The events of reports, in the order in which they came.
 
-    # transactions
-
-    async def _transact(
-        self,
-        pending: TransactionEvents,
-        *,
-        samples: WorkerSamples | None = None,
-        sequences: Mapping[str, int] | None = None,
-    ) -> list[Instruction]:
-        """Have the core handle events, write all of it in one transaction, then dispatch it.
-
-        A failure of the core costs as little as possible. An agent sends its report until it is
-        taken, so a report that always fails would block all behind it: an event that fails twice is
-        set aside (`EventSetAside`), and so is what the database refuses. Several reports together,
-        and requests, raise InternalError instead: reports are tried one by one.
-
-        Raises:
-            ConflictError, NotFoundError, InvalidError: The core refused a request.
-            InternalError: The core failed; the state is that of the database again.
-            LeadershipLostError: Another server leads; nothing was written.
+        Events wait for their neighbours, with which they are joined; but not beyond samples of
+        their run, which may mean something else after them.
         """
-        sequences, given, refused = sequences or {}, samples, 0
-        while True:
-            record = TransactionRecord()
-            try:
-                record.play(self._live.state, pending, self._clock)
-                if record or samples or sequences:
-                    batch = record.batch(self._live.state, samples, sequences)
-                    await commit_when_possible(self._store, batch, self._epoch, self._clock)
-                break
-            except LeadershipLostError:
-                raise
-            except Exception as error:
-                if isinstance(error, _REFUSALS) and not sequences:
-                    raise  # the core refuses a request before it changes anything
-                await self._recover(given)
-                if len(sequences) != 1 or not (pending or samples):
-                    raise InternalError(
-                        f"{error!r}: an internal error, see the server's log; nothing was changed"
-                    ) from error
-                set_aside = functools.partial(event_set_aside, self._live.events, error=error)
-                if not pending.try_again(set_aside):  # every event was handled: the write failed
-                    refused += 1
-                    pending = pending.after_refusal(refused, set_aside)
-                    samples = given if refused in _WITH_SAMPLES else None
-        # From here on it is stored. No await until the end: what was decided, what is dispatched
-        # and what the next transaction finds must agree.
-        self._live.sequences.update(sequences)
-        self._live.set_aside.update(record.set_aside)
-        self._dispatcher.dispatch(record.outbox)
-        for worker in self._live.forget():
-            self._dispatcher.forget(worker)
-        return record.instructions
-
-    async def _recover(self, samples: WorkerSamples | None) -> None:
-        """Go back to what is stored after the core failed, which may have left a half turn.
-
-        A scheduling pass that was wanted stays wanted: that is not stored, and a transaction
-        before this one may have asked for it.
-        """
-        _log.exception("the core failed on an event; please report this")
-        wanted = self._live.state.pass_wanted
-        try:
-            await self._live.load_when_possible(samples)
-        except Exception as error:
-            # State and store may differ, and nobody knows by what: only a new lead is safe.
-            raise LeadershipLostError(
-                f"the state cannot be loaded ({error!r}): this server steps down, and loads it"
-                " again before it leads"
-            ) from error
-        self._live.state.pass_wanted = wanted
-
-
-def _fail(group: Sequence[Request], error: Exception) -> None:
-    for request in group:
-        request.fail(error)
+        join = coalesce if len(requests) > 1 else list
+        parts: list[Part] = []
+        events: list[Event] = []
+        runs: set[str] = set()
+        for request in requests:
+            if request.report.samples:
+                if request.run in runs:
+                    parts.append((None, join(events)))
+                    events, runs = [], set()
+                parts.append((self._live.sample_events(request.run, request.report), ()))
+            if request.report.events:
+                events += request.report.events
+                runs.add(request.run)
+        return TransactionEvents([*parts, (None, join(events))], self._live)

@@ -24,6 +24,7 @@ from monitors.hang import HangSettings
 from monitors.loss import LossSettings
 from monitors.run_monitors import MonitorSettings, RunMonitors
 from monitors.types import Beat, Finding, Pace, Sample
+from orchestrator.controller.kept_samples import KeptSamples
 from orchestrator.core.messages.events import (
     FindingRaised,
     NodeChanged,
@@ -122,6 +123,8 @@ class RunSamplePipeline:
         self._progress = Progress()
         self._speaker = 0
         """The lowest rank of the attempt that reports."""
+        self.kept = KeptSamples()
+        """Which ranks' samples are stored."""
 
     def rebuild(self, tail: Iterable[tuple[int, RankSamples]], live: Attempt) -> None:
         """Feed stored samples (the newest, of rank 0) to monitors that have seen nothing.
@@ -132,6 +135,7 @@ class RunSamplePipeline:
         self._progress = Progress(live.number, live.step, 0.0, live.blocked_seconds)
         for attempt, columns in tail:
             samples = list(unpack(attempt, columns))
+            self.kept.hear(attempt, [columns])
             self._monitors.observe(samples)
             for sample in samples:
                 if attempt == live.number and sample.step > live.step:
@@ -144,6 +148,7 @@ class RunSamplePipeline:
         new, and the samples are not in the database yet.
         """
         samples = sort_samples(attempt, columns)
+        self.kept.hear(attempt, columns)
         self.observe(samples)
         for sample in samples:
             self.note(sample)
@@ -281,7 +286,10 @@ class SampleEvents:
         """
         if self._findings is None:
             samples = sort_samples(self._report.attempt, self._report.samples)
+            self._pipeline.kept.hear(self._report.attempt, self._report.samples)
             self._findings = deque(self._pipeline.observe(samples))
+            for finding in self._findings:
+                self._pipeline.kept.witness(finding.detected_step)
             self._steps.extend(samples)
         while self._steps:
             if self._findings and self._findings[0].detected_step <= self._steps[0].step:

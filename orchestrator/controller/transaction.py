@@ -15,18 +15,21 @@ import dataclasses
 import datetime as dt
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import structlog
 
 from jobs.clock import Clock
-from jobs.events import Event, Report, WorkerEvent
+from jobs.events import Event, WorkerEvent
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.sample_pipeline import SampleEvents
+from orchestrator.controller.turn_queue import ReportRequest
 from orchestrator.core.machine import handle
 from orchestrator.core.messages.events import EventSetAside, FindingRaised, SchedulingPassDue
 from orchestrator.core.messages.instructions import Instruction, Record
+from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.state import State
 from orchestrator.database.port import (
     Batch,
@@ -47,24 +50,24 @@ SetAside = Callable[[Event], EventSetAside]
 """Makes the event that takes the place of one over which the core fails."""
 
 
+Part = tuple[SampleEvents | None, Sequence[Event]]
+"""The events that samples mean, which come first, and events of agents or of others."""
+
+
 class TransactionEvents:
     """The events of one transaction, handed out one at a time; they can be gone through again.
 
     Args:
-        events: What agents reported or somebody asked for, in order.
+        parts: What agents reported or somebody asked for, in order.
         live: Where the progress of attempts comes from, which the core must know before an event
             that may end them. None: the events are handed out as they are.
-        samples: Events that the samples of the report mean; they come before `events`.
     """
 
-    def __init__(
-        self,
-        events: Iterable[Event],
-        live: LiveState | None = None,
-        samples: SampleEvents | None = None,
-    ) -> None:
-        self._live, self._samples = live, samples
-        self._reported = deque(events)
+    def __init__(self, parts: Iterable[Part] = (), live: LiveState | None = None) -> None:
+        self._live = live
+        self._parts = deque(parts)
+        self._samples: SampleEvents | None = None
+        self._reported: deque[Event] = deque()
         self._ready: deque[Event] = deque()
         """An event with the progress that comes before it, not handed out yet."""
         self._taken: list[Event] = []
@@ -75,6 +78,11 @@ class TransactionEvents:
         self._failed: list[Event] = []
         """Events over which the core has failed once."""
         self._all_handled = False
+
+    @classmethod
+    def of(cls, *events: Event) -> Self:
+        """Events that no agent reported, as they are."""
+        return cls([(None, events)])
 
     def __bool__(self) -> bool:
         return bool(self._taken)
@@ -95,9 +103,7 @@ class TransactionEvents:
 
     def _draw(self) -> Event | None:
         if not self._ready:
-            event = self._from_samples()
-            if event is None and self._reported:
-                event = self._reported.popleft()
+            event = self._next_reported()
             if event is None:
                 return None
             self._ready.append(event)  # first: it must not be lost if its progress fails
@@ -105,10 +111,24 @@ class TransactionEvents:
                 self._ready.extendleft(reversed(self._live.progress_events(event)))
         return self._ready.popleft()
 
-    def _from_samples(self) -> Event | None:
-        if self._samples is None or self._live is None:
-            return None
-        return self._samples.next(self._live.state.attempts.get(self._samples.run))
+    def _next_reported(self) -> Event | None:
+        while True:
+            if self._samples is not None and self._live is not None:
+                attempt = self._live.state.attempts.get(self._samples.run)
+                if (event := self._samples.next(attempt)) is not None:
+                    return event
+            self._samples = None
+            if self._reported:
+                return self._reported.popleft()
+            if not self._parts:
+                return None
+            self._samples, events = self._parts.popleft()
+            self._reported.extend(events)
+
+    def rewind(self) -> None:
+        """Begin again with the first event, after a failure that no event has caused."""
+        self._current, self._all_handled = None, False
+        self._again = deque(self._taken)
 
     def try_again(self, set_aside: SetAside) -> bool:
         """After a failure: begin again with the first event.
@@ -144,11 +164,11 @@ class TransactionEvents:
         the caller sees to, then with its events set aside (3), and at last without anything.
         """
         if refused < _EVENTS_REFUSED:
-            return TransactionEvents(self._taken)
+            return TransactionEvents.of(*self._taken)
         if refused > _EVENTS_REFUSED:
-            return TransactionEvents(())
-        return TransactionEvents(
-            aside for event in self._taken for aside in _in_place_of(event, set_aside)
+            return TransactionEvents()
+        return TransactionEvents.of(
+            *(aside for event in self._taken for aside in _in_place_of(event, set_aside))
         )
 
 
@@ -174,17 +194,20 @@ def sameness(event: Event) -> str:
     return event.model_dump_json(exclude={"id", "at", "cause", "reason"})
 
 
-def samples_of(run: str, worker: str, report: Report) -> WorkerSamples | None:
-    """The samples of a report as they are stored; None: it has none."""
-    if not report.samples:
-        return None
-    return WorkerSamples(
-        run=run,
-        attempt=report.attempt,
-        ranks=report.samples,
-        worker=worker,
-        sequence=report.sequence,
-    )
+def samples_of(requests: Iterable[ReportRequest]) -> list[WorkerSamples]:
+    """The samples of reports, of all their ranks; once, where a report came twice."""
+    once = {(request.worker, request.report.sequence): request for request in requests}
+    return [
+        WorkerSamples(
+            run=request.run,
+            attempt=request.report.attempt,
+            ranks=request.report.samples,
+            worker=request.worker,
+            sequence=request.report.sequence,
+        )
+        for request in once.values()
+        if request.report.samples
+    ]
 
 
 @dataclasses.dataclass(slots=True)
@@ -230,10 +253,8 @@ class TransactionRecord:
         name = EventSetAside.model_fields["kind"].default
         return [entry.payload["event"] for entry in self.journal if entry.name == name]
 
-    def batch(
-        self, state: State, samples: WorkerSamples | None, sequences: Mapping[str, int]
-    ) -> Batch:
-        """Everything to be written in one transaction.
+    def batch(self, state: State) -> Batch:
+        """Everything that the core has decided, to be written in one transaction.
 
         Takes the changes out of the state: a batch that is not written is lost, and the state must
         be loaded again.
@@ -249,9 +270,12 @@ class TransactionRecord:
             journal=self.journal,
             outbox=self.outbox,
             findings=self.findings,
-            samples=[samples] if samples else (),
-            sequences=sequences,
         )
+
+
+def runs_of(batch: Batch) -> set[str]:
+    """The runs whose attempts a batch changes: their samples are stored with it."""
+    return {entity.run for entity in batch.entities if isinstance(entity, Attempt)}
 
 
 async def commit_when_possible(store: Store, batch: Batch, epoch: int, clock: Clock) -> None:

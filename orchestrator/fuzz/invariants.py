@@ -70,7 +70,7 @@ class Invariants:
         self._outbox: dict[str, Order] = {}
         self._reports: dict[tuple[str, int], Report] = {}
         self._sequences: dict[str, int] = {}
-        self._samples: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self._samples: defaultdict[tuple[str, int, int], int] = defaultdict(int)
         self._last: Batch | None = None
 
     def breaks(self, sentence: str) -> None:
@@ -181,29 +181,41 @@ class Invariants:
             self.breaks(f"the journal has {rows} entries, of {len(self._journal)} written")
 
     def _enter_sequences(self, batch: Batch) -> None:
+        written = {name for entry in batch.journal for name in _names(entry)}
         for worker, sequence in batch.sequences.items():
-            last = self._sequences.get(worker, 0)
-            if sequence != last + 1:
-                self.breaks(f"report {sequence} of {worker} is stored after its report {last}")
-            self._sequences[worker] = sequence
-            said = {event.id for event in self._reports[worker, sequence].events}
-            if missing := said - {name for entry in batch.journal for name in _names(entry)}:
-                self.breaks(f"events of {worker} are left out: {', '.join(sorted(missing))}")
+            for number in range(self._sequences.get(worker, 0) + 1, sequence + 1):
+                said = {event.id for event in self._reports[worker, number].events}
+                if missing := said - written:
+                    self.breaks(f"events of {worker} are left out: {', '.join(sorted(missing))}")
 
     def _enter_samples(self, batch: Batch) -> None:
+        """Every rank's samples are stored once at most, and all those of the rank that speaks."""
+        touched: set[tuple[str, int]] = set()
         for worker, sequence in batch.sequences.items():
-            report = self._reports[worker, sequence]
             run = self.stored.runs[self.stored.workers[worker].run]
-            if report.attempt == run.attempt:
-                count = sum(len(rank.step) for rank in report.samples)
-                self._samples[run.id, report.attempt] += count
-            key = run.id, report.attempt
-            query = "SELECT coalesce(sum(count), 0) FROM samples WHERE run = ? AND attempt = ?"
-            (stored,) = self._raw.execute(query, key).fetchone() if report.samples else (None,)
-            if stored is not None and stored != self._samples[key]:
+            for number in range(self._sequences.get(worker, 0) + 1, sequence + 1):
+                report = self._reports[worker, number]
+                if report.attempt == run.attempt:
+                    for rank in report.samples:
+                        self._samples[run.id, report.attempt, rank.rank] += len(rank.step)
+                        touched.add((run.id, report.attempt))
+            self._sequences[worker] = max(sequence, self._sequences.get(worker, 0))
+        for run_id, attempt in touched:
+            self._check_samples(run_id, attempt)
+
+    def _check_samples(self, run: str, attempt: int) -> None:
+        query = "SELECT rank, sum(count) FROM samples WHERE run = ? AND attempt = ? GROUP BY rank"
+        stored = dict(self._raw.execute(query, (run, attempt)).fetchall())
+        told = {
+            rank: n for (of, at, rank), n in self._samples.items() if (of, at) == (run, attempt)
+        }
+        speaker = min((rank for rank, count in told.items() if count), default=None)
+        for rank, count in told.items():
+            here = stored.get(rank, 0)
+            if here > count or (rank == speaker and here < count):
                 self.breaks(
-                    f"attempt {report.attempt} of {run.id} has {stored} samples stored,"
-                    f" of {self._samples[key]} reported"
+                    f"attempt {attempt} of {run} has {here} samples of rank {rank} stored,"
+                    f" of {count} reported"
                 )
 
     # --- what a new leader finds ----------------------------------------------------------------

@@ -43,8 +43,10 @@ HELLO_SECONDS = 5.0
 """Seconds from a connection to its hello. Agents send it at once."""
 ALLOW_LARGE_FRAMES = "babysit.allow_large_frames"
 """Key of an ASGI scope: a function that lifts the limit of frames on this connection."""
-_REPORTS_WAITING = 64
+_REPORTS_WAITING = 256
 """Reports read ahead of the database; more wait on the agent's side, in its spool."""
+_Taken = asyncio.Queue[tuple[int, Awaitable[object]]]
+"""Sequences of reports that the controller has taken, each with the answer to wait for."""
 
 
 class AgentSocket(Protocol):
@@ -206,11 +208,12 @@ async def _refuse(socket: AgentSocket, reason: str, *, fenced: bool) -> None:
 async def _converse(socket: AgentSocket, controller: Controller, worker: str) -> None:
     """Read frames until the agent goes.
 
-    Reports are stored in order, beside the reading of heartbeats. When one of the two ends, so does
-    the other: an agent that is read but not stored would wait for its acknowledgements for ever.
+    Reports go to the controller as they are read, and are stored together with others; heartbeats
+    wait for none of them. When reading or acknowledging ends, so does the other: an agent that is
+    read but not stored would wait for its acknowledgements for ever.
     """
-    reports: asyncio.Queue[Report] = asyncio.Queue(_REPORTS_WAITING)
-    storing = asyncio.create_task(_store(reports, socket, controller, worker))
+    reports = _Taken(_REPORTS_WAITING)
+    storing = asyncio.create_task(_acknowledge(reports, socket))
     reading = asyncio.create_task(_read(reports, socket, controller, worker))
     try:
         await asyncio.wait((storing, reading), return_when=asyncio.FIRST_COMPLETED)
@@ -223,26 +226,26 @@ async def _converse(socket: AgentSocket, controller: Controller, worker: str) ->
         await asyncio.gather(storing, reading, return_exceptions=True)
 
 
-async def _store(
-    reports: asyncio.Queue[Report], socket: AgentSocket, controller: Controller, worker: str
-) -> None:
-    """Store reports, and acknowledge each once it is in the database, never before."""
+async def _acknowledge(reports: _Taken, socket: AgentSocket) -> None:
+    """Acknowledge reports once they are in the database, never before.
+
+    An acknowledgement counts for all reports before.
+    """
     while True:
-        report = await reports.get()
-        await controller.report(worker, report)
-        await socket.send(encode("ack", {"sequence": report.sequence}))
+        sequence, stored = await reports.get()
+        await stored
+        await socket.send(encode("ack", {"sequence": sequence}))
 
 
-async def _read(
-    reports: asyncio.Queue[Report], socket: AgentSocket, controller: Controller, worker: str
-) -> None:
+async def _read(reports: _Taken, socket: AgentSocket, controller: Controller, worker: str) -> None:
     async def on_report(body: dict[str, object]) -> None:
         report = Report.model_validate(body)
+        taken = (report.sequence, controller.take(worker, report))
         if reports.full():
             with controller.unread(worker):
-                await reports.put(report)
+                await reports.put(taken)
         else:
-            reports.put_nowait(report)
+            reports.put_nowait(taken)
 
     async def on_heartbeat(body: dict[str, object]) -> None:
         await controller.heartbeat(worker, Heartbeat.model_validate(body))

@@ -13,7 +13,12 @@ from jobs.events import RankExited, RankReady, RankRestored, RanksStarted, Repor
 from monitors.types import Finding, FindingKind, Sample, Severity
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents
 from orchestrator.core import machine
-from orchestrator.core.messages.events import FindingRaised, RollbackAsked, StepReached
+from orchestrator.core.messages.events import (
+    FindingRaised,
+    RollbackAsked,
+    RunReleased,
+    StepReached,
+)
 from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.turn import Turn
@@ -107,7 +112,7 @@ async def test_after_a_defect_milestones_are_those_of_the_state_that_counts(
     agent.say(1, samples=tuple(samples(0, step) for step in (1, 2, 3)))
     await harness.until(lambda: not agent.spool)
     assert [step for step, _ in await steps_told(harness)] == [2]
-    await harness.controller.submit(harness.event(RollbackAsked, run="run-1"))
+    await harness.controller.submit(harness.event(RunReleased, run="run-1"))  # held over it
     assert await steps_told(harness) == [(2, 0.5), (3, 0.75)]
     await harness.kill()
 

@@ -73,8 +73,8 @@ def ready(harness: Harness, worker: str, rank: int, sequence: int = 100) -> Repo
     return Report(sequence=sequence, attempt=1, events=(event,))
 
 
-async def test_only_reports_that_wait_next_to_each_other_share_a_transaction() -> None:
-    """Nothing changes places with anything, and a report with samples stands alone."""
+async def test_reports_that_wait_share_a_transaction_and_go_before_people() -> None:
+    """The samples of their run are known first: a milestone is reached by them here."""
     harness = Harness(nodes=6, silent=True)
     workers = await crowd(harness, 6)
     gate, before = Gate(harness), len(harness.store.batches)
@@ -85,8 +85,8 @@ async def test_only_reports_that_wait_next_to_each_other_share_a_transaction() -
         controller.report(workers[0], ready(harness, workers[0], 0)),
         controller.report(workers[1], ready(harness, workers[1], 1)),
         controller.submit(cordon(harness, "node-5")),
+        controller.submit(cordon(harness, "node-4")),
         controller.report(workers[2], ready(harness, workers[2], 2)),
-        controller.report(workers[3], ready(harness, workers[3], 3)),
         controller.report(workers[4], sampled),
         controller.report(workers[5], ready(harness, workers[5], 5)),
     ]
@@ -94,8 +94,15 @@ async def test_only_reports_that_wait_next_to_each_other_share_a_transaction() -
     await harness.clock.settle()
     gate.open.set()
     await asyncio.gather(*tasks)
+    turns = [
+        next((entry.name for entry in batch.journal if entry.kind == "event"), "")
+        for batch in harness.store.batches[before:]
+    ]
+    turns = [turn for turn in turns if turn != "scheduling_pass_due"]
+    assert turns.index("step_reached") < turns.index("gang_ready")
+    assert turns[: turns.index("gang_ready")].count("node_changed") <= 1
     shared = [sorted(b.sequences) for b in harness.store.batches[before:] if b.sequences]
-    assert shared == [workers[:2], workers[2:4], [workers[4]], [workers[5]]]
+    assert shared == [[workers[4]], [*workers[:3], workers[5]]]
     await harness.kill()
 
 
@@ -232,13 +239,13 @@ async def test_a_scheduling_pass_waits_for_an_empty_queue_but_not_for_ever() -> 
     harness.store.commit = slow  # type: ignore[method-assign]
     submitted = harness.event(RunSubmitted, run="run-2", spec=on_its_own(spec(nodes=1), "run-2"))
     asking = asyncio.create_task(controller.submit(submitted))
-    reports = [
-        asyncio.create_task(
-            controller.report(worker, Report(sequence=n, attempt=1, samples=(samples(rank, n),)))
-        )
-        for n in range(100, 110)
-        for rank, worker in enumerate(workers)
-    ]
+
+    async def say(rank: int, worker: str) -> None:
+        await clock.sleep(0.1 * rank)  # so that one of the two always waits
+        for n in range(100, 110):
+            await controller.report(worker, ready(harness, worker, rank, n))
+
+    reports = [asyncio.create_task(say(rank, worker)) for rank, worker in enumerate(workers)]
     assert await harness.until(asking.done)
     assert await harness.until(lambda: passes > 0)
     assert not all(task.done() for task in reports), "the queue never was empty"
