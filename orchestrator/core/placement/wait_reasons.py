@@ -61,8 +61,8 @@ WORDS: Mapping[Pending, Words] = {
         unblock="{leaving} left",
     ),
     Pending.BEHIND: Words(
-        status="an earlier run of its queue waits for quota",
-        cause="{behind}, an earlier run of its queue, waits for quota.",
+        status="an earlier run of its queue or cohort waits for quota",
+        cause="{behind}, an earlier run of its queue or cohort, waits for quota.",
         unblock="{behind}, which is ahead of it, has its nodes",
     ),
     Pending.TOO_LARGE: Words(

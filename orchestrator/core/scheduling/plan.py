@@ -33,6 +33,7 @@ from orchestrator.core.scheduling.free_resources import (
 from orchestrator.core.scheduling.node_choice import choose_nodes
 from orchestrator.core.scheduling.node_table import Mask
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
+from orchestrator.core.scheduling.quota_line import QuotaLine
 from orchestrator.core.scheduling.rejection_cache import Key, Rejection, RejectionCache
 from orchestrator.core.scheduling.types import (
     Claim,
@@ -87,8 +88,7 @@ class Pass:
         self._idle_holders = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
         """Runs whose nodes stay idle until more arrive: candidates for runs ahead of them."""
         self._first_blocked: Demand | None = None
-        self._blocked_queues: dict[str, str] = {}
-        """Queue → the run that waits for its quota; no run of the queue overtakes that run."""
+        self._quota_line = QuotaLine(self._quotas, self._holdings, now)
         self._preemptors = 0
         self._preempted_for: dict[str, str] = {}
         """Preempted run → the run that gets its nodes."""
@@ -115,7 +115,13 @@ class Pass:
         # Growth has the lowest rank: it must not take nodes that a waiting run may get.
         if self._first_blocked is None:
             self._plan.growth.update(
-                grow(self._free, self._eligible, self._quotas, self._shares, self._holdings)
+                grow(
+                    self._free,
+                    self._eligible,
+                    self._quotas,
+                    self._shares,
+                    [h for h in self._holdings if not self._quota_line.closed(h.queue)],
+                )
             )
         return self._plan
 
@@ -165,8 +171,8 @@ class Pass:
             self._release_held_nodes(demand)
         elif rejection := self._rejections.rejected(self._kind(demand), demand):
             self._wait(demand, rejection.why, rejection.fitting, behind=rejection.behind)
-        elif demand.queue in self._blocked_queues:
-            self._wait(demand, Pending.BEHIND, behind=self._blocked_queues[demand.queue])
+        elif behind := self._quota_line.behind(demand):
+            self._wait(demand, Pending.BEHIND, behind=behind)
             self._release_held_nodes(demand)
         else:
             self._try(demand)
@@ -179,9 +185,9 @@ class Pass:
                 return
         if self._preempt_for(demand):
             return
-        # A lack of quota blocks only the queue; a lack of nodes concerns every queue.
+        # A lack of quota concerns the queue and its cohort; a lack of nodes concerns every queue.
         if why is Pending.QUOTA:
-            self._blocked_queues[demand.queue] = demand.run
+            self._quota_line.wait(demand)
             self._wait(demand, why, detail=self._quota_detail(demand))
             self._release_held_nodes(demand)
         else:

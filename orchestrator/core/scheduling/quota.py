@@ -5,6 +5,7 @@ All amounts are GPUs; a worker without GPUs counts as one (`accounted_gpus`).
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from enum import StrEnum
@@ -31,12 +32,15 @@ class Quotas:
         """Cohort → GPUs that its queues could lend if all were idle."""
         self._excess: dict[str, int] = defaultdict(int)
         """Cohort → borrowed GPUs minus lendable GPUs; positive: a queue must give GPUs back."""
+        self._lendable_now: dict[str, int] = defaultdict(int)
+        """Cohort → GPUs that its queues could lend beside what they use themselves."""
         self._borrowers: dict[str, set[str]] = defaultdict(set)
         self._ceilings: dict[str, int] = {}
         for quota in self._quotas.values():
             if quota.cohort is not None and quota.gpus is not None:
                 self._lendable[quota.cohort] += _lendable(quota, 0)
                 self._excess[quota.cohort] += self._balance(quota)
+                self._lendable_now[quota.cohort] += _lendable(quota, 0)
 
     def of(self, queue: str) -> Quota:
         """The quota of a queue; a queue that was never configured has no limit."""
@@ -51,11 +55,12 @@ class Quotas:
     def charge(self, queue: str, gpus: int) -> None:
         """Add `gpus` (negative: subtract) to what the queue's runs hold."""
         quota = self.of(queue)
-        before = self._balance(quota)
+        before, lent = self._balance(quota), _lendable(quota, self._used[queue])
         self._used[queue] += gpus
         if quota.cohort is not None and quota.gpus is not None:
-            # Kept as a running sum: a check must not visit every queue of the cohort.
+            # Kept as running sums: a check must not visit every queue of the cohort.
             self._excess[quota.cohort] += self._balance(quota) - before
+            self._lendable_now[quota.cohort] += _lendable(quota, self._used[queue]) - lent
             borrowers = self._borrowers[quota.cohort]
             (borrowers.add if self.borrowed(queue) else borrowers.discard)(queue)
 
@@ -80,6 +85,17 @@ class Quotas:
                 lent = 0
             self._ceilings[queue] = quota.gpus + (lent if limit is None else min(lent, limit))
         return self._ceilings[queue]
+
+    def reachable(self, queue: str) -> int:
+        """GPUs that the queue could use if its own runs and all that is borrowed had ended."""
+        quota = self.of(queue)
+        if quota.gpus is None:
+            return sys.maxsize
+        if quota.cohort is None:
+            return quota.gpus
+        lent = self._lendable_now[quota.cohort] - _lendable(quota, self._used[queue])
+        limit = quota.borrowing_limit
+        return quota.gpus + (lent if limit is None else min(lent, limit))
 
     def status(self, queue: str, gpus: int) -> QuotaStatus:
         """The status of the queue if it used `gpus` more. The quotas are unchanged afterwards."""

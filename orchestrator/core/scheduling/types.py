@@ -33,7 +33,7 @@ class Pending(StrEnum):
     SPARES = "spares"  # the free nodes that fit are the pool of spares for recoveries
     MAINTENANCE = "maintenance"  # maintenance of the free nodes begins before the run would end
     PREEMPTING = "preempting"  # preempted runs save and stop to make way for it
-    BEHIND = "behind"  # an earlier run of its queue waits for quota
+    BEHIND = "behind"  # an earlier run of its queue or cohort waits for quota
     TOO_LARGE = "too_large"  # larger than the empty cluster, or than the quota of its queue
     HELD = "held"  # an operator or the circuit breaker has put it on hold
     BACK_OFF = "back_off"  # waits for the back-off time before the next attempt
