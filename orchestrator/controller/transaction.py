@@ -300,7 +300,8 @@ async def commit_when_possible(store: Store, batch: Batch, epoch: int, clock: Cl
         except Exception as error:
             if not isinstance(error, BabysitError):
                 # The store's own failure, not the core's: it may pass like the others.
-                _log.exception("transaction failed; please report this", failures=failures)
+                if failures == 1:
+                    _log.exception("transaction failed, will retry; please report this")
                 if failures >= STORE_TRIES:
                     raise InvariantError(f"the transaction cannot be written: {error!r}") from error
             _log.warning("transaction waits for the database, will retry", error=str(error))
