@@ -61,6 +61,8 @@ class Connection:
         self._chance = chance
         self._spool_grew = asyncio.Event()
         self._failures = 0
+        self._refused = ""
+        """The reason of the last refusal, which is logged once."""
         self._log = structlog.get_logger(part="connection")
         self.last_contact = clock.monotonic()
         """Monotonic seconds at which the last frame from the control plane arrived."""
@@ -150,15 +152,16 @@ class Connection:
             case "refused" if body.get("fenced"):
                 self._host.fenced(str(body.get("reason", "")))
             case "refused":
-                self._log.error(
-                    "the control plane refused the connection", reason=body.get("reason")
-                )
+                reason = str(body.get("reason", ""))
+                if reason != self._refused:
+                    self._log.error("the control plane refused the connection", reason=reason)
+                self._refused = reason
             case _:
                 self._log.warning("unknown frame", kind=kind)
 
     async def _command(self, socket: ClientConnection, body: dict[str, Any]) -> None:
         try:
-            command = _COMMAND.validate_python(body)
+            command = _COMMAND.validate_python(body, extra="ignore")
         except ValidationError as error:  # do not acknowledge: a newer agent may know the command
             self._log.error("unknown command ignored", body=body, error=str(error))
             return

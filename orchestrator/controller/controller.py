@@ -31,6 +31,7 @@ from orchestrator.core.messages.events import (
     RunSubmitted,
 )
 from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.messages.version_events import AgentRefused
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import WorkerState
 from orchestrator.core.text import outcome
@@ -241,6 +242,13 @@ class Controller:
             yield
         finally:
             leadership.live.contact.unhold(worker)
+
+    async def refused(self, worker: str, run: str, reason: str) -> None:
+        """Have it stored that an agent was refused, if its worker is expected. Raises nothing."""
+        with contextlib.suppress(NotLeaderError):
+            leadership = self._lead_or_refuse()
+            if worker in leadership.live.state.workers:
+                await leadership.queue.decide(AgentRefused, run=run, worker=worker, reason=reason)
 
     def detach(self, worker: str, link: AgentLink) -> None:
         """Note that a connection is gone. That alone means nothing; silence does."""

@@ -72,6 +72,7 @@ from orchestrator.core.messages.gang_events import (
     GangStopped,
 )
 from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
@@ -89,6 +90,7 @@ from orchestrator.core.supervision import (
     progress,
     shutdown,
     startup,
+    unreadable,
 )
 from orchestrator.core.text import named
 from orchestrator.core.timers import on_timer
@@ -136,6 +138,7 @@ _OF_A_RUN = (
     TimerFired,
     RunSetAside,
     LaunchRefused,
+    AgentRefused,
 )
 _OF_THE_LIVE_ATTEMPT = (
     GangEvent,
@@ -220,6 +223,8 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     SchedulingPassDue: _pass,
     RunSetAside: defects.on_set_aside,
     EventSetAside: defects.on_event_set_aside,
+    ReportUnreadable: unreadable.on_unreadable,
+    AgentRefused: unreadable.on_refused,
     LaunchRefused: defects.on_launch_refused,
     SparesChanged: cluster_requests.on_spares_changed,
     MaintenancePlanned: cluster_requests.on_maintenance_planned,

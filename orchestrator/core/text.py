@@ -8,6 +8,9 @@ from collections.abc import Sequence
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _COLOUR = re.compile(r"(\x1b\[(?:3[0-7]|0)m)")
 
+REFUSED = "refused: "
+"""Beginning of the reason of a worker whose agent this server refuses."""
+
 
 def named(many: Sequence[object], most: int = 8) -> str:
     """Nodes, workers or ranks by name, as far as a person would read them."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import ValidationError
 
 from jobs.commands import AgentCommand
-from jobs.events import Heartbeat, Hello, Report
+from jobs.events import Hello
 from jobs.frames import FrameError, decode, encode
 from orchestrator.controller.controller import Controller
 from orchestrator.errors import (
@@ -31,6 +32,7 @@ from orchestrator.errors import (
     NotLeaderError,
     PermissionDeniedError,
 )
+from orchestrator.server.agent_reports import ReportReader
 
 _log = structlog.get_logger(__name__)
 TRY_AGAIN_LATER = 1013
@@ -43,6 +45,10 @@ HELLO_SECONDS = 5.0
 """Seconds from a connection to its hello. Agents send it at once."""
 ALLOW_LARGE_FRAMES = "babysit.allow_large_frames"
 """Key of an ASGI scope: a function that lifts the limit of frames on this connection."""
+PROTOCOLS = range(1, 2)
+"""Protocols of agents that this server speaks: see docs/operating.md for what that promises."""
+MOST_SKIPPED = 100
+"""Frames of one connection that cannot be read, before the connection is closed."""
 _REPORTS_WAITING = 256
 """Reports read ahead of the database; more wait on the agent's side, in its spool."""
 _Taken = asyncio.Queue[tuple[int, Awaitable[object]]]
@@ -185,6 +191,9 @@ async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerToke
     link = _Link(socket)
     try:
         tokens.check(socket.authorization.removeprefix("Bearer "), hello)
+        if hello.protocol not in PROTOCOLS:
+            await _refuse_protocol(socket, controller, hello)
+            return
         last = await controller.attach(hello.worker, hello.run, link)
     except PermissionDeniedError as error:
         # Not ours to fence: training must not die because a server has the wrong key.
@@ -195,9 +204,20 @@ async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerToke
         return
     try:
         await socket.send(encode("welcome", {"last_sequence": last}))
-        await _converse(socket, controller, hello.worker)
+        await _converse(socket, controller, hello)
     finally:
         controller.detach(hello.worker, link)
+
+
+async def _refuse_protocol(socket: AgentSocket, controller: Controller, hello: Hello) -> None:
+    """Refuse an agent that speaks another protocol, and fence nothing: its ranks may train well."""
+    reason = (
+        f"it speaks protocol {hello.protocol}, and this server speaks"
+        f" {PROTOCOLS.start} to {PROTOCOLS.stop - 1}: run a server of its version, or restart the"
+        " run"
+    )
+    await controller.refused(hello.worker, hello.run, reason)
+    await _refuse(socket, reason, fenced=False)
 
 
 async def _refuse(socket: AgentSocket, reason: str, *, fenced: bool) -> None:
@@ -205,7 +225,7 @@ async def _refuse(socket: AgentSocket, reason: str, *, fenced: bool) -> None:
     await socket.close(REFUSED, "refused")
 
 
-async def _converse(socket: AgentSocket, controller: Controller, worker: str) -> None:
+async def _converse(socket: AgentSocket, controller: Controller, hello: Hello) -> None:
     """Read frames until the agent goes.
 
     Reports go to the controller as they are read, and are stored together with others; heartbeats
@@ -214,7 +234,7 @@ async def _converse(socket: AgentSocket, controller: Controller, worker: str) ->
     """
     reports = _Taken(_REPORTS_WAITING)
     storing = asyncio.create_task(_acknowledge(reports, socket))
-    reading = asyncio.create_task(_read(reports, socket, controller, worker))
+    reading = asyncio.create_task(_read(reports, socket, controller, hello))
     try:
         await asyncio.wait((storing, reading), return_when=asyncio.FIRST_COMPLETED)
         for task in (storing, reading):
@@ -237,9 +257,16 @@ async def _acknowledge(reports: _Taken, socket: AgentSocket) -> None:
         await socket.send(encode("ack", {"sequence": sequence}))
 
 
-async def _read(reports: _Taken, socket: AgentSocket, controller: Controller, worker: str) -> None:
+async def _unknown(kind: str, _body: object) -> None:
+    raise FrameError(f"unknown frame {kind:.80}")
+
+
+async def _read(reports: _Taken, socket: AgentSocket, controller: Controller, hello: Hello) -> None:
+    """Read frames. One that cannot be read is skipped, or nothing behind it would be heard."""
+    worker, reader = hello.worker, ReportReader(hello, controller.events, controller.clock)
+
     async def on_report(body: dict[str, object]) -> None:
-        report = Report.model_validate(body)
+        report = reader.report(body)
         taken = (report.sequence, controller.take(worker, report))
         if reports.full():
             with controller.unread(worker):
@@ -248,12 +275,12 @@ async def _read(reports: _Taken, socket: AgentSocket, controller: Controller, wo
             reports.put_nowait(taken)
 
     async def on_heartbeat(body: dict[str, object]) -> None:
-        await controller.heartbeat(worker, Heartbeat.model_validate(body))
+        await controller.heartbeat(worker, reader.heartbeat(body))
 
     async def on_acknowledged(body: dict[str, object]) -> None:
         command = body.get("id")
         if not isinstance(command, str):
-            raise FrameError(f"expected the id of a command in ack_command, got {command!r}")
+            raise FrameError(f"expected the id of a command in ack_command, got {command!r:.80}")
         controller.acknowledged(worker, command)
 
     handlers: dict[str, Callable[[dict[str, object]], Awaitable[None]]] = {
@@ -261,8 +288,14 @@ async def _read(reports: _Taken, socket: AgentSocket, controller: Controller, wo
         "heartbeat": on_heartbeat,
         "ack_command": on_acknowledged,
     }
+    skipped = 0
     while True:
-        kind, body = decode(await socket.receive())
-        if kind not in handlers:
-            raise FrameError(f"unknown frame {kind}")
-        await handlers[kind](body)
+        frame = await socket.receive()
+        try:
+            kind, body = decode(frame)
+            await handlers.get(kind, functools.partial(_unknown, kind))(body)
+        except FrameError as error:
+            skipped += 1
+            if skipped > MOST_SKIPPED:
+                raise
+            _log.warning("frame skipped", worker=worker, error=str(error))

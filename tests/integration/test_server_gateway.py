@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from jobs.events import Heartbeat, Hello
+from jobs.clock import ManualClock
+from jobs.events import Heartbeat, Hello, RanksStarted, Report
 from jobs.frames import decode, encode
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.controller import Controller
+from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.leader_election import ControllerSettings
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.states import WorkerState
+from orchestrator.core.views.build import node_view
 from orchestrator.errors import NotLeaderError
+from orchestrator.server.agent_reports import ReportReader
 from orchestrator.server.gateway import (
     BAD_FRAME,
+    MOST_SKIPPED,
     REFUSED,
     TRY_AGAIN_LATER,
     WorkerTokens,
@@ -157,19 +162,139 @@ def script_of(harness: Harness, *frames: bytes, gone_after: int = 100) -> tuple[
     ],
     ids=["no id", "an id that is no text", "a report without events", "unknown"],
 )
-async def test_a_frame_that_is_wrong_ends_the_connection_and_nothing_else(
+async def test_a_frame_that_is_wrong_is_skipped_and_what_follows_is_heard(
     harness: Harness, frame: bytes
 ) -> None:
-    script, hello = script_of(harness, encode("heartbeat", BEAT), frame)
+    script, hello = script_of(harness, frame, encode("heartbeat", BEAT))
     await serve_agent(script, harness.controller, TOKENS)
-    assert script.closed == BAD_FRAME
-    assert harness.controller.is_leader
-    again, _ = script_of(harness, encode("heartbeat", BEAT))
-    await serve_agent(again, harness.controller, TOKENS)
-    assert again.closed is None
-    assert again.heard[0] == ("welcome", {"last_sequence": 0})
+    assert script.closed is None
+    assert script.heard[0] == ("welcome", {"last_sequence": 0})
     assert hello.worker in harness.controller.state.workers
     await harness.kill()
+
+
+async def test_an_agent_that_says_nothing_readable_is_closed(harness: Harness) -> None:
+    script, _ = script_of(harness, *[b"\xc1"] * (MOST_SKIPPED + 1))
+    await serve_agent(script, harness.controller, TOKENS)
+    assert script.closed == BAD_FRAME
+    await harness.kill()
+
+
+@pytest.mark.parametrize("protocol", [0, 99])
+async def test_an_agent_of_another_protocol_is_refused_and_people_see_why(
+    harness: Harness, protocol: int
+) -> None:
+    script, hello = script_of(harness)
+    script = Script([encode("hello", hello.model_copy(update={"protocol": protocol}))])
+    script.authorization = f"Bearer {TOKENS.make(hello.run, hello.worker)}"
+    for _ in range(3):
+        serving = asyncio.create_task(serve_agent(script, harness.controller, TOKENS))
+        await harness.until(serving.done)
+        script._frames = [encode("hello", hello.model_copy(update={"protocol": protocol}))]
+    assert script.closed == REFUSED
+    assert script.heard[0][1]["fenced"] is False
+    state = harness.controller.state
+    assert f"it speaks protocol {protocol}" in state.runs[hello.run].reason
+    (node,) = state.nodes.values()
+    view = node_view(node, state.workers.values(), {})
+    assert f"protocol {protocol}" in view.refused[0]
+    journal = await harness.store.journal(limit=10_000)
+    assert sum(entry.name == "notify" for entry in journal) == 1, "once, however often it asks"
+    await harness.kill()
+
+
+async def exits(harness: Harness, **exit_: object) -> Any:
+    """The agent joins, its rank starts, and its exit is sent as given; the run afterwards."""
+    (agent,) = harness.agents.values()
+    joined = agent.spool[0]
+    script, hello = script_of(harness, encode("report", joined))
+    serving = asyncio.create_task(serve_agent(script, harness.controller, TOKENS))
+    await harness.until(serving.done)
+    assert await harness.until(lambda: hello.run in harness.controller.state.attempts)
+    event = {
+        "kind": "rank_exited",
+        "id": "an exit",
+        "at": "2026-01-01T00:00:00+00:00",
+        "run": hello.run,
+        "worker": hello.worker,
+        "attempt": 1,
+        **exit_,
+    }
+    started = agent.event(RanksStarted, 1, ranks=(0,))
+    await harness.controller.report(
+        hello.worker, Report(sequence=joined.sequence + 1, attempt=1, events=(started,))
+    )
+    report = {"sequence": joined.sequence + 2, "attempt": 1, "events": [event], "new": 1}
+    script, _ = script_of(harness, encode("report", report))
+
+    async def goes_when_acknowledged() -> bytes:
+        if not script._frames:
+            while not any(kind == "ack" for kind, _ in script.heard):
+                await harness.clock.sleep(0.1)
+        return await Script.receive(script)
+
+    script.receive = goes_when_acknowledged  # type: ignore[method-assign]
+    serving = asyncio.create_task(serve_agent(script, harness.controller, TOKENS))
+    await harness.until(serving.done)
+    assert ("ack", {"sequence": joined.sequence + 2}) in script.heard
+    return (await harness.store.attempts(hello.run))[0]
+
+
+FAILED = {"failure_class": "signal", "reason": "SIGKILL", "signature": "9"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "unreadable"),
+    [
+        ({"rank": 0, "code": -9, "failure": FAILED, "a_new_field": [1]}, False),
+        ({"rank": 0, "code": -9, "failure": {**FAILED, "a_new_field": 1}}, False),
+        ({"rank": 0, "code": -9, "failure": {**FAILED, "failure_class": "a new class"}}, True),
+        ({"rank": "zero", "code": -9, "failure": FAILED}, True),
+        ({"code": None}, True),
+        ({"rank": 0, "code": 1}, False),
+        ({"rank": 0, "code": 1e30, "failure": FAILED, "at": "yesterday"}, True),
+    ],
+)
+async def test_the_exit_of_a_rank_is_never_lost_however_it_is_written(
+    harness: Harness, sent: dict[str, Any], unreadable: bool
+) -> None:
+    attempt = await exits(harness, **sent)
+    assert attempt.failures, "the attempt is judged"
+    names = [entry.name for entry in await harness.store.journal(limit=10_000)]
+    assert ("report_unreadable" in names) is unreadable
+    essential = sent.get("rank") == 0 and isinstance(sent["code"], int)
+    assert names.count("rank_exited") == int(essential)
+    await harness.kill()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"kind": "a_new_event", "weight": 3},
+        {"worker": "another", "rank": 0, "code": 1},
+        {"worker": "another", "rank": 0, "code": "x"},
+    ],
+)
+async def test_an_event_of_no_known_kind_or_of_another_worker_is_kept_and_does_no_harm(
+    harness: Harness, sent: dict[str, Any]
+) -> None:
+    attempt = await exits(harness, **sent)
+    assert not attempt.failures
+    kept = [e for e in await harness.store.journal(limit=100) if e.name == "report_unreadable"]
+    assert sent.get("kind", "another") in kept[0].payload["body"]
+    await harness.kill()
+
+
+def test_samples_of_another_version_are_read_with_the_columns_they_have() -> None:
+    reader = ReportReader(HELLO, EventFactory(ManualClock()), ManualClock())
+    one = {"rank": 0, "step": [1, 2], "loss": [2.0, 1.0], "time": [1.0, 2.0], "new": ["a", "b"]}
+    short = {"rank": 1, "step": [1, 2], "loss": [2.0]}
+    report = reader.report({"sequence": 7, "attempt": 1, "samples": [one, short, "none"]})
+    (samples,) = report.samples
+    assert (samples.step, samples.loss, len(samples.learning_rate)) == ([1, 2], [2.0, 1.0], 2)
+    assert [event.kind for event in report.events] == ["report_unreadable"] * 2
+    beat = reader.heartbeat({"attempt": "x", "beats": [{"rank": "y"}, 3]})
+    assert beat.beats == ()
 
 
 @pytest.mark.parametrize("gone_after", [0, 1])

@@ -73,7 +73,7 @@ def gang_of(event: WorkerEvent) -> Any:
 def _succeeded(event: WorkerEvent) -> bool:
     match event:
         case RankExited():
-            return event.failure is None
+            return event.failure is None and event.code == 0
         case RankRestored():
             return not event.rejected
         case CheckpointChecked():

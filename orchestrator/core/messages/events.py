@@ -37,6 +37,7 @@ from orchestrator.core.messages.gang_events import (
     GangStarted,
     GangStopped,
 )
+from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
 from orchestrator.core.model.states import IncidentState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.scheduling import Quota
@@ -359,6 +360,8 @@ AnyEvent = Annotated[
     | SchedulingPassDue
     | RunSetAside
     | EventSetAside
+    | ReportUnreadable
+    | AgentRefused
     | LaunchRefused
     | QueueChanged
     | QueueRemoved

@@ -37,14 +37,14 @@ from orchestrator.core.turn import Turn
 def on_rank_died(turn: Turn, event: RankExited) -> None:
     """A rank failed: the first of its attempt, which fails with it, or a later one.
 
-    `event.failure` is set: a rank that exited with code 0 is part of a `GangFinished`.
+    A rank that exited with code 0 is part of a `GangFinished`. One with another code whose agent
+    says nothing more has failed, too: a crash is never called a success.
     """
-    assert event.failure is not None  # noqa: S101 (the door turned the others into GangFinished)
     run, attempt = turn.run(event.run), turn.state.attempts[event.run]
     turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
     attempt = turn.change_attempt(run.id, step=max(attempt.step, event.last_step))
     node = attempt.seats[turn.state.places_of(run.id)[event.worker]].node
-    failure = exits.by_exit_code(run.spec, event.code, event.failure)
+    failure = exits.by_exit_code(run.spec, event.code, event.failure or _without_word(event))
     failure = exits.by_ended_peers(failure, attempt.done_ranks, attempt.step)
     death = RankFailure(
         rank=event.rank, node=node, at=event.at, failure=failure, step=event.last_step
@@ -52,6 +52,16 @@ def on_rank_died(turn: Turn, event: RankExited) -> None:
     turn.change_attempt(run.id, failures=(*attempt.failures, death))
     if attempt.state is not AttemptState.STOPPING:
         fail_attempt(turn, run.id, failure, failed_at=event.at, rank=event.rank, node=node)
+
+
+def _without_word(event: RankExited) -> Failure:
+    how = f"signal {-event.code}" if event.code < 0 else f"exit code {event.code}"
+    return Failure(
+        failure_class=FailureClass.UNKNOWN,
+        reason=f"rank {event.rank} ended with {how}, and its agent says nothing more",
+        signature=f"no word: {how}",
+        code=event.code if event.code > 0 else None,
+    )
 
 
 def on_finished(turn: Turn, event: GangFinished) -> None:

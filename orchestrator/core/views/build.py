@@ -32,6 +32,7 @@ from orchestrator.core.model.states import (
 from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.scheduling.types import accounted_gpus
+from orchestrator.core.text import REFUSED
 from orchestrator.core.views.models import (
     PHASES,
     AttemptView,
@@ -227,7 +228,8 @@ def attempt_view(attempt: Attempt) -> AttemptView:
 
 def node_view(node: Node, workers: Iterable[Worker], names: dict[str, str]) -> NodeView:
     """A node. `names`: run id → run name."""
-    here = {w.run for w in workers if w.node == node.id and w.state is not WorkerState.ENDED}
+    alive = [w for w in workers if w.node == node.id and w.state is not WorkerState.ENDED]
+    here = {w.run for w in alive}
     return NodeView(
         id=node.id,
         state=node.state.value,
@@ -238,6 +240,9 @@ def node_view(node: Node, workers: Iterable[Worker], names: dict[str, str]) -> N
         memory_bytes=node.memory,
         labels=dict(node.labels),
         runs=sorted(names.get(run, run) for run in here),
+        refused=[
+            f"{names.get(w.run, w.run)}: {w.reason}" for w in alive if w.reason.startswith(REFUSED)
+        ],
         faults=[
             FaultView(at=f.at, run=f.run, failure_class=f.failure_class.value) for f in node.faults
         ],

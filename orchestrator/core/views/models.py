@@ -218,6 +218,7 @@ class NodeView(View):
     memory_bytes: int
     labels: dict[str, str]
     runs: list[str] = Field(description="Names of the runs with an agent there.")
+    refused: list[str] = Field(description="Agents that the server refuses, with the reason.")
     faults: list[FaultView]
     maintenance: list[WindowView]
 
