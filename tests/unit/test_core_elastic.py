@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.core.messages.events import NodeChanged
 from orchestrator.core.model.states import RunState
+from orchestrator.core.policy import elasticity
 from tests.gpu_cluster import cluster, gpu_spec, start
 
 
@@ -43,3 +44,49 @@ def test_an_elastic_run_shrinks_for_a_higher_priority() -> None:
     assert world.attempt("wide").number == 2
     assert world.attempt("wide").world_size == 2
     assert world.run("high").state is not RunState.QUEUED
+
+
+def test_an_elastic_run_stops_growing_into_what_others_keep_needing() -> None:
+    """An urgent run of five minutes every half hour, for two days: it used to restart 139 times."""
+    world = cluster(8)
+    start(world, "wide", nodes={"min": 1, "max": 8}, priority="low")
+    world.reach(50, "wide")
+    for number in range(96):
+        urgent = f"urgent{number}"
+        world.submit(gpu_spec(urgent, nodes=1, priority="high"), urgent)
+        world.settle()
+        world.advance(60)
+        world.settle()
+        world.reach(5, urgent)
+        assert world.run(urgent).state is RunState.RUNNING, number
+        world.advance(300)
+        world.end(urgent)
+        world.settle()
+        world.reach(world.run("wide").best_step + 10, "wide")
+        for _ in range(24):
+            world.advance(60)
+            world.settle()
+    assert world.attempt("wide").number <= 24
+    assert world.attempt("wide").world_size >= 7
+
+
+def test_a_preempted_run_trains_for_a_while_before_the_next_eviction() -> None:
+    world = cluster(1)
+    start(world, "low", nodes=1, priority="low")
+    world.submit(gpu_spec("first", nodes=1, priority="high"), "first")
+    world.settle()
+    world.reach(5, "first")
+    world.end("first")
+    world.settle()
+    world.reach(10, "low")
+    world.submit(gpu_spec("second", nodes=1, priority="high"), "second")
+    world.settle()
+    world.advance(300)
+    world.settle()
+    assert world.run("low").decision is None
+    assert world.run("second").state is RunState.QUEUED
+    world.advance(elasticity.SAFE_SECONDS)
+    world.submit(gpu_spec("third", nodes=1), "third")  # any change has the scheduler look again
+    world.settle()
+    assert world.run("low").state is RunState.QUEUED
+    assert world.run("second").state is not RunState.QUEUED

@@ -29,7 +29,7 @@ from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
-from orchestrator.core.policy import checkpoint_choice, usage_history
+from orchestrator.core.policy import checkpoint_choice, elasticity, usage_history
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
 
@@ -70,6 +70,7 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
         if decision
         else None
     )
+    grow_after = elasticity.grow_after(turn.attempt(run.id), restart, turn.now)
     turn.put(
         Attempt(
             run=run.id,
@@ -79,6 +80,7 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
             restart=restart,
             candidates=tuple(c.id for c in candidates),
             started_at=turn.now,
+            grow_after=grow_after,
         )
     )
     newest = f"step {candidates[0].step} ({candidates[0].tier})" if candidates else "the beginning"
@@ -97,7 +99,7 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
     turn.cancel_timer(run.id, Timer.STANDBY)
     turn.set_timer(run.id, Timer.START, START_SECONDS)
     if len(seats) < run.spec.resources.max_nodes:
-        turn.set_timer(run.id, Timer.GROW, snapshot.GROW_SECONDS)
+        turn.set_timer(run.id, Timer.GROW, grow_after)
     elif run.spec.placement.standbys:
         turn.set_timer(run.id, Timer.GROW, snapshot.STANDBY_SECONDS)
     master = turn.state.workers[seats[0].worker]

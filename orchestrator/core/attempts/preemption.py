@@ -23,6 +23,7 @@ from orchestrator.core.model.states import (
 from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
+from orchestrator.core.policy import elasticity
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Eviction
 from orchestrator.core.text import named
@@ -124,7 +125,7 @@ def grow(turn: Turn, run_id: str) -> None:
 
     Standbys do not count: the spec keeps them idle.
 
-    Not before `GROW_SECONDS` have passed since the attempt started: each growth costs a restart.
+    Not before the attempt has run for its `grow_after`: each growth costs a restart.
     """
     run, attempt = turn.run(run_id), turn.attempt(run_id)
     workers = turn.state.workers_of(run_id)
@@ -133,6 +134,6 @@ def grow(turn: Turn, run_id: str) -> None:
     ready = sum(worker.state is WorkerState.READY for worker in workers)
     seats, most = len(attempt.seats), run.spec.resources.max_nodes
     target = min(most, ready - run.spec.placement.standbys)
-    if target > seats and snapshot.may_grow(attempt, turn.now):
+    if target > seats and elasticity.may_grow(attempt, turn.now):
         reason = f"grows from {seats} to {target} nodes"
         ask(turn, run, asked(turn, run, reason, remedy=Remedy.GROW))

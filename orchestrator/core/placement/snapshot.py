@@ -24,13 +24,11 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement.bulkhead import on_behalf_of
-from orchestrator.core.policy import recovery, time_limits, usage_history
+from orchestrator.core.policy import elasticity, recovery, time_limits, usage_history
 from orchestrator.core.scheduling import Demand, Holding, Snapshot
 from orchestrator.core.scheduling.spares import failure_rate, pool_size
 from orchestrator.core.scheduling.types import accounted_gpus
 
-GROW_SECONDS = 600.0
-"""Seconds that an elastic run must train before it grows, because growth costs a restart."""
 STANDBY_SECONDS = 30.0
 """Seconds before a used standby is replaced; the run must continue first."""
 RESTART_SECONDS = 60.0
@@ -166,6 +164,7 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
                 lost_gpu_seconds=lost_gpu_seconds(state, run, len(staying), now),
                 surplus=_surplus(state, run, staying),
                 wants=_wants(state, run, len(staying), now),
+                safe_until=elasticity.safe_until(_live_attempt(state, run)),
                 movable=run.state is not RunState.HELD and run.decision is None,
             )
         )
@@ -243,15 +242,9 @@ def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
     if attempt is None or not quiet or paused or attempt.state is AttemptState.STOPPING:
         return 0
     standbys = run.spec.placement.standbys
-    if len(attempt.seats) < run.spec.resources.max_nodes and may_grow(attempt, now):
+    if len(attempt.seats) < run.spec.resources.max_nodes and elasticity.may_grow(attempt, now):
         return max(0, run.spec.resources.max_nodes + standbys - nodes)
     return max(0, len(attempt.seats) + standbys - nodes)
-
-
-def may_grow(attempt: Attempt, now: dt.datetime) -> bool:
-    """True if an attempt has run for `GROW_SECONDS`, so that growth is worth a restart."""
-    ran = (now - attempt.started_at).total_seconds()
-    return attempt.state is AttemptState.RUNNING and ran >= GROW_SECONDS
 
 
 def spare_pool(state: State, now: dt.datetime) -> int:
