@@ -41,6 +41,11 @@ class AgentConfig(BaseModel):
 
     `ranks/rank-00000/` … are the rank directories, `checkpoints/` is the memory tier.
     """
+    environment_file: Path | None = None
+    """JSON of the submitted :class:`jobs.environment.Environment`; None: none was submitted.
+
+    It is read once, at the start: `/dev/stdin` leaves no file behind.
+    """
     spec: RunSpec
     """The run spec, with `workdir` and `checkpoint.directory` absolute."""
     log_limit: LogLimit = LogLimit()

@@ -10,6 +10,7 @@ _FORMATS = {
     "size": "a size such as 512Mi, 2Gi or 16G",
     "duration": "a duration such as 90s, 10m, 1h30m or 14d",
     "name": "lower-case letters, digits, dots and dashes (at most 63)",
+    "reference": "file:PATH or env:NAME",
     "channel": 'a channel or a person such as "#training" or "@mia"',
 }
 _TYPES = {

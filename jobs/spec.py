@@ -123,6 +123,13 @@ EnvironmentValue = Annotated[
 ]
 
 
+Reference = Annotated[
+    Text,
+    Field(pattern=r"^(file:|env:).", json_schema_extra={"format": "reference"}),
+]
+"""Where the value of a secret is: `file:PATH` or `env:NAME`."""
+
+
 class Model(BaseModel):
     """Frozen, and unknown fields are errors."""
 
@@ -305,6 +312,31 @@ class Recovery(Model):
         return self
 
 
+class EnvironmentSource(Model):
+    """Where variables get their values from, at submission. Exactly one of the fields is given."""
+
+    file: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="File of NAME=value lines (dotenv); relative to the spec's directory.",
+    )
+    variables: tuple[Variable, ...] = Field(
+        default=(),
+        description="Variables of the shell that submits; WANDB_* stands for all that begin so.",
+    )
+    secrets: dict[Variable, Reference] = Field(
+        default_factory=dict,
+        description="Variables with file:PATH (the content of a file) or env:NAME (another "
+        "variable of the shell).",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(map(bool, (self.file, self.variables, self.secrets))) != 1:
+            raise ValueError("give one of file, variables and secrets, and the others as entries")
+        return self
+
+
 class Notify(Model):
     """Where notices of the run are sent."""
 
@@ -329,6 +361,11 @@ class RunSpec(Model):
     command: tuple[Text, ...] = Field(min_length=1)
     workdir: Text = "."
     env: dict[Variable, EnvironmentValue] = Field(default_factory=dict)
+    env_from: tuple[EnvironmentSource, ...] = Field(
+        default=(),
+        description="Variables whose values are read at submission and kept outside of the spec; "
+        "`env` wins over them.",
+    )
     image: str | None = Field(default=None, description="Container image; ignored on local nodes.")
     resources: Resources = Resources()
     placement: Placement = Placement()

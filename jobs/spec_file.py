@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs import log_rules
+from jobs.environment import Environment
+from jobs.expansion import expanded
+from jobs.programs import find_program, stands_for_own
 from jobs.schema import run_schema
 from jobs.schema_words import Words
 from jobs.spec import RunSpec
@@ -32,8 +34,6 @@ __all__ = [
     "resolve",
     "validate",
 ]
-_INTERPRETER = frozenset({"python", "python3", f"python3.{sys.version_info.minor}"})
-"""Programs that stand for the agent's own interpreter."""
 _STARTER = "; `babysit init` writes a starter"
 ALIASES = {
     # Fields that had another name before 0.1.0.
@@ -143,25 +143,36 @@ def validate(raw: Mapping[Any, Any], source: Source) -> RunSpec:
     return _RUN_SPEC.validate(raw, source)
 
 
-def resolve(spec: RunSpec, base_directory: str | Path, source: Source | None = None) -> RunSpec:
+def resolve(
+    spec: RunSpec,
+    base_directory: str | Path,
+    source: Source | None = None,
+    environment: Environment | None = None,
+) -> RunSpec:
     """The spec with absolute directories, checked against the file system. Creates nothing.
+
+    `~`, `$NAME` and `${NAME}` are replaced in `workdir`, `checkpoint.directory`, `monitors.logs`, a
+    program that is named with its directory, and the variables of `env` that hold paths.
 
     Args:
         spec: A valid spec.
         base_directory: What a relative `workdir` is relative to: the directory of the spec file.
         source: Positions, for the problems.
+        environment: What is submitted with the spec; None: the environment of this process.
 
     Raises:
         SpecError: The workdir, the program, the script, the checkpoint directory or a file of rules
-            for logs cannot be used.
+            for logs cannot be used, or a variable in a path is not set.
     """
     source = source or Source("spec")
+    environment = environment or Environment(shell=dict(os.environ))
+    spec = expanded(spec, environment.variables, source)
     workdir = Path(base_directory, spec.workdir).absolute()
     if not workdir.is_dir():
         what = "is not a directory" if workdir.exists() else "no such directory"
         raise SpecError([source.problem(("workdir",), f"{what}: {workdir}")])
     problems = []
-    path = spec.env.get("PATH")
+    path = search_path(spec, environment)
     if not spec.image and (message := _missing_program(spec.command, workdir, path)):
         problems.append(source.problem(("command",), message))
     checkpoint = spec.checkpoint
@@ -188,6 +199,15 @@ def resolve(spec: RunSpec, base_directory: str | Path, source: Source | None = N
     )
 
 
+def search_path(spec: RunSpec, environment: Environment) -> str | None:
+    """The PATH of the run's ranks, as far as it is known here; None: none is set.
+
+    Without the environment of a shell the ranks have that of the server, which is this process.
+    """
+    own = os.environ.get("PATH") if environment.shell is None else None
+    return {"PATH": own, **environment.variables, **spec.env}["PATH"]
+
+
 def _rules(file: str | RuleFile, base_directory: str | Path) -> RuleFile:
     """Rules for logs, read now: the file may be another one, or gone, when a rank dies."""
     return file if isinstance(file, RuleFile) else log_rules.read(Path(base_directory, file))
@@ -199,15 +219,15 @@ def _missing_program(command: Sequence[str], workdir: Path, path: str | None) ->
     Args:
         command: The program and its arguments.
         workdir: Where it would run.
-        path: PATH of the run's own environment; None: the PATH of this process.
+        path: PATH of the run's own environment; None: none is set.
     """
     program, *arguments = command
-    named = "/" not in program and program not in _INTERPRETER
-    if named and shutil.which(program, path=path) is None:
+    named = "/" not in program and not stands_for_own(program)
+    if named and find_program(program, path, workdir) is None:
         script = (workdir / program).is_file() and program.endswith(".py")
         hint = f"; write [python, {program}]" if script else ""
         return f"{program}: no such program on PATH{hint}"
-    if "/" in program and shutil.which(str(Path(workdir, program))) is None:
+    if "/" in program and find_program(program, path, workdir) is None:
         missing = not Path(workdir, program).exists()
         return f"{program}: no such file in {workdir}" if missing else f"{program}: not executable"
     if not re.fullmatch(r"python(\d+(\.\d+)?)?", Path(program).name):

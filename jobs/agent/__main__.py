@@ -17,6 +17,7 @@ from jobs.agent.errors import ConfigError
 from jobs.agent.worker import Agent
 from jobs.clock import SystemClock
 from jobs.config import AgentConfig
+from jobs.environment import Environment
 
 
 def read_config(path: Path) -> AgentConfig:
@@ -43,9 +44,23 @@ def log_to(path: Path, **always: str) -> None:
     structlog.contextvars.bind_contextvars(**always)
 
 
-async def serve(config: AgentConfig) -> None:
+def read_environment(path: Path | None) -> Environment:
+    """Read the environment that was submitted with the run.
+
+    Raises:
+        ConfigError: It is unreadable or invalid. The message shows no values.
+    """
+    try:
+        return Environment() if path is None else Environment.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"environment: {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise ConfigError(f"environment: {path}: {error.error_count()} problems") from None
+
+
+async def serve(config: AgentConfig, submitted: Environment) -> None:
     """Run the agent until it ends; SIGTERM and SIGINT end it in good order."""
-    agent = Agent(config, SystemClock(), random.Random())
+    agent = Agent(config, SystemClock(), random.Random(), submitted)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.leave, number.name)
@@ -59,6 +74,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         config = read_config(Path(arguments[0]))
+        submitted = read_environment(config.environment_file)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -68,7 +84,7 @@ def main(arguments: list[str]) -> int:
     pid_file = config.directory / "agent.pid"
     pid_file.write_text(f"{os.getpid()}\n")
     try:
-        asyncio.run(serve(config))
+        asyncio.run(serve(config, submitted))
     except BaseException:
         structlog.get_logger(part="agent").exception("agent crashed")
         raise

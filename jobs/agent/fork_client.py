@@ -20,6 +20,7 @@ from babysit import wire
 from jobs.agent import fork_server, interpreter, reaper
 from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.config import AgentConfig
+from jobs.environment import Environment, assigned
 
 _ROOT = str(Path(babysit.__file__).parents[1])
 """Where our packages lie: a checkout, or site-packages."""
@@ -40,17 +41,31 @@ class Listener(Protocol):
         """The fork server ended by itself, and its ranks die with it; start another one."""
 
 
-def rank_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, str]:
+def rank_environment(
+    config: AgentConfig, base: dict[str, str], submitted: Environment | None = None
+) -> dict[str, str]:
     """The environment common to all ranks of a worker.
+
+    The spec's `env` wins over the variables that were submitted, and these over the agent's own.
+    Where the environment of the submitter's shell was submitted, the agent's own counts only for
+    the devices that the cluster assigned: the rest is from the shell that started the server.
 
     Like torchrun, it limits threads to one per process unless `OMP_NUM_THREADS` is set: ranks with
     one thread per core slow each other down. A checkout that the agent runs from is not on the
     ranks' PYTHONPATH: its `jobs` or `tests` would hide the user's own.
     """
+    submitted = submitted or Environment()
     own = {name: value for name, value in base.items() if name not in _SECRETS}
     inherited = own.pop("PYTHONPATH", "").split(os.pathsep)
-    environment = {"OMP_NUM_THREADS": "1", **own, **config.spec.env}
-    paths = [config.spec.env.get("PYTHONPATH"), *(path for path in inherited if path != _ROOT)]
+    if submitted.shell is not None:
+        own, inherited = assigned(own), []
+    spec = config.spec.env
+    environment = {"OMP_NUM_THREADS": "1", **own, **submitted.variables, **spec}
+    paths = [
+        spec.get("PYTHONPATH"),
+        submitted.variables.get("PYTHONPATH"),
+        *(path for path in inherited if path != _ROOT),
+    ]
     if joined := os.pathsep.join(path for path in paths if path):
         environment["PYTHONPATH"] = joined
     environment.update({reaper.ENV_WORKER: config.worker, "BABYSIT_RUN": config.run})
@@ -76,7 +91,9 @@ def _has_trainer(chosen: interpreter.Interpreter) -> bool:
 class ForkClient:
     """One fork server, replaced when it is lost."""
 
-    def __init__(self, config: AgentConfig, listener: Listener) -> None:
+    def __init__(
+        self, config: AgentConfig, listener: Listener, submitted: Environment | None = None
+    ) -> None:
         self._config = config
         self._listener = listener
         self._log = structlog.get_logger(part="fork_client")
@@ -84,7 +101,7 @@ class ForkClient:
         self._channel: socket.socket | None = None
         self._pending: dict[str, asyncio.Future[int]] = {}
         self._preload = list(config.spec.preload)
-        self._environment = rank_environment(config, dict(os.environ))
+        self._environment = rank_environment(config, dict(os.environ), submitted)
         self._chosen: interpreter.Interpreter | None = None
         self.ready = asyncio.Event()
         """Set while the fork server is warm."""

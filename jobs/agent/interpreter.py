@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,13 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import babysit
+from jobs.programs import find_program, is_own, names_python, stands_for_own
 
 OLDEST = (3, 11)
 """Oldest Python that the trainer's package runs on."""
 PROBE_SECONDS = 20.0
 """A Python that does not start in this time runs the command without a fork server."""
-_NAME = re.compile(r"python(3(\.\d+)?)?")
-_OWN_NAMES = frozenset({"python", "python3", f"python3.{sys.version_info.minor}"})
 _MARK = "babysit-interpreter "
 _QUESTION = (
     f"import json, sys; print('\\n{_MARK}' + json.dumps([sys.prefix, sys.implementation.name,"
@@ -64,31 +60,6 @@ class _Answer(NamedTuple):
     minor: int
 
 
-def find_program(name: str, path: str | None, workdir: str | Path) -> str | None:
-    """The file that a shell in `workdir` would execute for a name; None: there is none.
-
-    Args:
-        name: A program, with or without directories.
-        path: The PATH; None: the default of the system. Relative entries are relative to `workdir`.
-        workdir: Where the command runs.
-    """
-    if "/" in name:
-        return shutil.which(str(Path(workdir, name)))
-    entries = (os.defpath if path is None else path).split(os.pathsep)
-    absolute = os.pathsep.join(str(Path(workdir, entry)) for entry in entries)
-    return shutil.which(name, path=absolute)
-
-
-def names_python(program: str) -> bool:
-    """True if a program is called as Python interpreters are."""
-    return _NAME.fullmatch(Path(program).name) is not None
-
-
-def stands_for_own(program: str) -> bool:
-    """True if a name, where PATH does not have it, stands for the agent's own interpreter."""
-    return program in _OWN_NAMES
-
-
 def choose(
     command: Sequence[str], workdir: str | Path, environment: Mapping[str, str]
 ) -> Interpreter:
@@ -101,7 +72,7 @@ def choose(
         if stands_for_own(words[0]):
             return Interpreter((sys.executable, *words[1:]), forks=True)
         return Interpreter(words)
-    if _same_file(found):
+    if is_own(found):
         return Interpreter(words, forks=True)
     answer = _probe(found, workdir, environment)
     if answer is None or answer.implementation != sys.implementation.name:
@@ -126,13 +97,6 @@ def trainer_path(directory: Path) -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(package, target_is_directory=True)
     return place
-
-
-def _same_file(found: str) -> bool:
-    """True for names of the agent's own interpreter in its own directory: a venv is a directory."""
-    own = Path(sys.executable)
-    same_place = Path(found).parent.resolve() == own.parent.resolve()
-    return same_place and Path(found).resolve() == own.resolve()
 
 
 def _probe(found: str, workdir: str | Path, environment: Mapping[str, str]) -> _Answer | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from jobs.environment import Environment, read_sources
 from jobs.spec_file import SpecError, parse, read_text, resolve
-from orchestrator.cli import follow, show_run
+from orchestrator.cli import follow, show_run, submission
 from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import (
@@ -30,6 +32,12 @@ from orchestrator.core.policy.time_limits import GRACE_SECONDS
 
 _ID_SHOWN = 8
 """Last characters of an id: the first ones are the time, and the same for hours."""
+NoEnvOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-env", help="Pass nothing of this shell but what env_from of the spec names."
+    ),
+]
 SpecArgument = Annotated[
     Path, typer.Argument(metavar="SPEC", help="A run spec in YAML; `babysit init` writes one.")
 ]
@@ -55,13 +63,16 @@ def _columns(here: Session) -> list[Column]:
     ]
 
 
-def send(here: Session, spec: Path, *, dry_run: bool = False) -> dict[str, Any]:
+def send(
+    here: Session, spec: Path, *, dry_run: bool = False, with_shell: bool = True
+) -> dict[str, Any]:
     """Check a spec and submit it; mistakes are found before any server is contacted.
 
     Args:
         here: The session.
         spec: A file.
         dry_run: Only ask what would happen; nothing is submitted.
+        with_shell: Let the environment of this shell go with the run, where it has a meaning.
 
     Raises:
         CliError: The spec is wrong, or the control plane refused it.
@@ -70,14 +81,23 @@ def send(here: Session, spec: Path, *, dry_run: bool = False) -> dict[str, Any]:
     try:
         content = read_text(spec)
         checked, source = parse(content, str(spec))
+        named = read_sources(checked.env_from, base, os.environ, source)
+        shell = submission.shell(here) if with_shell else None
+        environment = Environment(shell=shell, named=named)
         if here.settings.server is None:
-            resolve(checked, base, source)
+            resolve(checked, base, source, environment)
     except SpecError as error:
         raise CliError(str(error), ExitCode.USAGE) from error
     where = path("runs", "dry-run") if dry_run else path("runs")
     answer: dict[str, Any] = here.api.post(
-        where, yaml=content, name=str(spec), base_directory=str(base)
+        where,
+        yaml=content,
+        name=str(spec),
+        base_directory=str(base),
+        environment=environment.model_dump(),
     )
+    if with_shell and not dry_run:
+        submission.say_dropped(shell, checked, named)
     for warning in answer.get("warnings", ()):  # an older server has none
         say(warning if warning.startswith(str(spec)) else f"{spec}: {warning}")
     return answer
@@ -89,9 +109,13 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print where the run would start; submit nothing.")
     ] = False,
+    no_env: NoEnvOption = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Submit a run and return at once.
+
+    The environment of this shell goes with the run, if the run's processes are yours on this
+    machine; elsewhere only the variables that env_from of the spec names.
 
     For example:
 
@@ -101,9 +125,9 @@ def submit(
     """
     here = session(ctx)
     if dry_run:
-        _show_dry_run(send(here, spec, dry_run=True), form)
+        _show_dry_run(send(here, spec, dry_run=True, with_shell=not no_env), form)
         return
-    run = send(here, spec)
+    run = send(here, spec, with_shell=not no_env)
     emit(run, _columns(here), form)
     if form is Format.TABLE:
         say(f"Follow it with: babysit watch {run['name']}")
@@ -116,7 +140,12 @@ def _show_dry_run(answer: dict[str, Any], form: Format) -> None:
         emit(answer, [], form, name="name")
 
 
-def run(ctx: typer.Context, spec: SpecArgument, form: FormatOption = Format.TABLE) -> None:
+def run(
+    ctx: typer.Context,
+    spec: SpecArgument,
+    no_env: NoEnvOption = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
     """Submit a run and follow it to its end; Ctrl-C detaches, and the run goes on.
 
     Exit code: 0 if the run succeeded, 1 if it failed, 7 if it was cancelled.
@@ -127,7 +156,7 @@ def run(ctx: typer.Context, spec: SpecArgument, form: FormatOption = Format.TABL
         babysit run run.yaml -o json > outcome.json
     """
     here = session(ctx)
-    submitted = send(here, spec)
+    submitted = send(here, spec, with_shell=not no_env)
     last = follow.to_the_end(here, submitted)
     if form is Format.TABLE:
         put(show_run.page(last, here.clock.now()))

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.environment import Environment
 from jobs.spec import RunSpec
 from orchestrator.core.messages.events import NodeInfo
 
@@ -23,6 +24,8 @@ class AgentAccess(NamedTuple):
     """`ws://host:port/agent` as seen from the agent's node, not from the server."""
     token: str
     """Bearer token of this worker alone."""
+    environment: Environment | None = Environment()
+    """The environment that was submitted with the run; None: it is lost."""
 
 
 class WorkerLaunch(BaseModel):
@@ -42,6 +45,9 @@ class WorkerLaunch(BaseModel):
     token: str
     """Bearer token of this worker alone."""
     spec: RunSpec
+    environment: Environment | None = Field(default=Environment(), repr=False)
+    """The environment that was submitted with the run, to be given to the agent without a trace in
+    logs or files of other users; None: it is lost, and the launch is refused."""
 
 
 class WorkerGone(BaseModel):
@@ -65,6 +71,12 @@ class Cluster(Protocol):
     """Fields of a run spec that have no effect here, such as `image`, each with the reason that
     `babysit submit` prints."""
 
+    runs_here: bool
+    """True if workers are processes of the server's user on the server's machine.
+
+    Only then has the environment of a submitter's shell (PATH, HOME, a venv) the same meaning for
+    the ranks. Elsewhere only the variables that `env_from` of the spec names go with a run."""
+
     async def nodes(self) -> list[NodeInfo]:
         """The inventory."""
 
@@ -76,6 +88,7 @@ class Cluster(Protocol):
 
         Raises:
             ClusterError: The agent cannot be started now. It may have been started all the same.
+            ValueError: The launch is wrong itself, so that no other try helps.
         """
 
     async def stop(self, worker: str, run: str) -> None:

@@ -64,6 +64,8 @@ class SimulatedCluster:
         "image": "the simulated cluster starts no process and no container",
     }
 
+    runs_here = False
+
     def __init__(self, nodes: Iterable[NodeInfo], clock: Clock) -> None:
         self.workers: dict[str, SimulatedWorker] = {}
         self._nodes = {node.id: node for node in nodes}

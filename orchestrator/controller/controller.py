@@ -55,6 +55,7 @@ class Controller:
         events: Makes the controller's own events, and their ids.
         notices: Notices sent since this server started, by channel and result.
         set_aside: Events over which the core failed twice, by kind, since this server started.
+        runs_here: True if ranks are processes of this server's user on this machine.
         ignored_fields: Fields of a run spec that have no effect here, with the reason.
     """
 
@@ -74,6 +75,7 @@ class Controller:
         self._election = LeaderElector(store, clock, settings)
         counted = CountedNotifier(notifier or LogNotifier())
         self.notices: Mapping[tuple[str, str], int] = counted.counts
+        self.runs_here = cluster.runs_here
         self.ignored_fields: Mapping[str, str] = {
             **cluster.ignored_fields,
             **counted.ignored_fields,

@@ -265,6 +265,7 @@ class OutboxDispatcher:
             spec=run.spec,
             server_url=access.server_url,
             token=access.token,
+            environment=access.environment,
         )
         for left in reversed(range(LAUNCH_TRIES)):
             try:

@@ -74,6 +74,7 @@ class ClusterView:
     """The cluster, as one server sees it: calls take time, and some fail."""
 
     ignored_fields = SimulatedCluster.ignored_fields
+    runs_here = SimulatedCluster.runs_here
 
     def __init__(
         self, cluster: SharedCluster, loop: VirtualLoop, rng: random.Random, rates: FaultRates

@@ -21,6 +21,7 @@ from orchestrator.core.model.state import State
 from orchestrator.database.credentials import Token
 from orchestrator.database.port import Store
 from orchestrator.errors import BabysitError, PermissionDeniedError
+from orchestrator.server.environments import Environments
 from orchestrator.settings import Settings
 
 _RANK = {"viewer": 0, "operator": 1, "admin": 2}
@@ -40,6 +41,8 @@ class ControlPlane(Protocol):
 
     notices: Mapping[tuple[str, str], int]
     """Notices sent since this server started, by channel and result."""
+    runs_here: bool
+    """True if ranks are processes of this server's user on this machine."""
     ignored_fields: Mapping[str, str]
     """Fields of a run spec that the cluster or the alert channel ignores, with the reason."""
 
@@ -68,6 +71,7 @@ class Context:
 
     def __init__(self, controller: ControlPlane, clock: Clock, settings: Settings) -> None:
         self.controller = controller
+        self.environments = Environments(settings.home)
         self.clock = clock
         self.settings = settings
         self.requests = 0

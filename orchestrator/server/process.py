@@ -23,6 +23,7 @@ from jobs.clock import Clock
 from orchestrator.alerts.factory import make_notifier
 from orchestrator.clusters.factory import make_cluster
 from orchestrator.clusters.port import AgentAccess
+from orchestrator.controller.background_loops import cancel
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.settings import ControllerSettings
 from orchestrator.database import schema
@@ -33,6 +34,7 @@ from orchestrator.network_address import is_loopback, is_plain
 from orchestrator.private_home import UnsafeHomeError, make_private, network_file_system
 from orchestrator.server.app import create_app
 from orchestrator.server.context import Context
+from orchestrator.server.environments import Environments, keep_swept
 from orchestrator.server.gateway import WorkerTokens, create_gateway
 from orchestrator.server.http_server import HttpServers
 from orchestrator.server.listeners import Listeners, listening
@@ -104,6 +106,7 @@ async def _control_plane(
     settings: Settings, clock: Clock, store: Store
 ) -> AsyncIterator[tuple[Controller, WorkerTokens]]:
     tokens = WorkerTokens(await store.signing_key())
+    environments = Environments(settings.home)
     notifier, cluster = make_notifier(settings), make_cluster(settings, clock)
     controller = Controller(
         store,
@@ -116,13 +119,17 @@ async def _control_plane(
             # The lock file proves that no other server of this home lives, and so of its database.
             alone=not settings.database_url,
         ),
-        agent_access=lambda run, worker: AgentAccess(settings.agent_url, tokens.make(run, worker)),
+        agent_access=lambda run, worker: AgentAccess(
+            settings.agent_url, tokens.make(run, worker), environments.read(run)
+        ),
         notifier=notifier,
     )
     await controller.start()
+    sweeping = asyncio.create_task(keep_swept(environments, controller, clock))
     try:
         yield controller, tokens
     finally:
+        await cancel([sweeping])
         await controller.stop()
         await cluster.close()
 

@@ -8,8 +8,9 @@ import sys
 import venv
 from pathlib import Path
 
-from jobs.agent.interpreter import Interpreter, choose, find_program
+from jobs.agent.interpreter import Interpreter, choose
 from jobs.events import RankExited
+from jobs.programs import find_program
 from tests.agent_helpers import playground, start
 
 TRAIN = """

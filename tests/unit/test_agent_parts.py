@@ -25,6 +25,7 @@ from jobs.agent.network import PORTS, free_port
 from jobs.agent.note_events import Author, translate
 from jobs.commands import RestoreCandidate
 from jobs.config import AgentConfig
+from jobs.environment import Environment
 from jobs.events import RankReady, RankSamples, Report, SaveFailed
 from jobs.shards import ShardFile
 from jobs.spec import RunSpec
@@ -251,6 +252,26 @@ def test_rank_environment_keeps_the_users_and_drops_secrets(tmp_path: Path):
     chosen = rank_environment(config(tmp_path, env={"OMP_NUM_THREADS": "4"}), {})
     assert chosen["OMP_NUM_THREADS"] == "4"
     assert rank_environment(config(tmp_path), {"OMP_NUM_THREADS": "2"})["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_submitted_shell_replaces_the_agents_environment_but_for_devices(tmp_path: Path):
+    base = {"PATH": "/first", "MY": "first's", "CUDA_VISIBLE_DEVICES": "GPU-1", "PYTHONPATH": "/p"}
+    shell = {"PATH": "/mine", "PYTHONPATH": "/mine/lib", "A": "shell", "B": "shell"}
+    submitted = Environment(shell=shell, named={"A": "named", "C": "named"})
+    settings = config(tmp_path, env={"C": "spec", "PYTHONPATH": "/spec"})
+    assert rank_environment(settings, base, submitted) == {
+        "PATH": "/mine",
+        "PYTHONPATH": "/spec:/mine/lib",
+        "A": "named",
+        "B": "shell",
+        "C": "spec",
+        "CUDA_VISIBLE_DEVICES": "GPU-1",
+        "OMP_NUM_THREADS": "1",
+        "BABYSIT_WORKER": "w1",
+        "BABYSIT_RUN": "r",
+    }
+    named = rank_environment(settings, base, Environment(named={"MY": "named"}))
+    assert (named["MY"], named["PATH"], named["PYTHONPATH"]) == ("named", "/first", "/spec:/p")
 
 
 def test_plan_points_memory_candidates_at_this_workers_own_directory(tmp_path: Path):

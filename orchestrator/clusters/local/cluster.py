@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from pathlib import Path
@@ -23,21 +22,21 @@ from pathlib import Path
 import structlog
 
 from jobs import log_rules
-from jobs.agent.reaper import ENV_WORKER, kill_strays, strays
+from jobs.agent.reaper import kill_strays, strays
 from jobs.clock import Clock
 from jobs.config import AgentConfig
+from jobs.environment import Environment
 from jobs.log_files import LogLimit
 from jobs.processes import end_of, identify, is_alive, open_pidfd, send_signal
 from jobs.yaml_file import SpecError
 from monitors.exit_rules import RuleFile
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.local import hardware
+from orchestrator.clusters.local import agent_process, hardware
 from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, Node, virtual_nodes
 from orchestrator.clusters.local.worker_records import Records, WorkerRecord, write_private
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
 from orchestrator.core.messages.events import NodeInfo
 from orchestrator.open_files import restore_limit
-from orchestrator.private_home import users_umask
 from orchestrator.settings import Settings
 
 __all__ = ["LocalCluster", "LocalClusterSettings", "from_settings"]
@@ -87,6 +86,8 @@ class LocalCluster:
         "image": "the local cluster starts no container: the command runs on this machine as it is",
     }
 
+    runs_here = True
+
     def __init__(self, settings: LocalClusterSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
@@ -109,7 +110,9 @@ class LocalCluster:
         Raises:
             ClusterError: No such node, its GPUs are taken, a directory cannot be written, or
                 the interpreter cannot be started.
+            ValueError: The environment of the submission is lost.
         """
+        environment = agent_process.required(launch.environment, self._settings.home)
         self._adopt()
         nodes = await self._nodes()
         if launch.node not in nodes:
@@ -123,7 +126,7 @@ class LocalCluster:
             self._explained(what, launch.worker, launch.node),
             self._records.locked(launch.run, launch.worker),
         ):
-            self._launch_once(launch, nodes[launch.node])
+            self._launch_once(launch, nodes[launch.node], environment)
 
     async def stop(self, worker: str, run: str) -> None:
         """SIGTERM, grace period, SIGKILL. Returns when no process of the worker is left."""
@@ -185,7 +188,7 @@ class LocalCluster:
                 worker=worker,
             ) from error
 
-    def _launch_once(self, launch: WorkerLaunch, node: Node) -> None:
+    def _launch_once(self, launch: WorkerLaunch, node: Node, environment: Environment) -> None:
         """Start the agent, unless its record or a running process shows an earlier start."""
         record = self._records.read(launch.run, launch.worker)
         if launch.worker in self._watches:
@@ -202,7 +205,7 @@ class LocalCluster:
             devices=self._free_devices(launch, node),
         )
         self._records.write(record)
-        self._start(launch, record)
+        self._start(launch, record, environment)
 
     def _free_devices(self, launch: WorkerLaunch, node: Node) -> tuple[str, ...]:
         wanted = launch.spec.resources.gpus_per_node
@@ -217,7 +220,7 @@ class LocalCluster:
             )
         return tuple(free[:wanted])
 
-    def _start(self, launch: WorkerLaunch, record: WorkerRecord) -> None:
+    def _start(self, launch: WorkerLaunch, record: WorkerRecord, environment: Environment) -> None:
         directory = self._records.directory(launch.run, launch.worker)
         config = self._config(launch)
         config.log_directory.mkdir(parents=True, exist_ok=True)
@@ -225,17 +228,7 @@ class LocalCluster:
         path = directory / "config.json"
         write_private(path, config.model_dump_json())
         command = self._settings.agent or (sys.executable, "-P", "-m", "jobs.agent")
-        with (directory / "output.log").open("ab") as output:
-            process = subprocess.Popen(  # noqa: S603 - the command is ours
-                [*command, str(path)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=directory,
-                env=_environment(record),
-                start_new_session=True,
-                umask=users_umask(),
-            )
+        process = agent_process.start((*command, str(path)), directory, record, environment)
         restore_limit(process.pid)
         descriptor = os.pidfd_open(process.pid)
         process.returncode = 0  # reaped through the pidfd; Popen would warn that it still runs
@@ -255,6 +248,7 @@ class LocalCluster:
             directory=self._records.directory(launch.run, launch.worker),
             log_directory=self._records.logs(launch.run),
             memory_directory=self._records.memory(launch.run, launch.worker),
+            environment_file=agent_process.ENVIRONMENT_FILE,
             spec=launch.spec,
             log_limit=self._settings.log_limit,
             log_rules=self._settings.log_rules,
@@ -386,13 +380,3 @@ def _arguments(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return []
-
-
-def _environment(record: WorkerRecord) -> dict[str, str]:
-    """The server's environment, without its settings (some are secret), with mark and GPUs."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("BABYSIT_")}
-    return {
-        **inherited,
-        ENV_WORKER: record.worker,
-        "CUDA_VISIBLE_DEVICES": ",".join(record.devices),
-    }

@@ -6,18 +6,22 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from ulid import ULID
 
+from jobs.environment import Environment
+from jobs.programs import find_program, is_own, names_python, stands_for_own
 from jobs.spec import RunSpec
-from jobs.spec_file import Source, SpecError, parse, resolve, validate
+from jobs.spec_file import Problem, Source, SpecError, parse, resolve, search_path, validate
 from orchestrator.core.messages.events import (
     RestartAsked,
     RollbackAsked,
@@ -38,10 +42,12 @@ from orchestrator.core.views.models import (
     RunView,
     SubmittedView,
 )
-from orchestrator.errors import InvalidError, NotLeaderError
+from orchestrator.errors import ConflictError, InvalidError, NotLeaderError, TemporaryError
 from orchestrator.server.context import Context, HasContext, Operator, TheRun, Viewer, permit
 from orchestrator.server.run_queries import detail, line
 
+_FOR_A_SHELL = re.compile(r"~(/|$)|\$(\w+|\{\w+\})(/|$)")
+"""Arguments that a shell would expand, and that are hardly meant as they are."""
 router = APIRouter(prefix="/runs", tags=["runs"])
 _MOST = 1000
 """Runs in one answer; a token with a scope sees those of its scope among the newest."""
@@ -57,6 +63,12 @@ class Submission(BaseModel):
         description="Absolute: the directory of the spec file, for a relative workdir."
     )
     owner: str = ""
+    environment: Environment | None = Field(
+        default=None,
+        description="Values of variables for the run, kept apart from it: `named` are those of "
+        "`env_from`, `shell` is the environment of the submitter's shell, which counts only where "
+        "`environment_of` of /info is the submitter's machine and user.",
+    )
 
 
 class Asked(BaseModel):
@@ -82,7 +94,15 @@ class RollbackBody(Asked):
     )
 
 
-def _read(body: Submission) -> tuple[RunSpec, Source]:
+class _Read(NamedTuple):
+    """A submission that was checked."""
+
+    spec: RunSpec
+    source: Source
+    environment: Environment
+
+
+def _read(body: Submission, *, runs_here: bool) -> _Read:
     if (body.spec is None) == (body.yaml is None):
         raise InvalidError("expected either `spec` or `yaml`")
     if not body.base_directory.startswith("/"):
@@ -92,21 +112,62 @@ def _read(body: Submission) -> tuple[RunSpec, Source]:
     else:
         source = Source(body.name)
         spec = validate(body.spec or {}, source)
-    return resolve(spec, body.base_directory, source), source
+    environment = _environment(body.environment, spec, source, runs_here=runs_here)
+    return _Read(resolve(spec, body.base_directory, source, environment), source, environment)
+
+
+def _environment(
+    given: Environment | None, spec: RunSpec, source: Source, *, runs_here: bool
+) -> Environment:
+    """The variables that go with a run.
+
+    Raises:
+        SpecError: The environment is too large, or `env_from` has no values: a server reads no
+            files for those who may only submit.
+    """
+    if given is None and spec.env_from:
+        message = "its values are read by `babysit submit`, or sent as `environment.named`"
+        raise SpecError([source.problem(("env_from",), message)])
+    environment = given or Environment()
+    try:
+        environment.checked()
+    except ValueError as error:
+        raise SpecError([source.problem((), str(error))]) from error
+    return environment if runs_here else environment.model_copy(update={"shell": None})
 
 
 @router.post("", status_code=201)
 async def submit(body: Submission, here: HasContext, caller: Operator) -> SubmittedView:
     """Check a spec and submit it as a new run. A wrong spec creates nothing."""
-    spec, source = await run_in_threadpool(_read, body)
-    run = str(ULID())
+    read = await _checked(here, body)
+    spec, run = read.spec, str(ULID())
     owner = body.owner or spec.owner or caller.name
     permit(caller, spec)
-    with _placed(source):
-        _refuse_unknown_queue(here, spec)
-        await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
+    await _store_environment(here, run, read.environment)
+    try:
+        with _placed(read.source):
+            _refuse_unknown_queue(here, spec)
+            await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
+    except (InvalidError, SpecError, ConflictError, NotLeaderError):  # nothing was changed
+        here.environments.remove(run)
+        raise
     view = await line(here, await here.store.run(run))
-    return SubmittedView(**view.model_dump(), warnings=_notes(here, spec, source))
+    return SubmittedView(**view.model_dump(), warnings=_notes(here, read))
+
+
+async def _checked(here: Context, body: Submission) -> _Read:
+    return await run_in_threadpool(_read, body, runs_here=here.controller.runs_here)
+
+
+async def _store_environment(here: Context, run: str, environment: Environment) -> None:
+    """Store it before the run: a run that is stored must be able to start."""
+    try:
+        await run_in_threadpool(here.environments.write, run, environment)
+    except OSError as error:
+        raise TemporaryError(
+            f"the environment of the run cannot be stored in {here.settings.home}: "
+            f"{error.strerror}; nothing was submitted"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -138,22 +199,47 @@ def _refuse_unknown_queue(here: Context, spec: RunSpec) -> None:
     )
 
 
-def _notes(here: Context, spec: RunSpec, source: Source) -> list[str]:
+def _notes(here: Context, read: _Read) -> list[str]:
     """Notes about a spec that is accepted, each with its place.
 
     Fields without effect are accepted, so that one spec is good for every cluster.
     """
+    spec, source, _ = read
     notes = [
         source.problem(tuple(field.split(".")), f"has no effect here: {reason}")
         for field, reason in here.controller.ignored_fields.items()
         if _is_set(spec, field.split("."))
     ]
+    notes += [] if spec.image else _command_notes(read)
     notes += [
         source.problem(("preload", place), f"no module {name} here: every start would be slower")
         for place, name in enumerate(spec.preload)
-        if not _is_importable(name.partition(".")[0], spec)
+        if not _has_other_python(read) and not _is_importable(name.partition(".")[0], spec)
     ]
     return [str(note) for note in notes]
+
+
+def _command_notes(read: _Read) -> Iterator[Problem]:
+    """Differences between the command and what a shell would make of it."""
+    program, *arguments = read.spec.command
+    if stands_for_own(program) and _found(read) is None:
+        message = f"no {program} on PATH: {sys.executable}, which runs babysit, is used"
+        yield read.source.problem(("command",), message)
+    for number, argument in enumerate(arguments, 1):
+        if _FOR_A_SHELL.match(argument) and read.spec.command[number - 1] != "-c":
+            message = f"{argument} is passed as it is: no shell expands it"
+            yield read.source.problem(("command", number), message)
+
+
+def _found(read: _Read) -> str | None:
+    path = search_path(read.spec, read.environment)
+    return find_program(read.spec.command[0], path, read.spec.workdir)
+
+
+def _has_other_python(read: _Read) -> bool:
+    """True if the command's interpreter is another one, whose modules are not known here."""
+    found = _found(read)
+    return found is not None and names_python(found) and not is_own(found)
 
 
 def _is_importable(module: str, spec: RunSpec) -> bool:
@@ -176,14 +262,14 @@ def _is_set(model: BaseModel, path: Sequence[str]) -> bool:
 @router.post("/dry-run")
 async def dry_run(body: Submission, here: HasContext, caller: Viewer) -> DryRunView:
     """Check a spec; say where it would start, or why it would wait. Nothing is changed."""
-    spec, source = await run_in_threadpool(_read, body)
-    permit(caller, spec)
+    read = await _checked(here, body)
+    permit(caller, read.spec)
     if not here.controller.is_leader:
         raise NotLeaderError("this server is not the leader: ask the leader, or try again soon")
-    with _placed(source):
-        _refuse_unknown_queue(here, spec)
-        tried = try_out(here.controller.state, spec, here.clock.now())
-    return tried.model_copy(update={"warnings": _notes(here, spec, source)})
+    with _placed(read.source):
+        _refuse_unknown_queue(here, read.spec)
+        tried = try_out(here.controller.state, read.spec, here.clock.now())
+    return tried.model_copy(update={"warnings": _notes(here, read)})
 
 
 @router.get("")

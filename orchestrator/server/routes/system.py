@@ -8,6 +8,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, Field
 
+from jobs.environment import this_machine
 from jobs.spec import Name
 from orchestrator.core.messages.events import RunHeld, RunReleased
 from orchestrator.core.model.states import NodeState
@@ -34,6 +35,10 @@ class Info(BaseModel):
     live_runs: int
     caller: str
     role: str
+    environment_of: str | None = Field(
+        description="The machine and user whose shells' environments reach the runs; null: only "
+        "the variables that `env_from` of a spec names do."
+    )
 
 
 class Health(BaseModel):
@@ -91,6 +96,7 @@ async def _info(here: Context, caller: Token) -> Info:
         live_runs=len(await here.store.runs(states=LIVE, limit=1000)),
         caller=caller.name,
         role=caller.role,
+        environment_of=this_machine() if here.controller.runs_here else None,
     )
 
 

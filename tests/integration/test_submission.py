@@ -1,0 +1,138 @@
+"""What goes with a submission to a server whose runs are not on this machine; what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from orchestrator.cli import submission
+from tests.cli import babysit, connect, data
+from tests.plane import SECRET, Plane
+
+OK, USAGE = 0, 2
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    with Plane(tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def connected(plane: Plane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    connect(plane, monkeypatch, tmp_path)
+    monkeypatch.setenv("MY_TOKEN", "hush")
+
+
+def stored(plane: Plane) -> dict[str, dict]:
+    """The environments on the server's disk, by run."""
+    files = (plane.settings.home / "environments").glob("*")
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def spec(directory: Path, text: str = "") -> Path:
+    file = directory / "run.yaml"
+    file.write_text(f"name: away\ncommand: ['true']\n{text}")
+    return file
+
+
+def test_only_named_variables_leave_this_machine(plane: Plane, tmp_path: Path) -> None:
+    file = spec(tmp_path, "env_from: [{variables: [MY_TOKEN]}]\n")
+    submitted = babysit("submit", str(file), "-o", "json")
+    assert "The run is not on this machine" in submitted.stderr
+    run = json.loads(submitted.stdout)["id"]
+    assert stored(plane)[run] == {"shell": None, "named": {"MY_TOKEN": "hush"}}
+    assert "hush" not in json.dumps(data("show", run))
+    babysit("cancel", run)
+
+
+def test_a_server_whose_runs_are_elsewhere_drops_a_shell(plane: Plane, tmp_path: Path) -> None:
+    body = {
+        "spec": {"name": "away", "command": ["true"]},
+        "base_directory": str(tmp_path),
+        "environment": {"shell": {"PATH": "/mine"}, "named": {"A": "1"}},
+    }
+    with httpx.Client(base_url=f"{plane.url}/api/v1") as http:
+        http.headers["Authorization"] = f"Bearer {SECRET}"
+        answer = http.post("/runs", json=body).json()
+        assert stored(plane)[answer["id"]] == {"shell": None, "named": {"A": "1"}}
+        assert http.get("/info").json()["environment_of"] is None
+    babysit("cancel", answer["id"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "env_from: [{variables: [NOT_SET]}]",
+            "NOT_SET is not set in the environment of this shell",
+        ),
+        ("env_from: [{file: none.env}]", "none.env: No such file or directory"),
+        ("env_from: [{file: a, variables: [B]}]", "give one of file, variables and secrets"),
+        ("env_from: [{secrets: {A: hush}}]", "expected file:PATH or env:NAME"),
+        ("workdir: $MY_WORK", "$MY_WORK is not set in the environment of the submission"),
+        ("queue: nowhere", "no queue nowhere"),
+    ],
+)
+def test_a_refused_submission_leaves_nothing(
+    plane: Plane, tmp_path: Path, text: str, message: str
+) -> None:
+    before = stored(plane)
+    result = babysit("submit", str(spec(tmp_path, text)))
+    assert (result.exit_code, message in result.stderr) == (USAGE, True), result.stderr
+    assert stored(plane) == before
+
+
+def test_values_that_nobody_has_read_are_missed(plane: Plane, tmp_path: Path) -> None:
+    body = {
+        "yaml": spec(tmp_path, "env_from: [{file: .env}]").read_text(),
+        "base_directory": str(tmp_path),
+    }
+    answer = httpx.post(
+        f"{plane.url}/api/v1/runs", json=body, headers={"Authorization": f"Bearer {SECRET}"}
+    )
+    assert answer.status_code == 422
+    assert "env_from: its values are read by `babysit submit`" in answer.json()["error"]["message"]
+
+
+def test_a_command_is_not_expanded_and_that_is_said(tmp_path: Path) -> None:
+    file = spec(tmp_path)
+    file.write_text("name: away\ncommand: [sh, -c, 'ls $HOME', ~/out, '$HOME/x', a$b]\n")
+    result = babysit("submit", str(file), "--dry-run")
+    notes = [line for line in result.stderr.splitlines() if "no shell expands it" in line]
+    assert [note.partition(" command")[2] for note in notes] == [
+        "[3]: ~/out is passed as it is: no shell expands it",
+        "[4]: $HOME/x is passed as it is: no shell expands it",
+    ]
+
+
+def test_an_interpreter_that_is_not_on_path_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.py").touch()
+    file = spec(tmp_path)
+    file.write_text(f"name: away\ncommand: [python, train.py]\nenv: {{PATH: {tmp_path}}}\n")
+    result = babysit("submit", str(file), "--dry-run")
+    assert "no python on PATH: " in result.stderr
+    assert result.exit_code == OK
+
+
+def test_the_variables_that_stay_are_named_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.spec_file import loads
+
+    monkeypatch.setenv("TMUX", "1")
+    monkeypatch.setenv("SSH_TTY", "1")
+    monkeypatch.setenv("MASTER_ADDR", "1")
+    given = loads("name: a\ncommand: [x]\nenv: {MASTER_ADDR: h}\n")
+    submission.say_dropped({}, given, {"SSH_TTY": "1"})
+    said = capsys.readouterr().err
+    assert "TMUX" in said
+    assert "SSH_TTY" not in said
+    assert "MASTER_ADDR" not in said
+    assert "BABYSIT_HOME" not in said
