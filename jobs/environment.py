@@ -258,7 +258,7 @@ def _text(path: Path) -> str:
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes, too large for a file of variables")
+        raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes: a file of variables is small")
     try:
         text = data.decode()
     except UnicodeDecodeError:
