@@ -21,9 +21,9 @@ from jobs.paths import expand
 from jobs.spec import EnvironmentSource, Text, Variable
 from jobs.yaml_file import Problem, Source, SpecError
 
-MAX_BYTES = 1_000_000
-"""Most bytes of names and values in all. Linux gives arguments and environment of a new program a
-quarter of the stack's limit, 2 MiB by default (execve(2))."""
+MAX_BYTES = 512_000
+"""Most bytes of names and values in all, half of the largest body that a server reads by default.
+Linux gives a new program 2 MiB for arguments and environment (execve(2))."""
 MAX_VALUE_BYTES = 128 * 1024 - 1
 """Most bytes of `NAME=value` (MAX_ARG_STRLEN of execve(2))."""
 _SHELL_OWN = frozenset({"_", "PWD", "OLDPWD", "SHLVL"})
