@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.environment import Environment
 from jobs.log_files import LogLimit
 from jobs.spec import RunSpec
 from monitors.exit_rules import RuleFile
@@ -46,6 +47,8 @@ class AgentConfig(BaseModel):
 
     It is read once, at the start: `/dev/stdin` leaves no file behind.
     """
+    submitted: Environment = Field(default=Environment(), exclude=True, repr=False)
+    """The content of that file, once the agent has read it. Never written."""
     spec: RunSpec
     """The run spec, with `workdir` and `checkpoint.directory` absolute."""
     log_limit: LogLimit = LogLimit()

@@ -58,9 +58,9 @@ def read_environment(path: Path | None) -> Environment:
         raise ConfigError(f"environment: {path}: {error.error_count()} problems") from None
 
 
-async def serve(config: AgentConfig, submitted: Environment) -> None:
+async def serve(config: AgentConfig) -> None:
     """Run the agent until it ends; SIGTERM and SIGINT end it in good order."""
-    agent = Agent(config, SystemClock(), random.Random(), submitted)
+    agent = Agent(config, SystemClock(), random.Random())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, agent.leave, number.name)
@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = read_config(Path(arguments[0]))
         submitted = read_environment(config.environment_file)
+        config = config.model_copy(update={"submitted": submitted})
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
     pid_file = config.directory / "agent.pid"
     pid_file.write_text(f"{os.getpid()}\n")
     try:
-        asyncio.run(serve(config, submitted))
+        asyncio.run(serve(config))
     except BaseException:
         structlog.get_logger(part="agent").exception("agent crashed")
         raise

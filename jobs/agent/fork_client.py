@@ -20,7 +20,7 @@ from babysit import wire
 from jobs.agent import fork_server, interpreter, reaper
 from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.config import AgentConfig
-from jobs.environment import Environment, assigned
+from jobs.environment import assigned
 
 _ROOT = str(Path(babysit.__file__).parents[1])
 """Where our packages lie: a checkout, or site-packages."""
@@ -41,9 +41,7 @@ class Listener(Protocol):
         """The fork server ended by itself, and its ranks die with it; start another one."""
 
 
-def rank_environment(
-    config: AgentConfig, base: dict[str, str], submitted: Environment | None = None
-) -> dict[str, str]:
+def rank_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, str]:
     """The environment common to all ranks of a worker.
 
     The spec's `env` wins over the variables that were submitted, and these over the agent's own.
@@ -54,7 +52,7 @@ def rank_environment(
     one thread per core slow each other down. A checkout that the agent runs from is not on the
     ranks' PYTHONPATH: its `jobs` or `tests` would hide the user's own.
     """
-    submitted = submitted or Environment()
+    submitted = config.submitted
     own = {name: value for name, value in base.items() if name not in _SECRETS}
     inherited = own.pop("PYTHONPATH", "").split(os.pathsep)
     if submitted.shell is not None:
@@ -91,9 +89,7 @@ def _has_trainer(chosen: interpreter.Interpreter) -> bool:
 class ForkClient:
     """One fork server, replaced when it is lost."""
 
-    def __init__(
-        self, config: AgentConfig, listener: Listener, submitted: Environment | None = None
-    ) -> None:
+    def __init__(self, config: AgentConfig, listener: Listener) -> None:
         self._config = config
         self._listener = listener
         self._log = structlog.get_logger(part="fork_client")
@@ -101,7 +97,7 @@ class ForkClient:
         self._channel: socket.socket | None = None
         self._pending: dict[str, asyncio.Future[int]] = {}
         self._preload = list(config.spec.preload)
-        self._environment = rank_environment(config, dict(os.environ), submitted)
+        self._environment = rank_environment(config, dict(os.environ))
         self._chosen: interpreter.Interpreter | None = None
         self.ready = asyncio.Event()
         """Set while the fork server is warm."""

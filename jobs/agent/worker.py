@@ -38,7 +38,6 @@ from jobs.commands import (
     VerifyCheckpoint,
 )
 from jobs.config import AgentConfig
-from jobs.environment import Environment
 from jobs.events import (
     AttemptStopped,
     Heartbeat,
@@ -56,19 +55,13 @@ _KILLED = -9
 class Agent:
     """One worker. `run` returns when the worker's part in the run is over."""
 
-    def __init__(
-        self,
-        config: AgentConfig,
-        clock: Clock,
-        chance: random.Random,
-        submitted: Environment | None = None,
-    ) -> None:
+    def __init__(self, config: AgentConfig, clock: Clock, chance: random.Random) -> None:
         self._config = config
         self._clock = clock
         self._chance = chance
         self._log = structlog.get_logger(part="agent")
         self._spool = Spool(config.directory / "spool" / "reports")
-        self._fork_client = ForkClient(config, self, submitted or Environment())
+        self._fork_client = ForkClient(config, self)
         self._connection = Connection(config, self._spool, self, clock, chance)
         outbox = Outbox(self._spool, clock, self._connection.wake)
         self._logs = LogPump(clock, config.log_limit)

@@ -259,7 +259,9 @@ def test_a_submitted_shell_replaces_the_agents_environment_but_for_devices(tmp_p
     shell = {"PATH": "/mine", "PYTHONPATH": "/mine/lib", "A": "shell", "B": "shell"}
     submitted = Environment(shell=shell, named={"A": "named", "C": "named"})
     settings = config(tmp_path, env={"C": "spec", "PYTHONPATH": "/spec"})
-    assert rank_environment(settings, base, submitted) == {
+    whole = settings.model_copy(update={"submitted": submitted})
+    assert "/mine" not in whole.model_dump_json(), "it goes into no file"
+    assert rank_environment(whole, base) == {
         "PATH": "/mine",
         "PYTHONPATH": "/spec:/mine/lib",
         "A": "named",
@@ -270,7 +272,8 @@ def test_a_submitted_shell_replaces_the_agents_environment_but_for_devices(tmp_p
         "BABYSIT_WORKER": "w1",
         "BABYSIT_RUN": "r",
     }
-    named = rank_environment(settings, base, Environment(named={"MY": "named"}))
+    some = settings.model_copy(update={"submitted": Environment(named={"MY": "named"})})
+    named = rank_environment(some, base)
     assert (named["MY"], named["PATH"], named["PYTHONPATH"]) == ("named", "/first", "/spec:/p")
 
 
