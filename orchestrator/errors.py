@@ -65,6 +65,10 @@ class DatabaseUnavailableError(TemporaryError):
     """The database did not answer; nothing was written."""
 
 
+class DatabaseFullError(DatabaseUnavailableError):
+    """The database has no room left, on its disk or in its quota; nothing was written."""
+
+
 class NotLeaderError(TemporaryError):
     """This server is not the leader."""
 

@@ -20,6 +20,7 @@ from orchestrator.alerts.log import LogNotifier
 from orchestrator.alerts.port import CountedNotifier, Notifier
 from orchestrator.clusters.port import AgentAccess, Cluster
 from orchestrator.controller.background_loops import cancel
+from orchestrator.controller.database_trouble import DatabaseTrouble, tell
 from orchestrator.controller.dispatcher import AgentLink
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.leader_election import LeaderElector
@@ -81,6 +82,8 @@ class Controller:
             **counted.ignored_fields,
         }
         self.set_aside: Counter[str] = Counter()
+        self.database = DatabaseTrouble()
+        self._notifier = counted
         self._ports = Ports(
             store=store,
             cluster=cluster,
@@ -89,6 +92,7 @@ class Controller:
             events=self.events,
             agent_access=agent_access,
             set_aside=self.set_aside,
+            database=self.database,
         )
         self._leadership: Leadership | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -107,7 +111,10 @@ class Controller:
 
     async def start(self) -> None:
         """Begin to seek the lead. Returns at once."""
-        self._tasks = [asyncio.create_task(self._seek())]
+        self._tasks = [
+            asyncio.create_task(self._seek()),
+            asyncio.create_task(tell(self.database, self._notifier, self.clock)),
+        ]
 
     async def stop(self) -> None:
         """Stop deciding and give the lease up. Runs go on."""

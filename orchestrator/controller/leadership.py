@@ -26,6 +26,7 @@ from jobs.clock import Clock
 from orchestrator.alerts.port import Notifier
 from orchestrator.clusters.port import AgentAccess, Cluster
 from orchestrator.controller.background_loops import BackgroundLoops, cancel
+from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.dispatcher import OutboxDispatcher
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_state import LiveState
@@ -51,6 +52,8 @@ class Ports:
     """Makes an agent's address and token of the server from the ids of its run and its worker."""
     set_aside: Counter[str]
     """Events that were set aside, by kind; counted over all leads."""
+    database: DatabaseTrouble
+    """Why a transaction waits for the database, if one does."""
 
 
 class Leadership:
@@ -71,7 +74,9 @@ class Leadership:
 
     def __init__(self, ports: Ports, epoch: int, *, worker_lost_seconds: float) -> None:
         self.epoch = epoch
-        self.live = LiveState(ports.store, ports.clock, ports.events, ports.set_aside)
+        self.live = LiveState(
+            ports.store, ports.clock, ports.events, ports.set_aside, ports.database
+        )
         self.queue = TurnQueue(ports.events)
         self.dispatcher = OutboxDispatcher(
             ports.cluster,

@@ -16,6 +16,7 @@ from jobs.clock import Clock
 from jobs.events import ChangeAnnounced, Event, Heartbeat, Report
 from monitors.types import Pace
 from orchestrator.controller.attention import AgentContact, Attention
+from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.sample_buffer import SampleBuffer
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
@@ -45,6 +46,7 @@ class LiveState:
         contact: When each agent was last heard of.
         set_aside: Events that were set aside since this server started, by kind.
         unstored: Reports that the monitors have seen, and that are not stored yet.
+        database: Why a transaction waits for the database, if one does.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class LiveState:
         clock: Clock,
         events: EventFactory,
         set_aside: Counter[str] | None = None,
+        database: DatabaseTrouble | None = None,
     ) -> None:
         self.state = State()
         self.set_aside: Counter[str] = Counter() if set_aside is None else set_aside
@@ -61,6 +64,7 @@ class LiveState:
         self.unstored = SampleBuffer()
         self._store, self._clock = store, clock
         self._pipelines: dict[str, RunSamplePipeline] = {}
+        self.database = database or DatabaseTrouble()
         self.attention = Attention(clock)
         self.contact = AgentContact(self.attention, clock)
         self._paces: dict[tuple[str, str], Pace] = {}

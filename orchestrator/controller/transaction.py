@@ -22,6 +22,7 @@ import structlog
 
 from jobs.clock import Clock
 from jobs.events import Event, WorkerEvent
+from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.sample_pipeline import SampleEvents
@@ -39,7 +40,12 @@ from orchestrator.database.port import (
     Store,
     WorkerSamples,
 )
-from orchestrator.errors import BabysitError, InvariantError, LeadershipLostError
+from orchestrator.errors import (
+    BabysitError,
+    DatabaseFullError,
+    InvariantError,
+    LeadershipLostError,
+)
 
 _log = structlog.get_logger(__name__)
 DATABASE_RETRY_SECONDS = 0.5
@@ -278,7 +284,13 @@ def runs_of(batch: Batch) -> set[str]:
     return {entity.run for entity in batch.entities if isinstance(entity, Attempt)}
 
 
-async def commit_when_possible(store: Store, batch: Batch, epoch: int, clock: Clock) -> None:
+async def commit_when_possible(
+    store: Store,
+    batch: Batch,
+    epoch: int,
+    clock: Clock,
+    trouble: DatabaseTrouble | None = None,
+) -> None:
     """Write a batch, however long it takes the database to come back.
 
     Whatever the store raises is its own failure, never that of the events: the batch is kept, and
@@ -304,9 +316,14 @@ async def commit_when_possible(store: Store, batch: Batch, epoch: int, clock: Cl
                     _log.exception("transaction failed, will retry; please report this")
                 if failures >= STORE_TRIES:
                     raise InvariantError(f"the transaction cannot be written: {error!r}") from error
+            full = isinstance(error, DatabaseFullError)
+            if trouble is not None:
+                trouble.failed(str(error) or repr(error), clock.monotonic(), full=full)
             _log.warning("transaction waits for the database, will retry", error=str(error))
             await clock.sleep(DATABASE_RETRY_SECONDS)
         else:
+            if trouble is not None:
+                trouble.over()
             if refused:
                 _log.info("samples of an older attempt dropped", count=refused)
             return

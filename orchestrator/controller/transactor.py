@@ -231,7 +231,9 @@ class Transactor:
         batch = dataclasses.replace(
             batch, samples=[each for each in samples if each.ranks], sequences=sequences
         )
-        await commit_when_possible(self._store, batch, self._epoch, self._clock)
+        await commit_when_possible(
+            self._store, batch, self._epoch, self._clock, self._live.database
+        )
         here = self._live.state.workers
         self._live.sequences.update({w: s for w, s in sequences.items() if w in here})
 

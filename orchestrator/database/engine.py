@@ -17,6 +17,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from orchestrator.errors import (
     BabysitError,
+    DatabaseFullError,
     DatabaseUnavailableError,
     InvalidError,
     InvariantError,
@@ -49,6 +50,7 @@ _SQLITE_PRAGMAS = (
 )
 _WAL_ATTEMPTS = 50
 _MISSING_RIGHTS = "42501"
+_DISK_FULL = "53100"
 _MISSING_TABLE = {"UndefinedTable", "UndefinedColumn"}
 
 
@@ -191,6 +193,10 @@ def _ours(url: URL, error: Exception) -> BabysitError:
             " grant the user SELECT, INSERT, UPDATE and DELETE on all tables and USAGE on all"
             " sequences of the schema"
         )
+    if _is_full(error):
+        return DatabaseFullError(
+            f"{describe(url)} has no room left ({_first_line(error)}): free some on its disk"
+        )
     if isinstance(error, DBAPIError) and _data_at_fault(error):
         return InvariantError(f"{describe(url)} cannot store a value: {_first_line(error)}")
     return DatabaseUnavailableError(
@@ -201,6 +207,11 @@ def _ours(url: URL, error: Exception) -> BabysitError:
 def _data_at_fault(error: DBAPIError) -> bool:
     """True if the values cannot be stored, whenever and however often it is tried."""
     return type(error.orig).__name__ == "DataError" or _sqlstate(error)[:2] in {"22", "23"}
+
+
+def _is_full(error: Exception) -> bool:
+    """True if SQLite's disk, or PostgreSQL's, is full."""
+    return _sqlstate(error) == _DISK_FULL or "disk is full" in _first_line(error)
 
 
 def _sqlstate(error: Exception) -> str:

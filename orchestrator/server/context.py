@@ -15,6 +15,7 @@ from ulid import ULID
 from jobs.clock import Clock
 from jobs.events import Event
 from jobs.spec import RunSpec
+from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
@@ -45,6 +46,9 @@ class ControlPlane(Protocol):
     """True if ranks are processes of this server's user on this machine."""
     ignored_fields: Mapping[str, str]
     """Fields of a run spec that the cluster or the alert channel ignores, with the reason."""
+
+    database: DatabaseTrouble
+    """Why nothing can be stored at the moment."""
 
     @property
     def set_aside(self) -> Mapping[str, int]:

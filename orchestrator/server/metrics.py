@@ -18,9 +18,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from monitors.failures import Cause
 from monitors.types import Severity
-from orchestrator.core.model.entities import Run
+from orchestrator.core.model.entities import Incident, Run
 from orchestrator.core.model.states import NodeState, RunState
 from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.vocabulary import SaveTrouble
 from orchestrator.core.scheduling import Pending
 from orchestrator.core.views.build import newest_checkpoint, open_incidents
 from orchestrator.core.views.models import PHASES, RunView
@@ -140,6 +141,21 @@ def _set_aside(here: Context) -> CounterMetricFamily:
     return family
 
 
+def _storage(here: Context, incidents: Sequence[Incident]) -> GaugeMetricFamily:
+    """Trouble with storage by kind, and with the database, which cannot hold its own incident."""
+    counts = Counter(str(incident.kind) for incident in incidents)
+    if here.controller.database.reason:
+        kind = "database_full" if here.controller.database.full else "database_unavailable"
+        counts[kind] += 1
+    return _by_label(
+        "babysit_storage_trouble",
+        "Open incidents of storage by kind; 1 while the database takes no writes.",
+        "kind",
+        counts,
+        [*map(str, SaveTrouble), "database_full", "database_unavailable"],
+    )
+
+
 async def _families(here: Context, tallies: Tallies) -> list[Metric]:
     runs = await here.store.runs(limit=_ALL)
     nodes = await here.store.nodes()
@@ -174,6 +190,7 @@ async def _families(here: Context, tallies: Tallies) -> list[Metric]:
             list(Severity),
         ),
         leader,
+        _storage(here, incidents),
         build,
     ]
 

@@ -32,6 +32,9 @@ class Info(BaseModel):
     hold: str | None = Field(description="Why all automation is held, if it is.")
     nodes: int
     nodes_ready: int
+    database: str = Field(
+        description="Why nothing can be stored at the moment; empty: transactions succeed."
+    )
     live_runs: int
     caller: str
     role: str
@@ -47,6 +50,9 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
     leader: bool
     ready: bool = Field(description="True if this server leads, and knows the nodes.")
+    database: str = Field(
+        description="Why nothing can be stored at the moment; empty: transactions succeed."
+    )
 
 
 class NewToken(BaseModel):
@@ -80,7 +86,11 @@ def package_version() -> str:
 async def healthz(here: HasContext) -> Health:
     """Up. Needs no token and no database."""
     leads = here.controller.is_leader
-    return Health(leader=leads, ready=leads and bool(here.controller.state.nodes))
+    return Health(
+        leader=leads,
+        ready=leads and bool(here.controller.state.nodes),
+        database=here.controller.database.reason,
+    )
 
 
 async def _info(here: Context, caller: Token) -> Info:
@@ -91,6 +101,7 @@ async def _info(here: Context, caller: Token) -> Info:
         leader=here.controller.is_leader,
         leader_name=None if lease is None else lease.holder,
         hold=here.controller.state.fleet.hold,
+        database=here.controller.database.reason,
         nodes=len(nodes),
         nodes_ready=sum(node.state is NodeState.READY for node in nodes),
         live_runs=len(await here.store.runs(states=LIVE, limit=1000)),
