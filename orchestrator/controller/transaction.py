@@ -289,7 +289,7 @@ async def commit_when_possible(
     batch: Batch,
     epoch: int,
     clock: Clock,
-    trouble: DatabaseTrouble | None = None,
+    trouble: DatabaseTrouble,
 ) -> None:
     """Write a batch, however long it takes the database to come back.
 
@@ -317,13 +317,11 @@ async def commit_when_possible(
                 if failures >= STORE_TRIES:
                     raise InvariantError(f"the transaction cannot be written: {error!r}") from error
             full = isinstance(error, DatabaseFullError)
-            if trouble is not None:
-                trouble.failed(str(error) or repr(error), clock.monotonic(), full=full)
+            trouble.failed(str(error) or repr(error), clock.monotonic(), full=full)
             _log.warning("transaction waits for the database, will retry", error=str(error))
             await clock.sleep(DATABASE_RETRY_SECONDS)
         else:
-            if trouble is not None:
-                trouble.over()
+            trouble.over()
             if refused:
                 _log.info("samples of an older attempt dropped", count=refused)
             return

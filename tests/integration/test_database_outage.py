@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from jobs.clock import SystemClock
+from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.transaction import commit_when_possible
 from orchestrator.database import schema
 from orchestrator.database.port import Batch
@@ -128,7 +129,7 @@ async def test_whatever_the_database_fails_over_the_batch_is_kept_and_written(
             await raw.execute(FAILS_ONCE.format(code=code).encode())
             try:
                 batch = Batch(journal=[entry("E1")])
-                await commit_when_possible(store, batch, epoch, SystemClock())
+                await commit_when_possible(store, batch, epoch, SystemClock(), DatabaseTrouble())
                 assert [each.id for each in await store.journal()] == ["E1"]
             finally:
                 await raw.execute(FORGET.encode())
@@ -144,7 +145,9 @@ async def test_a_text_that_no_database_takes_is_the_fault_of_the_batch(
     try:
         epoch = await begin(store)
         with pytest.raises(InvariantError, match="cannot store a value"):
-            await commit_when_possible(store, Batch(journal=[entry(reason)]), epoch, SystemClock())
+            await commit_when_possible(
+                store, Batch(journal=[entry(reason)]), epoch, SystemClock(), DatabaseTrouble()
+            )
         await store.commit(Batch(journal=[entry("E1")]), epoch=epoch)
     finally:
         await store.close()
