@@ -51,7 +51,8 @@ class Controller:
     """One controller of a control plane. Several may share a database; one of them leads.
 
     Attributes:
-        store: The run database; readable whether or not this controller leads.
+        store: The run database as people's requests read it, whether or not this controller leads.
+            One with connections of its own may take its place.
         clock: Its time.
         events: Makes the controller's own events, and their ids.
         notices: Notices sent since this server started, by channel and result.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, literal, select, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.messages.instructions import Instruction
@@ -46,9 +46,8 @@ async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
     """
     await check_epoch(connection, epoch)  # locks the leader row until the commit
     # Read before the entities are written: a report that ends an attempt may hold its last samples.
-    stored = await stored_sequences(connection, batch)
     runs = {samples.run for samples in batch.samples}
-    before = await newest_attempts(connection, runs)
+    stored, before = await _known(connection, batch, runs)
     # Shards first: a guard counts them when a checkpoint below becomes complete.
     await upsert(connection, _SHARDS, [_shard_row(shard) for shard in batch.shards])
     await _write_entities(connection, batch.entities)
@@ -73,7 +72,7 @@ async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
     # Samples last: their foreign key needs the attempts of this batch.
     accepted, refused = admit(fresh(batch, stored), before, after)
     await sample_rows.append(connection, accepted)
-    await _advance_sequences(connection, batch.sequences)
+    await _advance_sequences(connection, batch.sequences, stored)
     return refused
 
 
@@ -116,14 +115,26 @@ def admit(
     return accepted, refused
 
 
-async def stored_sequences(connection: AsyncConnection, batch: Batch) -> dict[str, int]:
-    """Sequence of the newest stored report, for each worker that the batch names."""
+async def _known(
+    connection: AsyncConnection, batch: Batch, runs: set[str]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Read sequences and attempts, in one query however many reports there are.
+
+    Returns:
+        Worker → sequence of its newest stored report, for each worker that the batch names; and
+        run → number of its newest attempt, for each of `runs`.
+    """
     workers = set(batch.sequences) | {each.worker for each in batch.samples if each.worker}
-    if not workers:
-        return {}
-    table = WORKERS.table
-    query = select(table.c.id, table.c.last_sequence).where(table.c.id.in_(workers))
-    return {worker: sequence for worker, sequence in await connection.execute(query)}  # noqa: C416 (rows are not pairs to mypy)
+    if not workers and not runs:
+        return {}, {}
+    worker, attempt = WORKERS.table.c, ATTEMPTS.table.c
+    sequences = select(literal(0), worker.id, worker.last_sequence).where(worker.id.in_(workers))
+    newest = select(literal(1), attempt.run, func.max(attempt.number)).where(attempt.run.in_(runs))
+    found: tuple[dict[str, int], dict[str, int]] = {}, {}
+    rows = await connection.execute(union_all(sequences, newest.group_by(attempt.run)))
+    for which, key, number in rows:
+        found[which][key] = number
+    return found
 
 
 async def newest_attempts(connection: AsyncConnection, runs: set[str]) -> dict[str, int]:
@@ -146,19 +157,26 @@ async def _write_entities(connection: AsyncConnection, entities: Sequence[Entity
         await upsert(connection, mapped.table, [mapped.row(each) for each in found])
 
 
-async def _advance_sequences(connection: AsyncConnection, sequences: Mapping[str, int]) -> None:
+async def _advance_sequences(
+    connection: AsyncConnection, sequences: Mapping[str, int], stored: Mapping[str, int]
+) -> None:
     table = WORKERS.table
     if not sequences:
         return
-    query = select(func.count()).where(table.c.id.in_(sequences))
-    if (await connection.execute(query)).scalar_one() != len(sequences):
-        raise unknown_worker(sequences)
-    for worker, sequence in sequences.items():
-        await connection.execute(
-            update(table)
-            .where(table.c.id == worker, table.c.last_sequence < sequence)
-            .values(last_sequence=sequence)
-        )
+    if new := sequences.keys() - stored.keys():  # launched in this batch, or never
+        query = select(table.c.id).where(table.c.id.in_(new))
+        if unknown := new - set((await connection.execute(query)).scalars()):
+            raise unknown_worker(unknown)
+    changes = (
+        update(table)
+        .where(table.c.id == bindparam("worker"), table.c.last_sequence < bindparam("newest"))
+        .values(last_sequence=bindparam("newest"))
+    )
+    # The drivers send these in one go, however many there are.
+    await connection.execute(
+        changes,
+        [{"worker": worker, "newest": sequence} for worker, sequence in sequences.items()],
+    )
 
 
 def unknown_worker(workers: Iterable[str]) -> InvariantError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -51,6 +52,9 @@ _SQLITE_PRAGMAS = (
 _WAL_ATTEMPTS = 50
 _MISSING_RIGHTS = "42501"
 _DISK_FULL = "53100"
+READERS = 8
+"""Transactions of people's requests at a time, on connections of their own. The controller has
+others, so that no crowd of clients keeps a turn or a renewal of the lease waiting."""
 _MISSING_TABLE = {"UndefinedTable", "UndefinedColumn"}
 
 
@@ -100,11 +104,13 @@ def to_text(value: object) -> str:
     return to_json(value, inf_nan_mode="strings").decode()
 
 
-def create_engine(url: URL) -> AsyncEngine:
+def create_engine(url: URL, *, readers: bool = False) -> AsyncEngine:
     """Create an engine, without connecting yet.
 
     Errors never show parameters, which may be secrets. An in-memory database has one connection,
-    which all users share in turn.
+    which all users share in turn. Connections of `readers` are tried before use, as one that broke
+    would be an error for a person; the controller tries again anyway, and each try costs a round
+    trip.
     """
     settings: dict[str, Any] = {
         "hide_parameters": True,
@@ -113,9 +119,11 @@ def create_engine(url: URL) -> AsyncEngine:
         "poolclass": AsyncAdaptedQueuePool,
     }
     if not is_sqlite(url):
-        settings |= {"pool_pre_ping": True, "connect_args": _POSTGRES_SETTINGS}
+        settings |= {"pool_pre_ping": readers, "connect_args": _POSTGRES_SETTINGS}
     elif in_memory(url):
         settings |= {"pool_size": 1, "max_overflow": 0}
+    if readers:
+        settings |= {"pool_size": READERS, "max_overflow": 0}
     engine = create_async_engine(url, **settings)
     if is_sqlite(url):
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
@@ -249,11 +257,21 @@ async def _dropped_on_error(connection: AsyncConnection) -> AsyncIterator[None]:
 class Database:
     """An engine with the two kinds of transactions that the stores use."""
 
-    def __init__(self, url: str, engine: AsyncEngine | None = None) -> None:
-        """Prepare a database; `engine` replaces the one made from the URL."""
+    def __init__(
+        self, url: str, engine: AsyncEngine | None = None, *, readers: bool = False
+    ) -> None:
+        """Prepare a database.
+
+        Args:
+            url: Of the database.
+            engine: Replaces the one made from the URL.
+            readers: True for people's requests: READERS transactions at a time. The others wait
+                for them without a limit, since waiting for this server is not an outage.
+        """
         self.url = database_url(url)
         self.sqlite = is_sqlite(self.url)
-        self.engine = engine or create_engine(self.url)
+        self.engine = engine or create_engine(self.url, readers=readers)
+        self._turnstile = asyncio.Semaphore(READERS) if readers else contextlib.nullcontext()
         self._snapshots = (
             self.engine
             if self.sqlite  # every SQLite transaction is a snapshot
@@ -268,9 +286,10 @@ class Database:
         Raises:
             DatabaseUnavailableError: The connection could not be made, or it broke.
         """
-        with our_errors(self.url):
-            async with self._snapshots.connect() as connection, _dropped_on_error(connection):
-                yield connection
+        async with self._turnstile:
+            with our_errors(self.url):
+                async with self._snapshots.connect() as connection, _dropped_on_error(connection):
+                    yield connection
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
@@ -281,9 +300,10 @@ class Database:
                 during the commit itself, the outcome is unknown, so every write must be idempotent.
             InvariantError: A constraint or guard rejected the change.
         """
-        with our_errors(self.url):
-            async with self._writers.begin() as connection, _dropped_on_error(connection):
-                yield connection
+        async with self._turnstile:
+            with our_errors(self.url):
+                async with self._writers.begin() as connection, _dropped_on_error(connection):
+                    yield connection
 
     async def close(self) -> None:
         """Close all connections."""

@@ -45,6 +45,7 @@ from orchestrator.database.port import (
     JournalEntry,
     Lease,
     MetricSeries,
+    RunNumbers,
     Series,
     Snapshot,
 )
@@ -292,6 +293,10 @@ class MemoryStore:
         ]
         return metric_columns.series(parts, first_step, points)
 
+    async def run_numbers(self, runs: Sequence[Run]) -> dict[str, RunNumbers]:
+        """The newest numbers of runs, by id."""
+        return {run.id: await _numbers(self, run) for run in runs}
+
     async def sample_total(self, run: str, attempt: int | None = None) -> int:
         """Number of stored samples."""
         return sum(
@@ -362,3 +367,12 @@ def _speaker(samples: Mapping[tuple[str, int, int], list[Block]], run: str) -> i
         if any(not np.isnan(block[arrays.LOSS]).all() for block in blocks)
     ]
     return min(told or [key[2] for key in mine], default=0)
+
+
+async def _numbers(store: MemoryStore, run: Run) -> RunNumbers:
+    tail = await store.sample_tail(run.id, count=1)
+    return RunNumbers(
+        step=tail[-1][1].step[-1] if tail else None,
+        loss=tail[-1][1].loss[-1] if tail else None,
+        restarts=sum(each.restart is not None for each in await store.attempts(run.id)),
+    )

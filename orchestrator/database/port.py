@@ -104,6 +104,17 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunNumbers:
+    """Numbers in a line about a run, besides the run itself."""
+
+    step: int | None = None
+    """Step of the newest sample; None: there is none."""
+    loss: float | None = None
+    """Loss of that step, NaN included; None: there is no sample."""
+    restarts: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The state that the core starts from: all live runs with everything that belongs to them.
 
@@ -317,6 +328,12 @@ class Store(Protocol):
         that does.
 
         Of a run of more than 128 chunks with metrics, evenly spaced chunks are read.
+        """
+
+    async def run_numbers(self, runs: Sequence[Run]) -> dict[str, RunNumbers]:
+        """The newest sample of the rank that speaks, and the restarts, of each of some runs.
+
+        Takes two queries, however many runs there are.
         """
 
     async def sample_total(self, run: str, attempt: int | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from orchestrator.core.model.states import (
     RunState,
     WorkerState,
 )
+from orchestrator.database import sample_rows
 from orchestrator.database.mapping import (
     ATTEMPTS,
     CHECKPOINTS,
@@ -40,7 +42,7 @@ from orchestrator.database.mapping import (
     table_of,
 )
 from orchestrator.database.models import JournalRow, OutboxRow, ShardRow
-from orchestrator.database.port import JournalEntry, Snapshot
+from orchestrator.database.port import JournalEntry, RunNumbers, Snapshot
 from orchestrator.database.references import SHORTEST, pick_incident, pick_run
 from orchestrator.errors import NotFoundError
 
@@ -129,6 +131,25 @@ async def _outbox(connection: AsyncConnection) -> list[Any]:
     bodies = (await connection.execute(query)).scalars()
     # Ignore fields that an older version wrote: a leftover instruction must not stop a server.
     return [INSTRUCTION.validate_python(body, extra="ignore") for body in bodies]
+
+
+async def run_numbers(connection: AsyncConnection, runs: Sequence[Run]) -> dict[str, RunNumbers]:
+    """See :meth:`orchestrator.database.port.Store.run_numbers`."""
+    started = [run.id for run in runs if run.attempt > 0]
+    newest = await sample_rows.newest_steps(connection, started)
+    again = [run.id for run in runs if run.attempt > 1]
+    attempts = (
+        await _entities(connection, ATTEMPTS, _ATTEMPT.run.in_(again), order=[]) if again else []
+    )
+    restarts = Counter(attempt.run for attempt in attempts if attempt.restart is not None)
+    return {
+        run.id: RunNumbers(
+            step=newest[run.id][0] if run.id in newest else None,
+            loss=newest[run.id][1] if run.id in newest else None,
+            restarts=restarts[run.id],
+        )
+        for run in runs
+    }
 
 
 async def run(connection: AsyncConnection, reference: str) -> Run:

@@ -30,42 +30,40 @@ _GROUPED = ("attempt", "part", "first_step", "count", "loss_max", "seconds_sum")
 _OF_THE_LAST = ("last_step", "loss_last", "grad_norm_last", "last_time")
 UNPACKED = 128
 """Curves of up to this many chunks (65 thousand samples) use the samples, longer ones summaries."""
+_IS_TAIL = text("samples.tail")
+"""As in the partial index of newest chunks: SQLite takes that for this very text only."""
 _PAGE = 400
-"""Chunks per query."""
+"""Chunks, or ranks, per query."""
+
+
+_Key = tuple[str, int, int]
+"""Run, attempt, rank."""
 
 
 async def append(connection: AsyncConnection, samples: Sequence[WorkerSamples]) -> None:
-    """Append samples to the stored ones."""
-    merged: dict[tuple[str, int], dict[int, list[RankSamples]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    """Append samples to the stored ones; the number of queries grows with pages of ranks only."""
+    merged: dict[_Key, list[RankSamples]] = defaultdict(list)
     for worker in samples:
         for rank in worker.ranks:
             if rank.step:
-                merged[worker.run, worker.attempt][rank.rank].append(rank)
-    for (run, attempt), ranks in merged.items():
-        await _append_attempt(connection, run, attempt, ranks)
-
-
-async def _append_attempt(
-    connection: AsyncConnection, run: str, attempt: int, ranks: Mapping[int, list[RankSamples]]
-) -> None:
-    tails = await _tails(connection, run, attempt, list(ranks))
+                merged[worker.run, worker.attempt, rank.rank].append(rank)
+    tails = await _tails(connection, list(merged))
     summaries: list[dict[str, Any]] = []
     data: list[dict[str, Any]] = []
-    for rank, parts in ranks.items():
-        chunk, lost, tail, named = tails.get(rank, (0, 0, None, None))
+    for (run, attempt, number), parts in merged.items():
+        of = (run, attempt, number)
+        chunk, lost, tail, named = tails.get(of, (0, 0, None, None))
         new = np.concatenate([arrays.block_of(part) for part in parts], axis=1)
         blocks = arrays.split(tail, new)
         metrics = metric_columns.join(
             [*([named] if named else []), *(metric_columns.columns_of(part) for part in parts)]
         )
         for at, block in enumerate(blocks):
-            key = {"run": run, "rank": rank, "attempt": attempt, "chunk": chunk + at}
+            key = {"run": run, "rank": number, "attempt": attempt, "chunk": chunk + at}
             missing = lost if at == 0 else 0
-            if at == len(blocks) - 1:
-                missing += sum(part.lost for part in parts)
             last = at == len(blocks) - 1
+            if last:
+                missing += sum(part.lost for part in parts)
             summaries.append({**key, "tail": last, "lost": missing, **arrays.summary(block)})
             first = at * arrays.CHUNK
             packed = metric_columns.pack(metrics.part(first, first + block.shape[1]))
@@ -75,31 +73,28 @@ async def _append_attempt(
 
 
 async def _tails(
-    connection: AsyncConnection, run: str, attempt: int, ranks: list[int]
-) -> dict[int, tuple[int, int, Block, MetricColumns]]:
-    """Rank → (chunk, lost, samples, metrics) of its newest chunk."""
-    query = (
-        select(
-            _SAMPLES.c.rank,
-            _SAMPLES.c.chunk,
-            _SAMPLES.c.lost,
-            _SAMPLES.c.count,
-            _DATA.c.data,
-            _DATA.c.metrics,
+    connection: AsyncConnection, keys: Sequence[_Key]
+) -> dict[_Key, tuple[int, int, Block, MetricColumns]]:
+    """Chunk, lost, samples and metrics of the newest chunk of each rank."""
+    names = ("run", "attempt", "rank", "chunk", "lost", "count")
+    found: dict[_Key, tuple[int, int, Block, MetricColumns]] = {}
+    for at in range(0, len(keys), _PAGE):
+        query = (
+            select(*(_SAMPLES.c[name] for name in names), _DATA.c.data, _DATA.c.metrics)
+            .join_from(_SAMPLES, _DATA)
+            .where(
+                tuple_(_SAMPLES.c.run, _SAMPLES.c.attempt, _SAMPLES.c.rank).in_(
+                    keys[at : at + _PAGE]
+                ),
+                _SAMPLES.c.run.in_({run for run, _, _ in keys[at : at + _PAGE]}),
+                _IS_TAIL,
+            )
         )
-        .join_from(_SAMPLES, _DATA)
-        .where(
-            _SAMPLES.c.run == run,
-            _SAMPLES.c.attempt == attempt,
-            _SAMPLES.c.rank.in_(ranks),
-            _SAMPLES.c.tail,
-        )
-    )
-    rows = await connection.execute(query)
-    return {
-        rank: (chunk, lost, arrays.unpack(data), metric_columns.unpack(metrics, count))
-        for rank, chunk, lost, count, data, metrics in rows
-    }
+        rows: Any = await connection.execute(query)
+        for run, attempt, rank, chunk, lost, count, data, metrics in rows:
+            named = metric_columns.unpack(metrics, count)
+            found[run, attempt, rank] = (chunk, lost, arrays.unpack(data), named)
+    return found
 
 
 async def speaker(connection: AsyncConnection, run: str) -> int:
@@ -109,6 +104,27 @@ async def speaker(connection: AsyncConnection, run: str) -> int:
     if found is None:
         found = (await connection.execute(ranks)).scalar()
     return found or 0
+
+
+async def newest_steps(
+    connection: AsyncConnection, runs: Sequence[str]
+) -> dict[str, tuple[int, float]]:
+    """Run → step and loss (NaN where it has none) of the newest sample of the rank that speaks.
+
+    The newest chunks of ranks and attempts tell who speaks; unlike for :func:`speaker`, a rank
+    counts as one with a loss only while it has one among its last samples.
+    """
+    if not runs:
+        return {}
+    columns = ("run", "rank", "attempt", "last_step", "loss_last", "loss_max")
+    query = select(*(_SAMPLES.c[name] for name in columns))
+    rows = await connection.execute(query.where(_SAMPLES.c.run.in_(runs), _IS_TAIL))
+    best: dict[str, tuple[tuple[bool, int, int], tuple[int, float]]] = {}
+    for run, rank, attempt, step, loss, most in rows:
+        order = (most is None, rank, -attempt)
+        if run not in best or order < best[run][0]:
+            best[run] = order, (step, float("nan") if loss is None else loss)
+    return {run: newest for run, (_, newest) in best.items()}
 
 
 async def series(

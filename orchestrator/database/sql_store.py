@@ -20,12 +20,13 @@ from orchestrator.database import (
     tokens,
 )
 from orchestrator.database.credentials import Limits, Token
-from orchestrator.database.engine import Database
+from orchestrator.database.engine import Database, in_memory
 from orchestrator.database.port import (
     Batch,
     JournalEntry,
     Lease,
     MetricSeries,
+    RunNumbers,
     Series,
     Snapshot,
 )
@@ -53,6 +54,16 @@ class SqlStore:
             await database.close()
             raise
         return cls(database)
+
+    def for_readers(self) -> SqlStore:
+        """A store for people's requests, with connections and a limit of its own; close both.
+
+        A database in memory has one connection, and this store.
+        """
+        url = self._database.url
+        if in_memory(url):
+            return self
+        return SqlStore(Database(url.render_as_string(hide_password=False), readers=True))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -186,6 +197,11 @@ class SqlStore:
             return await metric_rows.series(
                 connection, run, points=points, first_step=first_step, attempt=attempt
             )
+
+    async def run_numbers(self, runs: Sequence[Run]) -> dict[str, RunNumbers]:
+        """The newest numbers of runs, by id."""
+        async with self._database.reading() as connection:
+            return await queries.run_numbers(connection, runs)
 
     async def sample_total(self, run: str, attempt: int | None = None) -> int:
         """Number of stored samples."""

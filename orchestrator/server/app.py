@@ -7,6 +7,7 @@ from fastapi.routing import APIRoute
 
 from jobs.clock import Clock
 from orchestrator.server import counters, error_responses, metrics
+from orchestrator.server.admission import Admission
 from orchestrator.server.context import Context, ControlPlane
 from orchestrator.server.guard import Guard
 from orchestrator.server.routes import checkpoints, history, incidents, nodes, queues, runs, system
@@ -56,6 +57,7 @@ def create_app(
     )
     app.state.context = Context(controller, clock, settings)
     app.add_middleware(Guard, context=app.state.context)
+    app.add_middleware(Admission)  # in front of the guard, which asks the database
     app.state.tallies = counters.Tallies()
     api = APIRouter(prefix="/api/v1", responses=error_responses.RESPONSES)
     # The more specific paths come first: `/runs/{reference}/events` before `/runs/{reference}`.

@@ -24,11 +24,11 @@ from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import SaveTrouble
 from orchestrator.core.scheduling import Pending
 from orchestrator.core.views.build import newest_checkpoint, open_incidents
-from orchestrator.core.views.models import PHASES, RunView
+from orchestrator.core.views.models import PHASES
 from orchestrator.server.context import AnywhereViewer, Context, HasContext
 from orchestrator.server.counters import Histogram, Tallies, Tally
 from orchestrator.server.routes.system import package_version
-from orchestrator.server.run_queries import LIVE, line, newest_metrics
+from orchestrator.server.run_queries import LIVE, lines, newest_metrics
 
 router = APIRouter(tags=["health"])
 _ALL = 100_000
@@ -71,8 +71,7 @@ async def _of_live_runs(here: Context, runs: Sequence[Run]) -> list[Metric]:
         "Newest value of a metric that the script of a live run reports by name.",
         labels=[*labels, "name"],
     )
-    for run in runs:
-        view: RunView = await line(here, run)
+    for run, view in zip(runs, await lines(here, runs), strict=True):
         key = [view.name, view.id]
         step.add_metric(key, view.step)
         if view.loss is not None:

@@ -68,13 +68,15 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
         settings = _reachable(settings, listeners)
         await schema.upgrade(settings.database)
         store = await SqlStore.open(settings.database)
+        readers = store.for_readers()
         try:
-            async with _control_plane(settings, clock, store) as (controller, tokens):
+            async with _control_plane(settings, clock, store, readers) as (controller, tokens):
                 app = create_app(controller, clock, settings, create_gateway(controller, tokens))
                 servers = HttpServers(app, settings, listeners)
                 _announce(settings, listeners)
                 await _run(servers, app.state.context, controller, embedded=embedded)
         finally:
+            await readers.close()
             await store.close()
 
 
@@ -103,7 +105,7 @@ def _refuse_unsafe(settings: Settings) -> None:
 
 @contextlib.asynccontextmanager
 async def _control_plane(
-    settings: Settings, clock: Clock, store: Store
+    settings: Settings, clock: Clock, store: Store, readers: Store
 ) -> AsyncIterator[tuple[Controller, WorkerTokens]]:
     tokens = WorkerTokens(await store.signing_key())
     environments = Environments(settings.home)
@@ -124,6 +126,7 @@ async def _control_plane(
         ),
         notifier=notifier,
     )
+    controller.store = readers
     await controller.start()
     sweeping = asyncio.create_task(keep_swept(environments, controller, clock))
     try:

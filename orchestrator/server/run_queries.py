@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import TERMINAL_RUN_STATES, RunState
@@ -41,10 +41,17 @@ async def newest_metrics(here: Context, run: Run) -> dict[str, float]:
 
 async def line(here: Context, run: Run) -> RunView:
     """A run in a line."""
-    step, loss = await newest_sample(here, run) or (None, None)
-    attempts = await here.store.attempts(run.id) if run.attempt > 1 else []
-    restarts = sum(attempt.restart is not None for attempt in attempts)
-    return run_view(run, here.clock.now(), restarts=restarts, step=step, loss=loss)
+    return (await lines(here, [run]))[0]
+
+
+async def lines(here: Context, runs: Sequence[Run]) -> list[RunView]:
+    """Runs in a line each, in a fixed number of queries."""
+    numbers, now = await here.store.run_numbers(runs), here.clock.now()
+    return [
+        run_view(run, now, restarts=found.restarts, step=found.step, loss=found.loss)
+        for run in runs
+        for found in [numbers[run.id]]
+    ]
 
 
 async def detail(here: Context, run: Run) -> RunDetail:

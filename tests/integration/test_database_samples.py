@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.core.model.states import AttemptState
-from orchestrator.database.port import Batch, Series, Store
+from orchestrator.database.port import Batch, RunNumbers, Series, Store
 from orchestrator.database.sample_rows import UNPACKED
 from orchestrator.database.samples import CHUNK
 from orchestrator.errors import InvalidError, InvariantError
@@ -263,3 +263,18 @@ async def test_a_run_without_metrics_has_an_empty_series(store: Store) -> None:
     epoch = await begin(store)
     await store.commit(Batch(samples=[samples(columns(1, 20))]), epoch=epoch)
     assert (await store.metrics(RUN)).metrics == {}
+
+
+async def test_the_newest_numbers_of_runs_are_those_of_the_rank_that_speaks(store: Store) -> None:
+    """The newest attempt counts, though it is at a lower step."""
+    epoch = await begin(store)
+    silent = columns(1, 600, loss=math.nan)
+    told = columns(1, 600, rank=3, loss=1.5)
+    await store.commit(Batch(samples=[samples(silent, told)]), epoch=epoch)
+    await next_attempt(store, epoch, 2)
+    again = samples(columns(501, 510, rank=3), attempt=2)
+    await store.commit(Batch(samples=[again]), epoch=epoch)
+    none = run("01JRUN0000000000000000BBBB", "other")
+    numbers = await store.run_numbers([run(attempt=2), none])
+    assert numbers[RUN] == RunNumbers(step=510, loss=10 / 510)
+    assert numbers[none.id] == RunNumbers()

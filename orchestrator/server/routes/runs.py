@@ -44,7 +44,7 @@ from orchestrator.core.views.models import (
 )
 from orchestrator.errors import ConflictError, InvalidError, NotLeaderError, TemporaryError
 from orchestrator.server.context import Context, HasContext, Operator, TheRun, Viewer, permit
-from orchestrator.server.run_queries import detail, line
+from orchestrator.server.run_queries import detail, line, lines
 
 _FOR_A_SHELL = re.compile(r"~(/|$)|\$(\w+|\{\w+\})(/|$)")
 """Arguments that a shell would expand, and that are hardly meant as they are."""
@@ -284,7 +284,7 @@ async def list_runs(
     most = limit if caller.scope.everything else _MOST
     runs = await here.store.runs(states=state, name=name, limit=most)
     mine = [run for run in runs if caller.scope.covers(run.spec.project, run.spec.queue)]
-    return [await line(here, run) for run in mine[:limit]]
+    return await lines(here, mine[:limit])
 
 
 @router.get("/{reference}")

@@ -1,0 +1,77 @@
+"""Fifty clients that ask without pause, and the exit of a rank."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import httpx
+from pydantic import SecretStr
+
+from orchestrator.server.admission import REQUESTS, Admission
+from orchestrator.server.app import create_app
+from orchestrator.server.guard import Message, Receive, Send
+from orchestrator.settings import Settings
+from tests.controller_harness import Harness
+from tests.integration.test_controller_samples import exited, training
+
+CLIENTS = 50
+
+
+async def test_an_exit_is_decided_while_fifty_clients_ask_without_pause(tmp_path: Path) -> None:
+    """No more answers come before the decision than were under way, and a few for each turn."""
+    harness = Harness(nodes=2, silent=True)
+    workers = await training(harness, 2)
+    settings = Settings(home=tmp_path, token=SecretStr("token"))
+    app = create_app(harness.controller, harness.clock, settings)
+    answers: list[int] = []
+    all_ask = asyncio.Event()
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        while True:
+            answers.append((await client.get("/api/v1/runs")).status_code)
+            if len(answers) == CLIENTS:
+                all_ask.set()
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app),
+        base_url="http://server",
+        headers={"Authorization": "Bearer token"},
+    ) as client:
+        asking = [asyncio.create_task(ask(client)) for _ in range(CLIENTS)]
+        await all_ask.wait()
+        before = len(answers)
+        await harness.controller.report(workers[1], exited(harness, workers[1], 1, 100))
+        assert len(answers) - before <= 3 * REQUESTS
+        assert harness.controller.state.runs["run-1"].decision is not None
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+    assert set(answers) == {200}
+    await harness.kill()
+
+
+async def test_few_requests_are_under_way_at_a_time_but_agents_and_probes_are_free() -> None:
+    under_way: list[str] = []
+    leave = asyncio.Event()
+
+    async def app(scope: Message, _receive: Receive, _send: Send) -> None:
+        under_way.append(scope["type"] + scope["path"])
+        await leave.wait()
+
+    admission = Admission(app)
+
+    async def nothing(*_: object) -> Message:
+        return {}
+
+    scopes = [{"type": "http", "path": "/api/v1/runs"}] * CLIENTS
+    scopes += [{"type": "websocket", "path": "/agent"}] * CLIENTS
+    scopes += [{"type": "http", "path": "/healthz"}]
+    serving = [asyncio.create_task(admission(scope, nothing, nothing)) for scope in scopes]
+    await asyncio.sleep(0)  # noqa: TID251 (one turn of the loop; no time passes)
+    assert under_way.count("http/api/v1/runs") == REQUESTS
+    assert under_way.count("websocket/agent") == CLIENTS
+    assert under_way.count("http/healthz") == 1
+    leave.set()
+    await asyncio.gather(*serving)
+    assert under_way.count("http/api/v1/runs") == CLIENTS
