@@ -185,14 +185,14 @@ def known_cases(data: Path) -> Iterator[Case]:
         path = data / f"muri_philly_trace{number}.csv"
         if is_there(path, muri):
             expected = muri_expected(muri, number)
-            yield Case(path.stem, read_trace(path), read_nodes("8x8"), expected)
+            yield Case(path.stem, read_trace(path, strict=True), read_nodes("8x8"), expected)
     path, nodes = data / "philly_helios_window.csv", data / "philly_vc_nodes.csv"
     if is_there(path, nodes):
         expected = {
             policy: dict(zip(HELIOS, figures, strict=False))
             for policy, figures in HELIOS_EXPECTED.items()
         }
-        yield Case(path.stem, read_trace(path), read_nodes(str(nodes)), expected)
+        yield Case(path.stem, read_trace(path, strict=True), read_nodes(str(nodes)), expected)
 
 
 def is_there(*paths: Path) -> bool:
@@ -217,7 +217,7 @@ def given_cases(traces: list[Path], nodes: list[str]) -> Iterator[Case]:
         TraceError: A trace or node list is invalid.
     """
     for path, where in zip(traces, nodes * len(traces) if len(nodes) == 1 else nodes, strict=True):
-        yield Case(path.stem, read_trace(path), read_nodes(where))
+        yield Case(path.stem, read_trace(path, strict=True), read_nodes(where))
 
 
 def main() -> int:

@@ -25,7 +25,15 @@ from orchestrator.errors import InvalidError
 from orchestrator.simulation.traces.policies import PREEMPTION_SECONDS, PolicyName
 from orchestrator.simulation.traces.production_policy import rules_of
 from orchestrator.simulation.traces.replay import Outcome, replay, summarise
-from orchestrator.simulation.traces.trace_file import SHARED, Pools, read_nodes, read_trace
+from orchestrator.simulation.traces.trace_file import (
+    SHARED,
+    Pools,
+    Trace,
+    left_out_in_words,
+    read_nodes,
+    read_trace,
+    within,
+)
 
 COLUMNS = [
     Column("POLICY", text("policy")),
@@ -38,6 +46,30 @@ COLUMNS = [
     Column("USE", number("utilisation_ratio", "{:.1%}")),
     Column("PREEMPTIONS", number("preemptions", "{:,}")),
     Column("REFUSED", text("refused"), wide=True),
+]
+
+
+TraceOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Jobs to replay, in CSV: docs/simulation.md.")
+]
+NodesOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|COUNTxGPUS", help="For a trace: nodes, in CSV, or as in 8x4."),
+]
+PolicyOption = Annotated[
+    list[PolicyName] | None, typer.Option(help="For a trace. May be repeated. Default: all.")
+]
+PreemptionOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1e9,
+        help="For a trace: seconds a preemption or a move costs a job."
+        f" Default: {PREEMPTION_SECONDS:g}.",
+    ),
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="For a trace: refuse rows that would be left out.")
 ]
 
 
@@ -60,27 +92,11 @@ def simulate(  # noqa: PLR0913, PLR0917 (one for each option)
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the runs over time.")
     ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Jobs to replay, in CSV: docs/simulation.md."),
-    ] = None,
-    nodes: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|COUNTxGPUS", help="For a trace: nodes, in CSV, or as in 8x4."),
-    ] = None,
-    policy: Annotated[
-        list[PolicyName] | None,
-        typer.Option(help="For a trace. May be repeated. Default: all."),
-    ] = None,
-    preemption_seconds: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1e9,
-            help="For a trace: seconds a preemption or a move costs a job."
-            f" Default: {PREEMPTION_SECONDS:g}.",
-        ),
-    ] = None,
+    trace: TraceOption = None,
+    nodes: NodesOption = None,
+    policy: PolicyOption = None,
+    preemption_seconds: PreemptionOption = None,
+    strict: StrictOption = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Simulate a scenario with failures, or replay a trace of jobs, in virtual time.
@@ -99,12 +115,18 @@ def simulate(  # noqa: PLR0913, PLR0917 (one for each option)
     given = [scenario is not None, compare is not None, trace is not None]
     if sum(given) != 1:
         raise CliError("expected one of SCENARIO, --compare and --trace", ExitCode.USAGE)
-    of_traces = {"--nodes": nodes, "--policy": policy, "--preemption-seconds": preemption_seconds}
+    of_traces = {
+        "--nodes": nodes,
+        "--policy": policy,
+        "--preemption-seconds": preemption_seconds,
+        "--strict": strict or None,
+    }
     of_scenarios = {"--seed": seed, "--what-if": what_if, "--picture": picture}
     if trace is not None:
         _refuse("--trace", of_scenarios)
         seconds = PREEMPTION_SECONDS if preemption_seconds is None else preemption_seconds
-        _replay(trace, nodes, policy or list(PolicyName), seconds, form)
+        jobs, pools = _read(trace, nodes, strict=strict)
+        _replay(jobs, pools, policy or list(PolicyName), seconds, form)
         return
     _refuse("a scenario", of_traces)
     if compare is not None:
@@ -124,13 +146,26 @@ def _refuse(beside: str, options: Mapping[str, object]) -> None:
             raise CliError(f"{name} has no effect with {beside}: leave it out", ExitCode.USAGE)
 
 
-def _replay(
-    trace: Path, nodes: str | None, policies: list[PolicyName], seconds: float, form: Format
-) -> None:
+def _read(trace: Path, nodes: str | None, *, strict: bool) -> tuple[Trace, Pools]:
+    """The jobs and the nodes; says which rows of the trace are left out."""
     if nodes is None:
         raise CliError("--trace needs --nodes, such as 8x4", ExitCode.USAGE)
     try:
-        jobs, pools = read_trace(trace), read_nodes(nodes)
+        pools = read_nodes(nodes)
+        jobs = within(read_trace(trace, strict=strict), pools, strict=strict)
+    except InvalidError as error:
+        raise CliError(str(error), ExitCode.USAGE) from error
+    if jobs.left_out:
+        rows = len(jobs.jobs) + sum(one.count for one in jobs.left_out)
+        words = left_out_in_words(jobs.left_out)
+        say(f"Left out of {rows:,} rows of {jobs.name}: {words}. --strict refuses them.")
+    return jobs, pools
+
+
+def _replay(
+    jobs: Trace, pools: Pools, policies: list[PolicyName], seconds: float, form: Format
+) -> None:
+    try:
         outcomes = {name: replay(jobs, pools, rules_of(name, seconds)) for name in policies}
     except InvalidError as error:
         raise CliError(str(error), ExitCode.USAGE) from error

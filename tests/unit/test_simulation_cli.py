@@ -62,6 +62,22 @@ def test_json_has_the_policies_asked_for(trace):
     assert rows[1]["makespan_seconds"] == 14
 
 
+def test_rows_that_are_left_out_are_said_and_refused_on_request(tmp_path):
+    trace = tmp_path / "odd.csv"
+    trace.write_text("job_id,submit_time_s,duration_s,num_gpus\na,0,9,1\nb,0,9,0\nc,0,9,0.5\n")
+    words = ("--trace", str(trace), "--nodes", "1x2", "--policy", "fifo", "-o", "json")
+    done = simulate(*words)
+    assert json.loads(done.stdout)[0]["jobs"] == 1
+    assert done.stderr == (
+        f"Left out of 3 rows of {trace}: 1 without GPUs (the first in line 3), 1 with a share of a"
+        " GPU (the first in line 4). --strict refuses them.\n"
+    )
+    strict = simulate(*words, "--strict")
+    assert (strict.exit_code, strict.stdout) == (2, "")
+    assert f"{trace}:3: num_gpus: expected a whole number, 1 to" in strict.stderr
+    assert simulate("crash_loop", "--strict").exit_code == 2
+
+
 def test_jobs_larger_than_the_nodes_are_named(trace):
     done = simulate("--trace", trace, "--nodes", "1x1", "--policy", "fifo", "-o", "json")
     assert done.exit_code == 0
@@ -100,7 +116,7 @@ def test_a_trace_that_outlasts_the_calendar(tmp_path):
 def test_bad_input_is_said_on_stderr(tmp_path):
     bad = tmp_path / "bad.csv"
     bad.write_text(TRACE.replace("10", "ten"))
-    done = simulate("--trace", str(bad), "--nodes", "1x2")
+    done = simulate("--trace", str(bad), "--nodes", "1x2", "--strict")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == f"{bad}:2: duration_s: expected seconds, 0 to 1,000,000,000, got 'ten'\n"
     assert simulate("--trace", str(tmp_path / "none"), "--nodes", "1x2").exit_code == 2

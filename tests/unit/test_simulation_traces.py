@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import tempfile
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.spec import Priority
 from orchestrator.simulation.traces.trace_file import (
     SHARED,
     TraceError,
     by_pool,
+    left_out_in_words,
     read_nodes,
     read_trace,
+    within,
 )
 
 HEADER = "job_id,vc,submit_time_s,duration_s,num_gpus,status"
@@ -101,8 +107,110 @@ def test_a_priority_is_read(write):
 )
 def test_what_is_wrong_is_said_with_its_line(write, text, message):
     with pytest.raises(TraceError) as caught:
-        read_trace(write(text))
+        read_trace(write(text), strict=True)
     assert str(caught.value).startswith(message)
+
+
+ODD = """job_id,vc,submit_time_s,duration_s,num_gpus,status
+a,v,0,600,1,
+b,v,1,60,0,
+c,v,2,60,0,
+d,v,3,60,0.5,
+e,v,4,,8,
+f,v,5,nan,8,
+g,v,6,-1,8,
+h,v,7,500,8,Running
+i,v,8,500
+a,v,9,60,2,
+,v,10,60,2,
+j,v,soon,60,2,
+k,v,12,60,many,
+l,w,13,60,2,
+m,v,14,0,2,Pass
+"""
+
+
+def test_rows_that_are_no_job_are_left_out_and_counted_by_reason(write):
+    trace = within(read_trace(write(ODD)), {"v": (8,)})
+    assert [job.id for job in trace.jobs] == ["a", "m"]
+    assert [(one.count, one.reason, one.first_line) for one in trace.left_out] == [
+        (4, "unfinished", 6),
+        (2, "without GPUs", 3),
+        (1, "with a share of a GPU", 5),
+        (1, "of another width", 10),
+        (1, "with the id of another row", 11),
+        (1, "without an id", 12),
+        (1, "with an odd submit_time_s", 13),
+        (1, "with an odd num_gpus", 14),
+        (1, "of a virtual cluster without nodes", 15),
+    ]
+    words = left_out_in_words(trace.left_out[:2])
+    assert words == "4 unfinished (the first in line 6), 2 without GPUs (the first in line 3)"
+
+
+def test_a_trace_of_such_rows_alone_is_refused_with_the_reasons(write):
+    with pytest.raises(TraceError) as caught:
+        read_trace(write(f"{HEADER}\na,v,0,1,0,\nb,v,0,,1,\n"))
+    assert str(caught.value) == (
+        "t.csv:1: expected jobs below the header, got none (1 without GPUs (the first in line 2),"
+        " 1 unfinished (the first in line 3))"
+    )
+    trace = read_trace(write(f"{HEADER}\na,v,0,1,1,\nb,w,0,1,1,\n"))
+    assert within(trace, {"v": (8,)}, strict=True) is trace
+
+
+@given(st.text(max_size=300), st.sampled_from(["", HEADER + "\n", HEADER + "\na,v,0,1,1,\n"]))
+def test_any_text_is_a_trace_or_refused(text, before):
+    with tempfile.NamedTemporaryFile("w", suffix=".csv", newline="") as file:
+        file.write(before + text)
+        file.flush()
+        with contextlib.suppress(TraceError):
+            trace = read_trace(file.name)
+            left_out = sum(one.count for one in trace.left_out)
+            assert 1 <= len(trace.jobs) + left_out <= len((before + text).splitlines())
+
+
+PUBLISHED = {
+    "helios": """\
+job_id,user,vc,gpu_num,cpu_num,node_num,state,submit_time,start_time,end_time,duration,queue
+7,u1,vcA,4,16,1,FAILED,2020-06-09 18:41:27,2020-06-09 18:41:27,2020-06-09 18:45:36,249,0
+8,u1,vcA,0,16,1,COMPLETED,2020-06-09 18:41:27,2020-06-09 18:41:27,2020-06-09 18:45:36,249,0
+""",
+    "acme": """\
+job_id,user,node_num,gpu_num,cpu_num,type,state,submit_time,start_time,end_time,duration
+dlc1,u1,8,64,960,Other,CANCELLED,2023-05-17 19:28:42+08:00,,2023-05-17 11:30:04+00:00,82
+dlc2,u1,8,64,960,Other,RUNNING,2023-05-17 19:28:42+08:00,,,
+""",
+    "alibaba pods of 2023": """\
+name,cpu_milli,num_gpu,gpu_milli,gpu_spec,qos,pod_phase,creation_time,deletion_time,scheduled_time
+pod-1,88000,8,1000,,Burstable,Running,9437497,10769854,9437500.0
+pod-2,4000,1,220,,BE,Running,9679175,9973826,9679175.0
+pod-3,4000,1,1000,,BE,Pending,9679175,9973826,
+pod-4,4000,0,0,,BE,Succeeded,9679175,9973826,9679175.0
+""",
+    "alibaba spot of 2026": """\
+job_name,organization,gpu_model,cpu_request,gpu_request,worker_num,submit_time,duration,job_type
+437260,57,A100-SXM4-80GB,15,2,16,9589663,41060,Spot
+437261,57,A10,15,0.5,1,9589663,41060,HP
+""",
+}
+FIRST = {
+    "helios": ("7", 1591728087.0, 249.0, 4, "vcA"),
+    "acme": ("dlc1", 1684322922.0, 82.0, 64, ""),
+    "alibaba pods of 2023": ("pod-1", 9437497.0, 1332354.0, 8, ""),
+    "alibaba spot of 2026": ("437260", 9589663.0, 41060.0, 32, ""),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_columns_of_published_traces_are_understood(write, name):
+    text = PUBLISHED[name]
+    trace = read_trace(write(text))
+    (job,) = trace.jobs
+    found = (job.id, job.submit_seconds, job.duration_seconds, job.gpus, job.vc)
+    assert found == FIRST[name]
+    assert sum(one.count for one in trace.left_out) == text.count("\n") - 2
+    assert not any("odd" in one.reason for one in trace.left_out)
 
 
 def test_a_trace_may_be_compressed(write):

@@ -2,9 +2,14 @@
 
 A trace has a header and one line for each job: `job_id`, `submit_time_s`, `duration_s` and
 `num_gpus`; `vc` (virtual cluster) where the nodes are divided, `priority` (low, normal, high,
-critical) if wanted. Other columns are kept as they are.
+critical) if wanted. Other columns are kept as they are. The names, times and node counts of
+published traces are understood as well (:mod:`orchestrator.simulation.traces.columns`).
 
-A node list has `gpus_per_node` (or `gpu_capacity_num`, as Alibaba's inventories call it), with
+Clusters record more than training jobs: work without a GPU or with a share of one, jobs that had
+not ended when the trace was cut, lines that a crash left behind. These rows are left out and
+counted by the reason, or refused if the reader is strict.
+
+A node list has `gpus_per_node` (`gpu_capacity_num` or `gpu` in Alibaba's inventories), with
 `nodes` for how many of them and `vc` for whose they are. `8x4` means eight nodes of four GPUs.
 """
 
@@ -13,7 +18,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import gzip
-import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +26,7 @@ from typing import TextIO
 
 from jobs.spec import Priority
 from orchestrator.errors import InvalidError
+from orchestrator.simulation.traces import columns
 
 SHARED = ""
 """The name of the only pool if nodes are not divided into virtual clusters."""
@@ -31,7 +36,6 @@ MAX_GPUS = 1_000_000_000
 MAX_SUBMIT_SECONDS = 100_000_000_000
 """3,000 years: Unix seconds fit, milliseconds by mistake do not."""
 MAX_DURATION_SECONDS = 1_000_000_000
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _GZIP = b"\x1f\x8b"
 _COUNT_BY_GPUS = re.compile(r"(\d{1,9})x(\d{1,9})", re.ASCII)
 
@@ -43,10 +47,12 @@ class TraceError(InvalidError):
         name: The file.
         line: Line number, 1 for the header; 0: the file as a whole.
         column: The name of the column; empty: the line as a whole.
+        reason: Why a row may be left out, to be read after a number of rows; empty: the file is
+            invalid.
     """
 
-    def __init__(self, name: str, line: int, column: str, message: str) -> None:
-        self.name, self.line, self.column = name, line, column
+    def __init__(self, name: str, line: int, column: str, message: str, reason: str = "") -> None:
+        self.name, self.line, self.column, self.reason = name, line, column, reason
         where = f"{name}:{line}" if line else name
         super().__init__(": ".join(part for part in (where, column, message) if part))
 
@@ -70,11 +76,23 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Rows that are left out for one reason."""
+
+    reason: str
+    """To be read after their number: `without GPUs`."""
+    count: int
+    first_line: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Trace:
     """Jobs in order of submission; jobs of one moment in the order of the file."""
 
     name: str
     jobs: tuple[Job, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """Rows that were left out, by reason, the most frequent first."""
 
 
 Pools = Mapping[str, tuple[int, ...]]
@@ -89,20 +107,56 @@ class _Line:
     number: int
     cells: Mapping[str, str]
 
-    def error(self, column: str, expected: str) -> TraceError:
+    def error(self, column: str, expected: str, reason: str = "") -> TraceError:
         got = self.cells.get(column, "")
-        return TraceError(self.name, self.number, column, f"expected {expected}, got {got!r}")
+        message = f"expected {expected}, got {got!r}"
+        return TraceError(
+            self.name, self.number, column, message, reason or f"with an odd {column}"
+        )
 
     def seconds(self, column: str, most: int) -> float:
-        value = _number(self.cells[column])
+        """The time in a column, in seconds."""
+        value = columns.seconds(self.cells[column])
         if not 0 <= value <= most:
-            raise self.error(column, f"seconds, 0 to {most:,}")
+            missing = columns.is_missing(self.cells[column]) or value < 0
+            reason = "unfinished" if missing and column != self.submit else ""
+            raise self.error(column, f"seconds, 0 to {most:,}", reason)
         return value
 
+    @property
+    def submit(self) -> str:
+        """The column with the time of submission."""
+        return columns.found(columns.SUBMIT, self.cells) or ""
+
+    def duration(self) -> float:
+        """Seconds from the start to the end."""
+        given = columns.found(columns.DURATION, self.cells)
+        if (state := columns.unfinished_state(self.cells)) is not None:
+            raise self.error(state, "the state of a job that has ended", "unfinished")
+        if given is not None:
+            return self.seconds(given, MAX_DURATION_SECONDS)
+        start, end = (columns.found(names, self.cells) or "" for names in columns.SPAN)
+        lasted = self.seconds(end, MAX_SUBMIT_SECONDS) - self.seconds(start, MAX_SUBMIT_SECONDS)
+        if not 0 <= lasted <= MAX_DURATION_SECONDS:
+            raise self.error(end, f"an end at most {MAX_DURATION_SECONDS:,} s after the start")
+        return lasted
+
+    def gpus(self) -> int:
+        """GPUs of all workers of the job."""
+        column = columns.found(columns.GPUS, self.cells) or ""
+        gpus = self.count(column, MAX_GPUS)
+        milli = columns.found(columns.MILLI, self.cells)
+        if milli is not None and gpus == 1 and columns.number(self.cells[milli]) < 1000:
+            raise self.error(milli, "1000 for a whole GPU", _SHARE)
+        if column == columns.GPUS_OF_A_WORKER and columns.WORKERS in self.cells:
+            gpus *= self.count(columns.WORKERS, MAX_GPUS)
+        return gpus
+
     def count(self, column: str, most: int) -> int:
-        value = _number(self.cells[column])
+        value = columns.number(self.cells[column])
         if not (1 <= value <= most and value.is_integer()):
-            raise self.error(column, f"a whole number, 1 to {most:,}")
+            reason = "without GPUs" if value == 0 else _SHARE if 0 < value < most else ""
+            raise self.error(column, f"a whole number, 1 to {most:,}", reason)
         return int(value)
 
     def priority(self) -> Priority:
@@ -112,43 +166,94 @@ class _Line:
             raise self.error("priority", f"one of {', '.join(Priority)}") from None
 
 
-def _number(text: str) -> float:
-    """The number, or NaN for other text, such as `1_000`, `inf`, or digits of other scripts."""
-    return float(text) if _NUMBER.fullmatch(text.strip()) else math.nan
+_SHARE = "with a share of a GPU"
 
 
-def read_trace(path: str | Path) -> Trace:
+def read_trace(path: str | Path, *, strict: bool = False) -> Trace:
     """Read a trace.
 
+    Args:
+        path: The file.
+        strict: Refuse rows that would be left out.
+
     Raises:
-        TraceError: The file cannot be read, or is invalid.
+        TraceError: The file cannot be read or is invalid, no row of it is a job, or `strict` and a
+            row would be left out.
     """
     name = str(path)
-    needed = ("job_id", "submit_time_s", "duration_s", "num_gpus")
-    own = {*needed, "vc", "priority"}
     jobs: list[Job] = []
+    faults: list[TraceError] = []
     lines: dict[str, int] = {}
-    for line in _lines(name, needed):
-        cells = line.cells
-        job_id = cells["job_id"]
-        if not job_id or job_id in lines:
-            other = f" (line {lines[job_id]} has it)" if job_id else ""
-            raise line.error("job_id", f"an id that no other job has{other}")
-        lines[job_id] = line.number
-        job = Job(
-            id=job_id,
-            submit_seconds=line.seconds("submit_time_s", MAX_SUBMIT_SECONDS),
-            duration_seconds=line.seconds("duration_s", MAX_DURATION_SECONDS),
-            gpus=line.count("num_gpus", MAX_GPUS),
-            vc=cells.get("vc", SHARED),
-            priority=line.priority(),
-            line=line.number,
-            extra={column: cell for column, cell in cells.items() if column not in own},
-        )
-        jobs.append(job)
+    for line in _lines(name, columns.NEEDED):
+        try:
+            if isinstance(line, TraceError):
+                raise line
+            jobs.append(_job(line, lines))
+        except TraceError as fault:
+            if strict or not fault.reason:
+                raise
+            faults.append(fault)
+    left_out = _by_reason(faults)
     if not jobs:
-        raise TraceError(name, 1, "", "expected jobs below the header, got none")
-    return Trace(name, tuple(sorted(jobs, key=lambda job: job.submit_seconds)))
+        why = f" ({left_out_in_words(left_out)})" if left_out else ""
+        raise TraceError(name, 1, "", f"expected jobs below the header, got none{why}")
+    return Trace(name, tuple(sorted(jobs, key=lambda job: job.submit_seconds)), left_out)
+
+
+def _job(line: _Line, lines: dict[str, int]) -> Job:
+    """The job of a line; its id is noted in `lines`."""
+    cells = line.cells
+    column = columns.found(columns.ID, cells) or ""
+    job_id = cells[column].strip()
+    if not job_id or job_id in lines:
+        other = f" (line {lines[job_id]} has it)" if job_id else ""
+        reason = "with the id of another row" if job_id else "without an id"
+        raise line.error(column, f"an id that no other job has{other}", reason)
+    job = Job(
+        id=job_id,
+        submit_seconds=line.seconds(line.submit, MAX_SUBMIT_SECONDS),
+        duration_seconds=line.duration(),
+        gpus=line.gpus(),
+        vc=cells.get("vc", SHARED),
+        priority=line.priority(),
+        line=line.number,
+        extra={name: cell for name, cell in cells.items() if name not in columns.OWN},
+    )
+    lines[job_id] = line.number
+    return job
+
+
+def _by_reason(faults: Sequence[TraceError]) -> tuple[LeftOut, ...]:
+    found: dict[str, LeftOut] = {}
+    for fault in faults:
+        before = found.get(fault.reason, LeftOut(fault.reason, 0, fault.line))
+        found[fault.reason] = dataclasses.replace(before, count=before.count + 1)
+    return tuple(sorted(found.values(), key=lambda one: (-one.count, one.first_line)))
+
+
+def left_out_in_words(left_out: Sequence[LeftOut]) -> str:
+    """The numbers of rows by reason: `2 without GPUs (the first in line 4), 1 unfinished (…)`."""
+    return ", ".join(
+        f"{one.count:,} {one.reason} (the first in line {one.first_line})" for one in left_out
+    )
+
+
+def within(trace: Trace, pools: Pools, *, strict: bool = False) -> Trace:
+    """The trace without jobs of virtual clusters that have no nodes.
+
+    Raises:
+        TraceError: There is such a job and `strict`, or there is no other one.
+    """
+    if strict or SHARED in pools:
+        return trace
+    elsewhere = [job for job in trace.jobs if job.vc not in pools]
+    if not elsewhere or len(elsewhere) == len(trace.jobs):
+        return trace  # :func:`by_pool` refuses the second
+    reason = "of a virtual cluster without nodes"
+    first = min(job.line for job in elsewhere)
+    left_out = (*trace.left_out, LeftOut(reason, len(elsewhere), first))
+    kept = tuple(job for job in trace.jobs if job.vc in pools)
+    return dataclasses.replace(trace, jobs=kept, left_out=left_out)
 
 
 def read_nodes(text: str) -> Pools:
@@ -172,8 +277,10 @@ def _read_node_list(name: str) -> Pools:
     pools: dict[str, list[int]] = {}
     total = 0
     for line in _lines(name, ()):
-        column = "gpu_capacity_num" if "gpu_capacity_num" in line.cells else "gpus_per_node"
-        if column not in line.cells:
+        if isinstance(line, TraceError):
+            raise line
+        column = columns.found(columns.GPUS_OF_A_NODE, line.cells)
+        if column is None:
             raise TraceError(name, 1, "", "expected the column gpus_per_node")
         vc = line.cells.get("vc", SHARED)
         if "vc" in line.cells and not vc:
@@ -182,7 +289,8 @@ def _read_node_list(name: str) -> Pools:
         total += count
         if total > MAX_NODES:
             raise line.error("nodes", f"no more than {MAX_NODES:,} nodes in all")
-        pools.setdefault(vc, []).extend([line.count(column, MAX_GPUS_PER_NODE)] * count)
+        if columns.number(line.cells[column]) != 0:  # hosts without GPUs are in inventories, too
+            pools.setdefault(vc, []).extend([line.count(column, MAX_GPUS_PER_NODE)] * count)
     if not pools:
         raise TraceError(name, 1, "", "expected nodes below the header, got none")
     return {vc: tuple(gpus) for vc, gpus in pools.items()}
@@ -205,11 +313,11 @@ def by_pool(trace: Trace, pools: Pools) -> dict[str, Sequence[Job]]:
     return {vc: tuple(found) for vc, found in jobs.items()}
 
 
-def _lines(name: str, needed: Sequence[str]) -> Iterator[_Line]:
-    """Yield the lines below the header, without blank ones.
+def _lines(name: str, needed: columns.Needed) -> Iterator[_Line | TraceError]:
+    """Yield the lines below the header, without blank ones; an error for one of another width.
 
     Raises:
-        TraceError: The file is unreadable, not CSV, without header, or a line has another width.
+        TraceError: The file is unreadable, not CSV, or without header.
     """
     try:
         with _text(name) as stream:
@@ -234,7 +342,7 @@ def _text(name: str) -> TextIO:
     return Path(name).open(encoding="utf-8-sig", newline="")
 
 
-def _rows(name: str, stream: Iterator[str], needed: Sequence[str]) -> Iterator[_Line]:
+def _rows(name: str, stream: Iterator[str], needed: columns.Needed) -> Iterator[_Line | TraceError]:
     reader = csv.reader(stream, strict=True)
     header: list[str] = []
     number = 1
@@ -244,7 +352,7 @@ def _rows(name: str, stream: Iterator[str], needed: Sequence[str]) -> Iterator[_
                 header = _header(name, row, needed)
             elif row and len(row) != len(header):
                 message = f"expected {len(header)} columns, got {len(row)}"
-                raise TraceError(name, number, "", message)
+                yield TraceError(name, number, "", message, "of another width")
             elif row:
                 yield _Line(name, number, dict(zip(header, row, strict=True)))
             number = reader.line_num + 1
@@ -254,10 +362,11 @@ def _rows(name: str, stream: Iterator[str], needed: Sequence[str]) -> Iterator[_
         raise TraceError(name, 1, "", "expected a header, got nothing")
 
 
-def _header(name: str, row: Sequence[str], needed: Sequence[str]) -> list[str]:
+def _header(name: str, row: Sequence[str], needed: columns.Needed) -> list[str]:
     header = [cell.strip() for cell in row]
-    if missing := [column for column in needed if column not in header]:
-        message = f"expected the columns {', '.join(needed)}; there is no {', '.join(missing)}"
+    if missing := columns.missing(needed, header):
+        names = ", ".join(column for column, _ in needed)
+        message = f"expected the columns {names}; there is no {', '.join(missing)}"
         raise TraceError(name, 1, "", message)
     if twice := next((column for column in header if header.count(column) > 1), None):
         raise TraceError(name, 1, twice, "expected each column once, got it twice")
