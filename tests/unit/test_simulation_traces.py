@@ -213,6 +213,10 @@ def test_columns_of_published_traces_are_understood(write, name):
     assert not any("odd" in one.reason for one in trace.left_out)
 
 
+def test_hosts_without_gpus_of_an_inventory_are_passed_over(write):
+    assert read_nodes(write("sn,gpu\na,0\nb,8\n")) == {SHARED: (8,)}
+
+
 def test_a_trace_may_be_compressed(write):
     text = f"{HEADER}\r\na,v,7,1,1,\r\n".encode("utf-8-sig")
     assert [job.submit_seconds for job in read_trace(write(gzip.compress(text))).jobs] == [7.0]

@@ -289,8 +289,9 @@ def _read_node_list(name: str) -> Pools:
         total += count
         if total > MAX_NODES:
             raise line.error("nodes", f"no more than {MAX_NODES:,} nodes in all")
-        if columns.number(line.cells[column]) != 0:  # hosts without GPUs are in inventories, too
-            pools.setdefault(vc, []).extend([line.count(column, MAX_GPUS_PER_NODE)] * count)
+        if column != "gpus_per_node" and columns.number(line.cells[column]) == 0:
+            continue  # inventories list hosts without GPUs
+        pools.setdefault(vc, []).extend([line.count(column, MAX_GPUS_PER_NODE)] * count)
     if not pools:
         raise TraceError(name, 1, "", "expected nodes below the header, got none")
     return {vc: tuple(gpus) for vc, gpus in pools.items()}
