@@ -24,9 +24,31 @@ MOST_SECONDS = 1.0
 """Time between two looks that counts as listening, at most."""
 LAG_LOOKS = 120
 """Looks of which the longest lag is shown: a minute of a server that is well."""
+LARGE_LAG_SECONDS = 2.0
+"""A lag that is shown to people: otherwise a dead rank is detected in 0.1 s."""
 LATE_SECONDS = 3.0
 """Delay of a heartbeat, beyond the least of the last minute, from which it is an old one."""
 _DELAYS_KEPT = 60
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a server is behind with its work, seconds."""
+
+    queue: float = 0.0
+    """How long the oldest request or report waits for its transaction, or for the one under way."""
+    loop: float = 0.0
+    """The longest delay of the event loop in the last minute."""
+
+    @property
+    def sentence(self) -> str:
+        """The lag for people; empty while both are below `LARGE_LAG_SECONDS`."""
+        late = []
+        if self.queue >= LARGE_LAG_SECONDS:
+            late.append(f"the oldest report or request waits for {self.queue:.0f} s")
+        if self.loop >= LARGE_LAG_SECONDS:
+            late.append(f"the event loop was up to {self.loop:.0f} s late in the last minute")
+        return "; ".join(late)
 
 
 class Attention:

@@ -19,6 +19,7 @@ from jobs.events import Event, Heartbeat, Report
 from orchestrator.alerts.log import LogNotifier
 from orchestrator.alerts.port import CountedNotifier, Notifier
 from orchestrator.clusters.port import AgentAccess, Cluster
+from orchestrator.controller.attention import Lag
 from orchestrator.controller.background_loops import cancel
 from orchestrator.controller.database_trouble import DatabaseTrouble, tell
 from orchestrator.controller.dispatcher import AgentLink
@@ -107,6 +108,14 @@ class Controller:
     def is_leader(self) -> bool:
         """True while this controller decides, as far as it knows: the epoch is the proof."""
         return self._leadership is not None and not self._leadership.queue.closed
+
+    @property
+    def lag(self) -> Lag:
+        """How far this server is behind; nothing on a server that does not lead."""
+        leadership = self._leadership
+        if leadership is None:
+            return Lag()
+        return Lag(leadership.queue.age, leadership.live.attention.lag)
 
     # leading
 

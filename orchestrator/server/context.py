@@ -15,6 +15,7 @@ from ulid import ULID
 from jobs.clock import Clock
 from jobs.events import Event
 from jobs.spec import RunSpec
+from orchestrator.controller.attention import Lag
 from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Run
@@ -53,6 +54,10 @@ class ControlPlane(Protocol):
     @property
     def set_aside(self) -> Mapping[str, int]:
         """Events over which the core failed twice since this server started, by kind."""
+
+    @property
+    def lag(self) -> Lag:
+        """How far the server is behind with its work."""
 
     @property
     def store(self) -> Store:

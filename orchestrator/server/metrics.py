@@ -155,6 +155,20 @@ def _storage(here: Context, incidents: Sequence[Incident]) -> GaugeMetricFamily:
     )
 
 
+def _lag(here: Context) -> list[Metric]:
+    lag = here.controller.lag
+    queue = GaugeMetricFamily(
+        "babysit_queue_lag_seconds",
+        "How long the oldest report or request waits for its transaction.",
+    )
+    queue.add_metric([], lag.queue)
+    loop = GaugeMetricFamily(
+        "babysit_event_loop_lag_seconds", "Longest delay of the event loop in the last minute."
+    )
+    loop.add_metric([], lag.loop)
+    return [queue, loop]
+
+
 async def _families(here: Context, tallies: Tallies) -> list[Metric]:
     runs = await here.store.runs(limit=_ALL)
     nodes = await here.store.nodes()
@@ -189,6 +203,7 @@ async def _families(here: Context, tallies: Tallies) -> list[Metric]:
             list(Severity),
         ),
         leader,
+        *_lag(here),
         _storage(here, incidents),
         build,
     ]

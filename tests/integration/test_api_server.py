@@ -300,6 +300,7 @@ def test_an_absent_database_is_a_503(
         "status": "ok",
         "leader": True,
         "ready": True,
+        "lag": "",
         "database": "",
     }
 

@@ -180,3 +180,20 @@ async def test_what_is_not_stored_when_a_server_ends_is_not_acknowledged() -> No
     assert await harness.until(again.done)
     assert await harness.store.sample_total("run-1") == 2
     await harness.kill()
+
+
+async def test_the_lag_of_the_queue_is_told_while_the_database_does_not_answer() -> None:
+    harness = Harness(nodes=1, silent=True)
+    (worker,) = await training(harness, 1)
+    controller = harness.controller
+    assert controller.lag.sentence == ""
+    gate = Gate(harness)
+    report = asyncio.create_task(controller.report(worker, exited(harness, worker, 0, 100)))
+    began = harness.clock.monotonic()
+    assert await harness.until(lambda: harness.clock.monotonic() - began > 10.0)
+    assert controller.lag.queue >= 10.0
+    assert "waits for 10 s" in controller.lag.sentence
+    gate.open.set()
+    assert await harness.until(report.done)
+    assert await harness.until(lambda: controller.lag.sentence == "")
+    await harness.kill()

@@ -19,6 +19,7 @@ from orchestrator.server.context import Admin, AnywhereOperator, Context, HasCon
 from orchestrator.server.routes.runs import Asked
 from orchestrator.server.run_queries import LIVE
 
+_LAG = "How far the server is behind with its work; empty: less than 2 s."
 router = APIRouter()
 health = APIRouter(tags=["health"])
 
@@ -35,6 +36,7 @@ class Info(BaseModel):
     database: str = Field(
         description="Why nothing can be stored at the moment; empty: transactions succeed."
     )
+    lag: str = Field(description=_LAG)
     live_runs: int
     caller: str
     role: str
@@ -50,6 +52,7 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
     leader: bool
     ready: bool = Field(description="True if this server leads, and knows the nodes.")
+    lag: str = Field(description=_LAG)
     database: str = Field(
         description="Why nothing can be stored at the moment; empty: transactions succeed."
     )
@@ -89,6 +92,7 @@ async def healthz(here: HasContext) -> Health:
     return Health(
         leader=leads,
         ready=leads and bool(here.controller.state.nodes),
+        lag=here.controller.lag.sentence,
         database=here.controller.database.reason,
     )
 
@@ -102,6 +106,7 @@ async def _info(here: Context, caller: Token) -> Info:
         leader_name=None if lease is None else lease.holder,
         hold=here.controller.state.fleet.hold,
         database=here.controller.database.reason,
+        lag=here.controller.lag.sentence,
         nodes=len(nodes),
         nodes_ready=sum(node.state is NodeState.READY for node in nodes),
         live_runs=len(await here.store.runs(states=LIVE, limit=1000)),
