@@ -131,6 +131,21 @@ class Settings(BaseSettings):
         description="Files of `log_bytes` that are kept per rank and attempt; older lines are "
         "deleted.",
     )
+    retention_days: float = Field(
+        default=30.0,
+        ge=0,
+        le=36500,
+        description="Days after the end of a run for which its journal, samples and logs are kept; "
+        "the run itself, its checkpoints, its incidents and what people asked for stay. "
+        "0: keep everything.",
+    )
+    retention_bytes: int = Field(
+        default=10 * 2**30,
+        ge=2**20,
+        description="Size of the SQLite database, and of the logs of ended runs, above which the "
+        "history of the runs that ended first is removed earlier, but not within a day of "
+        "their end.",
+    )
     worker_lost_seconds: float = Field(
         default=15.0,
         gt=0,

@@ -43,6 +43,7 @@ sa.Table(
     sa.Column("cause", sa.Text),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("payload", sa.JSON, nullable=False),
+    sa.Column("packed", sa.LargeBinary),
     sa.CheckConstraint("kind IN ('event', 'instruction')", name="ck_journal_kind"),
     sa.Index("ix_journal_run_position", "run", "position"),
     sqlite_autoincrement=True,

@@ -1,14 +1,17 @@
-"""`babysit db`: the schema of the run database, and backups."""
+"""`babysit db`: the schema of the run database, backups, and retention."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import datetime as dt
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from jobs.spec import parse_seconds
 from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
 from orchestrator.cli.output import (
     Format,
@@ -18,9 +21,13 @@ from orchestrator.cli.output import (
     say,
 )
 from orchestrator.cli.session import session
-from orchestrator.database import schema
+from orchestrator.database import maintenance, schema
+from orchestrator.database.engine import Database
 from orchestrator.errors import BabysitError, ConflictError, InvalidError
 from orchestrator.private_home import UnsafeHomeError, make_private
+from orchestrator.server.housekeeping import Tidied, tidy
+from orchestrator.server.process import AlreadyRunningError, only_one
+from orchestrator.settings import Settings
 
 database = typer.Typer(no_args_is_help=True, help="The run database: its schema, and backups.")
 
@@ -102,8 +109,127 @@ def backup(
 
         babysit db backup babysit-$(date +%F).db
     """
-    _now(schema.backup(session(ctx).settings.database, file))
+    _now(maintenance.backup(session(ctx).settings.database, file))
     if form in {Format.TABLE, Format.WIDE}:
         put(str(file))
     else:
         emit({"file": str(file)}, [], form, name="file")
+
+
+@database.command()
+def restore(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `db backup` has written.")],
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Replace the database by a backup. Servers must be stopped first; runs train on meanwhile.
+
+    What happened after the backup is no longer known: agents that come back are compared with the
+    restored record. A SQLite database that was there is kept beside the restored one.
+
+    For example:
+
+        babysit server stop
+        babysit db restore babysit-2026-11-28.db
+        babysit ls
+    """
+    here = session(ctx)
+    settings = here.settings
+    try:
+        make_private(settings.home)
+        with only_one(settings.home / "server.lock"):
+            kept = _now(maintenance.restore(settings.database, file, now=here.clock.now()))
+            _now(schema.upgrade(settings.database))
+    except (UnsafeHomeError, AlreadyRunningError) as error:
+        raise CliError(str(error), ExitCode.REFUSED) from error
+    if form in {Format.TABLE, Format.WIDE}:
+        before = f" What was there is in {kept}." if kept else ""
+        say(f"The database is the one of {file}.{before}")
+    else:
+        emit({"restored": str(file), "kept": kept and str(kept)}, [], form, name="restored")
+
+
+@database.command()
+def prune(
+    ctx: typer.Context,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE", help="Age of the end of a run: 30d, 12h. Default: the setting's 30 days."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")
+    ] = False,
+    compact: Annotated[
+        bool,
+        typer.Option("--compact", help="Rewrite a SQLite file that is a quarter unused or more."),
+    ] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Remove the history of runs that ended long ago: journal, samples, logs.
+
+    The leading server does this by itself each hour, by BABYSIT_RETENTION_DAYS and
+    BABYSIT_RETENTION_BYTES. Runs, checkpoints, incidents and what people asked for stay, and so
+    does everything of live runs.
+
+    For example:
+
+        babysit db prune --dry-run
+        babysit db prune --older-than 7d --compact
+    """
+    here = session(ctx)
+    settings = here.settings
+    if older_than is not None:
+        days = _days(older_than)
+        settings = settings.model_copy(update={"retention_days": days})
+    elif settings.retention_days == 0:
+        raise CliError(
+            "BABYSIT_RETENTION_DAYS is 0, which keeps everything; give --older-than AGE",
+            ExitCode.USAGE,
+        )
+    if not settings.database_url and not (settings.home / "babysit.db").exists():
+        raise CliError(f"there is no database in {settings.home}", ExitCode.REFUSED)
+    done = _now(_tidy_once(settings, here.clock.now(), dry_run=dry_run))
+    compacted = compact and not dry_run and _now(maintenance.compact(settings.database))
+    if form in {Format.TABLE, Format.WIDE}:
+        say(_told(done, dry_run=dry_run, compacted=compacted))
+    else:
+        emit(
+            {
+                **dataclasses.asdict(done.rows),
+                "directories": done.directories,
+                "file_bytes": done.file_bytes,
+                "dry_run": dry_run,
+                "compacted": compacted,
+            },
+            [],
+            form,
+            name="runs",
+        )
+
+
+def _days(age: str) -> float:
+    try:
+        return float(str(parse_seconds(age))) / 86400
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}, got {age!r}", param_hint="--older-than") from error
+
+
+async def _tidy_once(settings: Settings, now: dt.datetime, *, dry_run: bool) -> Tidied:
+    opened = Database(settings.database)
+    try:
+        return await tidy(settings, opened, now, dry_run=dry_run)
+    finally:
+        await opened.close()
+
+
+def _told(done: Tidied, *, dry_run: bool, compacted: bool) -> str:
+    rows = done.rows
+    verb = "would be removed" if dry_run else "removed"
+    rewritten = " The database file was rewritten." if compacted else ""
+    return (
+        f"History of {rows.runs} runs {verb}: {rows.journal} journal entries, {rows.samples} "
+        f"chunks of samples; {rows.shards} records of deleted shards; files of {done.directories} "
+        f"runs ({done.file_bytes / 1e6:.1f} MB).{rewritten}"
+    )

@@ -16,9 +16,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Attempt, Entity
 from orchestrator.database import sample_rows
+from orchestrator.database.engine import to_text
 from orchestrator.database.leadership import check_epoch
 from orchestrator.database.mapping import ATTEMPTS, MAPPED, WORKERS, printable, table_of, upsert
 from orchestrator.database.models import FindingRow, JournalRow, OutboxRow, ShardRow
+from orchestrator.database.packing import pack
 from orchestrator.database.port import (
     Batch,
     FindingRecord,
@@ -207,7 +209,7 @@ def _journal_row(entry: JournalEntry) -> dict[str, Any]:
         "name": entry.name,
         "cause": entry.cause,
         "reason": printable(entry.reason),
-        "payload": dict(entry.payload),
+        **pack(entry.payload, to_text(entry.payload)),
     }
 
 

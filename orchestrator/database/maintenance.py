@@ -1,38 +1,32 @@
-"""Backup and retention. Both run only on request of a person or a timer."""
+"""Copies of the whole database: backup and restore; and giving unused space back."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import datetime as dt
 import os
 import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Select, delete, insert, select
+from sqlalchemy import select
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.database.engine import Database, database_url, describe, in_memory, is_sqlite
-from orchestrator.database.mapping import RUNS, table_of
-from orchestrator.database.models import JournalRow, OutboxRow, RetentionRow, SampleRow
-from orchestrator.errors import ConflictError, DatabaseUnavailableError, InvalidError
+from orchestrator.database.mapping import table_of
+from orchestrator.database.models import LeaderRow
+from orchestrator.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    InvalidError,
+    SchemaError,
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class Removed:
-    """The result of retention."""
-
-    runs: int
-    """Number of ended runs that were processed."""
-    journal: int
-    """Number of removed rows."""
-    samples: int
-    """Number of removed chunks of up to 512 samples."""
+_OURS = {"runs", "journal", "leader", "alembic_version"}
+"""Tables that every database of babysit has."""
+_COMPACT_SHARE = 0.25
+"""Unused share of a SQLite file from which rewriting it is worth its time."""
 
 
 async def backup(url: str, path: Path) -> None:
@@ -78,67 +72,160 @@ def _copy_sqlite(url: URL, target: Path) -> None:
 
 
 async def _dump_postgres(url: URL, target: Path) -> None:
-    program = shutil.which("pg_dump")
+    await _run_postgres_client(
+        url, "pg_dump", "--format=custom", f"--file={target}", failure="could not be dumped"
+    )
+
+
+async def _run_postgres_client(url: URL, name: str, *arguments: str, failure: str) -> None:
+    program = shutil.which(name)
     if program is None:
         raise ConflictError(
-            "pg_dump is not installed; it comes with PostgreSQL's client programs, "
+            f"{name} is not installed; it comes with PostgreSQL's client programs, "
             "in the version of the server or a newer one"
         )
     secret = {"PGPASSWORD": str(url.password)} if url.password else {}  # never on a command line
     plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
     process = await asyncio.create_subprocess_exec(
         program,
-        "--format=custom",
-        f"--file={target}",
         f"--dbname={plain}",
+        *arguments,
         env={**os.environ, **secret},
         stderr=asyncio.subprocess.PIPE,
     )
     _, errors = await process.communicate()
     if process.returncode:
         reason = errors.decode(errors="replace").strip()
-        raise DatabaseUnavailableError(f"{describe(url)} could not be dumped: {reason}")
+        raise DatabaseUnavailableError(f"{describe(url)} {failure}: {reason}")
 
 
-async def retention(url: str, *, until: dt.datetime, now: dt.datetime) -> Removed:
-    """Remove samples, journal and outbox of runs that ended before `until`.
+async def restore(url: str, path: Path, *, now: dt.datetime) -> Path | None:
+    """Replace the whole database by a backup. No server may use it meanwhile.
 
-    Runs, attempts, checkpoints and incidents stay. Each run is one transaction, so that the control
-    plane never waits long. Calling it again after an interruption is safe.
+    SQLite: the database that was there is kept beside it. PostgreSQL: `pg_restore` replaces all
+    tables in one transaction: after an error everything is as it was.
+
+    Returns:
+        Where the SQLite database that was there is now; None if there was none.
 
     Raises:
-        DatabaseUnavailableError: The database does not answer; earlier runs stay processed.
-        InvalidError: `until` lies in the future.
+        ConflictError: A server leads on the database, or `pg_restore` is not installed.
+        DatabaseUnavailableError: The database could not be written.
+        InvalidError: The database is in memory, or the file is not a backup of such a database.
     """
-    if until > now:
-        raise InvalidError(f"{until.isoformat()} is in the future: that would remove everything")
+    parsed = database_url(url)
+    if in_memory(parsed):
+        raise InvalidError("a database in memory cannot be restored")
+    if not path.is_file():  # noqa: ASYNC240 (a single call, in a command)
+        raise InvalidError(f"{path}: no such file; name one that `babysit db backup` has written")
+    if is_sqlite(parsed):
+        return await asyncio.to_thread(_restore_sqlite, parsed, path, now)
+    await _refuse_while_led(url, now)
+    await _run_postgres_client(
+        parsed,
+        "pg_restore",
+        "--clean",
+        "--if-exists",
+        "--no-owner",
+        "--single-transaction",
+        str(path),
+        failure="could not be restored; nothing was changed",
+    )
+    return None
+
+
+async def _refuse_while_led(url: str, now: dt.datetime) -> None:
     database = Database(url)
+    leader = table_of(LeaderRow)
+    query = select(leader.c.holder).where(leader.c.holder != "", leader.c.expires_at > now)
     try:
-        async with database.writing() as connection:
-            await connection.execute(insert(table_of(RetentionRow)).values(at=now, until=until))
         async with database.reading() as connection:
-            runs = list((await connection.execute(_ended_before(until))).scalars())
-        journal = samples = 0
-        for run in runs:
-            async with database.writing() as connection:
-                counts = await _remove(connection, run, until)
-            journal, samples = journal + counts[0], samples + counts[1]
-        return Removed(runs=len(runs), journal=journal, samples=samples)
+            holder = (await connection.execute(query)).scalar_one_or_none()
+    except SchemaError:
+        return  # an empty database
     finally:
         await database.close()
+    if holder is not None:
+        raise ConflictError(f"the server {holder} leads: stop all servers of the database first")
 
 
-def _ended_before(until: dt.datetime) -> Select[Any]:
-    runs = RUNS.table.c
-    states = [state.value for state in TERMINAL_RUN_STATES]
-    return select(runs.id).where(runs.state.in_(states), runs.ended_at < until).order_by(runs.id)
+def _restore_sqlite(url: URL, backup: Path, now: dt.datetime) -> Path | None:
+    target = Path(str(url.database)).absolute()
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        _copy_backup(backup, partial)
+        kept = _keep_aside(target, now)
+        partial.replace(target)
+    except OSError as error:
+        raise DatabaseUnavailableError(f"{describe(url)} could not be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return kept
 
 
-async def _remove(connection: AsyncConnection, run: str, until: dt.datetime) -> tuple[int, int]:
-    journal, outbox, samples = table_of(JournalRow), table_of(OutboxRow), table_of(SampleRow)
-    entries = await connection.execute(
-        delete(journal).where(journal.c.run == run, journal.c.at < until)
-    )
-    await connection.execute(delete(outbox).where(outbox.c.run == run, outbox.c.done))
-    chunks = await connection.execute(delete(samples).where(samples.c.run == run))
-    return entries.rowcount, chunks.rowcount
+def _copy_backup(backup: Path, target: Path) -> None:
+    """Copy a backup that is whole and of babysit.
+
+    Raises:
+        InvalidError: It is neither.
+    """
+    try:
+        with (
+            closing(sqlite3.connect(f"{backup.absolute().as_uri()}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(target)) as copy,
+        ):
+            source.backup(copy)
+            damage = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error as error:
+        raise InvalidError(f"{backup} is not a backup of a SQLite database: {error}") from error
+    if damage != "ok":
+        raise InvalidError(f"{backup} is damaged ({damage}); nothing was changed")
+    if not tables >= _OURS:
+        raise InvalidError(
+            f"{backup} is a SQLite database, but not one of babysit; nothing was changed"
+        )
+
+
+def _keep_aside(target: Path, now: dt.datetime) -> Path | None:
+    """Rename the database that is there, with its write-ahead log."""
+    if not target.exists():
+        return None
+    kept = target.with_name(f"{target.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
+    for suffix in ("-wal", "-shm", ""):
+        part = target.with_name(target.name + suffix)
+        if part.exists():
+            part.rename(kept.with_name(kept.name + suffix))
+    return kept
+
+
+async def compact(url: str) -> bool:
+    """Give the disk back what a SQLite database does not use, where that is a quarter or more.
+
+    Writers wait meanwhile: some seconds for each GB. PostgreSQL reuses such space by itself.
+
+    Returns:
+        True if the file was rewritten.
+
+    Raises:
+        DatabaseUnavailableError: The database is in use all the time, or the disk is full.
+    """
+    parsed = database_url(url)
+    if not is_sqlite(parsed) or in_memory(parsed):
+        return False
+    return await asyncio.to_thread(_vacuum, parsed)
+
+
+def _vacuum(url: URL) -> bool:
+    try:
+        with closing(sqlite3.connect(str(url.database), isolation_level=None)) as connection:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+            if free < pages * _COMPACT_SHARE or free == 0:
+                return False
+            connection.execute("VACUUM")
+    except sqlite3.Error as error:
+        raise DatabaseUnavailableError(f"{describe(url)} was not compacted: {error}") from error
+    return True

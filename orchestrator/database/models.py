@@ -298,6 +298,9 @@ class JournalRow(Base):
     cause: Mapped[str | None]
     reason: Mapped[str]
     payload: Mapped[dict[str, Any]]
+    """The event or instruction; empty where it is in `packed`."""
+    packed: Mapped[bytes | None]
+    """A large payload, compressed (:mod:`orchestrator.database.packing`)."""
 
 
 class OutboxRow(Base):

@@ -42,6 +42,7 @@ from orchestrator.database.mapping import (
     table_of,
 )
 from orchestrator.database.models import JournalRow, OutboxRow, ShardRow
+from orchestrator.database.packing import unpack
 from orchestrator.database.port import JournalEntry, RunNumbers, Snapshot
 from orchestrator.database.references import SHORTEST, pick_incident, pick_run
 from orchestrator.errors import NotFoundError
@@ -283,6 +284,11 @@ async def queues(connection: AsyncConnection) -> list[Queue]:
     return [queue for queue in found if not queue.removed]
 
 
+def _journal_entry(row: dict[str, Any]) -> JournalEntry:
+    packed = row.pop("packed")
+    return JournalEntry(**{**row, "payload": unpack(row["payload"], packed)})
+
+
 async def journal(
     connection: AsyncConnection,
     run: str | None,
@@ -301,5 +307,5 @@ async def journal(
     if kind is not None:
         query = query.where(_JOURNAL.c.kind == kind)
     rows = await connection.execute(query.order_by(order).limit(limit))
-    entries = [JournalEntry(**row) for row in rows.mappings()]
+    entries = [_journal_entry(dict(row)) for row in rows.mappings()]
     return entries if before is None else entries[::-1]

@@ -1,4 +1,4 @@
-"""The schema and its migrations: `babysit db upgrade | check | backup`, and retention.
+"""The schema and its migrations: `babysit db upgrade | check`.
 
 Migrations follow expand and contract: a database may be newer than the code that uses it, but never
 older.
@@ -20,11 +20,8 @@ from sqlalchemy import Connection, text
 import migrations
 from orchestrator.database.engine import Database, describe, in_memory, our_errors
 from orchestrator.database.guards import GUARDS
-from orchestrator.database.maintenance import Removed, backup, retention
 from orchestrator.database.models import Base
 from orchestrator.errors import SchemaError
-
-__all__ = ["Removed", "backup", "check", "downgrade", "require", "retention", "upgrade"]
 
 _UPGRADE_LOCK = 0x62616279
 """Key of the advisory lock that serialises upgrades of one PostgreSQL database."""

@@ -36,6 +36,7 @@ from orchestrator.server.app import create_app
 from orchestrator.server.context import Context
 from orchestrator.server.environments import Environments, keep_swept
 from orchestrator.server.gateway import WorkerTokens, create_gateway
+from orchestrator.server.housekeeping import keep_tidy
 from orchestrator.server.http_server import HttpServers
 from orchestrator.server.listeners import Listeners, listening
 from orchestrator.server.server_file import ServerRecord, this_process, write_record
@@ -62,7 +63,7 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
     make_private(settings.home)
     _refuse_unsafe(settings)
     with (
-        _only_one(settings.home / "server.lock"),
+        only_one(settings.home / "server.lock"),
         listening(settings, embedded=embedded) as listeners,
     ):
         settings = _reachable(settings, listeners)
@@ -128,17 +129,20 @@ async def _control_plane(
     )
     controller.store = readers
     await controller.start()
-    sweeping = asyncio.create_task(keep_swept(environments, controller, clock))
+    background = [
+        asyncio.create_task(keep_swept(environments, controller, clock)),
+        asyncio.create_task(keep_tidy(settings, clock, lambda: controller.is_leader)),
+    ]
     try:
         yield controller, tokens
     finally:
-        await cancel([sweeping])
+        await cancel(background)
         await controller.stop()
         await cluster.close()
 
 
 @contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
+def only_one(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; the kernel releases it however this process ends."""
     with path.open("a") as file:
         try:

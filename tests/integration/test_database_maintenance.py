@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from orchestrator.core.model.states import AttemptState, RunState, WorkerState
-from orchestrator.database import schema
+from orchestrator.database import maintenance, retention, schema
 from orchestrator.database.engine import Database
 from orchestrator.database.port import Batch
+from orchestrator.database.retention import Removed
 from orchestrator.database.sql_store import SqlStore
 from orchestrator.errors import (
     ConflictError,
@@ -29,10 +29,12 @@ from tests.database_data import (
     RUN,
     attempt,
     begin,
+    checkpoint,
     columns,
     entry,
     run,
     samples,
+    shard,
     worker,
 )
 from tests.postgres import find_binary
@@ -47,6 +49,7 @@ async def fill(url: str) -> None:
         Batch(
             entities=[run(other, "on"), attempt(run=other), worker("w2", other)],
             journal=[
+                entry("A1", at=NOW - DAY, actor="operator:mia"),
                 entry("E1", at=NOW - DAY),
                 entry("E2"),
                 entry("E3", run=other),
@@ -67,17 +70,26 @@ async def fill(url: str) -> None:
     await store.close()
 
 
+async def prune(url: str, until: dt.datetime, now: dt.datetime, **more: Any) -> Removed:
+    database = Database(url)
+    try:
+        return await retention.prune(database, until=until, now=now, **more)
+    finally:
+        await database.close()
+
+
 async def test_retention_removes_what_is_old_of_runs_that_ended(database_url: str) -> None:
     await fill(database_url)
     soon = NOW + dt.timedelta(minutes=1)
-    removed = await schema.retention(database_url, until=NOW, now=soon)
-    assert removed == schema.Removed(runs=0, journal=0, samples=0)  # it ended at, not before
+    assert await prune(database_url, NOW, soon) == Removed()  # it ended at, not before
+    expected = Removed(runs=1, journal=2, samples=2)
+    assert await prune(database_url, soon, soon, dry_run=True) == expected
 
-    removed = await schema.retention(database_url, until=soon, now=soon)
-    assert removed == schema.Removed(runs=1, journal=2, samples=2)
+    assert await prune(database_url, soon, soon) == expected
+    assert await prune(database_url, soon, soon) == Removed()  # nothing is left of it
     store = await SqlStore.open(database_url)
     try:
-        assert [each.id for each in await store.journal()] == ["E3", "E4", "E5"]
+        assert [each.id for each in await store.journal()] == ["A1", "E3", "E4", "E5"]
         assert await store.sample_total(RUN) == 0
         assert await store.sample_tail(RUN) == []
         assert (await store.run(RUN)).state is RunState.SUCCEEDED
@@ -88,12 +100,42 @@ async def test_retention_removes_what_is_old_of_runs_that_ended(database_url: st
         await store.close()
 
 
+async def test_a_database_above_its_size_loses_the_oldest_history_first(
+    sqlite_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "ROWS", 1)  # each row in a transaction of its own
+    await fill(sqlite_database)
+    later = NOW + 3 * DAY
+    assert await prune(sqlite_database, NOW, later, max_bytes=2**40) == Removed()
+    assert (await prune(sqlite_database, NOW, later, max_bytes=1)).runs == 1
+    assert await prune(sqlite_database, NOW, NOW + DAY / 2, max_bytes=1) == Removed()
+
+
+async def test_shards_of_deleted_checkpoints_go_also_of_a_live_run(database_url: str) -> None:
+    store = await SqlStore.open(database_url)
+    try:
+        epoch = await begin(store)
+        for step, deleted in ((10, NOW), (20, NOW + 3 * DAY), (30, None)):
+            whole = checkpoint(step, world_size=2, deleted_at=deleted)
+            both = [shard(0, whole), shard(1, whole)]
+            await store.commit(Batch(entities=[whole], shards=both), epoch=epoch)
+        removed = await prune(database_url, NOW + 2 * DAY, NOW + 3 * DAY)
+        assert removed == Removed(shards=2)
+        database = Database(database_url)
+        async with database.reading() as connection:
+            left = await connection.execute(text("SELECT DISTINCT checkpoint FROM shards"))
+            assert {checkpoint(20).id, checkpoint(30).id} == set(left.scalars())
+        await database.close()
+    finally:
+        await store.close()
+
+
 async def test_positions_are_not_given_again(database_url: str) -> None:
     await fill(database_url)
     store = await SqlStore.open(database_url)
     try:
         last = (await store.journal())[-1].position
-        await schema.retention(database_url, until=NOW + 2 * DAY, now=NOW + 2 * DAY)
+        await prune(database_url, NOW + 2 * DAY, NOW + 2 * DAY)
         await store.commit(Batch(journal=[entry("E6")]), epoch=1)
         assert (await store.journal())[-1].position > last
     finally:
@@ -102,7 +144,7 @@ async def test_positions_are_not_given_again(database_url: str) -> None:
 
 async def test_retention_does_not_open_the_journal_to_others(database_url: str) -> None:
     await fill(database_url)
-    await schema.retention(database_url, until=NOW, now=NOW)
+    await prune(database_url, NOW, NOW)
     database = Database(database_url)
     try:
         with pytest.raises(InvariantError, match="only the retention command"):
@@ -114,7 +156,75 @@ async def test_retention_does_not_open_the_journal_to_others(database_url: str) 
 
 async def test_retention_does_not_reach_into_the_future(sqlite_database: str) -> None:
     with pytest.raises(InvalidError, match="future"):
-        await schema.retention(sqlite_database, until=NOW + DAY, now=NOW)
+        await prune(sqlite_database, NOW + DAY, NOW)
+
+
+async def test_large_payloads_are_compressed_and_read_back(database_url: str) -> None:
+    hashes = [{"rank": rank, "hash": f"{rank:064x}"} for rank in range(1000)]
+    store = await SqlStore.open(database_url)
+    try:
+        epoch = await begin(store)
+        entries = [entry("L", payload={"shards": hashes}), entry("S", payload={"step": 1})]
+        await store.commit(Batch(journal=entries), epoch=epoch)
+        back = {each.id: each.payload for each in await store.journal()}
+        assert back["L"] == {"shards": hashes}
+        assert back["S"] == {"step": 1}
+    finally:
+        await store.close()
+    database = Database(database_url)
+    try:
+        async with database.reading() as connection:
+            rows = await connection.execute(text("SELECT id, packed FROM journal"))
+            packed = {row.id: row.packed for row in rows}
+    finally:
+        await database.close()
+    assert packed["S"] is None
+    assert len(packed["L"]) < 0.2 * len(str(hashes))
+
+
+async def test_a_backup_is_restored_and_what_was_there_is_kept(
+    sqlite_database: str, tmp_path: Path
+) -> None:
+    store = await SqlStore.open(sqlite_database)
+    try:
+        epoch = await begin(store)
+        await store.commit(Batch(journal=[entry("E1")]), epoch=epoch)
+        await maintenance.backup(sqlite_database, tmp_path / "copy.db")
+        await store.commit(Batch(journal=[entry("E2")]), epoch=epoch)
+    finally:
+        await store.close()
+    kept = await maintenance.restore(sqlite_database, tmp_path / "copy.db", now=NOW)
+    assert kept is not None
+    for file, there in ((sqlite_database, ["E1"]), (f"sqlite:///{kept}", ["E1", "E2"])):
+        opened = await SqlStore.open(file)
+        try:
+            assert [each.id for each in await opened.journal()] == there
+        finally:
+            await opened.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such file"),
+        (b"not a database, but a long enough text to be taken for one", "not a backup"),
+        (b"", "not one of babysit"),
+    ],
+)
+async def test_what_is_no_backup_changes_nothing(
+    sqlite_database: str, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    await fill(sqlite_database)
+    file = tmp_path / "other.db"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidError, match=said):
+        await maintenance.restore(sqlite_database, file, now=NOW)
+    store = await SqlStore.open(sqlite_database)
+    try:
+        assert len(await store.journal()) > 1
+    finally:
+        await store.close()
 
 
 async def test_a_backup_of_sqlite_is_a_database(sqlite_database: str, tmp_path: Path) -> None:
@@ -123,7 +233,7 @@ async def test_a_backup_of_sqlite_is_a_database(sqlite_database: str, tmp_path: 
         epoch = await begin(store)
         await store.commit(Batch(journal=[entry("E1")]), epoch=epoch)
         copy = tmp_path / "copy.db"
-        await schema.backup(sqlite_database, copy)  # while it is open
+        await maintenance.backup(sqlite_database, copy)  # while it is open
         await store.commit(Batch(journal=[entry("E2")]), epoch=epoch)
     finally:
         await store.close()
@@ -134,32 +244,30 @@ async def test_a_backup_of_sqlite_is_a_database(sqlite_database: str, tmp_path: 
     finally:
         await saved.close()
     with pytest.raises(ConflictError, match="there already"):
-        await schema.backup(sqlite_database, copy)
+        await maintenance.backup(sqlite_database, copy)
     assert sorted(each.name for each in tmp_path.glob("copy*")) == ["copy.db"]
 
 
 async def test_a_backup_of_postgresql_can_be_restored(
     postgres_database: Callable[[], str],
-    empty_postgres: Callable[[], str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     programs = Path(find_binary("pg_dump")).parent
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    url, target = postgres_database(), empty_postgres()
+    url, target = postgres_database(), postgres_database()
     await fill(url)
     dump = tmp_path / "dump"
-    await schema.backup(url, dump)
-    await asyncio.to_thread(
-        subprocess.run,
-        [find_binary("pg_restore"), f"--dbname={target}", "--exit-on-error", str(dump)],
-        check=True,
-        capture_output=True,
-    )
+    await maintenance.backup(url, dump)
+    await fill(target)  # something is there already, and a server leads
+    with pytest.raises(ConflictError, match="leads"):
+        await maintenance.restore(target, dump, now=NOW)
+    later = NOW + DAY
+    assert await maintenance.restore(target, dump, now=later) is None
     restored = await SqlStore.open(target)
     try:
         assert (await restored.run(RUN)).state is RunState.SUCCEEDED
-        assert len(await restored.journal()) == 5
+        assert len(await restored.journal()) == 6
         assert await restored.sample_total(RUN) == 600
     finally:
         await restored.close()
@@ -173,12 +281,12 @@ async def test_backups_that_cannot_be_made_leave_nothing(
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     target = tmp_path / "dump"
     with pytest.raises(DatabaseUnavailableError, match="does not exist"):
-        await schema.backup(postgres_url.replace("/postgres", "/nothing"), target)
+        await maintenance.backup(postgres_url.replace("/postgres", "/nothing"), target)
     with pytest.raises(DatabaseUnavailableError, match="could not be copied"):
-        await schema.backup(f"sqlite:///{tmp_path}/nothing.db", target)
+        await maintenance.backup(f"sqlite:///{tmp_path}/nothing.db", target)
     with pytest.raises(InvalidError, match="memory"):
-        await schema.backup("sqlite://", target)
+        await maintenance.backup("sqlite://", target)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConflictError, match="pg_dump is not installed"):
-        await schema.backup(postgres_url, target)
+        await maintenance.backup(postgres_url, target)
     assert list(tmp_path.iterdir()) == []
