@@ -18,7 +18,8 @@ from ruamel.yaml import YAML
 
 from jobs.clock import SystemClock
 from orchestrator.cli import embedded
-from orchestrator.cli.client import Api, path
+from orchestrator.cli.client import Api
+from orchestrator.cli.paths import path
 from orchestrator.cli.runs import send
 from orchestrator.cli.session import Session
 from orchestrator.settings import Settings

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.client import checkpoint_path, path
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.follow import POLL_SECONDS
 from orchestrator.cli.output import Column, Format, FormatOption, emit, put, say, size, table, text
 from orchestrator.cli.output import duration as duration_cell
+from orchestrator.cli.paths import checkpoint_path, path
 from orchestrator.cli.session import RunArgument, Session, seconds_of, session
-from orchestrator.core.views.logbook import words
+from orchestrator.core.text import words
 
 app = typer.Typer(
     no_args_is_help=True, help="Saved states of a run, and how far each can be trusted."

@@ -7,7 +7,6 @@ import contextlib
 import ssl
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 
@@ -27,30 +26,6 @@ PREFIX = "/api/v1"
 PATIENCE_SECONDS = 15.0
 """Seconds for which a 503 is retried: nothing was changed, and a new leader needs a moment."""
 _AGAIN_SECONDS = 0.2
-
-
-def path(*parts: object) -> str:
-    """A path under the API, each part quoted.
-
-    Raises:
-        CliError: A part is empty, `.` or `..`, or has a slash: it would name something else.
-    """
-    return "".join(f"/{_quoted(str(part))}" for part in parts)
-
-
-def checkpoint_path(run: str, checkpoint: str, *verb: str) -> str:
-    """The path of a checkpoint: an id has slashes, such as `2/directory/40`.
-
-    Raises:
-        CliError: See :func:`path`.
-    """
-    return path("runs", run, "checkpoints", *checkpoint.split("/"), *verb)
-
-
-def _quoted(part: str) -> str:
-    if part in {"", ".", ".."} or "/" in part:
-        raise CliError(f"expected a name or an id, got {part!r}", ExitCode.USAGE)
-    return quote(part, safe="")
 
 
 class Api:

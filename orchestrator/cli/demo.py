@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 
 import jobs
 from orchestrator.cli import follow, picture, show_run
-from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import put, say
+from orchestrator.cli.paths import path
 from orchestrator.cli.runs import send
 from orchestrator.cli.session import Session, session
 from orchestrator.core.views.logbook import text

@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     UNREACHABLE = 6  # the server
     CANCELLED = 7  # the run was cancelled
     TIMED_OUT = 8  # a wait
+    DEFECT = 70  # of babysit itself (EX_SOFTWARE of sysexits.h)
 
 
 class CliError(Exception):

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from orchestrator.cli.client import path
-from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
-from orchestrator.cli.output import say
+from orchestrator.cli.errors import CliError, ExitCode
+from orchestrator.cli.output import moment, say
+from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session
 from orchestrator.cli.show_run import checkpoint_words
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
-from orchestrator.core.text import visible
-from orchestrator.core.views.logbook import words
+from orchestrator.core.text import visible, words
 
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 10.0
 """Seconds between two plain lines that only report progress."""
-_GIVE_UP_SECONDS = 120.0
-"""Seconds without an answer after which following ends with an error; the run may well go on."""
 DETACHED = 130
 """Exit code after Ctrl-C, as in shells: the outcome is not known, so no code of an outcome."""
 OUTCOMES = {
@@ -39,13 +33,16 @@ _SHOWN_INCIDENTS = 5
 
 Detail = dict[str, Any]
 
+if TYPE_CHECKING:
+    from rich.console import Group
+
 
 def to_the_end(here: Session, run: Detail) -> Detail:
     """Follow a run until it is over.
 
     Raises:
         typer.Exit: The person detached (Ctrl-C).
-        UnreachableError: The control plane did not answer for two minutes.
+        UnreachableError: The control plane did not answer for five minutes.
     """
     try:
         if sys.stderr.isatty():
@@ -60,28 +57,12 @@ def to_the_end(here: Session, run: Detail) -> Detail:
 
 
 def details(here: Session, run: str) -> Iterator[Detail]:
-    """The run, polled until it is over; an absent control plane is awaited for two minutes."""
-    absent_since: float | None = None
+    """The run, polled until it is over; an absent control plane is awaited for minutes."""
     while True:
-        try:
-            detail: Detail = here.api.get(path("runs", run))
-        except UnreachableError as error:
-            now = here.clock.monotonic()
-            if absent_since is None:
-                absent_since = now
-                say("The control plane does not answer; the run goes on. Trying again ...")
-            if now - absent_since > _GIVE_UP_SECONDS:
-                raise UnreachableError(
-                    f"{error.message} (for {words(now - absent_since)})"
-                ) from error
-            here.reconnect()
-        else:
-            if absent_since is not None:
-                say("The control plane answers again.")
-            absent_since = None
-            yield detail
-            if detail["state"] in _OVER:
-                return
+        detail: Detail = here.patient.get(path("runs", run))
+        yield detail
+        if detail["state"] in _OVER:
+            return
         here.wait(POLL_SECONDS)
 
 
@@ -110,6 +91,11 @@ def changes(before: Detail | None, after: Detail) -> list[str]:
     return lines
 
 
+def _stamp(here: Session, detail: Detail) -> str:
+    """The time before a line, with its day once the run is older than one."""
+    return moment(here.clock.now(), since=dt.datetime.fromisoformat(detail["submitted_at"]))
+
+
 def _recovered(restart: Detail) -> str:
     seconds = sum(value for value in restart["seconds"].values() if value is not None)
     resumed = f"step {restart['resumed_step']}" if restart["resumed_step"] else "the beginning"
@@ -126,7 +112,7 @@ def _plain(here: Session, run: str) -> Detail:
     last: Detail | None = None
     spoken, step = here.clock.monotonic(), 0
     for detail in details(here, run):
-        at = f"{here.clock.now():%H:%M:%S}"
+        at = _stamp(here, detail)
         for line in changes(last, detail):
             say(f"{at} {detail['name']} {line}")
         if detail["step"] != step and here.clock.monotonic() - spoken >= PROGRESS_SECONDS:
@@ -139,12 +125,16 @@ def _plain(here: Session, run: str) -> Detail:
 
 
 def _live(here: Session, run: str) -> Detail:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
     console = Console(stderr=True)
     last: Detail | None = None
     with Live(console=console, auto_refresh=False, transient=False) as screen:
         for detail in details(here, run):
             for line in changes(last, detail):
-                console.print(Text(visible(f"{here.clock.now():%H:%M:%S} {line}")))
+                console.print(Text(visible(f"{_stamp(here, detail)} {line}")))
             screen.update(picture(detail), refresh=True)
             last = detail
     if last is None:
@@ -154,6 +144,10 @@ def _live(here: Session, run: str) -> Detail:
 
 def picture(detail: Detail) -> Group:
     """The live screen of one run."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="dim")
     facts.add_column()

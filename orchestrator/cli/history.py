@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.spec import parse_seconds
 from orchestrator.cli import log_view
-from orchestrator.cli.client import path
+from orchestrator.cli.completion import complete_run
 from orchestrator.cli.follow import POLL_SECONDS
 from orchestrator.cli.journal import Journal
 from orchestrator.cli.output import (
@@ -17,15 +16,15 @@ from orchestrator.cli.output import (
     Format,
     FormatOption,
     Row,
-    clock_time,
+    Stream,
     emit,
+    moment,
     put,
     text,
 )
-from orchestrator.cli.session import RunArgument, complete_run, session
+from orchestrator.cli.paths import path
+from orchestrator.cli.session import RunArgument, seconds_of, session
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
-from orchestrator.core.views.logbook import text as story_text
-from orchestrator.core.views.models import StoryView
 
 _OVER = {state.value for state in TERMINAL_RUN_STATES}
 _TAIL = 100
@@ -39,7 +38,7 @@ def _actor(row: Row) -> str:
 
 
 EVENTS = [
-    Column("TIME", lambda row: clock_time(row["at"])),
+    Column("TIME (UTC)", lambda row: moment(row["at"])),
     Column("ATTEMPT", text("attempt")),
     Column("ACTOR", _actor, shrinks=True),
     Column("WHAT", text("name"), shrinks=True),
@@ -90,24 +89,29 @@ def events(  # noqa: PLR0913, PLR0917 (a command has its options)
         babysit events tiny-gpt --decisions
         babysit events tiny-gpt --since 1h -o json
         babysit events -f
+        babysit events tiny-gpt -f -o json | jq -c .name
+
+    With -f, JSON is one object per line, and YAML one document per row.
     """
     here = session(ctx)
     if tail is None and since is None and form in {Format.TABLE, Format.WIDE}:
         tail = _TAIL
     age = _since(since)
     journal = Journal(
-        here.api,
+        here.patient if follow else here.api,
         path("events") if run is None else path("runs", run, "events"),
         "instruction" if decisions else None,
         None if age is None else here.clock.now() - age,
     )
     rows = journal.newest(tail)
-    if rows or not follow:
+    if not follow:
         emit(rows, EVENTS, form, empty="The journal has no such rows.")
-    while follow:
-        over = run is not None and here.api.get(path("runs", run))["state"] in _OVER
-        if rows := journal.more():
-            emit(rows, EVENTS, form)
+        return
+    stream = Stream(EVENTS, form)
+    stream.emit(rows)
+    while True:
+        over = run is not None and here.patient.get(path("runs", run))["state"] in _OVER
+        stream.emit(journal.more())
         if over:
             return
         here.wait(POLL_SECONDS)
@@ -120,6 +124,9 @@ def logbook(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TA
 
         babysit logbook tiny-gpt
     """
+    from orchestrator.core.views.logbook import text as story_text
+    from orchestrator.core.views.models import StoryView
+
     lines = session(ctx).api.get(path("runs", run, "logbook"))
     if form in {Format.TABLE, Format.WIDE}:
         put("\n".join(story_text([StoryView.model_validate(line) for line in lines])))
@@ -130,11 +137,7 @@ def logbook(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TA
 def _since(value: str | None) -> dt.timedelta | None:
     if value is None:
         return None
-    try:
-        seconds = parse_seconds(value)
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}, got {value!r}", param_hint="--since") from error
-    return dt.timedelta(seconds=float(str(seconds)))
+    return dt.timedelta(seconds=seconds_of("--since", value))
 
 
 def logs(  # noqa: PLR0913, PLR0917 (a command has its options)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.client import path
+from orchestrator.cli.completion import complete_run
 from orchestrator.cli.output import (
     Column,
     Format,
@@ -19,7 +19,8 @@ from orchestrator.cli.output import (
     text,
     to_yaml,
 )
-from orchestrator.cli.session import Session, complete_run, session
+from orchestrator.cli.paths import path
+from orchestrator.cli.session import Session, session
 
 app = typer.Typer(
     no_args_is_help=True, help="Failures and anomalies, and what was done about each."

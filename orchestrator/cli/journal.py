@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
-
-from orchestrator.cli.client import Api
+from typing import Any, Protocol
 
 _PAGE = 1000
 _END = 2**53
 """Beyond every position."""
 
 Rows = list[dict[str, Any]]
+
+
+class Api(Protocol):
+    """The control plane, to be read from."""
+
+    def get(self, where: str, **params: Any) -> Any:
+        """GET."""
 
 
 class Journal:

@@ -10,10 +10,10 @@ from typing import Any
 
 import typer
 
-from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.follow import POLL_SECONDS
 from orchestrator.cli.output import human_bytes, say
+from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.core.text import visible
@@ -74,7 +74,7 @@ class _Printer:
             tail = None if key in self._offsets else self._tail
             while True:
                 wanted = self._offsets.get(key)
-                piece = self._here.api.get(
+                piece = self._here.patient.get(
                     path("runs", self._run, "logs", *key), offset=wanted or 0, tail=tail
                 )
                 self._offsets[key], tail = piece["next_offset"], None
@@ -141,8 +141,8 @@ def ranks(here: Session, run: str, choice: Choice, *, follow: bool) -> None:
     printer = _Printer(here, run, choice.tail, live=follow)
     said_waiting = False
     while True:
-        over = not follow or here.api.get(path("runs", run))["state"] in _OVER
-        files = here.api.get(path("runs", run, "logs"))
+        over = not follow or here.patient.get(path("runs", run))["state"] in _OVER
+        files = here.patient.get(path("runs", run, "logs"))
         keys = choice.of(files, here.clock.now())
         if not keys and not follow:
             raise CliError(_none(run, choice, files), ExitCode.NOT_FOUND)
@@ -170,9 +170,9 @@ def controller(here: Session, run: str, *, tail: int | None, follow: bool) -> No
     offset, silent = 0, True
     lines: list[str] = []
     while True:
-        over = not follow or here.api.get(path("runs", run))["state"] in _OVER
+        over = not follow or here.patient.get(path("runs", run))["state"] in _OVER
         while True:
-            piece = here.api.get(path("runs", run, "logs", "controller"), offset=offset)
+            piece = here.patient.get(path("runs", run, "logs", "controller"), offset=offset)
             lines += piece["text"].splitlines()
             if piece["next_offset"] == offset:
                 break

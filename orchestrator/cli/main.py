@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from orchestrator.cli import (
-    checkpoints,
-    db,
-    demo,
-    history,
-    incidents,
-    local,
-    nodes,
-    queues,
-    runs,
-    server,
-    simulate,
-    token,
-    watch,
-)
-from orchestrator.cli.errors import CliError
-from orchestrator.cli.help import reflow
-from orchestrator.cli.output import put, say
-from orchestrator.cli.session import Session
+from orchestrator.cli.commands import COMMANDS, LazyCommands
+from orchestrator.cli.errors import CliError, ExitCode
+from orchestrator.cli.help import reflowed
 
 
 class _Commands(TyperGroup):
@@ -35,18 +18,71 @@ class _Commands(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        reflow(self)
+        self.help = reflowed(self.help or "")
+        self.commands = LazyCommands()  # type: ignore[assignment]
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete names of commands without importing any."""
+        commands = self.commands
+        self.commands = {
+            name: TyperCommand(name, help=entry.help) for name, entry in COMMANDS.items()
+        }
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self.commands = commands
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except CliError as error:
-            say(error.message)
+            _say(error.message)
             ctx.exit(int(error.code))
         except BrokenPipeError:
             # The reader of a pipe closed it (`babysit logs … | head`): not an error.
             sys.stdout = None
             ctx.exit(0)
+        except (SystemExit, KeyboardInterrupt, typer.Abort, typer.Exit):
+            raise
+        except Exception as error:
+            if _is_clicks_own(error):
+                raise
+            _confess(error)
+            ctx.exit(int(ExitCode.DEFECT))
+
+
+def _is_clicks_own(error: Exception) -> bool:
+    """True for errors of usage, which click prints, with an exit code of its own."""
+    return any(each.__name__ == "ClickException" for each in type(error).__mro__)
+
+
+def _confess(error: Exception) -> None:
+    """Say that a command failed over something it should have known."""
+    import os
+    import traceback
+
+    try:
+        sys.stdout.flush()
+    except OSError:  # It is full, or gone: the interpreter would fail over it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if os.environ.get("BABYSIT_TRACEBACK"):
+        traceback.print_exception(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        _say(f"This command failed: {error.strerror}{where}")
+        return
+    _say(
+        f"This command failed: {said}. Unless the input is wrong, that is a defect of babysit:"
+        " please report it, with what the command prints under BABYSIT_TRACEBACK=1."
+    )
+
+
+def _say(message: str) -> None:
+    from orchestrator.core.text import visible
+
+    typer.echo(visible(message), err=True)
 
 
 app = typer.Typer(
@@ -55,15 +91,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Keeps large training runs alive: schedules, watches, restarts from the right checkpoint.",
     epilog="Exit codes: 0 ok, 1 the run failed, 2 usage or invalid spec, 3 not found, 4 refused in "
-    "this state, 5 not allowed, 6 server unreachable, 7 the run was cancelled, 8 wait timed out.",
+    "this state, 5 not allowed, 6 server unreachable, 7 the run was cancelled, 8 wait timed out, "
+    "70 a defect of babysit.",
 )
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from orchestrator.server.routes.system import package_version  # noqa: PLC0415
+        from orchestrator.version import package_version
 
-        put(package_version())
+        typer.echo(package_version())
         raise typer.Exit
 
 
@@ -77,57 +114,11 @@ def _main(
         ),
     ] = False,
 ) -> None:
+    from orchestrator.cli.session import Session
+
     here: Session = ctx.obj or Session()
     ctx.obj = here
     ctx.call_on_close(here.close)
-
-
-_PANELS: dict[str, list[tuple[str, Callable[..., None]]]] = {
-    "Runs": [
-        ("run", runs.run),
-        ("submit", runs.submit),
-        ("ls", runs.list_runs),
-        ("show", runs.show),
-        ("watch", watch.watch),
-        ("wait", watch.wait),
-        ("logs", history.logs),
-    ],
-    "What happened, and why": [
-        ("explain", history.explain),
-        ("events", history.events),
-        ("logbook", history.logbook),
-    ],
-    "Step in": [
-        ("cancel", runs.cancel),
-        ("hold", runs.hold),
-        ("release", runs.release),
-        ("restart", runs.restart),
-        ("rollback", runs.rollback),
-    ],
-    "Look ahead": [
-        ("simulate", simulate.simulate),
-    ],
-    "Start here": [
-        ("demo", demo.demo),
-        ("init", local.init),
-        ("schema", local.schema),
-        ("doctor", local.doctor),
-    ],
-}
-_GROUPS: dict[str, tuple[typer.Typer, str]] = {
-    "checkpoints": (checkpoints.app, "What happened, and why"),
-    "incidents": (incidents.app, "What happened, and why"),
-    "nodes": (nodes.app, "The cluster and the control plane"),
-    "queues": (queues.app, "The cluster and the control plane"),
-    "server": (server.server, "The cluster and the control plane"),
-    "db": (db.database, "The cluster and the control plane"),
-    "token": (token.token, "The cluster and the control plane"),
-}
-for panel, commands in _PANELS.items():
-    for command, function in commands:
-        app.command(command, rich_help_panel=panel)(function)
-for group, (commands_of, panel) in _GROUPS.items():
-    app.add_typer(commands_of, name=group, rich_help_panel=panel)
 
 
 def main() -> None:

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.spec import parse_seconds
-from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, emit, number, say, size, text
+from orchestrator.cli.paths import path
 from orchestrator.cli.session import session
 
 app = typer.Typer(
@@ -200,7 +199,7 @@ def maintain(  # noqa: PLR0913, PLR0917 (a command has its options)
         said = [_cancelled(row) for row in before]
     else:
         start = (begins or here.clock.now()).replace(tzinfo=dt.UTC)
-        end = start + dt.timedelta(seconds=_checked(lasts, reason))
+        end = _end(start, _checked(lasts, reason), lasts)
         window = {"begins": start.isoformat(), "ends": end.isoformat()}
         after = here.api.post(path("nodes", "maintenance"), nodes=nodes, reason=reason, **window)
         names = ", ".join(row["id"] for row in after)
@@ -210,6 +209,14 @@ def maintain(  # noqa: PLR0913, PLR0917 (a command has its options)
             say(line)
     else:
         emit(after, COLUMNS, form)
+
+
+def _end(start: dt.datetime, seconds: float, lasts: str) -> dt.datetime:
+    try:
+        return start + dt.timedelta(seconds=seconds)
+    except OverflowError:
+        message = f"--for: {lasts} ends after the year 9999"
+        raise CliError(message, ExitCode.USAGE) from None
 
 
 def _cancelled(node: dict[str, Any]) -> str:
@@ -222,6 +229,8 @@ def _cancelled(node: dict[str, Any]) -> str:
 def _checked(lasts: str, reason: str) -> float:
     """Seconds of a window. All mistakes of the options are reported together."""
     problems = [] if reason else ["--reason: required, unless --off is given"]
+    from jobs.spec import parse_seconds
+
     try:
         seconds = float(str(parse_seconds(lasts)))
     except ValueError as error:

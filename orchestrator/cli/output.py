@@ -17,10 +17,9 @@ from enum import StrEnum
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from ruamel.yaml import YAML
 
-from orchestrator.core.text import visible
-from orchestrator.core.views.logbook import words
+from orchestrator.cli.terminal import cut, padded, width
+from orchestrator.core.text import visible, words
 
 Row = Mapping[str, Any]
 
@@ -107,11 +106,34 @@ def emit(
         put(to_yaml(data))
     elif form is Format.NAME:
         for row in rows:
-            put(str(row[name]))
+            put(_in_one_line(str(row[name])))
     elif rows:
         put(table(rows, columns, wide=form is Format.WIDE))
     elif empty:
         say(empty)
+
+
+class Stream:
+    """Prints rows that come one after the other, in a form that can be read while they come.
+
+    JSON is one object per line, YAML one document per row, a table has one head.
+    """
+
+    def __init__(self, columns: Sequence[Column], form: Format) -> None:
+        self._columns, self._form = columns, form
+        self._begun = False
+
+    def emit(self, rows: Sequence[Row]) -> None:
+        """Print rows."""
+        for row in rows if self._form in {Format.JSON, Format.YAML} else ():
+            put(json.dumps(row) if self._form is Format.JSON else f"---\n{to_yaml(row)}")
+        if self._form is Format.NAME:
+            emit(list(rows), self._columns, self._form)
+        elif rows and self._form in {Format.TABLE, Format.WIDE}:
+            lines = table(rows, self._columns, wide=self._form is Format.WIDE).split("\n")
+            put("\n".join(lines[self._begun :]))
+            self._begun = True
+        sys.stdout.flush()
 
 
 def conclude(data: Row, form: Format, *, said: str, name: str = "id") -> None:
@@ -124,6 +146,8 @@ def conclude(data: Row, form: Format, *, said: str, name: str = "id") -> None:
 
 def to_yaml(data: Any) -> str:
     """YAML in block style."""
+    from ruamel.yaml import YAML
+
     yaml = YAML(typ="safe")
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -138,9 +162,9 @@ def table(rows: Sequence[Row], columns: Sequence[Column], *, wide: bool = False)
     A table whose other columns alone are too wide stays too wide: only free text is shortened.
     """
     shown = [column for column in columns if wide or not column.wide]
-    cells = [[visible(column.cell(row)) for column in shown] for row in rows]
+    cells = [[_in_one_line(column.cell(row)) for column in shown] for row in rows]
     titles = [column.title for column in shown]
-    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    widths = [max(map(width, column)) for column in zip(titles, *cells, strict=True)]
     if not wide:
         _shrink(widths, [column.shrinks for column in shown])
     lines = [_line(titles, widths)]
@@ -150,8 +174,8 @@ def table(rows: Sequence[Row], columns: Sequence[Column], *, wide: bool = False)
 
 def _shrink(widths: list[int], shrinks: Sequence[bool]) -> None:
     """Take from the widest column of free text until all fit the terminal."""
-    width = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
-    while sum(widths) > width:
+    room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
+    while sum(widths) > room:
         widest = max(
             (i for i, may in enumerate(shrinks) if may), key=lambda i: widths[i], default=-1
         )
@@ -160,17 +184,17 @@ def _shrink(widths: list[int], shrinks: Sequence[bool]) -> None:
         widths[widest] -= 1
 
 
-def shortened(text: str, most: int) -> str:
-    """The text, cut to `most` characters, the last of which is then `…`."""
-    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+def _in_one_line(text: str) -> str:
+    """A cell without controls and ends of lines: a name cannot forge a row."""
+    return visible(text).replace("\n", "\\n").replace("\t", " ")
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], *, colour: bool = False) -> str:
-    padded = [shortened(c, width).ljust(width) for c, width in zip(cells, widths, strict=True)]
-    padded[-1] = padded[-1].rstrip()
+    fitted = [padded(cut(cell, most), most) for cell, most in zip(cells, widths, strict=True)]
+    fitted[-1] = fitted[-1].rstrip()
     if colour and coloured():
-        padded = [_styled(cell) for cell in padded]
-    return "  ".join(padded).rstrip()
+        fitted = [_styled(cell) for cell in fitted]
+    return "  ".join(fitted).rstrip()
 
 
 def coloured() -> bool:
@@ -250,6 +274,15 @@ def human_bytes(count: float | None) -> str:
     return f"{count:.1f} TiB"
 
 
-def clock_time(moment: str) -> str:
-    """`03:12:07` of a time in ISO format (UTC)."""
-    return f"{dt.datetime.fromisoformat(moment):%H:%M:%S}"
+def moment(at: str | dt.datetime, *, since: dt.datetime | None = None) -> str:
+    """`2026-11-29 03:12:07`, in UTC.
+
+    Args:
+        at: A time; text is in ISO format.
+        since: The begin of a story that prints many times. Within its first day, the clock is
+            enough: `03:12:07Z`.
+    """
+    when = (at if isinstance(at, dt.datetime) else dt.datetime.fromisoformat(at)).astimezone(dt.UTC)
+    if since is not None and when - since < dt.timedelta(days=1):
+        return f"{when:%H:%M:%S}"
+    return f"{when:%Y-%m-%d %H:%M:%S}" + ("" if since is None else "Z")

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, Row, conclude, emit, say, text
+from orchestrator.cli.paths import path
 from orchestrator.cli.session import session
 
 app = typer.Typer(no_args_is_help=True, help="Quotas of GPUs, and the runs that wait for them.")

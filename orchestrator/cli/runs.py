@@ -9,10 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.environment import Environment, read_sources
-from jobs.spec_file import SpecError, parse, read_text, resolve
-from orchestrator.cli import follow, show_run, submission
-from orchestrator.cli.client import path
+from orchestrator.cli import follow, show_run
+from orchestrator.cli.completion import complete_run
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import (
     Column,
@@ -26,9 +24,9 @@ from orchestrator.cli.output import (
     since,
     text,
 )
-from orchestrator.cli.session import ReasonOption, RunArgument, Session, complete_run, session
+from orchestrator.cli.paths import path
+from orchestrator.cli.session import ReasonOption, RunArgument, Session, session
 from orchestrator.core.model.states import RunState
-from orchestrator.core.policy.time_limits import GRACE_SECONDS
 
 _ID_SHOWN = 8
 """Last characters of an id: the first ones are the time, and the same for hours."""
@@ -77,6 +75,10 @@ def send(
     Raises:
         CliError: The spec is wrong, or the control plane refused it.
     """
+    from jobs.environment import Environment, read_sources
+    from jobs.spec_file import SpecError, parse, read_text, resolve
+    from orchestrator.cli import submission
+
     base = spec.absolute().parent
     try:
         content = read_text(spec)
@@ -214,6 +216,8 @@ def _ask(ctx: typer.Context, run: str, verb: str, form: Format, **body: Any) -> 
 
 def _result(verb: str, run: dict[str, Any]) -> str:
     """The effect of a request: the state of the run, or what is under way."""
+    from orchestrator.core.policy.time_limits import GRACE_SECONDS
+
     if verb == "cancel" and run["state"] not in follow.OUTCOMES:
         return (
             f"{run['name']} is being cancelled: its ranks may save for up to {GRACE_SECONDS:.0f} s"

@@ -132,7 +132,7 @@ def one(name: str, seed: int | None, form: Format, picture: Path | None) -> None
 
 def _drawer(path: Path) -> Callable[[dict[str, Any]], None]:
     """Draws the picture; what is wrong with its path is said before the simulation."""
-    from orchestrator.simulation import plot as picture  # noqa: PLC0415
+    from orchestrator.simulation import plot as picture
 
     formats = picture.formats()
     if path.suffix.removeprefix(".") not in formats:

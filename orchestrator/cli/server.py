@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import embedded
-from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
 from orchestrator.cli.output import (
     Format,
@@ -18,6 +17,7 @@ from orchestrator.cli.output import (
     emit,
     put,
 )
+from orchestrator.cli.paths import path
 from orchestrator.cli.session import session
 from orchestrator.server.server_file import is_alive, read_record
 

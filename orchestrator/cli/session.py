@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
 from jobs.clock import Clock, SystemClock
-from jobs.spec import parse_seconds
-from orchestrator.cli import embedded
-from orchestrator.cli.client import Api, path
-from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
-from orchestrator.network_address import is_plain
-from orchestrator.settings import Settings
+from orchestrator.cli.completion import complete_run
+from orchestrator.cli.errors import CliError, ExitCode
+from orchestrator.cli.patience import PatientApi
 
-_COMPLETION_SECONDS = 2.0
+if TYPE_CHECKING:
+    from orchestrator.cli.client import Api
+    from orchestrator.settings import Settings
 
 
 class Session:
     """One invocation of the command line."""
 
     def __init__(self, settings: Settings | None = None, clock: Clock | None = None) -> None:
-        self.settings = settings or read_settings()
+        self._settings = settings
         self.clock = clock or SystemClock()
         self._api: Api | None = None
+        self._patient: PatientApi | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, read when first asked for.
+
+        Raises:
+            CliError: A variable has a wrong value.
+        """
+        if self._settings is None:
+            self._settings = read_settings()
+        return self._settings
 
     @property
     def api(self) -> Api:
@@ -33,6 +43,13 @@ class Session:
         if self._api is None:
             self._api = self._connect()
         return self._api
+
+    @property
+    def patient(self) -> PatientApi:
+        """The control plane as commands use it that follow: they ask again and again."""
+        if self._patient is None:
+            self._patient = PatientApi(self)
+        return self._patient
 
     def reconnect(self) -> None:
         """Drop the connection; the next call looks again: a server may be on another port now."""
@@ -49,6 +66,10 @@ class Session:
         asyncio.run(self.clock.sleep(seconds))
 
     def _connect(self) -> Api:
+        from orchestrator.cli import embedded
+        from orchestrator.cli.client import Api
+        from orchestrator.network_address import is_plain
+
         settings = self.settings
         if settings.server is None:
             return embedded.ensure(settings, self.clock)
@@ -70,6 +91,10 @@ def read_settings() -> Settings:
     Raises:
         CliError: A variable has a wrong value.
     """
+    from pydantic import ValidationError
+
+    from orchestrator.settings import Settings
+
     try:
         return Settings()
     except ValidationError as error:
@@ -94,32 +119,12 @@ def seconds_of(option: str, text: str) -> float:
     Raises:
         CliError: The text is not a duration.
     """
+    from jobs.spec import parse_seconds
+
     try:
         return float(str(parse_seconds(text)))
     except ValueError as error:
         raise CliError(f"{option}: {error}, got {text!r}", ExitCode.USAGE) from error
-
-
-def complete_run(incomplete: str) -> list[tuple[str, str]]:
-    """Names of runs for the shell; silent when no control plane answers, and starts none."""
-    try:
-        rows = _runs_for_completion()
-    except CliError:
-        return []
-    names = {str(row["name"]): f"{row['state']}, {row['id']}" for row in reversed(rows)}
-    return [(name, help_) for name, help_ in names.items() if name.startswith(incomplete)]
-
-
-def _runs_for_completion() -> list[dict[str, Any]]:
-    settings = read_settings().model_copy(update={"request_seconds": _COMPLETION_SECONDS})
-    here = Session(settings)
-    if settings.server is None and embedded.find(settings, here.clock) is None:
-        raise UnreachableError("no embedded control plane is running")
-    try:
-        rows: list[dict[str, Any]] = here.api.get(path("runs"))
-        return rows
-    finally:
-        here.close()
 
 
 RunArgument = Annotated[

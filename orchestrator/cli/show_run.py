@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from orchestrator.cli.output import Column, Row, clock_time, number, table, text
-from orchestrator.core.views.logbook import counted, words
-from orchestrator.core.views.models import PHASES
+from orchestrator.cli.output import Column, Row, moment, number, table, text
+from orchestrator.core.text import counted, words
+from orchestrator.core.views.phases import PHASES
 
 
 def _phase(phase: str) -> Column:
@@ -33,9 +33,9 @@ def _where(row: Row) -> str:
 
 RESTARTS = [
     Column("ATTEMPT", text("attempt")),
-    Column("AT", lambda row: clock_time(row["detected_at"])),
+    Column("AT (UTC)", lambda row: moment(row["detected_at"])[5:]),
     Column("CAUSE", text("cause"), wide=True),
-    Column("CLASS", text("class")),
+    Column("CLASS", text("class"), shrinks=True),
     Column("RANK", _where, shrinks=True),
     Column("RESUMED", text("resumed_step")),
     Column("LOST", text("lost_steps")),

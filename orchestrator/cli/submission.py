@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from jobs.environment import divide, this_machine
 from jobs.spec import RunSpec
-from orchestrator.cli.client import path
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.output import say
+from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session
 from orchestrator.settings import Settings
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from jobs.spec import parse_seconds
 from orchestrator.cli import follow
-from orchestrator.cli.client import path
+from orchestrator.cli.completion import complete_run
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Format, FormatOption, conclude, put
-from orchestrator.cli.session import RunArgument, Session, complete_run, session
+from orchestrator.cli.paths import path
+from orchestrator.cli.session import RunArgument, Session, seconds_of, session
 from orchestrator.cli.show_run import page
-from orchestrator.core.text import outcome, visible
-from orchestrator.core.views.logbook import words
+from orchestrator.core.text import outcome, visible, words
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def watch(
@@ -40,9 +38,12 @@ def watch(
     """
     here = session(ctx)
     if run is not None:
-        last = follow.to_the_end(here, here.api.get(path("runs", run)))
+        last = follow.to_the_end(here, here.patient.get(path("runs", run)))
         put(page(last, here.clock.now()))
         raise typer.Exit(follow.OUTCOMES[last["state"]])
+    from rich.console import Console
+    from rich.live import Live
+
     if not sys.stdout.isatty():
         Console().print(_board(here))
         return
@@ -56,12 +57,15 @@ def watch(
 
 
 def _board(here: Session) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     board = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("name", "state", "step", "loss", "restarts", "ettr", "why"):
         board.add_column(title)
-    for row in here.api.get(path("runs"), limit=50):
+    for row in here.patient.get(path("runs"), limit=50):
         board.add_row(
-            row["name"],
+            visible(row["name"]),
             row["state"],
             str(row["step"]),
             "-" if row["loss"] is None else f"{row['loss']:.4g}",
@@ -113,9 +117,9 @@ def wait(
     """
     here = session(ctx)
     word, step = _goal(goal)
-    limit = _limit(timeout)
+    limit = None if timeout is None else seconds_of("--timeout", timeout)
     begun = here.clock.monotonic()
-    here.api.get(path("runs", run))  # a run that does not exist is not waited for
+    here.patient.get(path("runs", run))  # a run that does not exist is not waited for
     for detail in follow.details(here, run):
         if _reached(detail, word, step):
             said = f"{detail['name']} is {detail['state']} at step {detail['step']}."
@@ -129,15 +133,6 @@ def wait(
                 f"{words(limit)}: {detail['reason']}",
                 ExitCode.TIMED_OUT,
             )
-
-
-def _limit(timeout: str | None) -> float | None:
-    if timeout is None:
-        return None
-    try:
-        return float(str(parse_seconds(timeout)))
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}, got {timeout!r}", param_hint="--timeout") from error
 
 
 def _missed(detail: follow.Detail, word: str, step: int) -> CliError:

@@ -12,6 +12,7 @@ from orchestrator.server.context import Context, ControlPlane
 from orchestrator.server.guard import Guard
 from orchestrator.server.routes import checkpoints, history, incidents, nodes, queues, runs, system
 from orchestrator.settings import Settings
+from orchestrator.version import package_version
 
 _TAGS = [
     {"name": "runs", "description": "Training jobs: submit, list, show, act on."},
@@ -47,7 +48,7 @@ def create_app(
     """
     app = FastAPI(
         title="babysit",
-        version=system.package_version(),
+        version=package_version(),
         summary="Keeps large training runs alive.",
         openapi_tags=_TAGS,
         openapi_url="/api/v1/openapi.json",

@@ -19,7 +19,7 @@ from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.core.model.time_ledger import Bucket
-from orchestrator.core.views.models import PHASES
+from orchestrator.core.views.phases import PHASES
 from orchestrator.server.context import Context
 
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)

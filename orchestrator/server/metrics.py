@@ -24,11 +24,11 @@ from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import SaveTrouble
 from orchestrator.core.scheduling import Pending
 from orchestrator.core.views.build import newest_checkpoint, open_incidents
-from orchestrator.core.views.models import PHASES
+from orchestrator.core.views.phases import PHASES
 from orchestrator.server.context import AnywhereViewer, Context, HasContext
 from orchestrator.server.counters import Histogram, Tallies, Tally
-from orchestrator.server.routes.system import package_version
 from orchestrator.server.run_queries import LIVE, lines, newest_metrics
+from orchestrator.version import package_version
 
 router = APIRouter(tags=["health"])
 _ALL = 100_000

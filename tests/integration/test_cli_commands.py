@@ -12,8 +12,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from orchestrator.cli import follow
+from orchestrator.cli.completion import complete_run
 from orchestrator.cli.main import app
-from orchestrator.cli.session import complete_run
 from orchestrator.core.model.states import RunState
 from orchestrator.core.model.time_ledger import Ledger
 from tests.cli import babysit, connect, data
@@ -330,7 +330,7 @@ def test_following_waits_out_an_absent_server(fresh: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(Api, "get", flaky)
     result = babysit("watch", fresh)
     assert result.exit_code == FAILED
-    assert result.stderr.count("does not answer; the run goes on") == 1
+    assert result.stderr.count("does not answer; runs go on") == 1
     assert "The control plane answers again." in result.stderr
 
 

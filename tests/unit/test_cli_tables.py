@@ -8,8 +8,9 @@ import pytest
 
 from monitors.failures import FailureClass
 from orchestrator.cli import checkpoints, incidents, nodes, runs, show_run
-from orchestrator.cli.output import Column, shortened, table, text
+from orchestrator.cli.output import Column, table, text
 from orchestrator.cli.session import Session
+from orchestrator.cli.terminal import cut
 
 NOW = "2026-03-01T03:12:07+00:00"
 LONGEST_CLASS = max((each.value for each in FailureClass), key=len)
@@ -119,4 +120,4 @@ def test_only_free_text_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"id": "x" * 20, "why": "because of this and of that"}
     assert table([row], columns).splitlines()[1] == f"{'x' * 20}  because of this a…"
     assert table([{**row, "id": "x" * 50}], columns).splitlines()[1].startswith("x" * 50 + "  beca")
-    assert shortened("abc", 3) == "abc"
+    assert cut("abc", 3) == "abc"

@@ -20,7 +20,7 @@ from orchestrator.core.views.build import (
     run_detail,
     run_view,
 )
-from orchestrator.core.views.models import PHASES
+from orchestrator.core.views.phases import PHASES
 from tests.plane import at, attempts, checkpoint, finished_run, incident, restart, spec
 
 NOW = at(500)

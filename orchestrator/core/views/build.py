@@ -34,7 +34,6 @@ from orchestrator.core.scheduling import Quota
 from orchestrator.core.scheduling.types import accounted_gpus
 from orchestrator.core.text import REFUSED
 from orchestrator.core.views.models import (
-    PHASES,
     AttemptView,
     CheckpointView,
     FaultView,
@@ -48,6 +47,7 @@ from orchestrator.core.views.models import (
     SuspectView,
     WindowView,
 )
+from orchestrator.core.views.phases import PHASES
 from orchestrator.core.views.remedy_text import incident_remedy
 
 _LOADABLE = frozenset({Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD})

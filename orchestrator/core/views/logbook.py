@@ -12,6 +12,7 @@ from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.entities import Attempt, Incident, Run
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, IncidentState, RunState
 from orchestrator.core.model.vocabulary import Remedy
+from orchestrator.core.text import counted, words
 from orchestrator.core.views.models import StoryView
 from orchestrator.core.views.remedy_text import incident_remedy
 
@@ -74,24 +75,6 @@ def text(lines: Sequence[StoryView]) -> list[str]:
     days = {line.at.date() for line in lines}
     pattern = "%H:%M:%S" if len(days) == 1 else "%Y-%m-%d %H:%M:%S"
     return [f"{line.at:{pattern}} {line.text}" for line in lines]
-
-
-def words(seconds: float) -> str:
-    """`0.9 s`, `2 min 31 s`, `3 h 12 min`, `5 d 2 h`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _submitted(run: Run) -> str:

@@ -15,9 +15,7 @@ from jobs.spec import RunSpec
 from orchestrator.core.model.states import (
     RunState,
 )
-
-PHASES = ("detect", "stop", "place", "start", "restore", "recompute")
-"""Phases that a recovery's seconds are split into, in order."""
+from orchestrator.core.views.phases import PHASES
 
 
 class View(BaseModel):

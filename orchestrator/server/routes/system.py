@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from fastapi import APIRouter
@@ -18,6 +17,7 @@ from orchestrator.errors import ConflictError, InvalidError
 from orchestrator.server.context import Admin, AnywhereOperator, Context, HasContext, Viewer
 from orchestrator.server.routes.runs import Asked
 from orchestrator.server.run_queries import LIVE
+from orchestrator.version import package_version
 
 _LAG = "How far the server is behind with its work; empty: less than 2 s."
 router = APIRouter()
@@ -75,14 +75,6 @@ class MadeToken(TokenView):
     """A token with its secret, which is shown this once."""
 
     secret: str
-
-
-def package_version() -> str:
-    """The installed version; `0+source` when run from a checkout."""
-    try:
-        return version("babysit")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 @health.get("/healthz")

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.time_ledger import Bucket
-from orchestrator.core.views.models import PHASES
+from orchestrator.core.views.phases import PHASES
 from orchestrator.simulation.scenario.metrics import FIRST_START, LOSSES, SAVES, RunTally
 from orchestrator.simulation.scenario.model import DAY, Delay, Mishap, SimulatedRun
 from orchestrator.simulation.scenario.random_streams import expected_failures, lemons

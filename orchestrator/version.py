@@ -1,0 +1,13 @@
+"""The version of this package."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def package_version() -> str:
+    """The installed version; `0+source` when run from a checkout."""
+    try:
+        return version("babysit")
+    except PackageNotFoundError:
+        return "0+source"
