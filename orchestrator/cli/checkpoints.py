@@ -26,7 +26,7 @@ CheckpointArgument = Annotated[
 
 def _trust(row: Mapping[str, Any]) -> str:
     """Trust, and what is held against a checkpoint beside it: `verified, doubted`."""
-    marks = [mark for mark in ("doubted", "superseded", "deleting") if row[mark]]
+    marks = [mark for mark in ("doubted", "superseded", "deleting") if row.get(mark)]
     return ", ".join((str(row["trust"]), *marks))
 
 
