@@ -238,14 +238,15 @@ class HangMonitor:
         if newest > self._attempt:
             self.restart(newest)
         current = {b.rank: b for b in beats if b.attempt == self._attempt and b.alive}
-        self._ranks = {rank: w for rank, w in self._ranks.items() if rank in current}
-        self._reported &= current.keys()
+        if self._ranks.keys() != current.keys():
+            self._ranks = {rank: w for rank, w in self._ranks.items() if rank in current}
+            self._reported &= current.keys()
         pause = 0.0
         for rank, beat in current.items():
             watched = self._ranks.get(rank)
             if watched is None:
                 self._ranks[rank] = _Watched(beat)
-            elif _progressed(watched.beat, beat):
+            elif beat is not watched.beat and _progressed(watched.beat, beat):
                 self._reported.discard(rank)
                 pause = max(pause, watched.silence if watched.beat.phase in _IN_LOOP else 0.0)
                 self._advance(watched, beat, elapsed)
@@ -293,17 +294,14 @@ class HangMonitor:
         # Silence says nothing of a rank that has never moved, unless no rank has.
         moved = [w for w in self._ranks.values() if w.beat.moved]
         judged = moved or list(self._ranks.values())
-        within = [
-            self.limit(w.beat.phase)
-            for w in judged
-            if w.silence <= self.limit(w.beat.phase) and w.beat.phase != Phase.FINISHED
-        ]
-        patience = max(within, default=0.0)
-        return [
-            w
-            for w in judged
-            if w.ticks >= _FEWEST_TICKS and w.silence > max(self.limit(w.beat.phase), patience)
-        ]
+        limits = {phase: self.limit(phase) for phase in {w.beat.phase for w in judged}}
+        silent = [w for w in judged if w.silence > limits[w.beat.phase]]
+        if not silent:  # as nearly always, and with many thousand ranks
+            return []
+        late = {id(w) for w in silent}
+        within = {w.beat.phase for w in judged if id(w) not in late} - {Phase.FINISHED}
+        patience = max((limits[phase] for phase in within), default=0.0)
+        return [w for w in silent if w.ticks >= _FEWEST_TICKS and w.silence > patience]
 
     def _suspect(self, hung: list[_Watched]) -> int | None:
         """The one rank that is behind all others; when all stand at the same step, nobody."""

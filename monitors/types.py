@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -50,10 +50,11 @@ class Sample(BaseModel):
     """The script has announced a change that lasts to this step (`run.expect`); 0: none."""
 
 
-class Beat(BaseModel):
-    """The last sign of life of one rank, as its agent saw it."""
+class Beat(NamedTuple):
+    """The last sign of life of one rank, as its agent saw it.
 
-    model_config = ConfigDict(frozen=True)
+    Not validated: a run of many thousand ranks makes one of each rank and second.
+    """
 
     attempt: int
     rank: int

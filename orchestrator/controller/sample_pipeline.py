@@ -16,7 +16,7 @@ import dataclasses
 import datetime as dt
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.events import ChangeAnnounced, Event, Heartbeat, RankExited, RankSamples, Report
 from jobs.spec import RunSpec
@@ -112,6 +112,23 @@ def monitor_settings(spec: RunSpec) -> MonitorSettings:
     )
 
 
+class _Heard(NamedTuple):
+    """The newest heartbeat of an agent, as the monitors read it."""
+
+    at: float
+    attempt: int
+    beats: list[Beat]
+
+
+def _beats_of(heartbeat: Heartbeat) -> list[Beat]:
+    """The beats of a heartbeat, made once as it comes: looks for hangs are more frequent."""
+    attempt = heartbeat.attempt
+    return [
+        Beat(attempt, beat.rank, beat.step, beat.phase, beat.beat, beat.alive, beat.moved)
+        for beat in heartbeat.beats
+    ]
+
+
 class RunSamplePipeline:
     """Everything the control plane derives from one run's samples and heartbeats."""
 
@@ -119,7 +136,7 @@ class RunSamplePipeline:
         self._monitors = RunMonitors(monitor_settings(spec), known)
         self._told = known or Pace()
         """The pace that the core knows."""
-        self._heartbeats: dict[str, tuple[float, Heartbeat]] = {}
+        self._heartbeats: dict[str, _Heard] = {}
         self._progress = Progress()
         self._speaker = 0
         """The lowest rank of the attempt that reports."""
@@ -218,8 +235,11 @@ class RunSamplePipeline:
         if late:
             self._heartbeats.pop(worker, None)
         else:
-            self._heartbeats[worker] = (monotonic, heartbeat)
+            self._heartbeats[worker] = _Heard(monotonic, heartbeat.attempt, _beats_of(heartbeat))
         now = self._progress
+        furthest = max((beat.step for beat in heartbeat.beats), default=0)
+        if heartbeat.attempt == now.attempt and furthest <= now.step:
+            return
         for beat in heartbeat.beats:
             before = now if heartbeat.attempt == now.attempt else Progress(heartbeat.attempt)
             if heartbeat.attempt >= now.attempt and beat.step > before.step:
@@ -234,21 +254,12 @@ class RunSamplePipeline:
         a server that was behind counts as silence.
         """
         beats = [
-            Beat(
-                attempt=heartbeat.attempt,
-                rank=beat.rank,
-                step=beat.step,
-                phase=beat.phase,
-                beat=beat.beat,
-                alive=beat.alive,
-                moved=beat.moved,
-            )
-            for worker in (seat.worker for seat in attempt.seats)
-            for seen, heartbeat in [self._heartbeats.get(worker, (float("-inf"), None))]
-            if heartbeat is not None
-            and monotonic - seen <= STALE_HEARTBEAT_SECONDS
-            and heartbeat.attempt == attempt.number
-            for beat in heartbeat.beats
+            beat
+            for seat in attempt.seats
+            if (heard := self._heartbeats.get(seat.worker)) is not None
+            and monotonic - heard.at <= STALE_HEARTBEAT_SECONDS
+            and heard.attempt == attempt.number
+            for beat in heard.beats
         ]
         return self._monitors.tick(monotonic, beats, wall=now.timestamp())
 

@@ -276,7 +276,7 @@ def test_a_control_plane_that_slept_does_not_call_its_runs_hung():
 
 def test_the_clocks_of_the_nodes_do_not_matter():
     run = Run()
-    run.beats = {r: b.model_copy(update={"beat": b.beat - 86_400}) for r, b in run.beats.items()}
+    run.beats = {r: b._replace(beat=b.beat - 86_400) for r, b in run.beats.items()}
     run.tick()
     assert run.silence(2)[1] == []
 
