@@ -33,12 +33,14 @@ from jobs.events import (
     Event,
     Heartbeat,
     Hello,
+    Place,
     RankBeat,
     RankSamples,
     RanksStarted,
     RankStack,
     Report,
     StacksCaptured,
+    StorageTrouble,
     WorkerJoined,
 )
 from jobs.shards import ShardReport
@@ -254,10 +256,7 @@ class Agent:
             case VerifyCheckpoint():
                 await self._verify(command)
             case DeleteCheckpoint():
-                done = self._environment.storage.delete(command.path, command.attempt)
-                error = "" if done else "a later attempt has saved there since"
-                fields = {"checkpoint": command.checkpoint, "error": error, "refused": not done}
-                self._answer(command, CheckpointDeleted, **fields)
+                await self._delete(command)
             case Shutdown():
                 self._leave("agent exited with code 0")
 
@@ -306,6 +305,34 @@ class Agent:
         ranks = share.ranks if share is not None and share.attempt == command.attempt else ()
         stacks = tuple(RankStack(rank=r, process_state="S", frames=("f (x:1)",)) for r in ranks)
         self.say(command.attempt, StacksCaptured, stacks=stacks, cause=command.id)
+
+    async def _delete(self, command: DeleteCheckpoint) -> None:
+        storage = self._environment.storage
+        await self.clock.sleep(self.rng.uniform(0.01, 1.0))
+        if storage.busy:
+            storage.busy -= 1
+            fields: dict[str, Any] = {"error": "[Errno 16] Device or resource busy"}
+        elif storage.delete(command.path, command.attempt):
+            fields = {}
+        else:
+            fields = {"error": "a later attempt has saved there since", "refused": True}
+        self._answer(command, CheckpointDeleted, checkpoint=command.checkpoint, **fields)
+
+    def lose_memory(self) -> None:
+        """Somebody clears /dev/shm: checkpoints in memory are gone, and the agent says so."""
+        self.memory.clear()
+        attempt = self.share.attempt if self.share is not None else self._newest
+        fields = {"place": Place.RANKS, "path": "/tmpfs", "error": "has vanished"}
+        for over in (False, True):
+            self.say(attempt, StorageTrouble, over=over, **fields)
+
+    async def have_full_home(self, seconds: float) -> None:
+        """The home has no room for a while: lines of logs are lost, and reports stay in memory."""
+        fields = {"path": "/home", "error": "No space left on device", "full": True}
+        for over in (False, True):
+            for place in (Place.LOGS, Place.SPOOL):
+                self.say(self._newest, StorageTrouble, place=place, over=over, **fields)
+            await self.clock.sleep(seconds)
 
     async def _verify(self, command: VerifyCheckpoint) -> None:
         await self.clock.sleep(self.rng.uniform(0.1, 2.0))

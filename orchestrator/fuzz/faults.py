@@ -212,6 +212,32 @@ def bad_save(world: World, rng: random.Random) -> None:
             job.failing += rng.randint(1, 3)
 
 
+def disk_full(world: World, rng: random.Random) -> None:
+    """No room for a while: for checkpoints, in an agent's home, or for the database."""
+    seconds = rng.uniform(2.0, 40.0)
+    match rng.choice(("checkpoints", "checkpoints", "home", "database")):
+        case "checkpoints":
+            world.trace.add("there is no room for checkpoints")
+            world.storage.room = rng.randint(0, 3)
+            world.storage.busy += rng.randint(0, 2)
+            later(world, seconds, setattr, world.storage, "room", None)
+        case "home" if (agent := _agent(world, rng)) is not None:
+            world.trace.add(f"the home of {agent.worker} is full")
+            world.loop.spawn(agent.worker, agent.have_full_home(seconds))
+        case _:
+            world.trace.add("the database is full")
+            world.database.full = True
+            later(world, min(seconds, 15.0), setattr, world.database, "full", False)
+
+
+def memory_lost(world: World, rng: random.Random) -> None:
+    """Somebody clears /dev/shm of a node under an agent and its ranks."""
+    agent = _agent(world, rng)
+    if agent is not None:
+        world.trace.add(f"the tmpfs of {agent.worker} is cleared")
+        agent.lose_memory()
+
+
 STRIKES: Mapping[str, Strike] = {
     "server_killed": server_killed,
     "server_paused": server_paused,
@@ -226,6 +252,8 @@ STRIKES: Mapping[str, Strike] = {
     "hang": hang,
     "bad_data": bad_data,
     "bad_save": bad_save,
+    "disk_full": disk_full,
+    "memory_lost": memory_lost,
     "operator": users.ask_for_something,
     "administrator": users.change_cluster,
 }

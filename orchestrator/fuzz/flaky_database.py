@@ -40,6 +40,7 @@ class FlakyDatabase:
     Attributes:
         raw: The connection, to look behind the scenes.
         away: True if it does not answer at all.
+        full: True if it has no room: it can be read, and takes no writes.
         holder: The connection whose transaction is open.
         on_commit: Called with the intent of a transaction just as it takes effect.
     """
@@ -48,7 +49,7 @@ class FlakyDatabase:
         self.raw = sqlite3.connect(":memory:", isolation_level=None)
         self.raw.deserialize(_schema())
         self.raw.execute("PRAGMA foreign_keys=ON")
-        self.away = False
+        self.away = self.full = False
         self.on_commit: Callable[[Any], None] = lambda _intent: None
         self._loop, self._rng, self._rates = loop, rng, rates
         self.holder: FlakyConnection | None = None
@@ -122,6 +123,8 @@ class FlakyConnection:
         await self.disk.pause()
         if self.disk.fails():
             raise sqlite3.OperationalError("disk I/O error")
+        if self.disk.full and statement == "BEGIN IMMEDIATE":
+            raise sqlite3.OperationalError("database or disk is full")
         await self.disk.lock(self)
         self.disk.raw.execute(statement)
 

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+from babysit.wire import Tier
 from jobs.events import Report
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Attempt, Checkpoint, Entity, Incident, Run, Worker
@@ -35,6 +36,9 @@ class Truth(Protocol):
 
     def in_contact(self, worker: str) -> bool:
         """True if an agent lives and can be reached."""
+
+    def left_behind(self, checkpoint: Checkpoint) -> bool:
+        """True if shards of a checkpoint are there, and none of a later attempt at its place."""
 
     def damaged(self, checkpoint: Checkpoint) -> bool:
         """True if a checkpoint does not read back as it was written."""
@@ -285,6 +289,10 @@ class Invariants:
             self.breaks("the journal is not what was written to it")
         for incident in self.stored.incidents.values():
             self._check_incident(incident)
+        for checkpoint in self.stored.checkpoints.values():
+            gone = checkpoint.removed_at is not None and checkpoint.tier is Tier.DIRECTORY
+            if gone and self._truth.left_behind(checkpoint):
+                self.breaks(f"{checkpoint.id} is said to be removed, and is there still")
 
     def _check_incident(self, incident: Incident) -> None:
         query = "SELECT state FROM incidents WHERE id = ?"

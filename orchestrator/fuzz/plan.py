@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from jobs.spec import RunSpec
 from orchestrator.core.messages.events import NodeInfo
@@ -32,7 +32,9 @@ PLANNED = (
 )
 """Kinds of fault that come at a time of the plan. `operator`: a user makes a request about runs;
 `administrator`: one that sets a quota or the spares, or plans maintenance."""
-FAULT_KINDS = AMBIENT + PLANNED
+STORAGE = ("disk_full", "memory_lost")
+"""Kinds of fault of the storage, with a chance of their own."""
+FAULT_KINDS = AMBIENT + PLANNED + STORAGE
 _WEIGHTS = (6, 3, 1, 3, 2, 4, 2, 1, 2, 4, 2, 3, 3, 10, 0)
 _CHAOS_SECONDS = (30.0, 90.0)
 _MOST_FAULTS = 22
@@ -106,14 +108,22 @@ def draw(seed: int) -> Plan:
         (rng.uniform(0.5, _ADMINISTRATORS_SHARE * calm_at), "administrator")
         for _ in range(rng.randint(0, _MOST_ADMINISTRATORS))
     ]
+    planned = tuple(Fault(i, at, kind) for i, (at, kind) in enumerate(sorted(faults), 1))
     return Plan(
         seed=seed,
         nodes=nodes,
         servers=rng.choice((1, 2, 2)),
         submissions=tuple(_submission(rng, number, len(nodes)) for number in runs),
-        faults=tuple(Fault(i, at, kind) for i, (at, kind) in enumerate(sorted(faults), 1)),
+        faults=(*planned, *_of_storage(seed, len(planned), calm_at)),
         calm_at=calm_at,
     )
+
+
+def _of_storage(seed: int, others: int, calm_at: float) -> Iterator[Fault]:
+    """Faults of the storage, numbered after the others: each run has those it always had."""
+    rng = random.Random(f"{seed} storage")
+    for number in range(others + 1, others + 1 + rng.choice((0, 0, 1, 2, 3))):
+        yield Fault(number, rng.uniform(1.0, calm_at), rng.choice(STORAGE))
 
 
 def _submission(rng: random.Random, number: int, nodes: int) -> Submission:

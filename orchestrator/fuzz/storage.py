@@ -26,10 +26,20 @@ class Storage:
 
     def __init__(self) -> None:
         self.shards: dict[str, dict[int, Shard]] = {}
+        self.room: int | None = None
+        """Shards that still fit; None: any number."""
+        self.busy = 0
+        """Deletions to come that fail, since somebody holds a file open."""
 
-    def write(self, path: str, rank: int, shard: Shard) -> None:
-        """A rank saves; what lay there is gone."""
+    def write(self, path: str, rank: int, shard: Shard) -> bool:
+        """A rank saves; what lay there is gone. False: there is no room."""
+        here = self.shards.get(path, {})
+        if self.room is not None and rank not in here:
+            if self.room <= 0:
+                return False
+            self.room -= 1
         self.shards.setdefault(path, {})[rank] = shard
+        return True
 
     def fault(self, path: str, attempt: int, ranks: tuple[int, ...]) -> str:
         """The first fault in some shards of a checkpoint, as an agent finds it; empty: none."""
@@ -48,8 +58,15 @@ class Storage:
         """Remove a checkpoint; refused where a later attempt has saved there since."""
         if any(shard.attempt > attempt for shard in self.shards.get(path, {}).values()):
             return False
-        self.shards.pop(path, None)
+        gone = self.shards.pop(path, {})
+        if self.room is not None:
+            self.room += len(gone)
         return True
+
+    def left(self, path: str, attempt: int) -> bool:
+        """True if shards of an attempt lie at a path, and none of a later one."""
+        attempts = {shard.attempt for shard in self.shards.get(path, {}).values()}
+        return attempt in attempts and max(attempts) == attempt
 
     def refuses(self, candidate: RestoreCandidate) -> str:
         """Why a gang cannot load a candidate from here; empty: it can."""

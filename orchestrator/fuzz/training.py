@@ -31,6 +31,7 @@ from orchestrator.fuzz.environment import Environment
 from orchestrator.fuzz.event_loop import WORLD, ProcessClock, rest
 from orchestrator.fuzz.storage import Shard, path_of, report_of
 
+_NO_ROOM = "[Errno 28] No space left on device"
 _RENDEZVOUS_SECONDS = 60.0
 _COLLECTIVE_SECONDS = 40.0
 """Ranks whose peer is gone give up after this time, as NCCL's watchdog does after 600 s."""
@@ -175,7 +176,10 @@ class Share:
         if self.alive or self.leaving:
             shard = Shard(self.attempt, step, self.gang.world_size, batch)
             path = path_of(self.gang.job.run, step)
-            self.gang.storage.write(path, rank, shard)
+            if not self.gang.storage.write(path, rank, shard):
+                fields = {"rank": rank, "step": step, "tier": Tier.DIRECTORY, "full": True}
+                self.agent.say(self.attempt, SaveFailed, error=_NO_ROOM, **fields)
+                return
             report = report_of(shard, rank, Tier.DIRECTORY, path)
             self.agent.say(self.attempt, ShardWritten, shard=report)
 

@@ -77,6 +77,10 @@ class World(Environment):
         agent = self.agents.get(worker)
         return agent is not None and agent.alive and agent.node not in self.network.cut
 
+    def left_behind(self, checkpoint: Checkpoint) -> bool:
+        """True if shards of a checkpoint are there, and none of a later attempt at its place."""
+        return self.storage.left(checkpoint.path, checkpoint.attempt)
+
     def damaged(self, checkpoint: Checkpoint) -> bool:
         """True if a checkpoint does not read back as it was written; memory may just be gone."""
         if checkpoint.tier is Tier.MEMORY:

@@ -17,6 +17,7 @@ from orchestrator.controller.dispatcher import OutboxDispatcher
 from orchestrator.controller.live_state import LiveState
 from orchestrator.core import machine
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
+from orchestrator.core.checkpoints import deletion
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Checkpoint
 from orchestrator.core.model.state import State
@@ -121,7 +122,7 @@ def trusts_all(checkpoints: Iterable[Checkpoint], **_: Any) -> list[Checkpoint]:
     return sorted((c for c in checkpoints if not c.deleted_at), key=lambda c: -c.step)
 
 
-def deletes_all(checkpoints: Iterable[Checkpoint], *_: Any) -> list[Checkpoint]:
+def deletes_all(checkpoints: Iterable[Checkpoint], *_: Any, **__: Any) -> list[Checkpoint]:
     """Retention keeps nothing."""
     return [c for c in checkpoints if not c.deleted_at and c.trust in {"verified", "good"}]
 
@@ -161,6 +162,11 @@ def never_due(_self: State, _now: object) -> list[str]:
     return []
 
 
+def believes_deletions(_event: object) -> bool:
+    """A deletion that failed counts as done."""
+    return False
+
+
 DEFECTS: list[tuple[object, str, Callable[..., Any], range]] = [
     (machine, "_fence_off", of_any_attempt, range(90)),
     (commit, "check_epoch", at_any_epoch, range(40)),
@@ -169,6 +175,7 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], range]] = [
     (attempt_lifecycle, "empty_seats", dead_when_one_seat_is, range(10)),
     (checkpoint_choice, "trusted", trusts_all, range(15)),
     (checkpoint_choice, "select_for_deletion", deletes_all, range(30)),
+    (deletion, "has_failed", believes_deletions, range(12)),
     (remedies, "budget_of", never_spent, range(30)),
     (OutboxDispatcher, "_send_all", asks_nobody, range(30)),
     (Quotas, "status", within, range(60)),

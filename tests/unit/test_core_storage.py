@@ -115,6 +115,9 @@ def test_what_is_wrong_with_a_home_is_said_once_and_ended() -> None:
     tell(world, StorageTrouble, place=Place.RANKS, path="/dev/shm/x", error="has vanished")
     [lost] = incidents(world, "storage_lost")
     assert lost.state is IncidentState.OPEN
+    world.kill_agent(str(lost.evidence["worker"]), "gone")
+    world.settle()
+    assert not incidents(world, "storage_lost")
 
 
 def test_checkpoints_that_do_not_come_are_an_incident_and_saves_end_it() -> None:

@@ -50,6 +50,11 @@ def retry(turn: Turn, run_id: str, worker: str) -> None:
             _send(turn, worker, checkpoint, "deletion not confirmed, tried again")
 
 
+def has_failed(event: CheckpointDeleted) -> bool:
+    """True if the bytes are still there and should go; a refusal is final."""
+    return bool(event.error) and not event.refused
+
+
 def on_deleted(turn: Turn, event: CheckpointDeleted) -> None:
     """The bytes are gone; or they are not, and the deletion is tried again later.
 
@@ -59,7 +64,7 @@ def on_deleted(turn: Turn, event: CheckpointDeleted) -> None:
     if known is None or known.deleted_at is None or known.removed_at is not None:
         turn.record(event.run, f"{event.checkpoint} is deleted")
         return
-    if event.error and not event.refused:
+    if has_failed(event):
         turn.record(event.run, f"{event.checkpoint} is not deleted yet: {event.error}")
         turn.change_checkpoint(known.id, remover="", reason=f"not deleted yet: {event.error}")
         return

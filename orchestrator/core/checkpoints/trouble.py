@@ -20,6 +20,7 @@ PAGE_AFTER_FAILED_SAVES = 2
 OVERDUE_INTERVALS = 3
 """Intervals of `every_steps` without a new checkpoint that open an incident."""
 
+_OF_AGENTS = (SaveTrouble.DISK_FULL, SaveTrouble.STORAGE_LOST)
 _FAILING = (SaveTrouble.CHECKPOINT_FAILED, SaveTrouble.DISK_FULL)
 
 
@@ -122,9 +123,16 @@ def on_storage_trouble(turn: Turn, event: StorageTrouble) -> None:
         reason=reason,
         subject=subject,
         remedy=Remedy.RECORD,
-        evidence={"path": event.path, "place": event.place.value},
+        evidence={"path": event.path, "place": event.place.value, "worker": event.worker},
     )
     turn.notify(run.id, incident.severity, f"{run.name}: {reason}", incident.id)
+
+
+def ends_with(turn: Turn, run_id: str, worker: str) -> None:
+    """A worker is gone, and with it what was wrong with its directories."""
+    for incident in turn.state.incidents_of(run_id):
+        if incident.kind in _OF_AGENTS and incident.evidence.get("worker") == worker:
+            turn.resolve_incident(incident.id, f"{worker} is gone")
 
 
 _COSTS = {

@@ -6,7 +6,7 @@ import datetime as dt
 
 from monitors.failures import Evidence, Failure, FailureClass
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
-from orchestrator.core.checkpoints import memory_tier
+from orchestrator.core.checkpoints import memory_tier, trouble
 from orchestrator.core.messages.events import WorkerLost
 from orchestrator.core.model.entities import RankFailure, Run, Worker
 from orchestrator.core.model.states import (
@@ -42,6 +42,7 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
     turn.cancel_timer(worker.run, Timer.LAUNCH, Timer.CONTACT, subject=worker.id)
     turn.change_worker(worker.id, state=WorkerState.ENDED, reason=event.reason)
     memory_tier.drop_with(turn, worker.run, worker.id)
+    trouble.ends_with(turn, worker.run, worker.id)
     turn.schedule_wanted = True
     run = turn.run(worker.run)
     if run.state in TERMINAL_RUN_STATES:
