@@ -16,7 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs import room, spec_file
 from jobs.schema import schema_text
+from jobs.yaml_file import SpecError
 from orchestrator.cli import embedded
 from orchestrator.cli.client import Api
 from orchestrator.cli.errors import CliError, ExitCode
@@ -78,12 +80,20 @@ def init(
     say(f"Start it: babysit run {directory / 'run.yaml'}")
 
 
-def doctor(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
+def doctor(
+    ctx: typer.Context,
+    spec: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SPEC]", help="A run: check the room for its checkpoints too."),
+    ] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
     """Check what babysit needs on this machine. Starts nothing; exit code 1 if a check fails.
 
     For example:
 
         babysit doctor
+        babysit doctor run.yaml
     """
     here = session(ctx)
     checks: dict[str, tuple[bool, Callable[[], Finding]]] = {
@@ -92,14 +102,31 @@ def doctor(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
         "database": (True, lambda: _database(here)),
         "server": (here.settings.server is not None, lambda: _server(here)),
         "shared memory": (True, _shared_memory),
+        "host memory": (False, _host_memory),
         "stacks of hung ranks": (False, _py_spy),
         "torch": (False, _torch),
         "gpus": (False, _gpus),
     }
     rows = [_row(name, needed, check()) for name, (needed, check) in checks.items()]
+    rows += [] if spec is None else _of_spec(spec)
     emit(rows, CHECKS, form, name="name")
     if any(row["result"] == "failed" for row in rows):
         raise typer.Exit(1)
+
+
+def _of_spec(file: Path) -> list[dict[str, Any]]:
+    """Room for the checkpoints of a run."""
+    try:
+        written, source = spec_file.read(file)
+        spec = spec_file.resolve(written, file.parent, source)
+    except SpecError as error:
+        raise CliError(str(error), ExitCode.USAGE) from error
+    return [_row(need.field, True, (need.ok, str(need))) for need in room.needs(spec)]
+
+
+def _host_memory() -> Finding:
+    free = room.available_memory()
+    return free is not None, "not known" if free is None else f"{human_bytes(free)} available"
 
 
 def _row(name: str, needed: bool, finding: Finding) -> dict[str, Any]:
@@ -152,8 +179,9 @@ def _shared_memory() -> Finding:
     directory = Path("/dev/shm")  # noqa: S108 (the tmpfs itself, not a file in it)
     if not directory.is_dir() or not os.access(directory, os.W_OK):
         return False, f"{directory} cannot be written: memory checkpoints need it"
-    free = shutil.disk_usage(directory).free
-    return free > _LOW_BYTES // 16, f"{directory}, {human_bytes(free)} free"
+    usage = shutil.disk_usage(directory)
+    told = f"{directory}, {human_bytes(usage.free)} of {human_bytes(usage.total)} free"
+    return usage.free > _LOW_BYTES // 16, f"{told}: rings, and three checkpoints per rank in memory"
 
 
 def _py_spy() -> Finding:

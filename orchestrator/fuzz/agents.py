@@ -319,10 +319,10 @@ class Agent:
         self._answer(command, CheckpointDeleted, checkpoint=command.checkpoint, **fields)
 
     def lose_memory(self) -> None:
-        """Somebody clears /dev/shm: checkpoints in memory are gone, and the agent says so."""
+        """A person clears /dev/shm: checkpoints in memory are gone, and the agent says so."""
         self.memory.clear()
         attempt = self.share.attempt if self.share is not None else self._newest
-        fields = {"place": Place.RANKS, "path": "/tmpfs", "error": "has vanished"}
+        fields = {"place": Place.RANKS, "path": "/memory", "error": "has vanished"}
         for over in (False, True):
             self.say(attempt, StorageTrouble, over=over, **fields)
 

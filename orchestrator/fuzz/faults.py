@@ -231,7 +231,7 @@ def disk_full(world: World, rng: random.Random) -> None:
 
 
 def memory_lost(world: World, rng: random.Random) -> None:
-    """Somebody clears /dev/shm of a node under an agent and its ranks."""
+    """A person clears /dev/shm of a node under an agent and its ranks."""
     agent = _agent(world, rng)
     if agent is not None:
         world.trace.add(f"the tmpfs of {agent.worker} is cleared")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from ulid import ULID
 
+from jobs import room
 from jobs.environment import Environment
 from jobs.programs import find_program, is_own, names_python, stands_for_own
 from jobs.spec import RunSpec
@@ -152,7 +153,9 @@ async def submit(body: Submission, here: HasContext, caller: Operator) -> Submit
         here.environments.remove(run)
         raise
     view = await line(here, await here.store.run(run))
-    return SubmittedView(**view.model_dump(), warnings=_notes(here, read))
+    short = [need for need in await _needs(here, spec) if not need.ok]
+    notes = [*_notes(here, read), *_room_notes(read, short)]
+    return SubmittedView(**view.model_dump(), warnings=notes)
 
 
 async def _checked(here: Context, body: Submission) -> _Read:
@@ -219,6 +222,17 @@ def _notes(here: Context, read: _Read) -> list[str]:
     return [str(note) for note in notes]
 
 
+async def _needs(here: Context, spec: RunSpec) -> list[room.Need]:
+    """Room for checkpoints on this machine; none where runs train elsewhere."""
+    return await run_in_threadpool(room.needs, spec) if here.controller.runs_here else []
+
+
+def _room_notes(read: _Read, short: list[room.Need]) -> Iterator[str]:
+    for need in short:
+        message = f"{need}: saves will fail while there is no room"
+        yield str(read.source.problem(tuple(need.field.split(".")), message))
+
+
 def _command_notes(read: _Read) -> Iterator[Problem]:
     """Differences between the command and what a shell would make of it."""
     program, *arguments = read.spec.command
@@ -269,7 +283,11 @@ async def dry_run(body: Submission, here: HasContext, caller: Viewer) -> DryRunV
     with _placed(read.source):
         _refuse_unknown_queue(here, read.spec)
         tried = try_out(here.controller.state, read.spec, here.clock.now())
-    return tried.model_copy(update={"warnings": _notes(here, read)})
+    needs = await _needs(here, read.spec)
+    short = [need for need in needs if not need.ok]
+    sentences = [*tried.sentences, *(f"{need}." for need in needs if need.ok)]
+    warnings = [*_notes(here, read), *_room_notes(read, short)]
+    return tried.model_copy(update={"warnings": warnings, "sentences": sentences})
 
 
 @router.get("")
