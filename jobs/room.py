@@ -50,7 +50,7 @@ class Need:
 
 
 def needs(spec: RunSpec) -> list[Need]:
-    """The needs of a run for checkpoints on this machine. Reads the checkpoint directory. Blocks."""
+    """The room that a run needs on this machine. Reads the checkpoint directory. Blocks."""
     policy = spec.checkpoint
     if policy.directory is None:
         return []
