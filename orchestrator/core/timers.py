@@ -119,6 +119,7 @@ HANDLERS: Mapping[Timer, Callable[[Turn, str, str], None]] = {
     Timer.MAX_RUNTIME: _max_runtime,
     Timer.GROW: _look_again,
     Timer.STANDBY: _look_again,
+    Timer.RECHECK: _look_again,
     Timer.ASK: _answer_due,
 }
 """The handler of each timer: given the turn, the run's id and the timer's subject."""

@@ -45,6 +45,7 @@ from orchestrator.core.model.states import (
     TRUST_MOVES,
     WORKER_MOVES,
     IncidentState,
+    NodeState,
     RunState,
     WorkerState,
     check_move,
@@ -164,6 +165,7 @@ class Turn:
         """
         old = self.state.workers[worker]
         new = dataclasses.replace(old, **changes)
+        new = dataclasses.replace(new, stopping_at=self.now) if _stops(old, new) else new
         check_move(WORKER_MOVES, old.state, new.state, f"worker {worker}", old.reason)
         self._store(old, new)
         if new.state is WorkerState.ENDED and old.state is not new.state:
@@ -179,6 +181,7 @@ class Turn:
         """
         old = self.state.nodes[node]
         new = dataclasses.replace(old, **changes)
+        new = dataclasses.replace(new, left_at=_left_at(old, new, self.now))
         check_move(NODE_MOVES, old.state, new.state, f"node {node}", old.reason)
         self._store(old, new)
         return new
@@ -268,8 +271,6 @@ class Turn:
                 left[timer] = others
         self.change_run(run, timers=left)
 
-    # instructions
-
     @property
     def next_id(self) -> str:
         """Id of the next instruction: the event's id, a dot, and its number in the turn from 1.
@@ -358,6 +359,17 @@ class Turn:
             attempt=about.attempt if about else None,
             channel=about.spec.notify.slack if about else None,
         )
+
+
+def _stops(old: Worker, new: Worker) -> bool:
+    return new.state is WorkerState.STOPPING and old.stopping_at is None
+
+
+def _left_at(old: Node, new: Node, now: dt.datetime) -> dt.datetime | None:
+    """When a node stopped to take work; None: it takes work."""
+    if new.state is NodeState.READY:
+        return None
+    return now if old.state is NodeState.READY else old.left_at
 
 
 def _concerns_scheduler(old: Entity, new: Entity) -> bool:

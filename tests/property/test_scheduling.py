@@ -264,13 +264,14 @@ def _the_pool_of_spares_is_left(snapshot: Snapshot, outcome: Plan) -> None:
     if any(d.run in outcome.leaves and not d.recovers for d in snapshot.demands):
         return
     taken = {node for holding in snapshot.holdings for node in holding.nodes}
-    others = {node for nodes in outcome.growth.values() for node in nodes}
-    for demand in snapshot.demands:
-        expected = demand.claim is not None and demand.claim.preempting
-        nodes = outcome.placements.get(demand.run, ())
-        (taken if demand.recovers or expected else others).update(nodes)
-    if others - taken:
-        assert len(NODES) - len(taken | others) >= snapshot.spares
+    demands = {demand.run: demand for demand in snapshot.demands}
+    for run, nodes in (*outcome.placements.items(), *outcome.growth.items()):  # in their order
+        demand = demands.get(run) if run in outcome.placements else None
+        claim = demand.claim if demand is not None else None
+        expected = claim is not None and claim.preempting
+        new, taken = {*nodes} - taken, taken | {*nodes}
+        if new and not expected and not (demand is not None and demand.recovers):
+            assert len(NODES) - len(taken) >= snapshot.spares
 
 
 def _nodes_are_left_for_better_ones(snapshot: Snapshot, outcome: Plan) -> None:
@@ -322,24 +323,46 @@ def _nobody_leaves_for_nothing(snapshot: Snapshot, outcome: Plan) -> None:
 
 
 def _reservations_are_not_delayed(snapshot: Snapshot, outcome: Plan) -> None:
-    """Nobody behind the first in the queue is on its nodes when it is to have them."""
-    for run, claim in outcome.claims.items():
-        if claim.preempting:
-            continue
-        wait = outcome.waits[run]
-        assert sum(not c.preempting for c in outcome.claims.values()) == 1
+    """No run behind takes what is reserved; with one kind of nodes, one run gets a new claim.
+
+    A run on its nodes ends before it starts (within an hour, if nobody knows when), or leaves room.
+    """
+    demands = {demand.run: demand for demand in snapshot.demands}
+    claims = {r: c for r, c in outcome.claims.items() if c.nodes and not c.preempting}
+    assert sum(demands[run].claim is None for run in claims) <= 1
+    for run, claim in claims.items():
+        head, until = demands[run], claim.until or NOW + dt.timedelta(hours=1)
         for other, nodes in outcome.placements.items():
-            demand = next(d for d in snapshot.demands if d.run == other)
-            head = next(d for d in snapshot.demands if d.run == wait.run)
+            demand = demands[other]
             expected = demand.claim is not None and demand.claim.preempting
-            ahead = (not demand.recovers, PRIORITY_RANK[demand.priority]) <= (
-                not head.recovers,
-                PRIORITY_RANK[head.priority],
-            )
-            if set(nodes) & set(claim.nodes) and not ahead and not expected:
-                assert claim.until is not None
-                assert demand.ends_within is not None
-                assert NOW + dt.timedelta(seconds=demand.ends_within) <= claim.until
+            if not expected and _rank(demand) > _rank(head) and _outlasts(demand, until):
+                for node in {*nodes} & {*claim.nodes} - {*head.keeps}:
+                    assert _used_at(snapshot, outcome, node, claim) + head.need.gpus_per_node <= 8
+
+
+def _rank(demand: Demand) -> tuple[int, bool]:
+    return PRIORITY_RANK[demand.priority], not demand.recovers
+
+
+def _outlasts(demand: Demand, until: dt.datetime) -> bool:
+    within = demand.ends_within
+    return within is None or NOW + dt.timedelta(seconds=within) > until
+
+
+def _used_at(snapshot: Snapshot, outcome: Plan, node: str, claim: Claim) -> int:
+    """GPUs of a node in use when a claim begins; those with an unknown end if that is known."""
+    until = claim.until or NOW + dt.timedelta(hours=1)
+    stays = sum(
+        holding.need.gpus_per_node
+        for holding in snapshot.holdings
+        if node in holding.nodes and not holding.leaving
+        if (claim.until is not None if holding.ends_at is None else holding.ends_at > until)
+    )
+    return stays + sum(
+        demand.need.gpus_per_node
+        for demand in snapshot.demands
+        if node in outcome.placements.get(demand.run, ()) and _outlasts(demand, until)
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -68,9 +68,10 @@ def test_higher_priority_goes_first_whoever_came_first() -> None:
 
 
 def test_a_recovery_does_not_wait_behind_newcomers() -> None:
-    back = demand("back", 4, recovers=True, priority=Priority.LOW, submitted_at=NOW + MINUTE)
-    new = demand("new", 4, priority=Priority.CRITICAL)
-    assert list(placed(table(4), new, back).placements) == ["back"]
+    back = demand("back", 4, recovers=True, submitted_at=NOW + MINUTE)
+    assert list(placed(table(4), demand("new", 4), back).placements) == ["back"]
+    urgent = demand("urgent", 4, priority=Priority.HIGH)  # volcano-sh/volcano#748
+    assert list(placed(table(4), urgent, back).placements) == ["urgent"]
 
 
 def test_small_runs_are_put_together_so_that_nodes_stay_whole() -> None:
@@ -160,11 +161,14 @@ def test_who_ends_before_the_reservation_may_use_it() -> None:
     assert outcome.waits["long"].why is Pending.RESERVED
 
 
-def test_an_unknown_end_lets_nobody_in() -> None:
-    outcome = placed(
-        table(2), demand("big", 2), demand("s", ends_within=1.0), holdings=[holding("x", "n00")]
-    )
-    assert not outcome.placements
+def test_an_unknown_end_lends_nodes_for_an_hour_at_most() -> None:
+    """apache/yunikorn-core#1025: nodes must not idle for as long as a notebook lives."""
+    busy = [holding("notebook", "n00", gpus=1)]
+    hour = demand("hour", ends_within=3600.0)
+    assert "hour" in placed(table(2), demand("big", 2), hour, holdings=busy).placements
+    for longer in (demand("x", ends_within=3601.0), demand("x")):
+        outcome = placed(table(2), demand("big", 2), longer, holdings=busy)
+        assert outcome.waits["x"].why is Pending.RESERVED
 
 
 def test_a_reservation_stays_with_its_nodes() -> None:

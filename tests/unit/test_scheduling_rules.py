@@ -79,7 +79,7 @@ def test_a_run_that_can_never_start_gives_up_what_it_holds() -> None:
     """It lost a node, and the cluster has no other: a run behind it needs those it kept."""
     stuck = demand("stuck", keeps=("n00", "n01"), recovers=True, priority=LOW)
     busy = [holding("stuck", "n00", "n01", movable=False, priority=LOW)]
-    outcome = placed(table(2), stuck, demand("a", 2), holdings=busy)
+    outcome = placed(table(2), stuck, demand("a", 2, priority=LOW), holdings=busy)
     assert outcome.waits["stuck"].why is Pending.TOO_LARGE
     assert [(e.run, e.by, e.why) for e in outcome.evictions] == [("stuck", "a", "order")]
 

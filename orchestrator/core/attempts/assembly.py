@@ -49,6 +49,7 @@ def schedule(turn: Turn) -> None:
     for run in wanting:
         with on_behalf_of(run.id):
             start_if_whole(turn, run.id)
+    turn.schedule_wanted |= bool(outcome.unfinished)
 
 
 def _why_left(run: Run, nodes: tuple[str, ...]) -> str:

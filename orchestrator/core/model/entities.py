@@ -214,6 +214,8 @@ class Worker:
     state: WorkerState = WorkerState.LAUNCHING
     launched_at: dt.datetime
     joined_at: dt.datetime | None = None
+    stopping_at: dt.datetime | None = None
+    """When it was first stopped; None: it was not."""
     address: str = ""
     port: int = 0
     reason: str = ""
@@ -251,6 +253,8 @@ class Node:
     """Newest last; at most 20 are kept."""
     since: dt.datetime | None = None
     """When the cluster first reported it."""
+    left_at: dt.datetime | None = None
+    """When it last stopped to take work; None: it takes work, or never did."""
     maintenance: tuple[Window, ...] = ()
     """Windows that are not over, the earliest first."""
     cordon: Cordon | None = None

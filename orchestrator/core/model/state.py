@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from jobs.shards import Shards
+from orchestrator.core.model import away
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
@@ -33,7 +34,7 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.core.scheduling.node_table import NodeCapacity, NodeTable
+from orchestrator.core.scheduling.node_table import NodeTable
 
 
 class Deadline(NamedTuple):
@@ -149,7 +150,7 @@ class State:
             self.queues[queue.name] = queue
 
     def _put_node(self, node: Node) -> None:
-        if _capacity(self.nodes.get(node.id)) != _capacity(node):
+        if _for_scheduling(self.nodes.get(node.id)) != _for_scheduling(node):
             self._node_table = None
         self.nodes[node.id] = node
         if node.faults:
@@ -242,11 +243,10 @@ class State:
         """Incidents of a run in order of opening, with those resolved until `forget`."""
         return [self.incidents[key] for key in self._incidents_of.get(run, ())]
 
-    @property
-    def node_table(self) -> NodeTable:
-        """The nodes that take work, in columns; made anew only when one of them changes."""
-        if self._node_table is None:
-            capacities = (_capacity(node) for node in self.nodes.values())
+    def node_table(self, now: dt.datetime) -> NodeTable:
+        """The nodes that take work or are away, in columns; made anew only when one changes."""
+        if self._node_table is None or self._node_table.away_until <= now.timestamp():
+            capacities = (away.capacity(node, now) for node in self.nodes.values())
             self._node_table = NodeTable(each for each in capacities if each is not None)
         return self._node_table
 
@@ -333,9 +333,9 @@ class State:
         self.runs.pop(run, None)
 
 
-def _capacity(node: Node | None) -> NodeCapacity | None:
-    """A node as the scheduler sees it; None: it takes no work."""
-    return node.capacity if node is not None and node.state is NodeState.READY else None
+def _for_scheduling(node: Node | None) -> tuple[object, ...]:
+    """The fields of a node that the scheduler reads."""
+    return () if node is None else (node.state, node.capacity, node.left_at, node.by)
 
 
 def _is_due(node: Node, now: dt.datetime) -> bool:

@@ -31,6 +31,7 @@ class Timer(StrEnum):
     MAX_RUNTIME = "max_runtime"  # the run has used the time its spec allows
     GROW = "grow"  # an elastic run may take more nodes
     STANDBY = "standby"  # the next standby agent may be launched
+    RECHECK = "recheck"  # a scheduling pass looks again: time alone may change what it decides
     ASK = "ask"  # the remedy of an incident (the subject) starts without an answer
 
 

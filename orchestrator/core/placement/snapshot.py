@@ -33,6 +33,11 @@ STANDBY_SECONDS = 30.0
 """Seconds before a used standby is replaced; the run must continue first."""
 RESTART_SECONDS = 60.0
 """Seconds that a restart costs a preempted run, besides the work since its last save."""
+OVERDUE_SECONDS = time_limits.GRACE_SECONDS + 60.0
+"""Seconds after which a worker that must leave counts as hung.
+
+The grace to save, the 30 s after which the cluster ends an agent that has not answered, and as much
+again for the cluster to do so."""
 FAULT_DAYS = 30.0
 """Days for which faults of nodes count in the failure rate."""
 _COMING = frozenset({WorkerState.LAUNCHING, WorkerState.READY, WorkerState.LOST})
@@ -79,14 +84,20 @@ def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snaps
             demands.append(demand_of(state, run, now))
     for run, workers in state.tenants():
         with on_behalf_of(run.id):
-            holdings += _held(state, run, workers, now)
+            hung = [worker for worker in workers if overdue(run, worker, now)]
+            if hung:  # they may never end, so nobody counts on their nodes
+                nodes = tuple(worker.node for worker in hung)
+                holdings.append(_holding(run, nodes, movable=False))
+            there = [worker for worker in workers if worker not in hung]
+            holdings += _held(state, run, there, now)
     return Snapshot(
-        table=state.node_table,
+        table=state.node_table(now),
         holdings=holdings,
         demands=[demand for demand in demands if demand.nodes > 0 or demand.unwanted],
         quotas=list(state.queues.values()),
         usage=usage_history.usage_by_project(state, now),
         spares=spare_pool(state, now),
+        grace_seconds=time_limits.GRACE_SECONDS,
     )
 
 
@@ -130,6 +141,7 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
         avoid=run.avoid,
         ends_within=time_limits.ends_within(run, now),
         claim=run.claim,
+        waits_since=None if run.decision is None else run.decision.restart.failed_at,
     )
 
 
@@ -195,6 +207,14 @@ def leaving(run: Run, workers: Iterable[Worker]) -> list[Worker]:
     if isinstance(decision, Vacate) and run.state is not RunState.HELD:
         left = frozenset() if isinstance(decision.stage, CarriedOut) else frozenset(decision.nodes)
     return [w for w in workers if w.state is WorkerState.STOPPING or w.node in left]
+
+
+def overdue(run: Run, worker: Worker, now: dt.datetime) -> bool:
+    """True if a worker should have left its node long ago: its agent or its host hangs."""
+    since = worker.stopping_at
+    if since is None and isinstance(run.decision, Vacate) and leaving(run, [worker]):
+        since = run.decision.restart.failed_at
+    return since is not None and (now - since).total_seconds() >= OVERDUE_SECONDS
 
 
 def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:

@@ -63,6 +63,7 @@ def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
 
 def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:
     """Record that the run has its nodes and its agents are starting; its max_runtime runs."""
+    turn.cancel_timer(run_id, Timer.RECHECK)
     left = time_limits.runtime_left(turn.run(run_id))
     if left is not None and turn.run(run_id).due(Timer.MAX_RUNTIME) is None:
         turn.set_timer(run_id, Timer.MAX_RUNTIME, left)
@@ -87,6 +88,7 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
     run = _stop_its_time(turn, turn.run(wait.run))
     if run.claim != claim:
         run = turn.change_run(run.id, claim=claim)
+    run = _recheck(turn, run, wait.recheck_at)
     reason = wait_reasons.waiting(wait.why, wait.missing, pack=run.spec.placement.pack)
     if run.pending is wait.why and run.reason == reason:
         return  # unchanged: write nothing
@@ -95,6 +97,14 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
         turn.change_run(run.id, state=RunState.QUEUED, reason=reason, pending=wait.why, ledger=book)
     else:
         turn.change_run(run.id, reason=reason, pending=wait.why, ledger=book)
+
+
+def _recheck(turn: Turn, run: Run, at: dt.datetime | None) -> Run:
+    """Have a pass look again at a time; a timer that is due earlier stays."""
+    due = run.due(Timer.RECHECK)
+    if at is not None and (due is None or due > at):
+        turn.set_timer(run.id, Timer.RECHECK, (at - turn.now).total_seconds())
+    return turn.run(run.id)
 
 
 def _stop_its_time(turn: Turn, run: Run) -> Run:

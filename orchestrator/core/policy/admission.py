@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 from jobs.spec import RunSpec
+from orchestrator.core.model import away
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.scheduling.free_resources import could_fit
@@ -11,28 +14,33 @@ from orchestrator.core.scheduling.topology import largest_domain
 from orchestrator.errors import ConflictError, InvalidError
 
 
-def check(state: State, spec: RunSpec) -> None:
+def check(state: State, spec: RunSpec, now: dt.datetime) -> None:
     """Refuse a run that could never run, or that would get in another's way.
 
     Raises:
         InvalidError: Even the empty cluster does not fit it. An unknown cluster refuses nothing.
         ConflictError: A live run saves where it would.
     """
-    _refuse_too_large(state, spec)
+    _refuse_too_large(state, spec, now)
     _refuse_shared_directory(state, spec)
 
 
-def _refuse_too_large(state: State, spec: RunSpec) -> None:
+def _refuse_too_large(state: State, spec: RunSpec, now: dt.datetime) -> None:
     """Raise InvalidError when even the empty cluster does not fit the run.
 
     An unknown cluster refuses nothing.
     """
-    nodes = [node for node in state.nodes.values() if node.state is not NodeState.GONE]
+    nodes = [
+        node
+        for node in state.nodes.values()
+        if node.state is not NodeState.GONE or away.capacity(node, now) is not None
+    ]
     if not nodes:
         return
     need, pack = spec.resources, spec.placement.pack
-    if largest_domain(state.node_table, could_fit(state.node_table, need), pack) >= need.min_nodes:
-        return  # of those that take work now, which is known without looking at each node
+    table = state.node_table(now)
+    if largest_domain(table, could_fit(table, need), pack) >= need.min_nodes:
+        return  # of those that take work or are away: known without looking at each node
     table = NodeTable(node.capacity for node in nodes)
     mask = could_fit(table, need)
     fitting = largest_domain(table, mask, pack)

@@ -56,7 +56,7 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
     if event.run in turn.state.runs:
         turn.record(event.run, "submitted twice: the first submission counts")
         return
-    admission.check(turn.state, event.spec)
+    admission.check(turn.state, event.spec, turn.now)
     run = Run(
         id=event.run,
         name=event.spec.name,

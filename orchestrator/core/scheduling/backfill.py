@@ -1,12 +1,14 @@
-"""Reservation for the first run in the queue that does not fit (EASY backfill).
+"""Reservations for runs that wait for nodes (EASY backfill, for each pool of nodes).
 
 Lifka, "The ANL/IBM SP scheduling system", 1995: a run further back may use only resources that do
 not delay the first one. Unlike there, the reservation names nodes, and the choice is carried from
 pass to pass in the run's claim. A pass replaces the claim only with a better one, so nodes that
-become free accumulate: the first run starts once enough nodes have been free, even when no end of
-any run is known.
+become free accumulate: the run starts once enough nodes have been free, even when no end of any run
+is known.
 
-Only one run per pass gets such a reservation; runs behind it have no promised start.
+A run gets a reservation if it could use a node that no run ahead of it could use, and keeps it
+until it starts; runs behind it have no promised start. Where the start is unknown, runs of up to
+`UNKNOWN_SECONDS` may use what is reserved.
 """
 
 from __future__ import annotations
@@ -14,38 +16,35 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.spec import Resources
+from orchestrator.core.scheduling.departures import Departures
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import FreeResources, could_fit
 from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
+from orchestrator.core.scheduling.reservations import Amounts, Reservation, amounts, totals
 from orchestrator.core.scheduling.topology import choose, same_domain
-from orchestrator.core.scheduling.types import Claim, Demand, Holding
+from orchestrator.core.scheduling.types import Claim, Demand
 
 Times = NDArray[np.float64]
+UNKNOWN_SECONDS = 3600.0
+"""Seconds for which reserved nodes are lent when nobody knows when the reservation begins.
 
-
-def busy_until(table: NodeTable, holdings: Sequence[Holding]) -> Times:
-    """Unix time at which the last worker on each node is expected to leave.
-
-    Infinite where the end is unknown; minus infinity where the node is empty.
-    """
-    until = np.full(len(table), -np.inf)
-    for holding in holdings:
-        ends = math.inf if holding.ends_at is None else holding.ends_at.timestamp()
-        places = table.places(holding.nodes)
-        until[places] = np.maximum(until[places], ends)
-    return until
+The most by which a run that waits for unknown ends starts later than it could. An estimate of ours:
+long enough for a session of debugging, short beside the wait for a run without a limit.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EarliestStart:
-    """The set of nodes that becomes free together the earliest, spares for the pool included."""
+    """The set of nodes that becomes free together the earliest."""
 
     places: Indices
+    spares: Indices
+    """Nodes to be left empty for the spare pool when the run starts."""
     until: float
     """Unix time at which the run may start; infinite: unknown."""
     unknown: int
@@ -62,35 +61,71 @@ class EarliestStart:
         """The set in the form that the run database stores; an infinite start becomes None."""
         finite = math.isfinite(self.until)
         until = dt.datetime.fromtimestamp(self.until, dt.UTC) if finite else None
-        return Claim(nodes=table.named(self.places), until=until)
+        return Claim(nodes=table.named(np.concatenate([self.places, self.spares])), until=until)
 
 
 class Forecast:
-    """The nodes that will be free, and when, for the first run in the queue.
+    """The nodes that will be free, and when, for runs that wait.
 
     Args:
         free: Free resources now.
-        holdings: Nodes that every run holds, with their expected ends.
-        eligible: Nodes that the run may use.
+        departures: Which workers leave which nodes when.
+        eligible: Nodes that the runs may use, and the reservations of runs ahead of them.
         now: The moment of the pass.
     """
 
     def __init__(
-        self,
-        free: FreeResources,
-        holdings: Sequence[Holding],
-        eligible: Eligible,
-        now: dt.datetime,
+        self, free: FreeResources, departures: Departures, eligible: Eligible, now: dt.datetime
     ) -> None:
         self._free, self._table, self._eligible = free, free.table, eligible
+        self._departures = departures
         self._start = now.timestamp()
-        self._empty_at = np.maximum(busy_until(free.table, holdings), self._start)
 
-    def claim(self, demand: Demand) -> Claim:
-        """The nodes with the earliest start; an existing claim stays unless another set is better.
+    def reserve(self, demand: Demand) -> Claim:
+        """Reserve the nodes with the earliest start for a run, and return them as its claim.
 
-        The claim is empty if the cluster never has enough nodes that the run may use.
+        An existing claim stays unless another set is better. The claim is empty, and nothing is
+        reserved, if the cluster never has enough nodes that the run may use.
         """
+        best = self._best(demand)
+        if best is None:
+            return Claim(nodes=())
+        known = math.isfinite(best.until)
+        lasts = math.inf if demand.ends_within is None else demand.ends_within
+        self._eligible.reservations.reserve(
+            demand.run,
+            Reservation(
+                places=np.concatenate([best.places, best.spares]),
+                until=best.until if known else self._start + UNKNOWN_SECONDS,
+                ends=best.until + lasts,
+                needs=self._needs(demand.need, best),
+                freed=self._departures.freed(self._free, demand.need)[
+                    np.concatenate([best.places, best.spares])
+                ],
+            ),
+        )
+        return best.claim(self._table)
+
+    def reserve_for_preemption(self, demand: Demand, claim: Claim) -> None:
+        """Reserve nodes that others leave for a run; nobody may use them meanwhile."""
+        places = self._table.places(claim.nodes)
+        lasts = math.inf if demand.ends_within is None else demand.ends_within
+        self._eligible.reservations.reserve(
+            demand.run,
+            Reservation(
+                places=places,
+                until=-math.inf,
+                ends=self._start + lasts,
+                needs=np.tile(amounts(demand.need), (len(places), 1)),
+                freed=self._departures.freed(self._free, demand.need)[places],
+            ),
+        )
+
+    def _needs(self, need: Resources, start: EarliestStart) -> Amounts:
+        own = np.tile(amounts(need), (len(start.places), 1))
+        return np.concatenate([own, totals(self._table)[start.spares]])
+
+    def _best(self, demand: Demand) -> EarliestStart | None:
         near = self._usable(demand)
         count = demand.nodes
         if demand.keeps and demand.pack != "any":
@@ -99,33 +134,45 @@ class Forecast:
             if int(near.sum()) < count:  # never enough nodes near its own: the whole gang moves
                 near, count = self._usable(demand), demand.gang
                 near[kept] = could_fit(self._table, demand.need)[kept]
-        soonest = self._soonest(demand, near, count)
-        claimed = self._claimed(demand, near, count)
+        free_at = self._free_at(demand)
+        soonest = self._soonest(demand, near, free_at, count)
+        claimed = self._claimed(demand, near, free_at, count)
         # Nodes that became free stay claimed: with every pass choosing anew, runs without a known
         # end could keep the first run waiting for ever.
-        best = soonest if claimed is None or (soonest and soonest.rank < claimed.rank) else claimed
-        return Claim(nodes=()) if best is None else best.claim(self._table)
+        return soonest if claimed is None or (soonest and soonest.rank < claimed.rank) else claimed
 
     def _usable(self, demand: Demand) -> Mask:
-        usable = could_fit(self._table, demand.need) & ~self._eligible.reservations.reserved()
+        usable = could_fit(self._table, demand.need)
         usable[self._table.places(demand.keeps)] = False
         return usable
 
-    def _claimed(self, demand: Demand, usable: Mask, count: int) -> EarliestStart | None:
+    def _free_at(self, demand: Demand) -> Times:
+        """Unix time at which each node has room for the run, beside the runs ahead of it."""
+        times = self._departures.times(self._free, demand.need)
+        # Nodes of runs ahead of it count as busy until these have ended, not as lost: otherwise a
+        # gang of the whole cluster would lose its claim to each run that preempts somebody.
+        occupied = self._eligible.reservations.occupied_until(demand.need, self._free)
+        free_at: Times = np.maximum(times, occupied)
+        free_at[self._table.places(demand.keeps)] = self._start
+        return free_at
+
+    def _claimed(
+        self, demand: Demand, usable: Mask, free_at: Times, count: int
+    ) -> EarliestStart | None:
         """The current claim, re-evaluated; None: the claim no longer suffices."""
         if demand.claim is None or len(demand.claim.nodes) < count:
             return None
         claimed_mask = np.zeros(len(self._table), dtype=np.bool_)
         claimed_mask[self._table.places(demand.claim.nodes)] = True
-        return self._soonest(demand, usable & claimed_mask, count)
+        return self._soonest(demand, usable & claimed_mask, free_at, count)
 
-    def _soonest(self, demand: Demand, usable: Mask, count: int) -> EarliestStart | None:
+    def _soonest(
+        self, demand: Demand, usable: Mask, free_at: Times, count: int
+    ) -> EarliestStart | None:
         """The earliest set among `usable`; None: no domain has `count` of these nodes.
 
         A later start may overlap a maintenance window and so be postponed again, hence the loop.
         """
-        free_at = np.where(self._free.fits(demand.need), self._start, self._empty_at)
-        free_at[self._table.places(demand.keeps)] = self._start
         start = self._start
         while True:
             in_time = usable & (self._table.window >= start + self._eligible.stay_seconds(demand))
@@ -134,23 +181,22 @@ class Forecast:
                 return None
             nth, mask = found
             places = self._choose(demand, mask, free_at, nth, count)
-            spares = self._spares(demand, places)
-            times = np.concatenate([free_at[places], self._idle_at()[spares]])
+            idle_at = self._departures.empty_times(self._free)
+            spares = self._spares(demand, places, idle_at)
+            times = np.concatenate([free_at[places], idle_at[spares]])
             until = float(times.max())
             # Stop when the start no longer moves: then no further window is in the way.
             if until <= start or math.isinf(until) or not self._eligible.windows:
                 return EarliestStart(
-                    places=np.concatenate([places, spares]),
+                    places=places,
+                    spares=spares,
                     until=until,
                     unknown=int(np.isinf(times).sum()),
                     busy=int((times > self._start).sum()),
                 )
             start = until
 
-    def _idle_at(self) -> Times:
-        return np.where(self._free.idle(), self._start, self._empty_at)
-
-    def _spares(self, demand: Demand, places: Indices) -> Indices:
+    def _spares(self, demand: Demand, places: Indices, idle_at: Times) -> Indices:
         """Nodes to leave empty for the spare pool; nodes of the current claim come first."""
         if demand.recovers or self._eligible.spares == 0:
             return np.empty(0, dtype=np.intp)
@@ -159,7 +205,7 @@ class Forecast:
         new = np.ones(len(self._table), dtype=np.bool_)
         if demand.claim is not None:
             new[self._table.places(demand.claim.nodes)] = False
-        order = np.lexsort((new, self._idle_at()))
+        order = np.lexsort((new, idle_at))
         return order[pool[order]][: self._eligible.spares]
 
     def _choose(

@@ -1,6 +1,6 @@
 """Growth: standbys and elastic runs get the nodes that no waiting run needs.
 
-This runs last in a pass, and only if no run waits for nodes. A grown run can be shrunk again by
+This runs last in a pass, on nodes that no waiting run could use. A grown run can be shrunk again by
 preemption (`Holding.surplus`).
 """
 
@@ -15,6 +15,7 @@ from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.fair_share import Shares
 from orchestrator.core.scheduling.free_resources import FreeResources
+from orchestrator.core.scheduling.node_table import Mask
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding, accounted_gpus
 
@@ -25,9 +26,11 @@ def grow(
     quotas: Quotas,
     shares: Shares,
     holdings: Iterable[Holding],
+    closed: Mask | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Additional nodes for each run that wants some, by priority and then by fair share.
 
+    None of the nodes is in `closed`: nodes that a waiting run could use.
     Growth never borrows quota and never reclaims lent quota. A run may get fewer nodes than it
     wants; a run that gets none is absent from the result.
     """
@@ -38,6 +41,8 @@ def grow(
             continue
         demand = _demand(holding)
         allowed = eligible.allowed(free, demand)
+        if closed is not None:
+            allowed &= ~closed
         kept = free.table.places(holding.nodes)
         if holding.pack != "any" and len(kept):
             allowed &= topology.same_domain(free.table, kept, holding.pack)

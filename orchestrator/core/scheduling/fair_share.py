@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import heapq
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding
+from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding, Quota
 
 HALF_LIFE_SECONDS = 7 * 86400.0
 """Past use counts half after this many seconds (Slurm's default, PriorityDecayHalfLife)."""
 HORIZON_SECONDS = 3600.0
 """Seconds of future use charged for GPUs held now, so that a single pass shares evenly as well."""
+AGE_HALF_LIFE_SECONDS = 86400.0
+"""A project's use counts half for a run that has waited this many seconds."""
+MAX_AGE_SECONDS = 7 * 86400.0
+"""Seconds of waiting after which a run does not age any more (Slurm's default, PriorityMaxAge)."""
 
 
 def decayed(gpu_seconds: float, elapsed: float) -> float:
@@ -28,6 +33,11 @@ def accrued(gpus: int, seconds: Iterable[float]) -> float:
     """
     lifetime = HALF_LIFE_SECONDS / math.log(2.0)
     return gpus * lifetime * sum(-math.expm1(-each / lifetime) for each in seconds)
+
+
+def weights(quotas: Iterable[Quota]) -> dict[tuple[str, str], float]:
+    """The weight of each project by queue and project."""
+    return {(quota.name, project): w for quota in quotas for project, w in quota.weights.items()}
 
 
 class Shares:
@@ -55,45 +65,63 @@ class Shares:
         used = self._usage.get(project, 0.0) + self._gpus[project] * HORIZON_SECONDS
         return used / self._weights.get((queue, project), 1.0)
 
+    def aged(self, demand: Demand, now: dt.datetime) -> float:
+        """The score of a run's project as it counts for this run, which may have waited for long.
+
+        Use counts half after each `AGE_HALF_LIFE_SECONDS` of waiting, and the run is credited with
+        the GPU time that it would have had meanwhile. So no stream of runs of projects that have
+        used less, or nothing yet, can keep it waiting for ever.
+        """
+        since = demand.submitted_at if demand.waits_since is None else demand.waits_since
+        waited = min(MAX_AGE_SECONDS, max(0.0, (now - since).total_seconds()))
+        credit = demand.gpus * waited / self._weights.get((demand.queue, demand.project), 1.0)
+        score = self.score(demand.queue, demand.project)
+        return score * math.exp2(-waited / AGE_HALF_LIFE_SECONDS) - credit
+
     def charge(self, demand: Demand) -> None:
         """Count the GPUs of a run that this pass has placed."""
         self._gpus[demand.project] += demand.gpus
 
 
-def in_order(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
+def in_order(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> Iterator[Demand]:
     """Yield the demands in scheduling order, adapting to what the pass charges meanwhile.
 
-    Recoveries come first: they must not wait behind newcomers. Then the order is by priority,
-    within a priority by fair share of the project, within a project by submission time.
+    The order is by priority. Within a priority, recoveries come before newcomers, then runs with a
+    claim from an earlier pass, the oldest first; then by fair share of the project
+    (:meth:`Shares.aged`), within a project by submission time.
     """
-    classes: dict[tuple[bool, int], list[Demand]] = defaultdict(list)
+    classes: dict[tuple[int, bool, bool], list[Demand]] = defaultdict(list)
     for demand in demands:
-        classes[not demand.recovers, PRIORITY_RANK[demand.priority]].append(demand)
+        claimed = demand.claim is not None and bool(demand.claim.nodes)
+        classes[PRIORITY_RANK[demand.priority], not demand.recovers, not claimed].append(demand)
     # A generator, because the order depends on what the caller charges between two demands.
     for key in sorted(classes):
-        yield from _by_share(classes[key], shares)
+        *_, by_share = key
+        yield from (
+            _by_share(classes[key], shares, now) if by_share else sorted(classes[key], key=age)
+        )
 
 
-def age(demand: Demand) -> tuple[object, str]:
+def age(demand: Demand) -> tuple[dt.datetime, str]:
     """Sort key: submission time, then the id of the run."""
     return demand.submitted_at, demand.run
 
 
-def _by_share(demands: Sequence[Demand], shares: Shares) -> Iterator[Demand]:
+def _by_share(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> Iterator[Demand]:
     """Yield the oldest demand of the project with the lowest score, until none is left."""
     queues: dict[tuple[str, str], list[Demand]] = defaultdict(list)
     for demand in sorted(demands, key=age, reverse=True):
         queues[demand.queue, demand.project].append(demand)
-    heap = [(shares.score(*key), age(queue[-1]), key) for key, queue in queues.items()]
+    heap = [(shares.aged(queue[-1], now), age(queue[-1]), key) for key, queue in queues.items()]
     heapq.heapify(heap)
     while heap:
         score, oldest, key = heapq.heappop(heap)
-        # Scores only grow during a pass, so a stale heap entry is too small and never missed.
-        now = shares.score(*key)
-        if now > score:  # the pass has placed a run of this project since
-            heapq.heappush(heap, (now, oldest, key))
-            continue
         queue = queues[key]
+        # Scores only grow during a pass, so a stale heap entry is too small and never missed.
+        current = shares.aged(queue[-1], now)
+        if current > score:  # the pass has placed a run of this project since
+            heapq.heappush(heap, (current, oldest, key))
+            continue
         yield queue.pop()
         if queue:
-            heapq.heappush(heap, (shares.score(*key), age(queue[-1]), key))
+            heapq.heappush(heap, (shares.aged(queue[-1], now), age(queue[-1]), key))

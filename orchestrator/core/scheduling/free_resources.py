@@ -13,6 +13,9 @@ from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 Shape = tuple[int, float, int]
 """GPUs, CPUs and bytes of memory of one worker."""
 
+_NEVER = -(1 << 40)
+"""Free GPUs of a node that is away."""
+
 
 def shape_of(need: Resources) -> Shape:
     """The GPUs, CPUs and bytes that one worker needs."""
@@ -24,7 +27,8 @@ class FreeResources:
 
     Who changes the columns of a copy does so before the first question.
 
-    Values may become negative where a node was shrunk below what its workers use.
+    Values may become negative where a node was shrunk below what its workers use. A node that is
+    away has no free resources, whatever leaves it.
 
     Attributes:
         table: The nodes.
@@ -39,6 +43,9 @@ class FreeResources:
         self.tenants = np.zeros(len(table), dtype=np.int64)
         self._with_gpus: dict[int, Indices] = {}
         """GPUs → nodes with as many free; few on a busy cluster. Emptied by every change."""
+        self.gpus[table.away] = _NEVER
+        self.cpus[table.away] = self.memory[table.away] = -np.inf
+        self.tenants[table.away] = 1  # not idle
 
     def copy(self) -> FreeResources:
         """An independent copy for a hypothetical placement."""

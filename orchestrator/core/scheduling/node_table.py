@@ -29,6 +29,12 @@ class NodeCapacity:
     """Topology by the names of `LEVELS`; nodes without a label share one domain of that level."""
     window: dt.datetime | None = None
     """Begin of the next planned maintenance; None: none is planned."""
+    away: bool = False
+    """True if the node takes no work now, but is expected back: it drains, reboots, is cordoned."""
+    returns_at: dt.datetime | None = None
+    """When an away node is expected back; None: unknown."""
+    counts_until: dt.datetime | None = None
+    """When an away node stops being expected back; None: it takes work now."""
 
 
 class NodeTable:
@@ -42,6 +48,10 @@ class NodeTable:
         kind_of: Number of the kind of each node.
         domains: Level → domain number of each node, from 0.
         window: Unix time at which the next maintenance begins; infinite: none is planned.
+        away: Nodes that take no work now, but are expected back.
+        returns: Unix time at which an away node is expected back; infinite: unknown.
+        away_until: Unix time at which the first away node stops being expected back; infinite: no
+            node is away.
     """
 
     def __init__(self, nodes: Iterable[NodeCapacity]) -> None:
@@ -63,6 +73,15 @@ class NodeTable:
         number_of = {kind: number for number, kind in enumerate(sorted(set(totals)))}
         self.kinds = tuple(number_of)
         self.kind_of = np.array([number_of[kind] for kind in totals], dtype=np.intp)
+        self.away: Mask = np.array([node.away for node in ordered], dtype=np.bool_)
+        self.returns = np.array(
+            [np.inf if n.returns_at is None else n.returns_at.timestamp() for n in ordered],
+            dtype=np.float64,
+        )
+        self.away_until = min(
+            (n.counts_until.timestamp() for n in ordered if n.counts_until is not None),
+            default=float("inf"),
+        )
         paths = [tuple(node.labels.get(level, "") for level in LEVELS) for node in ordered]
         self.domains = {
             level: _numbered(path[: depth + 1] for path in paths)

@@ -1,10 +1,10 @@
 """One scheduling pass: places gangs on free nodes in order, each completely or not at all.
 
 Every demand, in the order of :func:`.fair_share.in_order`, is placed or gets a reason why it waits.
-The first one that does not fit gets a reservation (:mod:`.backfill`); runs behind it may use only
-resources that do not delay it. If runs of lower priority, or runs of queues that have borrowed
-quota, hold the needed nodes, the pass preempts the cheapest sufficient set of them
-(:mod:`.preemption`) and reserves the nodes for the run that needs them.
+The first one of each pool of nodes that does not fit gets a reservation (:mod:`.blocked`); runs
+behind it may use only resources that do not delay it. If runs of lower priority, or runs of queues
+that have borrowed quota, hold the needed nodes, the pass preempts the cheapest sufficient set of
+them (:mod:`.preemption`) and reserves the nodes for the run that needs them.
 
 Pure and deterministic: equal snapshots and times give equal plans. A pass only proposes; nodes of
 preempted runs become free after their agents have saved and stopped, and a later pass places the
@@ -13,17 +13,19 @@ waiting run.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 
-from orchestrator.core.scheduling import migration, preemption
-from orchestrator.core.scheduling.backfill import Forecast
+from orchestrator.core.scheduling import migration, preemption, shortage
+from orchestrator.core.scheduling.blocked import Blocked
 from orchestrator.core.scheduling.elastic import grow
 from orchestrator.core.scheduling.eligibility import Eligible
-from orchestrator.core.scheduling.fair_share import Shares, age, in_order
+from orchestrator.core.scheduling.fair_share import Shares, age, in_order, weights
 from orchestrator.core.scheduling.free_resources import (
     FreeResources,
     could_fit,
@@ -31,21 +33,20 @@ from orchestrator.core.scheduling.free_resources import (
     shape_of,
 )
 from orchestrator.core.scheduling.node_choice import choose_nodes
-from orchestrator.core.scheduling.node_table import Mask
-from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
+from orchestrator.core.scheduling.quota import Quotas
 from orchestrator.core.scheduling.quota_line import QuotaLine
 from orchestrator.core.scheduling.rejection_cache import Key, Rejection, RejectionCache
 from orchestrator.core.scheduling.types import (
     Claim,
     Demand,
-    Holding,
     Pending,
     Plan,
     Snapshot,
     Wait,
     accounted_gpus,
+    held_by,
 )
-from orchestrator.core.scheduling.upper_bounds import Ceilings, continues_on_nodes
+from orchestrator.core.scheduling.upper_bounds import Ceilings, within_quota
 from orchestrator.core.scheduling.victim_problem import Situation
 from orchestrator.core.scheduling.victims import Victims
 
@@ -73,22 +74,19 @@ class Pass:
         self._eligible = Eligible(snapshot.table, now, snapshot.spares)
         self._reservations = self._eligible.reservations
         self._ceilings = Ceilings(snapshot.table, self._quotas, self._eligible)
-        weights = {
-            (quota.name, project): weight
-            for quota in snapshot.quotas
-            for project, weight in quota.weights.items()
-        }
-        self._shares = Shares(snapshot.usage, snapshot.holdings, weights)
+        self._shares = Shares(snapshot.usage, snapshot.holdings, weights(snapshot.quotas))
         self._free.place_workers((node, h.need) for h in snapshot.holdings for node in h.nodes)
         for holding in snapshot.holdings:
             self._quotas.charge(holding.queue, holding.gpus)
         self._victims = Victims(snapshot.table, snapshot.holdings, self._quotas, now)
         self._holdings = list(snapshot.holdings)
         """Nodes that every run holds, including runs placed in this pass."""
+        self._blocked = Blocked(self._free, self._holdings, self._eligible, now, snapshot)
         self._idle_holders = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
         """Runs whose nodes stay idle until more arrive: candidates for runs ahead of them."""
-        self._first_blocked: Demand | None = None
         self._quota_line = QuotaLine(self._quotas, self._holdings, now)
+        self._late: dict[str, list[str]] = {}
+        """Run whose preempted runs take longer than their grace → these runs."""
         self._preemptors = 0
         self._preempted_for: dict[str, str] = {}
         """Preempted run → the run that gets its nodes."""
@@ -99,30 +97,23 @@ class Pass:
         self._plan = Plan()
 
     def run(self) -> Plan:
-        """Execute the pass. Growth happens only if no run waits for nodes."""
+        """Execute the pass. Growth gets nodes that no waiting run could use."""
         rest, preemptors = [], []
         for demand in self._snapshot.demands:
             if demand.claim is not None and demand.claim.preempting:
-                self._reservations.reserve(demand.run, demand.claim)
+                self._blocked.reserve_for_preemption(demand, demand.claim)
                 preemptors.append(demand)
             else:
                 rest.append(demand)
         # All of them are reserved before any is placed: none may take the nodes freed for another.
         preemptors.sort(key=age)
         rest.extend([demand for demand in preemptors if not self._place_preemptor(demand)])
-        for demand in in_order(rest, self._shares):
+        for demand in in_order(rest, self._shares, self._now):
             self._schedule(demand)
         # Growth has the lowest rank: it must not take nodes that a waiting run may get.
-        if self._first_blocked is None:
-            self._plan.growth.update(
-                grow(
-                    self._free,
-                    self._eligible,
-                    self._quotas,
-                    self._shares,
-                    [h for h in self._holdings if not self._quota_line.closed(h.queue)],
-                )
-            )
+        growing = [h for h in self._holdings if not self._quota_line.closed(h.queue)]
+        parts = self._free, self._eligible, self._quotas, self._shares, growing
+        self._plan.growth.update(grow(*parts, self._blocked.wanted))
         return self._plan
 
     # one demand: from the cheapest answer to the most expensive
@@ -131,17 +122,18 @@ class Pass:
         """Place a run that others were preempted for, before every other demand.
 
         Returns:
-            False if its nodes are no longer available; the run then queues like the others.
+            False if its nodes are no longer available, or take too long to become so; the run then
+            queues like the others.
         """
         claim = demand.claim
         if claim is None or self._ceilings.exceeded_by(demand):
-            self._reservations.release(demand.run)
+            self._drop_reservation(demand)
             return False
         self._reservations.release(demand.run)
         # Only the claimed nodes: elsewhere the run would overtake runs ahead of it in the order.
         only = np.zeros(len(self._free.table), dtype=np.bool_)
         only[self._free.table.places(claim.nodes)] = True
-        if self._within_quota(demand):
+        if within_quota(self._quotas, demand):
             allowed = self._eligible.allowed(self._free, demand) & only
             # Without regard to the spare pool: the claim had left it whole, and to let the run wait
             # because a node has changed since would have stopped other runs for nothing.
@@ -151,14 +143,27 @@ class Pass:
                 return True
         gone = [holding for holding in self._snapshot.holdings if holding.leaving]
         leaving = [h.run for h in gone if not set(claim.nodes).isdisjoint(h.nodes)]
-        if not leaving and not self._within_quota(demand) and self._within_quota(demand, gone):
+        if (
+            not leaving
+            and not within_quota(self._quotas, demand)
+            and within_quota(self._quotas, demand, gone)
+        ):
             # These runs were preempted for their quota, on whichever nodes.
             leaving = [h.run for h in gone if self._quotas.limited(h.queue)]
         could = could_fit(self._free.table, demand.need) & only
         if not leaving or count_nodes(could) < demand.nodes:
+            self._drop_reservation(demand)
+            return False
+        if self._blocked.is_late(claim):
+            self._blocked.reserve_for_preemption(demand, claim)
+            self._late[demand.run] = leaving
             return False
         self._await_preemption(demand, claim, leaving)
         return True
+
+    def _drop_reservation(self, demand: Demand) -> None:
+        self._reservations.release(demand.run)
+        self._plan.unfinished.add(demand.run)  # runs before it have respected the reservation
 
     def _schedule(self, demand: Demand) -> None:
         self._idle_holders.discard(demand.run)
@@ -170,6 +175,7 @@ class Pass:
             self._wait(demand, Pending.TOO_LARGE, detail=detail)
             self._release_held_nodes(demand)
         elif rejection := self._rejections.rejected(self._kind(demand), demand):
+            self._blocked.want(demand)
             self._wait(demand, rejection.why, rejection.fitting, behind=rejection.behind)
         elif behind := self._quota_line.behind(demand):
             self._wait(demand, Pending.BEHIND, behind=behind)
@@ -178,29 +184,30 @@ class Pass:
             self._try(demand)
 
     def _try(self, demand: Demand) -> None:
-        why, fitting = Pending.QUOTA, 0
-        if self._within_quota(demand):
-            placed, why, fitting = self._place(demand)
-            if placed:
+        rejection = Rejection(demand.nodes, Pending.QUOTA, 0)
+        late = self._late.get(demand.run)
+        if late:
+            self._reservations.release(demand.run)
+        if within_quota(self._quotas, demand):
+            failed = self._place(demand)
+            if failed is None:
                 return
+            rejection = failed
+        if late and demand.claim is not None:
+            # Nodes are free nowhere else yet; perhaps they are about to be, without more victims.
+            gentle = dataclasses.replace(demand, may_preempt=False)
+            if not self._select_victims(gentle, frozenset(), late):
+                self._await_preemption(demand, demand.claim, late)
+            return
         if self._preempt_for(demand):
             return
         # A lack of quota concerns the queue and its cohort; a lack of nodes concerns every queue.
-        if why is Pending.QUOTA:
+        if rejection.why is Pending.QUOTA:
             self._quota_line.wait(demand)
-            self._wait(demand, why, detail=self._quota_detail(demand))
+            self._wait(demand, rejection.why, detail=shortage.quota_detail(self._quotas, demand))
             self._release_held_nodes(demand)
         else:
-            self._block(demand, why, fitting)
-
-    def _within_quota(self, demand: Demand, gone: Iterable[Holding] = ()) -> bool:
-        """True if its queue may use that many GPUs more, now or after `gone` has left."""
-        for holding in gone:
-            self._quotas.charge(holding.queue, -holding.gpus)
-        status = self._quotas.status(demand.queue, demand.gpus)
-        for holding in gone:
-            self._quotas.charge(holding.queue, holding.gpus)
-        return continues_on_nodes(demand) or status in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
+            self._block(demand, rejection)
 
     def _release_held_nodes(self, demand: Demand) -> None:
         """Offer the nodes that a blocked run holds idle to the runs behind it.
@@ -211,30 +218,27 @@ class Pass:
             self._idle_holders.add(demand.run)
             self._rejections.forget()  # preemption has a new candidate
 
-    def _place(self, demand: Demand) -> tuple[bool, Pending, int]:
-        """Try to place the demand without preemption.
-
-        Returns:
-            Whether it is placed; if not, the reason, and the number of allowed nodes.
-        """
+    def _place(self, demand: Demand) -> Rejection | None:
+        """Place the demand without preemption; otherwise say why that is not possible."""
         key = self._key(demand)
         if tried := self._rejections.failed(key, demand):
-            return False, tried.why, tried.fitting
+            return tried
         # Try to move first, which chooses the missing nodes and the replacements together.
         if demand.unwanted and self._move(demand):
-            return True, Pending.NO_CAPACITY, 0
+            return None
         fits = self._eligible.fitting(self._free, demand)
-        allowed = fits & ~self._reservations.beyond(self._eligible.ends_at(demand))
+        allowed = fits & ~self._eligible.withheld(self._free, demand)
         places = self._eligible.choose_nodes(self._free, demand, allowed)
         if places is not None:
             self._commit_placement(demand, self._free.table.named(places))
-            return True, Pending.NO_CAPACITY, 0
+            return None
         if self._move(demand):
-            return True, Pending.NO_CAPACITY, 0
-        why = self._why_not(demand, fits, allowed)
-        rejection = Rejection(demand.nodes, why, count_nodes(allowed))
+            return None
+        why = shortage.reason(self._free, self._eligible, demand, fits, allowed)
+        behind = self._reservations.blocking(fits & ~allowed) if why is Pending.RESERVED else None
+        rejection = Rejection(demand.nodes, why, count_nodes(allowed), behind)
         self._rejections.note_failed(key, demand, rejection)
-        return False, rejection.why, rejection.fitting
+        return rejection
 
     def _move(self, demand: Demand) -> bool:
         """Place the demand by migration: away from avoided nodes, or as a whole. True: moved."""
@@ -254,7 +258,7 @@ class Pass:
         self._quotas.charge(demand.queue, len(nodes) * accounted_gpus(demand.need))
         self._shares.charge(demand)
         self._plan.placements[demand.run] = nodes
-        self._holdings.append(_holding(demand, nodes, self._now))
+        self._holdings.append(held_by(demand, nodes, self._now))
 
     def _key(self, demand: Demand) -> Key:
         """Cache key of placement: a rejection holds for its key with as many nodes or more."""
@@ -266,23 +270,6 @@ class Pass:
         return (*self._key(demand), group, demand.priority, demand.may_preempt)
 
     # reasons to wait
-
-    def _why_not(self, demand: Demand, fits: Mask, allowed: Mask) -> Pending:
-        if count_nodes(fits) < demand.nodes:
-            ignoring_maintenance = self._free.fits(demand.need)
-            ignoring_maintenance[self._free.table.places(demand.keeps)] = False
-            enough = count_nodes(ignoring_maintenance) >= demand.nodes
-            return Pending.MAINTENANCE if enough else Pending.NO_CAPACITY
-        if count_nodes(allowed) < demand.nodes:
-            return Pending.RESERVED
-        if self._eligible.usable_count(self._free, demand, allowed) < demand.nodes:
-            return Pending.SPARES
-        return Pending.TOPOLOGY
-
-    def _quota_detail(self, demand: Demand) -> str:
-        quota = self._quotas.of(demand.queue)
-        used = self._quotas.used(demand.queue)
-        return f"queue {demand.queue} uses {used} of {quota.gpus} GPUs; it wants {demand.gpus} more"
 
     def _wait(self, demand: Demand, why: Pending, fitting: int = 0, **facts: Any) -> None:
         self._plan.waits[demand.run] = Wait(
@@ -297,48 +284,62 @@ class Pass:
 
     # reservations
 
-    def _block(self, demand: Demand, why: Pending, fitting: int) -> None:
-        """Record that the run waits for nodes; the first blocked run gets a reservation."""
-        if self._first_blocked is not None:
-            behind = self._first_blocked.run if why is Pending.RESERVED else None
-            rejection = Rejection(demand.nodes, why, fitting, behind)
+    def _block(self, demand: Demand, rejection: Rejection) -> None:
+        """Record that the run waits for nodes; the first of each pool gets a reservation."""
+        self._blocked.want(demand)
+        if self._blocked.holds_too_long(demand):
+            self._release_held_nodes(demand)
+        recheck_at = self._blocked.recheck_at(demand)
+        facts: dict[str, Any] = {"behind": rejection.behind, "recheck_at": recheck_at}
+        if self._blocked.gets_reservation(demand):
+            # EASY backfill: one reservation for each pool is enough for progress, and more would
+            # idle more nodes.
+            claim = self._blocked.reserve(demand)
+            self._plan.claims[demand.run] = claim
+            self._rejections.forget()
+            facts["starts_at"] = claim.until
+        else:
             self._rejections.note_rejected(self._kind(demand), demand, rejection)
-            self._wait(demand, why, fitting, behind=behind)
-            return
-        # EASY backfill: one reservation is enough for progress, and more would idle more nodes.
-        self._first_blocked = demand
-        forecast = Forecast(self._free, self._holdings, self._eligible, self._now)
-        claim = forecast.claim(demand)
-        self._claim(demand, claim)
-        self._wait(demand, why, fitting=fitting, starts_at=claim.until)
-
-    def _claim(self, demand: Demand, claim: Claim) -> None:
-        self._plan.claims[demand.run] = claim
-        self._reservations.reserve(demand.run, claim)
-        self._rejections.forget()
+            if demand.keeps:  # it reserves nothing, and remembers since when it holds nodes idle
+                self._plan.claims[demand.run] = self._blocked.continued(demand, Claim(nodes=()))
+        self._wait(demand, rejection.why, rejection.fitting, **facts)
 
     # preemption
 
     def _await_preemption(self, demand: Demand, claim: Claim, leaving: Iterable[str]) -> None:
-        self._claim(demand, claim)
+        self._blocked.want(demand)
+        claim = self._blocked.reserve_for_preemption(demand, claim)
+        self._plan.claims[demand.run] = claim
+        self._rejections.forget()
         self._quotas.charge(demand.queue, demand.gpus)  # reserve the quota like the nodes
-        self._wait(demand, Pending.PREEMPTING, detail=", ".join(sorted(set(leaving))))
+        self._wait(
+            demand,
+            Pending.PREEMPTING,
+            detail=", ".join(sorted(set(leaving))),
+            recheck_at=self._blocked.late_at(claim),
+        )
 
     def _preempt_for(self, demand: Demand) -> bool:
         """Preempt the cheapest sufficient candidates for the demand; False: there are none."""
         kind = self._kind(demand)
         # The limit bounds the cost of a pass; the search below is its most expensive part.
-        if self._preemptors == MAX_PREEMPTORS or self._rejections.futile(kind, demand):
+        if self._rejections.futile(kind, demand):
             return False
-        if not self._select_victims(demand):
+        if self._preemptors == MAX_PREEMPTORS:
+            self._plan.unfinished.add(demand.run)
+            return False
+        waiting = self._idle_holders | self._blocked.lenders(demand)
+        if not self._select_victims(demand, waiting):
             self._rejections.note_futile(kind, demand)
             return False
         self._preemptors += 1
         return True
 
-    def _select_victims(self, demand: Demand) -> bool:
+    def _select_victims(
+        self, demand: Demand, waiting: AbstractSet[str], late: Sequence[str] = ()
+    ) -> bool:
         """Select victims, reserve their nodes for the demand, and record the evictions."""
-        leaving = self._leaving
+        leaving = [holding for holding in self._leaving if holding.run not in late]
         situation = Situation(
             free=self._free,
             leaving=leaving,
@@ -346,7 +347,7 @@ class Pass:
             eligible=self._eligible,
             victims=self._victims,
         )
-        selection = preemption.select(situation, demand, self._idle_holders)
+        selection = preemption.select(situation, demand, waiting)
         if selection is None:
             return False
         nodes = self._free.table.named(selection.places)
@@ -359,21 +360,3 @@ class Pass:
         claim = Claim(nodes=nodes, preempting=True)
         self._await_preemption(demand, claim, [*before, *(each.run for each in gone)])
         return True
-
-
-def _holding(demand: Demand, nodes: tuple[str, ...], now: dt.datetime) -> Holding:
-    """The holding of a demand once it is placed."""
-    within = demand.ends_within
-    return Holding(
-        run=demand.run,
-        need=demand.need,
-        nodes=(*demand.keeps, *nodes),
-        queue=demand.queue,
-        project=demand.project,
-        priority=demand.priority,
-        ends_at=None if within is None else now + dt.timedelta(seconds=within),
-        ends_within=within,
-        wants=demand.more,
-        pack=demand.pack,
-        avoid=demand.avoid,
-    )

@@ -1,49 +1,142 @@
-"""Nodes reserved for waiting runs during one pass."""
+"""Nodes reserved for waiting runs during one pass, by the part of each node that a run needs.
+
+A reservation keeps resources, not nodes: another run may use a reserved node if it ends before the
+reservation begins (EASY backfill), or if the node has room for both at that time. The order of a
+pass decides whom a reservation binds: it is made when its run is considered, so only runs further
+back respect it. Claims with preempted runs are reserved before any run is considered.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
+from jobs.spec import Resources
+from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
-from orchestrator.core.scheduling.types import Claim
+
+Amounts = NDArray[np.float64]
+"""GPUs, CPUs and bytes of memory: one row for each node."""
+_UNLIMITED = 2.0**62
+"""Bytes of memory of a node where it is not accounted."""
+
+
+def amounts(need: Resources) -> Amounts:
+    """The GPUs, CPUs and bytes that one worker needs, as one row."""
+    return np.array([need.gpus_per_node, need.cpus_per_node, need.memory_per_node], dtype=float)
+
+
+def totals(table: NodeTable) -> Amounts:
+    """The resources of each empty node; memory that is not accounted has a finite amount."""
+    memory = np.minimum(table.memory, _UNLIMITED)
+    return np.column_stack([table.gpus, table.cpus, memory]).astype(float)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Resources that one waiting run gets on some nodes."""
+
+    places: Indices
+    until: float
+    """Unix time until which shorter runs may use the nodes; -infinite: none may."""
+    ends: float
+    """Unix time at which the waiting run has left the nodes again; infinite: unknown."""
+    needs: Amounts
+    """Resources that it needs on each of the nodes."""
+    freed: Amounts
+    """Resources that leave each of the nodes before it starts, besides those free now."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Reserved:
+    """Some reservations together: on each of their nodes the sum of what they need."""
+
+    places: Indices
+    needs: Amounts
+    freed: Amounts
+    ends: NDArray[np.float64]
+
+    def full(self, need: Resources, free: FreeResources, total: Amounts) -> Mask:
+        """For each of the nodes, True if it has no room for another worker beside them."""
+        at = self.places
+        now = np.column_stack([free.gpus[at], free.cpus[at], free.memory[at]])
+        # Hypothetical free resources may count a tenant as gone that `freed` counts as well.
+        then = np.minimum(now + self.freed, total[at])
+        return np.asarray((then - self.needs < amounts(need)).any(axis=1), dtype=np.bool_)
 
 
 class Reservations:
-    """Nodes reserved for waiting runs, each until a time (EASY: shorter runs may use them)."""
+    """The reservations of one pass, by run."""
 
     def __init__(self, table: NodeTable) -> None:
-        self._table = table
+        self._table, self._totals = table, totals(table)
         self.changes = 0
         """Number of changes so far; what depends on reservations holds until the next one."""
-        self._reserved: dict[str, tuple[Indices, float]] = {}
-        """Run → node indices and the Unix time until which others may use them; -inf: never."""
+        self._reserved: dict[str, Reservation] = {}
+        self._together: dict[tuple[bool, ...], _Reserved] = {}
+        """Which reservations a run may delay → the others together. Emptied by every change."""
 
-    def reserve(self, run: str, claim: Claim) -> None:
-        """Reserve the nodes of a run's claim; a claim without nodes reserves nothing."""
-        self.changes += 1
-        if claim.nodes:
-            until = -math.inf if claim.until is None else claim.until.timestamp()
-            self._reserved[run] = self._table.places(claim.nodes), until
+    def reserve(self, run: str, reservation: Reservation) -> None:
+        """Reserve; without nodes nothing is reserved."""
+        self._changed()
+        if len(reservation.places):
+            self._reserved[run] = reservation
 
     def release(self, run: str) -> None:
         """Drop the reservation of a run, if it has one."""
-        self.changes += 1
+        self._changed()
         self._reserved.pop(run, None)
 
     def open_until(self, ends: float) -> tuple[bool, ...]:
         """For each reservation, True if a run that ends at Unix time `ends` does not delay it."""
-        return tuple(ends <= until for _, until in self._reserved.values())
+        return tuple(ends <= each.until for each in self._reserved.values())
 
-    def beyond(self, ends: float) -> Mask:
-        """Nodes whose reservation a run that ends at Unix time `ends` would delay."""
+    def beyond(self, ends: float, need: Resources, free: FreeResources) -> Mask:
+        """Nodes that a worker would take from a reservation if it stays until Unix time `ends`."""
         mask = np.zeros(len(self._table), dtype=np.bool_)
-        for places, until in self._reserved.values():
-            if not ends <= until:
-                mask[places] = True
+        if self._reserved:
+            others = self._sum(self.open_until(ends))
+            mask[others.places] = others.full(need, free, self._totals)
         return mask
 
+    def occupied_until(self, need: Resources, free: FreeResources) -> NDArray[np.float64]:
+        """Unix time until which reservations leave no room for a worker; -infinite: they do."""
+        until = np.full(len(self._table), -math.inf)
+        if self._reserved:
+            every = self._sum((False,) * len(self._reserved))
+            full = every.full(need, free, self._totals)
+            until[every.places[full]] = every.ends[full]
+        return until
+
     def reserved(self) -> Mask:
-        """Nodes that are reserved for any run."""
-        return self.beyond(math.inf)
+        """Nodes of which any part is reserved."""
+        mask = np.zeros(len(self._table), dtype=np.bool_)
+        for each in self._reserved.values():
+            mask[each.places] = True
+        return mask
+
+    def blocking(self, nodes: Mask) -> str | None:
+        """The first run whose reservation is on one of these nodes; None: there is none."""
+        return next((run for run, each in self._reserved.items() if nodes[each.places].any()), None)
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self._together.clear()
+
+    def _sum(self, without: tuple[bool, ...]) -> _Reserved:
+        """The reservations that are not left out, together."""
+        if without not in self._together:
+            each = [r for r, out in zip(self._reserved.values(), without, strict=True) if not out]
+            places = np.unique(np.concatenate([np.empty(0, np.intp), *(r.places for r in each)]))
+            needs, freed = np.zeros((len(places), 3)), np.zeros((len(places), 3))
+            ends = np.full(len(places), -math.inf)
+            for one in each:
+                at = np.searchsorted(places, one.places)
+                needs[at] += one.needs
+                freed[at] = np.maximum(freed[at], one.freed)
+                ends[at] = np.maximum(ends[at], one.ends)
+            self._together[without] = _Reserved(places, needs, freed, ends)
+        return self._together[without]

@@ -52,6 +52,10 @@ class Claim:
     """
     preempting: bool = False
     """True if runs were preempted for these nodes: then the claim precedes every other demand."""
+    since: dt.datetime | None = None
+    """When the run began to wait with a claim; None: in this pass."""
+    promised: dt.datetime | None = None
+    """The first start that was known while it waited; None: none was known yet."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,8 @@ class Demand:
     """Seconds until the run is stopped at the latest (`max_runtime`); None: no limit."""
     claim: Claim | None = None
     """The reservation from an earlier pass; None: none."""
+    waits_since: dt.datetime | None = None
+    """Since when it has waited for nodes this time; None: since its submission."""
 
     @property
     def gpus(self) -> int:
@@ -162,6 +168,8 @@ class Snapshot:
     """Decayed GPU seconds by project (:mod:`.fair_share`); absent: none."""
     spares: int = 0
     """Number of idle nodes reserved for recoveries."""
+    grace_seconds: float = 30.0
+    """Seconds that a preempted run has to save and leave its nodes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +190,8 @@ class Wait:
     """When its nodes are expected to be free; None: unknown."""
     detail: str = ""
     """The underlying cause in words; may be empty."""
+    recheck_at: dt.datetime | None = None
+    """When time alone may change the decision, so that a pass should look again; None: never."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +219,8 @@ class Plan:
     waits: dict[str, Wait] = dataclasses.field(default_factory=dict)
     claims: dict[str, Claim] = dataclasses.field(default_factory=dict)
     evictions: list[Eviction] = dataclasses.field(default_factory=list)
+    unfinished: set[str] = dataclasses.field(default_factory=set)
+    """Runs for which the pass stopped short: the next pass should follow at once."""
 
     def ahead(self, run: str) -> list[str]:
         """Runs that wait ahead of `run`, in queue order.
@@ -221,3 +233,21 @@ class Plan:
             for wait in self.waits.values()
             if wait.place < self.waits[run].place and wait.why is not Pending.TOO_LARGE
         ]
+
+
+def held_by(demand: Demand, nodes: tuple[str, ...], now: dt.datetime) -> Holding:
+    """The holding of a demand once it is placed."""
+    within = demand.ends_within
+    return Holding(
+        run=demand.run,
+        need=demand.need,
+        nodes=(*demand.keeps, *nodes),
+        queue=demand.queue,
+        project=demand.project,
+        priority=demand.priority,
+        ends_at=None if within is None else now + dt.timedelta(seconds=within),
+        ends_within=within,
+        wants=demand.more,
+        pack=demand.pack,
+        avoid=demand.avoid,
+    )

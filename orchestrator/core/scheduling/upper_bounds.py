@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import Shape, could_fit, kinds_that_fit, shape_of
 from orchestrator.core.scheduling.node_table import NodeTable
-from orchestrator.core.scheduling.quota import Quotas
-from orchestrator.core.scheduling.types import Demand, accounted_gpus
+from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
+from orchestrator.core.scheduling.types import Demand, Holding, accounted_gpus
 
 
 class Ceilings:
@@ -53,3 +55,13 @@ class Ceilings:
 def continues_on_nodes(demand: Demand) -> bool:
     """True for a recovery that still holds nodes: its queue's quota already counts them."""
     return demand.recovers and bool(demand.keeps)
+
+
+def within_quota(quotas: Quotas, demand: Demand, gone: Iterable[Holding] = ()) -> bool:
+    """True if the demand's queue may use that many GPUs more, now or after `gone` has left."""
+    for holding in gone:
+        quotas.charge(holding.queue, -holding.gpus)
+    status = quotas.status(demand.queue, demand.gpus)
+    for holding in gone:
+        quotas.charge(holding.queue, holding.gpus)
+    return continues_on_nodes(demand) or status in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}

@@ -26,7 +26,7 @@ def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
     Raises:
         InvalidError, ConflictError: The submission would be refused.
     """
-    admission.check(state, spec)
+    admission.check(state, spec, now)
     run = Run(id=_RUN, name=spec.name, spec=spec, submitted_at=now, ledger=Ledger(since=now))
     outcome = plan(snapshot.snapshot(state, now, [run]), now)
     nodes = outcome.placements.get(_RUN, ())

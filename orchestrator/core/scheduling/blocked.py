@@ -1,0 +1,152 @@
+"""The runs of one pass that wait for nodes: which of them get a reservation, and until when.
+
+The nodes that a run could use form its pool: with one kind of nodes all runs share one. The first
+run of each pool gets a reservation, and keeps it from pass to pass, also when runs of other pools,
+of higher priority or of other projects come ahead of it.
+
+Limits: there are at most `MAX_RESERVATIONS`, in the order of the queue, and one for its first run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from orchestrator.core.scheduling.backfill import UNKNOWN_SECONDS, Forecast
+from orchestrator.core.scheduling.departures import Departures
+from orchestrator.core.scheduling.eligibility import Eligible
+from orchestrator.core.scheduling.free_resources import FreeResources, Shape, could_fit, shape_of
+from orchestrator.core.scheduling.node_table import Mask
+from orchestrator.core.scheduling.types import Claim, Demand, Holding, Snapshot
+
+MAX_RESERVATIONS = 16
+"""Bounds the cost of a pass where every node and every run differ a little."""
+HOLD_SECONDS = 3600.0
+"""Seconds for which a waiting run keeps nodes that it holds idle; as long as a node that is away is
+expected back (:data:`orchestrator.core.model.state.AWAY_SECONDS`)."""
+_TICK = dt.timedelta(seconds=1)
+"""The precision of timers, well above rounding."""
+LEND_SECONDS = 600.0
+"""Seconds after which runs that end in time may have nodes that a waiting run holds idle. An
+estimate of ours: most reboots are over by then, and the memory checkpoints there are lost."""
+
+
+class Blocked:
+    """Runs that wait for nodes in this pass, in order.
+
+    Attributes:
+        wanted: Nodes that a waiting run could use; growth leaves them alone.
+    """
+
+    def __init__(
+        self,
+        free: FreeResources,
+        holdings: Sequence[Holding],
+        eligible: Eligible,
+        now: dt.datetime,
+        snapshot: Snapshot,
+    ) -> None:
+        self._grace = dt.timedelta(seconds=snapshot.grace_seconds)
+        claims = sum(bool(demand.claim and demand.claim.nodes) for demand in snapshot.demands)
+        self._table, self._eligible, self._now = free.table, eligible, now
+        self._forecast = Forecast(free, Departures(free.table, holdings, now), eligible, now)
+        self._evictable_at = min(
+            (h.safe_until.timestamp() for h in holdings if h.safe_until and h.safe_until > now),
+            default=math.inf,
+        )
+        """Unix time at which the next run may be preempted again."""
+        self._usable: dict[Shape, Mask] = {}
+        self._pools: set[bytes] = set()
+        """Sets of nodes that a run with a reservation could use."""
+        self._new = MAX_RESERVATIONS - claims
+        self.wanted: Mask = np.zeros(len(free.table), dtype=np.bool_)
+        self._lent: dict[str, float] = {}
+        """Run that waits → Unix time until which it lends the nodes that it holds."""
+
+    def usable(self, demand: Demand) -> Mask:
+        """Nodes that could take the run if they were empty, also those that are away."""
+        shape = shape_of(demand.need)
+        if shape not in self._usable:
+            self._usable[shape] = could_fit(self._table, demand.need)
+        return self._usable[shape]
+
+    def gets_reservation(self, demand: Demand) -> bool:
+        """True if the run has a claim, or is the first that waits for just these nodes."""
+        if demand.claim is not None and demand.claim.nodes:
+            return True
+        first = not self._pools or self._new > 0
+        gets = first and self.usable(demand).tobytes() not in self._pools
+        self._new -= gets
+        return gets
+
+    def want(self, demand: Demand) -> None:
+        """Note that the run waits for nodes."""
+        self.wanted |= self.usable(demand)
+
+    def reserve(self, demand: Demand) -> Claim:
+        """Reserve nodes for the run, and return its claim."""
+        self._pools.add(self.usable(demand).tobytes())
+        claim = self._forecast.reserve(demand)
+        if demand.keeps and self._waited(demand) >= LEND_SECONDS:
+            starts = self._now.timestamp() + UNKNOWN_SECONDS
+            self._lent[demand.run] = starts if claim.until is None else claim.until.timestamp()
+        return self.continued(demand, claim)
+
+    def reserve_for_preemption(self, demand: Demand, claim: Claim) -> Claim:
+        """Reserve nodes that others leave for the run, and return its claim."""
+        self._forecast.reserve_for_preemption(demand, claim)
+        return self.continued(demand, claim)
+
+    def continued(self, demand: Demand, claim: Claim) -> Claim:
+        """The claim with the times of the claim that it continues."""
+        old = demand.claim
+        same = old is not None and old.preempting == claim.preempting
+        if same and claim.preempting:
+            same = old is not None and set(old.nodes) == set(claim.nodes)
+        since = old.since if old is not None and same and old.since is not None else self._now
+        promised = None if old is None else old.promised
+        return dataclasses.replace(claim, since=since, promised=promised or claim.until)
+
+    def lenders(self, demand: Demand) -> set[str]:
+        """Waiting runs that lend the nodes they hold to this run, as it ends in time."""
+        ends = self._eligible.ends_at(demand)
+        if math.isinf(ends) or not self._lent:
+            return set()
+        return {run for run, until in self._lent.items() if ends <= until and run != demand.run}
+
+    def holds_too_long(self, demand: Demand) -> bool:
+        """True if the run has held nodes idle for so long that others may have them."""
+        return bool(demand.keeps) and self._waited(demand) >= HOLD_SECONDS
+
+    def _waited(self, demand: Demand) -> float:
+        """Seconds for which it has waited while it held nodes."""
+        if demand.waits_since is not None:
+            return (self._now - demand.waits_since).total_seconds()
+        claim = demand.claim
+        since = claim.since if claim is not None else None
+        return 0.0 if since is None else (self._now - since).total_seconds()
+
+    def is_late(self, claim: Claim) -> bool:
+        """True if the runs preempted for a claim have taken longer than their grace."""
+        return self._now - (claim.since or self._now) > self._grace
+
+    def late_at(self, claim: Claim) -> dt.datetime:
+        """When to look again at runs that were preempted for a claim."""
+        late = (claim.since or self._now) + self._grace + _TICK
+        return late if late > self._now else self._now + self._grace
+
+    def recheck_at(self, demand: Demand) -> dt.datetime | None:
+        """When time alone may change what the run, or those behind it, may have; None: never."""
+        times = []
+        if demand.keeps:
+            waited = self._waited(demand)
+            times = [limit - waited for limit in (LEND_SECONDS, HOLD_SECONDS) if limit > waited]
+        for moment in (self._table.away_until, self._evictable_at):
+            later = moment - self._now.timestamp()
+            if 0 < later < math.inf:
+                times.append(later)
+        return self._now + dt.timedelta(seconds=min(times) + 0.001) if times else None
