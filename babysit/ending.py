@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from babysit.errors import PositionUnusedError
+from babysit.hidden_error import hidden_error
 from babysit.reporter import Reporter
 from babysit.wire import EXIT_FILE, Note
 
@@ -27,18 +28,22 @@ from babysit.wire import EXIT_FILE, Note
 def tell_at_exit(reporter: Reporter, directory: Path) -> None:
     """Register a note about the end of this interpreter, and a record of its exit code."""
     code: list[Any] = [None]
+    hidden = [("", "")]
     leave = sys.exit
 
     def noted_exit(status: Any = None, /) -> NoReturn:
         code[0] = status
+        hidden[0] = ("", "") if _number(status) else hidden_error(sys._getframe(1))  # noqa: SLF001
         leave(status)
 
     def end() -> None:
         # Set by the interpreter before exit handlers run, when an exception was not caught.
         uncaught = getattr(sys, "last_type", None)
+        error, trace = hidden[0]
         reporter.note(
             Note.EXITING,
-            error=uncaught.__name__ if uncaught else "",
+            error=uncaught.__name__ if uncaught else error,
+            trace="" if uncaught else trace,
             code=_number(code[0]),
             handled=_handled_signals(),
         )

@@ -195,6 +195,8 @@ class RankStack(BaseModel):
     """Of the main thread, innermost first: `function (file:line)`."""
     frames_later: tuple[str, ...] = ()
     """Frames at the second look; empty when nothing had changed."""
+    line: str = ""
+    """Source of the innermost frame: a wait inside a library in C has no frame of its own."""
     wait_channel: str = ""
     """Kernel function the main thread waits in; empty where the kernel does not say."""
     deadline: bool = False

@@ -16,7 +16,16 @@ from enum import StrEnum
 from typing import Protocol
 
 from babysit.wire import Phase
-from monitors.stacks import Cluster, Stack, cluster, collective_of, place_of
+from monitors.stacks import (
+    Cluster,
+    Stack,
+    cluster,
+    collective_of,
+    is_library,
+    parts_of,
+    place_of,
+    short_name,
+)
 
 
 class Doing(StrEnum):
@@ -48,6 +57,16 @@ _DEVICE_WAIT = re.compile(
     r"|send_backward|wait_stream|_cuda_synchronize|cudaDeviceSynchronize",
 )
 """Functions in which ranks of a GPU job wait for collectives that were launched before."""
+_DEVICE_LINE = re.compile(
+    r"\.(?:item|tolist|cpu|numpy|synchronize|wait|to|any|all|nonzero)\(|\b(?:float|int|bool|print)\("
+    r"|\bis(?:nan|finite|inf)\("
+)
+"""Lines that wait for what the device computes before, in a library that has no Python frame."""
+_HANDLE_LINE = re.compile(r"\.wait\(")
+"""A wait for the handle of a collective. Those of Python's own locks have frames of their own."""
+_FILE_AND_LINE = re.compile(r"^.*[(/]|\)$")
+_BACKWARD = "_engine_run_backward"
+"""DistributedDataParallel waits in the backward pass for its reductions, without a Python frame."""
 _DATA = re.compile(r"_try_get_data|_next_data|_get_data|\bfetch \(|dataloader\.py|data_loader\.py")
 
 
@@ -56,6 +75,10 @@ class Look(Stack, Protocol):
 
     @property
     def frames_later(self) -> tuple[str, ...]:
+        """See there."""
+
+    @property
+    def line(self) -> str:
         """See there."""
 
     @property
@@ -206,7 +229,21 @@ def _waits_in(look: Look) -> str:
         return before
     if look.on_gpu and not look.helpers:
         device = [_device_wait(frames) for frames in (look.frames, later)]
-        return device[0] if device[0] == device[1] else ""
+        if device[0] == device[1] and device[0]:
+            return device[0]
+    return "" if look.frames_later or look.helpers else _native_wait(look)
+
+
+def _native_wait(look: Look) -> str:
+    """The wait of a rank that stands at one line of its script, in a library; empty: none."""
+    function, file = parts_of(look.frames[0])
+    if look.on_gpu and (found := _DEVICE_LINE.search(look.line)):
+        return f"{found.group().strip('.(')} ({short_name(file)})"
+    is_still = look.cpu_seconds < _COMPUTES_SECONDS and look.wait_channel.startswith("futex")
+    if is_still and function == _BACKWARD:
+        return function
+    if is_still and not is_library(file) and _HANDLE_LINE.search(look.line):
+        return f"wait ({_FILE_AND_LINE.sub('', look.frames[0])})"
     return ""
 
 
@@ -227,6 +264,8 @@ def _all_wait(doing: Mapping[int, Doing], seen: Mapping[int, Look], scene: Scene
         places.setdefault(_waits_in(look), []).append(rank)
     if len(places) == 1:
         (place,) = places
+        if (odd := _at_another_line(place, seen)) is not None:
+            return _verdict([odd], doing, seen, scene, convicted=False)
         return Verdict(
             convicted=False,
             ranks=(),
@@ -244,6 +283,24 @@ def _all_wait(doing: Mapping[int, Doing], seen: Mapping[int, Look], scene: Scene
         smallest = behind[0] if steps[0] < steps[1] else []
     verdict = _verdict(smallest, doing, seen, scene, convicted=False)
     return dataclasses.replace(verdict, users=True)
+
+
+_ROOTED = re.compile(r"broadcast|(?<!reduce_)scatter|(?<!all_)gather|\breduce\b|send|recv")
+"""Collectives with a root: scripts call them on a line of its own for the root."""
+
+
+def _at_another_line(place: str, seen: Mapping[int, Look]) -> int | None:
+    """The one rank that is in the same collective as all others, called elsewhere in the script.
+
+    It has left one out, or is a call ahead. With fewer than three ranks nobody is the odd one.
+    """
+    lines: dict[str, list[int]] = {}
+    for rank, look in seen.items():
+        lines.setdefault(place_of(look.frames), []).append(rank)
+    if len(lines) != 2 or len(seen) < 3 or _ROOTED.search(place):
+        return None
+    few, _ = sorted(lines.values(), key=len)
+    return few[0] if len(few) == 1 else None
 
 
 def _verdict(

@@ -106,7 +106,17 @@ def _normalised(frame: str) -> str:
     return f"{match['function']} ({match['file'].rsplit('/', 1)[-1]})"
 
 
-def _parts(frame: str) -> tuple[str, str]:
+def is_library(file: str) -> bool:
+    """True for a file that is not of the user's making."""
+    return not file or _LIBRARY.search(file) is not None
+
+
+def short_name(file: str) -> str:
+    """A file without its directory."""
+    return file.rsplit("/", 1)[-1]
+
+
+def parts_of(frame: str) -> tuple[str, str]:
     """Function and file of a frame; the file is empty for a native frame."""
     match = _FRAME.match(frame.strip())
     return (match["function"], match["file"]) if match else (frame.strip(), "")
@@ -120,12 +130,12 @@ def collective_of(frames: Sequence[str]) -> str:
     """
     within = ""
     for frame in frames:
-        function, file = _parts(frame)
+        function, file = parts_of(frame)
         if _COLLECTIVE.search(function):
             return function
         if _COLLECTIVE_FILE.search(file):
             within = within or function
-        elif file and not _LIBRARY.search(file):
+        elif file and not is_library(file):
             break
     return within
 
@@ -133,8 +143,8 @@ def collective_of(frames: Sequence[str]) -> str:
 def place_of(frames: Sequence[str]) -> str:
     """Innermost frame of the user's own making, or the innermost at all; for people."""
     for frame in frames:
-        file = _parts(frame)[1]
-        if file and not _LIBRARY.search(file):
+        file = parts_of(frame)[1]
+        if not is_library(file):
             return _short(frame)
     return _short(frames[0]) if frames else "an unknown place"
 

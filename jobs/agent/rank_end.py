@@ -27,7 +27,9 @@ class RankWords:
     left: bool = False
     """The training loop was left before its end: by `break`, `return` or an exception."""
     error: str = ""
-    """Type of the exception that ended its interpreter."""
+    """Type of the exception that ended its interpreter, or that its exit with 0 hid."""
+    trace: str = ""
+    """Traceback of an exception that it did not print."""
     code: int | None = None
     """Exit code of the process as far as known; None: the interpreter did not end in good order."""
     handled: tuple[int, ...] = ()
@@ -51,6 +53,7 @@ class RankWords:
             self.finished = True
         elif kind == Note.EXITING:
             self.error, self.code = str(note.get("error", "")), int(note.get("code", 0))
+            self.trace = str(note.get("trace", ""))
             self.handled = tuple(note.get("handled", ()))
 
     def is_own(self, code: int, *, wrapped: bool) -> bool:
@@ -86,7 +89,7 @@ def failure_behind_zero(
         wrapped: The process that joined is not the command itself: its exit code was not seen.
     """
     if words.error or words.code:
-        found = classify(log, words.code or 1, rules=rules)
+        found = classify(f"{log}\n{words.trace}", words.code or 1, rules=rules)
         return None if found is None else _behind_zero(found)
     if not words.joined:
         # Nobody knows whether the work was done: the run fails, and is never started again for it.

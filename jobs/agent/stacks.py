@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import shutil
 import sys
@@ -22,6 +23,7 @@ LOOK_SECONDS = 1.0
 stands still."""
 _MOST_NAMED = 8
 """Helpers and dead children that are named; more would say nothing new."""
+_LINE_CHARACTERS = 200
 _TRIES = 3
 """Attempts: a stack that changes while it is read without a pause may be unreadable."""
 
@@ -78,14 +80,16 @@ def _stack(rank: int, pid: int, before: _Look, after: _Look) -> RankStack:
     )
     try:
         first, later = frames(before.threads), frames(after.threads)
+        line = source_line(before.threads or after.threads)
         error = before.error or after.error
     except (KeyError, TypeError) as reason:
-        first, later, error = (), (), f"unexpected output of py-spy: {reason!r}"
+        first, later, line, error = (), (), "", f"unexpected output of py-spy: {reason!r}"
     return RankStack(
         rank=rank,
         process_state=process_state(pid),
         frames=first or later,
         frames_later=later if later != first else (),
+        line=line,
         wait_channel=facts.channel,
         deadline=facts.deadline,
         traced=facts.traced,
@@ -123,14 +127,30 @@ async def _dump(pid: int) -> tuple[bytes, str]:
 
 def frames(threads: list[dict[str, Any]]) -> tuple[str, ...]:
     """Frames of the main thread, innermost first, without those of the fork server."""
-    if not threads:
-        return ()
-    main = next((t for t in threads if t.get("thread_name") == "MainThread"), threads[0])
-    shown = [frame for frame in main["frames"] if frame["filename"] != fork_server.__file__]
     return tuple(
         f"{frame['name']} ({frame.get('short_filename') or frame['filename']}:{frame['line']})"
-        for frame in shown
+        for frame in _shown(threads)
     )
+
+
+def _shown(threads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not threads:
+        return []
+    main = next((t for t in threads if t.get("thread_name") == "MainThread"), threads[0])
+    return [frame for frame in main["frames"] if frame["filename"] != fork_server.__file__]
+
+
+def source_line(threads: list[dict[str, Any]]) -> str:
+    """The source of the main thread's innermost frame; empty where it cannot be read."""
+    innermost = next(iter(_shown(threads)), None)
+    if innermost is None:
+        return ""
+    try:
+        with Path(innermost["filename"]).open(errors="replace") as file:
+            lines = itertools.islice(file, innermost["line"] - 1, innermost["line"])
+            return next(lines, "").strip()[:_LINE_CHARACTERS]
+    except (OSError, ValueError, TypeError):  # code of a string, or of a file that is gone
+        return ""
 
 
 def process_state(pid: int) -> str:

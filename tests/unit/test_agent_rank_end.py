@@ -164,3 +164,11 @@ def test_whether_a_code_is_the_rank_s_own(
     said: RankWords, code: int, wrapped: bool, own: bool
 ) -> None:
     assert said.is_own(code, wrapped=wrapped) is own
+
+
+def test_an_exception_that_an_exit_hid_is_the_reason() -> None:
+    hidden = exiting("ValueError") | {"trace": CRASH.partition("\n")[2]}
+    failure = failure_behind_zero(words(STARTED, LEFT, hidden), "step 14\n", None, wrapped=False)
+    assert failure is not None
+    assert failure.failure_class is FailureClass.USER_CODE
+    assert failure.reason == "ValueError: shard 3 is short (its command exited with code 0)"

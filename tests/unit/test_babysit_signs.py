@@ -329,6 +329,42 @@ def test_the_exit_code_is_recorded_whichever_way_the_script_ends(
     assert RankReader(0, agent, started=0.0).exit_code == code
 
 
+HIDES = "try:\n    [][3]\nfinally:\n    "
+ENDS = {
+    "in finally": (HIDES + "sys.exit(0)", "IndexError"),
+    "in a function that finally calls": (
+        "def clean_up():\n    sys.exit()\n" + HIDES + "clean_up()",
+        "IndexError",
+    ),
+    "in a finally around a handler": (
+        "try:\n try:\n  [][3]\n except KeyError:\n  pass\nfinally:\n sys.exit(0)",
+        "IndexError",
+    ),
+    "in a handler": ("try:\n    [][3]\nexcept IndexError:\n    sys.exit(0)", ""),
+    "in a handler within finally": (
+        "try:\n pass\nfinally:\n try:\n  [][3]\n except IndexError:\n  sys.exit(0)",
+        "",
+    ),
+    "with nothing in flight": ("try:\n    pass\nfinally:\n    sys.exit(0)", ""),
+    "after a request to leave": (
+        "try:\n    raise KeyboardInterrupt\nfinally:\n    sys.exit(0)",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("ending", "error"), ENDS.values(), ids=ENDS.keys())
+def test_an_exit_in_finally_does_not_hide_an_exception(
+    agent: Path, tmp_path: Path, ending: str, error: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import babysit, sys\nrun = babysit.init()\n{ending}\n")
+    run_script(agent, f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')")
+    said = notes(agent)[-1]
+    assert (said["error"], said["code"]) == (error, 0)
+    assert ("list index out of range" in said["trace"]) is bool(error)
+
+
 def test_the_rank_tells_which_signals_it_handles(agent: Path) -> None:
     """`sys.exit(143)` may be the end that a handler of SIGTERM makes."""
     handle = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))"

@@ -7,11 +7,12 @@ import pytest
 from jobs.commands import CaptureStacks, StopAttempt
 from monitors.failures import FailureClass
 from monitors.types import FindingKind
-from orchestrator.core.messages.events import ProgressSeen
+from orchestrator.core.messages.events import ProgressSeen, RunHeld, RunReleased
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model.states import AttemptState, IncidentState
 from orchestrator.core.model.time_ledger import Bucket, totals
 from orchestrator.core.policy.time_limits import pause_limit
+from orchestrator.core.views.remedy_text import incident_remedy
 from tests.matching import command
 from tests.world import World, spec, trained
 from tests.world_cluster import sleeping, stopped
@@ -103,14 +104,15 @@ def test_a_pause_that_was_ended_is_granted_twice_as_much_and_then_people_are_ask
     world = trained(15)
     world.look = sleeping(1)
 
-    def silent_until_restart() -> float:
+    def silent_until_restart(*, goes_on: bool = True) -> float:
         attempt, begun = world.attempt().number, world.now
         world.find(FindingKind.HANG, onset=15, rank=1)
         while world.attempt().number == attempt and (world.now - begun).total_seconds() < 2000:
             world.settle()
             world.advance(2)
         world.settle()
-        world.reach(world.attempt().milestone)
+        if goes_on:
+            world.reach(world.attempt().milestone)
         return (world.now - begun).total_seconds()
 
     assert 60 <= silent_until_restart() < 100
@@ -118,6 +120,17 @@ def test_a_pause_that_was_ended_is_granted_twice_as_much_and_then_people_are_ask
     assert 120 + 900 <= silent_until_restart() < 120 + 1000, "asked, and not answered"
     asked = [i for i in world.carried if isinstance(i, Notify) and i not in pages]
     assert any("Shall I restart?" in notice.text for notice in asked)
+    assert silent_until_restart(goes_on=False) >= 2000, (
+        "tried twice in vain: nothing is done without an answer"
+    )
+    assert world.attempt().number == 3
+    (open_,) = [i for i in world.state.incidents_of("run-1") if i.state is IncidentState.OPEN]
+    assert incident_remedy(open_) == "asked; would restart"
+    world.do(world.event(RunHeld, run="run-1"))
+    world.do(world.event(RunReleased, run="run-1"))
+    world.advance(10_000)
+    world.settle()
+    assert world.attempt().number == 3, "the release of a hold is no answer"
 
 
 def test_a_stated_limit_ends_a_pause() -> None:

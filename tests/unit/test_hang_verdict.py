@@ -128,6 +128,22 @@ def test_a_rank_in_another_collective_than_the_rest_is_named(place: tuple[str, .
     assert (verdict.convicted, verdict.ranks, verdict.users) == (False, (3,), True)
 
 
+def test_a_rank_that_is_in_the_same_collective_at_another_line_is_named() -> None:
+    """It left one out: every collective of a script may be an all_reduce. It may be the network."""
+    elsewhere = (REDUCE[0], "log_metrics (train.py:61)")
+    verdict = judge([*waiting(0, 1, 3), *waiting(2, frames=elsewhere)])
+    assert (verdict.convicted, verdict.ranks, verdict.users) == (False, (2,), False)
+    assert judge([*waiting(0), *waiting(1, frames=elsewhere)]).ranks == ()
+
+
+def test_the_root_of_a_broadcast_calls_it_at_a_line_of_its_own() -> None:
+    root, others = (
+        ("broadcast (torch/distributed/distributed_c10d.py:2600)", f"setup (train.py:{line})")
+        for line in (11, 13)
+    )
+    assert judge([*waiting(0, frames=root), *waiting(1, 2, 3, frames=others)]).ranks == ()
+
+
 def test_of_two_halves_the_one_behind_is_named() -> None:
     looks = [*waiting(0), *waiting(1, frames=BARRIER)]
     assert judge(looks, Scene(steps={0: 12, 1: 9})).ranks == (1,)
@@ -147,6 +163,46 @@ def test_ranks_that_wait_in_several_places_do_not_hide_the_culprit(others: list[
     verdict = judge([*others, look(1, CODE, process_state="T")])
     assert (verdict.convicted, verdict.ranks) == (True, (1,))
     assert judge([*others, look(1, CODE, wait_channel=LOCK)]).ranks == (1,)
+
+
+AT_LINE = ("step (train.py:31)", "main (train.py:50)")
+
+
+@pytest.mark.parametrize(
+    ("frames", "facts"),
+    [
+        (AT_LINE, {"wait_channel": LOCK, "line": "work.wait()"}),
+        (
+            BACKWARD,
+            {"wait_channel": LOCK, "line": "return Variable._execution_engine.run_backward("},
+        ),
+        (AT_LINE, {"on_gpu": True, "cpu_seconds": 1.0, "line": "total += loss.item()"}),
+        (AT_LINE, {"on_gpu": True, "cpu_seconds": 1.0, "line": "if torch.isnan(loss):"}),
+    ],
+    ids=["a handle", "DistributedDataParallel on a CPU", "item()", "isnan"],
+)
+def test_a_wait_without_a_frame_of_its_own_is_known_by_its_line(
+    frames: tuple[str, ...], facts: dict[str, Any]
+) -> None:
+    peers = [look(rank, frames, **facts) for rank in (0, 2, 3)]
+    verdict = judge([*peers, look(1, CODE, process_state="S", wait_channel=LOCK)])
+    assert (verdict.convicted, verdict.ranks) == (True, (1,))
+    assert judge(peers).ranks == ()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"wait_channel": LOCK, "line": "lock.acquire()"},
+        {"wait_channel": SLEEP, "line": "os.wait()"},
+        {"cpu_seconds": 1.0, "line": "total += float(word)"},
+        {"cpu_seconds": 1.0, "line": "handle.wait()"},
+    ],
+)
+def test_other_lines_are_no_collectives(facts: dict[str, Any]) -> None:
+    verdict = judge([*waiting(0, 2, 3), look(1, AT_LINE, **facts)])
+    assert verdict.ranks == (1,)
+    assert "in a collective" not in verdict.sentence.partition(";")[0]
 
 
 def test_a_backward_pass_on_a_cpu_computes() -> None:

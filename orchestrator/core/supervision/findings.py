@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from jobs.spec import Action
 from monitors.failures import Evidence, Failure, FailureClass
@@ -22,6 +22,8 @@ from orchestrator.core.policy import remedies
 from orchestrator.core.supervision import failures
 from orchestrator.core.turn import Turn
 
+Ask = Literal["no", "yes", "wait"]
+"""`yes`: people are asked before a remedy starts; `wait`: it never starts without an answer."""
 ASK_SECONDS = 900.0
 """Seconds after which an `ask` acts without an answer.
 
@@ -44,7 +46,7 @@ def on_finding(turn: Turn, event: FindingRaised) -> None:
 
 
 def raise_incident(
-    turn: Turn, run: Run, attempt: Attempt, finding: Finding, *, ask: bool = False
+    turn: Turn, run: Run, attempt: Attempt, finding: Finding, *, ask: Ask = "no"
 ) -> None:
     """Open the incident of a finding, and respond as the table, the spec and holds say.
 
@@ -54,6 +56,7 @@ def raise_incident(
         attempt: Its live attempt.
         finding: What was found; of a hang, with the verdict about it.
         ask: Ask people even where the spec says `act`: what babysit did before did not help.
+            `wait` starts nothing without their answer: it was tried twice.
     """
     rule = remedies.FINDINGS[finding.kind]
     incident = turn.open_incident(
@@ -74,18 +77,22 @@ def raise_incident(
         turn.change_incident(incident.id, response=Response.HELD)
     elif action is Action.OBSERVE:
         turn.change_incident(incident.id, response=Response.OBSERVED)
-    elif action is Action.ASK or ask:
-        _ask(turn, run, incident)
+    elif action is Action.ASK or ask != "no":
+        _ask(turn, run, incident, waits=ask == "wait")
     else:
         act(turn, run, incident, finding)
 
 
-def _ask(turn: Turn, run: Run, incident: Incident) -> None:
-    turn.change_incident(incident.id, response=Response.ASKED, remedy_seconds=ASK_SECONDS)
+def _ask(turn: Turn, run: Run, incident: Incident, *, waits: bool) -> None:
+    seconds = None if waits else ASK_SECONDS
+    turn.change_incident(incident.id, response=Response.ASKED, remedy_seconds=seconds)
     proposal = remedies.in_words(incident.remedy or Remedy.RECORD, incident.onset_step)
     text = f"{run.name}: {incident.reason}. Shall I {proposal}?"
+    if waits:
+        text += f" It did not help before, so nothing is done until `babysit restart {run.name}`"
     turn.notify(run.id, Severity.CRITICAL, text, incident.id)
-    turn.set_timer(run.id, Timer.ASK, ASK_SECONDS, subject=incident.id)
+    if seconds is not None:
+        turn.set_timer(run.id, Timer.ASK, seconds, subject=incident.id)
 
 
 def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
@@ -167,9 +174,14 @@ def resume(turn: Turn, run_id: str) -> None:
         if "finding" in incident.evidence
         and incident.acknowledged_by is None  # else someone has taken it on
         and run.due(Timer.ASK, incident.id) is None
+        and not _waits_for_an_answer(incident)
     ]
     waiting.sort(key=lambda i: (i.kind not in remedies.SPOILING, i.onset_step or 0))
     _act_late(turn, run_id, waiting)
+
+
+def _waits_for_an_answer(incident: Incident) -> bool:
+    return incident.response is Response.ASKED and incident.remedy_seconds is None
 
 
 def _act_late(turn: Turn, run_id: str, incidents: list[Incident]) -> None:

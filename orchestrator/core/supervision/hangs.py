@@ -7,7 +7,8 @@ at once. Slow, it is shown as such, looked at again now and then, and gets the r
 limit (:func:`orchestrator.core.policy.time_limits.pause_limit`).
 
 A pause that was ended by a restart and comes back at the same place was part of the training: its
-limit doubles, and then people are asked.
+limit doubles, and then people are asked. Without an answer it is restarted once more; if it comes
+back again, nothing but a person ends it.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def _limit(run: Run, suspect: Suspicion, verdict: Verdict) -> float:
         starting=bool(evidence.get("starting")),
         longest_start=evidence.get("longest_start_seconds", 0.0),
     )
-    return limit * (2 if _ended_before(run, suspect, verdict) else 1)
+    doubled = limit * 2.0 ** _ended_before(run, suspect, verdict)
+    return max(limit, min(doubled, time_limits.PAUSE_CEILING_SECONDS))
 
 
 def _lingers(suspect: Suspicion) -> bool:
@@ -194,7 +196,8 @@ def _convict(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict) -> None:
         others = [pause for pause in run.ended_pauses if pause.place != place]
         pauses = (*others, EndedPause(place=place, times=times + 1))[-_PAUSES_KEPT:]
         run = turn.change_run(run.id, ended_pauses=pauses)
-    ask = not verdict.convicted and (times > 0 or _lingers(suspect))
+    tries = 0 if verdict.convicted else times + _lingers(suspect)
+    ask: findings.Ask = "no" if tries == 0 else "yes" if tries == 1 else "wait"
     findings.raise_incident(turn, run, attempt, finding, ask=ask)
 
 

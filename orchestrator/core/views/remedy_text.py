@@ -16,6 +16,8 @@ def incident_remedy(incident: Incident) -> str:
         return ""
     proposal = in_words(incident.remedy, incident.onset_step)
     seconds = incident.remedy_seconds or 0.0
+    if incident.response is Response.ASKED and incident.remedy_seconds is None:
+        return f"asked; would {proposal}"
     if incident.response is Response.ASKED:
         return f"asked; will {proposal} in {seconds:.0f} s"
     if incident.response is Response.ACTED:
