@@ -1,8 +1,9 @@
 """Saves: staged by the training thread, written by one background thread.
 
 Training waits for the copy out of its tensors, and for the previous save if that is still running.
-A due save is never dropped: the memory tier promises zero lost steps. A save that fails is noted,
-and training continues.
+A due save of a small state is never dropped: the memory tier promises zero lost steps. Of a large
+state, a save to memory that would make training wait is left out, and their interval follows their
+cost (:mod:`.cadence`). A save that fails is noted, and training continues.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from babysit.checkpoint import shard
+from babysit.checkpoint.cadence import Cadence
 from babysit.checkpoint.shard import Content, Manifest, ShardWriter
 from babysit.reporter import Reporter
 from babysit.wire import Note, Plan, Tier, rank_directory, step_directory
@@ -70,6 +72,9 @@ class Saver:
         self._saved: set[tuple[int, Tier]] = set()
         self._checked = False
         self._held: Any = None
+        self._cadence = Cadence(plan.save.memory_every_steps)
+        self._skipped = 0
+        """Saves to memory that were due while another save was under way."""
         self._deferred: set[Tier] = set()
         self._failing: set[Tier] = set()
         """Tiers to which the last save failed."""
@@ -83,7 +88,8 @@ class Saver:
             now: True if the script requests a save: to the directory tier, or else to memory.
         """
         policy = self._plan.save
-        in_memory = bool(policy.memory_directory) and _divides(policy.memory_every_steps, step)
+        self._cadence.step(step, time.perf_counter())
+        in_memory = bool(policy.memory_directory) and self._cadence.due(step)
         in_directory = bool(policy.directory) and (
             last or now or _divides(policy.every_steps, step)
         )
@@ -126,7 +132,11 @@ class Saver:
             StateMismatchError: The first state of the run could not be saved or restored.
         """
         self.check(state)
+        if self._skips(saved):
+            return
+        begun = time.perf_counter()
         self.wait()
+        self._cadence.blocked(time.perf_counter() - begun)
         self._deferred.clear()
         self._saved = {(saved.step, tier) for tier in saved.tiers}
         begun = time.perf_counter()
@@ -142,6 +152,7 @@ class Saver:
             writer.write(POSITION_FILE, position)
 
         copy_seconds = time.perf_counter() - begun
+        self._cadence.blocked(copy_seconds)
         inline, later = self._divided(saved.tiers)
         for tier in inline:
             self._write(tier, saved, content, copy_seconds)
@@ -154,6 +165,23 @@ class Saver:
             )
         except RuntimeError:  # the interpreter ends, or may start no more threads
             self._write_all(later, saved, content, copy_seconds)
+
+    def _skips(self, saved: Saved) -> bool:
+        """True if a save is left out, since training would wait for the one under way.
+
+        That is a save to memory alone, of a large state; the next one that is due makes up for it.
+        """
+        busy = self._pending is not None and not self._pending.done()
+        large = self._staged_bytes > INLINE_BYTES
+        if not (busy and large and saved.tiers == (Tier.MEMORY,)):
+            return False
+        self._skipped += 1
+        if self._skipped == 1:
+            self._reporter.warn(
+                f"step {saved.step} is not saved to memory: a save is under way, and training does"
+                " not wait for it; said once"
+            )
+        return True
 
     def _divided(self, tiers: tuple[Tier, ...]) -> tuple[tuple[Tier, ...], tuple[Tier, ...]]:
         """Split tiers into those to write at once and those to write in the background."""
@@ -203,9 +231,23 @@ class Saver:
     def _write_all(
         self, tiers: tuple[Tier, ...], saved: Saved, content: Content, copy_seconds: float
     ) -> None:
+        begun = time.perf_counter()
         for tier in tiers:
             self._write(tier, saved, content, copy_seconds)
+            if tier is Tier.MEMORY:
+                self._adapt(copy_seconds, copy_seconds + time.perf_counter() - begun)
         shutil.rmtree(self._staging(self._root(saved.tiers[0])), ignore_errors=True)
+
+    def _adapt(self, copy_seconds: float, seconds: float) -> None:
+        """Save a large state to memory as often as its cost allows; says so when that changes."""
+        before = self._cadence.interval
+        self._cadence.saved(copy_seconds, seconds)
+        self._cadence.agree(Path(self._plan.save.memory_directory), self._plan.attempt)
+        if self._cadence.interval != before:
+            self._reporter.warn(
+                f"a save to memory takes {seconds:.2f} s, of which training waits"
+                f" {copy_seconds:.2f} s: one every {self._cadence.interval} steps from now on"
+            )
 
     def _write(self, tier: Tier, saved: Saved, content: Content, copy_seconds: float) -> None:
         manifest = Manifest(
@@ -249,7 +291,7 @@ class Saver:
             self._failing.discard(manifest.tier)
             self._reporter.note(Note.SAVE_RESUMED, step=manifest.step, tier=manifest.tier)
         if manifest.tier is Tier.MEMORY:
-            shard.prune(Path(policy.memory_directory), manifest.rank, policy.memory_keep)
+            self._prune_memory(manifest.rank)
             return
         self._reporter.note(
             Note.SHARD,
@@ -261,6 +303,13 @@ class Saver:
             seconds={"copy": manifest.copy_seconds, "write": manifest.write_seconds},
         )
         shard.prune(Path(policy.directory), manifest.rank, policy.directory_keep)
+
+    def _prune_memory(self, rank: int) -> None:
+        root, keep = Path(self._plan.save.memory_directory), self._plan.save.memory_keep
+        if self._staged_bytes <= INLINE_BYTES:
+            shard.prune(root, rank, keep)
+        else:
+            shard.prune_but(root, rank, lambda steps: self._cadence.kept(steps, keep))
 
     def failed(self, step: int, tier: Tier, error: Exception) -> None:
         """Note a save that failed."""

@@ -258,6 +258,15 @@ def prune(root: Path, rank: int, keep: int) -> None:
         remove(root, rank, (s for s in steps_in(root) if s < whole[keep - 1]))
 
 
+def prune_but(root: Path, rank: int, kept: Callable[[list[int]], set[int]]) -> None:
+    """Delete the shards of a rank that `kept` does not name of the whole ones."""
+    steps = steps_in(root)
+    whole = [s for s in steps if _is_whole(root, s, rank)]
+    keep = kept(whole)
+    if whole:
+        remove(root, rank, (s for s in steps if s < max(whole) and s not in keep))
+
+
 def remove(root: Path, rank: int, steps: Iterable[int]) -> None:
     """Delete a rank's shards of these steps, manifests first. Errors are ignored."""
     for step in steps:
