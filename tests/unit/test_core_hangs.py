@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.commands import CaptureStacks, StopAttempt
+from jobs.events import StacksCaptured
 from monitors.failures import FailureClass
 from monitors.types import FindingKind
 from orchestrator.core.messages.events import ProgressSeen, RunHeld, RunReleased
@@ -14,7 +15,7 @@ from orchestrator.core.model.time_ledger import Bucket, totals
 from orchestrator.core.policy.time_limits import pause_limit
 from orchestrator.core.views.remedy_text import incident_remedy
 from tests.matching import command
-from tests.world import World, spec, trained
+from tests.world import World, reloaded, spec, trained
 from tests.world_cluster import sleeping, stopped
 
 
@@ -264,3 +265,31 @@ def test_the_limit_of_a_pause(
 ) -> None:
     granted = pause_limit(spec(), longest=longest, starting=starting, longest_start=longest_start)
     assert granted == limit
+
+
+def test_looks_that_were_lost_with_a_server_convict_nobody() -> None:
+    """Looks are in memory only; their ranks must not pass for absent under the next leader."""
+    world = trained(15)
+    world.look = sleeping(1)
+    world.find(FindingKind.HANG, onset=15, rank=1)
+    seats = world.attempt().seats
+    world.messages.clear()
+    world.orders.clear()
+    world.do(
+        world.event(
+            StacksCaptured,
+            run="run-1",
+            worker=seats[0].worker,
+            attempt=1,
+            stacks=(sleeping(1)(0),),
+        )
+    )
+    assert [stack.rank for stack in world.attempt().stacks] == [0]
+    world.state = reloaded(world.state)
+    assert world.attempt().stacks == (), "not in the row of the attempt"
+    world.carried.clear()
+    world.advance(9)
+    assert world.attempt().number == 1
+    assert all(command(CaptureStacks, worker=seat.worker) in world.carried for seat in seats)
+    world.settle()
+    assert slow(world) == [IncidentState.OPEN], "judged by the looks at all ranks"

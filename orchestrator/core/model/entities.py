@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from babysit.wire import Tier
 from jobs.events import RankStack
@@ -191,8 +193,17 @@ class Attempt:
     failures: tuple[RankFailure, ...] = ()
     suspect: Suspicion | None = None
     """None while there is progress."""
-    stacks: tuple[RankStack, ...] = ()
-    stacks_from: frozenset[str] = frozenset()
+    stacks: Annotated[tuple[RankStack, ...], Field(exclude=True)] = dataclasses.field(
+        default=(), compare=False
+    )
+    """Looks at ranks that came in, in memory only: the journal has each of them once. With 8,000
+    ranks, a row that was written again for each answer would be 11 GB of writes."""
+    stacks_from: Annotated[frozenset[str], Field(exclude=True)] = dataclasses.field(
+        default=frozenset(), compare=False
+    )
+    """Workers whose looks are in `stacks`."""
+    answers: int = 0
+    """Answers to the look under way. More than `stacks_from` has: a server ended meanwhile."""
     standbys_lost: int = 0
     """Agents without a seat that were lost in a row."""
     blocked_seconds: float = 0.0

@@ -55,7 +55,7 @@ def on_finding(turn: Turn, event: FindingRaised) -> None:
 
 def _look(turn: Turn, run_id: str, reason: str) -> None:
     """Have every agent look at its ranks; :func:`conclude` goes on with what comes in time."""
-    attempt = turn.change_attempt(run_id, stacks=(), stacks_from=frozenset())
+    attempt = turn.change_attempt(run_id, stacks=(), stacks_from=frozenset(), answers=0)
     turn.set_timer(run_id, Timer.STACKS, STACKS_SECONDS)
     there = {seat.worker: () for seat in attempt.seats if seat.worker in turn.state.workers}
     turn.broadcast(run_id, there, CaptureStacks, reason, attempt=attempt.number)
@@ -64,10 +64,12 @@ def _look(turn: Turn, run_id: str, reason: str) -> None:
 def on_stacks(turn: Turn, event: GangStacks) -> None:
     """Looks at ranks are in; with the last ones the verdict falls."""
     attempt = turn.state.attempts[event.run]
+    heard = attempt.stacks_from.union(event.workers)
     attempt = turn.change_attempt(
         event.run,
         stacks=(*attempt.stacks, *event.stacks),
-        stacks_from=attempt.stacks_from.union(event.workers),
+        stacks_from=heard,
+        answers=attempt.answers + len(heard) - len(attempt.stacks_from),
     )
     if attempt.stacks_from >= turn.state.places_of(event.run).keys():
         conclude(turn, event.run)
@@ -77,11 +79,16 @@ def conclude(turn: Turn, run_id: str) -> None:
     """Judge a suspect by the looks that came.
 
     There are two ways to get here: the last agent has answered, or the timer `stacks` is due. A run
-    that has made progress meanwhile is not suspect any more, and nothing happens.
+    that has made progress meanwhile is not suspect any more, and nothing happens. Looks that came
+    before a restart of the server are lost, and their ranks would pass for absent: all are looked
+    at again.
     """
     run, attempt = turn.run(run_id), turn.attempt(run_id)
     turn.cancel_timer(run_id, Timer.STACKS)
     if attempt is None or attempt.suspect is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+        return
+    if attempt.answers != len(attempt.stacks_from):
+        _look(turn, run_id, attempt.suspect.finding.reason)
         return
     verdict = judge(attempt.stacks, _scene(attempt, attempt.suspect))
     # The look at a run that stays silent counts from the first step that did not come.
