@@ -27,6 +27,8 @@ class AgentConfig(BaseModel):
     """Host at which other nodes reach this node."""
     server_url: str = ""
     """`ws://host:port/agent`; empty: read it from `server_file`."""
+    ca: Path | None = None
+    """PEM file of the authorities that sign the server's certificate; None: the system's."""
     server_file: Path | None = None
     """JSON file with a key `agent_url`; None: use `server_url`.
 

@@ -52,8 +52,8 @@ RUN_ID = "01JNB00000000000000000DONE"
 class Plane:
     """Serves until stopped. Workers of its cluster never join: runs get as far as `starting`."""
 
-    def __init__(self, home: Path) -> None:
-        self.settings = Settings(home=home, token=SecretStr(SECRET), local_nodes=2)
+    def __init__(self, home: Path, **settings: Any) -> None:
+        self.settings = Settings(home=home, token=SecretStr(SECRET), local_nodes=2, **settings)
         self.url = ""
         self.worker_tokens = WorkerTokens("a key")
         self._ready = threading.Event()
@@ -105,7 +105,8 @@ class Plane:
                 self._servers.started and self.controller.is_leader and self.controller.state.nodes
             ):
                 await clock.sleep(0.005)
-            self.url = f"http://{listeners.address}"
+            scheme = "https" if self.settings.tls_certificate else "http"
+            self.url = f"{scheme}://{listeners.address}"
             self._ready.set()
             await serving
         await self.controller.stop()

@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import socket
+import ssl
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,7 +118,7 @@ class Connection:
     async def _session(self, url: str) -> None:
         headers = {"Authorization": f"Bearer {self._config.token}"}
         try:
-            opened = await _open(url, headers)
+            opened = await _open(url, headers, self._config.ca)
         except (InvalidHandshake, InvalidURI) as error:
             raise ServerUnknownError(f"{url} refused the connection: {error}") from error
         async with opened as socket, asyncio.TaskGroup() as tasks:
@@ -183,7 +184,7 @@ class Connection:
             await self._clock.sleep(_HEARTBEAT_SECONDS)
 
 
-async def _open(url: str, headers: dict[str, str]) -> ClientConnection:
+async def _open(url: str, headers: dict[str, str], ca: Path | None) -> ClientConnection:
     """A connection to a server, on this machine by its socket, or anywhere by its port.
 
     Raises:
@@ -198,6 +199,8 @@ async def _open(url: str, headers: dict[str, str]) -> ClientConnection:
         "proxy": None,
     }
     if not url.startswith(unix_socket.AGENT_SCHEME):
+        if url.startswith("wss:"):
+            options["ssl"] = ssl.create_default_context(cafile=ca)
         return await connect(url, **options)
     peer = socket.socket(socket.AF_UNIX)
     try:

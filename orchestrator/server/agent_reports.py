@@ -85,6 +85,8 @@ class ReportReader:
         given, found = dict(raw), list[Event]()
         for name, value in self._origin(place, attempt).items():
             given.setdefault(name, value)
+        # An id is ours to give: one that exists already would hide the event, here or elsewhere.
+        given["id"] = f"{self._hello.worker}.{place}"
         try:
             event: WorkerEvent = _EVENT.validate_python(given, extra="ignore")
         except ValidationError as error:

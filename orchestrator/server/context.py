@@ -6,6 +6,7 @@ import getpass
 import hmac
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends, Request
@@ -27,6 +28,8 @@ from orchestrator.server.environments import Environments
 from orchestrator.settings import Settings
 
 _RANK = {"viewer": 0, "operator": 1, "admin": 2}
+_SPEC_THREADS = 8
+"""A file system that hangs stops submissions, and nothing else."""
 LOCAL = "babysit.local"
 """Key of an ASGI scope: True if the kernel says that the caller is a process of this user."""
 CALLER = "babysit.caller"
@@ -83,6 +86,8 @@ class Context:
         self.environments = Environments(settings.home)
         self.clock = clock
         self.settings = settings
+        self.spec_threads = ThreadPoolExecutor(_SPEC_THREADS, "spec")
+        """Threads that look at files of specs, apart from those that read logs."""
         self.requests = 0
         """Requests with a valid token; an embedded server that sees none for long ends."""
 

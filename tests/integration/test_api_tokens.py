@@ -160,3 +160,11 @@ def test_metrics_need_a_token(plane: Plane) -> None:
         answer = mine.get(f"{plane.url}/metrics")
         assert answer.status_code == 200
         assert "babysit_leader 1.0" in answer.text
+
+
+def test_a_dry_run_looks_at_files_and_so_needs_an_operator(plane: Plane, tmp_path: Path) -> None:
+    body = {"spec": {"name": "x", "command": ["true"]}, "base_directory": str(tmp_path)}
+    with token(plane, "looker", role="viewer") as looker:
+        assert looker.post("/runs/dry-run", json=body).status_code == 403
+    with token(plane, "doer") as doer:
+        assert doer.post("/runs/dry-run", json=body).status_code == 200

@@ -285,6 +285,17 @@ async def test_an_event_of_no_known_kind_or_of_another_worker_is_kept_and_does_n
     await harness.kill()
 
 
+def test_the_id_of_an_event_is_the_readers_own() -> None:
+    """An id that exists already would hide the event in the journal, or an order in the outbox."""
+    reader = ReportReader(HELLO, EventFactory(ManualClock()), ManualClock())
+    found: dict[str, Any] = {"kind": "worker_joined", "node": "n", "address": "a", "id": "stolen"}
+    first, again = (reader.report({"sequence": 7, "events": [found, found]}) for _ in range(2))
+    ids = [event.id for event in first.events]
+    assert len(set(ids)) == 2
+    assert all(each.startswith(f"{HELLO.worker}.7.") for each in ids)
+    assert [event.id for event in again.events] == ids, "a report that is sent again is the same"
+
+
 def test_samples_of_another_version_are_read_with_the_columns_they_have() -> None:
     reader = ReportReader(HELLO, EventFactory(ManualClock()), ManualClock())
     one = {"rank": 0, "step": [1, 2], "loss": [2.0, 1.0], "time": [1.0, 2.0], "new": ["a", "b"]}

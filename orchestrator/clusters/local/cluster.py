@@ -61,6 +61,7 @@ def from_settings(settings: Settings, clock: Clock) -> LocalCluster:
     return LocalCluster(
         LocalClusterSettings(
             home=settings.home,
+            ca=settings.ca,
             nodes=settings.local_nodes,
             cpus_per_node=settings.local_cpus_per_node,
             gpus_per_node=settings.local_gpus_per_node,
@@ -242,7 +243,7 @@ class LocalCluster:
             worker=launch.worker,
             node=launch.node,
             server_url=launch.server_url,
-            # An embedded server may come back on another port; the agent then finds it here.
+            ca=self._settings.ca,
             server_file=self._settings.home / "server.json",
             token=launch.token,
             directory=self._records.directory(launch.run, launch.worker),

@@ -23,6 +23,8 @@ class LocalClusterSettings(BaseModel):
 
     home: Path
     """Holds `runs/` and `server.json`. Two clusters never share one at the same time."""
+    ca: Path | None = None
+    """PEM file of the authorities that agents trust; None: the system's."""
     nodes: int = Field(default=4, ge=0)
     """Named `node-1`, `node-2` …"""
     cpus_per_node: float | None = Field(default=None, gt=0)

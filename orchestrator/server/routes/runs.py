@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
+import functools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -159,7 +161,8 @@ async def submit(body: Submission, here: HasContext, caller: Operator) -> Submit
 
 
 async def _checked(here: Context, body: Submission) -> _Read:
-    return await run_in_threadpool(_read, body, runs_here=here.controller.runs_here)
+    read = functools.partial(_read, body, runs_here=here.controller.runs_here)
+    return await asyncio.get_running_loop().run_in_executor(here.spec_threads, read)
 
 
 async def _store_environment(here: Context, run: str, environment: Environment) -> None:
@@ -274,8 +277,11 @@ def _is_set(model: BaseModel, path: Sequence[str]) -> bool:
 
 
 @router.post("/dry-run")
-async def dry_run(body: Submission, here: HasContext, caller: Viewer) -> DryRunView:
-    """Check a spec; say where it would start, or why it would wait. Nothing is changed."""
+async def dry_run(body: Submission, here: HasContext, caller: Operator) -> DryRunView:
+    """Check a spec; say where it would start, or why it would wait. Nothing is changed.
+
+    Needs the role operator: the server looks at the files that the spec names.
+    """
     read = await _checked(here, body)
     permit(caller, read.spec)
     if not here.controller.is_leader:

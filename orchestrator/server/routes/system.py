@@ -21,6 +21,8 @@ from orchestrator.version import package_version
 
 _LAG = "How far the server is behind with its work; empty: less than 2 s."
 router = APIRouter()
+_ALL = 100_000
+"""Live runs that are counted; more than one control plane has."""
 health = APIRouter(tags=["health"])
 
 
@@ -101,7 +103,7 @@ async def _info(here: Context, caller: Token) -> Info:
         lag=here.controller.lag.sentence,
         nodes=len(nodes),
         nodes_ready=sum(node.state is NodeState.READY for node in nodes),
-        live_runs=len(await here.store.runs(states=LIVE, limit=1000)),
+        live_runs=len(await here.store.runs(states=LIVE, limit=_ALL)),
         caller=caller.name,
         role=caller.role,
         environment_of=this_machine() if here.controller.runs_here else None,
