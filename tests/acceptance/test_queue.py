@@ -31,7 +31,7 @@ def test_the_second_run_waits_for_the_first(plane: ControlPlane, jobs: Jobs) -> 
     assert plane.show(two)["reason"] == "waits for 2 nodes: not enough free nodes fit"
     why = plane.ask("explain", two)
     assert (why["underlying"], why["place"], why["ahead"]) == ("no_capacity", 1, [])
-    assert why["unblock"] == "first ends or releases nodes"
+    assert why["unblock"] == "first ends"
     said = plane.babysit("explain", "third").stdout
     assert "third needs 2 nodes" in said
     assert "number 2 in the queue, behind second." in said

@@ -35,9 +35,9 @@ WORDS: Mapping[Pending, Words] = {
         cause="Fewer than {missing} free nodes are within one {pack}.",
     ),
     Pending.QUOTA: Words(
-        status="the quota of its queue is used up",
-        cause="The quota is used up: {detail}.",
-        unblock="runs of queue {queue} end, or `babysit queues set {queue} --gpus N` raises"
+        status="the quota of its queue is used up or lent",
+        cause="Its quota does not allow it now: {detail}.",
+        unblock="runs of queue {holders} end, or `babysit queues set {queue} --gpus N` raises"
         " its quota",
     ),
     Pending.RESERVED: Words(
@@ -57,7 +57,7 @@ WORDS: Mapping[Pending, Words] = {
     ),
     Pending.PREEMPTING: Words(
         status="preempted runs save and leave their nodes to it",
-        cause="{victims} to it.",
+        cause="{victims}.",
         unblock="{leaving} left",
     ),
     Pending.BEHIND: Words(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Container, Iterable
 
@@ -86,6 +87,7 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
     change is written to the database. `explain` computes the current figures.
     """
     run = _stop_its_time(turn, turn.run(wait.run))
+    claim = _with_loss(turn, run, wait, claim)
     if run.claim != claim:
         run = turn.change_run(run.id, claim=claim)
     run = _recheck(turn, run, wait.recheck_at)
@@ -97,6 +99,19 @@ def waits(turn: Turn, wait: Wait, claim: Claim | None) -> None:
         turn.change_run(run.id, state=RunState.QUEUED, reason=reason, pending=wait.why, ledger=book)
     else:
         turn.change_run(run.id, reason=reason, pending=wait.why, ledger=book)
+
+
+def _with_loss(turn: Turn, run: Run, wait: Wait, claim: Claim | None) -> Claim | None:
+    """The claim, which remembers a reservation that was dropped; the drop is recorded."""
+    old = run.claim
+    if old is None or (claim is not None and claim.nodes):
+        return claim
+    new = claim or Claim(nodes=(), since=old.since, promised=old.promised)
+    if old.nodes:
+        why = wait_reasons.status(wait.why, pack=run.spec.placement.pack)
+        turn.record(run.id, f"the reservation of {named(old.nodes)} is dropped: {why}")
+        return dataclasses.replace(new, lost_at=turn.now, lost_nodes=len(old.nodes))
+    return dataclasses.replace(new, lost_at=old.lost_at, lost_nodes=old.lost_nodes)
 
 
 def _recheck(turn: Turn, run: Run, at: dt.datetime | None) -> Run:

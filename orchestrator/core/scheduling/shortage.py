@@ -7,6 +7,7 @@ from orchestrator.core.scheduling.free_resources import FreeResources, count_nod
 from orchestrator.core.scheduling.node_table import Mask
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import Demand, Pending
+from orchestrator.core.text import named
 
 
 def reason(
@@ -40,5 +41,6 @@ def quota_detail(quotas: Quotas, demand: Demand) -> str:
     status = quotas.status(demand.queue, demand.gpus)
     if status is not QuotaStatus.RECLAIMING:
         return own
-    by = ", ".join(f"{each} ({quotas.borrowed(each)})" for each in sorted(quotas.borrowers(name)))
+    lent = sorted(quotas.borrowers(name), key=lambda each: -quotas.borrowed(each))
+    by = named([f"{each} ({quotas.borrowed(each)})" for each in lent], 4)
     return f"{own}, which are its own and lent to {by or 'its cohort'}"

@@ -56,6 +56,10 @@ class Claim:
     """When the run began to wait with a claim; None: in this pass."""
     promised: dt.datetime | None = None
     """The first start that was known while it waited; None: none was known yet."""
+    lost_at: dt.datetime | None = None
+    """When the run lost its reservation without a start; None: it did not."""
+    lost_nodes: int = 0
+    """Number of nodes of the lost reservation."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

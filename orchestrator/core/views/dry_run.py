@@ -12,6 +12,8 @@ from orchestrator.core.placement import snapshot, wait_reasons
 from orchestrator.core.policy import admission
 from orchestrator.core.policy.time_limits import GRACE_SECONDS
 from orchestrator.core.scheduling import Eviction, Pending, Plan, Wait, plan
+from orchestrator.core.text import named
+from orchestrator.core.views import waiting
 from orchestrator.core.views.models import DryRunView, EvictionView
 
 _RUN = "dry-run"
@@ -32,7 +34,8 @@ def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
     nodes = outcome.placements.get(_RUN, ())
     more = outcome.growth.get(_RUN, ())
     wait = outcome.waits.get(_RUN)
-    ahead = [state.runs[other].name for other in outcome.ahead(_RUN)] if wait else []
+    before = waiting.ahead_of(state, outcome, wait, run, now) if wait else []
+    ahead = [state.runs[other].name for other in before]
     evicts = [_view(state, each) for each in outcome.evictions if each.by == _RUN]
     why = Pending.HELD if state.fleet.hold else wait.why if wait is not None else None
     return DryRunView(
@@ -42,7 +45,7 @@ def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
         more_nodes=list(more),
         domains=_domains(state, nodes),
         underlying=None if why is None else why.value,
-        place=None if wait is None else wait.place,
+        place=None if wait is None or wait.why is Pending.TOO_LARGE else len(ahead) + 1,
         ahead=ahead,
         starts_at=None if state.fleet.hold else _starts_at(wait, evicts, now),
         evicts=evicts,
@@ -78,20 +81,20 @@ def _sentences(
         sentences.append(f"Everything is held, so nothing starts before `babysit release`: {hold}.")
     start = "then start" if hold else "start now"
     if wait is None:
-        sentences.append(f"{spec.name} would {start}, on {', '.join(outcome.placements[_RUN])}.")
+        sentences.append(f"{spec.name} would {start}, on {named(outcome.placements[_RUN])}.")
         if more := outcome.growth.get(_RUN):
-            sentences.append(f"It would also get {', '.join(more)}.")
+            sentences.append(f"It would also get {named(more)}.")
         return sentences
-    behind = f", behind {', '.join(ahead)}" if ahead else ""
+    place = None if wait.why is Pending.TOO_LARGE else len(ahead) + 1
     cause = f" ({wait.detail})" if wait.detail and not evicts else ""
     nodes = "1 node" if wait.missing == 1 else f"{wait.missing} nodes"
     why = wait_reasons.status(wait.why, pack=spec.placement.pack)
     would = f"would {'then ' * bool(hold)}wait for {nodes}"
     sentences.append(
-        f"{spec.name} {would}: {why}{cause}. It would be number {wait.place} in the queue{behind}."
+        f"{spec.name} {would}: {why}{cause}. {waiting.in_line(place, ahead, 'would be')}"
     )
     sentences.extend(
-        f"{each.name} would be preempted: it saves and leaves {', '.join(each.nodes)} ({each.why});"
+        f"{each.name} would be preempted: it saves and leaves {named(each.nodes)} ({each.why});"
         f" that costs up to {each.lost_gpu_seconds:.0f} GPU s."
         for each in evicts
     )
