@@ -138,7 +138,9 @@ class Bundles:
             bundle = [unit for unit in self._needed(place) if unit not in chosen]
             after = dict(given)
             for unit in bundle:
-                number, gpus = int(columns.queue[unit]), int(columns.gpus[unit])
+                number = int(columns.queue[unit])
+                part = columns.gpus if columns.spare[unit] else columns.run_gpus
+                gpus = int(part[unit])
                 total, largest = after.get(number, (0, 0))
                 after[number] = total + gpus, max(largest, gpus)
             if not bundle or not _within(after, problem.options.caps):

@@ -129,11 +129,22 @@ class Problem:
 
 
 def within_caps(problem: Problem, units: Iterable[int]) -> bool:
-    """True if no queue gives back more than it has borrowed, but for the last run's whole nodes."""
-    columns, given = problem.columns, defaultdict(list)
+    """True if no queue gives back more than it has borrowed, but for its largest part as a whole.
+
+    A run that stops is one part; of a run that shrinks each node is one.
+    """
+    columns, caps = problem.columns, problem.options.caps
+    if not caps:
+        return True
+    parts: dict[int, dict[int, int]] = defaultdict(dict)
+    units = list(units)
+    stops = {int(columns.holding[unit]) for unit in units if not columns.spare[unit]}
     for unit in units:
-        if (number := int(columns.queue[unit])) in problem.options.caps:
-            given[number].append(int(columns.gpus[unit]))
+        number, holding = int(columns.queue[unit]), int(columns.holding[unit])
+        if number in caps and holding in stops:
+            parts[number][-1 - holding] = int(columns.run_gpus[unit])
+        elif number in caps:
+            parts[number][unit] = int(columns.gpus[unit])
     return all(
-        sum(gpus) - max(gpus) < problem.options.caps[number] for number, gpus in given.items()
+        sum(each.values()) - max(each.values()) < caps[number] for number, each in parts.items()
     )

@@ -39,7 +39,7 @@ def search(problem: Problem) -> tuple[Indices, Mask] | None:
         return None
     if not problem.quota_suffices(everyone):
         return None
-    ground = _Ground(problem, now, could)
+    ground = _Ground(problem, now, could, after.idle())
     if problem.quota_suffices(NOBODY):
         for mask in ground.domains_of(now):
             if problem.eligible.usable_count(problem.free, demand, now & mask) >= demand.nodes:
@@ -53,7 +53,7 @@ def search(problem: Problem) -> tuple[Indices, Mask] | None:
 class _Ground:
     """The nodes that the demand could get, by domain, and the workers that are in its way."""
 
-    def __init__(self, problem: Problem, now: Mask, could: Mask) -> None:
+    def __init__(self, problem: Problem, now: Mask, could: Mask, idle: Mask) -> None:
         self._problem, self._columns = problem, problem.columns
         self._now, self._could = now, could
         table, pack = problem.free.table, problem.demand.pack
@@ -64,7 +64,8 @@ class _Ground:
         columns, workers = self._columns, problem.workers
         self._workers = workers[self._gain[columns.place[workers]]]
         """Workers of the options on nodes that their leaving may win."""
-        self._for_quota = self._quota_helpers()
+        self._helpers = self._quota_helpers() | self._spare_helpers(idle)
+        """Units that help although they are on no node that the demand could get."""
         total = np.bincount(columns.holding, weights=columns.size * ~columns.spare)
         shed = np.bincount(columns.holding, weights=columns.size * columns.spare)
         nodes = np.where(columns.spare, shed[columns.holding], total[columns.holding])
@@ -84,6 +85,15 @@ class _Ground:
             units = problem.options.units
             found[units] = np.array(helps, dtype=np.bool_)[columns.queue[units]]
         return found & ~columns.unlimited[columns.queue]
+
+    def _spare_helpers(self, idle: Mask) -> Mask:
+        """Units on nodes that would then be spares, where the demand must leave some; else none."""
+        problem, columns = self._problem, self._columns
+        found = np.zeros(len(columns.holding), dtype=np.bool_)
+        if problem.keeps_spares:
+            spares = idle & problem.eligible.pool
+            found[columns.unit[problem.workers[spares[columns.place[problem.workers]]]]] = True
+        return found
 
     def domains_of(self, mask: Mask) -> Iterator[Mask]:
         """The domains in which that many nodes are set."""
@@ -146,15 +156,29 @@ class _Ground:
             if chosen is None or (key := np.sort(chosen).tobytes()) in seen:
                 continue
             seen.add(key)
-            units = sparing.spare(chosen)
-            loss = problem.loss(units)
-            best = loss if best is None else min(loss, best)
-            yield loss, units
+            for units in self._spared(sparing, chosen):
+                if not within_caps(problem, units.tolist()):
+                    continue
+                loss = problem.loss(units)
+                best = loss if best is None else min(loss, best)
+                yield loss, units
         if (alone := self._alone(workers, mask, sparing, best)) is not None:
             yield problem.loss(alone), alone
 
+    def _spared(self, sparing: Sparing, chosen: Indices) -> Iterator[Indices]:
+        """The units that are needed, node by node; and as few runs as possible that shrink."""
+        yield sparing.spare(chosen)
+        columns = self._columns
+        shrinks = np.zeros(len(columns.holding), dtype=np.bool_)
+        shrinks[columns.holding[chosen[columns.spare[chosen]]]] = True
+        more = shrinks[columns.holding] & columns.spare & (self._problem.options.why >= 0)
+        more[chosen] = True
+        every = np.flatnonzero(more)
+        if columns.spare[chosen].any() and within_caps(self._problem, every.tolist()):
+            yield sparing.spare(every, by_run=True)
+
     def _orders(self, workers: Indices) -> Iterator[Indices]:
-        """Orders in which the units of these workers, and those that free quota, may leave."""
+        """Orders in which the units of these workers, and those that help otherwise, may leave."""
         columns, caps = self._columns, self._problem.options.caps
         wins = np.zeros(len(columns.holding), dtype=np.bool_)
         wins[columns.unit[workers]] = True
@@ -164,13 +188,18 @@ class _Ground:
                 columns.holding[columns.unit[workers]], minlength=len(columns.holding)
             )
             costs.append(columns.lost / np.maximum(here[columns.holding], 1))
-        units = np.flatnonzero(wins if caps else wins | self._for_quota)
-        orders = [columns.in_order(units, cost) for cost in costs]
+        every = wins | self._helpers
         if not caps:
-            yield from orders
+            for cost in costs:
+                yield columns.in_order(np.flatnonzero(every), cost)
             return
-        # Nodes first: what only frees quota must not use up what may be taken back.
-        others = columns.in_order(np.flatnonzero(self._for_quota & ~wins), columns.lost)
+        # Nodes first: what only frees quota or spares must not use up what may be taken back. It
+        # may be cheaper, though.
+        orders = [columns.in_order(np.flatnonzero(wins), cost) for cost in costs]
+        others = columns.in_order(np.flatnonzero(self._helpers & ~wins), columns.lost)
+        if len(others):
+            for cost in costs:
+                yield self._within_caps(columns.in_order(np.flatnonzero(every), cost))
         short = False
         for order in orders:
             within = self._within_caps(np.concatenate([order, others]))
@@ -223,6 +252,8 @@ class _Ground:
             units = units[(problem.options.why[units] >= 0) & (whole[i] | columns.spare[units])]
             if best is not None and problem.loss(units) >= best:
                 return None
-            if within_caps(problem, units) and sparing.suffices(units):
-                return sparing.spare(units)
+            if within_caps(problem, units.tolist()) and sparing.suffices(units):
+                spared = sparing.spare(units)
+                if within_caps(problem, spared.tolist()):
+                    return spared
         return None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 
 from orchestrator.core.scheduling.free_resources import count_nodes, shape_of
@@ -28,27 +31,27 @@ class Sparing:
         enough = problem.eligible.usable_count(after, problem.demand, usable)
         return enough >= problem.demand.nodes and problem.quota_suffices(units)
 
-    def spare(self, units: Indices) -> Indices:
-        """The units that are needed. Those that lose the most are spared first."""
+    def spare(self, units: Indices, *, by_run: bool = False) -> Indices:
+        """The units that are needed. Those that lose the most are spared first.
+
+        Args:
+            units: A sufficient set.
+            by_run: Spare the surplus of a run whole at first, and node by node at the end: a run
+                that shrinks loses no more with more nodes, so another may be spared instead.
+        """
         problem, columns = self._problem, self._problem.columns
         stopping = np.unique(columns.holding[units[~columns.spare[units]]])
         units = columns.in_order(self._with_surplus(units, stopping), columns.lost)
-        board, charges = _Board(problem, units, self._mask), _Charges(problem, units)
-        stops = set(stopping.tolist())
-        surplus, holding = columns.spare[units].tolist(), columns.holding[units].tolist()
-        kept = []
-        for i in reversed(range(len(units))):
-            if surplus[i] and holding[i] in stops:
-                kept.append(i)  # it leaves with its run
-            elif not charges.put_back(i):
-                kept.append(i)
-            elif not board.put_back(i):
-                charges.take(i)
-                kept.append(i)
-            elif not surplus[i]:
-                stops.discard(holding[i])
-        charges.end(kept)
-        return units[np.array(kept[::-1], dtype=np.intp)]
+        walk = _Walk(problem, units, self._mask)
+        numbers = list(reversed(range(len(units))))
+        if by_run:
+            holding, surplus = columns.holding[units], columns.spare[units]
+            groups = itertools.groupby(numbers, key=lambda i: (holding[i], surplus[i]))
+            for _, group in groups:
+                walk.stay(list(group))
+        for i in numbers:
+            walk.stay([i])
+        return units[walk.end()]
 
     def _with_surplus(self, units: Indices, stopping: Indices) -> Indices:
         """The units, and the surplus of the runs that stop."""
@@ -58,6 +61,53 @@ class Sparing:
         every = stops[columns.holding] & columns.spare & (self._problem.options.why >= 0)
         every[units] = True
         return np.flatnonzero(every)
+
+
+class _Walk:
+    """Units that all leave, until one after the other is told to stay if the demand fits then."""
+
+    def __init__(self, problem: Problem, units: Indices, mask: Mask) -> None:
+        columns = problem.columns
+        self._board, self._charges = _Board(problem, units, mask), _Charges(problem, units)
+        self._surplus = columns.spare[units].tolist()
+        self._holding = columns.holding[units].tolist()
+        self._leaves = [True] * len(units)
+        self._stops = {h for h, s in zip(self._holding, self._surplus, strict=True) if not s}
+
+    def stay(self, group: Sequence[int]) -> None:
+        """Let all of these units stay, or none if the demand would not fit."""
+        done: list[int] = []
+        for i in group:
+            if not self._leaves[i]:
+                continue
+            if (self._surplus[i] and self._holding[i] in self._stops) or not self._put_back(i):
+                for other in reversed(done):
+                    self._take(other)
+                return
+            done.append(i)
+        for i in done:
+            if not self._surplus[i]:
+                self._stops.discard(self._holding[i])
+
+    def end(self) -> Indices:
+        """The units that leave, by number; the quotas are restored."""
+        kept: Indices = np.flatnonzero(self._leaves)
+        self._charges.end(kept.tolist())
+        return kept
+
+    def _put_back(self, i: int) -> bool:
+        if not self._charges.put_back(i):
+            return False
+        if not self._board.put_back(i):
+            self._charges.take(i)
+            return False
+        self._leaves[i] = False
+        return True
+
+    def _take(self, i: int) -> None:
+        self._charges.take(i)
+        self._board.take(i)
+        self._leaves[i] = True
 
 
 class _Charges:
@@ -131,6 +181,8 @@ class _Board:
         effects = (usable[place] & ~fits, idle[place], usable[place] & idle[place])
         self._effects = [_by_unit(mine, alone & each, len(units)) for each in effects]
         self._shared = self._shared_nodes(mine, np.flatnonzero(~alone), place)
+        self._done: dict[int, tuple[int, int, int, Sequence[tuple[bool, bool]]]] = {}
+        """Unit that was put back → what that took away, and what its shared nodes were before."""
         self._plain = not self._shared and self._spares is None
         self._after, self._mask_usable, self._mask_idle = after, usable, idle
 
@@ -150,6 +202,7 @@ class _Board:
             if lost > self._usable - self._problem.demand.nodes:
                 return False
             self._usable -= lost
+            self._done[i] = lost, 0, 0, ()
             return True
         idle, both = self._effects[1][i], self._effects[2][i]
         changes = [self._change(node, worker) for node, worker in self._shared.get(i, ())]
@@ -163,9 +216,22 @@ class _Board:
         self._usable -= lost
         self._idle -= idle
         self._idle_usable -= both
-        for node, worker in self._shared.get(i, ()):
-            self._apply(node, worker)
+        shared = self._shared.get(i, ())
+        flags = tuple((bool(self._mask_usable[n]), bool(self._mask_idle[n])) for n, _ in shared)
+        self._done[i] = lost, idle, both, flags
+        for node, worker in shared:
+            self._apply(node, worker, -1)
         return True
+
+    def take(self, i: int) -> None:
+        """Have a unit leave after all that was put back; the last one that was put back first."""
+        lost, idle, both, flags = self._done.pop(i)
+        self._usable += lost
+        self._idle += idle
+        self._idle_usable += both
+        for (node, worker), (usable, empty) in zip(self._shared.get(i, ()), flags, strict=True):
+            self._apply(node, worker, 1)
+            self._mask_usable[node], self._mask_idle[node] = usable, empty
 
     def _count(self, usable: int, idle: int, both: int) -> int:
         """Usable nodes, without those that the pool of spares needs."""
@@ -185,13 +251,14 @@ class _Board:
         usable, idle = bool(self._mask_usable[node]), bool(self._mask_idle[node])
         return int(usable and not fits), int(idle), int(usable and idle)
 
-    def _apply(self, node: int, worker: int) -> None:
+    def _apply(self, node: int, worker: int, sign: int) -> None:
         after = self._after
-        lost, _, _ = self._change(node, worker)
-        after.gpus[node] -= self._needs[0][worker]
-        after.cpus[node] -= self._needs[1][worker]
-        after.memory[node] -= self._needs[2][worker]
-        self._mask_idle[node] = False
+        lost = sign < 0 and self._change(node, worker)[0]
+        after.gpus[node] += sign * self._needs[0][worker]
+        after.cpus[node] += sign * self._needs[1][worker]
+        after.memory[node] += sign * self._needs[2][worker]
+        if sign < 0:
+            self._mask_idle[node] = False
         if lost:
             self._mask_usable[node] = False
 

@@ -163,6 +163,7 @@ class Columns:
         first: By holding, its first unit; one more at the end.
         holding, rank, lost, gpus, queue: By unit: number of its holding, rank of its priority, GPU
             seconds lost if the run stops, accounted GPUs that it frees, number of its queue.
+        run_gpus: By unit, accounted GPUs of its whole run.
         spare: By unit, True for a node of a surplus.
         movable, alive: By unit, False: not to be touched, or taken already.
         unlimited: By queue number, True for a queue without quota.
@@ -200,6 +201,8 @@ class Columns:
         accounted = np.array([accounted_gpus(h.need) for h in held], dtype=np.int64)
         self.rank, self.queue = ranks[self.holding], queues[self.holding]
         self.lost, self.gpus = lost[self.holding], accounted[self.holding] * self.size
+        total = np.array([holding.gpus for holding in held], dtype=np.int64)
+        self.run_gpus = total[self.holding]
         self.movable: Mask = np.array(movable, dtype=np.bool_)[self.holding]
         self.alive: Mask = np.ones(len(units), dtype=np.bool_)
         self.unlimited: Mask = np.array(
