@@ -64,7 +64,7 @@ class Sparing:
 
 
 class _Walk:
-    """Units that all leave, until one after the other is told to stay if the demand fits then."""
+    """Units that all leave, of which one after the other stays if the demand fits all the same."""
 
     def __init__(self, problem: Problem, units: Indices, mask: Mask) -> None:
         columns = problem.columns
