@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Reporter:
         self._notes = directory / NOTES_FILE if directory else None
         self._ring: RingWriter | None = None
         self._warned: set[str] = set()
+        self._writing = threading.Lock()
         self._unsent = b""
         self._descriptor = -1
         self._file = (0, 0)
@@ -51,7 +53,8 @@ class Reporter:
                 self._send()
         if self._ring is not None:
             try:
-                self._ring.write(record)
+                with self._writing:  # several threads may report: a record has one slot
+                    self._ring.write(record)
                 self._ring.progress(record.step, record.batch, record.time, phase)
             except QUIET as error:
                 self.warn(f"cannot report step {record.step}: {error}")

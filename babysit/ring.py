@@ -168,11 +168,16 @@ class RingWriter:
         return bool(_CONTROL.unpack_from(self._map, _CONTROL_OFFSET)[0])
 
 
+class RingVersionError(ValueError):
+    """Another version of babysit wrote the ring."""
+
+
 class RingReader:
     """The agent's end.
 
     Raises:
-        ValueError: The header is incomplete, or another version of babysit wrote it.
+        ValueError: The header is incomplete.
+        RingVersionError: Another version of babysit wrote it.
         OSError: The file cannot be opened or mapped.
     """
 
@@ -183,8 +188,10 @@ class RingReader:
         finally:
             os.close(descriptor)
         magic, self._capacity, record_bytes, *_ = _HEADER.unpack_from(self._map, 0)
+        if magic == 0:  # the file is there, and its header is about to be written
+            raise ValueError(f"{path} has no header yet")
         if magic != _MAGIC or record_bytes != RECORD_BYTES:
-            raise ValueError(f"{path} is not a ring of this version of babysit")
+            raise RingVersionError(f"{path} is not a ring of this version of babysit")
         self._read = 0
 
     def drain(self, limit: int = 1024) -> tuple[list[Record], int]:

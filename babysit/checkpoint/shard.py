@@ -123,6 +123,9 @@ class ShardWriter:
             if self._durable:
                 _sync(target)
             self._files.append(ShardFile(name, target.stat().st_size, _digest(target)))
+        if self._durable:
+            for folder in {target for target in self.directory.rglob("*") if target.is_dir()}:
+                _sync(folder)
 
     def seal(self) -> None:
         """Write the manifest, which must be the last file.

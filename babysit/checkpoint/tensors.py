@@ -92,7 +92,8 @@ class TensorStage:
             self._layout = _lay_out(tensors, local, signature)
         layout = self._layout
         for slot, part in zip(layout.slots, local, strict=True):
-            slot.copy_(part, non_blocking=True)
+            # Only copies from CUDA are waited for below: those of other accelerators must be done.
+            slot.copy_(part, non_blocking=part.is_cuda)
         for device in {part.device for part in local if part.is_cuda}:
             torch.cuda.current_stream(device).synchronize()
         pickled = io.BytesIO()

@@ -8,16 +8,22 @@ import random
 import signal
 import sys
 from pathlib import Path
+from typing import TextIO, cast
 
 import structlog
 from pydantic import ValidationError
 
 from jobs import log_output
 from jobs.agent.errors import ConfigError
+from jobs.agent.log_file import LogFile
 from jobs.agent.worker import Agent
 from jobs.clock import SystemClock
 from jobs.config import AgentConfig
 from jobs.environment import Environment
+from jobs.log_files import LogLimit
+
+_LOG_BYTES = 10 * 2**20
+"""Size at which the log of the agent is rotated; one older file is kept."""
 
 
 def read_config(path: Path) -> AgentConfig:
@@ -38,9 +44,22 @@ def read_config(path: Path) -> AgentConfig:
         raise ConfigError(f"{path}: {'; '.join(faults)}") from None
 
 
+class _Rotated:
+    """The file of a log that takes a bounded part of the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = LogFile(path, LogLimit(bytes=_LOG_BYTES, files=2))
+
+    def write(self, text: str) -> None:
+        self._file.write(text.encode(errors="backslashreplace"))
+
+    def flush(self) -> None:
+        """Do nothing: every line is written at once."""
+
+
 def log_to(path: Path, **always: str) -> None:
-    """Send the log to a file, with one JSON object per line."""
-    log_output.configure(path.open("a", buffering=1), context=True)
+    """Send the log to a file, rotated, with one JSON object per line."""
+    log_output.configure(cast("TextIO", _Rotated(path)), context=True)
     structlog.contextvars.bind_contextvars(**always)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import select
 import shutil
 import signal
 from pathlib import Path
@@ -15,11 +16,12 @@ from babysit import wire
 from jobs.agent.evidence import oom_kills
 from jobs.agent.fork_server import kill_group
 from jobs.agent.log_pump import LogPump
-from jobs.agent.rank_end import RankWords
+from jobs.agent.rank_end import RankWords, other_version
 from jobs.agent.rank_reader import RankReader
 from jobs.commands import RestoreCandidate, StartAttempt
 from jobs.config import AgentConfig
 from jobs.events import RankBeat, RankSamples
+from monitors.failures import Failure
 
 
 @dataclasses.dataclass(slots=True)
@@ -34,6 +36,10 @@ class RankProcess:
     code: int | None = None
     """Exit code once dead; negative: that signal killed it; None: not ended."""
     words: RankWords = dataclasses.field(default_factory=RankWords)
+    pidfd: int = -1
+    """Names the process as long as its pid may be reused; -1: none."""
+    failure: Failure | None = None
+    """Why the agent ended it, if that was its own decision."""
     inode: int = 0
     """Of its rank directory."""
     killed: bool = False
@@ -139,11 +145,22 @@ class Gang:
         return {name: str(value) for name, value in values.items()}
 
     def kill(self) -> None:
-        """Send SIGKILL to every live rank and its group."""
+        """Send SIGKILL to every live rank and its group.
+
+        A rank that is dead already is left to the fork server, which kills its group before it
+        reaps it: after that, its pid may be another process's.
+        """
         self.doomed = True
         for process in self.ranks.values():
-            if process.alive:
+            if process.alive and not _is_dead(process.pidfd):
                 process.killed = True
+                kill_group(process.pid)
+
+    def end_misfits(self) -> None:
+        """Kill ranks that use another version of babysit: nothing they report can be read."""
+        for process in self.ranks.values():
+            if process.reader.mismatch and process.alive and process.failure is None:
+                process.failure = other_version(process.rank, process.reader.mismatch)
                 kill_group(process.pid)
 
     def request_stop(self) -> None:
@@ -166,7 +183,10 @@ class Gang:
 
     def started(self, rank: int, pid: int) -> None:
         """Record the start of a rank."""
-        self.ranks[rank].pid = pid
+        process = self.ranks[rank]
+        process.pid = pid
+        with contextlib.suppress(OSError):  # it has been reaped already
+            process.pidfd = os.pidfd_open(pid)
         if self.doomed:
             self.kill()
 
@@ -176,6 +196,9 @@ class Gang:
         if process is None or process.code is not None:
             return None
         process.code = code
+        if process.pidfd >= 0:
+            os.close(process.pidfd)
+            process.pidfd = -1
         if all(other.code is not None for other in self.ranks.values()):
             self.dead.set()
         return process
@@ -252,6 +275,11 @@ def _rank_directory(config: AgentConfig, rank: int) -> Path:
 
 def _log_file(config: AgentConfig, attempt: int, rank: int) -> Path:
     return config.log_directory / f"attempt-{attempt:04d}" / f"rank-{rank:05d}.log"
+
+
+def _is_dead(pidfd: int) -> bool:
+    """True if the process has ended, reaped or not; False if that is not known."""
+    return pidfd >= 0 and bool(select.select([pidfd], [], [], 0)[0])
 
 
 def _handles_sigterm(pid: int) -> bool:

@@ -77,6 +77,18 @@ def failure_to_start(rank: int, kind: FailureClass, why: str) -> Failure:
     return Failure(failure_class=kind, reason=reason, signature=f"{kind}:start")
 
 
+def other_version(rank: int, why: str) -> Failure:
+    """The failure of a rank whose interpreter has another version of babysit; final."""
+    reason = (
+        f"rank {rank} uses another version of babysit than its agent ({why}): install the same"
+        " version for the interpreter of the command"
+    )
+    signature = f"{FailureClass.USER_CODE.value}:version"
+    return Failure(
+        failure_class=FailureClass.USER_CODE, reason=reason, signature=signature, final=True
+    )
+
+
 def failure_behind_zero(
     words: RankWords, log: str, rules: RuleSet | None, *, wrapped: bool
 ) -> Failure | None:

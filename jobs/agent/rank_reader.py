@@ -13,7 +13,7 @@ from typing import BinaryIO
 import structlog
 
 from babysit import wire
-from babysit.ring import Record, RingReader
+from babysit.ring import Record, RingReader, RingVersionError
 from jobs.events import RankBeat, RankSamples
 
 _CODE = struct.Struct("@i")
@@ -51,6 +51,8 @@ class RankReader:
         self._has_reported = False
         self._draws = False
         """True once a loop of `steps()` has begun."""
+        self.mismatch = ""
+        """Why the ring cannot be read, if another version of babysit wrote it."""
         self._moved = False
         """True once the rank has drawn a batch or reported a step."""
         self.last_step = 0
@@ -167,8 +169,13 @@ class RankReader:
         if self._ring is None and path.exists():
             try:
                 self._ring = RingReader(path)
+            except RingVersionError as error:
+                if not self.mismatch:
+                    self._log.error("ring of another version", error=str(error))
+                self.mismatch = str(error)
             except (
-                ValueError
-            ) as error:  # the file exists, but its header is incomplete: retry later
-                self._log.debug("ring is not readable yet, will retry", error=str(error))
+                ValueError,
+                OSError,
+            ):  # not complete, or just gone: tried again at the next look
+                pass
         return self._ring

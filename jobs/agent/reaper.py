@@ -79,9 +79,13 @@ class Reaper:
     """The reaper process of an agent; it outlives the agent until all its processes are dead."""
 
     def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._start()
+
+    def _start(self) -> None:
         read, self._pipe = os.pipe()  # inherited by no other process, so it closes with the agent
         self._process = subprocess.Popen(  # noqa: S603 - runs this file
-            [sys.executable, "-I", "-S", __file__, worker, str(read)],
+            [sys.executable, "-I", "-S", __file__, self._worker, str(read)],
             pass_fds=[read],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -91,9 +95,18 @@ class Reaper:
         os.close(read)
         self.pid = self._process.pid
 
+    def ensure(self) -> None:
+        """Start another one if it has died: somebody may have killed it."""
+        if self._process.poll() is not None:
+            os.close(self._pipe)
+            self._start()
+
     def finish(self) -> None:
         """Kill all processes of the worker but this one now, and wait for that. Blocks."""
-        os.write(self._pipe, b"\0")
+        try:
+            os.write(self._pipe, b"\0")
+        except BrokenPipeError:  # it is dead
+            kill_strays(self._worker)
         self._process.wait()
         os.close(self._pipe)
 

@@ -82,7 +82,7 @@ class Reporter:
         code = process.code or 0
         samples = process.reader.samples()
         events = self._notes(gang, process)
-        failure = failure or self._failure(gang, process, code)
+        failure = failure or process.failure or self._failure(gang, process, code)
         exited = RankExited(
             rank=process.rank,
             code=code,

@@ -147,6 +147,7 @@ class Agent:
         while True:
             await self._clock.sleep(_SECOND)
             self._storage.look(self._gang)
+            self._reaper.ensure()
             idle = self._gang is None or self._gang.dead.is_set()
             silence = self._clock.monotonic() - self._connection.last_contact
             if idle and silence > self._config.orphan_seconds:
@@ -349,6 +350,8 @@ class Agent:
         while True:
             await self._clock.sleep(_DRAIN_SECONDS)
             self._reporter.collect(self._gang)
+            if self._gang is not None:
+                self._gang.end_misfits()
 
 
 async def _wait_at_most(clock: Clock, event: asyncio.Event, seconds: float) -> None:
