@@ -14,6 +14,7 @@ import structlog
 from pydantic import ValidationError
 
 from jobs import log_output
+from jobs.agent import orphans
 from jobs.agent.errors import ConfigError
 from jobs.agent.log_file import LogFile
 from jobs.agent.worker import Agent
@@ -101,6 +102,7 @@ def main(arguments: list[str]) -> int:
     config.directory.mkdir(parents=True, exist_ok=True)
     config.memory_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     log_to(config.directory / "agent.log", worker=config.worker, run=config.run)
+    orphans.adopt()  # of a fork server that is killed
     pid_file = config.directory / "agent.pid"
     pid_file.write_text(f"{os.getpid()}\n")
     try:

@@ -22,6 +22,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -34,13 +35,31 @@ import sys
 import time
 import traceback
 import types
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 PACKET_BYTES = 1 << 17
 """Largest message in bytes; well below the default socket buffer of 208 KiB."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
+
+
+def _beside(name: str) -> types.ModuleType:
+    """A module of this directory, by its file, and not in `sys.modules`."""
+    path = os.path.join(os.path.dirname(__file__), f"{name}.py")  # noqa: PTH118, PTH120 - as below
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+if __name__ != "__main__" or TYPE_CHECKING:
+    from jobs.agent import orphans
+else:
+    orphans = _beside("orphans")
+
+_ORPHANS_MILLISECONDS = 5000
+"""Time between looks for orphans that have ended and must be reaped."""
 
 
 class Program(NamedTuple):
@@ -93,11 +112,17 @@ class _Server:
         self._poll.register(channel, select.POLLIN)
         self._children: dict[int, tuple[str, int]] = {}
         """Pidfd → key and pid."""
+        orphans.adopt()
+        self._own = set(orphans.children())
+        """Processes that the modules to preload have started."""
 
     def serve(self) -> dict[str, Any]:
         """Serve for ever; returns only in a forked child, with its request."""
         while True:
-            for descriptor, _ in self._poll.poll():
+            ready = self._poll.poll(_ORPHANS_MILLISECONDS)
+            if not ready:
+                self._reap_orphans()
+            for descriptor, _ in ready:
                 if descriptor in self._children:
                     self._reap(descriptor)
                     continue
@@ -134,14 +159,28 @@ class _Server:
         """Kill the rest of a dead rank's group, then reap the rank.
 
         The order matters: until it is reaped, the dead rank reserves its pid, which is the group's
-        id.
+        id. With the last rank end the processes that have left the groups: their parents are dead,
+        so they are this process's children, whatever their session and environment.
         """
         key, pid = self._children.pop(descriptor)
         self._poll.unregister(descriptor)
         os.close(descriptor)
         kill_group(pid)
         _, status = os.waitpid(pid, 0)
+        if not self._children:
+            self._end_orphans()
         send(self._channel, {"exited": key, "code": os.waitstatus_to_exitcode(status)})
+
+    def _end_orphans(self) -> None:
+        if left := orphans.end_children(self._own):
+            sys.stderr.write(f"processes survive SIGKILL: {left}\n")
+
+    def _reap_orphans(self) -> None:
+        """Reap orphans that have ended by themselves; those that live are none of a rank's end."""
+        ranks = {pid for _, pid in self._children.values()}
+        for pid in orphans.children():
+            if pid not in ranks and pid not in self._own:
+                orphans.is_over(pid)
 
     def _close(self) -> None:
         """Close the server's descriptors in a child."""
@@ -150,9 +189,10 @@ class _Server:
             os.close(descriptor)
 
     def _leave(self) -> NoReturn:
-        """The agent has ended: kill all ranks and exit."""
+        """The agent has ended: kill all ranks, and what they have left behind, and exit."""
         for _, pid in self._children.values():
             kill_group(pid)
+        self._end_orphans()
         os._exit(0)
 
 

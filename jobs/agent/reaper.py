@@ -1,8 +1,13 @@
-"""The last resort against leaked processes: kills everything that has a worker's mark.
+"""The last resort against leaked processes: kills everything that belongs to a worker.
 
 All processes of a worker have `BABYSIT_WORKER=<id>` in their environment, even in sessions of their
-own. As a program (`python -P -m jobs.agent.reaper WORKER FD`) it waits until its agent ends, which
-closes the pipe, and then kills them.
+own. A process that sheds this mark is still a descendant of the fork server, which adopts orphans,
+and so of the agent. As a program (`python -I -S reaper.py WORKER FD`) the reaper looks at the
+agent's descendants every few seconds, waits until the agent ends, which closes the pipe, and then
+kills those it has seen and all with the mark.
+
+Not guaranteed: a process that has shed mark and session escapes if agent and fork server are killed
+at once within seconds of its start.
 """
 
 from __future__ import annotations
@@ -13,10 +18,15 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection
 from pathlib import Path
 
 ENV_WORKER = "BABYSIT_WORKER"
+_LOOK_SECONDS = 5.0
+"""Least time between looks at the agent's descendants."""
+_LOOK_SHARE = 0.005
+"""Most of one core that the looks take, on hosts with thousands of processes."""
 _ROUNDS = 20
 """Processes may fork during a scan, so each round finds what the last one missed."""
 _PATIENCE_MILLISECONDS = 5000
@@ -75,6 +85,93 @@ def _kill_and_wait(pids: list[int], mark: bytes) -> None:
         os.close(descriptor)
 
 
+def sweep(worker: str, spare: Collection[int]) -> list[int]:
+    """In the agent: kill the worker's processes with the mark, and the orphans it has adopted.
+
+    Returns:
+        Pids that did not die; empty: no process of the worker is left but `spare`.
+    """
+    from jobs.agent.orphans import end_children  # noqa: PLC0415 - not as a program
+
+    return kill_strays(worker, spare) or end_children(spare, reap=False)
+
+
+def wait_for_reapers(worker: str) -> None:
+    """Give the reapers of a worker, whose agent has ended, time to do their work. Blocks."""
+    for pid in strays(worker):
+        with contextlib.suppress(ProcessLookupError, OSError):
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if Path(__file__).name.encode() in arguments[-4].rpartition(b"/")[2:]:
+                descriptor = os.pidfd_open(pid)
+                try:
+                    _ended(descriptor)
+                finally:
+                    os.close(descriptor)
+
+
+def _ended(descriptor: int) -> bool:
+    """Wait for the end of a process, not for ever."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(_PATIENCE_MILLISECONDS))
+
+
+def descendants(roots: Collection[int]) -> dict[int, str]:
+    """Processes below some others at this moment: pid → start time, by which it is known again."""
+    parents: dict[int, list[int]] = {}
+    starts: dict[int, str] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+            starts[int(entry.name)] = fields[19]
+    found: dict[int, str] = {}
+    left = list(roots)
+    while left:
+        for pid in parents.get(left.pop(), []):
+            if pid not in found:
+                found[pid] = starts[pid]
+                left.append(pid)
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of proc_pid_stat(5) from the state on; empty: no such process, or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return []
+    fields = text.rpartition(")")[2].split()
+    return [] if fields[0] in "ZX" else fields
+
+
+def _alive(family: dict[int, str]) -> dict[int, str]:
+    return {pid: start for pid, start in family.items() if _stat(pid)[19:20] == [start]}
+
+
+def kill_family(family: dict[int, str], spare: Collection[int]) -> list[int]:
+    """Kill processes that were seen below the agent, and those below them by now.
+
+    Returns:
+        Pids that did not die.
+    """
+    for _ in range(_ROUNDS):
+        family = _alive(family)
+        family |= descendants(family)
+        family = {pid: start for pid, start in family.items() if pid not in spare}
+        if not family:
+            break
+        for pid, start in family.items():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                descriptor = os.pidfd_open(pid)
+                try:
+                    if _stat(pid)[19:20] == [start]:  # so the descriptor is of that very process
+                        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                        _ended(descriptor)
+                finally:
+                    os.close(descriptor)
+    return list(family)
+
+
 class Reaper:
     """The reaper process of an agent; it outlives the agent until all its processes are dead."""
 
@@ -115,8 +212,19 @@ def main(worker: str, descriptor: int) -> int:
     """Wait until the agent ends or requests a clean-up, then kill its processes."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    agent, me = os.getppid(), os.getpid()
+    family: dict[int, str] = {}
+    pause = _LOOK_SECONDS
+    while not select.select([descriptor], [], [], pause)[0]:
+        began = time.process_time()
+        if os.getppid() == agent:
+            family = _alive(family) | descendants([agent])
+        pause = max(_LOOK_SECONDS, (time.process_time() - began) / _LOOK_SHARE)
     asked = os.read(descriptor, 1)
-    return len(kill_strays(worker, {os.getppid()} if asked else ()))
+    spare = {me, agent} if asked else {me}
+    # Before the first of them is killed: what has shed the mark is found below those that have it.
+    family |= descendants([agent, *strays(worker)] if asked else strays(worker))
+    return len([*kill_strays(worker, spare), *kill_family(family, spare)])
 
 
 if __name__ == "__main__":

@@ -296,7 +296,7 @@ class Agent:
     async def _sweep(self) -> None:
         """Kill processes that left their group; one stuck in the kernel blocks this."""
         spare = (self._fork_client.pid, self._reaper.pid)
-        while left := await asyncio.to_thread(reaper.kill_strays, self._config.worker, spare):
+        while left := await asyncio.to_thread(reaper.sweep, self._config.worker, spare):
             self._log.error(
                 "processes survive SIGKILL (stuck in the kernel?), will retry", pids=left
             )

@@ -2,10 +2,9 @@
 
 Agents outlive the server, however the server ends. The next server finds them by the files of
 :mod:`orchestrator.clusters.local.worker_records`. The end of an agent shows at its pidfd. The
-cluster then kills every process that has the worker's mark in its environment, and reports the
-worker gone only when none is left: the controller starts the next attempt on that report.
-
-Not guaranteed: a process that removes the mark from its environment and leaves its session escapes.
+cluster then waits for the agent's reaper (:mod:`jobs.agent.reaper`), kills every process that has
+the worker's mark in its environment, and reports the worker gone only when none is left: the
+controller starts the next attempt on that report.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from jobs import log_rules
-from jobs.agent.reaper import kill_strays, strays
+from jobs.agent.reaper import kill_strays, strays, wait_for_reapers
 from jobs.clock import Clock
 from jobs.config import AgentConfig
 from jobs.environment import Environment
@@ -321,6 +320,7 @@ class LocalCluster:
         watch.gone.set()
 
     async def _sweep(self, worker: str) -> None:
+        await asyncio.to_thread(wait_for_reapers, worker)
         clean = 0
         # Two clean scans in a row: during an exec a process shows no environment, so that one scan
         # may miss it.
