@@ -53,13 +53,19 @@ def end_children(spare: Container[int], *, reap: bool = True) -> list[int]:
         Pids that did not die; empty: there are no others left.
     """
     deadline = time.monotonic() + _STUBBORN_SECONDS
-    while True:
-        left = [pid for pid in children() if pid not in spare and not is_over(pid, reap=reap)]
-        if not left or time.monotonic() > deadline:
+    zombies: set[int] = set()
+    # Until one look finds nobody: a child that ends during the look leaves its own children to us,
+    # which that look may have passed already.
+    while found := [pid for pid in children() if pid not in spare and pid not in zombies]:
+        over = [pid for pid in found if is_over(pid, reap=reap)]
+        zombies.update([] if reap else over)
+        left = [pid for pid in found if pid not in over]
+        if left and time.monotonic() > deadline:
             return left
         for pid in left:
             _kill_child(pid)
         time.sleep(0.002)
+    return []
 
 
 def is_over(pid: int, *, reap: bool = True) -> bool:
