@@ -105,9 +105,9 @@ class Run:
         try:
             yield from _draw(self, feed, total, feed.groups(epochs, states, accumulate))
         except GeneratorExit:  # left by `break` or `return`; an exception looks the same from here
-            self._ended = self.step
+            self._ended, self.sync_gradients = self.step, True
             self._calls.end(feed)
-            self.sync_gradients = True
+            self._enter(Phase.FINISHED)  # which may take long, until another loop begins
             self._reporter.note(Note.LEFT, step=self.step)
             raise
         self._calls.end(feed)

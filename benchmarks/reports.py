@@ -6,7 +6,8 @@ The real controller, core and store; PostgreSQL is behind a proxy that delays ev
 round trip each way. Scripted agents, of runs with 8 nodes each, report a step a second whether or
 not the last report is acknowledged, as real ones do. In the middle, a rank of one run dies.
 
-    stored/s            reports acknowledged a second; as many as are offered where it keeps up
+    stored per second   reports acknowledged, in the second half of the time; as many as are offered
+                        where the controller keeps up
     acknowledged        seconds from a report to its acknowledgement: the median, the slowest
     behind              reports not acknowledged when the last second is over
     exit stored         seconds from the report of the exit to its decision in the database
@@ -165,6 +166,7 @@ async def load(controller: Controller, agents: list[Agent], seconds: int) -> dic
 
     began = time.perf_counter()
     dying: asyncio.Task[None] | None = None
+    before, half = 0, began
     for second in range(seconds):
         for place, agent in enumerate(agents):
             due = began + second + place / len(agents)
@@ -173,14 +175,16 @@ async def load(controller: Controller, agents: list[Agent], seconds: int) -> dic
             agent.report(samples=True)
         if second == seconds // 2:
             dying = asyncio.create_task(die())
+            before, half = sum(len(agent.waits) for agent in agents), time.perf_counter()
     behind = sum(len(agent.waiting) for agent in agents)
-    stored = sum(len(agent.waits) for agent in agents) / (time.perf_counter() - began)
+    stored = sum(len(agent.waits) for agent in agents) - before
+    rate = stored / (time.perf_counter() - half)
     assert dying is not None
     await dying
     await asyncio.gather(*(task for agent in agents for task in agent.waiting))
     waits = [wait for agent in agents for wait in agent.waits]
     return {
-        "stored_per_second": stored,
+        "stored_per_second": rate,
         "acknowledged_median": median(waits),
         "acknowledged_slowest": max(waits),
         "behind": behind,

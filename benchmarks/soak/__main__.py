@@ -35,7 +35,7 @@ from orchestrator.cli.session import Session  # noqa: E402
 
 JOB = ROOT / "benchmarks" / "soak" / "job.py"
 NODES = 4
-POLL_SECONDS = 1.0
+POLL_SECONDS = 2.0
 STAGGER_SECONDS = 0.5
 """Between two submissions, as the start of runs is not what the soak tests."""
 END_PATIENCE_SECONDS = 180.0
@@ -91,11 +91,10 @@ class Runner:
         """Name of its kind."""
         return next(name for name, kind in KINDS.items() if kind is self.kind)
 
-    def look(self, api: Api, until: float) -> None:
-        """See whether the run has ended, and restart it if it is due to be restarted."""
-        shown = api.get(path("runs", self.run))
-        if shown["ended_at"] is not None:
-            self.ended.append((shown, self.asked))
+    def look(self, api: Api, ended: set[str], until: float) -> None:
+        """Take the run if it has ended, and restart it if it is due to be restarted."""
+        if self.run in ended:
+            self.ended.append((api.get(path("runs", self.run)), self.asked))
             self.run = ""
         elif self.kind.restarted and not self.asked and _is_past_a_third(self.begun, until):
             api.post(path("runs", self.run, "restart"), reason="the soak wants to see a replay")
@@ -128,10 +127,13 @@ def soak(session: Session, directory: Path, runners: list[Runner], until: float)
         runner.start(session, directory, until)
         time.sleep(STAGGER_SECONDS)
     while time.time() < until + END_PATIENCE_SECONDS and any(r.run for r in runners):
+        # One request for all runs: the soak must not be the load that it looks for.
+        shown = session.api.get(path("runs"), limit=1000)
+        over = {run["id"] for run in shown if run["ended_at"] is not None}
         for runner in runners:
             if runner.run:
                 before = len(runner.complaints())
-                runner.look(session.api, until)
+                runner.look(session.api, over, until)
                 if new := runner.complaints()[before:]:
                     print("\n".join(new), flush=True)
                     _print_logs(session, runner.ended[-1][0])

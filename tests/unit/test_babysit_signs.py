@@ -385,6 +385,17 @@ def test_a_loop_that_is_left_and_one_that_begins_are_told_apart_from_one_that_en
     assert kinds == ["started", "looping", "left", "looping", "finished"]
 
 
+def test_the_time_after_a_loop_that_was_left_is_no_training(agent: Path) -> None:
+    """An export may follow a `break`; another loop is training again."""
+    run = babysit.init()
+    phases = []
+    for _ in run.steps(range(9)):
+        break
+    phases.append(run._phase)
+    phases.extend(run._phase for _ in run.steps(range(2)))
+    assert phases == [Phase.FINISHED, Phase.TRAINING, Phase.TRAINING]
+
+
 def counted(count: StepCount, numbers: list[int], ended: int) -> int:
     """The last step of the run after a script has counted."""
     for number in numbers:
