@@ -53,7 +53,9 @@ _CAME_BACK = 0.35
 """Share of a rise up to which the level must fall for it to have come back."""
 _SAME_HEIGHT = 1.25
 _TIMES = 2
-"""Rises that came back, after which a similar one is not reported."""
+"""Rises that came back, after which one of the same height is not reported."""
+_SIMILAR_HEIGHT = 2.5
+"""Height up to which a rise is not reported after one more: medians of a short rise differ."""
 _NEAR_ZERO = 2.0
 """Spreads between the level and zero below which the level is about zero."""
 
@@ -232,7 +234,8 @@ class DriftDetector:
         if steep < _STEEPER * _slope(calm, values):
             return False
         known = sum(height >= rise / _SAME_HEIGHT for _, height in self._returned)
-        if known >= _TIMES:
+        similar = sum(height >= rise / _SIMILAR_HEIGHT for _, height in self._returned)
+        if known >= _TIMES or similar > _TIMES:
             return False
         before = blocks[last].gradient
         quiet = gradient is not None and before is not None and gradient - before <= _CALM_GRADIENT

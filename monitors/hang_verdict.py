@@ -342,7 +342,7 @@ def _sentence(
     if node and len(culprits) > 1:
         parts[0] += f" (all on {node})"
     rest = [look for rank, look in seen.items() if rank not in culprits]
-    parts += [_crowd(group) for group in cluster(rest)]
+    parts += [_crowd(group, seen[group.ranks[0]]) for group in cluster(rest)]
     return "; ".join(parts)
 
 
@@ -374,9 +374,9 @@ def _plural(what: Doing) -> str:
     return f"{_PLURALS[first]} {rest}".rstrip()
 
 
-def _crowd(group: Cluster) -> str:
+def _crowd(group: Cluster, one: Look) -> str:
     count = len(group.ranks)
     who = f"{count} other {'rank' if count == 1 else 'ranks'}"
-    if group.waiting:
-        return f"{who} {'waits' if count == 1 else 'wait'} in {group.waiting}"
+    if waiting := group.waiting or (_waits_in(one) if one.frames else ""):
+        return f"{who} {'waits' if count == 1 else 'wait'} in {waiting}"
     return f"{who} {'is' if count == 1 else 'are'} in {group.where}"

@@ -27,6 +27,8 @@ _MODE_VALUES = 600
 _MODE_TIMES = 5
 _PERIOD_SLACK = 0.1
 """Deviation of an interval that is still the same, as a share of it."""
+_DUE_HEIGHT = 2.0
+"""Height up to which a rise that comes when it is due is known: the place says most."""
 _LONGER = 1.5
 _UNLIKELY = 14.0
 """Natural logarithm of the odds that rule out chance for a cluster: one in a million."""
@@ -64,7 +66,8 @@ class Recurrence:
     def knows(self, rise: Returned) -> bool:
         """True if a rise is one that repeats; its figures may be those so far."""
         alike = [old for old in self._returned if old.height >= rise.height / _SAME_HEIGHT]
-        return _is_due(alike, rise) or _is_a_level(alike, rise) or _is_a_mode(alike, rise)
+        about = [old for old in self._returned if old.height >= rise.height / _DUE_HEIGHT]
+        return _is_due(about, rise) or _is_a_level(alike, rise) or _is_a_mode(alike, rise)
 
 
 def _is_due(alike: list[Returned], rise: Returned) -> bool:
@@ -73,7 +76,7 @@ def _is_due(alike: list[Returned], rise: Returned) -> bool:
     before, last = alike[-2:]
     lengths = sorted((before.length, last.length))
     heights = sorted((before.height, last.height))
-    regular = lengths[1] <= _LONGER * lengths[0] + 2 and heights[1] <= _LONGER * heights[0]
+    regular = lengths[1] <= _LONGER * lengths[0] + 2 and heights[1] <= _DUE_HEIGHT * heights[0]
     if not regular or rise.length > _LONGER * lengths[1] + 2:
         return False
     period = last.start - before.start

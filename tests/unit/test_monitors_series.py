@@ -51,3 +51,36 @@ def test_the_third_relapse_at_one_place_is_taken_for_the_datas_unless_it_grows()
 
     assert attempts(third=1.4) == [1, 2]
     assert attempts(third=4.0) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bursts_of_uneven_heights_that_come_when_due_are_known_the_third_time(seed):
+    """Slingshots of an adaptive optimizer: the loss leaps, and is back within a dozen steps."""
+    rng = np.random.default_rng(seed)
+    losses = 0.01 * np.exp(0.2 * rng.standard_normal(4000))
+    for start in range(900, 3600, 800):
+        losses[start : start + 12] *= np.linspace(8, 1, 12)
+    monitor = LossMonitor()
+    found = [
+        finding.onset_step
+        for step, loss in enumerate(losses, 1)
+        for finding in monitor.observe(loss_series.sample_of(step, float(loss)))
+        if finding.kind == "loss_spike"
+    ]
+    assert len(found) <= 2, found
+
+
+def test_a_rise_that_is_due_and_stays_is_a_finding():
+    rng = np.random.default_rng(1)
+    losses = 2.0 + 0.02 * rng.standard_normal(1300)
+    for start in (300, 600, 900):
+        losses[start : start + 8] *= 1.6
+    losses[1200:] *= 1.6
+    monitor = LossMonitor()
+    found = [
+        finding.onset_step
+        for step, loss in enumerate(losses, 1)
+        for finding in monitor.observe(loss_series.sample_of(step, float(loss)))
+        if finding.kind == "loss_spike"
+    ]
+    assert any(1195 <= onset <= 1202 for onset in found), found
