@@ -16,6 +16,7 @@ from orchestrator.cli.output import (
     conclude,
     emit,
     put,
+    say,
 )
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import session
@@ -109,3 +110,34 @@ def stop(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
             )
         here.wait(0.05)
     conclude({"stopped": True, "pid": record.pid}, form, said="Stopped. Runs go on.", name="pid")
+
+
+@server.command("sign-in")
+def sign_in(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
+    """Print a link that signs a browser in, once, to look at the runs.
+
+    The server needs a port: run `babysit server`, or set BABYSIT_PORT for an embedded one.
+
+    For example:
+
+        babysit server sign-in
+    """
+    here = session(ctx)
+    base = here.settings.server
+    if base is None:
+        here.api.get(path("info"))  # starts the server if none runs
+        record = read_record(here.settings.server_file)
+        base = record.port_url if record else ""
+    if not base:
+        raise CliError(
+            "the server listens on no port, which a browser needs: `babysit server stop`, then"
+            " set BABYSIT_PORT",
+            ExitCode.REFUSED,
+        )
+    code = here.api.post(path("sign-in"))
+    url = f"{base}{code['path']}"
+    if form in {Format.TABLE, Format.WIDE}:
+        say(f"The link works once, within {code['seconds']:.0f} s:")
+        put(url)
+    else:
+        emit({"url": url, "seconds": code["seconds"]}, [], form, name="url")

@@ -10,7 +10,16 @@ from orchestrator.server import counters, error_responses, metrics
 from orchestrator.server.admission import Admission
 from orchestrator.server.context import Context, ControlPlane
 from orchestrator.server.guard import Guard
-from orchestrator.server.routes import checkpoints, history, incidents, nodes, queues, runs, system
+from orchestrator.server.routes import (
+    browser,
+    checkpoints,
+    history,
+    incidents,
+    nodes,
+    queues,
+    runs,
+    system,
+)
 from orchestrator.settings import Settings
 from orchestrator.version import package_version
 
@@ -65,8 +74,10 @@ def create_app(
     for module in (checkpoints, history, runs, incidents, nodes, queues, system):
         api.include_router(module.router)
     api.include_router(history.everything)
+    api.include_router(browser.api)
     app.include_router(api)
     app.include_router(system.health)
+    app.include_router(browser.page)
     app.include_router(metrics.router)
     if gateway is not None:
         app.include_router(gateway)

@@ -25,11 +25,14 @@ from orchestrator.database.credentials import Token
 from orchestrator.database.port import Store
 from orchestrator.errors import BabysitError, PermissionDeniedError
 from orchestrator.server.environments import Environments
+from orchestrator.server.sign_in import SignIns
 from orchestrator.settings import Settings
 
 _RANK = {"viewer": 0, "operator": 1, "admin": 2}
 _SPEC_THREADS = 8
 """A file system that hangs stops submissions, and nothing else."""
+_NOT_STORED = {"local", "first"}
+"""Ids of tokens that are in no table: of this user, and of the server's own token."""
 LOCAL = "babysit.local"
 """Key of an ASGI scope: True if the kernel says that the caller is a process of this user."""
 CALLER = "babysit.caller"
@@ -86,6 +89,7 @@ class Context:
         self.environments = Environments(settings.home)
         self.clock = clock
         self.settings = settings
+        self.sign_ins = SignIns(clock)
         self.spec_threads = ThreadPoolExecutor(_SPEC_THREADS, "spec")
         """Threads that look at files of specs, apart from those that read logs."""
         self.requests = 0
@@ -128,6 +132,13 @@ class Context:
         raise UnauthenticatedError(
             "this server does not know the token: set BABYSIT_TOKEN to one of its own, or unset it"
         )
+
+    async def is_current(self, token: Token) -> bool:
+        """True if the token that a session was opened with is still valid."""
+        if token.id in _NOT_STORED:
+            return True
+        now = self.clock.now()
+        return any(each.id == token.id and each.is_valid(now) for each in await self.store.tokens())
 
 
 def user_name() -> str:

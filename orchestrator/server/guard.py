@@ -6,18 +6,24 @@ event loop and the memory of the server with a large body.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
+from orchestrator.database.credentials import Token
 from orchestrator.errors import BabysitError
 from orchestrator.server.context import CALLER, LOCAL, Context
 from orchestrator.server.error_responses import answer_to, too_large
+from orchestrator.server.sign_in import COOKIE
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-_OPEN = {"/healthz", "/api/v1/openapi.json"}
+_OPEN = {"/healthz", "/api/v1/openapi.json", "/sign-in"}
 """Paths that need no token."""
+_LOOKING = {"GET", "HEAD"}
+"""Methods that change nothing."""
 
 
 class Guard:
@@ -37,8 +43,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         try:
-            local = scope.get(LOCAL, False)
-            scope[CALLER] = await self._context.authenticate(_secret(scope), local=local)
+            scope[CALLER] = await self._caller(scope)
         except BabysitError as error:
             await answer_to(error)(scope, _nothing, send)
             return
@@ -48,6 +53,28 @@ class Guard:
             await too_large(most)(scope, _nothing, send)
             return
         await self._app(scope, _replay(body, receive), send)
+
+    async def _caller(self, scope: Message) -> Token:
+        """The caller, by a token or, for requests that change nothing, by a browser's session.
+
+        Raises:
+            UnauthenticatedError: There is neither, or none that is valid.
+        """
+        if scope["method"] in _LOOKING and _secret(scope) is None:
+            session = _cookies(scope).get(COOKIE)
+            caller = self._context.sign_ins.caller(session.value) if session else None
+            if caller is not None and await self._context.is_current(caller):
+                return caller
+        return await self._context.authenticate(_secret(scope), local=scope.get(LOCAL, False))
+
+
+def _cookies(scope: Message) -> SimpleCookie:
+    found = SimpleCookie()
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            with contextlib.suppress(CookieError):
+                found.load(value.decode("latin-1"))
+    return found
 
 
 def _secret(scope: Message) -> str | None:

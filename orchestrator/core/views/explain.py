@@ -85,7 +85,10 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
 def _held(state: State, run: Run) -> Explanation:
     reason = run.reason if run.state is RunState.HELD else str(state.fleet.hold)
     what = f"babysit release {run.name}" if run.state is RunState.HELD else "babysit release"
-    sentences = [f"All automatic action for {run.name} is held: {reason}.", "Monitoring continues."]
+    why = reason.removeprefix("held ")
+    joint = " " if why != reason else ": "
+    held = f"All automatic action for {run.name} is held{joint}{why}."
+    sentences = [held, "Monitoring continues."]
     if run.decision is not None:
         sentences.append(f"On release it acts on: {run.decision.restart.reason}.")
     return _say(run, reason=reason, underlying=Pending.HELD, unblock=what, sentences=sentences)
