@@ -35,7 +35,8 @@ from orchestrator.cli.session import Session  # noqa: E402
 
 JOB = ROOT / "benchmarks" / "soak" / "job.py"
 NODES = 4
-POLL_SECONDS = 2.0
+POLL_SECONDS = 0.5
+"""Below the time after which the control plane leaves once all runs are over."""
 STAGGER_SECONDS = 0.5
 """Between two submissions, as the start of runs is not what the soak tests."""
 END_PATIENCE_SECONDS = 180.0

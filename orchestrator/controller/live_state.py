@@ -92,10 +92,10 @@ class LiveState:
         self._pipelines = {}
         self.contact.restart(list(self.state.workers))
         self._paces = usage_history.known_paces(self.state)
-        for run in self.state.live_runs():
-            if (attempt := self.state.attempts.get(run.id)) is not None:
-                tail = await self._store.sample_tail(run.id, count=SAMPLES_TO_REBUILD)
-                self.pipeline(run.id).rebuild(tail, attempt)
+        live = [run.id for run in self.state.live_runs() if run.id in self.state.attempts]
+        tails = await self._store.sample_tails(live, count=SAMPLES_TO_REBUILD)
+        for run in live:
+            self.pipeline(run).rebuild(tails.get(run, ()), self.state.attempts[run])
         self._paces = {}
         return snapshot
 

@@ -67,9 +67,13 @@ class Request:
             self.answer.set_result(instructions)
 
     def fail(self, error: Exception) -> None:
-        """Answer with an error: nothing was stored. No effect on a request with an answer."""
+        """Answer with an error: nothing was stored. No effect on a request with an answer.
+
+        Nobody may wait for it any more: an agent whose connection broke asks again anyway.
+        """
         if not self.answer.done():
             self.answer.set_exception(error)
+            self.answer.exception()  # retrieved: else asyncio logs each that nobody waits for
 
 
 R = TypeVar("R", bound=Request)

@@ -56,6 +56,10 @@ from orchestrator.database.samples import Block
 E = TypeVar("E", Run, Attempt, Worker, Node, Checkpoint, Incident, Queue, Fleet)
 
 
+Samples = Mapping[tuple[str, int, int], list[Block]]
+"""Samples by run, attempt and rank."""
+
+
 class MemoryStore:
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
@@ -262,24 +266,29 @@ class MemoryStore:
         """The thinned loss curve."""
         parts = [
             arrays.points_of(number, block[:, block[arrays.STEP] >= first_step])
-            for number, block in self._blocks(run)
+            for number, block in _blocks(self._samples, run)
             if attempt in {None, number}
         ]
         return arrays.thin(arrays.join(parts), points)
 
     async def sample_tail(self, run: str, *, count: int = 1000) -> list[tuple[int, RankSamples]]:
         """The newest samples of the rank that speaks for the run, oldest first."""
-        return sample_rows.newest_samples(self._blocks(run), count, _speaker(self._samples, run))
+        return sample_rows.newest_samples(
+            _blocks(self._samples, run), count, _speaker(self._samples, run)
+        )
+
+    async def sample_tails(
+        self, runs: Sequence[str], *, count: int = 1000
+    ) -> dict[str, list[tuple[int, RankSamples]]]:
+        """The newest samples of the ranks that speak for some runs, oldest first."""
+        found = {run: await self.sample_tail(run, count=count) for run in runs}
+        return {run: tail for run, tail in found.items() if tail}
 
     async def metrics(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
     ) -> MetricSeries:
         """The thinned metrics."""
-        told = sorted(
-            key
-            for key, parts in self._metrics.items()
-            if key[0] == run and any(part.rows for part in parts)
-        )
+        told = sorted(k for k, p in self._metrics.items() if k[0] == run and any(x.rows for x in p))
         speaker = _speaker(self._samples, run)
         rank = min((key[2] for key in told), key=lambda rank: (rank != speaker, rank), default=0)
         parts = [
@@ -351,14 +360,8 @@ class MemoryStore:
     def _newest(self, run: str) -> int:
         return newest_attempt(run, self._all(Attempt))
 
-    def _blocks(self, run: str) -> list[tuple[int, Block]]:
-        """Blocks of the rank that speaks for the run, with their attempts, oldest first."""
-        rank = _speaker(self._samples, run)
-        mine = sorted(key for key in self._samples if key[0] == run and key[2] == rank)
-        return [(key[1], np.concatenate(self._samples[key], axis=1)) for key in mine]
 
-
-def _speaker(samples: Mapping[tuple[str, int, int], list[Block]], run: str) -> int:
+def _speaker(samples: Samples, run: str) -> int:
     """The lowest rank of a run with a loss; while there is none, the lowest rank."""
     mine = {key: blocks for key, blocks in samples.items() if key[0] == run}
     told = [
@@ -376,3 +379,10 @@ async def _numbers(store: MemoryStore, run: Run) -> RunNumbers:
         loss=tail[-1][1].loss[-1] if tail else None,
         restarts=sum(each.restart is not None for each in await store.attempts(run.id)),
     )
+
+
+def _blocks(samples: Samples, run: str) -> list[tuple[int, Block]]:
+    """Blocks of the rank that speaks for the run, with their attempts, oldest first."""
+    rank = _speaker(samples, run)
+    mine = sorted(key for key in samples if key[0] == run and key[2] == rank)
+    return [(key[1], np.concatenate(samples[key], axis=1)) for key in mine]

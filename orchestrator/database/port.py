@@ -319,6 +319,15 @@ class Store(Protocol):
         As attempt and columns, without metrics. While no rank has a loss, of the lowest rank.
         """
 
+    async def sample_tails(
+        self, runs: Sequence[str], *, count: int = 1000
+    ) -> dict[str, list[tuple[int, RankSamples]]]:
+        """As :meth:`sample_tail`, of some runs; a run without samples is absent.
+
+        The number of queries grows with pages of runs only. A rank speaks for its run if it is the
+        lowest with a loss in the newest chunk of some attempt.
+        """
+
     async def metrics(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
     ) -> MetricSeries:

@@ -145,8 +145,8 @@ async def run_numbers(connection: AsyncConnection, runs: Sequence[Run]) -> dict[
     restarts = Counter(attempt.run for attempt in attempts if attempt.restart is not None)
     return {
         run.id: RunNumbers(
-            step=newest[run.id][0] if run.id in newest else None,
-            loss=newest[run.id][1] if run.id in newest else None,
+            step=newest[run.id].step if run.id in newest else None,
+            loss=newest[run.id].loss if run.id in newest else None,
             restarts=restarts[run.id],
         )
         for run in runs

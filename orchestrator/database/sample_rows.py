@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sqlalchemy import ColumnElement, and_, func, select, text, tuple_
@@ -32,6 +32,8 @@ UNPACKED = 128
 """Curves of up to this many chunks (65 thousand samples) use the samples, longer ones summaries."""
 _IS_TAIL = text("samples.tail")
 """As in the partial index of newest chunks: SQLite takes that for this very text only."""
+_RUNS = 64
+"""Runs whose newest samples are read by one query."""
 _PAGE = 400
 """Chunks, or ranks, per query."""
 
@@ -106,10 +108,17 @@ async def speaker(connection: AsyncConnection, run: str) -> int:
     return found or 0
 
 
-async def newest_steps(
-    connection: AsyncConnection, runs: Sequence[str]
-) -> dict[str, tuple[int, float]]:
-    """Run → step and loss (NaN where it has none) of the newest sample of the rank that speaks.
+class Newest(NamedTuple):
+    """The newest sample of the rank that speaks for a run."""
+
+    step: int
+    loss: float
+    """NaN where it has none."""
+    rank: int
+
+
+async def newest_steps(connection: AsyncConnection, runs: Sequence[str]) -> dict[str, Newest]:
+    """Run → the newest sample of the rank that speaks.
 
     The newest chunks of ranks and attempts tell who speaks; unlike for :func:`speaker`, a rank
     counts as one with a loss only while it has one among its last samples.
@@ -119,11 +128,11 @@ async def newest_steps(
     columns = ("run", "rank", "attempt", "last_step", "loss_last", "loss_max")
     query = select(*(_SAMPLES.c[name] for name in columns))
     rows = await connection.execute(query.where(_SAMPLES.c.run.in_(runs), _IS_TAIL))
-    best: dict[str, tuple[tuple[bool, int, int], tuple[int, float]]] = {}
+    best: dict[str, tuple[tuple[bool, int, int], Newest]] = {}
     for run, rank, attempt, step, loss, most in rows:
         order = (most is None, rank, -attempt)
         if run not in best or order < best[run][0]:
-            best[run] = order, (step, float("nan") if loss is None else loss)
+            best[run] = order, Newest(step, float("nan") if loss is None else loss, rank)
     return {run: newest for run, (_, newest) in best.items()}
 
 
@@ -310,6 +319,46 @@ async def tail(connection: AsyncConnection, run: str, count: int) -> list[tuple[
         missing -= sum(block.shape[1] for _, block in page)
     blocks = [(attempt, block) for attempt, block in reversed(found)]
     return newest_samples(blocks, count, rank)
+
+
+async def tails(
+    connection: AsyncConnection, runs: Sequence[str], count: int
+) -> dict[str, list[tuple[int, RankSamples]]]:
+    """See :meth:`orchestrator.database.port.Store.sample_tails`."""
+    found: dict[str, list[tuple[int, RankSamples]]] = {}
+    for at in range(0, len(runs), _RUNS):
+        speakers = await newest_steps(connection, runs[at : at + _RUNS])
+        found |= await _tails_of(
+            connection, {run: newest.rank for run, newest in speakers.items()}, count
+        )
+    return found
+
+
+async def _tails_of(
+    connection: AsyncConnection, speakers: Mapping[str, int], count: int
+) -> dict[str, list[tuple[int, RankSamples]]]:
+    if not speakers:
+        return {}
+    key = (_DATA.c.run, _DATA.c.attempt, _DATA.c.chunk)
+    order = [_DATA.c.attempt.desc(), _DATA.c.chunk.desc()]
+    place = func.row_number().over(partition_by=_DATA.c.run, order_by=order).label("place")
+    numbered = (
+        select(*key, _DATA.c.rank, place)
+        .where(tuple_(_DATA.c.run, _DATA.c.rank).in_(list(speakers.items())))
+        .where(_DATA.c.run.in_(list(speakers)))
+        .subquery()
+    )
+    same = and_(*(numbered.c[name] == _DATA.c[name] for name in _KEY))
+    query = (
+        select(_DATA.c.run, _DATA.c.attempt, _DATA.c.data)
+        .join_from(numbered, _DATA, same)
+        .where(numbered.c.place <= count // arrays.CHUNK + 8)
+        .order_by(numbered.c.run, numbered.c.place.desc())
+    )
+    blocks: dict[str, list[tuple[int, Block]]] = defaultdict(list)
+    for run, attempt, data in await connection.execute(query):
+        blocks[run].append((attempt, arrays.unpack(data)))
+    return {run: newest_samples(each, count, speakers[run]) for run, each in blocks.items()}
 
 
 def newest_samples(

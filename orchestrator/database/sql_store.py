@@ -189,6 +189,13 @@ class SqlStore:
         async with self._database.reading() as connection:
             return await sample_rows.tail(connection, run, count)
 
+    async def sample_tails(
+        self, runs: Sequence[str], *, count: int = 1000
+    ) -> dict[str, list[tuple[int, RankSamples]]]:
+        """The newest samples of the ranks that speak for some runs, oldest first."""
+        async with self._database.reading() as connection:
+            return await sample_rows.tails(connection, runs, count)
+
     async def metrics(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
     ) -> MetricSeries:

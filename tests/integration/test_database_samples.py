@@ -278,3 +278,6 @@ async def test_the_newest_numbers_of_runs_are_those_of_the_rank_that_speaks(stor
     numbers = await store.run_numbers([run(attempt=2), none])
     assert numbers[RUN] == RunNumbers(step=510, loss=10 / 510)
     assert numbers[none.id] == RunNumbers()
+    for count in (5, 20, 1000):
+        tail = await store.sample_tail(RUN, count=count)
+        assert await store.sample_tails([RUN, none.id], count=count) == {RUN: tail}

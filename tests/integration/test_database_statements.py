@@ -85,5 +85,9 @@ async def test_a_list_of_runs_takes_two_queries(database_url: str) -> None:
         runs = await store.runs(states=list(RunState), limit=1000)
         numbers = await store.run_numbers(runs)
     assert len(executed) == 2
+    with statements(store) as executed:
+        tails = await store.sample_tails([each.id for each in runs])
+    assert len(executed) == 2, "a new leader reads all of them"
+    assert len(tails) == RUNS
     assert numbers["run-3"] == RunNumbers(step=4, loss=2.5, restarts=0)
     await store.close()
