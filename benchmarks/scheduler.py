@@ -1,12 +1,15 @@
 """Cost of a scheduling pass with 10,000 nodes, 2,000 running and 5,000 pending runs, and fewer.
 
-    python benchmarks/scheduler.py [--passes N] [--picture FILE.png]
+    python benchmarks/scheduler.py [--passes N] [--shapes N] [--picture FILE.png]
 
 `plan` is the pass alone, over consecutive passes in which runs are placed, preempted, end and
 arrive. `pass` includes the snapshot from the core's state, as in production. Growth is the slope of
 log(seconds) over log(size) between a hundredth of that size and all of it: 1 is linear. The peer is
 the time of a plain sort of the nodes for each pending run, which a scheduler without columns and
 cached kinds pays.
+
+Then follow the shapes of `support/scheduler_shapes.py`, at which a pass is most expensive: the CPU
+time of `plan` at a quarter of the size and at all of it. Growth is the slope between the two.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 
 from benchmarks.support.harness import last_line, table
+from benchmarks.support.scheduler_shapes import Shapes
 from jobs.spec import Priority, RunSpec
 from orchestrator.core.model.entities import (
     Attempt,
@@ -39,6 +43,7 @@ from orchestrator.core.model.entities import (
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import AttemptState, RunState, Trust, WorkerState
 from orchestrator.core.model.time_ledger import Ledger
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot as placement_snapshot
 from orchestrator.core.scheduling import Holding, Plan, Snapshot, plan
 
@@ -108,7 +113,7 @@ def running(i: int, nodes: list[str], random_: random.Random) -> list[Entity]:
     )
     if run.spec.max_runtime is not None:
         ends = NOW + dt.timedelta(seconds=run.spec.max_runtime)
-        run = dataclasses.replace(run, timers={"max_runtime": ends})
+        run = dataclasses.replace(run, timers={Timer.MAX_RUNTIME: {"": ends}})
     workers = [
         Worker(
             id=f"{run.id}-w{j}",
@@ -237,6 +242,43 @@ def exponent(rows: list[dict[str, float]], key: str) -> float:
     return math.log(last[key] / first[key]) / math.log(last["nodes"] / first["nodes"])
 
 
+def shaped(nodes: int, passes: int) -> dict[str, list[float]]:
+    """Milliseconds of CPU time of several passes over each shape."""
+    found = {}
+    for name, make in Shapes(nodes).all().items():
+        snapshot, times = make(), []
+        for _ in range(passes):
+            begun = time.process_time()
+            plan(snapshot, NOW)
+            times.append((time.process_time() - begun) * 1e3)
+        found[name] = times
+    return found
+
+
+def shapes(passes: int) -> dict[str, dict[str, float]]:
+    """Median, maximum and growth of every shape; printed as a table."""
+    small, full = shaped(NODES // 4, passes), shaped(NODES, passes)
+    found = {
+        name: {
+            "median": statistics.median(times),
+            "max": max(times),
+            "growth_exponent": math.log(
+                statistics.median(times) / statistics.median(small[name]), 4
+            ),
+        }
+        for name, times in full.items()
+    }
+    table(
+        ["shape", "median ms", "max ms", "growth"],
+        [
+            [name, *(f"{figures[key]:.1f}" for key in ("median", "max")),
+             f"{figures['growth_exponent']:.2f}"]
+            for name, figures in found.items()
+        ],
+    )  # fmt: skip
+    return found
+
+
 def draw(rows: list[dict[str, float]], file: str) -> None:
     """Plot seconds over nodes, both logarithmic."""
     import matplotlib as mpl
@@ -259,6 +301,7 @@ def draw(rows: list[dict[str, float]], file: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passes", type=int, default=30)
+    parser.add_argument("--shapes", type=int, default=7, help="passes over each shape; 0: none")
     parser.add_argument("--picture", help="where to draw the growth")
     options = parser.parse_args()
     rows = [measured(scale, options.passes) for scale in SCALES]
@@ -280,6 +323,7 @@ def main() -> None:
     if options.picture:
         draw(rows, options.picture)
     last = rows[-1]
+    by_shape = shapes(options.shapes) if options.shapes else {}
     last_line(
         {
             "plan_milliseconds_median": last["plan_seconds"] * 1e3,
@@ -291,6 +335,16 @@ def main() -> None:
             "nodes": last["nodes"],
             "running_runs": RUNNING,
             "pending_runs": last["demands"],
+            "shapes": by_shape,
+            "shapes_milliseconds_median_worst": max(
+                (each["median"] for each in by_shape.values()), default=0.0
+            ),
+            "shapes_milliseconds_max": max(
+                (each["max"] for each in by_shape.values()), default=0.0
+            ),
+            "shapes_growth_exponent_worst": max(
+                (each["growth_exponent"] for each in by_shape.values()), default=0.0
+            ),
         }
     )
 

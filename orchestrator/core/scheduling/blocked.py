@@ -19,7 +19,13 @@ import numpy as np
 from orchestrator.core.scheduling.backfill import UNKNOWN_SECONDS, Forecast
 from orchestrator.core.scheduling.departures import Departures
 from orchestrator.core.scheduling.eligibility import Eligible
-from orchestrator.core.scheduling.free_resources import FreeResources, Shape, could_fit, shape_of
+from orchestrator.core.scheduling.free_resources import (
+    FreeResources,
+    Shape,
+    could_fit,
+    kinds_that_fit,
+    shape_of,
+)
 from orchestrator.core.scheduling.node_table import Mask
 from orchestrator.core.scheduling.types import Claim, Demand, Holding, Snapshot
 
@@ -59,37 +65,42 @@ class Blocked:
             default=math.inf,
         )
         """Unix time at which the next run may be preempted again."""
-        self._usable: dict[Shape, Mask] = {}
-        self._pools: set[bytes] = set()
-        """Sets of nodes that a run with a reservation could use."""
+        self._kinds: dict[Shape, tuple[bool, ...]] = {}
+        self._wanted: set[tuple[bool, ...]] = set()
+        """Kinds of node that the runs could use that wait for nodes."""
+        self._pools: set[tuple[bool, ...]] = set()
+        """Kinds of node that a run with a reservation could use."""
         self._new = MAX_RESERVATIONS - claims
         self.wanted: Mask = np.zeros(len(free.table), dtype=np.bool_)
         self._lent: dict[str, float] = {}
         """Run that waits → Unix time until which it lends the nodes that it holds."""
 
-    def usable(self, demand: Demand) -> Mask:
-        """Nodes that could take the run if they were empty, also those that are away."""
+    def _pool(self, demand: Demand) -> tuple[bool, ...]:
+        """The kinds of node that could take the run if they were empty, also those away."""
         shape = shape_of(demand.need)
-        if shape not in self._usable:
-            self._usable[shape] = could_fit(self._table, demand.need)
-        return self._usable[shape]
+        if (kinds := self._kinds.get(shape)) is None:
+            kinds = self._kinds[shape] = kinds_that_fit(self._table, shape)
+        return kinds
 
     def gets_reservation(self, demand: Demand) -> bool:
         """True if the run has a claim, or is the first that waits for just these nodes."""
         if demand.claim is not None and demand.claim.nodes:
             return True
         first = not self._pools or self._new > 0
-        gets = first and self.usable(demand).tobytes() not in self._pools
+        gets = first and self._pool(demand) not in self._pools
         self._new -= gets
         return gets
 
     def want(self, demand: Demand) -> None:
         """Note that the run waits for nodes."""
-        self.wanted |= self.usable(demand)
+        kinds = self._pool(demand)
+        if kinds not in self._wanted:  # thousands of runs want the same
+            self._wanted.add(kinds)
+            self.wanted |= could_fit(self._table, demand.need)
 
     def reserve(self, demand: Demand) -> Claim:
         """Reserve nodes for the run, and return its claim."""
-        self._pools.add(self.usable(demand).tobytes())
+        self._pools.add(self._pool(demand))
         claim = self._forecast.reserve(demand)
         if demand.keeps and self._waited(demand) >= LEND_SECONDS:
             starts = self._now.timestamp() + UNKNOWN_SECONDS

@@ -227,7 +227,9 @@ class Pass:
         if demand.unwanted and self._move(demand):
             return None
         fits = self._eligible.fitting(self._free, demand)
-        allowed = fits & ~self._eligible.withheld(self._free, demand)
+        allowed = fits  # on a full cluster no node fits, and nothing need be asked of reservations
+        if fits.any():
+            allowed = fits & ~self._eligible.withheld(self._free, demand)
         places = self._eligible.choose_nodes(self._free, demand, allowed)
         if places is not None:
             self._commit_placement(demand, self._free.table.named(places))

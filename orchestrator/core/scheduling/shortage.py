@@ -23,6 +23,8 @@ def reason(
         allowed: Those of them that are not reserved for other runs.
     """
     if count_nodes(fits) < demand.nodes:
+        if not eligible.windows:
+            return Pending.NO_CAPACITY
         ignoring_maintenance = free.fits(demand.need)
         ignoring_maintenance[free.table.places(demand.keeps)] = False
         enough = count_nodes(ignoring_maintenance) >= demand.nodes

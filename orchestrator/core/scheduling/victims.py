@@ -61,6 +61,7 @@ class Victims:
         self._nodes: dict[tuple[str, int], int] = defaultdict(int)
         """Number of preemptible nodes by queue ("": without quota) and rank of priority."""
         self._surplus: dict[tuple[str, int], int] = defaultdict(int)
+        self._below: dict[tuple[str, int], int] = {}
         self._waiting_nodes: dict[str, int] = defaultdict(int)
         for holding in self.held:
             self._waiting_nodes[holding.run] += len(holding.nodes)
@@ -78,13 +79,12 @@ class Victims:
 
     def at_most(self, demand: Demand, waiting: AbstractSet[str]) -> int:
         """Upper bound of the nodes that preemption could free for a demand; a cheap pre-check."""
-        found = sum(self._waiting_nodes.get(run, 0) for run in waiting)
+        found = sum(self._waiting_nodes.get(run, 0) for run in waiting) if waiting else 0
         if not demand.may_preempt:
             return found
         own, rank = self._quotas.owns(demand.queue, demand.gpus), PRIORITY_RANK[demand.priority]
-        for group in {"", self.group(demand.queue)}:
-            found += sum(self._nodes.get((group, r), 0) for r in range(rank + 1, 4))
-            found += self._surplus.get((group, rank), 0)
+        group = self.group(demand.queue)
+        found += self._lower("", rank) + (self._lower(group, rank) if group else 0)
         if own and self._quotas.of(demand.queue).cohort is not None:
             found += sum(self._nodes.get(("", r), 0) for r in range(rank + 1))
             for queue in self._quotas.borrowers(demand.queue):
@@ -92,6 +92,14 @@ class Victims:
                     break
                 found += sum(self._nodes.get((queue, r), 0) for r in range(4))
         return found
+
+    def _lower(self, group: str, rank: int) -> int:
+        """Nodes that a run of this rank may take from a group by priority, surplus included."""
+        if (known := self._below.get((group, rank))) is None:
+            known = sum(self._nodes.get((group, r), 0) for r in range(rank + 1, 4))
+            known += self._surplus.get((group, rank), 0)
+            self._below[group, rank] = known
+        return known
 
     def options(self, demand: Demand, waiting: AbstractSet[str]) -> Options:
         """Every unit that may be preempted for a demand.
