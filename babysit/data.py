@@ -17,7 +17,9 @@ from typing import Any
 
 from babysit import rng
 from babysit.errors import EmptyLoaderError
+from babysit.global_order import order_of
 from babysit.loaders import (
+    MapStyle,
     Ranges,
     Source,
     Thinning,
@@ -58,6 +60,21 @@ class Position:
     """True if the loop of this call was over at the save."""
     source_states: list[Any] = dataclasses.field(default_factory=list)
     """States of the data set's own generators."""
+    per_batch: int = 0
+    """Samples that all ranks together drew in a batch; 0: not known."""
+    base: int = 0
+    """Samples of the epoch's global order that were drawn before `per_batch` last changed."""
+    base_offset: int = 0
+    """Batches of this epoch that those samples were drawn in."""
+    resized: str = ""
+    """The warning of a changed number of ranks, for an epoch whose global order is not known."""
+
+    def count_in(self, per_batch: int) -> None:
+        """Go on in batches of another number of samples over all ranks."""
+        if self.per_batch not in {0, per_batch}:
+            self.base += (self.offset - self.base_offset) * self.per_batch
+            self.base_offset = self.offset
+        self.per_batch = per_batch
 
 
 class Feed:
@@ -79,6 +96,7 @@ class Feed:
         same = before is not None and before.loader is loader
         self._source: Source = before.source if same and before else source_of(loader, beat)
         self._stateful = keeps_place(loader)
+        self._global = order_of(loader) if isinstance(self._source, MapStyle) else None
         self._order, self._others = sources_of(loader)
         self._stream = rng.Stream({})
         self._last: Position | None = None
@@ -122,7 +140,7 @@ class Feed:
                     " gave no batch: is the data empty, or is the loader an exhausted iterator?"
                 )
             self.position = dataclasses.replace(
-                self.position, epoch=self.position.epoch + 1, offset=0
+                self.position, epoch=self.position.epoch + 1, offset=0, base=0, base_offset=0
             )
 
     def _groups(
@@ -148,6 +166,8 @@ class Feed:
 
     def warn_of_limits(self, reporter: Reporter) -> None:
         """Warn if a part of the loader does not come back bit for bit."""
+        if self.position.resized and self._global is None:
+            reporter.warn(self.position.resized)
         if limits := limits_of(self.loader):
             reporter.warn(f"a resumed run may draw other data: {limits}")
 
@@ -158,6 +178,7 @@ class Feed:
         return dataclasses.replace(
             self.position,
             loader_state=state,
+            resized="",
             source_states=[rng.state_of(source) for source in self._others],
         )
 
@@ -185,6 +206,10 @@ class Feed:
         if resumed and self._stateful and position.loader_state is not None:
             self.loader.load_state_dict(position.loader_state)
             offset = 0
+        if self._global is not None and isinstance(self._source, MapStyle):
+            position.count_in(self._global.per_batch)
+            dealt = self._global.batches(position.base) if position.base else None
+            self._source.dealt, offset = dealt, offset - position.base_offset
         seed = position.seed or 0
         batches = self._source.start(offset, wanted, seed, self._stream)
         if resumed:

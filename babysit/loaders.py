@@ -127,6 +127,8 @@ class MapStyle:
         batched = loader.batch_sampler is not None
         self._sampler = loader.batch_sampler if batched else loader.sampler
         self.own_stream = not _is_torchs(self._sampler)
+        self.dealt: Iterator[Any] | None = None
+        """Index batches of the next pass, in place of the sampler's."""
         self._indices = _Indices()
         self._loader = copy.copy(loader)
         # DataLoader.__setattr__ refuses to set these, so set them in the copy's dict.
@@ -146,7 +148,8 @@ class MapStyle:
                 rest = iter(self._sampler)
             rest = itertools.islice(_in_stream(rest, stream), offset, None)
         else:
-            rest = itertools.islice(self._sampler, offset, None)
+            batches = self._sampler if self.dealt is None else self.dealt
+            rest = itertools.islice(batches, offset, None)
         indices = (self._index(index, seed, wanted.last) for index in rest if wanted())
         # Samplers draw their order with their first index. Asking for it here, before the loader
         # starts, makes the order the same for a resumed epoch as for a fresh one.

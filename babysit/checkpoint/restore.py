@@ -129,7 +129,7 @@ def load(state: Any, candidate: Candidate, rank: int) -> dict[str, Any]:
 def resized(
     position: dict[str, Any], candidate: Candidate, plan: Plan, warn: Callable[[str], None]
 ) -> None:
-    """Adapt a position that another number of ranks saved, and say that the data is not exact.
+    """Adapt a position that another number of ranks saved, and say what is not exact.
 
     A rank that had no shard of its own would draw the same numbers as the one whose shard it reads,
     so its generators continue from other states.
@@ -139,11 +139,15 @@ def resized(
         return
     if plan.rank >= before:
         position["rng"] = rng.derived(position["rng"], plan.rank)
+    position["position"].resized = (
+        f"each of {now} ranks goes on at the batch of the epoch at which {before} ranks were, so"
+        f" samples of this epoch are {'left out' if now > before else 'drawn twice'}; with torch's"
+        " DistributedSampler and batches of one size, the rest is dealt out anew"
+    )
     warn(
-        f"the checkpoint was saved by {before} ranks, and this attempt has {now}: each rank goes on"
-        " at its batch of the epoch, so samples of this epoch are"
-        f" {'left out' if now > before else 'drawn twice'}, and numbers of batches (quarantine)"
-        " name other data than before. Keep the world size to resume exactly"
+        f"the checkpoint was saved by {before} ranks, and this attempt has {now}: numbers of"
+        " batches (quarantine) name other data than before, and ranks draw other random numbers."
+        " Keep the world size to resume bit for bit"
     )
 
 

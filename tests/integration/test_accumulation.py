@@ -131,15 +131,17 @@ def test_ranks_alone_that_see_different_checkpoints_try_the_same(tmp_path: Path)
 
 def test_a_new_rank_does_not_repeat_the_numbers_of_an_old_one() -> None:
     from babysit import rng
+    from babysit.data import Position
 
     candidate = Candidate("c", 1, Tier.DIRECTORY, "", 2, 1)
     drawn = set()
     for rank in range(4):
         torch.manual_seed(rank % 2)
-        resumed = {"rng": rng.capture()}
+        resumed: dict[str, Any] = {"rng": rng.capture(), "position": Position()}
         warnings: list[str] = []
         restore.resized(resumed, candidate, Plan("r", 1, rank, 4), warnings.append)
         assert "saved by 2 ranks, and this attempt has 4" in warnings[0]
+        assert "samples of this epoch are left out" in resumed["position"].resized
         rng.apply(resumed["rng"])
         drawn.add(torch.rand(1).item())
     assert len(drawn) == 4
