@@ -77,8 +77,7 @@ class Run:
         Steps count from 1. Quarantined batches are skipped on all ranks. :mod:`babysit.loaders`
         describes how each kind of loader resumes. A script may call it once per epoch or per
         stage: after a restore, calls that had ended yield nothing; see :meth:`epochs`. After a
-        change of the world size, :mod:`babysit.global_order` deals the rest of the epoch out anew,
-        or a warning says what is left out or drawn twice.
+        change of the world size, :mod:`babysit.global_order` deals the rest of the epoch out anew.
 
         Args:
             loader: Any iterable of batches.
