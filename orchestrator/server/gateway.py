@@ -49,7 +49,7 @@ PROTOCOLS = range(1, 2)
 """Protocols of agents that this server speaks: see docs/operating.md for what that promises."""
 MOST_SKIPPED = 100
 """Frames of one connection that cannot be read, before the connection is closed."""
-_REPORTS_WAITING = 256
+_REPORTS_WAITING = 64
 """Reports read ahead of the database; more wait on the agent's side, in its spool."""
 _Taken = asyncio.Queue[tuple[int, Awaitable[object]]]
 """Sequences of reports that the controller has taken, each with the answer to wait for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from jobs.commands import CaptureStacks, StopAttempt
@@ -13,6 +15,7 @@ from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model.states import AttemptState, IncidentState
 from orchestrator.core.model.time_ledger import Bucket, totals
 from orchestrator.core.policy.time_limits import pause_limit
+from orchestrator.core.supervision import hangs
 from orchestrator.core.views.remedy_text import incident_remedy
 from tests.matching import command
 from tests.world import World, reloaded, spec, trained
@@ -293,3 +296,15 @@ def test_looks_that_were_lost_with_a_server_convict_nobody() -> None:
     assert all(command(CaptureStacks, worker=seat.worker) in world.carried for seat in seats)
     world.settle()
     assert slow(world) == [IncidentState.OPEN], "judged by the looks at all ranks"
+
+
+def test_the_evidence_of_a_large_world_has_one_look_of_each_kind() -> None:
+    """And the odd rank is among them, however many look alike."""
+    attempt = dataclasses.replace(
+        trained(15).attempt(), stacks=tuple(map(sleeping(700), reversed(range(1000))))
+    )
+    looks = hangs._looks(attempt)
+    assert [look["rank"] for look in looks] == [700, 0]
+    assert [len(look["alike"]) for look in looks] == [1, 999]
+    small = dataclasses.replace(attempt, stacks=tuple(map(sleeping(7), range(hangs.LOOKS_KEPT))))
+    assert [look["rank"] for look in hangs._looks(small)] == list(range(hangs.LOOKS_KEPT))

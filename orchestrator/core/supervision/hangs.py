@@ -19,6 +19,7 @@ from typing import Any
 
 from babysit.wire import Phase
 from jobs.commands import CaptureStacks
+from jobs.events import RankStack
 from monitors.hang_verdict import Scene, Verdict, judge
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.messages.events import FindingRaised, ProgressSeen
@@ -34,6 +35,8 @@ from orchestrator.core.turn import Turn
 
 STACKS_SECONDS = 8.0
 """How long a verdict waits for the looks of all agents; two looks take about 1.5 s."""
+LOOKS_KEPT = 64
+"""Looks in the evidence of an incident, at most."""
 RECHECK_SECONDS = 15.0
 """Between two verdicts about a run that is slow: what moves now may be stopped later."""
 
@@ -180,7 +183,22 @@ def _evidence(turn: Turn, incident: str, limit: float, attempt: Attempt) -> dict
 
 
 def _looks(attempt: Attempt) -> list[dict[str, Any]]:
-    return [stack.model_dump(mode="json") for stack in attempt.stacks]
+    """The looks as evidence of an incident: all of them, or in a large world one of each kind.
+
+    Equal looks at thousands of ranks, 19 MB at 8,192, tell no more than one of them with the ranks
+    that are `alike`. The rarest kinds come first in the choice: the odd rank is among them.
+    """
+    stacks = sorted(attempt.stacks, key=lambda stack: stack.rank)
+    if len(stacks) <= LOOKS_KEPT:
+        return [stack.model_dump(mode="json") for stack in stacks]
+    kinds: dict[str, list[RankStack]] = {}
+    for stack in stacks:
+        kinds.setdefault(stack.model_dump_json(exclude={"rank", "cpu_seconds"}), []).append(stack)
+    rarest = sorted(kinds.values(), key=len)[:LOOKS_KEPT]
+    return [
+        {**alike[0].model_dump(mode="json"), "alike": [stack.rank for stack in alike]}
+        for alike in rarest
+    ]
 
 
 def look_again(turn: Turn, run_id: str) -> None:
