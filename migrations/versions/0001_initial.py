@@ -328,7 +328,8 @@ NOT_GROWING = (
     "AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.run = NEW.run AND a.number = NEW.number)"
 )
 SHORT_OF_SHARDS = (
-    "NEW.trust IN ('complete', 'verified', 'good') AND (SELECT count(*) FROM shards s "
+    "NEW.deleted_at IS NULL AND NEW.trust IN ('complete', 'verified', 'good') "
+    "AND (SELECT count(*) FROM shards s "
     "WHERE s.checkpoint = NEW.id AND s.rank < NEW.world_size) <> NEW.world_size"
 )
 INCOMPLETE = "checkpoints: complete only when every shard of its world is recorded"

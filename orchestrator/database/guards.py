@@ -73,7 +73,8 @@ def _final(table: str, column: str, states: Iterable[StrEnum]) -> Guard:
 
 
 _SHORT_OF_SHARDS = (
-    f"NEW.trust IN {_words((Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD))} "  # noqa: S608 (constants)
+    "NEW.deleted_at IS NULL "  # noqa: S608 (constants); retention removes shards of a deleted one
+    f"AND NEW.trust IN {_words((Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD))} "
     "AND (SELECT count(*) FROM shards s "
     "WHERE s.checkpoint = NEW.id AND s.rank < NEW.world_size) <> NEW.world_size"
 )

@@ -93,6 +93,8 @@ def _check_final(entity: Entity, old: Any) -> None:
 
 
 def _check_shards(checkpoint: Checkpoint, batch: Batch, stored: Mapping[int, ShardReport]) -> None:
+    if checkpoint.deleted_at is not None:
+        return  # retention may have removed the shards
     recorded = set(stored) | {
         record.shard.rank for record in batch.shards if record.checkpoint == checkpoint.id
     }

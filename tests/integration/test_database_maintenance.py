@@ -121,6 +121,8 @@ async def test_shards_of_deleted_checkpoints_go_also_of_a_live_run(database_url:
             await store.commit(Batch(entities=[whole], shards=both), epoch=epoch)
         removed = await prune(database_url, NOW + 2 * DAY, NOW + 3 * DAY)
         assert removed == Removed(shards=2)
+        confirmed = checkpoint(10, world_size=2, deleted_at=NOW, reason="its deletion is confirmed")
+        await store.commit(Batch(entities=[confirmed]), epoch=epoch)
         database = Database(database_url)
         async with database.reading() as connection:
             left = await connection.execute(text("SELECT DISTINCT checkpoint FROM shards"))
