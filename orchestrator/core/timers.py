@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
+from orchestrator.core.checkpoints import trouble
 from orchestrator.core.messages.events import TimerFired
 from orchestrator.core.model.decisions import CarriedOut, Finish, Onward
 from orchestrator.core.model.states import (
@@ -89,6 +90,10 @@ def _silent_due(turn: Turn, run_id: str, _subject: str) -> None:
     progress.on_silent(turn, run_id)
 
 
+def _overdue(turn: Turn, run_id: str, _subject: str) -> None:
+    trouble.on_overdue(turn, run_id)
+
+
 def _max_runtime(turn: Turn, run_id: str, _subject: str) -> None:
     run = turn.run(run_id)
     if isinstance(run.decision, Finish):
@@ -116,6 +121,7 @@ HANDLERS: Mapping[Timer, Callable[[Turn, str, str], None]] = {
     Timer.CONTACT: agent_contact.given_up,
     Timer.START: failures.start_timed_out,
     Timer.SILENT: _silent_due,
+    Timer.OVERDUE: _overdue,
     Timer.MAX_RUNTIME: _max_runtime,
     Timer.GROW: _look_again,
     Timer.STANDBY: _look_again,

@@ -14,6 +14,7 @@ from jobs.events import (
     StorageTrouble,
 )
 from monitors.types import Severity
+from orchestrator.core.checkpoints.trouble import OVERDUE_SECONDS
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model.entities import Incident
 from orchestrator.core.model.state import is_over
@@ -94,6 +95,36 @@ def test_half_written_checkpoints_do_not_pile_up_on_a_full_disk() -> None:
     assert not [c for c in half if c.deleted_at is None]
 
 
+def test_room_for_keep_but_not_for_one_more_gives_up_the_oldest_and_saving_recovers() -> None:
+    """Never the last one to be trusted, and only after all that is of no use was deleted."""
+    world = trained(5)
+    keep = world.run().spec.checkpoint.keep
+    saved = []
+    for step in range(10, 10 * keep + 10, 10):
+        world.reach(step)
+        saved.append(world.save(step))
+        world.settle()
+
+    def left() -> list[str]:
+        return [c.id for c in world.state.checkpoints_of("run-1") if not c.deleted_at]
+
+    assert set(left()) == set(saved)
+    full(world, 10 * keep + 10)
+    assert set(left()) == set(saved)
+    full(world, 10 * keep + 20)
+    assert set(left()) == set(saved[1:])
+    newest = world.save(10 * keep + 30)
+    world.settle()
+    assert not incidents(world, "disk_full")
+    assert newest in left()
+    kept = [saved[-1], newest]
+    good = [c.id for c in world.state.checkpoints_of("run-1") if c.trust is Trust.GOOD]
+    assert set(left()) <= {*kept, *good}, "no more than have room, so that no save fails"
+    for more in range(40, 200, 10):
+        full(world, 10 * keep + more)
+    assert newest in left()
+
+
 def test_memory_that_is_saved_to_again_ends_its_incident() -> None:
     world = trained(5)
     full(world, 6, tier="memory")
@@ -128,9 +159,20 @@ def test_checkpoints_that_do_not_come_are_an_incident_and_saves_end_it() -> None
     assert not incidents(world, "checkpoints_overdue")
     for step in range(3 * every + 1, 6 * every):
         world.reach(step)
+    assert not incidents(world, "checkpoints_overdue"), "they may be on their way"
+    world.advance(OVERDUE_SECONDS)
     [incident] = incidents(world, "checkpoints_overdue")
     assert f"one is due every {every}" in incident.reason
     world.save(world.attempt().step)
+    assert not incidents(world, "checkpoints_overdue")
+
+
+def test_a_checkpoint_that_was_on_its_way_is_not_missed() -> None:
+    """After an outage, steps are heard of before the checkpoints between them."""
+    world = trained(5)
+    world.reach(400)
+    world.save(390)
+    world.advance(OVERDUE_SECONDS)
     assert not incidents(world, "checkpoints_overdue")
 
 

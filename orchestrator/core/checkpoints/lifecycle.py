@@ -273,7 +273,7 @@ def prune(turn: Turn, run_id: str) -> None:
     run = turn.run(run_id)
     spendable = checkpoint_choice.select_for_deletion(
         turn.state.checkpoints_of(run_id),
-        run.spec.checkpoint.keep,
+        trouble.kept(run),
         in_use(attempt),
         attempt.number,
         full=trouble.is_full(turn, run_id),

@@ -11,14 +11,16 @@ from babysit.wire import Tier
 from jobs.events import SaveFailed, SaveResumed, StorageTrouble
 from monitors.types import Severity
 from orchestrator.core.model.entities import Attempt, Incident, Run
-from orchestrator.core.model.states import IncidentState, Trust
-from orchestrator.core.model.vocabulary import Remedy, SaveTrouble
+from orchestrator.core.model.states import AttemptState, IncidentState, Trust
+from orchestrator.core.model.vocabulary import Remedy, SaveTrouble, Timer
 from orchestrator.core.turn import Turn
 
 PAGE_AFTER_FAILED_SAVES = 2
 """Consecutive failed saves before someone is paged (FAILURES.md row 17)."""
 OVERDUE_INTERVALS = 3
 """Intervals of `every_steps` without a new checkpoint that open an incident."""
+OVERDUE_SECONDS = 60.0
+"""Time for which they are waited for then."""
 
 _OF_AGENTS = (SaveTrouble.DISK_FULL, SaveTrouble.STORAGE_LOST)
 _FAILING = (SaveTrouble.CHECKPOINT_FAILED, SaveTrouble.DISK_FULL)
@@ -53,6 +55,8 @@ def on_save_failed(turn: Turn, event: SaveFailed) -> None:
             severity=Severity.CRITICAL if severe else known.severity,
             evidence={**known.evidence, "failed": failed, "step": event.step},
         )
+        if is_full(turn, run.id) and failed % PAGE_AFTER_FAILED_SAVES == 0:
+            _keep_fewer(turn, run.id)
         if failed == PAGE_AFTER_FAILED_SAVES:
             turn.notify(run.id, Severity.CRITICAL, f"{run.name}: {reason}", known.id)
 
@@ -75,6 +79,25 @@ def is_full(turn: Turn, run_id: str) -> bool:
     """True if there is no room for the checkpoints of a run now."""
     known = failing_saves(turn, run_id, Tier.DIRECTORY)
     return known is not None and known.kind == SaveTrouble.DISK_FULL
+
+
+def kept(run: Run) -> int:
+    """Checkpoints that retention keeps: `keep` of the spec, or fewer where no more have room."""
+    attempt, room = run.room or (0, 0)
+    return room if attempt == run.attempt else run.spec.checkpoint.keep
+
+
+def _keep_fewer(turn: Turn, run_id: str) -> None:
+    """Keep one checkpoint less for the rest of the attempt, but always one.
+
+    Two saves in a row have failed for want of room by then, though all that is of no use was
+    deleted: there is room for those that are kept, and none for the next one beside them.
+    """
+    run = turn.run(run_id)
+    fewer = max(1, kept(run) - 1)
+    if fewer < kept(run):
+        turn.change_run(run_id, room=(run.attempt, fewer))
+        turn.record(run_id, f"no room for another checkpoint: only {fewer} are kept from now on")
 
 
 def failed_here(turn: Turn, run_id: str, attempt: int, step: int) -> bool:
@@ -167,19 +190,37 @@ def last_saved(turn: Turn, run_id: str) -> int:
 
 
 def check_overdue(turn: Turn, run_id: str) -> None:
-    """Open an incident if steps go by and the checkpoints that are due do not come.
+    """Wait for the checkpoints that are due, if steps go by and they do not come.
 
-    Failing saves have an incident already. A script that never calls `checkpoint` gets this one.
+    Steps may be heard of before the checkpoints between them, such as after an outage.
     """
+    if _is_overdue(turn, run_id) and turn.run(run_id).due(Timer.OVERDUE) is None:
+        turn.set_timer(run_id, Timer.OVERDUE, OVERDUE_SECONDS)
+
+
+def _is_overdue(turn: Turn, run_id: str) -> bool:
+    """Failing saves have an incident of their own."""
+    attempt = turn.attempt(run_id)
+    if attempt is None or attempt.state is not AttemptState.RUNNING:
+        return False
+    limit = overdue_step(turn.run(run_id), attempt, last_saved(turn, run_id))
+    return (
+        limit is not None
+        and attempt.step >= limit
+        and failing_saves(turn, run_id, Tier.DIRECTORY) is None
+        and _open(turn, run_id, SaveTrouble.CHECKPOINTS_OVERDUE, "") is None
+    )
+
+
+def on_overdue(turn: Turn, run_id: str) -> None:
+    """Open an incident: the checkpoints that were due have not come meanwhile.
+
+    A script that never calls `checkpoint` gets it, too.
+    """
+    if not _is_overdue(turn, run_id):
+        return
     run, attempt = turn.run(run_id), turn.state.attempts[run_id]
     saved = last_saved(turn, run_id)
-    limit = overdue_step(run, attempt, saved)
-    if limit is None or attempt.step < limit:
-        return
-    if failing_saves(turn, run_id, Tier.DIRECTORY) is not None:
-        return
-    if _open(turn, run_id, SaveTrouble.CHECKPOINTS_OVERDUE, "") is not None:
-        return
     every = run.spec.checkpoint.every_steps
     since = f"the last one is of step {saved}" if saved else "this attempt has saved none"
     reason = (

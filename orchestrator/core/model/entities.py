@@ -79,6 +79,9 @@ class Run:
     attempt: int = 0
     """Number of the newest attempt."""
     workers_made: int = 0
+    room: tuple[int, int] | None = None
+    """Of the attempt with the first number: how many checkpoints have room beside the next one.
+    None: as many as `checkpoint.keep`."""
     best_step: int = 0
     """Highest step that any attempt reached; the core hears of steps only now and then."""
     instrumented: bool = False

@@ -30,6 +30,7 @@ class Timer(StrEnum):
     SILENT = "silent"  # a script that has not called babysit.init() counts as one without it
     MAX_RUNTIME = "max_runtime"  # the run has used the time its spec allows
     GROW = "grow"  # an elastic run may take more nodes
+    OVERDUE = "overdue"  # a checkpoint that is overdue is an incident unless it has come by then
     STANDBY = "standby"  # the next standby agent may be launched
     RECHECK = "recheck"  # a scheduling pass looks again: time alone may change what it decides
     ASK = "ask"  # the remedy of an incident (the subject) starts without an answer
