@@ -22,13 +22,14 @@ from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import (
     FreeResources,
     Shape,
-    could_fit,
     kinds_that_fit,
     shape_of,
 )
 from orchestrator.core.scheduling.node_table import Mask
 from orchestrator.core.scheduling.types import Claim, Demand, Holding, Snapshot
 
+Kinds = tuple[bool, ...]
+"""For each kind of node, True if a run could use it."""
 MAX_RESERVATIONS = 16
 """Bounds the cost of a pass where every node and every run differ a little."""
 HOLD_SECONDS = 3600.0
@@ -44,8 +45,12 @@ estimate of ours: most reboots are over by then, and the memory checkpoints ther
 class Blocked:
     """Runs that wait for nodes in this pass, in order.
 
-    Attributes:
-        wanted: Nodes that a waiting run could use; growth leaves them alone.
+    Args:
+        free: Free resources now.
+        holdings: What every run holds; may grow during the pass.
+        eligible: Nodes that the runs may use.
+        now: The moment of the pass.
+        snapshot: The input of the pass.
     """
 
     def __init__(
@@ -65,42 +70,45 @@ class Blocked:
             default=math.inf,
         )
         """Unix time at which the next run may be preempted again."""
-        self._kinds: dict[Shape, tuple[bool, ...]] = {}
-        self._wanted: set[tuple[bool, ...]] = set()
-        """Kinds of node that the runs could use that wait for nodes."""
-        self._pools: set[tuple[bool, ...]] = set()
-        """Kinds of node that a run with a reservation could use."""
+        self._kinds: dict[Shape, Kinds] = {}
+        self._pools: set[Kinds] = set()
+        """Kinds of nodes that a run with a reservation could use."""
         self._new = MAX_RESERVATIONS - claims
-        self.wanted: Mask = np.zeros(len(free.table), dtype=np.bool_)
+        self._wanted: set[Kinds] = set()
         self._lent: dict[str, float] = {}
         """Run that waits → Unix time until which it lends the nodes that it holds."""
 
-    def _pool(self, demand: Demand) -> tuple[bool, ...]:
-        """The kinds of node that could take the run if they were empty, also those away."""
+    def pool(self, demand: Demand) -> Kinds:
+        """The kinds of nodes that could take the run if they were empty, also away ones."""
         shape = shape_of(demand.need)
-        if (kinds := self._kinds.get(shape)) is None:
-            kinds = self._kinds[shape] = kinds_that_fit(self._table, shape)
-        return kinds
+        if shape not in self._kinds:
+            self._kinds[shape] = kinds_that_fit(self._table, shape)
+        return self._kinds[shape]
+
+    def wanted(self) -> Mask:
+        """Nodes that a waiting run could use; growth leaves them alone."""
+        kinds = np.zeros(len(self._table.kinds), dtype=np.bool_)
+        for pool in self._wanted:
+            kinds |= np.array(pool, dtype=np.bool_)
+        mask: Mask = kinds[self._table.kind_of]
+        return mask
 
     def gets_reservation(self, demand: Demand) -> bool:
         """True if the run has a claim, or is the first that waits for just these nodes."""
         if demand.claim is not None and demand.claim.nodes:
             return True
         first = not self._pools or self._new > 0
-        gets = first and self._pool(demand) not in self._pools
+        gets = first and self.pool(demand) not in self._pools
         self._new -= gets
         return gets
 
     def want(self, demand: Demand) -> None:
         """Note that the run waits for nodes."""
-        kinds = self._pool(demand)
-        if kinds not in self._wanted:  # thousands of runs want the same
-            self._wanted.add(kinds)
-            self.wanted |= could_fit(self._table, demand.need)
+        self._wanted.add(self.pool(demand))
 
     def reserve(self, demand: Demand) -> Claim:
         """Reserve nodes for the run, and return its claim."""
-        self._pools.add(self._pool(demand))
+        self._pools.add(self.pool(demand))
         claim = self._forecast.reserve(demand)
         if demand.keeps and self._waited(demand) >= LEND_SECONDS:
             starts = self._now.timestamp() + UNKNOWN_SECONDS

@@ -70,11 +70,11 @@ class Eligible:
 
     def allowed(self, free: FreeResources, demand: Demand) -> Mask:
         """The fitting nodes that are not reserved for other runs."""
-        return self.fitting(free, demand) & ~self.withheld(free, demand)
+        return self.not_reserved(free, demand, self.fitting(free, demand))
 
-    def withheld(self, free: FreeResources, demand: Demand) -> Mask:
-        """Nodes on which the run would delay a run that has a reservation."""
-        return self.reservations.beyond(self.ends_at(demand), demand.need, free)
+    def not_reserved(self, free: FreeResources, demand: Demand, fits: Mask) -> Mask:
+        """The fitting nodes on which the run delays no run that has a reservation."""
+        return self.reservations.respected(fits, self.ends_at(demand), demand.need, free)
 
     def choose_nodes(self, free: FreeResources, demand: Demand, allowed: Mask) -> Indices | None:
         """Choose `demand.nodes` of the allowed nodes; the spare pool stays whole. None: too few."""

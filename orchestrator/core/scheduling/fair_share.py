@@ -112,16 +112,22 @@ def _by_share(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> It
     queues: dict[tuple[str, str], list[Demand]] = defaultdict(list)
     for demand in sorted(demands, key=age, reverse=True):
         queues[demand.queue, demand.project].append(demand)
-    heap = [(shares.aged(queue[-1], now), age(queue[-1]), key) for key, queue in queues.items()]
+    # An entry holds the score of the project as well: only a pass that has placed a run of the
+    # project since makes the entry stale.
+    heap = [
+        (shares.aged(queue[-1], now), age(queue[-1]), key, shares.score(*key))
+        for key, queue in queues.items()
+    ]
     heapq.heapify(heap)
     while heap:
-        score, oldest, key = heapq.heappop(heap)
+        _, oldest, key, score = heapq.heappop(heap)
         queue = queues[key]
         # Scores only grow during a pass, so a stale heap entry is too small and never missed.
-        current = shares.aged(queue[-1], now)
-        if current > score:  # the pass has placed a run of this project since
-            heapq.heappush(heap, (current, oldest, key))
+        current = shares.score(*key)
+        if current > score:
+            heapq.heappush(heap, (shares.aged(queue[-1], now), oldest, key, current))
             continue
         yield queue.pop()
         if queue:
-            heapq.heappush(heap, (shares.aged(queue[-1], now), age(queue[-1]), key))
+            entry = shares.aged(queue[-1], now), age(queue[-1]), key, shares.score(*key)
+            heapq.heappush(heap, entry)

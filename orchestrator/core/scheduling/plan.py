@@ -113,7 +113,7 @@ class Pass:
         # Growth has the lowest rank: it must not take nodes that a waiting run may get.
         growing = [h for h in self._holdings if not self._quota_line.closed(h.queue)]
         parts = self._free, self._eligible, self._quotas, self._shares, growing
-        self._plan.growth.update(grow(*parts, self._blocked.wanted))
+        self._plan.growth.update(grow(*parts, self._blocked.wanted()))
         return self._plan
 
     # one demand: from the cheapest answer to the most expensive
@@ -227,9 +227,7 @@ class Pass:
         if demand.unwanted and self._move(demand):
             return None
         fits = self._eligible.fitting(self._free, demand)
-        allowed = fits  # on a full cluster no node fits, and nothing need be asked of reservations
-        if fits.any():
-            allowed = fits & ~self._eligible.withheld(self._free, demand)
+        allowed = self._eligible.not_reserved(self._free, demand, fits)
         places = self._eligible.choose_nodes(self._free, demand, allowed)
         if places is not None:
             self._commit_placement(demand, self._free.table.named(places))

@@ -59,13 +59,17 @@ class _Reserved:
     freed: Amounts
     ends: NDArray[np.float64]
 
-    def full(self, need: Resources, free: FreeResources, total: Amounts) -> Mask:
-        """For each of the nodes, True if it has no room for another worker beside them."""
-        at = self.places
-        now = np.column_stack([free.gpus[at], free.cpus[at], free.memory[at]])
-        # Hypothetical free resources may count a tenant as gone that `freed` counts as well.
-        then = np.minimum(now + self.freed, total[at])
-        return np.asarray((then - self.needs < amounts(need)).any(axis=1), dtype=np.bool_)
+    def full(self, rows: Indices, need: Resources, free: FreeResources, total: Amounts) -> Mask:
+        """For some of the nodes, True if they have no room for another worker beside them."""
+        at = self.places[rows]
+        full = np.zeros(len(rows), dtype=np.bool_)
+        for column, (now, own) in enumerate(
+            zip((free.gpus, free.cpus, free.memory), amounts(need).tolist(), strict=True)
+        ):
+            # Hypothetical free resources may count a tenant as gone that `freed` counts as well.
+            then = np.minimum(now[at] + self.freed[rows, column], total[at, column])
+            full |= then - self.needs[rows, column] < own
+        return full
 
 
 class Reservations:
@@ -94,12 +98,23 @@ class Reservations:
         """For each reservation, True if a run that ends at Unix time `ends` does not delay it."""
         return tuple(ends <= each.until for each in self._reserved.values())
 
-    def beyond(self, ends: float, need: Resources, free: FreeResources) -> Mask:
-        """Nodes that a worker would take from a reservation if it stays until Unix time `ends`."""
-        mask = np.zeros(len(self._table), dtype=np.bool_)
-        if self._reserved:
-            others = self._sum(self.open_until(ends))
-            mask[others.places] = others.full(need, free, self._totals)
+    def respected(self, fits: Mask, ends: float, need: Resources, free: FreeResources) -> Mask:
+        """The nodes of `fits` without those that a worker would take from a reservation.
+
+        Args:
+            fits: Nodes with room for the worker now; not changed.
+            ends: Unix time until which the worker stays.
+            need: The resources of the worker.
+            free: Free resources now.
+        """
+        if not self._reserved or not fits.any():  # on a full cluster no node fits
+            return fits
+        others = self._sum(self.open_until(ends))
+        rows = np.flatnonzero(fits[others.places])
+        if not len(rows):  # on a busy cluster few nodes fit: mostly none of these
+            return fits
+        mask = fits.copy()
+        mask[others.places[rows]] = ~others.full(rows, need, free, self._totals)
         return mask
 
     def occupied_until(self, need: Resources, free: FreeResources) -> NDArray[np.float64]:
@@ -107,7 +122,7 @@ class Reservations:
         until = np.full(len(self._table), -math.inf)
         if self._reserved:
             every = self._sum((False,) * len(self._reserved))
-            full = every.full(need, free, self._totals)
+            full = every.full(np.arange(len(every.places)), need, free, self._totals)
             until[every.places[full]] = every.ends[full]
         return until
 
