@@ -142,3 +142,34 @@ def test_control_c_detaches_and_the_run_goes_on(shell: Shell) -> None:
     assert json.loads(shell("show", "slow", "-o", "json")[1])["ended_at"] is None
     assert shell("cancel", "slow")[0] == 0
     assert shell("wait", "slow", "--timeout", "60s")[0] == 7
+
+
+def test_following_rides_out_a_server_that_is_killed(shell: Shell) -> None:
+    file = shell.home.parent / "run.yaml"
+    file.write_text("name: slow\ncommand: [sleep, '600']\n")
+    assert shell("submit", str(file))[0] == 0
+    follower = shell.start("wait", "slow")
+    record = read_record(shell.home / "server.json")
+    assert record is not None
+    os.kill(record.pid, signal.SIGKILL)
+    assert shell("cancel", "slow")[0] == 0
+    _, err = follower.communicate(timeout=120)
+    assert follower.returncode == 7, err
+
+
+def test_a_viewers_token_stays_a_viewers(shell: Shell) -> None:
+    """The first command after a stop hands its environment to the server that it starts."""
+    code, secret, err = shell("token", "create", "grafana", "--role", "viewer")
+    assert code == 0, err
+    shell.environment["BABYSIT_TOKEN"] = secret.strip()
+    assert shell("ls")[0] == 0
+    assert shell("server", "stop")[0] == 0
+    code, _, err = shell("hold")
+    assert (code, "the token grafana has viewer" in err) == (5, True)
+    del shell.environment["BABYSIT_TOKEN"]
+    assert shell("token", "revoke", "grafana")[0] == 0
+    shell.environment["BABYSIT_TOKEN"] = secret.strip()
+    assert shell("server", "stop")[0] == 0
+    code, _, err = shell("ls")
+    assert (code, "the token grafana was revoked" in err) == (5, True)
+    del shell.environment["BABYSIT_TOKEN"]
