@@ -15,14 +15,19 @@ import ctypes
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 from babysit.errors import PositionUnusedError
 from babysit.hidden_error import hidden_error
 from babysit.reporter import Reporter
 from babysit.wire import EXIT_FILE, Note
+
+ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
+_TRACE_CHARACTERS = 4000
 
 
 def tell_at_exit(reporter: Reporter, directory: Path) -> None:
@@ -49,9 +54,22 @@ def tell_at_exit(reporter: Reporter, directory: Path) -> None:
         )
 
     sys.exit = noted_exit
+    sys.excepthook = _telling(sys.excepthook, reporter)
     atexit.register(end)
     with contextlib.suppress(AttributeError, OSError, ValueError):  # a C library without on_exit
         _record_code(directory / EXIT_FILE)
+
+
+def _telling(hook: ExceptHook, reporter: Reporter) -> ExceptHook:
+    """The hook, with a note first: other threads may keep the process from exiting."""
+
+    def tell(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+        with contextlib.suppress(Exception):
+            text = "".join(traceback.format_exception(kind, error, frames))
+            reporter.note(Note.RAISED, error=kind.__name__, trace=text[-_TRACE_CHARACTERS:])
+        hook(kind, error, frames)
+
+    return tell
 
 
 def _record_code(path: Path) -> None:

@@ -136,6 +136,8 @@ class Note(StrEnum):
     LOOPING = "looping"  # step: a loop of `steps()` begins
     LEFT = "left"  # step: the loop of `steps()` was left, by `break`, `return` or an exception
     FINISHED = "finished"  # step: the loop of `steps()` ended, or `finish()` was called
+    RAISED = "raised"  # error (type), trace: no code caught an exception of the main thread; other
+    # threads may keep the process
     EXITING = "exiting"  # error (type of an exception that was not caught, or that the exit hid;
     # or ""), trace (of the hidden one), code, handled (signals): the interpreter ends in good order
     CHANGE = "change"  # change (text), step (the last one before it), until_step: `run.expect()`

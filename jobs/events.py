@@ -211,6 +211,8 @@ class RankStack(BaseModel):
     """Other threads and children that moved between the looks, or may go on by themselves."""
     dead_children: tuple[str, ...] = ()
     """Children that are stopped or dead."""
+    raised: str = ""
+    """Traceback of the exception that ended its main thread; other threads keep the process."""
     error: str = ""
     """Why there are no frames; empty when there are."""
 

@@ -43,6 +43,7 @@ class Doing(StrEnum):
     PAUSED = "waits"
     UNREADABLE = "could not be read"
     SILENT = "is on a node whose agent does not answer"
+    RAISED = "has died of an exception, but other threads keep its process"
     ENDED = "has ended with exit code 0"
 
 
@@ -109,6 +110,10 @@ class Look(Stack, Protocol):
     def dead_children(self) -> tuple[str, ...]:
         """See there."""
 
+    @property
+    def raised(self) -> str:
+        """See there."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
@@ -145,6 +150,8 @@ class Verdict:
     """Equal for the same pause: the activity of the culprits, and its place."""
     sentence: str
     """The verdict in a sentence, for people."""
+    raised: str = ""
+    """Traceback of the exception of which a culprit has died; empty: of none."""
 
     @property
     def rank(self) -> int | None:
@@ -166,7 +173,9 @@ def judge(looks: Sequence[Look], scene: Scene | None = None) -> Verdict:
     doing |= dict.fromkeys(scene.absent - seen.keys(), Doing.SILENT)
     ended = sorted(scene.ended - doing.keys())
     waiting = _ranks(doing, {Doing.WAITING})
-    cannot = _ranks(doing, CANNOT_GO_ON)
+    # A handler of its exit, or another thread, may write the last save: then it has its time.
+    died = {r for r in _ranks(doing, {Doing.RAISED}) if _by_stack(seen[r], "") is Doing.STUCK}
+    cannot = sorted(died.union(_ranks(doing, CANNOT_GO_ON)))
     if cannot:
         return _verdict(cannot, doing, seen, scene, convicted=True)
     outside = [rank for rank in sorted(doing) if rank not in waiting]
@@ -190,6 +199,8 @@ def _by_state(look: Look) -> Doing | None:
     """The activity that the process state proves; None for an ordinary state."""
     if look.process_state in {"X", "Z"}:
         return Doing.GONE
+    if look.raised:
+        return Doing.RAISED
     if look.traced or look.process_state == "t":
         return Doing.DEBUGGED
     if look.process_state == "T":
@@ -248,7 +259,7 @@ def _native_wait(look: Look) -> str:
 
 
 def _device_wait(frames: Iterable[str]) -> str:
-    found = (_DEVICE_WAIT.search(frame) for frame in list(frames)[:4])
+    found = map(_DEVICE_WAIT.search, list(frames)[:4])
     return next((match.group() for match in found if match), "")
 
 
@@ -315,13 +326,15 @@ def _verdict(
     nodes = {scene.nodes.get(rank) for rank in culprits}
     node = nodes.pop() if len(nodes) == 1 else None
     kinds = {doing[rank] for rank in culprits}
-    where = sorted({place_of(seen[rank].frames) for rank in culprits if rank in seen})
+    looked = [seen[rank] for rank in culprits if rank in seen]
+    where = sorted({_last_line(look.raised) or place_of(look.frames) for look in looked})
     blamed = culprits if len(culprits) < len(doing) or len(doing) == 1 or convicted else ()
     return Verdict(
         convicted=convicted,
         ranks=blamed,
         node=node if blamed else None,
         users=Doing.ENDED in kinds,
+        raised=next((look.raised for look in looked if look.raised), ""),
         signature="; ".join([*sorted(kinds), *where[:2]]),
         sentence=_sentence(culprits, node, doing, seen, scene),
     )
@@ -354,16 +367,21 @@ def _part(ranks: Sequence[int], what: Doing, seen: Mapping[int, Look], scene: Sc
     if what is Doing.ENDED:
         at = scene.steps.get(ranks[0])
         return f"{names} {said}{'' if at is None else f' after step {at}'}, while others go on"
-    look = seen.get(ranks[0])
-    if look is None:
+    if (look := seen.get(ranks[0])) is None:
         return f"{names} {said}"
     where = place_of(look.frames) if look.frames else look.error
+    if what is Doing.RAISED:
+        return f"{names} {said}: {_last_line(look.raised)}"
     named = look.dead_children if what is Doing.STUCK else look.helpers
     detail = "" if what in CANNOT_GO_ON else ", ".join(named[:2])
     tail = f" in {where}" if look.frames else (f" ({where})" if where else "")
     if what is Doing.WAITING:
         tail = f" {_waits_in(look)}" + tail
     return f"{names} {said}{tail}" + (f" [{detail}]" if detail else "")
+
+
+def _last_line(text: str) -> str:
+    return next(reversed(text.splitlines()), "")
 
 
 _PLURALS = {"is": "are", "has": "have", "waits": "wait", "moves": "move", "could": "could"}

@@ -94,7 +94,7 @@ _TRANSLATIONS: dict[str, Callable[[dict[str, Any], Author, Fields], AgentEvent]]
     Note.SAVE_RESUMED: _save_resumed,
     Note.CHANGE: _change,
 }
-_SILENT = {Note.LOOPING, Note.LEFT, Note.FINISHED, Note.EXITING, Note.FINGERPRINT}
+_SILENT = {Note.LOOPING, Note.LEFT, Note.FINISHED, Note.RAISED, Note.EXITING, Note.FINGERPRINT}
 """Notes without an event (yet)."""
 
 

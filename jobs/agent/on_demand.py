@@ -25,7 +25,11 @@ async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Re
         pids = {rank.rank: rank.python_pid for rank in gang.ranks.values() if rank.alive}
     looks = await stacks.capture(pids, reporter.clock)
     # The exit of a rank that ended meanwhile is reported: as a look it would be a death.
-    found = tuple(look for look in looks if gang is not None and gang.ranks[look.rank].alive)
+    found = tuple(
+        look.model_copy(update={"raised": gang.ranks[look.rank].words.trace})
+        for look in looks
+        if gang is not None and gang.ranks[look.rank].alive
+    )
     reporter.say(StacksCaptured(stacks=found, **reporter.fields(command.attempt, command.id)))
 
 

@@ -29,7 +29,7 @@ class RankWords:
     error: str = ""
     """Type of the exception that ended its interpreter, or that its exit with 0 hid."""
     trace: str = ""
-    """Traceback of an exception that it did not print."""
+    """Traceback of that exception; a log may lack it."""
     code: int | None = None
     """Exit code of the process as far as known; None: the interpreter did not end in good order."""
     handled: tuple[int, ...] = ()
@@ -44,6 +44,7 @@ class RankWords:
             return
         if kind == Note.STARTED:  # perhaps of a process after the first one
             self.joined, self.error, self.code = True, "", None
+            self.trace = ""
             self.finished = self.left = False
         elif kind == Note.LOOPING:  # perhaps a loop after the first one
             self.finished = self.left = False
@@ -51,10 +52,21 @@ class RankWords:
             self.left = True
         elif kind == Note.FINISHED:
             self.finished = True
+        elif kind == Note.RAISED:
+            self.error, self.trace = str(note.get("error", "")), str(note.get("trace", ""))
         elif kind == Note.EXITING:
             self.error, self.code = str(note.get("error", "")), int(note.get("code", 0))
-            self.trace = str(note.get("trace", ""))
+            self.trace = str(note.get("trace", "")) or self.trace
             self.handled = tuple(note.get("handled", ()))
+
+    @property
+    def raised(self) -> str:
+        """The last line of that traceback; empty: there was no exception."""
+        return next(reversed(self.trace.splitlines()), "")
+
+    def completed(self, log: str) -> str:
+        """The end of a log, with the traceback where the log lacks it."""
+        return log if not self.raised or self.raised in log else f"{log}\n{self.trace}"
 
     def is_own(self, code: int, *, wrapped: bool) -> bool:
         """True if the rank returned an exit code itself, and no signal is behind it.
@@ -101,7 +113,7 @@ def failure_behind_zero(
         wrapped: The process that joined is not the command itself: its exit code was not seen.
     """
     if words.error or words.code:
-        found = classify(f"{log}\n{words.trace}", words.code or 1, rules=rules)
+        found = classify(words.completed(log), words.code or 1, rules=rules)
         return None if found is None else _behind_zero(found)
     if not words.joined:
         # Nobody knows whether the work was done: the run fails, and is never started again for it.

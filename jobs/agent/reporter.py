@@ -104,7 +104,7 @@ class Reporter:
                 return None
             return failure_behind_zero(process.words, log, self.log_rules, wrapped=wrapped)
         return classify(
-            log,
+            process.words.completed(log),
             code,
             oom_killed=gang.oom_killed,
             killed_by_agent=process.killed and code == _KILLED,

@@ -365,6 +365,14 @@ def test_an_exit_in_finally_does_not_hide_an_exception(
     assert ("list index out of range" in said["trace"]) is bool(error)
 
 
+def test_an_exception_is_told_before_threads_that_keep_the_process_have_ended(agent: Path) -> None:
+    ending = "threading.Thread(target=lambda: (time.sleep(0.2), os._exit(0))).start()\n1 / 0"
+    run_script(agent, f"import babysit, os, threading, time\nrun = babysit.init()\n{ending}")
+    said = notes(agent)[-1]
+    assert (said["kind"], said["error"]) == ("raised", "ZeroDivisionError")
+    assert said["trace"].endswith("ZeroDivisionError: division by zero\n")
+
+
 def test_the_rank_tells_which_signals_it_handles(agent: Path) -> None:
     """`sys.exit(143)` may be the end that a handler of SIGTERM makes."""
     handle = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))"

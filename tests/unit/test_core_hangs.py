@@ -137,6 +137,34 @@ def test_a_pause_that_was_ended_is_granted_twice_as_much_and_then_people_are_ask
     assert world.attempt().number == 3, "the release of a hold is no answer"
 
 
+@pytest.mark.parametrize("phase", ["training", "finished"])
+@pytest.mark.parametrize(
+    ("channel", "seconds"),
+    [("futex_do_wait", 0), ("hrtimer_nanosleep", 60)],
+    ids=["stuck", "works"],
+)
+def test_a_rank_that_died_of_an_exception_is_judged_by_it(
+    phase: str, channel: str, seconds: int
+) -> None:
+    """Its loop was left, so it may look like a run that lingers after its last step."""
+    world = trained(15)
+    trace = "Traceback (most recent call last):\n  File \"t.py\", line 1, in f\nKeyError: 'x'\n"
+    facts = {"raised": trace, "wait_channel": channel}
+    seen = sleeping(1)
+    world.look = lambda rank: seen(rank).model_copy(update=facts if rank == 1 else {})
+    ranks = [{"rank": r, "phase": phase, "step": 15, "silent_seconds": 31} for r in (0, 1)]
+    world.find(FindingKind.HANG, onset=15, rank=1, evidence={"ranks": ranks, "starting": True})
+    world.settle()
+    if seconds:
+        assert world.attempt().number == 1
+        world.advance(seconds + 5)
+        world.settle()
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.failure_class, restart.node) == (FailureClass.USER_CODE, None)
+    assert restart.reason.startswith("KeyError: 'x' (hang since step 15")
+
+
 def test_a_stated_limit_ends_a_pause() -> None:
     world = trained(15, monitors={"hang": {"after": 20}})
     world.look = sleeping(1)

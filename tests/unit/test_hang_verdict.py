@@ -216,3 +216,31 @@ def test_a_signature_is_of_the_pause_not_of_the_rank() -> None:
     other = judge([*waiting(0, 2), look(1, LOADER, wait_channel=SLEEP)])
     assert first.signature == again.signature
     assert first.signature != other.signature
+
+
+RAISED = (
+    "Traceback (most recent call last):\n"
+    '  File "train.py", line 9, in <module>\n'
+    "OSError: [Errno 5] Input/output error: '/mnt/lustre/shard-7'\n"
+)
+JOINING = ("_shutdown (threading.py:1590)",)
+
+
+@pytest.mark.parametrize(
+    ("facts", "convicted"),
+    [
+        ({"wait_channel": LOCK}, True),
+        ({"wait_channel": LOCK, "helpers": ("thread 9 (save) moves",)}, False),
+        ({"wait_channel": SOCKET}, False),
+    ],
+    ids=["joins a thread that is stuck", "a thread saves", "a handler of the exit uploads"],
+)
+def test_a_rank_that_died_of_an_exception_is_kept_by_its_threads(
+    facts: dict[str, Any], convicted: bool
+) -> None:
+    """What goes on may be the last save: then it has until the limit."""
+    dead = look(1, JOINING, raised=RAISED, **facts)
+    verdict = judge([*waiting(0, 2, 3), dead])
+    assert (verdict.convicted, verdict.ranks, verdict.raised) == (convicted, (1,), RAISED)
+    assert "rank 1 has died of an exception" in verdict.sentence
+    assert "OSError: [Errno 5]" in verdict.sentence

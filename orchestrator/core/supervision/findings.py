@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jobs.spec import Action
+from monitors.exits import classify
 from monitors.failures import Evidence, Failure, FailureClass
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
@@ -111,7 +112,7 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
         raise KeyError(f"{finding.kind} is only recorded: there is no remedy to start")
     turn.change_incident(incident.id, state=IncidentState.MITIGATING, response=Response.ACTED)
     verdict = finding.evidence.get("verdict", {})
-    failure = Failure(
+    failure = _exception(finding, verdict) or Failure(
         failure_class=FailureClass.USER_CODE if verdict.get("users") else rule.failure_class,
         reason=finding.reason,
         signature=verdict.get("signature") or f"{finding.kind}",
@@ -144,6 +145,15 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
     turn.change_run(run.id, decision=decision)
     failures.book_downtime(turn, run.id, failed_at, finding.reason)
     attempt_lifecycle.stop_attempt(turn, run.id, finding.reason)
+
+
+def _exception(finding: Finding, verdict: Mapping[str, Any]) -> Failure | None:
+    """The failure of a rank whose main thread died of an exception; None: there was none."""
+    raised = verdict.get("raised", "")
+    found = classify(raised, 1) if raised else None
+    if found is None:
+        return None
+    return found.model_copy(update={"reason": f"{found.reason} ({finding.reason})"})
 
 
 def _witness(look: Mapping[str, Any]) -> str:

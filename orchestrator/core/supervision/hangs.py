@@ -124,12 +124,14 @@ def _place(verdict: Verdict, suspect: Suspicion) -> str:
 def _limit(run: Run, suspect: Suspicion, verdict: Verdict) -> float:
     """Seconds of silence that a run without proof against it is granted."""
     evidence = suspect.finding.evidence
-    if _lingers(suspect):  # the work is done: to restart the run for its tail would be a loss
+    if (
+        _lingers(suspect) and not verdict.raised
+    ):  # the work is done: to restart the run for its tail would be a loss
         return time_limits.PAUSE_CEILING_SECONDS
     limit = time_limits.pause_limit(
         run.spec,
         longest=evidence.get("longest_pause_seconds", 0.0),
-        starting=bool(evidence.get("starting")),
+        starting=bool(evidence.get("starting")) and not verdict.raised,
         longest_start=evidence.get("longest_start_seconds", 0.0),
     )
     doubled = limit * 2.0 ** _ended_before(run, suspect, verdict)
@@ -216,12 +218,12 @@ def _convict(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict) -> None:
     turn.change_attempt(run.id, suspect=None)
     if suspect.incident is not None:
         turn.resolve_incident(suspect.incident, "it did not go on by itself")
-    if not verdict.convicted:
+    if not verdict.convicted and not verdict.raised:
         place = _place(verdict, suspect)
         others = [pause for pause in run.ended_pauses if pause.place != place]
         pauses = (*others, EndedPause(place=place, times=times + 1))[-_PAUSES_KEPT:]
         run = turn.change_run(run.id, ended_pauses=pauses)
-    tries = 0 if verdict.convicted else times + _lingers(suspect)
+    tries = 0 if verdict.convicted or verdict.raised else times + _lingers(suspect)
     ask: findings.Ask = "no" if tries == 0 else "yes" if tries == 1 else "wait"
     findings.raise_incident(turn, run, attempt, finding, ask=ask)
 
@@ -234,8 +236,9 @@ def _finding(finding: Finding, verdict: Verdict, attempt: Attempt) -> Finding:
     stands = "cannot go on by itself" if verdict.convicted else "has used up its limit"
     said = {
         "users": verdict.users,
-        "node": verdict.node if verdict.convicted and not verdict.users else None,
+        "node": verdict.node if verdict.convicted and not _is_scripts(verdict) else None,
         "signature": verdict.signature,
+        "raised": verdict.raised,
     }
     return finding.model_copy(
         update={
@@ -244,6 +247,10 @@ def _finding(finding: Finding, verdict: Verdict, attempt: Attempt) -> Finding:
             "evidence": {**finding.evidence, "verdict": said, "stacks": _looks(attempt)},
         }
     )
+
+
+def _is_scripts(verdict: Verdict) -> bool:
+    return verdict.users or bool(verdict.raised)
 
 
 def on_progress_seen(turn: Turn, event: ProgressSeen) -> None:
