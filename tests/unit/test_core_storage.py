@@ -15,7 +15,8 @@ from jobs.events import (
 )
 from monitors.types import Severity
 from orchestrator.core.checkpoints.trouble import OVERDUE_SECONDS
-from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.messages.events import CheckpointRemovalAsked
+from orchestrator.core.messages.instructions import Notify, SendCommand
 from orchestrator.core.model.entities import Incident
 from orchestrator.core.model.state import is_over
 from orchestrator.core.model.states import IncidentState, Trust
@@ -217,3 +218,14 @@ def test_a_deletion_whose_worker_has_gone_is_given_to_another() -> None:
     world.save(step + 10)
     assert world.state.checkpoints[old].remover not in {"", remover}
     assert len(deletions(world, old)) == 2
+
+
+def test_a_deletion_that_outlives_its_run_is_finished_on_request() -> None:
+    world = trained(5)
+    old, _ = kept(world)
+    world.end()
+    world.settle()
+    assert not is_over(world.state.checkpoints[old])
+    ask = world.event(CheckpointRemovalAsked, run="run-1", checkpoint=old)
+    assert not [each for each in world.do(ask) if isinstance(each, SendCommand)]
+    assert is_over(world.state.checkpoints[old])  # the server removes the files

@@ -75,6 +75,25 @@ def _read_by_server(turn: Turn, known: Checkpoint, fault: str) -> None:
     )
 
 
+def _is_deleting(turn: Turn, event: CheckpointRemovalAsked) -> bool:
+    """True if the checkpoint was deleted before, and its bytes are still there: they go now.
+
+    Where no agent is left, the server removes them.
+    """
+    known = turn.state.checkpoints.get(event.checkpoint)
+    if known is None or known.run != event.run or known.deleted_at is None:
+        return False
+    if known.removed_at is not None:
+        return False
+    workers = turn.state.workers_of(event.run)
+    worker = next((w.id for w in workers if w.state is WorkerState.READY), None)
+    if worker is not None:
+        deletion.retry(turn, event.run, worker)
+    elif turn.run(event.run).state in TERMINAL_RUN_STATES:
+        turn.change_checkpoint(known.id, removed_at=turn.now, remover="")
+    return True
+
+
 def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
     """Delete a checkpoint that a person names.
 
@@ -86,6 +105,8 @@ def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
         ConflictError: It is pinned, may be loading, or is the last one of a live run that can be
             trusted; or no agent of a live run is there to delete it.
     """
+    if _is_deleting(turn, event):
+        return
     known = _known(turn, event.run, event.checkpoint)
     over = turn.run(event.run).state in TERMINAL_RUN_STATES
     why = f"deletion requested by {event.actor}"
