@@ -282,10 +282,16 @@ def _reads_as_number(text: str) -> bool:
     return re.fullmatch(r"\s*[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*", text) is not None
 
 
+_TWICE = re.compile(
+    r'found duplicate key "(.*?)" with value "(.*?)" \(original value: "(.*)"\)', re.DOTALL
+)
+
+
 def _syntax_words(error: MarkedYAMLError, holds: str) -> str:
     problem = str(error.problem)
-    if match := re.match(r'found duplicate key "(.*?)"', problem):
-        return f"{match[1]}: is given twice"
+    if match := _TWICE.match(problem):
+        key, now, first = match.groups()
+        return f"{key}: is given twice, first as {first:.40}, then as {now:.40}"
     if r"'\t'" in problem:
         return "tab character; indent with spaces"
     if "another document" in problem:

@@ -47,7 +47,11 @@ def complaint(text: str) -> str:
         ("kind: run_held", "kind: run_hold", "my.yaml:14:20: events[0].kind: expected one of"),
         ("run: one, reason", "rum: one, reason", "my.yaml:14:5: events[0].run: field required"),
         ("name: tiny\n", "name: tiny\n\t", "my.yaml:2:1: tab character"),
-        ("days: 1\n", "days: 1\ndays: 2\n", "my.yaml:3:1: days: is given twice"),
+        (
+            "days: 1\n",
+            "days: 1\ndays: 2\n",
+            "my.yaml:3:1: days: is given twice, first as 1, then as 2",
+        ),
         ("days: 1", "days: 1e9", "my.yaml:2:7: days: expected a number above 0 and at most 3660"),
         (
             "nodes: 4, spares",

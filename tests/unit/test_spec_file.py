@@ -69,7 +69,7 @@ WRONG = {
     "env: hello": '3:6: env: expected a mapping of names to values, got "hello"',
     "preload: torch": '3:10: preload: expected a list such as [a, b], got "torch"',
     "workdir: 2024-01-01": '3:10: workdir: expected a string, got 2024-01-01; put it in quotes: "2024-01-01"',
-    "name: b": "3:1: name: is given twice",
+    "name: b": "3:1: name: is given twice, first as a, then as b",
     "resources:\n\tnodes: 1": "4:1: tab character; indent with spaces",
     "q: b: c": "3:5: a `:` where no mapping can begin; check the indentation, or quote the text",
     "---\na: 1": "3:1: a second document begins here (---); one file holds one run",
