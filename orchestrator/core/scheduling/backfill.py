@@ -30,8 +30,10 @@ from orchestrator.core.scheduling.topology import choose, same_domain
 from orchestrator.core.scheduling.types import Claim, Demand
 
 Times = NDArray[np.float64]
-UNKNOWN_SECONDS = 3600.0
+UNKNOWN_SECONDS = 3630.0
 """Seconds for which reserved nodes are lent when nobody knows when the reservation begins.
+
+An hour, and the 30 s to save of a run whose `max_runtime` is an hour.
 
 The most by which a run that waits for unknown ends starts later than it could. An estimate of ours:
 long enough for a session of debugging, short beside the wait for a run without a limit.
