@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 import migrations
 from orchestrator.database.engine import Database, describe, in_memory, our_errors
@@ -30,13 +30,53 @@ _UPGRADE_LOCK = 0x62616279
 async def upgrade(url: str, revision: str = "head") -> None:
     """Create the schema, or migrate it to `revision`.
 
-    Concurrent calls are safe: the second waits and finds nothing to do.
+    Concurrent calls are safe: the second waits and finds nothing to do. The schema of a newer
+    version is left as it is, if this version can use it: so a server can go back to the version
+    before, and servers of one database can be upgraded one after the other.
 
     Raises:
         DatabaseUnavailableError: The database does not answer.
         InvalidError: The kind of database is not supported.
+        SchemaError: The schema is of a version that this one does not know, and cannot use.
     """
-    await _migrate(url, command.upgrade, revision)
+    await _migrate(url, _upgrade, revision)
+
+
+def _upgrade(config: Config, revision: str) -> None:
+    connection: Connection = config.attributes["connection"]
+    current = _revision(connection)
+    if current is None or current in _known_revisions():
+        command.upgrade(config, revision)
+    elif lacks := _unusable(connection):
+        raise SchemaError(
+            f"the database has schema {current} of another version, which this version cannot use"
+            f" ({'; '.join(lacks)}): run the newer version, or restore a backup made before"
+        )
+
+
+def _unusable(connection: Connection) -> list[str]:
+    """What keeps this version from using the schema as it is; empty: nothing does."""
+    found: list[str] = []
+    inspector = inspect(connection)
+    tables = set(inspector.get_table_names())
+    for table in Base.metadata.sorted_tables:
+        if table.name not in tables:
+            found.append(f"no table {table.name}")
+            continue
+        columns = {column["name"]: column for column in inspector.get_columns(table.name)}
+        ours = {column.name for column in table.columns}
+        found += [f"no column {table.name}.{name}" for name in sorted(ours - columns.keys())]
+        found += [
+            f"column {table.name}.{name} needs a value"
+            for name in sorted(columns.keys() - ours)
+            if not columns[name]["nullable"] and columns[name]["default"] is None
+        ]
+    return found
+
+
+def _known_revisions() -> set[str]:
+    script = ScriptDirectory.from_config(_config())
+    return {revision.revision for revision in script.walk_revisions()}
 
 
 async def downgrade(url: str, revision: str) -> None:
@@ -75,10 +115,8 @@ async def require(database: Database) -> None:
         return
     async with database.reading() as connection:
         current = await connection.run_sync(_revision)
-    script = ScriptDirectory.from_config(_config())
-    head = script.get_current_head()
-    known = {revision.revision for revision in script.walk_revisions()}
-    if current is None or (current in known and current != head):
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    if current is None or (current in _known_revisions() and current != head):
         raise SchemaError(
             f"{describe(database.url)} has schema {current or 'none'}, this version needs {head}: "
             "run `babysit db upgrade`"

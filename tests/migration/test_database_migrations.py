@@ -19,6 +19,10 @@ from sqlalchemy import text
 from orchestrator.database import guards, schema
 from orchestrator.database.engine import Database
 from orchestrator.database.models import Base
+from orchestrator.database.port import Batch
+from orchestrator.database.sql_store import SqlStore
+from orchestrator.errors import SchemaError
+from tests.database_data import begin, entry
 from tests.postgres import find_binary
 
 ROOT = Path(__file__).parents[2]
@@ -159,3 +163,38 @@ def test_migrations_run_from_an_installed_package(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[] ")
     assert str(tmp_path) in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ("ALTER TABLE runs ADD COLUMN colour TEXT", ""),
+        ("ALTER TABLE runs ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'", ""),
+        ("CREATE TABLE colours (id INTEGER PRIMARY KEY, name TEXT NOT NULL)", ""),
+        ("ALTER TABLE runs RENAME COLUMN submitted_at TO given_at", "no column runs.submitted_at"),
+        ("ALTER TABLE findings RENAME TO discoveries", "no table findings"),
+    ],
+)
+async def test_a_server_goes_back_a_version_if_it_can_use_the_newer_schema(
+    database_url: str, change: str, refused: str
+) -> None:
+    """Migrations expand before they contract: the version before still finds what it needs."""
+    database = Database(database_url)
+    try:
+        async with database.writing() as connection:
+            await connection.execute(text(change))
+            await connection.execute(text("UPDATE alembic_version SET version_num = '9999_new'"))
+    finally:
+        await database.close()
+    if refused:
+        with pytest.raises(SchemaError, match=refused):
+            await schema.upgrade(database_url)
+        return
+    await schema.upgrade(database_url)
+    store = await SqlStore.open(database_url)
+    try:
+        epoch = await begin(store)
+        await store.commit(Batch(journal=[entry("E1")]), epoch=epoch)
+        assert len(await store.runs()) == len(await store.journal()) == 1
+    finally:
+        await store.close()
