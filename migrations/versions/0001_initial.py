@@ -56,6 +56,7 @@ sa.Table(
     sa.Column("holder", sa.Text, nullable=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("expires_at", UTC, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
     sa.CheckConstraint("id = 1", name="ck_leader_one_row"),
 )
 

@@ -106,8 +106,12 @@ class Controller:
 
     @property
     def is_leader(self) -> bool:
-        """True while this controller decides, as far as it knows: the epoch is the proof."""
-        return self._leadership is not None and not self._leadership.queue.closed
+        """True while this controller decides, as far as it knows: the epoch is the proof.
+
+        False as soon as another may lead, by this controller's own clock.
+        """
+        leads = self._leadership is not None and not self._leadership.queue.closed
+        return leads and self._election.is_fresh
 
     @property
     def lag(self) -> Lag:
@@ -158,6 +162,9 @@ class Controller:
                 {keeping, leadership.served, leadership.failed},
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            if not self._election.is_fresh:
+                # The database is away, and a transaction would wait for it while another leads.
+                leadership.served.cancel()
         except asyncio.CancelledError:
             # The server stops. A transaction that waits for the database would wait for ever.
             leadership.served.cancel()
@@ -166,6 +173,8 @@ class Controller:
             self._leadership = None
             keeping.cancel()
             await leadership.end()
+        if leadership.served.done() and self._election.is_fresh:
+            await self._election.release(epoch)  # no effect on the lease of another
 
     def _lead_or_refuse(self) -> Leadership:
         if self._leadership is None or self._leadership.queue.closed:

@@ -2,9 +2,10 @@
 
 The lease alone does not keep two controllers from deciding at once: one may be paused beyond the
 life of its lease and go on unaware. The epoch does: it grows with each new leader, and the
-database refuses a transaction of an older one. So losing the lease is never dangerous, only
-useless; a leader that cannot reach the database goes on leading, since nobody else can be stored
-as the leader either.
+database refuses a transaction of an older one. So losing the lease is never dangerous for what is
+stored. What a leader does outside the database has no such guard: so a leader that cannot renew
+its lease steps down by its own monotonic clock, when another controller may lead. One that is
+`alone` goes on: nobody else can lead, and its work waits for the database.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from orchestrator.errors import DatabaseUnavailableError
 _log = structlog.get_logger(__name__)
 RENEWALS = 3
 """Renewals of a lease within its life: two may fail before another controller takes over."""
+SAY_SECONDS = 60.0
+"""Interval at which a controller that waits for the lead says in its log that it is a spare."""
 
 
 class LeaderElector:
@@ -28,6 +31,15 @@ class LeaderElector:
 
     def __init__(self, store: Store, clock: Clock, settings: ControllerSettings) -> None:
         self._store, self._clock, self._settings = store, clock, settings
+        self._renewed = 0.0
+        """When the request began that last took or renewed the lease; monotonic seconds."""
+        self._said = -SAY_SECONDS
+
+    @property
+    def is_fresh(self) -> bool:
+        """True if no other controller can hold the lease, as far as this one's clock tells."""
+        age = self._clock.monotonic() - self._renewed
+        return self._settings.alone or age <= self._settings.lease_seconds
 
     async def acquire(self) -> int:
         """Wait until this controller holds the lease; the epoch it leads under."""
@@ -37,33 +49,54 @@ class LeaderElector:
                     return epoch
             except DatabaseUnavailableError as error:
                 _log.warning("taking the lease failed, will retry", error=str(error))
+            else:
+                self._say_spare()
             await self.pause()
+
+    def _say_spare(self) -> None:
+        if self._clock.monotonic() - self._said >= SAY_SECONDS:
+            self._said = self._clock.monotonic()
+            _log.info("spare: another server leads", holder=self._settings.holder)
 
     async def pause(self) -> None:
         """Wait as long as a controller without the lead waits between two tries."""
         await self._clock.sleep(self._settings.seek_seconds)
 
     async def keep(self, epoch: int) -> None:
-        """Renew the lease until it is lost. Errors are logged and do not end the lead.
+        """Renew the lease until it is lost. Errors are logged and end no lead by themselves.
 
-        Returns when another controller has held the lease since, even if it is free again.
+        Returns when another controller has held the lease since, even if it is free again; or when
+        the lease could not be renewed for its whole life.
         """
+        pause = self._settings.lease_seconds / RENEWALS
         while True:
-            await self._clock.sleep(self._settings.lease_seconds / RENEWALS)
+            await self._clock.sleep(pause)
+            pause = self._settings.lease_seconds / RENEWALS
             try:
                 if await self._take() != epoch:
                     return
             except DatabaseUnavailableError as error:
                 _log.warning("renewing the lease failed, will retry", error=str(error))
+                pause = min(pause, self._settings.seek_seconds)
             except Exception:  # noqa: BLE001 (a defect of ours must not stop leadership)
                 _log.exception("renewing the lease failed, will retry; please report this")
+            if not self.is_fresh:
+                _log.error("the lease could not be renewed in time: stepping down", epoch=epoch)
+                return
 
     async def _take(self) -> int | None:
-        settings = self._settings
+        settings, began = self._settings, self._clock.monotonic()
         lease = await self._store.acquire(
-            settings.holder, settings.lease_seconds, self._clock.now(), force=settings.alone
+            settings.holder,
+            settings.lease_seconds,
+            self._clock.now(),
+            force=settings.alone,
+            address=settings.address,
         )
-        return None if lease is None else lease.epoch
+        if lease is None:
+            return None
+        self._renewed = began
+        return lease.epoch
 
     async def release(self, epoch: int) -> None:
         """Give the lease up, so that the next leader need not wait for its end. May fail."""

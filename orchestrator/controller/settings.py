@@ -15,6 +15,8 @@ class ControllerSettings:
 
     holder: str
     """Name of this controller in the lease; unique among all that share a database."""
+    address: str = ""
+    """URL at which agents reach this controller: others send them here while it leads."""
     lease_seconds: float = 10.0
     """Life of a lease without a renewal: another controller takes over after this time at most."""
     seek_seconds: float = 0.5

@@ -16,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from orchestrator.database.time_limits import ServerLimits, TransactionLimit
 from orchestrator.errors import (
     BabysitError,
     DatabaseFullError,
@@ -104,13 +105,25 @@ def to_text(value: object) -> str:
     return to_json(value, inf_nan_mode="strings").decode()
 
 
-def create_engine(url: URL, *, readers: bool = False) -> AsyncEngine:
+def create_engine(
+    url: URL,
+    limits: ServerLimits | None = None,
+    *,
+    readers: bool = False,
+    connections: int | None = None,
+) -> AsyncEngine:
     """Create an engine, without connecting yet.
 
     Errors never show parameters, which may be secrets. An in-memory database has one connection,
     which all users share in turn. Connections of `readers` are tried before use, as one that broke
     would be an error for a person; the controller tries again anyway, and each try costs a round
     trip.
+
+    Args:
+        url: The database.
+        limits: Of a server on PostgreSQL.
+        readers: For people's requests.
+        connections: At most this many. None: the default.
     """
     settings: dict[str, Any] = {
         "hide_parameters": True,
@@ -119,7 +132,9 @@ def create_engine(url: URL, *, readers: bool = False) -> AsyncEngine:
         "poolclass": AsyncAdaptedQueuePool,
     }
     if not is_sqlite(url):
-        settings |= {"pool_pre_ping": readers, "connect_args": _POSTGRES_SETTINGS}
+        settings |= {"pool_pre_ping": readers, "connect_args": _connect_args(url, limits)}
+        if connections is not None:
+            settings |= {"pool_size": connections, "max_overflow": 0}
     elif in_memory(url):
         settings |= {"pool_size": 1, "max_overflow": 0}
     if readers:
@@ -129,6 +144,20 @@ def create_engine(url: URL, *, readers: bool = False) -> AsyncEngine:
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", begin_sqlite)
     return engine
+
+
+def _connect_args(url: URL, limits: ServerLimits | None) -> dict[str, Any]:
+    if limits is None:
+        return _POSTGRES_SETTINGS
+    given = url.query.get("options", "")
+    options = f"{limits.options} {given if isinstance(given, str) else ' '.join(given)}".strip()
+    most = int(900 * limits.lease_seconds)
+    return {
+        **_POSTGRES_SETTINGS,
+        "options": options,
+        "application_name": limits.application_name,
+        "tcp_user_timeout": min(most, _POSTGRES_SETTINGS["tcp_user_timeout"]),
+    }
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -255,29 +284,46 @@ async def _dropped_on_error(connection: AsyncConnection) -> AsyncIterator[None]:
 
 
 class Database:
-    """An engine with the two kinds of transactions that the stores use."""
+    """Engines with the kinds of transactions that the stores use.
+
+    Attributes:
+        limits: Of a server on PostgreSQL. The lease then has a connection of its own, so that its
+            renewal waits for no transaction.
+    """
 
     def __init__(
-        self, url: str, engine: AsyncEngine | None = None, *, readers: bool = False
+        self,
+        url: str,
+        engine: AsyncEngine | None = None,
+        *,
+        readers: bool = False,
+        limits: ServerLimits | None = None,
     ) -> None:
         """Prepare a database.
 
         Args:
             url: Of the database.
-            engine: Replaces the one made from the URL.
+            engine: Replaces those made from the URL.
             readers: True for people's requests: READERS transactions at a time. The others wait
                 for them without a limit, since waiting for this server is not an outage.
+            limits: Of a server.
         """
         self.url = database_url(url)
         self.sqlite = is_sqlite(self.url)
-        self.engine = engine or create_engine(self.url, readers=readers)
+        self.limits = None if self.sqlite else limits
+        self.engine = engine or create_engine(self.url, self.limits, readers=readers)
         self._turnstile = asyncio.Semaphore(READERS) if readers else contextlib.nullcontext()
+        leasing = self.engine
+        if self.limits is not None and engine is None and not readers:
+            leasing = create_engine(self.url, self.limits, connections=1)
+        self._engines = {self.engine, leasing}
         self._snapshots = (
             self.engine
             if self.sqlite  # every SQLite transaction is a snapshot
             else self.engine.execution_options(isolation_level="REPEATABLE READ")
         )
         self._writers = self.engine.execution_options(write=True)
+        self._leases = leasing.execution_options(write=True)
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -286,10 +332,16 @@ class Database:
         Raises:
             DatabaseUnavailableError: The connection could not be made, or it broke.
         """
+        seconds = None if self.limits is None else self.limits.read_seconds
         async with self._turnstile:
             with our_errors(self.url):
-                async with self._snapshots.connect() as connection, _dropped_on_error(connection):
-                    yield connection
+                async with (
+                    TransactionLimit(seconds) as limit,
+                    self._snapshots.connect() as connection,
+                ):
+                    await limit.watch(connection)
+                    async with _dropped_on_error(connection):
+                        yield connection
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
@@ -300,11 +352,28 @@ class Database:
                 during the commit itself, the outcome is unknown, so every write must be idempotent.
             InvariantError: A constraint or guard rejected the change.
         """
-        async with self._turnstile:
-            with our_errors(self.url):
-                async with self._writers.begin() as connection, _dropped_on_error(connection):
+        seconds = None if self.limits is None else self.limits.write_seconds
+        async with self._turnstile, self._transaction(self._writers, seconds) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def leasing(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction about the lease, which waits for no other. Raises like `writing`."""
+        seconds = None if self.limits is None else self.limits.lease_write_seconds
+        async with self._transaction(self._leases, seconds) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _transaction(
+        self, engine: AsyncEngine, seconds: float | None
+    ) -> AsyncIterator[AsyncConnection]:
+        with our_errors(self.url):
+            async with TransactionLimit(seconds) as limit, engine.begin() as connection:
+                await limit.watch(connection)
+                async with _dropped_on_error(connection):
                     yield connection
 
     async def close(self) -> None:
         """Close all connections."""
-        await self.engine.dispose()
+        for engine in self._engines:
+            await engine.dispose()

@@ -6,9 +6,12 @@ transaction. So a server that is paused, loses the lease and continues cannot wr
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 
-from sqlalchemy import select, update
+import structlog
+from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.database.mapping import table_of, upsert
@@ -17,6 +20,9 @@ from orchestrator.database.port import Lease
 from orchestrator.errors import LeadershipLostError
 
 _LEADER = table_of(LeaderRow)
+_log = structlog.get_logger(__name__)
+_LOCKED = "55P03"
+"""PostgreSQL's code for a row that another transaction has locked."""
 _NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -52,15 +58,29 @@ def check(current: Lease | None, epoch: int) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A lease as a server asks for it; see :meth:`orchestrator.database.port.Store.acquire`."""
+
+    holder: str
+    ttl: float
+    address: str
+    force: bool
+
+
 async def lease(connection: AsyncConnection, *, lock: bool = False) -> Lease | None:
     """Read the lease; an empty holder means that it was released. None: nobody ever held it.
 
-    `lock` serialises writers here on PostgreSQL. That guards the epoch until the end of the
-    transaction, and makes journal positions visible in ascending order.
+    `lock` waits on PostgreSQL for whoever changes the epoch, and keeps it until the transaction
+    ends. Renewals go on meanwhile: else a leader's own long transaction would depose it.
     """
-    query = select(_LEADER.c.holder, _LEADER.c.epoch, _LEADER.c.expires_at)
-    row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
-    return None if row is None else Lease(holder=row[0], epoch=row[1], expires_at=row[2])
+    query = select(_LEADER.c.holder, _LEADER.c.epoch, _LEADER.c.expires_at, _LEADER.c.address)
+    if lock:
+        query = query.with_for_update(read=True, key_share=True)
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        return None
+    return Lease(holder=row[0], epoch=row[1], expires_at=row[2], address=row[3])
 
 
 async def check_epoch(connection: AsyncConnection, epoch: int) -> None:
@@ -72,18 +92,87 @@ async def check_epoch(connection: AsyncConnection, epoch: int) -> None:
     check(await lease(connection, lock=True), epoch)
 
 
-async def acquire(
-    connection: AsyncConnection, holder: str, ttl: float, now: dt.datetime, *, force: bool
-) -> Lease | None:
-    """See :meth:`orchestrator.database.port.Store.acquire`."""
-    empty = {"id": 1, "holder": "", "epoch": 0, "expires_at": _NEVER}
-    await upsert(connection, _LEADER, [empty], overwrite=False)  # ensures a row to lock
-    current = await lease(connection, lock=True)
-    new = decide(current, holder, now + dt.timedelta(seconds=ttl), now, force=force)
-    if new is not None:
-        values = {"holder": new.holder, "epoch": new.epoch, "expires_at": new.expires_at}
-        await connection.execute(update(_LEADER).values(values))
-    return new
+async def acquire(connection: AsyncConnection, wanted: Wanted, now: dt.datetime) -> Lease | None:
+    """Take or renew a lease by the server's clock: on SQLite, whose servers share a machine."""
+    await _ensure_row(connection)
+    current = await _locked(connection)
+    expires_at = now + dt.timedelta(seconds=wanted.ttl)
+    new = decide(current, wanted.holder, expires_at, now, force=wanted.force)
+    return None if new is None else await _store(connection, new, wanted)
+
+
+async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted) -> Lease | None:
+    """Take or renew a lease on PostgreSQL, by its clock, without waiting for its holder.
+
+    The problem: a holder that was frozen or cut off in the midst of a transaction keeps its lock,
+    for as long as PostgreSQL does not notice.
+
+    The design: a renewal conflicts with no transaction of the holder's. Whoever finds an expired
+    lease locked ends the connections of its holder, and takes the lease at the next try.
+    """
+    (now,) = (await connection.execute(select(func.now()))).one()
+    renewed = await connection.execute(
+        update(_LEADER)
+        .where(_LEADER.c.holder == wanted.holder)
+        .values(expires_at=now + dt.timedelta(seconds=wanted.ttl), address=wanted.address)
+        .returning(_LEADER.c.epoch, _LEADER.c.expires_at)
+    )
+    if (row := renewed.one_or_none()) is not None:
+        return Lease(holder=wanted.holder, epoch=row[0], expires_at=row[1], address=wanted.address)
+    await _ensure_row(connection)
+    expires_at = now + dt.timedelta(seconds=wanted.ttl)
+    current = await lease(connection)
+    if decide(current, wanted.holder, expires_at, now, force=wanted.force) is None:
+        return None
+    try:
+        async with connection.begin_nested():
+            current = await _locked(connection, wait=False)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", "") != _LOCKED:
+            raise
+        if current is not None and current.holder:
+            await _end_connections(connection, current.holder)
+        return None
+    new = decide(current, wanted.holder, expires_at, now, force=wanted.force)
+    return None if new is None else await _store(connection, new, wanted)
+
+
+def application_name(holder: str) -> str:
+    """The name under which PostgreSQL lists the connections of a server."""
+    # PostgreSQL cuts names at 63 bytes; the end of a holder is what differs.
+    return f"babysit {holder}"[:8] + holder[-48:]
+
+
+async def _end_connections(connection: AsyncConnection, holder: str) -> None:
+    ended = await connection.execute(
+        text(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name"
+            " AND datname = current_database() AND pid <> pg_backend_pid()"
+        ),
+        {"name": application_name(holder)},
+    )
+    _log.warning(
+        "the leader before does not renew its lease and keeps it locked: its connections are ended",
+        holder=holder,
+        connections=len(ended.all()),
+    )
+
+
+async def _ensure_row(connection: AsyncConnection) -> None:
+    """Ensure that there is a row to lock."""
+    empty = {"id": 1, "holder": "", "epoch": 0, "expires_at": _NEVER, "address": ""}
+    await upsert(connection, _LEADER, [empty], overwrite=False)
+
+
+async def _locked(connection: AsyncConnection, *, wait: bool = True) -> Lease | None:
+    await connection.execute(select(_LEADER.c.id).with_for_update(nowait=not wait))
+    return await lease(connection)
+
+
+async def _store(connection: AsyncConnection, new: Lease, wanted: Wanted) -> Lease:
+    values = {"holder": new.holder, "epoch": new.epoch, "expires_at": new.expires_at}
+    await connection.execute(update(_LEADER).values(**values, address=wanted.address))
+    return dataclasses.replace(new, address=wanted.address)
 
 
 async def release(connection: AsyncConnection, holder: str, epoch: int) -> None:

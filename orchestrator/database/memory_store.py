@@ -82,13 +82,19 @@ class MemoryStore:
     # leadership
 
     async def acquire(
-        self, holder: str, ttl: float, now: dt.datetime, *, force: bool = False
+        self,
+        holder: str,
+        ttl: float,
+        now: dt.datetime,
+        *,
+        force: bool = False,
+        address: str = "",
     ) -> Lease | None:
         """Take or renew the lease for `ttl` seconds; None: another holder's has not expired."""
         expires_at = now + dt.timedelta(seconds=ttl)
         lease = leadership.decide(self._lease, holder, expires_at, now, force=force)
-        self._lease = lease or self._lease
-        return lease
+        self._lease = (lease and dataclasses.replace(lease, address=address)) or self._lease
+        return lease and self._lease
 
     async def release(self, holder: str, epoch: int) -> None:
         """Release the lease if `holder` has it with this epoch."""

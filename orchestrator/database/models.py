@@ -379,6 +379,8 @@ class LeaderRow(Base):
     """The server that leads; empty: none."""
     epoch: Mapped[int]
     expires_at: Mapped[dt.datetime]
+    address: Mapped[str] = mapped_column(default="")
+    """URL at which agents reach the holder."""
 
 
 class RetentionRow(Base):

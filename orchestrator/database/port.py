@@ -184,6 +184,8 @@ class Lease:
     holder: str
     epoch: int
     expires_at: dt.datetime
+    address: str = ""
+    """URL at which agents reach the holder; empty: not known."""
 
 
 class Store(Protocol):
@@ -196,14 +198,22 @@ class Store(Protocol):
 
     # leadership
     async def acquire(
-        self, holder: str, ttl: float, now: dt.datetime, *, force: bool = False
+        self,
+        holder: str,
+        ttl: float,
+        now: dt.datetime,
+        *,
+        force: bool = False,
+        address: str = "",
     ) -> Lease | None:
-        """Take or renew the lease.
+        """Take or renew the lease. Never waits for a transaction of the holder's.
 
         Args:
             holder: Id of the server.
             ttl: Seconds until the lease expires.
-            now: The current time.
+            now: The current time; of no account where the store has a clock of its own, which all
+                servers share.
+            address: URL at which agents reach the server.
             force: Take an unexpired lease of another holder. The caller has proof that it is dead
                 (the file lock of the embedded server).
 

@@ -30,6 +30,7 @@ from orchestrator.database.port import (
     Series,
     Snapshot,
 )
+from orchestrator.database.time_limits import ServerLimits
 
 
 class SqlStore:
@@ -39,15 +40,20 @@ class SqlStore:
         self._database = database
 
     @classmethod
-    async def open(cls, url: str) -> Self:
+    async def open(cls, url: str, limits: ServerLimits | None = None) -> Self:
         """Connect to `sqlite:///path`, `postgresql://…`, or `sqlite://` (in memory, fresh schema).
+
+        Args:
+            url: The database.
+            limits: Of a server: how long anything may take on PostgreSQL, and leases by the clock
+                of PostgreSQL.
 
         Raises:
             DatabaseUnavailableError: The database does not answer.
             SchemaError: Its schema is missing or too old.
             InvalidError: The kind of database is not supported.
         """
-        database = Database(url)
+        database = Database(url, limits=limits)
         try:
             await schema.require(database)
         except BaseException:
@@ -60,10 +66,11 @@ class SqlStore:
 
         A database in memory has one connection, and this store.
         """
-        url = self._database.url
+        url, limits = self._database.url, self._database.limits
         if in_memory(url):
             return self
-        return SqlStore(Database(url.render_as_string(hide_password=False), readers=True))
+        text = url.render_as_string(hide_password=False)
+        return SqlStore(Database(text, readers=True, limits=limits))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -72,15 +79,24 @@ class SqlStore:
     # leadership
 
     async def acquire(
-        self, holder: str, ttl: float, now: dt.datetime, *, force: bool = False
+        self,
+        holder: str,
+        ttl: float,
+        now: dt.datetime,
+        *,
+        force: bool = False,
+        address: str = "",
     ) -> Lease | None:
         """Take or renew the lease for `ttl` seconds; None: another holder's has not expired."""
-        async with self._database.writing() as connection:
-            return await leadership.acquire(connection, holder, ttl, now, force=force)
+        wanted = leadership.Wanted(holder=holder, ttl=ttl, address=address, force=force)
+        async with self._database.leasing() as connection:
+            if self._database.limits is None:
+                return await leadership.acquire(connection, wanted, now)
+            return await leadership.acquire_by_database_clock(connection, wanted)
 
     async def release(self, holder: str, epoch: int) -> None:
         """Release the lease if `holder` has it with this epoch."""
-        async with self._database.writing() as connection:
+        async with self._database.leasing() as connection:
             await leadership.release(connection, holder, epoch)
 
     async def leader(self) -> Lease | None:

@@ -169,6 +169,19 @@ def _lag(here: Context) -> list[Metric]:
     return [queue, loop]
 
 
+async def _lease_age(here: Context) -> GaugeMetricFamily:
+    """By this server's clock: on PostgreSQL the lease goes by the database's."""
+    family = GaugeMetricFamily(
+        "babysit_lease_age_seconds",
+        "Time since any server last renewed the lease; above the life of a lease nobody leads.",
+    )
+    lease = await here.store.leader()
+    if lease is not None:
+        left = (lease.expires_at - here.clock.now()).total_seconds()
+        family.add_metric([], max(0.0, here.settings.lease_seconds - left))
+    return family
+
+
 async def _families(here: Context, tallies: Tallies) -> list[Metric]:
     runs = await here.store.runs(limit=_ALL)
     nodes = await here.store.nodes()
@@ -205,6 +218,7 @@ async def _families(here: Context, tallies: Tallies) -> list[Metric]:
         leader,
         *_lag(here),
         _storage(here, incidents),
+        await _lease_age(here),
         build,
     ]
 

@@ -27,8 +27,10 @@ from orchestrator.controller.background_loops import cancel
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.settings import ControllerSettings
 from orchestrator.database import schema
+from orchestrator.database.leadership import application_name
 from orchestrator.database.port import Store
 from orchestrator.database.sql_store import SqlStore
+from orchestrator.database.time_limits import ServerLimits
 from orchestrator.errors import BabysitError
 from orchestrator.network_address import is_loopback, is_plain
 from orchestrator.private_home import UnsafeHomeError, make_private, network_file_system
@@ -68,17 +70,21 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
     ):
         settings = _reachable(settings, listeners)
         await schema.upgrade(settings.database)
-        store = await SqlStore.open(settings.database)
-        readers = store.for_readers()
+        holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        limits = ServerLimits(
+            lease_seconds=settings.lease_seconds, application_name=application_name(holder)
+        )
+        store = await SqlStore.open(settings.database, limits)
+        stores = store, store.for_readers()
         try:
-            async with _control_plane(settings, clock, store, readers) as (controller, tokens):
+            async with _control_plane(settings, clock, stores, holder) as (controller, tokens):
                 app = create_app(controller, clock, settings, create_gateway(controller, tokens))
                 servers = HttpServers(app, settings, listeners)
                 _announce(settings, listeners)
                 await _run(servers, app.state.context, controller, embedded=embedded)
         finally:
-            await readers.close()
-            await store.close()
+            for each in reversed(stores):
+                await each.close()
 
 
 def _refuse_unsafe(settings: Settings) -> None:
@@ -106,8 +112,9 @@ def _refuse_unsafe(settings: Settings) -> None:
 
 @contextlib.asynccontextmanager
 async def _control_plane(
-    settings: Settings, clock: Clock, store: Store, readers: Store
+    settings: Settings, clock: Clock, stores: tuple[Store, Store], holder: str
 ) -> AsyncIterator[tuple[Controller, WorkerTokens]]:
+    store, readers = stores
     tokens = WorkerTokens(await store.signing_key())
     environments = Environments(settings.home)
     notifier, cluster = make_notifier(settings), make_cluster(settings, clock)
@@ -116,7 +123,8 @@ async def _control_plane(
         cluster,
         clock,
         settings=ControllerSettings(
-            holder=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
+            holder=holder,
+            address=settings.agent_url,
             lease_seconds=settings.lease_seconds,
             worker_lost_seconds=settings.worker_lost_seconds,
             # The lock file proves that no other server of this home lives, and so of its database.
