@@ -81,7 +81,7 @@ class LeaderElector:
             except Exception:  # noqa: BLE001 (a defect of ours must not stop leadership)
                 _log.exception("renewing the lease failed, will retry; please report this")
             if not self.is_fresh:
-                _log.error("the lease could not be renewed in time: stepping down", epoch=epoch)
+                _log.warning("the lease could not be renewed in time: stepping down", epoch=epoch)
                 return
 
     async def _take(self) -> int | None:
