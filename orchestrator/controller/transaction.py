@@ -49,6 +49,9 @@ from orchestrator.errors import (
 
 _log = structlog.get_logger(__name__)
 DATABASE_RETRY_SECONDS = 0.5
+STUCK_SECONDS = 60.0
+"""A leader that cannot store anything for this time steps down, though it may renew its lease: that
+takes another connection, and another server may have better ones."""
 STORE_TRIES = 20
 """Tries of a transaction over which the store fails by a defect, before its events are at fault."""
 _EVENTS_REFUSED = 3
@@ -300,10 +303,12 @@ async def commit_when_possible(
     report sequences are written once.
 
     Raises:
-        LeadershipLostError: Another leads now; nothing was written.
+        LeadershipLostError: Another leads now, and nothing was written; or this server could not
+            store anything for STUCK_SECONDS, and leads no more.
         InvariantError: The batch breaks an invariant, or cannot be written in STORE_TRIES tries
             by a defect of the store.
     """
+    since = clock.monotonic()
     for failures in itertools.count(1):
         try:
             refused = await store.commit(batch, epoch=epoch)
@@ -319,6 +324,11 @@ async def commit_when_possible(
             full = isinstance(error, DatabaseFullError)
             trouble.failed(str(error) or repr(error), clock.monotonic(), full=full)
             _log.warning("transaction waits for the database, will retry", error=str(error))
+            if not full and clock.monotonic() - since >= STUCK_SECONDS:
+                raise LeadershipLostError(
+                    f"nothing could be stored for {STUCK_SECONDS:.0f} s ({error}): this server"
+                    " steps down, and another one may do better"
+                ) from error
             await clock.sleep(DATABASE_RETRY_SECONDS)
         else:
             trouble.over()

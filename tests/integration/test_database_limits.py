@@ -12,6 +12,8 @@ import psycopg
 import pytest
 
 from jobs.clock import SystemClock
+from orchestrator.controller.database_trouble import DatabaseTrouble
+from orchestrator.controller.transaction import commit_when_possible
 from orchestrator.database.leadership import application_name
 from orchestrator.database.port import Batch, Lease
 from orchestrator.database.sql_store import SqlStore
@@ -74,8 +76,9 @@ async def test_a_leader_frozen_in_mid_transaction_does_not_keep_the_next_from_le
     assert second.epoch == first.epoch + 1
     with pytest.raises(psycopg.OperationalError):
         await frozen.execute("SELECT 1")
+    batch, clock = Batch(journal=[entry("E1")]), SystemClock()
     with pytest.raises(LeadershipLostError):
-        await a.commit(Batch(journal=[entry("E1")]), epoch=first.epoch)
+        await commit_when_possible(a, batch, first.epoch, clock, DatabaseTrouble())
 
 
 async def test_a_long_transaction_of_its_own_does_not_depose_a_leader(
