@@ -71,7 +71,7 @@ class Wanted:
 async def lease(connection: AsyncConnection, *, lock: bool = False) -> Lease | None:
     """Read the lease; an empty holder means that it was released. None: nobody ever held it.
 
-    `lock` waits on PostgreSQL for whoever changes the epoch, and keeps it until the transaction
+    `lock` waits on PostgreSQL for a change of the epoch, and keeps the epoch until the transaction
     ends. Renewals go on meanwhile: else a leader's own long transaction would depose it.
     """
     query = select(_LEADER.c.holder, _LEADER.c.epoch, _LEADER.c.expires_at, _LEADER.c.address)
@@ -107,7 +107,7 @@ async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted)
     The problem: a holder that was frozen or cut off in the midst of a transaction keeps its lock,
     for as long as PostgreSQL does not notice.
 
-    The design: a renewal conflicts with no transaction of the holder's. Whoever finds an expired
+    The design: a renewal conflicts with no transaction of the holder. A server that finds an expired
     lease locked ends the connections of its holder, and takes the lease at the next try.
     """
     (now,) = (await connection.execute(select(func.now()))).one()

@@ -55,7 +55,7 @@ def _upgrade(config: Config, revision: str) -> None:
 
 
 def _unusable(connection: Connection) -> list[str]:
-    """What keeps this version from using the schema as it is; empty: nothing does."""
+    """The faults that keep this version from using the schema as it is; empty: none."""
     found: list[str] = []
     inspector = inspect(connection)
     tables = set(inspector.get_table_names())
