@@ -107,8 +107,8 @@ async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted)
     The problem: a holder that was frozen or cut off in the midst of a transaction keeps its lock,
     for as long as PostgreSQL does not notice.
 
-    The design: a renewal conflicts with no transaction of the holder. A server that finds an expired
-    lease locked ends the connections of its holder, and takes the lease at the next try.
+    The design: a renewal conflicts with no transaction of the holder. A server that finds an
+    expired lease locked ends the connections of its holder, and takes the lease at the next try.
     """
     (now,) = (await connection.execute(select(func.now()))).one()
     renewed = await connection.execute(
