@@ -30,6 +30,8 @@ from jobs.events import Heartbeat, Hello
 _HEARTBEAT_SECONDS = 1.0
 _BACKOFF_SECONDS = (0.1, 2.0)
 _OPEN_SECONDS = 5.0
+_PING_SECONDS = 10.0
+"""A server that does not answer a ping in this time is frozen or cut off: another may lead."""
 _COMMAND: TypeAdapter[AgentCommand] = TypeAdapter(AgentCommand)
 
 
@@ -64,6 +66,10 @@ class Connection:
         self._failures = 0
         self._refused = ""
         """The reason of the last refusal, which is logged once."""
+        self._servers: list[str] = []
+        """URLs of servers that may lead, as the last one that led knew them."""
+        self._redirect = ""
+        """URL of the leader, as a server says that does not lead; tried once."""
         self._log = structlog.get_logger(part="connection")
         self.last_contact = clock.monotonic()
         """Monotonic seconds at which the last frame from the control plane arrived."""
@@ -86,20 +92,38 @@ class Connection:
             await self._clock.sleep(self._pause())
 
     def _url(self) -> str:
-        """The current URL of the control plane.
+        """The URL to try next.
+
+        In turn: the server that launched this agent, the one that says it has replaced it, and all
+        that ever answered for. None is right for sure: a server may have moved, a file may be an
+        old one, and another server may lead. A server that does not lead names the one that does.
 
         Raises:
             ServerUnknownError: The file with the URL is missing or unreadable.
         """
-        file = self._config.server_file
-        # In turn: the server that launched this agent, then the one that says it has replaced it.
-        # Neither is right for sure: the server may have moved, and the file may be an old one.
-        if file is None or (self._config.server_url and self._failures % 2 == 0):
-            return self._config.server_url
+        if self._redirect:
+            url, self._redirect = self._redirect, ""
+            return url
+        known = [self._config.server_url, self._config.server_file, *self._servers]
+        candidates = [each for each in dict.fromkeys(known) if each]
+        if not candidates:
+            raise ServerUnknownError("neither server_url nor server_file is set")
+        chosen = candidates[self._failures % len(candidates)]
+        if isinstance(chosen, str):
+            return chosen
         try:
-            return str(json.loads(file.read_text())["agent_url"])
+            return str(json.loads(chosen.read_text())["agent_url"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ServerUnknownError(f"{file}: cannot read `agent_url`: {error}") from error
+            raise ServerUnknownError(f"{chosen}: cannot read `agent_url`: {error}") from error
+
+    def _learn(self, urls: object) -> None:
+        """Remember the servers that may take over, as the one that leads knows them."""
+        if isinstance(urls, list) and urls:
+            self._servers = [url for url in urls if isinstance(url, str) and self._is_safe(url)]
+
+    def _is_safe(self, url: str) -> bool:
+        """False for a URL that would send the token unencrypted where it went encrypted so far."""
+        return not (self._config.server_url.startswith("wss:") and url.startswith("ws:"))
 
     def _pause(self) -> float:
         """Seconds before the next attempt: full jitter, so that workers do not return at once."""
@@ -141,6 +165,7 @@ class Connection:
         # The answer says what the control plane has stored, also if its last acks were lost.
         self._spool.acknowledge(_number(body, "last_sequence"))
         behind = self._spool.next_sequence - self._spool.first_sequence
+        self._learn(body.get("servers"))
         self._log.info("connected", replaying=behind, failures=self._failures)
         self._failures = 0
 
@@ -150,6 +175,10 @@ class Connection:
                 self._spool.acknowledge(_number(body, "sequence"))
             case "command":
                 await self._command(socket, body)
+            case "servers":
+                self._learn(body.get("urls"))
+            case "redirect" if isinstance(body.get("url"), str) and self._is_safe(body["url"]):
+                self._redirect = body["url"]
             case "refused" if body.get("fenced"):
                 self._host.fenced(str(body.get("reason", "")))
             case "refused":
@@ -197,6 +226,8 @@ async def _open(url: str, headers: dict[str, str], ca: Path | None) -> ClientCon
         "open_timeout": _OPEN_SECONDS,
         "close_timeout": 1.0,
         "proxy": None,
+        "ping_interval": _PING_SECONDS,
+        "ping_timeout": _PING_SECONDS,
     }
     if not url.startswith(unix_socket.AGENT_SCHEME):
         if url.startswith("wss:"):

@@ -94,6 +94,8 @@ class _Heard:
         default_factory=lambda: deque[float](maxlen=_DELAYS_KEPT)
     )
     """Arrival less sending of the last heartbeats, each by its own clock, seconds."""
+    ever: bool = False
+    """True once it was heard of under this lead."""
 
 
 class AgentContact:
@@ -111,13 +113,18 @@ class AgentContact:
 
     def heard_of(self, worker: str) -> None:
         """Note a sign of life of a worker."""
-        self._of(worker).at = self._attention.now()
+        heard = self._of(worker)
+        heard.at, heard.ever = self._attention.now(), True
 
     def heartbeat(self, worker: str, sent_at: float) -> None:
         """Note a heartbeat that was sent at `sent_at`, Unix seconds on the agent's clock."""
         heard = self._of(worker)
-        heard.at = self._attention.now()
+        heard.at, heard.ever = self._attention.now(), True
         heard.delays.append(self._clock.now().timestamp() - sent_at)
+
+    def ever_heard(self, worker: str) -> bool:
+        """True if this leader has ever heard of the worker."""
+        return self._of(worker).ever
 
     def late(self, worker: str) -> bool:
         """True if the newest heartbeat waited somewhere: it tells of the past.

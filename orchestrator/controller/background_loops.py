@@ -32,6 +32,7 @@ from orchestrator.core.messages.events import (
 from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.state import Deadline
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, WorkerState
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.errors import DatabaseUnavailableError, LeadershipLostError, NotLeaderError
 
 _log = structlog.get_logger(__name__)
@@ -135,9 +136,13 @@ class BackgroundLoops:
     async def _fire_timers(self) -> None:
         for timer in self._live.state.due_timers(self._clock.now()):
             if timer not in self._defective and not await self._queue.decide(
-                TimerFired, **timer._asdict()
+                TimerFired, **timer._asdict(), unheard=self._unheard(timer)
             ):
                 self._defective.add(timer)
+
+    def _unheard(self, timer: Deadline) -> bool:
+        """True for the time-out of an agent that this leader has never heard of."""
+        return timer.timer is Timer.CONTACT and not self._live.contact.ever_heard(timer.subject)
 
     async def _begin_maintenance(self) -> None:
         for node in self._live.state.due_maintenance(self._clock.now()):

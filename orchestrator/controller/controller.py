@@ -46,6 +46,8 @@ from orchestrator.errors import (
 )
 
 _log = structlog.get_logger(__name__)
+LEADER_SECONDS = 1.0
+"""The address of the leader is read again after this time."""
 
 
 class Controller:
@@ -97,6 +99,7 @@ class Controller:
             database=self.database,
         )
         self._leadership: Leadership | None = None
+        self._leader_seen = (-LEADER_SECONDS, "")
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -277,6 +280,22 @@ class Controller:
             leadership = self._lead_or_refuse()
             if worker in leadership.live.state.workers:
                 await leadership.queue.decide(AgentRefused, run=run, worker=worker, reason=reason)
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """URLs at which agents reach this server and those that may take over from it."""
+        return self._election.servers
+
+    async def leader_address(self) -> str:
+        """URL at which agents reach the server that leads; empty: none, this one, or unknown."""
+        now = self.clock.monotonic()
+        if now - self._leader_seen[0] > LEADER_SECONDS:
+            self._leader_seen = (now, "")  # of many agents that ask at once, one looks
+            with contextlib.suppress(DatabaseUnavailableError):
+                lease = await self.store.leader()
+                self._leader_seen = (now, "" if lease is None else lease.address)
+        address = self._leader_seen[1]
+        return "" if address == self._settings.address else address
 
     def detach(self, worker: str, link: AgentLink) -> None:
         """Note that a connection is gone. That alone means nothing; silence does."""

@@ -34,6 +34,8 @@ class LeaderElector:
         self._renewed = 0.0
         """When the request began that last took or renewed the lease; monotonic seconds."""
         self._said = -SAY_SECONDS
+        self.servers: tuple[str, ...] = ()
+        """URLs of all servers, as of the last renewal of this controller."""
 
     @property
     def is_fresh(self) -> bool:
@@ -95,7 +97,7 @@ class LeaderElector:
         )
         if lease is None:
             return None
-        self._renewed = began
+        self._renewed, self.servers = began, tuple(lease.servers)
         return lease.epoch
 
     async def release(self, epoch: int) -> None:

@@ -11,16 +11,23 @@ import datetime as dt
 
 import structlog
 from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.database.mapping import table_of, upsert
 from orchestrator.database.models import LeaderRow
 from orchestrator.database.port import Lease
+from orchestrator.database.server_models import ServerRow
 from orchestrator.errors import LeadershipLostError
 
 _LEADER = table_of(LeaderRow)
 _log = structlog.get_logger(__name__)
+_SERVERS = table_of(ServerRow)
+REGISTER_SECONDS = 10.0
+"""Interval at which the row of a server that lives is written."""
+SERVER_SECONDS = 3600.0
+"""The leader names servers to agents that lived within this time."""
 _LOCKED = "55P03"
 """PostgreSQL's code for a row that another transaction has locked."""
 _NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -111,6 +118,8 @@ async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted)
     expired lease locked ends the connections of its holder, and takes the lease at the next try.
     """
     (now,) = (await connection.execute(select(func.now()))).one()
+    if wanted.address:
+        await _register(connection, wanted.address, now)
     renewed = await connection.execute(
         update(_LEADER)
         .where(_LEADER.c.holder == wanted.holder)
@@ -118,7 +127,13 @@ async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted)
         .returning(_LEADER.c.epoch, _LEADER.c.expires_at)
     )
     if (row := renewed.one_or_none()) is not None:
-        return Lease(holder=wanted.holder, epoch=row[0], expires_at=row[1], address=wanted.address)
+        return Lease(
+            holder=wanted.holder,
+            epoch=row[0],
+            expires_at=row[1],
+            address=wanted.address,
+            servers=await _servers(connection, now),
+        )
     await _ensure_row(connection)
     expires_at = now + dt.timedelta(seconds=wanted.ttl)
     current = await lease(connection)
@@ -135,6 +150,24 @@ async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted)
         return None
     new = decide(current, wanted.holder, expires_at, now, force=wanted.force)
     return None if new is None else await _store(connection, new, wanted)
+
+
+async def _register(connection: AsyncConnection, address: str, now: dt.datetime) -> None:
+    """Note that a server lives. It asks twice a second, and is noted now and then."""
+    row = insert(_SERVERS).values(address=address, seen_at=now)
+    await connection.execute(
+        row.on_conflict_do_update(
+            index_elements=["address"],
+            set_={"seen_at": now},
+            where=_SERVERS.c.seen_at < now - dt.timedelta(seconds=REGISTER_SECONDS),
+        )
+    )
+
+
+async def _servers(connection: AsyncConnection, now: dt.datetime) -> list[str]:
+    since = now - dt.timedelta(seconds=SERVER_SECONDS)
+    query = select(_SERVERS.c.address).where(_SERVERS.c.seen_at > since)
+    return list((await connection.execute(query.order_by(_SERVERS.c.address))).scalars())
 
 
 def application_name(holder: str) -> str:

@@ -82,13 +82,7 @@ class MemoryStore:
     # leadership
 
     async def acquire(
-        self,
-        holder: str,
-        ttl: float,
-        now: dt.datetime,
-        *,
-        force: bool = False,
-        address: str = "",
+        self, holder: str, ttl: float, now: dt.datetime, *, force: bool = False, address: str = ""
     ) -> Lease | None:
         """Take or renew the lease for `ttl` seconds; None: another holder's has not expired."""
         expires_at = now + dt.timedelta(seconds=ttl)

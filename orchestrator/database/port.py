@@ -186,6 +186,8 @@ class Lease:
     expires_at: dt.datetime
     address: str = ""
     """URL at which agents reach the holder; empty: not known."""
+    servers: Sequence[str] = ()
+    """URLs of all servers that lead or wait to lead, where the store knows them."""
 
 
 class Store(Protocol):

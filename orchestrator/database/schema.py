@@ -21,8 +21,10 @@ import migrations
 from orchestrator.database.engine import Database, describe, in_memory, our_errors
 from orchestrator.database.guards import GUARDS
 from orchestrator.database.models import Base
+from orchestrator.database.server_models import ServerRow
 from orchestrator.errors import SchemaError
 
+assert ServerRow.metadata is Base.metadata  # noqa: S101 (the import makes the table part of it)
 _UPGRADE_LOCK = 0x62616279
 """Key of the advisory lock that serialises upgrades of one PostgreSQL database."""
 

@@ -180,7 +180,15 @@ async def serve_agent(socket: AgentSocket, controller: Controller, tokens: Worke
         _log.warning("bad frame", error=str(error))
         await socket.close(BAD_FRAME, "bad frame")
     except (NotLeaderError, LeadershipLostError):
-        await socket.close(TRY_AGAIN_LATER, "not the leader")
+        await _redirect(socket, controller)
+
+
+async def _redirect(socket: AgentSocket, controller: Controller) -> None:
+    """Tell an agent who leads, if that is known; only agents with a token of ours get here."""
+    with contextlib.suppress(ConnectionError):
+        if address := await controller.leader_address():
+            await socket.send(encode("redirect", {"url": address}))
+    await socket.close(TRY_AGAIN_LATER, "not the leader")
 
 
 async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerTokens) -> None:
@@ -203,7 +211,8 @@ async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerToke
         await _refuse(socket, str(error), fenced=True)
         return
     try:
-        await socket.send(encode("welcome", {"last_sequence": last}))
+        welcome = {"last_sequence": last, "servers": list(controller.servers)}
+        await socket.send(encode("welcome", welcome))
         await _converse(socket, controller, hello)
     finally:
         controller.detach(hello.worker, link)
@@ -264,6 +273,7 @@ async def _unknown(kind: str, _body: object) -> None:
 async def _read(reports: _Taken, socket: AgentSocket, controller: Controller, hello: Hello) -> None:
     """Read frames. One that cannot be read is skipped, or nothing behind it would be heard."""
     worker, reader = hello.worker, ReportReader(hello, controller.events, controller.clock)
+    told = controller.servers
 
     async def on_report(body: dict[str, object]) -> None:
         report = reader.report(body)
@@ -275,6 +285,10 @@ async def _read(reports: _Taken, socket: AgentSocket, controller: Controller, he
             reports.put_nowait(taken)
 
     async def on_heartbeat(body: dict[str, object]) -> None:
+        nonlocal told
+        if told != controller.servers:
+            told = controller.servers
+            await socket.send(encode("servers", {"urls": list(told)}))
         await controller.heartbeat(worker, reader.heartbeat(body))
 
     async def on_acknowledged(body: dict[str, object]) -> None:

@@ -56,7 +56,11 @@ async def test_leases_go_by_the_clock_of_the_database(
 ) -> None:
     a, b, _ = stores
     assert await a.acquire("host:1:a", TTL, LONG_AGO, address="wss://a/agent")
-    assert await b.acquire("host:2:b", TTL, FAR_AHEAD) is None, "its clock is years ahead"
+    ahead = await b.acquire("host:2:b", TTL, FAR_AHEAD, address="wss://b/agent")
+    assert ahead is None, "its clock is years ahead"
+    renewed = await a.acquire("host:1:a", TTL, LONG_AGO, address="wss://a/agent")
+    assert renewed is not None
+    assert renewed.servers == ["wss://a/agent", "wss://b/agent"], "agents are told of both"
     assert (lease := await b.leader()) is not None
     assert lease.address == "wss://a/agent"
     assert (await until_taken(b, "host:2:b")).epoch == lease.epoch + 1

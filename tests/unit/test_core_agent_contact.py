@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 from jobs.commands import StopAttempt
 from monitors.failures import FailureClass
-from orchestrator.core.messages.events import WorkerLost, WorkerRegained
-from orchestrator.core.messages.instructions import (
-    ProbeWorker,
-)
+from orchestrator.core.messages.events import TimerFired, WorkerLost, WorkerRegained
+from orchestrator.core.messages.instructions import Notify, ProbeWorker
 from orchestrator.core.model.states import AttemptState
+from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.views.explain import explain
 from tests.matching import command, match
 from tests.world import World, spec, trained
@@ -34,6 +35,26 @@ def test_a_worker_that_stays_out_of_contact_is_replaced() -> None:
     assert world.attempt().number == 2
     assert world.attempt().restart is not None
     assert world.attempt().restart.failure_class is FailureClass.WORKER_LOST
+
+
+def test_an_agent_that_a_new_leader_never_heard_of_is_kept_and_people_are_told() -> None:
+    """Its ranks train on: what hides it from a new leader hides every agent."""
+    world = trained(5)
+    worker = world.attempt().seats[0].worker
+    world.lose_contact(worker)
+    for _ in range(3):
+        world.advance(100)
+        later = world.now + dt.timedelta(days=1)
+        (due,) = [d for d in world.state.due_timers(later) if d.timer is Timer.CONTACT]
+        world.do(world.event(TimerFired, **due._asdict(), unheard=True))
+    world.settle()
+    assert world.attempt().number == 1
+    assert command(StopAttempt) not in world.carried
+    told = [i for i in world.carried if isinstance(i, Notify)]
+    assert "has not been heard of since this server leads" in told[-1].text
+    world.do(world.event(WorkerLost, run="run-1", worker=worker, confirmed=True, reason="dead"))
+    world.settle()
+    assert world.attempt().number == 2, "until the cluster says that it is dead"
 
 
 def test_a_worker_that_is_back_in_contact_is_left_alone() -> None:

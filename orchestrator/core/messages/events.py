@@ -319,6 +319,8 @@ class TimerFired(Event):
     subject: str = ""
     """The worker or incident the deadline is about; empty for a timer of the run itself."""
     due: dt.datetime
+    unheard: bool = False
+    """The worker that the deadline is about was never heard of since this server leads."""
 
 
 AnyEvent = Annotated[

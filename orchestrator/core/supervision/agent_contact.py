@@ -2,12 +2,14 @@
 
 A network that is down hides a healthy run as well as a dead one, and a run that trains must not be
 stopped because babysit cannot see it (rule 1). So the cluster is asked; only where it cannot tell,
-and only after `CONTACT_SECONDS`, is the agent replaced.
+and only after `CONTACT_SECONDS`, is the agent replaced. An agent that a new leader has never heard
+of is not replaced at all, until the cluster or a person says that it is dead.
 """
 
 from __future__ import annotations
 
 from monitors.failures import Evidence, Failure, FailureClass
+from monitors.types import Severity
 from orchestrator.core.attempts import assembly
 from orchestrator.core.messages.events import WorkerLost, WorkerRegained
 from orchestrator.core.messages.instructions import ProbeWorker
@@ -66,6 +68,9 @@ def given_up(turn: Turn, run_id: str, worker_id: str) -> None:
     worker = turn.state.workers.get(worker_id)
     if worker is None or worker.state is not WorkerState.LOST:
         return
+    if getattr(turn.event, "unheard", False):
+        _wait_on(turn, worker)
+        return
     node_faults.check_breaker(turn)
     if turn.held(run_id):
         turn.record(run_id, f"held: {worker_id} is still out of contact")
@@ -78,6 +83,22 @@ def given_up(turn: Turn, run_id: str, worker_id: str) -> None:
     if attempt is not None and any(seat.worker == worker_id for seat in attempt.seats):
         lost_agents.lose_seat(turn, run_id, worker, failure, at=turn.now)
     turn.schedule_wanted = True
+
+
+def _wait_on(turn: Turn, worker: Worker) -> None:
+    """Keep an agent that never found this server since it leads, and page.
+
+    Its ranks train on for all that is known, and what hides it hides every agent: they look for
+    another server, or the network between is down. The cluster has not called it dead.
+    """
+    run = turn.run(worker.run)
+    text = (
+        f"{run.name}: the agent on {worker.node} has not been heard of since this server leads;"
+        " its ranks may train on, so that nothing is stopped. Look whether agents reach"
+        f" BABYSIT_AGENT_URL; if the node is dead, `babysit restart {run.name}`"
+    )
+    turn.set_timer(run.id, Timer.CONTACT, CONTACT_SECONDS, subject=worker.id)
+    turn.notify(run.id, Severity.CRITICAL, text, kind="agent_not_heard")
 
 
 def _gone(worker: Worker) -> Failure:
