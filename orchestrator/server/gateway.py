@@ -211,7 +211,9 @@ async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerToke
         await _refuse(socket, str(error), fenced=True)
         return
     try:
-        welcome = {"last_sequence": last, "servers": list(controller.servers)}
+        welcome: dict[str, object] = {"last_sequence": last}
+        if controller.servers:
+            welcome["servers"] = list(controller.servers)
         await socket.send(encode("welcome", welcome))
         await _converse(socket, controller, hello)
     finally:
