@@ -98,15 +98,21 @@ def sweep(worker: str, spare: Collection[int]) -> list[int]:
 
 def wait_for_reapers(worker: str) -> None:
     """Give the reapers of a worker, whose agent has ended, time to do their work. Blocks."""
-    for pid in strays(worker):
-        with contextlib.suppress(ProcessLookupError, OSError):
-            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if Path(__file__).name.encode() in arguments[-4].rpartition(b"/")[2:]:
-                descriptor = os.pidfd_open(pid)
-                try:
-                    _ended(descriptor)
-                finally:
-                    os.close(descriptor)
+    for pid in filter(_is_reaper, strays(worker)):
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            try:
+                _ended(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def _is_reaper(pid: int) -> bool:
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return __file__.encode() in arguments  # empty for a process that is just ending
 
 
 def _ended(descriptor: int) -> bool:

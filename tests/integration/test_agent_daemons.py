@@ -141,6 +141,21 @@ def test_seen_processes_and_those_below_them_are_killed_and_no_strangers(
     assert alive([below, stranger.pid]) == [stranger.pid]
 
 
+def test_only_reapers_are_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """Not a process with few arguments, nor one that is just ending and has none."""
+    environment = {**os.environ, reaper.ENV_WORKER: "w-waited-for"}
+    short = subprocess.Popen(["sleep", "1000"], env=environment)
+    read, write = os.pipe()
+    command = [sys.executable, "-I", "-S", reaper.__file__, "w-waited-for", str(read)]
+    own = subprocess.Popen(command, pass_fds=[read], env=environment)
+    os.close(read)
+    assert [reaper._is_reaper(pid) for pid in (short.pid, own.pid, 2**22)] == [False, True, False]
+    os.close(write)
+    reaper.wait_for_reapers("w-waited-for")
+    own.wait()
+    assert short.wait() == -signal.SIGKILL, "the reaper did its work first"
+
+
 def test_only_own_children_are_ended_and_the_spared_live(stranger: subprocess.Popen[bytes]):
     code = (
         "import subprocess, sys; sys.path.insert(0, sys.argv[1]); import orphans\n"
