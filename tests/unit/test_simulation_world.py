@@ -389,3 +389,10 @@ def test_llama3_keeps_training_at_a_twentieth_of_its_size() -> None:
     assert told["ettr"] > 0.97
     assert told["ettr"] == pytest.approx(told["expected_ettr"], abs=0.006)
     assert sum(row["share"] for row in told["losses"]) == pytest.approx(1 - told["ettr"], abs=1e-6)
+
+
+def test_deleted_checkpoints_leave_the_state() -> None:
+    """Simulated agents confirm deletions; else a simulation of months would only grow."""
+    world, _ = outcome(small())
+    left = [c for c in world.engine.state.checkpoints.values() if c.deleted_at is not None]
+    assert not [c for c in left if c.removed_at is None]

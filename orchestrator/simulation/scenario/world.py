@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from jobs.commands import CaptureStacks, Shutdown, StartAttempt, StopAttempt, VerifyCheckpoint
+from jobs.commands import (
+    CaptureStacks,
+    DeleteCheckpoint,
+    Shutdown,
+    StartAttempt,
+    StopAttempt,
+    VerifyCheckpoint,
+)
+from jobs.events import CheckpointDeleted
 from orchestrator.core.messages.events import EVENT, MaintenanceDue, RunReleased, RunSubmitted
 from orchestrator.core.messages.gang_events import GangChecked
 from orchestrator.core.messages.instructions import (
@@ -126,6 +134,14 @@ class World:
                 self._order(instruction)
             case SendCommand(command=Shutdown()):
                 self.site.leave(instruction.worker)
+            case SendCommand(command=DeleteCheckpoint() as command):
+                self.engine.tell(
+                    CheckpointDeleted,
+                    run=instruction.run,
+                    worker=instruction.worker,
+                    attempt=command.attempt,
+                    checkpoint=command.checkpoint,
+                )
             case Notify(run=None):
                 self._page()
 
