@@ -175,10 +175,12 @@ class HangMonitor:
 
     @property
     def _is_young(self) -> bool:
-        """True until the attempt has ended its first five steps."""
+        """True until the attempt has ended its first five steps; one, if a limit is stated."""
         first = self._first_step
         if self._stepped < self._attempt or first is None:
             return True
+        if self._settings.after_seconds is not None:
+            return False
         return self._newest_step - first + 1 < _FEWEST_STEPS
 
     def limit(self, phase: str) -> float:

@@ -384,6 +384,14 @@ def test_pauses_of_the_first_five_steps_are_those_of_a_start() -> None:
     assert not hang.evidence["starting"]
 
 
+def test_a_stated_limit_holds_from_the_second_step_on() -> None:
+    run = Run(settings=HangSettings(after_seconds=5), steps=2)
+    run.tick()
+    after, (hang,) = run.silence(40)
+    assert after == 6
+    assert not hang.evidence["starting"]
+
+
 def test_a_new_run_of_a_name_has_the_limits_that_others_learned() -> None:
     run = Run()
     run.tick()
