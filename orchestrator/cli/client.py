@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+from ulid import ULID
 
 from jobs import unix_socket
 from jobs.clock import Clock
@@ -106,8 +108,10 @@ class Api:
 
     def _ask(self, method: str, where: str, **options: Any) -> Any:
         until = self._clock.monotonic() + PATIENCE_SECONDS
+        # One key for all tries: the server may have stored the first, and its answer was lost.
+        key = {"Idempotency-Key": str(ULID())} if method == "POST" else {}
         while True:
-            answer = self._send(method, where, **options)
+            answer = self._send(method, where, key, **options)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
             if self._clock.monotonic() >= until:
@@ -115,9 +119,12 @@ class Api:
             asyncio.run(self._clock.sleep(_AGAIN_SECONDS))
         return self._read(answer)
 
-    def _send(self, method: str, where: str, **options: Any) -> httpx.Response:
+    def _send(
+        self, method: str, where: str, headers: Mapping[str, str], **options: Any
+    ) -> httpx.Response:
+        headers = {**self._headers, **headers}
         try:
-            return self._http.request(method, PREFIX + where, headers=self._headers, **options)
+            return self._http.request(method, PREFIX + where, headers=headers, **options)
         except httpx.TransportError as error:
             raise UnreachableError(
                 f"no answer from {self.url}: {str(error) or type(error).__name__}. Runs that are "

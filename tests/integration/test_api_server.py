@@ -58,6 +58,23 @@ def test_a_run_is_submitted_found_and_cancelled(http: httpx.Client, tmp_path: Pa
     assert again[:2] == (409, "refused")
 
 
+def test_a_submission_sent_again_makes_one_run(http: httpx.Client, tmp_path: Path) -> None:
+    """The first answer was lost, or said to try again: the key makes it the same request."""
+    key = {"Idempotency-Key": str(ULID())}
+    spec = {**SPEC, "name": "once"}
+    answers = [
+        http.post("/runs", headers=key, json={"spec": spec, "base_directory": str(tmp_path)})
+        for _ in range(3)
+    ]
+    assert {answer.status_code for answer in answers} == {201}
+    assert {answer.json()["id"] for answer in answers} == set(key.values())
+    assert [run["name"] for run in http.get("/runs").json()].count("once") == 1
+    other = {"spec": {**SPEC, "name": "other"}, "base_directory": str(tmp_path)}
+    assert http.post("/runs", headers=key, json=other).status_code == 409
+    bad = http.post("/runs", headers={"Idempotency-Key": "../x"}, json=other)
+    assert bad.status_code == 422
+
+
 def test_a_wrong_spec_makes_nothing(http: httpx.Client, tmp_path: Path) -> None:
     before = http.get("/runs").json()
     yaml = "name: x\ncommand: [python, none.py]\n"

@@ -45,8 +45,15 @@ from orchestrator.core.views.models import (
     RunView,
     SubmittedView,
 )
-from orchestrator.errors import ConflictError, InvalidError, NotLeaderError, TemporaryError
+from orchestrator.database.credentials import Token
+from orchestrator.errors import (
+    ConflictError,
+    InvalidError,
+    NotLeaderError,
+    TemporaryError,
+)
 from orchestrator.server.context import Context, HasContext, Operator, TheRun, Viewer, permit
+from orchestrator.server.idempotency import Key, is_submitted
 from orchestrator.server.run_queries import detail, line, lines
 
 _FOR_A_SHELL = re.compile(r"~(/|$)|\$(\w+|\{\w+\})(/|$)")
@@ -140,12 +147,23 @@ def _environment(
 
 
 @router.post("", status_code=201)
-async def submit(body: Submission, here: HasContext, caller: Operator) -> SubmittedView:
+async def submit(
+    body: Submission, here: HasContext, caller: Operator, key: Key = None
+) -> SubmittedView:
     """Check a spec and submit it as a new run. A wrong spec creates nothing."""
     read = await _checked(here, body)
-    spec, run = read.spec, str(ULID())
-    owner = body.owner or spec.owner or caller.name
+    spec, run = read.spec, key or str(ULID())
     permit(caller, spec)
+    if key is None or not await is_submitted(here, key, spec):
+        await _submit(here, caller, run, body, read)
+    view = await line(here, await here.store.run(run))
+    short = [need for need in await _needs(here, spec) if not need.ok]
+    notes = [*_notes(here, read), *_room_notes(read, short)]
+    return SubmittedView(**view.model_dump(), warnings=notes)
+
+
+async def _submit(here: Context, caller: Token, run: str, body: Submission, read: _Read) -> None:
+    spec, owner = read.spec, body.owner or read.spec.owner or caller.name
     await _store_environment(here, run, read.environment)
     try:
         with _placed(read.source):
@@ -154,10 +172,6 @@ async def submit(body: Submission, here: HasContext, caller: Operator) -> Submit
     except (InvalidError, SpecError, ConflictError, NotLeaderError):  # nothing was changed
         here.environments.remove(run)
         raise
-    view = await line(here, await here.store.run(run))
-    short = [need for need in await _needs(here, spec) if not need.ok]
-    notes = [*_notes(here, read), *_room_notes(read, short)]
-    return SubmittedView(**view.model_dump(), warnings=notes)
 
 
 async def _checked(here: Context, body: Submission) -> _Read:
