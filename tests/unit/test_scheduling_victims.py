@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from typing import Any
 
 import pytest
@@ -186,3 +187,45 @@ def test_who_has_just_come_back_is_not_evicted_again_at_once() -> None:
     assert set(taken(placed(table(2), urgent, holdings=[back, other]))) == {"other"}
     later = dataclasses.replace(back, safe_until=NOW)
     assert placed(table(1), urgent, holdings=[later]).evictions
+
+
+def soon(seconds: float, **fields: Any) -> Holding:
+    """A run on n00 that ends in so many seconds and must not be touched."""
+    ends = NOW + dt.timedelta(seconds=seconds)
+    return holding("ends", "n00", priority=CRITICAL, ends_at=ends, **fields)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lost", "waits"),
+    [
+        (20, 480.0, True),  # the victim would need the grace to save, which is longer
+        (60, 480.0, True),  # 60 s x 8 GPUs
+        (60, 479.0, False),
+        (300, 1e6, True),
+        (601, 1e9, False),  # a priority means something
+    ],
+)
+def test_a_run_waits_a_little_where_that_is_cheaper(
+    seconds: float, lost: float, waits: bool
+) -> None:
+    low = holding("low", "n01", priority=LOW, lost_gpu_seconds=lost)
+    outcome = placed(table(2), demand("urgent", priority=HIGH), holdings=[soon(seconds), low])
+    assert bool(outcome.evictions) is not waits
+    if waits:
+        assert outcome.waits["urgent"].starts_at == NOW + dt.timedelta(seconds=seconds)
+        assert outcome.claims["urgent"].nodes == ("n00",)
+
+
+def test_only_one_waits_for_one_node() -> None:
+    runs = [demand(f"urgent{i}", priority=HIGH, submitted_at=NOW + i * MINUTE) for i in range(2)]
+    low = holding("low", "n01", priority=LOW, lost_gpu_seconds=1e6)
+    outcome = placed(table(2), *runs, holdings=[soon(60), low])
+    assert [(e.run, e.by) for e in outcome.evictions] == [("low", "urgent1")]
+
+
+def test_who_lacks_quota_does_not_wait_for_nodes() -> None:
+    quotas = [Quota(name="a", gpus=8, cohort="c"), Quota(name="b", gpus=8, cohort="c")]
+    lent = holding("b1", "n01", "n02", queue="b", lost_gpu_seconds=1e6)
+    own = demand("a1", queue="a")
+    outcome = placed(table(3), own, holdings=[soon(60), lent], quotas=quotas)
+    assert [e.run for e in outcome.evictions] == ["b1"]

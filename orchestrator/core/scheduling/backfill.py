@@ -108,6 +108,11 @@ class Forecast:
         )
         return best.claim(self._table)
 
+    def starts_at(self, demand: Demand) -> float:
+        """Unix time at which the run could start without preemption; infinite: unknown."""
+        best = self._best(demand)
+        return math.inf if best is None else best.until
+
     def reserve_for_preemption(self, demand: Demand, claim: Claim) -> None:
         """Reserve nodes that others leave for a run; nobody may use them meanwhile."""
         places = self._table.places(claim.nodes)

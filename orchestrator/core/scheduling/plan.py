@@ -352,11 +352,14 @@ class Pass:
             return False
         nodes = self._free.table.named(selection.places)
         gone = preemption.evictions(demand, self._victims, selection)
+        if within_quota(self._quotas, demand) and preemption.waiting_is_cheaper(
+            demand, gone, self._blocked.starts_within(demand), self._snapshot.grace_seconds
+        ):
+            return False
         self._victims.take(selection.units)
-        for eviction in gone:
-            self._preempted_for.setdefault(eviction.run, demand.run)
+        self._preempted_for = {e.run: demand.run for e in gone} | self._preempted_for
         self._plan.evictions[:] = preemption.merged([*self._plan.evictions, *gone])
         before = [h.run for h in leaving if not set(nodes).isdisjoint(h.nodes)]
-        claim = Claim(nodes=nodes, preempting=True)
-        self._await_preemption(demand, claim, [*before, *(each.run for each in gone)])
+        leaving_for_it = [*before, *(each.run for each in gone)]
+        self._await_preemption(demand, Claim(nodes=nodes, preempting=True), leaving_for_it)
         return True

@@ -22,6 +22,10 @@ from orchestrator.core.scheduling.victim_problem import Problem, Situation
 from orchestrator.core.scheduling.victim_search import search
 from orchestrator.core.scheduling.victims import REASONS, Options, Victims
 
+WAIT_SECONDS = 600.0
+"""The longest that a run waits for others to end instead of preempting. An estimate of ours: more
+would make priorities meaningless, however much the victims lose."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Selection:
@@ -87,6 +91,23 @@ def evictions(demand: Demand, victims: Victims, selection: Selection) -> list[Ev
             )
         )
     return found
+
+
+def waiting_is_cheaper(
+    demand: Demand, gone: Iterable[Eviction], seconds: float, grace: float
+) -> bool:
+    """True if the demand should wait for ends that are known rather than have others stop.
+
+    Args:
+        demand: The run that needs nodes.
+        gone: The evictions that would make room.
+        seconds: Seconds until it could start without them; infinite: unknown.
+        grace: Seconds that preempted runs have to save: it would wait for so long in any case.
+    """
+    lost = sum(eviction.lost_gpu_seconds for eviction in gone)
+    if lost == 0.0 or seconds > WAIT_SECONDS:
+        return False
+    return seconds <= grace or seconds * demand.gpus <= lost
 
 
 def merged(found: Iterable[Eviction]) -> list[Eviction]:
