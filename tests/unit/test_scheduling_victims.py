@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from jobs.spec import Priority, Resources
-from orchestrator.core.scheduling import Demand, Holding, NodeCapacity, NodeTable, Plan, Quota
+from orchestrator.core.scheduling import (
+    Claim,
+    Demand,
+    Holding,
+    NodeCapacity,
+    NodeTable,
+    Plan,
+    Quota,
+)
 from tests.unit.test_scheduling_plan import MINUTE, NOW, demand, holding, placed, table
 
 LOW, NORMAL, HIGH, CRITICAL = Priority.LOW, Priority.NORMAL, Priority.HIGH, Priority.CRITICAL
@@ -229,3 +237,16 @@ def test_who_lacks_quota_does_not_wait_for_nodes() -> None:
     own = demand("a1", queue="a")
     outcome = placed(table(3), own, holdings=[soon(60), lent], quotas=quotas)
     assert [e.run for e in outcome.evictions] == ["b1"]
+
+
+def test_two_do_not_claim_the_same_half_of_a_node() -> None:
+    """Who leaves is counted once: the other half is used by a run that stays."""
+    busy = [
+        holding("stays", "n00", gpus=4, priority=CRITICAL),
+        holding("low", "n00", gpus=4, priority=LOW, leaving=True, movable=False, ends_at=NOW),
+    ]
+    first = demand("a", gpus=4, priority=HIGH, claim=Claim(nodes=("n00",), preempting=True))
+    second = demand("b", gpus=4, priority=HIGH, submitted_at=NOW + MINUTE)
+    outcome = placed(table(1), first, second, holdings=busy)
+    assert outcome.claims["a"].preempting
+    assert "b" not in outcome.claims or not outcome.claims["b"].preempting

@@ -106,7 +106,7 @@ class Blocked:
         """Seconds until ends that are known let the run start, if it may reserve; else infinite."""
         claimed = demand.claim is not None and bool(demand.claim.nodes)
         first = not self._pools or self._new > 0
-        if not claimed and not (first and self._pool(demand) not in self._pools):
+        if not claimed and not (first and self.pool(demand) not in self._pools):
             return math.inf  # others could take what it waits for
         return self._forecast.starts_at(demand) - self._now.timestamp()
 

@@ -73,6 +73,7 @@ class Pass:
         self._quotas = Quotas(snapshot.quotas)
         self._eligible = Eligible(snapshot.table, now, snapshot.spares)
         self._reservations = self._eligible.reservations
+        self._reservations.actual = self._free
         self._ceilings = Ceilings(snapshot.table, self._quotas, self._eligible)
         self._shares = Shares(snapshot.usage, snapshot.holdings, weights(snapshot.quotas))
         self._free.place_workers((node, h.need) for h in snapshot.holdings for node in h.nodes)

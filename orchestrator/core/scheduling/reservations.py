@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,24 +60,38 @@ class _Reserved:
     freed: Amounts
     ends: NDArray[np.float64]
 
-    def full(self, rows: Indices, need: Resources, free: FreeResources, total: Amounts) -> Mask:
-        """For some of the nodes, True if they have no room for another worker beside them."""
+    def full(
+        self, rows: Indices, need: Resources, free: FreeResources, actual: FreeResources
+    ) -> Mask:
+        """For some of the nodes, True if they have no room for another worker beside them.
+
+        `free` may be hypothetical, and count tenants as gone that `freed` counts as well; those are
+        counted once.
+        """
         at = self.places[rows]
         full = np.zeros(len(rows), dtype=np.bool_)
-        for column, (now, own) in enumerate(
-            zip((free.gpus, free.cpus, free.memory), amounts(need).tolist(), strict=True)
+        for column, (then, now, own) in enumerate(
+            zip(_columns(free), _columns(actual), amounts(need).tolist(), strict=True)
         ):
-            # Hypothetical free resources may count a tenant as gone that `freed` counts as well.
-            then = np.minimum(now[at] + self.freed[rows, column], total[at, column])
-            full |= then - self.needs[rows, column] < own
+            room = np.maximum(then[at], now[at] + self.freed[rows, column])
+            full |= room - self.needs[rows, column] < own
         return full
 
 
-class Reservations:
-    """The reservations of one pass, by run."""
+def _columns(free: FreeResources) -> tuple[NDArray[Any], ...]:
+    return free.gpus, free.cpus, free.memory
 
-    def __init__(self, table: NodeTable) -> None:
-        self._table, self._totals = table, totals(table)
+
+class Reservations:
+    """The reservations of one pass, by run.
+
+    Attributes:
+        actual: Free resources now, where questions are asked of hypothetical ones; None: those of
+            the question are the actual ones.
+    """
+
+    def __init__(self, table: NodeTable, actual: FreeResources | None = None) -> None:
+        self._table, self.actual = table, actual
         self.changes = 0
         """Number of changes so far; what depends on reservations holds until the next one."""
         self._reserved: dict[str, Reservation] = {}
@@ -114,7 +129,7 @@ class Reservations:
         if not len(rows):  # on a busy cluster few nodes fit: mostly none of these
             return fits
         mask = fits.copy()
-        mask[others.places[rows]] = ~others.full(rows, need, free, self._totals)
+        mask[others.places[rows]] = ~others.full(rows, need, free, self.actual or free)
         return mask
 
     def occupied_until(self, need: Resources, free: FreeResources) -> NDArray[np.float64]:
@@ -122,7 +137,7 @@ class Reservations:
         until = np.full(len(self._table), -math.inf)
         if self._reserved:
             every = self._sum((False,) * len(self._reserved))
-            full = every.full(np.arange(len(every.places)), need, free, self._totals)
+            full = every.full(np.arange(len(every.places)), need, free, self.actual or free)
             until[every.places[full]] = every.ends[full]
         return until
 
