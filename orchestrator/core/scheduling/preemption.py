@@ -102,7 +102,7 @@ def waiting_is_cheaper(
         demand: The run that needs nodes.
         gone: The evictions that would make room.
         seconds: Seconds until it could start without them; infinite: unknown.
-        grace: Seconds that preempted runs have to save: it would wait for so long in any case.
+        grace: Seconds that preempted runs have to save; it would wait for these in any case.
     """
     lost = sum(eviction.lost_gpu_seconds for eviction in gone)
     if lost == 0.0 or seconds > WAIT_SECONDS:
