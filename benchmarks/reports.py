@@ -170,8 +170,9 @@ async def load(controller: Controller, agents: list[Agent], seconds: int) -> dic
     for second in range(seconds):
         for place, agent in enumerate(agents):
             due = began + second + place / len(agents)
-            if (rest := due - time.perf_counter()) > 0:
-                await asyncio.sleep(rest)
+            # Always give way: agents that are late must not starve the controller that they share
+            # the event loop with.
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
             agent.report(samples=True)
         if second == seconds // 2:
             dying = asyncio.create_task(die())

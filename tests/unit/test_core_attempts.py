@@ -173,3 +173,23 @@ def test_peers_that_died_of_the_first_failure_are_not_its_cause() -> None:
     restart = world.attempt().restart
     assert restart is not None
     assert (restart.rank, restart.failure_class) == (1, FailureClass.USER_CODE)
+
+
+def test_a_lost_agent_is_the_cause_though_its_peers_complained_first() -> None:
+    """The exit of a rank may be heard of before the cluster says why its connection closed."""
+    world = trained(15)
+    seats = world.attempt().seats
+    closed = Failure(
+        failure_class=FailureClass.NETWORK, reason="connection closed by peer", signature="closed"
+    )
+    world.die(0, closed, last_step=15)
+    assert world.attempt().state is AttemptState.STOPPING
+    world.kill_agent(seats[1].worker)
+    world.do(world.messages.pop())  # before anybody has answered the stop
+    assert world.attempt().state is AttemptState.STOPPING
+    world.settle()
+    restart = world.attempt().restart
+    assert world.attempt().number == 2
+    assert restart is not None
+    assert restart.failure_class is FailureClass.WORKER_LOST
+    assert restart.node == seats[1].node

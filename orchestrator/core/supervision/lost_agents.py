@@ -61,15 +61,23 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
 
 
 def lose_seat(turn: Turn, run_id: str, worker: Worker, gone: Failure, *, at: dt.datetime) -> None:
-    """Fail the live attempt, a worker of which is lost; does nothing if it is being stopped."""
+    """Fail the live attempt, a worker of which is lost.
+
+    An attempt that is being stopped keeps its decision; but the loss is one of its failures: ranks
+    that complain of a closed connection may be heard of before the agent whose loss closed it.
+    """
     attempt = turn.state.attempts[run_id]
     place = turn.state.places_of(run_id).get(worker.id)
-    if place is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
+    stopping = attempt.state not in RUNNABLE_ATTEMPT_STATES
+    if place is None or attempt.state not in LIVE_ATTEMPT_STATES:
+        return
+    if stopping and worker.state is WorkerState.STOPPING:  # as it was ordered to
         return
     rank = min(attempt.seats[place].ranks)
     death = RankFailure(rank=rank, node=worker.node, at=at, failure=gone)
     turn.change_attempt(run_id, failures=(*attempt.failures, death))
-    failures.fail_attempt(turn, run_id, gone, failed_at=at, rank=None, node=worker.node)
+    if not stopping:
+        failures.fail_attempt(turn, run_id, gone, failed_at=at, rank=None, node=worker.node)
 
 
 def launch_failed(turn: Turn, run: Run, worker: Worker, reason: str) -> None:
