@@ -81,6 +81,10 @@ class InvariantError(BabysitError):
     """The database rejected a write that breaks an invariant: a bug; nothing was written."""
 
 
+class UnstorableError(InvariantError):
+    """A value that the database cannot take: half a character, or a number beyond 64 bits."""
+
+
 class InternalError(BabysitError):
     """The core raised while it handled an event: a bug, in the log; nothing was changed."""
 

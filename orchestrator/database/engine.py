@@ -24,6 +24,7 @@ from orchestrator.errors import (
     InvalidError,
     InvariantError,
     SchemaError,
+    UnstorableError,
 )
 
 _DRIVERS = {
@@ -214,7 +215,7 @@ def our_errors(url: URL) -> Iterator[None]:
         raise InvariantError(f"{describe(url)} refused the change: {_first_line(error)}") from error
     except (UnicodeError, OverflowError) as error:
         # Raised by the driver itself, for text and numbers that no database takes.
-        raise InvariantError(f"{describe(url)} cannot store a value: {error}") from error
+        raise UnstorableError(f"{describe(url)} cannot store a value: {error}") from error
     except (DBAPIError, PoolTimeoutError, OSError) as error:
         raise _ours(url, error) from error
 
@@ -235,7 +236,7 @@ def _ours(url: URL, error: Exception) -> BabysitError:
             f"{describe(url)} has no room left ({_first_line(error)}): free some on its disk"
         )
     if isinstance(error, DBAPIError) and _data_at_fault(error):
-        return InvariantError(f"{describe(url)} cannot store a value: {_first_line(error)}")
+        return UnstorableError(f"{describe(url)} cannot store a value: {_first_line(error)}")
     return DatabaseUnavailableError(
         f"{describe(url)} does not answer ({_first_line(error)}); try again later"
     )

@@ -21,6 +21,7 @@ from orchestrator.errors import (
     NotLeaderError,
     PermissionDeniedError,
     TemporaryError,
+    UnstorableError,
 )
 from orchestrator.server.context import UnauthenticatedError
 
@@ -28,6 +29,7 @@ _STATUS: dict[type[BabysitError], tuple[int, str]] = {
     NotFoundError: (404, "not_found"),
     ConflictError: (409, "refused"),
     InvalidError: (422, "invalid"),
+    UnstorableError: (422, "invalid"),
     UnauthenticatedError: (401, "unauthenticated"),
     PermissionDeniedError: (403, "not_allowed"),
     DatabaseUnavailableError: (503, "database_unavailable"),

@@ -75,6 +75,20 @@ def test_a_submission_sent_again_makes_one_run(http: httpx.Client, tmp_path: Pat
     assert bad.status_code == 422
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/events?after=9223372036854775808",
+        f"/runs/{RUN_ID}/samples?first_step=9223372036854775808",
+        f"/runs/{RUN_ID}/samples?attempt=9223372036854775808",
+    ],
+)
+def test_a_number_that_no_database_takes_is_the_fault_of_the_request(
+    http: httpx.Client, path: str
+) -> None:
+    assert refusal(http.get(path))[:2] == (422, "invalid")
+
+
 def test_a_wrong_spec_makes_nothing(http: httpx.Client, tmp_path: Path) -> None:
     before = http.get("/runs").json()
     yaml = "name: x\ncommand: [python, none.py]\n"

@@ -25,6 +25,8 @@ from orchestrator.server.context import AnywhereViewer, Context, HasContext, The
 from orchestrator.server.logs import LogFile, LogPiece, log_files, log_path, read_piece
 from orchestrator.server.run_queries import finite, journal
 
+MOST = 2**63 - 1
+"""The largest number of the database."""
 router = APIRouter(prefix="/runs/{reference}", tags=["story"])
 everything = APIRouter(tags=["story"])
 
@@ -48,7 +50,7 @@ def _event(entry: JournalEntry) -> EventView:
 class JournalPage(BaseModel):
     """Which rows of a journal."""
 
-    after: int = Field(default=0, ge=0, description="Only positions greater than this.")
+    after: int = Field(default=0, ge=0, le=MOST, description="Only positions greater than this.")
     before: int | None = Field(
         default=None, ge=1, description="Only positions below this, and of those the newest."
     )
@@ -80,8 +82,8 @@ async def samples(
     run: TheRun,
     here: HasContext,
     points: Annotated[int, Query(ge=2, le=10_000)] = 500,
-    first_step: Annotated[int, Query(ge=0)] = 0,
-    attempt: Annotated[int | None, Query(ge=1)] = None,
+    first_step: Annotated[int, Query(ge=0, le=MOST)] = 0,
+    attempt: Annotated[int | None, Query(ge=1, le=MOST)] = None,
 ) -> SeriesView:
     """The loss curve, thinned to about `points`. Where steps repeat, the newest attempt counts."""
     series = await here.store.samples(run.id, points=points, first_step=first_step, attempt=attempt)
@@ -101,8 +103,8 @@ async def metrics(
     run: TheRun,
     here: HasContext,
     points: Annotated[int, Query(ge=1, le=10_000)] = 500,
-    first_step: Annotated[int, Query(ge=0)] = 0,
-    attempt: Annotated[int | None, Query(ge=1)] = None,
+    first_step: Annotated[int, Query(ge=0, le=MOST)] = 0,
+    attempt: Annotated[int | None, Query(ge=1, le=MOST)] = None,
 ) -> MetricsView:
     """Values that the script reported beside the loss: `report(metrics={"accuracy": 0.9})`.
 
@@ -171,7 +173,7 @@ async def logs(run: TheRun, here: HasContext) -> list[LogFile]:
 async def controller_log(
     run: TheRun,
     here: HasContext,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=MOST)] = 0,
     tail: Annotated[int | None, Query(ge=0, le=100_000)] = None,
 ) -> LogPiece:
     """The lines of the server's log that name this run."""
@@ -190,7 +192,7 @@ async def rank_log(
     attempt: int,
     rank: int,
     here: HasContext,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=MOST)] = 0,
     tail: Annotated[int | None, Query(ge=0, le=100_000)] = None,
 ) -> LogPiece:
     """Output of one rank, from `offset` on, or its last `tail` lines."""
