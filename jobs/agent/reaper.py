@@ -96,15 +96,25 @@ def sweep(worker: str, spare: Collection[int]) -> list[int]:
     return kill_strays(worker, spare) or end_children(spare, reap=False)
 
 
-def wait_for_reapers(worker: str) -> None:
-    """Give the reapers of a worker, whose agent has ended, time to do their work. Blocks."""
-    for pid in filter(_is_reaper, strays(worker)):
+def end_worker(worker: str) -> list[int]:
+    """Kill all processes of a worker whose agent has ended, beside its reaper, which then ends.
+
+    Returns:
+        Pids that did not die; empty: no process of the worker is left.
+    """
+    marked = strays(worker)
+    reapers = {pid for pid in marked if _is_reaper(pid)}
+    # Before the first of them is killed: what has shed the mark is found below those that have it.
+    shed = {pid: start for pid, start in descendants(marked).items() if pid not in marked}
+    left = kill_strays(worker, reapers) + (kill_family(shed, reapers) if shed else [])
+    for pid in reapers:
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
             try:
-                _ended(descriptor)
+                left += [] if _ended(descriptor) else [pid]
             finally:
                 os.close(descriptor)
+    return left
 
 
 def _is_reaper(pid: int) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from jobs import log_rules
-from jobs.agent.reaper import kill_strays, strays, wait_for_reapers
+from jobs.agent.reaper import end_worker, strays
 from jobs.clock import Clock
 from jobs.config import AgentConfig
 from jobs.environment import Environment
@@ -320,12 +320,11 @@ class LocalCluster:
         watch.gone.set()
 
     async def _sweep(self, worker: str) -> None:
-        await asyncio.to_thread(wait_for_reapers, worker)
         clean = 0
         # Two clean scans in a row: during an exec a process shows no environment, so that one scan
         # may miss it.
         while clean < 2:
-            left = await asyncio.to_thread(kill_strays, worker)
+            left = await asyncio.to_thread(end_worker, worker)
             clean = 0 if left else clean + 1
             if left:
                 _log.warning("processes survive SIGKILL", worker=worker, pids=left)
