@@ -103,10 +103,15 @@ def end_worker(worker: str) -> list[int]:
         Pids that did not die; empty: no process of the worker is left.
     """
     marked = strays(worker)
+    if not marked:
+        return []
     reapers = {pid for pid in marked if _is_reaper(pid)}
     # Before the first of them is killed: what has shed the mark is found below those that have it.
     shed = {pid: start for pid, start in descendants(marked).items() if pid not in marked}
-    left = kill_strays(worker, reapers) + (kill_family(shed, reapers) if shed else [])
+    mark = f"{ENV_WORKER}={worker}".encode()
+    others = [pid for pid in marked if pid not in reapers]
+    _kill_and_wait(others, mark)
+    left = [pid for pid in others if _has_mark(pid, mark)] + kill_family(shed, reapers)
     for pid in reapers:
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
@@ -171,11 +176,11 @@ def kill_family(family: dict[int, str], spare: Collection[int]) -> list[int]:
         Pids that did not die.
     """
     for _ in range(_ROUNDS):
-        family = _alive(family)
-        family |= descendants(family)
-        family = {pid: start for pid, start in family.items() if pid not in spare}
+        family = {pid: start for pid, start in _alive(family).items() if pid not in spare}
         if not family:
             break
+        below = descendants(family)
+        family |= {pid: start for pid, start in below.items() if pid not in spare}
         for pid, start in family.items():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 descriptor = os.pidfd_open(pid)
