@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
@@ -213,7 +213,7 @@ def our_errors(url: URL) -> Iterator[None]:
         yield
     except IntegrityError as error:
         raise InvariantError(f"{describe(url)} refused the change: {_first_line(error)}") from error
-    except (UnicodeError, OverflowError) as error:
+    except (UnicodeError, OverflowError, PydanticSerializationError) as error:
         # Raised by the driver itself, for text and numbers that no database takes.
         raise UnstorableError(f"{describe(url)} cannot store a value: {error}") from error
     except (DBAPIError, PoolTimeoutError, OSError) as error:
