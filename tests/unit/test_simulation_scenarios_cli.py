@@ -157,7 +157,7 @@ def test_what_the_core_refused_and_who_never_ran_are_said(tmp_path: Path) -> Non
     file = tmp_path / "stuck.yaml"
     spec = "command: [x], resources: {nodes: 2, gpus_per_node: 8}, checkpoint: {directory: /d}"
     events = "[{at: 1h, kind: node_changed, node: n9, state: ready, reason: typo}]"
-    second = f"  - spec: {{name: two, {spec}}}\n    submit: 1h\n"
+    second = f"  - spec: {{name: two, {spec}}}\n    submit: 2.35h\n"
     file.write_text(TINY.replace("failures:", f"{second}events: {events}\nfailures:"))
     said = simulate(str(file)).stderr
     assert f"{file}: refused: node_changed: no such node: n9; the cluster has n1, n2, n3" in said
