@@ -71,9 +71,13 @@ def test_progress_and_the_control_word(tmp_path: Path) -> None:
     assert writer.stop_requested
 
 
-def test_another_file_is_no_ring(tmp_path: Path) -> None:
-    (tmp_path / "ring").write_bytes(bytes(4096))
-    with pytest.raises(ValueError, match="not a ring of this version"):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"x" * 4096, "not a ring of this version"), (bytes(4096), "no header yet")],
+)
+def test_another_file_is_no_ring(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "ring").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
         RingReader(tmp_path / "ring")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.core.placement import wait_reasons
 from orchestrator.core.scheduling import Pending
-from orchestrator.core.views import explain
+from orchestrator.core.views import waiting
 
 
 @pytest.mark.parametrize("why", Pending)
@@ -27,7 +27,7 @@ def test_explain_has_every_fact_that_the_words_name(why: Pending) -> None:
         for _, name, _, _ in string.Formatter().parse(text)
         if name
     }
-    assert named <= set(explain.Facts.__annotations__)
+    assert named <= set(waiting.Facts.__annotations__)
 
 
 def test_the_status_of_a_run_has_no_figure_that_changes_while_it_waits() -> None:
