@@ -47,5 +47,7 @@ def replay(journal: Sequence[JournalEntry]) -> State:
         state.take_changes()
         state.forget()
         again = [instruction.model_dump(mode="json") for instruction in given]
-        assert again == decided[entry.id], f"{entry.name} at {entry.position} is decided otherwise"
+        assert again == decided[entry.id], (
+            f"{entry.name} at {entry.position} is decided otherwise:\n{again}\n{decided[entry.id]}"
+        )
     return state

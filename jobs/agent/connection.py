@@ -118,8 +118,12 @@ class Connection:
 
     def _learn(self, urls: object) -> None:
         """Remember the servers that may take over, as the one that leads knows them."""
-        if isinstance(urls, list) and urls:
-            self._servers = [url for url in urls if isinstance(url, str) and self._is_safe(url)]
+        if not isinstance(urls, list) or not urls:
+            return
+        before = self._servers
+        self._servers = [url for url in urls if isinstance(url, str) and self._is_safe(url)]
+        if self._servers != before:
+            self._log.info("servers known", count=len(self._servers))
 
     def _is_safe(self, url: str) -> bool:
         """False for a URL that would send the token unencrypted where it went encrypted so far."""

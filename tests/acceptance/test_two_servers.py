@@ -51,6 +51,11 @@ def test_runs_train_on_at_the_next_leader_without_a_lost_step(
     run = a.submit(job.spec)
     a.at_step(run, 10)
     until(lambda: "spare: another server leads" in b.log, "the other is a spare")
+    agents = list((a.home / "runs" / run / "workers").glob("*/agent.log"))
+    until(
+        lambda: all('"count": 2, "event": "servers known"' in log.read_text() for log in agents),
+        "the agents have heard of it",
+    )
     if how is signal.SIGKILL:
         a.kill()
     else:

@@ -14,6 +14,7 @@ import pytest
 from jobs.agent import reaper
 from jobs.events import AttemptStopped, RankExited
 from tests.agent_helpers import PATIENCE, AgentProcess, ended, playground, shutdown, start, stop
+from tests.control_plane import until
 
 DAEMON = "echo $$ >> {pids}; sleep 1000 & echo $! >> {pids}; trap : TERM HUP; wait; wait"
 WAYS = {
@@ -149,6 +150,8 @@ def test_only_reapers_are_waited_for(monkeypatch: pytest.MonkeyPatch):
     command = [sys.executable, "-I", "-S", reaper.__file__, "w-waited-for", str(read)]
     own = subprocess.Popen(command, pass_fds=[read], env=environment)
     os.close(read)
+    arguments = Path(f"/proc/{own.pid}/cmdline")
+    until(lambda: arguments.read_bytes() != b"", "the new program has its arguments")
     assert [reaper._is_reaper(pid) for pid in (short.pid, own.pid, 2**22)] == [False, True, False]
     os.close(write)
     assert reaper.end_worker("w-waited-for") == []

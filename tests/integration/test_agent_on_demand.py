@@ -151,15 +151,17 @@ async def test_delete_removes_checkpoints_and_nothing_else(tmp_path: Path):
         refused = DeleteCheckpoint(id="no", attempt=1, checkpoint="x", path=str(precious))
         await server.send(refused)
         await server.send(DeleteCheckpoint(id="yes", attempt=1, checkpoint="c-20", path=str(path)))
-        deleted = await server.event(CheckpointDeleted)
-        assert deleted.checkpoint == "c-20"
+        kept = await server.event(CheckpointDeleted, lambda e: e.cause == "no")
+        assert (kept.checkpoint, kept.refused) == ("x", True)
+        deleted = await server.event(CheckpointDeleted, lambda e: e.cause == "yes")
+        assert (deleted.checkpoint, deleted.refused, deleted.error) == ("c-20", False, "")
         assert not path.exists()
         assert precious.is_dir()
         await server.send(
             DeleteCheckpoint(id="again", attempt=1, checkpoint="c-20", path=str(path))
         )
         await server.event(CheckpointDeleted, lambda e: e.cause == "again")
-        assert {e.cause for e in server.of(CheckpointDeleted)} == {"yes", "again"}
+        assert {e.cause for e in server.of(CheckpointDeleted)} == {"no", "yes", "again"}
 
 
 SAVING = """

@@ -177,7 +177,7 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], range]] = [
     (checkpoint_choice, "select_for_deletion", deletes_all, range(30)),
     (deletion, "has_failed", believes_deletions, range(12)),
     (remedies, "budget_of", never_spent, range(30)),
-    (OutboxDispatcher, "_send_all", asks_nobody, range(30)),
+    (OutboxDispatcher, "_send_all", asks_nobody, range(70, 110)),
     (Quotas, "status", within, range(60)),
     (Quotas, "charge", charges_nothing, range(60)),
     (Eligible, "fitting", at_any_time, range(30)),
