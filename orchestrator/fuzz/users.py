@@ -149,8 +149,14 @@ def _look_after(world: World) -> None:
 
 
 def _left_to_users(world: World, incident: str) -> bool:
-    """True if automation has waited three rounds for a user's decision on the incident."""
+    """True if automation has waited three rounds for a user's decision on the incident.
+
+    An attempt that began after it gets its time: the incident is resolved once that one is past the
+    onset, which restarts each round would put off for ever.
+    """
     entity = world.invariants.stored.incidents[incident]
+    if entity.attempt != world.invariants.stored.runs[entity.run].attempt:
+        return False
     age = (world.clock.now() - entity.opened_at).total_seconds()
     asks = entity.state is IncidentState.OPEN and "finding" in entity.evidence
     return asks and age > 3 * _ROUNDS_SECONDS
