@@ -104,7 +104,9 @@ def test_a_poisoned_stretch_of_data(plane: ControlPlane, jobs: Jobs) -> None:
     run = plane.submit(job.spec)
     shown = plane.state(run, "succeeded")
     assert [r["remedy"] for r in shown["restarts"]] == ["roll back", "roll back and skip batches"]
-    assert [r["resumed_step"] for r in shown["restarts"]] == [40, 40]
+    # Step 50 is a candidate where it was read back before the spike was seen, and doubted after it.
+    back, back_again = [r["resumed_step"] for r in shown["restarts"]]
+    assert (back in {40, 50}, back_again) == (True, 40)
     ((first, last),) = shown["skip_batches"]
     assert first <= 51
     assert last >= 60
