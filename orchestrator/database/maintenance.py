@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import shutil
@@ -190,14 +191,23 @@ def _copy_backup(backup: Path, target: Path) -> None:
 
 
 def _keep_aside(target: Path, now: dt.datetime) -> Path | None:
-    """Rename the database that is there, with its write-ahead log."""
+    """Give the database that is there a second name, and end the first one's write-ahead log.
+
+    At each moment there is a database under the first name: a server that found none would begin an
+    empty one, and refuse the agents of all runs. The log must not meet the restored file.
+    """
     if not target.exists():
         return None
+    # A damaged database goes as it is, with its log.
+    with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(target)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     kept = target.with_name(f"{target.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
-    for suffix in ("-wal", "-shm", ""):
+    for suffix in ("", "-wal", "-shm"):
         part = target.with_name(target.name + suffix)
         if part.exists():
-            part.rename(kept.with_name(kept.name + suffix))
+            os.link(part, kept.with_name(kept.name + suffix))
+    for suffix in ("-wal", "-shm"):
+        target.with_name(target.name + suffix).unlink(missing_ok=True)
     return kept
 
 

@@ -2,7 +2,8 @@
 
 Live runs keep everything but the shards of checkpoints that are deleted. Of a run that ended long
 ago, runs, attempts, checkpoints and incidents stay, and so does each request of a person (the audit
-log): journal, samples, findings and the outbox go.
+log): journal, samples, findings and the outbox go, and with the same age what the journal says of
+nodes, queues and scheduling passes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    exists,
     func,
     insert,
     not_,
+    or_,
     select,
     text,
 )
@@ -83,11 +86,15 @@ class _Part:
 
 async def ended_runs(database: Database, *, until: dt.datetime) -> list[str]:
     """Ids of the runs that ended before `until`, the oldest first."""
+    async with database.reading() as connection:
+        return list((await connection.execute(_ended(until))).scalars())
+
+
+def _ended(until: dt.datetime) -> Select[Any]:
     runs = RUNS.table.c
     states = [state.value for state in TERMINAL_RUN_STATES]
     query = select(runs.id).where(runs.state.in_(states), runs.ended_at < until)
-    async with database.reading() as connection:
-        return list((await connection.execute(query.order_by(runs.ended_at, runs.id))).scalars())
+    return query.order_by(runs.ended_at, runs.id)
 
 
 async def prune(
@@ -120,14 +127,19 @@ async def prune(
         raise InvalidError(f"{until.isoformat()} is in the future: that would remove everything")
     recent = now - RECENT
     removed = await _remove(database, [_shards_of_deleted(recent)], dry_run=dry_run)
-    for run in await ended_runs(database, until=until):
-        removed += await _forget(database, run, until, now, dry_run=dry_run)
+    if not dry_run:
+        await _open_journal(database, until, now)
+    removed += await _remove(database, [_of_no_run(until)], dry_run=dry_run)
+    for run in await _with_history(database, until):
+        removed += await _forget(database, run, until, dry_run=dry_run)
     if max_bytes is None or not database.sqlite or dry_run:
         return removed
-    for run in await ended_runs(database, until=recent):
-        if await used_bytes(database) <= max_bytes:
-            break
-        removed += await _forget(database, run, recent, now, dry_run=False)
+    if await used_bytes(database) > max_bytes:
+        await _open_journal(database, recent, now)
+        for run in await _with_history(database, recent):
+            removed += await _forget(database, run, recent, dry_run=False)
+            if await used_bytes(database) <= max_bytes:
+                break
     return removed
 
 
@@ -147,20 +159,30 @@ async def used_bytes(database: Database) -> int:
     return (pages - free) * size
 
 
-async def _forget(
-    database: Database, run: str, until: dt.datetime, now: dt.datetime, *, dry_run: bool
-) -> Removed:
-    """Remove the history of one run; it counts if there was any."""
-    parts = _history(run, until)
-    if not any([await _count(database, part) for part in parts]):
-        return Removed()
-    if not dry_run:
-        async with database.writing() as connection:  # a guard of the journal asks for it
-            await connection.execute(insert(table_of(RetentionRow)).values(at=now, until=until))
-    return await _remove(database, parts, dry_run=dry_run) + Removed(runs=1)
+async def _open_journal(database: Database, until: dt.datetime, now: dt.datetime) -> None:
+    """Note that entries before `until` may go: a guard of the journal asks for it."""
+    table = table_of(RetentionRow)
+    async with database.writing() as connection:
+        newest = (await connection.execute(select(func.max(table.c.until)))).scalar_one()
+        if newest is None or newest < until:
+            await connection.execute(insert(table).values(at=now, until=until))
 
 
-def _history(run: str, until: dt.datetime) -> list[_Part]:
+async def _with_history(database: Database, until: dt.datetime) -> list[str]:
+    """Ids of the runs that ended before `until` and have any history left, the oldest first."""
+    runs = RUNS.table.c
+    left = [exists().where(part.where) for part in _history(runs.id, until)]
+    query = _ended(until).where(or_(*left))
+    async with database.reading() as connection:
+        return list((await connection.execute(query)).scalars())
+
+
+async def _forget(database: Database, run: str, until: dt.datetime, *, dry_run: bool) -> Removed:
+    """Remove the history of one run."""
+    return await _remove(database, _history(run, until), dry_run=dry_run) + Removed(runs=1)
+
+
+def _history(run: str | ColumnElement[str], until: dt.datetime) -> list[_Part]:
     journal, outbox = table_of(JournalRow), table_of(OutboxRow)
     samples, findings = table_of(SampleRow), table_of(FindingRow)
     old = and_(journal.c.run == run, journal.c.at < until, not_(journal.c.actor.like(_AUDIT)))
@@ -170,6 +192,13 @@ def _history(run: str, until: dt.datetime) -> list[_Part]:
         _Part(samples, samples.c.run == run, "samples"),
         _Part(findings, findings.c.run == run, ""),
     ]
+
+
+def _of_no_run(until: dt.datetime) -> _Part:
+    """Entries of the journal about nodes, queues and scheduling passes."""
+    journal = table_of(JournalRow)
+    old = and_(journal.c.run.is_(None), journal.c.at < until, not_(journal.c.actor.like(_AUDIT)))
+    return _Part(journal, old, "journal")
 
 
 def _shards_of_deleted(before: dt.datetime) -> _Part:

@@ -82,14 +82,14 @@ async def test_retention_removes_what_is_old_of_runs_that_ended(database_url: st
     await fill(database_url)
     soon = NOW + dt.timedelta(minutes=1)
     assert await prune(database_url, NOW, soon) == Removed()  # it ended at, not before
-    expected = Removed(runs=1, journal=2, samples=2)
+    expected = Removed(runs=1, journal=3, samples=2)  # one of them of no run
     assert await prune(database_url, soon, soon, dry_run=True) == expected
 
     assert await prune(database_url, soon, soon) == expected
     assert await prune(database_url, soon, soon) == Removed()  # nothing is left of it
     store = await SqlStore.open(database_url)
     try:
-        assert [each.id for each in await store.journal()] == ["A1", "E3", "E4", "E5"]
+        assert [each.id for each in await store.journal()] == ["A1", "E3", "E5"]
         assert await store.sample_total(RUN) == 0
         assert await store.sample_tail(RUN) == []
         assert (await store.run(RUN)).state is RunState.SUCCEEDED
@@ -203,6 +203,25 @@ async def test_a_backup_is_restored_and_what_was_there_is_kept(
             assert [each.id for each in await opened.journal()] == there
         finally:
             await opened.close()
+
+
+async def test_a_restore_cut_short_leaves_the_database_that_was_there(
+    sqlite_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(sqlite_database)
+    await maintenance.backup(sqlite_database, tmp_path / "copy.db")
+
+    def power_cut(_self: Path, _target: Path) -> Path:
+        raise OSError("the last step")
+
+    monkeypatch.setattr(Path, "replace", power_cut)
+    with pytest.raises(DatabaseUnavailableError, match="the last step"):
+        await maintenance.restore(sqlite_database, tmp_path / "copy.db", now=NOW)
+    store = await SqlStore.open(sqlite_database)
+    try:
+        assert len(await store.journal()) == 6
+    finally:
+        await store.close()
 
 
 @pytest.mark.parametrize(
