@@ -21,6 +21,7 @@ from orchestrator.cli.output import (
     say,
 )
 from orchestrator.cli.session import session
+from orchestrator.core.text import counted
 from orchestrator.database import maintenance, schema
 from orchestrator.database.engine import Database
 from orchestrator.errors import BabysitError, ConflictError, InvalidError
@@ -228,8 +229,10 @@ def _told(done: Tidied, *, dry_run: bool, compacted: bool) -> str:
     rows = done.rows
     verb = "would be removed" if dry_run else "removed"
     rewritten = " The database file was rewritten." if compacted else ""
+    if not any((*dataclasses.astuple(rows), done.directories)):
+        return f"Nothing to remove: no history is old enough or takes too much room.{rewritten}"
     return (
-        f"History of {rows.runs} runs {verb}: {rows.journal} journal entries, {rows.samples} "
-        f"chunks of samples; {rows.shards} records of deleted shards; files of {done.directories} "
-        f"runs ({done.file_bytes / 1e6:.1f} MB).{rewritten}"
+        f"History of {counted(rows.runs, 'run')} {verb}: {rows.journal} journal entries, "
+        f"{rows.samples} chunks of samples; {rows.shards} records of deleted shards; files of "
+        f"{counted(done.directories, 'run')} ({done.file_bytes / 1e6:.1f} MB).{rewritten}"
     )

@@ -280,7 +280,7 @@ def moment(at: str | dt.datetime, *, since: dt.datetime | None = None) -> str:
     Args:
         at: A time; text is in ISO format.
         since: The begin of a story that prints many times. Within its first day, the clock is
-            enough: `03:12:07Z`.
+            enough: `03:12:07`; later times have their date and zone: `2026-11-29 03:12:07Z`.
     """
     when = (at if isinstance(at, dt.datetime) else dt.datetime.fromisoformat(at)).astimezone(dt.UTC)
     if since is not None and when - since < dt.timedelta(days=1):

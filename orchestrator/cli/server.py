@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,9 +76,17 @@ def status(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
     port = {"port_url": record.port_url or None} if record else {}
     info = {"url": here.api.url, **port, **here.api.get(path("info"))}
     if form in {Format.TABLE, Format.WIDE}:
-        put("\n".join(f"{key + ':':<13}{'-' if v is None else v}" for key, v in info.items()))
+        put(_page(info))
     else:
         emit(info, [], form, name="url")
+
+
+def _page(info: dict[str, Any]) -> str:
+    """The facts for people, one a line; the ids that only programs compare are left out."""
+    shown = {key: value for key, value in info.items() if key != "environment_of"}
+    most = max(map(len, shown)) + 2
+    said = {None: "-", "": "ok"}  # an empty `database` or `lag`: nothing is wrong
+    return "\n".join(f"{key + ':':<{most}}{said.get(v, v)}" for key, v in shown.items())
 
 
 @server.command()

@@ -157,7 +157,8 @@ def only_one(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise AlreadyRunningError(
-                f"another server uses {path.parent}: stop it, or set BABYSIT_HOME"
+                f"a server of {path.parent} is running: stop it with `babysit server stop`, or set"
+                " another BABYSIT_HOME"
             ) from error
         yield
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.control_plane import ControlPlane, Servers, control_plane
+from tests.postgres import PostgresServer
 
 JOB = Path(__file__).parent / "job.py"
 
@@ -110,3 +111,14 @@ def plane(servers: Servers, tmp_path: Path) -> Iterator[ControlPlane]:
     """A control plane of two nodes; at the end nothing of it may be left."""
     with control_plane(servers, tmp_path / "home") as running:
         yield running
+
+
+@pytest.fixture
+def database() -> Iterator[PostgresServer]:
+    """A PostgreSQL server of this test's own."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()

@@ -77,6 +77,8 @@ def test_it_is_started_once_and_shared(shell: Shell) -> None:
 
     code, out, _ = shell("server", "status", "-o", "json")
     assert (code, json.loads(out)["url"]) == (0, record.url)
+    values = [line.partition(":")[2] for line in shell("server", "status")[1].splitlines()]
+    assert all(value.startswith(" ") and value.strip() for value in values), "a page to read"
     assert shell("server")[0] == 4, "a second server of the same home is refused"
 
 
@@ -96,6 +98,8 @@ def test_a_stopped_server_is_gone(shell: Shell) -> None:
     assert shell("ls")[0] == 0
     record = read_record(shell.home / "server.json")
     assert record is not None
+    code, _, err = shell("db", "restore", "copy.db")
+    assert (code, "babysit server stop" in err) == (4, True), "not under a server that runs"
     assert shell("server", "stop")[0] == 0
     assert not is_alive(record)
     code, _, err = shell("server", "stop")

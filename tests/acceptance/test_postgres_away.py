@@ -18,17 +18,6 @@ AWAY_SECONDS = 20.0
 
 
 @pytest.fixture
-def database() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of this test's own."""
-    server = PostgresServer()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-
-
-@pytest.fixture
 def plane(database: PostgresServer, servers: Servers, tmp_path: Path) -> Iterator[ControlPlane]:
     """A control plane on PostgreSQL, with a lease shorter than the outage."""
     settings = {"database_url": database.url(), "lease_seconds": 3}

@@ -16,17 +16,6 @@ from tests.postgres import PostgresServer
 
 
 @pytest.fixture
-def database() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of this test's own."""
-    server = PostgresServer()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
-
-
-@pytest.fixture
 def planes(
     database: PostgresServer, servers: Servers, tmp_path: Path
 ) -> Iterator[tuple[ControlPlane, ControlPlane]]:
