@@ -57,6 +57,17 @@ def test_a_queue_that_cannot_have_its_own_quota_back_is_told_who_has_it() -> Non
     assert "lent" not in shortage.quota_detail(quotas, demand("more", queue="a"))
 
 
+def test_the_queues_that_have_borrowed_the_most_are_named_and_the_others_counted() -> None:
+    quotas = Quotas([Quota(name=name, gpus=8, cohort="c") for name in "abcdefghij"])
+    for queue, gpus in {"g": 14, "f": 10, "e": 10, "c": 9, "b": 10}.items():
+        quotas.charge(queue, gpus)
+    quotas.charge("d", 70)
+    said = shortage.quota_detail(quotas, demand("own", queue="a"))
+    assert said.endswith("lent to d (62), g (6), b (2), e (2) and 2 more")
+    quotas.charge("d", -70)
+    assert "d (" not in shortage.quota_detail(quotas, demand("own", queue="a"))
+
+
 def test_a_run_that_must_borrow_is_told_which_queue_has_to_end() -> None:
     world = cluster(4)
     for name in ("a", "b"):

@@ -275,6 +275,22 @@ def test_a_small_run_goes_to_the_fullest_node() -> None:
     ] == ("n01",)
 
 
+def test_packed_runs_grow_in_their_own_racks_while_these_have_room() -> None:
+    """Racks of 3: two runs share one with a free node, one is in a full rack, one alone."""
+    given = table(9, rack=lambda i: i // 3)
+    packed = [
+        holding(run, *nodes, pack="rack", wants=3)
+        for run, *nodes in (
+            ("a", "n00"),
+            ("b", "n01"),
+            ("full", "n03", "n04", "n05"),
+            ("c", "n06"),
+        )
+    ]
+    outcome = placed(given, holdings=packed)
+    assert outcome.growth == {"a": ("n02",), "c": ("n07", "n08")}
+
+
 def test_growth_goes_by_priority_and_stays_within_the_cohort() -> None:
     low = holding("low", "n00", priority=LOW, wants=1)
     high = holding("high", "n01", priority=CRITICAL, wants=1)

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.fair_share import Shares
-from orchestrator.core.scheduling.free_resources import FreeResources
-from orchestrator.core.scheduling.node_table import Mask
+from orchestrator.core.scheduling.free_resources import FreeResources, Shape, shape_of
+from orchestrator.core.scheduling.node_table import Indices, Mask
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding, accounted_gpus
 
@@ -26,7 +26,7 @@ def grow(
     quotas: Quotas,
     shares: Shares,
     holdings: Iterable[Holding],
-    closed: Mask | None = None,
+    closed: Mask,
 ) -> dict[str, tuple[str, ...]]:
     """Additional nodes for each run that wants some, by priority and then by fair share.
 
@@ -35,15 +35,14 @@ def grow(
     wants; a run that gets none is absent from the result.
     """
     found: dict[str, tuple[str, ...]] = {}
+    room = _Room(free, ~closed)
     wanting = [holding for holding in holdings if holding.wants > 0]
     for holding in sorted(wanting, key=lambda h: _order(h, shares)):
-        if not free.fits(holding.need).any():
+        kept = free.table.places(holding.nodes)
+        if not room.may_exist(holding, kept):
             continue
         demand = _demand(holding)
-        allowed = eligible.allowed(free, demand)
-        if closed is not None:
-            allowed &= ~closed
-        kept = free.table.places(holding.nodes)
+        allowed = eligible.allowed(free, demand) & room.usable
         if holding.pack != "any" and len(kept):
             allowed &= topology.same_domain(free.table, kept, holding.pack)
         count = min(
@@ -59,6 +58,32 @@ def grow(
             quotas.charge(holding.queue, count * accounted_gpus(holding.need))
             found[holding.run] = free.table.named(places)
     return found
+
+
+class _Room:
+    """The domains in which runs may grow, as they were before any run grew.
+
+    Growth only takes room, so the answer stays a necessary condition. It spares most runs of a
+    packed fleet the look at all nodes.
+
+    Args:
+        free: Free resources now.
+        usable: Nodes that no waiting run could use.
+    """
+
+    def __init__(self, free: FreeResources, usable: Mask) -> None:
+        self._free, self.usable = free, usable
+        self._domains: dict[tuple[Shape, str], set[int]] = {}
+
+    def may_exist(self, holding: Holding, kept: Indices) -> bool:
+        """False if a run that holds the nodes `kept` certainly cannot grow."""
+        if holding.pack == "any" or not len(kept):
+            return bool(self._free.fits(holding.need).any())
+        domains = self._free.table.domains[holding.pack]
+        key = shape_of(holding.need), holding.pack
+        if key not in self._domains:
+            self._domains[key] = set(domains[self._free.fits(holding.need) & self.usable].tolist())
+        return int(domains[kept[0]]) in self._domains[key]
 
 
 def _order(holding: Holding, shares: Shares) -> tuple[object, ...]:

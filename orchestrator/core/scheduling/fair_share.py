@@ -18,6 +18,8 @@ AGE_HALF_LIFE_SECONDS = 86400.0
 """A project's use counts half for a run that has waited this many seconds."""
 MAX_AGE_SECONDS = 7 * 86400.0
 """Seconds of waiting after which a run does not age any more (Slurm's default, PriorityMaxAge)."""
+Entry = tuple[float, tuple[dt.datetime, str], tuple[str, str], float]
+"""Aged score and age of a project's oldest run, its queue and project, score of the project."""
 
 
 def decayed(gpu_seconds: float, elapsed: float) -> float:
@@ -65,7 +67,7 @@ class Shares:
         used = self._usage.get(project, 0.0) + self._gpus[project] * HORIZON_SECONDS
         return used / self._weights.get((queue, project), 1.0)
 
-    def aged(self, demand: Demand, now: dt.datetime) -> float:
+    def aged(self, demand: Demand, score: float, now: dt.datetime) -> float:
         """The score of a run's project as it counts for this run, which may have waited for long.
 
         Use counts half after each `AGE_HALF_LIFE_SECONDS` of waiting, and the run is credited with
@@ -75,7 +77,6 @@ class Shares:
         since = demand.submitted_at if demand.waits_since is None else demand.waits_since
         waited = min(MAX_AGE_SECONDS, max(0.0, (now - since).total_seconds()))
         credit = demand.gpus * waited / self._weights.get((demand.queue, demand.project), 1.0)
-        score = self.score(demand.queue, demand.project)
         return score * math.exp2(-waited / AGE_HALF_LIFE_SECONDS) - credit
 
     def charge(self, demand: Demand) -> None:
@@ -112,22 +113,23 @@ def _by_share(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> It
     queues: dict[tuple[str, str], list[Demand]] = defaultdict(list)
     for demand in sorted(demands, key=age, reverse=True):
         queues[demand.queue, demand.project].append(demand)
+
+    def entry(key: tuple[str, str]) -> Entry:
+        oldest, score = queues[key][-1], shares.score(*key)
+        return shares.aged(oldest, score, now), age(oldest), key, score
+
     # An entry holds the score of the project as well: only a pass that has placed a run of the
     # project since makes the entry stale.
-    heap = [
-        (shares.aged(queue[-1], now), age(queue[-1]), key, shares.score(*key))
-        for key, queue in queues.items()
-    ]
+    heap = [entry(key) for key in queues]
     heapq.heapify(heap)
     while heap:
-        _, oldest, key, score = heapq.heappop(heap)
-        queue = queues[key]
+        *_, key, score = heap[0]
         # Scores only grow during a pass, so a stale heap entry is too small and never missed.
-        current = shares.score(*key)
-        if current > score:
-            heapq.heappush(heap, (shares.aged(queue[-1], now), oldest, key, current))
+        if shares.score(*key) > score:
+            heapq.heapreplace(heap, entry(key))
             continue
-        yield queue.pop()
-        if queue:
-            entry = shares.aged(queue[-1], now), age(queue[-1]), key, shares.score(*key)
-            heapq.heappush(heap, entry)
+        yield queues[key].pop()
+        if queues[key]:
+            heapq.heapreplace(heap, entry(key))
+        else:
+            heapq.heappop(heap)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from orchestrator.core.scheduling.types import Quota
@@ -34,12 +34,13 @@ class Quotas:
         """Cohort → borrowed GPUs minus lendable GPUs; positive: a queue must give GPUs back."""
         self._lendable_now: dict[str, int] = defaultdict(int)
         """Cohort → GPUs that its queues could lend beside what they use themselves."""
-        self._borrowers: dict[str, set[str]] = defaultdict(set)
+        self._borrowers: dict[str, dict[str, int]] = defaultdict(dict)
+        """Cohort → queue that borrows → GPUs."""
         self._ceilings: dict[str, int] = {}
         for quota in self._quotas.values():
             if quota.cohort is not None and quota.gpus is not None:
                 self._lendable[quota.cohort] += _lendable(quota, 0)
-                self._excess[quota.cohort] += self._balance(quota)
+                self._excess[quota.cohort] -= _lendable(quota, 0)
                 self._lendable_now[quota.cohort] += _lendable(quota, 0)
 
     def of(self, queue: str) -> Quota:
@@ -54,15 +55,19 @@ class Quotas:
 
     def charge(self, queue: str, gpus: int) -> None:
         """Add `gpus` (negative: subtract) to what the queue's runs hold."""
-        quota = self.of(queue)
-        before, lent = self._balance(quota), _lendable(quota, self._used[queue])
-        self._used[queue] += gpus
-        if quota.cohort is not None and quota.gpus is not None:
-            # Kept as running sums: a check must not visit every queue of the cohort.
-            self._excess[quota.cohort] += self._balance(quota) - before
-            self._lendable_now[quota.cohort] += _lendable(quota, self._used[queue]) - lent
-            borrowers = self._borrowers[quota.cohort]
-            (borrowers.add if self.borrowed(queue) else borrowers.discard)(queue)
+        quota, before = self.of(queue), self._used[queue]
+        used = self._used[queue] = before + gpus
+        if quota.cohort is None or quota.gpus is None:
+            return
+        # Kept as running sums: a check must not visit every queue of the cohort.
+        borrowed, lendable = max(0, used - quota.gpus), _lendable(quota, used)
+        lent = _lendable(quota, before) - lendable
+        self._excess[quota.cohort] += borrowed - max(0, before - quota.gpus) + lent
+        self._lendable_now[quota.cohort] -= lent
+        if borrowed:
+            self._borrowers[quota.cohort][queue] = borrowed
+        else:
+            self._borrowers[quota.cohort].pop(queue, None)
 
     def limited(self, queue: str) -> bool:
         """True if the queue has a nominal quota."""
@@ -118,17 +123,16 @@ class Quotas:
         nominal = self.of(queue).gpus
         return nominal is not None and self._used[queue] + gpus <= nominal
 
-    def borrowers(self, queue: str) -> set[str]:
-        """The other queues of the cohort that use more than their nominal quota."""
-        return self._borrowers.get(self.of(queue).cohort or "", set()) - {queue}
+    def borrowers(self, queue: str) -> Mapping[str, int]:
+        """The queues of its cohort that use more than their nominal quota, and how many GPUs more.
+
+        A view: the next charge may change it. The queue itself is among them if it borrows.
+        """
+        return self._borrowers.get(self.of(queue).cohort or "", {})
 
     def _excess_of(self, quota: Quota) -> int:
         """GPUs borrowed in the queue's cohort beyond what the cohort can lend."""
         return self.borrowed(quota.name) if quota.cohort is None else self._excess[quota.cohort]
-
-    def _balance(self, quota: Quota) -> int:
-        """GPUs that the queue has borrowed minus GPUs that it can lend."""
-        return self.borrowed(quota.name) - _lendable(quota, self._used[quota.name])
 
 
 def _lendable(quota: Quota, used: int) -> int:

@@ -9,6 +9,9 @@ from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import Demand, Pending
 from orchestrator.core.text import named
 
+NAMED = 4
+"""Number of queues that are named, those that have borrowed the most."""
+
 
 def reason(
     free: FreeResources, eligible: Eligible, demand: Demand, fits: Mask, allowed: Mask
@@ -43,6 +46,8 @@ def quota_detail(quotas: Quotas, demand: Demand) -> str:
     status = quotas.status(demand.queue, demand.gpus)
     if status is not QuotaStatus.RECLAIMING:
         return own
-    lent = sorted(quotas.borrowers(name), key=lambda each: -quotas.borrowed(each))
-    by = named([f"{each} ({quotas.borrowed(each)})" for each in lent], 4)
+    lent = sorted(quotas.borrowers(name).items(), key=lambda each: (-each[1], each[0]))
+    # Words for those that are named only: hundreds of queues may have borrowed.
+    words = [f"{queue} ({gpus})" for queue, gpus in lent[:NAMED]]
+    by = named([*words, *lent[NAMED:]], NAMED)
     return f"{own}, which are its own and lent to {by or 'its cohort'}"

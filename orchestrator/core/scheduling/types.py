@@ -48,7 +48,8 @@ class Claim:
     until: dt.datetime | None = None
     """When the last of the nodes is expected to be free; None: unknown.
 
-    Runs that end before this time may use the nodes meanwhile; with None no other run may.
+    Runs that end before this time may use the nodes meanwhile; with None, runs of up to an hour
+    (`backfill.UNKNOWN_SECONDS`). A preempting claim lends nothing.
     """
     preempting: bool = False
     """True if runs were preempted for these nodes: then the claim precedes every other demand."""

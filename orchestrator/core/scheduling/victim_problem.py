@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -50,23 +51,35 @@ class Problem:
         options: The units that may be taken.
 
     Attributes:
-        free: Free resources once the runs have left that are leaving already.
-        left: GPUs that these hold, by queue.
-        workers: Workers of the options.
+        left: GPUs of the runs that are leaving already, by queue.
     """
 
     def __init__(self, situation: Situation, demand: Demand, options: Options) -> None:
         self.quotas, self.eligible = situation.quotas, situation.eligible
         self.demand, self.options = demand, options
         self.columns = situation.victims.columns
-        self.free = situation.free.copy()
+        self._situation = situation
         self.left: dict[str, int] = defaultdict(int)
         for holding in situation.leaving:
-            self.free.give(self.free.table.places(holding.nodes), holding.need)
             self.left[holding.queue] += holding.gpus
+
+    # Lazy, as most demands of a fleet with quotas fail before anybody looks at the nodes.
+
+    @cached_property
+    def free(self) -> FreeResources:
+        """Free resources once the runs have left that are leaving already."""
+        free = self._situation.free.copy()
+        for holding in self._situation.leaving:
+            free.give(free.table.places(holding.nodes), holding.need)
+        return free
+
+    @cached_property
+    def workers(self) -> Indices:
+        """Workers of the options."""
         mine = np.zeros(len(self.columns.holding), dtype=np.bool_)
-        mine[options.units] = True
-        self.workers = np.flatnonzero(mine[self.columns.unit])
+        mine[self.options.units] = True
+        found: Indices = np.flatnonzero(mine[self.columns.unit])
+        return found
 
     @property
     def keeps_spares(self) -> bool:

@@ -33,11 +33,11 @@ def search(problem: Problem) -> tuple[Indices, Mask] | None:
     No units: those that are leaving already suffice.
     """
     everyone, demand = problem.options.units, problem.demand
+    if not problem.quota_suffices(everyone):  # first, as it looks at no node
+        return None
     now, after = problem.usable(problem.free), problem.free_after(everyone)
     could = problem.usable(after)
     if problem.eligible.usable_count(after, demand, could) < demand.nodes:
-        return None
-    if not problem.quota_suffices(everyone):
         return None
     ground = _Ground(problem, now, could, after.idle())
     if problem.quota_suffices(NOBODY):

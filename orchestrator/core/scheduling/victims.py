@@ -138,7 +138,7 @@ class Victims:
         borrowers = quotas.borrowers(demand.queue)
         for queue, number in columns.queue_number.items():
             if queue in borrowers:
-                caps[number] = quotas.borrowed(queue)
+                caps[number] = borrowers[queue]
                 lent[number] = True
             elif columns.unlimited[number] and cohort and quotas.of(queue).cohort == cohort:
                 lent[number] = True
