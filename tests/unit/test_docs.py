@@ -14,7 +14,9 @@ import typer
 from pydantic_core import PydanticUndefined
 
 from monitors.failures import CAUSE_OF, Cause, FailureClass
+from monitors.types import FindingKind
 from orchestrator.cli.main import app
+from orchestrator.core.model.vocabulary import SaveTrouble
 from orchestrator.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,17 @@ def test_thresholds_are_as_documented(value: str, unit: str, module: str, name: 
     if isinstance(actual, dt.timedelta):
         actual = actual.total_seconds()
     assert float(value) * UNITS.get(unit, 1.0) == pytest.approx(actual)
+
+
+def test_incidents_have_the_names_of_their_kinds() -> None:
+    kinds = {*FindingKind, *FailureClass, *SaveTrouble}
+    named = {
+        (name_of(page), kind)
+        for page in PAGES
+        for kind in re.findall(r"\bincident\s+`([a-z_]+)`", page.read_text())
+    }
+    assert named, "the pages name incidents"
+    assert [each for each in sorted(named) if each[1] not in kinds] == []
 
 
 def test_the_table_of_thresholds_is_read() -> None:
