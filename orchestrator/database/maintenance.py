@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
 import os
 import shutil
@@ -159,6 +158,7 @@ def _restore_sqlite(url: URL, backup: Path, now: dt.datetime) -> Path | None:
         _copy_backup(backup, partial)
         kept = _keep_aside(target, now)
         partial.replace(target)
+        _sync(target.parent)
     except OSError as error:
         raise DatabaseUnavailableError(f"{describe(url)} could not be written: {error}") from error
     finally:
@@ -193,22 +193,54 @@ def _copy_backup(backup: Path, target: Path) -> None:
 def _keep_aside(target: Path, now: dt.datetime) -> Path | None:
     """Give the database that is there a second name, and end the first one's write-ahead log.
 
-    At each moment there is a database under the first name: a server that found none would begin an
-    empty one, and refuse the agents of all runs. The log must not meet the restored file.
+    At each moment there is a whole database under the first name: a server that found none would
+    begin an empty one, and refuse the agents of all runs. The log must not meet the restored file.
     """
     if not target.exists():
         return None
-    # A damaged database goes as it is, with its log.
-    with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(target)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     kept = target.with_name(f"{target.name}.before-restore-{now:%Y%m%dT%H%M%SZ}")
-    for suffix in ("", "-wal", "-shm"):
-        part = target.with_name(target.name + suffix)
-        if part.exists():
-            os.link(part, kept.with_name(kept.name + suffix))
-    for suffix in ("-wal", "-shm"):
-        target.with_name(target.name + suffix).unlink(missing_ok=True)
+    if not _merge_log(target):  # a damaged database goes as it is, with its log
+        for suffix in ("-wal", "-shm"):
+            part = target.with_name(target.name + suffix)
+            if part.exists():
+                part.replace(kept.with_name(kept.name + suffix))
+    try:
+        os.link(target, kept)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        partial = kept.with_name(kept.name + ".partial")
+        shutil.copy2(target, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(kept)
     return kept
+
+
+def _merge_log(target: Path) -> bool:
+    """Have SQLite move its write-ahead log into the database; False if that is damaged.
+
+    Raises:
+        OSError: The disk is full, or another program uses the database.
+    """
+    try:
+        with closing(sqlite3.connect(target, isolation_level=None)) as connection:
+            busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    except sqlite3.OperationalError as error:
+        raise OSError(f"{error}; nothing was changed") from error
+    except sqlite3.DatabaseError:
+        return False
+    if busy:
+        raise OSError("another program uses it; end that, and restore again; nothing was changed")
+    return True
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 async def compact(url: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,79 @@ async def test_a_restore_cut_short_leaves_the_database_that_was_there(
     monkeypatch.setattr(Path, "replace", power_cut)
     with pytest.raises(DatabaseUnavailableError, match="the last step"):
         await maintenance.restore(sqlite_database, tmp_path / "copy.db", now=NOW)
+    store = await SqlStore.open(sqlite_database)
+    try:
+        assert len(await store.journal()) == 6
+    finally:
+        await store.close()
+
+
+class _KilledError(BaseException):
+    """The process ends here."""
+
+
+def _kill_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """End the process at a change of a file's name."""
+    calls = itertools.count()
+
+    def of(change: Callable[..., None]) -> Callable[..., None]:
+        def killed(*arguments: Any, **more: Any) -> None:
+            if next(calls) == call:
+                raise _KilledError
+            change(*arguments, **more)
+
+        return killed
+
+    for name in ("rename", "replace", "link"):
+        monkeypatch.setattr(os, name, of(getattr(os, name)))
+
+
+async def test_a_restore_that_is_killed_leaves_a_whole_database(
+    sqlite_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, copy = tmp_path / "killed", tmp_path / "copy.db"
+    home.mkdir()
+    store = await SqlStore.open(sqlite_database)
+    try:
+        epoch = await begin(store)
+        await store.commit(Batch(journal=[entry("E1")]), epoch=epoch)
+        await maintenance.backup(sqlite_database, copy)
+        await store.commit(Batch(journal=[entry("E2")]), epoch=epoch)
+        source = Path(sqlite_database.removeprefix("sqlite:///"))
+        for file in source.parent.glob(source.name + "*"):  # as a killed server leaves them
+            shutil.copy(file, home)
+    finally:
+        await store.close()
+    target = home / source.name
+    assert target.with_name(target.name + "-wal").stat().st_size > 0
+    for call in itertools.count():
+        with monkeypatch.context() as patched:
+            _kill_at(patched, call)
+            try:
+                await maintenance.restore(
+                    f"sqlite:///{target}", copy, now=NOW + dt.timedelta(seconds=call)
+                )
+            except _KilledError:
+                expected = ["E1", "E2"]
+            else:
+                expected = ["E1"]
+        opened = await SqlStore.open(f"sqlite:///{target}")
+        assert [each.id for each in await opened.journal()] == expected
+        await opened.close()
+        if expected == ["E1"]:
+            break
+    assert call > 0
+
+
+async def test_a_restore_replaces_a_damaged_database(sqlite_database: str, tmp_path: Path) -> None:
+    await fill(sqlite_database)
+    await maintenance.backup(sqlite_database, tmp_path / "copy.db")
+    file = Path(sqlite_database.removeprefix("sqlite:///"))
+    damage = b"no database at all" * 1000
+    file.write_bytes(damage)
+    kept = await maintenance.restore(sqlite_database, tmp_path / "copy.db", now=NOW)
+    assert kept is not None
+    assert kept.read_bytes() == damage
     store = await SqlStore.open(sqlite_database)
     try:
         assert len(await store.journal()) == 6
