@@ -29,9 +29,9 @@ from sqlalchemy import (
     text,
 )
 
-from orchestrator.core.model.states import TERMINAL_RUN_STATES
+from orchestrator.core.model.states import TERMINAL_RUN_STATES, WorkerState
 from orchestrator.database.engine import Database
-from orchestrator.database.mapping import CHECKPOINTS, RUNS, table_of
+from orchestrator.database.mapping import CHECKPOINTS, RUNS, WORKERS, table_of
 from orchestrator.database.models import (
     FindingRow,
     JournalRow,
@@ -85,15 +85,17 @@ class _Part:
 
 
 async def ended_runs(database: Database, *, until: dt.datetime) -> list[str]:
-    """Ids of the runs that ended before `until`, the oldest first."""
+    """Ids of the runs that ended before `until` and have no worker left, the oldest first."""
     async with database.reading() as connection:
         return list((await connection.execute(_ended(until))).scalars())
 
 
 def _ended(until: dt.datetime) -> Select[Any]:
-    runs = RUNS.table.c
+    runs, workers = RUNS.table.c, WORKERS.table.c
     states = [state.value for state in TERMINAL_RUN_STATES]
-    query = select(runs.id).where(runs.state.in_(states), runs.ended_at < until)
+    # A worker that cannot be confirmed dead may still write, and is found by its files.
+    left = exists().where(workers.run == runs.id, workers.state != WorkerState.ENDED.value)
+    query = select(runs.id).where(runs.state.in_(states), runs.ended_at < until, not_(left))
     return query.order_by(runs.ended_at, runs.id)
 
 
