@@ -78,6 +78,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def _answer(status: int, kind: str, message: str, **facts: Any) -> JSONResponse:
+    # Names of files may hold bytes that are no text.
+    message = message.encode(errors="backslashreplace").decode()
     body = ProblemBody(error=Problem(kind=kind, message=message, **facts))
     headers = {"Retry-After": _RETRY_AFTER_SECONDS} if status == 503 else {}
     if status == 401:
@@ -120,9 +122,16 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     return _answer(error.status_code, kind, f"{request.method} {request.url.path}: {error.detail}")
 
 
+async def _defect(request: Request, _: Exception) -> JSONResponse:
+    # Starlette raises the exception again after this answer: the server logs it.
+    message = f"{request.method} {request.url.path}: an internal error, see the server's log"
+    return _answer(500, "internal", message)
+
+
 def install(app: FastAPI) -> None:
     """Register handlers that answer every error as JSON of the API."""
     app.add_exception_handler(BabysitError, _babysit_error)
     app.add_exception_handler(SpecError, _spec_error)
     app.add_exception_handler(RequestValidationError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _defect)

@@ -7,16 +7,19 @@ event loop and the memory of the server with a large body.
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from orchestrator.database.credentials import Token
-from orchestrator.errors import BabysitError
+from orchestrator.errors import BabysitError, InvalidError
 from orchestrator.server.context import CALLER, LOCAL, Context
 from orchestrator.server.error_responses import answer_to, too_large
 from orchestrator.server.sign_in import COOKIE
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -51,6 +54,10 @@ class Guard:
         body = await _body(scope, receive, most)
         if body is None:
             await too_large(most)(scope, _nothing, send)
+            return
+        if _has_half_characters(body):
+            halves = InvalidError("\\ud800 to \\udfff are halves of characters: send both")
+            await answer_to(halves)(scope, _nothing, send)
             return
         await self._app(scope, _replay(body, receive), send)
 
@@ -105,6 +112,19 @@ async def _body(scope: Message, receive: Receive, most: int) -> bytes | None:
         parts.append(part)
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             return b"".join(parts)
+
+
+def _has_half_characters(body: bytes) -> bool:
+    """True if JSON names half of a character, which no file, no database and no answer can hold."""
+    if _SURROGATE.search(body) is None:
+        return False
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):  # no JSON: the application says so
+        return False
+    return False
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -176,3 +176,68 @@ def test_a_link_and_a_session_end() -> None:
     assert sign_ins.caller(opened) is not None
     clock.advance(sign_in.SESSION_SECONDS)
     assert sign_ins.caller(opened) is None
+
+
+HEADERS = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"}
+MAINTENANCE = '{"nodes": ["node-1"], "reason": "x", "begins": "%s", "ends": "%s"}'
+_SPEC = '{"name": "a", "command": ["true"]}'
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "says"),
+    [
+        ("POST", "/runs", '{"base_directory": "/", "yaml": "name: \\ud800"}', "halves"),
+        ("POST", "/runs", '{"base_directory": "/", "spec": {"env": {"A": "x\\uDFFF"}}}', "halves"),
+        ("POST", "/nodes/node-1/cordon", '{"reason": "\\ud800 alone"}', "halves"),
+        ("POST", "/tokens", '{"name": "\\udc00\\ud800", "role": "viewer"}', "halves"),
+        (
+            "POST",
+            "/runs",
+            f'{{"spec": {_SPEC}, "base_directory": "/{"a" * 300}"}}',
+            "File name too long",
+        ),
+        ("POST", "/runs", f'{{"spec": {_SPEC}, "base_directory": "/{"a/" * 3000}"}}', "4096"),
+        (
+            "POST",
+            "/nodes/maintenance",
+            MAINTENANCE % ("0001-01-01T00:00:00+14:00", "2030-01-01T00:00:00Z"),
+            "years 1 to 9999",
+        ),
+        (
+            "POST",
+            "/nodes/maintenance",
+            MAINTENANCE % ("2030-01-01T00:00:00Z", "9999-12-31T23:59:00-14:00"),
+            "years 1 to 9999",
+        ),
+        ("PATCH", "/queues/q", '{"weights": {"p": NaN}}', "finite"),
+        ("PATCH", "/queues/q", '{"weights": {"p": 1e999}}', "finite"),
+        ("PATCH", "/queues/q", f'{{"gpus": 1{"0" * 30}}}', "1000000"),
+        ("PUT", "/spares", f'{{"spares": 1{"0" * 30}}}', "1000000"),
+    ],
+)
+def test_values_beyond_all_bounds_are_refused_in_words(
+    plane: Plane, method: str, path: str, body: str, says: str
+) -> None:
+    with httpx.Client(headers=HEADERS) as http:
+        got = http.request(method, f"{plane.url}/api/v1{path}", content=body)
+        assert (got.status_code, says in got.json()["error"]["message"]) == (422, True), got.text
+        assert "q" not in {queue["name"] for queue in http.get(f"{plane.url}/api/v1/queues").json()}
+
+
+def test_whole_characters_are_taken(plane: Plane) -> None:
+    body = '{"reason": "\\ud83d\\ude00 \\\\ud800"}'
+    with httpx.Client(headers=HEADERS) as http:
+        got = http.post(f"{plane.url}/api/v1/nodes/node-1/cordon", content=body)
+        assert got.json()["reason"] == "\N{GRINNING FACE} \\ud800"
+        http.post(f"{plane.url}/api/v1/nodes/node-1/uncordon", content=body)
+
+
+def test_a_defect_is_told_as_json(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(plane.context.controller.store, "queues", fails)
+    with httpx.Client(headers=HEADERS) as http:
+        got = http.get(f"{plane.url}/api/v1/queues")
+    assert (got.status_code, got.json()["error"]["kind"]) == (500, "internal")
+    assert "secret" not in got.text

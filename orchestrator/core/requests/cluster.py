@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from orchestrator.core.messages.events import (
@@ -43,8 +44,8 @@ def on_queue_changed(turn: Turn, event: QueueChanged) -> None:
             f"queue {quota.name} is in the cohort {quota.cohort}, so it needs a quota:"
             " add --gpus N, or leave the cohort with --cohort none"
         )
-    if any(weight <= 0 for weight in quota.weights.values()):
-        raise InvalidError(f"queue {quota.name}: expected weights above 0")
+    if not all(0 < weight < math.inf for weight in quota.weights.values()):
+        raise InvalidError(f"queue {quota.name}: expected weights above 0, and finite")
     known = turn.state.queues.get(quota.name) or Queue(name=quota.name)
     turn.put(dataclasses.replace(known, **dataclasses.asdict(quota)))
     turn.schedule_wanted = True

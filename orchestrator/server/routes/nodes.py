@@ -13,7 +13,7 @@ from orchestrator.core.messages.events import MaintenanceCancelled, MaintenanceP
 from orchestrator.core.model.entities import Node
 from orchestrator.core.views.build import check_node, node_view
 from orchestrator.core.views.models import NodeCheck, NodeView
-from orchestrator.errors import NotFoundError
+from orchestrator.errors import InvalidError, NotFoundError
 from orchestrator.server.context import AnywhereOperator, Context, HasContext, Viewer
 from orchestrator.server.run_queries import LIVE
 
@@ -105,8 +105,17 @@ async def cancel_maintenance(
 
 
 def _aware(time: dt.datetime) -> dt.datetime:
-    """The time in UTC; a time without a zone is taken for UTC."""
-    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
+    """The time in UTC; a time without a zone is taken for UTC.
+
+    Raises:
+        InvalidError: In UTC it is not in the years 1 to 9999.
+    """
+    try:
+        return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
+    except OverflowError as error:
+        raise InvalidError(
+            f"{time.isoformat()}: expected a time in the years 1 to 9999 in UTC"
+        ) from error
 
 
 @router.post("/{node}/{verb}")

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.spec import MOST
 from orchestrator.core.messages.events import QueueChanged, QueueRemoved, SparesChanged
 from orchestrator.core.model.entities import Queue
 from orchestrator.core.model.states import NodeState
@@ -21,6 +22,7 @@ from orchestrator.server.context import AnywhereOperator, Context, HasContext, V
 from orchestrator.server.run_queries import LIVE
 
 router = APIRouter(tags=["queues"])
+Number = Annotated[int, Field(ge=0, le=MOST)]
 QueueName = Annotated[str, InPath(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
 
 
@@ -29,17 +31,17 @@ class QuotaBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    gpus: int | None = Field(default=None, ge=0, description="Nominal quota; null: no limit.")
+    gpus: Number | None = Field(default=None, description="Nominal quota; null: no limit.")
     cohort: str | None = Field(default=None, description="Queues that lend each other.")
-    borrowing_limit: int | None = Field(default=None, ge=0, description="GPUs above nominal.")
-    lending_limit: int | None = Field(default=None, ge=0, description="GPUs that others borrow.")
+    borrowing_limit: Number | None = Field(default=None, description="GPUs above nominal.")
+    lending_limit: Number | None = Field(default=None, description="GPUs that others borrow.")
     weights: dict[str, float] = Field(default_factory=dict, description="Project: its share.")
 
 
 class SparesBody(BaseModel):
     """Idle nodes reserved for recoveries."""
 
-    spares: Annotated[int, Field(ge=0)] | Literal["auto"]
+    spares: Number | Literal["auto"]
 
 
 class Spares(SparesBody):

@@ -70,7 +70,8 @@ class Submission(BaseModel):
     yaml: str | None = Field(default=None, max_length=1_000_000)
     name: str = Field(default="run.yaml", description="The name of the file, for problems.")
     base_directory: str = Field(
-        description="Absolute: the directory of the spec file, for a relative workdir."
+        max_length=4096,
+        description="Absolute: the directory of the spec file, for a relative workdir.",
     )
     owner: str = ""
     environment: Environment | None = Field(
@@ -176,7 +177,10 @@ async def _submit(here: Context, caller: Token, run: str, body: Submission, read
 
 async def _checked(here: Context, body: Submission) -> _Read:
     read = functools.partial(_read, body, runs_here=here.controller.runs_here)
-    return await asyncio.get_running_loop().run_in_executor(here.spec_threads, read)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(here.spec_threads, read)
+    except OSError as error:  # a name that is too long, a directory that may not be searched
+        raise InvalidError(f"the spec names a file: {error.filename}: {error.strerror}") from error
 
 
 async def _store_environment(here: Context, run: str, environment: Environment) -> None:
