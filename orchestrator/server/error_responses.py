@@ -78,7 +78,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def _answer(status: int, kind: str, message: str, **facts: Any) -> JSONResponse:
-    # Names of files may hold bytes that are no text.
+    # File names may contain bytes that do not decode.
     message = message.encode(errors="backslashreplace").decode()
     body = ProblemBody(error=Problem(kind=kind, message=message, **facts))
     headers = {"Retry-After": _RETRY_AFTER_SECONDS} if status == 503 else {}

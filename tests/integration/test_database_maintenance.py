@@ -137,20 +137,18 @@ async def test_shards_of_deleted_checkpoints_go_also_of_a_live_run(database_url:
 async def test_a_run_with_a_worker_left_keeps_its_history(database_url: str) -> None:
     """Its worker cannot be confirmed dead, and is found by the files of the run."""
     await fill(database_url)
-    store = await SqlStore.open(database_url)
+    store, database = await SqlStore.open(database_url), Database(database_url)
     try:
-        left = worker("w9", state=WorkerState.LOST)
-        await store.commit(Batch(entities=[left]), epoch=1)
+        await store.commit(Batch(entities=[worker("w9", state=WorkerState.LOST)]), epoch=1)
         later = NOW + 2 * DAY
-        database = Database(database_url)
         assert await retention.ended_runs(database, until=later) == []
-        assert await prune(database_url, later, later, max_bytes=1) == Removed()
-        gone = worker("w9", state=WorkerState.ENDED)
-        await store.commit(Batch(entities=[gone]), epoch=1)
+        assert (await prune(database_url, later, later, max_bytes=1)).runs == 0
+        assert await store.sample_total(RUN) == 600
+        await store.commit(Batch(entities=[worker("w9", state=WorkerState.ENDED)]), epoch=1)
         assert await retention.ended_runs(database, until=later) == [RUN]
-        await database.close()
         assert (await prune(database_url, later, later)).runs == 1
     finally:
+        await database.close()
         await store.close()
 
 
