@@ -24,6 +24,7 @@ from ulid import ULID
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 
 from benchmarks.support.harness import last_line, median, table, workplace
+from benchmarks.support.running_controller import running_controller, until
 from jobs.clock import SystemClock
 from jobs.commands import AgentCommand
 from jobs.events import (
@@ -37,13 +38,10 @@ from jobs.events import (
     WorkerJoined,
 )
 from jobs.spec import RunSpec
-from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.settings import ControllerSettings
-from orchestrator.core.messages.events import NodeInfo, RunCancelled, RunSubmitted
+from orchestrator.core.messages.events import RunCancelled, RunSubmitted
 from orchestrator.database import schema
-from orchestrator.database.sql_store import SqlStore
 
 RUN = "run-of-many"
 GPUS = 8
@@ -96,32 +94,11 @@ def step(rank: int, number: int) -> RankSamples:
     )
 
 
-async def until(done: Callable[[], bool]) -> None:
-    while not done():  # noqa: ASYNC110 (what is waited for tells nobody)
-        await asyncio.sleep(0.005)
-
-
 async def measure(url: str, count: int) -> dict[str, float]:
     """Seconds of each phase, from the first report to the last one stored."""
-    clock = SystemClock()
     await schema.upgrade(url)
-    store = await SqlStore.open(url)
-    cluster = SimulatedCluster([NodeInfo(id=f"n{i:05d}", gpus=GPUS) for i in range(count)], clock)
-    controller = Controller(
-        store,
-        cluster,
-        clock,
-        settings=ControllerSettings(holder="benchmark", alone=True, worker_lost_seconds=3600.0),
-        agent_access=lambda _run, _worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
-    )
-    await controller.start()
-    await until(lambda: controller.is_leader and len(controller.state.nodes) == count)
-    try:
+    async with running_controller(url, count, GPUS) as (controller, cluster):
         return await phases(controller, cluster, count)
-    finally:
-        await controller.stop()
-        await cluster.close()
-        await store.close()
 
 
 def request(kind: type[Event], **fields: Any) -> Event:

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import datetime as dt
 import hashlib
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 from babysit.wire import Tier
 from benchmarks import controller as gang
 from benchmarks.support.harness import last_line, table, workplace
+from benchmarks.support.running_controller import running_controller, until
 from jobs.clock import SystemClock
 from jobs.commands import AgentCommand, DeleteCheckpoint, VerifyCheckpoint
 from jobs.events import (
@@ -41,14 +43,11 @@ from jobs.events import (
 )
 from jobs.shards import ShardFile, ShardReport
 from jobs.spec import RunSpec
-from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.settings import ControllerSettings
-from orchestrator.core.messages.events import NodeInfo, RunSubmitted
+from orchestrator.core.messages.events import RunSubmitted
 from orchestrator.database import retention, schema
 from orchestrator.database.engine import Database
-from orchestrator.database.sql_store import SqlStore
 
 GPUS = gang.GPUS
 SAVES_A_DAY = 48
@@ -134,14 +133,14 @@ async def bring_up(controller: Controller, cluster: SimulatedCluster, count: int
     )
     await controller.submit(gang.request(RunSubmitted, run=gang.RUN, spec=spec))
     workers = cluster.workers
-    await gang.until(lambda: sum(w.launch is not None for w in workers.values()) == count)
+    await until(lambda: sum(w.launch is not None for w in workers.values()) == count)
     agents = [SavingAgent(controller, name, worker.node) for name, worker in workers.items()]
     for agent in agents:
         await controller.attach(agent.worker, gang.RUN, agent)
     await asyncio.gather(
         *(a.report(0, WorkerJoined, node=a.node, address=a.node, port=1) for a in agents)
     )
-    await gang.until(lambda: gang.RUN in controller.state.attempts)
+    await until(lambda: gang.RUN in controller.state.attempts)
     seats = {seat.worker: seat for seat in controller.state.attempts[gang.RUN].seats}
     for agent in agents:
         agent.ranks = seats[agent.worker].ranks
@@ -158,46 +157,34 @@ async def measure(url: str, count: int, saves: int) -> dict[str, float]:
     """Bytes that one checkpoint and one sample leave behind."""
     clock = SystemClock()
     await schema.upgrade(url)
-    store = await SqlStore.open(url)
-    cluster = SimulatedCluster([NodeInfo(id=f"n{i:05d}", gpus=GPUS) for i in range(count)], clock)
-    controller = Controller(
-        store,
-        cluster,
-        clock,
-        settings=ControllerSettings(holder="benchmark", alone=True, worker_lost_seconds=3600.0),
-        agent_access=lambda _run, _worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
-    )
-    await controller.start()
-    await gang.until(lambda: controller.is_leader and len(controller.state.nodes) == count)
     database = Database(url)
-    try:
-        agents = await bring_up(controller, cluster, count)
-        first = next(agent for agent in agents if 0 in agent.ranks)
-        await _samples(first, 0)
-        before = await retention.used_bytes(database)
-        for number in range(1, 9):
-            await _samples(first, number)
-        sample = (await retention.used_bytes(database) - before) / (8 * SAMPLES)
-        await _save(controller, agents, 10_000)  # the first of them makes what stays one
-        sizes = []
-        for number in range(2, saves + 2):
-            await _save(controller, agents, 10_000 * number)
-            later = clock.now() + dt.timedelta(days=2)
-            await retention.prune(database, until=clock.now(), now=later)
-            sizes.append(await retention.used_bytes(database))
-        checkpoint = (sizes[-1] - sizes[len(sizes) // 2]) / (len(sizes) - 1 - len(sizes) // 2)
-        await asyncio.gather(*(agent.settle() for agent in agents))
-    finally:
-        await database.close()
-        await controller.stop()
-        await cluster.close()
-        await store.close()
+    async with running_controller(url, count, GPUS) as (controller, cluster):
+        try:
+            agents = await bring_up(controller, cluster, count)
+            first = next(agent for agent in agents if 0 in agent.ranks)
+            await _samples(first, 0)
+            before = await retention.used_bytes(database)
+            for number in range(1, 9):
+                await _samples(first, number)
+            sample = (await retention.used_bytes(database) - before) / (8 * SAMPLES)
+            await _save(controller, agents, 10_000)  # the first of them makes what stays one
+            sizes = []
+            for number in range(2, saves + 2):
+                await _save(controller, agents, 10_000 * number)
+                later = clock.now() + dt.timedelta(days=2)
+                await retention.prune(database, until=clock.now(), now=later)
+                sizes.append(await retention.used_bytes(database))
+            checkpoint = (sizes[-1] - sizes[len(sizes) // 2]) / (len(sizes) - 1 - len(sizes) // 2)
+            await asyncio.gather(*(agent.settle() for agent in agents))
+        finally:
+            await database.close()
     return {"checkpoint": checkpoint, "sample": sample, "rest": before}
 
 
 async def _samples(agent: SavingAgent, number: int) -> None:
     steps = list(range(number * SAMPLES + 1, (number + 1) * SAMPLES + 1))
-    noisy = [2.0 + hash((step, "loss")) % 1000 / 997 for step in steps]
+    noise = random.Random(number)
+    noisy = [noise.uniform(2.0, 3.0) for _ in steps]
     columns = gang.step(agent.rank, 1).model_dump() | {
         "step": steps,
         "batch": steps,
@@ -221,7 +208,7 @@ async def _save(controller: Controller, agents: list[Any], step: int) -> None:
     world = len(agents) * GPUS
     await asyncio.gather(*(agent.save(step, world) for agent in agents))
     key = next(key for key in controller.state.checkpoints if key.endswith(f"/{step}"))
-    await gang.until(
+    await until(
         lambda: (
             len(controller.state.checkpoints[key].checked_by) == len(agents)
             if key in controller.state.checkpoints

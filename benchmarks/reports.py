@@ -31,18 +31,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 
 from benchmarks import controller as gang
 from benchmarks.support.harness import last_line, median, table
+from benchmarks.support.running_controller import running_controller, until
 from jobs.clock import SystemClock
 from jobs.events import Event, RankExited, RanksStarted, Report, WorkerJoined
 from jobs.spec import RunSpec
 from monitors.failures import Failure, FailureClass
-from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.settings import ControllerSettings
-from orchestrator.core.messages.events import NodeInfo, RunSubmitted
+from orchestrator.core.messages.events import RunSubmitted
 from orchestrator.database import schema
 from orchestrator.database.engine import create_engine, database_url
-from orchestrator.database.sql_store import SqlStore
 from tests.postgres import PostgresServer
 
 NODES = 8
@@ -135,14 +133,14 @@ async def training(controller: Controller, cluster: SimulatedCluster, count: int
             }
         )
         await controller.submit(gang.request(RunSubmitted, run=f"run-{number}", spec=spec))
-    await gang.until(lambda: sum(w.launch is not None for w in cluster.workers.values()) == count)
+    await until(lambda: sum(w.launch is not None for w in cluster.workers.values()) == count)
     agents = [Agent(controller, w.run, name, w.node) for name, w in cluster.workers.items()]
     for agent in agents:
         await controller.attach(agent.worker, agent.run, agent)
     await asyncio.gather(
         *(a.report(a.event(WorkerJoined, 0, node=a.node, address=a.node, port=1)) for a in agents)
     )
-    await gang.until(lambda: len(controller.state.attempts) == count // NODES)
+    await until(lambda: len(controller.state.attempts) == count // NODES)
     for attempt in controller.state.attempts.values():
         for seat in attempt.seats:
             next(a for a in agents if a.worker == seat.worker).ranks = seat.ranks
@@ -208,26 +206,10 @@ async def measure(
     """The figures at one distance."""
     name = f"far_{trip * 1e6:.0f}"
     await fresh_database(server, name)
-    clock = SystemClock()
     async with far_away("127.0.0.1", server.port, trip) as port:
-        store = await SqlStore.open(server.url(name).replace(f":{server.port}/", f":{port}/"))
-        nodes = [NodeInfo(id=f"n{i:05d}", gpus=1) for i in range(count)]
-        cluster = SimulatedCluster(nodes, clock)
-        controller = Controller(
-            store,
-            cluster,
-            clock,
-            settings=ControllerSettings(holder="benchmark", worker_lost_seconds=3600.0),
-            agent_access=lambda _run, _worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
-        )
-        await controller.start()
-        await gang.until(lambda: controller.is_leader and len(controller.state.nodes) == count)
-        try:
+        url = server.url(name).replace(f":{server.port}/", f":{port}/")
+        async with running_controller(url, count, 1, alone=False) as (controller, cluster):
             return await load(controller, await training(controller, cluster, count), seconds)
-        finally:
-            await controller.stop()
-            await cluster.close()
-            await store.close()
 
 
 def main() -> None:
