@@ -12,7 +12,8 @@ import fnmatch
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -206,9 +207,14 @@ def read_sources(
     """
     found: dict[str, str] = {}
     problems: list[Problem] = []
-    for number, entry in enumerate(sources):
+    reads = [
+        (number, read)
+        for number, entry in enumerate(sources)
+        for read in _reads(entry, base_directory, shell)
+    ]
+    for number, read in reads:
         try:
-            found.update(_read(entry, base_directory, shell))
+            found.update(read())
         except OSError as error:
             message = f"{error.filename}: {error.strerror}"
             problems.append(where.problem(("env_from", number), message))
@@ -224,23 +230,31 @@ def read_sources(
     return found
 
 
-def _read(
+def _reads(
     entry: EnvironmentSource, base_directory: str | Path, shell: Mapping[str, str]
-) -> dict[str, str]:
+) -> Iterator[Callable[[], Mapping[str, str]]]:
+    """One reading for each thing that an entry names: everything missing is reported at once."""
     if entry.file is not None:
-        path = Path(base_directory, expand(entry.file, shell))
-        return parse_dotenv(_text(path), str(path))
-    found: dict[str, str] = {}
+        yield partial(_dotenv, entry.file, base_directory, shell)
     for pattern in entry.variables:
-        found.update(_chosen(pattern, shell))
+        yield partial(_chosen, pattern, shell)
     for name, reference in entry.secrets.items():
-        kind, _, what = reference.partition(":")
-        if kind == "env":
-            found[name] = _chosen(what, shell)[what]
-        else:
-            text = _text(Path(base_directory, expand(what, shell)))
-            found[name] = text.removesuffix("\n").removesuffix("\r")
-    return found
+        yield partial(_secret, name, reference, base_directory, shell)
+
+
+def _dotenv(file: str, base_directory: str | Path, shell: Mapping[str, str]) -> dict[str, str]:
+    path = Path(base_directory, expand(file, shell))
+    return parse_dotenv(_text(path), str(path))
+
+
+def _secret(
+    name: str, reference: str, base_directory: str | Path, shell: Mapping[str, str]
+) -> dict[str, str]:
+    kind, _, what = reference.partition(":")
+    if kind == "env":
+        return {name: _chosen(what, shell)[what]}
+    text = _text(Path(base_directory, expand(what, shell)))
+    return {name: text.removesuffix("\n").removesuffix("\r")}
 
 
 def _chosen(pattern: str, shell: Mapping[str, str]) -> dict[str, str]:

@@ -98,6 +98,13 @@ def expire(plane: Plane, secret: str) -> None:
     plane.store._tokens[id_] = dataclasses.replace(found, expires_at=found.created_at), stored
 
 
+def test_a_token_for_a_mistyped_queue_is_refused(plane: Plane) -> None:
+    with client(plane, SECRET) as admin:
+        made = admin.post("/tokens", json={"name": "ci", "queues": ["defualt"]})
+        assert made.status_code == 422
+        assert "no queue defualt; did you mean default?" in message(made)
+
+
 @pytest.mark.parametrize("scope", [{"projects": ["llm"]}, {"queues": ["research"]}])
 def test_a_token_with_a_scope(plane: Plane, tmp_path: Path, scope: dict[str, list[str]]) -> None:
     with client(plane, SECRET) as admin:

@@ -101,9 +101,10 @@ def test_files_variables_and_secrets_are_read_and_later_ones_win(tmp_path: Path)
 def test_what_cannot_be_read_is_told_by_place_and_name(tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("A=1\nno hush equals sign\n")
     with pytest.raises(SpecError) as caught:
-        sources(tmp_path, {"variables": ["NOWHERE"]}, {"file": "missing"})
+        sources(tmp_path, {"variables": ["NOWHERE", "NEVER"]}, {"file": "missing"})
     assert str(caught.value).splitlines() == [
         "run.yaml:4:5: env_from[0]: NOWHERE is not set in the environment of this shell",
+        "run.yaml:4:5: env_from[0]: NEVER is not set in the environment of this shell",
         f"run.yaml:5:5: env_from[1]: {tmp_path}/missing: No such file or directory",
     ]
     with pytest.raises(SpecError) as caught:

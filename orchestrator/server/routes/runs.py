@@ -168,7 +168,7 @@ async def _submit(here: Context, caller: Token, run: str, body: Submission, read
     await _store_environment(here, run, read.environment)
     try:
         with _placed(read.source):
-            _refuse_unknown_queue(here, spec)
+            refuse_unknown_queue(here, spec.queue)
             await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
     except (InvalidError, SpecError, ConflictError, NotLeaderError):  # nothing was changed
         here.environments.remove(run)
@@ -206,19 +206,19 @@ def _placed(source: Source) -> Iterator[None]:
         raise SpecError([source.problem(tuple(error.field.split(".")), message)]) from error
 
 
-def _refuse_unknown_queue(here: Context, spec: RunSpec) -> None:
-    """A mistyped queue would have no quota.
+def refuse_unknown_queue(here: Context, queue: str) -> None:
+    """Refuse a queue that is mistyped: it would have no quota, or a token for it no runs.
 
     Raises:
         InvalidError: The queue does not exist. The default queue always does.
     """
     known = {DEFAULT_QUEUE, *here.controller.state.queues}
-    if not here.controller.is_leader or spec.queue in known:
+    if not here.controller.is_leader or queue in known:
         return
-    near = difflib.get_close_matches(spec.queue, known, n=1)
+    near = difflib.get_close_matches(queue, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}."
     raise InvalidError(
-        f"no queue {spec.queue}; {hint} `babysit queues set {spec.queue} --gpus N` creates it",
+        f"no queue {queue}; {hint} `babysit queues set {queue} --gpus N` creates it",
         field="queue",
     )
 
@@ -305,7 +305,7 @@ async def dry_run(body: Submission, here: HasContext, caller: Operator) -> DryRu
     if not here.controller.is_leader:
         raise NotLeaderError("this server is not the leader: ask the leader, or try again soon")
     with _placed(read.source):
-        _refuse_unknown_queue(here, read.spec)
+        refuse_unknown_queue(here, read.spec.queue)
         tried = try_out(here.controller.state, read.spec, here.clock.now())
     needs = await _needs(here, read.spec)
     short = [need for need in needs if not need.ok]

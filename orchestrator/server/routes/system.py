@@ -15,7 +15,7 @@ from orchestrator.core.views.models import TokenView
 from orchestrator.database.credentials import Scope, Token
 from orchestrator.errors import ConflictError, InvalidError
 from orchestrator.server.context import Admin, AnywhereOperator, Context, HasContext, Viewer
-from orchestrator.server.routes.runs import Asked
+from orchestrator.server.routes.runs import Asked, refuse_unknown_queue
 from orchestrator.server.run_queries import LIVE
 from orchestrator.version import package_version
 
@@ -164,6 +164,8 @@ async def create_token(body: NewToken, here: HasContext, _: Admin) -> MadeToken:
     now = here.clock.now()
     if body.expires_at is not None and body.expires_at <= now:
         raise InvalidError(f"expires_at: expected a time to come, got {body.expires_at}")
+    for queue in body.queues:
+        refuse_unknown_queue(here, queue)
     token, secret = await here.store.create_token(
         body.name,
         body.role,
