@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.support.loss_rules import RULES
-from benchmarks.support.loss_series import KINDS, Act, Made, acts_of, judged
+from benchmarks.support.loss_series import KINDS
+from benchmarks.support.loss_verdicts import Act, Made, acts_of, judged
 
 OURS = "ours"
 _GAP_POINTS = 5

@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
-from benchmarks.support import loss_series
-from benchmarks.support.loss_series import KINDS, judged
+from benchmarks.support.loss_series import KINDS, slow_rise
+from benchmarks.support.loss_verdicts import acts_of, judged, sample_of
 from monitors.loss import LossMonitor, LossSettings
 
 MAKERS = [maker for makers in KINDS.values() for maker in makers]
@@ -18,14 +18,14 @@ MAKERS = [maker for makers in KINDS.values() for maker in makers]
 def test_a_series_of_each_kind_is_judged_rightly(maker):
     seed = zlib.crc32(maker.__name__.encode())
     made = maker(np.random.default_rng(seed))
-    acts = loss_series.acts_of(made)
+    acts = acts_of(made)
     assert judged(made, acts) == "right", acts
 
 
 def test_with_drift_off_a_ramp_is_left_alone():
-    made = loss_series.slow_rise(np.random.default_rng(1))
-    assert loss_series.acts_of(made)
-    assert not loss_series.acts_of(made, LossSettings(drift="off"))
+    made = slow_rise(np.random.default_rng(1))
+    assert acts_of(made)
+    assert not acts_of(made, LossSettings(drift="off"))
 
 
 def test_the_third_relapse_at_one_place_is_taken_for_the_datas_unless_it_grows():
@@ -42,7 +42,7 @@ def test_the_third_relapse_at_one_place_is_taken_for_the_datas_unless_it_grows()
             losses = base.copy()
             losses[150:170] *= height
             for step in range(1 if attempt == 1 else 101, 301):
-                sample = loss_series.sample_of(step, float(losses[step - 1]), attempt=attempt)
+                sample = sample_of(step, float(losses[step - 1]), attempt=attempt)
                 spikes = [f for f in monitor.observe(sample) if f.kind == "loss_spike"]
                 found += [f.attempt for f in spikes]
                 if spikes and attempt < 3:
@@ -64,7 +64,7 @@ def test_bursts_of_uneven_heights_that_come_when_due_are_known_the_third_time(se
     found = [
         finding.onset_step
         for step, loss in enumerate(losses, 1)
-        for finding in monitor.observe(loss_series.sample_of(step, float(loss)))
+        for finding in monitor.observe(sample_of(step, float(loss)))
         if finding.kind == "loss_spike"
     ]
     assert len(found) <= 2, found
@@ -80,7 +80,7 @@ def test_a_rise_that_is_due_and_stays_is_a_finding():
     found = [
         finding.onset_step
         for step, loss in enumerate(losses, 1)
-        for finding in monitor.observe(loss_series.sample_of(step, float(loss)))
+        for finding in monitor.observe(sample_of(step, float(loss)))
         if finding.kind == "loss_spike"
     ]
     assert any(1195 <= onset <= 1202 for onset in found), found

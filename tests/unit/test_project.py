@@ -17,7 +17,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("babysit", "monitors", "jobs", "orchestrator", "migrations")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(
+    file for folder in (*PACKAGES, "benchmarks") for file in (ROOT / folder).rglob("*.py")
+)
 
 PARTS = {"starlette": "fastapi", "pydantic-core": "pydantic"}
 """Distributions that belong to another one, whose versions they follow."""
