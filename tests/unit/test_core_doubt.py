@@ -6,10 +6,13 @@ import dataclasses
 
 import pytest
 
+from jobs.commands import RestoreCandidate, StartAttempt
+from jobs.events import RankRestored
 from monitors.failures import Failure, FailureClass
 from orchestrator.core.messages.events import RollbackAsked
 from orchestrator.core.model.entities import Checkpoint
 from orchestrator.core.model.states import RunState, Trust
+from orchestrator.core.policy import doubt
 from orchestrator.core.views.build import checkpoint_view
 from orchestrator.errors import ConflictError, InvalidError
 from tests.world import World, trained
@@ -87,6 +90,59 @@ def test_the_older_one_that_trains_on_proves_the_doubt_and_is_the_past_from_then
     world.die(last_step=31)
     world.settle()
     assert world.offered()[0] == (30, "directory")
+
+
+def loads(world: World, rank: int, offered: tuple[RestoreCandidate, ...], nth: int) -> None:
+    """A rank loads the nth checkpoint that it was offered, and could not read those before it."""
+    attempt = world.attempt()
+    world.do(
+        world.event(
+            RankRestored,
+            run="run-1",
+            worker=attempt.seats[rank].worker,
+            attempt=attempt.number,
+            rank=rank,
+            step=offered[nth].step,
+            checkpoint=offered[nth].id,
+            rejected=[{"id": c.id, "reason": "busy", "unreadable": True} for c in offered[:nth]],
+        )
+    )
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_ranks_that_loaded_different_steps_are_not_offered_the_newer_one_again(
+    order: tuple[int, int],
+) -> None:
+    """Whoever spoke first: the split is no evidence that acquits what it cast doubt on."""
+    world = trained(45)
+    world.remember(45)
+    world.restores = False
+    world.die(rank=1, last_step=45)
+    world.settle()
+    assert world.offered()[:3] == [(45, "memory"), (40, "directory"), (30, "directory")]
+    start = world.told("start_attempt")[-1].command
+    assert isinstance(start, StartAttempt)
+    for rank in order:
+        loads(world, rank, start.restore, nth=2 if rank == 1 else 0)
+    world.settle()
+    assert world.attempt().number == 3
+    assert world.offered()[0] == (40, "directory")
+    assert not any(c.acquitted for c in world.state.checkpoints_of("run-1"))
+    assert all(c.deaths == 0 for c in world.state.checkpoints_of("run-1"))
+
+
+@pytest.mark.parametrize("deleted", [30, 40])
+def test_a_deleted_checkpoint_is_no_evidence_whenever_it_is_forgotten(deleted: int) -> None:
+    world = crashed()
+    while world.attempt().start_step == 40:
+        dies_after_loading(world, CRASH)
+    known = world.state.checkpoints_of("run-1")
+    assert doubt.rule(world.attempt(), CRASH, known).acquit == (of_step(world, 40).id,)
+    left = [c for c in known if c.step != deleted]
+    gone = dataclasses.replace(of_step(world, deleted), deleted_at=world.now)
+    assert doubt.rule(world.attempt(), CRASH, [*left, gone]) == doubt.rule(
+        world.attempt(), CRASH, left
+    )
 
 
 def test_an_only_checkpoint_is_never_doubted() -> None:

@@ -24,6 +24,10 @@ ELSEWHERE_AFTER = 2
 DOUBTED_AFTER = 3
 """Deaths right after loading one checkpoint, the last one elsewhere, before it is doubted."""
 
+SPLIT = "restore mismatch"
+"""Signature of an attempt whose ranks loaded different steps. It doubts what they loaded by itself,
+and shows nothing of the state in it: no rank died of that."""
+
 _LOADABLE = frozenset({Trust.COMPLETE, Trust.VERIFIED, Trust.GOOD})
 
 
@@ -51,21 +55,23 @@ NOTHING = Ruling()
 def rule(attempt: Attempt, failure: Failure, checkpoints: Sequence[Checkpoint]) -> Ruling:
     """Judge the checkpoint that an attempt loaded by the failure that ended the attempt.
 
-    Says nothing of failures that no checkpoint can cause, of the user's own errors, and of attempts
-    that computed a step.
+    Says nothing of failures that no checkpoint can cause, of the user's own errors, of ranks that
+    loaded different steps, and of attempts that computed a step. Deleted checkpoints do not count.
     """
     suspect = remedies.FAILURES[failure.failure_class].suspects_checkpoint
-    loaded = next((c for c in checkpoints if c.id == attempt.restored), None)
-    if loaded is None or stepped(attempt) or not suspect or failure.cause is Cause.USER:
+    suspect = suspect and failure.signature != SPLIT and failure.cause is not Cause.USER
+    there = [c for c in checkpoints if c.deleted_at is None]
+    loaded = next((c for c in there if c.id == attempt.restored), None)
+    if loaded is None or stepped(attempt) or not suspect:
         return NOTHING
     deaths = loaded.deaths + 1
-    newer = tuple(c.id for c in checkpoints if c.doubted and c.step >= loaded.step)
+    newer = tuple(c.id for c in there if c.doubted and c.step >= loaded.step)
     if newer:  # the older one dies alike: it was not the newer one's fault
         return Ruling(loaded=loaded.id, deaths=deaths, acquit=newer)
     doubted = (
         deaths >= DOUBTED_AFTER
         and not loaded.acquitted
-        and has_older(loaded, checkpoints, only_good=False)
+        and has_older(loaded, there, only_good=False)
     )
     return Ruling(loaded=loaded.id, deaths=deaths, doubt=loaded.id if doubted else None)
 

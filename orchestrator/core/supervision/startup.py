@@ -20,6 +20,7 @@ from orchestrator.core.model import time_ledger
 from orchestrator.core.model.states import AttemptState, Trust
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.policy import doubt
 from orchestrator.core.supervision import failures
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
@@ -141,7 +142,7 @@ def _loaded(turn: Turn, event: GangRestored, rejections: tuple[str, ...] = ()) -
     failure = Failure(
         failure_class=FailureClass.CHECKPOINT_CORRUPT,
         reason=reason,
-        signature="restore mismatch",
+        signature=doubt.SPLIT,
         source=Evidence.BABYSIT,
     )
     failures.fail_attempt(turn, event.run, failure, failed_at=event.at, rank=ranks[0], node=None)
