@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from jobs.events import Event
 from orchestrator.core.machine import handle
-from orchestrator.core.messages.events import EVENT
+from orchestrator.core.messages.events import CHECKPOINT_REQUESTS, EVENT, IncidentChanged
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.model.entities import Checkpoint, Entity, Incident, Run
 from orchestrator.core.model.state import State
 from orchestrator.database.port import JournalEntry
 
@@ -39,15 +43,41 @@ def replay(journal: Sequence[JournalEntry]) -> State:
     for entry in journal:
         if entry.kind == "instruction":
             decided[str(entry.cause)].append(dict(entry.payload))
-    state = State()
+    again_decided = Replay()
     for entry in journal:
         if entry.kind != "event":
             continue
-        given = handle(state, EVENT.validate_python(dict(entry.payload)), entry.at)
-        state.take_changes()
-        state.forget()
+        given = again_decided.handle(EVENT.validate_python(dict(entry.payload)), entry.at)
         again = [instruction.model_dump(mode="json") for instruction in given]
         assert again == decided[entry.id], (
             f"{entry.name} at {entry.position} is decided otherwise:\n{again}\n{decided[entry.id]}"
         )
-    return state
+    return again_decided.state
+
+
+class Replay:
+    """A core that forgets what is over after each event, and is reminded as the controller does."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self._stored: dict[tuple[type, str], Entity] = {}
+
+    def handle(self, event: Event, now: dt.datetime) -> list[Instruction]:
+        """Have the core take one event."""
+        self._remind(event)
+        instructions = handle(self.state, event, now)
+        for entity in self.state.take_changes()[0]:
+            self._stored[type(entity), getattr(entity, "id", "")] = entity
+        self.state.forget()
+        return instructions
+
+    def _remind(self, event: Event) -> None:
+        if isinstance(event, IncidentChanged) and event.incident not in self.state.incidents:
+            incident = self._stored.get((Incident, event.incident))
+            if isinstance(incident, Incident):
+                self.state.recall(incident)
+        elif isinstance(event, CHECKPOINT_REQUESTS) and event.run not in self.state.runs:
+            run = self._stored.get((Run, event.run))
+            known = [c for c in self._stored.values() if isinstance(c, Checkpoint)]
+            if isinstance(run, Run):
+                self.state.recall_run(run, [c for c in known if c.run == event.run])

@@ -8,7 +8,7 @@ the silence of each agent from the moment it loads.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import structlog
 
@@ -20,7 +20,7 @@ from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.sample_buffer import SampleBuffer
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
-from orchestrator.core.model.entities import Run, Worker
+from orchestrator.core.model.entities import Entity, Run, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.policy import usage_history
 from orchestrator.database.port import Snapshot, Store, WorkerSamples
@@ -159,9 +159,18 @@ class LiveState:
         """The core's events in the samples of a report, to be asked for one at a time."""
         return SampleEvents(run, self.pipeline(run), report, self.events.make)
 
-    def forget(self) -> list[str]:
-        """Forget what is over, after it was stored; the ids of the workers among it."""
-        over = self.state.forget()
+    def kept(self, samples: WorkerSamples) -> WorkerSamples:
+        """The samples that are to be stored; all of them, where the run is not known any more."""
+        if samples.run not in self.state.runs and samples.run not in self._pipelines:
+            return samples
+        return self.pipeline(samples.run).kept.of(samples)
+
+    def forget(self, before: Iterable[Entity] = ()) -> list[str]:
+        """Forget what is over, after it was stored; the ids of the workers among it.
+
+        `before` is what the state has forgotten already, between the events of one transaction.
+        """
+        over = [*before, *self.state.forget()]
         ended = [entity.id for entity in over if isinstance(entity, Worker)]
         for worker in ended:
             self.contact.forget(worker)

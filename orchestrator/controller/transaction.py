@@ -30,7 +30,7 @@ from orchestrator.controller.turn_queue import ReportRequest
 from orchestrator.core.machine import handle
 from orchestrator.core.messages.events import EventSetAside, FindingRaised, SchedulingPassDue
 from orchestrator.core.messages.instructions import Instruction, Record
-from orchestrator.core.model.entities import Attempt
+from orchestrator.core.model.entities import Attempt, Entity
 from orchestrator.core.model.state import State
 from orchestrator.database.port import (
     Batch,
@@ -226,13 +226,20 @@ class TransactionRecord:
     instructions: list[Instruction] = dataclasses.field(default_factory=list)
     journal: list[JournalEntry] = dataclasses.field(default_factory=list)
     findings: list[FindingRecord] = dataclasses.field(default_factory=list)
+    over: list[Entity] = dataclasses.field(default_factory=list)
+    """Entities that the state has forgotten between the events."""
 
     def play(self, state: State, events: TransactionEvents, clock: Clock) -> None:
         """Have the core handle events one after the other, and write down what it decides.
 
-        A scheduling pass that changes nothing leaves no trace: it runs very often.
+        The state forgets what is over between two events, as it does between two transactions: what
+        the core decides must not depend on which events happened to arrive together, or the journal
+        would not replay. A scheduling pass that changes nothing leaves no trace: it runs very
+        often.
         """
-        while (event := events.next()) is not None:
+        for place, event in enumerate(iter(events.next, None)):
+            if place:
+                self.over.extend(state.forget())
             now = clock.now()
             decided = handle(state, event, now)
             if decided or state.changed or not isinstance(event, SchedulingPassDue):

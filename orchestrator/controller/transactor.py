@@ -33,7 +33,7 @@ from orchestrator.controller.transaction import (
 )
 from orchestrator.controller.turn_queue import ReportRequest, Request
 from orchestrator.core.messages.instructions import Instruction
-from orchestrator.database.port import Batch, Store, WorkerSamples
+from orchestrator.database.port import Batch, Store
 from orchestrator.errors import (
     ConflictError,
     InternalError,
@@ -128,7 +128,7 @@ class Transactor:
         # and what the next transaction finds must agree.
         self._live.set_aside.update(record.set_aside)
         self._dispatcher.dispatch(record.outbox)
-        for worker in self._live.forget():
+        for worker in self._live.forget(record.over):
             self._dispatcher.forget(worker)
         resolve([*work.buffered, *reports])
         return record.instructions
@@ -227,7 +227,7 @@ class Transactor:
     ) -> None:
         """Write a batch with samples and the sequences of reports; note these as stored."""
         sequences = newest_sequences(reports)
-        samples = [self._kept(each) for each in samples_of(sampled)]
+        samples = [self._live.kept(each) for each in samples_of(sampled)]
         batch = dataclasses.replace(
             batch, samples=[each for each in samples if each.ranks], sequences=sequences
         )
@@ -236,11 +236,6 @@ class Transactor:
         )
         here = self._live.state.workers
         self._live.sequences.update({w: s for w, s in sequences.items() if w in here})
-
-    def _kept(self, samples: WorkerSamples) -> WorkerSamples:
-        if samples.run not in self._live.state.runs:
-            return samples
-        return self._live.pipeline(samples.run).kept.of(samples)
 
     async def _recover(self, reports: Sequence[ReportRequest]) -> None:
         """Go back to what is stored after the core failed, which may have left a half turn.

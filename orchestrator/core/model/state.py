@@ -297,8 +297,9 @@ class State:
     def forget(self) -> list[Entity]:
         """Drop what is over and return it; the database keeps it.
 
-        Called between turns, after the changes were written: a crash in between loads it again, and
-        no more. Costs as much as has ended since the last call, not as much as there is.
+        Called between any two turns, so that no decision depends on how long what is over is
+        remembered. What it returns is written with the other changes: where that fails, the state
+        is loaded again. Costs as much as has ended since the last call, not as much as there is.
         """
         over, self._over = self._over, []
         for entity in over:
