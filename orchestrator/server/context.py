@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import hmac
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -23,7 +25,7 @@ from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
 from orchestrator.database.credentials import Token
 from orchestrator.database.port import Store
-from orchestrator.errors import BabysitError, PermissionDeniedError
+from orchestrator.errors import BabysitError, NotLeaderError, PermissionDeniedError
 from orchestrator.server.environments import Environments
 from orchestrator.server.sign_in import SignIns
 from orchestrator.settings import Settings
@@ -90,6 +92,8 @@ class Context:
         self.clock = clock
         self.settings = settings
         self.sign_ins = SignIns(clock)
+        self.submissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Held while a run is submitted, by the id of the run."""
         self.spec_threads = ThreadPoolExecutor(_SPEC_THREADS, "spec")
         """Threads that look at files of specs, apart from those that read logs."""
         self.requests = 0
@@ -104,6 +108,11 @@ class Context:
         """Submit an event in the name of the caller; the decision is stored when this returns."""
         event = kind(id=str(ULID()), at=self.clock.now(), actor=f"operator:{caller.name}", **fields)
         return await self.controller.submit(event)
+
+    def refuse_unless_leader(self) -> None:
+        """Raise NotLeaderError on a server that does not lead, before anything is done."""
+        if not self.controller.is_leader:
+            raise NotLeaderError("this server is not the leader: ask the leader, or try again soon")
 
     async def authenticate(self, secret: str | None, *, local: bool = False) -> Token:
         """The token behind a secret; without one, that of this user if the caller is `local`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Annotated
 
@@ -29,9 +30,19 @@ async def is_submitted(here: Context, run: str, spec: RunSpec) -> bool:
     """
     with contextlib.suppress(NotFoundError):
         before = await here.store.run(run)
-        if before.id == run and before.name != spec.name:
+        if before.id == run and _names(before.spec) != _names(spec):
             raise ConflictError(
                 f"the key {run} belongs to the run {before.name}: send another Idempotency-Key"
             )
         return before.id == run
     return False
+
+
+def _names(spec: RunSpec) -> tuple[str, str, str]:
+    """The name of a run, and the two names that tokens are limited to."""
+    return spec.name, spec.project, spec.queue
+
+
+def one_at_a_time(here: Context, run: str) -> asyncio.Lock:
+    """A lock for the submission of one run, which its client may send again meanwhile."""
+    return here.submissions.setdefault(run, asyncio.Lock())

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from ulid import ULID
 
+from jobs.environment import Environment
+from jobs.events import Event
 from orchestrator.cli import submission
+from orchestrator.core.messages.instructions import Instruction
+from orchestrator.errors import NotLeaderError
+from orchestrator.server.routes import runs
 from tests.cli import babysit, connect, data
 from tests.plane import SECRET, Plane
 
@@ -136,3 +146,74 @@ def test_the_variables_that_stay_are_named_once(
     assert "SSH_TTY" not in said
     assert "MASTER_ADDR" not in said
     assert "BABYSIT_HOME" not in said
+
+
+def _away(tmp_path: Path) -> dict[str, object]:
+    spec = {"name": "away", "command": ["true"]}
+    return {"spec": spec, "base_directory": str(tmp_path), "environment": {"named": {"A": "1"}}}
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {SECRET}", "Idempotency-Key": key}
+
+
+def test_a_submission_sent_twice_at_once_is_one_run(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, writes, both_read = str(ULID()), [], threading.Barrier(2)
+    write, checked = plane.context.environments.write, runs._checked
+
+    async def read(*arguments: Any) -> Any:
+        found = await checked(*arguments)
+        await asyncio.to_thread(both_read.wait, 30)
+        return found
+
+    def counted(run: str, environment: Environment) -> None:
+        writes.append(run)
+        write(run, environment)
+
+    monkeypatch.setattr(runs, "_checked", read)
+    monkeypatch.setattr(plane.context.environments, "write", counted)
+    with ThreadPoolExecutor() as threads:
+        sent = [
+            threads.submit(
+                httpx.post, f"{plane.url}/api/v1/runs", json=_away(tmp_path), headers=_headers(key)
+            )
+            for _ in range(2)
+        ]
+        answers = [each.result() for each in sent]
+    assert [(each.status_code, each.json()["id"]) for each in answers] == [(201, key)] * 2
+    assert writes == [key]
+    babysit("cancel", key)
+
+
+def test_a_run_that_may_be_stored_keeps_its_environment(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader steps down after it has stored the run, and before it can say so."""
+    key, submit = str(ULID()), plane.controller.submit
+
+    async def steps_down(event: Event) -> list[Instruction]:
+        await submit(event)
+        raise NotLeaderError("this server is stopping")
+
+    monkeypatch.setattr(plane.controller, "submit", steps_down)
+    url, body = f"{plane.url}/api/v1/runs", _away(tmp_path)
+    assert httpx.post(url, json=body, headers=_headers(key)).status_code == 503
+    assert stored(plane)[key]["named"] == {"A": "1"}
+    assert httpx.post(url, json=body, headers=_headers(key)).json()["id"] == key
+    other = {**body, "spec": {"name": "away", "command": ["true"], "project": "other"}}
+    assert httpx.post(url, json=other, headers=_headers(key)).status_code == 409
+    monkeypatch.undo()
+
+
+def test_a_server_that_does_not_lead_stores_nothing(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stored(plane)
+    monkeypatch.setattr(type(plane.controller), "is_leader", False)
+    answer = httpx.post(
+        f"{plane.url}/api/v1/runs", json=_away(tmp_path), headers=_headers(str(ULID()))
+    )
+    assert answer.json()["error"]["kind"] == "not_leader"
+    assert stored(plane) == before

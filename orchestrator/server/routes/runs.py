@@ -46,14 +46,9 @@ from orchestrator.core.views.models import (
     SubmittedView,
 )
 from orchestrator.database.credentials import Token
-from orchestrator.errors import (
-    ConflictError,
-    InvalidError,
-    NotLeaderError,
-    TemporaryError,
-)
+from orchestrator.errors import ConflictError, InvalidError, TemporaryError
 from orchestrator.server.context import Context, HasContext, Operator, TheRun, Viewer, permit
-from orchestrator.server.idempotency import Key, is_submitted
+from orchestrator.server.idempotency import Key, is_submitted, one_at_a_time
 from orchestrator.server.run_queries import detail, line, lines
 
 _FOR_A_SHELL = re.compile(r"~(/|$)|\$(\w+|\{\w+\})(/|$)")
@@ -155,8 +150,9 @@ async def submit(
     read = await _checked(here, body)
     spec, run = read.spec, key or str(ULID())
     permit(caller, spec)
-    if key is None or not await is_submitted(here, key, spec):
-        await _submit(here, caller, run, body, read)
+    async with one_at_a_time(here, run):
+        if key is None or not await is_submitted(here, key, spec):
+            await _submit(here, caller, run, body, read)
     view = await line(here, await here.store.run(run))
     short = [need for need in await _needs(here, spec) if not need.ok]
     notes = [*_notes(here, read), *_room_notes(read, short)]
@@ -165,12 +161,14 @@ async def submit(
 
 async def _submit(here: Context, caller: Token, run: str, body: Submission, read: _Read) -> None:
     spec, owner = read.spec, body.owner or read.spec.owner or caller.name
+    here.refuse_unless_leader()
     await _store_environment(here, run, read.environment)
     try:
         with _placed(read.source):
             refuse_unknown_queue(here, spec.queue)
             await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
-    except (InvalidError, SpecError, ConflictError, NotLeaderError):  # nothing was changed
+    except (InvalidError, SpecError, ConflictError):  # nothing was changed
+        # But a run that was asked of a leader which then stepped down may be stored.
         here.environments.remove(run)
         raise
 
@@ -302,8 +300,7 @@ async def dry_run(body: Submission, here: HasContext, caller: Operator) -> DryRu
     """
     read = await _checked(here, body)
     permit(caller, read.spec)
-    if not here.controller.is_leader:
-        raise NotLeaderError("this server is not the leader: ask the leader, or try again soon")
+    here.refuse_unless_leader()
     with _placed(read.source):
         refuse_unknown_queue(here, read.spec.queue)
         tried = try_out(here.controller.state, read.spec, here.clock.now())
