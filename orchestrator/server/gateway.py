@@ -27,10 +27,11 @@ from jobs.events import Hello
 from jobs.frames import FrameError, decode, encode
 from orchestrator.controller.controller import Controller
 from orchestrator.errors import (
+    ConflictError,
     LeadershipLostError,
     NotFoundError,
-    NotLeaderError,
     PermissionDeniedError,
+    TemporaryError,
 )
 from orchestrator.server.agent_reports import ReportReader
 
@@ -179,7 +180,7 @@ async def serve_agent(socket: AgentSocket, controller: Controller, tokens: Worke
     except (FrameError, ValidationError) as error:
         _log.warning("bad frame", error=str(error))
         await socket.close(BAD_FRAME, "bad frame")
-    except (NotLeaderError, LeadershipLostError):
+    except (TemporaryError, LeadershipLostError):
         await _redirect(socket, controller)
 
 
@@ -203,8 +204,9 @@ async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerToke
             await _refuse_protocol(socket, controller, hello)
             return
         last = await controller.attach(hello.worker, hello.run, link)
-    except PermissionDeniedError as error:
-        # Not ours to fence: training must not die because a server has the wrong key.
+    except (PermissionDeniedError, ConflictError) as error:
+        # Not ours to fence: training must not die because a server has the wrong key, or a
+        # database from before the run.
         await _refuse(socket, str(error), fenced=False)
         return
     except NotFoundError as error:

@@ -16,10 +16,11 @@ from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.leader_election import ControllerSettings
-from orchestrator.core.model.entities import Worker
+from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.model.entities import Run, Worker
 from orchestrator.core.model.states import WorkerState
 from orchestrator.core.views.build import node_view
-from orchestrator.errors import NotLeaderError
+from orchestrator.errors import DatabaseUnavailableError, NotLeaderError
 from orchestrator.server.agent_reports import ReportReader
 from orchestrator.server.gateway import (
     BAD_FRAME,
@@ -200,6 +201,46 @@ async def test_an_agent_of_another_protocol_is_refused_and_people_see_why(
     assert f"protocol {protocol}" in view.refused[0]
     journal = await harness.store.journal(limit=10_000)
     assert sum(entry.name == "notify" for entry in journal) == 1, "once, however often it asks"
+    await harness.kill()
+
+
+@pytest.mark.parametrize(("run", "fenced"), [("01JAFTERTHEBACKUP000000000", False), (None, True)])
+async def test_only_a_run_that_the_database_has_lost_goes_on_without_it(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, run: str | None, *, fenced: bool
+) -> None:
+    """A token of ours for a run that is not stored: the database is from before the run."""
+    told: list[Notify] = []
+    outcomes = [OSError("away"), None, None]
+
+    async def notify(notice: Notify) -> None:
+        told.append(notice)
+        if error := outcomes.pop(0):
+            raise error
+
+    monkeypatch.setattr(harness.controller._notifier, "notify", notify)
+    (agent,) = harness.agents.values()
+    hello = HELLO.model_copy(update={"worker": "01JWORKER", "run": run or agent.run})
+    for _ in range(3):
+        script = Script([encode("hello", hello)])
+        script.authorization = f"Bearer {TOKENS.make(hello.run, hello.worker)}"
+        await serve_agent(script, harness.controller, TOKENS)
+        assert script.closed == REFUSED
+        assert script.heard[0][1]["fenced"] is fenced
+    assert len(told) == (0 if fenced else 2), "until it is delivered, and never again"
+    await harness.kill()
+
+
+async def test_an_agent_is_not_judged_while_the_database_is_away(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: str) -> Run:
+        raise DatabaseUnavailableError("away")
+
+    monkeypatch.setattr(harness.controller.store, "run", away)
+    script = Script([encode("hello", HELLO)])
+    script.authorization = f"Bearer {TOKENS.make(HELLO.run, HELLO.worker)}"
+    await serve_agent(script, harness.controller, TOKENS)
+    assert (script.closed, script.heard) == (TRY_AGAIN_LATER, [])
     await harness.kill()
 
 
