@@ -37,7 +37,7 @@ async def backup(url: str, path: Path) -> None:
 
     Raises:
         ConflictError: The file exists already, or `pg_dump` is not installed.
-        InvalidError: The database is in memory.
+        InvalidError: The database is in memory, or the file cannot be written.
         DatabaseUnavailableError: The database could not be read.
     """
     parsed = database_url(url)
@@ -50,6 +50,10 @@ async def backup(url: str, path: Path) -> None:
         # Specs, with their `env`, and the key that signs worker tokens are in it.
         partial.unlink(missing_ok=True)
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror}; name a file in another directory"
+        raise InvalidError(message) from error
+    try:
         if is_sqlite(parsed):
             await asyncio.to_thread(_copy_sqlite, parsed, partial)
         else:

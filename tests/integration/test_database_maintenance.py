@@ -400,6 +400,9 @@ async def test_backups_that_cannot_be_made_leave_nothing(
         await maintenance.backup(f"sqlite:///{tmp_path}/nothing.db", target)
     with pytest.raises(InvalidError, match="memory"):
         await maintenance.backup("sqlite://", target)
+    for elsewhere in (tmp_path / "missing" / "dump", Path("/dev/null/dump")):
+        with pytest.raises(InvalidError, match=f"{elsewhere} cannot be written"):
+            await maintenance.backup(postgres_url, elsewhere)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConflictError, match="pg_dump is not installed"):
         await maintenance.backup(postgres_url, target)
