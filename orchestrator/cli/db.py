@@ -30,7 +30,7 @@ from orchestrator.server.housekeeping import Tidied, tidy
 from orchestrator.server.process import AlreadyRunningError, only_one
 from orchestrator.settings import Settings
 
-database = typer.Typer(no_args_is_help=True, help="The run database: its schema, and backups.")
+database = typer.Typer(no_args_is_help=True, help="The run database: schema, backups, retention.")
 
 
 T = TypeVar("T")

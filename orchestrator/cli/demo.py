@@ -66,7 +66,11 @@ def demo(
     if importlib.util.find_spec("torch") is None:
         raise CliError("the demo needs torch: pip install 'babysit[torch]'", ExitCode.USAGE)
     output = output.absolute()
-    job = _prepare(output, keep=keep)
+    try:
+        job = _prepare(output, keep=keep)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CliError(f"--output {output}: cannot be written: {reason}", ExitCode.USAGE) from error
     outer = session(ctx)
     settings = outer.settings.model_copy(
         update={"home": output / "home", "server": None, "token": None, "idle_exit_seconds": 20.0}

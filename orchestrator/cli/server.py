@@ -19,7 +19,8 @@ from orchestrator.cli.output import (
     say,
 )
 from orchestrator.cli.paths import path
-from orchestrator.cli.session import session
+from orchestrator.cli.session import Session, session
+from orchestrator.private_home import fault
 from orchestrator.server.server_file import is_alive, read_record
 
 server = typer.Typer()
@@ -67,11 +68,8 @@ def status(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
         babysit server status
     """
     here = session(ctx)
-    if here.settings.server is None and embedded.find(here.settings, here.clock) is None:
-        raise UnreachableError(
-            f"no server of {here.settings.home} is running;"
-            " the next command that needs one starts it"
-        )
+    if here.settings.server is None:
+        _require_running(here)
     record = read_record(here.settings.server_file) if here.settings.server is None else None
     port = {"port_url": record.port_url or None} if record else {}
     info = {"url": here.api.url, **port, **here.api.get(path("info"))}
@@ -79,6 +77,20 @@ def status(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
         put(_page(info))
     else:
         emit(info, [], form, name="url")
+
+
+def _require_running(here: Session) -> None:
+    home = here.settings.home
+    try:
+        if api := embedded.find(here.settings, here.clock):
+            api.close()
+            return
+        unsafe = fault(home)
+    except OSError as error:
+        message = f"cannot use {home}: {error.strerror}; set BABYSIT_HOME"
+        raise UnreachableError(message) from error
+    starts = f"no server of {home} is running; the next command that needs one starts it"
+    raise UnreachableError(unsafe or starts)
 
 
 def _page(info: dict[str, Any]) -> str:

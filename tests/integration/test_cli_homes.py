@@ -22,7 +22,7 @@ from orchestrator.server.server_file import (
 from orchestrator.settings import Settings
 from tests.cli import babysit
 
-REFUSED, UNREACHABLE = 4, 6
+USAGE, REFUSED, UNREACHABLE = 2, 4, 6
 
 
 @pytest.fixture
@@ -89,8 +89,19 @@ def test_a_home_that_others_can_enter_is_not_used(home: Path) -> None:
     assert f"chmod 700 {home}" in result.stderr
     assert not (home / "server.json").exists(), "no server was started"
     assert "chmod 700" in babysit("doctor").stdout
+    assert "chmod 700" in babysit("server", "status").stderr, "not: the next command starts it"
     assert babysit("db", "upgrade").exit_code == REFUSED
     home.chmod(0o700)
+
+
+def test_a_home_that_cannot_be_is_not_promised_a_server(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BABYSIT_HOME", "/dev/null/home")
+    status = babysit("server", "status")
+    assert (status.exit_code, "set BABYSIT_HOME" in status.stderr) == (UNREACHABLE, True)
+    demo = babysit("demo", "--output", "/dev/null/demo")
+    assert (demo.exit_code, "--output /dev/null/demo: cannot be" in demo.stderr) == (USAGE, True)
 
 
 def test_a_server_gets_no_token_from_its_caller(
