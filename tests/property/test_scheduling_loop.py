@@ -1,6 +1,6 @@
-"""Passes that follow each other on a cluster where what they say happens: nobody starves.
+"""Consecutive passes on a cluster that carries their plans out: no run starves.
 
-Runs start, end, are asked to leave and come back. Time is virtual.
+Runs start, end, are preempted and start again. Time is virtual.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.spec import Priority, Resources
+from jobs.spec import Priority
 from orchestrator.core.scheduling import (
     Demand,
     Holding,
@@ -27,10 +27,10 @@ from orchestrator.core.scheduling import (
     plan,
 )
 from orchestrator.core.scheduling.types import PRIORITY_RANK
+from tests.unit.test_scheduling_plan import NOW, demand, holding
 
-NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 GRACE = 30.0
-"""Seconds that who is asked to leave takes at most."""
+"""Seconds that a preempted run takes to leave."""
 NODES = [
     NodeCapacity(node=f"n{i}", gpus=8, cpus=64, labels={"rack": str(i // 4)}) for i in range(8)
 ]
@@ -38,20 +38,20 @@ NODES = [
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What somebody submits."""
+    """A run that somebody submits."""
 
     nodes: int
     gpus: int = 8
     seconds: float
     """How long it runs in all, over all its attempts."""
     limited: bool = True
-    """It has said how long, as its max_runtime."""
+    """True if its max_runtime says how long."""
     priority: Priority = Priority.NORMAL
     queue: str = "default"
     project: str = "p"
     pack: str = "any"
     surplus: int = 0
-    """Nodes that it can go without, of those it asks for."""
+    """Nodes above its minimum, of those that it requests."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,7 +94,7 @@ class Cluster:
         self.schedule()
 
     def advance(self, seconds: float) -> None:
-        """Runs end, and who was asked has left; a pass after each."""
+        """Runs end, and preempted runs leave; a pass follows each."""
         end = self.now + dt.timedelta(seconds=seconds)
         while self._events and self._events[0][0] <= end:
             self.now, turn, run = heapq.heappop(self._events)
@@ -106,7 +106,7 @@ class Cluster:
         self.now = end
 
     def _gone(self, turn: int) -> None:
-        """Whoever was asked has saved and left; it waits again, unless it only shrank."""
+        """A preempted run has saved and left; it waits again, unless it only shrank."""
         for entry in [e for e in self.leaving if e[0] <= self.now]:
             self.leaving.remove(entry)
             _, run, _, whole = entry
@@ -132,15 +132,15 @@ class Cluster:
             if (until := outcome.claims[run].until) is not None:
                 self.promised[run] = max(self.promised[run], until)
                 self.told.add(run)
-        for run, demand in self.waiting.items():
-            self.waiting[run] = dataclasses.replace(demand, claim=outcome.claims.get(run))
+        for run, waits in self.waiting.items():
+            self.waiting[run] = dataclasses.replace(waits, claim=outcome.claims.get(run))
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
             table=self.table,
             holdings=[
                 *(each.holding for each in self.running.values()),
-                *(holding for _, _, holding, _ in self.leaving),
+                *(held for _, _, held, _ in self.leaving),
             ],
             demands=list(self.waiting.values()),
             quotas=self.quotas,
@@ -148,14 +148,14 @@ class Cluster:
         )
 
     def _check(self, outcome: Plan) -> None:
-        """No node bears too much, and who had others leave is the one that gets their nodes."""
+        """No node is overcommitted, and the run that preempted others gets their nodes."""
         used: Counter[str] = Counter()
-        for holding in self.snapshot().holdings:
-            used.update(dict.fromkeys(holding.nodes, holding.need.gpus_per_node))
+        for held in self.snapshot().holdings:
+            used.update(dict.fromkeys(held.nodes, held.need.gpus_per_node))
         for run, nodes in outcome.placements.items():
             used.update(dict.fromkeys(nodes, self.jobs[run].gpus))
         assert all(gpus <= 8 for gpus in used.values())
-        away = {node for _, _, holding, _ in self.leaving for node in holding.nodes}
+        away = {node for _, _, held, _ in self.leaving for node in held.nodes}
         for run, nodes_ in self.expecting.items():
             limited = any(quota.name == self.jobs[run].queue for quota in self.quotas)
             if not (away if limited else nodes_ & away) and run in self.waiting:
@@ -175,18 +175,19 @@ class Cluster:
 
     def _busy(self) -> set[str]:
         return {node for each in self.running.values() for node in each.holding.nodes} | {
-            node for _, _, holding, _ in self.leaving for node in holding.nodes
+            node for _, _, held, _ in self.leaving for node in held.nodes
         }
 
     def _start(self, run: str, nodes: tuple[str, ...]) -> None:
-        job, demand = self.jobs[run], self.waiting.pop(run)
+        job = self.jobs[run]
+        del self.waiting[run]
         ends = self.now + dt.timedelta(seconds=self.left[run])
         self._turns += 1
         self.running[run] = Running(
-            Holding(
-                run=run,
-                need=demand.need,
-                nodes=nodes,
+            holding(
+                run,
+                *nodes,
+                gpus=job.gpus,
                 queue=job.queue,
                 project=job.project,
                 priority=job.priority,
@@ -202,7 +203,7 @@ class Cluster:
         heapq.heappush(self._events, (ends, self._turns, run))
 
     def _leave(self, run: str, nodes: tuple[str, ...]) -> None:
-        """It is asked to; a surplus is given up while the rest goes on."""
+        """Preempt a run; one that only shrinks continues on its other nodes."""
         running = self.running[run]
         whole = set(nodes) == set(running.holding.nodes)
         gone = self.now + dt.timedelta(seconds=GRACE)
@@ -221,11 +222,10 @@ class Cluster:
 
     def _demand(self, run: str, at: dt.datetime) -> Demand:
         job = self.jobs[run]
-        return Demand(
-            run=run,
-            name=run,
-            need=Resources(nodes=job.nodes, gpus_per_node=job.gpus),
-            nodes=job.nodes,
+        return demand(
+            run,
+            job.nodes,
+            job.gpus,
             queue=job.queue,
             project=job.project,
             priority=job.priority,

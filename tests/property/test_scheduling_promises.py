@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.spec import Priority, Resources
+from jobs.spec import Priority
 from orchestrator.core.scheduling import (
     Claim,
     Demand,
@@ -28,8 +28,8 @@ from orchestrator.core.scheduling import (
 )
 from orchestrator.core.scheduling.backfill import UNKNOWN_SECONDS
 from orchestrator.core.scheduling.types import PRIORITY_RANK
+from tests.unit.test_scheduling_plan import NOW, demand, holding
 
-NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 GRACE = 30.0
 OVERDUE = 90.0
 """Seconds after which a victim that hangs is no longer counted on (`snapshot.OVERDUE_SECONDS`)."""
@@ -192,23 +192,22 @@ class Cluster:
         )
 
     def _holding(self, run: str, job: Job, nodes: tuple[str, ...], **fields: object) -> Holding:
-        return Holding(
-            run=run,
-            need=Resources(nodes=job.nodes, gpus_per_node=job.gpus),
-            nodes=nodes,
+        return holding(
+            run,
+            *nodes,
+            gpus=job.gpus,
             queue=job.queue,
             project=job.project,
             priority=job.priority,
             lost_gpu_seconds=60.0,
-            **fields,  # type: ignore[arg-type]  # fields of Holding
+            **fields,
         )
 
     def _demand(self, run: str, job: Job, at: dt.datetime, claim: Claim | None) -> Demand:
-        return Demand(
-            run=run,
-            name=run,
-            need=Resources(nodes=job.nodes, gpus_per_node=job.gpus),
-            nodes=job.nodes,
+        return demand(
+            run,
+            job.nodes,
+            job.gpus,
             queue=job.queue,
             project=job.project,
             priority=job.priority,

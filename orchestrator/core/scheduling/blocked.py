@@ -62,7 +62,7 @@ class Blocked:
         snapshot: Snapshot,
     ) -> None:
         self._grace = dt.timedelta(seconds=snapshot.grace_seconds)
-        claims = sum(bool(demand.claim and demand.claim.nodes) for demand in snapshot.demands)
+        claims = sum(demand.reserved for demand in snapshot.demands)
         self._table, self._eligible, self._now = free.table, eligible, now
         self._forecast = Forecast(free, Departures(free.table, holdings, now), eligible, now)
         self._evictable_at = min(
@@ -95,18 +95,18 @@ class Blocked:
 
     def gets_reservation(self, demand: Demand) -> bool:
         """True if the run has a claim, or is the first that waits for just these nodes."""
-        if demand.claim is not None and demand.claim.nodes:
-            return True
-        first = not self._pools or self._new > 0
-        gets = first and self.pool(demand) not in self._pools
-        self._new -= gets
+        gets = self._may_reserve(demand)
+        self._new -= gets and not demand.reserved
         return gets
+
+    def _may_reserve(self, demand: Demand) -> bool:
+        if demand.reserved:
+            return True
+        return (not self._pools or self._new > 0) and self.pool(demand) not in self._pools
 
     def starts_within(self, demand: Demand) -> float:
         """Seconds until ends that are known let the run start, if it may reserve; else infinite."""
-        claimed = demand.claim is not None and bool(demand.claim.nodes)
-        first = not self._pools or self._new > 0
-        if not claimed and not (first and self.pool(demand) not in self._pools):
+        if not self._may_reserve(demand):
             return math.inf  # others could take what it waits for
         return self._forecast.starts_at(demand) - self._now.timestamp()
 

@@ -93,8 +93,8 @@ def in_order(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> Ite
     """
     classes: dict[tuple[int, bool, bool], list[Demand]] = defaultdict(list)
     for demand in demands:
-        claimed = demand.claim is not None and bool(demand.claim.nodes)
-        classes[PRIORITY_RANK[demand.priority], not demand.recovers, not claimed].append(demand)
+        key = PRIORITY_RANK[demand.priority], not demand.recovers, not demand.reserved
+        classes[key].append(demand)
     # A generator, because the order depends on what the caller charges between two demands.
     for key in sorted(classes):
         *_, by_share = key

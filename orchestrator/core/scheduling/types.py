@@ -103,6 +103,11 @@ class Demand:
         return self.nodes * accounted_gpus(self.need)
 
     @property
+    def reserved(self) -> bool:
+        """True if the run has a reservation from an earlier pass."""
+        return self.claim is not None and bool(self.claim.nodes)
+
+    @property
     def gang(self) -> int:
         """Nodes of the complete gang: held and missing."""
         return self.nodes + len(self.keeps)
