@@ -100,6 +100,7 @@ class Share:
         self.step, self.phase = 0, Phase.STARTING
         self.beat = agent.clock.now().timestamp()
         self._dead = asyncio.Event()
+        self._saving: list[asyncio.Event] = []
 
     def moved(self, phase: Phase, step: int | None = None) -> None:
         """The ranks show progress: their heartbeat moves."""
@@ -154,6 +155,8 @@ class Share:
     async def finish(self, *, well: bool) -> None:
         """The script ends: after its last step (`well`), or as it was asked to."""
         self.moved(Phase.FINISHED)
+        for saved in tuple(self._saving):
+            await saved.wait()  # a rank that ends in order ends its saves first
         for rank in self.ranks:
             await self.agent.clock.sleep(self.agent.rng.uniform(0.01, 1.0))
             if not self.alive:
@@ -170,18 +173,26 @@ class Share:
         fields = {"rank": rank, "code": code, "failure": failure, "last_step": self.step}
         self.agent.say(self.attempt, RankExited, **fields)
 
-    async def save(self, rank: int, step: int, batch: int) -> None:
-        """In the background: hashed, then renamed, then reported."""
+    def save(self, rank: int, step: int, batch: int) -> None:
+        """Begin a save in the background: hashed, then renamed, then reported."""
+        saved = asyncio.Event()
+        self._saving.append(saved)
+        self.gang.loop.spawn(self.agent.worker, self._save(rank, step, batch, saved))
+
+    async def _save(self, rank: int, step: int, batch: int, saved: asyncio.Event) -> None:
         await self.agent.clock.sleep(self.agent.rng.uniform(0.05, 2.5))
-        if self.alive or self.leaving:
-            shard = Shard(self.attempt, step, self.gang.world_size, batch)
-            path = path_of(self.gang.job.run, step)
-            if not self.gang.storage.write(path, rank, shard):
-                fields = {"rank": rank, "step": step, "tier": Tier.DIRECTORY, "full": True}
-                self.agent.say(self.attempt, SaveFailed, error=_NO_ROOM, **fields)
-                return
-            report = report_of(shard, rank, Tier.DIRECTORY, path)
-            self.agent.say(self.attempt, ShardWritten, shard=report)
+        self._saving.remove(saved)
+        saved.set()
+        if not self.alive:
+            return
+        shard = Shard(self.attempt, step, self.gang.world_size, batch)
+        path = path_of(self.gang.job.run, step)
+        if not self.gang.storage.write(path, rank, shard):
+            fields = {"rank": rank, "step": step, "tier": Tier.DIRECTORY, "full": True}
+            self.agent.say(self.attempt, SaveFailed, error=_NO_ROOM, **fields)
+            return
+        report = report_of(shard, rank, Tier.DIRECTORY, path)
+        self.agent.say(self.attempt, ShardWritten, shard=report)
 
     def remember(self, step: int, batch: int) -> None:
         """Save to the node's memory, where the newest three steps stay."""
@@ -370,7 +381,7 @@ class Gang:
                 fields = {"rank": rank, "step": step, "tier": Tier.DIRECTORY}
                 share.agent.say(self.attempt, SaveFailed, error="No space left", **fields)
             else:
-                self.loop.spawn(share.agent.worker, share.save(rank, step, batch))
+                share.save(rank, step, batch)
 
 
 def _failure(kind: FailureClass, reason: str) -> Failure:
