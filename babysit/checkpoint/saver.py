@@ -78,6 +78,8 @@ class Saver:
         self._deferred: set[Tier] = set()
         self._failing: set[Tier] = set()
         """Tiers to which the last save failed."""
+        self._refused: set[Tier] = set()
+        """Tiers to which a framework could not write, and to which nothing was saved since."""
 
     def due(self, step: int, *, last: bool, now: bool) -> tuple[Tier, ...]:
         """The tiers to which this step must be saved, the nearest first; empty: none.
@@ -140,9 +142,12 @@ class Saver:
         self._deferred.clear()
         self._saved = {(saved.step, tier) for tier in saved.tiers}
         begun = time.perf_counter()
+        # A tmpfs that is full must not cost the saves to the directory.
+        nearest = next((tier for tier in saved.tiers if tier not in self._refused), saved.tiers[0])
         try:
-            position, staged = saved.position(), self._staged(state, saved.tiers[0])
+            position, staged = saved.position(), self._staged(state, nearest)
         except Exception as error:  # noqa: BLE001 (code of the state's parts; training must go on)
+            self._refused.add(nearest)
             for tier in saved.tiers:
                 self.failed(saved.step, tier, error)
             return
@@ -220,7 +225,11 @@ class Saver:
         staging = self._staging(root)
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        state.save(staging)
+        try:
+            state.save(staging)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)  # it would keep a full disk full
+            raise
         files = (path for path in staging.rglob("*") if path.is_file())
         self._staged_bytes = sum(path.stat().st_size for path in files)
         return lambda writer: writer.adopt(staging)
@@ -236,7 +245,8 @@ class Saver:
             self._write(tier, saved, content, copy_seconds)
             if tier is Tier.MEMORY:
                 self._adapt(copy_seconds, copy_seconds + time.perf_counter() - begun)
-        shutil.rmtree(self._staging(self._root(saved.tiers[0])), ignore_errors=True)
+        for tier in saved.tiers:
+            shutil.rmtree(self._staging(self._root(tier)), ignore_errors=True)
 
     def _adapt(self, copy_seconds: float, seconds: float) -> None:
         """Save a large state to memory as often as its cost allows; says so when that changes."""
@@ -287,6 +297,7 @@ class Saver:
 
     def _written(self, manifest: Manifest) -> None:
         policy = self._plan.save
+        self._refused.discard(manifest.tier)
         if manifest.tier in self._failing:
             self._failing.discard(manifest.tier)
             self._reporter.note(Note.SAVE_RESUMED, step=manifest.step, tier=manifest.tier)

@@ -382,3 +382,24 @@ def test_a_full_directory_is_said_and_leaves_nothing_half_written(home: Home, mo
     run.flush()
     assert home.steps(Tier.DIRECTORY) == [8]
     assert [note["tier"] for note in home.notes("save_resumed")] == ["directory"]
+
+
+class _NotOnTmpfs(Counter):
+    """A framework's state for which the tmpfs has no room."""
+
+    def save(self, directory: Path) -> None:
+        (directory / "begun").touch()
+        if "memory" in directory.parts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        (directory / "begun").unlink()
+        super().save(directory)
+
+
+def test_a_full_tmpfs_costs_a_framework_no_checkpoint_on_disk(home: Home) -> None:
+    run, state = home.run(), _NotOnTmpfs()
+    run.restore(state)
+    for _step, _batch in run.steps(range(12), total=12):
+        run.checkpoint(state)
+    assert home.steps(Tier.DIRECTORY) == [4, 8, 12]
+    assert home.notes("save_failed")[0]["full"]
+    assert list(home.root.rglob(".staging-*")) == []
