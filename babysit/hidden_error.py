@@ -56,7 +56,7 @@ def _block(filename: str, line: int) -> str | None:
     source = "".join(linecache.getlines(filename))
     found, begins = None, 0
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Try):
+        if not isinstance(node, ast.Try | ast.TryStar):
             continue
         blocks = [("finally", node.finalbody), *(("except", h.body) for h in node.handlers)]
         for name, body in blocks:

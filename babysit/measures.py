@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from babysit.numbers import real, whole
+from babysit.numbers import real, shown, whole
 from babysit.reporter import Reporter
 from babysit.ring import METRICS, NAME_BYTES
 from babysit.wire import Note
@@ -100,7 +100,7 @@ class Change:
         try:
             until = step + whole(steps)
         except Exception as error:  # noqa: BLE001 (the value's own code ran; training must go on)
-            self._reporter.warn(f"expect(steps={steps!r}) is left out: {error}")
+            self._reporter.warn(f"expect(steps={shown(steps)}) is left out: {error}")
             return
         self._until = max(self._until, until)
         self._reporter.note(Note.CHANGE, change=change, step=step, until_step=until)

@@ -20,6 +20,14 @@ def real(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
+def shown(value: Any) -> str:
+    """The value in a message; its type if its own `repr` raises (a tensor on a lost GPU, say)."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 (the value's own code ran; training must go on)
+        return f"a {type(value).__name__}"
+
+
 def whole(value: Any) -> int:
     """A step or batch as an int: `np.int64(7)`, `torch.tensor(7)`, `7.0` and `"7"` are 7.
 

@@ -108,6 +108,29 @@ def test_an_announced_change_is_in_the_reports_of_its_steps(
     assert (event.change, event.step, event.until_step) == ("new data mix", 3, 6)
 
 
+class _Lost:
+    """A number on a GPU that was lost: neither its value nor its text can be had."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    __int__ = __repr__ = __float__  # type: ignore[assignment]
+
+
+def test_a_value_that_cannot_be_shown_is_left_out(
+    run: babysit.run.Run,
+    agent: Path,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run.report(1.0, step=1)
+    with caplog.at_level(logging.WARNING):
+        run.report(_Lost(), step=_Lost())
+        run.expect("nonsense", steps=_Lost())
+    assert read(agent).step == [1, 1]
+    assert "step=a _Lost is not a step" in caplog.text
+    assert "expect(steps=a _Lost) is left out" in caplog.text
+
+
 def test_columns_of_two_reads_are_joined_with_gaps() -> None:
     def part(step: int, **fields: object) -> RankSamples:
         return RankSamples.model_validate(

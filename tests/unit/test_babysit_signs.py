@@ -341,6 +341,10 @@ ENDS = {
         "IndexError",
     ),
     "in a handler": ("try:\n    [][3]\nexcept IndexError:\n    sys.exit(0)", ""),
+    "in a finally below except*": (
+        "try:\n [][3]\nexcept* KeyError:\n pass\nfinally:\n sys.exit(0)",
+        "IndexError",
+    ),
     "in a handler within finally": (
         "try:\n pass\nfinally:\n try:\n  [][3]\n except IndexError:\n  sys.exit(0)",
         "",
