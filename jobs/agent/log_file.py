@@ -49,9 +49,18 @@ class LogFile:
         """Say what is missing, if that can be written, and close."""
         if self._lost:
             self._append(self._gap())
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        with contextlib.suppress(OSError):  # NFS tells here that earlier writes failed
+            self._leave()
+
+    def _leave(self) -> None:
+        """Close the descriptor, which is gone even if that fails: another file may get its number.
+
+        Raises:
+            OSError: The file system reports late that an earlier write failed.
+        """
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _gap(self) -> bytes:
         cut = "\n" if self._torn else ""
@@ -70,6 +79,9 @@ class LogFile:
         except OSError as error:
             self._why = error.strerror or str(error)
             self._torn = self._torn or len(rest) < len(data)
+            # The next write opens the file by its name: this one may be stale (NFS) or deleted.
+            with contextlib.suppress(OSError):
+                self._leave()
             return False
         return True
 
@@ -101,9 +113,7 @@ class LogFile:
         """Make the current file an older part, and delete the oldest beyond the limit."""
         self._path.rename(part_name(self._path, self._start))
         self._start += self._size
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._leave()
         self._create()
         kept = self._limit.files - 1
         for old in older_parts(self._path)[:-kept]:

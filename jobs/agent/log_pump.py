@@ -166,6 +166,7 @@ class LogPump:
                 os.close(rank.descriptor)
                 self._closing.append(rank)
                 self._lock.notify_all()
+        self._wake()  # a poll in progress keeps the pipe open
 
     def failing(self) -> Mapping[Path, str]:
         """Logs whose last write failed, and why."""

@@ -172,6 +172,42 @@ def test_the_last_lines_are_there_when_the_rank_is_dead(tmp_path, pump):
     assert path.read_bytes() == text + b"\nlate\n"
 
 
+def test_a_log_that_is_deleted_goes_on_in_a_new_file(tmp_path):
+    path = tmp_path / "rank-00000.log"
+    file = LogFile(path, LogLimit(bytes=4096, files=2))
+    file.write(b"x" * 4090 + b"\n")
+    path.unlink()
+    file.write(b"the file to rotate is gone\n" * 3)
+    file.write(b"after\n")
+    gap = "[babysit: 3 lines are missing here: No such file or directory]"
+    assert path.read_text().split("\n") == [gap, "after", ""]
+
+
+def test_a_file_system_that_fails_at_the_close_costs_lines_and_no_other_file(tmp_path, monkeypatch):
+    """NFS tells of a full disk when a file is closed; the descriptor is gone all the same."""
+    path, stranger = tmp_path / "rank-00000.log", tmp_path / "stranger"
+    file = LogFile(path, LogLimit(bytes=4096, files=2))
+    close = os.close
+
+    def late(descriptor):
+        close(descriptor)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    file.write(b"x" * 4090 + b"\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(log_file_module.os, "close", late)
+        file.write(b"these would rotate it\n")
+    with stranger.open("wb"):  # has the number of the descriptor that was closed
+        file.write(b"after\n")
+        with monkeypatch.context() as patch:
+            patch.setattr(log_file_module.os, "close", late)
+            file.close()
+            file.close()
+    assert stranger.read_bytes() == b""
+    gap = "[babysit: 1 lines are missing here: Disk quota exceeded]"
+    assert path.read_text().split("\n") == [gap, "after", ""]
+
+
 def test_a_disk_that_hangs_stops_no_rank_and_no_verdict(tmp_path, pump, monkeypatch):
     path = tmp_path / "rank-00000.log"
     going = threading.Event()
