@@ -28,7 +28,7 @@ class Reporter:
         self._notes = directory / NOTES_FILE if directory else None
         self._ring: RingWriter | None = None
         self._warned: set[str] = set()
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()  # re-entrant, as a signal handler may save or report
         self._unsent = b""
         self._descriptor = -1
         self._file = (0, 0)
@@ -49,7 +49,7 @@ class Reporter:
     def record(self, record: Record, phase: Phase) -> None:
         """Publish a step and the rank's progress."""
         if self._unsent:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._writing:
                 self._send()
         if self._ring is not None:
             try:
@@ -68,13 +68,18 @@ class Reporter:
                 self.warn(f"cannot publish progress: {error}")
 
     def note(self, kind: Note, **fields: Any) -> None:
-        """Append one line to the notes in a single write, so that lines never mix."""
+        """Append one line to the notes in a single write, so that lines never mix.
+
+        The training thread and the one that saves in the background may both write notes.
+        """
         if self._notes is None:
             return
         try:
             line = {"kind": kind, "time": wall_clock(), "rank": self._rank, **fields}
-            self._unsent += (json.dumps(line) + "\n").encode()
-            self._send()
+            encoded = (json.dumps(line) + "\n").encode()
+            with self._writing:
+                self._unsent += encoded
+                self._send()
         except QUIET as error:
             self.warn(f"cannot write the note {kind!r}: {error}")
 

@@ -138,8 +138,7 @@ class _Server:
 
     def _fork(self, request: dict[str, Any]) -> bool:
         """Fork a rank. True in the child."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -173,7 +172,8 @@ class _Server:
 
     def _end_orphans(self) -> None:
         if left := orphans.end_children(self._own):
-            sys.stderr.write(f"processes survive SIGKILL: {left}\n")
+            with contextlib.suppress(OSError):  # a full disk must not end this process
+                sys.stderr.write(f"processes survive SIGKILL: {left}\n")
 
     def _reap_orphans(self) -> None:
         """Reap orphans that have ended by themselves; those that live are none of a rank's end."""
@@ -194,6 +194,13 @@ class _Server:
             kill_group(pid)
         self._end_orphans()
         os._exit(0)
+
+
+def flush_output() -> None:
+    """Write out what imports have printed; where the disk is full, ranks start all the same."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
 
 
 def kill_group(pid: int) -> None:

@@ -161,7 +161,8 @@ class Gang:
         for process in self.ranks.values():
             if process.reader.mismatch and process.alive and process.failure is None:
                 process.failure = other_version(process.rank, process.reader.mismatch)
-                kill_group(process.pid)
+                if not _is_dead(process.pidfd):
+                    kill_group(process.pid)
 
     def request_stop(self) -> None:
         """Request ranks to save and stop.
@@ -174,7 +175,8 @@ class Gang:
                 not process.reader.request_stop() or _handles_sigterm(process.pid)
             ):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGTERM)
+                    if not _is_dead(process.pidfd):
+                        os.kill(process.pid, signal.SIGTERM)
 
     @property
     def running(self) -> bool:

@@ -2,7 +2,7 @@
 
 All processes of a worker have `BABYSIT_WORKER=<id>` in their environment, even in sessions of their
 own. A process that sheds this mark is still a descendant of the fork server, which adopts orphans,
-and so of the agent. As a program (`python -I -S reaper.py WORKER FD`) the reaper looks at the
+and so of the agent. As a program (`python -I -S reaper.py WORKER FD AGENT`) the reaper looks at the
 agent's descendants every few seconds, waits until the agent ends, which closes the pipe, and then
 kills those it has seen and all with the mark.
 
@@ -203,7 +203,7 @@ class Reaper:
     def _start(self) -> None:
         read, self._pipe = os.pipe()  # inherited by no other process, so it closes with the agent
         self._process = subprocess.Popen(  # noqa: S603 - runs this file
-            [sys.executable, "-I", "-S", __file__, self._worker, str(read)],
+            [sys.executable, "-I", "-S", __file__, self._worker, str(read), str(os.getpid())],
             pass_fds=[read],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -229,11 +229,17 @@ class Reaper:
         os.close(self._pipe)
 
 
-def main(worker: str, descriptor: int) -> int:
-    """Wait until the agent ends or requests a clean-up, then kill its processes."""
+def main(worker: str, descriptor: int, agent: int) -> int:
+    """Wait until the agent ends or requests a clean-up, then kill its processes.
+
+    Args:
+        worker: Id of the worker.
+        descriptor: Read end of the pipe, which closes with the agent.
+        agent: Pid of the agent. While it is this process's parent, no other process can have it.
+    """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    agent, me = os.getppid(), os.getpid()
+    me = os.getpid()
     family: dict[int, str] = {}
     pause = _LOOK_SECONDS
     while not select.select([descriptor], [], [], pause)[0]:
@@ -241,7 +247,8 @@ def main(worker: str, descriptor: int) -> int:
         if os.getppid() == agent:
             family = _alive(family) | descendants([agent])
         pause = max(_LOOK_SECONDS, (time.process_time() - began) / _LOOK_SHARE)
-    asked = os.read(descriptor, 1)
+    # An agent that has died since it asked is no root: its pid may be a stranger's by now.
+    asked = os.read(descriptor, 1) and os.getppid() == agent
     spare = {me, agent} if asked else {me}
     # Before the first of them is killed: what has shed the mark is found below those that have it.
     family |= descendants([agent, *strays(worker)] if asked else strays(worker))
@@ -249,4 +256,4 @@ def main(worker: str, descriptor: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import struct
@@ -89,6 +90,7 @@ def test_a_pid_that_was_reaped_is_not_killed(
     """The fork server reaps; until the agent has read that, the pid may be another process's."""
     with gang_of(tmp_path, 0, 1) as gang:
         killed: list[int] = []
+        asked: list[int] = []
         monkeypatch.setattr(gang_module, "kill_group", killed.append)
         dead, alive = sleeper(), sleeper()
         try:
@@ -96,6 +98,12 @@ def test_a_pid_that_was_reaped_is_not_killed(
             gang.started(1, alive.pid)
             dead.kill()
             dead.wait()
+            with monkeypatch.context() as patch:  # `Popen.kill` below needs the real one
+                patch.setattr(gang_module.os, "kill", lambda pid, _signal: asked.append(pid))
+                gang.request_stop()
+            assert asked == [alive.pid]
+            gang.ranks[0].reader.mismatch = "another version"
+            gang.end_misfits()
             gang.kill()
             assert killed == [alive.pid]
             assert not gang.ranks[0].killed
@@ -126,6 +134,68 @@ def test_a_reaper_that_was_killed_is_replaced_and_a_late_death_does_no_harm() ->
     own._process.wait()
     own.finish()
     assert stray.wait(30) == -signal.SIGKILL
+
+
+def test_a_reaper_spares_the_children_of_the_process_that_adopts_it() -> None:
+    """An agent that dies just after its request leaves its reaper to init, or to a subreaper."""
+    agent = subprocess.Popen([sys.executable, "-c", ""])
+    agent.wait()
+    read, write = os.pipe()
+    os.write(write, b"\0")
+    arguments = [f"w-{uuid.uuid4().hex}", str(read), str(agent.pid)]
+    with sleeper() as stranger:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", reaper.__file__, *arguments],
+            pass_fds=[read],
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert stranger.poll() is None
+        stranger.kill()
+    os.close(read)
+    os.close(write)
+
+
+def test_several_threads_may_write_notes(tmp_path: Path) -> None:
+    """A save in the background notes its shard while the training thread notes something else."""
+    reporter = Reporter(tmp_path, 0)
+    begin = threading.Barrier(4)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def note(first: int) -> None:
+        begin.wait()
+        for step in range(first, first + 500):
+            reporter.note(wire.Note.FINGERPRINT, step=step)
+
+    try:
+        threads = [threading.Thread(target=note, args=(n * 500,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    lines = (tmp_path / wire.NOTES_FILE).read_text().splitlines()
+    assert sorted(json.loads(line)["step"] for line in lines) == list(range(2000))
+
+
+def test_a_fork_server_whose_log_is_full_goes_on() -> None:
+    """What imports have printed waits in its buffer until the first rank is forked."""
+    code = """
+import os
+from jobs.agent.fork_server import flush_output
+print("a banner")
+flush_output()
+os._exit(0)
+"""
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, env=environment, timeout=60, check=False
+        )
+    assert done.returncode == 0
 
 
 def test_several_threads_may_report(tmp_path: Path) -> None:
