@@ -247,7 +247,7 @@ def main(worker: str, descriptor: int, agent: int) -> int:
         if os.getppid() == agent:
             family = _alive(family) | descendants([agent])
         pause = max(_LOOK_SECONDS, (time.process_time() - began) / _LOOK_SHARE)
-    # An agent that has died since it asked is no root: its pid may be a stranger's by now.
+    # If the agent has died since its request, its pid may belong to a stranger by now.
     asked = os.read(descriptor, 1) and os.getppid() == agent
     spare = {me, agent} if asked else {me}
     # Before the first of them is killed: what has shed the mark is found below those that have it.
