@@ -224,6 +224,19 @@ def test_one_that_waits_in_vain_spoils_nothing_for_its_like() -> None:
 # reservations
 
 
+def test_a_small_run_preempts_though_a_larger_one_of_its_kind_could_not() -> None:
+    busy = [holding(f"h{i}", f"n{i:02}", priority=CRITICAL) for i in range(3)]
+    low = holding("low", "n03", priority=LOW)
+    meek = [
+        demand(f"m{i}", priority=CRITICAL, may_preempt=False, submitted_at=NOW - MINUTE)
+        for i in range(2)
+    ]
+    wide = demand("wide", 2, priority=HIGH, submitted_at=NOW - MINUTE)
+    small = demand("small", priority=HIGH)
+    outcome = placed(table(4), *meek, wide, small, holdings=[*busy, low])
+    assert [(e.run, e.by) for e in outcome.evictions] == [("low", "small")]
+
+
 def test_what_becomes_free_goes_to_the_reservation_though_no_end_is_known() -> None:
     busy = [holding("long", "n02", "n03"), *(holding(f"s{i}", f"n0{i}") for i in (5, 6, 7))]
     old = claim("n00", "n01", "n02", "n03", preempting=False)

@@ -13,23 +13,17 @@ import dataclasses
 import datetime as dt
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from orchestrator.core.scheduling.backfill import UNKNOWN_SECONDS, Forecast
 from orchestrator.core.scheduling.departures import Departures
 from orchestrator.core.scheduling.eligibility import Eligible
-from orchestrator.core.scheduling.free_resources import (
-    FreeResources,
-    Shape,
-    kinds_that_fit,
-    shape_of,
-)
+from orchestrator.core.scheduling.free_resources import FreeResources, Pool
 from orchestrator.core.scheduling.node_table import Mask
 from orchestrator.core.scheduling.types import Claim, Demand, Holding, Snapshot
 
-Kinds = tuple[bool, ...]
-"""For each kind of node, True if a run could use it."""
 MAX_RESERVATIONS = 16
 """Bounds the cost of a pass where every node and every run differ a little."""
 HOLD_SECONDS = 3600.0
@@ -70,20 +64,12 @@ class Blocked:
             default=math.inf,
         )
         """Unix time at which the next run may be preempted again."""
-        self._kinds: dict[Shape, Kinds] = {}
-        self._pools: set[Kinds] = set()
+        self._pools: set[Pool] = set()
         """Kinds of nodes that a run with a reservation could use."""
         self._new = MAX_RESERVATIONS - claims
-        self._wanted: set[Kinds] = set()
+        self._wanted: set[Pool] = set()
         self._lent: dict[str, float] = {}
         """Run that waits → Unix time until which it lends the nodes that it holds."""
-
-    def pool(self, demand: Demand) -> Kinds:
-        """The kinds of nodes that could take the run if they were empty, also away ones."""
-        shape = shape_of(demand.need)
-        if shape not in self._kinds:
-            self._kinds[shape] = kinds_that_fit(self._table, shape)
-        return self._kinds[shape]
 
     def wanted(self) -> Mask:
         """Nodes that a waiting run could use; growth leaves them alone."""
@@ -93,30 +79,30 @@ class Blocked:
         mask: Mask = kinds[self._table.kind_of]
         return mask
 
-    def gets_reservation(self, demand: Demand) -> bool:
+    def gets_reservation(self, demand: Demand, pool: Pool) -> bool:
         """True if the run has a claim, or is the first that waits for just these nodes."""
-        gets = self._may_reserve(demand)
+        gets = self._may_reserve(demand, pool)
         self._new -= gets and not demand.reserved
         return gets
 
-    def _may_reserve(self, demand: Demand) -> bool:
+    def _may_reserve(self, demand: Demand, pool: Pool) -> bool:
         if demand.reserved:
             return True
-        return (not self._pools or self._new > 0) and self.pool(demand) not in self._pools
+        return (not self._pools or self._new > 0) and pool not in self._pools
 
-    def starts_within(self, demand: Demand) -> float:
+    def starts_within(self, demand: Demand, pool: Pool) -> float:
         """Seconds until ends that are known let the run start, if it may reserve; else infinite."""
-        if not self._may_reserve(demand):
+        if not self._may_reserve(demand, pool):
             return math.inf  # others could take what it waits for
         return self._forecast.starts_at(demand) - self._now.timestamp()
 
-    def want(self, demand: Demand) -> None:
-        """Note that the run waits for nodes."""
-        self._wanted.add(self.pool(demand))
+    def want(self, pool: Pool) -> None:
+        """Note that a run waits for nodes of these kinds."""
+        self._wanted.add(pool)
 
-    def reserve(self, demand: Demand) -> Claim:
+    def reserve(self, demand: Demand, pool: Pool) -> Claim:
         """Reserve nodes for the run, and return its claim."""
-        self._pools.add(self.pool(demand))
+        self._pools.add(pool)
         claim = self._forecast.reserve(demand)
         if demand.keeps and self._waited(demand) >= LEND_SECONDS:
             starts = self._now.timestamp() + UNKNOWN_SECONDS
@@ -140,8 +126,7 @@ class Blocked:
 
     def lenders(self, demand: Demand) -> set[str]:
         """Waiting runs that lend the nodes they hold to this run, as it ends in time."""
-        ends = self._eligible.ends_at(demand)
-        if math.isinf(ends) or not self._lent:
+        if not self._lent or math.isinf(ends := self._eligible.ends_at(demand)):
             return set()
         return {run for run, until in self._lent.items() if ends <= until and run != demand.run}
 
@@ -168,12 +153,18 @@ class Blocked:
 
     def recheck_at(self, demand: Demand) -> dt.datetime | None:
         """When time alone may change what the run, or those behind it, may have; None: never."""
-        times = []
-        if demand.keeps:
-            waited = self._waited(demand)
-            times = [limit - waited for limit in (LEND_SECONDS, HOLD_SECONDS) if limit > waited]
-        for moment in (self._table.away_until, self._evictable_at):
-            later = moment - self._now.timestamp()
-            if 0 < later < math.inf:
-                times.append(later)
-        return self._now + dt.timedelta(seconds=min(times) + 0.001) if times else None
+        if not demand.keeps:
+            return self._looks_again
+        waited = self._waited(demand)
+        times = [limit - waited for limit in (LEND_SECONDS, HOLD_SECONDS) if limit > waited]
+        return self._soonest(*times)
+
+    @cached_property
+    def _looks_again(self) -> dt.datetime | None:
+        """When time alone may change what any run may have; None: never."""
+        return self._soonest()
+
+    def _soonest(self, *times: float) -> dt.datetime | None:
+        later = [at - self._now.timestamp() for at in (self._table.away_until, self._evictable_at)]
+        ahead = [*times, *(seconds for seconds in later if 0 < seconds < math.inf)]
+        return self._now + dt.timedelta(seconds=min(ahead) + 0.001) if ahead else None

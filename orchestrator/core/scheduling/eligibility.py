@@ -41,7 +41,8 @@ class Eligible:
     def __init__(self, table: NodeTable, now: dt.datetime, spares: int) -> None:
         self._table, self._now, self.spares = table, now.timestamp(), spares
         self.reservations = Reservations(table)
-        self._keys: dict[tuple[bool, float | None], tuple[object, ...]] = {}
+        self._keys: dict[tuple[bool, float | None], int] = {}
+        self._numbers: dict[tuple[object, ...], int] = {}
         self._keys_of = 0
         self.pool: Mask = (table.gpus > 0) | (not (table.gpus > 0).any())
         windows = table.window[np.isfinite(table.window)]
@@ -120,13 +121,14 @@ class Eligible:
         allowed[np.flatnonzero(mask & idle)[most:]] = False
         return allowed
 
-    def cache_key(self, demand: Demand) -> tuple[object, ...]:
-        """The properties of a demand, other than its shape, that decide its eligible nodes."""
+    def cache_key(self, demand: Demand) -> int:
+        """A number for the properties, other than its shape, that decide its eligible nodes."""
         if self._keys_of != self.reservations.changes:
             self._keys, self._keys_of = {}, self.reservations.changes
-        if (key := self._keys.get((demand.recovers, demand.ends_within))) is None:
+        known = demand.recovers, demand.ends_within
+        if (number := self._keys.get(known)) is None:
             ends = self.ends_at(demand)
             windows = bisect.bisect_left(self.windows, self._now + self.stay_seconds(demand))
             key = demand.recovers, self.reservations.open_until(ends), windows
-            self._keys[demand.recovers, demand.ends_within] = key
-        return key
+            number = self._keys[known] = self._numbers.setdefault(key, len(self._numbers))
+        return number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -18,8 +19,9 @@ AGE_HALF_LIFE_SECONDS = 86400.0
 """A project's use counts half for a run that has waited this many seconds."""
 MAX_AGE_SECONDS = 7 * 86400.0
 """Seconds of waiting after which a run does not age any more (Slurm's default, PriorityMaxAge)."""
-Entry = tuple[float, tuple[dt.datetime, str], tuple[str, str], float]
-"""Aged score and age of a project's oldest run, its queue and project, score of the project."""
+Entry = tuple[float, dt.datetime, str, int, int]
+"""Aged score, submission and id of a project's oldest run, the number of its line, and the GPUs of
+the project at that time."""
 
 
 def decayed(gpu_seconds: float, elapsed: float) -> float:
@@ -65,19 +67,15 @@ class Shares:
     def score(self, queue: str, project: str) -> float:
         """GPU seconds per unit of weight; the project with the lowest score goes first."""
         used = self._usage.get(project, 0.0) + self._gpus[project] * HORIZON_SECONDS
-        return used / self._weights.get((queue, project), 1.0)
+        return used / self.weight(queue, project)
 
-    def aged(self, demand: Demand, score: float, now: dt.datetime) -> float:
-        """The score of a run's project as it counts for this run, which may have waited for long.
+    def gpus(self, project: str) -> int:
+        """Accounted GPUs that the project's runs hold."""
+        return self._gpus[project]
 
-        Use counts half after each `AGE_HALF_LIFE_SECONDS` of waiting, and the run is credited with
-        the GPU time that it would have had meanwhile. So no stream of runs of projects that have
-        used less, or nothing yet, can keep it waiting for ever.
-        """
-        since = demand.submitted_at if demand.waits_since is None else demand.waits_since
-        waited = min(MAX_AGE_SECONDS, max(0.0, (now - since).total_seconds()))
-        credit = demand.gpus * waited / self._weights.get((demand.queue, demand.project), 1.0)
-        return score * math.exp2(-waited / AGE_HALF_LIFE_SECONDS) - credit
+    def weight(self, queue: str, project: str) -> float:
+        """Weight of a project within a queue."""
+        return self._weights.get((queue, project), 1.0)
 
     def charge(self, demand: Demand) -> None:
         """Count the GPUs of a run that this pass has placed."""
@@ -103,9 +101,51 @@ def in_order(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> Ite
         )
 
 
-def age(demand: Demand) -> tuple[dt.datetime, str]:
-    """Sort key: submission time, then the id of the run."""
-    return demand.submitted_at, demand.run
+age = operator.attrgetter("submitted_at", "run")
+"""Sort key: submission time, then the id of the run."""
+
+
+class _Line:
+    """The waiting runs of one project in one queue, and how its score counts for the oldest.
+
+    Use counts half after each `AGE_HALF_LIFE_SECONDS` of waiting, and the run is credited with the
+    GPU time that it would have had meanwhile. So no stream of runs of projects that have used less,
+    or nothing yet, can keep it waiting for ever.
+
+    Args:
+        number: Number of the line.
+        demands: The runs, the youngest first.
+        shares: Use and current GPUs of each project.
+        now: The moment of the pass.
+
+    Attributes:
+        project: The project.
+        demands: The runs that are left; the last is the oldest.
+    """
+
+    def __init__(
+        self, number: int, demands: list[Demand], shares: Shares, now: dt.datetime
+    ) -> None:
+        self._number, self.demands = number, demands
+        self._queue, self.project = demands[0].queue, demands[0].project
+        self._shares, self._now = shares, now
+        self._weight = shares.weight(self._queue, self.project)
+        self._gpus, self._score = -1, 0.0
+
+    def entry(self) -> Entry:
+        """The place of the oldest run among those of other lines."""
+        gpus = self._shares.gpus(self.project)
+        if gpus != self._gpus:  # the score changes only when the pass places a run of the project
+            self._gpus, self._score = gpus, self._shares.score(self._queue, self.project)
+        oldest = self.demands[-1]
+        waited = (self._now - (oldest.waits_since or oldest.submitted_at)).total_seconds()
+        if waited <= 0.0:
+            waited = 0.0
+        elif waited > MAX_AGE_SECONDS:
+            waited = MAX_AGE_SECONDS
+        aged = self._score * math.exp2(-waited / AGE_HALF_LIFE_SECONDS)
+        aged -= oldest.gpus * waited / self._weight
+        return aged, oldest.submitted_at, oldest.run, self._number, gpus
 
 
 def _by_share(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> Iterator[Demand]:
@@ -113,23 +153,20 @@ def _by_share(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> It
     queues: dict[tuple[str, str], list[Demand]] = defaultdict(list)
     for demand in sorted(demands, key=age, reverse=True):
         queues[demand.queue, demand.project].append(demand)
-
-    def entry(key: tuple[str, str]) -> Entry:
-        oldest, score = queues[key][-1], shares.score(*key)
-        return shares.aged(oldest, score, now), age(oldest), key, score
-
-    # An entry holds the score of the project as well: only a pass that has placed a run of the
-    # project since makes the entry stale.
-    heap = [entry(key) for key in queues]
+    lines = [_Line(i, each, shares, now) for i, each in enumerate(queues.values())]
+    heap = [line.entry() for line in lines] if len(lines) > 1 else []
     heapq.heapify(heap)
-    while heap:
-        *_, key, score = heap[0]
+    while len(heap) > 1:
+        *_, number, gpus = heap[0]
+        line = lines[number]
         # Scores only grow during a pass, so a stale heap entry is too small and never missed.
-        if shares.score(*key) > score:
-            heapq.heapreplace(heap, entry(key))
+        if shares.gpus(line.project) != gpus:
+            heapq.heapreplace(heap, line.entry())
             continue
-        yield queues[key].pop()
-        if queues[key]:
-            heapq.heapreplace(heap, entry(key))
+        yield line.demands.pop()
+        if line.demands:
+            heapq.heapreplace(heap, line.entry())
         else:
             heapq.heappop(heap)
+    last = lines[heap[0][3] if heap else 0]
+    yield from reversed(last.demands)  # nobody competes with them

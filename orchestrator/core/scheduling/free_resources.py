@@ -12,6 +12,8 @@ from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 
 Shape = tuple[int, float, int]
 """GPUs, CPUs and bytes of memory of one worker."""
+Pool = tuple[bool, ...]
+"""For each kind of node, True if an empty one has capacity for a worker."""
 
 _NEVER = -(1 << 40)
 """Free GPUs of a node that is away."""
@@ -84,15 +86,22 @@ class FreeResources:
 
     def fits(self, need: Resources) -> Mask:
         """Nodes with capacity for one more worker."""
-        if (places := self._with_gpus.get(need.gpus_per_node)) is None:
-            places = np.flatnonzero(self.gpus >= need.gpus_per_node)
-            self._with_gpus[need.gpus_per_node] = places
+        places = self._nodes_with(need.gpus_per_node)
         mask = np.zeros(len(self.table), dtype=np.bool_)
         if len(places):
             mask[places] = (self.cpus[places] >= need.cpus_per_node) & (
                 self.memory[places] >= need.memory_per_node
             )
         return mask
+
+    def full_for(self, need: Resources) -> bool:
+        """True if no node has that many GPUs free: then none fits. A look-up, mostly."""
+        return not len(self._nodes_with(need.gpus_per_node))
+
+    def _nodes_with(self, gpus: int) -> Indices:
+        if (places := self._with_gpus.get(gpus)) is None:
+            places = self._with_gpus[gpus] = np.flatnonzero(self.gpus >= gpus)
+        return places
 
     def idle(self) -> Mask:
         """Nodes without any worker."""
@@ -115,10 +124,10 @@ def could_fit(table: NodeTable, need: Resources) -> Mask:
     return mask
 
 
-def kinds_that_fit(table: NodeTable, shape: Shape) -> tuple[bool, ...]:
-    """For each kind of node of a table, True if an empty one has capacity for a worker."""
+def kinds_that_fit(table: NodeTable, shape: Shape) -> Pool:
+    """The pool of a worker: the kinds of node of a table that could take it."""
     gpus, cpus, memory = shape
-    return tuple(g >= gpus and c >= cpus and m >= memory for g, c, m in table.kinds)
+    return tuple([g >= gpus and c >= cpus and m >= memory for g, c, m in table.kinds])
 
 
 def count_nodes(mask: Mask) -> int:

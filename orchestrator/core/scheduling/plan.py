@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.core.scheduling import migration, preemption, shortage
+from orchestrator.core.scheduling import preemption, shortage
 from orchestrator.core.scheduling.blocked import Blocked
+from orchestrator.core.scheduling.demand_kinds import Kind, Kinds
 from orchestrator.core.scheduling.elastic import grow
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.fair_share import Shares, age, in_order, weights
@@ -30,12 +31,12 @@ from orchestrator.core.scheduling.free_resources import (
     FreeResources,
     could_fit,
     count_nodes,
-    shape_of,
 )
+from orchestrator.core.scheduling.gang_placement import Books, GangPlacement
 from orchestrator.core.scheduling.node_choice import choose_nodes
 from orchestrator.core.scheduling.quota import Quotas
 from orchestrator.core.scheduling.quota_line import QuotaLine
-from orchestrator.core.scheduling.rejection_cache import Key, Rejection, RejectionCache
+from orchestrator.core.scheduling.rejection_cache import Rejection, RejectionCache
 from orchestrator.core.scheduling.types import (
     Claim,
     Demand,
@@ -43,8 +44,6 @@ from orchestrator.core.scheduling.types import (
     Plan,
     Snapshot,
     Wait,
-    accounted_gpus,
-    held_by,
 )
 from orchestrator.core.scheduling.upper_bounds import Ceilings, within_quota
 from orchestrator.core.scheduling.victim_problem import Situation
@@ -92,10 +91,30 @@ class Pass:
         self._preempted_for: dict[str, str] = {}
         """Preempted run → the run that gets its nodes."""
         self._leaving = [holding for holding in snapshot.holdings if holding.leaving]
+        self._situation = Situation(
+            free=self._free,
+            leaving=self._leaving,
+            quotas=self._quotas,
+            eligible=self._eligible,
+            victims=self._victims,
+        )
+        self._kinds = Kinds(snapshot.table, self._ceilings, self._victims)
         self._rejections = RejectionCache()
+        self._plan = Plan()
+        self._placing = GangPlacement(
+            Books(
+                now=now,
+                free=self._free,
+                quotas=self._quotas,
+                shares=self._shares,
+                eligible=self._eligible,
+                holdings=self._holdings,
+                rejections=self._rejections,
+                plan=self._plan,
+            )
+        )
         self._queue_length = 0
         """Number of waiting runs that can start some day."""
-        self._plan = Plan()
 
     def run(self) -> Plan:
         """Execute the pass. Growth gets nodes that no waiting run could use."""
@@ -140,7 +159,7 @@ class Pass:
             # because a node has changed since would have stopped other runs for nothing.
             places = choose_nodes(self._free, demand, allowed)
             if places is not None:
-                self._commit_placement(demand, self._free.table.named(places))
+                self._placing.commit(demand, self._free.table.named(places))
                 return True
         gone = [holding for holding in self._snapshot.holdings if holding.leaving]
         leaving = [h.run for h in gone if not set(claim.nodes).isdisjoint(h.nodes)]
@@ -167,40 +186,46 @@ class Pass:
         self._plan.unfinished.add(demand.run)  # runs before it have respected the reservation
 
     def _schedule(self, demand: Demand) -> None:
-        self._idle_holders.discard(demand.run)
-        if demand.run in self._preempted_for:  # its demand changes once it has left its nodes
-            self._wait(demand, Pending.RESERVED, behind=self._preempted_for[demand.run])
-        elif demand.nodes == 0:
-            self._move(demand)
-        elif detail := self._ceilings.exceeded_by(demand):
+        if demand.keeps:
+            self._idle_holders.discard(demand.run)
+        if by := self._preempted_for.get(demand.run):  # its demand changes once it has left
+            self._wait(demand, Pending.RESERVED, behind=by)
+            return
+        if demand.nodes == 0:
+            self._placing.move(demand)
+            return
+        kind = self._kinds.of(demand)
+        if (demand.keeps or demand.nodes > kind.most) and (
+            detail := self._ceilings.exceeded_by(demand)
+        ):
             self._wait(demand, Pending.TOO_LARGE, detail=detail)
             self._release_held_nodes(demand)
-        elif rejection := self._rejections.rejected(self._kind(demand), demand):
-            self._blocked.want(demand)
+        elif rejection := self._rejections.rejected(self._placing.key(kind.number, demand), demand):
+            self._want(kind)
             self._wait(demand, rejection.why, rejection.fitting, behind=rejection.behind)
         elif behind := self._quota_line.behind(demand):
             self._wait(demand, Pending.BEHIND, behind=behind)
             self._release_held_nodes(demand)
         else:
-            self._try(demand)
+            self._try(demand, kind)
 
-    def _try(self, demand: Demand) -> None:
+    def _try(self, demand: Demand, kind: Kind) -> None:
         rejection = Rejection(demand.nodes, Pending.QUOTA, 0)
         late = self._late.get(demand.run)
         if late:
             self._reservations.release(demand.run)
         if within_quota(self._quotas, demand):
-            failed = self._place(demand)
+            failed = self._placing.place(demand, kind)
             if failed is None:
                 return
             rejection = failed
         if late and demand.claim is not None:
             # Nodes are free nowhere else yet; perhaps they are about to be, without more victims.
             gentle = dataclasses.replace(demand, may_preempt=False)
-            if not self._select_victims(gentle, frozenset(), late):
+            if not self._select_victims(gentle, kind, frozenset(), late):
                 self._await_preemption(demand, demand.claim, late)
             return
-        if self._preempt_for(demand):
+        if self._preempt_for(demand, kind):
             return
         # A lack of quota concerns the queue and its cohort; a lack of nodes concerns every queue.
         if rejection.why is Pending.QUOTA:
@@ -208,7 +233,7 @@ class Pass:
             self._wait(demand, rejection.why, detail=shortage.quota_detail(self._quotas, demand))
             self._release_held_nodes(demand)
         else:
-            self._block(demand, rejection)
+            self._block(demand, kind, rejection)
 
     def _release_held_nodes(self, demand: Demand) -> None:
         """Offer the nodes that a blocked run holds idle to the runs behind it.
@@ -219,96 +244,64 @@ class Pass:
             self._idle_holders.add(demand.run)
             self._rejections.forget()  # preemption has a new candidate
 
-    def _place(self, demand: Demand) -> Rejection | None:
-        """Place the demand without preemption; otherwise say why that is not possible."""
-        key = self._key(demand)
-        if tried := self._rejections.failed(key, demand):
-            return tried
-        # Try to move first, which chooses the missing nodes and the replacements together.
-        if demand.unwanted and self._move(demand):
-            return None
-        fits = self._eligible.fitting(self._free, demand)
-        allowed = self._eligible.not_reserved(self._free, demand, fits)
-        places = self._eligible.choose_nodes(self._free, demand, allowed)
-        if places is not None:
-            self._commit_placement(demand, self._free.table.named(places))
-            return None
-        if self._move(demand):
-            return None
-        why = shortage.reason(self._free, self._eligible, demand, fits, allowed)
-        behind = self._reservations.blocking(fits & ~allowed) if why is Pending.RESERVED else None
-        rejection = Rejection(demand.nodes, why, count_nodes(allowed), behind)
-        self._rejections.note_failed(key, demand, rejection)
-        return rejection
-
-    def _move(self, demand: Demand) -> bool:
-        """Place the demand by migration: away from avoided nodes, or as a whole. True: moved."""
-        move = migration.off_avoided_nodes(self._free, self._eligible, demand)
-        if move is None:
-            move = migration.whole_gang(self._free, self._eligible, demand)
-        if move is None:
-            return False
-        self._plan.leaves[demand.run] = move.leaves
-        # Quota is free at once, nodes are not: their agents still have to stop.
-        self._quotas.charge(demand.queue, -len(move.leaves) * accounted_gpus(demand.need))
-        self._commit_placement(demand, move.to)
-        return True
-
-    def _commit_placement(self, demand: Demand, nodes: tuple[str, ...]) -> None:
-        self._free.take(self._free.table.places(nodes), demand.need)
-        self._quotas.charge(demand.queue, len(nodes) * accounted_gpus(demand.need))
-        self._shares.charge(demand)
-        self._plan.placements[demand.run] = nodes
-        self._holdings.append(held_by(demand, nodes, self._now))
-
-    def _key(self, demand: Demand) -> Key:
-        """Cache key of placement: a rejection holds for its key with as many nodes or more."""
-        return (shape_of(demand.need), demand.pack, *self._eligible.cache_key(demand))
-
-    def _kind(self, demand: Demand) -> Key:
-        """Cache key of placement and preemption together."""
-        group = self._victims.group(demand.queue)
-        return (*self._key(demand), group, demand.priority, demand.may_preempt)
+    def _want(self, kind: Kind) -> None:
+        if not kind.wanted:
+            kind.wanted = True
+            self._blocked.want(kind.pool)
 
     # reasons to wait
 
-    def _wait(self, demand: Demand, why: Pending, fitting: int = 0, **facts: Any) -> None:
-        self._plan.waits[demand.run] = Wait(
-            run=demand.run,
-            why=why,
-            place=self._queue_length + 1,
-            missing=demand.nodes,
-            fitting=fitting,
-            **facts,
-        )
+    def _wait(
+        self,
+        demand: Demand,
+        why: Pending,
+        fitting: int = 0,
+        behind: str | None = None,
+        **facts: Any,
+    ) -> None:
+        place = self._queue_length + 1
+        wait = Wait(demand.run, why, place, demand.nodes, fitting, behind, **facts)
+        self._plan.waits[demand.run] = wait
         self._queue_length += why is not Pending.TOO_LARGE  # it never gets its turn
 
     # reservations
 
-    def _block(self, demand: Demand, rejection: Rejection) -> None:
+    def _block(self, demand: Demand, kind: Kind, rejection: Rejection) -> None:
         """Record that the run waits for nodes; the first of each pool gets a reservation."""
-        self._blocked.want(demand)
-        if self._blocked.holds_too_long(demand):
+        self._want(kind)
+        if demand.keeps and self._blocked.holds_too_long(demand):
             self._release_held_nodes(demand)
-        recheck_at = self._blocked.recheck_at(demand)
-        facts: dict[str, Any] = {"behind": rejection.behind, "recheck_at": recheck_at}
-        if self._blocked.gets_reservation(demand):
+        starts_at = None
+        if self._blocked.gets_reservation(demand, kind.pool):
             # EASY backfill: one reservation for each pool is enough for progress, and more would
             # idle more nodes.
-            claim = self._blocked.reserve(demand)
+            claim = self._blocked.reserve(demand, kind.pool)
             self._plan.claims[demand.run] = claim
             self._rejections.forget()
-            facts["starts_at"] = claim.until
+            starts_at = claim.until
         else:
-            self._rejections.note_rejected(self._kind(demand), demand, rejection)
+            # Found for runs of other rights, it may be of fewer nodes: such a run of this kind may
+            # still preempt.
+            if rejection.nodes != demand.nodes:
+                rejection = dataclasses.replace(rejection, nodes=demand.nodes)
+            self._rejections.note_rejected(
+                self._placing.key(kind.number, demand), demand, rejection
+            )
             if demand.keeps:  # it reserves nothing, and remembers since when it holds nodes idle
                 self._plan.claims[demand.run] = self._blocked.continued(demand, Claim(nodes=()))
-        self._wait(demand, rejection.why, rejection.fitting, **facts)
+        self._wait(
+            demand,
+            rejection.why,
+            rejection.fitting,
+            rejection.behind,
+            starts_at=starts_at,
+            recheck_at=self._blocked.recheck_at(demand),
+        )
 
     # preemption
 
     def _await_preemption(self, demand: Demand, claim: Claim, leaving: Iterable[str]) -> None:
-        self._blocked.want(demand)
+        self._want(self._kinds.of(demand))
         claim = self._blocked.reserve_for_preemption(demand, claim)
         self._plan.claims[demand.run] = claim
         self._rejections.forget()
@@ -320,41 +313,41 @@ class Pass:
             recheck_at=self._blocked.late_at(claim),
         )
 
-    def _preempt_for(self, demand: Demand) -> bool:
+    def _preempt_for(self, demand: Demand, kind: Kind) -> bool:
         """Preempt the cheapest sufficient candidates for the demand; False: there are none."""
-        kind = self._kind(demand)
+        key = self._placing.key(kind.number, demand)
         # The limit bounds the cost of a pass; the search below is its most expensive part.
-        if self._rejections.futile(kind, demand):
+        if self._rejections.futile(key, demand):
             return False
         if self._preemptors == MAX_PREEMPTORS:
             self._plan.unfinished.add(demand.run)
             return False
-        waiting = self._idle_holders | self._blocked.lenders(demand)
-        if not self._select_victims(demand, waiting):
-            self._rejections.note_futile(kind, demand)
+        lenders = self._blocked.lenders(demand)
+        waiting = self._idle_holders | lenders if lenders else self._idle_holders
+        if not self._select_victims(demand, kind, waiting):
+            self._rejections.note_futile(key, demand)
             return False
         self._preemptors += 1
         return True
 
     def _select_victims(
-        self, demand: Demand, waiting: AbstractSet[str], late: Sequence[str] = ()
+        self, demand: Demand, kind: Kind, waiting: AbstractSet[str], late: Sequence[str] = ()
     ) -> bool:
         """Select victims, reserve their nodes for the demand, and record the evictions."""
-        leaving = [holding for holding in self._leaving if holding.run not in late]
-        situation = Situation(
-            free=self._free,
-            leaving=leaving,
-            quotas=self._quotas,
-            eligible=self._eligible,
-            victims=self._victims,
-        )
+        situation, leaving = self._situation, self._leaving
+        if late:
+            leaving = [holding for holding in leaving if holding.run not in late]
+            situation = dataclasses.replace(situation, leaving=leaving)
         selection = preemption.select(situation, demand, waiting)
         if selection is None:
             return False
         nodes = self._free.table.named(selection.places)
         gone = preemption.evictions(demand, self._victims, selection)
         if within_quota(self._quotas, demand) and preemption.waiting_is_cheaper(
-            demand, gone, self._blocked.starts_within(demand), self._snapshot.grace_seconds
+            demand,
+            gone,
+            self._blocked.starts_within(demand, kind.pool),
+            self._snapshot.grace_seconds,
         ):
             return False
         self._victims.take(selection.units)

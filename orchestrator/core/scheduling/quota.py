@@ -5,6 +5,7 @@ All amounts are GPUs; a worker without GPUs counts as one (`accounted_gpus`).
 
 from __future__ import annotations
 
+import heapq
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -37,6 +38,10 @@ class Quotas:
         self._borrowers: dict[str, dict[str, int]] = defaultdict(dict)
         """Cohort → queue that borrows → GPUs."""
         self._ceilings: dict[str, int] = {}
+        self._largest: dict[tuple[str, int], tuple[int, list[tuple[str, int]], int]] = {}
+        """Cohort and count → charges so far, the largest borrowers, number of the others."""
+        self.changes = 0
+        """Number of charges so far; what depends on use holds until the next one."""
         for quota in self._quotas.values():
             if quota.cohort is not None and quota.gpus is not None:
                 self._lendable[quota.cohort] += _lendable(quota, 0)
@@ -57,15 +62,14 @@ class Quotas:
         """Add `gpus` (negative: subtract) to what the queue's runs hold."""
         quota, before = self.of(queue), self._used[queue]
         used = self._used[queue] = before + gpus
+        self.changes += 1
         if quota.cohort is None or quota.gpus is None:
             return
         # Kept as running sums: a check must not visit every queue of the cohort.
-        borrowed, lendable = max(0, used - quota.gpus), _lendable(quota, used)
-        lent = _lendable(quota, before) - lendable
-        self._excess[quota.cohort] += borrowed - max(0, before - quota.gpus) + lent
-        self._lendable_now[quota.cohort] -= lent
-        if borrowed:
-            self._borrowers[quota.cohort][queue] = borrowed
+        self._excess[quota.cohort] += _excess(quota, used) - _excess(quota, before)
+        self._lendable_now[quota.cohort] += _lendable(quota, used) - _lendable(quota, before)
+        if used > quota.gpus:
+            self._borrowers[quota.cohort][queue] = used - quota.gpus
         else:
             self._borrowers[quota.cohort].pop(queue, None)
 
@@ -102,21 +106,55 @@ class Quotas:
         limit = quota.borrowing_limit
         return quota.gpus + (lent if limit is None else min(lent, limit))
 
-    def status(self, queue: str, gpus: int) -> QuotaStatus:
-        """The status of the queue if it used `gpus` more. The quotas are unchanged afterwards."""
+    def status(self, queue: str, gpus: int, freed: Mapping[str, int] | None = None) -> QuotaStatus:
+        """The status of the queue if it used `gpus` more. The quotas are unchanged.
+
+        Args:
+            queue: The queue.
+            gpus: Further GPUs that its runs would hold.
+            freed: GPUs by queue that other runs would have left before; None: none.
+        """
         quota = self.of(queue)
         if quota.gpus is None:
             return QuotaStatus.WITHIN
-        # Charge and take back, so that the same rules decide on the hypothetical use.
-        self.charge(queue, gpus)
-        above, excess = self.borrowed(queue), self._excess_of(quota)
-        self.charge(queue, -gpus)
+        used = self._used[queue]
+        after, excess = used + gpus, 0
+        if freed:
+            after -= freed.get(queue, 0)
+            if quota.cohort is not None:
+                excess = sum(
+                    self._excess_without(other, less)
+                    for other, less in freed.items()
+                    if other != queue and self.of(other).cohort == quota.cohort
+                )
+        above = max(0, after - quota.gpus)
+        if quota.cohort is None:
+            excess = above
+        else:
+            excess += self._excess[quota.cohort] + _excess(quota, after) - _excess(quota, used)
         if above == 0:
             return QuotaStatus.RECLAIMING if excess > 0 else QuotaStatus.WITHIN
         limit = quota.borrowing_limit
         if excess > 0 or (limit is not None and above > limit):
             return QuotaStatus.OVER
         return QuotaStatus.BORROWING
+
+    def largest_borrowers(self, queue: str, count: int) -> tuple[list[tuple[str, int]], int]:
+        """The queues of its cohort that have borrowed the most, and how many more there are."""
+        cohort = self.of(queue).cohort or ""
+        key = cohort, count
+        if (known := self._largest.get(key)) is None or known[0] != self.changes:
+            lent = self._borrowers.get(cohort, {})
+            most = heapq.nsmallest(count, lent.items(), key=lambda each: (-each[1], each[0]))
+            known = self._largest[key] = self.changes, most, len(lent) - len(most)
+        return known[1], known[2]
+
+    def _excess_without(self, queue: str, gpus: int) -> int:
+        """The change of its cohort's excess if runs of the queue leave this many GPUs."""
+        quota, used = self._quotas[queue], self._used[queue]
+        if quota.gpus is None:
+            return 0
+        return _excess(quota, used - gpus) - _excess(quota, used)
 
     def owns(self, queue: str, gpus: int) -> bool:
         """True if `gpus` more are within the nominal quota of the queue; False without a quota."""
@@ -130,9 +168,10 @@ class Quotas:
         """
         return self._borrowers.get(self.of(queue).cohort or "", {})
 
-    def _excess_of(self, quota: Quota) -> int:
-        """GPUs borrowed in the queue's cohort beyond what the cohort can lend."""
-        return self.borrowed(quota.name) if quota.cohort is None else self._excess[quota.cohort]
+
+def _excess(quota: Quota, used: int) -> int:
+    """The contribution of a queue to the excess of its cohort."""
+    return max(0, used - (quota.gpus or 0)) - _lendable(quota, used)
 
 
 def _lendable(quota: Quota, used: int) -> int:

@@ -10,7 +10,8 @@ import dataclasses
 
 from orchestrator.core.scheduling.types import Demand, Pending
 
-Key = tuple[object, ...]
+Key = tuple[int, int]
+"""Numbers of the kind of a demand (:mod:`.demand_kinds`), and of what else decides its nodes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,5 +76,6 @@ def _plain(demand: Demand) -> bool:
 
 
 def _for(rejection: Rejection | None, demand: Demand) -> Rejection | None:
-    holds = rejection is not None and demand.nodes >= rejection.nodes and _plain(demand)
-    return rejection if holds else None
+    if rejection is None or demand.nodes < rejection.nodes:
+        return None
+    return rejection if _plain(demand) else None

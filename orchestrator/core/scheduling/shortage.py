@@ -46,8 +46,8 @@ def quota_detail(quotas: Quotas, demand: Demand) -> str:
     status = quotas.status(demand.queue, demand.gpus)
     if status is not QuotaStatus.RECLAIMING:
         return own
-    lent = sorted(quotas.borrowers(name).items(), key=lambda each: (-each[1], each[0]))
-    # Words for those that are named only: hundreds of queues may have borrowed.
-    words = [f"{queue} ({gpus})" for queue, gpus in lent[:NAMED]]
-    by = named([*words, *lent[NAMED:]], NAMED)
+    # Only those that are named: hundreds of queues may have borrowed, and as many may ask.
+    lent, others = quotas.largest_borrowers(name, NAMED)
+    words = [f"{queue} ({gpus})" for queue, gpus in lent]
+    by = named([*words, *range(others)], NAMED)
     return f"{own}, which are its own and lent to {by or 'its cohort'}"

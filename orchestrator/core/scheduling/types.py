@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from jobs.spec import Priority, Resources
 from orchestrator.core.scheduling.node_table import NodeTable
@@ -182,9 +183,8 @@ class Snapshot:
     """Seconds that a preempted run has to save and leave its nodes."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
-    """Why a run was not placed."""
+class Wait(NamedTuple):
+    """Why a run was not placed. A tuple, because a pass makes thousands of them."""
 
     run: str
     why: Pending

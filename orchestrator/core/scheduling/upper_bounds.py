@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.eligibility import Eligible
-from orchestrator.core.scheduling.free_resources import Shape, could_fit, kinds_that_fit, shape_of
+from orchestrator.core.scheduling.free_resources import Pool, could_fit, kinds_that_fit, shape_of
 from orchestrator.core.scheduling.node_table import NodeTable
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import Demand, Holding, accounted_gpus
@@ -17,8 +18,7 @@ class Ceilings:
 
     def __init__(self, table: NodeTable, quotas: Quotas, eligible: Eligible) -> None:
         self._table, self._quotas, self._eligible = table, quotas, eligible
-        self._kinds: dict[Shape, tuple[bool, ...]] = {}
-        self._nodes: dict[tuple[tuple[bool, ...], str], tuple[int, int]] = {}
+        self._nodes: dict[tuple[Pool, str], tuple[int, int]] = {}
         self._pool = int(eligible.pool.sum())
 
     def exceeded_by(self, demand: Demand) -> str:
@@ -38,13 +38,18 @@ class Ceilings:
             return f"{where} {nodes} nodes that fit, of which {spares} are spares for recoveries"
         return ""
 
-    def _most_nodes(self, demand: Demand) -> tuple[int, int]:
+    def largest_gang(self, demand: Demand, pool: Pool) -> int:
+        """Nodes of the largest gang like this that a run without nodes may ask for."""
+        nodes, outside = self._most_nodes(demand, pool)
+        if self._eligible.spares and not demand.recovers:
+            nodes = min(nodes, max(0, self._pool - self._eligible.spares) + outside)
+        most = self._quotas.ceiling(demand.queue)
+        return nodes if most is None else min(nodes, most // accounted_gpus(demand.need))
+
+    def _most_nodes(self, demand: Demand, pool: Pool | None = None) -> tuple[int, int]:
         """Fitting nodes of the best empty domain, and how many fitting nodes are not spares."""
         # By kinds of node, not by shapes: of these there may be as many as demands.
-        shape = shape_of(demand.need)
-        if (kinds := self._kinds.get(shape)) is None:
-            kinds = self._kinds[shape] = kinds_that_fit(self._table, shape)
-        key = kinds, demand.pack
+        key = pool or kinds_that_fit(self._table, shape_of(demand.need)), demand.pack
         if key not in self._nodes:
             mask = could_fit(self._table, demand.need)
             most = topology.largest_domain(self._table, mask, demand.pack)
@@ -59,9 +64,10 @@ def continues_on_nodes(demand: Demand) -> bool:
 
 def within_quota(quotas: Quotas, demand: Demand, gone: Iterable[Holding] = ()) -> bool:
     """True if the demand's queue may use that many GPUs more, now or after `gone` has left."""
+    if continues_on_nodes(demand):
+        return True
+    freed: dict[str, int] = defaultdict(int)
     for holding in gone:
-        quotas.charge(holding.queue, -holding.gpus)
-    status = quotas.status(demand.queue, demand.gpus)
-    for holding in gone:
-        quotas.charge(holding.queue, holding.gpus)
-    return continues_on_nodes(demand) or status in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
+        freed[holding.queue] += holding.gpus
+    status = quotas.status(demand.queue, demand.gpus, freed)
+    return status is QuotaStatus.WITHIN or status is QuotaStatus.BORROWING

@@ -30,7 +30,7 @@ class Situation:
     Attributes:
         free: Free resources now.
         leaving: Holdings that become free without any further preemption.
-        quotas: Use by queue; modified during each check and restored afterwards.
+        quotas: Use by queue.
         eligible: The rules about the nodes that a demand may use.
         victims: What may be preempted in this pass.
     """
@@ -113,12 +113,8 @@ class Problem:
         for number in np.flatnonzero(of_queue).tolist():
             queue = columns.queues[number]
             freed[queue] = freed.get(queue, 0) + int(of_queue[number])
-        for queue, gpus in freed.items():
-            self.quotas.charge(queue, -gpus)
-        allowed = self.quota_allows()
-        for queue, gpus in freed.items():
-            self.quotas.charge(queue, gpus)
-        return allowed
+        status = self.quotas.status(self.demand.queue, self.demand.gpus, freed)
+        return status in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
 
     def quota_allows(self) -> bool:
         """True if the queue may use the nodes as its quota is charged now."""
