@@ -235,7 +235,9 @@ class Saver:
         return lambda writer: writer.adopt(staging)
 
     def _staging(self, root: Path) -> Path:
-        return root / f".staging-{self._plan.rank:05d}"
+        # Runs that share a directory must not write into each other's.
+        writer = f"{self._plan.run}.{self._plan.attempt}"
+        return shard.staging_directory(root, self._plan.rank, writer)
 
     def _write_all(
         self, tiers: tuple[Tier, ...], saved: Saved, content: Content, copy_seconds: float

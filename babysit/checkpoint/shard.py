@@ -59,6 +59,11 @@ class Manifest:
     Empty: a stand-alone run, or a version that did not record it.
     """
 
+    @property
+    def writer(self) -> str:
+        """The run and attempt, in names of what is not whole yet."""
+        return f"{self.run}.{self.attempt}"
+
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain values."""
         return dataclasses.asdict(self)
@@ -162,21 +167,26 @@ def writing(manifest: Manifest) -> Iterator[ShardWriter]:
     final = rank_directory(manifest.path, manifest.rank)
     for leftover in final.parent.glob(f".{final.name}.*"):  # left by a killed writer
         shutil.rmtree(leftover, ignore_errors=True)
-    hidden = hidden_directory(final, f"{manifest.run}.{manifest.attempt}")
+    hidden = hidden_directory(final, manifest.writer)
     hidden.mkdir(parents=True)
     writer = ShardWriter(manifest, hidden)
     try:
         yield writer
         writer.seal()
         _refuse_if_overtaken(manifest, final)
-        _put_in_place(hidden, final, durable=manifest.tier is Tier.DIRECTORY)
+        _put_in_place(hidden, final, manifest)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def hidden_directory(final: Path, writer: str = ".0") -> Path:
+def hidden_directory(final: Path, writer: str) -> Path:
     """A name beside `final` that is never mistaken for a shard, with its writer: `run.attempt`."""
     return final.parent / f".{final.name}.{writer}.{uuid.uuid4().hex[:8]}"
+
+
+def staging_directory(root: Path, rank: int, writer: str) -> Path:
+    """Where a framework writes a rank's state before it becomes a shard, with its writer."""
+    return root / f".staging-{rank:05d}.{writer}"
 
 
 def _refuse_if_overtaken(manifest: Manifest, final: Path) -> None:
@@ -194,9 +204,10 @@ def _refuse_if_overtaken(manifest: Manifest, final: Path) -> None:
         )
 
 
-def _put_in_place(hidden: Path, final: Path, *, durable: bool) -> None:
+def _put_in_place(hidden: Path, final: Path, manifest: Manifest) -> None:
+    durable = manifest.tier is Tier.DIRECTORY
     if final.exists():  # from an attempt before a rollback
-        old = hidden_directory(final)
+        old = hidden_directory(final, manifest.writer)
         final.rename(old)
         shutil.rmtree(old)
     if durable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -16,13 +15,12 @@ from pydantic import ValidationError
 from babysit.wire import MANIFEST_FILE, Tier, rank_directory
 from jobs.agent import page_cache
 from jobs.agent.errors import RefusedPathError
-from jobs.commands import StartAttempt, VerifyCheckpoint
-from jobs.config import AgentConfig
+from jobs.commands import VerifyCheckpoint
 from jobs.shards import ShardFile, ShardReport
 
 _NEWEST = 3
 """Reported memory shards per rank: a rank keeps two, and a third may be half deleted."""
-_HIDDEN = re.compile(r"\.rank-\d+\.(?P<run>.*)\.(?P<attempt>\d+)\.[0-9a-f]+")
+HIDDEN = re.compile(r"\.rank-(?P<rank>\d+)\.(?P<run>.*)\.(?P<attempt>\d+)\.[0-9a-f]+")
 """Names of shards that are being written: :func:`babysit.checkpoint.shard.hidden_directory`."""
 _STEP_DIRECTORY = re.compile(r"step-\d+")
 _HASH_BYTES = 16
@@ -34,14 +32,14 @@ def memory_shards(root: Path) -> tuple[ShardReport, ...]:
     """Complete shards under `root/step-…/rank-…`, newest first, up to three per rank."""
     by_rank: defaultdict[int, list[ShardReport]] = defaultdict(list)
     for manifest in sorted(root.glob(f"step-*/rank-*/{MANIFEST_FILE}"), reverse=True):
-        shard = _read(manifest)
+        shard = read(manifest)
         if shard is not None and len(by_rank[shard.rank]) < _NEWEST and _is_whole(shard):
             by_rank[shard.rank].append(shard)
     found = [shard for shards in by_rank.values() for shard in shards]
     return tuple(sorted(found, key=lambda shard: (-shard.step, shard.rank)))
 
 
-def _read(manifest: Path) -> ShardReport | None:
+def read(manifest: Path) -> ShardReport | None:
     """The manifest as a report; None, with a log line, if it is unreadable."""
     try:
         return _parsed(manifest)
@@ -146,7 +144,7 @@ def delete(path: Path, attempt: int, run: str) -> None:
     if not path.exists():
         return
     manifests = list(path.glob(f"rank-*/{MANIFEST_FILE}"))
-    shards = [shard for shard in map(_read, manifests) if shard is not None]
+    shards = [shard for shard in map(read, manifests) if shard is not None]
     if others := {shard.run for shard in shards if _of_another(shard, run)}:
         raise RefusedPathError(f"{path}: run {min(others)} has saved there too, not only {run}")
     later = [a for a in map(_writing, path.glob(".rank-*")) if a is not None and a > attempt]
@@ -159,34 +157,5 @@ def delete(path: Path, attempt: int, run: str) -> None:
 
 def _writing(hidden: Path) -> int | None:
     """The attempt that writes a shard to a hidden directory; None: its name does not say."""
-    found = _HIDDEN.fullmatch(hidden.name)
+    found = HIDDEN.fullmatch(hidden.name)
     return int(found["attempt"]) if found else None
-
-
-def sweep_before(command: StartAttempt, config: AgentConfig) -> None:
-    """Sweep the checkpoint directory of a run whose next attempt begins; its first node does it."""
-    directory = config.spec.checkpoint.directory
-    if not directory or command.node_rank != 0:
-        return
-    with contextlib.suppress(OSError):  # the next attempt sweeps again
-        for path in sweep(Path(directory), command.attempt, config.run):
-            _log.info("half-written shard of a dead attempt deleted", path=str(path))
-
-
-def sweep(root: Path, attempt: int, run: str) -> list[Path]:
-    """Delete what killed writers of a run's older attempts left half-written. Blocks.
-
-    Their processes must be confirmed dead. Whole shards stay, and so does everything of other runs.
-
-    Returns:
-        The directories that were deleted.
-    """
-    gone = []
-    for hidden in root.glob("step-*/.rank-*"):
-        found = _HIDDEN.fullmatch(hidden.name)
-        if found and found["run"] == run and int(found["attempt"]) < attempt:
-            shutil.rmtree(hidden, ignore_errors=True)
-            with contextlib.suppress(OSError):  # other shards are there
-                hidden.parent.rmdir()
-            gone.append(hidden)
-    return gone

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from jobs.agent import inventory, on_demand, reaper
+from jobs.agent import inventory, leftovers, on_demand, reaper
 from jobs.agent.connection import Connection
 from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.agent.fork_client import ForkClient
@@ -241,7 +241,7 @@ class Agent:
             )
         # Read while the ranks start, so that the first death waits for nothing.
         await asyncio.to_thread(lambda: self._reporter.log_rules)
-        await asyncio.to_thread(inventory.sweep_before, command, self._config)
+        await asyncio.to_thread(leftovers.sweep_before, command, self._config)
 
     async def _launch_rank(self, gang: Gang, process: RankProcess) -> None:
         key = f"{gang.attempt}/{process.rank}"

@@ -222,17 +222,6 @@ def hidden(root: Path, step: int, writer: str) -> Path:
     return path
 
 
-def test_half_written_shards_of_dead_attempts_are_swept_and_no_others(tmp_path: Path):
-    shard(tmp_path, 1)
-    old = [hidden(tmp_path, 1, "r.1"), hidden(tmp_path, 2, "r.2")]
-    left = [hidden(tmp_path, 1, "r.3"), hidden(tmp_path, 3, "other.1"), hidden(tmp_path, 4, ".0")]
-    assert sorted(inventory.sweep(tmp_path, 3, "r")) == sorted(old)
-    assert all(path.exists() for path in left)
-    assert not step_directory(tmp_path, 2).exists()
-    assert verify(tmp_path / "none", ranks=()) == ""
-    assert (rank_directory(step_directory(tmp_path, 1), 0) / "manifest.json").exists()
-
-
 def test_a_checkpoint_that_a_later_attempt_is_writing_again_is_not_deleted(tmp_path: Path):
     shard(tmp_path, 3, attempt=1)
     hidden(tmp_path, 3, "r.2")
