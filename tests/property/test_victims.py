@@ -23,6 +23,7 @@ from orchestrator.core.scheduling import (
 )
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import FreeResources
+from orchestrator.core.scheduling.holding_table import HoldingTable
 from orchestrator.core.scheduling.preemption import select
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import PRIORITY_RANK, accounted_gpus
@@ -300,11 +301,12 @@ def situations(draw: st.DrawFn) -> tuple[Snapshot, Demand]:
 def selected(snapshot: Snapshot, demand: Demand) -> list[tuple[str, tuple[str, ...]]] | None:
     """The chosen units: run and nodes; None: no choice."""
     free, quotas = FreeResources(snapshot.table), Quotas(snapshot.quotas)
-    free.place_workers((node, h.need) for h in snapshot.holdings for node in h.nodes)
+    held = HoldingTable(snapshot.table, snapshot.holdings)
+    free.place_workers(held)
     for holding in snapshot.holdings:
         quotas.charge(holding.queue, holding.gpus)
     before = {quota.name: quotas.used(quota.name) for quota in snapshot.quotas}
-    victims = Victims(snapshot.table, snapshot.holdings, quotas, NOW)
+    victims = Victims(held, quotas, NOW)
     situation = Situation(
         free=free,
         leaving=[holding for holding in snapshot.holdings if holding.leaving],

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +21,7 @@ from orchestrator.core.scheduling.departures import Departures
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import FreeResources, Pool
 from orchestrator.core.scheduling.node_table import Mask
-from orchestrator.core.scheduling.types import Claim, Demand, Holding, Snapshot
+from orchestrator.core.scheduling.types import Claim, Demand, Snapshot
 
 MAX_RESERVATIONS = 16
 """Bounds the cost of a pass where every node and every run differ a little."""
@@ -41,27 +40,27 @@ class Blocked:
 
     Args:
         free: Free resources now.
-        holdings: What every run holds; may grow during the pass.
+        departures: The expected ends of all runs.
         eligible: Nodes that the runs may use.
-        now: The moment of the pass.
         snapshot: The input of the pass.
+        now: The moment of the pass.
     """
 
     def __init__(
         self,
         free: FreeResources,
-        holdings: Sequence[Holding],
+        departures: Departures,
         eligible: Eligible,
-        now: dt.datetime,
         snapshot: Snapshot,
+        now: dt.datetime,
     ) -> None:
         self._grace = dt.timedelta(seconds=snapshot.grace_seconds)
         claims = sum(demand.reserved for demand in snapshot.demands)
         self._table, self._eligible, self._now = free.table, eligible, now
-        self._forecast = Forecast(free, Departures(free.table, holdings, now), eligible, now)
+        self._forecast = Forecast(free, departures, eligible, now)
+        safe = (holding.safe_until for holding in snapshot.holdings)
         self._evictable_at = min(
-            (h.safe_until.timestamp() for h in holdings if h.safe_until and h.safe_until > now),
-            default=math.inf,
+            (until.timestamp() for until in safe if until and until > now), default=math.inf
         )
         """Unix time at which the next run may be preempted again."""
         self._pools: set[Pool] = set()

@@ -9,13 +9,15 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.spec import Resources
-from orchestrator.core.scheduling.free_resources import FreeResources, shape_of
-from orchestrator.core.scheduling.node_table import Indices, NodeTable
+from orchestrator.core.scheduling.free_resources import FreeResources, Shape, shape_of
+from orchestrator.core.scheduling.holding_table import HoldingTable
+from orchestrator.core.scheduling.node_table import Indices
 from orchestrator.core.scheduling.reservations import Amounts, amounts
 from orchestrator.core.scheduling.types import Holding
 
@@ -26,15 +28,18 @@ class Departures:
     """The workers of all runs, by node and expected end.
 
     Args:
-        table: The nodes.
-        holdings: What each run holds. The list may grow; it is read anew when it has.
+        held: The holdings at the beginning of the pass.
+        holdings: The same, and those of runs that the pass has placed since; may grow.
         now: The moment of the pass.
     """
 
-    def __init__(self, table: NodeTable, holdings: Sequence[Holding], now: dt.datetime) -> None:
-        self._table, self._holdings, self._now = table, holdings, now.timestamp()
+    def __init__(self, held: HoldingTable, holdings: Sequence[Holding], now: dt.datetime) -> None:
+        self._held, self._table = held, held.table
+        self._holdings, self._now = holdings, now.timestamp()
         self._read = -1
-        self._sort()
+        self._rooms: dict[Shape, tuple[Times, Amounts]] = {}
+        """Answers by shape, as long as nothing has changed."""
+        self._changes = -1
 
     def times(self, free: FreeResources, need: Resources) -> Times:
         """Unix time at which each node first has room for one more worker."""
@@ -56,39 +61,53 @@ class Departures:
         if self._read == len(self._holdings):
             return
         self._read = len(self._holdings)
-        index = self._table.index
-        # A shape and an end for each holding, and its number for each of its workers: most of the
-        # work is then one operation for all.
-        numbers, places = [], []
-        for number, holding in enumerate(self._holdings):
-            here = [index[node] for node in holding.nodes if node in index]
-            places += here
-            numbers += [number] * len(here)
-        ends = np.array([_end(h, self._now) for h in self._holdings] or [0.0])
-        needs = np.array([shape_of(h.need) for h in self._holdings] or [(0, 0, 0)], dtype=float)
-        at, of = np.array(places, dtype=np.intp), np.array(numbers, dtype=np.intp)
+        self._rooms.clear()
+        held = self._held
+        # Those of this pass are few: one table is made for them, and appended.
+        new = HoldingTable(self._table, self._holdings[len(held.holdings) :])
+        ends = np.concatenate([self._ends_before, self._ends_of(new)])
+        needs = np.concatenate([_needs(held), _needs(new)])
+        at = np.concatenate([held.place, new.place])
+        of = np.concatenate([held.of, new.of + len(held.holdings)])
         order = np.lexsort((ends[of], at))
         self._places: Indices = at[order]
         self._ends: Times = ends[of][order]
-        self._needs: Amounts = needs[of][order]
+        own = needs[of][order]
+        self._first = np.r_[True, self._places[1:] != self._places[:-1]][: len(order)]
+        starts = np.flatnonzero(self._first)
+        sums = np.cumsum(own, axis=0)
+        before = sums[starts] - own[starts]
+        self._sums: Amounts = sums - before[np.cumsum(self._first) - 1]
+        """Resources that this worker and those that leave the node before it free together."""
+
+    @cached_property
+    def _ends_before(self) -> Times:
+        return self._ends_of(self._held)
+
+    def _ends_of(self, held: HoldingTable) -> Times:
+        return np.array([_end(each, self._now) for each in held.holdings], dtype=np.float64)
 
     def _room(self, free: FreeResources, need: Resources) -> tuple[Times, Amounts]:
         self._sort()
+        if self._changes != free.changes:
+            self._rooms.clear()
+            self._changes = free.changes
+        shape = shape_of(need)
+        if shape not in self._rooms:
+            self._rooms[shape] = self._find_room(free, need)
+        return self._rooms[shape]
+
+    def _find_room(self, free: FreeResources, need: Resources) -> tuple[Times, Amounts]:
         fits = free.fits(need)
         times = np.where(fits, self._now, math.inf)
         freed = np.zeros((len(self._table), 3))
         if len(self._places):
-            sums = np.cumsum(self._needs, axis=0)
-            first = np.r_[True, self._places[1:] != self._places[:-1]]
-            starts = np.flatnonzero(first)
-            before = sums[starts] - self._needs[starts]
-            sums -= before[np.cumsum(first) - 1]
             now = np.column_stack([free.gpus, free.cpus, free.memory])[self._places]
-            enough = (now + sums >= amounts(need)).all(axis=1) & ~fits[self._places]
+            enough = (now + self._sums >= amounts(need)).all(axis=1) & ~fits[self._places]
             rows = np.flatnonzero(enough)
             places, at = np.unique(self._places[rows], return_index=True)
             times[places] = self._ends[rows[at]]
-            freed[places] = sums[rows[at]]
+            freed[places] = self._sums[rows[at]]
         return self._with_away(times), freed
 
     def _with_away(self, times: Times) -> Times:
@@ -101,3 +120,7 @@ class Departures:
 
 def _end(holding: Holding, now: float) -> float:
     return math.inf if holding.ends_at is None else max(holding.ends_at.timestamp(), now)
+
+
+def _needs(held: HoldingTable) -> Amounts:
+    return np.column_stack([held.gpus, held.cpus, held.memory]).astype(float)

@@ -9,7 +9,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding, Quota
+from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Quota
 
 HALF_LIFE_SECONDS = 7 * 86400.0
 """Past use counts half after this many seconds (Slurm's default, PriorityDecayHalfLife)."""
@@ -49,20 +49,18 @@ class Shares:
 
     Args:
         usage: Decayed GPU seconds by project; absent: none.
-        holdings: Nodes that every run holds now.
+        gpus: Accounted GPUs that the runs of each project hold now.
         weights: Weight by queue and project; absent: 1.
     """
 
     def __init__(
         self,
         usage: Mapping[str, float],
-        holdings: Sequence[Holding],
+        gpus: Mapping[str, int],
         weights: Mapping[tuple[str, str], float],
     ) -> None:
         self._usage, self._weights = usage, weights
-        self._gpus: dict[str, int] = defaultdict(int)
-        for holding in holdings:
-            self._gpus[holding.project] += holding.gpus
+        self._gpus: dict[str, int] = defaultdict(int, gpus)
 
     def score(self, queue: str, project: str) -> float:
         """GPU seconds per unit of weight; the project with the lowest score goes first."""

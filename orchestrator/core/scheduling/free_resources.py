@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.spec import Resources
+from orchestrator.core.scheduling.holding_table import HoldingTable
 from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 
 Shape = tuple[int, float, int]
@@ -36,6 +37,7 @@ class FreeResources:
         table: The nodes.
         gpus, cpus, memory: Free GPUs, CPUs and bytes by node index.
         tenants: Number of workers by node index.
+        changes: Number of changes so far; what depends on free resources holds until the next one.
     """
 
     def __init__(self, table: NodeTable) -> None:
@@ -43,6 +45,7 @@ class FreeResources:
         self.gpus, self.cpus = table.gpus.copy(), table.cpus.copy()
         self.memory = table.memory.copy()
         self.tenants = np.zeros(len(table), dtype=np.int64)
+        self.changes = 0
         self._with_gpus: dict[int, Indices] = {}
         """GPUs → nodes with as many free; few on a busy cluster. Emptied by every change."""
         self.gpus[table.away] = _NEVER
@@ -56,17 +59,16 @@ class FreeResources:
             setattr(other, name, getattr(self, name).copy())
         return other
 
-    def place_workers(self, workers: Iterable[tuple[str, Resources]]) -> None:
-        """Subtract what these workers need; workers on nodes outside the table are ignored."""
-        self._with_gpus.clear()
-        index = self.table.index
-        placed = [(index[node], *shape_of(need)) for node, need in workers if node in index]
-        if placed:
-            columns = zip(*placed, strict=True)
-            places = np.fromiter(next(columns), dtype=np.intp, count=len(placed))
-            for column in (self.gpus, self.cpus, self.memory):
-                np.subtract.at(column, places, np.array(next(columns), dtype=column.dtype))
-            np.add.at(self.tenants, places, 1)
+    def place_workers(self, held: HoldingTable) -> None:
+        """Subtract what the workers of all runs take."""
+        self._changed()
+        for column, need in (
+            (self.gpus, held.gpus),
+            (self.cpus, held.cpus),
+            (self.memory, held.memory),
+        ):
+            np.subtract.at(column, held.place, need[held.of])
+        np.add.at(self.tenants, held.place, 1)
 
     def take(self, places: Indices, need: Resources) -> None:
         """Place one worker on each of these nodes. The caller has checked that it fits."""
@@ -76,8 +78,12 @@ class FreeResources:
         """Remove one worker from each of these nodes."""
         self._add(places, need, 1)
 
-    def _add(self, places: Indices, need: Resources, sign: int) -> None:
+    def _changed(self) -> None:
         self._with_gpus.clear()
+        self.changes += 1
+
+    def _add(self, places: Indices, need: Resources, sign: int) -> None:
+        self._changed()
         gpus, cpus, memory = shape_of(need)
         self.gpus[places] += sign * gpus
         self.cpus[places] += sign * cpus

@@ -24,6 +24,7 @@ import numpy as np
 from orchestrator.core.scheduling import preemption, shortage
 from orchestrator.core.scheduling.blocked import Blocked
 from orchestrator.core.scheduling.demand_kinds import Kind, Kinds
+from orchestrator.core.scheduling.departures import Departures
 from orchestrator.core.scheduling.elastic import grow
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.fair_share import Shares, age, in_order, weights
@@ -33,6 +34,7 @@ from orchestrator.core.scheduling.free_resources import (
     count_nodes,
 )
 from orchestrator.core.scheduling.gang_placement import Books, GangPlacement
+from orchestrator.core.scheduling.holding_table import HoldingTable
 from orchestrator.core.scheduling.node_choice import choose_nodes
 from orchestrator.core.scheduling.quota import Quotas
 from orchestrator.core.scheduling.quota_line import QuotaLine
@@ -74,14 +76,16 @@ class Pass:
         self._reservations = self._eligible.reservations
         self._reservations.actual = self._free
         self._ceilings = Ceilings(snapshot.table, self._quotas, self._eligible)
-        self._shares = Shares(snapshot.usage, snapshot.holdings, weights(snapshot.quotas))
-        self._free.place_workers((node, h.need) for h in snapshot.holdings for node in h.nodes)
-        for holding in snapshot.holdings:
-            self._quotas.charge(holding.queue, holding.gpus)
-        self._victims = Victims(snapshot.table, snapshot.holdings, self._quotas, now)
+        held = HoldingTable(snapshot.table, snapshot.holdings)
+        self._shares = Shares(snapshot.usage, held.gpus_by_project(), weights(snapshot.quotas))
+        self._free.place_workers(held)
+        for queue, gpus in held.gpus_by_queue().items():
+            self._quotas.charge(queue, gpus)
+        self._victims = Victims(held, self._quotas, now)
         self._holdings = list(snapshot.holdings)
         """Nodes that every run holds, including runs placed in this pass."""
-        self._blocked = Blocked(self._free, self._holdings, self._eligible, now, snapshot)
+        departures = Departures(held, self._holdings, now)
+        self._blocked = Blocked(self._free, departures, self._eligible, snapshot, now)
         self._idle_holders = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
         """Runs whose nodes stay idle until more arrive: candidates for runs ahead of them."""
         self._quota_line = QuotaLine(self._quotas, self._holdings, now)
@@ -131,7 +135,8 @@ class Pass:
         for demand in in_order(rest, self._shares, self._now):
             self._schedule(demand)
         # Growth has the lowest rank: it must not take nodes that a waiting run may get.
-        growing = [h for h in self._holdings if not self._quota_line.closed(h.queue)]
+        wanting = [h for h in self._holdings if h.wants > 0]
+        growing = [h for h in wanting if not self._quota_line.closed(h.queue)]
         parts = self._free, self._eligible, self._quotas, self._shares, growing
         self._plan.growth.update(grow(*parts, self._blocked.wanted()))
         return self._plan

@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.core.scheduling.free_resources import shape_of
-from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
+from orchestrator.core.scheduling.holding_table import HoldingTable
+from orchestrator.core.scheduling.node_table import Indices, Mask
 from orchestrator.core.scheduling.quota import Quotas
-from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding, accounted_gpus
+from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding
 
 REASONS = ("order", "priority", "surplus", "reclaim")
 """Why a unit may be taken (`Eviction.why`): an idle node of a run further back, a lower priority,
@@ -46,36 +46,48 @@ class Victims:
     """All units of one pass, by the runs that may preempt them.
 
     Args:
-        table: The nodes.
-        holdings: What every run holds.
+        held: The holdings of all runs.
         quotas: Use by queue; read whenever a question is asked.
         now: The moment of the pass.
     """
 
-    def __init__(
-        self, table: NodeTable, holdings: Iterable[Holding], quotas: Quotas, now: dt.datetime
-    ) -> None:
-        self._table, self._quotas, self._now = table, quotas, now
+    def __init__(self, held: HoldingTable, quotas: Quotas, now: dt.datetime) -> None:
+        self._all, self._quotas = held, quotas
         # `order` may take idle nodes of a run that is not movable: it has no work to lose.
-        self.held = [h for h in holdings if h.nodes and not h.leaving]
+        self._rows = np.flatnonzero((held.size > 0) & ~held.leaving)
+        self.held = [held.holdings[row] for row in self._rows.tolist()]
+        self._movable: Mask = np.array(
+            [h.movable and (h.safe_until is None or h.safe_until <= now) for h in self.held],
+            dtype=np.bool_,
+        )
         self._nodes: dict[tuple[str, int], int] = defaultdict(int)
         """Number of preemptible nodes by queue ("": without quota) and rank of priority."""
         self._surplus: dict[tuple[str, int], int] = defaultdict(int)
         self._below: dict[tuple[str, int], int] = {}
-        self._waiting_nodes: dict[str, int] = defaultdict(int)
+        groups: dict[str, str] = {}
+        sizes = zip(
+            self.held, held.size[self._rows].tolist(), held.rank[self._rows].tolist(), strict=True
+        )
+        for (holding, size, rank), movable in zip(sizes, self._movable.tolist(), strict=True):
+            if movable:
+                queue = holding.queue
+                if (group := groups.get(queue)) is None:
+                    group = groups[queue] = self.group(queue)
+                self._nodes[group, rank] += size
+                if holding.surplus:
+                    self._surplus[group, rank] += len(holding.surplus)
+
+    @cached_property
+    def _waiting_nodes(self) -> dict[str, int]:
+        """Nodes that each run holds; of interest for those that wait."""
+        found: dict[str, int] = defaultdict(int)
         for holding in self.held:
-            self._waiting_nodes[holding.run] += len(holding.nodes)
-            if self._movable(holding):
-                key = self.group(holding.queue), PRIORITY_RANK[holding.priority]
-                self._nodes[key] += len(holding.nodes)
-                self._surplus[key] += len(holding.surplus)
+            found[holding.run] += len(holding.nodes)
+        return found
 
     def group(self, queue: str) -> str:
         """The queue itself if it has a quota; "" for all queues without one, which are alike."""
         return queue if self._quotas.limited(queue) else ""
-
-    def _movable(self, holding: Holding) -> bool:
-        return holding.movable and (holding.safe_until is None or holding.safe_until <= self._now)
 
     def at_most(self, demand: Demand, waiting: AbstractSet[str]) -> int:
         """Upper bound of the nodes that preemption could free for a demand; a cheap pre-check."""
@@ -160,8 +172,7 @@ class Victims:
     @cached_property
     def columns(self) -> Columns:
         """The units as columns; made when a demand first needs them."""
-        movable = [self._movable(holding) for holding in self.held]
-        return Columns(self._table, self.held, movable, self._quotas)
+        return Columns(self._all, self._rows, self._movable, self._quotas)
 
 
 class Columns:
@@ -179,52 +190,52 @@ class Columns:
         need_gpus, need_cpus, need_memory: By holding: what one of its workers takes.
     """
 
-    def __init__(
-        self, table: NodeTable, held: Sequence[Holding], movable: Sequence[bool], quotas: Quotas
-    ) -> None:
-        self.holdings_of: dict[str, list[int]] = defaultdict(list)
-        self.queue_number: dict[str, int] = {}
-        units: list[tuple[int, bool, int]] = []  # number of the holding, is it surplus, position
-        sizes: list[int] = []
-        places: list[int] = []
-        first: list[int] = []
-        index = table.index
-        for number, holding in enumerate(held):
-            self.holdings_of[holding.run].append(number)
-            self.queue_number.setdefault(holding.queue, len(self.queue_number))
-            first.append(len(units))
-            for position, group in enumerate(_units(holding)):
-                spare = position < len(holding.surplus)
-                units.append((number, spare, position))
-                sizes.append(len(group))
-                places += [index.get(node, -1) for node in group]
-        listed = np.array(units, dtype=np.intp).reshape(-1, 3)
-        self.first = np.array([*first, len(units)], dtype=np.intp)
-        self.holding, self.spare = listed[:, 0], listed[:, 1].astype(np.bool_)
-        self.position = listed[:, 2]
+    def __init__(self, held: HoldingTable, rows: Indices, movable: Mask, quotas: Quotas) -> None:
+        holdings = [held.holdings[row] for row in rows.tolist()]
+        number: dict[str, int] = {}
+        queues = [number.setdefault(h.queue, len(number)) for h in holdings]
+        self.queue_number, self.queues = number, list(number)
+        names, sizes, counts = _units(holdings)
+        units = np.arange(len(sizes))
+        self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.intp)
+        self.holding: Indices = np.repeat(np.arange(len(rows)), counts)
+        self.position: Indices = units - self.first[self.holding]
+        surplus = np.array([len(h.surplus) for h in holdings], dtype=np.intp)
+        self.spare: Mask = self.position < surplus[self.holding]
         self.size = np.array(sizes, dtype=np.intp)
-        ranks = np.array([PRIORITY_RANK[h.priority] for h in held], dtype=np.intp)
-        queues = np.array([self.queue_number[h.queue] for h in held], dtype=np.intp)
-        lost = np.array([h.lost_gpu_seconds for h in held], dtype=np.float64)
-        accounted = np.array([accounted_gpus(h.need) for h in held], dtype=np.int64)
-        self.rank, self.queue = ranks[self.holding], queues[self.holding]
+        accounted = held.accounted[rows]
+        lost = np.array([h.lost_gpu_seconds for h in holdings], dtype=np.float64)
+        self.rank = held.rank[rows][self.holding]
+        self.queue = np.array(queues, dtype=np.intp)[self.holding]
         self.lost, self.gpus = lost[self.holding], accounted[self.holding] * self.size
-        total = np.array([holding.gpus for holding in held], dtype=np.int64)
-        self.run_gpus = total[self.holding]
-        self.movable: Mask = np.array(movable, dtype=np.bool_)[self.holding]
+        self.run_gpus = (accounted * held.size[rows])[self.holding]
+        self.movable: Mask = movable[self.holding]
         self.alive: Mask = np.ones(len(units), dtype=np.bool_)
         self.unlimited: Mask = np.array(
-            [not quotas.limited(queue) for queue in self.queue_number], dtype=np.bool_
+            [not quotas.limited(queue) for queue in self.queues], dtype=np.bool_
         )
-        self.queues = list(self.queue_number)
-        place, unit = np.array(places, dtype=np.intp), np.repeat(np.arange(len(units)), self.size)
+        at = held.table.index.get
+        place = np.array([at(name, -1) for name in names], dtype=np.intp)
+        unit = np.repeat(units, self.size)
         self.place, self.unit = place[place >= 0], unit[place >= 0]
-        shapes = [shape_of(holding.need) for holding in held]
-        self.need_gpus = np.array([shape[0] for shape in shapes], dtype=np.int64)
-        self.need_cpus = np.array([shape[1] for shape in shapes], dtype=np.float64)
-        self.need_memory = np.array([shape[2] for shape in shapes], dtype=np.float64)
-        names = np.argsort(np.argsort(np.array([h.run for h in held])), kind="stable")
-        self._name = names[self.holding] if len(held) else self.holding
+        self.need_gpus, self.need_cpus = held.gpus[rows], held.cpus[rows]
+        self.need_memory = held.memory[rows]
+        self._runs = [holding.run for holding in holdings]
+
+    @cached_property
+    def holdings_of(self) -> dict[str, list[int]]:
+        """The holdings of each run, by number."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for number, run in enumerate(self._runs):
+            found[run].append(number)
+        return found
+
+    @cached_property
+    def _name(self) -> Indices:
+        """By unit: rank of the id of its run."""
+        ranks = np.empty(len(self._runs), dtype=np.intp)
+        ranks[np.argsort(np.array(self._runs, dtype=np.str_))] = np.arange(len(self._runs))
+        return ranks[self.holding]
 
     def units_of(self, number: int) -> Indices:
         """The units of a holding."""
@@ -244,10 +255,24 @@ class Columns:
         return found
 
 
-def _units(holding: Holding) -> Iterable[tuple[str, ...]]:
-    """The groups of nodes that leave together; nodes of the surplus one by one, then the rest."""
-    yield from ((node,) for node in holding.surplus)
-    surplus = set(holding.surplus)
-    rest = tuple(node for node in holding.nodes if node not in surplus)
-    if rest:
-        yield rest
+def _units(holdings: Sequence[Holding]) -> tuple[list[str], list[int], list[int]]:
+    """The groups of nodes that leave together; nodes of the surplus one by one, then the rest.
+
+    Returns:
+        The nodes of all groups, the size of each group, and the number of groups of each holding.
+    """
+    names: list[str] = []
+    sizes: list[int] = []
+    counts: list[int] = []
+    for holding in holdings:
+        nodes, alone = holding.nodes, len(holding.surplus)
+        if alone:
+            surplus = set(holding.surplus)
+            names += holding.surplus
+            sizes += [1] * alone
+            nodes = tuple(node for node in nodes if node not in surplus)
+        if nodes:
+            names += nodes
+            sizes.append(len(nodes))
+        counts.append(alone + bool(nodes))
+    return names, sizes, counts
