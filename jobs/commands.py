@@ -100,6 +100,17 @@ class DeleteCheckpoint(Command):
     path: str
 
 
+class FindCheckpoints(Command):
+    """Look for whole checkpoints of the run on disk, and answer CheckpointsFound in any case.
+
+    Those of attempts before `attempt`, and of steps up to `above`, do not count.
+    """
+
+    kind: Literal["find_checkpoints"] = "find_checkpoints"
+    above: int
+    """The newest step that is known; 0: none."""
+
+
 class Shutdown(Command):
     """End the worker: kill its processes, delete its memory directory, and exit."""
 
@@ -107,6 +118,12 @@ class Shutdown(Command):
 
 
 AgentCommand = Annotated[
-    StartAttempt | StopAttempt | CaptureStacks | VerifyCheckpoint | DeleteCheckpoint | Shutdown,
+    StartAttempt
+    | StopAttempt
+    | CaptureStacks
+    | VerifyCheckpoint
+    | DeleteCheckpoint
+    | FindCheckpoints
+    | Shutdown,
     Field(discriminator="kind"),
 ]

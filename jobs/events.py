@@ -248,6 +248,16 @@ class CheckpointDeleted(WorkerEvent):
     """True if something else lies there now, so that it must not be deleted."""
 
 
+class CheckpointsFound(WorkerEvent):
+    """The answer to FindCheckpoints. `attempt` is the one that the command named."""
+
+    kind: Literal["checkpoints_found"] = "checkpoints_found"
+    shards: tuple[ShardReport, ...] = ()
+    """All shards of each whole checkpoint, the newest first."""
+    error: str = ""
+    """Why the directory could not be read; empty: it was."""
+
+
 AgentEvent = Annotated[
     WorkerJoined
     | RanksStarted
@@ -262,7 +272,8 @@ AgentEvent = Annotated[
     | AttemptStopped
     | StacksCaptured
     | CheckpointChecked
-    | CheckpointDeleted,
+    | CheckpointDeleted
+    | CheckpointsFound,
     Field(discriminator="kind"),
 ]
 

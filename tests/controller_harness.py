@@ -13,9 +13,10 @@ import itertools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from jobs.commands import AgentCommand, Shutdown, StartAttempt, StopAttempt
+from jobs.commands import AgentCommand, FindCheckpoints, Shutdown, StartAttempt, StopAttempt
 from jobs.events import (
     AttemptStopped,
+    CheckpointsFound,
     Event,
     Heartbeat,
     RankExited,
@@ -221,6 +222,8 @@ class Agent:
                 self.attempt = 0 if self.attempt <= command.attempt else self.attempt
                 stopped = self.event(AttemptStopped, command.attempt, port=2, last_step=STEPS)
                 self.say(command.attempt, stopped)
+            case FindCheckpoints():
+                self.say(command.attempt, self.event(CheckpointsFound, command.attempt))
             case Shutdown() if not self.harness.deaf:
                 self.harness.cluster.die(self.worker, "left")
 

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from jobs.commands import (
     CaptureStacks,
     DeleteCheckpoint,
+    FindCheckpoints,
     Shutdown,
     StartAttempt,
     StopAttempt,
@@ -27,6 +28,7 @@ from jobs.events import (
     AttemptStopped,
     CheckpointChecked,
     CheckpointDeleted,
+    CheckpointsFound,
     Event,
     RankReady,
     RankRestored,
@@ -41,6 +43,7 @@ from orchestrator.controller.sample_pipeline import Progress, may_end
 from orchestrator.core.machine import handle
 from orchestrator.core.messages.events import (
     CapacityChanged,
+    LeadershipBegan,
     NodeInfo,
     RunSubmitted,
     SchedulingPassDue,
@@ -173,6 +176,10 @@ class ClusterWorld:
     """Scripts call `restore()`."""
     look: Callable[[int], RankStack] = field(default_factory=lambda: stopped(1))
     """What an agent sees when it looks at a rank."""
+    disk: list[ShardReport] = field(default_factory=list)
+    """Shards of whole checkpoints of which no report has come."""
+    looks: bool = True
+    """Agents answer orders to look for checkpoints on disk."""
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -264,6 +271,7 @@ class ClusterWorld:
         """The controller is killed; the next one goes on with what is stored and not over."""
         self.restarts.append(len(self.journal))
         self.state = reloaded(self.state)
+        self.do(self.event(LeadershipBegan))
 
     # what agents and the cluster do
 
@@ -329,8 +337,15 @@ class ClusterWorld:
                 self._say(
                     agent, CheckpointDeleted, attempt=command.attempt, checkpoint=command.checkpoint
                 )
+            case FindCheckpoints() if self.looks:
+                self._find(agent, command)
             case Shutdown():
                 self.kill_agent(agent.worker, "left")
+
+    def _find(self, agent: Agent, command: FindCheckpoints) -> None:
+        found = (shard for shard in self.disk if shard.step > command.above)
+        newest = sorted(found, key=lambda shard: (-shard.step, shard.rank))
+        self._say(agent, CheckpointsFound, attempt=command.attempt, shards=tuple(newest))
 
     def _start(self, agent: Agent, command: StartAttempt) -> None:
         agent.attempt = agent.newest = command.attempt

@@ -1,4 +1,4 @@
-"""Checkpoint shards on this node: inventory of the memory tier, verification, deletion."""
+"""Checkpoint shards on this node: what is in memory and on disk, verification, deletion."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from jobs.shards import ShardFile, ShardReport
 
 _NEWEST = 3
 """Reported memory shards per rank: a rank keeps two, and a third may be half deleted."""
+_FOUND = 10_000
+"""Shards of checkpoints on disk after which no older checkpoint is reported: some 3 MB."""
 HIDDEN = re.compile(r"\.rank-(?P<rank>\d+)\.(?P<run>.*)\.(?P<attempt>\d+)\.[0-9a-f]+")
 """Names of shards that are being written: :func:`babysit.checkpoint.shard.hidden_directory`."""
 _STEP_DIRECTORY = re.compile(r"step-\d+")
@@ -39,18 +41,74 @@ def memory_shards(root: Path) -> tuple[ShardReport, ...]:
     return tuple(sorted(found, key=lambda shard: (-shard.step, shard.rank)))
 
 
-def read(manifest: Path) -> ShardReport | None:
+def whole_checkpoints(root: Path, run: str, attempt: int, above: int) -> tuple[ShardReport, ...]:
+    """All shards of the whole checkpoints under `root` that an attempt saved after a step. Blocks.
+
+    Sizes are checked, contents are not. Where a later attempt than `attempt` has saved, only what
+    the last one saved counts: nobody here knows which part of the others it went on from.
+
+    Args:
+        root: The checkpoint directory; a missing one holds none.
+        run: The run that must have written them.
+        attempt: The oldest attempt that counts.
+        above: The last step that does not.
+
+    Returns:
+        The newest first; at least one checkpoint if there is one, and about `_FOUND` shards.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    found: dict[int, list[ShardReport]] = {}
+    newest, count = attempt, 0
+    for directory in sorted(_steps_above(root, above), reverse=True):
+        shards = _whole(directory, run, newest)
+        if not shards:
+            continue
+        if shards[0].attempt > newest:
+            found, newest, count = {}, shards[0].attempt, 0
+        if count < _FOUND:
+            found[shards[0].step] = shards
+            count += len(shards)
+    return tuple(shard for shards in found.values() for shard in shards)
+
+
+def _steps_above(root: Path, above: int) -> list[Path]:
+    if not root.exists():
+        return []
+    named = [path for path in root.iterdir() if _STEP_DIRECTORY.fullmatch(path.name)]
+    return [path for path in named if int(path.name.removeprefix("step-")) > above]
+
+
+def _whole(directory: Path, run: str, oldest: int) -> list[ShardReport]:
+    """The shards of a checkpoint by rank; empty if one is missing, cut off or of another.
+
+    `oldest` is the oldest attempt that counts.
+    """
+    manifests = sorted(directory.glob(f"rank-*/{MANIFEST_FILE}"))
+    first = read(manifests[0], Tier.DIRECTORY) if manifests else None
+    if first is None or first.attempt < oldest or len(manifests) != first.world_size:
+        return []
+    shards = [shard for path in manifests if (shard := read(path, Tier.DIRECTORY)) is not None]
+    alike = {(s.run, s.attempt, s.step, s.world_size) for s in shards} == {
+        (run, first.attempt, first.step, first.world_size)
+    }
+    ranks = [shard.rank for shard in shards] == list(range(first.world_size))
+    return shards if alike and ranks and all(map(_is_whole, shards)) else []
+
+
+def read(manifest: Path, tier: Tier = Tier.MEMORY) -> ShardReport | None:
     """The manifest as a report; None, with a log line, if it is unreadable."""
     try:
-        return _parsed(manifest)
+        return _parsed(manifest, tier)
     except (OSError, ValueError, TypeError, ValidationError) as error:
         _log.warning("manifest is unreadable, shard ignored", path=str(manifest), error=str(error))
         return None
 
 
-def _parsed(manifest: Path) -> ShardReport:
+def _parsed(manifest: Path, tier: Tier = Tier.MEMORY) -> ShardReport:
     raw = json.loads(manifest.read_bytes())
-    here = {"tier": Tier.MEMORY, "path": str(manifest.parent.parent)}
+    here = {"tier": tier, "path": str(manifest.parent.parent)}
     return ShardReport.model_validate({**raw, **here})
 
 

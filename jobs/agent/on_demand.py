@@ -11,8 +11,10 @@ from jobs.agent import inventory, stacks
 from jobs.agent.errors import RefusedPathError
 from jobs.agent.gang import Gang
 from jobs.agent.reporter import Reporter
-from jobs.commands import CaptureStacks, DeleteCheckpoint, VerifyCheckpoint
-from jobs.events import CheckpointChecked, CheckpointDeleted, StacksCaptured
+from jobs.commands import CaptureStacks, DeleteCheckpoint, FindCheckpoints, VerifyCheckpoint
+from jobs.config import AgentConfig
+from jobs.events import CheckpointChecked, CheckpointDeleted, CheckpointsFound, StacksCaptured
+from jobs.shards import ShardReport
 
 _DELETE_PAUSES = (0.5, 2.0, 5.0)
 """Seconds between tries to delete a checkpoint; then the control plane tries again later."""
@@ -31,6 +33,25 @@ async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Re
         if gang is not None and gang.ranks[look.rank].alive
     )
     reporter.say(StacksCaptured(stacks=found, **reporter.fields(command.attempt, command.id)))
+
+
+async def look_after(
+    command: VerifyCheckpoint | DeleteCheckpoint | FindCheckpoints,
+    newest: int,
+    config: AgentConfig,
+    reporter: Reporter,
+) -> None:
+    """Carry out a command about checkpoints on disk, and report what came of it.
+
+    `newest` is the newest attempt of this worker.
+    """
+    match command:
+        case VerifyCheckpoint():
+            await verify_checkpoint(command, newest, reporter)
+        case DeleteCheckpoint():
+            await delete_checkpoint(command, newest, reporter)
+        case FindCheckpoints():
+            await find_checkpoints(command, config.spec.checkpoint.directory, reporter)
 
 
 async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: Reporter) -> None:
@@ -58,6 +79,21 @@ async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: R
             **reporter.fields(max(attempt, command.attempt), command.id),
         )
     )
+
+
+async def find_checkpoints(
+    command: FindCheckpoints, directory: str | None, reporter: Reporter
+) -> None:
+    """Look for checkpoints of the run on disk in a thread, and report what was found."""
+    shards: tuple[ShardReport, ...] = ()
+    error = ""
+    look = (Path(directory or ""), reporter.run, command.attempt, command.above)
+    try:
+        shards = await asyncio.to_thread(inventory.whole_checkpoints, *look) if directory else ()
+    except OSError as why:
+        error = f"{why.filename}: {why.strerror}"
+    fields = reporter.fields(command.attempt, command.id)
+    reporter.say(CheckpointsFound(shards=shards, error=error, **fields))
 
 
 async def delete_checkpoint(command: DeleteCheckpoint, attempt: int, reporter: Reporter) -> None:

@@ -32,6 +32,7 @@ from jobs.commands import (
     CaptureStacks,
     Command,
     DeleteCheckpoint,
+    FindCheckpoints,
     Shutdown,
     StartAttempt,
     StopAttempt,
@@ -197,10 +198,8 @@ class Agent:
                 await self._stop(command)
             case CaptureStacks():
                 await on_demand.capture_stacks(command, self._gang, self._reporter)
-            case VerifyCheckpoint():
-                await on_demand.verify_checkpoint(command, self._newest, self._reporter)
-            case DeleteCheckpoint():
-                await on_demand.delete_checkpoint(command, self._newest, self._reporter)
+            case VerifyCheckpoint() | DeleteCheckpoint() | FindCheckpoints():
+                await on_demand.look_after(command, self._newest, self._config, self._reporter)
             case Shutdown():
                 self.leave("the run is over")
 

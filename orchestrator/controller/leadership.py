@@ -32,7 +32,7 @@ from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.queue_consumer import QueueConsumer
 from orchestrator.controller.turn_queue import TurnQueue
-from orchestrator.core.messages.events import WorkerRegained
+from orchestrator.core.messages.events import LeadershipBegan, WorkerRegained
 from orchestrator.database.port import Store
 from orchestrator.errors import ConflictError, NotFoundError
 
@@ -116,9 +116,14 @@ class Leadership:
         self.dispatcher.dispatch(snapshot.outbox)
         self.served = asyncio.create_task(self._consumer.run())
         self.failed = asyncio.get_running_loop().create_future()
-        self._tasks = [asyncio.create_task(loop) for loop in self._background.loops()]
+        # First of all: what agents and timers lead to must not come before it.
+        began = asyncio.create_task(self._began())
+        self._tasks = [began, *map(asyncio.create_task, self._background.loops())]
         for task in self._tasks:
             task.add_done_callback(self._loop_ended)
+
+    async def _began(self) -> None:
+        await self.queue.decide(LeadershipBegan)
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:

@@ -16,6 +16,7 @@ from jobs.events import (
     ChangeAnnounced,
     CheckpointChecked,
     CheckpointDeleted,
+    CheckpointsFound,
     Event,
     RankExited,
     RankRestored,
@@ -28,6 +29,7 @@ from jobs.events import (
 from orchestrator.core.attempts import assembly
 from orchestrator.core.checkpoints import deletion as checkpoint_deletion
 from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
+from orchestrator.core.checkpoints import on_disk
 from orchestrator.core.checkpoints import trouble as checkpoint_trouble
 from orchestrator.core.messages.batching import as_gang
 from orchestrator.core.messages.events import (
@@ -39,6 +41,7 @@ from orchestrator.core.messages.events import (
     FindingRaised,
     IncidentChanged,
     LaunchRefused,
+    LeadershipBegan,
     MaintenanceCancelled,
     MaintenanceDue,
     MaintenancePlanned,
@@ -209,6 +212,7 @@ def _pass(turn: Turn, _event: SchedulingPassDue) -> None:
 
 
 _HANDLERS: Mapping[type[Event], Handler] = {
+    LeadershipBegan: on_disk.on_leadership,
     RunSubmitted: run_requests.on_submitted,
     RunCancelled: run_requests.on_cancelled,
     RunHeld: run_requests.on_held,
@@ -249,6 +253,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     GangChecked: checkpoint_lifecycle.on_checked,
     CheckpointChecked: checkpoint_lifecycle.on_check_failed,
     CheckpointDeleted: checkpoint_deletion.on_deleted,
+    CheckpointsFound: assembly.on_checkpoints_found,
     CheckpointPinned: checkpoint_requests.on_pinned,
     CheckpointRemovalAsked: checkpoint_requests.on_removal_asked,
     CheckpointVerificationAsked: checkpoint_requests.on_verification_asked,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from orchestrator.core.attempts import assembly
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
-from orchestrator.core.checkpoints import trouble
+from orchestrator.core.checkpoints import on_disk, trouble
 from orchestrator.core.messages.events import TimerFired
 from orchestrator.core.model.decisions import CarriedOut, Finish, Onward
 from orchestrator.core.model.states import (
@@ -55,6 +56,7 @@ def _fence(turn: Turn, run_id: str, _subject: str) -> None:
     attempt = turn.attempt(run_id)
     if attempt is not None and attempt.state is AttemptState.STOPPING:
         turn.record(run_id, f"attempt {attempt.number} could not be confirmed dead: fenced")
+        on_disk.reports_lost(turn, run_id)
         for seat in attempt.seats:
             worker = turn.state.workers.get(seat.worker)
             if not seat.stopped and worker is not None:
@@ -103,6 +105,11 @@ def _max_runtime(turn: Turn, run_id: str, _subject: str) -> None:
     )
 
 
+def _disk_due(turn: Turn, run_id: str, worker: str) -> None:
+    on_disk.give_up(turn, run_id, worker)
+    assembly.start_if_whole(turn, run_id)
+
+
 def _look_again(turn: Turn, _run_id: str, _subject: str) -> None:
     turn.schedule_wanted = True
 
@@ -119,6 +126,7 @@ HANDLERS: Mapping[Timer, Callable[[Turn, str, str], None]] = {
     Timer.STACKS: _stacks_due,
     Timer.LAUNCH: _launch_timed_out,
     Timer.CONTACT: agent_contact.given_up,
+    Timer.LOOK: _disk_due,
     Timer.START: failures.start_timed_out,
     Timer.SILENT: _silent_due,
     Timer.OVERDUE: _overdue,

@@ -21,6 +21,7 @@ from jobs.commands import (
     CaptureStacks,
     Command,
     DeleteCheckpoint,
+    FindCheckpoints,
     Shutdown,
     StartAttempt,
     StopAttempt,
@@ -30,6 +31,7 @@ from jobs.events import (
     AttemptStopped,
     CheckpointChecked,
     CheckpointDeleted,
+    CheckpointsFound,
     Event,
     Heartbeat,
     Hello,
@@ -257,6 +259,8 @@ class Agent:
                 await self._verify(command)
             case DeleteCheckpoint():
                 await self._delete(command)
+            case FindCheckpoints():
+                await self._find(command)
             case Shutdown():
                 self._leave("agent exited with code 0")
 
@@ -317,6 +321,11 @@ class Agent:
         else:
             fields = {"error": "a later attempt has saved there since", "refused": True}
         self._answer(command, CheckpointDeleted, checkpoint=command.checkpoint, **fields)
+
+    async def _find(self, command: FindCheckpoints) -> None:
+        await self.clock.sleep(self.rng.uniform(0.01, 1.0))
+        found = self._environment.storage.whole(self.run, command.attempt, command.above)
+        self.say(command.attempt, CheckpointsFound, shards=found, cause=command.id)
 
     def lose_memory(self) -> None:
         """A person clears /dev/shm: checkpoints in memory are gone, and the agent says so."""

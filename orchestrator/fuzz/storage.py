@@ -68,6 +68,19 @@ class Storage:
         attempts = {shard.attempt for shard in self.shards.get(path, {}).values()}
         return attempt in attempts and max(attempts) == attempt
 
+    def whole(self, run: str, attempt: int, above: int) -> tuple[ShardReport, ...]:
+        """The shards of an attempt's whole checkpoints after a step, the newest first."""
+        found = []
+        for path, here in sorted(self.shards.items(), reverse=True):
+            first = next(iter(here.values()))
+            whole = path == path_of(run, first.step) and len(here) == first.world_size
+            alike = {(shard.attempt, shard.world_size) for shard in here.values()}
+            if whole and alike == {(attempt, first.world_size)} and first.step > above:
+                found += [
+                    report_of(here[rank], rank, Tier.DIRECTORY, path) for rank in sorted(here)
+                ]
+        return tuple(found)
+
     def refuses(self, candidate: RestoreCandidate) -> str:
         """Why a gang cannot load a candidate from here; empty: it can."""
         return self.fault(candidate.path, candidate.attempt, tuple(range(candidate.world_size)))

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from tests.acceptance.conftest import Jobs
+from tests.acceptance.conftest import Job, Jobs
 from tests.acceptance.record import check_record
 from tests.control_plane import ControlPlane, until
 
@@ -102,3 +102,34 @@ def test_everything_is_killed_at_once(plane: ControlPlane, jobs: Jobs) -> None:
     job.finish()
     plane.state(run, "succeeded")
     check_record(plane, run, job, agents_died=True)
+
+
+def test_what_was_saved_while_no_server_was_there_is_not_lost(
+    plane: ControlPlane, jobs: Jobs
+) -> None:
+    """Agents die with what they could report to nobody: the next leader looks at the disk."""
+    job = jobs()
+    run = plane.submit(job.spec)
+    plane.at_step(run, 15)
+    agents, ranks = plane.agents(run), [plane.rank_pid(run, rank) for rank in (0, 1)]
+    plane.kill()
+    heard = newest_whole(job)
+    until(lambda: newest_whole(job) >= heard + 50, "it trains and saves without a server")
+    for agent in agents.values():
+        os.kill(agent, signal.SIGKILL)
+    until(lambda: not any(map(alive, ranks)), "the ranks are dead")
+    newest = newest_whole(job)
+    plane.start()
+    plane.at_step(run, newest + 15)
+    (restart,) = plane.show(run)["restarts"]
+    assert restart["resumed_step"] == newest
+    job.finish()
+    plane.state(run, "succeeded")
+
+
+def newest_whole(job: Job) -> int:
+    """The newest step of which both ranks have saved their shard."""
+    steps = [
+        path.parent.parent.name for path in job.checkpoints.glob("step-*/rank-*/manifest.json")
+    ]
+    return max(int(step.removeprefix("step-")) for step in steps if steps.count(step) == 2)

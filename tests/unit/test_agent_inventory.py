@@ -268,3 +268,33 @@ def test_notes_that_a_full_tmpfs_refuses_are_written_once_there_is_room(tmp_path
     writer.record(record(3), Phase.TRAINING)
     assert [json.loads(line)["step"] for line in reader.notes()] == [1, 2]
     reader.close()
+
+
+def test_whole_checkpoints_on_disk_are_those_of_the_last_attempt(tmp_path: Path):
+    def save(step: int, attempt: int = 2, *, world: int = 2, **fields: str) -> None:
+        for rank in range(world):
+            report = shard(tmp_path, step, rank, attempt=attempt, **fields)
+            manifest = rank_directory(report.path, rank) / "manifest.json"
+            manifest.write_text(report.model_copy(update={"world_size": 2}).model_dump_json())
+
+    def found(attempt: int = 2, above: int = 0) -> list[tuple[int, int]]:
+        return [
+            (s.step, s.rank) for s in inventory.whole_checkpoints(tmp_path, "r", attempt, above)
+        ]
+
+    assert inventory.whole_checkpoints(tmp_path / "none", "r", 1, 0) == ()
+    save(5)
+    save(20)
+    save(30)
+    save(40, world=1)  # a rank was killed before its shard was whole
+    save(50, run="other")
+    save(60, run="")  # nobody knows whose
+    save(70, attempt=1)  # the run went on from before it
+    save(80)
+    (tmp_path / "step-000000080/rank-00001/w").write_bytes(b"cut")
+    (tmp_path / "step-000000090").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert found(above=5) == [(30, 0), (30, 1), (20, 0), (20, 1)]
+    assert {s.tier for s in inventory.whole_checkpoints(tmp_path, "r", 2, 20)} == {Tier.DIRECTORY}
+    assert found(attempt=1) == found(), "an older attempt's are not taken beside newer ones"
+    assert found(attempt=3) == []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from jobs.events import WorkerJoined
+from jobs.events import CheckpointsFound, WorkerJoined
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.attempts import preemption, rank_assignment
+from orchestrator.core.checkpoints import on_disk
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import WorkerState
 from orchestrator.core.model.vocabulary import Timer
@@ -82,8 +83,16 @@ def on_joined(turn: Turn, event: WorkerJoined) -> None:
     start_if_whole(turn, event.run)
 
 
+def on_checkpoints_found(turn: Turn, event: CheckpointsFound) -> None:
+    """An agent has looked at the disk; the attempt that waited for it starts."""
+    on_disk.on_found(turn, event)
+    start_if_whole(turn, event.run)
+
+
 def start_if_whole(turn: Turn, run_id: str) -> None:
     """Start the next attempt if every worker of the gang is ready; grow a run that trains already.
+
+    Where reports may have been lost, an agent first looks which checkpoints there are.
 
     An elastic run starts with `min_nodes` ready, but waits for workers that are still being
     launched.
@@ -99,6 +108,9 @@ def start_if_whole(turn: Turn, run_id: str) -> None:
     most = run.spec.resources.max_nodes
     more_to_come = any(w.state is WorkerState.LAUNCHING for w in workers)
     if len(ready) < run.spec.resources.min_nodes or (len(ready) < most and more_to_come):
+        return
+    if run.look_at_disk:
+        on_disk.look(turn, run, ready)
         return
     attempt_lifecycle.start_attempt(
         turn, run, rank_assignment.assign_ranks(turn, run, ready[:most])

@@ -12,6 +12,7 @@ from jobs.events import (
     ChangeAnnounced,
     CheckpointChecked,
     CheckpointDeleted,
+    CheckpointsFound,
     Event,
     RankExited,
     RankReady,
@@ -41,6 +42,12 @@ from orchestrator.core.messages.version_events import AgentRefused, ReportUnread
 from orchestrator.core.model.states import IncidentState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.scheduling import Quota
+
+
+class LeadershipBegan(Event):
+    """A server begins to lead: reports to the one before may be lost, or a backup was restored."""
+
+    kind: Literal["leadership_began"] = "leadership_began"
 
 
 class RunSubmitted(Event):
@@ -324,7 +331,8 @@ class TimerFired(Event):
 
 
 AnyEvent = Annotated[
-    RunSubmitted
+    LeadershipBegan
+    | RunSubmitted
     | RunCancelled
     | RunHeld
     | RunReleased
@@ -346,6 +354,7 @@ AnyEvent = Annotated[
     | StacksCaptured
     | CheckpointChecked
     | CheckpointDeleted
+    | CheckpointsFound
     | GangStarted
     | GangReady
     | GangRestored

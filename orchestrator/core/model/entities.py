@@ -84,6 +84,8 @@ class Run:
     None: as many as `checkpoint.keep`."""
     best_step: int = 0
     """Highest step that any attempt reached; the core hears of steps only now and then."""
+    look_at_disk: bool = False
+    """Reports may have been lost: an agent looks for checkpoints before the next attempt starts."""
     instrumented: bool = False
     """True once its ranks have called `babysit.init()`."""
     started_at: dt.datetime | None = None

@@ -26,6 +26,7 @@ class Timer(StrEnum):
     STACKS = "stacks"  # a hang goes on with the stacks that were captured so far
     LAUNCH = "launch"  # a worker (the subject) must have joined by then
     CONTACT = "contact"  # a worker (the subject) must be back in contact by then
+    LOOK = "look"  # a worker (the subject) must have looked for checkpoints on disk by then
     START = "start"  # every rank must have been launched by then
     SILENT = "silent"  # a script that has not called babysit.init() counts as one without it
     MAX_RUNTIME = "max_runtime"  # the run has used the time its spec allows

@@ -6,7 +6,7 @@ import datetime as dt
 
 from monitors.failures import Evidence, Failure, FailureClass
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
-from orchestrator.core.checkpoints import memory_tier, trouble
+from orchestrator.core.checkpoints import memory_tier, on_disk, trouble
 from orchestrator.core.messages.events import WorkerLost
 from orchestrator.core.model.entities import RankFailure, Run, Worker
 from orchestrator.core.model.states import (
@@ -55,6 +55,7 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
         return
     if not expected:
         node_faults.note_fault(turn, worker.node, run.id, gone)
+    on_disk.reports_lost(turn, run.id)  # what it had not reported yet is lost with it
     lose_seat(turn, run.id, worker, gone, at=event.at)
     if attempt_lifecycle.empty_seats(turn, run.id, (worker.id,)):
         failures.attempt_dead(turn, run.id)

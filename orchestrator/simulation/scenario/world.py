@@ -8,12 +8,13 @@ from functools import partial
 from jobs.commands import (
     CaptureStacks,
     DeleteCheckpoint,
+    FindCheckpoints,
     Shutdown,
     StartAttempt,
     StopAttempt,
     VerifyCheckpoint,
 )
-from jobs.events import CheckpointDeleted
+from jobs.events import CheckpointDeleted, CheckpointsFound
 from orchestrator.core.messages.events import EVENT, MaintenanceDue, RunReleased, RunSubmitted
 from orchestrator.core.messages.gang_events import GangChecked
 from orchestrator.core.messages.instructions import (
@@ -141,6 +142,13 @@ class World:
                     worker=instruction.worker,
                     attempt=command.attempt,
                     checkpoint=command.checkpoint,
+                )
+            case SendCommand(command=FindCheckpoints() as command):
+                self.engine.tell(  # every save of a simulated gang is reported
+                    CheckpointsFound,
+                    run=instruction.run,
+                    worker=instruction.worker,
+                    attempt=command.attempt,
                 )
             case Notify(run=None):
                 self._page()
