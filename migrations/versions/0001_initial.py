@@ -1,7 +1,6 @@
 """The first schema.
 
 Revision: 0001
-Follows: nothing
 """
 
 from __future__ import annotations
@@ -121,6 +120,7 @@ sa.Table(
         ),
         name="ck_runs_state",
     ),
+    sa.Index("ix_runs_ended_at_id", "ended_at", "id"),
     sa.Index("ix_runs_name_submitted_at", "name", "submitted_at"),
     sa.Index("ix_runs_state", "state"),
     sa.Index("ix_runs_submitted_at", "submitted_at"),

@@ -20,11 +20,11 @@ from monitors.types import Severity
 from orchestrator.alerts.log import LogNotifier
 from orchestrator.alerts.port import CountedNotifier, Notifier
 from orchestrator.clusters.port import AgentAccess, Cluster
-from orchestrator.controller.attention import Lag
 from orchestrator.controller.background_loops import cancel
 from orchestrator.controller.database_trouble import DatabaseTrouble, tell
 from orchestrator.controller.dispatcher import AgentLink
 from orchestrator.controller.event_factory import EventFactory
+from orchestrator.controller.lead_view import LeadView
 from orchestrator.controller.leader_election import LeaderElector
 from orchestrator.controller.leadership import Leadership, Ports
 from orchestrator.controller.settings import ControllerSettings
@@ -55,7 +55,7 @@ LEADER_SECONDS = 1.0
 """The address of the leader is read again after this time."""
 
 
-class Controller:
+class Controller(LeadView):
     """One controller of a control plane. Several may share a database; one of them leads.
 
     Attributes:
@@ -110,11 +110,6 @@ class Controller:
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
-    def state(self) -> State:
-        """The core's state, to be read only; empty while this controller does not lead."""
-        return State() if self._leadership is None else self._leadership.live.state
-
-    @property
     def is_leader(self) -> bool:
         """True while this controller decides, as far as it knows: the epoch is the proof.
 
@@ -122,14 +117,6 @@ class Controller:
         """
         leads = self._leadership is not None and not self._leadership.queue.closed
         return leads and self._election.is_fresh
-
-    @property
-    def lag(self) -> Lag:
-        """How far this server is behind; nothing on a server that does not lead."""
-        leadership = self._leadership
-        if leadership is None:
-            return Lag()
-        return Lag(leadership.queue.age, leadership.live.attention.lag)
 
     # leading
 

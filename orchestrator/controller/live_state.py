@@ -18,6 +18,7 @@ from monitors.types import Pace
 from orchestrator.controller.attention import AgentContact, Attention
 from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.event_factory import EventFactory
+from orchestrator.controller.live_numbers import LiveNumbers
 from orchestrator.controller.sample_buffer import SampleBuffer
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
 from orchestrator.core.model.entities import Entity, Run, Worker
@@ -47,6 +48,7 @@ class LiveState:
         set_aside: Events that were set aside since this server started, by kind.
         unstored: Reports that the monitors have seen, and that are not stored yet.
         database: Why a transaction waits for the database, if one does.
+        numbers: The newest numbers of runs and nodes, for metrics.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class LiveState:
         self.unstored = SampleBuffer()
         self._store, self._clock = store, clock
         self._pipelines: dict[str, RunSamplePipeline] = {}
+        self.numbers = LiveNumbers()
         self.database = database or DatabaseTrouble()
         self.attention = Attention(clock)
         self.contact = AgentContact(self.attention, clock)
@@ -96,6 +99,7 @@ class LiveState:
         tails = await self._store.sample_tails(live, count=SAMPLES_TO_REBUILD)
         for run in live:
             self.pipeline(run).rebuild(tails.get(run, ()), self.state.attempts[run])
+            self.numbers.rebuild(run, tails.get(run, ()))
         self._paces = {}
         return snapshot
 
@@ -155,9 +159,12 @@ class LiveState:
         )
         return [event for event in found if event is not None]
 
-    def sample_events(self, run: str, report: Report) -> SampleEvents:
+    def sample_events(self, run: str, worker: str, report: Report) -> SampleEvents:
         """The core's events in the samples of a report, to be asked for one at a time."""
-        return SampleEvents(run, self.pipeline(run), report, self.events.make)
+        events = SampleEvents(run, self.pipeline(run), report, self.events.make)
+        entity = self.state.workers.get(worker)
+        self.numbers.take(run, "" if entity is None else entity.node, report)
+        return events
 
     def kept(self, samples: WorkerSamples) -> WorkerSamples:
         """The samples that are to be stored; all of them, where the run is not known any more."""
@@ -179,6 +186,7 @@ class LiveState:
             run = entity.id if isinstance(entity, Run) else getattr(entity, "run", "")
             if run not in self.state.runs:
                 self._pipelines.pop(run, None)
+                self.numbers.forget(run)
         return ended
 
     def pipeline(self, run: str) -> RunSamplePipeline:

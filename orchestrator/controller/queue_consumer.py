@@ -318,7 +318,8 @@ class QueueConsumer:
                 if request.run in runs:
                     parts.append((None, join(events)))
                     events, runs = [], set()
-                parts.append((self._live.sample_events(request.run, request.report), ()))
+                samples = self._live.sample_events(request.run, request.worker, request.report)
+                parts.append((samples, ()))
             if request.report.events:
                 events += request.report.events
                 runs.add(request.run)

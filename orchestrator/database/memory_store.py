@@ -38,6 +38,7 @@ from orchestrator.database import leadership, metric_columns, sample_rows, token
 from orchestrator.database import samples as arrays
 from orchestrator.database.commit import admit, fresh
 from orchestrator.database.credentials import Limits, Token
+from orchestrator.database.ended_runs import MemoryEndedRuns
 from orchestrator.database.memory_rules import check, key_of, newest_attempt
 from orchestrator.database.metric_columns import MetricColumns, MetricPoints
 from orchestrator.database.port import (
@@ -60,7 +61,7 @@ Samples = Mapping[tuple[str, int, int], list[Block]]
 """Samples by run, attempt and rank."""
 
 
-class MemoryStore:
+class MemoryStore(MemoryEndedRuns):
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self) -> None:

@@ -74,6 +74,7 @@ class RunRow(Base):
     __table_args__ = (
         one_of("state", RunState),
         Index(None, "state"),
+        Index(None, "ended_at", "id"),
         Index(None, "name", "submitted_at"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)

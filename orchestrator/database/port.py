@@ -27,6 +27,7 @@ from orchestrator.core.model.entities import (
 )
 from orchestrator.core.model.states import RunState
 from orchestrator.database.credentials import Limits, Token
+from orchestrator.database.ended_runs import EndedRuns
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +191,7 @@ class Lease:
     """URLs of all servers that lead or wait to lead, where the store knows them."""
 
 
-class Store(Protocol):
+class Store(EndedRuns, Protocol):
     """The run database.
 
     Raises:

@@ -20,6 +20,7 @@ from orchestrator.database import (
     tokens,
 )
 from orchestrator.database.credentials import Limits, Token
+from orchestrator.database.ended_runs import SqlEndedRuns
 from orchestrator.database.engine import Database, in_memory
 from orchestrator.database.port import (
     Batch,
@@ -33,7 +34,7 @@ from orchestrator.database.port import (
 from orchestrator.database.time_limits import ServerLimits
 
 
-class SqlStore:
+class SqlStore(SqlEndedRuns):
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self, database: Database) -> None:

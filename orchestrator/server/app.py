@@ -6,10 +6,11 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from jobs.clock import Clock
-from orchestrator.server import counters, error_responses, metrics
+from orchestrator.server import error_responses
 from orchestrator.server.admission import Admission
 from orchestrator.server.context import Context, ControlPlane
 from orchestrator.server.guard import Guard
+from orchestrator.server.metrics import routes as metrics
 from orchestrator.server.routes import (
     browser,
     checkpoints,
@@ -68,7 +69,7 @@ def create_app(
     app.state.context = Context(controller, clock, settings)
     app.add_middleware(Guard, context=app.state.context)
     app.add_middleware(Admission)  # in front of the guard, which asks the database
-    app.state.tallies = counters.Tallies()
+    app.state.metrics = metrics.Metrics(app.state.context)
     api = APIRouter(prefix="/api/v1", responses=error_responses.RESPONSES)
     # The more specific paths come first: `/runs/{reference}/events` before `/runs/{reference}`.
     for module in (checkpoints, history, runs, incidents, nodes, queues, system):

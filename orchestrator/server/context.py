@@ -20,6 +20,7 @@ from jobs.events import Event
 from jobs.spec import RunSpec
 from orchestrator.controller.attention import Lag
 from orchestrator.controller.database_trouble import DatabaseTrouble
+from orchestrator.controller.live_numbers import LiveNumbers
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
@@ -74,6 +75,10 @@ class ControlPlane(Protocol):
     @property
     def state(self) -> State:
         """The state of the core; empty on a server that does not lead."""
+
+    @property
+    def numbers(self) -> LiveNumbers:
+        """The newest numbers of runs and nodes; empty on a server that does not lead."""
 
     @property
     def is_leader(self) -> bool:

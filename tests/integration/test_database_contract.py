@@ -21,6 +21,7 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.database.credentials import Scope
+from orchestrator.database.ended_runs import place_of
 from orchestrator.database.port import Batch, FindingRecord, Store
 from orchestrator.errors import InvalidError, InvariantError, NotFoundError
 from tests.database_data import (
@@ -37,6 +38,7 @@ from tests.database_data import (
     shard,
     worker,
 )
+from tests.plane import restart
 
 ENDED = {"state": RunState.SUCCEEDED, "ended_at": NOW}
 
@@ -218,6 +220,27 @@ async def test_runs_are_listed_newest_first(store: Store) -> None:
     assert [each.id for each in await store.runs(limit=1)] == ["01JC"]
     states = [RunState.QUEUED, RunState.HELD]
     assert [each.id for each in await store.runs(states=states)] == ["01JC", "01JA"]
+
+
+async def test_ended_runs_are_read_in_the_order_of_their_ends(store: Store) -> None:
+    epoch = await lead(store)
+    ends = {"01JA": NOW + DAY, "01JB": NOW + 2 * DAY, "01JC": NOW + DAY, "01JD": None}
+    runs = [
+        run(id_, f"run-{id_.lower()}", **({**ENDED, "ended_at": at} if at else {}))
+        for id_, at in ends.items()
+    ]
+    again = attempt(2, run="01JA", state=AttemptState.ENDED, restart=restart())
+    first = attempt(1, run="01JA", state=AttemptState.ENDED)
+    await store.commit(Batch(entities=[*runs, first, again]), epoch=epoch)
+    first_page = await store.ended_runs(None, limit=2)
+    assert [each.id for each in first_page] == ["01JA", "01JC"]
+    rest = await store.ended_runs(place_of(first_page[-1]), limit=2)
+    assert [each.id for each in rest] == ["01JB"]
+    assert await store.ended_runs(place_of(rest[-1]), limit=2) == []
+    from_then = await store.ended_runs((NOW + DAY, ""), limit=9)
+    assert [each.id for each in from_then] == ["01JA", "01JC", "01JB"]
+    assert await store.restarts(["01JA", "01JB"]) == {"01JA": [restart()]}
+    assert await store.restarts([]) == {}
 
 
 async def test_attempts_and_workers_of_a_run(store: Store) -> None:

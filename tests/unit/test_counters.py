@@ -3,124 +3,199 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from jobs.clock import ManualClock
-from jobs.events import RankSamples
 from monitors.failures import Cause
 from monitors.types import Severity
 from orchestrator.alerts.log import LogNotifier
 from orchestrator.alerts.port import CountedNotifier
+from orchestrator.controller.live_numbers import Newest
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Attempt, Run
+from orchestrator.core.model.decisions import Restart
+from orchestrator.core.model.entities import Attempt, Entity, Run
+from orchestrator.core.model.state import State
 from orchestrator.core.model.states import RunState
 from orchestrator.core.model.time_ledger import Bucket, Ledger
-from orchestrator.server.counters import BOUNDS, Histogram, Tallies, Tally
-from tests.plane import at, attempts, finished_run, restart, spec
+from orchestrator.database.ended_runs import Place, place_of
+from orchestrator.errors import DatabaseUnavailableError
+from orchestrator.server.metrics.counters import Tallies, Tally
+from tests.plane import RUN_ID, at, attempts, finished_run, restart, spec
 
 ON_GPUS = spec(resources={"nodes": 2, "gpus_per_node": 4})
 
 
-class Here:
-    """As much of the server's context as counting takes."""
+class History:
+    """Ended runs and restarts as the database has them."""
 
-    def __init__(self, now: dt.datetime) -> None:
-        self.clock = ManualClock(now)
-        self.store = self
-        self.known: list[Attempt] = []
-        self.newest: dt.datetime | None = None
+    def __init__(self, *runs: Run) -> None:
+        self.runs_read = 0
+        self.known = {run.id: run for run in runs}
+        self.attempts_of: dict[str, list[Attempt]] = {}
+        self.away = False
 
-    async def attempts(self, _run: str) -> list[Attempt]:
-        return self.known
+    async def ended_runs(self, after: Place | None, *, limit: int) -> list[Run]:
+        if self.away:
+            raise DatabaseUnavailableError("away")
+        ended = sorted((r for r in self.known.values() if r.ended_at is not None), key=place_of)
+        found = [run for run in ended if after is None or place_of(run) > after][:limit]
+        self.runs_read += len(found)
+        return found
 
-    async def sample_tail(self, _run: str, *, count: int) -> list[tuple[int, RankSamples]]:
-        if self.newest is None:
-            return []
-        return [(1, RankSamples(rank=0, step=[count], time=[self.newest.timestamp()]))]
+    async def restarts(self, runs: Sequence[str]) -> dict[str, list[Restart]]:
+        if self.away:
+            raise DatabaseUnavailableError("away")
+        found = {}
+        for run in runs:
+            mine = [each.restart for each in self.attempts_of.get(run, ()) if each.restart]
+            if mine:
+                found[run] = mine
+        return found
 
 
 def live(book: Ledger, **fields: Any) -> Run:
-    return finished_run(
-        spec=ON_GPUS, state=RunState.RUNNING, ended_at=None, ledger=book, attempt=1, **fields
-    )
+    fields = {"state": RunState.RUNNING, "ended_at": None, "attempt": 1, **fields}
+    return finished_run(spec=ON_GPUS, ledger=book, **fields)
 
 
-async def counted(tallies: Tallies, here: Here, *runs: Run) -> Tally:
-    return await tallies.count(here, runs)  # type: ignore[arg-type]
+def reported(seconds: float) -> dict[str, Newest]:
+    return {RUN_ID: Newest(attempt=1, step=1, time=at(seconds).timestamp())}
+
+
+async def count(
+    tallies: Tallies,
+    *entities: Entity,
+    now: float = 300,
+    newest: dict[str, Newest] | None = None,
+) -> Tally:
+    found = await tallies.count(State(entities), newest or {}, at(now))
+    assert found is not None
+    return found
+
+
+def with_restart(changed: Restart, number: int = 2) -> Attempt:
+    return dataclasses.replace(attempts()[1], number=number, restart=changed)
 
 
 async def test_a_restart_is_in_the_histograms_phase_by_phase() -> None:
-    here = Here(at(300))
-    here.known = attempts()
-    tally = await counted(Tallies(), here, finished_run())
+    history = History(finished_run())
+    history.attempts_of[RUN_ID] = attempts()
+    tally = await count(Tallies(history))
     assert tally.restarts == {"infrastructure": 1}
     assert tally.detection.sum == pytest.approx(0.1)
     sums = {phase: histogram.sum for phase, histogram in tally.recovery.items()}
     expected = {"detect": 0.1, "stop": 0.1, "place": 0, "start": 0.5, "restore": 0.2}
     assert sums == pytest.approx({**expected, "recompute": 0.5})
-    assert tally.recovery["start"].buckets[:3] == [("0.1", 0), ("0.25", 0), ("0.5", 1)]
-    assert tally.recovery["start"].buckets[-1] == ("+Inf", 1)
+    assert tally.recovery["start"].counts[:3] == [0, 0, 1]
 
 
 async def test_phases_not_reached_and_requests_of_people_are_left_out() -> None:
-    here = Here(at(300))
+    history = History(finished_run())
     asked = restart(cause=Cause.OPERATOR, restored_at=None, recovered_at=None)
-    here.known = [dataclasses.replace(attempts()[1], restart=asked)]
-    tally = await counted(Tallies(), here, finished_run())
+    history.attempts_of[RUN_ID] = [with_restart(asked)]
+    tally = await count(Tallies(history))
     assert tally.restarts == {"operator": 1}
-    assert tally.detection.buckets[-1] == ("+Inf", 0)
-    assert tally.recovery["recompute"].buckets[-1] == ("+Inf", 0)
-    assert tally.recovery["stop"].buckets[-1] == ("+Inf", 1)
+    assert sum(tally.detection.counts) == sum(tally.recovery["recompute"].counts) == 0
+    assert sum(tally.recovery["stop"].counts) == 1
 
 
-def test_histograms_add_up() -> None:
-    one, two = Histogram(), Histogram()
-    for seconds in (BOUNDS[0], 7200.0):
-        one.observe(seconds)
-    two.add(one)
-    two.add(one)
-    assert [count for _, count in two.buckets] == [2.0] * len(BOUNDS) + [4.0]
-    assert two.sum == pytest.approx(2 * (BOUNDS[0] + 7200))
+async def test_a_restart_under_way_is_counted_once_and_its_phases_as_they_come() -> None:
+    history = History()
+    tallies = Tallies(history)
+    run = live(Ledger(since=at(0)), attempt=2)
+    begun = restart(ready_at=None, restored_at=None, recovered_at=None)
+    seen = []
+    for now in (begun, begun, restart(recovered_at=None), restart(), restart()):
+        tally = await count(tallies, run, with_restart(now))
+        phases = [sum(tally.recovery[phase].counts) for phase in ("stop", "start", "recompute")]
+        seen.append((tally.restarts["infrastructure"], *phases))
+    assert seen == [(1, 1, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (1, 1, 1, 1), (1, 1, 1, 1)]
+    # Two more restarts between two scrapes, the first of which is no longer in memory.
+    third = with_restart(restart(attempt=3), 3)
+    history.attempts_of[RUN_ID] = [with_restart(restart()), third]
+    tally = await count(tallies, run, with_restart(restart(attempt=4, recovered_at=None), 4))
+    assert tally.restarts["infrastructure"] == 3
+    history.known[RUN_ID] = finished_run(attempt=4)
+    history.attempts_of[RUN_ID].append(with_restart(restart(attempt=4), 4))
+    tally = await count(tallies)
+    assert tally.restarts["infrastructure"] == sum(tally.recovery["recompute"].counts) == 3
+
+
+async def test_an_ended_run_is_read_once_however_many_scrapes_there_are() -> None:
+    runs = [
+        finished_run(id=f"01JNB{n:021}", ended_at=at(200 + 100 * n), attempt=1) for n in range(9)
+    ]
+    history = History(*runs)
+    tallies = Tallies(history)
+    for _ in range(3):
+        tally = await count(tallies)
+        assert tally.states == {RunState.SUCCEEDED: 9}
+    assert history.runs_read == 9 + 2, "the newest is read again: others may end as it did"
+    assert [run.id for run in tallies.recent] == [run.id for run in runs]
+
+
+async def test_a_run_is_live_or_ended_and_never_both_or_neither() -> None:
+    history = History()
+    tallies = Tallies(history)
+    run = live(Ledger(since=at(0)))
+    assert (await count(tallies, run)).states == {RunState.RUNNING: 1}
+    # It has left the state, and its end is being written.
+    assert (await count(tallies)).states == {RunState.RUNNING: 1}
+    history.known[RUN_ID] = ended = finished_run()
+    # It ends in the database while its workers are still leaving.
+    for now in (300, 400, 500):
+        history.known[f"{now}"] = finished_run(id=f"{now}", ended_at=at(now), attempt=1)
+        tally = await count(tallies, ended, now=now)
+        assert tally.states == {RunState.SUCCEEDED: now / 100 - 1}
+    assert (await count(tallies)).states == {RunState.SUCCEEDED: 4}
+
+
+async def test_the_counters_wait_for_the_past_and_outlive_an_outage() -> None:
+    history = History(finished_run())
+    history.away = True
+    tallies = Tallies(history)
+    assert await tallies.count(State(), {}, at(300)) is None
+    history.away = False
+    assert (await count(tallies)).states == {RunState.SUCCEEDED: 1}
+    history.away = True
+    assert (await count(tallies)).states == {RunState.SUCCEEDED: 1}
 
 
 async def test_gpu_time_is_wall_time_of_every_gpu_and_outlives_the_server() -> None:
-    over = finished_run(spec=ON_GPUS)
-    for tallies in (Tallies(), Tallies()):  # another server of the same database
+    history = History(finished_run(spec=ON_GPUS))
+    for tallies in (Tallies(history), Tallies(history)):  # another server of the same database
         for _ in range(2):
-            tally = await counted(tallies, Here(at(300)), over)
+            tally = await count(tallies)
             assert tally.gpu_seconds["productive"] == 190 * 8
             assert tally.gpu_seconds["queued"] == 2 * 8
-    assert (await counted(Tallies(), Here(at(300)), finished_run())).gpu_seconds["productive"] == 0
+    assert (await count(Tallies(History(finished_run())))).gpu_seconds["productive"] == 0
 
 
 async def test_what_turns_out_a_stall_has_not_been_told_as_productive() -> None:
-    here, book = Here(at(100)), Ledger(bucket=Bucket.PRODUCTIVE, since=at(0))
-    here.newest = at(70)
-    before = await counted(Tallies(), here, live(book))
+    book = Ledger(bucket=Bucket.PRODUCTIVE, since=at(0))
+    before = await count(Tallies(History()), live(book), now=100, newest=reported(70))
     assert before.gpu_seconds["productive"] == 70 * 8
     stalled = time_ledger.switch(
         time_ledger.switch(book, Bucket.STALLED, at(70)), Bucket.STARTING, at(100)
     )
-    after = await counted(Tallies(), here, live(stalled))  # the server was restarted in between
+    # The server was restarted in between.
+    after = await count(Tallies(History()), live(stalled), now=100, newest=reported(70))
     assert after.gpu_seconds["productive"] == 70 * 8
     assert after.gpu_seconds["stalled"] == 30 * 8
 
 
 async def test_a_save_that_is_booked_late_takes_nothing_back() -> None:
-    here, tallies = Here(at(100)), Tallies()
-    here.newest = at(100)
+    tallies = Tallies(History())
     book = Ledger(bucket=Bucket.PRODUCTIVE, since=at(0))
-    told: Sequence[float] = []
-    for now in (at(100), at(101), at(110)):
-        here.newest = now
-        told = [*told, (await counted(tallies, here, live(book))).gpu_seconds["productive"]]
-        if now == at(100):
-            closed = time_ledger.switch(book, Bucket.PRODUCTIVE, now)
+    told: list[float] = []
+    for now in (100, 101, 110):
+        tally = await count(tallies, live(book), now=now, newest=reported(now))
+        told.append(tally.gpu_seconds["productive"])
+        if now == 100:
+            closed = time_ledger.switch(book, Bucket.PRODUCTIVE, at(now))
             book = time_ledger.move(closed, Bucket.PRODUCTIVE, Bucket.CHECKPOINTING, 4.0)
     assert told == [800, 800, 106 * 8]
 

@@ -67,8 +67,10 @@ def ettr(ledger: Ledger, now: dt.datetime) -> float | None:
     None while nothing was allocated, and for a script that does not say what it does: what is not
     known is neither productive nor lost.
     """
-    seconds = totals(ledger, now)
-    if seconds[Bucket.UNKNOWN] > 0:
+    seconds = dict(ledger.seconds)
+    spent = max(0.0, (now - ledger.since).total_seconds())
+    seconds[ledger.bucket] = seconds.get(ledger.bucket, 0.0) + spent
+    if seconds.get(Bucket.UNKNOWN, 0.0) > 0:
         return None
-    allocated = sum(seconds.values()) - seconds[Bucket.QUEUED]
-    return seconds[Bucket.PRODUCTIVE] / allocated if allocated > 0 else None
+    allocated = sum(seconds.values()) - seconds.get(Bucket.QUEUED, 0.0)
+    return seconds.get(Bucket.PRODUCTIVE, 0.0) / allocated if allocated > 0 else None

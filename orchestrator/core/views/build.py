@@ -198,12 +198,20 @@ def checkpoint_view(checkpoint: Checkpoint, now: dt.datetime) -> CheckpointView:
     )
 
 
-def newest_checkpoint(checkpoints: Iterable[Checkpoint], now: dt.datetime) -> CheckpointView | None:
+def newest_sound(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     """The newest sound checkpoint of the run's past; it may be doubted."""
-    sound = [
-        c for c in checkpoints if c.trust in _LOADABLE and c.deleted_at is None and not c.superseded
-    ]
-    newest = max(sound, key=lambda c: (c.step, c.created_at), default=None)
+    newest: Checkpoint | None = None
+    for c in checkpoints:
+        if c.deleted_at is not None or c.superseded or c.trust not in _LOADABLE:
+            continue
+        if newest is None or (c.step, c.created_at) > (newest.step, newest.created_at):
+            newest = c
+    return newest
+
+
+def newest_checkpoint(checkpoints: Iterable[Checkpoint], now: dt.datetime) -> CheckpointView | None:
+    """The newest sound checkpoint of the run's past, as a view; it may be doubted."""
+    newest = newest_sound(checkpoints)
     return None if newest is None else checkpoint_view(newest, now)
 
 

@@ -1,0 +1,265 @@
+"""Cost of a scrape by Prometheus to the server: a table, then one JSON line.
+
+    python benchmarks/server.py [--runs 1000] [--nodes 10000] [--past 0,10000] [--scrapes 9]
+
+The real application over TCP and SQLite; the state of the leader is made up, with a checkpoint and
+an open incident for some runs. Between two scrapes every run and every node reports steps, so that
+no line may be taken from the last scrape. The client is another process, whose CPU does not count.
+
+    first scrape    CPU milliseconds of the server until the counters are there: it reads the past
+    scrape          CPU milliseconds of the server for each further scrape: median and worst
+    size            megabytes of one scrape, and its lines
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
+
+from pydantic import SecretStr
+
+from babysit.wire import Tier
+from benchmarks.support.harness import last_line, median, table, workplace
+from jobs.clock import SystemClock
+from jobs.events import RankSamples, Report
+from jobs.spec import RunSpec
+from monitors.types import Severity
+from orchestrator.controller.attention import Lag
+from orchestrator.controller.database_trouble import DatabaseTrouble
+from orchestrator.controller.live_numbers import LiveNumbers
+from orchestrator.core.model.entities import (
+    Attempt,
+    Checkpoint,
+    Entity,
+    Incident,
+    Node,
+    Run,
+    Seat,
+    Worker,
+)
+from orchestrator.core.model.state import State
+from orchestrator.core.model.states import RunState, Trust, WorkerState
+from orchestrator.core.model.time_ledger import Bucket, Ledger
+from orchestrator.database import schema
+from orchestrator.database.port import Batch
+from orchestrator.database.sql_store import SqlStore
+from orchestrator.server.app import create_app
+from orchestrator.server.http_server import HttpServers
+from orchestrator.server.listeners import listening
+from orchestrator.settings import Settings
+
+TOKEN = "benchmark"
+LIMIT_MILLISECONDS = 50.0
+NOW = dt.datetime.now(dt.UTC)
+RANKS = 8
+
+
+def run_of(number: int, name: str, **fields: Any) -> Run:
+    nodes = {"nodes": 10, "gpus_per_node": RANKS}
+    spec = RunSpec.model_validate({"name": name, "command": ["python"], "resources": nodes})
+    begun = NOW - dt.timedelta(hours=3)
+    book = {Bucket.QUEUED: 60.0, Bucket.STARTING: 30.0, Bucket.PRODUCTIVE: 7000.0}
+    ledger = Ledger(bucket=Bucket.PRODUCTIVE, since=NOW, seconds=book)
+    return Run(
+        id=f"01J{number:023}",
+        name=name,
+        spec=spec,
+        submitted_at=begun,
+        **{"attempt": 2, "state": RunState.RUNNING, "ledger": ledger, **fields},
+    )
+
+
+def live(number: int, nodes: list[str]) -> list[Entity]:
+    """A run that trains on some nodes, with what belongs to it."""
+    run = run_of(number, f"run-{number}")
+    names = [f"worker-{number}-{i}" for i in range(len(nodes))]
+    seats = tuple(
+        Seat(worker=worker, node=node, ranks=tuple(range(i * RANKS, (i + 1) * RANKS)))
+        for i, (worker, node) in enumerate(zip(names, nodes, strict=True))
+    )
+    found: list[Entity] = [
+        run,
+        Attempt(run=run.id, number=2, seats=seats, world_size=len(seats) * RANKS, started_at=NOW),
+        *(
+            Worker(id=w, run=run.id, node=n, state=WorkerState.READY, launched_at=NOW)
+            for w, n in zip(names, nodes, strict=True)
+        ),
+        *(
+            Checkpoint(
+                id=f"{run.id}/1/directory/{step}",
+                run=run.id,
+                attempt=1,
+                step=step,
+                tier=Tier.DIRECTORY,
+                world_size=80,
+                path="/checkpoints",
+                trust=Trust.GOOD,
+                created_at=NOW,
+            )
+            for step in (100, 200, 300)
+        ),
+    ]
+    if number % 50 == 0:
+        incident = {"kind": "loss_spike", "severity": Severity.WARNING, "reason": "the loss rose"}
+        found.append(
+            Incident(id=f"incident-{number}", run=run.id, attempt=2, opened_at=NOW, **incident)
+        )
+    return found
+
+
+async def fill(url: str, past: int) -> SqlStore:
+    """A database with runs that have ended."""
+    await schema.upgrade(url)
+    store = await SqlStore.open(url)
+    lease = await store.acquire("benchmark", 3600.0, NOW, force=True)
+    assert lease is not None
+    for begin in range(0, past, 1000):
+        runs = [
+            run_of(
+                10_000_000 + number,
+                f"past-{number}",
+                attempt=1,
+                state=RunState.SUCCEEDED,
+                ended_at=NOW - dt.timedelta(hours=2) + dt.timedelta(seconds=number / 10),
+            )
+            for number in range(begin, min(past, begin + 1000))
+        ]
+        await store.commit(Batch(entities=runs), epoch=lease.epoch)
+    return store
+
+
+def report_all(state: State, numbers: LiveNumbers, step: int) -> None:
+    """A step of every rank."""
+    for attempt in state.attempts.values():
+        for seat in attempt.seats:
+            samples = tuple(
+                RankSamples(
+                    rank=rank,
+                    step=[step],
+                    time=[NOW.timestamp()],
+                    loss=[2.0 + 1 / step],
+                    grad_norm=[1.5],
+                    tokens=[4096.0],
+                    seconds=[0.7 + rank / 1e4],
+                    batch=[step],
+                    blocked_seconds=[0.0],
+                    learning_rate=[0.001],
+                    metrics={},
+                )
+                for rank in seat.ranks
+            )
+            report = Report(sequence=step, attempt=attempt.number, samples=samples)
+            numbers.take(attempt.run, seat.node, report)
+
+
+async def scraped(url: str, file: Path) -> float:
+    """CPU seconds of the server for one scrape, which another process writes to a file."""
+    before = time.process_time()
+    client = await asyncio.create_subprocess_exec(
+        *("curl", "--silent", "--fail", "--header", f"Authorization: Bearer {TOKEN}"),
+        *("--output", str(file), url),
+    )
+    spawned = time.process_time() - before
+    if await client.wait():
+        raise SystemExit(f"the scrape of {url} failed")
+    return time.process_time() - before - spawned
+
+
+async def measure(directory: Path, arguments: argparse.Namespace, past: int) -> dict[str, Any]:
+    """The figures beside a number of runs that have ended."""
+    settings = Settings(home=directory / str(past), token=SecretStr(TOKEN), host="127.0.0.1")
+    settings.home.mkdir()
+    store = await fill(f"sqlite:///{settings.home / 'babysit.db'}", past)
+    nodes = [f"node-{i:05}" for i in range(arguments.nodes)]
+    each = arguments.nodes // arguments.runs
+    state, numbers, step = State(Node(id=node, gpus=RANKS) for node in nodes), LiveNumbers(), 1
+    for number in range(arguments.runs):
+        for entity in live(number, nodes[number * each : (number + 1) * each]):
+            state.put(entity)
+    plane: Any = SimpleNamespace(
+        store=store,
+        state=state,
+        numbers=numbers,
+        is_leader=True,
+        lag=Lag(),
+        notices={("log", "delivered"): 0, ("log", "failed"): 0},
+        set_aside=Counter(),
+        database=DatabaseTrouble(),
+        runs_here=True,
+        ignored_fields={},
+    )
+    app = create_app(plane, SystemClock(), settings)
+    with listening(settings, embedded=False) as listeners:
+        servers = HttpServers(app, settings, listeners)
+        serving = asyncio.create_task(servers.serve())
+        while not servers.started:  # noqa: ASYNC110 (it sets no event)
+            await asyncio.sleep(0.01)
+        url = f"http://{listeners.address}/metrics"
+        report_all(state, numbers, step)
+        begun, file = time.process_time(), directory / "scrape"
+        await scraped(url, file)
+        while b"babysit_runs{" not in file.read_bytes():
+            await asyncio.sleep(0.1)
+            await scraped(url, file)
+        first = time.process_time() - begun
+        costs = []
+        for _ in range(arguments.scrapes):
+            step += 1
+            report_all(state, numbers, step)
+            costs.append(await scraped(url, file) * 1000)
+        text = file.read_bytes()
+        servers.stop()
+        await serving
+    await store.close()
+    return {
+        "past": past,
+        "first": first * 1000,
+        "median": median(costs),
+        "worst": max(costs),
+        "megabytes": len(text) / 1e6,
+        "lines": text.count(b"\n"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--nodes", type=int, default=10_000)
+    parser.add_argument("--past", default="0,10000", help="runs that have ended; several")
+    parser.add_argument("--scrapes", type=int, default=9)
+    arguments = parser.parse_args()
+    with workplace("server") as directory:
+        rows = [
+            asyncio.run(measure(directory, arguments, int(past)))
+            for past in arguments.past.split(",")
+        ]
+    table(
+        ("past runs", "first scrape ms", "scrape ms", "worst ms", "megabytes", "lines"),
+        [list(row.values()) for row in rows],
+    )
+    last_line(
+        {
+            "runs": arguments.runs,
+            "nodes": arguments.nodes,
+            "scrape_cpu_ms": max(row["median"] for row in rows),
+            "scrape_cpu_ms_by_past": {row["past"]: round(row["median"], 2) for row in rows},
+            "scrape_megabytes": rows[0]["megabytes"],
+            "scrape_lines": rows[0]["lines"],
+            "limit_ms": LIMIT_MILLISECONDS,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

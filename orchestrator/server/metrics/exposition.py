@@ -1,0 +1,100 @@
+"""The text of a scrape, in the format 0.0.4 of Prometheus.
+
+The problem: ten thousand nodes are a hundred thousand lines, for which a general client library
+takes most of a second. The design: samples are appended as text, and the lines of a histogram are a
+template that is filled in at once. Limits: labels are escaped, names are trusted, as they come from
+the catalogue.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+from orchestrator.server.metrics.catalogue import METRICS
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def label(value: str) -> str:
+    """A label's value, escaped."""
+    if "\\" in value or '"' in value or "\n" in value:
+        value = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return value
+
+
+def labels_text(names: Iterable[str], values: Iterable[str]) -> str:
+    """`run="tiny",run_id="01J"`."""
+    return ",".join(f'{n}="{label(v)}"' for n, v in zip(names, values, strict=True))
+
+
+def number(value: float) -> str:
+    """A value as Prometheus reads it: `1`, `0.5`, `NaN`, `+Inf`."""
+    text = repr(value)
+    if text[-1] in "fn":
+        return {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}[text]
+    return text
+
+
+class Page:
+    """A scrape under construction."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def header(self, name: str) -> None:
+        """Begin a metric of the catalogue; KeyError: there is none of that name."""
+        metric = METRICS[name]
+        text = metric.text.replace("`", "").replace("\\", "\\\\")
+        self._parts.append(f"# HELP {name} {text}\n# TYPE {name} {metric.kind}\n".encode())
+
+    def one(self, name: str, value: float) -> None:
+        """A metric without labels."""
+        self.header(name)
+        self._parts.append(f"{name} {number(value)}\n".encode())
+
+    def by_label(self, name: str, values: Mapping[str, float]) -> None:
+        """A metric with one label, by its value."""
+        (only,) = METRICS[name].labels
+        self.series(name, ((f'{only}="{label(each)}"', values[each]) for each in values))
+
+    def series(self, name: str, samples: Iterable[tuple[str, float]]) -> None:
+        """A metric with labels, each sample as text of its labels and value."""
+        self.header(name)
+        lines = [f"{name}{{{labels}}} {number(value)}\n" for labels, value in samples]
+        self._parts.append("".join(lines).encode())
+
+    def histograms(
+        self,
+        name: str,
+        bounds: Sequence[float],
+        series: Iterable[tuple[str, Sequence[int], float]],
+    ) -> None:
+        """A histogram: text of labels, counts (not accumulated, one more than bounds), and sum."""
+        self.header(name)
+        for labels, counts, total in series:
+            self._parts.append(fill(histogram_template(name, labels, bounds), counts, total))
+
+    def lines(self, text: bytes) -> None:
+        """Lines that are ready."""
+        self._parts.append(text)
+
+    def encode(self) -> bytes:
+        """All of it, as the body of the answer."""
+        return b"".join(self._parts)
+
+
+def histogram_template(name: str, labels: str, bounds: Sequence[float]) -> bytes:
+    """The lines of one histogram, to be filled in by `fill`."""
+    safe = labels.replace("%", "%%")
+    before, alone = (f"{safe},", f"{{{safe}}}") if safe else ("", "")
+    titles = [*(f"{bound:g}" for bound in bounds), "+Inf"]
+    lines = [f'{name}_bucket{{{before}le="{title}"}} %d\n' for title in titles]
+    end = f"{name}_count{alone} %d\n{name}_sum{alone} %a\n"
+    return "".join([*lines, end]).encode()
+
+
+def fill(template: bytes, counts: Sequence[int], total: float) -> bytes:
+    """The lines of one histogram with its values."""
+    steps = tuple(itertools.accumulate(counts))
+    return template % (*steps, steps[-1], total)
