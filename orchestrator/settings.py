@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from monitors.types import Severity
+
 
 class Settings(BaseSettings):
     """Settings of command line and control plane: `BABYSIT_<NAME>` in the environment."""
@@ -58,7 +60,36 @@ class Settings(BaseSettings):
         "(nodes in memory and no processes: runs are placed, and nothing trains).",
     )
     alerts: str = Field(
-        default="log", description="Where notices to people go: `log` (the server's log)."
+        default="log",
+        description="Where notices to people go: `log` (the server's log) or `slack`; see "
+        "alerts.md.",
+    )
+    alerts_severity: Severity = Field(
+        default=Severity.WARNING,
+        description="Least severe notice or incident that Slack gets: `info`, `warning` or "
+        "`critical`.",
+    )
+    alerts_link: str = Field(
+        default="",
+        description="URL that a message about a run leads to, in which `{run}` stands for the id "
+        "of the run: https://babysit.example.org/runs/{run}, or a dashboard. Empty: no link.",
+    )
+    slack_token: SecretStr | None = Field(
+        default=None, description="Bot token of the Slack app (xoxb-…); needed by `alerts=slack`."
+    )
+    slack_channel: str = Field(
+        default="",
+        description="Slack channel, by name (#training) or id, for runs without `notify.slack` and "
+        "for notices that concern no run; needed by `alerts=slack`.",
+    )
+    slack_mention: str = Field(
+        default="",
+        description="Who is pinged about what is critical, in Slack's words: `<!here>`, "
+        "`<!subteam^S012345>` or `<@U012345>`. Empty: nobody.",
+    )
+    slack_url: str = Field(
+        default="https://slack.com/api/",
+        description="Where Slack's Web API is: https://slack-gov.com/api/ for GovSlack.",
     )
     local_nodes: int = Field(
         default=4,

@@ -28,6 +28,7 @@ from jobs.events import (
     WorkerJoined,
 )
 from monitors.failures import Failure, FailureClass
+from orchestrator.alerts.port import Notifier
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
@@ -273,6 +274,8 @@ class Harness:
         self.cluster = SimulatedCluster(infos, self.clock)
         self.agents: dict[str, Agent] = {}
         self.fate = Fate()
+        self.notifier: Notifier | None = None
+        """Of controllers that open from now on; None: the log."""
         self._ids = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -291,6 +294,7 @@ class Harness:
             self.clock,
             settings=ControllerSettings(holder=f"c{next(self._ids)}", alone=True),
             agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
+            notifier=self.notifier,
         )
         self.cluster.reopen()
         await self.controller.start()

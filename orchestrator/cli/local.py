@@ -23,6 +23,7 @@ from orchestrator.cli import embedded
 from orchestrator.cli.client import Api
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, emit, human_bytes, put, say, text
+from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session, session
 from orchestrator.database import schema as database_schema
 from orchestrator.errors import BabysitError
@@ -101,6 +102,7 @@ def doctor(
         "home": (True, lambda: _home(here)),
         "database": (True, lambda: _database(here)),
         "server": (here.settings.server is not None, lambda: _server(here)),
+        "alerts": (here.settings.alerts != "log", lambda: _alerts(here)),
         "shared memory": (True, _shared_memory),
         "host memory": (False, _host_memory),
         "stacks of hung ranks": (False, _py_spy),
@@ -173,6 +175,23 @@ def _server(here: Session) -> Finding:
     answers = api.is_healthy()
     api.close()
     return answers, settings.server if answers else f"{settings.server} does not answer"
+
+
+def _alerts(here: Session) -> Finding:
+    """The channel as this environment sets it; a server elsewhere says what it knows."""
+    from orchestrator.alerts.factory import check_channel
+
+    settings = here.settings
+    if settings.server is not None and settings.alerts == "log":
+        try:
+            said = here.api.get(path("info")).get("alerts", "")
+        except CliError as error:
+            return True, f"not known: {error}"
+        return not said, said or "no trouble known to the server"
+    try:
+        return True, asyncio.run(check_channel(settings, here.clock))
+    except BabysitError as error:
+        return False, str(error)
 
 
 def _shared_memory() -> Finding:

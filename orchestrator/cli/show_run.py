@@ -92,6 +92,8 @@ def _facts(run: dict[str, Any], now: dt.datetime) -> str:
         facts["skipped"] = ", ".join(f"batches {a} to {b}" for a, b in run["skip_batches"])
     if run["avoid"]:
         facts["avoids"] = ", ".join(run["avoid"])
+    if run.get("alerts"):  # a server of before has none
+        facts["alerts"] = run["alerts"]
     return "\n".join(f"{key + ':':<12}{value}" for key, value in facts.items())
 
 

@@ -83,8 +83,9 @@ class Controller(LeadView):
         self.events = EventFactory(clock)
         self.clock, self._settings = clock, settings
         self._election = LeaderElector(store, clock, settings)
-        counted = CountedNotifier(notifier or LogNotifier())
+        self._notifier = counted = CountedNotifier(notifier or LogNotifier())
         self.notices: Mapping[tuple[str, str], int] = counted.counts
+        self.alerts_trouble = counted.trouble
         self.runs_here = cluster.runs_here
         self.ignored_fields: Mapping[str, str] = {
             **cluster.ignored_fields,
@@ -92,7 +93,6 @@ class Controller(LeadView):
         }
         self.set_aside: Counter[str] = Counter()
         self.database = DatabaseTrouble()
-        self._notifier = counted
         self._ports = Ports(
             store=store,
             cluster=cluster,

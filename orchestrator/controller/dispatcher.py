@@ -23,7 +23,7 @@ import structlog
 
 from jobs.clock import Clock
 from jobs.commands import AgentCommand
-from orchestrator.alerts.port import Notifier
+from orchestrator.alerts.port import CountedNotifier, NotDeliveredError
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import AgentAccess, Cluster, WorkerLaunch
 from orchestrator.controller.live_state import LiveState
@@ -31,6 +31,7 @@ from orchestrator.controller.turn_queue import TurnQueue
 from orchestrator.core.messages.events import LaunchRefused, WorkerLost
 from orchestrator.core.messages.instructions import (
     BroadcastCommand,
+    IncidentUpdate,
     Instruction,
     LaunchWorker,
     Notify,
@@ -70,7 +71,7 @@ class OutboxDispatcher:
     def __init__(
         self,
         cluster: Cluster,
-        notifier: Notifier,
+        notifier: CountedNotifier,
         clock: Clock,
         *,
         live: LiveState,
@@ -201,6 +202,9 @@ class OutboxDispatcher:
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             try:
                 await self._act(instruction)
+            except NotDeliveredError as error:
+                _log.warning("notice not delivered", id=instruction.id, error=str(error))
+                await self._clock.sleep(pause)
             except Exception:  # noqa: BLE001 (a defect of a port, or a service that is away)
                 _log.exception(
                     "instruction failed, will retry", id=instruction.id, kind=instruction.kind
@@ -225,6 +229,8 @@ class OutboxDispatcher:
                 await self._ask_cluster(instruction)
             case Notify():
                 await self._notifier.notify(instruction)
+            case IncidentUpdate():
+                await self._notifier.update(instruction)
 
     def _matters(self, instruction: Instruction) -> bool:
         """True if the worker that the instruction addresses still exists, or it addresses none."""

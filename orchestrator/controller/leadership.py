@@ -23,7 +23,7 @@ from collections.abc import Callable
 import structlog
 
 from jobs.clock import Clock
-from orchestrator.alerts.port import Notifier
+from orchestrator.alerts.port import CountedNotifier
 from orchestrator.clusters.port import AgentAccess, Cluster
 from orchestrator.controller.background_loops import BackgroundLoops, cancel
 from orchestrator.controller.database_trouble import DatabaseTrouble
@@ -46,7 +46,7 @@ class Ports:
     store: Store
     cluster: Cluster
     clock: Clock
-    notifier: Notifier
+    notifier: CountedNotifier
     events: EventFactory
     agent_access: Callable[[str, str], AgentAccess]
     """Makes an agent's address and token of the server from the ids of its run and its worker."""

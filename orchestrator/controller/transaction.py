@@ -29,7 +29,7 @@ from orchestrator.controller.sample_pipeline import SampleEvents
 from orchestrator.controller.turn_queue import ReportRequest
 from orchestrator.core.machine import handle
 from orchestrator.core.messages.events import EventSetAside, FindingRaised, SchedulingPassDue
-from orchestrator.core.messages.instructions import Instruction, Record
+from orchestrator.core.messages.instructions import IncidentUpdate, Instruction, Record
 from orchestrator.core.model.entities import Attempt, Entity
 from orchestrator.core.model.state import State
 from orchestrator.database.port import (
@@ -248,7 +248,9 @@ class TransactionRecord:
     def add(self, event: Event, decided: Sequence[Instruction], now: dt.datetime) -> None:
         """Write down an event, handled at `now`, and the instructions it led to."""
         self.journal.append(_event_entry(event, now))
-        self.journal.extend(_instruction_entry(i, event, now) for i in decided)
+        # The entry of the event tells what an update shows; ten of them would hide the decisions.
+        told = (i for i in decided if not isinstance(i, IncidentUpdate))
+        self.journal.extend(_instruction_entry(i, event, now) for i in told)
         self.instructions.extend(decided)
         if isinstance(event, FindingRaised):
             self.findings.append(_finding_record(event, now))

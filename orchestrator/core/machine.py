@@ -90,6 +90,7 @@ from orchestrator.core.supervision import (
     defects,
     failures,
     hangs,
+    incident_updates,
     progress,
     shutdown,
     startup,
@@ -124,6 +125,7 @@ def handle(state: State, event: Event, now: dt.datetime) -> list[Instruction]:
     if current is None:
         return turn.instructions
     _HANDLERS[type(current)](turn, current)
+    incident_updates.show_changes(turn)
     # A pass may want the next one as well: what it changes (an attempt starts, so its run can be
     # preempted) comes after its plan was made.
     if turn.schedule_wanted and state.pass_wanted is None:

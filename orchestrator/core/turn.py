@@ -62,9 +62,8 @@ _SEEN_THROUGH_A_HOLD = frozenset({None, RunState.HELD, *TERMINAL_RUN_STATES})
 class Turn:
     """The only way handlers read and change the state; it collects their instructions.
 
-    Warning: a turn lasts for one call of `machine.handle`. Only handlers that this call reached may
-    use it, never the controller or a view, and nobody keeps it or an entity of it for a later turn:
-    entities are replaced, so that a kept one is what was true once.
+    Warning: a turn lasts for one call of `machine.handle`; only handlers that this call reached may
+    use it. Nobody keeps it or an entity of it: entities are replaced, so a kept one grows stale.
 
     Attributes:
         state: Read it freely; change it through the methods below only.
@@ -72,13 +71,14 @@ class Turn:
         now: The controller's clock, UTC. `event.at` is the sender's and may be hours older.
         instructions: In the order in which they are to be carried out.
         schedule_wanted: The next pass may decide something. Set by changes of what a pass reads.
+        incidents_before: Incidents that changed, as they were before the turn; None: opened in it.
     """
 
     def __init__(self, state: State, event: Event, now: dt.datetime) -> None:
         self.state, self.event, self.now = state, event, now
         self.instructions: list[Instruction] = []
         self.schedule_wanted = False
-        self._incidents = 0
+        self.incidents_before: dict[str, Incident | None] = {}
 
     # reading
 
@@ -207,6 +207,7 @@ class Turn:
         old = self.state.incidents[incident]
         new = dataclasses.replace(old, **changes)
         check_move(INCIDENT_MOVES, old.state, new.state, f"incident {incident}", old.reason)
+        self.incidents_before.setdefault(incident, old)
         self.state.put(new)
         return new
 
@@ -221,11 +222,11 @@ class Turn:
     ) -> Incident:
         """Open an incident of the run's present attempt, and return it.
 
-        Its id is that of the event, with `-2`, `-3` … for the next ones of the same turn, so that a
+        Its id is that of the event, with `-2` for the next one of the turn, and so on, so that a
         replay gives the same ids. Opening does not notify anybody: `notify` does.
         """
-        self._incidents += 1
-        suffix = "" if self._incidents == 1 else f"-{self._incidents}"
+        earlier = sum(before is None for before in self.incidents_before.values())
+        suffix = f"-{earlier + 1}" if earlier else ""
         incident = Incident(
             id=f"{self.event.id}{suffix}",
             run=run.id,
@@ -236,6 +237,7 @@ class Turn:
             opened_at=self.now,
             **fields,
         )
+        self.incidents_before[incident.id] = None
         self.state.put(incident)
         return incident
 
@@ -243,10 +245,8 @@ class Turn:
         """Resolve an incident. No effect if it is unknown (or None) or already resolved."""
         found = self.state.incidents.get(incident or "")
         if found is not None and found.state is not IncidentState.RESOLVED:
-            evidence = {**found.evidence, "resolved": how}
-            self.change_incident(
-                found.id, state=IncidentState.RESOLVED, resolved_at=self.now, evidence=evidence
-            )
+            over = {"state": IncidentState.RESOLVED, "resolved_at": self.now}
+            self.change_incident(found.id, **over, evidence={**found.evidence, "resolved": how})
 
     # timers
 
@@ -275,8 +275,7 @@ class Turn:
     def next_id(self) -> str:
         """Id of the next instruction: the event's id, a dot, and its number in the turn from 1.
 
-        The same event gives the same ids, so that an instruction that is carried out twice can be
-        told from two instructions.
+        The same event gives the same ids: an instruction carried out twice is not two.
         """
         return f"{self.event.id}.{len(self.instructions) + 1}"
 
@@ -358,6 +357,7 @@ class Turn:
             incident_kind=str(found.kind) if found else kind or "notice",
             attempt=about.attempt if about else None,
             channel=about.spec.notify.slack if about else None,
+            actor=self.event.actor,
         )
 
 

@@ -1,8 +1,9 @@
-"""The table of servers that share the run database."""
+"""Tables of the servers that share the run database, and of what they have told people."""
 
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -16,3 +17,13 @@ class ServerRow(Base):
     address: Mapped[str] = mapped_column(primary_key=True)
     """URL at which agents reach it."""
     seen_at: Mapped[dt.datetime]
+
+
+class AlertMemoryRow(Base):
+    """The memory of an alert channel: messages that it may edit, say."""
+
+    __tablename__ = "alert_memory"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    run: Mapped[str | None] = mapped_column(index=True)
+    """The run that it is about; it goes with the run's history."""
+    body: Mapped[dict[str, Any]]

@@ -19,6 +19,7 @@ from orchestrator.database import (
     schema,
     tokens,
 )
+from orchestrator.database.alert_memory import SqlAlertMemory
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import SqlEndedRuns
 from orchestrator.database.engine import Database, in_memory
@@ -72,6 +73,11 @@ class SqlStore(SqlEndedRuns):
             return self
         text = url.render_as_string(hide_password=False)
         return SqlStore(Database(text, readers=True, limits=limits))
+
+    @property
+    def alert_memory(self) -> SqlAlertMemory:
+        """The memory of the alert channel, in the same database."""
+        return SqlAlertMemory(self._database)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -14,6 +14,7 @@ from jobs.commands import DeleteCheckpoint, StartAttempt
 from monitors.failures import Cause
 from orchestrator.core.messages.instructions import (
     BroadcastCommand,
+    IncidentUpdate,
     Instruction,
     LaunchWorker,
     Notify,
@@ -58,6 +59,8 @@ _OF_ONE_ATTEMPT = frozenset(
 )
 """Events that count for their own attempt, and for no other."""
 _ROUNDING_SECONDS = 1e-3
+_OF_ENDED_RUNS = (Record, Notify, IncidentUpdate)
+"""Instructions that may follow the end of a run: people hear of it."""
 
 
 def parts(instruction: Instruction) -> Sequence[Instruction]:
@@ -92,7 +95,7 @@ def before(stored: State, batch: Batch) -> Iterator[str]:
                 pass
     over = {run.id for run in stored.runs.values() if run.state in TERMINAL_RUN_STATES}
     for instruction in batch.outbox:
-        if instruction.run in over and not isinstance(instruction, Record | Notify):
+        if instruction.run in over and not isinstance(instruction, _OF_ENDED_RUNS):
             yield f"{instruction.kind} for {instruction.run}, which is over"
     yield from _late_events_change_nothing(stored, batch)
     yield from _last_trusted_stays(stored, batch)

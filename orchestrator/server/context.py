@@ -52,6 +52,8 @@ class ControlPlane(Protocol):
 
     notices: Mapping[tuple[str, str], int]
     """Notices sent since this server started, by channel and result."""
+    alerts_trouble: Mapping[str, str]
+    """Why notices do not arrive and what to do, by place; empty: they arrive."""
     runs_here: bool
     """True if ranks are processes of this server's user on this machine."""
     ignored_fields: Mapping[str, str]

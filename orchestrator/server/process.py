@@ -21,6 +21,7 @@ import structlog
 from jobs import unix_socket
 from jobs.clock import Clock
 from orchestrator.alerts.factory import make_notifier
+from orchestrator.alerts.port import RunningChannel
 from orchestrator.clusters.factory import make_cluster
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.background_loops import cancel
@@ -112,12 +113,14 @@ def _refuse_unsafe(settings: Settings) -> None:
 
 @contextlib.asynccontextmanager
 async def _control_plane(
-    settings: Settings, clock: Clock, stores: tuple[Store, Store], holder: str
+    settings: Settings, clock: Clock, stores: tuple[SqlStore, Store], holder: str
 ) -> AsyncIterator[tuple[Controller, WorkerTokens]]:
     store, readers = stores
     tokens = WorkerTokens(await store.signing_key())
     environments = Environments(settings.home)
     notifier, cluster = make_notifier(settings), make_cluster(settings, clock)
+    if isinstance(notifier, RunningChannel):
+        await notifier.start(store.alert_memory, clock)
     controller = Controller(
         store,
         cluster,
@@ -147,6 +150,8 @@ async def _control_plane(
         await cancel(background)
         await controller.stop()
         await cluster.close()
+        if isinstance(notifier, RunningChannel):
+            await notifier.close()
 
 
 @contextlib.contextmanager

@@ -64,7 +64,16 @@ async def detail(here: Context, run: Run) -> RunDetail:
         now=here.clock.now(),
         newest=await newest_sample(here, run),
     )
-    return found.model_copy(update={"metrics": await newest_metrics(here, run)})
+    metrics, alerts = await newest_metrics(here, run), alerts_of(here, run)
+    return found.model_copy(update={"metrics": metrics, "alerts": alerts})
+
+
+def alerts_of(here: Context, run: Run) -> str:
+    """Why notices about a run do not arrive, as far as this server knows; empty: they do."""
+    wanted = run.spec.notify.slack or here.settings.slack_channel
+    trouble = here.controller.alerts_trouble
+    concerned = [why for place, why in trouble.items() if place in {wanted, "token"}]
+    return ". ".join(concerned)
 
 
 async def journal(here: Context, run: str) -> AsyncIterator[JournalEntry]:

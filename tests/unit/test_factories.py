@@ -87,7 +87,8 @@ def test_every_cluster_that_is_offered_can_be_made(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*alerts.CHANNELS])
 def test_every_channel_that_is_offered_can_be_made(name: str) -> None:
-    assert alerts.make_notifier(Settings(alerts=name)).channel == name
+    settings = Settings(alerts=name, slack_token="xoxb-1", slack_channel="#training")
+    assert alerts.make_notifier(settings).channel == name
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,10 @@ def test_every_channel_that_is_offered_can_be_made(name: str) -> None:
                 "did you mean local?"
             ),
         ),
-        (Settings(alerts="slack"), "BABYSIT_ALERTS=slack: no such choice; it may be log"),
+        (
+            Settings(alerts="slak"),
+            ("BABYSIT_ALERTS=slak: no such choice; it may be log or slack; did you mean slack?"),
+        ),
     ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(settings: Settings, message: str) -> None:

@@ -8,6 +8,7 @@ twice is harmless.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from jobs.commands import AgentCommand
 from monitors.types import Severity
+from orchestrator.core.model.entities import Incident
 
 
 class Instruction(BaseModel):
@@ -103,6 +105,8 @@ class Notify(Instruction):
     """The run's attempt when the notice was made; None: it concerns no run."""
     channel: str | None = None
     """Where the run's owner wants it: `notify.slack` of the spec. None: the channel's default."""
+    actor: str = ""
+    """The actor of the event behind it: a person (`operator:NAME`) knows of it already."""
 
     @property
     def dedup_key(self) -> str:
@@ -115,6 +119,39 @@ class Notify(Instruction):
         return f"{self.run}/{self.incident_kind}/{self.attempt}"
 
 
+class IncidentUpdate(Instruction):
+    """Show people an incident as it is now, where earlier messages about it are.
+
+    An update bears all that is shown, so that updates may arrive late or in any order: the one
+    with the latest `at` is the truth. It pages nobody; :class:`Notify` does.
+    """
+
+    kind: Literal["incident_update"] = "incident_update"
+    at: dt.datetime
+    run: str
+    run_name: str
+    """Empty, like the other facts of the run: the run is over, and an earlier update has them."""
+    project: str
+    queue: str
+    channel: str | None
+    """Where the run's owner wants it: `notify.slack` of the spec. None: the channel's default."""
+    step: int
+    """Best step of the run at that time."""
+    node: str | None = None
+    rank: int | None = None
+    lost_seconds: float | None = None
+    """From the last sign of progress to the end of the incident; None: it is not over."""
+    lost_steps: int | None = None
+    """Steps that were computed again; None: not known, or none were."""
+    incident: Incident
+    """The incident; of its evidence, how it was resolved."""
+
+    @property
+    def dedup_key(self) -> str:
+        """`RUN/KIND/ATTEMPT`, as of the notices about it."""
+        return f"{self.run}/{self.incident.kind}/{self.incident.attempt}"
+
+
 class Record(Instruction):
     """A decision with nothing to carry out: it goes into the journal only."""
 
@@ -122,7 +159,14 @@ class Record(Instruction):
 
 
 AnyInstruction = Annotated[
-    LaunchWorker | StopWorker | ProbeWorker | SendCommand | BroadcastCommand | Notify | Record,
+    LaunchWorker
+    | StopWorker
+    | ProbeWorker
+    | SendCommand
+    | BroadcastCommand
+    | Notify
+    | IncidentUpdate
+    | Record,
     Field(discriminator="kind"),
 ]
 INSTRUCTION: TypeAdapter[AnyInstruction] = TypeAdapter(AnyInstruction)

@@ -166,6 +166,10 @@ class RunDetail(RunView):
     node_names: list[str] = Field(description="Where the newest attempt runs or ran.")
     skip_batches: list[tuple[int, int]] = Field(description="Quarantined, inclusive.")
     avoid: list[str] = Field(description="Nodes it would rather not use.")
+    alerts: str = Field(
+        default="",
+        description="Why notices about the run do not arrive, and what to do; empty: they do.",
+    )
     spec: RunSpec
 
 

@@ -38,6 +38,9 @@ class Info(BaseModel):
     database: str = Field(
         description="Why nothing can be stored at the moment; empty: transactions succeed."
     )
+    alerts: str = Field(
+        description="Why notices do not arrive, and what to do; empty: they do, as far as is known."
+    )
     lag: str = Field(description=_LAG)
     live_runs: int
     caller: str
@@ -100,6 +103,7 @@ async def _info(here: Context, caller: Token) -> Info:
         leader_name=None if lease is None else lease.holder,
         hold=here.controller.state.fleet.hold,
         database=here.controller.database.reason,
+        alerts=". ".join(here.controller.alerts_trouble.values()),
         lag=here.controller.lag.sentence,
         nodes=len(nodes),
         nodes_ready=sum(node.state is NodeState.READY for node in nodes),

@@ -1,0 +1,335 @@
+"""The Slack channel: one message for each problem, edited as it changes, with a thread below it.
+
+The problem: notices and updates come from the outbox: at least once, many together, in any order,
+while Slack may be away and this server may die between a call and its answer. People must see each
+problem once, in its true state.
+
+The design: everything about one problem goes through one lock and one :class:`Thread`, which is
+stored. What came while a call was under way goes into the next one together, so that 200 nodes
+behind one switch are one message and one edit. Before something new is sent, its id is stored as
+being sent, and travels as metadata of the message. If a thread is found with an id that is still
+being sent, the message is looked for in Slack before it is sent again.
+
+Limits: a message that somebody deleted is sent again. Without the scope to read the channel's
+history, what is unclear is sent again: a notice twice is better than none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from jobs.clock import Clock
+from monitors.types import Severity
+from orchestrator.alerts import slack_blocks, slack_check, slack_errors
+from orchestrator.alerts.port import AlertMemory, DictMemory, NotDeliveredError
+from orchestrator.alerts.threads import Item, Thread, at_least, severity_of
+from orchestrator.core.messages.instructions import IncidentUpdate, Notify
+from orchestrator.core.model.states import IncidentState
+
+_log = structlog.get_logger(__name__)
+_EVENT_TYPE = "babysit_notice"
+_SKEW_SECONDS = 600.0
+"""Slack's clock and ours may differ by this much when a message is looked for."""
+_PAGE = 200
+_GONE = {"message_not_found", "thread_not_found"}
+_FINAL = {"edit_window_closed", "cant_update_message"}
+"""Refusals of an edit: the message stays as it is, and changes are said below it."""
+TOKEN = "token"  # noqa: S105 (a word in a table of troubles)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlackSettings:
+    """How the channel sends."""
+
+    conversation: str
+    """Channel by name or id, where a run names none."""
+    severity: Severity = Severity.WARNING
+    """The least severe that is sent."""
+    link: str = ""
+    mention: str = ""
+
+
+class SlackChannel:
+    """Shows incidents and notices in Slack.
+
+    Attributes:
+        trouble: By channel, or `token` for all of them: why nothing arrives, and what to do.
+    """
+
+    channel = "slack"
+    ignored_fields: Mapping[str, str] = {}
+
+    def __init__(self, web: Callable[[Clock], slack_check.Web], settings: SlackSettings) -> None:
+        self._make_web, self._settings = web, settings
+        self.trouble: dict[str, str] = {}
+        self._memory: AlertMemory = DictMemory()
+        self._web: slack_check.Web | None = None
+        self._clock: Clock | None = None
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """One call at a time for each conversation: a limit met by one holds for all."""
+        self._arrived: defaultdict[str, dict[str, Item]] = defaultdict(dict)
+        """Items that are not shown yet, by problem and id."""
+
+    async def start(self, memory: AlertMemory, clock: Clock) -> None:
+        """Begin with a memory; nothing is sent yet."""
+        self._memory, self._clock, self._web = memory, clock, self._make_web(clock)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._web is not None:
+            await self._web.close()
+
+    async def notify(self, notice: Notify) -> None:
+        """Send a notice: a message of its own, or below the message of its problem.
+
+        Raises:
+            NotDeliveredError: It may not have arrived. A second call looks before it sends.
+        """
+        await self._deliver(notice)
+
+    async def update(self, update: IncidentUpdate) -> None:
+        """Show an incident as it is now; raises as `notify` does."""
+        await self._deliver(update)
+
+    async def check(self) -> str:
+        """Look whether the token, its scopes and the default channel are in order.
+
+        Raises:
+            NotDeliveredError: They are not; the message has the fix.
+        """
+        assert self._web is not None  # noqa: S101 (`start` comes first)
+        return await slack_check.check(self._web, self._settings.conversation)
+
+    async def _deliver(self, item: Item) -> None:
+        if not at_least(severity_of(item), self._settings.severity):
+            return
+        key = item.dedup_key
+        arrived = self._arrived[key]
+        arrived[item.id] = item
+        async with self._locks[key]:
+            if item.id not in arrived:
+                return  # another call has taken it along
+            thread = await self._thread(key)
+            batch = [each for each in arrived.values() if each.id not in thread.seen]
+            if batch:
+                thread.take(batch)
+                await self._send_all(thread, batch)
+            for id_ in [each.id for each in batch] + [item.id]:
+                arrived.pop(id_, None)
+        if not arrived and not self._locks[key].locked():
+            self._arrived.pop(key, None)
+            self._locks.pop(key, None)
+
+    async def _thread(self, key: str) -> Thread:
+        body = await self._memory.read(f"slack/{key}")
+        return Thread(key=key) if body is None else Thread.model_validate(body)
+
+    async def _store(self, thread: Thread) -> None:
+        run = thread.key.partition("/")[0]
+        body = thread.model_dump(mode="json")
+        await self._memory.write(f"slack/{thread.key}", body, run=None if run == "fleet" else run)
+
+    async def _send_all(self, thread: Thread, batch: Sequence[Item]) -> None:
+        """Bring the message of a thread up to date, and say below it what is new."""
+        if not thread.conversation:
+            wanted = next((each.channel for each in batch if each.channel), None)
+            thread.conversation = wanted or self._settings.conversation
+        if thread.ts:
+            await self._edit(thread)
+        if not thread.ts:
+            await self._begin(thread, batch)
+            await self._edit(thread)  # no effect, unless an earlier try had sent less
+        for notice in batch:
+            if isinstance(notice, Notify) and notice.id not in thread.seen:
+                mention = self._mention(notice.severity, notice.actor)
+                message = slack_blocks.reply(notice.text, mention=mention)
+                await self._post(thread, message, notice.id)
+        if thread.said and thread.standing != thread.said:
+            newest = next(e.id for e in reversed(batch) if isinstance(e, IncidentUpdate))
+            text = slack_blocks.standing(thread)
+            await self._post(thread, slack_blocks.reply(text), f"{newest}/standing")
+        thread.said = thread.standing
+        thread.dealt_with(*(each.id for each in batch))
+        await self._store(thread)
+
+    async def _begin(self, thread: Thread, batch: Sequence[Item]) -> None:
+        """Send the message of a thread; if its own channel cannot be reached, to the default one.
+
+        The message has the first notice in it, which is then dealt with.
+        """
+        first = batch[0]
+        notice = next((each for each in batch if isinstance(each, Notify)), None)
+        thread.notice = thread.notice or notice
+        message_id = thread.sending.removesuffix("/parent") or first.id
+        try:
+            await self._post(thread, self._parent(thread), f"{message_id}/parent")
+        except NotDeliveredError as error:
+            code, default = getattr(error, "code", ""), self._settings.conversation
+            elsewhere = thread.conversation != default
+            if not (elsewhere and slack_errors.concerns_conversation(code)):
+                raise
+            thread.note = f"This was for {thread.conversation}. {error}"
+            thread.conversation = default
+            await self._post(thread, self._parent(thread), f"{message_id}/parent")
+        if thread.notice is not None:
+            thread.dealt_with(thread.notice.id)
+
+    def _parent(self, thread: Thread) -> slack_blocks.Message:
+        head = thread.head
+        ended = head is not None and head.incident.state is IncidentState.RESOLVED
+        actor = thread.notice.actor if thread.notice is not None else ""
+        mention = "" if ended else self._mention(thread.severity, actor)
+        return slack_blocks.parent(thread, link=self._settings.link, mention=mention)
+
+    def _mention(self, severity: Severity, actor: str) -> str:
+        """The mention for a message; nobody is pinged about an act of a person."""
+        if severity is not Severity.CRITICAL or actor.startswith("operator:"):
+            return ""
+        return self._settings.mention
+
+    async def _edit(self, thread: Thread) -> None:
+        """Edit the message; forget it if it is gone, so that it is sent again."""
+        message = self._parent(thread)
+        if message.text == thread.shown:
+            return
+        try:
+            await self._call(
+                "chat.update",
+                thread.conversation,
+                ts=thread.ts,
+                text=message.text,
+                blocks=message.blocks,
+            )
+        except NotDeliveredError as error:
+            code = getattr(error, "code", "")
+            if code in _GONE:
+                thread.ts = thread.sending = ""
+            elif code not in _FINAL:
+                raise
+        thread.shown = message.text
+
+    async def _post(self, thread: Thread, message: slack_blocks.Message, id_: str) -> None:
+        """Send a message of a thread, once: the first one, or one below it."""
+        if id_ in thread.seen:
+            return
+        found = await self._find(thread, id_) if thread.sending == id_ else None
+        looked_up = found is not None
+        if found is None:
+            thread.sending, thread.sending_since = id_, self._now()
+            await self._store(thread)
+            below = {"thread_ts": thread.ts} if thread.ts else {}
+            try:
+                found = await self._call(
+                    "chat.postMessage",
+                    thread.conversation,
+                    text=message.text,
+                    blocks=message.blocks,
+                    metadata={"event_type": _EVENT_TYPE, "event_payload": {"id": id_}},
+                    unfurl_links=False,
+                    **below,
+                )
+            except NotDeliveredError as error:
+                if getattr(error, "code", ""):  # it was refused: it was not sent
+                    thread.sending = ""
+                    await self._store(thread)
+                raise
+            await self._remember_id(thread.conversation, str(found["channel"]))
+        if not thread.ts:
+            thread.ts = str(found["ts"])
+            thread.shown = "" if looked_up else message.text
+            thread.conversation = str(found["channel"])
+        thread.dealt_with(id_)
+        await self._store(thread)
+
+    # looking for what may have been sent
+
+    async def _find(self, thread: Thread, id_: str) -> Mapping[str, Any] | None:
+        """The message with an id, if it arrived; None also where Slack does not let us look."""
+        conversation = await self._id_of(thread.conversation)
+        if conversation is None:
+            return None
+        method = "conversations.replies" if thread.ts else "conversations.history"
+        below = {"ts": thread.ts} if thread.ts else {}
+        cursor = ""
+        while True:
+            try:
+                page = await self._call(
+                    method,
+                    conversation,
+                    oldest=f"{thread.sending_since - _SKEW_SECONDS:.6f}",
+                    include_all_metadata=True,
+                    limit=_PAGE,
+                    **below,
+                    **({"cursor": cursor} if cursor else {}),
+                )
+            except NotDeliveredError as error:
+                if not getattr(error, "code", ""):
+                    raise
+                _log.warning("cannot look for a message that may have arrived", error=str(error))
+                return None
+            for message in page.get("messages", ()):
+                metadata = message.get("metadata") or {}
+                if (metadata.get("event_payload") or {}).get("id") == id_:
+                    return {"ts": message["ts"], "channel": conversation}
+            cursor = (page.get("response_metadata") or {}).get("next_cursor", "")
+            if not cursor:
+                return None
+
+    async def _id_of(self, conversation: str) -> str | None:
+        """The id of a conversation, by its name; None: it is not known."""
+        if not conversation.startswith("#"):
+            return conversation
+        known = await self._memory.read(f"slack/conversation/{conversation}")
+        if known is not None:
+            return str(known["id"])
+        assert self._web is not None  # noqa: S101 (`start` comes first)
+        try:
+            found = await slack_check.find_channel(self._web, conversation.removeprefix("#"))
+        except NotDeliveredError as error:
+            if not getattr(error, "code", ""):
+                raise
+            _log.warning("cannot look for a channel by its name", error=str(error))
+            return None
+        return None if found is None else str(found["id"])
+
+    async def _remember_id(self, conversation: str, id_: str) -> None:
+        key = f"slack/conversation/{conversation}"
+        if conversation != id_ and await self._memory.read(key) != {"id": id_}:
+            await self._memory.write(key, {"id": id_})
+
+    # calls
+
+    async def _call(self, method: str, conversation: str, **arguments: Any) -> Mapping[str, Any]:
+        """Call a method about a conversation, and note whether it is in trouble."""
+        assert self._web is not None  # noqa: S101 (`start` comes first)
+        async with self._turns[conversation]:
+            try:
+                answer = await self._web.call(method, channel=conversation, **arguments)
+            except NotDeliveredError as error:
+                code = getattr(error, "code", "")
+                if not code or code in _GONE | _FINAL:
+                    raise
+                self._explain(error, code, conversation)
+                raise
+        if method.startswith("chat."):
+            self.trouble.pop(conversation, None)
+            self.trouble.pop(TOKEN, None)
+        return answer
+
+    def _explain(self, error: NotDeliveredError, code: str, conversation: str) -> None:
+        needed = getattr(error, "needed", "")
+        text = slack_errors.explain(code, channel=conversation, needed=needed)
+        error.args = (text,)
+        error.result = code if code in slack_errors.WORDS else "failed"
+        self.trouble[TOKEN if slack_errors.concerns_token(code) else conversation] = text
+
+    def _now(self) -> float:
+        assert self._clock is not None  # noqa: S101 (`start` comes first)
+        return self._clock.now().timestamp()
