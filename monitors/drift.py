@@ -5,8 +5,9 @@ zero, a penalty grows until it levels off, seasons of the data come and go.
 
 The design: the levels of the run are kept as blocks of 16 steps, older ones in longer blocks. A
 rise of the level above its lowest is a divergence only if the blocks show a change: a calm stretch,
-and then a rise that is steeper than anything before it and higher than what has come back by itself
-twice. The onset is where the line through the rise meets the lowest level.
+and then a rise that is steeper than anything before it. A rise that is so far like others that
+came back by themselves (:mod:`monitors.swings`) does not count. The onset is where the line through
+the rise meets the lowest level.
 
 Limits: a divergence that begins with the run, or in a series that has values on both sides of zero,
 is not found here; spikes are.
@@ -32,6 +33,8 @@ _BLOCKS = 128
 _LOOK_EVERY = 4
 _CALM_VALUES = 8 * _BLOCK
 """Values before the onset in which the level must have been calm."""
+_FEWEST_BLOCKS = 3
+"""Blocks from which a slope and a roughness can be told: old blocks are long."""
 _STEEPER = 2.5
 """Least ratio of the slope after the onset to that before it."""
 _WITHIN_NOISE = 0.6
@@ -49,13 +52,6 @@ _BEYOND = 1.5
 """Least ratio of a rise to the highest one before it: a level may wander."""
 _WALK = 2.5
 """Least rise in standard deviations of a random walk with the steps of the level."""
-_CAME_BACK = 0.35
-"""Share of a rise up to which the level must fall for it to have come back."""
-_SAME_HEIGHT = 1.25
-_TIMES = 2
-"""Rises that came back, after which one of the same height is not reported."""
-_SIMILAR_HEIGHT = 2.5
-"""Height up to which a rise is not reported after one more: medians of a short rise differ."""
 _NEAR_ZERO = 2.0
 """Spreads between the level and zero below which the level is about zero."""
 
@@ -102,10 +98,6 @@ class DriftDetector:
         self._blocks: list[Block] = []
         self._bases: deque[int] = deque(maxlen=32)
         """Steps at which the comparison began anew; the last one counts."""
-        self._returned: deque[tuple[int, float]] = deque(maxlen=32)
-        """Rises that came back by themselves: the step, and the height."""
-        self._swing: tuple[float, float] | None = None
-        """Lowest and highest level of the current rise."""
         self._seen = 0
         self._floor: float | None = None
         """Level up to which nothing can have happened; None: no block yet."""
@@ -118,14 +110,17 @@ class DriftDetector:
         self._seen += 1
         return self._seen % _LOOK_EVERY == 0
 
-    def observe(self, level: Point, spread: float, gradient: float | None = None) -> Drift | None:
+    def observe(
+        self, level: Point, spread: float, gradient: float | None = None, *, known: bool = False
+    ) -> Drift | None:
         """Take the level of a full window, at a value that :meth:`count` answered True for.
 
-        A drift is returned once; then the comparison begins anew.
+        `known`: the rise is so far like others that came back by themselves. A drift is returned
+        once; then the comparison begins anew.
         """
         if self._seen % _BLOCK == 0:
             self._append(Block(level, spread, gradient))
-        drift = self._look(level, spread, gradient)
+        drift = None if known else self._look(level, spread, gradient)
         if drift is not None:
             self.rebase(level.step)
         return drift
@@ -139,14 +134,10 @@ class DriftDetector:
         """Forget everything after `step`."""
         self._blocks = [block for block in self._blocks if block.point.step <= step]
         self._bases = deque((s for s in self._bases if s <= step), maxlen=self._bases.maxlen)
-        self._returned = deque(
-            (r for r in self._returned if r[0] <= step), maxlen=self._returned.maxlen
-        )
-        self._swing, self._seen, self._floor = None, 0, None
+        self._seen, self._floor = 0, None
 
     def _append(self, block: Block) -> None:
         self._blocks.append(block)
-        self._note_return(block)
         base = self._bases[-1] if self._bases else -1
         levels = [b.point.value for b in self._blocks if b.point.step > base]
         lowest = min(levels, default=block.point.value)
@@ -156,21 +147,6 @@ class DriftDetector:
             old = self._blocks[:half]
             pairs = zip(old[::2], old[1::2], strict=True)
             self._blocks[:half] = [_merged(first, second) for first, second in pairs]
-
-    def _note_return(self, block: Block) -> None:
-        level = block.point.value
-        low, high = self._swing or (level, level)
-        high = max(high, level)
-        height = high - low
-        if level < low:
-            low = high = level
-        elif (
-            height > max(self._rise / 2 * abs(low), 2 * _WITHIN_NOISE * block.spread)
-            and level <= low + _CAME_BACK * height
-        ):
-            self._returned.append((block.point.step, height))
-            low = high = level
-        self._swing = low, high
 
     def _look(self, level: Point, spread: float, gradient: float | None) -> Drift | None:
         if (
@@ -226,16 +202,12 @@ class DriftDetector:
         calm, risen = blocks[: last + 1], blocks[last + 1 :]
         values = sum(block.values for block in calm)
         after = sum(block.values for block in risen) + _BLOCK / 2
-        if values < _CALM_VALUES:
+        if values < _CALM_VALUES or len(calm) < _FEWEST_BLOCKS:
             return False  # it has risen since the beginning: that is how this loss is
         if rise <= _WALK * _roughness(calm) * math.sqrt(len(risen) + 1):
             return False  # so far a level goes that takes such steps at random
         steep = (level.value - blocks[last].point.value) / after
         if steep < _STEEPER * _slope(calm, values):
-            return False
-        known = sum(height >= rise / _SAME_HEIGHT for _, height in self._returned)
-        similar = sum(height >= rise / _SIMILAR_HEIGHT for _, height in self._returned)
-        if known >= _TIMES or similar > _TIMES:
             return False
         before = blocks[last].gradient
         quiet = gradient is not None and before is not None and gradient - before <= _CALM_GRADIENT

@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from monitors.drift import DriftDetector
 from monitors.episode import Episode, Point, Track
 from monitors.expectation import ReportedChanges
+from monitors.kept_losses import KeptLoss
 from monitors.loss_findings import Wording, gradient_spike
 from monitors.non_finite import NonFiniteGuard, loss_is_lost
 from monitors.recurrence import Recurrence, Returned
+from monitors.swings import Swings
 from monitors.types import Finding, Sample
 
 _GRAD_NORM_ACTION_RATIO = 10.0
@@ -40,6 +42,8 @@ skipped batches did not change it."""
 _RELAPSE_HEIGHT = 1.0
 """Largest rise, as a share, that is taken for the data's."""
 _SAME_HEIGHT = 1.25
+_SHAPE_VALUES = 3
+"""Newest values of a rise, the least of which tells its height: one may be an outlier."""
 
 
 class LossSettings(BaseModel):
@@ -79,19 +83,6 @@ class LossSettings(BaseModel):
     :mod:`monitors.drift`)."""
 
 
-class _Kept(NamedTuple):
-    """The part of a sample that is kept, to wind back."""
-
-    step: int
-    batch: int
-    time: float
-    loss: float | None
-    grad_norm: float
-    tokens: float
-    learning_rate: float
-    expected_until: int
-
-
 class _Raised(NamedTuple):
     """A level that was accepted, and may come back."""
 
@@ -118,9 +109,10 @@ class LossMonitor:
         self._sign = 1.0 if self._settings.direction == "down" else -1.0
         self._say = Wording(self._sign)
         self._attempt = 0
-        self._history: deque[_Kept] = deque(maxlen=history_windows * self._settings.window)
+        self._history: deque[KeptLoss] = deque(maxlen=history_windows * self._settings.window)
         self._drift = DriftDetector(self._settings.drift_rise, self._settings.threshold / 2)
         self._returned = Recurrence()
+        self._swings = Swings()
         self._acted: list[tuple[int, float]] = []
         """Onset and height of what was reported since the last reset."""
         self._relapses: deque[tuple[int, float]] = deque(maxlen=16)
@@ -138,6 +130,10 @@ class LossMonitor:
         self._reported: Episode | None = None
         self._warned: Episode | None = None
         self._raised: _Raised | None = None
+        self._repeating: Episode | None = None
+        """The rise that was last taken for one of those that come back by themselves."""
+        self._awaited: Episode | None = None
+        """Such a rise after it was accepted: it is to come back yet."""
         self._quiet_below = -math.inf
         self._quiet_left = 0
         self._tolerant_left = 0
@@ -152,19 +148,32 @@ class LossMonitor:
         """
         self._relapses.extend(acted for acted in self._acted if acted[0] > step)
         kept = [sample for sample in self._history if sample.step <= step]
-        before = kept[0].step - 1 if kept else step
+        place = kept[0].place if kept else self._place_of(step)
+        returned, swings = self._returned, self._swings
+        self._returned, self._swings = Recurrence(), Swings(place)
         self._history.clear()
-        self._drift.forget_after(before)
-        self._returned.forget_after(before)
+        self._drift.forget_after(kept[0].step - 1 if kept else step)
         self._clear()
+        self._loss.seen = place
         for sample in kept:
-            self._judge(Sample.model_construct(attempt=attempt, rank=0, **sample._asdict()))
+            self._judge(sample.of_attempt(attempt))
+        returned.forget_after(step)
+        self._returned = returned
+        self._swings.inherit(swings, step)
         self._guard = NonFiniteGuard()
         self._loss.episode = self._grad.episode = self._reported = self._warned = None
+        self._awaited = None
         self._quiet_left = 0
         self._acted.clear()
         self._attempt = attempt
         self._last_step = step
+
+    def _place_of(self, step: int) -> int:
+        """Losses up to a step of which no sample is kept, about."""
+        if self._last_step is None:
+            return 0
+        back = (self._last_step - step) / max(1.0, self._steps_in_a_report())
+        return max(0, self._loss.seen - round(back))
 
     def expect(self, until_step: int) -> None:
         """A change was announced that lasts to this step: until then only NaN counts."""
@@ -182,7 +191,7 @@ class LossMonitor:
 
     def _judge(self, sample: Sample) -> list[Finding]:
         self._last_step = sample.step
-        self._history.append(_kept(sample))
+        self._history.append(KeptLoss.of(sample, self._loss.seen))
         self.expect(sample.expected_until)
         findings = self._guard.observe(sample)
         if self._change_is_announced(sample):
@@ -209,7 +218,7 @@ class LossMonitor:
             self._loss.learn(_point(sample, self._sign * sample.loss))
         if math.isfinite(sample.grad_norm) and sample.grad_norm > 0:
             self._grad.learn(_point(sample, math.log(sample.grad_norm)))
-        self._reported = self._warned = self._raised = None
+        self._reported = self._warned = self._raised = self._awaited = None
         return True
 
     def _judge_grad_norm(self, sample: Sample) -> list[Finding]:
@@ -225,6 +234,7 @@ class LossMonitor:
 
     def _judge_loss(self, sample: Sample, loss: float) -> list[Finding]:
         ended = self._loss.observe(_point(sample, loss))
+        self._swings.observe(sample.step, loss, self._loss.window.spread)
         self._quiet_left -= 1
         self._count_tolerance(sample)
         if ended is not None:
@@ -232,16 +242,31 @@ class LossMonitor:
         episode = self._loss.episode
         if episode is None:
             self._watch_for_return(sample)
-            return self._judge_drift(sample, loss)
+            return self._judge_awaited(sample) or self._judge_drift(sample, loss)
         if episode is self._reported or episode.high < self._persistence_needed():
             return []
         if self._is_explained(episode):
             return []
         self._reported = episode
+        return [self._spike(episode, sample)]
+
+    def _judge_awaited(self, sample: Sample) -> list[Finding]:
+        """A rise that was known is a finding once it outlasts those before it, or outgrows them."""
+        episode = self._awaited
+        if episode is None:
+            return []
+        if not self._swings.rising:
+            self._awaited = None
+        elif not self._swings.knows():
+            self._awaited = None
+            return [self._spike(episode, sample)]
+        return []
+
+    def _spike(self, episode: Episode, sample: Sample) -> Finding:
         since = self._onset(episode.onset)
         self._acted.append((since.step, episode.height))
         agrees = self._grad_norm_agrees()
-        return [self._say.spike(episode, sample, since, gradient_agrees=agrees)]
+        return self._say.spike(episode, sample, since, gradient_agrees=agrees)
 
     def _count_tolerance(self, sample: Sample) -> None:
         if self._tolerant_left > 0:
@@ -256,8 +281,18 @@ class LossMonitor:
             return True
         if self._tolerant_left > 0 and episode.height <= _TOLERATED_RISE:
             return True
-        return self._returned.knows(_returned(episode)) or self._is_the_datas(
-            episode.onset.step, episode.height
+        if self._is_the_datas(episode.onset.step, episode.height):
+            self._swings.trust()
+            return True
+        if not self._repeats(episode):
+            return False
+        self._repeating = episode
+        return True
+
+    def _repeats(self, episode: Episode) -> bool:
+        """True if a rise is one of those that come back by themselves."""
+        return self._returned.knows(_returned(episode)) or (
+            episode.high >= _SHAPE_VALUES and self._swings.knows(min(episode.held[-_SHAPE_VALUES:]))
         )
 
     def _is_the_datas(self, onset: int, height: float) -> bool:
@@ -288,7 +323,9 @@ class LossMonitor:
             self._drift.rebase(sample.step)
             back = episode.level + _CAME_BACK * (self._loss.window.median - episode.level)
             self._raised = _Raised(episode, back)
-        known = self._returned.knows(_returned(episode))
+            if episode is self._repeating and self._awaited is None:
+                self._awaited = episode
+        known = self._repeats(episode)
         if not episode.accepted:
             self._returned.remember(_returned(episode))
         if episode is not self._reported:
@@ -317,7 +354,9 @@ class LossMonitor:
         if self._settings.drift == "off" or not window.full or not self._drift.count(loss):
             return []
         gradient = self._grad.window.median if self._grad.window.full else None
-        drift = self._drift.observe(_point(sample, window.median), window.spread, gradient)
+        level = _point(sample, window.median)
+        known = self._swings.knows()
+        drift = self._drift.observe(level, window.spread, gradient, known=known)
         if drift is None or self._tolerant_left > 0:
             return []
         if self._is_the_datas(drift.onset.step, drift.height):
@@ -331,22 +370,9 @@ class LossMonitor:
         return grad.onset if grad is not None and grad.onset.step < onset.step else onset
 
 
-def _kept(sample: Sample) -> _Kept:
-    return _Kept(
-        sample.step,
-        sample.batch,
-        sample.time,
-        sample.loss,
-        sample.grad_norm,
-        sample.tokens,
-        sample.learning_rate,
-        sample.expected_until,
-    )
-
-
 def _point(sample: Sample, value: float) -> Point:
     return Point(sample.step, sample.batch, sample.time, value)
 
 
 def _returned(episode: Episode) -> Returned:
-    return Returned(episode.onset.step, episode.start, episode.height, episode.high, episode.length)
+    return Returned(episode.last.step, episode.start, episode.height, episode.high, episode.length)

@@ -7,21 +7,30 @@ at regular intervals nor at one height.
 The design: rises that came back are remembered with their height, length and start. A further one
 is known if it is not higher, and either belongs to a mode of the data (there were five within 600
 values, and there are no more of them in a row than chance gives), or comes when it is due (after
-the interval between the two before it), or leads to a level at which the series stayed twice.
+the interval between the two before it), or is like two earlier ones in height and length.
 
-Limits: rises at irregular intervals that are rarer than that are alarms each time.
+Limits: rises that last are those of :mod:`monitors.swings`. Single bad values count as modes only:
+each is worth a line in the record.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from monitors.swings import longest
 
 _KEPT = 48
 _SAME_HEIGHT = 1.25
-_LEVEL_VALUES = 32
-"""Values for which a rise must have lasted to be a level of the series."""
+_LIKE = 1.5
+"""Factor of the height of an earlier rise up to which another one is like it."""
+_UNLIKE = 3.0
+"""That factor where the height grows from one to the next."""
+_LIKE_LENGTH = 2.0
+_LIKE_VALUES = 3
+"""Least values above the gate of a rise that is like others: a shape, and no single bad batch."""
 _MODE_VALUES = 600
 """Values back in which a mode of the data must have shown itself."""
 _MODE_TIMES = 5
@@ -38,7 +47,8 @@ _LEAST_SHARE = 0.005
 class Returned(NamedTuple):
     """A rise that came back. Places are counted in values of the series."""
 
-    step: int
+    until: int
+    """The last step above the gate."""
     start: int
     """Place of its first value."""
     height: float
@@ -59,15 +69,15 @@ class Recurrence:
         self._returned.append(rise)
 
     def forget_after(self, step: int) -> None:
-        """Forget rises that began after `step`."""
-        kept = (rise for rise in self._returned if rise.step <= step)
+        """Forget rises that were not over by `step`."""
+        kept = (rise for rise in self._returned if rise.until <= step)
         self._returned = deque(kept, maxlen=_KEPT)
 
     def knows(self, rise: Returned) -> bool:
         """True if a rise is one that repeats; its figures may be those so far."""
         alike = [old for old in self._returned if old.height >= rise.height / _SAME_HEIGHT]
         about = [old for old in self._returned if old.height >= rise.height / _DUE_HEIGHT]
-        return _is_due(about, rise) or _is_a_level(alike, rise) or _is_a_mode(alike, rise)
+        return _is_due(about, rise) or _is_a_mode(alike, rise) or _is_like(self._returned, rise)
 
 
 def _is_due(alike: list[Returned], rise: Returned) -> bool:
@@ -83,14 +93,19 @@ def _is_due(alike: list[Returned], rise: Returned) -> bool:
     return abs(rise.start - last.start - period) <= _PERIOD_SLACK * period + 4
 
 
-def _is_a_level(alike: list[Returned], rise: Returned) -> bool:
-    """True if the series was at this very level twice, for long, and came back."""
-    levels = [
-        old
-        for old in alike
-        if old.length >= _LEVEL_VALUES and old.height <= _SAME_HEIGHT * rise.height
-    ]
-    return len(levels) >= 2
+def _is_like(returned: Iterable[Returned], rise: Returned) -> bool:
+    """True if two rises of its height or higher came back, in about the time it has lasted."""
+    if rise.high < _LIKE_VALUES:
+        return False
+    shapes = [old for old in returned if old.high >= _LIKE_VALUES]
+    alike = [old for old in shapes if rise.height <= _LIKE * old.height]
+    if len(alike) < 2:
+        alike = [old for old in shapes if rise.height <= _UNLIKE * old.height][-2:]
+    if len(alike) < 2:
+        return False
+    return rise.height <= longest(
+        _LIKE, [old.height for old in alike]
+    ) and rise.length <= 2 + longest(_LIKE_LENGTH, [old.length for old in alike])
 
 
 def _is_a_mode(alike: list[Returned], rise: Returned) -> bool:

@@ -97,6 +97,23 @@ def test_a_poisoned_stretch_is_found_again_after_a_rollback():
     assert second[0].attempt == 2
 
 
+@pytest.mark.parametrize("period", [300, 450, 1000])
+@pytest.mark.parametrize("back", [0, 60])
+def test_a_rise_that_is_due_is_known_after_a_restart(period, back):
+    """The start of an epoch: the interval to the one before is counted on over a crash."""
+    rng = np.random.default_rng(period)
+    losses = 2.0 + 0.02 * rng.standard_normal(9 * period)
+    for epoch in range(1, 9):
+        losses[epoch * period : epoch * period + 8] += 0.8
+    crash = 5 * period + period // 2
+    monitor = LossMonitor()
+    spikes = [f for f in feed(monitor, losses[:crash]) if f.kind is FindingKind.LOSS_SPIKE]
+    assert len(spikes) == 2, "the third time is no alarm"
+    resumed = crash - back
+    found = feed(monitor, losses[resumed:], first=resumed + 1, attempt=2)
+    assert FindingKind.LOSS_SPIKE not in kinds(found)
+
+
 def test_a_new_attempt_resets_by_itself_and_an_old_one_is_ignored():
     monitor = LossMonitor()
     losses = decay(130)
