@@ -201,7 +201,7 @@ class Agent:
             await self._said.wait()
 
     async def _beat(self, controller: Controller) -> None:
-        while True:
+        while not self.harness.cluster.workers[self.worker].gone:
             await controller.heartbeat(self.worker, Heartbeat(attempt=self.newest, time=0.0))
             await self.harness.clock.sleep(1.0)
 

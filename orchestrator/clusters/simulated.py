@@ -72,6 +72,8 @@ class SimulatedCluster:
         self._clock = clock
         self.unreachable: set[str] = set()
         self._ends: asyncio.Queue[WorkerGone | None] = asyncio.Queue()
+        self._told: WorkerGone | None = None
+        """The last yielded end, if its reader stored nothing of it; the next reader gets it."""
 
     # --- the port ---------------------------------------------------------------------------
 
@@ -125,8 +127,10 @@ class SimulatedCluster:
 
     async def changes(self) -> AsyncIterator[WorkerGone]:
         """Workers that are gone; see the port."""
-        while (gone := await self._ends.get()) is not None:
+        while (gone := self._told or await self._ends.get()) is not None:
+            self._told = gone
             yield gone
+            self._told = None
             self.workers[gone.worker].acknowledged = True
 
     async def close(self) -> None:
@@ -137,7 +141,7 @@ class SimulatedCluster:
 
     def reopen(self) -> None:
         """Watch again, as a new server does: ends that nobody acknowledged are yielded again."""
-        self._ends = asyncio.Queue()
+        self._ends, self._told = asyncio.Queue(), None
         for name, worker in self.workers.items():
             if not worker.acknowledged:
                 self._report(name)

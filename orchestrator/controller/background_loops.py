@@ -29,7 +29,7 @@ from orchestrator.core.messages.events import (
     TimerFired,
     WorkerLost,
 )
-from orchestrator.core.model.entities import Attempt
+from orchestrator.core.model.entities import Attempt, Worker
 from orchestrator.core.model.state import Deadline
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, WorkerState
 from orchestrator.core.model.vocabulary import Timer
@@ -39,6 +39,8 @@ _log = structlog.get_logger(__name__)
 TICK_SECONDS = 0.5
 INVENTORY_SECONDS = 10.0
 CLUSTER_RETRY_SECONDS = 1.0
+ASK_SECONDS = 30.0
+"""Seconds between two questions to the cluster about an agent out of contact."""
 PASS_SECONDS = 60.0
 """Seconds between two scheduling passes that nothing has asked for."""
 
@@ -71,6 +73,7 @@ class BackgroundLoops:
             self._tick(),
             self._store_samples(),
             self._take_inventory(),
+            self._ask_about_lost(),
         ]
 
     async def _passes(self) -> None:
@@ -97,8 +100,26 @@ class BackgroundLoops:
 
     async def _follow_ends(self) -> None:
         async for gone in self._cluster.changes():
-            await self._queue.decide(
+            await self._queue.take_note(
                 WorkerLost, run=gone.run, worker=gone.worker, confirmed=True, reason=gone.reason
+            )
+
+    async def _ask_about_lost(self) -> None:
+        """Ask the cluster again about agents out of contact: it may not have been able to tell.
+
+        A node that was cut off from the cluster too comes back without anybody being told.
+        """
+        while True:
+            await self._clock.sleep(ASK_SECONDS)
+            for worker in list(self._live.state.workers.values()):
+                if worker.state is WorkerState.LOST:
+                    await _guarded(functools.partial(self._ask_about, worker))
+
+    async def _ask_about(self, worker: Worker) -> None:
+        if await self._cluster.alive(worker.id, worker.run) is False:
+            reason = "no process of it is alive"
+            await self._queue.decide(
+                WorkerLost, run=worker.run, worker=worker.id, confirmed=True, reason=reason
             )
 
     async def _take_inventory(self) -> None:

@@ -156,9 +156,18 @@ class TurnQueue:
         The failure is in the log. An event that comes between two leaders is dropped without an
         error, since the next leader asks the cluster and the clock itself.
         """
+        with contextlib.suppress(NotLeaderError, LeadershipLostError):
+            return await self.take_note(kind, **fields)
+        return True
+
+    async def take_note(self, kind: type[Event], **fields: object) -> bool:
+        """As `decide`, of what its source forgets once this has returned.
+
+        Raises:
+            NotLeaderError, LeadershipLostError: Not stored: the source must tell the next leader.
+        """
         try:
-            with contextlib.suppress(NotLeaderError, LeadershipLostError):
-                await self._put(EventRequest(self._events.make(kind, **fields)), self._own)
+            await self._put(EventRequest(self._events.make(kind, **fields)), self._own)
         except InternalError:
             return False
         return True

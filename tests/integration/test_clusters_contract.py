@@ -201,6 +201,15 @@ async def test_what_was_not_taken_note_of_is_told_again(site: Site, launch: Work
     assert [gone.worker for gone in await again] == [second.worker, "w3"]
 
 
+async def test_an_end_is_told_again_to_the_next_lead_of_the_same_server(
+    site: Site, launch: WorkerLaunch
+) -> None:
+    await site.cluster.launch(launch)
+    site.kill("w1")
+    first, again = await take(site.cluster, 1), await take(site.cluster, 1)
+    assert first == again
+
+
 async def test_closing_ends_the_changes(site: Site) -> None:
     told = asyncio.create_task(_all(site.cluster))
     await site.cluster.close()

@@ -95,6 +95,8 @@ class LocalCluster:
         self._inventory: dict[str, Node] | None = None
         self._watches: dict[str, _Watch] = {}
         self._ends: asyncio.Queue[WorkerGone | None] = asyncio.Queue()
+        self._told: WorkerGone | None = None
+        """The last yielded end, if its reader stored nothing of it; the next reader gets it."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._adopted = False
 
@@ -151,8 +153,10 @@ class LocalCluster:
     async def changes(self) -> AsyncIterator[WorkerGone]:
         """Workers that are gone; see the port."""
         self._adopt()
-        while (gone := await self._ends.get()) is not None:
+        while (gone := self._told or await self._ends.get()) is not None:
+            self._told = gone
             yield gone
+            self._told = None
             self._acknowledge(gone)
 
     async def close(self) -> None:
