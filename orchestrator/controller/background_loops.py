@@ -17,6 +17,7 @@ from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import Cluster
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.sample_buffer import SAMPLES_SECONDS
+from orchestrator.controller.steady_timers import SteadyTimers
 from orchestrator.controller.turn_queue import TurnQueue
 from orchestrator.core.messages.events import (
     CapacityChanged,
@@ -61,6 +62,7 @@ class BackgroundLoops:
         self._queue, self._live, self._receipts = queue, live, receipts
         self._cluster, self._clock = cluster, clock
         self._worker_lost_seconds = worker_lost_seconds
+        self._timers = SteadyTimers(clock)
         self._defective: set[Deadline] = set()
         """Timers over which the core failed: not tried again, or they would hold up the others."""
 
@@ -150,12 +152,11 @@ class BackgroundLoops:
 
     def _until_next_tick(self) -> float:
         timer = self._live.state.next_timer()
-        if timer is None or timer in self._defective:
-            return TICK_SECONDS
-        return min(TICK_SECONDS, max(0.01, (timer.due - self._clock.now()).total_seconds()))
+        left = None if timer in self._defective else self._timers.until_next(self._live.state)
+        return TICK_SECONDS if left is None else min(TICK_SECONDS, max(0.01, left))
 
     async def _fire_timers(self) -> None:
-        for timer in self._live.state.due_timers(self._clock.now()):
+        for timer in self._timers.due(self._live.state):
             if timer not in self._defective and not await self._queue.decide(
                 TimerFired, **timer._asdict(), unheard=self._unheard(timer)
             ):

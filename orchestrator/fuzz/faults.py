@@ -142,7 +142,7 @@ def cluster_away(world: World, rng: random.Random) -> None:
 
 def clock_jump(world: World, rng: random.Random) -> None:
     """A wall clock jumps, of a server or of a node."""
-    seconds = rng.choice((-1.0, 1.0)) * rng.choice((0.5, 5.0, 30.0, 90.0))
+    seconds = rng.choice((-1.0, 1.0)) * rng.choice((0.5, 5.0, 90.0, 3600.0))
     world.invariants.right_clocks = False
     agent = _agent(world, rng)
     if agent is not None and rng.random() < 0.4:

@@ -280,6 +280,12 @@ class State:
             heapq.heappush(self._timers, timer)
         return due
 
+    def timers(self) -> Iterator[Deadline]:
+        """All deadlines of runs that are not over."""
+        for run in self.live_runs():
+            for timer, subjects in run.timers.items():
+                yield from (Deadline(due, run.id, timer, each) for each, due in subjects.items())
+
     def next_timer(self) -> Deadline | None:
         """The earliest deadline, passed or not; None if there is none."""
         while self._timers:
