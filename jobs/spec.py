@@ -66,20 +66,25 @@ Bytes = Annotated[
     ),
 ]
 """A size in bytes; YAML may say `2Gi`."""
+MOST_GRACE = 3600
+"""Seconds. People wait for the grace at each `cancel`."""
+
+
+def _duration(most: float) -> WithJsonSchema:
+    schema = {"type": ["number", "string"], "format": "duration", "exclusiveMinimum": 0}
+    return WithJsonSchema({**schema, "maximum": most})
+
+
 Seconds = Annotated[
     float,
     BeforeValidator(parse_seconds),
     Field(gt=0, le=MOST_SECONDS),
-    WithJsonSchema(
-        {
-            "type": ["number", "string"],
-            "format": "duration",
-            "exclusiveMinimum": 0,
-            "maximum": MOST_SECONDS,
-        }
-    ),
+    _duration(MOST_SECONDS),
 ]
 """A duration in seconds; YAML may say `14d`."""
+Grace = Annotated[
+    float, BeforeValidator(parse_seconds), Field(gt=0, le=MOST_GRACE), _duration(MOST_GRACE)
+]
 Name = Annotated[
     str,
     Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$", json_schema_extra={"format": "name"}),
@@ -377,6 +382,11 @@ class RunSpec(Model):
     monitors: Monitors = Monitors()
     recovery: Recovery = Recovery()
     notify: Notify = Notify()
+    grace: Grace = Field(
+        default=30.0,
+        description="Time that ranks get to save when they are asked to stop (preemption, drain, "
+        "restart, cancel); never less than 1.5 times the longest save of the run, up to 30 min.",
+    )
     max_runtime: Seconds | None = Field(
         default=None,
         description="The run ends after this time with nodes; time without nodes does not count.",

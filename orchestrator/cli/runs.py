@@ -216,12 +216,9 @@ def _ask(ctx: typer.Context, run: str, verb: str, form: Format, **body: Any) -> 
 
 def _result(verb: str, run: dict[str, Any]) -> str:
     """The effect of a request: the state of the run, or what is under way."""
-    from orchestrator.core.policy.time_limits import GRACE_SECONDS
-
     if verb == "cancel" and run["state"] not in follow.OUTCOMES:
-        return (
-            f"{run['name']} is being cancelled: its ranks may save for up to {GRACE_SECONDS:.0f} s"
-        )
+        grace = f"{run['grace_seconds']:.0f} s"
+        return f"{run['name']} is being cancelled: its ranks may save for up to {grace}"
     reason = run["reason"].removeprefix(f"{run['state']} ")
     joint = " " if reason != run["reason"] else ": "
     return f"{run['name']} is {run['state']}" + (f"{joint}{reason}" if reason else "")

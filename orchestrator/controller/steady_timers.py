@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SteadyTimers:
-    """The timers of one lead, by durations. Look often: a step is told from time by its size."""
+    """The timers of one lead, by durations. To be looked at about twice a second."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

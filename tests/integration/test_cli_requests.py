@@ -105,8 +105,8 @@ def test_a_cancelled_run_is_spoken_of_once(life: str) -> None:
 def test_a_run_that_may_still_save_is_being_cancelled() -> None:
     from orchestrator.cli.runs import _result
 
-    said = _result("cancel", {"name": "life", "state": "running", "reason": "cancelled by x"})
-    assert said == "life is being cancelled: its ranks may save for up to 30 s"
+    run = {"name": "life", "state": "running", "reason": "cancelled by x", "grace_seconds": 90.0}
+    assert _result("cancel", run) == "life is being cancelled: its ranks may save for up to 90 s"
 
 
 def test_runs_go_by_the_last_characters_that_are_shown(life: str) -> None:

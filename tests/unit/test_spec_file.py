@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 GOOD = "name: a\ncommand: [python, t.py]\n"
 TOP = (
     "name, queue, project, owner, priority, command, workdir, env, env_from, image, resources, placement, "
-    "preload, checkpoint, monitors, recovery, notify, max_runtime"
+    "preload, checkpoint, monitors, recovery, notify, grace, max_runtime"
 )
 DURATION = "a duration such as 90s, 10m, 1h30m or 14d above 0"
 WRONG = {
@@ -56,6 +56,8 @@ WRONG = {
     "resources: {memory_per_node: 9000000Ti}": '3:30: resources.memory_per_node: "9000000Ti" is too large: at most 1,152,921,504,606,846,976',
     'env: {"A=B": x}': "3:14: env.A=B: 'A=B' cannot be the name of an environment variable: it is empty or has a `=`",
     'env: {A: "x\\0y"}': "3:10: env.A: has a NUL character, which no process can be given",
+    "grace: 2h": f'3:8: grace: expected {DURATION} and at most 3600, got "2h"',
+    "grace: 0s": f'3:8: grace: expected {DURATION} and at most 3600, got "0s"',
     "max_runtime: 5 parsecs": f'3:14: max_runtime: expected {DURATION}, got "5 parsecs"',
     "resources: {memory_per_node: lots}": '3:30: resources.memory_per_node: expected a size such as 512Mi, 2Gi or 16G of 0 or more, got "lots"',
     "resources: {cpus_per_node: .inf}": "3:28: resources.cpus_per_node: expected a number above 0, got inf",
@@ -160,7 +162,7 @@ def test_the_schema_and_the_reader_agree_on_numbers_as_text() -> None:
         types = node.get("type", "")
         where = "checkpoint: {" + field if field not in run_schema()["properties"] else field
         text = f"{GOOD}{where}: '5'" + ("}" if "{" in where else "")
-        if types in {"integer", "number"}:
+        if types in ("integer", "number"):
             with pytest.raises(SpecError, match="write it without quotes"):
                 loads(text)
         elif types == ["number", "string"]:

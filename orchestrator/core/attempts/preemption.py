@@ -1,6 +1,6 @@
 """Preemption: a run saves and leaves nodes, for another run, for a drain, or to grow.
 
-It costs the run no budget, since nothing failed. The run gets `GRACE_SECONDS` to save; what it
+It costs the run no budget, since nothing failed. The run gets its grace to save; what it
 cannot save in that time it computes again.
 """
 
@@ -24,7 +24,7 @@ from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy import elasticity
-from orchestrator.core.policy.time_limits import GRACE_SECONDS
+from orchestrator.core.policy.time_limits import grace_seconds
 from orchestrator.core.scheduling import Eviction
 from orchestrator.core.text import named
 from orchestrator.core.turn import Turn
@@ -79,7 +79,7 @@ def ask(turn: Turn, run: Run, restart: Restart, give_back: tuple[str, ...] = ())
         state=RunState.RECOVERING,
         reason=restart.reason,
     )
-    attempt_lifecycle.stop_attempt(turn, run.id, restart.reason, grace=GRACE_SECONDS)
+    attempt_lifecycle.stop_attempt(turn, run.id, restart.reason, grace=grace_seconds(run))
     return True
 
 

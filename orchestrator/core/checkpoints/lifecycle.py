@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from babysit.wire import Tier
 from jobs.commands import VerifyCheckpoint
 from jobs.events import CheckpointChecked, SaveFailed
+from jobs.shards import Shards
 from monitors.failures import FailureClass
 from monitors.types import Severity
 from orchestrator.core.checkpoints import deletion, memory_tier, rollback, trouble
@@ -46,6 +47,7 @@ def on_saved(turn: Turn, event: GangSaved) -> None:
         turn.change_checkpoint(known.id, removed_at=None, remover="")
         prune(turn, run_id)
         return
+    _measure(turn, run_id, shards)
     known, whole = memory_tier.add_shards(turn, known, shards)
     if whole:
         turn.record(run_id, f"the checkpoint of step {known.step} is complete: {known.bytes} bytes")
@@ -56,6 +58,13 @@ def on_saved(turn: Turn, event: GangSaved) -> None:
         prune(turn, run_id)
     elif trouble.failed_here(turn, run_id, known.attempt, known.step):
         _give_up(turn, known)
+
+
+def _measure(turn: Turn, run_id: str, shards: Shards) -> None:
+    """Remember the longest save: ranks that are asked to stop get the time for another one."""
+    seconds = max(map(sum, zip(shards.copy_seconds, shards.write_seconds, strict=True)))
+    if seconds > turn.run(run_id).longest_save:
+        turn.change_run(run_id, longest_save=seconds)
 
 
 def on_save_failed(turn: Turn, event: SaveFailed) -> None:

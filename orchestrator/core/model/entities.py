@@ -84,6 +84,8 @@ class Run:
     None: as many as `checkpoint.keep`."""
     best_step: int = 0
     """Highest step that any attempt reached; the core hears of steps only now and then."""
+    longest_save: float = 0.0
+    """Seconds from the start of a save to the directory until a shard was written; the longest."""
     look_at_disk: bool = False
     """Reports may have been lost: an agent looks for checkpoints before the next attempt starts."""
     instrumented: bool = False

@@ -7,7 +7,7 @@ that no plan uses a node twice. Times are UTC, durations are seconds.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from babysit.wire import Tier
 from orchestrator.core.model.decisions import CarriedOut, Vacate, awaits_attempt
@@ -33,10 +33,10 @@ STANDBY_SECONDS = 30.0
 """Seconds before a used standby is replaced; the run must continue first."""
 RESTART_SECONDS = 60.0
 """Seconds that a restart costs a preempted run, besides the work since its last save."""
-OVERDUE_SECONDS = time_limits.GRACE_SECONDS + 60.0
-"""Seconds after which a worker that must leave counts as hung.
+OVERDUE_SECONDS = 60.0
+"""Seconds, beside the grace to save, after which a worker that must leave counts as hung.
 
-The grace to save, the 30 s after which the cluster ends an agent that has not answered, and as much
+The 30 s after which the cluster ends an agent that has not answered, and as much
 again for the cluster to do so."""
 FAULT_DAYS = 30.0
 """Days for which faults of nodes count in the failure rate."""
@@ -97,8 +97,13 @@ def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snaps
         quotas=list(state.queues.values()),
         usage=usage_history.usage_by_project(state, now),
         spares=spare_pool(state, now),
-        grace_seconds=time_limits.GRACE_SECONDS,
+        grace_seconds=time_limits.longest_grace(preempted(state)),
     )
+
+
+def preempted(state: State) -> Iterator[Run]:
+    """Runs that save now, to leave nodes."""
+    return (run for run in state.live_runs() if isinstance(run.decision, Vacate))
 
 
 def anybody_wants(state: State, now: dt.datetime) -> bool:
@@ -214,7 +219,8 @@ def overdue(run: Run, worker: Worker, now: dt.datetime) -> bool:
     since = worker.stopping_at
     if since is None and isinstance(run.decision, Vacate) and leaving(run, [worker]):
         since = run.decision.restart.failed_at
-    return since is not None and (now - since).total_seconds() >= OVERDUE_SECONDS
+    limit = time_limits.grace_seconds(run) + OVERDUE_SECONDS
+    return since is not None and (now - since).total_seconds() >= limit
 
 
 def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:

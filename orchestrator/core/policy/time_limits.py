@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 
 from jobs.spec import RunSpec
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.vocabulary import Timer
 
-GRACE_SECONDS = 30.0
-"""Seconds that ranks get to save before they are stopped (preemption, a drain, a request)."""
+GRACE_SECONDS: float = RunSpec.model_fields["grace"].default
+"""The grace of a spec that names none."""
+SAVE_FACTOR = 1.5
+"""The grace is at least this many times the longest save of the run: a save that is cut off loses
+all work since the one before, after it has stopped training. A factor of ours."""
+MOST_SAVE_SECONDS = 1800.0
+"""Limit of the grace that follows from a measured save: one save of a storage that hung for hours
+must not make each later stop wait as long."""
+
+
+def grace_seconds(run: Run) -> float:
+    """Seconds that the ranks of a run get to save before they are stopped.
+
+    For a preemption, a drain, growth, a restart or the end that a person asks for; not for a
+    failure. The spec's `grace`, or more where saves were seen to take longer.
+    """
+    measured = min(SAVE_FACTOR * run.longest_save, MOST_SAVE_SECONDS)
+    return max(run.spec.grace, measured)
+
+
+def longest_grace(runs: Iterable[Run]) -> float:
+    """The seconds after which all of these runs have left their nodes; without any, the default."""
+    return max(map(grace_seconds, runs), default=GRACE_SECONDS)
 
 
 def ends_at(run: Run) -> dt.datetime | None:
@@ -18,7 +40,7 @@ def ends_at(run: Run) -> dt.datetime | None:
     The run is stopped at its `max_runtime` and then has the grace to save.
     """
     deadline = run.due(Timer.MAX_RUNTIME)
-    return None if deadline is None else deadline + dt.timedelta(seconds=GRACE_SECONDS)
+    return None if deadline is None else deadline + dt.timedelta(seconds=grace_seconds(run))
 
 
 def ends_within(run: Run, now: dt.datetime) -> float | None:
@@ -26,7 +48,7 @@ def ends_within(run: Run, now: dt.datetime) -> float | None:
     if (ends := ends_at(run)) is not None:
         return max(0.0, (ends - now).total_seconds())
     left = runtime_left(run)
-    return None if left is None else left + GRACE_SECONDS
+    return None if left is None else left + grace_seconds(run)
 
 
 def runtime_left(run: Run) -> float | None:

@@ -38,7 +38,7 @@ from orchestrator.core.model.states import (
 from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.core.model.vocabulary import Remedy, Timer
 from orchestrator.core.policy import admission, doubt
-from orchestrator.core.policy.time_limits import GRACE_SECONDS
+from orchestrator.core.policy.time_limits import grace_seconds
 from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.supervision import findings, judgement
 from orchestrator.core.text import named, outcome
@@ -102,7 +102,7 @@ def end(
     decision = Finish(restart=preemption.asked(turn, run, reason), state=state)
     turn.change_run(run.id, decision=decision, reason=reason)
     if _has_live_attempt(turn, run.id):
-        attempt_lifecycle.stop_attempt(turn, run.id, reason, grace=GRACE_SECONDS)
+        attempt_lifecycle.stop_attempt(turn, run.id, reason, grace=grace_seconds(run))
     else:
         attempt_lifecycle.finish_run(turn, run.id, state, reason)
 
@@ -115,7 +115,7 @@ def on_restart_asked(turn: Turn, event: RestartAsked) -> None:
         turn,
         run,
         f"restart requested by {event.actor}" + _because(event.reason),
-        grace=GRACE_SECONDS,
+        grace=grace_seconds(run),
     )
 
 

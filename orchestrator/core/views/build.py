@@ -30,6 +30,7 @@ from orchestrator.core.model.states import (
     WorkerState,
 )
 from orchestrator.core.model.vocabulary import Remedy
+from orchestrator.core.policy import time_limits
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.scheduling.types import accounted_gpus
 from orchestrator.core.text import REFUSED
@@ -111,6 +112,7 @@ def _run_fields(
         "queue": run.spec.queue,
         "priority": run.spec.priority.value,
         "nodes": run.spec.resources.min_nodes,
+        "grace_seconds": time_limits.grace_seconds(run),
         "attempt": run.attempt,
         "step": run.best_step if step is None else step,
         "loss": loss,

@@ -10,7 +10,7 @@ from orchestrator.core.model.state import State
 from orchestrator.core.model.time_ledger import Ledger
 from orchestrator.core.placement import snapshot, wait_reasons
 from orchestrator.core.policy import admission
-from orchestrator.core.policy.time_limits import GRACE_SECONDS
+from orchestrator.core.policy.time_limits import longest_grace
 from orchestrator.core.scheduling import Eviction, Pending, Plan, Wait, plan
 from orchestrator.core.text import named
 from orchestrator.core.views import waiting
@@ -47,7 +47,7 @@ def try_out(state: State, spec: RunSpec, now: dt.datetime) -> DryRunView:
         underlying=None if why is None else why.value,
         place=None if wait is None or wait.why is Pending.TOO_LARGE else len(ahead) + 1,
         ahead=ahead,
-        starts_at=None if state.fleet.hold else _starts_at(wait, evicts, now),
+        starts_at=None if state.fleet.hold else _starts_at(state, wait, evicts, now),
         evicts=evicts,
         sentences=_sentences(state, spec, outcome, evicts, ahead),
     )
@@ -99,7 +99,7 @@ def _sentences(
         for each in evicts
     )
     if evicts:
-        sentences.append(f"They would have {GRACE_SECONDS:.0f} s to save.")
+        sentences.append(f"They would have {_grace(state, evicts):.0f} s to save.")
     elif wait.starts_at is not None:
         sentences.append(
             f"Its nodes are expected to be free at {wait.starts_at:%Y-%m-%d %H:%M:%S} UTC."
@@ -107,9 +107,13 @@ def _sentences(
     return sentences
 
 
+def _grace(state: State, evicts: list[EvictionView]) -> float:
+    return longest_grace(state.runs[each.run] for each in evicts)
+
+
 def _starts_at(
-    wait: Wait | None, evicts: list[EvictionView], now: dt.datetime
+    state: State, wait: Wait | None, evicts: list[EvictionView], now: dt.datetime
 ) -> dt.datetime | None:
     if evicts:
-        return now + dt.timedelta(seconds=GRACE_SECONDS)
+        return now + dt.timedelta(seconds=_grace(state, evicts))
     return None if wait is None else wait.starts_at

@@ -39,6 +39,7 @@ class RunView(View):
     queue: str
     priority: str
     nodes: int = Field(description="Nodes asked for (the fewest, if elastic).")
+    grace_seconds: float = Field(description="Time to save before its ranks are stopped.")
     attempt: int
     step: int = Field(description="The newest step reported; 0: none yet.")
     loss: float | None

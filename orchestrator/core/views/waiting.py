@@ -225,7 +225,7 @@ def _estimate(
 ) -> tuple[dt.datetime | None, list[str]]:
     """When it gets its nodes: by the ends of other runs, or else by the history of its queue."""
     if wait.why is Pending.PREEMPTING:
-        return _grace(run, now)
+        return _grace(state, run, now)
     if wait.starts_at is not None and wait.starts_at > now:
         left = (wait.starts_at - now).total_seconds()
         sentences = [f"Its nodes are expected to be free in {roughly(left)}."]
@@ -245,9 +245,9 @@ def _estimate(
     return (starts_at if starts_at > now else None), [sentence]
 
 
-def _grace(run: Run, now: dt.datetime) -> tuple[dt.datetime | None, list[str]]:
+def _grace(state: State, run: Run, now: dt.datetime) -> tuple[dt.datetime | None, list[str]]:
     """When preempted runs have left, or how late they are."""
-    grace = time_limits.GRACE_SECONDS
+    grace = time_limits.longest_grace(snapshot.preempted(state))
     since = run.claim.since if run.claim is not None and run.claim.preempting else None
     ends = (since or now) + dt.timedelta(seconds=grace)
     if now <= ends:
