@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from orchestrator.core.scheduling.free_resources import Pool, Shape, kinds_that_fit, shape_of
+from orchestrator.core.scheduling.free_resources import Pool, kinds_that_fit, shape_of
 from orchestrator.core.scheduling.node_table import NodeTable
-from orchestrator.core.scheduling.types import Demand
+from orchestrator.core.scheduling.types import Demand, accounted_gpus
 from orchestrator.core.scheduling.upper_bounds import Ceilings
 from orchestrator.core.scheduling.victims import Victims
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
+@dataclasses.dataclass(slots=True)
 class Kind:
     """Demands that differ at most in their size, their times, and the nodes that they hold."""
 
@@ -27,6 +27,8 @@ class Kind:
     """Kinds of nodes that could take a worker if they were empty, also away ones."""
     most: int
     """Nodes of the largest gang that nodes and quota allow, if the run holds none yet."""
+    limited: bool
+    """True if its queue has a quota."""
     wanted: bool = False
     """True if a run of this kind waits for nodes."""
 
@@ -44,7 +46,10 @@ class Kinds:
         self._table, self._ceilings, self._victims = table, ceilings, victims
         self._found: dict[tuple[object, ...], Kind] = {}
         self._numbers: dict[tuple[object, ...], int] = {}
-        self._pools: dict[Shape, Pool] = {}
+        self._places: dict[tuple[object, ...], tuple[int, Pool, int]] = {}
+        """Needs, level and recovery → number, pool, and nodes of the largest gang."""
+        self._queues: dict[str, tuple[str, int | None]] = {}
+        """Queue → group of those whose runs are alike, and GPUs that it may use at most."""
 
     def of(self, demand: Demand) -> Kind:
         """The kind of a demand."""
@@ -55,27 +60,27 @@ class Kinds:
             need.cpus_per_node,
             need.memory_per_node,
             demand.pack,
+            demand.recovers,
             demand.queue,
             demand.priority,
-            demand.recovers,
             demand.may_preempt,
         )
         if (kind := self._found.get(key)) is None:
-            kind = self._found[key] = self._make(demand)
+            kind = self._found[key] = self._make(demand, key[:5])
         return kind
 
-    def _make(self, demand: Demand) -> Kind:
-        shape = shape_of(demand.need)
-        if (pool := self._pools.get(shape)) is None:
-            pool = self._pools[shape] = kinds_that_fit(self._table, shape)
-        place = self._number((shape, demand.pack, demand.recovers))
-        group = self._victims.group(demand.queue)
-        return Kind(
-            number=self._number((place, group, demand.priority, demand.may_preempt)),
-            placement=place,
-            pool=pool,
-            most=self._ceilings.largest_gang(demand, pool),
-        )
-
-    def _number(self, key: tuple[object, ...]) -> int:
-        return self._numbers.setdefault(key, len(self._numbers))
+    def _make(self, demand: Demand, place: tuple[object, ...]) -> Kind:
+        if (found := self._places.get(place)) is None:
+            pool = kinds_that_fit(self._table, shape_of(demand.need))
+            most = self._ceilings.most_nodes(demand, pool)
+            found = self._places[place] = len(self._places), pool, most
+        placement, pool, most = found
+        if (queue := self._queues.get(demand.queue)) is None:
+            rights = self._victims.group(demand.queue), self._ceilings.most_gpus(demand.queue)
+            queue = self._queues[demand.queue] = rights
+        group, gpus = queue
+        if gpus is not None:
+            most = min(most, gpus // accounted_gpus(demand.need))
+        key = placement, group, demand.priority, demand.may_preempt
+        number = self._numbers.setdefault(key, len(self._numbers))
+        return Kind(number, placement, pool, most, bool(group))

@@ -19,9 +19,13 @@ AGE_HALF_LIFE_SECONDS = 86400.0
 """A project's use counts half for a run that has waited this many seconds."""
 MAX_AGE_SECONDS = 7 * 86400.0
 """Seconds of waiting after which a run does not age any more (Slurm's default, PriorityMaxAge)."""
-Entry = tuple[float, dt.datetime, str, int, int]
-"""Aged score, submission and id of a project's oldest run, the number of its line, and the GPUs of
-the project at that time."""
+Entry = tuple[float, float, str, int, int]
+"""Aged score, submission (Unix time) and id of a line's oldest run, the number of the line, and the
+GPUs of its project at that time."""
+
+
+_Aged = tuple[float, str, Demand]
+"""Submission (Unix time) and id of a run, and the run."""
 
 
 def decayed(gpu_seconds: float, elapsed: float) -> float:
@@ -103,68 +107,72 @@ age = operator.attrgetter("submitted_at", "run")
 """Sort key: submission time, then the id of the run."""
 
 
-class _Line:
-    """The waiting runs of one project in one queue, and how its score counts for the oldest.
-
-    Use counts half after each `AGE_HALF_LIFE_SECONDS` of waiting, and the run is credited with the
-    GPU time that it would have had meanwhile. So no stream of runs of projects that have used less,
-    or nothing yet, can keep it waiting for ever.
-
-    Args:
-        number: Number of the line.
-        demands: The runs, the youngest first.
-        shares: Use and current GPUs of each project.
-        now: The moment of the pass.
-
-    Attributes:
-        project: The project.
-        demands: The runs that are left; the last is the oldest.
-    """
-
-    def __init__(
-        self, number: int, demands: list[Demand], shares: Shares, now: dt.datetime
-    ) -> None:
-        self._number, self.demands = number, demands
-        self._queue, self.project = demands[0].queue, demands[0].project
-        self._shares, self._now = shares, now
-        self._weight = shares.weight(self._queue, self.project)
-        self._gpus, self._score = -1, 0.0
-
-    def entry(self) -> Entry:
-        """The place of the oldest run among those of other lines."""
-        gpus = self._shares.gpus(self.project)
-        if gpus != self._gpus:  # the score changes only when the pass places a run of the project
-            self._gpus, self._score = gpus, self._shares.score(self._queue, self.project)
-        oldest = self.demands[-1]
-        waited = (self._now - (oldest.waits_since or oldest.submitted_at)).total_seconds()
-        if waited <= 0.0:
-            waited = 0.0
-        elif waited > MAX_AGE_SECONDS:
-            waited = MAX_AGE_SECONDS
-        aged = self._score * math.exp2(-waited / AGE_HALF_LIFE_SECONDS)
-        aged -= oldest.gpus * waited / self._weight
-        return aged, oldest.submitted_at, oldest.run, self._number, gpus
-
-
 def _by_share(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> Iterator[Demand]:
     """Yield the oldest demand of the project with the lowest score, until none is left."""
-    queues: dict[tuple[str, str], list[Demand]] = defaultdict(list)
-    for demand in sorted(demands, key=age, reverse=True):
-        queues[demand.queue, demand.project].append(demand)
-    lines = [_Line(i, each, shares, now) for i, each in enumerate(queues.values())]
-    heap = [line.entry() for line in lines] if len(lines) > 1 else []
+    # Numbers sort several times as fast as dates.
+    youngest_first = sorted(((d.submitted_at.timestamp(), d.run, d) for d in demands), reverse=True)
+    by_project: dict[tuple[str, str], list[_Aged]] = defaultdict(list)
+    for each in youngest_first:
+        demand = each[2]
+        by_project[demand.queue, demand.project].append(each)
+    if len(by_project) == 1:  # nobody competes
+        yield from [demand for *_, demand in reversed(youngest_first)]
+        return
+    lines = [_Line(i, own, shares, now) for i, own in enumerate(by_project.values())]
+    heap = [line.entry() for line in lines]
     heapq.heapify(heap)
-    while len(heap) > 1:
+    while heap:
         *_, number, gpus = heap[0]
         line = lines[number]
         # Scores only grow during a pass, so a stale heap entry is too small and never missed.
         if shares.gpus(line.project) != gpus:
             heapq.heapreplace(heap, line.entry())
             continue
-        yield line.demands.pop()
-        if line.demands:
+        yield line.pop()
+        if line.left:
             heapq.heapreplace(heap, line.entry())
         else:
             heapq.heappop(heap)
-    last = lines[heap[0][3] if heap else 0]
-    yield from reversed(last.demands)  # nobody competes with them
+
+
+class _Line:
+    """The waiting runs of one project in one queue, and how its score counts for each.
+
+    Use counts half after each `AGE_HALF_LIFE_SECONDS` of waiting, and the run is credited with the
+    GPU time that it would have had meanwhile. So no stream of runs of projects that have used less,
+    or nothing yet, can keep it waiting for ever.
+
+    Attributes:
+        project: The project.
+        left: Number of runs that are left.
+    """
+
+    def __init__(self, number: int, own: list[_Aged], shares: Shares, now: dt.datetime) -> None:
+        first = own[0][2]
+        self._number, self._own, self._shares = number, own, shares
+        self._queue, self.project = first.queue, first.project
+        self._gpus, self._score = -1, 0.0
+        self.left = len(own)
+        weight = shares.weight(self._queue, self.project)
+        self._ages: list[tuple[float, float]] = []
+        """For each run, the factor of the score and the credit."""
+        for _, _, demand in own:
+            waited = (now - (demand.waits_since or demand.submitted_at)).total_seconds()
+            waited = min(MAX_AGE_SECONDS, waited) if waited > 0.0 else 0.0
+            factor = math.exp2(-waited / AGE_HALF_LIFE_SECONDS)
+            self._ages.append((factor, demand.gpus * waited / weight))
+
+    def pop(self) -> Demand:
+        """The oldest run that is left."""
+        self.left -= 1
+        return self._own[self.left][2]
+
+    def entry(self) -> Entry:
+        """The place of the oldest run among those of other lines."""
+        gpus = self._shares.gpus(self.project)
+        if gpus != self._gpus:  # the score changes only when the pass places a run of the project
+            self._gpus, self._score = gpus, self._shares.score(self._queue, self.project)
+        last = self.left - 1
+        submitted, run, _ = self._own[last]
+        factor, credit = self._ages[last]
+        return self._score * factor - credit, submitted, run, self._number, gpus

@@ -40,24 +40,30 @@ class FreeResources:
         changes: Number of changes so far; what depends on free resources holds until the next one.
     """
 
-    def __init__(self, table: NodeTable) -> None:
+    gpus: NDArray[np.int64]
+    cpus: NDArray[np.float64]
+    memory: NDArray[np.float64]
+    tenants: NDArray[np.int64]
+
+    def __init__(self, table: NodeTable, like: FreeResources | None = None) -> None:
         self.table = table
-        self.gpus, self.cpus = table.gpus.copy(), table.cpus.copy()
-        self.memory = table.memory.copy()
-        self.tenants = np.zeros(len(table), dtype=np.int64)
         self.changes = 0
         self._with_gpus: dict[int, Indices] = {}
         """GPUs → nodes with as many free; few on a busy cluster. Emptied by every change."""
+        if like is not None:
+            self.gpus, self.cpus = like.gpus.copy(), like.cpus.copy()
+            self.memory, self.tenants = like.memory.copy(), like.tenants.copy()
+            return
+        self.gpus, self.cpus = table.gpus.copy(), table.cpus.copy()
+        self.memory = table.memory.copy()
+        self.tenants = np.zeros(len(table), dtype=np.int64)
         self.gpus[table.away] = _NEVER
         self.cpus[table.away] = self.memory[table.away] = -np.inf
         self.tenants[table.away] = 1  # not idle
 
     def copy(self) -> FreeResources:
         """An independent copy for a hypothetical placement."""
-        other = FreeResources(self.table)
-        for name in ("gpus", "cpus", "memory", "tenants"):
-            setattr(other, name, getattr(self, name).copy())
-        return other
+        return FreeResources(self.table, self)
 
     def place_workers(self, held: HoldingTable) -> None:
         """Subtract what the workers of all runs take."""

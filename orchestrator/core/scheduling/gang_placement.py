@@ -6,7 +6,6 @@ import dataclasses
 import datetime as dt
 
 from orchestrator.core.scheduling import migration, shortage
-from orchestrator.core.scheduling.demand_kinds import Kind
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.fair_share import Shares
 from orchestrator.core.scheduling.free_resources import FreeResources, count_nodes
@@ -54,9 +53,13 @@ class GangPlacement:
         self._books, self._free, self._eligible = books, books.free, books.eligible
         self._rejections = books.rejections
 
-    def place(self, demand: Demand, kind: Kind) -> Rejection | None:
-        """Place the demand without preemption; otherwise say why that is not possible."""
-        key = self.key(kind.placement, demand)
+    def place(self, demand: Demand, key: Key) -> Rejection | None:
+        """Place the demand without preemption; otherwise say why that is not possible.
+
+        Args:
+            demand: The run.
+            key: The demands that may use the same nodes.
+        """
         if tried := self._rejections.failed(key, demand):
             return tried
         if self._free.full_for(demand.need) and not demand.keeps:
@@ -78,10 +81,6 @@ class GangPlacement:
         rejection = Rejection(demand.nodes, why, count_nodes(allowed), behind)
         self._rejections.note_failed(key, demand, rejection)
         return rejection
-
-    def key(self, number: int, demand: Demand) -> Key:
-        """Key of the answers for demands of one kind; they hold for as many nodes or more."""
-        return number, self._eligible.cache_key(demand)
 
     def move(self, demand: Demand) -> bool:
         """Place the demand by migration: away from avoided nodes, or as a whole. True: moved."""

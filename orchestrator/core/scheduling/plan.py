@@ -38,7 +38,7 @@ from orchestrator.core.scheduling.holding_table import HoldingTable
 from orchestrator.core.scheduling.node_choice import choose_nodes
 from orchestrator.core.scheduling.quota import Quotas
 from orchestrator.core.scheduling.quota_line import QuotaLine
-from orchestrator.core.scheduling.rejection_cache import Rejection, RejectionCache
+from orchestrator.core.scheduling.rejection_cache import Key, Rejection, RejectionCache
 from orchestrator.core.scheduling.types import (
     Claim,
     Demand,
@@ -200,27 +200,29 @@ class Pass:
             self._placing.move(demand)
             return
         kind = self._kinds.of(demand)
+        key = kind.number, self._eligible.cache_key(demand)
         if (demand.keeps or demand.nodes > kind.most) and (
             detail := self._ceilings.exceeded_by(demand)
         ):
             self._wait(demand, Pending.TOO_LARGE, detail=detail)
             self._release_held_nodes(demand)
-        elif rejection := self._rejections.rejected(self._placing.key(kind.number, demand), demand):
+        elif rejection := self._rejections.rejected(key, demand):
             self._want(kind)
             self._wait(demand, rejection.why, rejection.fitting, behind=rejection.behind)
         elif behind := self._quota_line.behind(demand):
             self._wait(demand, Pending.BEHIND, behind=behind)
             self._release_held_nodes(demand)
         else:
-            self._try(demand, kind)
+            self._try(demand, kind, key)
 
-    def _try(self, demand: Demand, kind: Kind) -> None:
+    def _try(self, demand: Demand, kind: Kind, key: Key) -> None:
         rejection = Rejection(demand.nodes, Pending.QUOTA, 0)
         late = self._late.get(demand.run)
         if late:
             self._reservations.release(demand.run)
-        if within_quota(self._quotas, demand):
-            failed = self._placing.place(demand, kind)
+            key = kind.number, self._eligible.cache_key(demand)
+        if not kind.limited or within_quota(self._quotas, demand):
+            failed = self._placing.place(demand, (kind.placement, key[1]))
             if failed is None:
                 return
             rejection = failed
@@ -230,7 +232,7 @@ class Pass:
             if not self._select_victims(gentle, kind, frozenset(), late):
                 self._await_preemption(demand, demand.claim, late)
             return
-        if self._preempt_for(demand, kind):
+        if self._preempt_for(demand, kind, key):
             return
         # A lack of quota concerns the queue and its cohort; a lack of nodes concerns every queue.
         if rejection.why is Pending.QUOTA:
@@ -238,7 +240,7 @@ class Pass:
             self._wait(demand, rejection.why, detail=shortage.quota_detail(self._quotas, demand))
             self._release_held_nodes(demand)
         else:
-            self._block(demand, kind, rejection)
+            self._block(demand, kind, key, rejection)
 
     def _release_held_nodes(self, demand: Demand) -> None:
         """Offer the nodes that a blocked run holds idle to the runs behind it.
@@ -271,7 +273,7 @@ class Pass:
 
     # reservations
 
-    def _block(self, demand: Demand, kind: Kind, rejection: Rejection) -> None:
+    def _block(self, demand: Demand, kind: Kind, key: Key, rejection: Rejection) -> None:
         """Record that the run waits for nodes; the first of each pool gets a reservation."""
         self._want(kind)
         if demand.keeps and self._blocked.holds_too_long(demand):
@@ -288,10 +290,8 @@ class Pass:
             # Found for runs of other rights, it may be of fewer nodes: such a run of this kind may
             # still preempt.
             if rejection.nodes != demand.nodes:
-                rejection = dataclasses.replace(rejection, nodes=demand.nodes)
-            self._rejections.note_rejected(
-                self._placing.key(kind.number, demand), demand, rejection
-            )
+                rejection = rejection._replace(nodes=demand.nodes)
+            self._rejections.note_rejected(key, demand, rejection)
             if demand.keeps:  # it reserves nothing, and remembers since when it holds nodes idle
                 self._plan.claims[demand.run] = self._blocked.continued(demand, Claim(nodes=()))
         self._wait(
@@ -318,9 +318,8 @@ class Pass:
             recheck_at=self._blocked.late_at(claim),
         )
 
-    def _preempt_for(self, demand: Demand, kind: Kind) -> bool:
+    def _preempt_for(self, demand: Demand, kind: Kind, key: Key) -> bool:
         """Preempt the cheapest sufficient candidates for the demand; False: there are none."""
-        key = self._placing.key(kind.number, demand)
         # The limit bounds the cost of a pass; the search below is its most expensive part.
         if self._rejections.futile(key, demand):
             return False

@@ -13,8 +13,6 @@ import dataclasses
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
-import numpy as np
-
 from orchestrator.core.scheduling.free_resources import count_nodes
 from orchestrator.core.scheduling.node_table import Indices
 from orchestrator.core.scheduling.types import Demand, Eviction
@@ -50,10 +48,11 @@ def select(situation: Situation, demand: Demand, waiting: AbstractSet[str]) -> S
         demand: The run that needs nodes.
         waiting: Runs behind the demand that hold nodes while they wait for more.
     """
-    eligible = situation.eligible
-    coming = sum(len(holding.nodes) for holding in situation.leaving)
+    eligible, coming = situation.eligible, situation.coming
     most = situation.victims.at_most(demand, waiting)
     if most + coming == 0:
+        return None
+    if not waiting and situation.victims.free_too_little_quota(demand, situation.left):
         return None
     reachable = count_nodes(eligible.usable_after_preemption(situation.free, demand))
     if reachable + coming + most < demand.nodes:
@@ -72,22 +71,30 @@ def select(situation: Situation, demand: Demand, waiting: AbstractSet[str]) -> S
 def evictions(demand: Demand, victims: Victims, selection: Selection) -> list[Eviction]:
     """One eviction per run: of some of its surplus, or of all its nodes."""
     columns, units = victims.columns, selection.units
-    by_holding: dict[int, list[int]] = {}
-    for unit, number in zip(units.tolist(), columns.holding[units].tolist(), strict=True):
-        by_holding.setdefault(number, []).append(unit)
+    rows = zip(
+        columns.holding[units].tolist(),
+        columns.spare[units].tolist(),
+        columns.position[units].tolist(),
+        selection.options.why[units].tolist(),
+        columns.lost[units].tolist(),
+        strict=True,
+    )
+    by_holding: dict[int, list[tuple[bool, int, int, float]]] = {}
+    for number, *row in rows:
+        by_holding.setdefault(number, []).append(tuple(row))
     found = []
     for number, own in by_holding.items():
         holding = victims.held[number]
-        shrinks = all(columns.spare[unit] for unit in own)
-        nodes = tuple(holding.surplus[columns.position[unit]] for unit in own if shrinks)
-        why = np.max(selection.options.why[own])
+        spare, positions, why, lost = zip(*own, strict=True)
+        shrinks = all(spare)
+        nodes = tuple(holding.surplus[i] for i in positions) if shrinks else holding.nodes
         found.append(
             Eviction(
                 run=holding.run,
-                nodes=nodes if shrinks else holding.nodes,
+                nodes=nodes,
                 by=demand.run,
-                why=REASONS[int(why)],
-                lost_gpu_seconds=float(columns.lost[own[0]]),
+                why=REASONS[max(why)],
+                lost_gpu_seconds=lost[0],
             )
         )
     return found

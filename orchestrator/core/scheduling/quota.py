@@ -106,23 +106,26 @@ class Quotas:
         limit = quota.borrowing_limit
         return quota.gpus + (lent if limit is None else min(lent, limit))
 
-    def status(self, queue: str, gpus: int, freed: Mapping[str, int] | None = None) -> QuotaStatus:
+    def status(
+        self, queue: str, gpus: int, freed: Mapping[str, int] | None = None, change: int = 0
+    ) -> QuotaStatus:
         """The status of the queue if it used `gpus` more. The quotas are unchanged.
 
         Args:
             queue: The queue.
             gpus: Further GPUs that its runs would hold.
             freed: GPUs by queue that other runs would have left before; None: none.
+            change: A further change of the excess of its cohort (:mod:`.quota_what_if`).
         """
         quota = self.of(queue)
         if quota.gpus is None:
             return QuotaStatus.WITHIN
         used = self._used[queue]
-        after, excess = used + gpus, 0
+        after, excess = used + gpus, change
         if freed:
             after -= freed.get(queue, 0)
             if quota.cohort is not None:
-                excess = sum(
+                excess += sum(
                     self._excess_without(other, less)
                     for other, less in freed.items()
                     if other != queue and self.of(other).cohort == quota.cohort

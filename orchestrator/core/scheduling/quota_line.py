@@ -79,6 +79,8 @@ class QuotaLine:
             return None
         if (first := self._of_queue.get(demand.queue)) and self._delays(demand, first):
             return first.demand.run
+        if not self._of_cohort:
+            return None
         cohort = self._quotas.of(demand.queue).cohort
         if cohort is None or (first := self._of_cohort.get(cohort)) is None:
             return None

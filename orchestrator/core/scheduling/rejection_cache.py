@@ -6,7 +6,7 @@ run that holds, avoids or claims nodes is always evaluated by itself.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 from orchestrator.core.scheduling.types import Demand, Pending
 
@@ -14,8 +14,7 @@ Key = tuple[int, int]
 """Numbers of the kind of a demand (:mod:`.demand_kinds`), and of what else decides its nodes."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(NamedTuple):
     """Why a demand was rejected; it holds for its kind with as many nodes or more."""
 
     nodes: int

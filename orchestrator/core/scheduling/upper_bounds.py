@@ -38,13 +38,15 @@ class Ceilings:
             return f"{where} {nodes} nodes that fit, of which {spares} are spares for recoveries"
         return ""
 
-    def largest_gang(self, demand: Demand, pool: Pool) -> int:
-        """Nodes of the largest gang like this that a run without nodes may ask for."""
+    def most_nodes(self, demand: Demand, pool: Pool) -> int:
+        """Nodes of the largest gang of this shape that the empty cluster could take."""
         nodes, outside = self._most_nodes(demand, pool)
-        if self._eligible.spares and not demand.recovers:
-            nodes = min(nodes, max(0, self._pool - self._eligible.spares) + outside)
-        most = self._quotas.ceiling(demand.queue)
-        return nodes if most is None else min(nodes, most // accounted_gpus(demand.need))
+        spares = 0 if demand.recovers else self._eligible.spares
+        return min(nodes, max(0, self._pool - spares) + outside) if spares else nodes
+
+    def most_gpus(self, queue: str) -> int | None:
+        """GPUs that the queue may use at most; None: no limit."""
+        return self._quotas.ceiling(queue)
 
     def _most_nodes(self, demand: Demand, pool: Pool | None = None) -> tuple[int, int]:
         """Fitting nodes of the best empty domain, and how many fitting nodes are not spares."""

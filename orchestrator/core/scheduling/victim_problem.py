@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.node_table import Indices, Mask
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
+from orchestrator.core.scheduling.quota_what_if import WhatIf
 from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding
 from orchestrator.core.scheduling.victims import Options, Victims
 
@@ -23,7 +24,7 @@ NOBODY: Indices = np.empty(0, dtype=np.intp)
 """No units."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Situation:
     """The state of a pass that looks for victims.
 
@@ -40,6 +41,19 @@ class Situation:
     quotas: Quotas
     eligible: Eligible
     victims: Victims
+
+    @cached_property
+    def coming(self) -> int:
+        """Number of nodes that become free."""
+        return sum(len(holding.nodes) for holding in self.leaving)
+
+    @cached_property
+    def left(self) -> Mapping[str, int]:
+        """GPUs of the runs that are leaving already, by queue."""
+        found: dict[str, int] = defaultdict(int)
+        for holding in self.leaving:
+            found[holding.queue] += holding.gpus
+        return found
 
 
 class Problem:
@@ -58,10 +72,7 @@ class Problem:
         self.quotas, self.eligible = situation.quotas, situation.eligible
         self.demand, self.options = demand, options
         self.columns = situation.victims.columns
-        self._situation = situation
-        self.left: dict[str, int] = defaultdict(int)
-        for holding in situation.leaving:
-            self.left[holding.queue] += holding.gpus
+        self._situation, self.left = situation, situation.left
 
     # Lazy, as most demands of a fleet with quotas fail before anybody looks at the nodes.
 
@@ -107,14 +118,17 @@ class Problem:
         """True if the queue may use the nodes once these units have left."""
         if not self.quotas.limited(self.demand.queue):
             return True
-        freed = dict(self.left)
         columns = self.columns
-        of_queue = np.bincount(columns.queue[units], weights=columns.gpus[units])
-        for number in np.flatnonzero(of_queue).tolist():
-            queue = columns.queues[number]
-            freed[queue] = freed.get(queue, 0) + int(of_queue[number])
-        status = self.quotas.status(self.demand.queue, self.demand.gpus, freed)
-        return status in {QuotaStatus.WITHIN, QuotaStatus.BORROWING}
+        freed = np.bincount(
+            columns.queue[units], weights=columns.gpus[units], minlength=len(columns.queues)
+        )
+        return self._what_if.allowed(freed.astype(np.int64))
+
+    @cached_property
+    def _what_if(self) -> WhatIf:
+        return WhatIf(
+            self.quotas, self.demand.queue, self.demand.gpus, self.columns.queues, self.left
+        )
 
     def quota_allows(self) -> bool:
         """True if the queue may use the nodes as its quota is charged now."""

@@ -43,14 +43,11 @@ class Sparing:
         stopping = np.unique(columns.holding[units[~columns.spare[units]]])
         units = columns.in_order(self._with_surplus(units, stopping), columns.lost)
         walk = _Walk(problem, units, self._mask)
-        numbers = list(reversed(range(len(units))))
         if by_run:
-            holding, surplus = columns.holding[units], columns.spare[units]
-            groups = itertools.groupby(numbers, key=lambda i: (holding[i], surplus[i]))
-            for _, group in groups:
+            kinds = list(zip(columns.holding[units].tolist(), columns.spare[units], strict=True))
+            for _, group in itertools.groupby(reversed(range(len(units))), key=kinds.__getitem__):
                 walk.stay(list(group))
-        for i in numbers:
-            walk.stay([i])
+        walk.stay_one_by_one()
         return units[walk.end()]
 
     def _with_surplus(self, units: Indices, stopping: Indices) -> Indices:
@@ -73,6 +70,24 @@ class _Walk:
         self._holding = columns.holding[units].tolist()
         self._leaves = [True] * len(units)
         self._stops = {h for h, s in zip(self._holding, self._surplus, strict=True) if not s}
+
+    def stay_one_by_one(self) -> None:
+        """Let each unit stay that can, those that lose the most first."""
+        lost = None if self._charges.matter else self._board.nodes_of_units
+        if lost is None:
+            for i in reversed(range(len(self._leaves))):
+                self.stay([i])
+            return
+        # Only a number of nodes decides: one loop, as there may be tens of thousands of units.
+        room, stops = self._board.room, self._stops
+        for i in reversed(range(len(self._leaves))):
+            surplus = self._surplus[i]
+            if self._leaves[i] and lost[i] <= room and not (surplus and self._holding[i] in stops):
+                room -= lost[i]
+                self._leaves[i] = False
+                if not surplus:
+                    stops.discard(self._holding[i])
+        self._board.room = room
 
     def stay(self, group: Sequence[int]) -> None:
         """Let all of these units stay, or none if the demand would not fit."""
@@ -123,6 +138,11 @@ class _Charges:
                 problem.quotas.charge(queue, -gpus)
             for i in range(len(units)):
                 self.take(i)
+
+    @property
+    def matter(self) -> bool:
+        """True if the demand's queue has a quota."""
+        return self._limited
 
     def put_back(self, i: int) -> bool:
         """Charge a unit again; False, and nothing is charged: the quota needs it to leave."""
@@ -185,6 +205,20 @@ class _Board:
         """Unit that was put back → what that took away, and what its shared nodes were before."""
         self._plain = not self._shared and self._spares is None
         self._after, self._mask_usable, self._mask_idle = after, usable, idle
+
+    @property
+    def nodes_of_units(self) -> list[int] | None:
+        """Usable nodes that each unit takes when it stays; None: more than their number counts."""
+        return self._effects[0] if self._plain else None
+
+    @property
+    def room(self) -> int:
+        """Usable nodes beyond those that the demand needs."""
+        return self._usable - self._problem.demand.nodes
+
+    @room.setter
+    def room(self, nodes: int) -> None:
+        self._usable = self._problem.demand.nodes + nodes
 
     def _shared_nodes(
         self, mine: Indices, shared: Indices, place: Indices

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from orchestrator.core.scheduling.holding_table import HoldingTable
 from orchestrator.core.scheduling.node_table import Indices, Mask
-from orchestrator.core.scheduling.quota import Quotas
+from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding
 
 REASONS = ("order", "priority", "surplus", "reclaim")
@@ -64,18 +64,25 @@ class Victims:
         """Number of preemptible nodes by queue ("": without quota) and rank of priority."""
         self._surplus: dict[tuple[str, int], int] = defaultdict(int)
         self._below: dict[tuple[str, int], int] = {}
+        self._gpus: dict[tuple[str, int], int] = defaultdict(int)
+        """Accounted GPUs of preemptible nodes by queue and rank, and those of a surplus."""
+        self._surplus_gpus: dict[tuple[str, int], int] = defaultdict(int)
         groups: dict[str, str] = {}
-        sizes = zip(
-            self.held, held.size[self._rows].tolist(), held.rank[self._rows].tolist(), strict=True
+        rows = zip(
+            *(each[self._rows].tolist() for each in (held.size, held.rank, held.accounted)),
+            self._movable.tolist(),
+            strict=True,
         )
-        for (holding, size, rank), movable in zip(sizes, self._movable.tolist(), strict=True):
-            if movable:
-                queue = holding.queue
-                if (group := groups.get(queue)) is None:
-                    group = groups[queue] = self.group(queue)
-                self._nodes[group, rank] += size
-                if holding.surplus:
-                    self._surplus[group, rank] += len(holding.surplus)
+        for holding, (size, rank, each, movable) in zip(self.held, rows, strict=True):
+            if not movable:
+                continue
+            if (group := groups.get(holding.queue)) is None:
+                group = groups[holding.queue] = self.group(holding.queue)
+            self._nodes[group, rank] += size
+            self._gpus[group, rank] += size * each
+            if holding.surplus:
+                self._surplus[group, rank] += len(holding.surplus)
+                self._surplus_gpus[group, rank] += len(holding.surplus) * each
 
     @cached_property
     def _waiting_nodes(self) -> dict[str, int]:
@@ -113,6 +120,26 @@ class Victims:
             self._below[group, rank] = known
         return known
 
+    def free_too_little_quota(self, demand: Demand, left: Mapping[str, int]) -> bool:
+        """True if the demand lacks quota even once all have left whom it may preempt by priority.
+
+        A cheap check for the usual case: runs of a full queue that cannot take anything back.
+
+        Args:
+            demand: The run that needs nodes.
+            left: GPUs by queue of the runs that are leaving already.
+        """
+        quotas, queue, rank = self._quotas, demand.queue, PRIORITY_RANK[demand.priority]
+        if not quotas.limited(queue) or quotas.owns(queue, demand.gpus):
+            return False
+        lower = 0
+        if demand.may_preempt:
+            lower = sum(self._gpus.get((queue, r), 0) for r in range(rank + 1, 4))
+            lower += self._surplus_gpus.get((queue, rank), 0)
+        freed = {**left, queue: left.get(queue, 0) + lower}
+        status = quotas.status(queue, demand.gpus, freed)
+        return status is QuotaStatus.OVER or status is QuotaStatus.RECLAIMING
+
     def options(self, demand: Demand, waiting: AbstractSet[str]) -> Options:
         """Every unit that may be preempted for a demand.
 
@@ -126,7 +153,7 @@ class Victims:
         if demand.may_preempt:
             caps = self._by_right(demand, why)
         for run in {*waiting, demand.run}:
-            for number in columns.holdings_of.get(run, ()):
+            for number in columns.holdings_of(run):
                 units = columns.units_of(number)
                 why[units] = -1 if run == demand.run else _ORDER
         why[~columns.alive] = -1
@@ -195,12 +222,16 @@ class Columns:
         number: dict[str, int] = {}
         queues = [number.setdefault(h.queue, len(number)) for h in holdings]
         self.queue_number, self.queues = number, list(number)
-        names, sizes, counts = _units(holdings)
+        surplus = np.array([len(h.surplus) for h in holdings], dtype=np.intp)
+        if surplus.any():
+            names, sizes, counts = _units(holdings)
+        else:  # most fleets: each run is one unit
+            names = [node for holding in holdings for node in holding.nodes]
+            sizes, counts = held.size[rows].tolist(), [1] * len(rows)
         units = np.arange(len(sizes))
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.intp)
         self.holding: Indices = np.repeat(np.arange(len(rows)), counts)
         self.position: Indices = units - self.first[self.holding]
-        surplus = np.array([len(h.surplus) for h in holdings], dtype=np.intp)
         self.spare: Mask = self.position < surplus[self.holding]
         self.size = np.array(sizes, dtype=np.intp)
         accounted = held.accounted[rows]
@@ -222,13 +253,18 @@ class Columns:
         self.need_memory = held.memory[rows]
         self._runs = [holding.run for holding in holdings]
 
+    def holdings_of(self, run: str) -> list[int]:
+        """The holdings of a run, by number: two if it leaves a part of its nodes."""
+        last = self._last.get(run)
+        if last is None:
+            return []
+        if len(self._last) == len(self._runs):
+            return [last]
+        return [number for number, other in enumerate(self._runs) if other == run]
+
     @cached_property
-    def holdings_of(self) -> dict[str, list[int]]:
-        """The holdings of each run, by number."""
-        found: dict[str, list[int]] = defaultdict(list)
-        for number, run in enumerate(self._runs):
-            found[run].append(number)
-        return found
+    def _last(self) -> dict[str, int]:
+        return {run: number for number, run in enumerate(self._runs)}
 
     @cached_property
     def _name(self) -> Indices:
