@@ -55,10 +55,12 @@ from orchestrator.core.messages.instructions import (
     BroadcastCommand,
     Instruction,
     LaunchWorker,
+    Notify,
     ProbeWorker,
     SendCommand,
     StopWorker,
 )
+from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
@@ -178,6 +180,8 @@ class ClusterWorld:
     """What an agent sees when it looks at a rank."""
     disk: list[ShardReport] = field(default_factory=list)
     """Shards of whole checkpoints of which no report has come."""
+    people_are_reached: bool = True
+    """Questions about remedies are delivered, at once."""
     looks: bool = True
     """Agents answer orders to look for checkpoints on disk."""
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -296,6 +300,9 @@ class ClusterWorld:
                     self._gone(
                         instruction.worker, str(instruction.run), "no process of it is alive"
                     )
+            case Notify(asks=True) if self.people_are_reached:
+                ask = {"run": instruction.run, "incident": instruction.incident}
+                self._do(self.event(AskDelivered, **ask))
             case SendCommand():
                 self.orders.append(instruction)
                 if not self.slow:

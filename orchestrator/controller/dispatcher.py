@@ -39,6 +39,7 @@ from orchestrator.core.messages.instructions import (
     SendCommand,
     StopWorker,
 )
+from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.states import WorkerState
 
 _log = structlog.get_logger(__name__)
@@ -229,6 +230,10 @@ class OutboxDispatcher:
                 await self._ask_cluster(instruction)
             case Notify():
                 await self._notifier.notify(instruction)
+                if instruction.asks and instruction.incident is not None:
+                    # If another server leads by now, this instruction is left to it.
+                    told = {"run": instruction.run, "incident": instruction.incident}
+                    await self._queue.decide(AskDelivered, **told)
             case IncidentUpdate():
                 await self._notifier.update(instruction)
 

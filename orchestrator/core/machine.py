@@ -75,6 +75,7 @@ from orchestrator.core.messages.gang_events import (
     GangStopped,
 )
 from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
@@ -89,6 +90,7 @@ from orchestrator.core.supervision import (
     agent_contact,
     defects,
     failures,
+    findings,
     hangs,
     incident_updates,
     progress,
@@ -144,6 +146,7 @@ _OF_A_RUN = (
     RunSetAside,
     LaunchRefused,
     AgentRefused,
+    AskDelivered,
 )
 _OF_THE_LIVE_ATTEMPT = (
     GangEvent,
@@ -231,6 +234,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     EventSetAside: defects.on_event_set_aside,
     ReportUnreadable: unreadable.on_unreadable,
     AgentRefused: unreadable.on_refused,
+    AskDelivered: findings.on_ask_delivered,
     LaunchRefused: defects.on_launch_refused,
     SparesChanged: cluster_requests.on_spares_changed,
     MaintenancePlanned: cluster_requests.on_maintenance_planned,

@@ -335,6 +335,7 @@ class Turn:
         incident: str | None = None,
         *,
         kind: str = "",
+        asks: bool = False,
     ) -> None:
         """Deliver a notice to people.
 
@@ -344,21 +345,23 @@ class Turn:
             text: One sentence, with the name of the run.
             incident: Id of the incident behind it, if there is one.
             kind: What the notice is about, in one word; the kind of an incident goes before.
+            asks: A remedy starts unless people answer.
         """
         found = self.state.incidents.get(incident or "")
-        about = self.state.runs.get(run or "")
-        self.emit(
-            Notify,
-            run,
-            text,
-            severity=severity,
-            text=text,
-            incident=incident,
-            incident_kind=str(found.kind) if found else kind or "notice",
-            attempt=about.attempt if about else None,
-            channel=about.spec.notify.slack if about else None,
-            actor=self.event.actor,
-        )
+        fields: dict[str, Any] = {"severity": severity, "text": text, "incident": incident}
+        fields |= _about(self.state.runs.get(run or ""), self.event, asks=asks)
+        fields["incident_kind"] = str(found.kind) if found else kind or "notice"
+        self.emit(Notify, run, text, **fields)
+
+
+def _about(run: Run | None, event: Event, *, asks: bool) -> dict[str, Any]:
+    """The fields of a notice that say whom it concerns."""
+    fields: dict[str, Any] = {"actor": event.actor, "asks": asks}
+    if run is None:
+        return fields
+    spec = run.spec
+    of_run = {"run_name": run.name, "project": spec.project, "queue": spec.queue}
+    return {**fields, **of_run, "attempt": run.attempt, "channel": spec.notify.slack}
 
 
 def _stops(old: Worker, new: Worker) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 import structlog
 
+from jobs.events import Event
 from monitors.types import Severity
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
@@ -15,6 +16,7 @@ from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.turn_queue import EventRequest, TurnQueue
 from orchestrator.core.messages.instructions import Notify, ProbeWorker, StopWorker
+from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.state import State
 from orchestrator.database.memory_store import MemoryStore
@@ -135,3 +137,21 @@ async def test_a_dispatcher_that_was_stopped_does_nothing_more() -> None:
     desk.dispatcher.dispatch([STOP, PAGE])
     await desk.ticks(3)
     assert (desk.noted, flaky.done) == ([], [])
+
+
+async def test_a_question_starts_its_time_once_it_is_delivered_and_not_before() -> None:
+    flaky = Flaky(failures=3)
+    desk, told = Desk(flaky), []
+
+    async def decide(kind: type[Event], **fields: object) -> bool:
+        told.append((kind, fields))
+        return True
+
+    desk.queue.decide = decide  # type: ignore[method-assign]
+    desk.dispatcher.dispatch([PAGE.model_copy(update={"asks": True, "incident": "inc-1"})])
+    await desk.ticks(2)
+    assert (told, desk.noted) == ([], [])
+    await desk.ticks(3)
+    assert told == [(AskDelivered, {"run": PAGE.run, "incident": "inc-1"})]
+    assert desk.noted == [PAGE.id]
+    await desk.dispatcher.stop()

@@ -38,6 +38,7 @@ from orchestrator.core.messages.gang_events import (
     GangStarted,
     GangStopped,
 )
+from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
 from orchestrator.core.model.states import IncidentState
 from orchestrator.core.model.vocabulary import Timer
@@ -374,6 +375,7 @@ AnyEvent = Annotated[
     | ReportUnreadable
     | AgentRefused
     | LaunchRefused
+    | AskDelivered
     | QueueChanged
     | QueueRemoved
     | SparesChanged

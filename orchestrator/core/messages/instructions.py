@@ -105,8 +105,13 @@ class Notify(Instruction):
     """The run's attempt when the notice was made; None: it concerns no run."""
     channel: str | None = None
     """Where the run's owner wants it: `notify.slack` of the spec. None: the channel's default."""
+    run_name: str = ""
+    project: str = ""
+    queue: str = ""
     actor: str = ""
     """The actor of the event behind it: a person (`operator:NAME`) knows of it already."""
+    asks: bool = False
+    """True: a remedy starts some time after this is delivered, so :class:`AskDelivered` follows."""
 
     @property
     def dedup_key(self) -> str:

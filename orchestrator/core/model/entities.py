@@ -361,6 +361,8 @@ class Incident:
     response: Response = Response.ACTED
     remedy_seconds: float | None = None
     """Seconds after which the remedy starts by itself: an `ask`, or the next agent."""
+    remedy_at: dt.datetime | None = None
+    """When the remedy of an `ask` starts by itself; None: people were not reached yet, or never."""
     reason: str
     evidence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     opened_at: dt.datetime

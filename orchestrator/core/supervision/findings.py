@@ -12,6 +12,7 @@ from monitors.failures import Evidence, Failure, FailureClass
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.messages.events import FindingRaised
+from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.decisions import Decision, Restart, Retry, Rollback, Unjudged
 from orchestrator.core.model.entities import Attempt, Incident, Run
 from orchestrator.core.model.states import (
@@ -26,7 +27,7 @@ from orchestrator.core.turn import Turn
 Ask = Literal["no", "yes", "wait"]
 """`yes`: people are asked before a remedy starts; `wait`: it never starts without an answer."""
 ASK_SECONDS = 900.0
-"""Seconds after which an `ask` acts without an answer.
+"""Seconds after which an `ask` acts without an answer, from when it was delivered.
 
 A run that loses time at night must not wait for the morning.
 """
@@ -91,9 +92,28 @@ def _ask(turn: Turn, run: Run, incident: Incident, *, waits: bool) -> None:
     text = f"{run.name}: {incident.reason}. Shall I {proposal}?"
     if waits:
         text += f" It did not help before, so nothing is done until `babysit restart {run.name}`"
-    turn.notify(run.id, Severity.CRITICAL, text, incident.id)
-    if seconds is not None:
-        turn.set_timer(run.id, Timer.ASK, seconds, subject=incident.id)
+    turn.notify(run.id, Severity.CRITICAL, text, incident.id, asks=not waits)
+
+
+def on_ask_delivered(turn: Turn, event: AskDelivered) -> None:
+    """Start the time for an answer: people were reached. A question that nobody got starts nothing.
+
+    A second delivery, and one of a question that was answered or is over, has no effect.
+    """
+    incident = turn.state.incidents.get(event.incident)
+    if (
+        incident is None
+        or incident.state is not IncidentState.OPEN
+        or incident.response is not Response.ASKED
+        or incident.acknowledged_by is not None
+        or incident.remedy_seconds is None
+        or incident.remedy_at is not None
+    ):
+        turn.record(event.run, "the question is answered or over: no time is set for an answer")
+        return
+    starts_at = turn.now + dt.timedelta(seconds=incident.remedy_seconds)
+    turn.change_incident(incident.id, remedy_at=starts_at)
+    turn.set_timer(event.run, Timer.ASK, incident.remedy_seconds, subject=incident.id)
 
 
 def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
@@ -191,7 +211,8 @@ def resume(turn: Turn, run_id: str) -> None:
 
 
 def _waits_for_an_answer(incident: Incident) -> bool:
-    return incident.response is Response.ASKED and incident.remedy_seconds is None
+    """True if no remedy starts by itself: an answer is needed, or nobody was reached yet."""
+    return incident.response is Response.ASKED and incident.remedy_at is None
 
 
 def _act_late(turn: Turn, run_id: str, incidents: list[Incident]) -> None:

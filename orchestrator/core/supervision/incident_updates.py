@@ -42,6 +42,7 @@ def _shown(incident: Incident) -> tuple[Any, ...]:
         incident.subject,
         incident.remedy,
         incident.response,
+        incident.remedy_at,
         incident.acknowledged_by,
         incident.verdict,
     )

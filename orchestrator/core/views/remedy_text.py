@@ -18,8 +18,10 @@ def incident_remedy(incident: Incident) -> str:
     seconds = incident.remedy_seconds or 0.0
     if incident.response is Response.ASKED and incident.remedy_seconds is None:
         return f"asked; would {proposal}"
-    if incident.response is Response.ASKED:
-        return f"asked; will {proposal} in {seconds:.0f} s"
+    if incident.response is Response.ASKED and incident.remedy_at is None:
+        return f"asking; will {proposal} {seconds:.0f} s after people are reached, unless held"
+    if incident.response is Response.ASKED and incident.remedy_at is not None:
+        return f"asked; will {proposal} at {incident.remedy_at:%H:%M} UTC unless held"
     if incident.response is Response.ACTED:
         again = incident.remedy is Remedy.NEW_AGENT
         return f"{incident.remedy} in {seconds:.0f} s" if again else incident.remedy.value

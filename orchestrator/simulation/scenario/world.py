@@ -26,6 +26,7 @@ from orchestrator.core.messages.instructions import (
     SendCommand,
     StopWorker,
 )
+from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.entities import Attempt, Entity, Node
 from orchestrator.core.model.states import NodeState
 from orchestrator.simulation.scenario.failures import Mishaps
@@ -150,6 +151,8 @@ class World:
                     worker=instruction.worker,
                     attempt=command.attempt,
                 )
+            case Notify(asks=True):
+                self.engine.tell(AskDelivered, run=instruction.run, incident=instruction.incident)
             case Notify(run=None):
                 self._page()
 

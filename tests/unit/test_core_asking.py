@@ -1,0 +1,76 @@
+"""A remedy that people are asked about starts by its default only once they were reached."""
+
+from __future__ import annotations
+
+from orchestrator.core.messages.events import IncidentChanged, RunHeld, RunReleased
+from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.messages.notice_events import AskDelivered
+from orchestrator.core.model.states import IncidentState
+from orchestrator.core.supervision.findings import ASK_SECONDS
+from orchestrator.core.views.remedy_text import incident_remedy
+from tests.world import World, trained
+
+ASK = {"monitors": {"loss_spike": {"action": "ask"}}}
+
+
+def asked(*, reached: bool) -> World:
+    world = trained(30, **ASK)
+    world.people_are_reached = reached
+    world.find(onset=28)
+    return world
+
+
+def reach(world: World) -> None:
+    (incident,) = world.state.incidents_of("run-1")
+    world.do(world.event(AskDelivered, run="run-1", incident=incident.id))
+
+
+def test_a_question_says_what_starts_and_when() -> None:
+    world = asked(reached=True)
+    (incident,) = world.state.incidents_of("run-1")
+    assert incident.remedy_at is not None
+    assert (incident.remedy_at - world.now).total_seconds() == ASK_SECONDS
+    assert f"at {incident.remedy_at:%H:%M} UTC unless held" in incident_remedy(incident)
+    world.advance(ASK_SECONDS + 1)
+    world.settle()
+    assert world.attempt().number == 2
+
+
+def test_a_question_that_reached_nobody_starts_nothing() -> None:
+    world = asked(reached=False)
+    (notice,) = [each for each in world.carried if isinstance(each, Notify)]
+    assert notice.asks
+    world.advance(ASK_SECONDS * 20)
+    world.settle()
+    assert world.attempt().number == 1
+    reach(world)
+    world.advance(ASK_SECONDS - 1)
+    world.settle()
+    assert world.attempt().number == 1
+    world.advance(2)
+    world.settle()
+    assert world.attempt().number == 2
+
+
+def test_a_release_does_not_start_what_nobody_was_asked_about() -> None:
+    world = asked(reached=False)
+    world.do(world.event(RunHeld, run="run-1", reason="look", actor="operator:a"))
+    world.do(world.event(RunReleased, run="run-1", reason="go", actor="operator:a"))
+    world.settle()
+    assert world.attempt().number == 1
+
+
+def test_a_delivery_that_comes_twice_or_after_the_answer_sets_no_time() -> None:
+    world = asked(reached=True)
+    (incident,) = world.state.incidents_of("run-1")
+    world.advance(60)
+    reach(world)
+    assert world.state.incidents[incident.id].remedy_at == incident.remedy_at
+    late = asked(reached=False)
+    (incident,) = late.state.incidents_of("run-1")
+    late.do(late.event(IncidentChanged, incident=incident.id, acknowledge=True))
+    reach(late)
+    late.advance(ASK_SECONDS * 2)
+    late.settle()
+    assert late.attempt().number == 1
+    assert late.state.incidents[incident.id].state is IncidentState.OPEN
