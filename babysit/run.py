@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import Any, Self, TypeVar
 from babysit import collective, rng
 from babysit.calls import Calls, numbers_of
 from babysit.checkpoint import restore
+from babysit.checkpoint.position import dumps
 from babysit.checkpoint.saver import DirectoryState, Saved, Saver
 from babysit.data import Feed, Position
 from babysit.errors import NotDistributedError
@@ -324,7 +324,7 @@ class Run:
     def _position(self) -> bytes:
         position = self._feed.snapshot() if self._feed else Position(batch=self.batch)
         saved = {"batch": self.batch, "position": position, "rng": rng.capture()}
-        return pickle.dumps(saved | {"calls": self._calls.saved(), "count": self._count.state})
+        return dumps(saved | {"calls": self._calls.saved(), "count": self._count.state})
 
     def _enter(self, phase: Phase) -> None:
         self._phase = phase

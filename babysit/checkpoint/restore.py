@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from babysit import collective, rng
-from babysit.checkpoint import shard
-from babysit.checkpoint.saver import POSITION_FILE, DirectoryState
+from babysit.checkpoint import position, shard
+from babysit.checkpoint.saver import DirectoryState
 from babysit.checkpoint.shard import Manifest
 from babysit.errors import NothingLoadedError, ShardRefusedError, ShardUnreadableError
 from babysit.wire import Candidate, Plan, Tier, rank_directory, step_directory
@@ -122,12 +121,11 @@ def load(state: Any, candidate: Candidate, rank: int) -> dict[str, Any]:
         from babysit.checkpoint import tensors  # noqa: PLC0415  # imports torch
 
         tensors.load(state, Path(candidate.path), rank, candidate.world_size)
-    position: dict[str, Any] = pickle.loads((own / POSITION_FILE).read_bytes())  # noqa: S301  # written by babysit
-    return position
+    return position.load(own)
 
 
 def resized(
-    position: dict[str, Any], candidate: Candidate, plan: Plan, warn: Callable[[str], None]
+    resumed: dict[str, Any], candidate: Candidate, plan: Plan, warn: Callable[[str], None]
 ) -> None:
     """Adapt a position that another number of ranks saved, and say what is not exact.
 
@@ -138,8 +136,8 @@ def resized(
     if before == now:
         return
     if plan.rank >= before:
-        position["rng"] = rng.derived(position["rng"], plan.rank)
-    position["position"].resized = (
+        resumed["rng"] = rng.derived(resumed["rng"], plan.rank)
+    resumed["position"].resized = (
         f"each of {now} ranks goes on at the batch of the epoch at which {before} ranks were, so"
         f" samples of this epoch are {'left out' if now > before else 'drawn twice'}; with torch's"
         " DistributedSampler and batches of one size, the rest is dealt out anew"

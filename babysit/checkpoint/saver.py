@@ -19,7 +19,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from babysit.checkpoint import shard
 from babysit.checkpoint.cadence import Cadence
+from babysit.checkpoint.position import POSITION_FILE
 from babysit.checkpoint.shard import Content, Manifest, ShardWriter
+from babysit.errors import StateMismatchError
 from babysit.reporter import Reporter
 from babysit.wire import Note, Plan, Tier, rank_directory, step_directory
 
@@ -29,8 +31,6 @@ INLINE_BYTES = 32 * 2**20
 The write to tmpfs takes about as long as the copy out of the tensors (30 ms at 1 GB/s). In return,
 a kill right after the save cannot lose the step. Larger shards are written in the background.
 """
-POSITION_FILE = "position.pickle"
-"""Step, position in the data, and random generators of the rank."""
 
 
 @runtime_checkable
@@ -71,6 +71,8 @@ class Saver:
         self._staged_bytes = 0
         self._saved: set[tuple[int, Tier]] = set()
         self._checked = False
+        self._placed = False
+        """True once a position was saved: no later one raises."""
         self._held: Any = None
         self._cadence = Cadence(plan.save.memory_every_steps)
         self._skipped = 0
@@ -146,11 +148,15 @@ class Saver:
         nearest = next((tier for tier in saved.tiers if tier not in self._refused), saved.tiers[0])
         try:
             position, staged = saved.position(), self._staged(state, nearest)
-        except Exception as error:  # noqa: BLE001 (code of the state's parts; training must go on)
+        except Exception as error:
+            if isinstance(error, StateMismatchError) and not self._placed:
+                raise
+            # Code of the state's parts; training must go on.
             self._refused.add(nearest)
             for tier in saved.tiers:
                 self.failed(saved.step, tier, error)
             return
+        self._placed = True
 
         def content(writer: ShardWriter) -> None:
             staged(writer)

@@ -9,8 +9,6 @@ through `torch.distributed.checkpoint.state_dict`, so that FSDP2 and DDP give th
 from __future__ import annotations
 
 import dataclasses
-import io
-import pickle
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
@@ -25,8 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
 
-from babysit.checkpoint import optimizers, values
-from babysit.checkpoint.values import Path, Sizes, holds, refs_of, text_of
+from babysit.checkpoint import objects, optimizers, values
+from babysit.checkpoint.values import Opaque, Path, Sizes, holds, refs_of, text_of
 from babysit.errors import StateMismatchError
 
 _CHANGED = "Has the model changed? Use another checkpoint directory for a changed model."
@@ -54,13 +52,6 @@ class Part:
     def name(self) -> str:
         """The part as messages call it."""
         return text_of(self.path)
-
-
-@dataclasses.dataclass(slots=True)
-class _Opaque:
-    """The state of an unsharded object, saved as a whole, so its structure may change."""
-
-    value: Any
 
 
 class Parts:
@@ -105,7 +96,7 @@ class Parts:
             case Kind.STATEFUL:
                 packed = part.value.state_dict()
                 if not holds(packed, lambda leaf: isinstance(leaf, DTensor)):
-                    return _Opaque(packed)
+                    return Opaque(packed)
             case Kind.VALUE:
                 packed = part.value
         return values.split(packed, part.path, tensors)
@@ -134,16 +125,17 @@ class Parts:
             if part.kind is Kind.VALUE:
                 _require_no_hidden_part(part.path, part.value)
             try:
-                _require_pickles(part, self._split(part, tensors))
+                structure = self._split(part, tensors)
+                objects.require_saves({part.path: (part.kind, structure)})
             except StateMismatchError:
                 raise
             except Exception as error:
                 raise StateMismatchError(
                     f"the part {part.name!r} of the state cannot be saved: {error}. Leave it out of"
-                    " the dict, or give it a state_dict() and load_state_dict() that can be pickled"
+                    " the dict, or give it a state_dict() and load_state_dict() of plain values"
                 ) from error
 
-    def require_same(self, saved: dict[Path, tuple[Kind, Any]]) -> None:
+    def require_same(self, saved: objects.Structures) -> None:
         """Refuse to load a checkpoint of other parts.
 
         Raises:
@@ -166,7 +158,7 @@ class Parts:
 
     # -- restoring ----------------------------------------------------------------------------
 
-    def targets(self, saved: dict[Path, tuple[Kind, Any]], sizes: Sizes) -> dict[str, torch.Tensor]:
+    def targets(self, saved: objects.Structures, sizes: Sizes) -> dict[str, torch.Tensor]:
         """The tensors to load into, by name: those of the script wherever it has them.
 
         Raises:
@@ -189,9 +181,7 @@ class Parts:
                 found[ref.name] = _target(part, mine.get(ref.name), ref, sizes[ref.name])
         return found
 
-    def give_back(
-        self, saved: dict[Path, tuple[Kind, Any]], tensors: dict[str, torch.Tensor]
-    ) -> None:
+    def give_back(self, saved: objects.Structures, tensors: dict[str, torch.Tensor]) -> None:
         """Hand the loaded state to its owners; immutable values are replaced in the state.
 
         Raises:
@@ -220,7 +210,7 @@ class Parts:
             case Kind.FLAT_OPTIMIZER:
                 set_optimizer_state_dict(self._flat_module(part), part.value, loaded)
             case Kind.STATEFUL:
-                part.value.load_state_dict(loaded.value if isinstance(loaded, _Opaque) else loaded)
+                part.value.load_state_dict(loaded.value if isinstance(loaded, Opaque) else loaded)
             case Kind.VALUE:
                 pass
 
@@ -278,39 +268,6 @@ def _require_no_hidden_part(path: Path, value: Any) -> None:
                 " restored copy would not be the one that the script uses. Give it both methods, or"
                 f" put the {type(inner).__name__} itself into the dict"
             )
-
-
-def _require_pickles(part: Part, structure: Any) -> None:
-    """Pickle everything but the content of tensors.
-
-    Raises:
-        StateMismatchError: Names the innermost value that cannot be pickled.
-    """
-    try:
-        _Probe(io.BytesIO()).dump(structure)
-    except Exception as error:
-        path, value = _innermost(part.path, structure)
-        raise StateMismatchError(
-            f"{text_of(path)!r} in the state cannot be saved, as a {type(value).__name__} it cannot"
-            f" be pickled: {error}. Leave it out of the dict, or keep what it is made from instead"
-        ) from error
-
-
-def _innermost(path: Path, structure: Any) -> tuple[Path, Any]:
-    inside = structure.value if isinstance(structure, _Opaque) else structure
-    for key, item in values.items_of(inside) if values.is_container(inside) else ():
-        try:
-            _Probe(io.BytesIO()).dump(item)
-        except Exception:  # noqa: BLE001 (pickling runs code of the value's class)
-            return _innermost((*path, key), item)
-    return path, inside
-
-
-class _Probe(pickle.Pickler):
-    """Pickles without the content of tensors."""
-
-    def persistent_id(self, value: Any) -> Any:
-        return "tensor" if isinstance(value, torch.Tensor | torch.UntypedStorage) else None
 
 
 def _require_same_names(part: Part, here: set[str], there: set[str]) -> None:

@@ -43,6 +43,13 @@ class Ref:
     sharded: bool
 
 
+@dataclasses.dataclass(slots=True)
+class Opaque:
+    """The state of an unsharded object, saved as a whole, so its structure may change."""
+
+    value: Any
+
+
 def text_of(path: Path) -> str:
     """A path as tensors are named by it: `model/layers.0.weight`.
 

@@ -103,7 +103,7 @@ def test_a_shard_is_told_as_the_agent_wants_it(home: Home) -> None:
     report = ShardReport.model_validate(manifest)
     assert (report.step, report.rank, report.world_size, report.batch) == (4, 0, 1, 4)
     assert report.path == str(step_directory(home.disk, 4))
-    assert [file.name for file in report.files] == ["inner/value", "position.pickle"]
+    assert [file.name for file in report.files] == ["inner/value", "position.json"]
     assert report.files[0].bytes == len("10")
     (note,) = home.notes("shard")
     assert note["files"] == manifest["files"]
