@@ -91,6 +91,14 @@ class Settings(BaseSettings):
         default="https://slack.com/api/",
         description="Where Slack's Web API is: https://slack-gov.com/api/ for GovSlack.",
     )
+    grafana_url: str = Field(
+        default="",
+        description="Address of Grafana, for `babysit grafana diff` and `push`.",
+    )
+    grafana_token: SecretStr | None = Field(
+        default=None,
+        description="Token of a service account of Grafana with the role Editor.",
+    )
     local_nodes: int = Field(
         default=4,
         ge=0,

@@ -57,6 +57,7 @@ COMMANDS: Mapping[str, Entry] = {
     "incidents": Entry(_PAST, "incidents:app", "Failures and anomalies."),
     "nodes": Entry(_CLUSTER, "nodes:app", "The hosts of the cluster."),
     "queues": Entry(_CLUSTER, "queues:app", "Quotas of GPUs, and the runs that wait for them."),
+    "grafana": Entry(_CLUSTER, "grafana:app", "Dashboards for Grafana: fleet, run, nodes, queues."),
     "prometheus": Entry(_CLUSTER, "prometheus:app", "Alert rules for Prometheus."),
     "server": Entry(_CLUSTER, "server:server", "Run the control plane, or look at it."),
     "db": Entry(_CLUSTER, "db:database", "The run database: schema, backups, retention."),

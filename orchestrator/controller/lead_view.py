@@ -20,7 +20,7 @@ class LeadView:
 
     @property
     def numbers(self) -> LiveNumbers:
-        """The newest numbers of runs and nodes; empty while this controller does not lead."""
+        """The newest numbers of live runs; empty while this controller does not lead."""
         return LiveNumbers() if self._leadership is None else self._leadership.live.numbers
 
     @property

@@ -4,7 +4,7 @@ The problem: a scrape of a thousand runs must not read a thousand loss curves fr
 
 The design: every report passes the controller once; what a scrape shows is picked up there. A run
 shows the numbers of one rank, the lowest that has a loss (before there is one, the lowest that
-reports), as its loss curve does. Step times are counted by node, over all ranks on it.
+reports), as its loss curve does. Its step times are counted by node, over all ranks on it.
 
 Limits: it is all in memory. A new leader has the newest step and loss from the stored samples;
 tokens and step times begin at 0 with it, as counters of Prometheus may.
@@ -27,7 +27,7 @@ Few, since each is a line for every node in every scrape.
 
 
 class StepTimes:
-    """Step times of the ranks on one node.
+    """Step times of the ranks of one run on one node.
 
     Attributes:
         counts: How many steps took up to each of `STEP_BOUNDS`, and longer; not accumulated.
@@ -63,6 +63,8 @@ class Newest:
     """Tokens of all ranks, since this server began to lead."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """The newest value of each named metric of the attempt; finite."""
+    nodes: dict[str, StepTimes] = dataclasses.field(default_factory=dict)
+    """By node: step times since this server began to lead; all nodes that the run has had."""
     _voice: tuple[bool, int] = (True, -1)
     """Of the rank that speaks: whether it has no loss, and its number; lower ones are preferred."""
     _metrics_rank: int | None = None
@@ -96,22 +98,20 @@ class Newest:
 
 
 class LiveNumbers:
-    """The newest numbers of each live run, and the step times of each node.
+    """The newest numbers of each live run.
 
     Attributes:
         runs: By run id; a run that has reported nothing is absent.
-        nodes: By node id; a node on which nothing was reported is absent.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, Newest] = {}
-        self.nodes: dict[str, StepTimes] = {}
 
     def take(self, run: str, node: str, report: Report) -> None:
         """Take the samples of a report of a run's worker on a node; each report once."""
         newest = self.runs.setdefault(run, Newest())
         newest.take(report.attempt, report.samples)
-        steps = self.nodes.setdefault(node, StepTimes())
+        steps = newest.nodes.setdefault(node, StepTimes())
         for each in report.samples:
             newest.tokens += sum(each.tokens)
             steps.take(each.seconds)
@@ -125,8 +125,3 @@ class LiveNumbers:
     def forget(self, run: str) -> None:
         """Forget a run that is over."""
         self.runs.pop(run, None)
-
-    def keep_nodes(self, known: Iterable[str]) -> None:
-        """Forget the step times of nodes that are not known any more."""
-        for node in self.nodes.keys() - set(known):
-            del self.nodes[node]

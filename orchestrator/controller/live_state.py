@@ -48,7 +48,7 @@ class LiveState:
         set_aside: Events that were set aside since this server started, by kind.
         unstored: Reports that the monitors have seen, and that are not stored yet.
         database: Why a transaction waits for the database, if one does.
-        numbers: The newest numbers of runs and nodes, for metrics.
+        numbers: The newest numbers of live runs, for metrics.
     """
 
     def __init__(

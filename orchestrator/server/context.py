@@ -80,7 +80,7 @@ class ControlPlane(Protocol):
 
     @property
     def numbers(self) -> LiveNumbers:
-        """The newest numbers of runs and nodes; empty on a server that does not lead."""
+        """The newest numbers of live runs; empty on a server that does not lead."""
 
     @property
     def is_leader(self) -> bool:

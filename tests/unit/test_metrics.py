@@ -102,7 +102,7 @@ def test_step_times_are_a_histogram_of_all_ranks_on_a_node() -> None:
     # Four steps: the one of which the start is not known does not count.
     assert (found["0.1"], found["5"], found["10"], found["30"], found["+Inf"]) == (1, 1, 3, 3, 4)
     assert (found["count"], found["sum"]) == (4, pytest.approx(113.05))
-    numbers.keep_nodes([])
+    numbers.forget("r")
     assert nodes.lines(numbers) == b""
 
 

@@ -194,8 +194,8 @@ NODES = (
     Metric(
         "babysit_step_seconds",
         "histogram",
-        "Step times of all ranks on a node, since this server began to lead.",
-        ("node",),
+        "Step times of all ranks of a live run on a node, since this server began to lead.",
+        ("run_id", "node"),
     ),
 )
 SCHEDULER = (

@@ -39,32 +39,33 @@ Samples = dict[str, list[tuple[str, float]]]
 
 
 class NodeText:
-    """The lines of all nodes' step times: one template, as long as the nodes are the same."""
+    """The lines of all step times: one template, as long as runs and nodes are the same."""
 
     def __init__(self) -> None:
-        self._nodes: list[str] = []
+        self._places: list[tuple[str, str]] = []
         self._template = b""
 
     def lines(self, numbers: LiveNumbers) -> bytes:
-        """The lines of every node that has step times."""
-        nodes = list(numbers.nodes)
-        if nodes != self._nodes:
-            self._nodes = nodes
-            self._template = b"".join(map(_node_template, nodes))
-        if not nodes:
+        """The lines of every run and each of its nodes."""
+        runs = numbers.runs.items()
+        places = [(run, node) for run, newest in runs for node in newest.nodes]
+        if places != self._places:
+            self._places = places
+            self._template = b"".join(map(_node_template, places))
+        if not places:
             return b""
-        steps = numbers.nodes.values()
-        # A row for each node: counts up to each bound, the last of them again, and the sum. To
-        # format all of them at once takes half the time of a node at a time.
+        steps = [steps for newest in numbers.runs.values() for steps in newest.nodes.values()]
+        # A row for each: counts up to each bound, the last of them again, and the sum. To format
+        # all rows at once takes half the time of a row at a time.
         counts = np.cumsum([each.counts for each in steps], axis=1)
-        values = np.empty((len(nodes), counts.shape[1] + 2), dtype=object)
+        values = np.empty((len(steps), counts.shape[1] + 2), dtype=object)
         values[:, :-2], values[:, -2] = counts, counts[:, -1]
         values[:, -1] = [each.sum for each in steps]
         return self._template % tuple(values.ravel().tolist())
 
 
-def _node_template(node: str) -> bytes:
-    labels = labels_text(["node"], [node])
+def _node_template(place: tuple[str, str]) -> bytes:
+    labels = labels_text(METRICS["babysit_step_seconds"].labels, place)
     return histogram_template("babysit_step_seconds", labels, STEP_BOUNDS)
 
 
@@ -145,7 +146,6 @@ class Scrape:
         self._page.by_label(
             "babysit_node_faults", {n: count for n, count in faults.items() if count}
         )
-        self._numbers.keep_nodes(self._state.nodes)
         self._page.header("babysit_step_seconds")
         self._page.lines(text.lines(self._numbers))
 
