@@ -163,8 +163,11 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--pace", type=float, default=0.02, help="seconds a step takes")
     parser.add_argument("--fault", action="append", default=[])
+    parser.add_argument("--metric", help="report a metric of this name too")
+    parser.add_argument("--late", type=float, default=0.0, help="seconds to start in")
     options = parser.parse_args()
 
+    time.sleep(options.late)
     run = babysit.init()
     witness = Witness(options.scratch, run)
     faults = Faults(options.scratch, run.rank, options.fault)
@@ -175,7 +178,8 @@ def main() -> None:
         time.sleep(options.pace)
         loss = faults.strike(step, batch, weights.train(batch))
         witness.write("step", step=step, batch=batch, loss=loss)
-        run.report(loss=loss, grad_norm=1.0, tokens=1)
+        named = {options.metric: 1 / step} if options.metric else {}
+        run.report(loss=loss, grad_norm=1.0, tokens=1, metrics=named)
         run.checkpoint(weights)
         flags = FINISH * (options.scratch / "finish").exists() | LEAVE * run.should_stop
         flags = gang.agree(flags)
