@@ -168,6 +168,29 @@ def test_checkpoints_that_do_not_come_are_an_incident_and_saves_end_it() -> None
     assert not incidents(world, "checkpoints_overdue")
 
 
+@pytest.mark.parametrize(("saves", "severity"), [(0, Severity.INFO), (1, Severity.WARNING)])
+def test_a_run_that_has_never_saved_is_told_so_once(saves: int, severity: Severity) -> None:
+    """A run that has stopped saving is a warning; nobody wakes for one that never began to."""
+    world = trained(5)
+    every = world.run().spec.checkpoint.every_steps
+    for step in range(every, (saves + 1) * every, every):
+        world.reach(step)
+        world.save(step)
+    world.reach((saves + 4) * every)
+    world.advance(OVERDUE_SECONDS)
+    [incident] = incidents(world, "checkpoints_overdue")
+    assert incident.severity is severity
+    world.die()
+    world.settle()
+    begun = world.attempt().start_step
+    for step in range(begun + 1, begun + 8 * every, every // 2):
+        world.reach(step)
+        world.advance(OVERDUE_SECONDS)
+    [again] = incidents(world, "checkpoints_overdue")
+    assert again.id == incident.id
+    assert world.attempt().number == 2
+
+
 def test_a_checkpoint_that_was_on_its_way_is_not_missed() -> None:
     """After an outage, steps are heard of before the checkpoints between them."""
     world = trained(5)

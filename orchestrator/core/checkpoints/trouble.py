@@ -189,6 +189,14 @@ def last_saved(turn: Turn, run_id: str) -> int:
     )
 
 
+def _ever_saved(turn: Turn, run_id: str) -> bool:
+    """True if the run has a checkpoint of any attempt, or began from one."""
+    return turn.state.attempts[run_id].start_step > 0 or any(
+        checkpoint.tier is Tier.DIRECTORY and checkpoint.trust is not Trust.WRITING
+        for checkpoint in turn.state.checkpoints_of(run_id)
+    )
+
+
 def check_overdue(turn: Turn, run_id: str) -> None:
     """Wait for the checkpoints that are due, if steps go by and they do not come.
 
@@ -215,7 +223,8 @@ def _is_overdue(turn: Turn, run_id: str) -> bool:
 def on_overdue(turn: Turn, run_id: str) -> None:
     """Open an incident: the checkpoints that were due have not come meanwhile.
 
-    A script that never calls `checkpoint` gets it, too.
+    A script that has never saved, in any attempt, most likely does not call `checkpoint`: that is
+    said once and disturbs nobody. One that has stopped saving is a warning.
     """
     if not _is_overdue(turn, run_id):
         return
@@ -231,7 +240,7 @@ def on_overdue(turn: Turn, run_id: str) -> None:
     incident = turn.open_incident(
         run,
         kind=SaveTrouble.CHECKPOINTS_OVERDUE,
-        severity=Severity.WARNING,
+        severity=Severity.WARNING if _ever_saved(turn, run_id) else Severity.INFO,
         reason=reason,
         remedy=Remedy.RECORD,
         evidence={"step": attempt.step, "saved": saved},

@@ -22,6 +22,7 @@ from orchestrator.core.model.states import (
     RunState,
 )
 from orchestrator.core.model.time_ledger import Bucket
+from orchestrator.core.model.vocabulary import SaveTrouble
 from orchestrator.core.supervision import hangs
 from orchestrator.core.turn import Turn
 
@@ -120,6 +121,8 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
         turn.resolve_incident(restart.incident, f"training passed step {restart.best_step} again")
         fallen_back = FailureClass.CHECKPOINT_CORRUPT  # found as this attempt loaded
         for other in turn.state.incidents_of(run_id):
+            if other.kind == SaveTrouble.CHECKPOINTS_OVERDUE:
+                continue  # only a checkpoint ends it
             if other.attempt < attempt.number or other.kind == fallen_back:
                 turn.resolve_incident(other.id, f"training passed step {restart.best_step} again")
     if run.ledger.bucket is not Bucket.PRODUCTIVE:
