@@ -308,6 +308,8 @@ class LossMonitor:
         return needed
 
     def _steps_in_a_report(self) -> float:
+        if not self._history:
+            return 1.0
         first, last = self._history[0].step, self._history[-1].step
         return (last - first) / max(1, len(self._history) - 1)
 

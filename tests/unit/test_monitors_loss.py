@@ -124,6 +124,14 @@ def test_a_new_attempt_resets_by_itself_and_an_old_one_is_ignored():
     assert kinds(found) == [FindingKind.NON_FINITE]
 
 
+def test_a_second_reset_before_any_sample_is_kept():
+    monitor = LossMonitor()
+    feed(monitor, decay(30))
+    for attempt in (2, 3, 4):
+        monitor.reset(attempt, 0)
+    assert kinds(feed(monitor, [*decay(130), *[11.2] * 5], attempt=4)) == [FindingKind.LOSS_SPIKE]
+
+
 def test_a_step_seen_before_is_ignored():
     monitor = LossMonitor()
     feed(monitor, decay(60))
