@@ -63,6 +63,22 @@ def test_a_run_that_waits_for_other_nodes_costs_nobody_its_reservation(
     assert outcome.waits["small"].behind == "gang"
 
 
+def test_a_reservation_without_a_known_start_moves_to_no_node_of_a_newcomer() -> None:
+    """A node that becomes free is added; the fullest node of all would be next, but for that."""
+    busy = [holding("old", "n01", "n02", gpus=4), holding("new", "n03")]
+    gang = demand("gang", 2, claim=Claim(nodes=("n01", "n02")))
+    outcome = placed(table(4), gang, holdings=busy)
+    assert set(outcome.claims["gang"].nodes) in ({"n00", "n01"}, {"n00", "n02"})
+
+
+def test_a_packed_reservation_stays_though_a_newcomer_uses_the_rest_of_a_freer_rack() -> None:
+    busy = [holding("old", "n01", "n02", "n03"), holding("new", "n07")]
+    claimed = ("n00", "n01", "n02", "n03")
+    gang = demand("gang", 4, pack="rack", claim=Claim(nodes=claimed))
+    outcome = placed(table(8, rack=lambda i: i // 4), gang, holdings=busy)
+    assert set(outcome.claims["gang"].nodes) == set(claimed)
+
+
 def test_a_newcomer_that_comes_ahead_costs_the_first_its_place_but_not_its_reservation() -> None:
     """Of higher priority it may go first; those behind may still not take what is reserved."""
     busy = [holding(f"b{i}", f"n0{i}") for i in (2, 3)]

@@ -143,10 +143,21 @@ class Forecast:
                 near[kept] = could_fit(self._table, demand.need)[kept]
         free_at = self._free_at(demand)
         soonest = self._soonest(demand, near, free_at, count)
-        claimed = self._claimed(demand, near, free_at, count)
+        if demand.claim is None or len(demand.claim.nodes) == 0:
+            return soonest
         # Nodes that became free stay claimed: with every pass choosing anew, runs without a known
         # end could keep the first run waiting for ever.
-        return soonest if claimed is None or (soonest and soonest.rank < claimed.rank) else claimed
+        ours = np.zeros(len(self._table), dtype=np.bool_)
+        ours[self._table.places(demand.claim.nodes)] = True
+        found = [self._soonest(demand, near & ours, free_at, count)]
+        if soonest is None or math.isfinite(soonest.until):
+            found.append(soonest)
+        else:
+            # No start is known. Nodes that are free are welcome, but none that other runs use: they
+            # may have come later than the claim, and nobody knows when they end.
+            free = near & (ours | (free_at <= self._start))
+            found.append(self._soonest(demand, free, free_at, count))
+        return min((each for each in found if each), key=lambda e: e.rank, default=soonest)
 
     def _usable(self, demand: Demand) -> Mask:
         usable = could_fit(self._table, demand.need)
@@ -162,16 +173,6 @@ class Forecast:
         free_at: Times = np.maximum(times, occupied)
         free_at[self._table.places(demand.keeps)] = self._start
         return free_at
-
-    def _claimed(
-        self, demand: Demand, usable: Mask, free_at: Times, count: int
-    ) -> EarliestStart | None:
-        """The current claim, re-evaluated; None: the claim no longer suffices."""
-        if demand.claim is None or len(demand.claim.nodes) < count:
-            return None
-        claimed_mask = np.zeros(len(self._table), dtype=np.bool_)
-        claimed_mask[self._table.places(demand.claim.nodes)] = True
-        return self._soonest(demand, usable & claimed_mask, free_at, count)
 
     def _soonest(
         self, demand: Demand, usable: Mask, free_at: Times, count: int
