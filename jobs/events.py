@@ -360,3 +360,5 @@ class Hello(BaseModel):
     attempt: int
     next_sequence: int
     """Sequence of the oldest message in the spool, or of the next one if it is empty."""
+    address: str = ""
+    """Host at which other nodes reach this node; empty: an older agent does not say."""

@@ -165,6 +165,7 @@ class Agent:
             node=config.node,
             attempt=self._newest,
             next_sequence=self._spool.first_sequence,
+            address=config.address,
         )
 
     def heartbeat(self) -> Heartbeat:

@@ -16,6 +16,7 @@ from jobs.clock import Clock
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import Cluster
 from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.reconciliation import Comparisons
 from orchestrator.controller.sample_buffer import SAMPLES_SECONDS
 from orchestrator.controller.steady_timers import SteadyTimers
 from orchestrator.controller.turn_queue import TurnQueue
@@ -61,6 +62,7 @@ class BackgroundLoops:
     ) -> None:
         self._queue, self._live, self._receipts = queue, live, receipts
         self._cluster, self._clock = cluster, clock
+        self._comparisons = Comparisons(queue, live)
         self._worker_lost_seconds = worker_lost_seconds
         self._timers = SteadyTimers(clock)
         self._defective: set[Deadline] = set()
@@ -141,6 +143,7 @@ class BackgroundLoops:
         """Check timers, maintenance, contact, hangs and receipts, twice a second or more often."""
         while True:
             for check in (
+                self._compare_attempts,
                 self._fire_timers,
                 self._begin_maintenance,
                 self._check_contact,
@@ -208,6 +211,13 @@ class BackgroundLoops:
         # Steps of ranks that draw batches and never report come with heartbeats only.
         if (reached := pipeline.beyond(attempt)) is not None:
             await self._queue.decide(StepReached, run=run, attempt=attempt.number, **reached)
+
+    async def _compare_attempts(self) -> None:
+        """Compare attempts that the database is not sure of, before their time is over."""
+        for run in list(self._live.state.live_runs()):
+            attempt = self._live.state.attempts.get(run.id)
+            if attempt is not None and run.due(Timer.COMPARE) is not None:
+                await _guarded(functools.partial(self._comparisons.compare, run, attempt))
 
     async def _store_samples(self) -> None:
         while True:

@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 import structlog
 
 from jobs.clock import Clock
-from jobs.events import Event, Heartbeat, Report
-from monitors.types import Severity
+from jobs.events import Event, Heartbeat, Hello, Report
 from orchestrator.alerts.log import LogNotifier
 from orchestrator.alerts.port import CountedNotifier, Notifier
 from orchestrator.clusters.port import AgentAccess, Cluster
+from orchestrator.controller import reconciliation
 from orchestrator.controller.background_loops import cancel
 from orchestrator.controller.database_trouble import DatabaseTrouble, tell
 from orchestrator.controller.dispatcher import AgentLink
@@ -27,13 +27,14 @@ from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.lead_view import LeadView
 from orchestrator.controller.leader_election import LeaderElector
 from orchestrator.controller.leadership import Leadership, Ports
+from orchestrator.controller.reconciliation import LostRuns
 from orchestrator.controller.settings import ControllerSettings
 from orchestrator.core.messages.events import (
     CHECKPOINT_REQUESTS,
     IncidentChanged,
     RunSubmitted,
 )
-from orchestrator.core.messages.instructions import Instruction, Notify
+from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.messages.version_events import AgentRefused
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import WorkerState
@@ -47,10 +48,6 @@ from orchestrator.errors import (
 )
 
 _log = structlog.get_logger(__name__)
-_OLDER = (
-    "the database is older than a run of its own (a backup was restored, or a failover lost the"
-    " last transactions)"
-)
 LEADER_SECONDS = 1.0
 """The address of the leader is read again after this time."""
 
@@ -105,8 +102,7 @@ class Controller(LeadView):
         )
         self._leadership: Leadership | None = None
         self._leader_seen = (-LEADER_SECONDS, "")
-        self._lost_runs: set[str] = set()
-        """Runs of agents that the database does not have, of which people were notified."""
+        self._lost_runs = LostRuns(counted)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -241,61 +237,33 @@ class Controller(LeadView):
         if entity.state is WorkerState.LOST:
             leadership.regained(worker)
 
-    async def attach(self, worker: str, run: str, link: AgentLink) -> int:
+    async def attach(
+        self, worker: str, run: str, link: AgentLink, *, hello: Hello | None = None
+    ) -> int:
         """Connect an agent and send what waits for it; the sequence of its last stored report.
+
+        With its `hello`, what the agent knows is compared with what is stored.
 
         Raises:
             NotFoundError: The worker is over: the agent must end its ranks and leave.
-            ConflictError: The database is older than the run: its ranks must go on.
+            ConflictError: The database is older than the run or its agent: its ranks must go on.
             DatabaseUnavailableError: Nobody can tell which.
             NotLeaderError: This server does not lead.
         """
         leadership = self._lead_or_refuse()
         entity = leadership.live.state.workers.get(worker)
-        if entity is None and not await self._is_stored(run):
-            await self._tell_of_older_database(worker, run)
-            raise ConflictError(f"{_OLDER}: it does not have run {run}; its ranks go on", run=run)
+        if entity is None and not self.is_leader:  # another may have launched it
+            raise NotLeaderError("this server may not be the leader any more: try again")
+        if entity is None:
+            await self._lost_runs.refuse_if_lost(self.store, worker, run)
+        if hello is not None:
+            await reconciliation.take_over(self.store, leadership.queue, leadership.live, hello)
+            entity = leadership.live.state.workers.get(worker)
         if entity is None or entity.run != run or entity.state is WorkerState.ENDED:
             raise NotFoundError(f"worker {worker} of run {run} is not expected any more")
         leadership.live.contact.heard_of(worker)
         leadership.dispatcher.attach(worker, link)
         return leadership.live.last_sequence(worker)
-
-    async def _is_stored(self, run: str) -> bool:
-        with contextlib.suppress(NotFoundError):
-            return (await self.store.run(run)).id == run
-        return False
-
-    async def _tell_of_older_database(self, worker: str, run: str) -> None:
-        """Notify people, once for each run, of an agent whose run the database has lost.
-
-        No outbox can hold that notice: the run is not there. One that is not delivered is tried
-        again when an agent of the run asks again.
-        """
-        if run in self._lost_runs:
-            return
-        self._lost_runs.add(run)
-        text = (
-            f"{_OLDER}: it does not have run {run}, and worker {worker} of that run asks for it."
-            " Its ranks train on, and nobody watches them. Restore a newer backup, or end its"
-            " agents before you submit the run again"
-        )
-        _log.error("run not in the database", run=run, worker=worker, reason=text)
-        kind = "database_older"
-        notice = Notify(
-            id=f"{kind}-{run}",
-            cause=kind,
-            run=None,
-            reason=text,
-            severity=Severity.CRITICAL,
-            text=text,
-            incident_kind=kind,
-        )
-        try:
-            await self._notifier.notify(notice)
-        except Exception as error:  # noqa: BLE001 (whatever the channel raises)
-            self._lost_runs.discard(run)
-            _log.warning("notice about a lost run not delivered", run=run, error=str(error))
 
     @contextlib.contextmanager
     def unread(self, worker: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ the silence of each agent from the moment it loads.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +22,7 @@ from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_numbers import LiveNumbers
 from orchestrator.controller.sample_buffer import SampleBuffer
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
+from orchestrator.core.messages.reconciliation_events import RanksSeen
 from orchestrator.core.model.entities import Entity, Run, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.policy import usage_history
@@ -197,6 +199,14 @@ class LiveState:
             pace = known.get((entity.name, entity.spec.project))
             self._pipelines[run] = RunSamplePipeline(entity.spec, pace)
         return self._pipelines[run]
+
+    def ranks_seen(self, run: str) -> tuple[RanksSeen, ...]:
+        """The ranks of a run as the agents in contact describe them."""
+        return self.pipeline(run).seen(self.attention.now())
+
+    def seconds_until(self, due: dt.datetime) -> float:
+        """Seconds from now to a deadline; negative: it has passed."""
+        return (due - self._clock.now()).total_seconds()
 
     def heartbeat(self, worker: str, heartbeat: Heartbeat) -> None:
         """Take a sign of life of a worker in the state.

@@ -37,6 +37,7 @@ from orchestrator.core.messages.events import (
     WorkerLost,
 )
 from orchestrator.core.messages.gang_events import GangFinished
+from orchestrator.core.messages.reconciliation_events import RanksSeen
 from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import RUNNABLE_ATTEMPT_STATES
@@ -246,6 +247,24 @@ class RunSamplePipeline:
                 now = dataclasses.replace(before, step=beat.step, time=beat.beat)
                 now = now.begun_at(beat.first_step)
         self._progress = now
+
+    def seen(self, monotonic: float) -> tuple[RanksSeen, ...]:
+        """The ranks in the newest heartbeats of agents in contact."""
+        return tuple(
+            RanksSeen(
+                worker=worker,
+                attempt=heard.attempt,
+                ranks=tuple(beat.rank for beat in heard.beats),
+                dead=tuple(beat.rank for beat in heard.beats if not beat.alive),
+                moved=tuple(beat.rank for beat in heard.beats if beat.alive and beat.moved),
+            )
+            for worker, heard in self._heartbeats.items()
+            if monotonic - heard.at <= STALE_HEARTBEAT_SECONDS
+        )
+
+    def first_step(self, attempt: int) -> int:
+        """The first step that a rank ended in an attempt; 0: not known."""
+        return self._progress.first_step if self._progress.attempt == attempt else 0
 
     def tick(self, attempt: Attempt, now: dt.datetime, monotonic: float) -> list[Finding]:
         """Findings of a hang, by the heartbeats of agents in contact.

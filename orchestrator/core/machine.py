@@ -76,6 +76,7 @@ from orchestrator.core.messages.gang_events import (
 )
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.messages.notice_events import AskDelivered
+from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
@@ -94,6 +95,7 @@ from orchestrator.core.supervision import (
     hangs,
     incident_updates,
     progress,
+    reconciliation,
     shutdown,
     startup,
     unreadable,
@@ -147,6 +149,8 @@ _OF_A_RUN = (
     LaunchRefused,
     AgentRefused,
     AskDelivered,
+    AgentAhead,
+    AttemptCompared,
 )
 _OF_THE_LIVE_ATTEMPT = (
     GangEvent,
@@ -158,6 +162,7 @@ _OF_THE_LIVE_ATTEMPT = (
     ProgressSeen,
     StepReached,
     FindingRaised,
+    AttemptCompared,
 )
 _READ_BACK = (GangChecked, CheckpointChecked, CheckpointDeleted)
 """Answers about a checkpoint, not about an attempt: any worker that wrote shards may give one, and
@@ -235,6 +240,8 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     ReportUnreadable: unreadable.on_unreadable,
     AgentRefused: unreadable.on_refused,
     AskDelivered: findings.on_ask_delivered,
+    AgentAhead: reconciliation.on_agent_ahead,
+    AttemptCompared: reconciliation.on_compared,
     LaunchRefused: defects.on_launch_refused,
     SparesChanged: cluster_requests.on_spares_changed,
     MaintenancePlanned: cluster_requests.on_maintenance_planned,

@@ -30,6 +30,7 @@ from orchestrator.core.supervision import (
     hangs,
     lost_agents,
     progress,
+    reconciliation,
 )
 from orchestrator.core.turn import Turn
 
@@ -134,6 +135,7 @@ HANDLERS: Mapping[Timer, Callable[[Turn, str, str], None]] = {
     Timer.GROW: _look_again,
     Timer.STANDBY: _look_again,
     Timer.RECHECK: _look_again,
+    Timer.COMPARE: reconciliation.compare_due,
     Timer.ASK: _answer_due,
 }
 """The handler of each timer: given the turn, the run's id and the timer's subject."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from babysit.wire import Phase
 from jobs.commands import (
@@ -47,6 +47,7 @@ from jobs.events import (
 )
 from jobs.shards import ShardReport
 from orchestrator.clusters.port import WorkerLaunch
+from orchestrator.fuzz import versions
 from orchestrator.fuzz.environment import Environment
 from orchestrator.fuzz.event_loop import ProcessClock
 from orchestrator.fuzz.gangs import Gangs
@@ -67,6 +68,9 @@ class Agent:
         share: The ranks that are alive here.
         seen: Ids of the commands it was given.
         ignores_stops: True if it does not obey stops: a rank is stuck in the kernel.
+        another_version: True if it writes frames as an agent of another version does.
+        acknowledged: The sequence up to which it keeps no reports.
+        damages: Reports to come of which a part cannot be read.
     """
 
     def __init__(
@@ -83,13 +87,16 @@ class Agent:
         self.rng = environment.random(f"agent {launch.worker}")
         self._environment, self._servers, self._gangs = environment, servers, gangs
         self._token, self._on_report = launch.token, on_report
-        self.alive, self.ignores_stops = True, False
+        self.alive, self.ignores_stops, self.another_version = True, False, False
+        self.damages = 0
+        self._damaged: dict[int, dict[str, Any]] = {}
+        """Bodies of damaged reports, by sequence."""
         self.share: Share | None = None
         self.memory: dict[tuple[int, int, int], ShardReport] = {}
         """Shards in memory, by attempt, step and rank."""
         self._newest = 0
         self._spool: deque[Report] = deque()
-        self._sequence = 0
+        self._sequence = self.acknowledged = 0
         self._grown = asyncio.Event()
         self._samples: dict[int, RankSamples] = {}
         self._sampled = 0
@@ -133,8 +140,9 @@ class Agent:
             node=self.node,
             attempt=self._newest,
             next_sequence=first,
+            address=self.node,
         )
-        wire.send("hello", hello)
+        self._send(wire, "hello", hello)
         speaking: list[asyncio.Task[None]] = []
         try:
             while True:
@@ -169,14 +177,21 @@ class Agent:
         while True:
             self._grown.clear()
             for report in [report for report in self._spool if report.sequence > sent]:
-                wire.send("report", report)
+                self._send(wire, "report", self._damaged.get(report.sequence, report))
                 sent = report.sequence
             await self._grown.wait()
 
     async def _beat(self, wire: AgentEnd) -> None:
         while True:
-            wire.send("heartbeat", self._heartbeat())
+            self._send(wire, "heartbeat", self._heartbeat())
             await self.clock.sleep(1.0)
+
+    def _send(self, wire: AgentEnd, kind: str, body: BaseModel | dict[str, Any]) -> None:
+        if self.another_version:
+            plain = body if isinstance(body, dict) else body.model_dump(mode="json")
+            wire.send(kind, versions.of_another_version(kind, plain))
+        else:
+            wire.send(kind, body)
 
     def _heartbeat(self) -> Heartbeat:
         share = self.share
@@ -188,6 +203,7 @@ class Agent:
         return Heartbeat(attempt=attempt, time=self.clock.now().timestamp(), beats=beats)
 
     def _acknowledged(self, sequence: int) -> None:
+        self.acknowledged = max(self.acknowledged, sequence)
         while self._spool and self._spool[0].sequence <= sequence:
             self._spool.popleft()
 
@@ -236,6 +252,10 @@ class Agent:
             events=events,
         )
         self._samples = {}
+        if self.damages and events:
+            self.damages -= 1
+            plain = report.model_dump(mode="json")
+            self._damaged[report.sequence] = versions.damage(plain, self.rng)
         self._spool.append(report)
         self._on_report(self.worker, report)
         self._grown.set()

@@ -15,6 +15,7 @@ from orchestrator.fuzz.cluster import SharedCluster
 from orchestrator.fuzz.event_loop import ProcessClock, VirtualLoop
 from orchestrator.fuzz.fault_rates import FaultRates
 from orchestrator.fuzz.flaky_database import FlakyDatabase
+from orchestrator.fuzz.log import LogFile
 from orchestrator.fuzz.network import Network
 from orchestrator.fuzz.storage import Storage
 
@@ -51,6 +52,7 @@ class Environment:
         self.network = Network(self.loop, self.random("network"), self.rates)
         self.cluster = SharedCluster(nodes, self.clock)
         self.storage = Storage()
+        self.log = LogFile()
         self._ids = itertools.count(1)
 
     def random(self, purpose: str) -> random.Random:

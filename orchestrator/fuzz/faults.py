@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from monitors.failures import Evidence, Failure, FailureClass
-from orchestrator.fuzz import users
+from orchestrator.fuzz import backups, users
 from orchestrator.fuzz.agents import Agent
 from orchestrator.fuzz.event_loop import WORLD_CONTEXT
 from orchestrator.fuzz.servers import Server
@@ -238,6 +238,29 @@ def memory_lost(world: World, rng: random.Random) -> None:
         agent.lose_memory()
 
 
+def failing_log(world: World, rng: random.Random) -> None:
+    """No line of any log can be written for a while."""
+    world.trace.add("the log cannot be written")
+    world.log.fails = True
+    later(world, rng.uniform(1.0, 30.0), setattr, world.log, "fails", False)
+
+
+def old_agent(world: World, rng: random.Random) -> None:
+    """An agent turns out to be of another version: fields are missing, and others are unknown."""
+    agent = _agent(world, rng)
+    if agent is not None:
+        world.trace.add(f"{agent.worker} is of another version")
+        agent.another_version = True
+
+
+def unreadable_report(world: World, rng: random.Random) -> None:
+    """Parts of the next reports of an agent cannot be read, however often they are sent."""
+    agent = _agent(world, rng)
+    if agent is not None:
+        world.trace.add(f"reports of {agent.worker} are damaged")
+        agent.damages += rng.randint(1, 4)
+
+
 STRIKES: Mapping[str, Strike] = {
     "server_killed": server_killed,
     "server_paused": server_paused,
@@ -254,6 +277,10 @@ STRIKES: Mapping[str, Strike] = {
     "bad_save": bad_save,
     "disk_full": disk_full,
     "memory_lost": memory_lost,
+    "failing_log": failing_log,
+    "old_agent": old_agent,
+    "unreadable_report": unreadable_report,
+    "backup_restored": backups.lose_transactions,
     "operator": users.ask_for_something,
     "administrator": users.change_cluster,
 }

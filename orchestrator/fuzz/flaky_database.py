@@ -89,6 +89,11 @@ class FlakyDatabase:
         if self.holder is not None and self.holder.process == process:
             self.holder.undo()
 
+    def replace(self, data: bytes) -> None:
+        """Put another database in its place, while no server runs."""
+        self.undo_open()
+        self.raw.deserialize(data)
+
     def undo_open(self) -> None:
         """Undo the transaction under way, as at the end of a run.
 

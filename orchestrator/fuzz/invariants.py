@@ -37,6 +37,9 @@ class Truth(Protocol):
     def in_contact(self, worker: str) -> bool:
         """True if an agent lives and can be reached."""
 
+    def acknowledged(self, worker: str) -> int:
+        """The sequence up to which an agent believes that its reports are stored."""
+
     def left_behind(self, checkpoint: Checkpoint) -> bool:
         """True if shards of a checkpoint are there, and none of a later attempt at its place."""
 
@@ -53,6 +56,18 @@ class Order:
     done: bool = False
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Memory:
+    """Everything that was committed up to a time, to go back to when a backup is restored."""
+
+    entities: tuple[Entity, ...]
+    attempts: dict[tuple[str, int], Attempt]
+    journal: dict[str, str]
+    outbox: dict[str, Order]
+    sequences: dict[str, int]
+    samples: dict[tuple[str, int, int], int]
+
+
 class Invariants:
     """Checks transactions against what is really so, and says which invariant is broken.
 
@@ -61,12 +76,13 @@ class Invariants:
         broken: The first invariant found broken; empty: none.
         writes: How many transactions have taken effect.
         right_clocks: True if no wall clock was ever wrong, so that seconds can be counted.
+        went_back: True if transactions were ever lost by the restore of a backup.
     """
 
     def __init__(self, raw: sqlite3.Connection, truth: Truth, trace: Callable[[str], None]) -> None:
         self.stored = State()
         self.broken = ""
-        self.right_clocks = True
+        self.right_clocks, self.went_back = True, False
         self.turns = self.writes = 0
         self._raw, self._truth, self._trace = raw, truth, trace
         self._attempts: dict[tuple[str, int], Attempt] = {}
@@ -76,6 +92,35 @@ class Invariants:
         self._sequences: dict[str, int] = {}
         self._samples: defaultdict[tuple[str, int, int], int] = defaultdict(int)
         self._last: Batch | None = None
+
+    def remember(self) -> Memory:
+        """Everything that is committed now."""
+        stored = self.stored
+        tables = (stored.runs, stored.workers, stored.nodes, stored.checkpoints)
+        more = (stored.incidents, stored.queues)
+        return Memory(
+            entities=(
+                *(entity for table in (*tables, *more) for entity in table.values()),
+                *stored.attempts.values(),
+                stored.fleet,
+            ),
+            attempts=dict(self._attempts),
+            journal=dict(self._journal),
+            outbox={key: dataclasses.replace(order) for key, order in self._outbox.items()},
+            sequences=dict(self._sequences),
+            samples=dict(self._samples),
+        )
+
+    def go_back(self, memory: Memory) -> None:
+        """The database is what it was: what was committed since is lost."""
+        self.went_back = True
+        self.stored = State(memory.entities)
+        self._attempts, self._journal = dict(memory.attempts), dict(memory.journal)
+        self._outbox = {key: dataclasses.replace(o) for key, o in memory.outbox.items()}
+        self._sequences = dict(memory.sequences)
+        self._samples = defaultdict(int, memory.samples)
+        self._last = None
+        self.writes += 1
 
     def breaks(self, sentence: str) -> None:
         """An invariant is broken, as the sentence says; the first one counts."""
@@ -90,7 +135,12 @@ class Invariants:
         self._reports[worker, report.sequence] = report
 
     def ranks_start(self, run: str, attempt: int, alive: Iterable[int]) -> None:
-        """Ranks of an attempt begin to live; so do those of others, which must be fenced."""
+        """Ranks of an attempt begin to live; so do those of others, which must be fenced.
+
+        A database that was restored may not know of the others before their agents are heard of.
+        """
+        if self.went_back:
+            return
         for other in alive:
             entity = self._attempts.get((run, other))
             if entity is None or entity.state is not AttemptState.FENCED:
@@ -187,18 +237,25 @@ class Invariants:
     def _enter_sequences(self, batch: Batch) -> None:
         written = {name for entry in batch.journal for name in _names(entry)}
         for worker, sequence in batch.sequences.items():
-            for number in range(self._sequences.get(worker, 0) + 1, sequence + 1):
+            # What was acknowledged and is not stored was lost with a database, and never comes.
+            before = max(self._sequences.get(worker, 0), self._truth.acknowledged(worker))
+            for number in range(before + 1, sequence + 1):
                 count = len(self._reports[worker, number].events)
-                said = {f"{worker}.{number}.{place}" for place in range(count)}  # the reader's ids
+                ids = [f"{worker}.{number}.{place}" for place in range(count)]  # the reader's ids
+                said = {each for each in ids if f"{each}.unreadable" not in written}
                 if missing := said - written:
                     self.breaks(f"events of {worker} are left out: {', '.join(sorted(missing))}")
 
     def _enter_samples(self, batch: Batch) -> None:
         """Every rank's samples are stored once at most, and all those of the rank that speaks."""
         touched: set[tuple[str, int]] = set()
+        here = {(each.worker, each.sequence) for each in batch.samples}
         for worker, sequence in batch.sequences.items():
             run = self.stored.runs[self.stored.workers[worker].run]
+            known = self._truth.acknowledged(worker)
             for number in range(self._sequences.get(worker, 0) + 1, sequence + 1):
+                if number <= known and (worker, number) not in here:
+                    continue
                 report = self._reports[worker, number]
                 if report.attempt == run.attempt:
                     for rank in report.samples:

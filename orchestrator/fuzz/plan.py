@@ -34,7 +34,9 @@ PLANNED = (
 `administrator`: one that sets a quota or the spares, or plans maintenance."""
 STORAGE = ("disk_full", "memory_lost")
 """Kinds of fault of the storage, with a chance of their own."""
-FAULT_KINDS = AMBIENT + PLANNED + STORAGE
+GATEWAY = ("failing_log", "old_agent", "unreadable_report", "backup_restored")
+"""Kinds of fault between agents, gateway and database, with a chance of their own."""
+FAULT_KINDS = AMBIENT + PLANNED + STORAGE + GATEWAY
 _WEIGHTS = (6, 3, 1, 3, 2, 4, 2, 1, 2, 4, 2, 3, 3, 10, 0)
 _CHAOS_SECONDS = (30.0, 90.0)
 _MOST_FAULTS = 22
@@ -109,12 +111,14 @@ def draw(seed: int) -> Plan:
         for _ in range(rng.randint(0, _MOST_ADMINISTRATORS))
     ]
     planned = tuple(Fault(i, at, kind) for i, (at, kind) in enumerate(sorted(faults), 1))
+    storage = tuple(_of_storage(seed, len(planned), calm_at))
+    before = len(planned) + len(storage)
     return Plan(
         seed=seed,
         nodes=nodes,
         servers=rng.choice((1, 2, 2)),
         submissions=tuple(_submission(rng, number, len(nodes)) for number in runs),
-        faults=(*planned, *_of_storage(seed, len(planned), calm_at)),
+        faults=(*planned, *storage, *_of_the_gateway(seed, before, calm_at)),
         calm_at=calm_at,
     )
 
@@ -124,6 +128,13 @@ def _of_storage(seed: int, others: int, calm_at: float) -> Iterator[Fault]:
     rng = random.Random(f"{seed} storage")
     for number in range(others + 1, others + 1 + rng.choice((0, 0, 1, 2, 3))):
         yield Fault(number, rng.uniform(1.0, calm_at), rng.choice(STORAGE))
+
+
+def _of_the_gateway(seed: int, others: int, calm_at: float) -> Iterator[Fault]:
+    """Faults of agents, log and database, numbered after the others, for the same reason."""
+    rng = random.Random(f"{seed} gateway")
+    for number in range(others + 1, others + 1 + rng.choice((0, 0, 1, 1, 2, 4))):
+        yield Fault(number, rng.uniform(1.0, calm_at), rng.choice(GATEWAY))
 
 
 def _submission(rng: random.Random, number: int, nodes: int) -> Submission:

@@ -131,8 +131,8 @@ class Share:
         self.die()
 
     def die(self) -> None:
-        """No process of it is left."""
-        self.alive = False
+        """No process of it is left, not even one that saves."""
+        self.alive = self.leaving = False
         self._dead.set()
         if self.agent.share is self:
             self.agent.share = None

@@ -6,7 +6,7 @@ users that it lets loose.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from babysit.wire import Tier
 from orchestrator.clusters.port import WorkerLaunch
@@ -77,6 +77,10 @@ class World(Environment):
         agent = self.agents.get(worker)
         return agent is not None and agent.alive and agent.node not in self.network.cut
 
+    def acknowledged(self, worker: str) -> int:
+        """The sequence up to which an agent believes that its reports are stored."""
+        return self.agents[worker].acknowledged
+
     def left_behind(self, checkpoint: Checkpoint) -> bool:
         """True if shards of a checkpoint are there, and none of a later attempt at its place."""
         return self.storage.left(checkpoint.path, checkpoint.attempt)
@@ -87,6 +91,12 @@ class World(Environment):
             return True
         ranks = tuple(range(checkpoint.world_size))
         return bool(self.storage.fault(checkpoint.path, checkpoint.attempt, ranks))
+
+    def strays(self) -> Iterator[str]:
+        """Sentences about agents that live, and that the database does not know."""
+        for worker, agent in self.agents.items():
+            if agent.alive and worker not in self.invariants.stored.workers:
+                yield f"{worker} is alive, and the database does not know it"
 
     # --- workers --------------------------------------------------------------------------------
 

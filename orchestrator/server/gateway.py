@@ -203,7 +203,7 @@ async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerToke
         if hello.protocol not in PROTOCOLS:
             await _refuse_protocol(socket, controller, hello)
             return
-        last = await controller.attach(hello.worker, hello.run, link)
+        last = await controller.attach(hello.worker, hello.run, link, hello=hello)
     except (PermissionDeniedError, ConflictError) as error:
         # Not ours to fence: training must not die because a server has the wrong key, or a
         # database from before the run.

@@ -43,6 +43,8 @@ SILENT_SECONDS = 60.0
 FENCE_SECONDS = 120.0
 """Seconds, beside the grace, after which an attempt that nobody could confirm dead is fenced."""
 
+_JOINED = frozenset({WorkerState.READY, WorkerState.LOST})
+
 
 def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
     """Start the next attempt from the newest checkpoint that may be trusted for the cause at hand.
@@ -167,8 +169,14 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
+    if turn.run(run_id).due(Timer.COMPARE) is not None:
+        # Nobody knows yet which workers run the attempt: none may be left alive.
+        seated = turn.state.places_of(run_id)
+        there = [w for w in turn.state.workers_of(run_id) if w.state in _JOINED]
+        if others := [worker for worker in there if worker.id not in seated]:
+            attempt = add_seats(turn, run_id, others)
     turn.change_attempt(run_id, state=AttemptState.STOPPING)
-    turn.cancel_timer(run_id, Timer.START, Timer.STACKS, Timer.SILENT)
+    turn.cancel_timer(run_id, Timer.START, Timer.STACKS, Timer.SILENT, Timer.COMPARE)
     turn.set_timer(run_id, Timer.STOP, STOP_SECONDS + grace)
     turn.set_timer(run_id, Timer.FENCE, FENCE_SECONDS + grace)
     told: dict[str, tuple[int, ...]] = {}
@@ -184,6 +192,17 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
     turn.broadcast(
         run_id, told, StopAttempt, reason, attempt=number, grace_seconds=grace, reason=reason
     )
+
+
+def add_seats(turn: Turn, run_id: str, workers: Iterable[Worker]) -> Attempt:
+    """Give workers seats in the live attempt, with the next ranks as a guess; the attempt then."""
+    attempt = turn.state.attempts[run_id]
+    per_node, seats = turn.run(run_id).spec.resources.processes_per_node, list(attempt.seats)
+    for worker in workers:
+        first = len(seats) * per_node
+        ranks = tuple(range(first, first + per_node))
+        seats.append(Seat(worker=worker.id, node=worker.node, ranks=ranks))
+    return turn.change_attempt(run_id, seats=tuple(seats), guessed=True)
 
 
 def force_stop(turn: Turn, run_id: str) -> None:

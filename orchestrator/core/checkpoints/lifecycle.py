@@ -125,7 +125,7 @@ def verify(turn: Turn, checkpoint: Checkpoint) -> frozenset[str]:
 def _ranks_of_homes(turn: Turn, checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
     """Ranks of the shards on each worker, as far as the attempt that wrote them is known."""
     attempt = turn.attempt(checkpoint.run)
-    if attempt is not None and attempt.number == checkpoint.attempt:
+    if attempt is not None and attempt.number == checkpoint.attempt and not attempt.guessed:
         return {seat.worker: seat.ranks for seat in attempt.seats}
     ranks_of: dict[str, list[int]] = defaultdict(list)
     for rank, home in sorted(checkpoint.homes.items()):

@@ -39,6 +39,7 @@ from orchestrator.core.messages.gang_events import (
     GangStopped,
 )
 from orchestrator.core.messages.notice_events import AskDelivered
+from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
 from orchestrator.core.model.states import IncidentState
 from orchestrator.core.model.vocabulary import Timer
@@ -374,6 +375,8 @@ AnyEvent = Annotated[
     | EventSetAside
     | ReportUnreadable
     | AgentRefused
+    | AgentAhead
+    | AttemptCompared
     | LaunchRefused
     | AskDelivered
     | QueueChanged

@@ -211,6 +211,8 @@ class Attempt:
     """Workers whose looks are in `stacks`."""
     answers: int = 0
     """Answers to the look under way. More than `stacks_from` has: a server ended meanwhile."""
+    guessed: bool = False
+    """True while its seats have ranks that nobody has confirmed: the database was older than it."""
     standbys_lost: int = 0
     """Agents without a seat that were lost in a row."""
     blocked_seconds: float = 0.0

@@ -161,6 +161,9 @@ class State:
             self._maintained.discard(node.id)
 
     def _put_worker(self, worker: Worker) -> None:
+        before = self.workers.get(worker.id)
+        if before is not None and before.node != worker.node:
+            self._workers_on[before.node].pop(worker.id, None)
         self.workers[worker.id] = worker
         if worker.state is WorkerState.LOST:
             self._silent[worker.id] = None

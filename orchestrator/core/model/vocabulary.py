@@ -34,6 +34,7 @@ class Timer(StrEnum):
     OVERDUE = "overdue"  # a checkpoint that is overdue is an incident unless it has come by then
     STANDBY = "standby"  # the next standby agent may be launched
     RECHECK = "recheck"  # a scheduling pass looks again: time alone may change what it decides
+    COMPARE = "compare"  # agents of an attempt that the database lacks have shown their ranks
     ASK = "ask"  # the remedy of an incident (the subject) starts without an answer
 
 

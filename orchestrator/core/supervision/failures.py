@@ -73,11 +73,17 @@ def on_finished(turn: Turn, event: GangFinished) -> None:
     turn.change_run(run.id, best_step=max(run.best_step, event.last_step))
     done = attempt.done_ranks.union(event.ranks)
     step = max(attempt.step, event.last_step)
-    attempt = turn.change_attempt(run.id, step=step, done_ranks=done)
-    if len(done) == attempt.world_size and attempt.state is not AttemptState.STOPPING:
-        turn.change_attempt(run.id, state=AttemptState.ENDED, ended_at=turn.now)
+    turn.change_attempt(run.id, step=step, done_ranks=done)
+    finish_if_done(turn, run.id)
+
+
+def finish_if_done(turn: Turn, run_id: str) -> None:
+    """End a run whose ranks have all ended well, unless the attempt is being stopped."""
+    attempt = turn.state.attempts[run_id]
+    if len(attempt.done_ranks) == attempt.world_size and attempt.state is not AttemptState.STOPPING:
+        turn.change_attempt(run_id, state=AttemptState.ENDED, ended_at=turn.now)
         reason = f"every rank ended well after step {attempt.step}"
-        attempt_lifecycle.finish_run(turn, run.id, RunState.SUCCEEDED, reason)
+        attempt_lifecycle.finish_run(turn, run_id, RunState.SUCCEEDED, reason)
 
 
 def start_timed_out(turn: Turn, run_id: str, _subject: str) -> None:

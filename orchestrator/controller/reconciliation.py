@@ -1,0 +1,195 @@
+"""Agents against the database: what to do when an agent knows more than it.
+
+The problem: a backup is restored, or a failover loses the last second. Agents go on with what the
+lost transactions had decided. A controller that takes the database for the whole truth refuses
+them, and ends healthy training.
+
+The design: the hello of an agent is compared with the state. A run that the database does not have
+cannot be taken back: its agents are refused, its ranks train on, and people are notified. In a run
+that is there, the core takes over what the agent knows (`AgentAhead`), and the heartbeats of all
+its agents decide whether the attempt is whole (`compare`). What the core does then is in
+:mod:`orchestrator.core.supervision.reconciliation`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+
+import structlog
+
+from jobs.events import Hello
+from monitors.types import Severity
+from orchestrator.alerts.port import Notifier
+from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.turn_queue import TurnQueue
+from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
+from orchestrator.core.model.entities import Attempt, Run, Worker
+from orchestrator.core.model.states import TERMINAL_RUN_STATES, WorkerState
+from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.supervision.reconciliation import COMPARE_SECONDS, KIND, is_whole
+from orchestrator.database.port import Store
+from orchestrator.errors import ConflictError, NotFoundError
+
+_log = structlog.get_logger(__name__)
+_OLDER = (
+    "the database is older than a run of its own (a backup was restored, or a failover lost the"
+    " last transactions)"
+)
+_OTHERS_SECONDS = 10.0
+"""Seconds in which agents that the database does not know should have come: they try every 2 s."""
+
+
+class LostRuns:
+    """Runs of agents that the database does not have, of which people are notified once."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._known: set[str] = set()
+
+    async def refuse_if_lost(self, store: Store, worker: str, run: str) -> None:
+        """Refuse an agent whose run is not stored, and notify people.
+
+        Raises:
+            ConflictError: The run is not stored: its ranks must go on.
+            DatabaseUnavailableError: Nobody can tell.
+        """
+        with contextlib.suppress(NotFoundError):
+            if (await store.run(run)).id == run:
+                return
+        await self._tell(worker, run)
+        raise ConflictError(f"{_OLDER}: it does not have run {run}; its ranks go on", run=run)
+
+    async def _tell(self, worker: str, run: str) -> None:
+        """Notify people, once for each run, of an agent whose run the database has lost.
+
+        No outbox can hold that notice: the run is not there. One that is not delivered is tried
+        again when an agent of the run asks again.
+        """
+        if run in self._known:
+            return
+        self._known.add(run)
+        text = (
+            f"{_OLDER}: it does not have run {run}, and worker {worker} of that run asks for it."
+            " Its ranks train on, and nobody watches them. Restore a newer backup, or end its"
+            " agents before you submit the run again"
+        )
+        _log.error("run not in the database", run=run, worker=worker, reason=text)
+        notice = Notify(
+            id=f"{KIND}-{run}",
+            cause=KIND,
+            run=None,
+            reason=text,
+            severity=Severity.CRITICAL,
+            text=text,
+            incident_kind=KIND,
+        )
+        try:
+            await self._notifier.notify(notice)
+        except Exception as error:  # noqa: BLE001 (whatever the channel raises)
+            self._known.discard(run)
+            _log.warning("notice about a lost run not delivered", run=run, error=str(error))
+
+
+async def take_over(store: Store, queue: TurnQueue, live: LiveState, hello: Hello) -> None:
+    """Have the core take over what an agent knows, if that is more than is stored.
+
+    Raises:
+        DatabaseUnavailableError: Nobody can tell whether its worker is over.
+        ConflictError: It could not be taken over, though the agent is not known to be over: its
+            ranks must go on.
+    """
+    run = live.state.runs.get(hello.run)
+    if run is None or run.state in TERMINAL_RUN_STATES:
+        return
+    if hello.worker not in live.state.workers:
+        if not 0 < hello.attempt >= run.attempt:
+            return  # it runs nothing, or what another attempt has replaced
+        if any(each.id == hello.worker for each in await store.workers(run.id, ended=True)):
+            return  # it is over
+    elif not _is_ahead(live, run, live.state.workers[hello.worker], hello):
+        return
+    _log.warning(
+        "an agent is ahead of the database",
+        worker=hello.worker,
+        attempt=hello.attempt,
+        known=run.attempt,
+        next_sequence=hello.next_sequence,
+        stored=live.last_sequence(hello.worker),
+    )
+    await queue.decide(
+        AgentAhead,
+        run=hello.run,
+        worker=hello.worker,
+        node=hello.node,
+        attempt=hello.attempt,
+        address=hello.address,
+    )
+    run = live.state.runs.get(hello.run)
+    if run is None or run.state in TERMINAL_RUN_STATES or hello.worker in live.state.workers:
+        return
+    if hello.attempt >= run.attempt:
+        raise ConflictError(
+            f"worker {hello.worker} of run {run.name} is not in the database, and could not be"
+            " taken over; its ranks go on",
+            run=run.id,
+        )
+
+
+def _is_ahead(live: LiveState, run: Run, worker: Worker, hello: Hello) -> bool:
+    if worker.state in {WorkerState.STOPPING, WorkerState.ENDED}:
+        return False
+    if hello.attempt > run.attempt or hello.next_sequence > live.last_sequence(worker.id) + 1:
+        return True
+    # A number that was given twice: only agents with a seat have ever heard of an attempt.
+    attempt = live.state.attempts.get(run.id)
+    seated = worker.id in live.state.places_of(run.id)
+    return attempt is not None and attempt.number == hello.attempt and not seated
+
+
+class Comparisons:
+    """Attempts that the database is not sure of, against the heartbeats of their agents."""
+
+    def __init__(self, queue: TurnQueue, live: LiveState) -> None:
+        self._queue, self._live = queue, live
+        self._complete: dict[str, dt.datetime] = {}
+        """By run: the deadline before which all of its agents were heard, and compared, once."""
+
+    async def compare(self, run: Run, attempt: Attempt) -> None:
+        """Have the core compare an attempt with what its agents show, when that suffices.
+
+        It does when they show the largest world that the spec allows, whole and alive; when all
+        agents of the run are heard, and others have had time to come; or when the time is over.
+        """
+        due = run.due(Timer.COMPARE)
+        if due is None:
+            return
+        seen = self._live.ranks_seen(run.id)
+        here = [each for each in seen if each.attempt == attempt.number and each.ranks]
+        nodes = run.spec.resources.max_nodes
+        whole = len(here) == nodes and is_whole(run.spec, here) and not any(e.dead for e in here)
+        left = self._live.seconds_until(due)
+        last = left <= 0 or self._all_heard(run, due, left, {each.worker for each in seen})
+        if not whole and not last:
+            return
+        self._complete[run.id] = due
+        await self._queue.decide(
+            AttemptCompared,
+            run=run.id,
+            attempt=attempt.number,
+            seen=seen,
+            first_step=self._live.pipeline(run.id).first_step(attempt.number),
+            last=last,
+        )
+
+    def _all_heard(self, run: Run, due: dt.datetime, left: float, heard: set[str]) -> bool:
+        too_early = COMPARE_SECONDS - _OTHERS_SECONDS < left <= COMPARE_SECONDS
+        if too_early or self._complete.get(run.id) == due:
+            return False
+        workers = [
+            worker
+            for worker in self._live.state.workers_of(run.id)
+            if worker.state not in {WorkerState.STOPPING, WorkerState.ENDED}
+        ]
+        return all(w.state is WorkerState.READY and w.id in heard for w in workers)

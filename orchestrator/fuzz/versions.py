@@ -1,0 +1,58 @@
+"""Frames of agents of another version, and reports of which a part cannot be read.
+
+The real reader (:mod:`orchestrator.server.agent_reports`) gets the frames. What is said here stays
+as it is however often it is sent again: a fault of the writer, not of the wire.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+_NEWER = {"invented_later": 1, "also_new": {"deep": [1, 2]}}
+"""Fields that this server does not know."""
+_MAY_BE_ABSENT = {
+    "hello": ("address",),
+    "heartbeat": (),
+    "report": (),
+    "beat": ("moved", "first_step"),
+    "samples": ("learning_rate", "blocked_seconds", "expected_until", "metrics", "lost"),
+    "event": ("actor", "cause", "medium", "seconds", "resumed", "pid", "unreadable", "full"),
+}
+"""Optional fields that an older agent does not send."""
+
+
+def of_another_version(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A frame as an older agent would write it, with fields of a newer one among the rest."""
+    changed = _changed(body, kind)
+    for name, part in (("beats", "beat"), ("samples", "samples"), ("events", "event")):
+        if name in changed:
+            changed[name] = [_changed(each, part) for each in changed[name]]
+    return changed
+
+
+def _changed(body: Mapping[str, Any], part: str) -> dict[str, Any]:
+    left_out = _MAY_BE_ABSENT.get(part, ())
+    return {name: value for name, value in body.items() if name not in left_out} | _NEWER
+
+
+def damage(body: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A report with one event that cannot be read, or of which a field cannot, and odd samples."""
+    spoilt = dict(body)
+    events = [dict(each) for each in body.get("events", ())]
+    if events:
+        event = rng.choice(events)
+        match rng.choice(("kind", "field", "gone", "other")):
+            case "kind":
+                event["kind"] = "invented_later"
+            case "field":
+                name = rng.choice([name for name in event if name not in {"kind", "id"}])
+                event[name] = {"odd": [None]}
+            case "gone":
+                event.pop(rng.choice([name for name in event if name != "kind"]))
+            case _:
+                event["worker"] = "somebody-else"
+    spoilt["events"] = events
+    spoilt["samples"] = [*body.get("samples", ()), rng.choice(("odd", {"rank": "none"}))]
+    return spoilt

@@ -1,0 +1,155 @@
+"""The core and an agent that knows more than the database."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jobs.commands import StartAttempt, StopAttempt
+from orchestrator.core.messages.events import RunHeld
+from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.messages.reconciliation_events import (
+    AgentAhead,
+    AttemptCompared,
+    RanksSeen,
+)
+from orchestrator.core.model.states import AttemptState, RunState, WorkerState
+from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.supervision.reconciliation import COMPARE_SECONDS, KIND
+from tests.matching import command
+from tests.world import World, trained
+
+NEWER = 5
+
+
+def seats(world: World) -> dict[str, tuple[int, ...]]:
+    return {seat.worker: seat.ranks for seat in world.attempt().seats}
+
+
+def ahead(world: World, worker: str, attempt: int = NEWER, node: str = "") -> None:
+    """An agent says hello, and has been told of an attempt."""
+    node = node or world.state.workers[worker].node
+    world.do(
+        world.event(
+            AgentAhead, run="run-1", worker=worker, node=node, attempt=attempt, address="10.0.0.9"
+        )
+    )
+
+
+def compared(world: World, *seen: RanksSeen, last: bool = False, attempt: int = NEWER) -> None:
+    world.do(world.event(AttemptCompared, run="run-1", attempt=attempt, seen=seen, last=last))
+
+
+def shown(worker: str, *ranks: int, dead: tuple[int, ...] = (), attempt: int = NEWER) -> RanksSeen:
+    return RanksSeen(worker=worker, attempt=attempt, ranks=ranks, dead=dead, moved=ranks)
+
+
+def notices(world: World) -> list[Notify]:
+    return [i for i in world.carried if isinstance(i, Notify) and i.incident_kind == KIND]
+
+
+def newer() -> tuple[World, str, str]:
+    """Both agents of a run run an attempt that the database does not have."""
+    world = trained(15)
+    first, second = seats(world)
+    world.carried.clear()
+    ahead(world, first)
+    ahead(world, second)
+    return world, first, second
+
+
+def test_a_newer_attempt_that_is_whole_goes_on() -> None:
+    world, first, second = newer()
+    assert world.run().attempt == NEWER
+    assert world.run().state is RunState.RECOVERING
+    assert len(notices(world)) == 1, "once for all of its agents"
+    compared(world, shown(first, 1), shown(second, 0))
+    assert seats(world) == {second: (0,), first: (1,)}, "as they show, not as it was"
+    assert world.run().due(Timer.COMPARE) is world.run().due(Timer.START) is None
+    world.reach(40)
+    assert world.run().state is RunState.RUNNING
+    assert world.attempt().number == NEWER
+    assert command(StopAttempt) not in world.carried
+    world.die(0)
+    world.settle()
+    assert world.attempt().number == NEWER + 1, "no number is given twice"
+
+
+def test_agents_that_the_database_lacks_are_taken_over() -> None:
+    world = trained(15)
+    first, second = seats(world)
+    node = world.state.workers[second].node
+    spare = next(name for name in world.state.nodes if name not in {node, "node-1"})
+    unknown = "run-1-w9"
+    ahead(world, first)
+    ahead(world, unknown, node=spare)
+    taken = world.state.workers[unknown]
+    assert (taken.state, taken.node, taken.address) == (WorkerState.READY, spare, "10.0.0.9")
+    assert world.run().workers_made >= 9
+    compared(world, shown(first, 0), shown(unknown, 1))
+    assert seats(world) == {first: (0,), unknown: (1,)}
+    assert command(StopAttempt) not in world.carried
+
+
+def test_an_attempt_with_a_dead_rank_restarts_and_people_are_told() -> None:
+    world, first, second = newer()
+    compared(world, shown(first, 0), shown(second, 1, dead=(1,)))
+    assert world.attempt().state is AttemptState.STARTING, "its exit may be on its way"
+    compared(world, shown(first, 0), shown(second, 1, dead=(1,)), last=True)
+    world.settle()
+    assert world.attempt().number == NEWER + 1
+    assert "rank 1 is dead" in notices(world)[-1].text
+
+
+def test_a_rank_that_runs_twice_ends_both() -> None:
+    world, first, second = newer()
+    compared(world, shown(first, 0), shown(second, 0), last=True)
+    stops = [i for i in world.carried if i == command(StopAttempt)]
+    assert stops
+    world.settle()
+    assert world.attempt().number == NEWER + 1
+
+
+def test_what_is_not_heard_of_is_not_stopped() -> None:
+    world, first, _ = newer()
+    compared(world, shown(first, 0), last=True)
+    world.advance(COMPARE_SECONDS * 100)
+    assert world.attempt().number == NEWER
+    assert world.attempt().state is AttemptState.STARTING
+    assert command(StopAttempt) not in world.carried
+    assert command(StartAttempt) not in world.carried
+    assert "nothing is stopped" in notices(world)[-1].text
+
+
+def test_a_run_that_is_held_stays_held() -> None:
+    world = trained(15)
+    first, second = seats(world)
+    world.do(world.event(RunHeld, run="run-1", reason="a look"))
+    reason = world.run().reason
+    ahead(world, first)
+    ahead(world, second)
+    compared(world, shown(first, 0), shown(second, 1))
+    assert (world.run().state, world.run().reason) == (RunState.HELD, reason)
+    assert world.run().attempt == NEWER
+
+
+def test_lost_reports_of_the_same_attempt_are_made_up_for() -> None:
+    """The failover lost that ranks have started: nobody says so again."""
+    world = trained(15)
+    first, second = seats(world)
+    world.state.put(dataclasses.replace(world.attempt(), started_ranks=frozenset()))
+    number = world.attempt().number
+    ahead(world, first, attempt=number)
+    compared(
+        world, shown(first, 0, attempt=number), shown(second, 1, attempt=number), attempt=number
+    )
+    assert world.attempt().started_ranks == {0, 1}
+    assert world.run().due(Timer.START) is None
+
+
+def test_an_older_attempt_of_an_agent_that_is_unknown_is_left_out() -> None:
+    world = trained(15)
+    world.die(0)
+    world.settle()
+    assert world.attempt().number == 2
+    ahead(world, "run-1-w9", attempt=1, node="node-4")
+    assert "run-1-w9" not in world.state.workers
