@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from babysit.wire import Phase
 from jobs.commands import (
@@ -68,9 +68,8 @@ class Agent:
         share: The ranks that are alive here.
         seen: Ids of the commands it was given.
         ignores_stops: True if it does not obey stops: a rank is stuck in the kernel.
-        another_version: True if it writes frames as an agent of another version does.
+        hand: How it writes its frames.
         acknowledged: The sequence up to which it keeps no reports.
-        damages: Reports to come of which a part cannot be read.
     """
 
     def __init__(
@@ -87,10 +86,8 @@ class Agent:
         self.rng = environment.random(f"agent {launch.worker}")
         self._environment, self._servers, self._gangs = environment, servers, gangs
         self._token, self._on_report = launch.token, on_report
-        self.alive, self.ignores_stops, self.another_version = True, False, False
-        self.damages = 0
-        self._damaged: dict[int, dict[str, Any]] = {}
-        """Bodies of damaged reports, by sequence."""
+        self.alive, self.ignores_stops = True, False
+        self.hand = versions.Hand(self.rng)
         self.share: Share | None = None
         self.memory: dict[tuple[int, int, int], ShardReport] = {}
         """Shards in memory, by attempt, step and rank."""
@@ -142,7 +139,7 @@ class Agent:
             next_sequence=first,
             address=self.node,
         )
-        self._send(wire, "hello", hello)
+        wire.send("hello", self.hand.frame("hello", hello))
         speaking: list[asyncio.Task[None]] = []
         try:
             while True:
@@ -177,21 +174,14 @@ class Agent:
         while True:
             self._grown.clear()
             for report in [report for report in self._spool if report.sequence > sent]:
-                self._send(wire, "report", self._damaged.get(report.sequence, report))
+                wire.send("report", self.hand.frame("report", report))
                 sent = report.sequence
             await self._grown.wait()
 
     async def _beat(self, wire: AgentEnd) -> None:
         while True:
-            self._send(wire, "heartbeat", self._heartbeat())
+            wire.send("heartbeat", self.hand.frame("heartbeat", self._heartbeat()))
             await self.clock.sleep(1.0)
-
-    def _send(self, wire: AgentEnd, kind: str, body: BaseModel | dict[str, Any]) -> None:
-        if self.another_version:
-            plain = body if isinstance(body, dict) else body.model_dump(mode="json")
-            wire.send(kind, versions.of_another_version(kind, plain))
-        else:
-            wire.send(kind, body)
 
     def _heartbeat(self) -> Heartbeat:
         share = self.share
@@ -252,10 +242,7 @@ class Agent:
             events=events,
         )
         self._samples = {}
-        if self.damages and events:
-            self.damages -= 1
-            plain = report.model_dump(mode="json")
-            self._damaged[report.sequence] = versions.damage(plain, self.rng)
+        self.hand.write(report)
         self._spool.append(report)
         self._on_report(self.worker, report)
         self._grown.set()

@@ -250,7 +250,7 @@ def old_agent(world: World, rng: random.Random) -> None:
     agent = _agent(world, rng)
     if agent is not None:
         world.trace.add(f"{agent.worker} is of another version")
-        agent.another_version = True
+        agent.hand.another_version = True
 
 
 def unreadable_report(world: World, rng: random.Random) -> None:
@@ -258,7 +258,7 @@ def unreadable_report(world: World, rng: random.Random) -> None:
     agent = _agent(world, rng)
     if agent is not None:
         world.trace.add(f"reports of {agent.worker} are damaged")
-        agent.damages += rng.randint(1, 4)
+        agent.hand.damages += rng.randint(1, 4)
 
 
 STRIKES: Mapping[str, Strike] = {

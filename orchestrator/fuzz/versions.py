@@ -10,6 +10,10 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
+from jobs.events import Report
+
 _NEWER = {"invented_later": 1, "also_new": {"deep": [1, 2]}}
 """Fields that this server does not know."""
 _MAY_BE_ABSENT = {
@@ -23,12 +27,43 @@ _MAY_BE_ABSENT = {
 """Optional fields that an older agent does not send."""
 
 
+class Hand:
+    """How one agent writes its frames.
+
+    Attributes:
+        another_version: True if it writes them as an agent of another version does.
+        damages: Reports to come of which a part cannot be read.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.another_version, self.damages = False, 0
+        self._rng = rng
+        self._damaged: dict[int, dict[str, Any]] = {}
+        """Bodies of damaged reports, by sequence."""
+
+    def write(self, report: Report) -> None:
+        """Write a report, for good: a damaged one is the same however often it is sent."""
+        if self.damages and report.events:
+            self.damages -= 1
+            self._damaged[report.sequence] = damage(report.model_dump(mode="json"), self._rng)
+
+    def frame(self, kind: str, body: BaseModel) -> BaseModel | dict[str, Any]:
+        """The body of a frame as it is sent."""
+        damaged = self._damaged.get(body.sequence) if isinstance(body, Report) else None
+        if not self.another_version:
+            return body if damaged is None else damaged
+        return of_another_version(kind, damaged or body.model_dump(mode="json"))
+
+
 def of_another_version(kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """A frame as an older agent would write it, with fields of a newer one among the rest."""
     changed = _changed(body, kind)
     for name, part in (("beats", "beat"), ("samples", "samples"), ("events", "event")):
         if name in changed:
-            changed[name] = [_changed(each, part) for each in changed[name]]
+            changed[name] = [
+                _changed(each, part) if isinstance(each, Mapping) else each
+                for each in changed[name]
+            ]
     return changed
 
 
