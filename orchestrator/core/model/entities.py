@@ -189,8 +189,7 @@ class Attempt:
     first_step_at: dt.datetime | None = None
     started_at: dt.datetime
     grow_after: float = 600.0
-    """Seconds that it trains before the run may grow (:mod:`orchestrator.core.policy.elasticity`).
-    """
+    """Seconds that it trains before the run may grow; see `orchestrator.core.policy.elasticity`."""
     ended_at: dt.datetime | None = None
     started_ranks: frozenset[int] = frozenset()
     """Ranks whose processes were launched."""
