@@ -89,8 +89,9 @@ def _has_trainer(chosen: interpreter.Interpreter) -> bool:
 class ForkClient:
     """One fork server, replaced when it is lost."""
 
-    def __init__(self, config: AgentConfig, listener: Listener) -> None:
+    def __init__(self, config: AgentConfig, listener: Listener, group: str = "") -> None:
         self._config = config
+        self._group = group
         self._listener = listener
         self._log = structlog.get_logger(part="fork_client")
         self._process: subprocess.Popen[bytes] | None = None
@@ -139,7 +140,7 @@ class ForkClient:
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own.setblocking(False)
         preload = self._preload if chosen.forks else []
-        prepare = {**self._request(chosen), "preload": preload}
+        prepare = {**self._request(chosen), "preload": preload, "cgroup": self._group}
         own.send(json.dumps({"prepare": prepare}).encode())  # first: it may end at once
         with contextlib.ExitStack() as on_error:
             on_error.callback(own.close)

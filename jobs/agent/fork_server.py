@@ -9,8 +9,8 @@ interpreter's shutdown and is visible to the user's code as `parent_process()`. 
 returns from :func:`serve` and becomes an ordinary main program.
 
 Messages are JSON, one per packet of a Unix SOCK_SEQPACKET pair. `{"prepare": {command, forks,
-workdir, preload}}` comes first, and its answer is `{"ready": {seconds, errors, threads}}`. Then
-`{"launch": {key, command, forks, workdir, env}}`, with the descriptor that the rank writes its
+workdir, preload, cgroup}}` comes first, and its answer is `{"ready": {seconds, errors, threads}}`.
+Then `{"launch": {key, command, forks, workdir, env}}`, with the descriptor that the rank writes its
 output to, gets `{"started": key, "pid": n}` or `{"refused": key, "error": text}`, and later
 `{"exited": key, "code": n}` (negative: a signal).
 """
@@ -54,9 +54,9 @@ def _beside(name: str) -> types.ModuleType:
 
 
 if __name__ != "__main__" or TYPE_CHECKING:
-    from jobs.agent import orphans
+    from jobs.agent import cgroup, orphans
 else:
-    orphans = _beside("orphans")
+    cgroup, orphans = _beside("cgroup"), _beside("orphans")
 
 _ORPHANS_MILLISECONDS = 5000
 """Time between looks for orphans that have ended and must be reaped."""
@@ -106,8 +106,9 @@ def import_path(program: Program, workdir: str) -> str | None:
 class _Server:
     """Forks ranks and reports their exits. Single-threaded, because it forks."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, group: str) -> None:
         self._channel = channel
+        self._group = group
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._children: dict[int, tuple[str, int]] = {}
@@ -147,6 +148,8 @@ class _Server:
             return False
         if pid == 0:
             detach(parent)
+            with contextlib.suppress(OSError):  # as where there is no group
+                cgroup.enter(self._group)
             return True
         descriptor = os.pidfd_open(pid)
         self._children[descriptor] = (request["key"], pid)
@@ -158,8 +161,9 @@ class _Server:
         """Kill the rest of a dead rank's group, then reap the rank.
 
         The order matters: until it is reaped, the dead rank reserves its pid, which is the group's
-        id. With the last rank end the processes that have left the groups: their parents are dead,
-        so they are this process's children, whatever their session and environment.
+        id. With the last rank end the processes that have left the groups: they are in the ranks'
+        control group if there is one, and their parents are dead, so they are this process's
+        children, whatever their session and environment.
         """
         key, pid = self._children.pop(descriptor)
         self._poll.unregister(descriptor)
@@ -171,7 +175,7 @@ class _Server:
         send(self._channel, {"exited": key, "code": os.waitstatus_to_exitcode(status)})
 
     def _end_orphans(self) -> None:
-        if left := orphans.end_children(self._own):
+        if left := [*cgroup.end(self._group), *orphans.end_children(self._own)]:
             with contextlib.suppress(OSError):  # a full disk must not end this process
                 sys.stderr.write(f"processes survive SIGKILL: {left}\n")
 
@@ -366,7 +370,7 @@ def main(descriptor: int) -> None:
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - pathlib would cost an import
     ready = {"seconds": time.monotonic() - started, "errors": errors, "threads": threads}
     send(channel, {"ready": ready})
-    become(_Server(channel).serve())
+    become(_Server(channel, prepare["cgroup"]).serve())
 
 
 if __name__ == "__main__":

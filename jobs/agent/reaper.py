@@ -1,13 +1,14 @@
 """The last resort against leaked processes: kills everything that belongs to a worker.
 
 All processes of a worker have `BABYSIT_WORKER=<id>` in their environment, even in sessions of their
-own. A process that sheds this mark is still a descendant of the fork server, which adopts orphans,
-and so of the agent. As a program (`python -I -S reaper.py WORKER FD AGENT`) the reaper looks at the
+own. A process that sheds this mark is still in the worker's control group, where there is one
+(:mod:`jobs.agent.cgroup`), and a descendant of the fork server, which adopts orphans, and so of the
+agent. As a program (`python -I -S reaper.py WORKER FD AGENT CGROUP`) the reaper looks at the
 agent's descendants every few seconds, waits until the agent ends, which closes the pipe, and then
-kills those it has seen and all with the mark.
+kills the group, those it has seen and all with the mark.
 
-Not guaranteed: a process that has shed mark and session escapes if agent and fork server are killed
-at once within seconds of its start.
+Not guaranteed: without a control group, a process that has shed mark and session escapes if agent
+and fork server are killed at once within seconds of its start.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ != "__main__" or TYPE_CHECKING:
+    from jobs.agent import cgroup
+else:
+    import importlib.util
+
+    _spec = importlib.util.spec_from_file_location("cgroup", Path(__file__).with_name("cgroup.py"))
+    cgroup = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(cgroup)
 
 ENV_WORKER = "BABYSIT_WORKER"
 _LOOK_SECONDS = 5.0
@@ -85,17 +96,6 @@ def _kill_and_wait(pids: list[int], mark: bytes) -> None:
         os.close(descriptor)
 
 
-def sweep(worker: str, spare: Collection[int]) -> list[int]:
-    """In the agent: kill the worker's processes with the mark, and the orphans it has adopted.
-
-    Returns:
-        Pids that did not die; empty: no process of the worker is left but `spare`.
-    """
-    from jobs.agent.orphans import end_children  # noqa: PLC0415 - not as a program
-
-    return kill_strays(worker, spare) or end_children(spare, reap=False)
-
-
 def end_worker(worker: str) -> list[int]:
     """Kill all processes of a worker whose agent has ended, beside its reaper, which then ends.
 
@@ -103,15 +103,17 @@ def end_worker(worker: str) -> list[int]:
         Pids that did not die; empty: no process of the worker is left.
     """
     marked = strays(worker)
-    if not marked:
-        return []
     reapers = {pid for pid in marked if _is_reaper(pid)}
     # Before the first of them is killed: what has shed the mark is found below those that have it.
-    shed = {pid: start for pid, start in descendants(marked).items() if pid not in marked}
+    below = descendants(marked) if marked else {}
+    shed = {pid: start for pid, start in below.items() if pid not in marked}
+    group = cgroup.find(worker)
+    left = cgroup.end(group)
+    cgroup.remove(group)
     mark = f"{ENV_WORKER}={worker}".encode()
     others = [pid for pid in marked if pid not in reapers]
     _kill_and_wait(others, mark)
-    left = [pid for pid in others if _has_mark(pid, mark)] + kill_family(shed, reapers)
+    left += [pid for pid in others if _has_mark(pid, mark)] + kill_family(shed, reapers)
     for pid in reapers:
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
@@ -198,12 +200,15 @@ class Reaper:
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
+        self.group = cgroup.create(worker)
+        """Directory of the control group for the ranks; empty: there is none."""
         self._start()
 
     def _start(self) -> None:
         read, self._pipe = os.pipe()  # inherited by no other process, so it closes with the agent
+        command = [sys.executable, "-I", "-S", __file__]
         self._process = subprocess.Popen(  # noqa: S603 - runs this file
-            [sys.executable, "-I", "-S", __file__, self._worker, str(read), str(os.getpid())],
+            [*command, self._worker, str(read), str(os.getpid()), self.group],
             pass_fds=[read],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -219,23 +224,41 @@ class Reaper:
             os.close(self._pipe)
             self._start()
 
+    def sweep(self, spare: Collection[int]) -> list[int]:
+        """Kill the worker's processes: those in the group, those with the mark, adopted orphans.
+
+        Args:
+            spare: Processes that live on, besides this one and the reaper.
+
+        Returns:
+            Pids that did not die; empty: no other process of the worker is left.
+        """
+        from jobs.agent.orphans import end_children  # noqa: PLC0415 - not as a program
+
+        spare = {*spare, self.pid}
+        left = cgroup.end(self.group) or kill_strays(self._worker, spare)
+        return left or end_children(spare, reap=False)
+
     def finish(self) -> None:
         """Kill all processes of the worker but this one now, and wait for that. Blocks."""
         try:
             os.write(self._pipe, b"\0")
         except BrokenPipeError:  # it is dead
+            cgroup.end(self.group)
             kill_strays(self._worker)
+            cgroup.remove(self.group)
         self._process.wait()
         os.close(self._pipe)
 
 
-def main(worker: str, descriptor: int, agent: int) -> int:
+def main(worker: str, descriptor: int, agent: int, group: str) -> int:
     """Wait until the agent ends or requests a clean-up, then kill its processes.
 
     Args:
         worker: Id of the worker.
         descriptor: Read end of the pipe, which closes with the agent.
         agent: Pid of the agent. While it is this process's parent, no other process can have it.
+        group: Directory of the control group; empty: there is none.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -252,8 +275,10 @@ def main(worker: str, descriptor: int, agent: int) -> int:
     spare = {me, agent} if asked else {me}
     # Before the first of them is killed: what has shed the mark is found below those that have it.
     family |= descendants([agent, *strays(worker)] if asked else strays(worker))
-    return len([*kill_strays(worker, spare), *kill_family(family, spare)])
+    left = [*cgroup.end(group), *kill_strays(worker, spare), *kill_family(family, spare)]
+    cgroup.remove(group)
+    return len(left)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

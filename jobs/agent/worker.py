@@ -62,13 +62,13 @@ class Agent:
         self._chance = chance
         self._log = structlog.get_logger(part="agent")
         self._spool = Spool(config.directory / "spool" / "reports")
-        self._fork_client = ForkClient(config, self)
+        self._reaper = reaper.Reaper(config.worker)
+        self._fork_client = ForkClient(config, self, self._reaper.group)
         self._connection = Connection(config, self._spool, self, clock, chance)
         outbox = Outbox(self._spool, clock, self._connection.wake)
         self._logs = LogPump(clock, config.log_limit)
         self._reporter = Reporter(config, clock, outbox, self._logs)
         self._storage = StorageWatch(config, self._logs, self._spool, self._reporter)
-        self._reaper = reaper.Reaper(config.worker)
         self._gang: Gang | None = None
         self._newest = 0
         """Highest attempt started or stopped; starts of older attempts are ignored."""
@@ -296,7 +296,7 @@ class Agent:
     async def _sweep(self) -> None:
         """Kill processes that left their group; one stuck in the kernel blocks this."""
         spare = (self._fork_client.pid, self._reaper.pid)
-        while left := await asyncio.to_thread(reaper.sweep, self._config.worker, spare):
+        while left := await asyncio.to_thread(self._reaper.sweep, spare):
             self._log.error(
                 "processes survive SIGKILL (stuck in the kernel?), will retry", pids=left
             )

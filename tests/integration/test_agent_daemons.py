@@ -148,6 +148,7 @@ def test_only_reapers_are_waited_for(monkeypatch: pytest.MonkeyPatch):
     short = subprocess.Popen(["sleep", "1000"], env=environment)
     read, write = os.pipe()
     command = [sys.executable, "-I", "-S", reaper.__file__, "w-waited-for", str(read)]
+    command += [str(os.getpid()), ""]
     own = subprocess.Popen(command, pass_fds=[read], env=environment)
     os.close(read)
     arguments = Path(f"/proc/{own.pid}/cmdline")

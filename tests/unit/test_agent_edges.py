@@ -142,7 +142,7 @@ def test_a_reaper_spares_the_children_of_the_process_that_adopts_it() -> None:
     agent.wait()
     read, write = os.pipe()
     os.write(write, b"\0")
-    arguments = [f"w-{uuid.uuid4().hex}", str(read), str(agent.pid)]
+    arguments = [f"w-{uuid.uuid4().hex}", str(read), str(agent.pid), ""]
     with sleeper() as stranger:
         done = subprocess.run(
             [sys.executable, "-I", "-S", reaper.__file__, *arguments],
