@@ -361,7 +361,10 @@ class RunSpec(Model):
     name: Name
     queue: Name = "default"
     project: Name = "default"
-    owner: str = ""
+    owner: str = Field(
+        default="",
+        description="The user who submits owns the run; only administrators name another.",
+    )
     priority: Priority = Priority.NORMAL
     command: tuple[Text, ...] = Field(min_length=1)
     workdir: Text = "."

@@ -36,6 +36,9 @@ NoEnvOption = Annotated[
         "--no-env", help="Pass nothing of this shell but what env_from of the spec names."
     ),
 ]
+OwnerOption = Annotated[
+    str, typer.Option(help="Owner of the run; only administrators may name another.")
+]
 SpecArgument = Annotated[
     Path, typer.Argument(metavar="SPEC", help="A run spec in YAML; `babysit init` writes one.")
 ]
@@ -62,7 +65,7 @@ def _columns(here: Session) -> list[Column]:
 
 
 def send(
-    here: Session, spec: Path, *, dry_run: bool = False, with_shell: bool = True
+    here: Session, spec: Path, *, dry_run: bool = False, with_shell: bool = True, owner: str = ""
 ) -> dict[str, Any]:
     """Check a spec and submit it; mistakes are found before any server is contacted.
 
@@ -71,6 +74,7 @@ def send(
         spec: A file.
         dry_run: Only ask what would happen; nothing is submitted.
         with_shell: Let the environment of this shell go with the run, where it has a meaning.
+        owner: Whom an administrator names as the owner; empty: the caller, or the spec's.
 
     Raises:
         CliError: The spec is wrong, or the control plane refused it.
@@ -96,6 +100,7 @@ def send(
         yaml=content,
         name=str(spec),
         base_directory=str(base),
+        owner=owner,
         environment=environment.model_dump(),
     )
     if with_shell and not dry_run:
@@ -112,6 +117,7 @@ def submit(
         bool, typer.Option("--dry-run", help="Print where the run would start; submit nothing.")
     ] = False,
     no_env: NoEnvOption = False,
+    owner: OwnerOption = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Submit a run and return at once.
@@ -127,9 +133,9 @@ def submit(
     """
     here = session(ctx)
     if dry_run:
-        _show_dry_run(send(here, spec, dry_run=True, with_shell=not no_env), form)
+        _show_dry_run(send(here, spec, dry_run=True, with_shell=not no_env, owner=owner), form)
         return
-    run = send(here, spec, with_shell=not no_env)
+    run = send(here, spec, with_shell=not no_env, owner=owner)
     emit(run, _columns(here), form)
     if form is Format.TABLE:
         say(f"Follow it with: babysit watch {run['name']}")
@@ -146,6 +152,7 @@ def run(
     ctx: typer.Context,
     spec: SpecArgument,
     no_env: NoEnvOption = False,
+    owner: OwnerOption = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Submit a run and follow it to its end; Ctrl-C detaches, and the run goes on.
@@ -158,7 +165,7 @@ def run(
         babysit run run.yaml -o json > outcome.json
     """
     here = session(ctx)
-    submitted = send(here, spec, with_shell=not no_env)
+    submitted = send(here, spec, with_shell=not no_env, owner=owner)
     last = follow.to_the_end(here, submitted)
     if form is Format.TABLE:
         put(show_run.page(last, here.clock.now()))

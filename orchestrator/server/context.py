@@ -224,6 +224,20 @@ def permit(caller: Token, spec: RunSpec) -> None:
         )
 
 
+def owner_of(caller: Token, asked: str) -> str:
+    """The owner of a run that the caller submits: the caller, or whom an administrator names.
+
+    Raises:
+        PermissionDeniedError: `asked` is another, and the caller is not an administrator.
+    """
+    if asked not in {"", caller.name} and caller.role != "admin":
+        raise PermissionDeniedError(
+            f"owner {asked}: only an administrator may name an owner; the token {caller.name} has"
+            f" the role {caller.role}, and its runs are owned by {caller.name}"
+        )
+    return asked or caller.name
+
+
 Viewer = Annotated[Token, _at_least("viewer")]
 Operator = Annotated[Token, _at_least("operator")]
 AnywhereViewer = Annotated[Token, _at_least("viewer", everywhere=True)]

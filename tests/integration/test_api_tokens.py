@@ -105,6 +105,29 @@ def test_a_token_for_a_mistyped_queue_is_refused(plane: Plane) -> None:
         assert "no queue defualt; did you mean default?" in message(made)
 
 
+def test_a_run_is_owned_by_whoever_submits_it(plane: Plane, tmp_path: Path) -> None:
+    """Neither the request nor the spec may name another, but an administrator's."""
+    with token(plane, "mia") as mia:
+        for own in ({}, {"owner": "mia"}):
+            assert submit(mia, tmp_path, **own).json()["owner"] == "mia"
+        before = len(mia.get("/runs").json())
+        spec = {"name": "mine", "command": ["true"]}
+        of_noah = {"spec": spec, "base_directory": str(tmp_path), "owner": "noah"}
+        in_spec = {"spec": {**spec, "owner": "noah"}, "base_directory": str(tmp_path)}
+        for path in ("/runs", "/runs/dry-run"):
+            for body in (of_noah, in_spec, {**in_spec, "owner": "root"}):
+                refused = mia.post(path, json=body)
+                assert refused.status_code == 403, refused.text
+                assert "its runs are owned by mia" in message(refused)
+        assert len(mia.get("/runs").json()) == before, "nothing was submitted"
+    with client(plane, SECRET) as admin:
+        assert admin.post("/runs", json=of_noah).json()["owner"] == "noah"
+        assert admin.post("/runs", json=in_spec).json()["owner"] == "noah"
+        both = admin.post("/runs", json={**in_spec, "owner": "ada"})
+        assert both.json()["owner"] == "ada", "the request goes before the spec"
+        assert submit(admin, tmp_path).json()["owner"] == getpass.getuser()
+
+
 @pytest.mark.parametrize("scope", [{"projects": ["llm"]}, {"queues": ["research"]}])
 def test_a_token_with_a_scope(plane: Plane, tmp_path: Path, scope: dict[str, list[str]]) -> None:
     with client(plane, SECRET) as admin:

@@ -47,7 +47,15 @@ from orchestrator.core.views.models import (
 )
 from orchestrator.database.credentials import Token
 from orchestrator.errors import ConflictError, InvalidError, TemporaryError
-from orchestrator.server.context import Context, HasContext, Operator, TheRun, Viewer, permit
+from orchestrator.server.context import (
+    Context,
+    HasContext,
+    Operator,
+    TheRun,
+    Viewer,
+    owner_of,
+    permit,
+)
 from orchestrator.server.idempotency import Key, is_submitted, one_at_a_time
 from orchestrator.server.run_queries import detail, line, lines
 
@@ -68,7 +76,7 @@ class Submission(BaseModel):
         max_length=4096,
         description="Absolute: the directory of the spec file, for a relative workdir.",
     )
-    owner: str = ""
+    owner: str = Field(default="", max_length=100, description="For administrators.")
     environment: Environment | None = Field(
         default=None,
         description="Values of variables for the run, kept apart from it: `named` are those of "
@@ -150,23 +158,23 @@ async def submit(
     read = await _checked(here, body)
     spec, run = read.spec, key or str(ULID())
     permit(caller, spec)
+    owner = owner_of(caller, body.owner or spec.owner)
     async with one_at_a_time(here, run):
         if key is None or not await is_submitted(here, key, spec):
-            await _submit(here, caller, run, body, read)
+            await _submit(here, caller, run, owner, read)
     view = await line(here, await here.store.run(run))
     short = [need for need in await _needs(here, spec) if not need.ok]
     notes = [*_notes(here, read), *_room_notes(read, short)]
     return SubmittedView(**view.model_dump(), warnings=notes)
 
 
-async def _submit(here: Context, caller: Token, run: str, body: Submission, read: _Read) -> None:
-    spec, owner = read.spec, body.owner or read.spec.owner or caller.name
+async def _submit(here: Context, caller: Token, run: str, owner: str, read: _Read) -> None:
     here.refuse_unless_leader()
     await _store_environment(here, run, read.environment)
     try:
         with _placed(read.source):
-            refuse_unknown_queue(here, spec.queue)
-            await here.tell(caller, RunSubmitted, run=run, spec=spec, owner=owner)
+            refuse_unknown_queue(here, read.spec.queue)
+            await here.tell(caller, RunSubmitted, run=run, spec=read.spec, owner=owner)
     except (InvalidError, SpecError, ConflictError):  # nothing was changed
         # But a run that was asked of a leader which then stepped down may be stored.
         here.environments.remove(run)
@@ -300,6 +308,7 @@ async def dry_run(body: Submission, here: HasContext, caller: Operator) -> DryRu
     """
     read = await _checked(here, body)
     permit(caller, read.spec)
+    owner_of(caller, body.owner or read.spec.owner)
     here.refuse_unless_leader()
     with _placed(read.source):
         refuse_unknown_queue(here, read.spec.queue)
