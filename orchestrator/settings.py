@@ -59,6 +59,11 @@ class Settings(BaseSettings):
         description="Where workers run: `local` (virtual nodes on this machine) or `simulated` "
         "(nodes in memory and no processes: runs are placed, and nothing trains).",
     )
+    lost_host: str = Field(
+        default="",
+        description="Name of a host that is gone for good: a `local` cluster here takes its runs "
+        "over. Its processes must be dead, or two attempts of a run write side by side.",
+    )
     alerts: str = Field(
         default="log",
         description="Where notices to people go: `log` (the server's log) or `slack`; see "

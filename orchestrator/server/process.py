@@ -42,6 +42,7 @@ from orchestrator.server.gateway import WorkerTokens, create_gateway
 from orchestrator.server.housekeeping import keep_tidy
 from orchestrator.server.http_server import HttpServers
 from orchestrator.server.listeners import Listeners, listening
+from orchestrator.server.one_host import refuse_other_host
 from orchestrator.server.server_file import ServerRecord, this_process, write_record
 from orchestrator.settings import Settings
 
@@ -78,6 +79,7 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
         store = await SqlStore.open(settings.database, limits)
         stores = store, store.for_readers()
         try:
+            await refuse_other_host(store, settings, clock.now())
             async with _control_plane(settings, clock, stores, holder) as (controller, tokens):
                 app = create_app(controller, clock, settings, create_gateway(controller, tokens))
                 servers = HttpServers(app, settings, listeners)
