@@ -66,8 +66,13 @@ class Settings(BaseSettings):
     )
     alerts: str = Field(
         default="log",
-        description="Where notices to people go: `log` (the server's log) or `slack`; see "
-        "alerts.md.",
+        description="Where notices to people go: `log` (the server's log), `slack`, `webhook`, "
+        "`pagerduty`, `email`, or several with commas between them; see alerts.md.",
+    )
+    alerts_rules: Path | None = Field(
+        default=None,
+        description="YAML file with routes, quiet hours and escalations; see alerts.md. Read when "
+        "the server starts.",
     )
     alerts_severity: Severity = Field(
         default=Severity.WARNING,
@@ -103,6 +108,33 @@ class Settings(BaseSettings):
     grafana_token: SecretStr | None = Field(
         default=None,
         description="Token of a service account of Grafana with the role Editor.",
+    )
+    webhook_url: str = Field(default="", description="URL that the channel `webhook` posts to.")
+    webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="Key of the signature of webhooks, in base64 (`openssl rand -base64 24`).",
+    )
+    pagerduty_key: SecretStr | None = Field(
+        default=None, description="Integration key of a PagerDuty service (Events API v2)."
+    )
+    pagerduty_url: str = Field(
+        default="https://events.pagerduty.com/v2/enqueue",
+        description="Where PagerDuty takes events; its EU region has an address of its own.",
+    )
+    smtp_url: SecretStr | None = Field(
+        default=None,
+        description="Mail server of the channel `email`: smtp://USER:PASSWORD@HOST:587 (STARTTLS) "
+        "or smtps://USER:PASSWORD@HOST:465.",
+    )
+    email_from: str = Field(default="", description="Sender of mails.")
+    email_to: str = Field(default="", description="Receivers of mails, with commas between them.")
+    watcher_url: SecretStr | None = Field(
+        default=None,
+        description="URL that the leading server requests while it lives; a watcher there "
+        "notifies people if no request comes.",
+    )
+    watcher_seconds: float = Field(
+        default=60.0, gt=0, description="Seconds between two requests to `watcher_url`."
     )
     local_nodes: int = Field(
         default=4,

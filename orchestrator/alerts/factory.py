@@ -9,24 +9,36 @@ from __future__ import annotations
 
 from jobs.clock import Clock
 from orchestrator.alerts.port import CheckedChannel, DictMemory, Notifier, RunningChannel
+from orchestrator.alerts.router import Router
+from orchestrator.alerts.rules import AlertRules, read
 from orchestrator.registry import make
 from orchestrator.settings import Settings
 
 CHANNELS = {
     "log": "orchestrator.alerts.log:from_settings",
     "slack": "orchestrator.alerts.slack:from_settings",
+    "webhook": "orchestrator.alerts.webhook:from_settings",
+    "pagerduty": "orchestrator.alerts.pagerduty:from_settings",
+    "email": "orchestrator.alerts.mail:from_settings",
 }
 """Name in `BABYSIT_ALERTS` -> `module:function` that makes the channel."""
 
 
 def make_notifier(settings: Settings) -> Notifier:
-    """The alert channel that `settings.alerts` names.
+    """The alert channel that `settings.alerts` names; of several, a router to them.
 
     Raises:
-        InvalidError: No such channel; the message lists those that exist.
+        InvalidError: No such channel; the message lists those that exist. Or a setting of a channel
+            is missing, or the rules are wrong.
     """
-    notifier: Notifier = make("BABYSIT_ALERTS", settings.alerts, CHANNELS)(settings)
-    return notifier
+    names = list(dict.fromkeys(name.strip() for name in settings.alerts.split(",")))
+    channels: dict[str, Notifier] = {
+        name: make("BABYSIT_ALERTS", name, CHANNELS)(settings) for name in names
+    }
+    if len(channels) == 1 and settings.alerts_rules is None:
+        return channels[names[0]]
+    rules = read(settings.alerts_rules, names) if settings.alerts_rules else AlertRules()
+    return Router(channels, rules)
 
 
 async def check_channel(settings: Settings, clock: Clock) -> str:

@@ -12,7 +12,7 @@ A channel that must remember what it has sent, or holds connections, implements
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from jobs.clock import Clock
@@ -101,6 +101,25 @@ class CheckedChannel(Protocol):
         """
 
 
+@runtime_checkable
+class CountingChannel(Protocol):
+    """A channel that counts by itself, as it stands for several."""
+
+    counts: Counter[tuple[str, str]]
+    """Outcomes by channel and result."""
+
+
+@runtime_checkable
+class TendedChannel(Protocol):
+    """A channel that has something to do without being called."""
+
+    async def tend(self, leads: Callable[[], bool]) -> None:
+        """Do it while `leads()`, until cancelled."""
+
+
+_RESULTS = ("delivered", "failed")
+
+
 class DictMemory:
     """A memory that ends with the process: for tests, and where nothing is stored."""
 
@@ -127,7 +146,12 @@ class CountedNotifier:
         self._inner = inner
         self.channel = inner.channel
         self.ignored_fields = inner.ignored_fields
-        self.counts = Counter({(self.channel, result): 0 for result in ("delivered", "failed")})
+        self.counts: Counter[tuple[str, str]]
+        self._counts_here = not isinstance(inner, CountingChannel)
+        if isinstance(inner, CountingChannel):
+            self.counts = inner.counts
+        else:
+            self.counts = Counter({(self.channel, result): 0 for result in _RESULTS})
 
     @property
     def trouble(self) -> Mapping[str, str]:
@@ -141,7 +165,7 @@ class CountedNotifier:
         except Exception as error:
             self._failed(error)
             raise
-        self.counts[self.channel, "delivered"] += 1
+        self._count("delivered")
 
     async def update(self, update: IncidentUpdate) -> None:
         """Show an incident, if the channel does; errors are those of the inner channel."""
@@ -152,8 +176,12 @@ class CountedNotifier:
         except Exception as error:
             self._failed(error)
             raise
-        self.counts[self.channel, "delivered"] += 1
+        self._count("delivered")
 
     def _failed(self, error: Exception) -> None:
         result = error.result if isinstance(error, NotDeliveredError) else "failed"
-        self.counts[self.channel, result] += 1
+        self._count(result)
+
+    def _count(self, result: str) -> None:
+        if self._counts_here:
+            self.counts[self.channel, result] += 1

@@ -61,6 +61,7 @@ COMMANDS: Mapping[str, Entry] = {
     "prometheus": Entry(_CLUSTER, "prometheus:app", "Alert rules for Prometheus."),
     "server": Entry(_CLUSTER, "server:server", "Run the control plane, or look at it."),
     "db": Entry(_CLUSTER, "db:database", "The run database: schema, backups, retention."),
+    "alerts": Entry(_CLUSTER, "alerts:app", "Notices to people."),
     "token": Entry(_CLUSTER, "token:token", "Credentials of the API."),
 }
 

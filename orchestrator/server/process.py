@@ -20,8 +20,9 @@ import structlog
 
 from jobs import unix_socket
 from jobs.clock import Clock
+from orchestrator.alerts import dead_man
 from orchestrator.alerts.factory import make_notifier
-from orchestrator.alerts.port import RunningChannel
+from orchestrator.alerts.port import RunningChannel, TendedChannel
 from orchestrator.clusters.factory import make_cluster
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.background_loops import cancel
@@ -146,6 +147,10 @@ async def _control_plane(
         asyncio.create_task(keep_swept(environments, controller, clock)),
         asyncio.create_task(keep_tidy(settings, clock, lambda: controller.is_leader)),
     ]
+    if isinstance(notifier, TendedChannel):
+        background.append(asyncio.create_task(notifier.tend(lambda: controller.is_leader)))
+    if settings.watcher_url:
+        background.append(asyncio.create_task(_hold_dead_man(settings, clock, controller)))
     try:
         yield controller, tokens
     finally:
@@ -154,6 +159,15 @@ async def _control_plane(
         await cluster.close()
         if isinstance(notifier, RunningChannel):
             await notifier.close()
+
+
+async def _hold_dead_man(settings: Settings, clock: Clock, controller: Controller) -> None:
+    await dead_man.hold(
+        str(settings.watcher_url and settings.watcher_url.get_secret_value()),
+        settings.watcher_seconds,
+        clock,
+        lambda: controller.is_leader and not controller.database.reason,
+    )
 
 
 @contextlib.contextmanager

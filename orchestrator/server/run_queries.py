@@ -72,7 +72,8 @@ def alerts_of(here: Context, run: Run) -> str:
     """Why notices about a run do not arrive, as far as this server knows; empty: they do."""
     wanted = run.spec.notify.slack or here.settings.slack_channel
     trouble = here.controller.alerts_trouble
-    concerned = [why for place, why in trouble.items() if place in {wanted, "token"}]
+    everywhere = {"token", *here.settings.alerts.split(",")}
+    concerned = [why for place, why in trouble.items() if place in {wanted, *everywhere}]
     return ". ".join(concerned)
 
 

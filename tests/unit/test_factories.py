@@ -87,7 +87,17 @@ def test_every_cluster_that_is_offered_can_be_made(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*alerts.CHANNELS])
 def test_every_channel_that_is_offered_can_be_made(name: str) -> None:
-    settings = Settings(alerts=name, slack_token="xoxb-1", slack_channel="#training")
+    settings = Settings(
+        alerts=name,
+        slack_token="xoxb-1",
+        slack_channel="#training",
+        webhook_url="https://example.org",
+        webhook_secret="YWJj",
+        pagerduty_key="key",
+        smtp_url="smtp://127.0.0.1",
+        email_from="a@example.org",
+        email_to="b@example.org",
+    )
     assert alerts.make_notifier(settings).channel == name
 
 
@@ -107,7 +117,10 @@ def test_every_channel_that_is_offered_can_be_made(name: str) -> None:
         ),
         (
             Settings(alerts="slak"),
-            ("BABYSIT_ALERTS=slak: no such choice; it may be log or slack; did you mean slack?"),
+            (
+                "BABYSIT_ALERTS=slak: no such choice; it may be email or log or pagerduty or slack"
+                " or webhook; did you mean slack?"
+            ),
         ),
     ],
 )

@@ -1,0 +1,229 @@
+"""Several channels as one: routes, quiet hours, and escalations of pages that nobody takes.
+
+The problem: a notice is one entry of the outbox and may go to several channels, of which one may be
+away; the others must not get it again. A page that nobody acknowledges must go to the next person,
+also if the server restarts in between.
+
+The design: which channels have a notice is stored when not all do. A quiet notice simply waits: it
+stays in the outbox. Pages that wait for an acknowledgement are stored, and looked at now and then
+by the server that leads.
+
+Limits: an escalation may come `LOOK_SECONDS` late, and twice if the server dies as it sends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import ChainMap, Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+from jobs.clock import Clock
+from monitors.types import Severity
+from orchestrator.alerts.port import (
+    AlertMemory,
+    CheckedChannel,
+    CountedNotifier,
+    DictMemory,
+    NotDeliveredError,
+    Notifier,
+    RunningChannel,
+)
+from orchestrator.alerts.rules import AlertRules
+from orchestrator.alerts.threads import Item, severity_of
+from orchestrator.core.messages.instructions import IncidentUpdate, Notify
+from orchestrator.core.model.states import IncidentState
+
+_log = structlog.get_logger(__name__)
+LOOK_SECONDS = 10.0
+_WAITING = "escalations"
+
+
+class Router:
+    """Delivers through the channels that the rules name.
+
+    Attributes:
+        counts: Outcomes by channel and result.
+        trouble: Why channels do not deliver, by place.
+    """
+
+    def __init__(self, channels: Mapping[str, Notifier], rules: AlertRules) -> None:
+        self.channel = "+".join(channels)
+        self._inner, self._rules = channels, rules
+        self._channels = {name: CountedNotifier(each) for name, each in channels.items()}
+        self.counts: Counter[tuple[str, str]] = Counter()
+        for each in self._channels.values():
+            self.counts |= each.counts
+            each.counts = self.counts
+        for name in channels:
+            for result in ("delivered", "failed"):
+                self.counts[name, result] += 0
+        self.trouble: Mapping[str, str] = ChainMap(
+            *(dict_of(each.trouble) for each in self._channels.values())
+        )
+        ignored = [each.ignored_fields for each in channels.values()]
+        # A field has an effect if one channel heeds it.
+        self.ignored_fields: Mapping[str, str] = {
+            field: why for field, why in ignored[0].items() if all(field in i for i in ignored)
+        }
+        self._memory: AlertMemory = DictMemory()
+        self._clock: Clock | None = None
+        self._lock = asyncio.Lock()
+
+    async def start(self, memory: AlertMemory, clock: Clock) -> None:
+        """Begin with a memory, which all channels share."""
+        self._memory, self._clock = memory, clock
+        for each in self._inner.values():
+            if isinstance(each, RunningChannel):
+                await each.start(memory, clock)
+
+    async def close(self) -> None:
+        """Close the connections of all channels."""
+        for each in self._inner.values():
+            if isinstance(each, RunningChannel):
+                await each.close()
+
+    async def check(self) -> str:
+        """Check every channel that can be; raises NotDeliveredError with all that is wrong."""
+        said, wrong = [], []
+        for each in self._inner.values():
+            if isinstance(each, CheckedChannel):
+                try:
+                    said.append(await each.check())
+                except NotDeliveredError as error:
+                    wrong.append(str(error))
+        if wrong:
+            raise NotDeliveredError("; ".join(wrong))
+        return "; ".join(said) or f"{', '.join(self._inner)}: nothing to check"
+
+    async def notify(self, notice: Notify) -> None:
+        """Deliver a notice to the channels of its route, after quiet hours.
+
+        Raises:
+            NotDeliveredError: A channel has not taken it; a second call leaves out those that have.
+        """
+        await self._deliver(notice)
+        page = notice.severity is Severity.CRITICAL and notice.incident is not None
+        if page and self._rules.escalation and not notice.actor.startswith("operator:"):
+            entry = {"notice": notice.model_dump(mode="json"), "stage": 0, "since": self._now()}
+            await self._change_waiting(lambda waiting: waiting.setdefault(notice.id, entry))
+
+    async def update(self, update: IncidentUpdate) -> None:
+        """Show an incident in the channels of its route; raises as `notify` does."""
+        incident = update.incident
+        if incident.acknowledged_by or incident.state is IncidentState.RESOLVED:
+            await self._change_waiting(lambda waiting: _settle(waiting, incident.id))
+        await self._deliver(update)
+
+    async def _deliver(self, item: Item) -> None:
+        assert self._clock is not None  # noqa: S101 (`start` comes first)
+        pause = self._rules.quiet.seconds(severity_of(item), self._clock.now())
+        if pause > 0:
+            await self._clock.sleep(pause)
+        names, item = self._routed(item)
+        key = f"routed/{item.id}"
+        stored = await self._memory.read(key) if len(names) > 1 else None
+        done = list(stored["done"]) if stored else []
+        errors = await self._send(item, [name for name in names if name not in done], done)
+        if errors:
+            if len(names) > 1:
+                await self._memory.write(key, {"done": done}, run=item.run)
+            results = {getattr(error, "result", "failed") for error in errors}
+            text = "; ".join(str(error) or type(error).__name__ for error in errors)
+            raise NotDeliveredError(text, result=results.pop()) from errors[0]
+
+    async def _send(self, item: Item, names: list[str], done: list[str]) -> list[Exception]:
+        """Send to channels side by side; adds to `done` what has arrived; the errors of others."""
+
+        async def one(name: str) -> None:
+            channel = self._channels[name]
+            await (channel.notify(item) if isinstance(item, Notify) else channel.update(item))
+            done.append(name)
+
+        outcomes = await asyncio.gather(*map(one, names), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
+                raise outcome
+        return [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+
+    def _routed(self, item: Item) -> tuple[list[str], Item]:
+        """The channels of the first route that takes an item, and the item as it goes there.
+
+        A question whose route is empty goes to every channel: its remedy starts once it is
+        delivered, and nobody would have been asked.
+        """
+        for route in self._rules.routes:
+            if route.takes(item):
+                if route.slack and item.channel is None:
+                    item = item.model_copy(update={"channel": route.slack})
+                asks = isinstance(item, Notify) and item.asks
+                names = list(dict.fromkeys(route.to))
+                return (list(self._channels) if asks and not names else names), item
+        return list(self._channels), item
+
+    # escalations
+
+    async def tend(self, leads: Callable[[], bool]) -> None:
+        """Escalate pages that nobody takes while this server leads, until cancelled."""
+        assert self._clock is not None  # noqa: S101 (`start` comes first)
+        while True:
+            await self._clock.sleep(LOOK_SECONDS)
+            if not (self._rules.escalation and leads()):
+                continue
+            try:
+                await self.escalate()
+            except Exception as error:  # noqa: BLE001 (whatever a channel or the database raises)
+                _log.warning("escalation not delivered, will retry", error=str(error))
+
+    async def escalate(self) -> None:
+        """Send each page that has waited its time to the next on the list."""
+        for id_, entry in (await self._memory.read(_WAITING) or {}).items():
+            if entry["stage"] >= len(self._rules.escalation):
+                await self._replace_waiting(id_, None)
+                continue
+            stage = self._rules.escalation[entry["stage"]]
+            if self._now() - entry["since"] < stage.after:
+                continue
+            number = entry["stage"] + 1
+            notice = Notify.model_validate(entry["notice"])
+            text = f"{notice.text} (nobody has acknowledged it)"
+            more = {"id": f"{id_}/{number}", "text": text, "asks": False}
+            errors = await self._send(notice.model_copy(update=more), stage.to, [])
+            if errors:
+                raise errors[0]
+            await self._replace_waiting(id_, {**entry, "stage": number, "since": self._now()})
+
+    async def _replace_waiting(self, id_: str, entry: Mapping[str, Any] | None) -> None:
+        """Replace a page that waits, or remove it; no effect if it was acknowledged meanwhile."""
+
+        def change(waiting: dict[str, Any]) -> None:
+            if waiting.pop(id_, None) is not None and entry is not None:
+                waiting[id_] = entry
+
+        await self._change_waiting(change)
+
+    async def _change_waiting(self, change: Callable[[dict[str, Any]], object]) -> None:
+        if not self._rules.escalation:
+            return
+        async with self._lock:
+            before = await self._memory.read(_WAITING) or {}
+            waiting = dict(before)
+            change(waiting)
+            if waiting != before:
+                await self._memory.write(_WAITING, waiting)
+
+    def _now(self) -> float:
+        assert self._clock is not None  # noqa: S101 (`start` comes first)
+        return self._clock.now().timestamp()
+
+
+def dict_of(trouble: Mapping[str, str]) -> dict[str, str]:
+    """A table of troubles that changes; a channel without one has an empty one."""
+    return trouble if isinstance(trouble, dict) else {}
+
+
+def _settle(waiting: dict[str, Any], incident: str) -> None:
+    for id_ in [i for i, entry in waiting.items() if entry["notice"]["incident"] == incident]:
+        del waiting[id_]
