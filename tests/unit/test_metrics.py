@@ -159,7 +159,9 @@ async def test_a_server_that_does_not_lead_says_nothing_about_the_fleet() -> Non
     found = Metrics(Context(plane, ManualClock(START), Settings(home=Path("/nowhere"))))
 
     async def names() -> set[str]:
-        return set(re.findall(r"^# TYPE (\S+)", (await found.scrape()).decode(), re.MULTILINE))
+        return set(
+            re.findall(r"^# TYPE (\S+)", (await found.scrape()).encode().decode(), re.MULTILINE)
+        )
 
     leading = await names()
     plane.is_leader = False

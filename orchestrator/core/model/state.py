@@ -222,6 +222,10 @@ class State:
         """Workers of a run in order of launch, with those that ended until `forget`."""
         return [self.workers[key] for key in self._workers_of.get(run, ())]
 
+    def worker_count(self, run: str) -> int:
+        """The number of workers of a run, with those that ended until `forget`; costs no loop."""
+        return len(self._workers_of.get(run, ()))
+
     def joined(self, run: str) -> int:
         """The number of workers of a run that have joined and are not forgotten; costs no loop."""
         return len(self._workers_of.get(run, ())) - len(self._launching.get(run, ()))

@@ -62,7 +62,8 @@ SERVER = (
     Metric(
         "babysit_notifications_total",
         "counter",
-        "Notices that this server has sent since it started, by result: `delivered` or `failed`.",
+        "Notices that this server has sent since it started, by result: `delivered`, `failed`, or "
+        "the code of an error of the channel that a person must mend, such as `token_revoked`.",
         ("channel", "result"),
         each=True,
     ),

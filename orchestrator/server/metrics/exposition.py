@@ -9,10 +9,12 @@ the catalogue.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from orchestrator.server.metrics.catalogue import METRICS
 
+_PIECE = 1 << 18
+"""Bytes sent at once: more would be copied into buffers on the way to the socket."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -82,6 +84,20 @@ class Page:
     def encode(self) -> bytes:
         """All of it, as the body of the answer."""
         return b"".join(self._parts)
+
+    @property
+    def parts(self) -> Iterator[memoryview]:
+        """All of it, in pieces to be sent one after the other; it is copied nowhere."""
+        rest: list[bytes] = []
+        for part in self._parts:
+            if len(part) < _PIECE:
+                rest.append(part)
+                continue
+            yield memoryview(b"".join(rest))
+            rest = []
+            view = memoryview(part)
+            yield from (view[at : at + _PIECE] for at in range(0, len(part), _PIECE))
+        yield memoryview(b"".join(rest))
 
 
 def histogram_template(name: str, labels: str, bounds: Sequence[float]) -> bytes:

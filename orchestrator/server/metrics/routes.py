@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -29,7 +30,7 @@ class Metrics:
         self._nodes = NodeText()
         self._process = ProcessCollector(registry=CollectorRegistry(auto_describe=False))
 
-    async def scrape(self) -> bytes:
+    async def scrape(self) -> Page:
         """The metrics of this server, and of the fleet if it leads."""
         here, page = self._here, Page()
         await self._lease(page)
@@ -39,7 +40,7 @@ class Metrics:
         else:
             self._tallies = None
         self._of_process(page)
-        return page.encode()
+        return page
 
     async def _fleet(self, page: Page) -> None:
         controller, now = self._here.controller, self._here.clock.now()
@@ -104,8 +105,28 @@ class Metrics:
                 page.one(sample.name, sample.value)
 
 
+class _Pieces(Response):
+    """A page sent in pieces."""
+
+    media_type = CONTENT_TYPE
+
+    def __init__(self, page: Page) -> None:
+        super().__init__(media_type=CONTENT_TYPE)
+        self._pieces = list(page.parts)
+        self.headers["content-length"] = str(sum(map(len, self._pieces)))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it; a client that goes away ends it."""
+        del scope, receive
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request, _: AnywhereViewer) -> Response:
     """Prometheus text format. Needs a token of any role, without a scope: it names every run."""
     found: Metrics = request.app.state.metrics
-    return Response(await found.scrape(), media_type=CONTENT_TYPE)
+    return _Pieces(await found.scrape())

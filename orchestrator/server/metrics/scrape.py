@@ -10,7 +10,8 @@ views and without the database; the past comes from the counters.
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter, defaultdict
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -35,7 +36,9 @@ from orchestrator.server.metrics.exposition import (
     labels_text,
 )
 
-Samples = dict[str, list[tuple[str, float]]]
+Rows = list[tuple[str, Run, Newest]]
+"""Live runs: the text of the labels of each, the run, and its newest numbers."""
+_NOTHING = Newest()
 
 
 class NodeText:
@@ -57,7 +60,8 @@ class NodeText:
         steps = [steps for newest in numbers.runs.values() for steps in newest.nodes.values()]
         # A row for each: counts up to each bound, the last of them again, and the sum. To format
         # all rows at once takes half the time of a row at a time.
-        counts = np.cumsum([each.counts for each in steps], axis=1)
+        flat = itertools.chain.from_iterable(each.counts for each in steps)
+        counts = np.fromiter(flat, np.int64).reshape(len(steps), -1).cumsum(axis=1)
         values = np.empty((len(steps), counts.shape[1] + 2), dtype=object)
         values[:, :-2], values[:, -2] = counts, counts[:, -1]
         values[:, -1] = [each.sum for each in steps]
@@ -118,8 +122,7 @@ class Scrape:
         for run in self._live:
             name = run.spec.queue
             (queued if run.state is RunState.QUEUED else active)[name] += 1
-            workers = len(self._state.workers_of(run.id))  # ended ones are forgotten at once
-            used[name] += workers * accounted_gpus(run.spec.resources)
+            used[name] += self._state.worker_count(run.id) * accounted_gpus(run.spec.resources)
         counts = (("queued", queued), ("active", active))
         pairs = [
             (labels_text(("queue", "state"), (name, state)), counter[name])
@@ -158,15 +161,49 @@ class Scrape:
             "babysit_run_info",
             [(_info(r), 1.0) for r in [*self._live, *(e for e in ended if e.id not in live)]],
         )
-        found: Samples = defaultdict(list)
-        for run in self._live:
-            self._run(run, found)
-        found["babysit_run_incidents_open"] = list(self._open_incidents())
-        for name, metric in METRICS.items():
-            if name == "babysit_checkpoint_age_seconds" or (
-                name.startswith("babysit_run_") and metric.name != "babysit_run_info"
-            ):
-                self._page.series(name, found[name])
+        numbers = self._numbers.runs
+        rows = [(_of(run), run, numbers.get(run.id, _NOTHING)) for run in self._live]
+        self._training(rows)
+        self._progress(rows)
+        self._page.series("babysit_run_incidents_open", self._open_incidents())
+
+    def _training(self, rows: Rows) -> None:
+        """Numbers that the ranks report."""
+        series = self._page.series
+        series(
+            "babysit_run_step",
+            [(of, run.best_step if new.step is None else new.step) for of, run, new in rows],
+        )
+        series("babysit_run_loss", [(of, n.loss) for of, _, n in rows if n.loss is not None])
+        norms = [(of, n.grad_norm) for of, _, n in rows if n.grad_norm is not None]
+        series("babysit_run_grad_norm", norms)
+        series("babysit_run_tokens_total", [(of, newest.tokens) for of, _, newest in rows])
+        named = [
+            (f'{of},name="{label(name)}"', value)
+            for of, _, newest in rows
+            for name, value in newest.metrics.items()
+        ]
+        series("babysit_run_metric", named)
+
+    def _progress(self, rows: Rows) -> None:
+        """How far the runs have come, at what cost, and what a failure would lose."""
+        series, now, state = self._page.series, self._now, self._state
+        ratios = [(of, time_ledger.ettr(run.ledger, now)) for of, run, _ in rows]
+        series("babysit_run_ettr_ratio", [(of, each) for of, each in ratios if each is not None])
+        series("babysit_run_restarts", [(of, max(0, run.attempt - 1)) for of, run, _ in rows])
+        series(
+            "babysit_run_rollbacks",
+            [(of, sum(anomaly.count for anomaly in run.anomalies)) for of, run, _ in rows],
+        )
+        newest = [(of, newest_sound(state.checkpoints_of(run.id))) for of, run, _ in rows]
+        series(
+            "babysit_checkpoint_age_seconds",
+            [
+                (of, max(0.0, (now - sound.created_at).total_seconds()))
+                for of, sound in newest
+                if sound is not None
+            ],
+        )
 
     def _open_incidents(self) -> Iterator[tuple[str, float]]:
         names = METRICS["babysit_run_incidents_open"].labels
@@ -176,34 +213,12 @@ class Scrape:
             if run is not None:
                 yield labels_text(names, (run.name, run.id, kind, severity)), count
 
-    def _run(self, run: Run, found: Samples) -> None:
-        labels = f'run="{label(run.name)}",run_id="{run.id}"'
-        newest = self._numbers.runs.get(run.id) or Newest()
-        step = run.best_step if newest.step is None else newest.step
-        found["babysit_run_step"].append((labels, step))
-        if newest.loss is not None:
-            found["babysit_run_loss"].append((labels, newest.loss))
-        if newest.grad_norm is not None:
-            found["babysit_run_grad_norm"].append((labels, newest.grad_norm))
-        found["babysit_run_tokens_total"].append((labels, newest.tokens))
-        found["babysit_run_metric"] += [
-            (f"{labels},{labels_text(['name'], [name])}", value)
-            for name, value in newest.metrics.items()
-        ]
-        ettr = time_ledger.ettr(run.ledger, self._now)
-        if ettr is not None:
-            found["babysit_run_ettr_ratio"].append((labels, ettr))
-        found["babysit_run_restarts"].append((labels, max(0, run.attempt - 1)))
-        rollbacks = sum(anomaly.count for anomaly in run.anomalies)
-        found["babysit_run_rollbacks"].append((labels, rollbacks))
-        sound = newest_sound(self._state.checkpoints_of(run.id))
-        if sound is not None:
-            age = (self._now - sound.created_at).total_seconds()
-            found["babysit_checkpoint_age_seconds"].append((labels, max(0.0, age)))
+
+def _of(run: Run) -> str:
+    """The labels of a run."""
+    return f'run="{label(run.name)}",run_id="{run.id}"'
 
 
 def _info(run: Run) -> str:
-    return labels_text(
-        METRICS["babysit_run_info"].labels,
-        (run.name, run.id, run.spec.project, run.spec.queue, run.state.value),
-    )
+    project, queue = label(run.spec.project), label(run.spec.queue)
+    return f'{_of(run)},project="{project}",queue="{queue}",state="{run.state.value}"'
