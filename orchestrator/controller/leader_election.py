@@ -16,7 +16,7 @@ import structlog
 
 from jobs.clock import Clock
 from orchestrator.controller.settings import ControllerSettings
-from orchestrator.database.port import Store
+from orchestrator.database.port import Lease, Store
 from orchestrator.errors import DatabaseUnavailableError
 
 _log = structlog.get_logger(__name__)
@@ -34,6 +34,8 @@ class LeaderElector:
         self._renewed = 0.0
         """When the request began that last took or renewed the lease; monotonic seconds."""
         self._said = -SAY_SECONDS
+        self._seen: tuple[Lease | None, float] = (None, 0.0)
+        """Another's lease, and since when it is as it is; monotonic seconds."""
         self.servers: tuple[str, ...] = ()
         """URLs of all servers, as of the last renewal of this controller."""
 
@@ -47,13 +49,24 @@ class LeaderElector:
         """Wait until this controller holds the lease; the epoch it leads under."""
         while True:
             try:
-                if (epoch := await self._take()) is not None:
+                if (epoch := await self._take(force=await self._is_dead())) is not None:
                     return epoch
             except DatabaseUnavailableError as error:
                 _log.warning("taking the lease failed, will retry", error=str(error))
             else:
                 self._say_spare()
             await self.pause()
+
+    async def _is_dead(self) -> bool:
+        """True if the holder has not renewed its lease for the whole life of one.
+
+        The expiry alone does not tell where servers keep it by the clock of their machine: once
+        that is set back by an hour, the lease of a dead holder would last an hour longer.
+        """
+        now, lease = self._clock.monotonic(), await self._store.leader()
+        if lease != self._seen[0]:
+            self._seen = (lease, now)
+        return lease is not None and now - self._seen[1] > self._settings.lease_seconds
 
     def _say_spare(self) -> None:
         if self._clock.monotonic() - self._said >= SAY_SECONDS:
@@ -86,13 +99,13 @@ class LeaderElector:
                 _log.warning("the lease could not be renewed in time: stepping down", epoch=epoch)
                 return
 
-    async def _take(self) -> int | None:
+    async def _take(self, *, force: bool = False) -> int | None:
         settings, began = self._settings, self._clock.monotonic()
         lease = await self._store.acquire(
             settings.holder,
             settings.lease_seconds,
             self._clock.now(),
-            force=settings.alone,
+            force=force or settings.alone,
             address=settings.address,
         )
         if lease is None:

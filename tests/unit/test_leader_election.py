@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 
 import pytest
 
@@ -83,6 +84,25 @@ async def test_a_lease_is_kept_through_errors_and_until_another_has_held_it() ->
     await clock.tick()
     assert keeping.done()
     assert await elector.acquire() == epoch + 2
+
+
+async def test_a_clock_that_is_set_back_does_not_keep_the_lease_of_a_dead_holder() -> None:
+    clock, store = VirtualClock(), MemoryStore()
+    settings = ControllerSettings(holder="me", lease_seconds=9.0)
+    hour = dt.timedelta(hours=1)
+    await store.acquire("other", 9.0, clock.now() + hour)
+    seeking = asyncio.create_task(LeaderElector(store, clock, settings).acquire())
+    renewed = 0.0
+    while clock.monotonic() < 30:
+        if clock.monotonic() > renewed + 3:  # it lives: it is left the lead
+            await store.acquire("other", 9.0, clock.now() + hour)
+            renewed = clock.monotonic()
+        await clock.tick()
+        assert not seeking.done()
+    while not seeking.done():
+        await clock.tick()
+    assert await seeking == 2
+    assert settings.lease_seconds < clock.monotonic() - renewed < 2 * settings.lease_seconds
 
 
 @pytest.mark.parametrize("alone", [False, True])
