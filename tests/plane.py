@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
+import hashlib
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import SecretStr
 
-from babysit.wire import Tier
+from babysit.wire import MANIFEST_FILE, Tier, rank_directory
 from jobs.clock import SystemClock
 from jobs.events import RankSamples
 from jobs.shards import ShardFile, ShardReport
@@ -290,3 +292,28 @@ def finished(plane: Plane) -> Run:
     plane.write(samples=[WorkerSamples(run=RUN_ID, attempt=2, ranks=[samples])])
     plane.write(entities=[run])
     return run
+
+
+def saved(plane: Plane, root: Path, step: int, **fields: Any) -> Path:
+    """A checkpoint of the finished run, with its files; returns its directory."""
+    directory, reports = root / f"step-{step:09d}", []
+    for rank in (0, 1):
+        home = rank_directory(str(directory), rank)
+        home.mkdir(parents=True)
+        (home / "data").write_bytes(bytes(1024))
+        digest = hashlib.blake2b(bytes(1024), digest_size=16).hexdigest()
+        report = shard(step, rank).model_copy(
+            update={
+                "run": RUN_ID,
+                "path": str(directory),
+                "files": (ShardFile(name="data", bytes=1024, blake2b=digest),),
+            }
+        )
+        (home / MANIFEST_FILE).write_text(report.model_dump_json())
+        reports.append(report)
+    known = checkpoint(step, Trust.COMPLETE, path=str(directory), homes={0: "w1", 1: "w2"})
+    plane.write(
+        entities=[dataclasses.replace(known, **fields)],
+        shards=[ShardRecord(checkpoint=known.id, shard=report) for report in reports],
+    )
+    return directory

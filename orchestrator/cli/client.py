@@ -28,6 +28,9 @@ PREFIX = "/api/v1"
 PATIENCE_SECONDS = 15.0
 """Seconds for which a 503 is retried: nothing was changed, and a new leader needs a moment."""
 _AGAIN_SECONDS = 0.2
+_BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+"""A connection that broke after the request was sent: it may have been done, and is sent again with
+its key."""
 
 
 class Api:
@@ -109,27 +112,32 @@ class Api:
     def _ask(self, method: str, where: str, **options: Any) -> Any:
         until = self._clock.monotonic() + PATIENCE_SECONDS
         # One key for all tries: the server may have stored the first, and its answer was lost.
-        key = {"Idempotency-Key": str(ULID())} if method == "POST" else {}
+        key = {} if method == "GET" else {"Idempotency-Key": str(ULID())}
+        sent = False
         while True:
-            answer = self._send(method, where, key, **options)
-            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                break
-            if self._clock.monotonic() >= until:
-                break
+            late = self._clock.monotonic() >= until
+            try:
+                answer = self._send(method, where, key, **options)
+            except httpx.TransportError as error:
+                sent = sent or isinstance(error, _BROKEN)
+                if late or not (key and sent):
+                    raise self._silent(error) from error
+            else:
+                if late or answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                    return self._read(answer)
             asyncio.run(self._clock.sleep(_AGAIN_SECONDS))
-        return self._read(answer)
 
     def _send(
         self, method: str, where: str, headers: Mapping[str, str], **options: Any
     ) -> httpx.Response:
         headers = {**self._headers, **headers}
-        try:
-            return self._http.request(method, PREFIX + where, headers=headers, **options)
-        except httpx.TransportError as error:
-            raise UnreachableError(
-                f"no answer from {self.url}: {str(error) or type(error).__name__}. Runs that are "
-                "alive go on without the server. Check BABYSIT_SERVER, or see `babysit doctor`."
-            ) from error
+        return self._http.request(method, PREFIX + where, headers=headers, **options)
+
+    def _silent(self, error: httpx.TransportError) -> UnreachableError:
+        return UnreachableError(
+            f"no answer from {self.url}: {str(error) or type(error).__name__}. Runs that are "
+            "alive go on without the server. Check BABYSIT_SERVER, or see `babysit doctor`."
+        )
 
     def _read(self, answer: httpx.Response) -> Any:
         if answer.status_code == httpx.codes.NO_CONTENT:

@@ -37,6 +37,8 @@ class Limits(TypedDict, total=False):
 
     expires_at: dt.datetime | None
     scope: Scope
+    chosen: tuple[str, str]
+    """Its id and its secret; absent: both are drawn at random."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ from orchestrator.database.port import (
     Snapshot,
 )
 from orchestrator.database.queries import no_such_checkpoint
-from orchestrator.database.references import is_part_of, pick_incident, pick_run
+from orchestrator.database.references import ids_of, is_part_of, pick_incident, pick_run
 from orchestrator.database.samples import Block
 
 E = TypeVar("E", Run, Attempt, Worker, Node, Checkpoint, Incident, Queue, Fleet)
@@ -260,6 +260,10 @@ class MemoryStore(MemoryEndedRuns):
             and kind in {None, entry.kind}
         ]
         return found[:limit] if before is None else found[-limit:]
+
+    async def journal_of(self, event: str) -> list[JournalEntry]:
+        """An event, by its id, with its first instructions."""
+        return [self._journal[each] for each in ids_of(event) if each in self._journal]
 
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None

@@ -316,6 +316,9 @@ class Store(EndedRuns, Protocol):
         With `before`, the last `limit` of the positions below that.
         """
 
+    async def journal_of(self, event: str) -> list[JournalEntry]:
+        """An event, by its id, with its first instructions, in order; empty: it never happened."""
+
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
     ) -> Series:

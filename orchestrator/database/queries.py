@@ -44,7 +44,7 @@ from orchestrator.database.mapping import (
 from orchestrator.database.models import JournalRow, OutboxRow, ShardRow
 from orchestrator.database.packing import unpack
 from orchestrator.database.port import JournalEntry, RunNumbers, Snapshot
-from orchestrator.database.references import SHORTEST, pick_incident, pick_run
+from orchestrator.database.references import SHORTEST, ids_of, pick_incident, pick_run
 from orchestrator.errors import NotFoundError
 
 E = TypeVar("E")
@@ -309,3 +309,10 @@ async def journal(
     rows = await connection.execute(query.order_by(order).limit(limit))
     entries = [_journal_entry(dict(row)) for row in rows.mappings()]
     return entries if before is None else entries[::-1]
+
+
+async def journal_of(connection: AsyncConnection, event: str) -> list[JournalEntry]:
+    """An event, by its id, with its first instructions, in order of writing."""
+    query = select(_JOURNAL).where(_JOURNAL.c.id.in_(ids_of(event)))
+    rows = await connection.execute(query.order_by(_JOURNAL.c.position))
+    return [_journal_entry(dict(row)) for row in rows.mappings()]

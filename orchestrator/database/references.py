@@ -1,4 +1,4 @@
-"""References to runs and incidents: ids, unique prefixes, names. Shared by all stores."""
+"""References to runs, incidents and events: ids, unique prefixes, names. Shared by all stores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from orchestrator.errors import NotFoundError
 _LISTED_BY = {"run": "babysit ls", "incident": "babysit incidents ls"}
 SHORTEST = 4
 """Minimum length of a prefix or suffix."""
+
+_INSTRUCTIONS = 16
+
+
+def ids_of(event: str) -> list[str]:
+    """Ids in the journal of an event and of its first instructions; see `Turn.next_id`."""
+    return [event, *(f"{event}.{number}" for number in range(1, _INSTRUCTIONS + 1))]
 
 
 def pick_run(reference: str, candidates: Sequence[tuple[str, str]], names: Sequence[str]) -> str:

@@ -198,6 +198,11 @@ class SqlStore(SqlEndedRuns):
         async with self._database.reading() as connection:
             return await queries.journal(connection, run, after, before, limit, kind)
 
+    async def journal_of(self, event: str) -> list[JournalEntry]:
+        """An event, by its id, with its first instructions."""
+        async with self._database.reading() as connection:
+            return await queries.journal_of(connection, event)
+
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
     ) -> Series:

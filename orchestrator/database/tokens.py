@@ -5,9 +5,11 @@ The secret of a token is random (256 bits), so an unsalted hash of it is safe to
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import datetime as dt
 import hashlib
+import hmac
 import secrets
 from collections.abc import Mapping
 from typing import Any, Unpack
@@ -16,7 +18,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from ulid import ULID
 
-from orchestrator.database.credentials import Limits, Scope, Token
+from orchestrator.database.credentials import ANY_RUN, Limits, Scope, Token
 from orchestrator.database.mapping import table_of, upsert
 from orchestrator.database.models import SecretRow, TokenRow
 from orchestrator.errors import InvalidError, NotFoundError
@@ -50,14 +52,28 @@ def make_token(
     """
     if role not in ROLES:
         raise InvalidError(f"no role {role!r}; expected one of {', '.join(ROLES)}")
+    drawn = str(ULID.from_datetime(now)), _PREFIX + secrets.token_urlsafe(32)
+    key, secret = limits.get("chosen", drawn)
     token = Token(
-        id=str(ULID.from_datetime(now)),
+        id=key,
         name=name,
         role=role,  # type: ignore[arg-type]
         created_at=now,
-        **limits,
+        expires_at=limits.get("expires_at"),
+        scope=limits.get("scope", ANY_RUN),
     )
-    return token, _PREFIX + secrets.token_urlsafe(32)
+    return token, secret
+
+
+def of_a_request(signing_key: str, request: str) -> tuple[str, str]:
+    """The id and the secret of the token that a request makes, the same whenever it is sent again.
+
+    Neither is known to who knows the database alone: the key of the request is not stored.
+    """
+    digest = hmac.digest(signing_key.encode(), f"token {request}".encode(), "sha256")
+    secret = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    chance = hashlib.sha256(f"id {request}".encode()).digest()[:10]
+    return str(ULID.from_bytes(ULID.from_str(request).bytes[:6] + chance)), _PREFIX + secret
 
 
 def hash_secret(secret: str) -> str:

@@ -10,6 +10,7 @@ from orchestrator.server import error_responses
 from orchestrator.server.admission import Admission
 from orchestrator.server.context import Context, ControlPlane
 from orchestrator.server.guard import Guard
+from orchestrator.server.idempotency import Keys
 from orchestrator.server.metrics import routes as metrics
 from orchestrator.server.routes import (
     browser,
@@ -67,6 +68,7 @@ def create_app(
         generate_unique_id_function=_operation_id,
     )
     app.state.context = Context(controller, clock, settings)
+    app.add_middleware(Keys)  # behind the guard
     app.add_middleware(Guard, context=app.state.context)
     app.add_middleware(Admission)  # in front of the guard, which asks the database
     app.state.metrics = metrics.Metrics(app.state.context)

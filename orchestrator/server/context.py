@@ -6,8 +6,9 @@ import asyncio
 import getpass
 import hmac
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Annotated, Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -21,12 +22,12 @@ from jobs.spec import RunSpec
 from orchestrator.controller.attention import Lag
 from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.live_numbers import LiveNumbers
-from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.messages.instructions import INSTRUCTION, Instruction
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
 from orchestrator.database.credentials import Token
-from orchestrator.database.port import Store
-from orchestrator.errors import BabysitError, NotLeaderError, PermissionDeniedError
+from orchestrator.database.port import JournalEntry, Store
+from orchestrator.errors import BabysitError, ConflictError, NotLeaderError, PermissionDeniedError
 from orchestrator.server.environments import Environments
 from orchestrator.server.sign_in import SignIns
 from orchestrator.settings import Settings
@@ -40,6 +41,10 @@ LOCAL = "babysit.local"
 """Key of an ASGI scope: True if the kernel says that the caller is a process of this user."""
 CALLER = "babysit.caller"
 """Key of an ASGI scope: the caller's token."""
+_REVOKED = 1000
+"""Requests to revoke tokens that are remembered."""
+REQUEST_KEY: ContextVar[str | None] = ContextVar("request_key", default=None)
+"""The key that the client made for the request; None: it made none."""
 E = TypeVar("E", bound=Event)
 
 
@@ -100,7 +105,9 @@ class Context:
         self.settings = settings
         self.sign_ins = SignIns(clock)
         self.submissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Held while a run is submitted, by the id of the run."""
+        """Held while a request is under way, by what its key stands for."""
+        self.revoked: dict[str, str] = {}
+        """Tokens that were revoked, by the keys of the newest requests."""
         self.spec_threads = ThreadPoolExecutor(_SPEC_THREADS, "spec")
         """Threads that look at files of specs, apart from those that read logs."""
         self.requests = 0
@@ -112,9 +119,40 @@ class Context:
         return self.controller.store
 
     async def tell(self, caller: Token, kind: type[E], **fields: Any) -> list[Instruction]:
-        """Submit an event in the name of the caller; the decision is stored when this returns."""
-        event = kind(id=str(ULID()), at=self.clock.now(), actor=f"operator:{caller.name}", **fields)
-        return await self.controller.submit(event)
+        """Submit an event in the name of the caller; the decision is stored when this returns.
+
+        The key of the request, if it has one, is the id of the event: a request that comes again
+        finds its event in the journal, and gets the decision from there. So a request that can be
+        sent again submits one event. One that was refused is decided anew: it changed nothing.
+
+        Raises:
+            ConflictError: The key is that of another request; or the event is refused.
+        """
+        key = REQUEST_KEY.get()
+        actor = f"operator:{caller.name}"
+        event = kind(id=key or str(ULID()), at=self.clock.now(), actor=actor, **fields)
+        if key is None:
+            return await self.controller.submit(event)
+        async with self.one_at_a_time(f"event {key}"):
+            if before := await self.store.journal_of(key):
+                return _decided_before(before, event)
+            return await self.controller.submit(event)
+
+    async def done_before(self) -> JournalEntry | None:
+        """The event that this request led to when it came before; None: it is new."""
+        key = REQUEST_KEY.get()
+        entries = [] if key is None else await self.store.journal_of(key)
+        return entries[0] if entries else None
+
+    def note_revoked(self, key: str, token: str) -> None:
+        """Remember which token a request has revoked; this is in memory, of the newest requests."""
+        self.revoked[key] = token
+        if len(self.revoked) > _REVOKED:
+            del self.revoked[next(iter(self.revoked))]
+
+    def one_at_a_time(self, key: str) -> asyncio.Lock:
+        """A lock for what one key stands for, which its client may send again meanwhile."""
+        return self.submissions.setdefault(key, asyncio.Lock())
 
     def refuse_unless_leader(self) -> None:
         """Raise NotLeaderError on a server that does not lead, before anything is done."""
@@ -155,6 +193,18 @@ class Context:
             return True
         now = self.clock.now()
         return any(each.id == token.id and each.is_valid(now) for each in await self.store.tokens())
+
+
+def _decided_before(entries: Sequence[JournalEntry], event: Event) -> list[Instruction]:
+    """The instructions of an event that is in the journal already."""
+    old, *rest = entries
+    new = event.model_dump(mode="json")
+    if {**old.payload, "at": new["at"], "actor": new["actor"]} != new:
+        raise ConflictError(
+            f"the key {event.id} belongs to another request ({old.name}): send another"
+            " Idempotency-Key"
+        )
+    return [INSTRUCTION.validate_python(entry.payload) for entry in rest]
 
 
 def user_name() -> str:

@@ -25,7 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _OPEN = {"/healthz", "/api/v1/openapi.json", "/sign-in"}
 """Paths that need no token."""
-_LOOKING = {"GET", "HEAD"}
+LOOKING = {"GET", "HEAD"}
 """Methods that change nothing."""
 
 
@@ -67,7 +67,7 @@ class Guard:
         Raises:
             UnauthenticatedError: There is neither, or none that is valid.
         """
-        if scope["method"] in _LOOKING and _secret(scope) is None:
+        if scope["method"] in LOOKING and _secret(scope) is None:
             session = _cookies(scope).get(COOKIE)
             caller = self._context.sign_ins.caller(session.value) if session else None
             if caller is not None and await self._context.is_current(caller):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +11,9 @@ import httpx
 import pytest
 
 from babysit.wire import MANIFEST_FILE, rank_directory
-from jobs.shards import ShardFile
-from orchestrator.core.model.states import RunState, Trust
-from orchestrator.database.port import ShardRecord
+from orchestrator.core.model.states import RunState
 from tests.cli import babysit, connect, data
-from tests.plane import RUN_ID, SECRET, Plane, checkpoint, finished, finished_run, shard
+from tests.plane import RUN_ID, SECRET, Plane, finished, finished_run, saved
 
 OK, USAGE, NOT_FOUND, REFUSED, CANCELLED = 0, 2, 3, 4, 7
 
@@ -240,31 +236,6 @@ def test_a_program_that_is_not_there_is_found_by_a_dry_run(spec: Path) -> None:
     result = babysit("submit", str(spec), "--dry-run")
     assert result.exit_code == USAGE
     assert "no such program on PATH; write [python, helper.py]" in result.stderr
-
-
-def saved(plane: Plane, root: Path, step: int, **fields: Any) -> Path:
-    """A checkpoint of the finished run, with its files; returns its directory."""
-    directory, reports = root / f"step-{step:09d}", []
-    for rank in (0, 1):
-        home = rank_directory(str(directory), rank)
-        home.mkdir(parents=True)
-        (home / "data").write_bytes(bytes(1024))
-        digest = hashlib.blake2b(bytes(1024), digest_size=16).hexdigest()
-        report = shard(step, rank).model_copy(
-            update={
-                "run": RUN_ID,
-                "path": str(directory),
-                "files": (ShardFile(name="data", bytes=1024, blake2b=digest),),
-            }
-        )
-        (home / MANIFEST_FILE).write_text(report.model_dump_json())
-        reports.append(report)
-    known = checkpoint(step, Trust.COMPLETE, path=str(directory), homes={0: "w1", 1: "w2"})
-    plane.write(
-        entities=[dataclasses.replace(known, **fields)],
-        shards=[ShardRecord(checkpoint=known.id, shard=report) for report in reports],
-    )
-    return directory
 
 
 def test_checkpoints_of_an_ended_run_are_verified_and_removed(plane: Plane, tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ async def test_journal_keeps_order_and_takes_each_id_once(store: Store) -> None:
     assert [each.id for each in await store.journal(after=positions[1])] == ["E2", "E3"]
     assert [each.id for each in await store.journal(limit=2)] == ["E1", "E1.1"]
     assert [each.id for each in await store.journal(kind="instruction")] == ["E1.1"]
+    assert await store.journal_of("E1") == written[:2]
+    assert await store.journal_of("E") == []
 
 
 async def test_text_that_a_log_may_hold_is_taken(store: Store) -> None:

@@ -33,6 +33,9 @@ router = APIRouter(prefix="/runs/{reference}/checkpoints", tags=["checkpoints"])
 
 async def _checkpoint(run: TheRun, checkpoint: str, here: HasContext) -> Checkpoint:
     """By id, the end of one (`2/directory/40`), or step (the directory tier's newest first)."""
+    done = await here.done_before()
+    if done is not None and done.run == run.id and "checkpoint" in done.payload:
+        return (await here.store.checkpoint(done.payload["checkpoint"]))[0]
     checkpoints = await here.store.checkpoints(run.id)
     for candidate in checkpoints:
         if checkpoint in (candidate.id, candidate.id.removeprefix(f"{run.id}/")):

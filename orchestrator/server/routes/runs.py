@@ -56,7 +56,7 @@ from orchestrator.server.context import (
     owner_of,
     permit,
 )
-from orchestrator.server.idempotency import Key, is_submitted, one_at_a_time
+from orchestrator.server.idempotency import Key, is_submitted
 from orchestrator.server.run_queries import detail, line, lines
 
 _FOR_A_SHELL = re.compile(r"~(/|$)|\$(\w+|\{\w+\})(/|$)")
@@ -159,7 +159,7 @@ async def submit(
     spec, run = read.spec, key or str(ULID())
     permit(caller, spec)
     owner = owner_of(caller, body.owner or spec.owner)
-    async with one_at_a_time(here, run):
+    async with here.one_at_a_time(run):
         if key is None or not await is_submitted(here, key, spec):
             await _submit(here, caller, run, owner, read)
     view = await line(here, await here.store.run(run))

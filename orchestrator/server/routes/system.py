@@ -12,9 +12,17 @@ from jobs.spec import Name
 from orchestrator.core.messages.events import RunHeld, RunReleased
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.views.models import TokenView
-from orchestrator.database.credentials import Scope, Token
+from orchestrator.database.credentials import Limits, Scope, Token
+from orchestrator.database.tokens import of_a_request
 from orchestrator.errors import ConflictError, InvalidError
-from orchestrator.server.context import Admin, AnywhereOperator, Context, HasContext, Viewer
+from orchestrator.server.context import (
+    REQUEST_KEY,
+    Admin,
+    AnywhereOperator,
+    Context,
+    HasContext,
+    Viewer,
+)
 from orchestrator.server.routes.runs import Asked, refuse_unknown_queue
 from orchestrator.server.run_queries import LIVE
 from orchestrator.version import package_version
@@ -158,8 +166,25 @@ async def list_tokens(here: HasContext, _: Admin) -> list[TokenView]:
 async def create_token(body: NewToken, here: HasContext, _: Admin) -> MadeToken:
     """Create a token. The secret is in this answer and nowhere else.
 
-    A name stands for one token at a time: the journal knows callers by it.
+    A name stands for one token at a time: the journal knows callers by it. A request that is sent
+    again with its key gets the same token.
     """
+    key = REQUEST_KEY.get()
+    if key is None:
+        return await _create_token(here, body)
+    async with here.one_at_a_time(f"token {key}"):
+        chosen = of_a_request(await here.store.signing_key(), key)
+        made = next((token for token in await here.store.tokens() if token.id == chosen[0]), None)
+        if made is None:
+            return await _create_token(here, body, chosen)
+    if (made.name, made.role) != (body.name, body.role):
+        raise ConflictError(f"the key belongs to the token {made.name}: send another one")
+    return MadeToken.model_validate({**_token(made), "secret": chosen[1]})
+
+
+async def _create_token(
+    here: Context, body: NewToken, chosen: tuple[str, str] | None = None
+) -> MadeToken:
     if same := [t for t in await _valid_tokens(here) if t.name == body.name]:
         raise ConflictError(
             f"there is a token {body.name} already ({same[0].id}): revoke it first, or choose"
@@ -170,13 +195,13 @@ async def create_token(body: NewToken, here: HasContext, _: Admin) -> MadeToken:
         raise InvalidError(f"expires_at: expected a time to come, got {body.expires_at}")
     for queue in body.queues:
         refuse_unknown_queue(here, queue)
-    token, secret = await here.store.create_token(
-        body.name,
-        body.role,
-        now,
+    limits = Limits(
         expires_at=body.expires_at,
         scope=Scope(projects=tuple(body.projects), queues=tuple(body.queues)),
     )
+    if chosen is not None:
+        limits["chosen"] = chosen
+    token, secret = await here.store.create_token(body.name, body.role, now, **limits)
     return MadeToken.model_validate({**_token(token), "secret": secret})
 
 
@@ -184,10 +209,14 @@ async def create_token(body: NewToken, here: HasContext, _: Admin) -> MadeToken:
 async def revoke_token(token: str, here: HasContext, _: Admin) -> None:
     """Revoke a token. It stops working at once."""
     found = next((each for each in await here.store.tokens() if each.id == token), None)
-    if found is not None and found.revoked_at is not None:
+    key = REQUEST_KEY.get()
+    again = key is not None and here.revoked.get(key) == token
+    if found is not None and found.revoked_at is not None and not again:
         raise ConflictError(
             f"the token {found.name} ({found.id}) was revoked {found.revoked_at:%Y-%m-%d %H:%M} UTC"
         )
+    if key is not None:
+        here.note_revoked(key, token)
     await here.store.revoke_token(token, here.clock.now())
 
 
