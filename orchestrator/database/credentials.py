@@ -38,7 +38,7 @@ class Limits(TypedDict, total=False):
     expires_at: dt.datetime | None
     scope: Scope
     chosen: tuple[str, str]
-    """Its id and its secret; absent: both are drawn at random."""
+    """Id and secret; absent: both are drawn at random."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
