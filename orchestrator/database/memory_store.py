@@ -39,6 +39,7 @@ from orchestrator.database import samples as arrays
 from orchestrator.database.commit import admit, fresh
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import MemoryEndedRuns
+from orchestrator.database.memory_journal import MemoryJournal
 from orchestrator.database.memory_rules import check, key_of, newest_attempt
 from orchestrator.database.metric_columns import MetricColumns, MetricPoints
 from orchestrator.database.port import (
@@ -51,7 +52,7 @@ from orchestrator.database.port import (
     Snapshot,
 )
 from orchestrator.database.queries import no_such_checkpoint
-from orchestrator.database.references import ids_of, is_part_of, pick_incident, pick_run
+from orchestrator.database.references import is_part_of, pick_incident, pick_run
 from orchestrator.database.samples import Block
 
 E = TypeVar("E", Run, Attempt, Worker, Node, Checkpoint, Incident, Queue, Fleet)
@@ -61,7 +62,7 @@ Samples = Mapping[tuple[str, int, int], list[Block]]
 """Samples by run, attempt and rank."""
 
 
-class MemoryStore(MemoryEndedRuns):
+class MemoryStore(MemoryEndedRuns, MemoryJournal):
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self) -> None:
@@ -260,10 +261,6 @@ class MemoryStore(MemoryEndedRuns):
             and kind in {None, entry.kind}
         ]
         return found[:limit] if before is None else found[-limit:]
-
-    async def journal_of(self, event: str) -> list[JournalEntry]:
-        """An event, by its id, with its first instructions."""
-        return [self._journal[each] for each in ids_of(event) if each in self._journal]
 
     async def samples(
         self, run: str, *, points: int = 500, first_step: int = 0, attempt: int | None = None
