@@ -67,7 +67,8 @@ class Settings(BaseSettings):
     alerts: str = Field(
         default="log",
         description="Where notices to people go: `log` (the server's log), `slack`, `webhook`, "
-        "`pagerduty`, `email`, or several with commas between them; see alerts.md.",
+        "`pagerduty`, `email`, or several with commas between them, also with `grafana`, which "
+        "makes annotations; see alerts.md.",
     )
     alerts_rules: Path | None = Field(
         default=None,
@@ -103,7 +104,8 @@ class Settings(BaseSettings):
     )
     grafana_url: str = Field(
         default="",
-        description="Address of Grafana, for `babysit grafana diff` and `push`.",
+        description="Address of Grafana, for `babysit grafana diff` and `push`, and for the "
+        "annotations of `alerts=…,grafana`.",
     )
     grafana_token: SecretStr | None = Field(
         default=None,

@@ -1,6 +1,6 @@
 """A stand-in for Grafana that follows the contract of its documented HTTP API.
 
-From the pages "Dashboard HTTP API" and "Folder HTTP API" of Grafana's documentation: bearer tokens
+From the pages on dashboards, folders and annotations of Grafana's documentation: bearer tokens
 (401 without a valid one), permissions by role (403 for a viewer that writes), 404 for a uid that
 there is not, and for a save 412 with `version-mismatch` if the dashboard has a newer version and
 `name-exists` if another dashboard of the folder has the title; 409 for a folder that exists. Saved
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ class GrafanaServer:
     Attributes:
         dashboards: By uid: the dashboard with id and version, and the uid of its folder.
         folders: By uid: the title.
+        annotations: By id.
         broken: A status that every request gets instead of its answer; 0: none.
         before_save: Called once before the next save, as a person who is quicker.
     """
@@ -32,6 +34,7 @@ class GrafanaServer:
     def __init__(self) -> None:
         self.dashboards: dict[str, tuple[dict[str, Any], str]] = {}
         self.folders: dict[str, str] = {}
+        self.annotations: dict[int, dict[str, Any]] = {}
         self.requests: list[tuple[str, str]] = []
         self.broken = 0
         self.before_save: Any = None
@@ -60,9 +63,12 @@ class GrafanaServer:
             return self.broken, {"message": "database is locked"}
         if token not in _ROLES:
             return 401, {"message": "Invalid API key"}
-        if method == "POST" and _ROLES[token] != "Editor":
-            need = "folders:create" if path == "/api/folders" else "dashboards:write"
+        if method != "GET" and _ROLES[token] != "Editor":
+            needs = {"/api/folders": "folders:create", "/api/annotations": "annotations:create"}
+            need = needs.get(path, "dashboards:write")
             return 403, {"message": f"Access denied. Permissions needed: {need}"}
+        if path.startswith("/api/annotations"):
+            return self._on_annotations(method, path, body)
         kind, _, uid = path.removeprefix("/api/").rpartition("/")
         match method, kind:
             case "GET", "folders":
@@ -74,6 +80,36 @@ class GrafanaServer:
             case "POST", "dashboards":
                 return self._save(body)
         return 404, {"message": "Not found"}
+
+    def _on_annotations(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        route, _, query = path.partition("?")
+        if method == "PATCH":
+            return self._change(int(route.rpartition("/")[2]), body)
+        return self._annotations(query) if method == "GET" else self._annotate(body)
+
+    def _annotations(self, query: str) -> tuple[int, Any]:
+        wanted = urllib.parse.parse_qs(query)
+        tags, limit = wanted.get("tags", []), int(wanted.get("limit", ["100"])[0])
+        all_of_them = wanted.get("matchAny") != ["true"]
+        found = [
+            {"id": id_, **each}
+            for id_, each in self.annotations.items()
+            if (all if all_of_them else any)(tag in each["tags"] for tag in tags)
+        ]
+        return 200, found[:limit]
+
+    def _annotate(self, body: Any) -> tuple[int, Any]:
+        if not body.get("text"):
+            return 400, {"message": "Failed to save annotation: text field should not be empty"}
+        id_ = len(self.annotations) + 1
+        self.annotations[id_] = {"timeEnd": body["time"], **body}
+        return 200, {"message": "Annotation added", "id": id_}
+
+    def _change(self, id_: int, body: Any) -> tuple[int, Any]:
+        if id_ not in self.annotations:
+            return 404, {"message": "Could not find annotation to update"}
+        self.annotations[id_].update(body)
+        return 200, {"message": "Annotation patched"}
 
     def _folder(self, uid: str) -> tuple[int, Any]:
         if uid not in self.folders:
@@ -132,6 +168,9 @@ class GrafanaServer:
 
             def do_POST(self) -> None:
                 self._serve("POST")
+
+            def do_PATCH(self) -> None:
+                self._serve("PATCH")
 
             def _serve(self, method: str) -> None:
                 length = int(self.headers.get("Content-Length") or 0)

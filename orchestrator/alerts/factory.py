@@ -20,6 +20,7 @@ CHANNELS = {
     "webhook": "orchestrator.alerts.webhook:from_settings",
     "pagerduty": "orchestrator.alerts.pagerduty:from_settings",
     "email": "orchestrator.alerts.mail:from_settings",
+    "grafana": "orchestrator.alerts.grafana:from_settings",
 }
 """Name in `BABYSIT_ALERTS` -> `module:function` that makes the channel."""
 

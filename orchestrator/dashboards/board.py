@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from grafana_foundation_sdk.builders import (
@@ -95,6 +95,8 @@ class Board:
     """Titles of rows, with their panels."""
     variables: tuple[Variable, ...] = ()
     notes: tuple[Note, ...] = ()
+    tags: tuple[str, ...] = ()
+    """Tags of the annotations in Grafana itself that are shown too; none: none are."""
 
     @property
     def panels(self) -> Iterator[PanelSpec]:
@@ -128,6 +130,8 @@ def render(board: Board) -> dict[str, Any]:
         made = made.with_variable(_variable(variable))
     for note in board.notes:
         made = made.annotation(_annotation(note))
+    if board.tags:
+        made = made.annotation(_of_grafana(board.tags))
     for title, panels in board.rows:
         made = made.with_row(dashboard.Row(title))
         for panel in panels:
@@ -177,6 +181,20 @@ def _annotation(note: Note) -> dashboard.AnnotationQuery:
         .step("60s")
         .title_format(note.title)
         .text_format("")
+    )
+
+
+def _of_grafana(tags: Sequence[str]) -> dashboard.AnnotationQuery:
+    """Annotations that the controller has made: the alert channel `grafana`."""
+    target: Any = dashboard.AnnotationTarget().type("tags").tags([*tags]).limit(100)
+    source = common_models.DataSourceRef(type_val="grafana", uid="-- Grafana --")
+    return (
+        dashboard.AnnotationQuery()
+        .name("Incidents, with causes")
+        .datasource(source)
+        .enable(True)
+        .icon_color("red")
+        .target(target.match_any(False))
     )
 
 

@@ -169,6 +169,7 @@ RUN = Board(
             "Id",
         ),
     ),
+    tags=("babysit", "run_id:$run_id"),
     notes=(
         Note(
             "Incidents",
