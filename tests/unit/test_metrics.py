@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
+import subprocess
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +18,7 @@ from orchestrator.controller.attention import Lag
 from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.live_numbers import STEP_BOUNDS, LiveNumbers, Newest
 from orchestrator.core.model.state import State
+from orchestrator.core.model.states import RunState
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.server.context import Context
 from orchestrator.server.metrics.catalogue import METRICS
@@ -24,7 +27,8 @@ from orchestrator.server.metrics.page import page
 from orchestrator.server.metrics.routes import Metrics
 from orchestrator.server.metrics.scrape import NodeText
 from orchestrator.settings import Settings
-from tests.plane import START
+from tests.plane import START, finished_run
+from tests.prometheus import find_program
 
 ROOT = Path(__file__).parents[2]
 """Labels that a scrape may hold once for each run, node or queue; all others are words of ours."""
@@ -168,3 +172,24 @@ async def test_a_server_that_does_not_lead_says_nothing_about_the_fleet() -> Non
     each = {name for name, metric in METRICS.items() if metric.each}
     assert await names() == each - {"babysit_lease_age_seconds"}
     assert leading == set(METRICS) - {"babysit_lease_age_seconds"}
+
+
+def test_promtool_finds_nothing_to_say_about_a_scrape() -> None:
+    class Plane:
+        store = MemoryStore()
+        state, numbers, lag, database = State(), LiveNumbers(), Lag(), DatabaseTrouble()
+        notices: ClassVar[dict[tuple[str, str], int]] = {("log", "delivered"): 2}
+        set_aside: ClassVar[dict[str, int]] = {"rank_exited": 1}
+        is_leader = True
+
+    plane: Any = Plane()
+    state = finished_run(state=RunState.RUNNING, ended_at=None)
+    plane.state.put(state)
+    ranks = (samples(0, 1, loss=[math.nan], metrics={"accuracy": [0.5]}),)
+    plane.numbers.take(state.id, "node-1", Report(sequence=1, attempt=2, samples=ranks))
+    found = Metrics(Context(plane, ManualClock(START), Settings(home=Path("/nowhere"))))
+    text = asyncio.run(found.scrape()).encode()
+    done = subprocess.run(
+        [find_program("promtool"), "check", "metrics"], input=text, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
