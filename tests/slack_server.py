@@ -10,6 +10,7 @@ Contract: https://docs.slack.dev/reference/methods and /apis/web-api/rate-limits
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 import json
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-TOKEN = "xoxb-test"
+TOKEN, APP_TOKEN = "xoxb-test", "xapp-test"
 _MAX_SECTION, _MAX_FIELD, _MAX_BLOCKS = 3000, 2000, 50
 
 
@@ -55,6 +56,12 @@ class SlackServer:
         self.limit: list[float] = []
         """Retry-After of the next calls of chat methods, in seconds; empty: no limit is met."""
         self.url = ""
+        self.links: list[web.WebSocketResponse] = []
+        """Open connections of Socket Mode, the newest last."""
+        self.acknowledged: dict[str, asyncio.Event] = {}
+        """By envelope."""
+        self.ephemeral: list[dict[str, Any]] = []
+        """Messages that one person alone sees."""
         self._ts = itertools.count(begins)
         self._runner: web.AppRunner | None = None
 
@@ -68,6 +75,7 @@ class SlackServer:
     async def open(self, port: int = 0) -> None:
         app = web.Application()
         app.router.add_route("*", "/api/{method}", self._handle)
+        app.router.add_get("/link/{number}", self._link)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", port).start()
@@ -118,7 +126,8 @@ class SlackServer:
         }
         if self.revoked:
             return _error("token_revoked")
-        if auth != f"Bearer {TOKEN}":
+        wanted = APP_TOKEN if method == "apps.connections.open" else TOKEN
+        if auth != f"Bearer {wanted}":
             return _error("invalid_auth" if auth else "not_authed")
         scope = needed.get(method)
         if scope is not None and scope not in self.scopes:
@@ -128,6 +137,49 @@ class SlackServer:
         if handler is None:
             return _error("unknown_method")
         return handler(arguments)
+
+    # Socket Mode: https://docs.slack.dev/apis/events-api/using-socket-mode
+
+    async def _link(self, request: web.Request) -> web.WebSocketResponse:
+        link = web.WebSocketResponse()
+        await link.prepare(request)
+        await link.send_json({"type": "hello", "num_connections": len(self.links) + 1})
+        self.links.append(link)
+        async for message in link:
+            self.acknowledged.setdefault(message.json()["envelope_id"], asyncio.Event()).set()
+        self.links.remove(link)
+        return link
+
+    async def click(self, button: dict[str, Any], user: str, *, envelope: str) -> None:
+        """Send a click on a button of a message, and wait for its acknowledgement."""
+        acknowledged = self.acknowledged.setdefault(envelope, asyncio.Event())
+        payload = {
+            "type": "block_actions",
+            "user": {"id": user, "username": "whatever-they-like"},
+            "channel": {"id": self.only.id},
+            "actions": [{**button, "action_ts": envelope}],
+        }
+        await self.links[-1].send_json(
+            {
+                "type": "interactive",
+                "envelope_id": envelope,
+                "payload": payload,
+                "accepts_response_payload": False,
+            }
+        )
+        await acknowledged.wait()
+
+    async def refresh(self) -> None:
+        """Ask the client for a new connection, as Slack does every few hours."""
+        await self.links[-1].send_json({"type": "disconnect", "reason": "refresh_requested"})
+
+    def _apps_connections_open(self, _: dict[str, Any]) -> dict[str, Any]:
+        url = self.url.replace("http:", "ws:").replace("/api/", f"/link/{next(self._ts)}")
+        return {"ok": True, "url": url}
+
+    def _chat_postEphemeral(self, arguments: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.ephemeral.append(arguments)
+        return {"ok": True, "message_ts": "1.2"}
 
     def _auth_test(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"ok": True, "user": "babysit", "team": "Test", "bot_id": "B1", "user_id": "U1"}

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from jobs.clock import SystemClock
+from orchestrator.alerts.port import Notifier
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
@@ -17,7 +18,7 @@ from orchestrator.database.sql_store import SqlStore
 
 @contextlib.asynccontextmanager
 async def running_controller(
-    url: str, nodes: int, gpus: int, *, alone: bool = True
+    url: str, nodes: int, gpus: int, *, alone: bool = True, notifier: Notifier | None = None
 ) -> AsyncIterator[tuple[Controller, SimulatedCluster]]:
     """The real controller, core and store, as the leader; workers start and send nothing.
 
@@ -26,6 +27,7 @@ async def running_controller(
         nodes: Number of nodes.
         gpus: GPUs of each node.
         alone: False: the controller competes for the lead, as with several of them.
+        notifier: The alert channel; None: the log.
     """
     store = await SqlStore.open(url)
     clock = SystemClock()
@@ -36,6 +38,7 @@ async def running_controller(
         clock,
         settings=ControllerSettings(holder="benchmark", alone=alone, worker_lost_seconds=3600.0),
         agent_access=lambda _run, _worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
+        notifier=notifier,
     )
     await controller.start()
     try:

@@ -11,7 +11,7 @@ import zoneinfo
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -106,8 +106,20 @@ class Escalation(_Rule):
     to: list[str] = Field(min_length=1, description="Channels that get it then.")
 
 
+class Person(_Rule):
+    """A person who clicks buttons in Slack."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._@]{0,61}[A-Za-z0-9])?$",
+        description="Name in the journal: letters, digits and -._@.",
+    )
+    role: Literal["viewer", "operator", "admin"] = Field(
+        default="operator", description="Buttons act for operators and admins."
+    )
+
+
 class AlertRules(_Rule):
-    """Routes, quiet hours and escalations."""
+    """Routes, quiet hours, escalations, and people in Slack."""
 
     routes: list[Route] = Field(
         default=[], description="The first that takes a notice decides; none: every channel."
@@ -115,6 +127,9 @@ class AlertRules(_Rule):
     quiet: Quiet = Quiet()
     escalation: list[Escalation] = Field(
         default=[], description="For critical notices about an incident, one after the other."
+    )
+    people: dict[str, Person] = Field(
+        default={}, description="People by Slack's id of them, such as U012AB3CD."
     )
 
 

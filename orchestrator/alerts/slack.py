@@ -9,7 +9,7 @@ callers of the same method wait with it, as each of their calls would extend the
 and an unclear end are errors of their own types. slack-sdk's own retries are off: they would send
 a message again that may have arrived.
 
-Limits: this is the one module that imports slack_sdk.
+Limits: this module and :mod:`orchestrator.alerts.slack_socket` alone import slack_sdk.
 """
 
 from __future__ import annotations
@@ -152,5 +152,6 @@ def from_settings(settings: Settings) -> SlackChannel:
             severity=settings.alerts_severity,
             link=settings.alerts_link,
             mention=settings.slack_mention,
+            buttons=settings.slack_app_token is not None,
         ),
     )

@@ -26,7 +26,7 @@ import structlog
 
 from jobs.clock import Clock
 from monitors.types import Severity
-from orchestrator.alerts import slack_blocks, slack_check, slack_errors
+from orchestrator.alerts import slack_blocks, slack_buttons, slack_check, slack_errors
 from orchestrator.alerts.port import AlertMemory, DictMemory, NotDeliveredError
 from orchestrator.alerts.threads import Item, Thread, at_least, severity_of
 from orchestrator.core.messages.instructions import IncidentUpdate, Notify
@@ -53,6 +53,8 @@ class SlackSettings:
     """The least severe that is sent."""
     link: str = ""
     mention: str = ""
+    buttons: bool = False
+    """Messages about incidents have buttons, which somebody listens to."""
 
 
 class SlackChannel:
@@ -186,7 +188,10 @@ class SlackChannel:
         ended = head is not None and head.incident.state is IncidentState.RESOLVED
         actor = thread.notice.actor if thread.notice is not None else ""
         mention = "" if ended else self._mention(thread.severity, actor)
-        return slack_blocks.parent(thread, link=self._settings.link, mention=mention)
+        message = slack_blocks.parent(thread, link=self._settings.link, mention=mention)
+        if self._settings.buttons and head is not None:
+            message.blocks.extend(slack_buttons.actions(head))
+        return message
 
     def _mention(self, severity: Severity, actor: str) -> str:
         """The mention for a message; nobody is pinged about an act of a person."""

@@ -36,6 +36,7 @@ from orchestrator.database.time_limits import ServerLimits
 from orchestrator.errors import BabysitError
 from orchestrator.network_address import is_loopback, is_plain
 from orchestrator.private_home import UnsafeHomeError, make_private, network_file_system
+from orchestrator.server import slack_clicks
 from orchestrator.server.app import create_app
 from orchestrator.server.context import Context
 from orchestrator.server.environments import Environments, keep_swept
@@ -149,6 +150,8 @@ async def _control_plane(
     ]
     if isinstance(notifier, TendedChannel):
         background.append(asyncio.create_task(notifier.tend(lambda: controller.is_leader)))
+    if settings.slack_app_token:
+        background.append(asyncio.create_task(slack_clicks.listen(settings, controller, clock)))
     if settings.watcher_url:
         background.append(asyncio.create_task(_hold_dead_man(settings, clock, controller)))
     try:

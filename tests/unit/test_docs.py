@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from monitors.failures import CAUSE_OF, Cause, FailureClass
 from monitors.types import FindingKind
+from orchestrator.alert_settings import AlertSettings
 from orchestrator.cli.main import app
 from orchestrator.core.model.vocabulary import SaveTrouble
 from orchestrator.settings import Settings
@@ -32,7 +33,8 @@ def name_of(page: Path) -> str:
 def settings_rows() -> list[str]:
     """The table of settings in docs/settings.md."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    for name in sorted(Settings.model_fields, key=AlertSettings.model_fields.__contains__):
+        field = Settings.model_fields[name]
         assert field.default is not PydanticUndefined
         default = "" if field.default in (None, "") else f"`{field.default}`"
         rows.append(f"| `BABYSIT_{name.upper()}` | {default} | {field.description} |")

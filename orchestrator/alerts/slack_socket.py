@@ -1,0 +1,114 @@
+"""Clicks on buttons, over Slack's Socket Mode: no address of ours need be open to the internet.
+
+The problem: Slack wants each envelope acknowledged within 3 s, and sends it again otherwise; it
+asks for new connections as it likes; only the server that leads may act.
+
+The design: an envelope is acknowledged before anything else. Then the click becomes an event of an
+operator and is decided on like one from the command line, once, however often it was sent. A
+refusal is said to the person alone. slack-sdk's client connects anew when Slack asks for it.
+
+Limits: a click that arrives as the server dies is lost; the person sees that nothing changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import aiohttp
+import structlog
+from slack_sdk.errors import SlackApiError, SlackClientError
+from slack_sdk.socket_mode.aiohttp import SocketModeClient
+from slack_sdk.socket_mode.async_client import AsyncBaseSocketModeClient
+from slack_sdk.socket_mode.request import SocketModeRequest
+from slack_sdk.socket_mode.response import SocketModeResponse
+from slack_sdk.web.async_client import AsyncWebClient
+from ulid import ULID
+
+from jobs.clock import Clock
+from jobs.events import Event
+from orchestrator.alerts.rules import Person
+from orchestrator.alerts.slack_buttons import Click, event_of, read_click
+from orchestrator.errors import BabysitError
+
+_log = structlog.get_logger(__name__)
+_LOOK_SECONDS = 1.0
+_RETRY_SECONDS = 10.0
+_SEEN = 1000
+Act = Callable[[Event], Awaitable[object]]
+
+
+class ClickListener:
+    """Turns clicks into events.
+
+    Args:
+        tokens: The bot token and the app token.
+        url: Of the Web API.
+        people: Who may click what, by Slack's id.
+        act: Has an event decided on; raises BabysitError where it is refused.
+        clock: The time of the events.
+    """
+
+    def __init__(
+        self,
+        tokens: tuple[str, str],
+        url: str,
+        people: Mapping[str, Person],
+        act: Act,
+        clock: Clock,
+    ) -> None:
+        self._tokens, self._url, self._people = tokens, url, people
+        self._act, self._clock = act, clock
+        self._seen: deque[str] = deque(maxlen=_SEEN)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, leads: Callable[[], bool]) -> None:
+        """Listen while this server leads, until cancelled."""
+        while True:
+            if leads():
+                try:
+                    await self._session(leads)
+                except (SlackApiError, SlackClientError, aiohttp.ClientError, OSError) as error:
+                    why = error.response["error"] if isinstance(error, SlackApiError) else error
+                    _log.warning("buttons in Slack do not work, will retry", error=str(why))
+                    await self._clock.sleep(_RETRY_SECONDS)
+            await self._clock.sleep(_LOOK_SECONDS)
+
+    async def _session(self, leads: Callable[[], bool]) -> None:
+        bot, app = self._tokens
+        client: Any = SocketModeClient(app, web_client=AsyncWebClient(bot, self._url))
+        client.socket_mode_request_listeners.append(self._on_request)
+        try:
+            await client.connect()
+            while leads():
+                await self._clock.sleep(_LOOK_SECONDS)
+        finally:
+            await client.close()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _on_request(
+        self, client: AsyncBaseSocketModeClient, request: SocketModeRequest
+    ) -> None:
+        await client.send_socket_mode_response(SocketModeResponse(request.envelope_id))
+        click = read_click(request.payload) if request.type == "interactive" else None
+        if click is None or click.id in self._seen:
+            return
+        self._seen.append(click.id)
+        task = asyncio.create_task(self._carry_out(client, click))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, client: Any, click: Click) -> None:
+        try:
+            now = self._clock.now()
+            await self._act(event_of(click, self._people, id_=str(ULID()), now=now))
+        except BabysitError as error:
+            with contextlib.suppress(SlackClientError, aiohttp.ClientError, OSError):
+                await client.web_client.chat_postEphemeral(
+                    channel=click.channel, user=click.user, text=f"Not done: {error}"
+                )
