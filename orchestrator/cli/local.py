@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from jobs import room, spec_file
 from jobs.schema import schema_text
+from jobs.spec import Name
 from jobs.yaml_file import SpecError
 from orchestrator.cli import embedded
 from orchestrator.cli.client import Api
@@ -59,6 +61,8 @@ def init(
 ) -> None:
     """Write a commented run.yaml and a train.py to start from. Overwrites no file.
 
+    The run is named after the directory, if that is a name for a run, or else my-run.
+
     For example:
 
         babysit init my-run && babysit run my-run/run.yaml
@@ -73,12 +77,21 @@ def init(
         directory.mkdir(parents=True, exist_ok=True)
         for name in _STARTER:
             content = resources.files("jobs").joinpath("templates", "starter", name).read_text()
-            (directory / name).write_text(content)
+            (directory / name).write_text(content.replace("my-run", _name(directory)))
     except OSError as error:
         raise CliError(f"{directory}: {error.strerror}", ExitCode.REFUSED) from error
     for name in _STARTER:
         put(str(directory / name))
     say(f"Start it: babysit run {directory / 'run.yaml'}")
+
+
+def _name(directory: Path) -> str:
+    """The name of a run after its directory."""
+    name = directory.absolute().name.lower().replace("_", "-")
+    try:
+        return TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        return "my-run"
 
 
 def doctor(

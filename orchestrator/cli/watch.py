@@ -122,7 +122,8 @@ def wait(
     here.patient.get(path("runs", run))  # a run that does not exist is not waited for
     for detail in follow.details(here, run):
         if _reached(detail, word, step):
-            said = f"{detail['name']} is {detail['state']} at step {detail['step']}."
+            verb = "" if detail["state"] in follow.OUTCOMES else "is "
+            said = f"{detail['name']} {verb}{detail['state']} at step {detail['step']}."
             conclude(detail, form, said=said)
             return
         if detail["state"] in follow.OUTCOMES:

@@ -66,7 +66,7 @@ def fresh(spec_file: Path) -> Iterator[str]:
     ("arguments", "code", "said"),
     [
         (["show", "tiny"], OK, ""),
-        (["wait", "tiny"], OK, "tiny is succeeded at step 200"),
+        (["wait", "tiny"], OK, "tiny succeeded at step 200"),
         (["wait", "tiny", "--for", "running"], OK, ""),
         (["wait", "tiny", "--for", "step=150"], OK, ""),
         (
@@ -265,6 +265,9 @@ def test_the_schema_and_the_starter(tmp_path: Path) -> None:
     made = babysit("init", str(tmp_path / "new"))
     assert made.stdout.splitlines() == [str(tmp_path / "new" / n) for n in ("run.yaml", "train.py")]
     before = (tmp_path / "new" / "run.yaml").read_text()
+    assert "name: new\n" in before, "named after its directory"
+    assert babysit("init", str(tmp_path / "Übung 1")).exit_code == OK
+    assert "name: my-run\n" in (tmp_path / "Übung 1" / "run.yaml").read_text()
     (tmp_path / "new" / "train.py").unlink()
     again = babysit("init", str(tmp_path / "new"))
     assert again.exit_code == REFUSED
@@ -358,19 +361,29 @@ def walk(prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
             yield from walk((*prefix, name))
 
 
+GROUPS = {"checkpoints", "incidents", "nodes", "queues", "db", "token", "grafana", "prometheus"}
+
+
 @pytest.mark.parametrize("command", list(walk()), ids=" ".join)
 def test_every_command_has_help_with_examples(command: tuple[str, ...]) -> None:
     result = babysit(*command, "--help")
     assert result.exit_code == OK
-    if (
-        command[0] not in {"checkpoints", "incidents", "nodes", "queues", "db", "token"}
-        or command[1:]
-    ):
+    if command[0] not in GROUPS or command[1:]:
         assert "For example:" in result.stdout
         assert f"babysit {' '.join(command)}" in result.stdout
 
 
-OF_THEIR_OWN_FORM = {("watch",), ("logs",), ("schema",), ("init",), ("demo",)}
+OF_THEIR_OWN_FORM = {
+    ("watch",),
+    ("logs",),
+    ("schema",),
+    ("init",),
+    ("demo",),
+    ("grafana", "export"),
+    ("grafana", "diff"),
+    ("grafana", "push"),
+    ("prometheus", "export"),
+}
 
 
 def test_every_command_takes_a_format_or_is_a_documented_exception() -> None:
@@ -387,7 +400,7 @@ def test_every_command_takes_a_format_or_is_a_documented_exception() -> None:
     assert without == OF_THEIR_OWN_FORM
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
     exceptions = page.partition("but those whose output")[2].partition("\n\n")[0]
-    assert set(re.findall(r"`babysit (\w+)`", exceptions)) == {name for (name,) in without}
+    assert set(re.findall(r"`babysit (\w+)`", exceptions)) == {name for name, *_ in without}
 
 
 def test_what_has_only_a_sentence_to_say_says_it_as_data_when_asked(tmp_path: Path) -> None:

@@ -77,6 +77,23 @@ def test_maintenance_that_keeps_a_run_waiting_is_named(
     assert shorter in said.unblock
 
 
+def test_a_run_that_waits_under_a_hold_hears_what_else_it_waits_for() -> None:
+    world = cluster(3)
+    start(world, "busy", nodes=2)
+    world.do(world.event(RunHeld, run=None, reason="network"))
+    world.submit(gpu_spec("first", nodes=1), "first")
+    world.submit(gpu_spec("second", nodes=2), "second")
+    held = explain(world.state, "first", world.now)
+    assert held.underlying == "held"
+    assert held.unblock == "babysit release"
+    assert held.sentences[-1] == "It has what it needs to start on the release."
+    said = explain(world.state, "second", world.now).sentences
+    assert said[2] == "Without the hold it would wait:"
+    assert "second needs 2 nodes with 8 GPUs, 1 CPUs each; 0 are free and fit." in said
+    busy = explain(world.state, "busy", world.now).sentences
+    assert busy[1:] == ["Monitoring continues."], "it has its nodes"
+
+
 def test_a_dry_run_while_everything_is_held_looks_past_the_hold() -> None:
     """Nothing starts, as it says; and it does not promise nodes that others wait for already."""
     world = cluster(3)

@@ -67,15 +67,18 @@ def kept(state: State, run: Run) -> list[Worker]:
     return [w for w in state.workers_of(run.id) if w.state in _COMING]
 
 
-def snapshot(state: State, now: dt.datetime, extra: Sequence[Run] = ()) -> Snapshot:
+def snapshot(
+    state: State, now: dt.datetime, extra: Sequence[Run] = (), *, released: bool = False
+) -> Snapshot:
     """The input of a scheduling pass.
 
     Args:
         state: The state of the core.
         now: The current time, UTC.
         extra: Runs outside the state, for a dry run; with any, the global hold is ignored.
+        released: Ignore the global hold.
     """
-    wants = wants_when_released if extra else wants_nodes
+    wants = wants_when_released if extra or released else wants_nodes
     wanting = [run for run in state.live_runs() if wants(state, run)]
     demands: list[Demand] = []
     holdings: list[Holding] = []

@@ -22,7 +22,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
-from orchestrator.core.scheduling import Pending
+from orchestrator.core.scheduling import Pending, plan
 from orchestrator.core.text import named
 from orchestrator.core.views import waiting
 
@@ -57,7 +57,7 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
     if run.state in TERMINAL_RUN_STATES:
         return _say(run, sentences=[f"{run.name} {run.state}: {run.reason}."])
     if run.state is RunState.HELD or state.fleet.hold:
-        return _held(state, run)
+        return _held(state, run, now)
     retry_at = back_off_ends(run.decision)
     if run.decision is not None and retry_at is not None:
         seconds = max(0.0, (retry_at - now).total_seconds())
@@ -82,7 +82,7 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
     return _say(run, sentences=sentences)
 
 
-def _held(state: State, run: Run) -> Explanation:
+def _held(state: State, run: Run, now: dt.datetime) -> Explanation:
     reason = run.reason if run.state is RunState.HELD else str(state.fleet.hold)
     what = f"babysit release {run.name}" if run.state is RunState.HELD else "babysit release"
     why = reason.removeprefix("held ")
@@ -91,15 +91,29 @@ def _held(state: State, run: Run) -> Explanation:
     sentences = [held, "Monitoring continues."]
     if run.decision is not None:
         sentences.append(f"On release it acts on: {run.decision.restart.reason}.")
+    sentences += _without_hold(state, run, now)
     return _say(run, reason=reason, underlying=Pending.HELD, unblock=what, sentences=sentences)
 
 
+def _without_hold(state: State, run: Run, now: dt.datetime) -> list[str]:
+    """The reasons for which a run that needs nodes would wait without the hold over everything."""
+    if not snapshot.wants_when_released(state, run):
+        return []
+    released = plan(snapshot.snapshot(state, now, released=True), now)
+    if (wait := released.waits.get(run.id)) is None:
+        return ["It has what it needs to start on the release."]
+    return [
+        "Without the hold it would wait:",
+        *waiting.told(state, run, released, wait, now)["sentences"],
+    ]
+
+
 def _waiting(state: State, run: Run, now: dt.datetime) -> Explanation:
-    plan = worker_placement.current_plan(state, now)
-    wait = plan.waits.get(run.id)
+    current = worker_placement.current_plan(state, now)
+    wait = current.waits.get(run.id)
     if wait is None:
         return _coming_up(state, run)
-    return _say(run, **waiting.told(state, run, plan, wait, now))
+    return _say(run, **waiting.told(state, run, current, wait, now))
 
 
 def _coming_up(state: State, run: Run) -> Explanation:
