@@ -3,7 +3,8 @@
     python benchmarks/scheduler.py [--passes N] [--shapes N] [--picture FILE.png]
 
 `plan` is the pass alone, over consecutive passes in which runs are placed, preempted, end and
-arrive. `pass` includes the snapshot from the core's state, as in production. Growth is the slope of
+arrive. `pass` includes the snapshot from the core's state, as in production. Both are also given in
+CPU time, which other work on the machine changes less. Growth is the slope of
 log(seconds) over log(size) between a hundredth of that size and all of it: 1 is linear. The peer is
 the time of a plain sort of the nodes for each pending run, which a scheduler without columns and
 cached kinds pays.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime as dt
+import functools
 import math
 import random
 import statistics
@@ -24,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere
 
@@ -47,6 +50,7 @@ from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot as placement_snapshot
 from orchestrator.core.scheduling import Holding, Plan, Snapshot, plan
 
+Result = TypeVar("Result")
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 NODES, RUNNING, PENDING = 10_000, 2_000, 5_000
 SCALES = (0.01, 0.1, 1.0)
@@ -159,15 +163,18 @@ def pending(i: int, random_: random.Random) -> Run:
     )
 
 
-def seconds(work: Callable[[], object], passes: int) -> list[float]:
-    """Durations of repeated calls in seconds, after one warm-up call."""
+def timed(work: Callable[[], Result]) -> tuple[Result, float, float]:
+    """The result of a call, and its seconds: elapsed, and of CPU time."""
+    begun, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    return result, time.perf_counter() - begun, time.process_time() - cpu
+
+
+def medians(work: Callable[[], object], passes: int) -> tuple[float, float]:
+    """Median seconds of repeated calls, elapsed and of CPU time, after one warm-up call."""
     work()
-    times = []
-    for _ in range(passes):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return times
+    times = [timed(work)[1:] for _ in range(passes)]
+    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
 
 
 def peer(snapshot: Snapshot) -> None:
@@ -213,24 +220,31 @@ def measured(scale: float, passes: int) -> dict[str, float]:
     """Figures at one size, for consecutive passes and for making a snapshot."""
     state, random_ = fleet(scale), random.Random(2)
     snapshot = placement_snapshot.snapshot(state, NOW)
-    times, placed, evicted = [], 0, 0
+    times: list[float] = []
+    cpu_times: list[float] = []
+    placed = evicted = 0
     for number in range(WARM_UP + passes):
-        begun = time.perf_counter()
-        outcome = plan(snapshot, NOW)
+        outcome, elapsed, cpu = timed(functools.partial(plan, snapshot, NOW))
         if number >= WARM_UP:
-            times.append(time.perf_counter() - begun)
+            times.append(elapsed)
+            cpu_times.append(cpu)
             placed += len(outcome.placements)
             evicted += len(outcome.evictions)
         snapshot = next_snapshot(snapshot, outcome, random_)
-    making = seconds(lambda: placement_snapshot.snapshot(state, NOW), max(1, passes // 2))
-    other = seconds(lambda: peer(snapshot), max(1, passes // 3))
+    making, making_cpu = medians(
+        lambda: placement_snapshot.snapshot(state, NOW), max(1, passes // 2)
+    )
+    other, _ = medians(lambda: peer(snapshot), max(1, passes // 3))
+    plan_cpu = statistics.median(cpu_times)
     return {
         "nodes": len(state.nodes),
         "demands": len(snapshot.demands),
         "plan_seconds": statistics.median(times),
         "plan_seconds_max": max(times),
-        "pass_seconds": statistics.median(times) + statistics.median(making),
-        "peer_seconds": statistics.median(other) * len(snapshot.demands) / PEER_DEMANDS,
+        "plan_cpu_seconds": plan_cpu,
+        "pass_seconds": statistics.median(times) + making,
+        "pass_cpu_seconds": plan_cpu + making_cpu,
+        "peer_seconds": other * len(snapshot.demands) / PEER_DEMANDS,
         "placed": placed,
         "evictions": evicted,
     }
@@ -306,13 +320,15 @@ def main() -> None:
     options = parser.parse_args()
     rows = [measured(scale, options.passes) for scale in SCALES]
     table(
-        ["nodes", "demands", "plan ms", "pass ms", "peer ms", "placed", "evictions"],
+        ["nodes", "demands", "plan ms", "CPU", "pass ms", "CPU", "peer ms", "placed", "evictions"],
         [
             [
                 f"{row['nodes']:,.0f}",
                 f"{row['demands']:,.0f}",
                 f"{row['plan_seconds'] * 1e3:.2f}",
+                f"{row['plan_cpu_seconds'] * 1e3:.2f}",
                 f"{row['pass_seconds'] * 1e3:.2f}",
+                f"{row['pass_cpu_seconds'] * 1e3:.2f}",
                 f"{row['peer_seconds'] * 1e3:.0f}",
                 f"{row['placed']:.0f}",
                 f"{row['evictions']:.0f}",
@@ -328,10 +344,14 @@ def main() -> None:
         {
             "plan_milliseconds_median": last["plan_seconds"] * 1e3,
             "plan_milliseconds_max": last["plan_seconds_max"] * 1e3,
+            "plan_cpu_milliseconds_median": last["plan_cpu_seconds"] * 1e3,
+            "pass_cpu_milliseconds_median": last["pass_cpu_seconds"] * 1e3,
             "pass_milliseconds_median": last["pass_seconds"] * 1e3,
             "sort_all_nodes_milliseconds_median": last["peer_seconds"] * 1e3,
             "growth_exponent": exponent(rows, "plan_seconds"),
             "pass_growth_exponent": exponent(rows, "pass_seconds"),
+            "cpu_growth_exponent": exponent(rows, "plan_cpu_seconds"),
+            "pass_cpu_growth_exponent": exponent(rows, "pass_cpu_seconds"),
             "nodes": last["nodes"],
             "running_runs": RUNNING,
             "pending_runs": last["demands"],
