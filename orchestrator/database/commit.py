@@ -17,7 +17,7 @@ from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Attempt, Entity
 from orchestrator.database import sample_rows
 from orchestrator.database.engine import to_text
-from orchestrator.database.leadership import check_epoch
+from orchestrator.database.leadership import check_epoch, check_found, locked_lease
 from orchestrator.database.mapping import ATTEMPTS, MAPPED, WORKERS, printable, table_of, upsert
 from orchestrator.database.models import FindingRow, JournalRow, OutboxRow, ShardRow
 from orchestrator.database.packing import pack
@@ -46,10 +46,9 @@ async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
         LeadershipLostError: `epoch` is not current.
         InvariantError: The batch names an unknown worker.
     """
-    await check_epoch(connection, epoch)  # locks the leader row until the commit
     # Read before the entities are written: a report that ends an attempt may hold its last samples.
     runs = {samples.run for samples in batch.samples}
-    stored, before = await _known(connection, batch, runs)
+    stored, before = await _known(connection, batch, runs, epoch)
     # Shards first: a guard counts them when a checkpoint below becomes complete.
     await upsert(connection, _SHARDS, [_shard_row(shard) for shard in batch.shards])
     await _write_entities(connection, batch.entities)
@@ -118,25 +117,39 @@ def admit(
 
 
 async def _known(
-    connection: AsyncConnection, batch: Batch, runs: set[str]
+    connection: AsyncConnection, batch: Batch, runs: set[str], epoch: int
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Read sequences and attempts, in one query however many reports there are.
+    """Check the epoch, and read sequences and attempts, in one round trip for all reports.
+
+    The rows of the leader and of the workers stay locked until the commit, so that epoch and
+    sequences stay what they are.
 
     Returns:
         Worker → sequence of its newest stored report, for each worker that the batch names; and
         run → number of its newest attempt, for each of `runs`.
+
+    Raises:
+        LeadershipLostError: `epoch` is not current.
     """
     workers = set(batch.sequences) | {each.worker for each in batch.samples if each.worker}
     if not workers and not runs:
+        await check_epoch(connection, epoch)
         return {}, {}
     worker, attempt = WORKERS.table.c, ATTEMPTS.table.c
-    sequences = select(literal(0), worker.id, worker.last_sequence).where(worker.id.in_(workers))
+    # Locked until the commit: a transaction whose answer was lost may be under way still, and the
+    # samples that it has stored must not be appended to themselves.
+    locked = select(worker.id, worker.last_sequence).where(worker.id.in_(workers))
+    ours = locked.order_by(worker.id).with_for_update(key_share=True).cte("ours")
+    sequences = select(literal(0), ours.c.id, ours.c.last_sequence)
     newest = select(literal(1), attempt.run, func.max(attempt.number)).where(attempt.run.in_(runs))
-    found: tuple[dict[str, int], dict[str, int]] = {}, {}
-    rows = await connection.execute(union_all(sequences, newest.group_by(attempt.run)))
+    lease = locked_lease()
+    holder = select(literal(2), lease.c.holder, lease.c.epoch)
+    found: tuple[dict[str, int], dict[str, int], dict[str, int]] = {}, {}, {}
+    rows = await connection.execute(union_all(holder, sequences, newest.group_by(attempt.run)))
     for which, key, number in rows:
         found[which][key] = number
-    return found
+    check_found(found[2], epoch)
+    return found[0], found[1]
 
 
 async def newest_attempts(connection: AsyncConnection, runs: set[str]) -> dict[str, int]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Mapping
 
 import structlog
-from sqlalchemy import func, select, text, update
+from sqlalchemy import CTE, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -88,6 +89,22 @@ async def lease(connection: AsyncConnection, *, lock: bool = False) -> Lease | N
     if row is None:
         return None
     return Lease(holder=row[0], epoch=row[1], expires_at=row[2], address=row[3])
+
+
+def locked_lease() -> CTE:
+    """The lease, locked as by `check_epoch`: part of a statement that reads more."""
+    query = select(_LEADER.c.holder, _LEADER.c.epoch)
+    return query.with_for_update(read=True, key_share=True).cte("lease")
+
+
+def check_found(found: Mapping[str, int], epoch: int) -> None:
+    """Verify that `epoch` is current, given the epoch of the holder as it was read.
+
+    Raises:
+        LeadershipLostError: It is not current.
+    """
+    leases = [Lease(holder=key, epoch=each, expires_at=_NEVER) for key, each in found.items()]
+    check(leases[0] if leases else None, epoch)
 
 
 async def check_epoch(connection: AsyncConnection, epoch: int) -> None:
