@@ -11,6 +11,7 @@ from jobs.clock import Clock
 from orchestrator.alerts.port import CheckedChannel, DictMemory, Notifier, RunningChannel
 from orchestrator.alerts.router import Router
 from orchestrator.alerts.rules import AlertRules, read
+from orchestrator.errors import InvalidError
 from orchestrator.registry import make
 from orchestrator.settings import Settings
 
@@ -25,17 +26,34 @@ CHANNELS = {
 """Name in `BABYSIT_ALERTS` -> `module:function` that makes the channel."""
 
 
+SILENT = frozenset({"grafana"})
+"""Channels that only show: nobody learns of anything through them alone."""
+
+
+def make_channel(settings: Settings, name: str) -> Notifier:
+    """One channel by its name, whichever ones `settings.alerts` names.
+
+    Raises:
+        InvalidError: No such channel; the message lists those that exist. Or a setting is missing.
+    """
+    channel: Notifier = make("BABYSIT_ALERTS", name, CHANNELS)(settings)
+    return channel
+
+
 def make_notifier(settings: Settings) -> Notifier:
     """The alert channel that `settings.alerts` names; of several, a router to them.
 
     Raises:
         InvalidError: No such channel; the message lists those that exist. Or a setting of a channel
-            is missing, or the rules are wrong.
+            is missing, the rules are wrong, or every channel is silent.
     """
     names = list(dict.fromkeys(name.strip() for name in settings.alerts.split(",")))
-    channels: dict[str, Notifier] = {
-        name: make("BABYSIT_ALERTS", name, CHANNELS)(settings) for name in names
-    }
+    if SILENT.issuperset(names):
+        raise InvalidError(
+            f"BABYSIT_ALERTS={settings.alerts}: it makes annotations and tells nobody; name another"
+            f" channel too, such as BABYSIT_ALERTS=log,{settings.alerts}"
+        )
+    channels = {name: make_channel(settings, name) for name in names}
     if len(channels) == 1 and settings.alerts_rules is None:
         return channels[names[0]]
     rules = read(settings.alerts_rules, names) if settings.alerts_rules else AlertRules()

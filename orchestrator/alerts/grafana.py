@@ -42,16 +42,11 @@ def from_settings(settings: Settings) -> GrafanaChannel:
     """The channel for `grafana` in `BABYSIT_ALERTS`.
 
     Raises:
-        InvalidError: A setting is missing, or there is no other channel, which would tell people.
+        InvalidError: A setting is missing.
     """
     if not settings.grafana_url or settings.grafana_token is None:
         raise InvalidError(
             "the alert channel grafana needs BABYSIT_GRAFANA_URL and BABYSIT_GRAFANA_TOKEN"
-        )
-    if not {name.strip() for name in settings.alerts.split(",")} - {"grafana", ""}:
-        raise InvalidError(
-            "the alert channel grafana makes annotations and tells nobody: name another channel"
-            " too, such as BABYSIT_ALERTS=log,grafana"
         )
     return GrafanaChannel(settings.grafana_url, settings.grafana_token.get_secret_value())
 

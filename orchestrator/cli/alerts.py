@@ -12,7 +12,7 @@ from ulid import ULID
 
 from jobs.clock import Clock
 from monitors.types import FindingKind, Severity
-from orchestrator.alerts.factory import make_notifier
+from orchestrator.alerts.factory import make_channel
 from orchestrator.alerts.port import CountedNotifier, DictMemory, RunningChannel
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, emit, text
@@ -65,7 +65,7 @@ def send_test(
 
 
 async def _send(settings: Settings, channel: str, clock: Clock) -> list[dict[str, Any]]:
-    notifier = make_notifier(settings.model_copy(update={"alerts": channel, "alerts_rules": None}))
+    notifier = make_channel(settings, channel)
     if isinstance(notifier, RunningChannel):
         await notifier.start(DictMemory(), clock)
     counted, rows = CountedNotifier(notifier), []

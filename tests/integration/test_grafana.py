@@ -145,3 +145,15 @@ def test_without_an_address_the_variables_are_named() -> None:
     result = CliRunner().invoke(app, ["grafana", "push"])
     assert result.exit_code == 2
     assert "BABYSIT_GRAFANA_URL" in result.output
+
+
+def test_a_test_of_the_alert_channel_makes_one_annotation(grafana: GrafanaServer) -> None:
+    environment = {"BABYSIT_GRAFANA_URL": grafana.url, "BABYSIT_GRAFANA_TOKEN": EDITOR}
+    result = CliRunner(env=environment).invoke(app, ["alerts", "test", "grafana"])
+    assert (result.exit_code, result.output.count("delivered")) == (0, 3)
+    (made,) = grafana.annotations.values()
+    assert made["timeEnd"] >= made["time"]
+    environment["BABYSIT_GRAFANA_TOKEN"] = "revoked"
+    refused = CliRunner(env=environment).invoke(app, ["alerts", "test", "grafana"])
+    assert refused.exit_code == 1
+    assert "BABYSIT_GRAFANA_TOKEN" in refused.output
