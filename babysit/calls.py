@@ -41,6 +41,7 @@ class Calls:
         self._states: dict[str, Any] | None = None
         self._seed: int | None = None
         self._epoch = 0
+        self._reference: tuple[int, ...] = ()
         self._numbers: tuple[dict[str, int], dict[str, int]] = ({}, {})
         """The script's numbers at its first call of the run, and at the current one."""
         self._placed = False
@@ -109,7 +110,11 @@ class Calls:
         self._begun += 1
         if restored is None:
             position = Position(
-                epoch=self._epoch, first_epoch=self._epoch, batch=batch, seed=self._seed
+                epoch=self._epoch,
+                first_epoch=self._epoch,
+                batch=batch,
+                seed=self._seed,
+                reference=self._reference,
             )
             position.call = number
             return position, None
@@ -149,6 +154,7 @@ class Calls:
         """Go on from a position with the next call."""
         left_within_a_pass = position.offset > 0
         self._seed, self._epoch = position.seed, position.epoch + left_within_a_pass
+        self._reference = position.reference
 
     def saved(self) -> dict[str, Any]:
         """Plain values that :meth:`restore` needs besides the position."""

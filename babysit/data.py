@@ -17,11 +17,12 @@ from typing import Any
 
 from babysit import rng
 from babysit.errors import EmptyLoaderError
-from babysit.global_order import order_of
+from babysit.global_order import Reference, order_of
 from babysit.loaders import (
     MapStyle,
     Ranges,
     Source,
+    Spans,
     Thinning,
     keeps_place,
     limits_of,
@@ -66,6 +67,10 @@ class Position:
     """Samples of the epoch's global order that were drawn before `per_batch` last changed."""
     base_offset: int = 0
     """Batches of this epoch that those samples were drawn in."""
+    reference: tuple[int, ...] = ()
+    """The :class:`babysit.global_order.Reference` of the run; empty: not known."""
+    before_epoch: int = 0
+    """Number of the last batch before this epoch."""
     resized: str = ""
     """The warning of a changed number of ranks, for an epoch whose global order is not known."""
 
@@ -75,6 +80,20 @@ class Position:
             self.base += (self.offset - self.base_offset) * self.per_batch
             self.base_offset = self.offset
         self.per_batch = per_batch
+
+    def spans(self) -> Spans | None:
+        """The numbers of the batches from here on; None: they count up by one."""
+        if not self.reference or (not self.base and self.per_batch == self.reference[1]):
+            return None
+        reference, first = Reference(*self.reference), self.before_epoch
+        begun = self.base + (self.offset - self.base_offset) * self.per_batch
+
+        def span(index: int) -> tuple[int, int]:
+            start = begun + index * self.per_batch
+            low, high = reference.span(start, start + self.per_batch)
+            return first + low, first + high
+
+        return span
 
 
 class Feed:
@@ -100,6 +119,8 @@ class Feed:
         self._order, self._others = sources_of(loader)
         self._stream = rng.Stream({})
         self._last: Position | None = None
+        self._begun_at = 0
+        """Batches of the epoch that had passed when this pass over the loader began."""
 
     @property
     def source(self) -> Source:
@@ -127,20 +148,29 @@ class Feed:
         """
         resumed = self.position.epoch_states is not None
         while epochs is None or self.position.epoch - self.position.first_epoch < epochs:
-            wanted = Thinning(self._skip, self.position.batch)
+            wanted = self._numbered(resumed=resumed)
             rest = self._begin(wanted, resumed=resumed)
             if resumed and states is not None:
                 rng.apply(states)
             resumed = False
             yield from self._groups(rest, wanted, accumulate)
-            self._advance_to(wanted.last)
+            self._advance_to(wanted.last, wanted.drawn)
             if self.position.offset == 0:
                 raise EmptyLoaderError(
                     f"epoch {self.position.epoch} of the loader ({type(self.loader).__name__})"
                     " gave no batch: is the data empty, or is the loader an exhausted iterator?"
                 )
+            renumbered = self.position.spans() is not None
+            passed = self.position.before_epoch + self.position.reference[2] if renumbered else 0
+            passed = passed or self.position.batch
             self.position = dataclasses.replace(
-                self.position, epoch=self.position.epoch + 1, offset=0, base=0, base_offset=0
+                self.position,
+                epoch=self.position.epoch + 1,
+                batch=passed,
+                before_epoch=passed,
+                offset=0,
+                base=0,
+                base_offset=0,
             )
 
     def _groups(
@@ -156,7 +186,7 @@ class Feed:
                 following = next(rest, _END)
                 complete = following is _END
                 self._last = dataclasses.replace(self.position, loader_state=before)
-            self._advance_to(wanted.kept.popleft())
+            self._advance_to(*wanted.kept.popleft())
             yield batch, complete
             self._last = None
             if complete:
@@ -194,6 +224,20 @@ class Feed:
     def _loader_state(self) -> Any:
         return self.loader.state_dict() if self._stateful else None
 
+    def _numbered(self, *, resumed: bool) -> Thinning:
+        """Decides on the batches of an epoch, from the position on."""
+        position = self.position
+        self._begun_at = position.offset
+        if not resumed:
+            position.before_epoch = position.batch
+        if self._global is not None:
+            position.count_in(self._global.per_batch)
+            known = position.reference
+            if not known or known[3] != self._global.samples:
+                ranks = known[0] if known else self._global.ranks
+                position.reference = tuple(self._global.reference(ranks))
+        return Thinning(self._skip, position.batch, position.spans())
+
     def _begin(self, wanted: Thinning, *, resumed: bool) -> Iterator[Any]:
         position = self.position
         for target in epoch_aware(self.loader):
@@ -207,7 +251,6 @@ class Feed:
             self.loader.load_state_dict(position.loader_state)
             offset = 0
         if self._global is not None and isinstance(self._source, MapStyle):
-            position.count_in(self._global.per_batch)
             dealt = self._global.batches(position.base) if position.base else None
             self._source.dealt, offset = dealt, offset - position.base_offset
         seed = position.seed or 0
@@ -237,8 +280,8 @@ class Feed:
             if (state := states.get(f"generator {i}")) is not None:
                 rng.set_state(source, state)
 
-    def _advance_to(self, number: int) -> None:
-        self.position.offset += number - self.position.batch
+    def _advance_to(self, number: int, drawn: int) -> None:
+        self.position.offset = self._begun_at + drawn
         self.position.batch = number
 
 

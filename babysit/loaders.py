@@ -20,6 +20,8 @@ from typing import Any, Protocol
 from babysit import rng
 
 Ranges = Sequence[tuple[int, int]]
+Spans = Callable[[int], tuple[int, int]]
+"""First and last number that a batch counts as, by its index from the start of a pass on."""
 _END: Any = object()
 
 
@@ -29,18 +31,24 @@ class Thinning:
     Prefetching loaders ask ahead, so the numbers wait here until their batches arrive.
     """
 
-    def __init__(self, skip: Ranges, last: int) -> None:
-        self._skip = skip
+    def __init__(self, skip: Ranges, last: int, spans: Spans | None = None) -> None:
+        self._skip, self._spans = skip, spans
         self.last = last
         """Number of the last batch that was decided."""
-        self.kept: deque[int] = deque()
+        self.drawn = 0
+        """Batches that were decided."""
+        self.kept: deque[tuple[int, int]] = deque()
+        """`last` and `drawn` as of each batch that is used."""
 
     def __call__(self) -> bool:
         """True if the next batch is used."""
-        self.last += 1
-        if any(first <= self.last <= last for first, last in self._skip):
+        first = last = self.last + 1
+        if self._spans is not None:
+            first, last = self._spans(self.drawn)
+        self.last, self.drawn = last, self.drawn + 1
+        if any(low <= last and first <= high for low, high in self._skip):
             return False
-        self.kept.append(self.last)
+        self.kept.append((self.last, self.drawn))
         return True
 
 

@@ -139,13 +139,13 @@ def resized(
         resumed["rng"] = rng.derived(resumed["rng"], plan.rank)
     resumed["position"].resized = (
         f"each of {now} ranks goes on at the batch of the epoch at which {before} ranks were, so"
-        f" samples of this epoch are {'left out' if now > before else 'drawn twice'}; with torch's"
-        " DistributedSampler and batches of one size, the rest is dealt out anew"
+        f" samples of this epoch are {'left out' if now > before else 'drawn twice'}, and numbers"
+        " of batches (quarantine) name other data than before; with torch's DistributedSampler and"
+        " batches of one size, the rest is dealt out anew, and numbers keep their samples"
     )
     warn(
-        f"the checkpoint was saved by {before} ranks, and this attempt has {now}: numbers of"
-        " batches (quarantine) name other data than before, and ranks draw other random numbers."
-        " Keep the world size to resume bit for bit"
+        f"the checkpoint was saved by {before} ranks, and this attempt has {now}: ranks draw other"
+        " random numbers. Keep the world size to resume bit for bit"
     )
 
 
