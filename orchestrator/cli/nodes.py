@@ -10,7 +10,7 @@ import typer
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, emit, number, say, size, text
 from orchestrator.cli.paths import path
-from orchestrator.cli.session import session
+from orchestrator.cli.session import seconds_of, session
 
 app = typer.Typer(
     no_args_is_help=True, help="The hosts of the cluster: their health, and whether they take work."
@@ -229,12 +229,10 @@ def _cancelled(node: dict[str, Any]) -> str:
 def _checked(lasts: str, reason: str) -> float:
     """Seconds of a window. All mistakes of the options are reported together."""
     problems = [] if reason else ["--reason: required, unless --off is given"]
-    from jobs.spec import parse_seconds
-
     try:
-        seconds = float(str(parse_seconds(lasts)))
-    except ValueError as error:
-        problems.append(f"--for: {error}, got {lasts!r}")
+        seconds = seconds_of("--for", lasts)
+    except CliError as error:
+        problems.append(str(error))
     if problems:
         raise CliError("\n".join(problems), ExitCode.USAGE)
     return seconds

@@ -117,14 +117,17 @@ def seconds_of(option: str, text: str) -> float:
     """A duration given with an option, such as 10m, in seconds.
 
     Raises:
-        CliError: The text is not a duration.
+        CliError: The text is not a duration, or one of more than 100 years.
     """
-    from jobs.spec import parse_seconds
+    from jobs.spec import MOST_SECONDS, parse_seconds
 
     try:
-        return float(str(parse_seconds(text)))
+        seconds = float(str(parse_seconds(text)))
     except ValueError as error:
         raise CliError(f"{option}: {error}, got {text!r}", ExitCode.USAGE) from error
+    if seconds > MOST_SECONDS:
+        raise CliError(f"{option}: expected at most 36525d, got {text!r}", ExitCode.USAGE)
+    return seconds
 
 
 RunArgument = Annotated[

@@ -176,7 +176,15 @@ def shell(home: Path, *arguments: str, **environment: str) -> subprocess.Complet
             {},
             "--for: 9d ends after the year 9999",
         ),
+        (
+            ["nodes", "maintain", "n", "--for", "99999999999d", "--reason", "x"],
+            {},
+            "--for: expected at most 36525d, got '99999999999d'",  # not 200 years without a word
+        ),
         (["token", "create", "x", "--expires", "soon"], {}, "--expires: expected a duration"),
+        (["token", "create", "x", "--expires", "1e9d"], {}, "--expires: expected a duration"),
+        (["wait", "r", "--timeout", "40000d"], {}, "--timeout: expected at most 36525d"),
+        (["logs", "r", "--since", "9999999w"], {}, "--since: expected at most 36525d"),
     ],
 )
 def test_odd_input_is_a_matter_of_usage(
