@@ -10,10 +10,16 @@ from jobs.commands import CaptureStacks, StopAttempt
 from jobs.events import StacksCaptured
 from monitors.failures import FailureClass
 from monitors.types import FindingKind
-from orchestrator.core.messages.events import ProgressSeen, RunHeld, RunReleased
+from orchestrator.core.messages.events import (
+    IncidentChanged,
+    ProgressSeen,
+    RunHeld,
+    RunReleased,
+)
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model.states import AttemptState, IncidentState
 from orchestrator.core.model.time_ledger import Bucket, totals
+from orchestrator.core.model.vocabulary import Response
 from orchestrator.core.policy.time_limits import pause_limit
 from orchestrator.core.supervision import hangs
 from orchestrator.core.views.remedy_text import incident_remedy
@@ -196,6 +202,28 @@ def test_an_unanswered_question_is_acted_on_after_its_time() -> None:
     world.advance(901)
     world.settle()
     assert world.attempt().number == 2
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_hang_that_a_person_called_over_is_asked_about_again_while_it_lasts(
+    goes_on: bool,
+) -> None:
+    world = trained(15, **ask_spec("hang"))
+    world.find(FindingKind.HANG, onset=15, rank=1)
+    world.settle()
+    (asked,) = world.state.incidents_of("run-1")
+    resolved = IncidentState.RESOLVED
+    event = world.event(IncidentChanged, incident=asked.id, state=resolved, actor="operator:ann")
+    world.do(event)
+    if goes_on:
+        world.reach(world.attempt().milestone)
+    world.advance(hangs.CALLED_OVER_SECONDS + 1)
+    world.settle()
+    again = [i for i in world.state.incidents_of("run-1") if i.state is not resolved]
+    assert [i.response for i in again] == ([] if goes_on else [Response.ASKED])
+    world.advance(901)
+    world.settle()
+    assert world.attempt().number == (1 if goes_on else 2)
 
 
 def ask_spec(monitor: str) -> dict[str, object]:

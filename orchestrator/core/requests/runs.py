@@ -40,7 +40,7 @@ from orchestrator.core.model.vocabulary import Remedy, Timer
 from orchestrator.core.policy import admission, doubt
 from orchestrator.core.policy.time_limits import grace_seconds
 from orchestrator.core.requests import nodes as node_requests
-from orchestrator.core.supervision import findings, judgement
+from orchestrator.core.supervision import findings, hangs, judgement
 from orchestrator.core.text import named, outcome
 from orchestrator.core.turn import Turn
 from orchestrator.errors import ConflictError, InvalidError, NotFoundError
@@ -344,4 +344,5 @@ def on_incident_changed(turn: Turn, event: IncidentChanged) -> None:
         turn.change_incident(incident.id, verdict=event.verdict)
     if event.state is IncidentState.RESOLVED:
         turn.cancel_timer(incident.run, Timer.ASK, subject=incident.id)
+        hangs.called_over(turn, incident)
         turn.resolve_incident(incident.id, f"by {event.actor}")

@@ -37,6 +37,8 @@ STACKS_SECONDS = 8.0
 """How long a verdict waits for the looks of all agents; two looks take about 1.5 s."""
 LOOKS_KEPT = 64
 """Looks in the evidence of an incident, at most."""
+CALLED_OVER_SECONDS = 900.0
+"""Seconds until a silence that a person called over is looked at again, as long as it lasts."""
 RECHECK_SECONDS = 15.0
 """Between two verdicts about a run that is slow: what moves now may be stopped later."""
 
@@ -273,6 +275,28 @@ def on_step(turn: Turn, run_id: str, step: int) -> None:
         noticed_at.append(attempt.suspect.finding.detected_step)
     if step > max(noticed_at, default=-1):
         clear(turn, run_id, f"step {step} has ended")
+
+
+def called_over(turn: Turn, incident: Incident) -> None:
+    """A person resolves an open hang: look at the run again later, if there is no progress.
+
+    Else a hang that was taken for over would never be noticed again: monitors report it once.
+    """
+    attempt = turn.attempt(incident.run)
+    if (
+        attempt is None
+        or not _is_open(incident, attempt)
+        or attempt.state not in RUNNABLE_ATTEMPT_STATES
+        or attempt.suspect is not None
+    ):
+        return
+    finding = Finding.model_validate(incident.evidence["finding"])
+    turn.change_attempt(
+        incident.run,
+        milestone=min(attempt.milestone, finding.detected_step + 1),
+        suspect=Suspicion(since=turn.now, finding=finding),
+    )
+    turn.set_timer(incident.run, Timer.SUSPECT, CALLED_OVER_SECONDS)
 
 
 def _is_open(incident: Incident, attempt: Attempt) -> bool:
