@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, emit, number, say, size, text
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import seconds_of, session
+
+if TYPE_CHECKING:
+    from orchestrator.cli.client import Api
 
 app = typer.Typer(
     no_args_is_help=True, help="The hosts of the cluster: their health, and whether they take work."
@@ -67,6 +70,17 @@ _WINDOW = "1h"
 _TIMES = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d"]
 
 
+def all_nodes(api: Api, page: int = 1000) -> list[Any]:
+    """All nodes by name, asked for in pages of `page`, which servers have as their limit."""
+    rows: list[Any] = []
+    while True:
+        after = rows[-1]["id"] if rows else None
+        more = api.get(path("nodes"), limit=page, after=after)
+        rows += more
+        if len(more) < page:
+            return rows
+
+
 @app.command("ls")
 def ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
     """List nodes.
@@ -75,7 +89,7 @@ def ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 
         babysit nodes ls -o wide
     """
-    rows = session(ctx).api.get(path("nodes"))
+    rows = all_nodes(session(ctx).api)
     emit(rows, _columns(rows), form, empty="The cluster has no nodes.")
 
 

@@ -12,6 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ulid import ULID
 
+from jobs.clock import SystemClock
+from orchestrator.cli.client import Api
+from orchestrator.cli.nodes import all_nodes
 from orchestrator.core.messages.events import RunHeld
 from orchestrator.errors import DatabaseUnavailableError
 from orchestrator.server.metrics.catalogue import METRICS
@@ -213,6 +216,12 @@ def test_checkpoints_by_id_and_by_step(http: httpx.Client) -> None:
 
 def test_nodes(http: httpx.Client) -> None:
     assert [row["id"] for row in http.get("/nodes").json()] == ["node-1", "node-2"]
+    assert [row["id"] for row in http.get("/nodes?limit=1").json()] == ["node-1"]
+    assert [row["id"] for row in http.get("/nodes?limit=1&after=node-1").json()] == ["node-2"]
+    assert http.get("/nodes?limit=1001").status_code == 422
+    api = Api(str(http.base_url).removesuffix("/api/v1/"), SECRET, SystemClock())
+    assert [row["id"] for row in all_nodes(api, page=1)] == ["node-1", "node-2"]
+    api.close()
     changed = http.post("/nodes/node-2/cordon", json={"reason": "fan"}).json()
     assert (changed["state"], changed["reason"]) == ("cordoned", "fan")
     assert changed["by"].startswith("operator:")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from orchestrator.core.messages.events import MaintenanceCancelled, MaintenancePlanned, NodeChanged
@@ -18,6 +18,8 @@ from orchestrator.server.context import AnywhereOperator, Context, HasContext, V
 from orchestrator.server.run_queries import LIVE
 
 router = APIRouter(prefix="/nodes", tags=["nodes"])
+MOST = 1000
+"""Nodes of one page at most."""
 
 
 class Why(BaseModel):
@@ -44,9 +46,18 @@ async def _views(here: Context, nodes: list[Node]) -> list[NodeView]:
 
 
 @router.get("")
-async def list_nodes(here: HasContext, _: Viewer) -> list[NodeView]:
-    """All nodes, by name."""
-    return await _views(here, sorted(await here.store.nodes(), key=lambda node: node.id))
+async def list_nodes(
+    here: HasContext,
+    _: Viewer,
+    after: str = "",
+    limit: Annotated[int, Query(ge=1, le=MOST)] = MOST,
+) -> list[NodeView]:
+    """Nodes by name: the first `limit` of those after the name `after`.
+
+    A page that is not full is the last.
+    """
+    nodes = sorted((n for n in await here.store.nodes() if n.id > after), key=lambda n: n.id)
+    return await _views(here, nodes[:limit])
 
 
 @router.get("/{node}")
