@@ -50,7 +50,7 @@ _CALM_BAR = 3.0
 """Factor of the least rise while the gradient norm is calm."""
 _BEYOND = 1.5
 """Least ratio of a rise to the highest one before it: a level may wander."""
-_WALK = 2.5
+_WALK = 5.0
 """Least rise in standard deviations of a random walk with the steps of the level."""
 _NEAR_ZERO = 2.0
 """Spreads between the level and zero below which the level is about zero."""
@@ -165,6 +165,10 @@ class DriftDetector:
         limit = best.point.value + max(_WITHIN_NOISE * best.spread, _FOOT * rise)
         last = max(i for i in range(lowest, len(blocks)) if blocks[i].point.value <= limit)
         onset = _foot(blocks, lowest, last, level)
+        if last + 1 >= _FEWEST_BLOCKS and _is_a_walk(
+            blocks[: last + 1], level.value, len(blocks) - last
+        ):
+            return None  # no reason to begin anew: a slow rise goes further than a walk in the end
         wander = self._wander(blocks[last].point.step)
         if rise <= _BEYOND * wander or not self._changed(blocks, last, level, gradient):
             self._settle(blocks, best)
@@ -204,8 +208,6 @@ class DriftDetector:
         after = sum(block.values for block in risen) + _BLOCK / 2
         if values < _CALM_VALUES or len(calm) < _FEWEST_BLOCKS:
             return False  # it has risen since the beginning: that is how this loss is
-        if rise <= _WALK * _roughness(calm) * math.sqrt(len(risen) + 1):
-            return False  # so far a level goes that takes such steps at random
         steep = (level.value - blocks[last].point.value) / after
         if steep < _STEEPER * _slope(calm, values):
             return False
@@ -240,9 +242,22 @@ def _foot(blocks: Sequence[Block], lowest: int, last: int, level: Point) -> Poin
     return before[-1] if before else floor
 
 
-def _roughness(blocks: Sequence[Block]) -> float:
-    """Robust standard deviation of the steps from block to block, without their trend."""
-    levels = [block.point.value for block in blocks]
+def _is_a_walk(calm: Sequence[Block], level: float, blocks: int) -> bool:
+    """True if a level that takes such steps at random goes as far, in that many blocks.
+
+    In logarithms too, where all levels are positive: a level that wanders takes larger steps as it
+    rises.
+    """
+    levels = [block.point.value for block in calm]
+    far = _WALK * math.sqrt(blocks)
+    best = min(levels)
+    if level - best <= far * _roughness(levels):
+        return True
+    return best > 0 and math.log(level / best) <= far * _roughness([math.log(v) for v in levels])
+
+
+def _roughness(levels: Sequence[float]) -> float:
+    """Robust standard deviation of the steps from level to level, without their trend."""
     steps = [after - before for before, after in itertools.pairwise(levels)]
     trend = median(steps)
     return MAD_TO_SIGMA * median([abs(step - trend) for step in steps])

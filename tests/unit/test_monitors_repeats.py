@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from benchmarks.support.loss_repeats import REPEATING, bumps_at_any_time
+from benchmarks.support.loss_repeats import REPEATING, WANDERING, bumps_at_any_time
 from benchmarks.support.loss_verdicts import sample_of
 from monitors.loss import LossMonitor
 from monitors.types import Finding, FindingKind
@@ -73,3 +73,15 @@ def test_a_rise_like_the_others_that_does_not_come_back_is_found(draw):
     [found, *_] = acts(monitor, stays, first=steps + 1)
     assert steps - 20 <= found.onset_step <= steps + 10
     assert found.detected_step <= steps + 250
+
+
+@pytest.mark.parametrize("maker", WANDERING, ids=names)
+@pytest.mark.parametrize("draw", range(6))
+def test_a_level_that_wanders_is_left_alone_and_its_explosion_is_found(maker, draw):
+    """The value loss of a policy: it follows no trend, and rises for hundreds of steps."""
+    series, monitor = made(maker, draw), LossMonitor()
+    assert not acts(monitor, series.losses)
+    steps = len(series.losses)
+    exploded = 10 * np.max(series.losses) * np.ones(20)
+    [explosion, *_] = acts(monitor, exploded, first=steps + 1)
+    assert explosion.detected_step <= steps + 5
