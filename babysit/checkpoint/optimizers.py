@@ -82,7 +82,9 @@ def require_parameters(optimizer: Optimizer, path: Path, known: Iterable[torch.T
 
 
 def _is_allocated(tensor: torch.Tensor) -> bool:
-    return not isinstance(tensor, DTensor) and type(tensor) in {torch.Tensor, torch.nn.Parameter}
+    """True if the tensor has an address; a sparse or nested one in a copy of a module has none."""
+    plain = not isinstance(tensor, DTensor) and type(tensor) in {torch.Tensor, torch.nn.Parameter}
+    return plain and tensor.layout is torch.strided and not tensor.is_nested
 
 
 def pack(optimizer: Optimizer, names: Names) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class Odd(nn.Module):
 def odd_buffers() -> Script:
     model = Odd()
     optimizer = torch.optim.Adafactor(model.parameters())
+    kept = {"best": [model.sparse, model.quantised]}  # as of a model's best step, say
 
     def step(n: int) -> None:
         update((inputs(n) @ model.weight).square().mean(), optimizer)
@@ -156,9 +157,12 @@ def odd_buffers() -> Script:
             torch.full((3,), n / 2), 0.1 * n, 1, torch.quint8
         )
         model.complex.mul_(1j)
+        kept["best"] = [model.sparse.clone(), model.quantised.clone()]
 
-    own = lambda: seen(model.weight, model.sparse, model.quantised, model.complex)  # noqa: E731
-    return {"model": model, "opt": optimizer}, step, own
+    own = lambda: seen(  # noqa: E731
+        model.weight, model.sparse, model.quantised, model.complex, *kept["best"]
+    )
+    return {"model": model, "opt": optimizer, "kept": kept}, step, own
 
 
 def lbfgs() -> Script:
