@@ -46,6 +46,7 @@ class Shapes:
             "half of the queues take back": self.reclaim,
             "all shapes differ, nobody can leave": lambda: self.shapes(Priority.CRITICAL),
             "all shapes differ, mixed priorities": lambda: self.shapes(None),
+            "all shapes differ, all in vain": self.in_vain,
             "elastic packed runs grow": self.growth,
             "packed recoveries": self.recoveries,
             "half of all nodes for one gang, rigid": lambda: self.gangs(0.5, 1, elastic=False),
@@ -88,6 +89,19 @@ class Shapes:
                 for i in range(self._pending)
             ],
         )
+
+    def in_vain(self) -> Snapshot:
+        """Urgent gangs that each need a rack, no two alike; in every rack one run stays."""
+        table, holdings = self._fleet(4, priority=_LOW)
+        held = [
+            dataclasses.replace(holding, priority=Priority.CRITICAL) if i % 4 == 0 else holding
+            for i, holding in enumerate(holdings)
+        ]
+        demands = [
+            self._demand(i, 16, memory=10**9 + i, priority=_HIGH, pack="rack")
+            for i in range(self._pending)
+        ]
+        return Snapshot(table=table, holdings=held, demands=demands)
 
     def growth(self) -> Snapshot:
         """Elastic runs, each within a rack, that could grow; a sixth of the nodes is idle."""

@@ -24,7 +24,7 @@ from orchestrator.core.scheduling import (
 from orchestrator.core.scheduling.eligibility import Eligible
 from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.holding_table import HoldingTable
-from orchestrator.core.scheduling.preemption import select
+from orchestrator.core.scheduling.preemption import NoSelection, select
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import PRIORITY_RANK, accounted_gpus
 from orchestrator.core.scheduling.victim_problem import Situation
@@ -316,7 +316,7 @@ def selected(snapshot: Snapshot, demand: Demand) -> list[tuple[str, tuple[str, .
     )
     found = select(situation, demand, frozenset())
     assert before == {quota.name: quotas.used(quota.name) for quota in snapshot.quotas}
-    if found is None:
+    if isinstance(found, NoSelection):
         return None
     columns = victims.columns
     chosen = []

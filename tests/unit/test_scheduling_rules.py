@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from typing import Any
 
-from jobs.spec import Priority
+from jobs.spec import Priority, Resources
 from orchestrator.core.scheduling import Claim, NodeCapacity, NodeTable, Pending, Quota
 from tests.unit.test_scheduling_plan import MINUTE, NOW, demand, holding, placed, table
 
@@ -235,6 +236,29 @@ def test_a_small_run_preempts_though_a_larger_one_of_its_kind_could_not() -> Non
     small = demand("small", priority=HIGH)
     outcome = placed(table(4), *meek, wide, small, holdings=[*busy, low])
     assert [(e.run, e.by) for e in outcome.evictions] == [("low", "small")]
+
+
+def test_a_modest_run_preempts_though_all_victims_are_too_few_for_its_like() -> None:
+    """Of runs that differ in CPUs and memory, those that need no less are spared the search."""
+    large = {"cpus": 64, "memory": 100}
+    small = {"cpus": 56, "memory": 50}
+    nodes = [large, small, large, small]
+    given = NodeTable(NodeCapacity(node=f"n{i:02}", gpus=8, **size) for i, size in enumerate(nodes))
+    busy = [
+        holding("a", "n00", priority=LOW),
+        holding("b", "n01", "n03", priority=LOW),
+        holding("stays", "n02", priority=CRITICAL),
+    ]
+    needs = {"cpus": (60, 50), "more": (61, 50), "memory": (32, 80), "modest": (32, 50)}
+    runs = [
+        dataclasses.replace(
+            demand(run, 2, priority=HIGH, submitted_at=NOW + i * MINUTE),
+            need=Resources(nodes=2, gpus_per_node=8, cpus_per_node=cpus, memory_per_node=memory),
+        )
+        for i, (run, (cpus, memory)) in enumerate(needs.items())
+    ]
+    outcome = placed(given, *runs, holdings=busy)
+    assert [(e.run, e.by) for e in outcome.evictions] == [("b", "modest")]
 
 
 def test_what_becomes_free_goes_to_the_reservation_though_no_end_is_known() -> None:

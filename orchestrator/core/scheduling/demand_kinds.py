@@ -21,6 +21,8 @@ class Kind:
 
     number: int
     """Demands of one number may use and preempt the same; a queue with a quota has its own."""
+    family: int
+    """A number of demands as the first, but for their CPUs and memory."""
     placement: int
     """Demands of one number may use the same nodes."""
     pool: Pool
@@ -83,4 +85,6 @@ class Kinds:
             most = min(most, gpus // accounted_gpus(demand.need))
         key = placement, group, demand.priority, demand.may_preempt
         number = self._numbers.setdefault(key, len(self._numbers))
-        return Kind(number, placement, pool, most, bool(group))
+        alike = ("family", place[0], *place[3:], group, demand.priority, demand.may_preempt)
+        family = self._numbers.setdefault(alike, len(self._numbers))
+        return Kind(number, family, placement, pool, most, bool(group))

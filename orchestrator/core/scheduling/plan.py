@@ -94,10 +94,9 @@ class Pass:
         self._preemptors = 0
         self._preempted_for: dict[str, str] = {}
         """Preempted run → the run that gets its nodes."""
-        self._leaving = [holding for holding in snapshot.holdings if holding.leaving]
         self._situation = Situation(
             free=self._free,
-            leaving=self._leaving,
+            leaving=[holding for holding in snapshot.holdings if holding.leaving],
             quotas=self._quotas,
             eligible=self._eligible,
             victims=self._victims,
@@ -326,6 +325,8 @@ class Pass:
         if self._preemptors == MAX_PREEMPTORS:
             self._plan.unfinished.add(demand.run)
             return False
+        if self._rejections.hopeless((kind.family, key[1]), demand):
+            return False
         lenders = self._blocked.lenders(demand)
         waiting = self._idle_holders | lenders if lenders else self._idle_holders
         if not self._select_victims(demand, kind, waiting):
@@ -338,12 +339,15 @@ class Pass:
         self, demand: Demand, kind: Kind, waiting: AbstractSet[str], late: Sequence[str] = ()
     ) -> bool:
         """Select victims, reserve their nodes for the demand, and record the evictions."""
-        situation, leaving = self._situation, self._leaving
+        situation = self._situation
         if late:
-            leaving = [holding for holding in leaving if holding.run not in late]
-            situation = dataclasses.replace(situation, leaving=leaving)
+            others = [holding for holding in situation.leaving if holding.run not in late]
+            situation = dataclasses.replace(situation, leaving=others)
         selection = preemption.select(situation, demand, waiting)
-        if selection is None:
+        if isinstance(selection, preemption.NoSelection):
+            if selection is preemption.NoSelection.HOPELESS and not late:
+                family = kind.family, self._eligible.cache_key(demand)
+                self._rejections.note_hopeless(family, demand)
             return False
         nodes = self._free.table.named(selection.places)
         gone = preemption.evictions(demand, self._victims, selection)
@@ -357,7 +361,7 @@ class Pass:
         self._victims.take(selection.units)
         self._preempted_for = {e.run: demand.run for e in gone} | self._preempted_for
         self._plan.evictions[:] = preemption.merged([*self._plan.evictions, *gone])
-        before = [h.run for h in leaving if not set(nodes).isdisjoint(h.nodes)]
+        before = [h.run for h in situation.leaving if not set(nodes).isdisjoint(h.nodes)]
         leaving_for_it = [*before, *(each.run for each in gone)]
         self._await_preemption(demand, Claim(nodes=nodes, preempting=True), leaving_for_it)
         return True

@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from enum import Enum
 
 from orchestrator.core.scheduling.free_resources import count_nodes
 from orchestrator.core.scheduling.node_table import Indices
 from orchestrator.core.scheduling.types import Demand, Eviction
 from orchestrator.core.scheduling.victim_problem import Problem, Situation
-from orchestrator.core.scheduling.victim_search import search
+from orchestrator.core.scheduling.victim_search import ground_for, search
 from orchestrator.core.scheduling.victims import REASONS, Options, Victims
 
 WAIT_SECONDS = 600.0
@@ -40,8 +41,17 @@ class Selection:
     options: Options
 
 
-def select(situation: Situation, demand: Demand, waiting: AbstractSet[str]) -> Selection | None:
-    """The cheapest victims found for a demand; None: no victims make it fit.
+class NoSelection(Enum):
+    """Why no victims were chosen."""
+
+    NOT_FOUND = "not found"
+    HOPELESS = "hopeless"  # it would not fit even if all left: nor would one that needs more
+
+
+def select(
+    situation: Situation, demand: Demand, waiting: AbstractSet[str]
+) -> Selection | NoSelection:
+    """The cheapest victims found for a demand.
 
     Args:
         situation: The state of the pass.
@@ -51,21 +61,24 @@ def select(situation: Situation, demand: Demand, waiting: AbstractSet[str]) -> S
     eligible, coming = situation.eligible, situation.coming
     most = situation.victims.at_most(demand, waiting)
     if most + coming == 0:
-        return None
+        return NoSelection.NOT_FOUND
     if not waiting and situation.victims.free_too_little_quota(demand, situation.left):
-        return None
+        return NoSelection.NOT_FOUND
     reachable = count_nodes(eligible.usable_after_preemption(situation.free, demand))
     if reachable + coming + most < demand.nodes:
-        return None
+        return NoSelection.NOT_FOUND
     options = situation.victims.options(demand, waiting)
     problem = Problem(situation, demand, options)
-    found = search(problem)
+    ground = ground_for(problem)
+    if ground is None:
+        return NoSelection.HOPELESS
+    found = search(problem, ground)
     if found is None:
-        return None
+        return NoSelection.NOT_FOUND
     units, mask = found
     after = problem.free_after(units)
     places = eligible.choose_nodes(after, demand, problem.usable(after) & mask)
-    return None if places is None else Selection(places, units, options)
+    return NoSelection.NOT_FOUND if places is None else Selection(places, units, options)
 
 
 def evictions(demand: Demand, victims: Victims, selection: Selection) -> list[Eviction]:

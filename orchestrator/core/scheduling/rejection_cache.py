@@ -34,12 +34,15 @@ class RejectionCache:
         self._failed: dict[Key, Rejection] = {}
         self._rejected: dict[Key, Rejection] = {}
         self._futile: dict[Key, int] = {}
+        self._hopeless: dict[Key, list[tuple[float, int, int]]] = {}
+        """CPUs, memory and nodes of demands for which not even all victims free enough."""
 
     def forget(self) -> None:
         """Drop all entries: the reservations or the preemptible nodes have changed."""
         self._failed.clear()
         self._rejected.clear()
         self._futile.clear()
+        self._hopeless.clear()
 
     def failed(self, key: Key, demand: Demand) -> Rejection | None:
         """The rejection by placement alone, without preemption; None: not known."""
@@ -53,6 +56,30 @@ class RejectionCache:
         """True if preemption is known to free too little for such a demand."""
         fewest = self._futile.get(key)
         return fewest is not None and _plain(demand) and demand.nodes >= fewest
+
+    def hopeless(self, family: Key, demand: Demand) -> bool:
+        """True if not even all victims free enough for a demand that needs no more than this.
+
+        So each of thousands of runs that differ a little costs a look-up, not a search.
+        """
+        need, known = demand.need, self._hopeless.get(family)
+        return (
+            known is not None
+            and _plain(demand)
+            and any(
+                need.cpus_per_node >= cpus
+                and need.memory_per_node >= memory
+                and demand.nodes >= nodes
+                for cpus, memory, nodes in known
+            )
+        )
+
+    def note_hopeless(self, family: Key, demand: Demand) -> None:
+        """Record that not even all victims free enough for the demand."""
+        if _plain(demand):
+            need = demand.need
+            own = need.cpus_per_node, need.memory_per_node, demand.nodes
+            self._hopeless.setdefault(family, []).append(own)
 
     def note_failed(self, key: Key, demand: Demand, rejection: Rejection) -> None:
         """Record that no placement exists for the demand."""

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.core.scheduling import topology
 from orchestrator.core.scheduling.free_resources import count_nodes, shape_of
 from orchestrator.core.scheduling.node_table import Indices, Mask
 from orchestrator.core.scheduling.types import PRIORITY_RANK
@@ -27,11 +28,8 @@ MAX_SINGLE_VICTIMS = 8
 """Number of runs, the cheapest first, that are tried as the only victim."""
 
 
-def search(problem: Problem) -> tuple[Indices, Mask] | None:
-    """The cheapest units found, and the nodes among which the demand then fits; None: none do.
-
-    No units: those that are leaving already suffice.
-    """
+def ground_for(problem: Problem) -> Ground | None:
+    """The nodes to search; None: the demand would not fit even if every unit left."""
     everyone, demand = problem.options.units, problem.demand
     if not problem.quota_suffices(everyone):  # first, as it looks at no node
         return None
@@ -39,7 +37,17 @@ def search(problem: Problem) -> tuple[Indices, Mask] | None:
     could = problem.usable(after)
     if problem.eligible.usable_count(after, demand, could) < demand.nodes:
         return None
-    ground = _Ground(problem, now, could, after.idle())
+    if topology.largest_domain(problem.free.table, could, demand.pack) < demand.nodes:
+        return None
+    return Ground(problem, now, could, after.idle())
+
+
+def search(problem: Problem, ground: Ground) -> tuple[Indices, Mask] | None:
+    """The cheapest units found, and the nodes among which the demand then fits; None: none do.
+
+    No units: those that are leaving already suffice.
+    """
+    demand, now = problem.demand, ground.now
     if problem.quota_suffices(NOBODY):
         for mask in ground.domains_of(now):
             if problem.eligible.usable_count(problem.free, demand, now & mask) >= demand.nodes:
@@ -50,12 +58,16 @@ def search(problem: Problem) -> tuple[Indices, Mask] | None:
     return min(found, key=lambda each: each[0])[1:] if found else None
 
 
-class _Ground:
-    """The nodes that the demand could get, by domain, and the workers that are in its way."""
+class Ground:
+    """The nodes that the demand could get, by domain, and the workers that are in its way.
+
+    Attributes:
+        now: Nodes that it could have without any unit.
+    """
 
     def __init__(self, problem: Problem, now: Mask, could: Mask, idle: Mask) -> None:
         self._problem, self._columns = problem, problem.columns
-        self._now, self._could = now, could
+        self.now, self._could = now, could
         table, pack = problem.free.table, problem.demand.pack
         flat = np.zeros(len(table), dtype=np.intp)
         self._domain = flat if pack == "any" else table.domains[pack]
@@ -120,7 +132,7 @@ class _Ground:
         order = np.lexsort((*(each[places] for each in reversed(cost)), domain))
         places, domain = places[order], domain[order]
         starts = np.searchsorted(domain, domains)
-        free = np.bincount(self._domain[self._now], minlength=int(domains.max()) + 1)[domains]
+        free = np.bincount(self._domain[self.now], minlength=int(domains.max()) + 1)[domains]
         ends = starts + np.maximum(self._missing - free, 0)
         sums = [np.concatenate([[0.0], np.cumsum(each[places])]) for each in cost]
         # lexsort takes the most important key last.
@@ -147,7 +159,7 @@ class _Ground:
         """Sufficient sets of units in a domain, without unnecessary members, and their losses."""
         problem, columns = self._problem, self._columns
         workers = self._workers[mask[columns.place[self._workers]]]
-        timeline = Timeline(problem, self._now & mask, workers)
+        timeline = Timeline(problem, self.now & mask, workers)
         sparing = Sparing(problem, mask)
         seen: set[bytes] = set()
         best: Loss | None = None
@@ -239,7 +251,7 @@ class _Ground:
         wins = free.gpus[place] + columns.need_gpus[of] >= gpus
         wins &= free.cpus[place] + columns.need_cpus[of] >= cpus
         wins &= free.memory[place] + columns.need_memory[of] >= memory
-        missing = max(1, self._missing - count_nodes(self._now & mask))
+        missing = max(1, self._missing - count_nodes(self.now & mask))
         spare = columns.spare[unit]
         sheds = np.flatnonzero(np.bincount(of[wins & spare], minlength=1) >= missing)
         stops = np.flatnonzero(np.bincount(of[wins], minlength=1) >= missing)
