@@ -11,7 +11,7 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import structlog
 
@@ -144,7 +144,7 @@ class ForkClient:
         own.send(json.dumps({"prepare": prepare}).encode())  # first: it may end at once
         with contextlib.ExitStack() as on_error:
             on_error.callback(own.close)
-            with other, (config.directory / "standby.log").open("ab") as log:
+            with other, _private(config.directory / "standby.log") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - the user's interpreter, or ours
                     [chosen.program, *flags, fork_server.__file__, str(other.fileno())],
                     env=self._environment,
@@ -272,3 +272,8 @@ class ForkClient:
         for key in list(self._pending):
             self._answer(key, ForkServerLostError(f"the fork server ended with code {code}"))
         self._listener.fork_server_lost(was_warm=was_warm)
+
+
+def _private(path: Path) -> BinaryIO:
+    """A log to append to, for this user alone: scripts print what they have in the environment."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")

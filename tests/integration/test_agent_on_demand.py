@@ -218,3 +218,14 @@ async def test_memory_shards_survive_the_attempt_and_are_restored_from(tmp_path:
             (agent.config.memory_directory / "ranks/rank-00000/plan.json").read_text()
         )
         assert (plan["attempt"], plan["save"]["memory_every_steps"]) == (2, 1)
+
+
+async def test_the_files_of_an_agent_are_its_users_alone(tmp_path: Path):
+    """The user's umask is the ranks' own: what the agent keeps must not depend on it."""
+    async with playground(tmp_path, "print('secret')") as (server, _):
+        await server.send(start(ranks=(0,)))
+        await server.event(RankExited)
+        kept = [*(tmp_path / "agent").glob("*.log"), *(tmp_path / "logs").rglob("*.log")]
+        assert {path.name for path in kept} >= {"standby.log", "rank-00000.log"}
+        kept += [path for path in (tmp_path / "agent" / "spool").rglob("*") if path.is_file()]
+        assert [path for path in kept if path.stat().st_mode & 0o077] == []
