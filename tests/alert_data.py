@@ -48,6 +48,7 @@ def update(number: int = 1, *, incident: str = "inc-1", **changes: Any) -> Incid
         project="llm",
         queue="default",
         step=140,
+        steps=(120, 100),
         incident=Incident(id=incident, **{**fields, **changes}),
         **{**head, **of_update},
     )

@@ -17,10 +17,13 @@ from jobs.events import Event
 from orchestrator.alerts.rules import Person
 from orchestrator.core.messages.events import IncidentChanged, RollbackAsked, RunHeld
 from orchestrator.core.messages.instructions import IncidentUpdate
+from orchestrator.core.messages.notice_events import IncidentSilenced
 from orchestrator.core.model.states import IncidentState
 from orchestrator.errors import PermissionDeniedError
 
 ACKNOWLEDGE, HOLD, ROLL_BACK = "babysit_acknowledge", "babysit_hold", "babysit_roll_back"
+SILENCE = "babysit_silence"
+SILENCE_SECONDS = 3600.0
 _WHY = "clicked in Slack"
 
 
@@ -35,19 +38,36 @@ def actions(update: IncidentUpdate) -> list[dict[str, Any]]:
         "babysit takes no action for the run until `babysit release`. Monitoring goes on.",
         "Hold",
     )
-    back = _confirm(
-        f"Roll back {name}?",
-        "The run stops and loads the newest checkpoint from before its best step. What it has"
-        " trained since is lost. For another step: `babysit rollback`.",
-        "Roll back",
-    )
-    buttons = [
-        _button(HOLD, "Hold automation", value, confirm=hold),
-        _button(ROLL_BACK, "Roll back", value, confirm=back, style="danger"),
-    ]
+    buttons = [_button(HOLD, "Hold automation", value, confirm=hold)]
+    if update.steps:
+        buttons.append(_roll_back(update, name))
+    buttons.append(_button(SILENCE, "Silence 1 h", value))
     if update.incident.acknowledged_by is None:
         buttons.insert(0, _button(ACKNOWLEDGE, "Acknowledge", value, style="primary"))
     return [{"type": "actions", "elements": buttons}]
+
+
+def _roll_back(update: IncidentUpdate, name: str) -> dict[str, Any]:
+    """A list of the steps that a run may go back to."""
+    confirm = _confirm(
+        f"Roll back {name}?",
+        "The run stops and loads the checkpoint of this step. What it has trained since is lost.",
+        "Roll back",
+    )
+    options = [
+        {
+            "text": {"type": "plain_text", "text": f"step {step}"},
+            "value": json.dumps({"run": update.run, "incident": "", "step": step}),
+        }
+        for step in update.steps
+    ]
+    return {
+        "type": "static_select",
+        "action_id": ROLL_BACK,
+        "placeholder": {"type": "plain_text", "text": "Roll back to …"},
+        "options": options,
+        "confirm": {**confirm, "style": "danger"},
+    }
 
 
 def _button(action: str, label: str, value: str, **more: Any) -> dict[str, Any]:
@@ -79,6 +99,8 @@ class Click:
     action: str
     run: str
     incident: str
+    step: int | None = None
+    """The step that was chosen, of a roll-back."""
 
 
 def read_click(payload: Mapping[str, Any]) -> Click | None:
@@ -87,10 +109,11 @@ def read_click(payload: Mapping[str, Any]) -> Click | None:
         return None
     for action in payload.get("actions", ()):
         name = action.get("action_id")
-        if name not in {ACKNOWLEDGE, HOLD, ROLL_BACK}:
+        if name not in {ACKNOWLEDGE, HOLD, ROLL_BACK, SILENCE}:
             continue
         try:
-            about = json.loads(action["value"])
+            chosen = action["selected_option"] if name == ROLL_BACK else action
+            about = json.loads(chosen["value"])
             user = str(payload["user"]["id"])
             return Click(
                 id=f"{user}/{name}/{action.get('action_ts')}",
@@ -99,6 +122,7 @@ def read_click(payload: Mapping[str, Any]) -> Click | None:
                 action=name,
                 run=str(about["run"]),
                 incident=str(about["incident"]),
+                step=int(about["step"]) if name == ROLL_BACK else None,
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -124,4 +148,8 @@ def event_of(click: Click, people: Mapping[str, Person], *, id_: str, now: dt.da
         return IncidentChanged(incident=click.incident, acknowledge=True, **common)
     if click.action == HOLD:
         return RunHeld(run=click.run, reason=_WHY, **common)
-    return RollbackAsked(run=click.run, reason=_WHY, **common)
+    if click.action == SILENCE:
+        return IncidentSilenced(
+            incident=click.incident, seconds=SILENCE_SECONDS, reason=_WHY, **common
+        )
+    return RollbackAsked(run=click.run, to_step=click.step, reason=_WHY, **common)

@@ -150,7 +150,7 @@ class SlackChannel:
             await self._edit(thread)  # no effect, unless an earlier try had sent less
         for notice in batch:
             if isinstance(notice, Notify) and notice.id not in thread.seen:
-                mention = self._mention(notice.severity, notice.actor)
+                mention = self._mention(thread, notice.severity, notice.actor)
                 message = slack_blocks.reply(notice.text, mention=mention)
                 await self._post(thread, message, notice.id)
         if thread.said and thread.standing != thread.said:
@@ -187,15 +187,18 @@ class SlackChannel:
         head = thread.head
         ended = head is not None and head.incident.state is IncidentState.RESOLVED
         actor = thread.notice.actor if thread.notice is not None else ""
-        mention = "" if ended else self._mention(thread.severity, actor)
+        mention = "" if ended else self._mention(thread, thread.severity, actor)
         message = slack_blocks.parent(thread, link=self._settings.link, mention=mention)
         if self._settings.buttons and head is not None:
             message.blocks.extend(slack_buttons.actions(head))
         return message
 
-    def _mention(self, severity: Severity, actor: str) -> str:
+    def _mention(self, thread: Thread, severity: Severity, actor: str) -> str:
         """The mention for a message; nobody is pinged about an act of a person."""
+        assert self._clock is not None  # noqa: S101 (`start` comes first)
         if severity is not Severity.CRITICAL or actor.startswith("operator:"):
+            return ""
+        if thread.silenced(self._clock.now()):
             return ""
         return self._settings.mention
 

@@ -11,6 +11,7 @@ that the next server can look whether it arrived.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 
 from pydantic import BaseModel
@@ -90,6 +91,11 @@ class Thread(BaseModel):
             default=None,
         )
 
+    def silenced(self, now: dt.datetime) -> bool:
+        """True while nobody is to be pinged about the problem."""
+        until = (update.incident.silenced_until for update in self.updates.values())
+        return any(each is not None and each > now for each in until)
+
     @property
     def severity(self) -> Severity:
         """The most urgent of its parts."""
@@ -110,6 +116,8 @@ class Thread(BaseModel):
         words = incident.state.value.capitalize() + (f": {remedy}" if remedy else "")
         if incident.acknowledged_by:
             words += f". Acknowledged by {person(incident.acknowledged_by)}"
+        if incident.silenced_until:
+            words += f". Silenced until {incident.silenced_until:%H:%M} UTC"
         return words
 
 
@@ -127,6 +135,7 @@ def _version(update: IncidentUpdate) -> tuple[object, ...]:
         update.at,
         incident.state is IncidentState.RESOLVED,
         bool(incident.acknowledged_by),
+        bool(incident.silenced_until),
         update.id,
     )
 

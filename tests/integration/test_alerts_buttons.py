@@ -16,6 +16,7 @@ from orchestrator.alerts.slack import from_settings
 from orchestrator.alerts.slack_buttons import read_click
 from orchestrator.alerts.slack_socket import ClickListener
 from orchestrator.core.messages.events import IncidentChanged, RollbackAsked, RunHeld
+from orchestrator.core.messages.notice_events import IncidentSilenced
 from orchestrator.errors import ConflictError
 from orchestrator.settings import Settings
 from tests.alert_data import RESOLVED, update
@@ -78,25 +79,36 @@ async def buttons(slack: SlackServer, *updates: Any) -> dict[str, dict[str, Any]
         await channel.update(each)
     await channel.close()
     blocks = [b for b in slack.only.parents()[-1]["blocks"] if b["type"] == "actions"]
-    return {b["text"]["text"]: b for block in blocks for b in block["elements"]}
+    return {
+        b.get("text", b.get("placeholder"))["text"]: b
+        for block in blocks
+        for b in block["elements"]
+    }
 
 
 async def test_each_click_is_the_command_of_the_person_who_clicked(
     slack: SlackServer, plane: Plane
 ) -> None:
     shown = await buttons(slack, update(1))
-    assert list(shown) == ["Acknowledge", "Hold automation", "Roll back"]
+    assert list(shown) == ["Acknowledge", "Hold automation", "Roll back to …", "Silence 1 h"]
     assert "confirm" not in shown["Acknowledge"]
-    assert "lost" in shown["Roll back"]["confirm"]["text"]["text"]
+    assert "lost" in shown["Roll back to …"]["confirm"]["text"]["text"]
+    options = shown["Roll back to …"]["options"]
+    assert [option["text"]["text"] for option in options] == ["step 120", "step 100"]
+    assert max(len(option["value"]) for option in options) <= 150  # Slack's limit
     for number, button in enumerate(shown.values()):
-        await slack.click(button, "UANNA", envelope=f"e-{number}")
-    await until(lambda: len(plane.took) == 3)
-    acknowledge, hold, back = plane.took
+        chosen = {"selected_option": button["options"][1]} if "options" in button else {}
+        await slack.click({**button, **chosen}, "UANNA", envelope=f"e-{number}")
+    await until(lambda: len(plane.took) == 4)
+    acknowledge, hold, back, silence = plane.took
     assert isinstance(acknowledge, IncidentChanged)
     assert (acknowledge.incident, acknowledge.acknowledge) == ("inc-1", True)
     assert isinstance(hold, RunHeld)
     assert hold.run == "run-1"
     assert isinstance(back, RollbackAsked)
+    assert (back.run, back.to_step) == ("run-1", 100)
+    assert isinstance(silence, IncidentSilenced)
+    assert (silence.incident, silence.seconds) == ("inc-1", 3600)
     assert {event.actor for event in plane.took} == {"operator:anna"}
 
 
@@ -123,7 +135,7 @@ async def test_a_refusal_of_babysit_is_said_to_who_clicked(
 ) -> None:
     plane.refusal = ConflictError("tiny-gpt is over: it succeeded")
     shown = await buttons(slack, update(1))
-    await slack.click(shown["Roll back"], "UANNA", envelope="e-1")
+    await slack.click(shown["Hold automation"], "UANNA", envelope="e-1")
     await until(lambda: slack.ephemeral)
     assert slack.ephemeral[0]["text"] == "Not done: tiny-gpt is over: it succeeded"
 
@@ -158,6 +170,7 @@ async def test_only_the_server_that_leads_listens(slack: SlackServer, plane: Pla
         {"type": "block_actions", "actions": [{"action_id": "babysit_hold", "value": "no JSON"}]},
         {"type": "block_actions", "actions": [{"action_id": "babysit_hold", "value": "[]"}]},
         {"type": "block_actions", "actions": [{"action_id": "babysit_hold", "value": "{}"}]},
+        {"type": "block_actions", "actions": [{"action_id": "babysit_roll_back", "value": "{}"}]},
     ],
 )
 def test_what_is_no_click_of_ours_is_left_out(payload: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -127,6 +128,21 @@ async def test_a_notice_stands_below_the_message_of_its_incident_and_pings(
     assert "<!here>" not in parent["text"]  # a warning pings nobody
     texts = [m["text"] for m in server.named("training").replies(parent["ts"])]
     assert texts == ["<!here> tiny-gpt stops: no node is left", "held by anna"]
+
+
+async def test_a_silence_stops_pings_until_it_is_over(server: SlackServer, desk: Desk) -> None:
+    channel = await desk.channel()
+    hour = desk.clock.now() + dt.timedelta(hours=1)
+    silence = {"silenced_until": hour}
+    await channel.update(update(1))
+    await channel.update(update(2, **silence))
+    await channel.notify(notice("n-1", text="first"))
+    await desk.clock.sleep(3600)
+    await channel.notify(notice("n-2", text="second"))
+    (parent,) = server.named("training").parents()
+    assert "Silenced until 01:00 UTC" in parent["text"]
+    texts = [m["text"] for m in server.named("training").replies(parent["ts"])]
+    assert [t for t in texts if t.endswith(("first", "second"))] == ["first", "<!here> second"]
 
 
 async def test_a_notice_that_comes_first_becomes_part_of_the_message_of_its_incident(

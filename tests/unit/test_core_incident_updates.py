@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
+import pytest
+
 from orchestrator.core.messages.events import IncidentChanged, RunCancelled
 from orchestrator.core.messages.instructions import INSTRUCTION, IncidentUpdate
+from orchestrator.core.messages.notice_events import IncidentSilenced
 from orchestrator.core.model.states import IncidentState
+from orchestrator.errors import NotFoundError
 from tests.world import World, trained
 
 
@@ -64,3 +70,19 @@ def test_what_people_do_not_see_change_is_not_shown() -> None:
     before = len(updates(world))
     world.do(world.event(IncidentChanged, incident=incident.id, acknowledge=True))
     assert len(updates(world)) == before
+
+
+def test_a_silence_is_shown_and_stops_nothing_but_pings() -> None:
+    world = trained(30, monitors={"loss_spike": {"action": "ask"}})
+    world.find(onset=28)
+    (incident,) = world.state.incidents_of("run-1")
+    ask = {"incident": incident.id, "seconds": 3600, "actor": "operator:mia"}
+    world.do(world.event(IncidentSilenced, **ask))
+    shown = updates(world)[-1]
+    assert shown.steps == (30, 20, 10)
+    assert shown.incident.silenced_until == world.now + dt.timedelta(hours=1)
+    world.advance(901)
+    world.settle()
+    assert world.attempt().number == 2
+    with pytest.raises(NotFoundError):
+        world.do(world.event(IncidentSilenced, incident="none", seconds=60))

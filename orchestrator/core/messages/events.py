@@ -38,7 +38,7 @@ from orchestrator.core.messages.gang_events import (
     GangStarted,
     GangStopped,
 )
-from orchestrator.core.messages.notice_events import AskDelivered
+from orchestrator.core.messages.notice_events import AskDelivered, IncidentSilenced
 from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
 from orchestrator.core.model.states import IncidentState
@@ -379,6 +379,7 @@ AnyEvent = Annotated[
     | AttemptCompared
     | LaunchRefused
     | AskDelivered
+    | IncidentSilenced
     | QueueChanged
     | QueueRemoved
     | SparesChanged

@@ -148,6 +148,8 @@ class IncidentUpdate(Instruction):
     """From the last sign of progress to the end of the incident; None: it is not over."""
     lost_steps: int | None = None
     """Steps that were computed again; None: not known, or none were."""
+    steps: tuple[int, ...] = ()
+    """Steps to which the run may be rolled back, the newest first, at most 10."""
     incident: Incident
     """The incident; of its evidence, how it was resolved."""
 

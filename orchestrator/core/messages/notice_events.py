@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from jobs.events import Event
 
 
@@ -13,3 +15,12 @@ class AskDelivered(Event):
     kind: Literal["ask_delivered"] = "ask_delivered"
     run: str
     incident: str
+
+
+class IncidentSilenced(Event):
+    """Someone wants no pings about an incident for some time; it is shown and handled as before."""
+
+    kind: Literal["incident_silenced"] = "incident_silenced"
+    incident: str
+    seconds: float = Field(gt=0, le=7 * 86400)
+    reason: str = ""

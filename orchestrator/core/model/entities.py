@@ -347,8 +347,7 @@ class Checkpoint:
 class Incident:
     """One thing that went wrong with a run, and what was done about it."""
 
-    id: str
-    """Id of the event that opened it."""
+    id: str  # of the event that opened it
     run: str
     attempt: int
     kind: IncidentKind
@@ -369,6 +368,7 @@ class Incident:
     opened_at: dt.datetime
     resolved_at: dt.datetime | None = None
     acknowledged_by: str | None = None
+    silenced_until: dt.datetime | None = None  # no ping before
     verdict: str | None = None
     """Verdict of a person on the finding and its remedy: right or wrong."""
 

@@ -14,8 +14,11 @@ from orchestrator.core.messages.instructions import IncidentUpdate
 from orchestrator.core.model.decisions import Restart
 from orchestrator.core.model.entities import Incident
 from orchestrator.core.model.states import IncidentState
+from orchestrator.core.policy import doubt
 from orchestrator.core.turn import Turn
 
+_STEPS = 10
+"""Steps that a person is offered; `babysit checkpoints ls` has all."""
 _SHOWN_EVIDENCE = ("resolved",)
 """The rest (stacks, log lines, series) is large, and `babysit incidents show` has it."""
 
@@ -44,6 +47,7 @@ def _shown(incident: Incident) -> tuple[Any, ...]:
         incident.response,
         incident.remedy_at,
         incident.acknowledged_by,
+        incident.silenced_until,
         incident.verdict,
     )
 
@@ -66,12 +70,21 @@ def _show(turn: Turn, incident: Incident) -> None:
         node=node,
         rank=rank,
         lost_seconds=_lost_seconds(incident, ours),
+        steps=_steps(turn, incident),
         lost_steps=ours.lost_steps if ours else None,
         incident=dataclasses.replace(
             incident,
             evidence={k: v for k, v in incident.evidence.items() if k in _SHOWN_EVIDENCE},
         ),
     )
+
+
+def _steps(turn: Turn, incident: Incident) -> tuple[int, ...]:
+    """Steps that the run may be rolled back to, newest first; none once the incident is over."""
+    if incident.state is IncidentState.RESOLVED:
+        return ()
+    known = turn.state.checkpoints_of(incident.run)
+    return tuple(sorted({c.step for c in known if doubt.may_load(c)}, reverse=True)[:_STEPS])
 
 
 def _place(incident: Incident, restart: Restart | None) -> tuple[int | None, str | None]:
