@@ -130,6 +130,8 @@ class LossMonitor:
         self._reported: Episode | None = None
         self._warned: Episode | None = None
         self._raised: _Raised | None = None
+        self._trusted: Episode | None = None
+        """The rise that was last taken for the data's: replays have shown it often enough."""
         self._repeating: Episode | None = None
         """The rise that was last taken for one of those that come back by themselves."""
         self._awaited: Episode | None = None
@@ -283,6 +285,7 @@ class LossMonitor:
             return True
         if self._is_the_datas(episode.onset.step, episode.height):
             self._swings.trust()
+            self._trusted = episode
             return True
         if not self._repeats(episode):
             return False
@@ -329,7 +332,8 @@ class LossMonitor:
                 self._awaited = episode
         known = self._repeats(episode)
         if not episode.accepted:
-            self._returned.remember(_returned(episode))
+            for _ in range(2 if episode is self._trusted else 1):
+                self._returned.remember(_returned(episode))
         if episode is not self._reported:
             return [] if known else [self._say.blip(episode, sample)]
         self._reported = None

@@ -85,3 +85,20 @@ def test_a_level_that_wanders_is_left_alone_and_its_explosion_is_found(maker, dr
     exploded = 10 * np.max(series.losses) * np.ones(20)
     [explosion, *_] = acts(monitor, exploded, first=steps + 1)
     assert explosion.detected_step <= steps + 5
+
+
+def test_a_rise_that_came_again_after_each_rollback_need_not_be_learned_once_more():
+    """Two rollbacks at one place, and none at the places of the later rises."""
+    rng = np.random.default_rng(5)
+    losses = 2.0 * (1 + 0.01 * rng.standard_normal(2600))
+    for start in (400, 950, 1300, 2100):
+        losses[start : start + 6] *= 1.5
+    monitor, place, attempt, rollbacks = LossMonitor(), 0, 1, []
+    while place < len(losses):
+        found = acts(monitor, losses[place : place + 1], first=place + 1, attempt=attempt)
+        place += 1
+        if found:
+            rollbacks.append(found[0].onset_step)
+            attempt, place = attempt + 1, place // 100 * 100 - 100
+            monitor.reset(attempt, place)
+    assert rollbacks == [401, 401]
