@@ -85,3 +85,11 @@ def lift_limits(stored: State) -> Iterator[Request]:
             yield QueueChanged, {"quota": Quota(name=queue.name)}
     if stored.fleet.spares:
         yield SparesChanged, {"spares": 0}
+
+
+def maintenance_over(stored: State, now: dt.datetime) -> Iterator[tuple[str, dt.datetime]]:
+    """Nodes whose maintenance is over by a true clock, and when it ended."""
+    for node in stored.nodes.values():
+        for window in node.maintenance[:1]:
+            if window.ends < now:
+                yield node.id, window.ends

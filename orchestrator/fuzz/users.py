@@ -11,6 +11,7 @@ from orchestrator.core.messages.events import (
     CheckpointRemovalAsked,
     CheckpointVerificationAsked,
     IncidentChanged,
+    MaintenanceCancelled,
     NodeChanged,
     RestartAsked,
     RollbackAsked,
@@ -139,6 +140,7 @@ def _look_after(world: World) -> None:
         maintained = node.state is NodeState.DRAINING and node.by == MAINTENANCE
         if node.state in {NodeState.CORDONED, NodeState.DRAINING} and not maintained:
             _ask(world, NodeChanged, node=node.id, state="ready", reason="done with it")
+    _end_late_maintenance(world)
     for run in list(stored.live_runs()):
         if run.state is RunState.HELD and "none of its checkpoints can be trusted" in run.reason:
             _ask(world, RollbackAsked, run=run.id, to_step=0)
@@ -146,6 +148,14 @@ def _look_after(world: World) -> None:
             _ask(world, RunReleased, run=run.id)
         elif any(_left_to_users(world, incident.id) for incident in stored.incidents_of(run.id)):
             _ask(world, RestartAsked, run=run.id)
+
+
+def _end_late_maintenance(world: World) -> None:
+    """A server whose clock was set back by an hour would keep a node in maintenance that long."""
+    over = administrators.maintenance_over(world.invariants.stored, world.clock.now())
+    for name, ends in over:
+        if any(server.leads and server.clock.now() < ends for server in world.servers):
+            _ask(world, MaintenanceCancelled, nodes=(name,))
 
 
 def _left_to_users(world: World, incident: str) -> bool:
@@ -157,6 +167,7 @@ def _left_to_users(world: World, incident: str) -> bool:
     entity = world.invariants.stored.incidents[incident]
     if entity.attempt != world.invariants.stored.runs[entity.run].attempt:
         return False
-    age = (world.clock.now() - entity.opened_at).total_seconds()
+    # By the clock of a server, which may have been set by an hour.
+    age = abs((world.clock.now() - entity.opened_at).total_seconds())
     asks = entity.state is IncidentState.OPEN and "finding" in entity.evidence
     return asks and age > 3 * _ROUNDS_SECONDS
