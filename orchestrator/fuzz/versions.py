@@ -73,12 +73,17 @@ def _changed(body: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def damage(body: Mapping[str, Any], rng: random.Random) -> dict[str, Any]:
-    """A report with one event that cannot be read, or of which a field cannot, and odd samples."""
+    """A report with one event that cannot be read, or of which a field cannot, and odd samples.
+
+    An exit keeps its kind, which the skew policy promises, and its sender: of an exit of somebody
+    else nobody judges, so that no token ends what is not its own.
+    """
     spoilt = dict(body)
     events = [dict(each) for each in body.get("events", ())]
     if events:
         event = rng.choice(events)
-        match rng.choice(("kind", "field", "gone", "other")):
+        how = ("kind", "field", "gone", "other")
+        match rng.choice(how[1:3] if event["kind"] == "rank_exited" else how):
             case "kind":
                 event["kind"] = "invented_later"
             case "field":
