@@ -12,8 +12,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-import structlog
-
 from jobs.clock import Clock
 from jobs.events import Event, Heartbeat, Hello, Report
 from orchestrator.alerts.log import LogNotifier
@@ -24,9 +22,9 @@ from orchestrator.controller.background_loops import cancel
 from orchestrator.controller.database_trouble import DatabaseTrouble, tell
 from orchestrator.controller.dispatcher import AgentLink
 from orchestrator.controller.event_factory import EventFactory
+from orchestrator.controller.lead import Lead
 from orchestrator.controller.lead_view import LeadView
-from orchestrator.controller.leader_election import LeaderElector
-from orchestrator.controller.leadership import Leadership, Ports
+from orchestrator.controller.leadership import Ports
 from orchestrator.controller.reconciliation import LostRuns
 from orchestrator.controller.settings import ControllerSettings
 from orchestrator.core.messages.events import (
@@ -42,14 +40,9 @@ from orchestrator.core.text import outcome
 from orchestrator.database.port import Store
 from orchestrator.errors import (
     ConflictError,
-    DatabaseUnavailableError,
     NotFoundError,
     NotLeaderError,
 )
-
-_log = structlog.get_logger(__name__)
-LEADER_SECONDS = 1.0
-"""The address of the leader is read again after this time."""
 
 
 class Controller(LeadView):
@@ -78,8 +71,7 @@ class Controller(LeadView):
     ) -> None:
         self.store = store
         self.events = EventFactory(clock)
-        self.clock, self._settings = clock, settings
-        self._election = LeaderElector(store, clock, settings)
+        self.clock = clock
         self._notifier = counted = CountedNotifier(notifier or LogNotifier())
         self.notices: Mapping[tuple[str, str], int] = counted.counts
         self.alerts_trouble = counted.trouble
@@ -90,7 +82,7 @@ class Controller(LeadView):
         }
         self.set_aside: Counter[str] = Counter()
         self.database = DatabaseTrouble()
-        self._ports = Ports(
+        ports = Ports(
             store=store,
             cluster=cluster,
             clock=clock,
@@ -100,26 +92,16 @@ class Controller(LeadView):
             set_aside=self.set_aside,
             database=self.database,
         )
-        self._leadership: Leadership | None = None
-        self._leader_seen = (-LEADER_SECONDS, "")
+        self._lead = Lead(ports, settings)
         self._lost_runs = LostRuns(counted)
         self._tasks: list[asyncio.Task[None]] = []
-
-    @property
-    def is_leader(self) -> bool:
-        """True while this controller decides, as far as it knows: the epoch is the proof.
-
-        False as soon as another may lead, by this controller's own clock.
-        """
-        leads = self._leadership is not None and not self._leadership.queue.closed
-        return leads and self._election.is_fresh
 
     # leading
 
     async def start(self) -> None:
         """Begin to seek the lead. Returns at once."""
         self._tasks = [
-            asyncio.create_task(self._seek()),
+            asyncio.create_task(self._lead.seek()),
             asyncio.create_task(tell(self.database, self._notifier, self.clock)),
         ]
 
@@ -128,51 +110,7 @@ class Controller(LeadView):
         leadership = self._leadership
         await cancel(self._tasks)
         if leadership is not None:
-            await self._election.release(leadership.epoch)
-
-    async def _seek(self) -> None:
-        """Seek the lead and lead, again and again, until cancelled."""
-        while True:
-            try:
-                await self._lead(await self._election.acquire())
-            except DatabaseUnavailableError as error:
-                _log.warning("beginning to lead failed, will retry", error=str(error))
-            except Exception:  # noqa: BLE001 (a server that leads nothing must say why, and try on)
-                _log.exception("beginning to lead failed, will retry; please report this")
-            # A lead that ended over a defect may end so again: never without a pause.
-            await self._election.pause()
-
-    async def _lead(self, epoch: int) -> None:
-        """Lead under an epoch until the lease is lost, or a write shows that it is."""
-        leadership = Leadership(
-            self._ports, epoch, worker_lost_seconds=self._settings.worker_lost_seconds
-        )
-        await leadership.begin()
-        self._leadership = leadership
-        keeping = asyncio.create_task(self._election.keep(epoch))
-        try:
-            await asyncio.wait(
-                {keeping, leadership.served, leadership.failed},
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if not self._election.is_fresh:
-                # The database is away, and a transaction would wait for it while another leads.
-                leadership.served.cancel()
-        except asyncio.CancelledError:
-            # The server stops. A transaction that waits for the database would wait for ever.
-            leadership.served.cancel()
-            raise
-        finally:
-            self._leadership = None
-            keeping.cancel()
-            await leadership.end()
-        if leadership.served.done() and self._election.is_fresh:
-            await self._election.release(epoch)  # no effect on the lease of another
-
-    def _lead_or_refuse(self) -> Leadership:
-        if self._leadership is None or self._leadership.queue.closed:
-            raise NotLeaderError("this server is not the leader (yet): try again")
-        return self._leadership
+            await self._lead.election.release(leadership.epoch)
 
     # requests
 
@@ -184,7 +122,7 @@ class Controller(LeadView):
             InternalError: The core failed over it; nothing changed.
             NotLeaderError, LeadershipLostError: Not stored here; ask the leader.
         """
-        leadership = self._lead_or_refuse()
+        leadership = self._lead.or_refuse()
         if not isinstance(event, (RunSubmitted, IncidentChanged, *CHECKPOINT_REQUESTS)):
             await self._refuse_if_over(leadership.live.state, getattr(event, "run", None))
         return await leadership.queue.submit(event)
@@ -217,7 +155,7 @@ class Controller(LeadView):
         Raises:
             NotLeaderError: This server does not lead.
         """
-        leadership = self._lead_or_refuse()
+        leadership = self._lead.or_refuse()
         entity = leadership.live.state.workers.get(worker)
         return leadership.queue.report(worker, report, entity.run if entity else "")
 
@@ -226,7 +164,7 @@ class Controller(LeadView):
 
         Waits for no transaction: a connection that is not read would make its agent seem silent.
         """
-        leadership = self._lead_or_refuse()
+        leadership = self._lead.or_refuse()
         if not leadership.dispatcher.attached(worker):
             # Links end with the lead they came under: no command would reach this agent.
             raise NotLeaderError("this server has become the leader again since: connect again")
@@ -250,7 +188,7 @@ class Controller(LeadView):
             DatabaseUnavailableError: Nobody can tell which.
             NotLeaderError: This server does not lead.
         """
-        leadership = self._lead_or_refuse()
+        leadership = self._lead.or_refuse()
         entity = leadership.live.state.workers.get(worker)
         if entity is None and not self.is_leader:  # another may have launched it
             raise NotLeaderError("this server may not be the leader any more: try again")
@@ -281,25 +219,18 @@ class Controller(LeadView):
     async def refused(self, worker: str, run: str, reason: str) -> None:
         """Have it stored that an agent was refused, if its worker is expected. Raises nothing."""
         with contextlib.suppress(NotLeaderError):
-            leadership = self._lead_or_refuse()
+            leadership = self._lead.or_refuse()
             if worker in leadership.live.state.workers:
                 await leadership.queue.decide(AgentRefused, run=run, worker=worker, reason=reason)
 
     @property
     def servers(self) -> tuple[str, ...]:
         """URLs at which agents reach this server and those that may take over from it."""
-        return self._election.servers
+        return self._lead.election.servers
 
     async def leader_address(self) -> str:
         """URL at which agents reach the server that leads; empty: none, this one, or unknown."""
-        now = self.clock.monotonic()
-        if now - self._leader_seen[0] > LEADER_SECONDS:
-            self._leader_seen = (now, "")  # of many agents that ask at once, one looks
-            with contextlib.suppress(DatabaseUnavailableError):
-                lease = await self.store.leader()
-                self._leader_seen = (now, "" if lease is None else lease.address)
-        address = self._leader_seen[1]
-        return "" if address == self._settings.address else address
+        return await self._lead.election.leader_address()
 
     def detach(self, worker: str, link: AgentLink) -> None:
         """Note that a connection is gone. That alone means nothing; silence does."""

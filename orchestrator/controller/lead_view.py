@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.controller.attention import Lag
+from orchestrator.controller.lead import Lead
 from orchestrator.controller.leadership import Leadership
 from orchestrator.controller.live_numbers import LiveNumbers
 from orchestrator.core.model.state import State
@@ -11,7 +12,16 @@ from orchestrator.core.model.state import State
 class LeadView:
     """The part of a controller that only reads its lead."""
 
-    _leadership: Leadership | None
+    _lead: Lead
+
+    @property
+    def _leadership(self) -> Leadership | None:
+        return self._lead.leadership
+
+    @property
+    def is_leader(self) -> bool:
+        """True while this controller decides, as far as it knows; see `Lead.is_fresh`."""
+        return self._lead.is_fresh
 
     @property
     def state(self) -> State:

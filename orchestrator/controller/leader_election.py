@@ -22,6 +22,8 @@ from orchestrator.errors import DatabaseUnavailableError
 _log = structlog.get_logger(__name__)
 RENEWALS = 3
 """Renewals of a lease within its life: two may fail before another controller takes over."""
+LEADER_SECONDS = 1.0
+"""The address of the leader is read again after this time."""
 SAY_SECONDS = 60.0
 """Interval at which a controller that waits for the lead says in its log that it is a spare."""
 
@@ -36,6 +38,8 @@ class LeaderElector:
         self._said = -SAY_SECONDS
         self._seen: tuple[Lease | None, float] = (None, 0.0)
         """Another's lease, and since when it is as it is; monotonic seconds."""
+        self._leader = (-LEADER_SECONDS, "")
+        """When the address of the leader was read, and that; monotonic seconds."""
         self.servers: tuple[str, ...] = ()
         """URLs of all servers, as of the last renewal of this controller."""
 
@@ -117,3 +121,14 @@ class LeaderElector:
         """Give the lease up, so that the next leader need not wait for its end. May fail."""
         with contextlib.suppress(DatabaseUnavailableError):
             await self._store.release(self._settings.holder, epoch)
+
+    async def leader_address(self) -> str:
+        """URL at which agents reach the server that leads; empty: none, this one, or unknown."""
+        now = self._clock.monotonic()
+        if now - self._leader[0] > LEADER_SECONDS:
+            self._leader = (now, "")  # of many agents that ask at once, one looks
+            with contextlib.suppress(DatabaseUnavailableError):
+                lease = await self._store.leader()
+                self._leader = (now, "" if lease is None else lease.address)
+        address = self._leader[1]
+        return "" if address == self._settings.address else address

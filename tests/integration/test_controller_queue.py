@@ -181,7 +181,7 @@ async def test_a_transaction_under_way_when_the_lease_is_lost_is_answered_by_wha
     await harness.clock.settle()
     behind = asyncio.create_task(controller.submit(cordon(harness)))
     await harness.store.acquire("another", 1000.0, harness.clock.now(), force=True)
-    controller._election._settings = ControllerSettings(holder="not alone")
+    controller._lead.election._settings = ControllerSettings(holder="not alone")
     assert await harness.until(lambda: not controller.is_leader)
     await harness.clock.settle()
     assert isinstance(behind.exception(), NotLeaderError)
