@@ -10,15 +10,18 @@ import sys
 
 from jobs.clock import SystemClock
 from jobs.log_output import configure
-from orchestrator.errors import BabysitError
+from orchestrator.errors import BabysitError, DatabaseUnavailableError
 from orchestrator.open_files import raise_limit
 from orchestrator.private_home import keep_files_private
 from orchestrator.server.process import serve
 from orchestrator.settings import Settings
 
+REFUSED, UNREACHABLE = 4, 6
+"""Exit codes of the command line: not in this state, and a database that does not answer."""
+
 
 def main() -> int:
-    """Serve; the exit code."""
+    """Serve; the exit code. 1 is that of a run that failed, never a server's."""
     parser = argparse.ArgumentParser(prog="orchestrator.server", description=__doc__)
     parser.add_argument("--embedded", action="store_true", help="leave when idle")
     embedded = parser.parse_args().embedded
@@ -31,7 +34,7 @@ def main() -> int:
     except BabysitError as error:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"babysit server: {error}\n")
-        return 1
+        return UNREACHABLE if isinstance(error, DatabaseUnavailableError) else REFUSED
     return 0
 
 
