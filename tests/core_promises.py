@@ -27,6 +27,7 @@ from orchestrator.core.messages.events import (
 )
 from orchestrator.core.messages.instructions import (
     INSTRUCTION,
+    IncidentUpdate,
     Instruction,
     LaunchWorker,
     Notify,
@@ -152,7 +153,7 @@ class CorePromises(RuleBasedStateMachine):
         for event, _, instructions in self.world.journal[self.checked :]:
             for instruction in instructions:
                 ended = self.over.get(instruction.run or "")
-                quiet = isinstance(instruction, (Record, Notify))
+                quiet = isinstance(instruction, (Record, Notify, IncidentUpdate))
                 assert ended is None or quiet, f"{instruction} after {ended}, on {event}"
         self.checked = len(self.world.journal)
         for run, state in self.world.state.runs.items():

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 
 from jobs.clock import Clock
+from orchestrator.alerts.keyed_locks import KeyedLocks
 from orchestrator.alerts.port import AlertMemory, DictMemory, NotDeliveredError
 from orchestrator.core.messages.instructions import IncidentUpdate, Notify
 from orchestrator.core.views.remedy_text import incident_remedy
@@ -65,6 +66,7 @@ class GrafanaChannel:
         self._client: httpx.AsyncClient | None = None
         self._memory: AlertMemory = DictMemory()
         self._clock: Clock | None = None
+        self._locks = KeyedLocks()
         self.trouble: dict[str, str] = {}
 
     async def start(self, memory: AlertMemory, clock: Clock) -> None:
@@ -96,6 +98,11 @@ class GrafanaChannel:
 
     async def update(self, update: IncidentUpdate) -> None:
         """Show an incident as it is now: a region from its begin to its end."""
+        # Updates of one incident at once would each find no annotation, and each make one.
+        async with self._locks.of(update.incident.id):
+            await self._show(update)
+
+    async def _show(self, update: IncidentUpdate) -> None:
         incident = update.incident
         key = f"grafana/{incident.id}"
         known = await self._memory.read(key)

@@ -18,6 +18,7 @@ from typing import Any
 
 from jobs.clock import Clock
 from monitors.types import Severity
+from orchestrator.alerts.keyed_locks import KeyedLocks
 from orchestrator.alerts.port import AlertMemory, DictMemory
 from orchestrator.alerts.posting import Poster
 from orchestrator.alerts.threads import at_least
@@ -57,6 +58,7 @@ class PagerDutyChannel:
         )
         self.trouble: Mapping[str, str] = self._poster.trouble
         self._memory: AlertMemory = DictMemory()
+        self._locks = KeyedLocks()
 
     async def start(self, memory: AlertMemory, _clock: Clock) -> None:
         """Begin with a memory."""
@@ -86,10 +88,10 @@ class PagerDutyChannel:
         links = []
         if self._link and notice.run:
             links = [{"href": self._link.replace("{run}", notice.run), "text": "Open the run"}]
-        await self._send("trigger", notice.dedup_key, payload=payload, links=links)
-        await self._memory.write(
-            f"pagerduty/{notice.dedup_key}", {"cause": notice.cause}, run=notice.run
-        )
+        key = f"pagerduty/{notice.dedup_key}"
+        async with self._locks.of(key):  # an end in the meantime must find what it ends
+            await self._send("trigger", notice.dedup_key, payload=payload, links=links)
+            await self._memory.write(key, {"cause": notice.cause}, run=notice.run)
 
     async def update(self, update: IncidentUpdate) -> None:
         """Acknowledge or resolve the page about an incident, if there was one.
@@ -100,10 +102,12 @@ class PagerDutyChannel:
         resolved = update.incident.state is IncidentState.RESOLVED
         if not resolved and update.incident.acknowledged_by is None:
             return
-        paged = await self._memory.read(f"pagerduty/{update.dedup_key}")
-        if paged is None or (resolved and paged["cause"] == update.cause):
-            return
-        await self._send("resolve" if resolved else "acknowledge", update.dedup_key)
+        key = f"pagerduty/{update.dedup_key}"
+        async with self._locks.of(key):
+            paged = await self._memory.read(key)
+            if paged is None or (resolved and paged["cause"] == update.cause):
+                return
+            await self._send("resolve" if resolved else "acknowledge", update.dedup_key)
 
     async def _send(self, action: str, dedup_key: str, **more: Any) -> None:
         body = {

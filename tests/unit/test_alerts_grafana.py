@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -68,6 +69,15 @@ async def test_updates_that_come_late_or_twice_change_nothing(
     assert only(grafana)["timeEnd"] == START + 95_000
     await channel.update(update(1, incident="inc-2"))
     assert len(grafana.annotations) == 2
+
+
+async def test_updates_at_once_make_one_annotation(
+    grafana: GrafanaServer, channel: GrafanaChannel
+) -> None:
+    """A new leader sends all that waits in the outbox."""
+    both = (channel.update(update(1)), channel.update(update(2, **RESOLVED)))
+    await asyncio.gather(*both)
+    assert only(grafana)["timeEnd"] == START + 95_000
 
 
 async def test_a_lost_answer_makes_no_second_annotation(grafana: GrafanaServer) -> None:
