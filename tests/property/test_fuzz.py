@@ -172,7 +172,7 @@ DEFECTS: list[tuple[object, str, Callable[..., Any], range]] = [
     (commit, "check_epoch", at_any_epoch, range(40)),
     (LiveState, "last_sequence", forgets_reports, range(5)),
     (OutboxDispatcher, "dispatch", done_before_carrying, range(5)),
-    (attempt_lifecycle, "empty_seats", dead_when_one_seat_is, range(10)),
+    (attempt_lifecycle, "empty_seats", dead_when_one_seat_is, range(30)),
     (checkpoint_choice, "trusted", trusts_all, range(15)),
     (checkpoint_choice, "select_for_deletion", deletes_all, range(30)),
     (deletion, "has_failed", believes_deletions, range(12)),
