@@ -30,34 +30,50 @@ ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None]
 _TRACE_CHARACTERS = 4000
 
 
+class _Leave:
+    """How this interpreter was last asked to exit."""
+
+    code: Any = None
+    hidden: tuple[str, str] = ("", "")
+    """Name and trace of the exception that the exit hides; empty: none."""
+
+
 def tell_at_exit(reporter: Reporter, directory: Path) -> None:
     """Register a note about the end of this interpreter, and a record of its exit code."""
-    code: list[Any] = [None]
-    hidden = [("", "")]
-    leave = sys.exit
-
-    def noted_exit(status: Any = None, /) -> NoReturn:
-        code[0] = status
-        hidden[0] = ("", "") if _number(status) else hidden_error(sys._getframe(1))  # noqa: SLF001
-        leave(status)
 
     def end() -> None:
         # Set by the interpreter before exit handlers run, when an exception was not caught.
         uncaught = getattr(sys, "last_type", None)
-        error, trace = hidden[0]
+        error, trace = _Leave.hidden
         reporter.note(
             Note.EXITING,
             error=uncaught.__name__ if uncaught else error,
             trace="" if uncaught else trace,
-            code=_number(code[0]),
+            code=_number(_Leave.code),
             handled=_handled_signals(),
         )
 
-    sys.exit = noted_exit
+    _note_exits()
     sys.excepthook = _telling(sys.excepthook, reporter)
     atexit.register(end)
     with contextlib.suppress(AttributeError, OSError, ValueError):  # a C library without on_exit
         _record_code(directory / EXIT_FILE)
+
+
+def _note_exits() -> None:
+    """Have `sys.exit` remember its code; once, however many reporters there are."""
+    if hasattr(sys.exit, "noted"):
+        return
+    leave = sys.exit
+
+    def noted_exit(status: Any = None, /) -> NoReturn:
+        _Leave.code = status
+        found = ("", "") if _number(status) else hidden_error(sys._getframe(1))  # noqa: SLF001
+        _Leave.hidden = found
+        leave(status)
+
+    noted_exit.noted = True  # type: ignore[attr-defined]
+    sys.exit = noted_exit
 
 
 def _telling(hook: ExceptHook, reporter: Reporter) -> ExceptHook:
