@@ -10,14 +10,18 @@ import sys
 
 from jobs.clock import SystemClock
 from jobs.log_output import configure
-from orchestrator.errors import BabysitError, DatabaseUnavailableError
+from orchestrator.errors import BabysitError, DatabaseUnavailableError, InvalidError
 from orchestrator.open_files import raise_limit
 from orchestrator.private_home import keep_files_private
 from orchestrator.server.process import serve
 from orchestrator.settings import Settings
 
-REFUSED, UNREACHABLE = 4, 6
-"""Exit codes of the command line: not in this state, and a database that does not answer."""
+CODES: tuple[tuple[type[BabysitError], int], ...] = (
+    (InvalidError, 2),  # a setting is wrong
+    (DatabaseUnavailableError, 6),
+    (BabysitError, 4),  # refused in this state
+)
+"""The exit codes of the command line; the first that fits."""
 
 
 def main() -> int:
@@ -34,7 +38,7 @@ def main() -> int:
     except BabysitError as error:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"babysit server: {error}\n")
-        return UNREACHABLE if isinstance(error, DatabaseUnavailableError) else REFUSED
+        return next(code for kind, code in CODES if isinstance(error, kind))
     return 0
 
 

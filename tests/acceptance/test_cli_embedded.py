@@ -110,7 +110,7 @@ def test_a_server_that_cannot_start_says_why(shell: Shell) -> None:
     shell.environment["BABYSIT_DATABASE_URL"] = "mysql://nowhere/x"
     code, out, err = shell("ls")
     assert (code, out) == (6, "")
-    assert "the embedded control plane ended with exit code 1" in err
+    assert "the embedded control plane ended with exit code 2" in err
     assert "mysql" in err, "the end of its log is shown"
 
 

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.errors import ExitCode
-from orchestrator.errors import BabysitError, ConflictError, DatabaseUnavailableError
+from orchestrator.errors import (
+    BabysitError,
+    ConflictError,
+    DatabaseUnavailableError,
+    InvalidError,
+)
 from orchestrator.server import __main__ as server
 
 
@@ -16,6 +21,7 @@ from orchestrator.server import __main__ as server
     ("error", "code"),
     [
         (ConflictError("the cluster is another host's"), ExitCode.REFUSED),
+        (InvalidError("no support for such databases"), ExitCode.USAGE),
         (DatabaseUnavailableError("the database is away"), ExitCode.UNREACHABLE),
     ],
 )
