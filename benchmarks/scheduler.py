@@ -49,6 +49,7 @@ from orchestrator.core.model.time_ledger import Ledger
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot as placement_snapshot
 from orchestrator.core.scheduling import Holding, Plan, Snapshot, plan
+from orchestrator.garbage_collection import collect_rarely
 
 Result = TypeVar("Result")
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -318,6 +319,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=7, help="passes over each shape; 0: none")
     parser.add_argument("--picture", help="where to draw the growth")
     options = parser.parse_args()
+    collect_rarely()  # as the server does
     rows = [measured(scale, options.passes) for scale in SCALES]
     table(
         ["nodes", "demands", "plan ms", "CPU", "pass ms", "CPU", "peer ms", "placed", "evictions"],

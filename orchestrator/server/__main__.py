@@ -11,6 +11,7 @@ import sys
 from jobs.clock import SystemClock
 from jobs.log_output import configure
 from orchestrator.errors import BabysitError, DatabaseUnavailableError, InvalidError
+from orchestrator.garbage_collection import collect_rarely
 from orchestrator.open_files import raise_limit
 from orchestrator.private_home import keep_files_private
 from orchestrator.server.process import serve
@@ -29,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="orchestrator.server", description=__doc__)
     parser.add_argument("--embedded", action="store_true", help="leave when idle")
     embedded = parser.parse_args().embedded
+    collect_rarely()
     keep_files_private()
     raise_limit()
     settings = Settings()

@@ -35,7 +35,7 @@ def test_a_server_that_refuses_to_start_ends_as_commands_do(
         raise error
 
     monkeypatch.setattr(server, "serve", refuses)
-    for name in ("configure", "raise_limit", "keep_files_private"):
+    for name in ("collect_rarely", "configure", "raise_limit", "keep_files_private"):
         monkeypatch.setattr(server, name, lambda *_, **__: None)
     monkeypatch.setattr(sys, "argv", ["orchestrator.server"])
     assert server.main() == code
