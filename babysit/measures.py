@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from babysit.numbers import real, shown, whole
+from babysit.numbers import real, said, shown, whole
 from babysit.reporter import Reporter
 from babysit.ring import METRICS, NAME_BYTES
 from babysit.wire import Note
@@ -29,7 +29,7 @@ class Measures:
             number = real(value)
         except Exception as error:  # noqa: BLE001 (the value's own code ran; training must go on)
             kind = type(value).__name__
-            self._reporter.warn(f"report({name}=…) of a {kind} is left out: {error}")
+            self._reporter.warn(f"report({name}=…) of a {kind} is left out: {said(error)}")
             return absent
         return absent if number is None else number
 
@@ -50,7 +50,7 @@ class Measures:
                 continue
             for name, value in metrics.items():
                 number = self._metric(name, value)
-                place = self._place(str(name)) if number is not None else None
+                place = self._place(said(name)) if number is not None else None
                 if number is not None and place is not None:
                     found[place] = number
         if not found:
@@ -68,7 +68,8 @@ class Measures:
             return real(value)
         except Exception as error:  # noqa: BLE001 (the value's own code ran; training must go on)
             kind = type(value).__name__
-            self._reporter.warn(f"the metric {name!r} of a {kind} is left out: {error}")
+            text = f"the metric {shown(name)} of a {kind} is left out: {said(error)}"
+            self._reporter.warn(text)
             return None
 
     def _place(self, name: str) -> int | None:
@@ -100,7 +101,7 @@ class Change:
         try:
             until = step + whole(steps)
         except Exception as error:  # noqa: BLE001 (the value's own code ran; training must go on)
-            self._reporter.warn(f"expect(steps={shown(steps)}) is left out: {error}")
+            self._reporter.warn(f"expect(steps={shown(steps)}) is left out: {said(error)}")
             return
         self._until = max(self._until, until)
         self._reporter.note(Note.CHANGE, change=change, step=step, until_step=until)

@@ -28,6 +28,14 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
+def said(value: object) -> str:
+    """The text of a name or an error of somebody else's code; its type if that has no text."""
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 (the value's own code ran; training must go on)
+        return type(value).__name__
+
+
 def whole(value: Any) -> int:
     """A step or batch as an int: `np.int64(7)`, `torch.tensor(7)`, `7.0` and `"7"` are 7.
 

@@ -17,6 +17,7 @@ from babysit.checkpoint.saver import DirectoryState, Saved, Saver
 from babysit.data import Feed, Position
 from babysit.errors import NotDistributedError
 from babysit.measures import Change, Measures
+from babysit.numbers import said
 from babysit.reporter import Reporter
 from babysit.ring import Record, wall_clock
 from babysit.step_count import StepCount
@@ -178,7 +179,7 @@ class Run:
         loss does then is learned as normal. Announce it before the first step of the change, on any
         rank that reports; on another rank, some reports earlier. `change` goes into the history.
         """
-        self._change.announce(str(change), steps, max(self.step - 1, self._ended))
+        self._change.announce(said(change), steps, max(self.step - 1, self._ended))
 
     def _counted(self, given: Any) -> int:
         """The step of the run that the script calls `given`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from babysit.numbers import shown, whole
+from babysit.numbers import said, shown, whole
 
 
 class StepCount:
@@ -53,7 +53,7 @@ class StepCount:
         try:
             step, complaint = self.counted(whole(given), ended)
         except Exception as error:  # noqa: BLE001 (the value's own code ran; training must go on)
-            warn(f"step={shown(given)} is not a step, so it is left out: {error}")
+            warn(f"step={shown(given)} is not a step, so it is left out: {said(error)}")
             return otherwise
         if complaint:
             warn(complaint)

@@ -22,6 +22,7 @@ from babysit.checkpoint.cadence import Cadence
 from babysit.checkpoint.position import POSITION_FILE
 from babysit.checkpoint.shard import Content, Manifest, ShardWriter
 from babysit.errors import StateMismatchError
+from babysit.numbers import said
 from babysit.reporter import Reporter
 from babysit.wire import Note, Plan, Tier, rank_directory, step_directory
 
@@ -333,11 +334,12 @@ class Saver:
     def failed(self, step: int, tier: Tier, error: Exception) -> None:
         """Note a save that failed."""
         where = rank_directory(step_directory(self._root(tier), step), self._plan.rank)
-        said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        text = f"{kind}{said(error)}"
         self._failing.add(tier)
-        self._reporter.warn(f"step {step} is not saved to {where}: {said}")
+        self._reporter.warn(f"step {step} is not saved to {where}: {text}")
         full = _is_full(error)
-        self._reporter.note(Note.SAVE_FAILED, step=step, tier=tier, error=said, full=full)
+        self._reporter.note(Note.SAVE_FAILED, step=step, tier=tier, error=text, full=full)
 
 
 def _is_full(error: Exception) -> bool:

@@ -131,6 +131,33 @@ def test_a_value_that_cannot_be_shown_is_left_out(
     assert "expect(steps=a _Lost) is left out" in caplog.text
 
 
+class _MuteError(Exception):
+    """An error, or a name, of which not even the text can be had."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class _Unsayable:
+    def __float__(self) -> float:
+        raise _MuteError
+
+    __int__ = __float__  # type: ignore[assignment]
+
+
+def test_errors_and_names_without_a_text_end_no_training(
+    run: babysit.run.Run,
+    agent: Path,  # noqa: F811
+) -> None:
+    run.report(1.0, step=1)
+    run.report(_Unsayable(), step=_Unsayable(), metrics={_MuteError(): _Unsayable(), "b": 2.0})
+    run.report(1.0, step=3, metrics={_MuteError(): 1.0})
+    run.expect(_MuteError(), steps=_Unsayable())  # type: ignore[arg-type]
+    assert read(agent).step == [1, 1, 3]
+
+
 def test_columns_of_two_reads_are_joined_with_gaps() -> None:
     def part(step: int, **fields: object) -> RankSamples:
         return RankSamples.model_validate(
