@@ -33,10 +33,13 @@ class Hand:
     Attributes:
         another_version: True if it writes them as an agent of another version does.
         damages: Reports to come of which a part cannot be read.
+        unsaid: Directories of shards that were reported in words which nobody can read. What lies
+            there after a deletion is swept when ranks start next, and not before.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self.another_version, self.damages = False, 0
+        self.unsaid: set[str] = set()
         self._rng = rng
         self._damaged: dict[int, dict[str, Any]] = {}
         """Bodies of damaged reports, by sequence."""
@@ -45,7 +48,10 @@ class Hand:
         """Write a report, for good: a damaged one is the same however often it is sent."""
         if self.damages and report.events:
             self.damages -= 1
-            self._damaged[report.sequence] = damage(report.model_dump(mode="json"), self._rng)
+            body = report.model_dump(mode="json")
+            damaged = self._damaged[report.sequence] = damage(body, self._rng)
+            lost = [event for event in body["events"] if event not in damaged["events"]]
+            self.unsaid |= {event["shard"]["path"] for event in lost if "shard" in event}
 
     def frame(self, kind: str, body: BaseModel) -> BaseModel | dict[str, Any]:
         """The body of a frame as it is sent."""

@@ -82,7 +82,12 @@ class World(Environment):
         return self.agents[worker].acknowledged
 
     def left_behind(self, checkpoint: Checkpoint) -> bool:
-        """True if shards of a checkpoint are there, and none of a later attempt at its place."""
+        """True if shards of a checkpoint are there, and none of a later attempt at its place.
+
+        Not of one that the control plane could not hear of.
+        """
+        if any(checkpoint.path in agent.hand.unsaid for agent in self.agents.values()):
+            return False
         return self.storage.left(checkpoint.path, checkpoint.attempt)
 
     def damaged(self, checkpoint: Checkpoint) -> bool:
