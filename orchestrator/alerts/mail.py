@@ -21,6 +21,22 @@ from orchestrator.settings import Settings
 
 _SECONDS = 30.0
 _SUBJECT = 150
+_LATER, _NEVER = 400, 500
+"""SMTP's refusals: from 400 for now, from 500 for good (RFC 5321, 4.2.1)."""
+_REFUSED: tuple[tuple[type[Exception], str], ...] = (
+    (
+        ssl.SSLCertVerificationError,
+        "the certificate of the mail server is not trusted: set SSL_CERT_FILE to its authority",
+    ),
+    (
+        smtplib.SMTPNotSupportedError,
+        "passwords are sent encrypted alone: let BABYSIT_SMTP_URL be smtps://…:465",
+    ),
+    (smtplib.SMTPAuthenticationError, "correct the user and the password in BABYSIT_SMTP_URL"),
+    (smtplib.SMTPRecipientsRefused, "correct BABYSIT_EMAIL_TO"),
+    (smtplib.SMTPSenderRefused, "correct BABYSIT_EMAIL_FROM"),
+)
+"""Errors that a person must mend, and how. Others pass."""
 
 
 def from_settings(settings: Settings) -> MailChannel:
@@ -62,13 +78,17 @@ class MailChannel:
         """Mail one notice; raises NotDeliveredError unless the server took it for everybody."""
         try:
             await asyncio.to_thread(self._send, self._mail(notice))
-        except (smtplib.SMTPAuthenticationError, smtplib.SMTPRecipientsRefused) as error:
-            fix = "correct the user and the password in BABYSIT_SMTP_URL, or BABYSIT_EMAIL_TO"
-            self.trouble[self.channel] = f"email: {error}: {fix}"
-            raise NotDeliveredError(self.trouble[self.channel], result="refused") from error
         except (smtplib.SMTPException, OSError) as error:
-            raise NotDeliveredError(f"email: {error or type(error).__name__}") from error
+            raise self._not_delivered(error) from error
         self.trouble.clear()
+
+    def _not_delivered(self, error: Exception) -> NotDeliveredError:
+        said = f"email: {error or type(error).__name__}"
+        fix = next((fix for kind, fix in _REFUSED if isinstance(error, kind)), "")
+        if not fix or _passes(error):
+            return NotDeliveredError(said)
+        self.trouble[self.channel] = f"{said}: {fix}"
+        return NotDeliveredError(self.trouble[self.channel], result="refused")
 
     def _mail(self, notice: Notify) -> EmailMessage:
         mail = EmailMessage()
@@ -105,6 +125,15 @@ class MailChannel:
             refused = connection.send_message(mail)
         if refused:
             raise smtplib.SMTPRecipientsRefused(refused)
+
+
+def _passes(error: Exception) -> bool:
+    """True for a refusal that is one for now: SMTP's codes 4xx."""
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        codes = [code for code, _ in error.recipients.values()]
+    else:
+        codes = [error.smtp_code] if isinstance(error, smtplib.SMTPResponseException) else []
+    return any(_LATER <= code < _NEVER for code in codes)
 
 
 def _line(text: str) -> str:

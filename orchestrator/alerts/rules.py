@@ -6,6 +6,7 @@ Each problem of a file is one line with its place: `alerts.yaml:3:5: routes[0].t
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import re
 import zoneinfo
 from collections.abc import Collection
@@ -65,10 +66,13 @@ class Route(_Rule):
 
         What concerns no run goes by a route that names no run, project or queue.
         """
-        names = ((item.run_name, self.run), (item.project, self.project), (item.queue, self.queue))
-        return at_least(severity_of(item), self.severity) and all(
-            fnmatchcase(name, pattern) for name, pattern in names
-        )
+        covers = self.covers(item.run_name, item.project, item.queue)
+        return covers and at_least(severity_of(item), self.severity)
+
+    def covers(self, run: str, project: str, queue: str) -> bool:
+        """True if the route is for a run of this name, project and queue."""
+        names = ((run, self.run), (project, self.project), (queue, self.queue))
+        return all(fnmatchcase(name, pattern) for name, pattern in names)
 
 
 class Quiet(_Rule):
@@ -133,6 +137,27 @@ class AlertRules(_Rule):
     )
 
 
+def routed_channel(path: Path, run: str, project: str, queue: str) -> str:
+    """The Slack channel that the rules give to what is critical of a run; empty: the default.
+
+    Raises:
+        InvalidError: The file cannot be read. It is read once.
+    """
+    routes = (route for route in _parsed(path).routes if route.covers(run, project, queue))
+    return next((route.slack or "" for route in routes), "")
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(path: Path) -> AlertRules:
+    words = Words(AlertRules.model_json_schema(), "the alert rules")
+    kind = FileKind(AlertRules, words, "file of alert rules", "set of alert rules")
+    try:
+        rules, _ = kind.parse(read_text(path), str(path))
+    except SpecError as error:
+        raise InvalidError(f"BABYSIT_ALERTS_RULES: {error}") from error
+    return rules
+
+
 def read(path: Path, channels: Collection[str]) -> AlertRules:
     """Read a file of rules.
 
@@ -140,12 +165,8 @@ def read(path: Path, channels: Collection[str]) -> AlertRules:
         InvalidError: It cannot be read, a rule is wrong, or names a channel that is not among
             `channels`.
     """
-    words = Words(AlertRules.model_json_schema(), "the alert rules")
-    kind = FileKind(AlertRules, words, "file of alert rules", "set of alert rules")
-    try:
-        rules, _ = kind.parse(read_text(path), str(path))
-    except SpecError as error:
-        raise InvalidError(f"BABYSIT_ALERTS_RULES: {error}") from error
+    _parsed.cache_clear()
+    rules = _parsed(path)
     lists = [each.to for each in rules.routes] + [each.to for each in rules.escalation]
     named = {name for names in lists for name in names}
     if unknown := sorted(named - set(channels)):

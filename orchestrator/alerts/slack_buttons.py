@@ -24,7 +24,6 @@ from orchestrator.errors import PermissionDeniedError
 ACKNOWLEDGE, HOLD, ROLL_BACK = "babysit_acknowledge", "babysit_hold", "babysit_roll_back"
 SILENCE = "babysit_silence"
 SILENCE_SECONDS = 3600.0
-_WHY = "clicked in Slack"
 
 
 def actions(update: IncidentUpdate) -> list[dict[str, Any]]:
@@ -143,13 +142,16 @@ def event_of(click: Click, people: Mapping[str, Person], *, id_: str, now: dt.da
         )
     if person.role == "viewer":
         raise PermissionDeniedError(f"this needs the role operator; {person.name} has viewer")
-    common = {"id": id_, "at": now, "actor": f"operator:{person.name}"}
+    common: dict[str, Any] = {
+        "id": id_,
+        "at": now,
+        "actor": f"operator:{person.name}",
+        "reason": f"clicked in Slack by {click.user} (role {person.role})",
+    }
     if click.action == ACKNOWLEDGE:
         return IncidentChanged(incident=click.incident, acknowledge=True, **common)
     if click.action == HOLD:
-        return RunHeld(run=click.run, reason=_WHY, **common)
+        return RunHeld(run=click.run, **common)
     if click.action == SILENCE:
-        return IncidentSilenced(
-            incident=click.incident, seconds=SILENCE_SECONDS, reason=_WHY, **common
-        )
-    return RollbackAsked(run=click.run, to_step=click.step, reason=_WHY, **common)
+        return IncidentSilenced(incident=click.incident, seconds=SILENCE_SECONDS, **common)
+    return RollbackAsked(run=click.run, to_step=click.step, **common)

@@ -76,6 +76,8 @@ class SlackChannel:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One call at a time for each conversation: a limit met by one holds for all."""
+        self._names: dict[str, str] = {}
+        """Ids of conversations, with the names by which people know them."""
         self._arrived: defaultdict[str, dict[str, Item]] = defaultdict(dict)
         """Items that are not shown yet, by problem and id."""
 
@@ -131,7 +133,10 @@ class SlackChannel:
 
     async def _thread(self, key: str) -> Thread:
         body = await self._memory.read(f"slack/{key}")
-        return Thread(key=key) if body is None else Thread.model_validate(body)
+        thread = Thread(key=key) if body is None else Thread.model_validate(body)
+        if thread.place:
+            self._names[thread.conversation] = thread.place
+        return thread
 
     async def _store(self, thread: Thread) -> None:
         run = thread.key.partition("/")[0]
@@ -142,7 +147,7 @@ class SlackChannel:
         """Bring the message of a thread up to date, and say below it what is new."""
         if not thread.conversation:
             wanted = next((each.channel for each in batch if each.channel), None)
-            thread.conversation = wanted or self._settings.conversation
+            thread.conversation = thread.place = wanted or self._settings.conversation
         if thread.ts:
             await self._edit(thread)
         if not thread.ts:
@@ -178,7 +183,7 @@ class SlackChannel:
             if not (elsewhere and slack_errors.concerns_conversation(code)):
                 raise
             thread.note = f"This was for {thread.conversation}. {error}"
-            thread.conversation = default
+            thread.conversation = thread.place = default
             await self._post(thread, self._parent(thread), f"{message_id}/parent")
         if thread.notice is not None:
             thread.dealt_with(thread.notice.id)
@@ -253,6 +258,7 @@ class SlackChannel:
             thread.ts = str(found["ts"])
             thread.shown = "" if looked_up else message.text
             thread.conversation = str(found["channel"])
+            self._names[thread.conversation] = thread.place
         thread.dealt_with(id_)
         await self._store(thread)
 
@@ -317,6 +323,7 @@ class SlackChannel:
     async def _call(self, method: str, conversation: str, **arguments: Any) -> Mapping[str, Any]:
         """Call a method about a conversation, and note whether it is in trouble."""
         assert self._web is not None  # noqa: S101 (`start` comes first)
+        name = self._names.get(conversation, conversation)
         async with self._turns[conversation]:
             try:
                 answer = await self._web.call(method, channel=conversation, **arguments)
@@ -324,10 +331,10 @@ class SlackChannel:
                 code = getattr(error, "code", "")
                 if not code or code in _GONE | _FINAL:
                     raise
-                self._explain(error, code, conversation)
+                self._explain(error, code, name)
                 raise
         if method.startswith("chat."):
-            self.trouble.pop(conversation, None)
+            self.trouble.pop(name, None)
             self.trouble.pop(TOKEN, None)
         return answer
 

@@ -49,6 +49,8 @@ class Thread(BaseModel):
     key: str
     conversation: str = ""
     """Where the message is, in the channel's own words; empty: nowhere yet."""
+    place: str = ""
+    """Where, in people's words, such as #training; empty: nowhere yet."""
     ts: str = ""
     """Id of the message there; empty: it is not sent."""
     updates: dict[str, IncidentUpdate] = {}

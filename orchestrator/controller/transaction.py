@@ -21,15 +21,21 @@ from typing import Self
 import structlog
 
 from jobs.clock import Clock
-from jobs.events import Event, WorkerEvent
+from jobs.events import Event
 from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.event_factory import EventFactory
+from orchestrator.controller.journal_entries import (
+    event_entry,
+    finding_record,
+    instruction_entry,
+    run_of,
+)
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.sample_pipeline import SampleEvents
 from orchestrator.controller.turn_queue import ReportRequest
 from orchestrator.core.machine import handle
 from orchestrator.core.messages.events import EventSetAside, FindingRaised, SchedulingPassDue
-from orchestrator.core.messages.instructions import IncidentUpdate, Instruction, Record
+from orchestrator.core.messages.instructions import Instruction, Record
 from orchestrator.core.model.entities import Attempt, Entity
 from orchestrator.core.model.state import State
 from orchestrator.database.port import (
@@ -241,19 +247,20 @@ class TransactionRecord:
             if place:
                 self.over.extend(state.forget())
             now = clock.now()
+            run = run_of(event, state)
             decided = handle(state, event, now)
             if decided or state.changed or not isinstance(event, SchedulingPassDue):
-                self.add(event, decided, now)
+                self.add(event, decided, now, run)
 
-    def add(self, event: Event, decided: Sequence[Instruction], now: dt.datetime) -> None:
-        """Write down an event, handled at `now`, and the instructions it led to."""
-        self.journal.append(_event_entry(event, now))
-        # The entry of the event tells what an update shows; ten of them would hide the decisions.
-        told = (i for i in decided if not isinstance(i, IncidentUpdate))
-        self.journal.extend(_instruction_entry(i, event, now) for i in told)
+    def add(
+        self, event: Event, decided: Sequence[Instruction], now: dt.datetime, run: str | None
+    ) -> None:
+        """Write down an event about a run, handled at `now`, and the instructions it led to."""
+        self.journal.append(event_entry(event, now, run))
+        self.journal.extend(instruction_entry(i, event, now) for i in decided)
         self.instructions.extend(decided)
         if isinstance(event, FindingRaised):
-            self.findings.append(_finding_record(event, now))
+            self.findings.append(finding_record(event, now))
         for instruction in decided:
             _log.info(instruction.kind, run=instruction.run, reason=instruction.reason)
 
@@ -344,53 +351,3 @@ async def commit_when_possible(
             if refused:
                 _log.info("samples of an older attempt dropped", count=refused)
             return
-
-
-def _event_entry(event: Event, now: dt.datetime) -> JournalEntry:
-    """An event, as handled at `now`."""
-    attempt = getattr(event, "attempt", None)
-    reason = getattr(event, "reason", "")
-    if isinstance(event, FindingRaised):
-        reason = event.finding.reason
-    return JournalEntry(
-        id=event.id,
-        at=now,
-        run=getattr(event, "run", None),
-        attempt=attempt,
-        actor=f"worker:{event.worker}" if isinstance(event, WorkerEvent) else event.actor,
-        kind="event",
-        name=event.kind,
-        cause=event.cause,
-        reason=reason,
-        payload=event.model_dump(mode="json"),
-    )
-
-
-def _finding_record(event: FindingRaised, now: dt.datetime) -> FindingRecord:
-    """A finding, for its table."""
-    finding = event.finding
-    return FindingRecord(
-        id=event.id,
-        run=event.run,
-        attempt=event.attempt,
-        at=now,
-        kind=finding.kind.value,
-        severity=finding.severity.value,
-        body=finding.model_dump(mode="json"),
-    )
-
-
-def _instruction_entry(instruction: Instruction, event: Event, now: dt.datetime) -> JournalEntry:
-    """An instruction that `event` led to."""
-    return JournalEntry(
-        id=instruction.id,
-        at=now,
-        run=instruction.run,
-        attempt=getattr(event, "attempt", None),
-        actor="controller",
-        kind="instruction",
-        name=instruction.kind,
-        cause=instruction.cause,
-        reason=instruction.reason,
-        payload=instruction.model_dump(mode="json"),
-    )

@@ -174,7 +174,9 @@ RUN = Board(
         Note(
             "Incidents",
             f"babysit_run_incidents_open{{{_OF_RUN}}}"
-            f" unless babysit_run_incidents_open{{{_OF_RUN}}} offset 1m",
+            f" unless babysit_run_incidents_open{{{_OF_RUN}}} offset 1m"
+            # The alert channel grafana makes annotations of its own, which say more.
+            ' unless on() babysit_notifications_total{channel="grafana"}',
             "red",
             "{{kind}} ({{severity}})",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Sequence
 
+from orchestrator.alerts.rules import routed_channel
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import TERMINAL_RUN_STATES, RunState
 from orchestrator.core.views.build import run_detail, run_view
@@ -70,11 +71,17 @@ async def detail(here: Context, run: Run) -> RunDetail:
 
 def alerts_of(here: Context, run: Run) -> str:
     """Why notices about a run do not arrive, as far as this server knows; empty: they do."""
-    wanted = run.spec.notify.slack or here.settings.slack_channel
-    trouble = here.controller.alerts_trouble
-    everywhere = {"token", *here.settings.alerts.split(",")}
-    concerned = [why for place, why in trouble.items() if place in {wanted, *everywhere}]
-    return ". ".join(concerned)
+    trouble, default = here.controller.alerts_trouble, here.settings.slack_channel
+    places = {run.spec.notify.slack or _routed(here, run) or default}
+    if not places.isdisjoint(trouble):
+        places.add(default)  # where its messages go instead
+    places |= {"token", "buttons", *here.settings.alerts.split(",")}
+    return ". ".join(why for place, why in trouble.items() if place in places)
+
+
+def _routed(here: Context, run: Run) -> str:
+    rules, spec = here.settings.alerts_rules, run.spec
+    return routed_channel(rules, run.name, spec.project, spec.queue) if rules else ""
 
 
 async def journal(here: Context, run: str) -> AsyncIterator[JournalEntry]:

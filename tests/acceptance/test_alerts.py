@@ -60,6 +60,8 @@ def test_a_run_that_fails_is_told_once_though_the_token_was_revoked_and_the_serv
     until(lambda: plane.show(run)["alerts"], "show says why nothing arrives")
     assert "token_revoked" in plane.show(run)["alerts"]
     assert "set BABYSIT_SLACK_TOKEN" in shell(plane, "show", run)[1]
+    incident = plane.show(run)["incidents"][0]["id"]
+    assert "set BABYSIT_SLACK_TOKEN" in shell(plane, "incidents", "show", incident)[1]
     assert "token_revoked" in shell(plane, "server", "status")[1]
     code, said = shell(plane, "doctor")
     assert code == 1

@@ -10,16 +10,18 @@ import pytest
 
 from jobs.clock import ManualClock, SystemClock
 from jobs.events import Event
+from monitors.types import Finding, FindingKind, Severity
 from orchestrator.alerts.port import DictMemory
 from orchestrator.alerts.rules import AlertRules
 from orchestrator.alerts.slack import from_settings
 from orchestrator.alerts.slack_buttons import read_click
 from orchestrator.alerts.slack_socket import ClickListener
-from orchestrator.core.messages.events import IncidentChanged, RollbackAsked, RunHeld
+from orchestrator.core.messages.events import FindingRaised, IncidentChanged, RollbackAsked, RunHeld
 from orchestrator.core.messages.notice_events import IncidentSilenced
 from orchestrator.errors import ConflictError
 from orchestrator.settings import Settings
 from tests.alert_data import RESOLVED, update
+from tests.controller_harness import Harness
 from tests.slack_server import APP_TOKEN, TOKEN, SlackServer
 
 PEOPLE = AlertRules.model_validate(
@@ -175,3 +177,45 @@ async def test_only_the_server_that_leads_listens(slack: SlackServer, plane: Pla
 )
 def test_what_is_no_click_of_ours_is_left_out(payload: dict[str, Any]) -> None:
     assert read_click(payload) is None
+
+
+async def test_a_click_is_in_the_journal_with_who_clicked_in_which_role_and_why(
+    slack: SlackServer,
+) -> None:
+    harness = Harness(silent=True)
+    controller = await harness.open()
+    await harness.submit(monitors={"loss_spike": {"action": "observe"}})
+    await harness.until(lambda: bool(controller.state.attempts))
+    found = Finding(
+        kind=FindingKind.LOSS_SPIKE,
+        severity=Severity.CRITICAL,
+        attempt=1,
+        onset_step=3,
+        onset_batch=3,
+        detected_step=4,
+        onset_time=0.0,
+        detected_time=0.0,
+        reason="loss 11.2 against a median of 2.31",
+    )
+    asked = harness.event(FindingRaised, run="run-1", attempt=1, finding=found)
+    await controller.submit(asked)
+    (incident,) = controller.state.incidents
+    clock = SystemClock()
+    listener = ClickListener((TOKEN, APP_TOKEN), slack.url, PEOPLE, controller.submit, clock)
+    running = asyncio.create_task(listener.run(lambda: True))
+    await until(lambda: slack.links)
+    shown = await buttons(slack, update(1, incident=incident))
+    for number, user in enumerate(("UNEW", "UVIEW", "UANNA")):
+        await slack.click(shown["Hold automation"], user, envelope=f"e-{number}")
+    await slack.click(shown["Acknowledge"], "UANNA", envelope="e-9")
+    await until(lambda: controller.state.incidents[incident].acknowledged_by)
+    rows = [e for e in await harness.store.journal("run-1") if e.actor.startswith("operator:")]
+    assert [(e.name, e.actor) for e in rows] == [
+        ("run_held", "operator:anna"),
+        ("incident_changed", "operator:anna"),
+    ]
+    assert {e.reason for e in rows} == {"clicked in Slack by UANNA (role operator)"}
+    assert {each["user"] for each in slack.ephemeral} == {"UNEW", "UVIEW"}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await harness.kill()

@@ -387,3 +387,17 @@ def test_missing_settings_are_named() -> None:
     with pytest.raises(InvalidError, match="BABYSIT_SLACK_CHANNEL"):
         slack.from_settings(Settings(alerts="slack", slack_token=TOKEN))
     assert SlackSettings(conversation="#x").severity is Severity.WARNING
+
+
+async def test_trouble_later_in_a_thread_is_said_of_the_channel_by_its_name(
+    server: SlackServer, desk: Desk
+) -> None:
+    await (await desk.channel()).update(update(1))
+    channel = await desk.channel()  # of the next server, which has sent nothing yet
+    server.named("training").archived = True
+    with pytest.raises(NotDeliveredError, match="the channel #training is archived"):
+        await channel.notify(notice())
+    assert set(channel.trouble) == {"#training"}
+    server.named("training").archived = False
+    await channel.notify(notice())
+    assert not channel.trouble

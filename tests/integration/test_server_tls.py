@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from websockets.exceptions import ConnectionClosed
 
 from jobs.agent import connection
 from orchestrator.cli.completion import complete_run
+from tests.certificates import make_certificate
 from tests.cli import babysit, connect
 from tests.plane import Plane, finished
 
@@ -22,18 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for 127.0.0.1, which is its own authority, and its key in `key.pem`."""
-    directory = tmp_path_factory.mktemp("tls")
-    arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    subprocess.run(
-        [
-            *("openssl", *arguments.split(), "-subj", "/CN=babysit"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return directory / "cert.pem"
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")

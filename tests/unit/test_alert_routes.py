@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import CapturingLogger
 
 from jobs.clock import ManualClock
 from monitors.types import Severity
+from orchestrator.alerts import log
 from orchestrator.alerts.factory import make_notifier
+from orchestrator.alerts.log import LogNotifier
 from orchestrator.alerts.port import CountedNotifier, DictMemory, NotDeliveredError
 from orchestrator.alerts.router import Router
-from orchestrator.alerts.rules import AlertRules, Quiet, read
+from orchestrator.alerts.rules import AlertRules, Quiet, read, routed_channel
 from orchestrator.errors import InvalidError
 from orchestrator.settings import Settings
 from tests.alert_data import BEGIN, RESOLVED, notice, update
@@ -181,3 +184,25 @@ def test_a_file_of_rules_is_read_and_its_faults_have_their_place(tmp_path: Path)
         read(file, ["log"])
     assert "alerts.yaml:2:" in str(caught.value)
     assert "expected hours such as 22:00-07:00" in str(caught.value)
+
+
+async def test_the_log_has_incidents_as_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = CapturingLogger()
+    monkeypatch.setattr(log, "_log", lines)
+    channel = CountedNotifier(LogNotifier())
+    await channel.update(update(1))
+    await channel.update(update(2, **RESOLVED, lost_seconds=95.0))
+    opened, resolved = (call.kwargs for call in lines.calls)
+    assert {(call.method_name, call.args) for call in lines.calls} == {("warning", ("incident",))}
+    assert opened["state"] == "mitigating"
+    assert "fallen off the bus" in opened["cause"]
+    assert (resolved["state"], resolved["lost_seconds"]) == ("resolved", 95.0)
+    assert resolved["text"] == "Resolved: training passed step 120 again"
+    assert channel.counts["log", "delivered"] == 2
+
+
+def test_the_slack_channel_of_a_run_is_that_of_its_route(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text('routes: [{project: llm, run: "tiny-*", to: [slack], slack: "#llm"}]\n')
+    assert routed_channel(path, "tiny-gpt", "llm", "default") == "#llm"
+    assert routed_channel(path, "huge-gpt", "llm", "default") == ""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from orchestrator.dashboards.alert_rules import metrics_in
 from orchestrator.dashboards.board import Board, render, text_of
 from orchestrator.dashboards.boards import BOARDS
 from orchestrator.server.metrics.catalogue import METRICS
+from tests.prometheus import find_program
 
 each_board = pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
 
@@ -58,3 +62,36 @@ def test_panels_do_not_overlap(board: Board) -> None:
 
     places = [(panel["title"], cells(panel)) for panel in render(board)["panels"]]
     assert [(a, b) for (a, one), (b, two) in combinations(places, 2) if one & two] == []
+
+
+def test_incidents_are_annotated_by_the_query_or_by_the_alert_channel_never_by_both(
+    tmp_path: Path,
+) -> None:
+    (expression,) = (
+        note.expression for board in BOARDS for note in board.notes if note.name == "Incidents"
+    )
+    opened = [
+        {"series": 'babysit_run_incidents_open{run_id="r",kind="hang"}', "values": "_x5 1x5"},
+        {"series": 'babysit_run_incidents_open{run_id="other",kind="hang"}', "values": "1x10"},
+    ]
+    channel = 'babysit_notifications_total{channel="grafana",result="delivered",instance="a:1"}'
+    asked = {"expr": expression.replace("$run_id", "r"), "eval_time": "5m"}
+    shown = 'babysit_run_incidents_open{run_id="r",kind="hang"}'
+    cases = [
+        {
+            "interval": "1m",
+            "input_series": [*opened, *([{"series": channel, "values": "0x10"}] * on)],
+            "promql_expr_test": [
+                {**asked, "exp_samples": [] if on else [{"labels": shown, "value": 1}]}
+            ],
+        }
+        for on in (False, True)
+    ]
+    (tmp_path / "cases.yml").write_text(json.dumps({"tests": cases}))
+    done = subprocess.run(
+        [find_program("promtool"), "test", "rules", str(tmp_path / "cases.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

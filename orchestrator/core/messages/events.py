@@ -317,6 +317,7 @@ class IncidentChanged(Event):
     acknowledge: bool = False
     state: IncidentState | None = None
     verdict: Literal["right", "wrong"] | None = None
+    reason: str = ""
 
 
 class TimerFired(Event):
@@ -395,6 +396,5 @@ AnyEvent = Annotated[
 ]
 EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
 """Reads events back from the journal."""
-
 __all__ = [name for name in dir() if name[0].isupper()]
 _ = WorkerEvent

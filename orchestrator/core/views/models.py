@@ -91,6 +91,10 @@ class IncidentView(View):
     resolved_at: dt.datetime | None
     acknowledged_by: str | None
     verdict: str | None
+    alerts: str = Field(
+        default="",
+        description="Why people do not hear of it, and what to do; of a single incident only.",
+    )
     evidence: dict[str, JsonValue]
 
 

@@ -16,6 +16,7 @@ from orchestrator.core.views.build import incident_view
 from orchestrator.core.views.models import IncidentView
 from orchestrator.database.credentials import Token
 from orchestrator.server.context import Context, HasContext, Operator, Viewer, permit
+from orchestrator.server.run_queries import alerts_of
 
 router = APIRouter(prefix="/incidents", tags=["incidents"])
 
@@ -63,9 +64,10 @@ TheIncident = Annotated[Incident, Depends(_incident)]
 
 
 @router.get("/{incident}")
-async def show(found: TheIncident) -> IncidentView:
-    """One incident, with its evidence."""
-    return incident_view(found)
+async def show(found: TheIncident, here: HasContext) -> IncidentView:
+    """One incident, with its evidence, and why people do not hear of it if they do not."""
+    alerts = alerts_of(here, await here.store.run(found.run))
+    return incident_view(found).model_copy(update={"alerts": alerts})
 
 
 @router.post("/{incident}/acknowledge")
