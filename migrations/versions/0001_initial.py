@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0001"
-down_revision = None
-branch_labels = depends_on = None
+down_revision = branch_labels = depends_on = None
 
 UTC = sa.DateTime(timezone=True)
 KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -143,6 +142,7 @@ sa.Table(
     sa.Column("created_at", UTC, nullable=False),
     sa.Column("last_used_at", UTC),
     sa.Column("revoked_at", UTC),
+    sa.Column("revoked_by", sa.Text),
     sa.Column("expires_at", UTC),
     sa.Column("scope", sa.JSON, nullable=False),
     sa.CheckConstraint("role IN ('admin', 'operator', 'viewer')", name="ck_tokens_role"),

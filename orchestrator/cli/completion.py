@@ -19,6 +19,21 @@ from jobs import unix_socket
 from orchestrator.network_address import is_plain
 
 _SECONDS = 2.0
+RUN_COMES_NEXT = frozenset(
+    tuple(words.split(" "))
+    for words in (
+        *("cancel", "events", "explain", "hold", "logbook", "logs", "release", "restart"),
+        *("rollback", "show", "wait", "watch", "incidents ls"),
+        *(f"checkpoints {verb}" for verb in ("ls", "show", "verify", "pin", "unpin", "rm")),
+    )
+)
+"""Words after `babysit` that the name of a run follows."""
+
+
+def typed_an_option() -> bool:
+    """True if the line to be completed holds an option: only its command knows what follows it."""
+    typed = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return any(word.startswith("-") for word in typed.split())
 
 
 def complete_run(incomplete: str) -> list[tuple[str, str]]:

@@ -32,6 +32,25 @@ class _Commands(TyperGroup):
         finally:
             self.commands = commands
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Split the line; a completion needs no values of the root's options."""
+        kept = self.params, self.add_help_option
+        if ctx.resilient_parsing and (not args or args[0] in COMMANDS):
+            self.params, self.add_help_option = [], False
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            self.params, self.add_help_option = kept
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that was typed; in a completion, without importing it where that will do."""
+        if ctx.resilient_parsing:
+            from orchestrator.cli.completion import RUN_COMES_NEXT, typed_an_option
+
+            if tuple(args) in RUN_COMES_NEXT and not typed_an_option():
+                return args[0], _RunNames(name=args[0], add_help_option=False), []
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -49,6 +68,22 @@ class _Commands(TyperGroup):
                 raise
             _confess(error)
             ctx.exit(int(ExitCode.DEFECT))
+
+
+class _RunNames(TyperGroup):
+    """Stands for a command of which a completion needs the names of runs alone.
+
+    The options of a real command take longer to build than a person waits for a completion.
+    """
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete the name of a run."""
+        from orchestrator.cli.completion import complete_run
+
+        self.commands = {
+            name: TyperCommand(name, help=help_) for name, help_ in complete_run(incomplete)
+        }
+        return super().shell_complete(ctx, incomplete)
 
 
 def _is_clicks_own(error: Exception) -> bool:

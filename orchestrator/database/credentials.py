@@ -51,6 +51,8 @@ class Token:
     created_at: dt.datetime
     last_used_at: dt.datetime | None = None
     revoked_at: dt.datetime | None = None
+    revoked_by: str | None = None
+    """Key of the request that revoked it; None: it had none, or nobody revoked it."""
     expires_at: dt.datetime | None = None
     """None: never."""
     scope: Scope = ANY_RUN

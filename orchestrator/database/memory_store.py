@@ -342,13 +342,14 @@ class MemoryStore(MemoryEndedRuns, MemoryJournal):
         found = (token for token, _ in self._tokens.values())
         return sorted(found, key=lambda token: (token.created_at, token.id))
 
-    async def revoke_token(self, id: str, now: dt.datetime) -> None:  # noqa: A002 (the port's name)
-        """Revoke a token; a second call keeps the first time."""
+    async def revoke_token(self, id: str, now: dt.datetime, request: str | None = None) -> None:  # noqa: A002 (the port's name)
+        """Revoke a token; a second call keeps the first time and request."""
         if id not in self._tokens:
             raise tokens.no_such_token(id)
         token, stored = self._tokens[id]
         if token.revoked_at is None:
-            self._tokens[id] = dataclasses.replace(token, revoked_at=now), stored
+            revoked = dataclasses.replace(token, revoked_at=now, revoked_by=request)
+            self._tokens[id] = revoked, stored
 
     async def signing_key(self) -> str:
         """The signing key of worker tokens."""

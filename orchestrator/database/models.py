@@ -358,6 +358,8 @@ class TokenRow(Base):
     created_at: Mapped[dt.datetime]
     last_used_at: Mapped[dt.datetime | None]
     revoked_at: Mapped[dt.datetime | None]
+    revoked_by: Mapped[str | None]
+    """Key of the request that revoked it; NULL: it had none, or nobody revoked it."""
     expires_at: Mapped[dt.datetime | None]
     scope: Mapped[dict[str, Any]]
 

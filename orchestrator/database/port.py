@@ -383,12 +383,8 @@ class Store(EndedRuns, Protocol):
     async def tokens(self) -> list[Token]:
         """All tokens, oldest first, revoked ones included."""
 
-    async def revoke_token(self, id: str, now: dt.datetime) -> None:  # noqa: A002 (the field's name)
-        """Revoke a token; a second call keeps the first time.
-
-        Raises:
-            NotFoundError: There is no such token.
-        """
+    async def revoke_token(self, id: str, now: dt.datetime, request: str | None = None) -> None:  # noqa: A002 (the field's name)
+        """Revoke a token; the first call counts. Raises NotFoundError."""
 
     async def signing_key(self) -> str:
         """The secret key that signs worker tokens; generated at first use, then constant."""

@@ -272,10 +272,10 @@ class SqlStore(SqlEndedRuns):
         async with self._database.reading() as connection:
             return await tokens.all_tokens(connection)
 
-    async def revoke_token(self, id: str, now: dt.datetime) -> None:  # noqa: A002 (the port's name)
-        """Revoke a token; a second call keeps the first time."""
+    async def revoke_token(self, id: str, now: dt.datetime, request: str | None = None) -> None:  # noqa: A002 (the port's name)
+        """Revoke a token; a second call keeps the first time and request."""
         async with self._database.writing() as connection:
-            await tokens.revoke(connection, id, now)
+            await tokens.revoke(connection, id, now, request)
 
     async def signing_key(self) -> str:
         """The signing key of worker tokens."""

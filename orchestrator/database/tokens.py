@@ -35,6 +35,7 @@ _FIELDS = (
     "created_at",
     "last_used_at",
     "revoked_at",
+    "revoked_by",
     "expires_at",
     "scope",
 )
@@ -136,8 +137,13 @@ async def all_tokens(connection: AsyncConnection) -> list[Token]:
     return [_token(row) for row in (await connection.execute(query)).mappings()]  # type: ignore[arg-type]
 
 
-async def revoke(connection: AsyncConnection, id: str, now: dt.datetime) -> None:  # noqa: A002
-    """Revoke a token; a second call keeps the first time.
+async def revoke(
+    connection: AsyncConnection,
+    id: str,  # noqa: A002 (the port's name)
+    now: dt.datetime,
+    request: str | None,
+) -> None:
+    """Revoke a token; a second call keeps the first time and request.
 
     Raises:
         NotFoundError: There is no such token.
@@ -148,7 +154,7 @@ async def revoke(connection: AsyncConnection, id: str, now: dt.datetime) -> None
     await connection.execute(
         update(_TOKENS)
         .where(_TOKENS.c.id == id, _TOKENS.c.revoked_at.is_(None))
-        .values(revoked_at=now)
+        .values(revoked_at=now, revoked_by=request)
     )
 
 

@@ -41,8 +41,6 @@ LOCAL = "babysit.local"
 """Key of an ASGI scope: True if the kernel says that the caller is a process of this user."""
 CALLER = "babysit.caller"
 """Key of an ASGI scope: the caller's token."""
-_REVOKED = 1000
-"""Requests to revoke tokens that are remembered."""
 REQUEST_KEY: ContextVar[str | None] = ContextVar("request_key", default=None)
 """The key that the client made for the request; None: it made none."""
 E = TypeVar("E", bound=Event)
@@ -106,8 +104,6 @@ class Context:
         self.sign_ins = SignIns(clock)
         self.submissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Held while a request is under way, by what its key stands for."""
-        self.revoked: dict[str, str] = {}
-        """Tokens that were revoked, by the keys of the newest requests."""
         self.spec_threads = ThreadPoolExecutor(_SPEC_THREADS, "spec")
         """Threads that look at files of specs, apart from those that read logs."""
         self.requests = 0
@@ -143,12 +139,6 @@ class Context:
         key = REQUEST_KEY.get()
         entries = [] if key is None else await self.store.journal_of(key)
         return entries[0] if entries else None
-
-    def note_revoked(self, key: str, token: str) -> None:
-        """Remember which token a request has revoked; this is in memory, of the newest requests."""
-        self.revoked[key] = token
-        if len(self.revoked) > _REVOKED:
-            del self.revoked[next(iter(self.revoked))]
 
     def one_at_a_time(self, key: str) -> asyncio.Lock:
         """A lock for what one key stands for, which its client may send again meanwhile."""

@@ -115,6 +115,18 @@ def test_a_call_that_is_sent_twice_is_done_once(plane: Plane, name: str) -> None
         assert len(http.get("/tokens").json()) - tokens == (name == "token")
 
 
+def test_a_revocation_is_repeated_at_another_server(plane: Plane) -> None:
+    """The first server stored it and died before it answered; the client asks the next one."""
+    key = str(ULID())
+    with client(plane) as http:
+        made = http.post("/tokens", json={"name": "twice", "role": "viewer"}).json()
+        plane.do(plane.store.revoke_token(made["id"], plane.context.clock.now(), key))
+        where = f"/tokens/{made['id']}"
+        assert http.delete(where, headers={"Idempotency-Key": key}).status_code == 204
+        assert http.delete(where, headers={"Idempotency-Key": str(ULID())}).status_code == 409
+        assert http.delete(where).status_code == 409
+
+
 def test_every_call_that_changes_something_is_among_them(plane: Plane) -> None:
     with client(plane) as http:
         paths = http.get("/openapi.json").json()["paths"]

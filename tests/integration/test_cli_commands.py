@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -237,6 +240,16 @@ def test_tokens_are_made_and_revoked() -> None:
 def test_completion_offers_names_of_runs() -> None:
     assert ("tiny", f"succeeded, {RUN_ID}") in complete_run("ti")
     assert complete_run("zzz") == []
+    line = {
+        "_BABYSIT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "babysit show ti",
+        "COMP_CWORD": "2",
+    }
+    command = [sys.executable, "-m", "orchestrator.cli.main"]
+    typed = subprocess.run(
+        command, env={**os.environ, **line}, capture_output=True, text=True, check=True
+    )
+    assert typed.stdout.split() == ["tiny"]
 
 
 def test_logs_of_several_ranks_are_told_apart(plane: Plane) -> None:

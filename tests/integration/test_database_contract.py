@@ -306,9 +306,10 @@ async def test_tokens(store: Store) -> None:
     await store.find_token(secret, NOW + DAY)
     assert (await store.tokens())[0].last_used_at == NOW + DAY
 
-    await store.revoke_token(token.id, NOW)
-    await store.revoke_token(token.id, NOW + DAY)
-    assert (await store.tokens())[0].revoked_at == NOW
+    await store.revoke_token(token.id, NOW, "its key")
+    await store.revoke_token(token.id, NOW + DAY, "another")
+    revoked = (await store.tokens())[0]
+    assert (revoked.revoked_at, revoked.revoked_by) == (NOW, "its key")
     found = await store.find_token(secret, NOW + 2 * DAY)
     assert found is not None
     assert not found.is_valid(NOW)

@@ -207,17 +207,18 @@ async def _create_token(
 
 @router.delete("/tokens/{token}", tags=["tokens"], status_code=204)
 async def revoke_token(token: str, here: HasContext, _: Admin) -> None:
-    """Revoke a token. It stops working at once."""
+    """Revoke a token. It stops working at once.
+
+    A request that is sent again with its key is answered as it was the first time.
+    """
     found = next((each for each in await here.store.tokens() if each.id == token), None)
     key = REQUEST_KEY.get()
-    again = key is not None and here.revoked.get(key) == token
+    again = found is not None and key is not None and found.revoked_by == key
     if found is not None and found.revoked_at is not None and not again:
         raise ConflictError(
             f"the token {found.name} ({found.id}) was revoked {found.revoked_at:%Y-%m-%d %H:%M} UTC"
         )
-    if key is not None:
-        here.note_revoked(key, token)
-    await here.store.revoke_token(token, here.clock.now())
+    await here.store.revoke_token(token, here.clock.now(), key)
 
 
 async def _valid_tokens(here: Context) -> list[Token]:
