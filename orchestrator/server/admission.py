@@ -9,6 +9,7 @@ under way at a time; the others wait in order of arrival, without a limit.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from orchestrator.server.guard import Message, Receive, Send
@@ -31,5 +32,20 @@ class Admission:
         if scope["type"] != "http" or scope["path"] in _FREE:
             await self._app(scope, receive, send)
             return
-        async with self._places:
-            await self._app(scope, receive, send)
+        async with contextlib.AsyncExitStack() as place:
+            await place.enter_async_context(self._places)
+
+            async def sent(message: Message) -> None:
+                await send(message)
+                if _begins_stream(message):
+                    await place.aclose()
+
+            await self._app(scope, receive, sent)
+
+
+def _begins_stream(message: Message) -> bool:
+    """True for the head of an answer of events: it goes on for hours, and gives its place back."""
+    if message["type"] != "http.response.start":
+        return False
+    kind: bytes = dict(message["headers"]).get(b"content-type", b"")
+    return kind.startswith(b"text/event-stream")

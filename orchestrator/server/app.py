@@ -9,19 +9,24 @@ from jobs.clock import Clock
 from orchestrator.server import error_responses
 from orchestrator.server.admission import Admission
 from orchestrator.server.context import Context, ControlPlane
+from orchestrator.server.fleet import Fleet
 from orchestrator.server.guard import Guard
 from orchestrator.server.idempotency import Keys
 from orchestrator.server.metrics import routes as metrics
 from orchestrator.server.routes import (
     browser,
     checkpoints,
+    fleet,
     history,
     incidents,
     nodes,
+    page,
     queues,
     runs,
     system,
 )
+from orchestrator.server.run_watch import RunWatches
+from orchestrator.server.streams import Streams
 from orchestrator.settings import Settings
 from orchestrator.version import package_version
 
@@ -71,16 +76,20 @@ def create_app(
     app.add_middleware(Keys)  # behind the guard
     app.add_middleware(Guard, context=app.state.context)
     app.add_middleware(Admission)  # in front of the guard, which asks the database
+    app.state.streams, app.state.curves = Streams(), {}
+    app.state.fleet = Fleet(app.state.context)
+    app.state.watches = RunWatches(app.state.context)
     app.state.metrics = metrics.Metrics(app.state.context)
     api = APIRouter(prefix="/api/v1", responses=error_responses.RESPONSES)
     # The more specific paths come first: `/runs/{reference}/events` before `/runs/{reference}`.
-    for module in (checkpoints, history, runs, incidents, nodes, queues, system):
+    for module in (checkpoints, history, fleet, runs, incidents, nodes, queues, system):
         api.include_router(module.router)
     api.include_router(history.everything)
     api.include_router(browser.api)
     app.include_router(api)
     app.include_router(system.health)
     app.include_router(browser.page)
+    app.include_router(page.router)
     app.include_router(metrics.router)
     if gateway is not None:
         app.include_router(gateway)

@@ -7,6 +7,7 @@ event loop and the memory of the server with a large body.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -17,12 +18,15 @@ from orchestrator.database.credentials import Token
 from orchestrator.errors import BabysitError, InvalidError
 from orchestrator.server.context import CALLER, LOCAL, Context
 from orchestrator.server.error_responses import answer_to, too_large
+from orchestrator.server.page import is_page
 from orchestrator.server.sign_in import COOKIE
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+RECHECK = "babysit.recheck"
+"""Key of an ASGI scope: finds the caller of a request again, or raises UnauthenticatedError."""
 _OPEN = {"/healthz", "/api/v1/openapi.json", "/sign-in"}
 """Paths that need no token."""
 LOOKING = {"GET", "HEAD"}
@@ -42,11 +46,12 @@ class Guard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection of ASGI."""
-        if scope["type"] != "http" or scope["path"] in _OPEN:
+        if scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         try:
             scope[CALLER] = await self._caller(scope)
+            scope[RECHECK] = functools.partial(self._caller, scope)
         except BabysitError as error:
             await answer_to(error)(scope, _nothing, send)
             return
@@ -73,6 +78,13 @@ class Guard:
             if caller is not None and await self._context.is_current(caller):
                 return caller
         return await self._context.authenticate(_secret(scope), local=scope.get(LOCAL, False))
+
+
+def _is_open(scope: Message) -> bool:
+    """True for what needs no token: files of the page hold no data; its scripts ask for them."""
+    if scope["path"] in _OPEN:
+        return True
+    return scope["method"] in LOOKING and is_page(scope["path"])
 
 
 def _cookies(scope: Message) -> SimpleCookie:

@@ -83,6 +83,7 @@ class HttpServers:
     """One server for each socket, over one application."""
 
     def __init__(self, app: Any, settings: Settings, listeners: Listeners) -> None:
+        self._streams = app.state.streams
         local = _config(_Mark(app, local=True), settings)
         self._servers = [(_Quiet(local), listeners.local)]
         if listeners.port is not None:
@@ -100,7 +101,8 @@ class HttpServers:
         return all(server.started for server, _ in self._servers)
 
     def stop(self) -> None:
-        """Answer the requests that are open, and end."""
+        """Answer the requests that are open, and end; streams end within a second."""
+        self._streams.end()
         for server, _ in self._servers:
             server.should_exit = True
 

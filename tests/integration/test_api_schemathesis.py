@@ -43,6 +43,8 @@ def test_no_request_is_a_server_error(plane: Plane, role: str) -> None:
     statuses: set[int] = set()
     operations = [found.ok() for found in schema.get_all_operations()]
     for operation in operations:
+        if operation.path.endswith("/changes"):
+            continue  # a stream does not end by itself; see test_page_streams.py
 
         @settings(
             max_examples=EXAMPLES,

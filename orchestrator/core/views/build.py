@@ -170,6 +170,9 @@ def incident_view(incident: Incident) -> IncidentView:
         opened_at=incident.opened_at,
         resolved_at=incident.resolved_at,
         acknowledged_by=incident.acknowledged_by,
+        silenced_until=incident.silenced_until,
+        response=incident.response.value,
+        remedy_at=incident.remedy_at,
         verdict=incident.verdict,
         evidence=dict(incident.evidence),
     )

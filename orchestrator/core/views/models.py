@@ -90,6 +90,11 @@ class IncidentView(View):
     opened_at: dt.datetime
     resolved_at: dt.datetime | None
     acknowledged_by: str | None
+    silenced_until: dt.datetime | None = Field(default=None, description="No pings before then.")
+    response: str = Field(default="acted", description="acted, asked, held or observed.")
+    remedy_at: dt.datetime | None = Field(
+        default=None, description="When an asked remedy starts by itself; null: unknown, or never."
+    )
     verdict: str | None
     alerts: str = Field(
         default="",

@@ -38,7 +38,7 @@ async def sign_in(
         raise UnauthenticatedError(
             "the link was used already, or is too old: `babysit server sign-in` gives another"
         )
-    answer = RedirectResponse("/api/v1/runs", status_code=303)
+    answer = RedirectResponse("/", status_code=303)
     answer.headers["Referrer-Policy"] = "no-referrer"
     answer.headers["Cache-Control"] = "no-store"
     answer.set_cookie(

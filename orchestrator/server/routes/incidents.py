@@ -7,9 +7,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from orchestrator.core.messages.events import IncidentChanged
+from orchestrator.core.messages.notice_events import IncidentSilenced
 from orchestrator.core.model.entities import Incident
 from orchestrator.core.model.states import IncidentState
 from orchestrator.core.views.build import incident_view
@@ -25,6 +26,13 @@ class Judgement(BaseModel):
     """A user's judgement of the finding and its remedy."""
 
     verdict: Literal["right", "wrong"]
+
+
+class Silence(BaseModel):
+    """For how long nobody is pinged about an incident."""
+
+    seconds: float = Field(default=3600.0, gt=0, le=7 * 86400)
+    reason: str = Field(default="", max_length=1000)
 
 
 @router.get("")
@@ -74,6 +82,17 @@ async def show(found: TheIncident, here: HasContext) -> IncidentView:
 async def acknowledge(found: TheIncident, here: HasContext, caller: Operator) -> IncidentView:
     """Say that someone knows."""
     await here.tell(caller, IncidentChanged, incident=found.id, acknowledge=True)
+    return incident_view(await here.store.incident(found.id))
+
+
+@router.post("/{incident}/silence")
+async def silence(
+    found: TheIncident, body: Silence, here: HasContext, caller: Operator
+) -> IncidentView:
+    """Send no pings about it for some time; it is shown and handled as before."""
+    await here.tell(
+        caller, IncidentSilenced, incident=found.id, seconds=body.seconds, reason=body.reason
+    )
     return incident_view(await here.store.incident(found.id))
 
 

@@ -1,0 +1,70 @@
+// Incidents of a run: what happened, what babysit does about it and when, and what is asked.
+
+import { el } from "./dom.js";
+import { clock, count, duration, now, utc, words } from "./format.js";
+import { person, severityBadge } from "./fleet_row.js";
+
+const HIDDEN_EVIDENCE = new Set(["finding"]);
+
+export const isOpen = (incident) => incident.state !== "resolved";
+
+/** An incident as an article with an address of its own; `buttons` are those of an open one. */
+export function article(incident, buttons = []) {
+  const open = isOpen(incident);
+  const facts = [
+    ["Where", incident.subject || null],
+    ["Onset", incident.onset_step === null ? null : `step ${count(incident.onset_step)}`],
+    ["Attempt", String(incident.attempt)],
+    ["Remedy", incident.remedy || "none"],
+    ["Opened", el("time", { datetime: incident.opened_at, title: utc(incident.opened_at) }, clock(incident.opened_at))],
+    ["Resolved", incident.resolved_at && el("time", { datetime: incident.resolved_at, title: utc(incident.resolved_at) }, clock(incident.resolved_at))],
+    ["Acknowledged", incident.acknowledged_by && `by ${person(incident.acknowledged_by)}`],
+    ["Silenced", silenced(incident)],
+    ["Judged", incident.verdict],
+  ].filter(([, value]) => value);
+  return el("article", { id: `incident-${incident.id}`, class: `incident ${incident.severity}${open ? " open" : ""}`,
+    tabindex: -1, "aria-labelledby": `title-${incident.id}` },
+  el("header", {}, el("h3", { id: `title-${incident.id}` }, severityBadge(incident.severity), ` ${words(incident.kind)}`),
+    el("span", { class: "badge idle" }, words(incident.state)),
+    el("a", { class: "link", href: `#incident-${incident.id}`, "aria-label": `Link to this incident, ${words(incident.kind)}` }, "Link")),
+  el("p", { class: "cause" }, incident.reason),
+  open ? countdown(incident) : null,
+  el("dl", {}, facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
+  evidence(incident),
+  buttons.length ? el("div", { class: "buttons" }, buttons) : null);
+}
+
+function silenced(incident) {
+  const until = incident.silenced_until;
+  return until && Date.parse(until) > now() ? `until ${clock(until)}` : null;
+}
+
+/** What an asked remedy will do, and when. Its time is counted down by :func:`tick`. */
+function countdown(incident) {
+  if (incident.response !== "asked") return null;
+  if (incident.acknowledged_by) {
+    return el("p", { class: "ask" }, `babysit asked, and ${person(incident.acknowledged_by)} acknowledged: the remedy does not start by itself.`);
+  }
+  if (!incident.remedy_at) return el("p", { class: "ask" }, incident.remedy);
+  return el("p", { class: "ask" },
+    el("b", { class: "count-down", "data-at": incident.remedy_at, role: "timer" }, "…"),
+    ` · ${incident.remedy}`);
+}
+
+/** Count the remedies of the page down by a second. */
+export function tick(root) {
+  for (const node of root.querySelectorAll(".count-down")) {
+    const left = (Date.parse(node.dataset.at) - now()) / 1000;
+    const text = left > 0 ? `Starts in ${duration(Math.max(0, Math.round(left)))}` : "Starts now";
+    if (node.textContent !== text) node.textContent = text;
+  }
+}
+
+function evidence(incident) {
+  const entries = Object.entries(incident.evidence).filter(([name]) => !HIDDEN_EVIDENCE.has(name));
+  if (!entries.length) return null;
+  const text = entries.map(([name, value]) =>
+    `${name}: ${typeof value === "string" ? value : JSON.stringify(value, null, 1)}`).join("\n");
+  return el("details", {}, el("summary", {}, "Evidence"),
+    el("pre", { tabindex: 0, "aria-label": "Evidence" }, text.slice(0, 20000)));
+}

@@ -1,0 +1,93 @@
+// Who is signed in, with which role; and the form to sign in.
+
+import { el, byId, say } from "./dom.js";
+import { Problem, get, path, post, remove } from "./api.js";
+
+const RANK = { viewer: 0, operator: 1, admin: 2 };
+let who = null;
+
+/** The person: `{name, role}`; null before :func:`signedIn` has resolved. */
+export const person = () => who;
+
+/** Why the person may not act; empty: they may. */
+export function forbidden() {
+  if (who === null) return "Sign in first.";
+  if ((RANK[who.role] ?? 0) >= RANK.operator) return "";
+  return `Needs the role operator; you are signed in as ${who.role}.`;
+}
+
+/** Resolves once somebody is signed in, with the person; shows the form while nobody is. */
+export async function signedIn() {
+  for (let pause = 1000; ; pause = Math.min(pause * 2, 15000)) {
+    try {
+      who = await ask();
+      return who;
+    } catch (problem) {
+      if (problem.status === 401) {
+        await form(problem.methods ?? []);
+      } else {
+        byId("live").dataset.live = "away";
+        say(byId("live-text"), "Server away");
+        await new Promise((done) => setTimeout(done, pause));
+      }
+    }
+  }
+}
+
+/** Show the form again, since the session is over; the page loads anew after it. */
+export async function over() {
+  if (document.querySelector("dialog.sign-in[open]")) return;
+  await form([]);
+  location.reload();
+}
+
+async function ask() {
+  const found = await get(path("info"));
+  return { name: found.caller, role: found.role };
+}
+
+function form(methods) {
+  return new Promise((done) => {
+    const field = el("input", {
+      type: "password", id: "token", name: "token", required: true, autocomplete: "current-password",
+      "aria-describedby": "sign-in-help sign-in-error", autofocus: true,
+    });
+    const error = el("p", { id: "sign-in-error", class: "error", role: "alert" });
+    const dialog = el("dialog", { class: "sign-in", "aria-labelledby": "sign-in-title" },
+      el("form", { method: "dialog", onsubmit: submit },
+        el("h2", { id: "sign-in-title" }, "Sign in"),
+        methods.map((each) => el("a", { class: "button primary", href: each.url }, each.label)),
+        el("label", { for: "token" }, "Token"), field, error,
+        el("button", { type: "submit", class: "button primary" }, "Sign in"),
+        el("p", { id: "sign-in-help", class: "muted" },
+          "An administrator makes a token with ", el("code", {}, "babysit token create"),
+          ". On the server's machine, ", el("code", {}, "babysit server sign-in"),
+          " gives a link.")));
+    async function submit(event) {
+      event.preventDefault();
+      try {
+        await post(path("session"), { token: field.value.trim() });
+        field.value = "";
+        dialog.close();
+        dialog.remove();
+        done();
+      } catch (problem) {
+        say(error, problem.message);
+        field.select();
+      }
+    }
+    dialog.addEventListener("cancel", (event) => event.preventDefault());
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+/** End the session, on the server too. */
+export async function signOut() {
+  try {
+    await remove(path("session"));
+  } catch (problem) {
+    if (!(problem instanceof Problem) || problem.status !== 401) throw problem;
+  }
+  location.reload();
+}
