@@ -42,11 +42,18 @@ export async function over() {
 }
 
 async function ask() {
-  const found = await get(path("info"));
-  return { name: found.caller, role: found.role };
+  const found = await get(path("session")).catch((problem) => {
+    if (problem.status !== 404) throw problem;
+    return get(path("info")).then((info) => ({ signed_in: true, name: info.caller, role: info.role }));
+  });
+  if (found.signed_in) return { name: found.name, role: found.role, until: found.expires_at };
+  const problem = new Problem(401, "unauthenticated", "Nobody is signed in.");
+  problem.methods = found.methods.filter((method) => method.kind !== "token");
+  throw problem;
 }
 
 function form(methods) {
+  const next = encodeURIComponent(location.pathname + location.search + location.hash);
   return new Promise((done) => {
     const field = el("input", {
       type: "password", id: "token", name: "token", required: true, autocomplete: "current-password",
@@ -56,7 +63,7 @@ function form(methods) {
     const dialog = el("dialog", { class: "sign-in", "aria-labelledby": "sign-in-title" },
       el("form", { method: "dialog", onsubmit: submit },
         el("h2", { id: "sign-in-title" }, "Sign in"),
-        methods.map((each) => el("a", { class: "button primary", href: each.url }, each.label)),
+        methods.map((each) => el("a", { class: "button primary", href: `${each.path}?next=${next}` }, each.label)),
         el("label", { for: "token" }, "Token"), field, error,
         el("button", { type: "submit", class: "button primary" }, "Sign in"),
         el("p", { id: "sign-in-help", class: "muted" },
