@@ -3,8 +3,8 @@
 The problem: a page that shows a thousand runs live must not cost a thousand queries a second, nor
 the same work again for each person who looks.
 
-The design: whoever follows the fleet asks for a refresh, and at most one a second is done, from the
-state in memory. Each row has the version in which it last changed, so a follower gets what changed
+The design: each follower asks for a refresh, and at most one a second is done, from the state in
+memory. Each row has the version in which it last changed, so a follower gets what changed
 since the version that it has. States, reasons and incidents change at once; step, loss and ETTR
 move all the time, so those are looked at every :data:`NUMBER_SECONDS`. While nobody looks, nothing
 is done. A server that does not lead reads the database, every :data:`NUMBER_SECONDS`.
@@ -61,7 +61,7 @@ Covers = Callable[[FleetRow], bool]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Changes:
-    """What has changed since a version."""
+    """Everything that has changed since a version."""
 
     id: str
     rows: list[FleetRow]
@@ -162,7 +162,7 @@ class Fleet:
         return int(version)
 
     def since(self, version: int, covers: Covers) -> Changes:
-        """What changed after a version."""
+        """Everything that changed after a version."""
         rows: list[FleetRow] = []
         numbers: list[Numbers] = []
         for kept in self._kept.values():

@@ -68,7 +68,7 @@ async def fleet_changes(
     after: Annotated[str, Query(max_length=60)] = "",
     resume: Resume = "",
 ) -> StreamingResponse:
-    """What changes in the fleet, as server-sent events, at most one a second.
+    """Changes in the fleet, as server-sent events, at most one a second.
 
     `changes` has rows that changed, `numbers` (run, step, loss, ETTR) of those that only went on,
     and status, nodes and incidents if one of these changed. `reload`: get `/fleet` anew. `alive`
@@ -136,7 +136,7 @@ async def _curve(request: Request, here: Context, row: FleetRow) -> list[float |
 
 @router.get("/runs/{reference}/changes", response_class=StreamingResponse, responses=_STREAM)
 async def run_changes(request: Request, run: TheRun, here: HasContext) -> StreamingResponse:
-    """What changes about a run, as server-sent events, at most one a second.
+    """Changes about a run, as server-sent events, at most one a second.
 
     `run` has its row, and a revision: another revision means that attempts, incidents, checkpoints
     or agents have changed too. The other events are those of `/fleet/changes`.
