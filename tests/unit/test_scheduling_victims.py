@@ -57,6 +57,21 @@ def test_what_was_lent_comes_back_from_the_dearest_if_only_that_makes_room() -> 
     assert taken(outcome) == {"b3": ("L0",)}
 
 
+def test_as_many_leave_a_partly_reserved_node_as_leave_room_beside_the_reservation() -> None:
+    """The first run may preempt nobody and has half of n00 reserved: both runs there must leave."""
+    first = demand("first", 2, 4, priority=CRITICAL, may_preempt=False)
+    held = [
+        holding("low-1", "n00", gpus=4, priority=LOW),
+        holding("low-2", "n00", gpus=4, priority=LOW),
+        holding("stays", "n01", priority=CRITICAL),
+    ]
+    urgent = demand("urgent", 1, 4, priority=HIGH)
+    outcome = placed(table(2), first, urgent, holdings=held)
+    assert taken(outcome) == {"low-1": ("n00",), "low-2": ("n00",)}
+    assert outcome.claims["urgent"].nodes == ("n00",)
+    assert set(outcome.claims["first"].nodes) == {"n00", "n01"}
+
+
 def test_what_was_lent_comes_back_within_one_rack() -> None:
     """The two cheapest runs of b are in two racks; the gang needs both nodes of one."""
     quotas = [Quota(name="a", gpus=16, cohort="c"), Quota(name="b", gpus=16, cohort="c")]

@@ -21,6 +21,8 @@ from orchestrator.core.scheduling.node_table import Indices, Mask, NodeTable
 
 Amounts = NDArray[np.float64]
 """GPUs, CPUs and bytes of memory: one row for each node."""
+Columns = tuple[NDArray[Any], ...]
+"""GPUs, CPUs and bytes of memory: one array over all nodes for each."""
 _UNLIMITED = 2.0**62
 """Bytes of memory of a node where it is not accounted."""
 
@@ -78,7 +80,7 @@ class _Reserved:
         return full
 
 
-def _columns(free: FreeResources) -> tuple[NDArray[Any], ...]:
+def _columns(free: FreeResources) -> Columns:
     return free.gpus, free.cpus, free.memory
 
 
@@ -131,6 +133,23 @@ class Reservations:
         mask = fits.copy()
         mask[others.places[rows]] = ~others.full(rows, need, free, self.actual or free)
         return mask
+
+    def taken(self, ends: float, need: Resources, free: FreeResources) -> Columns:
+        """By column and node index, what workers that leave would leave to reservations alone.
+
+        A worker that stays until `ends` has room on a node of which that much more is free than it
+        needs; answers as :meth:`respected` for all hypothetical free resources at once.
+        """
+        columns = tuple(np.zeros(len(self._table)) for _ in _columns(free))
+        if self._reserved:
+            others = self._sum(self.open_until(ends))
+            own = amounts(need).tolist()
+            actual = _columns(self.actual or free)
+            for column, now in enumerate(actual):
+                later = now[others.places] + others.freed[:, column] - others.needs[:, column]
+                binds = later < own[column]
+                columns[column][others.places[binds]] = others.needs[binds, column]
+        return columns
 
     def occupied_until(self, need: Resources, free: FreeResources) -> NDArray[np.float64]:
         """Unix time until which reservations leave no room for a worker; -infinite: they do."""

@@ -66,17 +66,18 @@ class Timeline:
         of = columns.holding[columns.unit[workers]]
         free, (gpus, cpus, memory) = problem.free, shape_of(problem.demand.need)
         nodes = place[starts]
-        have = [free.gpus[nodes].copy(), free.cpus[nodes].copy(), free.memory[nodes].copy()]
+        now = free.gpus[nodes], free.cpus[nodes], free.memory[nodes]
+        have = [each - taken[nodes] for each, taken in zip(now, problem.taken, strict=True)]
         times = np.full(len(nodes), _NEVER, dtype=np.intp)
         segment = np.cumsum(fresh) - 1
         for turn in range(int(nth.max()) + 1):  # the tenants of a node leave one after the other
-            now = nth == turn
-            at, who = segment[now], of[now]
+            next_ = nth == turn
+            at, who = segment[next_], of[next_]
             have[0][at] += columns.need_gpus[who]
             have[1][at] += columns.need_cpus[who]
             have[2][at] += columns.need_memory[who]
             fits = (have[0][at] >= gpus) & (have[1][at] >= cpus) & (have[2][at] >= memory)
-            times[at] = np.where(fits, np.minimum(times[at], when[now]), times[at])
+            times[at] = np.where(fits, np.minimum(times[at], when[next_]), times[at])
         found: Indices = times[times != _NEVER]
         return found
 
@@ -156,7 +157,8 @@ class Bundles:
         problem, columns = self._problem, self._problem.columns
         gpus, cpus, memory = shape_of(problem.demand.need)
         free = problem.free
-        have = [free.gpus[place], free.cpus[place], free.memory[place]]
+        now = free.gpus[place], free.cpus[place], free.memory[place]
+        have = [each - taken[place] for each, taken in zip(now, problem.taken, strict=True)]
         low, high = np.searchsorted(self._place, [place, place + 1])
         bundle = []
         for unit in self._units[low:high].tolist():

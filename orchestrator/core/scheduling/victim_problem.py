@@ -14,6 +14,7 @@ from orchestrator.core.scheduling.free_resources import FreeResources
 from orchestrator.core.scheduling.node_table import Indices, Mask
 from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.quota_what_if import WhatIf
+from orchestrator.core.scheduling.reservations import Columns
 from orchestrator.core.scheduling.types import PRIORITY_RANK, Demand, Holding
 from orchestrator.core.scheduling.victims import Options, Victims
 
@@ -91,6 +92,12 @@ class Problem:
         mine[self.options.units] = True
         found: Indices = np.flatnonzero(mine[self.columns.unit])
         return found
+
+    @cached_property
+    def taken(self) -> Columns:
+        """By column and node index, what the demand must leave to reservations of other runs."""
+        ends = self.eligible.ends_at(self.demand)
+        return self.eligible.reservations.taken(ends, self.demand.need, self.free)
 
     @property
     def keeps_spares(self) -> bool:

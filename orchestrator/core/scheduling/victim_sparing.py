@@ -191,10 +191,11 @@ class _Board:
         place, of = columns.place[workers], columns.holding[columns.unit[workers]]
         self._needs = columns.need_gpus[of], columns.need_cpus[of], columns.need_memory[of]
         self._shape = shape_of(demand.need)
+        taken = problem.taken
         fits = (
-            (after.gpus[place] - self._needs[0] >= self._shape[0])
-            & (after.cpus[place] - self._needs[1] >= self._shape[1])
-            & (after.memory[place] - self._needs[2] >= self._shape[2])
+            (after.gpus[place] - taken[0][place] - self._needs[0] >= self._shape[0])
+            & (after.cpus[place] - taken[1][place] - self._needs[1] >= self._shape[1])
+            & (after.memory[place] - taken[2][place] - self._needs[2] >= self._shape[2])
         )
         alone = np.bincount(place, minlength=len(mask))[place] == 1
         # What each unit takes away when it stays: usable nodes, idle ones, and those that are both.
@@ -276,7 +277,8 @@ class _Board:
     def _change(self, node: int, worker: int) -> tuple[int, int, int]:
         """1 or 0 each: the node is no longer usable, idle, and both, once this worker is back."""
         after = self._after
-        gpus, cpus, memory = (each[worker] for each in self._needs)
+        each = zip(self._needs, self._problem.taken, strict=True)
+        gpus, cpus, memory = (need[worker] + taken[node] for need, taken in each)
         fits = (
             after.gpus[node] - gpus >= self._shape[0]
             and after.cpus[node] - cpus >= self._shape[1]
