@@ -263,6 +263,7 @@ sa.Table(
     sa.Column("loss_last", sa.Double),
     sa.Column("loss_min", sa.Double),
     sa.Column("loss_max", sa.Double),
+    sa.Column("loss_count", sa.BigInteger, nullable=False),
     sa.Column("grad_norm_last", sa.Double),
     sa.Column("seconds_sum", sa.Double),
     sa.Column("first_time", sa.Double),

@@ -212,6 +212,8 @@ class SampleRow(Base):
     loss_last: Mapped[float | None]
     loss_min: Mapped[float | None]
     loss_max: Mapped[float | None]
+    loss_count: Mapped[int]
+    """Samples with a finite loss."""
     grad_norm_last: Mapped[float | None]
     seconds_sum: Mapped[float | None]
     first_time: Mapped[float | None]

@@ -161,7 +161,11 @@ class Series:
     attempt: list[int]
     loss: list[float]
     """Last loss of the bucket; may be NaN."""
+    loss_min: list[float]
+    """Lowest loss of the bucket; NaN: there is none."""
     loss_max: list[float]
+    missing: list[int]
+    """Samples of the bucket without a finite loss: NaN, infinite, or not reported."""
     grad_norm: list[float]
     seconds: list[float]
     """Mean step time of the bucket."""

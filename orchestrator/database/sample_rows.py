@@ -26,7 +26,10 @@ from orchestrator.database.samples import Block, Points
 _SAMPLES = table_of(SampleRow)
 _DATA = table_of(SampleDataRow)
 _KEY = ("run", "rank", "attempt", "chunk")
-_GROUPED = ("attempt", "part", "first_step", "count", "loss_max", "seconds_sum")
+_GROUPED = (
+    *("attempt", "part", "first_step", "count"),
+    *("loss_min", "loss_max", "loss_count", "seconds_sum"),
+)
 _OF_THE_LAST = ("last_step", "loss_last", "grad_norm_last", "last_time")
 UNPACKED = 128
 """Curves of up to this many chunks (65 thousand samples) use the samples, longer ones summaries."""
@@ -189,7 +192,9 @@ async def _groups(
             func.max(samples.chunk).label("chunk"),
             func.min(samples.first_step).label("first_step"),
             func.sum(samples.count).label("count"),
+            func.min(samples.loss_min).label("loss_min"),
             func.max(samples.loss_max).label("loss_max"),
+            func.sum(samples.loss_count).label("loss_count"),
             func.sum(samples.seconds_sum).label("seconds_sum"),
         )
         .where(*where)
@@ -271,7 +276,9 @@ def _summaries(table: Table) -> Points:
         step=table["last_step"],
         attempt=table["attempt"],
         loss=table["loss_last"],
+        loss_min=table["loss_min"],
         loss_max=table["loss_max"],
+        missing=table["count"] - table["loss_count"],
         grad_norm=table["grad_norm_last"],
         seconds=table["seconds_sum"],
         time=table["last_time"],

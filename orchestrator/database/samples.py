@@ -7,6 +7,7 @@ A block of samples is a float64 array of shape (10, n), with one row per column 
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -108,6 +109,7 @@ def summary(block: Block) -> dict[str, Any]:
         "loss_last": _or_none(loss[-1]),
         "loss_min": _or_none(np.fmin.reduce(loss)),
         "loss_max": _or_none(np.fmax.reduce(loss)),
+        "loss_count": int(np.isfinite(loss).sum()),
         "grad_norm_last": _or_none(block[GRAD_NORM, -1]),
         "seconds_sum": _or_none(block[SECONDS].sum()),
         "first_time": _or_none(block[TIME, 0]),
@@ -125,7 +127,10 @@ class Points(NamedTuple):
     step: Block
     attempt: Block
     loss: Block
+    loss_min: Block
     loss_max: Block
+    missing: Block
+    """Samples of the point without a finite loss."""
     grad_norm: Block
     seconds: Block
     """Sum of step times over the samples of the point, in seconds."""
@@ -140,7 +145,9 @@ def points_of(attempt: int, block: Block) -> Points:
         step=block[STEP],
         attempt=attempt * ones,
         loss=block[LOSS],
+        loss_min=block[LOSS],
         loss_max=block[LOSS],
+        missing=1.0 - np.isfinite(block[LOSS]),
         grad_norm=block[GRAD_NORM],
         seconds=block[SECONDS],
         time=block[TIME],
@@ -170,7 +177,8 @@ def thin(points: Points, limit: int) -> Series:
     The points must be in ascending order of steps, each step once.
     """
     if not len(points.step):
-        return Series(step=[], attempt=[], loss=[], loss_max=[], grad_norm=[], seconds=[], time=[])
+        nothing: dict[str, list[Any]] = {field.name: [] for field in dataclasses.fields(Series)}
+        return Series(**nothing)
     starts = _bucket_starts(points.step, max(1, limit))
     ends = np.append(starts[1:], len(points.step)) - 1
     seconds = np.add.reduceat(points.seconds, starts) / np.add.reduceat(points.weight, starts)
@@ -178,7 +186,9 @@ def thin(points: Points, limit: int) -> Series:
         step=points.step[ends].astype(np.int64).tolist(),
         attempt=points.attempt[ends].astype(np.int64).tolist(),
         loss=points.loss[ends].tolist(),
+        loss_min=np.fmin.reduceat(points.loss_min, starts).tolist(),
         loss_max=np.fmax.reduceat(points.loss_max, starts).tolist(),
+        missing=np.add.reduceat(points.missing, starts).astype(np.int64).tolist(),
         grad_norm=points.grad_norm[ends].tolist(),
         seconds=seconds.tolist(),
         time=points.time[ends].tolist(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -154,7 +155,7 @@ async def test_the_newest_attempt_wins_where_steps_repeat(store: Store) -> None:
 
 async def test_a_run_without_samples_has_an_empty_curve(store: Store) -> None:
     await begin(store)
-    empty = Series(step=[], attempt=[], loss=[], loss_max=[], grad_norm=[], seconds=[], time=[])
+    empty = Series(**{field.name: [] for field in dataclasses.fields(Series)})
     assert await store.samples(RUN) == empty
     assert await store.sample_tail(RUN) == []
     assert await store.sample_total(RUN) == 0
@@ -170,6 +171,8 @@ async def test_a_thinned_curve_keeps_spikes_and_the_last_of_each_bucket(store: S
     found = await store.samples(RUN, points=10)
     assert found.step == list(range(100, 1001, 100))
     assert found.loss_max[1] == 99.0
+    assert found.loss_min[1] == 10 / 200
+    assert found.missing == [0] * 9 + [1]
     assert found.loss[1] == 10 / 200
     assert math.isnan(found.loss[-1])
     assert found.loss_max[-1] == 10 / 901  # NaN does not hide the others
@@ -184,6 +187,8 @@ async def test_a_long_run_is_drawn_from_summaries_as_from_its_samples(store: Sto
     length = CHUNK * (UNPACKED + 10)
     spike = columns(1, length)
     spike.loss[CHUNK * 50 + 3] = 77.0
+    spike.loss[CHUNK * 60 + 3] = 1e-9
+    spike.loss[CHUNK * 70 + 3] = math.nan
     await store.commit(Batch(samples=[samples(spike)], sequences={"w1": 0}), epoch=epoch)
     await next_attempt(store, epoch, 2)
     back = length - 100  # the second attempt goes back into the middle of a chunk
@@ -201,6 +206,8 @@ async def test_a_long_run_is_drawn_from_summaries_as_from_its_samples(store: Sto
     coarse = await store.samples(RUN, points=20)
     assert len(coarse.step) == 20
     assert max(coarse.loss_max) == 77.0
+    assert min(coarse.loss_min) == 1e-9
+    assert sum(coarse.missing) == 1
     assert sum(each >= 5.0 for each in coarse.loss_max) == 3  # step 1, the spike, attempt 2
     later = await store.samples(RUN, first_step=CHUNK * 3 + 5)
     assert later.step[0] >= CHUNK * 3 + 5

@@ -227,6 +227,7 @@ def attempt_view(attempt: Attempt) -> AttemptView:
         number=attempt.number,
         state=attempt.state.value,
         nodes=[seat.node for seat in attempt.seats],
+        ranks=[list(seat.ranks) for seat in attempt.seats],
         world_size=attempt.world_size,
         start_step=attempt.start_step,
         step=attempt.step,

@@ -190,6 +190,7 @@ class AttemptView(View):
     number: int
     state: str
     nodes: list[str]
+    ranks: list[list[int]] = Field(default=[], description="Ranks on each of `nodes`.")
     world_size: int
     start_step: int
     step: int
@@ -314,7 +315,12 @@ class SeriesView(View):
     step: list[int]
     attempt: list[int]
     loss: list[float | None]
+    loss_min: list[float | None] = Field(default=[], description="Lowest of the point's samples.")
     loss_max: list[float | None]
+    missing: list[int] = Field(
+        default=[],
+        description="Samples of the point without a finite loss: NaN, infinite, or not reported.",
+    )
     grad_norm: list[float | None]
     seconds: list[float | None]
     time: list[float]
