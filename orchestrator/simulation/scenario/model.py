@@ -232,6 +232,11 @@ class FailureModel(Model):
     lasts: Delay = 600.0
     slowdown: float = Field(default=1.1, ge=1, le=1_000)
     level: Literal["rack", "spine"] = "rack"
+    strikes: Literal["any", "training"] = Field(
+        default="any",
+        description="any: a node of the cluster, idle or not; training: a node that trains, and "
+        "while none does, the failure waits.",
+    )
 
     @model_validator(mode="after")
     def _how_often(self) -> Self:

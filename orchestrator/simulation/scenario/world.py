@@ -28,7 +28,7 @@ from orchestrator.core.messages.instructions import (
 )
 from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.entities import Attempt, Entity, Node
-from orchestrator.core.model.states import NodeState
+from orchestrator.core.model.states import TERMINAL_RUN_STATES, NodeState
 from orchestrator.simulation.scenario.failures import Mishaps
 from orchestrator.simulation.scenario.gang import Gang, Phase
 from orchestrator.simulation.scenario.metrics import Tally
@@ -42,6 +42,8 @@ from orchestrator.simulation.scenario.virtual_time import Engine
 Progress = Callable[[float], None]
 """Receives the passed share of the scenario's time, 0 to 1, from time to time."""
 _PROGRESS_STEPS = 100
+_AGAIN_SECONDS = 1.0
+"""Pause of a failure that strikes training nodes only, while none trains."""
 
 
 class World:
@@ -118,9 +120,29 @@ class World:
     def _happen(
         self, model: FailureModel, node: str, upcoming: Iterator[tuple[float, str]]
     ) -> None:
+        if model.strikes == "training":
+            training = self._training_nodes()
+            if not training:
+                if self._is_awaited():
+                    again = partial(self._happen, model, node, upcoming)
+                    self.engine.after(_AGAIN_SECONDS, again)
+                return
+            node = self._chance.of(f"strikes/{model.name}").choice(training)
         self.happened[model.name][0] += 1
         self.happened[model.name][1] += self._mishaps.happen(model, node)
         self._await(model, upcoming)
+
+    def _is_awaited(self) -> bool:
+        """True while a run may still train."""
+        known = self.tally.runs.values()
+        return len(known) < len(self._simulated) or any(
+            each.run.state not in TERMINAL_RUN_STATES for each in known
+        )
+
+    def _training_nodes(self) -> list[str]:
+        gangs = [gang for gang in self.gangs.values() if gang.phase is Phase.TRAINING]
+        agents = (self.site.agents.get(worker) for gang in gangs for worker in gang.workers)
+        return [agent.host.info.id for agent in agents if agent is not None]
 
     # instructions of the core
 
