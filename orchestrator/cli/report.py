@@ -46,7 +46,7 @@ def report(
         typer.Option("--format", help="Default: by the suffix of --output, else html."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a file that is no report of babysit.")
+        bool, typer.Option("--force", help="Replace a file even if babysit did not write it.")
     ] = False,
 ) -> None:
     """Write a report of a run: one file that needs no server, no network and no script to read.

@@ -13,7 +13,7 @@ Point = tuple[int, float]
 """Step and loss."""
 _SPARSE = 0.2
 """With more than this share of points without a loss, and no incident that says otherwise, the
-script reports a loss now and then: its other steps are no NaN."""
+script reports a loss now and then, and its other steps are not NaN."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

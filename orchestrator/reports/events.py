@@ -48,14 +48,14 @@ class RunEvent:
 
     @property
     def reason(self) -> str:
-        """What was seen."""
+        """The finding or failure, as a sentence."""
         if self.incident is not None:
             return self.incident.reason
         return self.restart.reason if self.restart else ""
 
     @property
     def remedy(self) -> str:
-        """What was decided, in words."""
+        """The decision, in words."""
         if self.incident is not None and self.incident.remedy:
             return self.incident.remedy
         return self.restart.remedy if self.restart else "none"

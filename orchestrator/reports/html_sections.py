@@ -164,7 +164,7 @@ def _title(event: RunEvent) -> list[Child]:
 
 
 def what_if(report: Report) -> list[Child]:
-    """What another interval or more spares would have saved."""
+    """Savings by another interval or more spares."""
     found = report.what_if
     said: list[Child] = [element("p", sentence) for sentence in found.sentences]
     if not found.options:
@@ -198,7 +198,7 @@ def _option(option: Option) -> Markup:
 
 
 def incidents(report: Report) -> list[Child]:
-    """What was seen, decided and asked."""
+    """Every incident with its cause, its remedy and its evidence."""
     events = report.incidents
     if not events:
         return [element("p", "There was no incident.")]
@@ -328,7 +328,7 @@ def logbook(report: Report) -> list[Child]:
 
 
 def about(report: Report) -> list[Child]:
-    """Who ran what; and the spec, without the values of its environment."""
+    """The owner, the command and the spec, without the values of its environment."""
     rows = [[element("dt", key), element("dd", value)] for key, value in content.about(report)]
     spec = report.record.run.spec.model_dump(mode="json", exclude_defaults=True)
     if "env" in spec:

@@ -37,7 +37,7 @@ class NodeRow:
     name: str
     stays: Sequence[Stay]
     state: str
-    """Its state now, with the reason; empty if it is not known."""
+    """State of the node now, with the reason; empty if it is not known."""
     troubled: bool
 
     @property

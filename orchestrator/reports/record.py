@@ -1,4 +1,4 @@
-"""What is known of a run when its report is made: the answers of the API. Pure."""
+"""The history of a run when its report is made, as the API tells it. Pure."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 def about(report: Report) -> list[tuple[str, str]]:
-    """Who ran what, where and when."""
+    """The identity of a run: owner, queue, command, times."""
     run = report.record.run
     rows = [
         ("id", run.id),
@@ -121,7 +121,7 @@ def checkpoints_in_words(report: Report) -> str:
 
 
 def notes_of(checkpoint: CheckpointView) -> str:
-    """What is special about a checkpoint; empty: nothing."""
+    """Marks of a checkpoint, such as `pinned`; empty: none."""
     notes = [
         ("pinned", checkpoint.pinned),
         ("superseded", checkpoint.superseded),

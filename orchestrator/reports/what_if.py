@@ -1,4 +1,4 @@
-"""What other settings would have saved a run: sentences and rows, from replays. Pure."""
+"""Savings that other settings would have brought: sentences and rows, from replays. Pure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Option:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """What is known of other settings."""
+    """Savings by other settings, as far as something can be claimed."""
 
     sentences: Sequence[str]
     options: Sequence[Option] = ()

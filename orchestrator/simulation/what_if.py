@@ -58,7 +58,7 @@ class Phases:
     start: float = 10.0
     restore: float = 10.0
     first_step: float = 0.0
-    """What the first step takes beyond a usual one."""
+    """Seconds of the first step beyond those of a usual one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a replay changes."""
+    """Settings of a replay."""
 
     every_steps: int
     standbys: int
