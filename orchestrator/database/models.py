@@ -4,8 +4,7 @@ Each entity of the core has one table: its key, the few columns that queries and
 and a JSON column `body` with the whole entity. Every explicit column has the name of the entity's
 attribute. So one generic mapping suffices (:mod:`orchestrator.database.mapping`), and a new entity
 field with a default needs no migration. Invariants that SQL must hold (one live attempt, final
-states, complete checkpoints) use explicit columns, constraints, and the guards of
-:mod:`orchestrator.database.guards`.
+states, complete checkpoints) use columns, constraints, and :mod:`orchestrator.database.guards`.
 """
 
 from __future__ import annotations
@@ -212,8 +211,7 @@ class SampleRow(Base):
     loss_last: Mapped[float | None]
     loss_min: Mapped[float | None]
     loss_max: Mapped[float | None]
-    loss_count: Mapped[int]
-    """Samples with a finite loss."""
+    loss_count: Mapped[int]  # samples with a finite loss
     grad_norm_last: Mapped[float | None]
     seconds_sum: Mapped[float | None]
     first_time: Mapped[float | None]

@@ -162,11 +162,11 @@ async def series(
         parts = await _unpacked(connection, (run, rank), groups, hidden)
     else:
         whole, touched = _split(groups, hidden)
-        parts = [_summaries(whole)]
+        parts = [arrays.points_of_summaries(whole)]
         if size > 1:
             chunks = await _chunks(connection, where, touched, size)
             whole, touched = _split(chunks, hidden)
-            parts.append(_summaries(whole))
+            parts.append(arrays.points_of_summaries(whole))
         parts += await _unpacked(connection, (run, rank), touched, hidden)
     return arrays.thin(arrays.join(parts), points)
 
@@ -269,21 +269,6 @@ def _joined(hulls: Hulls, new: Hull) -> Hulls:
     touching = [hull for hull in hulls if hull not in apart]
     lows, highs = zip(new, *touching, strict=True)
     return (*apart, (float(min(lows)), float(max(highs))))
-
-
-def _summaries(table: Table) -> Points:
-    return Points(
-        step=table["last_step"],
-        attempt=table["attempt"],
-        loss=table["loss_last"],
-        loss_min=table["loss_min"],
-        loss_max=table["loss_max"],
-        missing=table["count"] - table["loss_count"],
-        grad_norm=table["grad_norm_last"],
-        seconds=table["seconds_sum"],
-        time=table["last_time"],
-        weight=table["count"],
-    )
 
 
 async def _unpacked(

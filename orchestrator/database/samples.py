@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,6 +152,22 @@ def points_of(attempt: int, block: Block) -> Points:
         seconds=block[SECONDS],
         time=block[TIME],
         weight=ones,
+    )
+
+
+def points_of_summaries(table: Mapping[str, Block]) -> Points:
+    """One point per row of summaries."""
+    return Points(
+        step=table["last_step"],
+        attempt=table["attempt"],
+        loss=table["loss_last"],
+        loss_min=table["loss_min"],
+        loss_max=table["loss_max"],
+        missing=table["count"] - table["loss_count"],
+        grad_norm=table["grad_norm_last"],
+        seconds=table["seconds_sum"],
+        time=table["last_time"],
+        weight=table["count"],
     )
 
 
