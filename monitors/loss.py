@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from monitors.drift import DriftDetector
+from monitors.answered import Respite, acted_on
+from monitors.drift import Drift, DriftDetector
 from monitors.episode import Episode, Point, Track
 from monitors.expectation import ReportedChanges
 from monitors.kept_losses import KeptLoss
+from monitors.learned import Learned
 from monitors.loss_findings import Wording, gradient_spike
 from monitors.non_finite import NonFiniteGuard, loss_is_lost
-from monitors.recurrence import Recurrence, Returned
-from monitors.swings import Swings
 from monitors.types import Finding, Sample
 
 _GRAD_NORM_ACTION_RATIO = 10.0
@@ -33,17 +33,6 @@ _HISTORY_WINDOWS = 8
 """Windows of samples kept so that the statistics can be wound back to a resumed step."""
 _TOLERATED_RISE = 0.5
 """Rise, as a share, that a raised learning rate or another batch size explains for a window."""
-_CAME_BACK = 0.35
-_FOLLOWED_VALUES = 4096
-"""Values for which a level that rose is watched for its return."""
-_RELAPSES = 2
-"""Rollbacks after which the same rise at the same place is taken for the data's: replays and
-skipped batches did not change it."""
-_RELAPSE_HEIGHT = 1.0
-"""Largest rise, as a share, that is taken for the data's."""
-_SAME_HEIGHT = 1.25
-_SHAPE_VALUES = 3
-"""Newest values of a rise, the least of which tells its height: one may be an outlier."""
 
 
 class LossSettings(BaseModel):
@@ -83,14 +72,6 @@ class LossSettings(BaseModel):
     :mod:`monitors.drift`)."""
 
 
-class _Raised(NamedTuple):
-    """A level that was accepted, and may come back."""
-
-    episode: Episode
-    value: float
-    """Level at which it has come back."""
-
-
 class LossMonitor:
     """Watches the loss and gradient norm of one rank.
 
@@ -111,12 +92,7 @@ class LossMonitor:
         self._attempt = 0
         self._history: deque[KeptLoss] = deque(maxlen=history_windows * self._settings.window)
         self._drift = DriftDetector(self._settings.drift_rise, self._settings.threshold / 2)
-        self._returned = Recurrence()
-        self._swings = Swings()
-        self._acted: list[tuple[int, float]] = []
-        """Onset and height of what was reported since the last reset."""
-        self._relapses: deque[tuple[int, float]] = deque(maxlen=16)
-        """Onset and height of what was reported and then rolled back."""
+        self._learned = Learned(self._settings.window)
         self._clear()
 
     def _clear(self) -> None:
@@ -129,9 +105,6 @@ class LossMonitor:
         self._grad_infinite = False
         self._reported: Episode | None = None
         self._warned: Episode | None = None
-        self._raised: _Raised | None = None
-        self._trusted: Episode | None = None
-        """The rise that was last taken for the data's: replays have shown it often enough."""
         self._repeating: Episode | None = None
         """The rise that was last taken for one of those that come back by themselves."""
         self._awaited: Episode | None = None
@@ -148,25 +121,22 @@ class LossMonitor:
 
         Later steps are forgotten, episodes are closed, the rest is kept.
         """
-        self._relapses.extend(acted for acted in self._acted if acted[0] > step)
         kept = [sample for sample in self._history if sample.step <= step]
         place = kept[0].place if kept else self._place_of(step)
-        returned, swings = self._returned, self._swings
-        self._returned, self._swings = Recurrence(), Swings(place)
+        learned = self._learned
+        self._learned = learned.wound_back(step, place)
         self._history.clear()
         self._drift.forget_after(kept[0].step - 1 if kept else step)
         self._clear()
         self._loss.seen = place
         for sample in kept:
             self._judge(sample.of_attempt(attempt))
-        returned.forget_after(step)
-        self._returned = returned
-        self._swings.inherit(swings, step)
+        learned.inherit(self._learned, step)
+        self._learned = learned
         self._guard = NonFiniteGuard()
         self._loss.episode = self._grad.episode = self._reported = self._warned = None
         self._awaited = None
         self._quiet_left = 0
-        self._acted.clear()
         self._attempt = attempt
         self._last_step = step
 
@@ -220,7 +190,8 @@ class LossMonitor:
             self._loss.learn(_point(sample, self._sign * sample.loss))
         if math.isfinite(sample.grad_norm) and sample.grad_norm > 0:
             self._grad.learn(_point(sample, math.log(sample.grad_norm)))
-        self._reported = self._warned = self._raised = self._awaited = None
+        self._reported = self._warned = self._awaited = None
+        self._learned.forget_rises()
         return True
 
     def _judge_grad_norm(self, sample: Sample) -> list[Finding]:
@@ -236,39 +207,67 @@ class LossMonitor:
 
     def _judge_loss(self, sample: Sample, loss: float) -> list[Finding]:
         ended = self._loss.observe(_point(sample, loss))
-        self._swings.observe(sample.step, loss, self._loss.window.spread)
+        self._learned.swings.observe(sample.step, loss, self._loss.window.spread)
         self._quiet_left -= 1
         self._count_tolerance(sample)
+        found = self._judge_respite(sample, loss)
         if ended is not None:
-            return self._close(ended, sample)
+            return found + self._close(ended, sample)
         episode = self._loss.episode
         if episode is None:
-            self._watch_for_return(sample)
-            return self._judge_awaited(sample) or self._judge_drift(sample, loss)
-        if episode is self._reported or episode.high < self._persistence_needed():
-            return []
-        if self._is_explained(episode):
-            return []
-        self._reported = episode
-        return [self._spike(episode, sample)]
+            if self._learned.is_back(self._loss.seen, self._loss.window.median):
+                self._drift.rebase(sample.step)
+            return found or self._judge_awaited(sample) or self._judge_drift(sample, loss)
+        if found or episode is self._reported or episode.high < self._persistence_needed():
+            return found
+        return [] if self._is_explained(episode) else self._respond(episode, sample)
 
     def _judge_awaited(self, sample: Sample) -> list[Finding]:
         """A rise that was known is a finding once it outlasts those before it, or outgrows them."""
         episode = self._awaited
         if episode is None:
             return []
-        if not self._swings.rising:
+        if not self._learned.swings.rising:
             self._awaited = None
-        elif not self._swings.knows():
+        elif not self._learned.swings.knows():
             self._awaited = None
-            return [self._spike(episode, sample)]
+            return self._respond(episode, sample)
         return []
 
-    def _spike(self, episode: Episode, sample: Sample) -> Finding:
-        since = self._onset(episode.onset)
-        self._acted.append((since.step, episode.height))
+    def _judge_respite(self, sample: Sample, loss: float) -> list[Finding]:
+        settled, level = self._loss.episode is None, self._loss.window.median
+        over = self._learned.follow(self._loss.seen, loss, level, settled=settled)
+        if over is None:
+            return []
+        self._reported = self._loss.episode
+        return [self._act(over.cause, sample, over)]
+
+    def _respond(self, cause: Episode | Drift, sample: Sample) -> list[Finding]:
+        """Report a rise for action, or give it time since rollbacks for others did not help."""
+        if self._learned.respite is not None:
+            return []
+        respite = self._learned.grant(cause, self._place(cause))
+        if respite is None:
+            self._reported = cause if isinstance(cause, Episode) else self._reported
+            return [self._act(cause, sample)]
+        earlier = self._learned.answers.steps
+        return [self._say.awaited(respite, sample, self._onset(cause), earlier)]
+
+    def _place(self, cause: Episode | Drift) -> int:
+        if isinstance(cause, Episode):
+            return cause.start
+        return self._place_of(cause.onset.step)
+
+    def _act(
+        self, cause: Episode | Drift, sample: Sample, respite: Respite | None = None
+    ) -> Finding:
+        since = self._onset(cause)
+        rise = acted_on(cause, since, self._place(cause), self._loss.seen, respite)
+        self._learned.answers.act(sample.attempt, rise)
+        if isinstance(cause, Drift):
+            return self._say.drifted(cause, sample)
         agrees = self._grad_norm_agrees()
-        return self._say.spike(episode, sample, since, gradient_agrees=agrees)
+        return self._say.spike(cause, sample, since, gradient_agrees=agrees)
 
     def _count_tolerance(self, sample: Sample) -> None:
         if self._tolerant_left > 0:
@@ -283,26 +282,10 @@ class LossMonitor:
             return True
         if self._tolerant_left > 0 and episode.height <= _TOLERATED_RISE:
             return True
-        if self._is_the_datas(episode.onset.step, episode.height):
-            self._swings.trust()
-            self._trusted = episode
-            return True
-        if not self._repeats(episode):
+        if not self._learned.knows(episode):
             return False
         self._repeating = episode
         return True
-
-    def _repeats(self, episode: Episode) -> bool:
-        """True if a rise is one of those that come back by themselves."""
-        return self._returned.knows(_returned(episode)) or (
-            episode.high >= _SHAPE_VALUES and self._swings.knows(min(episode.held[-_SHAPE_VALUES:]))
-        )
-
-    def _is_the_datas(self, onset: int, height: float) -> bool:
-        """True if the same rise came back at the same place after each of two rollbacks."""
-        near = [h for step, h in self._relapses if abs(step - onset) <= self._settings.window]
-        limit = min(_RELAPSE_HEIGHT, _SAME_HEIGHT * max(near, default=0.0))
-        return len(near) >= _RELAPSES and height <= limit
 
     def _persistence_needed(self) -> int:
         needed = self._settings.persistence
@@ -326,14 +309,12 @@ class LossMonitor:
     def _close(self, episode: Episode, sample: Sample) -> list[Finding]:
         if episode.accepted:
             self._drift.rebase(sample.step)
-            back = episode.level + _CAME_BACK * (self._loss.window.median - episode.level)
-            self._raised = _Raised(episode, back)
+            self._learned.accept(episode, self._loss.window.median)
             if episode is self._repeating and self._awaited is None:
                 self._awaited = episode
-        known = self._repeats(episode)
+        known = self._learned.knows(episode)
         if not episode.accepted:
-            for _ in range(2 if episode is self._trusted else 1):
-                self._returned.remember(_returned(episode))
+            self._learned.came_back(episode)
         if episode is not self._reported:
             return [] if known else [self._say.blip(episode, sample)]
         self._reported = None
@@ -341,44 +322,25 @@ class LossMonitor:
         self._quiet_left = self._settings.window // 2
         return []
 
-    def _watch_for_return(self, sample: Sample) -> None:
-        """Remember a level that rose, was accepted, and has come back by itself."""
-        raised = self._raised
-        if raised is None:
-            return
-        length = self._loss.seen - raised.episode.start
-        if length > _FOLLOWED_VALUES:
-            self._raised = None
-        elif self._loss.window.median <= raised.value:
-            rise = _returned(raised.episode)._replace(length=length)
-            self._returned.remember(rise)
-            self._drift.rebase(sample.step)
-            self._raised = None
-
     def _judge_drift(self, sample: Sample, loss: float) -> list[Finding]:
         window = self._loss.window
         if self._settings.drift == "off" or not window.full or not self._drift.count(loss):
             return []
         gradient = self._grad.window.median if self._grad.window.full else None
         level = _point(sample, window.median)
-        known = self._swings.knows()
+        known = self._learned.respite is not None or self._learned.swings.knows()
         drift = self._drift.observe(level, window.spread, gradient, known=known)
         if drift is None or self._tolerant_left > 0:
             return []
-        if self._is_the_datas(drift.onset.step, drift.height):
-            return []
-        self._acted.append((drift.onset.step, drift.height))
-        return [self._say.drifted(drift, sample)]
+        return self._respond(drift, sample)
 
-    def _onset(self, onset: Point) -> Point:
+    def _onset(self, cause: Episode | Drift) -> Point:
         """The gradient norm may have led: then things went wrong where it did."""
+        if isinstance(cause, Drift):
+            return cause.onset
         grad = self._grad.episode
-        return grad.onset if grad is not None and grad.onset.step < onset.step else onset
+        return grad.onset if grad and grad.onset.step < cause.onset.step else cause.onset
 
 
 def _point(sample: Sample, value: float) -> Point:
     return Point(sample.step, sample.batch, sample.time, value)
-
-
-def _returned(episode: Episode) -> Returned:
-    return Returned(episode.last.step, episode.start, episode.height, episode.high, episode.length)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from monitors.answered import Respite
 from monitors.drift import Drift
 from monitors.episode import Episode, Point
 from monitors.types import Finding, FindingKind, Sample, Severity
@@ -19,6 +21,7 @@ class Wording:
 
     def __init__(self, sign: float) -> None:
         self._sign = sign
+        self._side = "below" if sign > 0 else "above"
 
     def spike(
         self, episode: Episode, sample: Sample, since: Point, *, gradient_agrees: bool
@@ -50,6 +53,25 @@ class Wording:
         return _finding(
             FindingKind.LOSS_BLIP, Severity.INFO, sample, episode.onset, reason, evidence
         )
+
+    def awaited(
+        self, respite: Respite, sample: Sample, since: Point, earlier: Sequence[int]
+    ) -> Finding:
+        """A loss that has risen as before earlier rollbacks, and is given time to come back."""
+        steps = " and ".join(str(step) for step in earlier)
+        reason = (
+            f"loss {self._sign * respite.peak:.4g} against {self._sign * respite.level:.4g} "
+            f"since step {since.step}, as at steps {steps}, for which the run was rolled back: "
+            f"it has time to come back by itself, for {respite.length} reports and while it "
+            f"stays {self._side} {self._sign * respite.top:.4g}"
+        )
+        evidence = {
+            "form": "awaited",
+            "level": self._sign * respite.level,
+            "limit": self._sign * respite.top,
+            "reports": respite.length,
+        }
+        return _finding(FindingKind.LOSS_BLIP, Severity.WARNING, sample, since, reason, evidence)
 
     def drifted(self, drift: Drift, sample: Sample) -> Finding:
         """A loss that crept up."""

@@ -81,6 +81,7 @@ class Recurrence:
 
 
 def _is_due(alike: list[Returned], rise: Returned) -> bool:
+    alike = list({old.start: old for old in alike}.values())  # one may count twice
     if len(alike) < 2:
         return False
     before, last = alike[-2:]
