@@ -4,7 +4,8 @@
 
 The real application over TCP and SQLite; the state of the leader is made up, with a checkpoint and
 an open incident for some runs. Between two scrapes every run and every node reports steps, so that
-no line may be taken from the last scrape. The client is another process, whose CPU does not count.
+no number may be taken from the last scrape, and one run in ten changes in the state. The client is
+another process, whose CPU does not count.
 
     first scrape    CPU milliseconds of the server until the counters are there: it reads the past
     scrape          CPU milliseconds of the server for each further scrape: best, median and worst
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import datetime as dt
 import sys
 import time
@@ -53,6 +55,7 @@ from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.database import schema
 from orchestrator.database.port import Batch
 from orchestrator.database.sql_store import SqlStore
+from orchestrator.garbage_collection import collect_rarely
 from orchestrator.server.app import create_app
 from orchestrator.server.http_server import HttpServers
 from orchestrator.server.listeners import listening
@@ -124,7 +127,7 @@ def live(number: int, nodes: list[str]) -> list[Entity]:
 
 
 async def fill(url: str, past: int) -> SqlStore:
-    """A database with runs that have ended."""
+    """A database with runs that have ended, one a minute."""
     await schema.upgrade(url)
     store = await SqlStore.open(url)
     lease = await store.acquire("benchmark", 3600.0, NOW, force=True)
@@ -136,7 +139,7 @@ async def fill(url: str, past: int) -> SqlStore:
                 f"past-{number}",
                 attempt=1,
                 state=RunState.SUCCEEDED,
-                ended_at=NOW - dt.timedelta(hours=2) + dt.timedelta(seconds=number / 10),
+                ended_at=NOW - dt.timedelta(days=30) + dt.timedelta(minutes=number),
             )
             for number in range(begin, min(past, begin + 1000))
         ]
@@ -219,6 +222,8 @@ async def measure(directory: Path, arguments: argparse.Namespace, past: int) -> 
         for _ in range(arguments.scrapes):
             step += 1
             report_all(state, numbers, step)
+            for run in list(state.runs.values())[step % 10 :: 10]:
+                state.put(dataclasses.replace(run, best_step=step))
             costs.append(await scraped(url, file) * 1000)
         text = file.read_bytes()
         servers.stop()
@@ -244,6 +249,7 @@ def main() -> None:
     parser.add_argument("--past", default="0,10000", help="runs that have ended; several")
     parser.add_argument("--scrapes", type=int, default=9)
     arguments = parser.parse_args()
+    collect_rarely()  # as the server does
     with workplace("server") as directory:
         rows = [
             asyncio.run(measure(directory, arguments, int(past)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
@@ -37,7 +38,8 @@ class StepTimes:
     __slots__ = ("counts", "sum")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(STEP_BOUNDS) + 1)
+        # A scrape reads the memory of all of them at once, which a list does not have.
+        self.counts = array("q", bytes(8 * (len(STEP_BOUNDS) + 1)))
         self.sum = 0.0
 
     def take(self, seconds: Iterable[float]) -> None:

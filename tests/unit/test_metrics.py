@@ -25,7 +25,7 @@ from orchestrator.server.metrics.catalogue import METRICS
 from orchestrator.server.metrics.exposition import Page, labels_text
 from orchestrator.server.metrics.page import page
 from orchestrator.server.metrics.routes import Metrics
-from orchestrator.server.metrics.scrape import NodeText
+from orchestrator.server.metrics.step_times import StepText
 from orchestrator.settings import Settings
 from tests.plane import START, finished_run
 from tests.prometheus import find_program
@@ -77,7 +77,7 @@ def test_labels_are_escaped(value: str) -> None:
     numbers, text = LiveNumbers(), Page()
     numbers.take("r", value, Report(sequence=1, attempt=1, samples=(samples(0, 1),)))
     text.header("babysit_step_seconds")
-    text.lines(NodeText().lines(numbers))
+    text.lines(StepText().lines(numbers))
     text.series("babysit_queue_used_gpus", [(labels_text(["queue"], [value]), 8)])
     steps, gpus = text_string_to_metric_families(text.encode().decode())
     assert {sample.labels["node"] for sample in steps.samples} == {value}
@@ -93,7 +93,7 @@ def test_values_are_read_back(value: float) -> None:
 
 
 def test_step_times_are_a_histogram_of_all_ranks_on_a_node() -> None:
-    numbers, nodes = LiveNumbers(), NodeText()
+    numbers, nodes = LiveNumbers(), StepText()
     first = (samples(0, 1, 2, seconds=[0.05, 7.0]), samples(1, 1, 2, seconds=[0.0, 99.0]))
     for sequence, ranks in enumerate((first, (samples(0, 3, seconds=[7.0]),))):
         numbers.take("r", "n1", Report(sequence=sequence, attempt=1, samples=ranks))
@@ -107,7 +107,17 @@ def test_step_times_are_a_histogram_of_all_ranks_on_a_node() -> None:
     assert (found["0.1"], found["5"], found["10"], found["30"], found["+Inf"]) == (1, 1, 3, 3, 4)
     assert (found["count"], found["sum"]) == (4, pytest.approx(113.05))
     numbers.forget("r")
-    assert nodes.lines(numbers) == b""
+    assert bytes(nodes.lines(numbers)) == b""
+
+
+def test_lines_that_are_being_sent_do_not_change() -> None:
+    numbers, nodes = LiveNumbers(), StepText()
+    numbers.take("r", "n1", Report(sequence=1, attempt=1, samples=(samples(0, 1),)))
+    being_sent = nodes.lines(numbers)[10:]
+    before = bytes(being_sent)
+    numbers.take("r", "n1", Report(sequence=2, attempt=1, samples=(samples(0, 2),)))
+    assert bytes(nodes.lines(numbers)[10:]) != before
+    assert bytes(being_sent) == before
 
 
 def test_the_lowest_rank_with_a_loss_speaks_for_a_run() -> None:

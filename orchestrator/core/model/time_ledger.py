@@ -61,16 +61,45 @@ def totals(ledger: Ledger, now: dt.datetime) -> dict[str, float]:
     return {bucket.value: closed.seconds.get(bucket, 0.0) for bucket in Bucket}
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """The ETTR of one ledger as a function of the time, for many questions about the same one."""
+
+    since: dt.datetime
+    productive: float
+    """Closed seconds."""
+    allocated: float
+    """Closed seconds."""
+    known: bool
+    """False if closed time is unknown."""
+    bucket: Bucket
+
+    def at(self, now: dt.datetime) -> float | None:
+        """The ETTR at `now`; see :func:`ettr`."""
+        spent = max(0.0, (now - self.since).total_seconds())
+        if not self.known or (spent and self.bucket is Bucket.UNKNOWN):
+            return None
+        allocated = self.allocated + (spent if self.bucket is not Bucket.QUEUED else 0.0)
+        productive = self.productive + (spent if self.bucket is Bucket.PRODUCTIVE else 0.0)
+        return productive / allocated if allocated > 0 else None
+
+
+def share(ledger: Ledger) -> Share:
+    """The parts of the ETTR of a ledger."""
+    seconds = ledger.seconds
+    return Share(
+        since=ledger.since,
+        productive=seconds.get(Bucket.PRODUCTIVE, 0.0),
+        allocated=sum(seconds.values()) - seconds.get(Bucket.QUEUED, 0.0),
+        known=seconds.get(Bucket.UNKNOWN, 0.0) <= 0,
+        bucket=ledger.bucket,
+    )
+
+
 def ettr(ledger: Ledger, now: dt.datetime) -> float | None:
     """Effective training time ratio: productive / allocated.
 
     None while nothing was allocated, and for a script that does not say what it does: what is not
     known is neither productive nor lost.
     """
-    seconds = dict(ledger.seconds)
-    spent = max(0.0, (now - ledger.since).total_seconds())
-    seconds[ledger.bucket] = seconds.get(ledger.bucket, 0.0) + spent
-    if seconds.get(Bucket.UNKNOWN, 0.0) > 0:
-        return None
-    allocated = sum(seconds.values()) - seconds.get(Bucket.QUEUED, 0.0)
-    return seconds.get(Bucket.PRODUCTIVE, 0.0) / allocated if allocated > 0 else None
+    return share(ledger).at(now)

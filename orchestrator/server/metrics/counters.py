@@ -90,15 +90,36 @@ class Tally:
                 self.detection.observe(seconds[phase])
         return frozenset(seconds)
 
-    def time(self, run: Run, until: dt.datetime) -> None:
-        """Count a run's GPU time; an elastic one as if it always had its fewest nodes."""
-        need, book = run.spec.resources, run.ledger
-        if not need.gpus_per_node:
+    def time(self, booked: _Booked, until: float) -> None:
+        """Count a run's GPU time up to `until`, in Unix seconds."""
+        if not booked.gpus:
             return
-        gpus = need.min_nodes * need.gpus_per_node
-        for bucket, seconds in book.seconds.items():
-            self.gpu_seconds[bucket] += seconds * gpus
-        self.gpu_seconds[book.bucket] += max(0.0, (until - book.since).total_seconds()) * gpus
+        for bucket, seconds in booked.closed:
+            self.gpu_seconds[bucket] += seconds
+        self.gpu_seconds[booked.bucket] += max(0.0, until - booked.since) * booked.gpus
+
+
+class _Booked(NamedTuple):
+    """The GPU time of a run, as long as the run is the same."""
+
+    run: Run
+    gpus: int
+    """Of an elastic run: as if it always had its fewest nodes."""
+    closed: tuple[tuple[Bucket, float], ...]
+    """GPU seconds by bucket."""
+    bucket: Bucket
+    """The open one."""
+    since: float
+    """When it was opened, Unix seconds."""
+
+
+def _booked(known: _Booked | None, run: Run) -> _Booked:
+    if known is not None and known.run is run:
+        return known
+    need, book = run.spec.resources, run.ledger
+    gpus = need.min_nodes * need.gpus_per_node
+    closed = tuple((bucket, seconds * gpus) for bucket, seconds in book.seconds.items())
+    return _Booked(run, gpus, closed, book.bucket, book.since.timestamp())
 
 
 class _Seen(NamedTuple):
@@ -121,6 +142,8 @@ class Tallies:
         """Ended runs within the slack of that place, and those whose workers are still leaving."""
         self._live: dict[str, Run] = {}
         """As of the last count: a run counts as live until the database has its end."""
+        self._booked: dict[str, _Booked] = {}
+        """By live run."""
         self._seen: dict[str, _Seen] = {}
         self._shown: dict[str, float] = {}
         """GPU seconds as last shown: a save booked late takes its time from `productive`."""
@@ -159,9 +182,11 @@ class Tallies:
     def _total(self, newest: Mapping[str, Newest], now: dt.datetime) -> Tally:
         over = self._over
         total = dataclasses.replace(over, gpu_seconds={**over.gpu_seconds}, states=+over.states)
-        for run in self._live.values():
-            total.states[run.state] += 1
-            total.time(run, _settled(run, newest.get(run.id), now))
+        known, moment = self._booked, now.timestamp()
+        self._booked = {id_: _booked(known.get(id_), run) for id_, run in self._live.items()}
+        for id_, booked in self._booked.items():
+            total.states[booked.run.state] += 1
+            total.time(booked, _settled(booked.run, newest.get(id_), moment))
         for bucket, seconds in total.gpu_seconds.items():
             self._shown[bucket] = max(seconds, self._shown.get(bucket, 0.0))
         total.gpu_seconds = dict(self._shown)
@@ -206,7 +231,7 @@ class Tallies:
         self._near[run.id] = place[0]
         self.recent.append(run)
         self._over.states[run.state] += 1
-        self._over.time(run, place[0])
+        self._over.time(_booked(None, run), place[0].timestamp())
         self._restarted(run.id, restarts)
         self._seen.pop(run.id, None)
 
@@ -242,10 +267,10 @@ class Tallies:
             self._seen[run] = _Seen(restart, self._over.phases(restart, known))
 
 
-def _settled(run: Run, newest: Newest | None, now: dt.datetime) -> dt.datetime:
+def _settled(run: Run, newest: Newest | None, now: float) -> float:
     """Until when a run's time is as booked. What follows the newest step may turn out a stall."""
     if run.ended_at is not None:
-        return run.ended_at
+        return run.ended_at.timestamp()
     if run.ledger.bucket in _TRAINING and newest is not None and newest.step is not None:
-        return dt.datetime.fromtimestamp(newest.time, dt.UTC)
+        return newest.time
     return now

@@ -14,7 +14,7 @@ from orchestrator.errors import DatabaseUnavailableError
 from orchestrator.server.context import AnywhereViewer, Context
 from orchestrator.server.metrics.counters import Tallies
 from orchestrator.server.metrics.exposition import CONTENT_TYPE, Page, labels_text
-from orchestrator.server.metrics.scrape import NodeText, Scrape
+from orchestrator.server.metrics.scrape import Memory, Scrape
 from orchestrator.version import package_version
 
 router = APIRouter(tags=["health"])
@@ -27,12 +27,12 @@ class Metrics:
         self._here = here
         self._tallies: Tallies | None = None
         """Of the present lead; None while this server does not lead."""
-        self._nodes = NodeText()
+        self._memory = Memory()
         self._process = ProcessCollector(registry=CollectorRegistry(auto_describe=False))
 
     async def scrape(self) -> Page:
         """The metrics of this server, and of the fleet if it leads."""
-        here, page = self._here, Page()
+        here, page = self._here, Page(self._memory.templates)
         await self._lease(page)
         self._server(page)
         if here.controller.is_leader:
@@ -49,13 +49,13 @@ class Metrics:
         tallies = self._tallies
         tally = await tallies.count(controller.state, controller.numbers.runs, now)
         # From here on nothing waits: the page shows one moment.
-        scrape = Scrape(page, controller.state, controller.numbers, now)
+        scrape = Scrape(self._memory, controller.state, controller.numbers, now, page)
         if tally is not None:
             scrape.counted(tally)
         scrape.fleet()
         scrape.queues()
         scrape.runs(tallies.recent)
-        scrape.nodes(self._nodes)
+        scrape.nodes()
 
     def _server(self, page: Page) -> None:
         controller = self._here.controller

@@ -4,23 +4,22 @@ The problem: a scrape must stay cheap with a thousand live runs and ten thousand
 disturb the event loop in which failures are detected.
 
 The design: one pass over the live runs, over the nodes, and over the open incidents, without
-views and without the database; the past comes from the counters.
+views and without the database; the past comes from the counters. What is made of an entity that is
+still the same is kept from the last scrape.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-
-import numpy as np
+from typing import NamedTuple
 
 from monitors.failures import Cause
 from monitors.types import Severity
-from orchestrator.controller.live_numbers import STEP_BOUNDS, LiveNumbers, Newest
+from orchestrator.controller.live_numbers import LiveNumbers, Newest
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Run
+from orchestrator.core.model.entities import Checkpoint, Run
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import IncidentState, NodeState, RunState
 from orchestrator.core.scheduling import Pending
@@ -29,56 +28,82 @@ from orchestrator.core.views.build import newest_sound
 from orchestrator.core.views.phases import PHASES
 from orchestrator.server.metrics.catalogue import METRICS, RECENT_SECONDS
 from orchestrator.server.metrics.counters import BOUNDS, Tally
-from orchestrator.server.metrics.exposition import (
-    Page,
-    histogram_template,
-    label,
-    labels_text,
-)
+from orchestrator.server.metrics.exposition import Page, Templates, label, labels_text
+from orchestrator.server.metrics.step_times import StepText
 
 Rows = list[tuple[str, Run, Newest]]
 """Live runs: the text of the labels of each, the run, and its newest numbers."""
 _NOTHING = Newest()
 
 
-class NodeText:
-    """The lines of all step times: one template, as long as runs and nodes are the same."""
+class _RunText(NamedTuple):
+    """The text and the numbers of a run in a scrape, as long as the run is the same."""
+
+    run: Run
+    labels: str
+    info: str
+    """Labels of `babysit_run_info`."""
+    queue: str
+    gpus: int
+    """Of a worker, as they are accounted."""
+    rollbacks: int
+    share: time_ledger.Share
+
+
+class Memory:
+    """Text and answers that hold from scrape to scrape.
+
+    Entities are never changed, only replaced: what was made of one holds while it is the same.
+    """
 
     def __init__(self) -> None:
-        self._places: list[tuple[str, str]] = []
-        self._template = b""
+        self.templates = Templates()
+        self.steps = StepText()
+        self._runs: dict[str, _RunText] = {}
+        self._sound: dict[str, tuple[list[Checkpoint], Checkpoint | None]] = {}
+        """By run: its checkpoints, and the newest that it could load."""
 
-    def lines(self, numbers: LiveNumbers) -> bytes:
-        """The lines of every run and each of its nodes."""
-        runs = numbers.runs.items()
-        places = [(run, node) for run, newest in runs for node in newest.nodes]
-        if places != self._places:
-            self._places = places
-            self._template = b"".join(map(_node_template, places))
-        if not places:
-            return b""
-        steps = [steps for newest in numbers.runs.values() for steps in newest.nodes.values()]
-        # A row for each: counts up to each bound, the last of them again, and the sum. To format
-        # all rows at once takes half the time of a row at a time.
-        flat = itertools.chain.from_iterable(each.counts for each in steps)
-        counts = np.fromiter(flat, np.int64).reshape(len(steps), -1).cumsum(axis=1)
-        values = np.empty((len(steps), counts.shape[1] + 2), dtype=object)
-        values[:, :-2], values[:, -2] = counts, counts[:, -1]
-        values[:, -1] = [each.sum for each in steps]
-        return self._template % tuple(values.ravel().tolist())
+    def live(self, runs: Iterable[Run]) -> list[_RunText]:
+        """The text of live runs; that of all others is forgotten."""
+        before = self._runs
+        self._runs = {run.id: _same(before.get(run.id), run) for run in runs}
+        self._sound = {run: known for run, known in self._sound.items() if run in self._runs}
+        return list(self._runs.values())
+
+    def newest_sound(self, state: State, run: str) -> Checkpoint | None:
+        """The newest checkpoint that a run could load."""
+        checkpoints = state.checkpoints_of(run)
+        known = self._sound.get(run)
+        # A checkpoint is rarely compared field by field: the same object is equal.
+        if known is None or known[0] != checkpoints:
+            known = checkpoints, newest_sound(checkpoints)
+            self._sound[run] = known
+        return known[1]
 
 
-def _node_template(place: tuple[str, str]) -> bytes:
-    labels = labels_text(METRICS["babysit_step_seconds"].labels, place)
-    return histogram_template("babysit_step_seconds", labels, STEP_BOUNDS)
+def _same(known: _RunText | None, run: Run) -> _RunText:
+    if known is not None and known.run is run:
+        return known
+    return _RunText(
+        run=run,
+        labels=_of(run),
+        info=_info(run),
+        queue=run.spec.queue,
+        gpus=accounted_gpus(run.spec.resources),
+        rollbacks=sum(anomaly.count for anomaly in run.anomalies),
+        share=time_ledger.share(run.ledger),
+    )
 
 
 class Scrape:
     """Writes the metrics of the fleet."""
 
-    def __init__(self, page: Page, state: State, numbers: LiveNumbers, now: dt.datetime) -> None:
+    def __init__(
+        self, memory: Memory, state: State, numbers: LiveNumbers, now: dt.datetime, page: Page
+    ) -> None:
         self._page, self._state, self._numbers, self._now = page, state, numbers, now
-        self._live = list(state.live_runs())
+        self._memory = memory
+        self._live = memory.live(state.live_runs())
         self._incidents = [
             incident
             for incident in state.incidents.values()
@@ -110,19 +135,18 @@ class Scrape:
         """Incidents, and what waits for the scheduler."""
         severities = Counter(incident.severity for incident in self._incidents)
         self._page.by_label("babysit_incidents_open", {s.value: severities[s] for s in Severity})
-        waiting = Counter(run.pending for run in self._live if run.pending)
+        waiting = Counter(live.run.pending for live in self._live if live.run.pending)
         self._page.by_label("babysit_scheduler_pending", {p.value: waiting[p] for p in Pending})
 
     def queues(self) -> None:
         """Live runs, GPUs and quota by queue."""
-        names = {"default", *self._state.queues, *(run.spec.queue for run in self._live)}
+        names = {"default", *self._state.queues, *(live.queue for live in self._live)}
         queued: Counter[str] = Counter()
         active: Counter[str] = Counter()
         used: Counter[str] = Counter()
-        for run in self._live:
-            name = run.spec.queue
-            (queued if run.state is RunState.QUEUED else active)[name] += 1
-            used[name] += self._state.worker_count(run.id) * accounted_gpus(run.spec.resources)
+        for live in self._live:
+            (queued if live.run.state is RunState.QUEUED else active)[live.queue] += 1
+            used[live.queue] += self._state.worker_count(live.run.id) * live.gpus
         counts = (("queued", queued), ("active", active))
         pairs = [
             (labels_text(("queue", "state"), (name, state)), counter[name])
@@ -134,12 +158,11 @@ class Scrape:
         quota = {q.name: float(q.gpus) for q in self._state.queues.values() if q.gpus is not None}
         self._page.by_label("babysit_queue_quota_gpus", quota)
 
-    def nodes(self, text: NodeText) -> None:
+    def nodes(self) -> None:
         """Nodes by state, those that are not well by name, and step times by node."""
-        nodes = self._state.nodes
-        unready = [node for node in nodes.values() if node.state is not NodeState.READY]
+        unready = [n for n in self._state.nodes.values() if n.state is not NodeState.READY]
         states = Counter(node.state for node in unready)
-        states[NodeState.READY] = len(nodes) - len(unready)
+        states[NodeState.READY] = len(self._state.nodes) - len(unready)
         self._page.by_label("babysit_nodes", {state.value: states[state] for state in NodeState})
         self._page.series(
             "babysit_node_unready",
@@ -150,19 +173,17 @@ class Scrape:
             "babysit_node_faults", {n: count for n, count in faults.items() if count}
         )
         self._page.header("babysit_step_seconds")
-        self._page.lines(text.lines(self._numbers))
+        self._page.lines(self._memory.steps.lines(self._numbers))
 
     def runs(self, recent: Iterable[Run]) -> None:
         """Live runs, and the state of those that ended lately."""
         since = self._now - dt.timedelta(seconds=RECENT_SECONDS)
         ended = [run for run in recent if run.ended_at is not None and run.ended_at >= since]
-        live = {run.id for run in self._live}
-        self._page.series(
-            "babysit_run_info",
-            [(_info(r), 1.0) for r in [*self._live, *(e for e in ended if e.id not in live)]],
-        )
+        ids = {live.run.id for live in self._live}
+        infos = [*(live.info for live in self._live), *(_info(e) for e in ended if e.id not in ids)]
+        self._page.series("babysit_run_info", [(info, 1) for info in infos])
         numbers = self._numbers.runs
-        rows = [(_of(run), run, numbers.get(run.id, _NOTHING)) for run in self._live]
+        rows = [(live.labels, live.run, numbers.get(live.run.id, _NOTHING)) for live in self._live]
         self._training(rows)
         self._progress(rows)
         self._page.series("babysit_run_incidents_open", self._open_incidents())
@@ -188,14 +209,14 @@ class Scrape:
     def _progress(self, rows: Rows) -> None:
         """How far the runs have come, at what cost, and what a failure would lose."""
         series, now, state = self._page.series, self._now, self._state
-        ratios = [(of, time_ledger.ettr(run.ledger, now)) for of, run, _ in rows]
+        ratios = [(live.labels, live.share.at(now)) for live in self._live]
         series("babysit_run_ettr_ratio", [(of, each) for of, each in ratios if each is not None])
         series("babysit_run_restarts", [(of, max(0, run.attempt - 1)) for of, run, _ in rows])
         series(
             "babysit_run_rollbacks",
-            [(of, sum(anomaly.count for anomaly in run.anomalies)) for of, run, _ in rows],
+            [(live.labels, live.rollbacks) for live in self._live],
         )
-        newest = [(of, newest_sound(state.checkpoints_of(run.id))) for of, run, _ in rows]
+        newest = [(of, self._memory.newest_sound(state, run.id)) for of, run, _ in rows]
         series(
             "babysit_checkpoint_age_seconds",
             [
