@@ -8,7 +8,7 @@ optional extra is needed by nobody else.
 from __future__ import annotations
 
 from jobs.clock import Clock
-from orchestrator.alerts.port import CheckedChannel, DictMemory, Notifier, RunningChannel
+from orchestrator.alerts.port import SILENT, CheckedChannel, DictMemory, Notifier, RunningChannel
 from orchestrator.alerts.router import Router
 from orchestrator.alerts.rules import AlertRules, read
 from orchestrator.errors import InvalidError
@@ -24,10 +24,6 @@ CHANNELS = {
     "grafana": "orchestrator.alerts.grafana:from_settings",
 }
 """Name in `BABYSIT_ALERTS` -> `module:function` that makes the channel."""
-
-
-SILENT = frozenset({"grafana"})
-"""Channels that only show: nobody learns of anything through them alone."""
 
 
 def make_channel(settings: Settings, name: str) -> Notifier:

@@ -117,6 +117,8 @@ class TendedChannel(Protocol):
         """Do it while `leads()`, until cancelled."""
 
 
+SILENT = frozenset({"grafana"})
+"""Channels that only show: nobody learns of anything through them alone."""
 _RESULTS = ("delivered", "failed")
 
 

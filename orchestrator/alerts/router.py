@@ -23,6 +23,7 @@ import structlog
 from jobs.clock import Clock
 from monitors.types import Severity
 from orchestrator.alerts.port import (
+    SILENT,
     AlertMemory,
     CheckedChannel,
     CountedNotifier,
@@ -30,6 +31,7 @@ from orchestrator.alerts.port import (
     NotDeliveredError,
     Notifier,
     RunningChannel,
+    TendedChannel,
 )
 from orchestrator.alerts.rules import AlertRules
 from orchestrator.alerts.threads import Item, severity_of
@@ -151,7 +153,7 @@ class Router:
     def _routed(self, item: Item) -> tuple[list[str], Item]:
         """The channels of the first route that takes an item, and the item as it goes there.
 
-        A question whose route is empty goes to every channel: its remedy starts once it is
+        A question whose route reaches nobody goes to every channel: its remedy starts once it is
         delivered, and nobody would have been asked.
         """
         for route in self._rules.routes:
@@ -160,13 +162,24 @@ class Router:
                     item = item.model_copy(update={"channel": route.slack})
                 asks = isinstance(item, Notify) and item.asks
                 names = list(dict.fromkeys(route.to))
-                return (list(self._channels) if asks and not names else names), item
+                unread = asks and SILENT.issuperset(names)
+                return (list(self._channels) if unread else names), item
         return list(self._channels), item
 
     # escalations
 
     async def tend(self, leads: Callable[[], bool]) -> None:
-        """Escalate pages that nobody takes while this server leads, until cancelled."""
+        """Escalate pages that nobody takes while this server leads, until cancelled.
+
+        Channels that have something to do by themselves do it meanwhile.
+        """
+        async with asyncio.TaskGroup() as group:
+            for each in self._inner.values():
+                if isinstance(each, TendedChannel):
+                    group.create_task(each.tend(leads))
+            group.create_task(self._tend(leads))
+
+    async def _tend(self, leads: Callable[[], bool]) -> None:
         assert self._clock is not None  # noqa: S101 (`start` comes first)
         while True:
             await self._clock.sleep(LOOK_SECONDS)

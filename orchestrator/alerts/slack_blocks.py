@@ -7,6 +7,8 @@ Pure. Limits of lengths are Slack's: 3000 characters in the text of a section, 2
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+import math
 from typing import Any
 
 from monitors.types import Severity
@@ -29,20 +31,23 @@ class Message:
     blocks: list[dict[str, Any]]
 
 
-def parent(thread: Thread, *, link: str = "", mention: str = "") -> Message:
+def parent(
+    thread: Thread, *, link: str = "", mention: str = "", now: dt.datetime | None = None
+) -> Message:
     """The message about a problem, as it is now.
 
     Args:
         thread: The problem.
         link: URL of the run's page, in which `{run}` stands for its id; empty: no link.
         mention: Slack's words for who is pinged, such as `<!here>`; empty: nobody.
+        now: The time, for the minutes left until a remedy starts; None: they are not said.
     """
     head = thread.head
     if head is None:
         return _of_notice(thread, mention)
     name = head.run_name or head.run
     title = f"{_icon(head)} *{escape(name)}*: {_heading(thread, head)}"
-    facts = _facts(thread, head)
+    facts = _facts(thread, head) + _countdown(thread, now)
     cause = [head.incident.reason]
     if thread.notice is not None and thread.notice.text != head.incident.reason:
         cause.append(thread.notice.text)
@@ -110,6 +115,14 @@ def _facts(thread: Thread, head: IncidentUpdate) -> list[tuple[str, str]]:
     else:
         facts.append(("Since", f"{incident.opened_at:%Y-%m-%d %H:%M} UTC"))
     return facts
+
+
+def _countdown(thread: Thread, now: dt.datetime | None) -> list[tuple[str, str]]:
+    """The minutes until a remedy starts, with the time at which that was so: edits may be late."""
+    if now is None or thread.starts_at is None or thread.starts_at <= now:
+        return []
+    minutes = math.ceil((thread.starts_at - now).total_seconds() / 60)
+    return [("Time to answer", f"{minutes} min left at {now:%H:%M} UTC")]
 
 
 def _icon(head: IncidentUpdate) -> str:

@@ -20,27 +20,21 @@ import asyncio
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import structlog
 
 from jobs.clock import Clock
 from monitors.types import Severity
 from orchestrator.alerts import slack_blocks, slack_buttons, slack_check, slack_errors
+from orchestrator.alerts.countdowns import Countdowns
 from orchestrator.alerts.port import AlertMemory, DictMemory, NotDeliveredError
+from orchestrator.alerts.slack_calls import FINAL, GONE, SlackCalls
 from orchestrator.alerts.threads import Item, Thread, at_least, severity_of
 from orchestrator.core.messages.instructions import IncidentUpdate, Notify
 from orchestrator.core.model.states import IncidentState
 
 _log = structlog.get_logger(__name__)
 _EVENT_TYPE = "babysit_notice"
-_SKEW_SECONDS = 600.0
-"""Slack's clock and ours may differ by this much when a message is looked for."""
-_PAGE = 200
-_GONE = {"message_not_found", "thread_not_found"}
-_FINAL = {"edit_window_closed", "cant_update_message"}
-"""Refusals of an edit: the message stays as it is, and changes are said below it."""
-TOKEN = "token"  # noqa: S105 (a word in a table of troubles)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,24 +65,23 @@ class SlackChannel:
         self._make_web, self._settings = web, settings
         self.trouble: dict[str, str] = {}
         self._memory: AlertMemory = DictMemory()
-        self._web: slack_check.Web | None = None
+        self._countdowns = Countdowns(self._memory)
+        self._calls: SlackCalls | None = None
         self._clock: Clock | None = None
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """One call at a time for each conversation: a limit met by one holds for all."""
-        self._names: dict[str, str] = {}
-        """Ids of conversations, with the names by which people know them."""
         self._arrived: defaultdict[str, dict[str, Item]] = defaultdict(dict)
         """Items that are not shown yet, by problem and id."""
 
     async def start(self, memory: AlertMemory, clock: Clock) -> None:
         """Begin with a memory; nothing is sent yet."""
-        self._memory, self._clock, self._web = memory, clock, self._make_web(clock)
+        self._memory, self._clock = memory, clock
+        self._calls = SlackCalls(self._make_web(clock), memory, self.trouble)
+        self._countdowns = Countdowns(memory)
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._web is not None:
-            await self._web.close()
+        if self._calls is not None:
+            await self._calls.web.close()
 
     async def notify(self, notice: Notify) -> None:
         """Send a notice: a message of its own, or below the message of its problem.
@@ -108,8 +101,21 @@ class SlackChannel:
         Raises:
             NotDeliveredError: They are not; the message has the fix.
         """
-        assert self._web is not None  # noqa: S101 (`start` comes first)
-        return await slack_check.check(self._web, self._settings.conversation)
+        return await slack_check.check(self._slack.web, self._settings.conversation)
+
+    async def tend(self, leads: Callable[[], bool]) -> None:
+        """Count the minutes down in messages that ask, while this server leads, until cancelled."""
+        assert self._clock is not None  # noqa: S101 (`start` comes first)
+        await self._countdowns.run(self._clock, leads, self._show_time_left)
+
+    async def _show_time_left(self, key: str) -> None:
+        """Edit the message of a thread, if a remedy still waits for an answer in it."""
+        async with self._locks[key]:
+            thread = await self._thread(key)
+            await self._countdowns.note(thread)
+            if thread.ts and thread.starts_at is not None:
+                await self._edit(thread)
+                await self._store(thread)
 
     async def _deliver(self, item: Item) -> None:
         if not at_least(severity_of(item), self._settings.severity):
@@ -124,6 +130,7 @@ class SlackChannel:
             batch = [each for each in arrived.values() if each.id not in thread.seen]
             if batch:
                 thread.take(batch)
+                await self._countdowns.note(thread)
                 await self._send_all(thread, batch)
             for id_ in [each.id for each in batch] + [item.id]:
                 arrived.pop(id_, None)
@@ -135,7 +142,7 @@ class SlackChannel:
         body = await self._memory.read(f"slack/{key}")
         thread = Thread(key=key) if body is None else Thread.model_validate(body)
         if thread.place:
-            self._names[thread.conversation] = thread.place
+            self._slack.names[thread.conversation] = thread.place
         return thread
 
     async def _store(self, thread: Thread) -> None:
@@ -193,7 +200,8 @@ class SlackChannel:
         ended = head is not None and head.incident.state is IncidentState.RESOLVED
         actor = thread.notice.actor if thread.notice is not None else ""
         mention = "" if ended else self._mention(thread, thread.severity, actor)
-        message = slack_blocks.parent(thread, link=self._settings.link, mention=mention)
+        now = self._clock.now() if self._clock is not None else None
+        message = slack_blocks.parent(thread, link=self._settings.link, mention=mention, now=now)
         if self._settings.buttons and head is not None:
             message.blocks.extend(slack_buttons.actions(head))
         return message
@@ -213,7 +221,7 @@ class SlackChannel:
         if message.text == thread.shown:
             return
         try:
-            await self._call(
+            await self._slack.call(
                 "chat.update",
                 thread.conversation,
                 ts=thread.ts,
@@ -222,9 +230,9 @@ class SlackChannel:
             )
         except NotDeliveredError as error:
             code = getattr(error, "code", "")
-            if code in _GONE:
+            if code in GONE:
                 thread.ts = thread.sending = ""
-            elif code not in _FINAL:
+            elif code not in FINAL:
                 raise
         thread.shown = message.text
 
@@ -232,14 +240,14 @@ class SlackChannel:
         """Send a message of a thread, once: the first one, or one below it."""
         if id_ in thread.seen:
             return
-        found = await self._find(thread, id_) if thread.sending == id_ else None
+        found = await self._slack.find(thread, id_) if thread.sending == id_ else None
         looked_up = found is not None
         if found is None:
             thread.sending, thread.sending_since = id_, self._now()
             await self._store(thread)
             below = {"thread_ts": thread.ts} if thread.ts else {}
             try:
-                found = await self._call(
+                found = await self._slack.call(
                     "chat.postMessage",
                     thread.conversation,
                     text=message.text,
@@ -253,98 +261,20 @@ class SlackChannel:
                     thread.sending = ""
                     await self._store(thread)
                 raise
-            await self._remember_id(thread.conversation, str(found["channel"]))
+            await self._slack.remember_id(thread.conversation, str(found["channel"]))
         if not thread.ts:
             thread.ts = str(found["ts"])
             thread.shown = "" if looked_up else message.text
             thread.conversation = str(found["channel"])
-            self._names[thread.conversation] = thread.place
+            self._slack.names[thread.conversation] = thread.place
         thread.dealt_with(id_)
         await self._store(thread)
-
-    # looking for what may have been sent
-
-    async def _find(self, thread: Thread, id_: str) -> Mapping[str, Any] | None:
-        """The message with an id, if it arrived; None also where Slack does not let us look."""
-        conversation = await self._id_of(thread.conversation)
-        if conversation is None:
-            return None
-        method = "conversations.replies" if thread.ts else "conversations.history"
-        below = {"ts": thread.ts} if thread.ts else {}
-        cursor = ""
-        while True:
-            try:
-                page = await self._call(
-                    method,
-                    conversation,
-                    oldest=f"{thread.sending_since - _SKEW_SECONDS:.6f}",
-                    include_all_metadata=True,
-                    limit=_PAGE,
-                    **below,
-                    **({"cursor": cursor} if cursor else {}),
-                )
-            except NotDeliveredError as error:
-                if not getattr(error, "code", ""):
-                    raise
-                _log.warning("cannot look for a message that may have arrived", error=str(error))
-                return None
-            for message in page.get("messages", ()):
-                metadata = message.get("metadata") or {}
-                if (metadata.get("event_payload") or {}).get("id") == id_:
-                    return {"ts": message["ts"], "channel": conversation}
-            cursor = (page.get("response_metadata") or {}).get("next_cursor", "")
-            if not cursor:
-                return None
-
-    async def _id_of(self, conversation: str) -> str | None:
-        """The id of a conversation, by its name; None: it is not known."""
-        if not conversation.startswith("#"):
-            return conversation
-        known = await self._memory.read(f"slack/conversation/{conversation}")
-        if known is not None:
-            return str(known["id"])
-        assert self._web is not None  # noqa: S101 (`start` comes first)
-        try:
-            found = await slack_check.find_channel(self._web, conversation.removeprefix("#"))
-        except NotDeliveredError as error:
-            if not getattr(error, "code", ""):
-                raise
-            _log.warning("cannot look for a channel by its name", error=str(error))
-            return None
-        return None if found is None else str(found["id"])
-
-    async def _remember_id(self, conversation: str, id_: str) -> None:
-        key = f"slack/conversation/{conversation}"
-        if conversation != id_ and await self._memory.read(key) != {"id": id_}:
-            await self._memory.write(key, {"id": id_})
-
-    # calls
-
-    async def _call(self, method: str, conversation: str, **arguments: Any) -> Mapping[str, Any]:
-        """Call a method about a conversation, and note whether it is in trouble."""
-        assert self._web is not None  # noqa: S101 (`start` comes first)
-        name = self._names.get(conversation, conversation)
-        async with self._turns[conversation]:
-            try:
-                answer = await self._web.call(method, channel=conversation, **arguments)
-            except NotDeliveredError as error:
-                code = getattr(error, "code", "")
-                if not code or code in _GONE | _FINAL:
-                    raise
-                self._explain(error, code, name)
-                raise
-        if method.startswith("chat."):
-            self.trouble.pop(name, None)
-            self.trouble.pop(TOKEN, None)
-        return answer
-
-    def _explain(self, error: NotDeliveredError, code: str, conversation: str) -> None:
-        needed = getattr(error, "needed", "")
-        text = slack_errors.explain(code, channel=conversation, needed=needed)
-        error.args = (text,)
-        error.result = code if code in slack_errors.WORDS else "failed"
-        self.trouble[TOKEN if slack_errors.concerns_token(code) else conversation] = text
 
     def _now(self) -> float:
         assert self._clock is not None  # noqa: S101 (`start` comes first)
         return self._clock.now().timestamp()
+
+    @property
+    def _slack(self) -> SlackCalls:
+        assert self._calls is not None  # noqa: S101 (`start` comes first)
+        return self._calls

@@ -93,6 +93,11 @@ class Thread(BaseModel):
             default=None,
         )
 
+    @property
+    def starts_at(self) -> dt.datetime | None:
+        """When the next remedy starts unless people answer; None: none does by itself."""
+        return min((u.starts_at for u in self.updates.values() if u.starts_at), default=None)
+
     def silenced(self, now: dt.datetime) -> bool:
         """True while nobody is to be pinged about the problem."""
         until = (update.incident.silenced_until for update in self.updates.values())
@@ -116,6 +121,8 @@ class Thread(BaseModel):
             how = str(incident.evidence.get("resolved", ""))
             return "Resolved" + (f": {how}" if how else "")
         words = incident.state.value.capitalize() + (f": {remedy}" if remedy else "")
+        if head.held and head.asked:
+            words += f". Nothing starts: {head.held}"
         if incident.acknowledged_by:
             words += f". Acknowledged by {person(incident.acknowledged_by)}"
         if incident.silenced_until:

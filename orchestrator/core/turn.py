@@ -30,6 +30,7 @@ from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
     Entity,
+    Fleet,
     Incident,
     Node,
     Run,
@@ -52,10 +53,9 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.vocabulary import IncidentKind, Timer
 from orchestrator.core.policy import usage_history
+from orchestrator.core.policy.scheduler_concerns import concerns_scheduler
 
 _NOT_IN_THE_QUEUE = frozenset({RunState.HELD, *TERMINAL_RUN_STATES})
-_SCHEDULED_ALIKE = frozenset(RunState) - _NOT_IN_THE_QUEUE
-"""States between which a run may move without any effect on scheduling."""
 _SEEN_THROUGH_A_HOLD = frozenset({None, RunState.HELD, *TERMINAL_RUN_STATES})
 
 
@@ -71,6 +71,7 @@ class Turn:
         now: The controller's clock, UTC. `event.at` is the sender's and may be hours older.
         instructions: In the order in which they are to be carried out.
         schedule_wanted: The next pass may decide something. Set by changes of what a pass reads.
+        holds_changed: Runs that were held or released in it; None: everything was.
         incidents_before: Incidents that changed, as they were before the turn; None: opened in it.
     """
 
@@ -78,6 +79,7 @@ class Turn:
         self.state, self.event, self.now = state, event, now
         self.instructions: list[Instruction] = []
         self.schedule_wanted = False
+        self.holds_changed: set[str | None] = set()
         self.incidents_before: dict[str, Incident | None] = {}
 
     # reading
@@ -109,6 +111,8 @@ class Turn:
 
         No transition is checked: what has states is changed by the methods below.
         """
+        if isinstance(entity, Fleet) and entity.hold != self.state.fleet.hold:
+            self.holds_changed.add(None)
         self.state.put(entity)
         self.schedule_wanted |= not isinstance(entity, Checkpoint | Incident | Worker)
 
@@ -213,7 +217,10 @@ class Turn:
 
     def _store(self, old: Entity, new: Entity) -> None:
         self.state.put(new)
-        self.schedule_wanted |= _concerns_scheduler(old, new)
+        self.schedule_wanted |= concerns_scheduler(old, new)
+        match old, new:
+            case Run(), Run() if (old.state is RunState.HELD) != (new.state is RunState.HELD):
+                self.holds_changed.add(new.id)
 
     # incidents
 
@@ -373,26 +380,3 @@ def _left_at(old: Node, new: Node, now: dt.datetime) -> dt.datetime | None:
     if new.state is NodeState.READY:
         return None
     return now if old.state is NodeState.READY else old.left_at
-
-
-def _concerns_scheduler(old: Entity, new: Entity) -> bool:
-    """True if a change of an entity may change what a scheduling pass decides.
-
-    What a pass reads is in :mod:`orchestrator.core.placement.snapshot`. Figures that only shift
-    costs or estimates (steps, checkpoints) are left out: the periodic pass takes them up.
-    """
-    match old, new:
-        case Run(), Run():
-            return (
-                old.decision != new.decision
-                or old.avoid != new.avoid
-                or (old.state is not new.state and not {old.state, new.state} <= _SCHEDULED_ALIKE)
-            )
-        case Worker(), Worker():
-            # A gang of thousands joins one by one: joining frees nothing and asks for nothing.
-            return old.state is not new.state and new.state is not WorkerState.READY
-        case Node(), Node():
-            return (old.state, old.capacity) != (new.state, new.capacity)
-        case Attempt(), Attempt():
-            return old.state is not new.state
-    return True

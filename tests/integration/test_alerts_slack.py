@@ -211,7 +211,7 @@ async def test_whenever_the_server_dies_nothing_is_lost_or_doubled(server: Slack
         desk = Desk(server)
         first, fate = await desk.channel(), [calls]
         first._memory = Mortal(desk.memory, fate)
-        first._web = Mortal(first._web, fate)
+        first._slack.web = Mortal(first._slack.web, fate)
         done = 0
         try:
             for item in STORY:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from orchestrator.core.messages.events import IncidentChanged, RunHeld, RunReleased
-from orchestrator.core.messages.instructions import Notify
+from orchestrator.core.messages.instructions import IncidentUpdate, Notify
 from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.states import IncidentState
 from orchestrator.core.supervision.findings import ASK_SECONDS
+from orchestrator.core.supervision.incident_updates import show_changes
+from orchestrator.core.turn import Turn
 from orchestrator.core.views.remedy_text import incident_remedy
 from tests.world import World, trained
 
@@ -18,6 +22,11 @@ def asked(*, reached: bool) -> World:
     world.people_are_reached = reached
     world.find(onset=28)
     return world
+
+
+def updates(world: World) -> list[IncidentUpdate]:
+    decided = (each for _, _, instructions in world.journal for each in instructions)
+    return [each for each in decided if isinstance(each, IncidentUpdate)]
 
 
 def reach(world: World) -> None:
@@ -74,3 +83,39 @@ def test_a_delivery_that_comes_twice_or_after_the_answer_sets_no_time() -> None:
     late.settle()
     assert late.attempt().number == 1
     assert late.state.incidents[incident.id].state is IncidentState.OPEN
+
+
+def test_a_question_names_the_step_that_would_be_loaded_and_its_default() -> None:
+    world = asked(reached=True)
+    (notice,) = [each for each in world.carried if isinstance(each, Notify)]
+    (incident,) = world.state.incidents_of("run-1")
+    target = incident.remedy_step
+    assert target is not None
+    assert f"Shall I roll back to step {target}? It starts 15 min after this is" in notice.text
+    assert f"asked; will roll back to step {target} at " in incident_remedy(incident)
+    world.advance(ASK_SECONDS + 1)
+    world.settle()
+    assert world.offered()[0][0] == target
+
+
+def test_a_hold_and_its_release_are_shown_where_people_were_asked() -> None:
+    world = asked(reached=True)
+    shown = updates(world)
+    assert shown[-1].starts_at is not None
+    world.do(world.event(RunHeld, run=None, reason="look", actor="operator:a"))
+    shown = updates(world)
+    assert (shown[-1].held, shown[-1].starts_at) == ("held by operator:a: look", None)
+    world.do(world.event(RunReleased, run=None, reason="go", actor="operator:a"))
+    shown = updates(world)
+    assert shown[-1].held == ""
+    assert shown[-1].starts_at is not None
+
+
+def test_a_tripped_breaker_is_shown_too() -> None:
+    world = asked(reached=True)
+    fleet = dataclasses.replace(world.state.fleet, hold="circuit breaker: 5 of 8 nodes")
+    turn = Turn(world.state, world.event(RunReleased, run=None), world.now)
+    turn.put(fleet)
+    show_changes(turn)
+    (shown,) = (each for each in turn.instructions if isinstance(each, IncidentUpdate))
+    assert shown.held == "circuit breaker: 5 of 8 nodes"

@@ -129,13 +129,13 @@ def test_a_pause_that_was_ended_is_granted_twice_as_much_and_then_people_are_ask
     pages = [i for i in world.carried if isinstance(i, Notify)]
     assert 120 + 900 <= silent_until_restart() < 120 + 1000, "asked, and not answered"
     asked = [i for i in world.carried if isinstance(i, Notify) and i not in pages]
-    assert any("Shall I restart?" in notice.text for notice in asked)
+    assert any("Shall I restart from step 1" in notice.text for notice in asked)
     assert silent_until_restart(goes_on=False) >= 2000, (
         "tried twice in vain: nothing is done without an answer"
     )
     assert world.attempt().number == 3
     (open_,) = [i for i in world.state.incidents_of("run-1") if i.state is IncidentState.OPEN]
-    assert incident_remedy(open_) == "asked; would restart"
+    assert incident_remedy(open_) == "asked; would restart from step 10"
     world.do(world.event(RunHeld, run="run-1"))
     world.do(world.event(RunReleased, run="run-1"))
     world.advance(10_000)
@@ -302,7 +302,7 @@ def test_a_run_that_lingers_after_its_last_step_is_told_and_not_restarted() -> N
         world.advance(10)
         world.settle()
     asked = [i for i in world.carried if isinstance(i, Notify)]
-    assert any("Shall I restart?" in notice.text for notice in asked)
+    assert any("Shall I restart from step 1" in notice.text for notice in asked)
     assert world.attempt().number == 1
 
 

@@ -85,6 +85,28 @@ def _good_before(turn: Turn, run_id: str, onset_step: int) -> list[Checkpoint]:
     )
 
 
+def would_load(turn: Turn, run_id: str, before_step: int | None) -> int | None:
+    """The step that a remedy would load, if it started now on the same nodes.
+
+    Args:
+        turn: The turn.
+        run_id: The run; it has an attempt.
+        before_step: Onset of an anomaly; None: the remedy is a restart.
+
+    Returns:
+        None if no checkpoint can be loaded.
+    """
+    attempt = turn.state.attempts[run_id]
+    found = checkpoint_choice.trusted(
+        turn.state.checkpoints_of(run_id),
+        before_step=before_step,
+        to_step=None,
+        homes={rank: seat.worker for seat in attempt.seats for rank in seat.ranks},
+        world_size=attempt.world_size,
+    )
+    return found[0].step if found else None
+
+
 def helps(turn: Turn, run_id: str, onset_step: int) -> bool:
     """True if a good checkpoint from before the onset can be loaded."""
     return bool(_good_before(turn, run_id, onset_step))

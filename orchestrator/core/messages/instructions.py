@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from jobs.commands import AgentCommand
 from monitors.types import Severity
 from orchestrator.core.model.entities import Incident
+from orchestrator.core.model.states import IncidentState
+from orchestrator.core.model.vocabulary import Response
 
 
 class Instruction(BaseModel):
@@ -148,6 +150,8 @@ class IncidentUpdate(Instruction):
     """From the last sign of progress to the end of the incident; None: it is not over."""
     lost_steps: int | None = None
     """Steps that were computed again; None: not known, or none were."""
+    held: str = ""
+    """Why no remedy starts for now: the hold of the run or of everything; empty: there is none."""
     steps: tuple[int, ...] = ()
     """Steps to which the run may be rolled back, the newest first, at most 10."""
     incident: Incident
@@ -157,6 +161,18 @@ class IncidentUpdate(Instruction):
     def dedup_key(self) -> str:
         """`RUN/KIND/ATTEMPT`, as of the notices about it."""
         return f"{self.run}/{self.incident.kind}/{self.incident.attempt}"
+
+    @property
+    def asked(self) -> bool:
+        """True while a remedy waits for an answer of people."""
+        incident = self.incident
+        waits = incident.response is Response.ASKED and incident.acknowledged_by is None
+        return waits and incident.state is IncidentState.OPEN
+
+    @property
+    def starts_at(self) -> dt.datetime | None:
+        """When a remedy starts unless people answer; None: none does by itself."""
+        return self.incident.remedy_at if self.asked and not self.held else None
 
 
 class Record(Instruction):

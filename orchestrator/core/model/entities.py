@@ -363,14 +363,14 @@ class Incident:
     """Seconds after which the remedy starts by itself: an `ask`, or the next agent."""
     remedy_at: dt.datetime | None = None
     """When the remedy of an `ask` starts by itself; None: people were not reached yet, or never."""
+    remedy_step: int | None = None  # that an `ask` would load, as known when it was asked
     reason: str
     evidence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     opened_at: dt.datetime
     resolved_at: dt.datetime | None = None
     acknowledged_by: str | None = None
     silenced_until: dt.datetime | None = None  # no ping before
-    verdict: str | None = None
-    """Verdict of a person on the finding and its remedy: right or wrong."""
+    verdict: str | None = None  # of a person on the finding and its remedy: right or wrong
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

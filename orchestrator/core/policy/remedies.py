@@ -187,8 +187,15 @@ def budget_of(spec: RunSpec, cause: Cause) -> float:
     return float("inf") if setting is None else float(attrgetter(setting)(spec))
 
 
-def in_words(remedy: Remedy, onset_step: int | None) -> str:
-    """The remedy of a finding as it is proposed to people: `roll back to before step 40`."""
+def in_words(remedy: Remedy, onset_step: int | None, to_step: int | None = None) -> str:
+    """The remedy of a finding as it is proposed to people: `roll back to before step 40`.
+
+    With the step that would be loaded, it is `roll back to step 30`, or `restart from step 30`.
+    """
+    if remedy is Remedy.ROLL_BACK and to_step is not None:
+        return f"roll back to step {to_step}"
+    if remedy is Remedy.RESTART and to_step is not None:
+        return f"restart from step {to_step}"
     if remedy is Remedy.ROLL_BACK and onset_step is not None:
         return f"roll back to before step {onset_step}"
     return remedy.value

@@ -11,6 +11,7 @@ from monitors.exits import classify
 from monitors.failures import Evidence, Failure, FailureClass
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
+from orchestrator.core.checkpoints import rollback
 from orchestrator.core.messages.events import FindingRaised
 from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.decisions import Decision, Restart, Retry, Rollback, Unjudged
@@ -87,11 +88,18 @@ def raise_incident(
 
 def _ask(turn: Turn, run: Run, incident: Incident, *, waits: bool) -> None:
     seconds = None if waits else ASK_SECONDS
-    turn.change_incident(incident.id, response=Response.ASKED, remedy_seconds=seconds)
-    proposal = remedies.in_words(incident.remedy or Remedy.RECORD, incident.onset_step)
+    spoils = incident.kind in remedies.SPOILING
+    step = rollback.would_load(turn, run.id, incident.onset_step if spoils else None)
+    turn.change_incident(
+        incident.id, response=Response.ASKED, remedy_seconds=seconds, remedy_step=step
+    )
+    remedy = incident.remedy or Remedy.RECORD
+    proposal = remedies.in_words(remedy, incident.onset_step, step)
     text = f"{run.name}: {incident.reason}. Shall I {proposal}?"
     if waits:
         text += f" It did not help before, so nothing is done until `babysit restart {run.name}`"
+    else:
+        text += f" It starts {ASK_SECONDS / 60:.0f} min after this is delivered, unless held"
     turn.notify(run.id, Severity.CRITICAL, text, incident.id, asks=not waits)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from orchestrator.core.messages.instructions import IncidentUpdate
 from orchestrator.core.model.decisions import Restart
-from orchestrator.core.model.entities import Incident
-from orchestrator.core.model.states import IncidentState
+from orchestrator.core.model.entities import Incident, Run
+from orchestrator.core.model.states import IncidentState, RunState
+from orchestrator.core.model.vocabulary import Response
 from orchestrator.core.policy import doubt
 from orchestrator.core.turn import Turn
 
@@ -29,12 +30,32 @@ def show_changes(turn: Turn) -> None:
     Call this last in a turn: ids of the other instructions must not depend on it. Of a run that is
     over, only what the incident says of itself is known.
     """
-    for id_, before in turn.incidents_before.items():
+    changed = {**turn.incidents_before, **dict.fromkeys(_asked(turn))}
+    for id_, before in changed.items():
         now = turn.state.incidents.get(id_)
         if now is None:
             continue
         if before is None or _shown(before) != _shown(now):
             _show(turn, now)
+
+
+def _asked(turn: Turn) -> list[str]:
+    """Incidents whose question a hold, or its release, answers for now."""
+    if not turn.holds_changed:
+        return []
+    everything = None in turn.holds_changed
+    return [
+        incident.id
+        for incident in turn.state.incidents.values()
+        if (everything or incident.run in turn.holds_changed)
+        and incident.state is IncidentState.OPEN
+        and incident.response is Response.ASKED
+    ]
+
+
+def _hold(turn: Turn, run: Run) -> str:
+    held = turn.state.fleet.hold
+    return held or (run.reason if run.state is RunState.HELD else "")
 
 
 def _shown(incident: Incident) -> tuple[Any, ...]:
@@ -46,6 +67,7 @@ def _shown(incident: Incident) -> tuple[Any, ...]:
         incident.remedy,
         incident.response,
         incident.remedy_at,
+        incident.remedy_step,
         incident.acknowledged_by,
         incident.silenced_until,
         incident.verdict,
@@ -70,6 +92,7 @@ def _show(turn: Turn, incident: Incident) -> None:
         node=node,
         rank=rank,
         lost_seconds=_lost_seconds(incident, ours),
+        held=_hold(turn, run) if run else "",
         steps=_steps(turn, incident),
         lost_steps=ours.lost_steps if ours else None,
         incident=dataclasses.replace(

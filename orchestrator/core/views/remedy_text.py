@@ -14,7 +14,7 @@ def incident_remedy(incident: Incident) -> str:
     """
     if incident.remedy is None:
         return ""
-    proposal = in_words(incident.remedy, incident.onset_step)
+    proposal = in_words(incident.remedy, incident.onset_step, incident.remedy_step)
     seconds = incident.remedy_seconds or 0.0
     if incident.response is Response.ASKED and incident.remedy_seconds is None:
         return f"asked; would {proposal}"
