@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.events import AttemptStopped, RankRestored
+from jobs.events import AttemptStopped, CheckpointChecked, RankRestored
 from orchestrator.core.messages.events import CheckpointPinned, RestartAsked, RollbackAsked
 from orchestrator.core.model.states import AttemptState, Trust
 from orchestrator.core.views.build import restart_view
@@ -157,3 +157,15 @@ def shown_class(world: World) -> str:
     restart = world.attempt().restart
     assert restart is not None
     return restart_view(restart).failure_class
+
+
+def test_what_is_saved_while_ranks_stop_does_not_cost_the_step_to_go_back_to() -> None:
+    world = trained(25, checkpoint={"directory": "/checkpoints", "every_steps": 10, "keep": 1})
+    before = {c.step for c in world.state.checkpoints_of("run-1") if c.deleted_at is None}
+    world.do(world.event(RollbackAsked, run="run-1", to_step=min(before)))
+    assert world.attempt().state is AttemptState.STOPPING
+    world.save(26)
+    for message in [m for m in world.messages if isinstance(m, CheckpointChecked)]:
+        world.do(message)  # read back before the last rank has ended
+    world.settle()
+    assert (world.attempt().number, world.attempt().start_step) == (2, min(before))

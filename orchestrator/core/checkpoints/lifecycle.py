@@ -20,6 +20,7 @@ from monitors.failures import FailureClass
 from monitors.types import Severity
 from orchestrator.core.checkpoints import deletion, memory_tier, rollback, trouble
 from orchestrator.core.messages.gang_events import GangChecked, GangSaved
+from orchestrator.core.model.decisions import Rollback, RollbackTo
 from orchestrator.core.model.entities import Attempt, Checkpoint
 from orchestrator.core.model.states import AttemptState, IncidentState, Trust, WorkerState
 from orchestrator.core.model.vocabulary import Remedy
@@ -273,13 +274,16 @@ def prune(turn: Turn, run_id: str) -> None:
     """Retention: delete the checkpoints that the spec's `keep` does not cover.
 
     Any ready worker does it; without one nothing is deleted until the next save. What ranks may be
-    loading stays.
+    loading stays, and so does everything while ranks stop for a rollback: what they save meanwhile
+    is passed over, and the step to go back to may be the oldest that is kept.
     """
     worker, attempt = _ready_worker(turn, run_id), turn.attempt(run_id)
     if worker is None or attempt is None:
         return
     deletion.retry(turn, run_id, worker)
     run = turn.run(run_id)
+    if isinstance(run.decision, Rollback | RollbackTo):
+        return
     spendable = checkpoint_choice.select_for_deletion(
         turn.state.checkpoints_of(run_id),
         trouble.kept(run),
