@@ -292,7 +292,7 @@ NODES = Board(
         (
             "Health",
             (
-                PanelSpec("Nodes by state", (Query("babysit_nodes", "{{state}}"),)),
+                PanelSpec("Nodes by state", (Query("babysit_nodes > 0", "{{state}}"),)),
                 PanelSpec(
                     "Nodes that are not ready", (Query("babysit_node_unready"),), kind="table"
                 ),
@@ -307,9 +307,12 @@ NODES = Board(
                     text="The twenty nodes with most.",
                 ),
                 PanelSpec(
-                    "Nodes with failures",
-                    (Query("sort_desc(babysit_node_faults)"),),
-                    kind="table",
+                    "Lemon score",
+                    (Query("topk(20, babysit_node_lemon_score)", "{{node}}"),),
+                    unit="percentunit",
+                    text="The chance that a node fails more than three times as often as the"
+                    " others, given the time it was there. The twenty nodes with most; without"
+                    " failures there are none. Nothing acts on it.",
                 ),
             ),
         ),

@@ -225,6 +225,7 @@ def test_nodes(http: httpx.Client) -> None:
     changed = http.post("/nodes/node-2/cordon", json={"reason": "fan"}).json()
     assert (changed["state"], changed["reason"]) == ("cordoned", "fan")
     assert changed["by"].startswith("operator:")
+    assert http.get("/nodes/node-2").json()["lemon_score"] is None
     check = {row["name"]: row["ok"] for row in http.get("/nodes/node-2/check").json()}
     assert check["takes work"] is False
     assert http.post("/nodes/node-2/uncordon", json={"reason": "ok"}).json()["state"] == "ready"

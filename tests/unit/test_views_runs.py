@@ -11,6 +11,7 @@ from monitors.failures import FailureClass
 from orchestrator.core.model.entities import Fault, Node, Queue, Worker
 from orchestrator.core.model.states import NodeState, RunState, Trust, WorkerState
 from orchestrator.core.model.time_ledger import Bucket, Ledger
+from orchestrator.core.policy.lemons import judge
 from orchestrator.core.views.build import (
     check_node,
     newest_checkpoint,
@@ -99,8 +100,10 @@ def worker(name: str, state: WorkerState = WorkerState.READY) -> Worker:
 
 def test_a_node_names_the_runs_with_an_agent_there() -> None:
     workers = [worker("w1"), dataclasses.replace(worker("w2", WorkerState.ENDED), run="r2")]
-    view = node_view(Node(id="node-1"), workers, {"r1": "tiny", "r2": "gone"})
-    assert view.runs == ["tiny"]
+    view = node_view(Node(id="node-1"), workers, {"r1": "tiny", "r2": "gone"}, None)
+    assert (view.runs, view.lemon_score) == (["tiny"], None)
+    lemon = judge(6, 10.0, 0, 30.0)
+    assert node_view(Node(id="node-1"), [], {}, lemon).lemon_score == round(lemon.score, 4)
 
 
 def test_the_check_of_a_node_says_what_is_wrong() -> None:

@@ -31,6 +31,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.policy import time_limits
+from orchestrator.core.policy.lemons import Lemon
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.scheduling.types import accounted_gpus
 from orchestrator.core.text import REFUSED
@@ -240,8 +241,10 @@ def attempt_view(attempt: Attempt) -> AttemptView:
     )
 
 
-def node_view(node: Node, workers: Iterable[Worker], names: dict[str, str]) -> NodeView:
-    """A node. `names`: run id → run name."""
+def node_view(
+    node: Node, workers: Iterable[Worker], names: dict[str, str], lemon: Lemon | None
+) -> NodeView:
+    """A node. `names`: run id → run name. `lemon`: as its failures show it."""
     alive = [w for w in workers if w.node == node.id and w.state is not WorkerState.ENDED]
     here = {w.run for w in alive}
     return NodeView(
@@ -260,6 +263,7 @@ def node_view(node: Node, workers: Iterable[Worker], names: dict[str, str]) -> N
         faults=[
             FaultView(at=f.at, run=f.run, failure_class=f.failure_class.value) for f in node.faults
         ],
+        lemon_score=None if lemon is None else round(lemon.score, 4),
         maintenance=[
             WindowView(begins=w.begins, ends=w.ends, reason=w.reason, by=w.by)
             for w in node.maintenance

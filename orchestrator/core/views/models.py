@@ -15,6 +15,7 @@ from jobs.spec import RunSpec
 from orchestrator.core.model.states import (
     RunState,
 )
+from orchestrator.core.policy.lemons import FACTOR, WINDOW_DAYS
 from orchestrator.core.views.phases import PHASES
 
 
@@ -233,6 +234,10 @@ class NodeView(View):
     runs: list[str] = Field(description="Names of the runs with an agent there.")
     refused: list[str] = Field(description="Agents that the server refuses, with the reason.")
     faults: list[FaultView]
+    lemon_score: float | None = Field(
+        description=f"Probability that it fails more than {FACTOR:g} times as often as the other "
+        f"nodes; null: no failure in {WINDOW_DAYS:g} days."
+    )
     maintenance: list[WindowView]
 
 

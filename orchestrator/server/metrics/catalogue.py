@@ -13,6 +13,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from orchestrator.core.policy.lemons import FACTOR, WINDOW_DAYS
+
 Kind = Literal["gauge", "counter", "histogram"]
 
 
@@ -190,6 +192,15 @@ NODES = (
         "babysit_node_faults",
         "gauge",
         "Failures on the record of a node. Absent while there are none.",
+        ("node",),
+    ),
+    Metric(
+        "babysit_node_lemon_score",
+        "gauge",
+        f"Probability, 0 to 1, that a node fails more than {FACTOR:g} times as often as the "
+        f"others, by its failures and node-days in the last {WINDOW_DAYS:g} days "
+        "(`core/policy/lemons.py`). Nothing acts on it. Absent for a node without a failure in "
+        "that time, whose score is 0.05 or less: a healthy fleet has no series.",
         ("node",),
     ),
     Metric(

@@ -19,9 +19,10 @@ from monitors.failures import Cause
 from monitors.types import Severity
 from orchestrator.controller.live_numbers import LiveNumbers, Newest
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Checkpoint, Run
+from orchestrator.core.model.entities import Checkpoint, Node, Run
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import IncidentState, NodeState, RunState
+from orchestrator.core.policy.lemons import lemons
 from orchestrator.core.scheduling import Pending
 from orchestrator.core.scheduling.types import accounted_gpus
 from orchestrator.core.views.build import newest_sound
@@ -34,6 +35,8 @@ from orchestrator.server.metrics.step_times import StepText
 Rows = list[tuple[str, Run, Newest]]
 """Live runs: the text of the labels of each, the run, and its newest numbers."""
 _NOTHING = Newest()
+_SCORED_FOR = dt.timedelta(minutes=1)
+"""Node-days grow slowly, and to add them up takes as long as the states of all nodes."""
 
 
 class _RunText(NamedTuple):
@@ -62,6 +65,9 @@ class Memory:
         self._runs: dict[str, _RunText] = {}
         self._sound: dict[str, tuple[list[Checkpoint], Checkpoint | None]] = {}
         """By run: its checkpoints, and the newest that it could load."""
+        self._suspects: list[Node] = []
+        self._scores: dict[str, float] = {}
+        self._scored_at: dt.datetime | None = None
 
     def live(self, runs: Iterable[Run]) -> list[_RunText]:
         """The text of live runs; that of all others is forgotten."""
@@ -79,6 +85,16 @@ class Memory:
             known = checkpoints, newest_sound(checkpoints)
             self._sound[run] = known
         return known[1]
+
+    def lemon_scores(self, state: State, now: dt.datetime) -> dict[str, float]:
+        """The lemon score of each node that has failed; without new failures, of a minute ago."""
+        suspects = [node for node, _ in state.suspects()]
+        at = self._scored_at
+        if suspects != self._suspects or at is None or not at <= now <= at + _SCORED_FOR:
+            found = lemons(state.nodes.values(), now) if suspects else {}
+            self._scores = {node: lemon.score for node, lemon in found.items()}
+            self._suspects, self._scored_at = suspects, now
+        return self._scores
 
 
 def _same(known: _RunText | None, run: Run) -> _RunText:
@@ -171,6 +187,9 @@ class Scrape:
         faults = {node.id: float(len(node.faults)) for node, _ in self._state.suspects()}
         self._page.by_label(
             "babysit_node_faults", {n: count for n, count in faults.items() if count}
+        )
+        self._page.by_label(
+            "babysit_node_lemon_score", self._memory.lemon_scores(self._state, self._now)
         )
         self._page.header("babysit_step_seconds")
         self._page.lines(self._memory.steps.lines(self._numbers))

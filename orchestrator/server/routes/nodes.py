@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -11,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from orchestrator.core.messages.events import MaintenanceCancelled, MaintenancePlanned, NodeChanged
 from orchestrator.core.model.entities import Node
+from orchestrator.core.policy.lemons import lemons
 from orchestrator.core.views.build import check_node, node_view
 from orchestrator.core.views.models import NodeCheck, NodeView
 from orchestrator.errors import InvalidError, NotFoundError
@@ -29,7 +31,10 @@ class Why(BaseModel):
 
 
 async def _node(here: Context, name: str) -> Node:
-    nodes = await here.store.nodes()
+    return _named(await here.store.nodes(), name)
+
+
+def _named(nodes: list[Node], name: str) -> Node:
     for node in nodes:
         if node.id == name:
             return node
@@ -39,10 +44,17 @@ async def _node(here: Context, name: str) -> Node:
     raise NotFoundError(f"there is no node {name}{hint}")
 
 
-async def _views(here: Context, nodes: list[Node]) -> list[NodeView]:
+async def _views(here: Context, names: Iterable[str]) -> list[NodeView]:
+    """Some nodes as they are now, judged among all others."""
+    nodes = await here.store.nodes()
+    return await _judged(here, [_named(nodes, name) for name in names], nodes)
+
+
+async def _judged(here: Context, nodes: list[Node], among: list[Node]) -> list[NodeView]:
+    found = lemons(among, here.clock.now())
     workers = await here.store.workers()
     names = {run.id: run.name for run in await here.store.runs(states=LIVE, limit=1000)}
-    return [node_view(node, workers, names) for node in nodes]
+    return [node_view(node, workers, names, found.get(node.id)) for node in nodes]
 
 
 @router.get("")
@@ -56,14 +68,15 @@ async def list_nodes(
 
     A page that is not full is the last.
     """
-    nodes = sorted((n for n in await here.store.nodes() if n.id > after), key=lambda n: n.id)
-    return await _views(here, nodes[:limit])
+    among = await here.store.nodes()
+    nodes = sorted((node for node in among if node.id > after), key=lambda node: node.id)
+    return await _judged(here, nodes[:limit], among)
 
 
 @router.get("/{node}")
 async def show(node: str, here: HasContext, _: Viewer) -> NodeView:
     """One node."""
-    return (await _views(here, [await _node(here, node)]))[0]
+    return (await _views(here, [node]))[0]
 
 
 @router.get("/{node}/check")
@@ -102,7 +115,7 @@ async def plan_maintenance(
         ends=_aware(body.ends),
         reason=body.reason,
     )
-    return await _views(here, [await _node(here, node) for node in found])
+    return await _views(here, found)
 
 
 @router.post("/maintenance/cancel")
@@ -112,7 +125,7 @@ async def cancel_maintenance(
     """Cancel the planned maintenance of nodes."""
     found = [(await _node(here, node)).id for node in body.nodes]
     await here.tell(caller, MaintenanceCancelled, nodes=tuple(found), reason=body.reason)
-    return await _views(here, [await _node(here, node) for node in found])
+    return await _views(here, found)
 
 
 def _aware(time: dt.datetime) -> dt.datetime:
@@ -141,4 +154,4 @@ async def change(
     found = await _node(here, node)
     state = {"cordon": "cordoned", "drain": "draining", "uncordon": "ready"}[verb]
     await here.tell(caller, NodeChanged, node=found.id, state=state, reason=body.reason)
-    return (await _views(here, [await _node(here, node)]))[0]
+    return (await _views(here, [node]))[0]
