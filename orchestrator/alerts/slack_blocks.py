@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from monitors.types import Severity
@@ -45,13 +46,16 @@ def parent(
     head = thread.head
     if head is None:
         return _of_notice(thread, mention)
-    name = head.run_name or head.run
-    title = f"{_icon(head)} *{escape(name)}*: {_heading(thread, head)}"
+    name, runs = head.run_name or head.run, thread.runs
+    who = counted(len(runs), "run") if len(runs) > 1 else escape(name)
+    title = f"{_icon(head)} *{who}*: {_heading(thread, head)}"
     facts = _facts(thread, head) + _countdown(thread, now)
     cause = [head.incident.reason]
     if thread.notice is not None and thread.notice.text != head.incident.reason:
         cause.append(thread.notice.text)
     commands = f"`babysit incidents show {head.incident.id}`"
+    if len(runs) > 1:
+        commands = "`babysit incidents ls --open`"
     foot = f"<{link.replace('{run}', head.run)}|Open {escape(name)}> · " if link else ""
     blocks = [
         _section(f"{mention} {title}".strip()),
@@ -97,14 +101,17 @@ def _heading(thread: Thread, head: IncidentUpdate) -> str:
 def _facts(thread: Thread, head: IncidentUpdate) -> list[tuple[str, str]]:
     """The facts that people look for first, by name; unknown ones are left out."""
     incident = head.incident
+    runs = list(thread.runs.values())
+    several = [("Runs", named(sorted(runs), _SUBJECTS))] if len(runs) > 1 else []
     subjects = sorted({u.incident.subject for u in thread.updates.values() if u.incident.subject})
-    facts = [("Where", named(subjects, _SUBJECTS))] if subjects else []
+    facts = several + ([("Where", named(subjects, _SUBJECTS))] if subjects else [])
     if head.node and not any(head.node in subject for subject in subjects):
         facts.append(("Node", head.node))
     step = f"{head.step}"
     if incident.onset_step is not None:
         step = f"onset {incident.onset_step}, best {head.step}"
-    facts += [("Step", step), ("Attempt", str(incident.attempt))]
+    if not several:
+        facts += [("Step", step), ("Attempt", str(incident.attempt))]
     if remedy := incident_remedy(incident):
         facts.append(("Remedy", remedy))
     lost = [u.lost_seconds for u in thread.updates.values() if u.lost_seconds is not None]
@@ -131,6 +138,17 @@ def _icon(head: IncidentUpdate) -> str:
     if head.incident.severity is Severity.CRITICAL:
         return ":red_circle:"
     return ":large_yellow_circle:"
+
+
+def joined(thread: Thread, runs: Sequence[str]) -> str:
+    """The runs that have a problem, each with where it struck, for a line below the message."""
+    lines = []
+    for run in runs:
+        own = thread.of_run(run)
+        subjects = sorted({u.incident.subject for u in own.updates.values() if u.incident.subject})
+        where = f": {named(subjects, _SUBJECTS)}" if subjects else ""
+        lines.append(f"{own.runs[run]}{where}")
+    return "Runs with this problem:\n" + "\n".join(lines)
 
 
 def reply(text: str, *, mention: str = "") -> Message:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.events import Event
@@ -24,26 +24,55 @@ from orchestrator.errors import PermissionDeniedError
 ACKNOWLEDGE, HOLD, ROLL_BACK = "babysit_acknowledge", "babysit_hold", "babysit_roll_back"
 SILENCE = "babysit_silence"
 SILENCE_SECONDS = 3600.0
+_INCIDENTS, _OPTIONS, _LABEL = 50, 100, 75
+"""Slack takes 2000 characters in the value of a button, 100 options in a list, and 75 characters in
+the label of one."""
 
 
-def actions(update: IncidentUpdate) -> list[dict[str, Any]]:
-    """The block of buttons for an incident as it is; none once it is resolved."""
-    if update.incident.state is IncidentState.RESOLVED:
+def actions(updates: Sequence[IncidentUpdate]) -> list[dict[str, Any]]:
+    """The block of buttons for the incidents of one problem; none once all are resolved.
+
+    A button is about all incidents of the problem, up to `_INCIDENTS`. Of a problem of several
+    runs, the run to be held is chosen, and none is rolled back from here.
+    """
+    open_ = [u for u in updates if u.incident.state is not IncidentState.RESOLVED]
+    if not open_:
         return []
-    value = json.dumps({"run": update.run, "incident": update.incident.id})
-    name = update.run_name or update.run
-    hold = _confirm(
-        f"Hold {name}?",
-        "babysit takes no action for the run until `babysit release`. Monitoring goes on.",
-        "Hold",
-    )
-    buttons = [_button(HOLD, "Hold automation", value, confirm=hold)]
-    if update.steps:
-        buttons.append(_roll_back(update, name))
+    first = min(open_, key=lambda u: (u.incident.opened_at, u.incident.id))
+    runs = {u.run: u.run_name or u.run for u in open_}
+    value = json.dumps({"run": first.run, "incidents": [u.incident.id for u in open_][:_INCIDENTS]})
+    buttons = [_hold_of(runs) if len(runs) > 1 else _hold(first, value)]
+    if first.steps and len(runs) == 1:
+        buttons.append(_roll_back(first, runs[first.run]))
     buttons.append(_button(SILENCE, "Silence 1 h", value))
-    if update.incident.acknowledged_by is None:
+    if any(u.incident.acknowledged_by is None for u in open_):
         buttons.insert(0, _button(ACKNOWLEDGE, "Acknowledge", value, style="primary"))
     return [{"type": "actions", "elements": buttons}]
+
+
+_HELD = "babysit takes no action for the run until `babysit release`. Monitoring goes on."
+
+
+def _hold(update: IncidentUpdate, value: str) -> dict[str, Any]:
+    confirm = _confirm(f"Hold {update.run_name or update.run}?", _HELD, "Hold")
+    return _button(HOLD, "Hold automation", value, confirm=confirm)
+
+
+def _hold_of(runs: Mapping[str, str]) -> dict[str, Any]:
+    """A list of the runs that may be held."""
+    return {
+        "type": "static_select",
+        "action_id": HOLD,
+        "placeholder": {"type": "plain_text", "text": "Hold automation of …"},
+        "options": [
+            {
+                "text": {"type": "plain_text", "text": name[:_LABEL]},
+                "value": json.dumps({"run": run, "incidents": []}),
+            }
+            for run, name in list(runs.items())[:_OPTIONS]
+        ],
+        "confirm": {**_confirm("Hold this run?", _HELD, "Hold"), "style": "danger"},
+    }
 
 
 def _roll_back(update: IncidentUpdate, name: str) -> dict[str, Any]:
@@ -56,7 +85,7 @@ def _roll_back(update: IncidentUpdate, name: str) -> dict[str, Any]:
     options = [
         {
             "text": {"type": "plain_text", "text": f"step {step}"},
-            "value": json.dumps({"run": update.run, "incident": "", "step": step}),
+            "value": json.dumps({"run": update.run, "incidents": [], "step": step}),
         }
         for step in update.steps
     ]
@@ -97,7 +126,8 @@ class Click:
     channel: str
     action: str
     run: str
-    incident: str
+    incidents: tuple[str, ...]
+    """The incidents of the message, if the click is about them."""
     step: int | None = None
     """The step that was chosen, of a roll-back."""
 
@@ -111,7 +141,7 @@ def read_click(payload: Mapping[str, Any]) -> Click | None:
         if name not in {ACKNOWLEDGE, HOLD, ROLL_BACK, SILENCE}:
             continue
         try:
-            chosen = action["selected_option"] if name == ROLL_BACK else action
+            chosen = action.get("selected_option") or action
             about = json.loads(chosen["value"])
             user = str(payload["user"]["id"])
             return Click(
@@ -120,7 +150,7 @@ def read_click(payload: Mapping[str, Any]) -> Click | None:
                 channel=str(payload.get("channel", {}).get("id", "")),
                 action=name,
                 run=str(about["run"]),
-                incident=str(about["incident"]),
+                incidents=tuple(map(str, about["incidents"])),
                 step=int(about["step"]) if name == ROLL_BACK else None,
             )
         except (KeyError, TypeError, ValueError):
@@ -128,8 +158,10 @@ def read_click(payload: Mapping[str, Any]) -> Click | None:
     return None
 
 
-def event_of(click: Click, people: Mapping[str, Person], *, id_: str, now: dt.datetime) -> Event:
-    """The event that a click asks for, in the name of who clicked.
+def events_of(
+    click: Click, people: Mapping[str, Person], *, new_id: Callable[[], str], now: dt.datetime
+) -> list[Event]:
+    """The events that a click asks for, in the name of who clicked: one for each incident or run.
 
     Raises:
         PermissionDeniedError: The person is not known, or has not the role.
@@ -143,15 +175,16 @@ def event_of(click: Click, people: Mapping[str, Person], *, id_: str, now: dt.da
     if person.role == "viewer":
         raise PermissionDeniedError(f"this needs the role operator; {person.name} has viewer")
     common: dict[str, Any] = {
-        "id": id_,
         "at": now,
         "actor": f"operator:{person.name}",
         "reason": f"clicked in Slack by {click.user} (role {person.role})",
     }
-    if click.action == ACKNOWLEDGE:
-        return IncidentChanged(incident=click.incident, acknowledge=True, **common)
     if click.action == HOLD:
-        return RunHeld(run=click.run, **common)
-    if click.action == SILENCE:
-        return IncidentSilenced(incident=click.incident, seconds=SILENCE_SECONDS, **common)
-    return RollbackAsked(run=click.run, to_step=click.step, **common)
+        return [RunHeld(id=new_id(), run=click.run, **common)]
+    if click.action == ROLL_BACK:
+        return [RollbackAsked(id=new_id(), run=click.run, to_step=click.step, **common)]
+    if click.action == ACKNOWLEDGE:
+        about: dict[str, Any] = {"acknowledge": True, **common}
+        return [IncidentChanged(id=new_id(), incident=id_, **about) for id_ in click.incidents]
+    about = {"seconds": SILENCE_SECONDS, **common}
+    return [IncidentSilenced(id=new_id(), incident=id_, **about) for id_ in click.incidents]

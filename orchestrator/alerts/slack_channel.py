@@ -120,7 +120,7 @@ class SlackChannel:
     async def _deliver(self, item: Item) -> None:
         if not at_least(severity_of(item), self._settings.severity):
             return
-        key = item.dedup_key
+        key = await self._key(item)
         arrived = self._arrived[key]
         arrived[item.id] = item
         async with self._locks[key]:
@@ -138,6 +138,14 @@ class SlackChannel:
             self._arrived.pop(key, None)
             self._locks.pop(key, None)
 
+    async def _key(self, item: Item) -> str:
+        """The key of the thread of an item: runs with other channels have other threads."""
+        if item.problem == item.dedup_key:
+            return item.dedup_key
+        first = await self._thread(item.problem)
+        place = item.channel or self._settings.conversation
+        return item.problem if first.wanted in {"", place} else item.dedup_key
+
     async def _thread(self, key: str) -> Thread:
         body = await self._memory.read(f"slack/{key}")
         thread = Thread(key=key) if body is None else Thread.model_validate(body)
@@ -154,7 +162,8 @@ class SlackChannel:
         """Bring the message of a thread up to date, and say below it what is new."""
         if not thread.conversation:
             wanted = next((each.channel for each in batch if each.channel), None)
-            thread.conversation = thread.place = wanted or self._settings.conversation
+            thread.wanted = wanted or self._settings.conversation
+            thread.conversation = thread.place = thread.wanted
         if thread.ts:
             await self._edit(thread)
         if not thread.ts:
@@ -165,6 +174,7 @@ class SlackChannel:
                 mention = self._mention(thread, notice.severity, notice.actor)
                 message = slack_blocks.reply(notice.text, mention=mention)
                 await self._post(thread, message, notice.id)
+        await self._name_runs(thread)
         if thread.said and thread.standing != thread.said:
             newest = next(e.id for e in reversed(batch) if isinstance(e, IncidentUpdate))
             text = slack_blocks.standing(thread)
@@ -172,6 +182,25 @@ class SlackChannel:
         thread.said = thread.standing
         thread.dealt_with(*(each.id for each in batch))
         await self._store(thread)
+
+    async def _name_runs(self, thread: Thread) -> None:
+        """Say below the message of several runs which ones they are, and which of them are over."""
+        runs = thread.runs
+        if len(runs) == 1:
+            return
+        if new := [run for run in runs if run not in thread.named]:
+            text = slack_blocks.joined(thread, new)
+            number = len(thread.named)
+            await self._post(thread, slack_blocks.reply(text), f"{thread.key}/runs/{number}")
+            thread.named = [*thread.named, *new]
+        for run, name in runs.items():
+            own = thread.of_run(run)
+            head = own.head
+            over = head is not None and head.incident.state is IncidentState.RESOLVED
+            if over and run not in thread.ended:
+                text = f"{name}: {slack_blocks.standing(own)}"
+                await self._post(thread, slack_blocks.reply(text), f"{thread.key}/ended/{run}")
+                thread.ended = [*thread.ended, run]
 
     async def _begin(self, thread: Thread, batch: Sequence[Item]) -> None:
         """Send the message of a thread; if its own channel cannot be reached, to the default one.
@@ -203,7 +232,7 @@ class SlackChannel:
         now = self._clock.now() if self._clock is not None else None
         message = slack_blocks.parent(thread, link=self._settings.link, mention=mention, now=now)
         if self._settings.buttons and head is not None:
-            message.blocks.extend(slack_buttons.actions(head))
+            message.blocks.extend(slack_buttons.actions(list(thread.updates.values())))
         return message
 
     def _mention(self, thread: Thread, severity: Severity, actor: str) -> str:

@@ -31,13 +31,14 @@ from ulid import ULID
 from jobs.clock import Clock
 from jobs.events import Event
 from orchestrator.alerts.rules import Person
-from orchestrator.alerts.slack_buttons import Click, event_of, read_click
+from orchestrator.alerts.slack_buttons import Click, events_of, read_click
 from orchestrator.errors import BabysitError
 
 _log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
 _SEEN = 1000
+_SHOWN = 3000
 Act = Callable[[Event], Awaitable[object]]
 
 
@@ -104,11 +105,20 @@ class ClickListener:
         task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(self, client: Any, click: Click) -> None:
+        refusals: list[str] = []
         try:
             now = self._clock.now()
-            await self._act(event_of(click, self._people, id_=str(ULID()), now=now))
+            asked = events_of(click, self._people, new_id=lambda: str(ULID()), now=now)
         except BabysitError as error:
+            asked, refusals = [], [str(error)]
+        for event in asked:
+            try:
+                await self._act(event)
+            except BabysitError as error:
+                refusals.append(str(error))
+        if refusals:
+            text = "Not done: " + "; ".join(dict.fromkeys(refusals))
             with contextlib.suppress(SlackClientError, aiohttp.ClientError, OSError):
                 await client.web_client.chat_postEphemeral(
-                    channel=click.channel, user=click.user, text=f"Not done: {error}"
+                    channel=click.channel, user=click.user, text=text[:_SHOWN]
                 )

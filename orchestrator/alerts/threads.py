@@ -49,6 +49,8 @@ class Thread(BaseModel):
     key: str
     conversation: str = ""
     """Where the message is, in the channel's own words; empty: nowhere yet."""
+    wanted: str = ""
+    """Where the message was to be; empty: nobody knows yet."""
     place: str = ""
     """Where, in people's words, such as #training; empty: nowhere yet."""
     ts: str = ""
@@ -59,6 +61,10 @@ class Thread(BaseModel):
     """The notice that is part of the message; others are said below it."""
     note: str = ""
     """Why the message is not where it was to be; shown at its end."""
+    named: list[str] = []
+    """Runs that were named below the message, as it is about several."""
+    ended: list[str] = []
+    """Runs whose end was said below the message, as it is about several."""
     shown: str = ""
     """Text of the message as it was last sent or edited."""
     said: str = ""
@@ -83,6 +89,17 @@ class Thread(BaseModel):
         """Note that nothing more is to be sent for these ids."""
         self.seen = [*self.seen, *(id_ for id_ in ids if id_ not in self.seen)][-_SEEN:]
         self.sending = ""
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """Names of the runs that have the problem, by id, in the order in which they got it."""
+        ordered = sorted(self.updates.values(), key=lambda u: (u.incident.opened_at, u.incident.id))
+        return {update.run: update.run_name or update.run for update in ordered}
+
+    def of_run(self, run: str) -> Thread:
+        """The problem as that of one run."""
+        own = {id_: update for id_, update in self.updates.items() if update.run == run}
+        return Thread(key=self.key, updates=own)
 
     @property
     def head(self) -> IncidentUpdate | None:

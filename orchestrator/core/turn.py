@@ -52,7 +52,7 @@ from orchestrator.core.model.states import (
     check_move,
 )
 from orchestrator.core.model.vocabulary import IncidentKind, Timer
-from orchestrator.core.policy import usage_history
+from orchestrator.core.policy import cascades, usage_history
 from orchestrator.core.policy.scheduler_concerns import concerns_scheduler
 
 _NOT_IN_THE_QUEUE = frozenset({RunState.HELD, *TERMINAL_RUN_STATES})
@@ -242,6 +242,7 @@ class Turn:
             severity=severity,
             reason=reason,
             opened_at=self.now,
+            cascade=cascades.began_with(self.state, run, kind, self.now),
             **fields,
         )
         self.incidents_before[incident.id] = None
@@ -354,10 +355,9 @@ class Turn:
             kind: What the notice is about, in one word; the kind of an incident goes before.
             asks: A remedy starts unless people answer.
         """
-        found = self.state.incidents.get(incident or "")
         fields: dict[str, Any] = {"severity": severity, "text": text, "incident": incident}
         fields |= _about(self.state.runs.get(run or ""), self.event, asks=asks)
-        fields["incident_kind"] = str(found.kind) if found else kind or "notice"
+        fields |= _of_incident(self.state.incidents.get(incident or ""), kind)
         self.emit(Notify, run, text, **fields)
 
 
@@ -369,6 +369,13 @@ def _about(run: Run | None, event: Event, *, asks: bool) -> dict[str, Any]:
     spec = run.spec
     of_run = {"run_name": run.name, "project": spec.project, "queue": spec.queue}
     return {**fields, **of_run, "attempt": run.attempt, "channel": spec.notify.slack}
+
+
+def _of_incident(incident: Incident | None, kind: str) -> dict[str, str]:
+    """The fields of a notice that say what it is about."""
+    if incident is None:
+        return {"incident_kind": kind or "notice"}
+    return {"incident_kind": str(incident.kind), "cascade": incident.cascade}
 
 
 def _stops(old: Worker, new: Worker) -> bool:

@@ -112,6 +112,8 @@ class Notify(Instruction):
     queue: str = ""
     actor: str = ""
     """The actor of the event behind it: a person (`operator:NAME`) knows of it already."""
+    cascade: str = ""
+    """Key of the problem that a cascade over several runs began with; empty: there is none."""
     asks: bool = False
     """True: a remedy starts some time after this is delivered, so :class:`AskDelivered` follows."""
 
@@ -124,6 +126,11 @@ class Notify(Instruction):
         if self.run is None:
             return f"fleet/{self.incident_kind}"
         return f"{self.run}/{self.incident_kind}/{self.attempt}"
+
+    @property
+    def problem(self) -> str:
+        """The dedup key, or that of the incident in another run that has the same cause."""
+        return self.cascade or self.dedup_key
 
 
 class IncidentUpdate(Instruction):
@@ -161,6 +168,11 @@ class IncidentUpdate(Instruction):
     def dedup_key(self) -> str:
         """`RUN/KIND/ATTEMPT`, as of the notices about it."""
         return f"{self.run}/{self.incident.kind}/{self.incident.attempt}"
+
+    @property
+    def problem(self) -> str:
+        """The dedup key, or that of the incident in another run that has the same cause."""
+        return self.incident.cascade or self.dedup_key
 
     @property
     def asked(self) -> bool:

@@ -353,8 +353,8 @@ class Incident:
     kind: IncidentKind
     severity: Severity
     state: IncidentState = IncidentState.OPEN
-    subject: str = ""
-    """`rank 1 on node-2`, a node, a checkpoint."""
+    subject: str = ""  # `rank 1 on node-2`, a node, a checkpoint
+    cascade: str = ""  # `key` of the incident that began a cascade over several runs; empty: none
     onset_step: int | None = None
     remedy: Remedy | None = None
     """None: nothing is to be done about it."""
