@@ -112,6 +112,18 @@ class Settings(AlertSettings):
         description="Send tokens unencrypted to another host, or listen on more than 127.0.0.1 "
         "without TLS. Right where a proxy or the network encrypts.",
     )
+    public_url: str = Field(
+        default="",
+        description="Address at which browsers reach the server: https://babysit.example.org. "
+        "Needed behind a proxy that changes the header Host, and for single sign-on.",
+    )
+    session_hours: float = Field(
+        default=168.0,
+        gt=0,
+        le=24 * 365,
+        description="How long a browser stays signed in that signed in with a token, or for as "
+        "long as the token is valid if that is shorter.",
+    )
     max_body_bytes: int = Field(
         default=2**20, ge=1024, description="Largest body of a request that the server reads."
     )
@@ -201,6 +213,14 @@ class Settings(AlertSettings):
         if not known or not server.isascii() or not server.isprintable() or " " in server:
             raise ValueError("expected a URL such as https://babysit.example.org")
         return server.rstrip("/")
+
+    @field_validator("public_url", mode="after")
+    @classmethod
+    def _an_origin(cls, public_url: str) -> str:
+        known = not public_url or cls._no_trailing_slash(public_url)
+        if not known or urlsplit(public_url).path.strip("/") or set("?#@") & set(public_url):
+            raise ValueError("expected the address of a site, such as https://babysit.example.org")
+        return public_url.rstrip("/").lower()
 
     @field_validator("token", mode="after")
     @classmethod

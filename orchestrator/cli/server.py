@@ -20,6 +20,7 @@ from orchestrator.cli.output import (
 )
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session, session
+from orchestrator.cli.token import Role
 from orchestrator.private_home import fault
 from orchestrator.server.server_file import is_alive, read_record
 
@@ -133,14 +134,21 @@ def stop(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
 
 
 @server.command("sign-in")
-def sign_in(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Print a link that signs a browser in, once, to look at the runs.
+def sign_in(
+    ctx: typer.Context,
+    role: Annotated[
+        Role, typer.Option(help="What the browser may do: at most what you may.")
+    ] = Role.VIEWER,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Print a link that signs a browser in, once, to look at the runs, or also to act.
 
     The server needs a port: run `babysit server`, or set BABYSIT_PORT for an embedded one.
 
     For example:
 
         babysit server sign-in
+        babysit server sign-in --role operator
     """
     here = session(ctx)
     base = here.settings.server
@@ -154,7 +162,7 @@ def sign_in(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
             " set BABYSIT_PORT",
             ExitCode.REFUSED,
         )
-    code = here.api.post(path("sign-in"))
+    code = here.api.post(path("sign-in"), role=role.value)
     url = f"{base}{code['path']}"
     if form in {Format.TABLE, Format.WIDE}:
         say(f"The link works once, within {code['seconds']:.0f} s:")

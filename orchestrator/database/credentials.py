@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from typing import Literal, TypedDict
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+Role = Literal["admin", "operator", "viewer"]
+RANK = {"viewer": 0, "operator": 1, "admin": 2}
+"""Roles; each may do what those with a lower number may."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +52,7 @@ class Token:
 
     id: str
     name: str
-    role: Literal["admin", "operator", "viewer"]
+    role: Role
     created_at: dt.datetime
     last_used_at: dt.datetime | None = None
     revoked_at: dt.datetime | None = None
@@ -56,7 +61,29 @@ class Token:
     expires_at: dt.datetime | None = None
     """None: never."""
     scope: Scope = ANY_RUN
+    via: Literal["token", "local", "session", "link", "oidc"] = "token"
+    """How the caller came in. Not stored with a token."""
+    subject: str = ""
+    """Issuer and subject of a person whom an identity provider vouches for. Not stored either."""
 
     def is_valid(self, now: dt.datetime) -> bool:
         """True if the token is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A browser that has signed in, or is about to. Only a hash of its secret is stored."""
+
+    hash: str
+    kind: Literal["code", "link", "token", "oidc", "state"]
+    """`code`: opens one session of the kind `link`; `state`: a sign-in at an identity provider that
+    is under way; the others are sessions, by what they were opened with."""
+    opener: str
+    """Id of the token that it was opened with, and ends with; empty: none."""
+    name: str
+    role: Role
+    """The most that it allows: a stored token may allow less."""
+    expires_at: dt.datetime
+    memo: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """JSON: further facts of its kind."""

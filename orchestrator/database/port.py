@@ -28,6 +28,7 @@ from orchestrator.core.model.entities import (
 from orchestrator.core.model.states import RunState
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import EndedRuns
+from orchestrator.database.sessions import Sessions
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +196,7 @@ class Lease:
     """URLs of all servers that lead or wait to lead, where the store knows them."""
 
 
-class Store(EndedRuns, Protocol):
+class Store(EndedRuns, Sessions, Protocol):
     """The run database.
 
     Raises:

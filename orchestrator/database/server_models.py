@@ -27,3 +27,16 @@ class AlertMemoryRow(Base):
     run: Mapped[str | None] = mapped_column(index=True)
     """The run that it is about; it goes with the run's history."""
     body: Mapped[dict[str, Any]]
+
+
+class SessionRow(Base):
+    """Browsers that have signed in (:mod:`orchestrator.database.sessions`)."""
+
+    __tablename__ = "sessions"
+    hash: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    opener: Mapped[str]
+    name: Mapped[str] = mapped_column(index=True)
+    role: Mapped[str]
+    expires_at: Mapped[dt.datetime] = mapped_column(index=True)
+    memo: Mapped[dict[str, Any]]

@@ -32,10 +32,11 @@ from orchestrator.database.port import (
     Series,
     Snapshot,
 )
+from orchestrator.database.sessions import SqlSessions
 from orchestrator.database.time_limits import ServerLimits
 
 
-class SqlStore(SqlEndedRuns):
+class SqlStore(SqlEndedRuns, SqlSessions):
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self, database: Database) -> None:

@@ -38,6 +38,7 @@ _TAGS = [
     {"name": "nodes", "description": "Hosts, and whether they take work."},
     {"name": "queues", "description": "Where runs wait."},
     {"name": "tokens", "description": "Credentials (role admin)."},
+    {"name": "session", "description": "Sign-in of browsers."},
     {"name": "system", "description": "The control plane itself."},
     {
         "name": "health",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import getpass
 import hmac
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request
@@ -25,18 +26,15 @@ from orchestrator.controller.live_numbers import LiveNumbers
 from orchestrator.core.messages.instructions import INSTRUCTION, Instruction
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
-from orchestrator.database.credentials import Token
+from orchestrator.database.credentials import RANK, Session, Token
 from orchestrator.database.port import JournalEntry, Store
 from orchestrator.errors import BabysitError, ConflictError, NotLeaderError, PermissionDeniedError
 from orchestrator.server.environments import Environments
 from orchestrator.server.sign_in import SignIns
 from orchestrator.settings import Settings
 
-_RANK = {"viewer": 0, "operator": 1, "admin": 2}
 _SPEC_THREADS = 8
 """A file system that hangs stops submissions, and nothing else."""
-_NOT_STORED = {"local", "first"}
-"""Ids of tokens that are in no table: of this user, and of the server's own token."""
 LOCAL = "babysit.local"
 """Key of an ASGI scope: True if the kernel says that the caller is a process of this user."""
 CALLER = "babysit.caller"
@@ -101,11 +99,13 @@ class Context:
         self.environments = Environments(settings.home)
         self.clock = clock
         self.settings = settings
-        self.sign_ins = SignIns(clock)
+        self.sign_ins = SignIns(controller.store, clock, settings)
         self.submissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Held while a request is under way, by what its key stands for."""
         self.spec_threads = ThreadPoolExecutor(_SPEC_THREADS, "spec")
         """Threads that look at files of specs, apart from those that read logs."""
+        self.home_page = "/"
+        """Where a browser that has signed in goes."""
         self.requests = 0
         """Requests with a valid token; an embedded server that sees none for long ends."""
 
@@ -158,7 +158,8 @@ class Context:
         now = self.clock.now()
         if not secret:
             if local:
-                return Token(id="local", name=user_name(), role="admin", created_at=now)
+                name = user_name()
+                return Token(id="local", name=name, role="admin", created_at=now, via="local")
             raise UnauthenticatedError("a token is needed: set BABYSIT_TOKEN")
         # A token of the table comes first: as the server's own, it would have the role admin.
         if token := await self.store.find_token(secret, now):
@@ -177,12 +178,30 @@ class Context:
             "this server does not know the token: set BABYSIT_TOKEN to one of its own, or unset it"
         )
 
-    async def is_current(self, token: Token) -> bool:
-        """True if the token that a session was opened with is still valid."""
-        if token.id in _NOT_STORED:
-            return True
+    async def caller_of(self, session: str) -> Token | None:
+        """The caller behind the cookie of a browser; None: there is no such session, or it is over.
+
+        The caller may do what the token of the session may now, and never more than the session.
+        """
+        found = await self.sign_ins.find(session)
+        token = None if found is None else await self._token_of(found)
+        if found is None or token is None:
+            return None
+        via: Literal["link", "session"] = "link" if found.kind == "link" else "session"
+        role = min(token.role, found.role, key=RANK.__getitem__)
+        ends = min(found.expires_at, token.expires_at or found.expires_at)
+        return dataclasses.replace(token, role=role, via=via, expires_at=ends)
+
+    async def _token_of(self, session: Session) -> Token | None:
+        """The token that a session was opened with, if that is still valid."""
         now = self.clock.now()
-        return any(each.id == token.id and each.is_valid(now) for each in await self.store.tokens())
+        if session.opener == "local" or (
+            session.opener == "first" and self.sign_ins.is_of_first(session)
+        ):
+            name, role = session.name, session.role
+            return Token(id=session.opener, name=name, role=role, created_at=now)
+        tokens = await self.store.tokens() if session.opener else []
+        return next((t for t in tokens if t.id == session.opener and t.is_valid(now)), None)
 
 
 def _decided_before(entries: Sequence[JournalEntry], event: Event) -> list[Instruction]:
@@ -230,7 +249,7 @@ async def _caller(
 
 def _at_least(role: str, *, everywhere: bool = False) -> Any:
     async def check(caller: Annotated[Token, Depends(_caller)]) -> Token:
-        if _RANK[caller.role] < _RANK[role]:
+        if RANK[caller.role] < RANK[role]:
             raise PermissionDeniedError(
                 f"the request needs the role {role}; the token {caller.name} has {caller.role}"
             )

@@ -24,6 +24,7 @@ from orchestrator.errors import (
     UnstorableError,
 )
 from orchestrator.server.context import UnauthenticatedError
+from orchestrator.server.sign_in import ATTEMPTS_SECONDS, TooManyAttemptsError
 
 _STATUS: dict[type[BabysitError], tuple[int, str]] = {
     NotFoundError: (404, "not_found"),
@@ -32,6 +33,7 @@ _STATUS: dict[type[BabysitError], tuple[int, str]] = {
     UnstorableError: (422, "invalid"),
     UnauthenticatedError: (401, "unauthenticated"),
     PermissionDeniedError: (403, "not_allowed"),
+    TooManyAttemptsError: (429, "too_many"),
     DatabaseUnavailableError: (503, "database_unavailable"),
     NotLeaderError: (503, "not_leader"),
     LeadershipLostError: (503, "not_leader"),
@@ -82,6 +84,8 @@ def _answer(status: int, kind: str, message: str, **facts: Any) -> JSONResponse:
     message = message.encode(errors="backslashreplace").decode()
     body = ProblemBody(error=Problem(kind=kind, message=message, **facts))
     headers = {"Retry-After": _RETRY_AFTER_SECONDS} if status == 503 else {}
+    if status == 429:
+        headers["Retry-After"] = f"{ATTEMPTS_SECONDS:.0f}"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body.model_dump(), status, headers=headers)

@@ -16,10 +16,11 @@ from typing import Any
 
 from orchestrator.database.credentials import Token
 from orchestrator.errors import BabysitError, InvalidError
-from orchestrator.server.context import CALLER, LOCAL, Context
+from orchestrator.server.context import CALLER, LOCAL, Context, UnauthenticatedError
 from orchestrator.server.error_responses import answer_to, too_large
 from orchestrator.server.page import is_page
-from orchestrator.server.sign_in import COOKIE
+from orchestrator.server.same_site import cookie_name, refuse_other_site
+from orchestrator.settings import Settings
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 Message = MutableMapping[str, Any]
@@ -29,6 +30,10 @@ RECHECK = "babysit.recheck"
 """Key of an ASGI scope: finds the caller of a request again, or raises UnauthenticatedError."""
 _OPEN = {"/healthz", "/api/v1/openapi.json", "/sign-in"}
 """Paths that need no token."""
+SESSION_PATH = "/api/v1/session"
+"""Answers also those who have not signed in: how they may."""
+_MOST_OF_STRANGERS = 16 * 1024
+"""Bytes of a body that is read before anybody has signed in."""
 LOOKING = {"GET", "HEAD"}
 """Methods that change nothing."""
 
@@ -50,12 +55,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
         try:
-            scope[CALLER] = await self._caller(scope)
+            scope[CALLER] = await self._caller_or_none(scope)
             scope[RECHECK] = functools.partial(self._caller, scope)
         except BabysitError as error:
             await answer_to(error)(scope, _nothing, send)
             return
         most = self._context.settings.max_body_bytes
+        if scope[CALLER] is None:
+            most = min(most, _MOST_OF_STRANGERS)
         body = await _body(scope, receive, most)
         if body is None:
             await too_large(most)(scope, _nothing, send)
@@ -66,18 +73,30 @@ class Guard:
             return
         await self._app(scope, _replay(body, receive), send)
 
+    async def _caller_or_none(self, scope: Message) -> Token | None:
+        if scope["path"] != SESSION_PATH:
+            return await self._caller(scope)
+        if scope["method"] not in LOOKING:
+            refuse_other_site(scope, self._context.settings)
+        try:
+            return await self._caller(scope)
+        except UnauthenticatedError:
+            return None
+
     async def _caller(self, scope: Message) -> Token:
-        """The caller, by a token or, for requests that change nothing, by a browser's session.
+        """The caller, by a token or by a browser's session.
 
         Raises:
             UnauthenticatedError: There is neither, or none that is valid.
+            PermissionDeniedError: Another site may have made the browser send the request.
         """
-        if scope["method"] in LOOKING and _secret(scope) is None:
-            session = _cookies(scope).get(COOKIE)
-            caller = self._context.sign_ins.caller(session.value) if session else None
-            if caller is not None and await self._context.is_current(caller):
-                return caller
-        return await self._context.authenticate(_secret(scope), local=scope.get(LOCAL, False))
+        secret = _secret(scope)
+        session = session_of(scope, self._context.settings) if secret is None else None
+        if session and (caller := await self._context.caller_of(session)) is not None:
+            if scope["method"] not in LOOKING:
+                refuse_other_site(scope, self._context.settings)
+            return caller
+        return await self._context.authenticate(secret, local=scope.get(LOCAL, False))
 
 
 def _is_open(scope: Message) -> bool:
@@ -87,13 +106,15 @@ def _is_open(scope: Message) -> bool:
     return scope["method"] in LOOKING and is_page(scope["path"])
 
 
-def _cookies(scope: Message) -> SimpleCookie:
+def session_of(scope: Message, settings: Settings) -> str | None:
+    """The secret of the browser's session; None: it sends none."""
     found = SimpleCookie()
     for name, value in scope["headers"]:
         if name == b"cookie":
             with contextlib.suppress(CookieError):
                 found.load(value.decode("latin-1"))
-    return found
+    cookie = found.get(cookie_name(settings))
+    return cookie.value if cookie else None
 
 
 def _secret(scope: Message) -> str | None:

@@ -20,9 +20,10 @@ from orchestrator.core.model.states import (
     Trust,
     WorkerState,
 )
-from orchestrator.database.credentials import Scope
+from orchestrator.database.credentials import Scope, Session
 from orchestrator.database.ended_runs import place_of
 from orchestrator.database.port import Batch, FindingRecord, Store
+from orchestrator.database.sessions import MOST_KEPT
 from orchestrator.errors import InvalidError, InvariantError, NotFoundError
 from tests.database_data import (
     DAY,
@@ -290,6 +291,40 @@ async def test_incidents(store: Store) -> None:
         await store.incident("XYZ")
     with pytest.raises(NotFoundError):
         await store.incident("nothing-like-it")
+
+
+def session(key: str, name: str = "ann", ends: dt.datetime = NOW + DAY) -> Session:
+    return Session(
+        hash=key,
+        kind="token",
+        opener="t1",
+        name=name,
+        role="operator",
+        expires_at=ends,
+        memo={"until": None},
+    )
+
+
+async def test_a_session_is_found_until_it_is_over_or_ended(store: Store) -> None:
+    one = session("h1")
+    await store.keep_session(one, NOW)
+    assert await store.session("h1", NOW) == one
+    assert await store.session("h2", NOW) is None
+    assert await store.session("h1", NOW + DAY) is None
+    assert await store.end_session("h1", NOW) == one
+    assert await store.end_session("h1", NOW) is None, "a code opens one session"
+    await store.keep_session(one, NOW)
+    assert await store.end_session("h1", NOW + DAY) is None, "it is over"
+
+
+async def test_sessions_of_one_name_never_push_those_of_another_out(store: Store) -> None:
+    await store.keep_session(session("other", "mia"), NOW)
+    for number in range(MOST_KEPT + 1):
+        ends = NOW + dt.timedelta(seconds=number + 1)
+        await store.keep_session(session(f"h{number:02}", ends=ends), NOW)
+    assert await store.session("h00", NOW) is None
+    assert await store.session("h01", NOW) is not None
+    assert await store.session("other", NOW) is not None
 
 
 async def test_tokens(store: Store) -> None:

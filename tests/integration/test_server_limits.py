@@ -15,10 +15,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError
 
 from jobs import frames
-from jobs.clock import ManualClock
 from jobs.events import Hello
-from orchestrator.database.credentials import Token
-from orchestrator.server import gateway, http_server, sign_in
+from orchestrator.server import gateway, http_server
 from tests.plane import SECRET, Plane
 
 
@@ -127,55 +125,6 @@ def test_the_kernel_vouches_for_processes_of_this_user(plane: Plane) -> None:
         wrong = {"Authorization": "Bearer wrong"}
         assert local.get("/runs", headers=wrong).status_code == 401
         local.delete(f"/tokens/{made['id']}")
-
-
-def test_a_browser_signs_in_once_and_may_look(plane: Plane) -> None:
-    first = {"Authorization": f"Bearer {SECRET}"}
-    code = httpx.post(f"{plane.url}/api/v1/sign-in", headers=first, trust_env=False).json()
-    with httpx.Client(base_url=plane.url, trust_env=False) as browser:
-        assert browser.get("/api/v1/runs").status_code == 401
-        entered = browser.get(code["path"])
-        assert (entered.status_code, entered.headers["location"]) == (303, "/api/v1/runs")
-        cookie = entered.headers["set-cookie"]
-        assert "HttpOnly" in cookie
-        assert "SameSite=strict" in cookie
-        assert browser.get("/api/v1/info").json()["role"] == "viewer"
-        assert browser.get("/api/v1/tokens").status_code == 403, "an admin's session only looks"
-        assert browser.post("/api/v1/hold", json={}).status_code == 401, "no site acts through it"
-    with httpx.Client(base_url=plane.url, trust_env=False) as another:
-        again = another.get(code["path"])
-        assert again.status_code == 401
-        assert "the link was used already" in again.json()["error"]["message"]
-        assert another.get("/sign-in?code=x").status_code == 401
-        another.cookies["babysit_session"] = "x"
-        assert another.get("/api/v1/runs").status_code == 401
-
-
-def test_a_session_ends_with_the_token_it_was_opened_with(plane: Plane) -> None:
-    first = {"Authorization": f"Bearer {SECRET}"}
-    with httpx.Client(base_url=f"{plane.url}/api/v1", headers=first, trust_env=False) as admin:
-        made = admin.post("/tokens", json={"name": "mia", "role": "viewer"}).json()
-        mine = {"Authorization": f"Bearer {made['secret']}"}
-        code = admin.post("/sign-in", headers=mine).json()
-        with httpx.Client(base_url=plane.url, trust_env=False) as browser:
-            browser.get(code["path"])
-            assert browser.get("/api/v1/info").json()["caller"] == "mia"
-            admin.delete(f"/tokens/{made['id']}")
-            assert browser.get("/api/v1/info").status_code == 401
-
-
-def test_a_link_and_a_session_end() -> None:
-    clock = ManualClock()
-    sign_ins = sign_in.SignIns(clock)
-    caller = Token(id="t", name="mia", role="admin", created_at=clock.now())
-    late, soon = sign_ins.code(caller), sign_ins.code(caller)
-    opened = sign_ins.session(soon)
-    assert opened is not None
-    clock.advance(sign_in.CODE_SECONDS)
-    assert sign_ins.session(late) is None
-    assert sign_ins.caller(opened) is not None
-    clock.advance(sign_in.SESSION_SECONDS)
-    assert sign_ins.caller(opened) is None
 
 
 HEADERS = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"}
