@@ -10,9 +10,26 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from orchestrator.alert_settings import AlertSettings
+from orchestrator.oidc_settings import OidcSettings
 
 
-class Settings(AlertSettings):
+def server_url(url: str) -> str:
+    """The URL of a server, without a slash at its end.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and bool(parts.hostname and parts.port != 0)
+    except ValueError:  # a bracket without its other half, a port that is not a number
+        known = False
+    if not known or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("expected a URL such as https://babysit.example.org")
+    return url.rstrip("/")
+
+
+class Settings(AlertSettings, OidcSettings):
     """Settings of command line and control plane: `BABYSIT_<NAME>` in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="BABYSIT_", env_ignore_empty=True, frozen=True)
@@ -203,22 +220,15 @@ class Settings(AlertSettings):
     @field_validator("server", mode="after")
     @classmethod
     def _no_trailing_slash(cls, server: str | None) -> str | None:
-        if server is None:
-            return None
-        try:
-            parts = urlsplit(server)
-            known = parts.scheme in {"http", "https"} and bool(parts.hostname and parts.port != 0)
-        except ValueError:  # a bracket without its other half, a port that is not a number
-            known = False
-        if not known or not server.isascii() or not server.isprintable() or " " in server:
-            raise ValueError("expected a URL such as https://babysit.example.org")
-        return server.rstrip("/")
+        return None if server is None else server_url(server)
 
     @field_validator("public_url", mode="after")
     @classmethod
     def _an_origin(cls, public_url: str) -> str:
-        known = not public_url or cls._no_trailing_slash(public_url)
-        if not known or urlsplit(public_url).path.strip("/") or set("?#@") & set(public_url):
+        if not public_url:
+            return ""
+        server_url(public_url)
+        if urlsplit(public_url).path.strip("/") or set("?#@") & set(public_url):
             raise ValueError("expected the address of a site, such as https://babysit.example.org")
         return public_url.rstrip("/").lower()
 

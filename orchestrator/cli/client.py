@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from ulid import ULID
@@ -38,7 +38,8 @@ class Api:
 
     Args:
         url: Such as `https://babysit.example.org`, or `unix:` and the path of a socket.
-        token: Sent with each request but the health check; None: none is needed, or there is none.
+        token: Sent with each request but the health check, or what gives it anew for each; None:
+            none is needed, or there is none.
         clock: For pauses.
         timeout: Seconds for which an answer is awaited.
         ca: PEM file of the authorities to trust; None: the system's, or those of SSL_CERT_FILE.
@@ -47,7 +48,7 @@ class Api:
     def __init__(
         self,
         url: str,
-        token: str | None,
+        token: str | Callable[[], str] | None,
         clock: Clock,
         *,
         timeout: float = 30.0,
@@ -55,7 +56,7 @@ class Api:
     ) -> None:
         self.url = url
         self._clock = clock
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._token = token
         self._open = contextlib.ExitStack()
         self._http = self._client(timeout, ca)
 
@@ -69,6 +70,14 @@ class Api:
         return self._open.enter_context(
             httpx.Client(base_url=base, transport=transport, timeout=timeout, trust_env=False)
         )
+
+    def __enter__(self) -> Self:
+        """Use the connections until the end of a block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connections."""
+        self.close()
 
     def close(self) -> None:
         """Close the connections."""
@@ -130,7 +139,9 @@ class Api:
     def _send(
         self, method: str, where: str, headers: Mapping[str, str], **options: Any
     ) -> httpx.Response:
-        headers = {**self._headers, **headers}
+        token = self._token() if callable(self._token) else self._token
+        if token:
+            headers = {"Authorization": f"Bearer {token}", **headers}
         return self._http.request(method, PREFIX + where, headers=headers, **options)
 
     def _silent(self, error: httpx.TransportError) -> UnreachableError:

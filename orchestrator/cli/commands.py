@@ -64,6 +64,9 @@ COMMANDS: Mapping[str, Entry] = {
     "db": Entry(_CLUSTER, "db:database", "The run database: schema, backups, retention."),
     "alerts": Entry(_CLUSTER, "alerts:app", "Notices to people."),
     "token": Entry(_CLUSTER, "token:token", "Credentials of the API."),
+    "login": Entry(_CLUSTER, "login:login", "Sign in at the identity provider of a server."),
+    "logout": Entry(_CLUSTER, "login:logout", "End the sign-in for a server."),
+    "whoami": Entry(_CLUSTER, "login:whoami", "Show who you are to the server."),
 }
 
 

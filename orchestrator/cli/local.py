@@ -122,6 +122,8 @@ def doctor(
         "torch": (False, _torch),
         "gpus": (False, _gpus),
     }
+    if here.settings.oidc_issuer:
+        checks["single sign-on"] = (True, lambda: _single_sign_on(here))
     rows = [_row(name, needed, check()) for name, (needed, check) in checks.items()]
     rows += [] if spec is None else _of_spec(spec)
     emit(rows, CHECKS, form, name="name")
@@ -203,6 +205,18 @@ def _alerts(here: Session) -> Finding:
         return not said, said or "no trouble known to the server"
     try:
         return True, asyncio.run(check_channel(settings, here.clock))
+    except BabysitError as error:
+        return False, str(error)
+
+
+def _single_sign_on(here: Session) -> Finding:
+    """The identity provider, as this environment sets it."""
+    try:
+        from orchestrator.server.oidc.doctor import check
+
+        return True, asyncio.run(check(here.settings, here.clock))
+    except ImportError:
+        return False, "a package is missing: pip install 'babysit[oidc]'"
     except BabysitError as error:
         return False, str(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -67,22 +68,41 @@ class Session:
 
     def _connect(self) -> Api:
         from orchestrator.cli import embedded
-        from orchestrator.cli.client import Api
-        from orchestrator.network_address import is_plain
 
         settings = self.settings
         if settings.server is None:
             return embedded.ensure(settings, self.clock)
-        token = settings.token.get_secret_value() if settings.token else None
-        if token and is_plain(settings.server) and not settings.allow_http:
-            raise CliError(
-                f"BABYSIT_SERVER={settings.server}: the token would cross the network unencrypted."
-                " Use https://, or, if the network encrypts, set BABYSIT_ALLOW_HTTP=1",
-                ExitCode.USAGE,
-            )
-        return Api(
-            settings.server, token, self.clock, timeout=settings.request_seconds, ca=settings.ca
+        if settings.token is not None:
+            return connect(self, settings.server, settings.token.get_secret_value())
+        return connect(self, settings.server, self._sign_in(settings.server))
+
+    def _sign_in(self, server: str) -> Callable[[], str] | None:
+        """The tokens of `babysit login`; None: nobody has signed in."""
+        if not (self.settings.home / "credentials.json").exists():
+            return None
+        from orchestrator.cli.identity import SignInFile
+
+        file = SignInFile(self.settings.home, self.clock)
+        return None if file.find(server) is None else lambda: file.token(server)
+
+
+def connect(here: Session, server: str, token: str | Callable[[], str] | None) -> Api:
+    """A connection to a server by its URL.
+
+    Raises:
+        CliError: The token would cross the network unencrypted.
+    """
+    from orchestrator.cli.client import Api
+    from orchestrator.network_address import is_plain
+
+    settings = here.settings
+    if token and is_plain(server) and not settings.allow_http:
+        raise CliError(
+            f"{server}: the token would cross the network unencrypted."
+            " Use https://, or, if the network encrypts, set BABYSIT_ALLOW_HTTP=1",
+            ExitCode.USAGE,
         )
+    return Api(server, token, here.clock, timeout=settings.request_seconds, ca=settings.ca)
 
 
 def read_settings() -> Settings:

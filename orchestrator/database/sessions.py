@@ -10,7 +10,7 @@ import datetime as dt
 import functools
 from typing import Any, Protocol
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from orchestrator.database.credentials import Session
 from orchestrator.database.engine import Database
@@ -31,6 +31,9 @@ class Sessions(Protocol):
 
     async def session(self, hash_: str, now: dt.datetime) -> Session | None:
         """The session with this hash; None: there is none, or it is over."""
+
+    async def change_session(self, session: Session) -> None:
+        """Store the name, the role and the memo of a session anew, unless it has been removed."""
 
     async def end_session(self, hash_: str, now: dt.datetime) -> Session | None:
         """Remove a session; of two calls at a time, one gets it. None: there was none."""
@@ -58,6 +61,13 @@ class SqlSessions:
         query = select(*_COLUMNS).where(_TABLE.c.hash == hash_, _TABLE.c.expires_at > now)
         async with self._database.reading() as connection:
             return _session((await connection.execute(query)).mappings().one_or_none())
+
+    async def change_session(self, session: Session) -> None:
+        """Store parts of a session anew, unless it has been removed."""
+        parts = {"name": session.name, "role": session.role, "memo": dict(session.memo)}
+        query = update(_TABLE).where(_TABLE.c.hash == session.hash).values(**parts)
+        async with self._database.writing() as connection:
+            await connection.execute(query)
 
     async def end_session(self, hash_: str, now: dt.datetime) -> Session | None:
         """Remove a session."""
@@ -91,6 +101,11 @@ class MemorySessions:
         """The session with this hash."""
         found = self._sessions.get(hash_)
         return found if found is not None and found.expires_at > now else None
+
+    async def change_session(self, session: Session) -> None:
+        """Store parts of a session anew, unless it has been removed."""
+        if session.hash in self._sessions:
+            self._sessions[session.hash] = session
 
     async def end_session(self, hash_: str, now: dt.datetime) -> Session | None:
         """Remove a session."""

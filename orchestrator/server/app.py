@@ -20,6 +20,7 @@ from orchestrator.server.routes import (
     history,
     incidents,
     nodes,
+    oidc,
     page,
     queues,
     runs,
@@ -90,6 +91,7 @@ def create_app(
     app.include_router(api)
     app.include_router(system.health)
     app.include_router(browser.page)
+    app.include_router(oidc.page)
     app.include_router(page.router)
     app.include_router(metrics.router)
     if gateway is not None:

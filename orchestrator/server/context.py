@@ -28,9 +28,16 @@ from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
 from orchestrator.database.credentials import RANK, Session, Token
 from orchestrator.database.port import JournalEntry, Store
-from orchestrator.errors import BabysitError, ConflictError, NotLeaderError, PermissionDeniedError
+from orchestrator.errors import (
+    BabysitError,
+    ConflictError,
+    InvalidError,
+    NotLeaderError,
+    PermissionDeniedError,
+)
 from orchestrator.server.environments import Environments
-from orchestrator.server.sign_in import SignIns
+from orchestrator.server.oidc.errors import WrongTokenError
+from orchestrator.server.sign_in import Opened, SignIns
 from orchestrator.settings import Settings
 
 _SPEC_THREADS = 8
@@ -91,6 +98,38 @@ class ControlPlane(Protocol):
         """Decide on an operator's event and store the decision."""
 
 
+class SingleSignOn(Protocol):
+    """Sign-in at an identity provider; see :mod:`orchestrator.server.oidc.single_sign_on`."""
+
+    @property
+    def has_page(self) -> bool:
+        """True if browsers can sign in."""
+
+    async def begin(self, cookie: str) -> str:
+        """The provider's address at which a browser signs in."""
+
+    async def finish(self, answer: Mapping[str, str], cookie: str) -> Opened:
+        """The session of a person whom the provider has sent back."""
+
+    async def caller(self, session: Session, secret: str) -> Token | None:
+        """The person behind a session; None: signed out."""
+
+    async def by_bearer(self, token: str) -> Token:
+        """The person behind a signed token."""
+
+
+def _single_sign_on(settings: Settings, clock: Clock, store: Store) -> SingleSignOn | None:
+    if not settings.oidc_issuer:
+        return None
+    try:
+        from orchestrator.server.oidc import single_sign_on  # noqa: PLC0415 (an optional extra)
+    except ImportError as error:
+        raise InvalidError(
+            "BABYSIT_OIDC_ISSUER needs a package: pip install 'babysit[oidc]'"
+        ) from error
+    return single_sign_on.SingleSignOn(settings, clock, store)
+
+
 class Context:
     """The parts of the server, and shorthands the routes share."""
 
@@ -100,6 +139,7 @@ class Context:
         self.clock = clock
         self.settings = settings
         self.sign_ins = SignIns(controller.store, clock, settings)
+        self.single_sign_on = _single_sign_on(settings, clock, controller.store)
         self.submissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Held while a request is under way, by what its key stands for."""
         self.spec_threads = ThreadPoolExecutor(_SPEC_THREADS, "spec")
@@ -160,7 +200,8 @@ class Context:
             if local:
                 name = user_name()
                 return Token(id="local", name=name, role="admin", created_at=now, via="local")
-            raise UnauthenticatedError("a token is needed: set BABYSIT_TOKEN")
+            login = "" if self.single_sign_on is None else ", or run `babysit login`"
+            raise UnauthenticatedError(f"a token is needed: set BABYSIT_TOKEN{login}")
         # A token of the table comes first: as the server's own, it would have the role admin.
         if token := await self.store.find_token(secret, now):
             if token.is_valid(now):
@@ -174,9 +215,21 @@ class Context:
         first = self.settings.token
         if first and hmac.compare_digest(first.get_secret_value().encode(), secret.encode()):
             return Token(id="first", name=user_name(), role="admin", created_at=now)
+        if self.single_sign_on is not None and secret.count(".") == 2:
+            return await self._person(self.single_sign_on, secret)
         raise UnauthenticatedError(
             "this server does not know the token: set BABYSIT_TOKEN to one of its own, or unset it"
         )
+
+    async def _person(self, single: SingleSignOn, token: str) -> Token:
+        """The person behind a token that the identity provider has signed."""
+        try:
+            return await single.by_bearer(token)
+        except WrongTokenError as error:
+            raise UnauthenticatedError(
+                f"the token of the identity provider is refused: {error}. `babysit login` gets"
+                " another"
+            ) from error
 
     async def caller_of(self, session: str) -> Token | None:
         """The caller behind the cookie of a browser; None: there is no such session, or it is over.
@@ -184,6 +237,9 @@ class Context:
         The caller may do what the token of the session may now, and never more than the session.
         """
         found = await self.sign_ins.find(session)
+        if found is not None and found.kind == "oidc":
+            single = self.single_sign_on
+            return None if single is None else await single.caller(found, session)
         token = None if found is None else await self._token_of(found)
         if found is None or token is None:
             return None

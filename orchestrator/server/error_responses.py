@@ -24,6 +24,7 @@ from orchestrator.errors import (
     UnstorableError,
 )
 from orchestrator.server.context import UnauthenticatedError
+from orchestrator.server.oidc.errors import ProviderError
 from orchestrator.server.sign_in import ATTEMPTS_SECONDS, TooManyAttemptsError
 
 _STATUS: dict[type[BabysitError], tuple[int, str]] = {
@@ -33,6 +34,7 @@ _STATUS: dict[type[BabysitError], tuple[int, str]] = {
     UnstorableError: (422, "invalid"),
     UnauthenticatedError: (401, "unauthenticated"),
     PermissionDeniedError: (403, "not_allowed"),
+    ProviderError: (502, "identity_provider"),
     TooManyAttemptsError: (429, "too_many"),
     DatabaseUnavailableError: (503, "database_unavailable"),
     NotLeaderError: (503, "not_leader"),

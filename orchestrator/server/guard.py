@@ -28,7 +28,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 RECHECK = "babysit.recheck"
 """Key of an ASGI scope: finds the caller of a request again, or raises UnauthenticatedError."""
-_OPEN = {"/healthz", "/api/v1/openapi.json", "/sign-in"}
+_OPEN = {
+    *("/healthz", "/api/v1/openapi.json"),
+    *("/sign-in", "/sign-in/oidc", "/sign-in/oidc/callback"),
+}
 """Paths that need no token."""
 SESSION_PATH = "/api/v1/session"
 """Answers also those who have not signed in: how they may."""
@@ -108,12 +111,17 @@ def _is_open(scope: Message) -> bool:
 
 def session_of(scope: Message, settings: Settings) -> str | None:
     """The secret of the browser's session; None: it sends none."""
+    return cookie_of(scope, cookie_name(settings))
+
+
+def cookie_of(scope: Message, name_: str) -> str | None:
+    """The value of a cookie; None: the browser sends none."""
     found = SimpleCookie()
     for name, value in scope["headers"]:
         if name == b"cookie":
             with contextlib.suppress(CookieError):
                 found.load(value.decode("latin-1"))
-    cookie = found.get(cookie_name(settings))
+    cookie = found.get(name_)
     return cookie.value if cookie else None
 
 

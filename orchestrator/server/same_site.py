@@ -44,8 +44,15 @@ def give_cookie(answer: Response, opened: Opened, settings: Settings, seconds: f
         samesite="strict",
         secure=is_https(settings),
     )
+    keep_to_yourself(answer)
+
+
+def keep_to_yourself(answer: Response) -> None:
+    """Have an answer kept by no cache, named to no other site, and shown in no frame."""
     answer.headers["Cache-Control"] = "no-store"
     answer.headers["Referrer-Policy"] = "no-referrer"
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    answer.headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
 
 
 def take_cookie(answer: Response, settings: Settings) -> None:

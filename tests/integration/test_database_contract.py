@@ -311,8 +311,11 @@ async def test_a_session_is_found_until_it_is_over_or_ended(store: Store) -> Non
     assert await store.session("h1", NOW) == one
     assert await store.session("h2", NOW) is None
     assert await store.session("h1", NOW + DAY) is None
-    assert await store.end_session("h1", NOW) == one
-    assert await store.end_session("h1", NOW) is None, "a code opens one session"
+    changed = dataclasses.replace(one, role="viewer", memo={"refresh": "x"})
+    await store.change_session(changed)
+    assert await store.end_session("h1", NOW) == changed
+    await store.change_session(changed)
+    assert await store.end_session("h1", NOW) is None, "what has ended stays so"
     await store.keep_session(one, NOW)
     assert await store.end_session("h1", NOW + DAY) is None, "it is over"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import html
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -51,6 +52,14 @@ class SignInMethod(BaseModel):
     path: str = Field(description="Where it begins: a POST for `token`, a page for `oidc`.")
 
 
+class Device(BaseModel):
+    """Facts for `babysit login`, which asks the identity provider itself (RFC 8628)."""
+
+    issuer: str
+    client_id: str
+    scope: str
+
+
 class SessionView(BaseModel):
     """The caller, or the ways to sign in."""
 
@@ -64,6 +73,9 @@ class SessionView(BaseModel):
     projects: list[str] = Field(default=[], description="Empty: all projects.")
     queues: list[str] = Field(default=[], description="Empty: all queues.")
     methods: list[SignInMethod] = Field(description="Ways to sign in.")
+    device: Device | None = Field(
+        default=None, description="How the command line signs in; null: with a token only."
+    )
 
 
 class Credentials(BaseModel):
@@ -72,12 +84,21 @@ class Credentials(BaseModel):
     token: SecretStr = Field(min_length=1, max_length=4096)
 
 
-_METHODS = [SignInMethod(kind="token", label="Token", path="/api/v1/session")]
-
-
-def _view(caller: Token | None) -> SessionView:
+def _view(caller: Token | None, here: Context) -> SessionView:
+    single = here.single_sign_on
+    methods = [SignInMethod(kind="token", label="Token", path="/api/v1/session")]
+    if single is not None and single.has_page:
+        label = here.settings.oidc_label
+        methods.append(SignInMethod(kind="oidc", label=label, path="/sign-in/oidc"))
+    device = None
+    if single is not None:
+        device = Device(
+            issuer=here.settings.oidc_issuer,
+            client_id=here.settings.device_client,
+            scope=here.settings.oidc_scopes,
+        )
     if caller is None:
-        return SessionView(signed_in=False, methods=_METHODS)
+        return SessionView(signed_in=False, methods=methods, device=device)
     return SessionView(
         signed_in=True,
         name=caller.name,
@@ -86,15 +107,16 @@ def _view(caller: Token | None) -> SessionView:
         expires_at=caller.expires_at,
         projects=list(caller.scope.projects),
         queues=list(caller.scope.queues),
-        methods=_METHODS,
+        methods=methods,
+        device=device,
     )
 
 
 @api.get("/session")
-async def session(request: Request, answer: Response) -> SessionView:
+async def session(request: Request, here: HasContext, answer: Response) -> SessionView:
     """Tell the caller's name, role and end, and the ways to sign in. Needs no token."""
     answer.headers["Cache-Control"] = "no-store"
-    return _view(request.scope[CALLER])
+    return _view(request.scope[CALLER], here)
 
 
 @api.post("/session", status_code=201)
@@ -112,25 +134,27 @@ async def open_session(
     except UnauthenticatedError:
         here.sign_ins.note_failure(address)
         raise
-    await _end_session(request, here)
+    await end_session_of(request, here)
     opened = await here.sign_ins.by_token(caller)
-    _give(answer, opened, here)
-    return _view(await here.caller_of(opened.secret))
+    give(answer, opened, here)
+    return _view(await here.caller_of(opened.secret), here)
 
 
 @api.delete("/session", status_code=204)
 async def end_session(request: Request, here: HasContext, answer: Response) -> None:
     """Sign the browser out: its session ends here, too."""
-    await _end_session(request, here)
+    await end_session_of(request, here)
     take_cookie(answer, here.settings)
 
 
-async def _end_session(request: Request, here: Context) -> None:
+async def end_session_of(request: Request, here: Context) -> None:
+    """End the session that a browser has had so far, if any."""
     if before := session_of(request.scope, here.settings):
         await here.sign_ins.end(before)
 
 
-def _give(answer: Response, opened: Opened, here: Context) -> None:
+def give(answer: Response, opened: Opened, here: Context) -> None:
+    """Add the cookie of a new session to an answer."""
     seconds = (opened.expires_at - here.clock.now()).total_seconds()
     give_cookie(answer, opened, here.settings, seconds)
 
@@ -152,7 +176,12 @@ async def sign_in(
         raise UnauthenticatedError(
             "the link was used already, or is too old: `babysit server sign-in` gives another"
         )
-    await _end_session(request, here)
-    answer = HTMLResponse(_ONWARD.format(path=here.home_page))
-    _give(answer, opened, here)
+    await end_session_of(request, here)
+    answer = onward(here.home_page)
+    give(answer, opened, here)
     return answer
+
+
+def onward(path: str) -> HTMLResponse:
+    """A page that leads on to a path of this site."""
+    return HTMLResponse(_ONWARD.format(path=html.escape(path)))

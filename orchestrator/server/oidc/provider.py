@@ -1,0 +1,186 @@
+"""The identity provider, as this server asks it: description, keys, and tokens for codes.
+
+Descriptions and keys are kept in memory, and used on while the provider does not answer. A token
+that names an unknown key has the keys read again, but not more often than each
+:data:`KEYS_SECONDS`: anybody can make up such tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from jobs.clock import Clock
+from orchestrator.network_address import is_loopback
+from orchestrator.oidc_settings import OidcSettings
+from orchestrator.server.oidc import people, signatures
+from orchestrator.server.oidc.discovery import Metadata, address_of, read
+from orchestrator.server.oidc.errors import ProviderAwayError, ProviderError, UnknownKeyError
+
+KEPT_SECONDS = 3600.0
+"""Age at which description and keys are read again."""
+KEYS_SECONDS = 10.0
+_ANSWER_SECONDS = 10.0
+_MOST_BYTES = 2**20
+
+
+class Provider:
+    """The identity provider.
+
+    Args:
+        settings: Which one.
+        clock: What time it is.
+        transport: For tests; None: the network.
+    """
+
+    def __init__(
+        self,
+        settings: OidcSettings,
+        clock: Clock,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._settings, self._clock, self._transport = settings, clock, transport
+        self._metadata: Metadata | None = None
+        self._keys: list[dict[str, Any]] = []
+        self._read_at = self._keys_at = float("-inf")
+        self._reading = asyncio.Lock()
+
+    async def metadata(self) -> Metadata:
+        """The provider's description.
+
+        Raises:
+            ProviderAwayError: It does not answer, and never has.
+            ProviderError: It is not what the settings say.
+        """
+        async with self._reading:
+            now = self._clock.monotonic()
+            if self._metadata is not None and now - self._read_at < KEPT_SECONDS:
+                return self._metadata
+            issuer = self._settings.oidc_issuer
+            try:
+                self._metadata = read(await self._ask("GET", address_of(issuer)), issuer)
+                self._read_at = now
+            except ProviderAwayError:
+                if self._metadata is None:
+                    raise
+            return self._metadata
+
+    async def claims(self, token: str, *, nonce: str | None = None) -> dict[str, Any]:
+        """The claims of a token that is the provider's, for babysit, and valid now.
+
+        Args:
+            token: A signed token.
+            nonce: Of the sign-in to which it must belong: then it is for the page's client. None:
+                a bearer token, for any audience that is accepted.
+
+        Raises:
+            WrongTokenError: It is not.
+            ProviderAwayError: The keys are not known.
+            ProviderError: The provider is not what the settings say.
+        """
+        now, own = self._clock.now(), {self._settings.oidc_client_id}
+        audiences = own if nonce is not None else self._settings.accepted_audiences
+        try:
+            claims = signatures.claims_of(token, await self._published())
+        except UnknownKeyError:
+            claims = signatures.claims_of(token, await self._published(newest=True))
+        people.check(claims, self._settings, now, audiences=audiences, nonce=nonce)
+        return claims
+
+    async def tokens(self, **grant: str) -> dict[str, Any]:
+        """Ask the token endpoint, as the page's client.
+
+        Raises:
+            ProviderAwayError: It does not answer.
+            ProviderError: It refuses.
+        """
+        metadata = await self.metadata()
+        client, secret = self._settings.oidc_client_id, self._settings.oidc_secret
+        auth = None
+        if secret is None or metadata.secret_in_body:
+            grant = {**grant, "client_id": client}
+            if secret is not None:
+                grant["client_secret"] = secret
+        else:  # RFC 6749, 2.3.1: both are form-encoded first
+            auth = httpx.BasicAuth(quote(client, safe=""), quote(secret, safe=""))
+        found = await self._ask("POST", metadata.token_endpoint, data=grant, auth=auth)
+        if not isinstance(found, dict) or not isinstance(found.get("id_token"), str | None):
+            raise ProviderError("the identity provider answered no tokens")
+        return found
+
+    async def signing_keys(self) -> int:
+        """Number of published keys that can have signed a token that babysit accepts.
+
+        Raises:
+            ProviderAwayError: The provider does not answer.
+            ProviderError: It is not what the settings say.
+        """
+        return sum(map(signatures.is_usable, await self._published(newest=True)))
+
+    async def _published(self, *, newest: bool = False) -> list[dict[str, Any]]:
+        metadata = await self.metadata()
+        async with self._reading:
+            now = self._clock.monotonic()
+            if now - self._keys_at < (KEYS_SECONDS if newest else KEPT_SECONDS):
+                return self._keys
+            try:
+                document = await self._ask("GET", metadata.jwks_uri)
+            except ProviderAwayError:
+                if not self._keys:
+                    raise
+                return self._keys
+            listed = document.get("keys") if isinstance(document, dict) else None
+            if not isinstance(listed, list):
+                raise ProviderError(f"{metadata.jwks_uri} lists no keys")
+            self._keys = [key for key in listed if isinstance(key, dict)]
+            self._keys_at = now
+            return self._keys
+
+    async def _ask(self, method: str, url: str, **options: Any) -> Any:
+        # A proxy of the environment is for other hosts only.
+        outside = not is_loopback(httpx.URL(url).host)
+        try:
+            async with httpx.AsyncClient(
+                transport=self._transport, timeout=_ANSWER_SECONDS, trust_env=outside
+            ) as client:
+                answer = await client.request(
+                    method, url, headers={"Accept": "application/json"}, **options
+                )
+        except httpx.HTTPError as error:
+            raise ProviderAwayError(
+                f"the identity provider {self._settings.oidc_issuer} does not answer"
+                f" ({type(error).__name__}): tokens of babysit work without it"
+            ) from error
+        return _body(answer)
+
+
+def _body(answer: httpx.Response) -> Any:
+    """The JSON of an answer.
+
+    Raises:
+        ProviderAwayError: The provider has trouble of its own.
+        ProviderError: It refuses, or answers no JSON.
+    """
+    where = answer.request.url.copy_with(query=None)
+    if answer.status_code >= 500 or answer.status_code == 429:
+        raise ProviderAwayError(f"the identity provider answered {answer.status_code} at {where}")
+    try:
+        body = answer.json() if len(answer.content) <= _MOST_BYTES else None
+    except ValueError:
+        body = None
+    if answer.is_success and body is not None:
+        return body
+    raise ProviderError(f"the identity provider refused at {where}: {reason(body, answer)}")
+
+
+def reason(body: Any, answer: httpx.Response) -> str:
+    """The error that a provider names (RFC 6749, 5.2), or the status."""
+    if isinstance(body, Mapping) and isinstance(body.get("error"), str):
+        more = body.get("error_description")
+        words = f"{body['error']} ({more})" if isinstance(more, str) else str(body["error"])
+        return "".join(each for each in words if each.isprintable())[:300]
+    return f"status {answer.status_code}"
