@@ -404,6 +404,7 @@ OF_THEIR_OWN_FORM = {
     ("grafana", "diff"),
     ("grafana", "push"),
     ("prometheus", "export"),
+    ("report",),
 }
 
 
