@@ -17,6 +17,7 @@ Limits: a divergence that resembles the two rises before it is acted on late, by
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -143,14 +144,31 @@ class Answers:
         """A rise came back within its respite."""
         self._back.append(Height(respite.peak - respite.level, respite.level))
 
-    def roll_back(self, step: int) -> None:
-        """The run resumed after `step`: what was reported after it is undone."""
-        for attempt, rise in self._acted:
-            if rise.step > step:
-                self._undone[attempt, rise.step] = rise
+    def roll_back(self, attempt: int, step: int) -> None:
+        """An attempt resumed after `step`: what was reported after it before is undone."""
+        for earlier, rise in self._acted:
+            if rise.step > step and earlier < attempt:
+                self._undone[earlier, rise.step] = rise
         for key in list(self._undone)[:-_KEPT]:
             del self._undone[key]
-        self._acted.clear()
+        self._acted = [(number, rise) for number, rise in self._acted if number >= attempt]
+
+    @property
+    def kept(self) -> tuple[list[tuple[int, Acted]], list[tuple[int, Acted]], list[Height]]:
+        """Acts of the newest attempt, acts that were undone, and heights that came back."""
+        undone = [(attempt, rise) for (attempt, _), rise in self._undone.items()]
+        return list(self._acted), undone, list(self._back)
+
+    def recall(
+        self,
+        acted: Iterable[tuple[int, Acted]],
+        undone: Iterable[tuple[int, Acted]],
+        back: Iterable[Height],
+    ) -> None:
+        """Remember what :attr:`kept` has been."""
+        self._acted = list(acted)
+        self._undone = {(attempt, rise.step): rise for attempt, rise in undone}
+        self._back.extend(back)
 
     @property
     def steps(self) -> list[int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from monitors.answered import Answers, Respite
 from monitors.drift import Drift
 from monitors.episode import Episode
+from monitors.loss_memory import ACTS, LEAST_VALUES, LossMemory, newest
 from monitors.recurrence import Recurrence, Returned
 from monitors.swings import Swings
 
@@ -43,14 +44,35 @@ class Learned:
         """The rise that last had a respite: it counts twice once it has come back."""
         self._raised: _Raised | None = None
 
-    def wound_back(self, step: int, place: int) -> Learned:
+    def memory(self, step: int, place: int, stride: float) -> LossMemory:
+        """The part that outlives a restart of the server; `stride`: steps from report to report."""
+        acted, undone, back = self.answers.kept
+        return LossMemory(
+            step=step,
+            place=place,
+            stride=stride,
+            returned=newest(r for r in self._returned.kept if r.high >= LEAST_VALUES),
+            swings=newest(self.swings.kept),
+            acted=newest(acted, ACTS),
+            undone=newest(undone, ACTS),
+            back=newest(back, ACTS),
+        )
+
+    def recall(self, memory: LossMemory) -> None:
+        """Remember what :meth:`memory` has been."""
+        for rise in memory.returned:
+            self._returned.remember(rise)
+        self.swings.recall(memory.swings)
+        self.answers.recall(memory.acted, memory.undone, memory.back)
+
+    def wound_back(self, attempt: int, step: int, place: int) -> Learned:
         """An empty memory that sees the kept values up to `step` again, from a place on.
 
         Hand it to :meth:`inherit` once it has.
         """
         again = Learned(0)
         again.swings = Swings(place)
-        self.answers.roll_back(step)
+        self.answers.roll_back(attempt, step)
         return again
 
     def inherit(self, again: Learned, step: int) -> None:

@@ -18,6 +18,7 @@ from monitors.expectation import ReportedChanges
 from monitors.kept_losses import KeptLoss
 from monitors.learned import Learned
 from monitors.loss_findings import Wording, gradient_spike
+from monitors.loss_memory import LossMemory
 from monitors.non_finite import NonFiniteGuard, loss_is_lost
 from monitors.types import Finding, Sample
 
@@ -81,10 +82,14 @@ class LossMonitor:
     Args:
         settings: Thresholds; None: the defaults.
         history_windows: Windows of samples kept to wind back; a reset further back warms up again.
+        known: The memory of an earlier monitor of the same series.
     """
 
     def __init__(
-        self, settings: LossSettings | None = None, history_windows: int = _HISTORY_WINDOWS
+        self,
+        settings: LossSettings | None = None,
+        history_windows: int = _HISTORY_WINDOWS,
+        known: LossMemory | None = None,
     ) -> None:
         self._settings = settings or LossSettings()
         self._sign = 1.0 if self._settings.direction == "down" else -1.0
@@ -93,6 +98,8 @@ class LossMonitor:
         self._history: deque[KeptLoss] = deque(maxlen=history_windows * self._settings.window)
         self._drift = DriftDetector(self._settings.drift_rise, self._settings.threshold / 2)
         self._learned = Learned(self._settings.window)
+        self._known = known or LossMemory()
+        self._learned.recall(self._known)
         self._clear()
 
     def _clear(self) -> None:
@@ -124,7 +131,7 @@ class LossMonitor:
         kept = [sample for sample in self._history if sample.step <= step]
         place = kept[0].place if kept else self._place_of(step)
         learned = self._learned
-        self._learned = learned.wound_back(step, place)
+        self._learned = learned.wound_back(attempt, step, place)
         self._history.clear()
         self._drift.forget_after(kept[0].step - 1 if kept else step)
         self._clear()
@@ -142,10 +149,17 @@ class LossMonitor:
 
     def _place_of(self, step: int) -> int:
         """Losses up to a step of which no sample is kept, about."""
-        if self._last_step is None:
-            return 0
-        back = (self._last_step - step) / max(1.0, self._steps_in_a_report())
-        return max(0, self._loss.seen - round(back))
+        last, place = self._last_step, self._loss.seen
+        if last is None:
+            last, place = self._known.step, self._known.place
+        return max(0, place - round((last - step) / max(1.0, self._steps_in_a_report())))
+
+    @property
+    def memory(self) -> LossMemory:
+        """Knowledge for a later monitor of this series."""
+        return self._learned.memory(
+            self._last_step or 0, self._loss.seen, self._steps_in_a_report()
+        )
 
     def expect(self, until_step: int) -> None:
         """A change was announced that lasts to this step: until then only NaN counts."""
@@ -295,7 +309,7 @@ class LossMonitor:
 
     def _steps_in_a_report(self) -> float:
         if not self._history:
-            return 1.0
+            return self._known.stride
         first, last = self._history[0].step, self._history[-1].step
         return (last - first) / max(1, len(self._history) - 1)
 

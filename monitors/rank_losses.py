@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 
 from monitors.loss import LossMonitor, LossSettings
+from monitors.loss_memory import LossMemory
 from monitors.non_finite import NonFiniteGuard
 from monitors.types import Finding, FindingKind, Sample
 
@@ -37,8 +38,9 @@ _KEPT = 64
 class RankLosses:
     """Judges the loss of every rank. Bounded memory for each rank."""
 
-    def __init__(self, settings: LossSettings) -> None:
+    def __init__(self, settings: LossSettings, known: LossMemory | None = None) -> None:
         self._settings = settings
+        self._known = known
         self._monitors: dict[int, LossMonitor] = {}
         self._guards: dict[int, NonFiniteGuard] = {}
         self._speaker: int | None = None
@@ -46,6 +48,13 @@ class RankLosses:
         self._expected: list[tuple[int, int]] = []
         """Announced changes: the step of the announcement, and to which step it lasts."""
         self._said: deque[Finding] = deque(maxlen=_KEPT)
+
+    @property
+    def memory(self) -> LossMemory:
+        """Knowledge from the losses of the rank that speaks for the run."""
+        if self._speaker is None:
+            return self._known or LossMemory()
+        return self._monitors[self._speaker].memory
 
     def observe(self, sample: Sample) -> list[Finding]:
         """Judge one step of one rank."""
@@ -91,7 +100,7 @@ class RankLosses:
             if self._speaker is not None:  # it only was the first to report
                 self._begin(self._speaker, sample, LossMonitor(self._harder(), 2))
             self._speaker = rank
-            return self._begin(rank, sample, LossMonitor(self._settings))
+            return self._begin(rank, sample, LossMonitor(self._settings, known=self._known))
         return self._begin(rank, sample, LossMonitor(self._harder(), 2))
 
     def _begin(self, rank: int, sample: Sample, monitor: LossMonitor) -> LossMonitor:

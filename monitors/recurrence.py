@@ -68,6 +68,11 @@ class Recurrence:
         """Take a rise that is over."""
         self._returned.append(rise)
 
+    @property
+    def kept(self) -> list[Returned]:
+        """The rises, the oldest first."""
+        return list(self._returned)
+
     def forget_after(self, step: int) -> None:
         """Forget rises that were not over by `step`."""
         kept = (rise for rise in self._returned if rise.until <= step)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from monitors.hang import HangMonitor, HangSettings
 from monitors.loss import LossSettings
+from monitors.loss_memory import LossMemory
 from monitors.rank_losses import RankLosses
 from monitors.types import Beat, Finding, Pace, Sample
 
@@ -27,12 +28,17 @@ class RunMonitors:
     Everything is a function of what was fed in, so a watch is rebuilt after a restart of the
     control plane by feeding the recent samples again, all attempts in order, and dropping the
     findings. Each sample names its attempt; `restart` only announces a new one sooner. `known` is
-    what was learned of the pauses of the run before.
+    what was learned of the pauses of the run before, and `learned` of its losses.
     """
 
-    def __init__(self, settings: MonitorSettings | None = None, known: Pace | None = None) -> None:
+    def __init__(
+        self,
+        settings: MonitorSettings | None = None,
+        known: Pace | None = None,
+        learned: LossMemory | None = None,
+    ) -> None:
         self._settings = settings or MonitorSettings()
-        self._losses = RankLosses(self._settings.loss)
+        self._losses = RankLosses(self._settings.loss, learned)
         self._hang = HangMonitor(self._settings.hang, known)
         self._last_step: dict[int, int] = {}
         self._attempt = 0
@@ -42,6 +48,11 @@ class RunMonitors:
     def median_step_seconds(self) -> float | None:
         """Median step time of the run, seconds; None before the fifth step."""
         return self._hang.median_step_seconds
+
+    @property
+    def learned(self) -> LossMemory:
+        """Knowledge of the losses of the rank that speaks for the run."""
+        return self._losses.memory
 
     @property
     def pace(self) -> Pace:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from monitors.statistics import SortedWindow
@@ -123,6 +123,15 @@ class Swings:
         if length <= longest(_LONGER, [swing.length for swing in alike]):
             return True
         return max(self._level, top) <= self._low + _ON_ITS_WAY * height
+
+    @property
+    def kept(self) -> list[Swing]:
+        """The swings that came back, the oldest first."""
+        return list(self._healed)
+
+    def recall(self, healed: Iterable[Swing]) -> None:
+        """Remember what :attr:`kept` has been."""
+        self._healed.extend(healed)
 
     def trust(self) -> None:
         """The rise under way is the data's: it counts twice once it has come back."""

@@ -197,7 +197,7 @@ class LiveState:
             entity = self.state.runs[run]
             known = self._paces or usage_history.known_paces(self.state)
             pace = known.get((entity.name, entity.spec.project))
-            self._pipelines[run] = RunSamplePipeline(entity.spec, pace)
+            self._pipelines[run] = RunSamplePipeline(entity.spec, pace, entity.learned)
         return self._pipelines[run]
 
     def ranks_seen(self, run: str) -> tuple[RanksSeen, ...]:

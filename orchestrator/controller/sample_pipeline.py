@@ -22,6 +22,7 @@ from jobs.events import ChangeAnnounced, Event, Heartbeat, RankExited, RankSampl
 from jobs.spec import RunSpec
 from monitors.hang import HangSettings
 from monitors.loss import LossSettings
+from monitors.loss_memory import LossMemory
 from monitors.run_monitors import MonitorSettings, RunMonitors
 from monitors.types import Beat, Finding, Pace, Sample
 from orchestrator.controller.kept_samples import KeptSamples
@@ -133,8 +134,11 @@ def _beats_of(heartbeat: Heartbeat) -> list[Beat]:
 class RunSamplePipeline:
     """Everything the control plane derives from one run's samples and heartbeats."""
 
-    def __init__(self, spec: RunSpec, known: Pace | None = None) -> None:
-        self._monitors = RunMonitors(monitor_settings(spec), known)
+    def __init__(self, spec: RunSpec, known: Pace | None = None, learned: str = "") -> None:
+        memory = LossMemory.read(learned)
+        self._monitors = RunMonitors(monitor_settings(spec), known, memory)
+        self._told_rises = memory.rises
+        """The rises that the core knows to be learned."""
         self._told = known or Pace()
         """The pace that the core knows."""
         self._heartbeats: dict[str, _Heard] = {}
@@ -202,6 +206,10 @@ class RunSamplePipeline:
         if _longer(pace, self._told):
             self._told = pace
             fields["pace"] = pace
+        learned = self._monitors.learned
+        if learned.rises != self._told_rises:
+            self._told_rises = learned.rises
+            fields["learned"] = learned.text()
         return fields
 
     def expect(self, announced: ChangeAnnounced) -> None:

@@ -108,8 +108,7 @@ class RollbackAsked(Event):
 class WorkerLost(Event):
     """A worker is gone, or out of contact.
 
-    `confirmed`: the cluster or its agent says that no process of it is left. Otherwise nobody
-    knows, and its ranks may be training.
+    `confirmed`: the cluster or its agent says that no process is left; else ranks may be training.
     """
 
     kind: Literal["worker_lost"] = "worker_lost"
@@ -142,7 +141,8 @@ class StepReached(Event):
     first_step: int = 0
     """The first step that a rank ended in the attempt; 0: not known."""
     pace: Pace | None = None
-    """The pauses of the run that ended by themselves; None: nothing new."""
+    learned: str | None = None
+    """Pauses that ended by themselves, and the loss monitor's memory (opaque); None: no news."""
 
 
 class ProgressSeen(Event):

@@ -80,8 +80,7 @@ class Run:
     """Number of the newest attempt."""
     workers_made: int = 0
     room: tuple[int, int] | None = None
-    """Of the attempt with the first number: how many checkpoints have room beside the next one.
-    None: as many as `checkpoint.keep`."""
+    """An attempt, and how many checkpoints have room beside the next one; None: as `keep` says."""
     best_step: int = 0
     """Highest step that any attempt reached; the core hears of steps only now and then."""
     longest_save: float = 0.0
@@ -108,7 +107,8 @@ class Run:
     ended_pauses: tuple[EndedPause, ...] = ()
     """Pauses that were killed as hangs at their limit."""
     pace: Pace = dataclasses.field(default_factory=Pace)
-    """Pauses that ended by themselves, of all attempts."""
+    learned: str = ""
+    """The monitors' knowledge: of pauses that ended by themselves, and of the loss (opaque)."""
     timers: Timers = dataclasses.field(default_factory=dict)
     """Deadlines; the controller fires TimerFired when one is due. See :meth:`due`."""
     ledger: Ledger

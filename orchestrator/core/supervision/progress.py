@@ -47,7 +47,9 @@ def on_step(turn: Turn, event: StepReached) -> None:
         first_step_at=attempt.first_step_at or min(event.at, turn.now),
     )
     pace = run.pace if event.pace is None else run.pace.joined(event.pace)
-    turn.change_run(run.id, best_step=max(run.best_step, event.step), pace=pace)
+    learned = run.learned if event.learned is None else event.learned
+    best_step = max(run.best_step, event.step)
+    turn.change_run(run.id, best_step=best_step, pace=pace, learned=learned)
     rollback.settle_past(turn, run.id)
     if attempt.restart is None or event.step > attempt.restart.best_step:
         _at_new_steps(turn, run.id, min(event.at, turn.now))
