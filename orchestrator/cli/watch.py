@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from orchestrator.cli import follow
 from orchestrator.cli.completion import complete_run
 from orchestrator.cli.errors import CliError, ExitCode
-from orchestrator.cli.output import Format, FormatOption, conclude, put
+from orchestrator.cli.output import Format, FormatOption, conclude, put, say
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import RunArgument, Session, seconds_of, session
 from orchestrator.cli.show_run import page
@@ -26,34 +27,60 @@ def watch(
         str | None,
         typer.Argument(metavar="[RUN]", help="Default: all runs.", autocompletion=complete_run),
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="No screen: plain lines, as without a terminal.")
+    ] = False,
 ) -> None:
-    """Watch a run, or all runs, live. Ctrl-C ends the command, not the run.
+    """Watch runs on a screen: curve, ranks, incidents, log. Leaving it (q) ends no run.
 
-    Without a terminal, a run is followed in plain lines, and all runs are printed once.
+    Keys hold a run, acknowledge an incident and roll back; ? shows them. Without a terminal, or
+    with --plain, a run is followed in plain lines to its end, and all runs are printed once. The
+    exit code is 0, or that of the outcome of RUN if it is over.
 
     For example:
 
-        babysit watch tiny-gpt
         babysit watch
+        babysit watch tiny-gpt
+        babysit watch tiny-gpt --plain
     """
     here = session(ctx)
+    if not plain and _has_screen():
+        _watch_screen(here, run)
+        return
     if run is not None:
         last = follow.to_the_end(here, here.patient.get(path("runs", run)))
         put(page(last, here.clock.now()))
         raise typer.Exit(follow.OUTCOMES[last["state"]])
     from rich.console import Console
-    from rich.live import Live
 
-    if not sys.stdout.isatty():
-        Console().print(_board(here))
-        return
-    try:
-        with Live(console=Console(), auto_refresh=False, screen=True) as screen:
-            while True:
-                screen.update(_board(here), refresh=True)
-                here.wait(2 * follow.POLL_SECONDS)
-    except KeyboardInterrupt:
-        return
+    Console().print(_board(here))
+
+
+def _has_screen() -> bool:
+    """True if keys can be read and a screen can be drawn."""
+    dumb = os.environ.get("TERM", "dumb") in {"", "dumb"}
+    return sys.stdin.isatty() and sys.stdout.isatty() and not dumb
+
+
+def _watch_screen(here: Session, run: str | None) -> None:
+    """Show the screen until the person leaves it.
+
+    Raises:
+        CliError: There is no such run, or the server does not answer.
+        typer.Exit: The run that was named is over.
+    """
+    from orchestrator.cli.screen.app import Watch
+    from orchestrator.cli.screen.feed import Feed
+
+    if run is None:
+        here.patient.get(path("runs"), limit=1)  # a wrong address is said here, not on a screen
+    else:
+        run = here.patient.get(path("runs", run))["id"]
+    Watch(Feed(here), run).run()
+    if run is not None:
+        last = here.patient.get(path("runs", run))
+        say(f"{last['name']} is {last['state']} at step {last['step']}.")
+        raise typer.Exit(follow.OUTCOMES.get(last["state"], ExitCode.OK))
 
 
 def _board(here: Session) -> Table:

@@ -400,6 +400,7 @@ OF_THEIR_OWN_FORM = {
     ("schema",),
     ("init",),
     ("demo",),
+    ("report",),
     ("grafana", "export"),
     ("grafana", "diff"),
     ("grafana", "push"),

@@ -1,0 +1,1 @@
+"""The screen of `babysit watch`. Only this package imports Textual."""
