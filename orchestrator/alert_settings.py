@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zoneinfo
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
 from monitors.types import Severity
@@ -12,6 +13,16 @@ from monitors.types import Severity
 
 class AlertSettings(BaseSettings):
     """Where notices go, and the credentials of the channels."""
+
+    @field_validator("alerts_summary")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        zone = value.partition(" ")[2]
+        try:
+            zoneinfo.ZoneInfo(zone or "UTC")
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"{zone}: expected a time zone such as Europe/Berlin") from error
+        return value
 
     alerts: str = Field(
         default="log",
@@ -33,6 +44,12 @@ class AlertSettings(BaseSettings):
         default="",
         description="URL that a message about a run leads to, in which `{run}` stands for the id "
         "of the run: https://babysit.example.org/runs/{run}, or a dashboard. Empty: no link.",
+    )
+    alerts_summary: str = Field(
+        default="",
+        pattern=r"^(([01]\d|2[0-3]):[0-5]\d( [A-Za-z_+\-/0-9]+)?)?$",
+        description="Hour of a daily summary, with a time zone: `08:00 Europe/Berlin`; without one "
+        "in UTC. Empty: none is sent.",
     )
     slack_token: SecretStr | None = Field(
         default=None, description="Bot token of the Slack app (xoxb-…); needed by `alerts=slack`."

@@ -14,6 +14,7 @@ Limits: an escalation may come `LOOK_SECONDS` late, and twice if the server dies
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ import structlog
 
 from jobs.clock import Clock
 from monitors.types import Severity
+from orchestrator.alerts.digests import Digests
 from orchestrator.alerts.port import (
     SILENT,
     AlertMemory,
@@ -72,11 +74,13 @@ class Router:
         }
         self._memory: AlertMemory = DictMemory()
         self._clock: Clock | None = None
+        self._digests = Digests(rules.digest, self._memory)
         self._lock = asyncio.Lock()
 
     async def start(self, memory: AlertMemory, clock: Clock) -> None:
         """Begin with a memory, which all channels share."""
         self._memory, self._clock = memory, clock
+        self._digests = Digests(self._rules.digest, memory)
         for each in self._inner.values():
             if isinstance(each, RunningChannel):
                 await each.start(memory, clock)
@@ -121,10 +125,17 @@ class Router:
 
     async def _deliver(self, item: Item) -> None:
         assert self._clock is not None  # noqa: S101 (`start` comes first)
-        pause = self._rules.quiet.seconds(severity_of(item), self._clock.now())
+        report = isinstance(item, Notify) and item.report
+        pause = 0.0 if report else self._rules.quiet.seconds(severity_of(item), self._clock.now())
         if pause > 0:
             await self._clock.sleep(pause)
         names, item = self._routed(item)
+        if self._digests.takes(item):
+            await self._digests.collect(item, names, self._clock.now())
+            return
+        await self._send_to(names, item)
+
+    async def _send_to(self, names: list[str], item: Item) -> None:
         key = f"routed/{item.id}"
         stored = await self._memory.read(key) if len(names) > 1 else None
         done = list(stored["done"]) if stored else []
@@ -183,15 +194,24 @@ class Router:
         assert self._clock is not None  # noqa: S101 (`start` comes first)
         while True:
             await self._clock.sleep(LOOK_SECONDS)
-            if not (self._rules.escalation and leads()):
-                continue
-            try:
-                await self.escalate()
-            except Exception as error:  # noqa: BLE001 (whatever a channel or the database raises)
-                _log.warning("escalation not delivered, will retry", error=str(error))
+            for work in (self.escalate, self.send_digests):
+                try:
+                    if leads():
+                        await work()
+                except Exception as error:  # noqa: BLE001 (whatever a channel or database raises)
+                    _log.warning("not delivered, will retry", what=work.__name__, error=str(error))
+
+    async def send_digests(self) -> None:
+        """Send what was collected, where its time is over, once quiet hours are."""
+        for names, notice in await self._digests.due(self._now_utc()):
+            if self._rules.quiet.seconds(notice.severity, self._now_utc()) <= 0:
+                await self._send_to(names, notice)
+                await self._digests.sent(notice)
 
     async def escalate(self) -> None:
         """Send each page that has waited its time to the next on the list."""
+        if not self._rules.escalation:
+            return
         for id_, entry in (await self._memory.read(_WAITING) or {}).items():
             if entry["stage"] >= len(self._rules.escalation):
                 await self._replace_waiting(id_, None)
@@ -227,9 +247,12 @@ class Router:
             if waiting != before:
                 await self._memory.write(_WAITING, waiting)
 
-    def _now(self) -> float:
+    def _now_utc(self) -> dt.datetime:
         assert self._clock is not None  # noqa: S101 (`start` comes first)
-        return self._clock.now().timestamp()
+        return self._clock.now()
+
+    def _now(self) -> float:
+        return self._now_utc().timestamp()
 
 
 def dict_of(trouble: Mapping[str, str]) -> dict[str, str]:

@@ -103,6 +103,15 @@ class Quiet(_Rule):
         return max(0.0, (end - now).total_seconds())
 
 
+class Digest(_Rule):
+    """The rule of which items are collected into one message."""
+
+    severity: Literal[Severity.INFO, Severity.WARNING] = Field(
+        default=Severity.INFO, description="Most severe that is collected: `info` or `warning`."
+    )
+    every: Seconds = Field(description="Time from the first that is collected to the message.")
+
+
 class Escalation(_Rule):
     """The next on the list, for a page that nobody acknowledges."""
 
@@ -131,6 +140,9 @@ class AlertRules(_Rule):
     quiet: Quiet = Quiet()
     escalation: list[Escalation] = Field(
         default=[], description="For critical notices about an incident, one after the other."
+    )
+    digest: Digest | None = Field(
+        default=None, description="What is collected into one message; none: nothing is."
     )
     people: dict[str, Person] = Field(
         default={}, description="People by Slack's id of them, such as U012AB3CD."

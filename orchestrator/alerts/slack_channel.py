@@ -118,7 +118,8 @@ class SlackChannel:
                 await self._store(thread)
 
     async def _deliver(self, item: Item) -> None:
-        if not at_least(severity_of(item), self._settings.severity):
+        report = isinstance(item, Notify) and item.report
+        if not (report or at_least(severity_of(item), self._settings.severity)):
             return
         key = await self._key(item)
         arrived = self._arrived[key]
@@ -154,9 +155,10 @@ class SlackChannel:
         return thread
 
     async def _store(self, thread: Thread) -> None:
-        run = thread.key.partition("/")[0]
+        items = [*thread.updates.values(), *([thread.notice] if thread.notice else [])]
+        run = next((item.run for item in items), None)
         body = thread.model_dump(mode="json")
-        await self._memory.write(f"slack/{thread.key}", body, run=None if run == "fleet" else run)
+        await self._memory.write(f"slack/{thread.key}", body, run=run)
 
     async def _send_all(self, thread: Thread, batch: Sequence[Item]) -> None:
         """Bring the message of a thread up to date, and say below it what is new."""

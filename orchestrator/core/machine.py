@@ -75,7 +75,7 @@ from orchestrator.core.messages.gang_events import (
     GangStopped,
 )
 from orchestrator.core.messages.instructions import Instruction
-from orchestrator.core.messages.notice_events import AskDelivered, IncidentSilenced
+from orchestrator.core.messages.notice_events import AskDelivered, IncidentSilenced, SummaryDue
 from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
 from orchestrator.core.model.state import State
@@ -88,6 +88,7 @@ from orchestrator.core.requests import cluster as cluster_requests
 from orchestrator.core.requests import incidents as incident_requests
 from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.requests import runs as run_requests
+from orchestrator.core.requests import summaries as summary_requests
 from orchestrator.core.supervision import (
     agent_contact,
     defects,
@@ -234,6 +235,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     NodeChanged: node_requests.on_node_changed,
     IncidentChanged: run_requests.on_incident_changed,
     IncidentSilenced: incident_requests.on_silenced,
+    SummaryDue: summary_requests.on_summary_due,
     QueueChanged: cluster_requests.on_queue_changed,
     QueueRemoved: cluster_requests.on_queue_removed,
     SchedulingPassDue: _pass,

@@ -36,7 +36,7 @@ from orchestrator.database.time_limits import ServerLimits
 from orchestrator.errors import BabysitError
 from orchestrator.network_address import is_loopback, is_plain
 from orchestrator.private_home import UnsafeHomeError, make_private, network_file_system
-from orchestrator.server import slack_clicks
+from orchestrator.server import daily_summary, slack_clicks
 from orchestrator.server.app import create_app
 from orchestrator.server.context import Context
 from orchestrator.server.environments import Environments, keep_swept
@@ -150,6 +150,9 @@ async def _control_plane(
     ]
     if isinstance(notifier, TendedChannel):
         background.append(asyncio.create_task(notifier.tend(lambda: controller.is_leader)))
+    if settings.alerts_summary:
+        summary = daily_summary.keep(settings.alerts_summary, controller, clock)
+        background.append(asyncio.create_task(summary))
     if settings.slack_app_token:
         background.append(asyncio.create_task(slack_clicks.listen(settings, controller, clock)))
     if settings.watcher_url:

@@ -38,7 +38,7 @@ from orchestrator.core.messages.gang_events import (
     GangStarted,
     GangStopped,
 )
-from orchestrator.core.messages.notice_events import AskDelivered, IncidentSilenced
+from orchestrator.core.messages.notice_events import AskDelivered, IncidentSilenced, SummaryDue
 from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
 from orchestrator.core.model.states import IncidentState
@@ -106,15 +106,14 @@ class RollbackAsked(Event):
 
 
 class WorkerLost(Event):
-    """A worker is gone, or out of contact.
-
-    `confirmed`: the cluster or its agent says that no process is left; else ranks may be training.
-    """
+    """A worker is gone, or out of contact."""
 
     kind: Literal["worker_lost"] = "worker_lost"
     run: str
     worker: str
     confirmed: bool
+    """The cluster or its agent says that no process of it is left; else its ranks may be training.
+    """
     reason: str = ""
 
 
@@ -381,6 +380,7 @@ AnyEvent = Annotated[
     | LaunchRefused
     | AskDelivered
     | IncidentSilenced
+    | SummaryDue
     | QueueChanged
     | QueueRemoved
     | SparesChanged

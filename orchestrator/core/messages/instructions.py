@@ -113,7 +113,9 @@ class Notify(Instruction):
     actor: str = ""
     """The actor of the event behind it: a person (`operator:NAME`) knows of it already."""
     cascade: str = ""
-    """Key of the problem that a cascade over several runs began with; empty: there is none."""
+    """Key of the problem that a cascade over several runs began with, or of a report."""
+    report: bool = False
+    """True: people have asked for it, so it is sent whatever its severity."""
     asks: bool = False
     """True: a remedy starts some time after this is delivered, so :class:`AskDelivered` follows."""
 

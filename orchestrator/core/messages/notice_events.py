@@ -17,6 +17,15 @@ class AskDelivered(Event):
     incident: str
 
 
+class SummaryDue(Event):
+    """The hour of the daily summary has come. One is sent for each day, however often it is due."""
+
+    kind: Literal["summary_due"] = "summary_due"
+    day: str = Field(pattern=r"^\d{4}-\d\d-\d\d$")
+    """Local date on which people read it."""
+    text: str
+
+
 class IncidentSilenced(Event):
     """Someone wants no pings about an incident for some time; it is shown and handled as before."""
 

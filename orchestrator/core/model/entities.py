@@ -388,9 +388,9 @@ class Fleet:
     """Facts about the whole cluster. The database has one row."""
 
     id: str = "fleet"
-    hold: str | None = None
-    """Why all automation is held; None: it is not."""
+    hold: str | None = None  # why all automation is held; None: it is not
     hold_by: str = ""
+    summarised: str = ""  # newest day with a daily summary, such as 2026-01-31; empty: none
     spares: int | Literal["auto"] = 0
     """Idle nodes that only recoveries may use; auto: from the measured failure rate."""
     usage: Mapping[str, Usage] = dataclasses.field(default_factory=dict)
