@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Set as AbstractSet
 from typing import Any
 
+import pytest
+
 from jobs.spec import Priority, Resources
-from orchestrator.core.scheduling import Claim, NodeCapacity, NodeTable, Pending, Quota
+from orchestrator.core.scheduling import (
+    Claim,
+    Demand,
+    NodeCapacity,
+    NodeTable,
+    Pending,
+    Quota,
+    preemption,
+)
+from orchestrator.core.scheduling.victim_problem import Situation
 from tests.unit.test_scheduling_plan import MINUTE, NOW, demand, holding, placed, table
 
 LOW, HIGH, CRITICAL = Priority.LOW, Priority.HIGH, Priority.CRITICAL
@@ -259,6 +271,36 @@ def test_a_modest_run_preempts_though_all_victims_are_too_few_for_its_like() -> 
     ]
     outcome = placed(given, *runs, holdings=busy)
     assert [(e.run, e.by) for e in outcome.evictions] == [("b", "modest")]
+
+
+def test_many_that_differ_only_in_memory_are_searched_victims_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though each needs less than the one before, it fails for want of nodes, not of memory."""
+    asked = []
+    select = preemption.select
+
+    def counted(
+        situation: Situation, asking: Demand, waiting: AbstractSet[str]
+    ) -> preemption.Selection | preemption.NoSelection:
+        asked.append(asking.run)
+        return select(situation, asking, waiting)
+
+    monkeypatch.setattr(preemption, "select", counted)
+    busy = [
+        holding("low", "n00", priority=LOW),
+        holding("stays", "n01", priority=CRITICAL),
+    ]
+    runs = [
+        dataclasses.replace(
+            demand(f"r{i}", 2, priority=HIGH, submitted_at=NOW + i * MINUTE),
+            need=Resources(nodes=2, gpus_per_node=8, memory_per_node=1000 - i),
+        )
+        for i in range(50)
+    ]
+    outcome = placed(table(2), *runs, holdings=busy)
+    assert {wait.why for wait in outcome.waits.values()} == {Pending.NO_CAPACITY}
+    assert len(asked) < 10
 
 
 def test_what_becomes_free_goes_to_the_reservation_though_no_end_is_known() -> None:

@@ -22,7 +22,7 @@ class Kind:
     number: int
     """Demands of one number may use and preempt the same; a queue with a quota has its own."""
     family: int
-    """A number of demands as the first, but for their CPUs and memory."""
+    """Of one pool, a number of demands as the first, but for their CPUs and memory."""
     placement: int
     """Demands of one number may use the same nodes."""
     pool: Pool
@@ -50,8 +50,11 @@ class Kinds:
         self._numbers: dict[tuple[object, ...], int] = {}
         self._places: dict[tuple[object, ...], tuple[int, Pool, int]] = {}
         """Needs, level and recovery → number, pool, and nodes of the largest gang."""
-        self._queues: dict[str, tuple[str, int | None]] = {}
-        """Queue → group of those whose runs are alike, and GPUs that it may use at most."""
+        self._most: dict[tuple[object, ...], int] = {}
+        """Pool, level and recovery → nodes of the largest gang."""
+        self._rights: dict[tuple[object, ...], tuple[int, bool, int | None]] = {}
+        """Queue, priority and the right to preempt → number of all that are alike, True if the
+        queue has a quota, and GPUs that it may use at most."""
 
     def of(self, demand: Demand) -> Kind:
         """The kind of a demand."""
@@ -68,23 +71,34 @@ class Kinds:
             demand.may_preempt,
         )
         if (kind := self._found.get(key)) is None:
-            kind = self._found[key] = self._make(demand, key[:5])
+            kind = self._found[key] = self._make(demand, key)
         return kind
 
-    def _make(self, demand: Demand, place: tuple[object, ...]) -> Kind:
-        if (found := self._places.get(place)) is None:
-            pool = kinds_that_fit(self._table, shape_of(demand.need))
-            most = self._ceilings.most_nodes(demand, pool)
-            found = self._places[place] = len(self._places), pool, most
+    # Where no two runs are alike, this is most of a pass: each part is looked up by itself.
+
+    def _make(self, demand: Demand, key: tuple[object, ...]) -> Kind:
+        if (found := self._places.get(key[:5])) is None:
+            found = self._places[key[:5]] = self._place(demand)
         placement, pool, most = found
-        if (queue := self._queues.get(demand.queue)) is None:
-            rights = self._victims.group(demand.queue), self._ceilings.most_gpus(demand.queue)
-            queue = self._queues[demand.queue] = rights
-        group, gpus = queue
+        if (right := self._rights.get(key[5:])) is None:
+            right = self._rights[key[5:]] = self._right(demand)
+        rights, limited, gpus = right
         if gpus is not None:
             most = min(most, gpus // accounted_gpus(demand.need))
-        key = placement, group, demand.priority, demand.may_preempt
-        number = self._numbers.setdefault(key, len(self._numbers))
-        alike = ("family", place[0], *place[3:], group, demand.priority, demand.may_preempt)
-        family = self._numbers.setdefault(alike, len(self._numbers))
-        return Kind(number, family, placement, pool, most, bool(group))
+        numbers = self._numbers
+        number = numbers.setdefault((placement, rights), len(numbers))
+        family = numbers.setdefault((pool, key[0], key[3], key[4], rights), len(numbers))
+        return Kind(number, family, placement, pool, most, limited)
+
+    def _place(self, demand: Demand) -> tuple[int, Pool, int]:
+        pool = kinds_that_fit(self._table, shape_of(demand.need))
+        key = pool, demand.pack, demand.recovers
+        if (most := self._most.get(key)) is None:
+            most = self._most[key] = self._ceilings.most_nodes(demand, pool)
+        return len(self._places), pool, most
+
+    def _right(self, demand: Demand) -> tuple[int, bool, int | None]:
+        group = self._victims.group(demand.queue)
+        alike = "right", group, demand.priority, demand.may_preempt
+        number = self._numbers.setdefault(alike, len(self._numbers))
+        return number, bool(group), self._ceilings.most_gpus(demand.queue)

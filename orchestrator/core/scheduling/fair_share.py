@@ -93,8 +93,9 @@ def in_order(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> Ite
     """
     classes: dict[tuple[int, bool, bool], list[Demand]] = defaultdict(list)
     for demand in demands:
-        key = PRIORITY_RANK[demand.priority], not demand.recovers, not demand.reserved
-        classes[key].append(demand)
+        claim = demand.claim  # most have none
+        newcomer = claim is None or not claim.nodes
+        classes[PRIORITY_RANK[demand.priority], not demand.recovers, newcomer].append(demand)
     # A generator, because the order depends on what the caller charges between two demands.
     for key in sorted(classes):
         *_, by_share = key
@@ -116,7 +117,7 @@ def _by_share(demands: Sequence[Demand], shares: Shares, now: dt.datetime) -> It
         demand = each[2]
         by_project[demand.queue, demand.project].append(each)
     if len(by_project) == 1:  # nobody competes
-        yield from [demand for *_, demand in reversed(youngest_first)]
+        yield from [each[2] for each in reversed(youngest_first)]
         return
     lines = [_Line(i, own, shares, now) for i, own in enumerate(by_project.values())]
     heap = [line.entry() for line in lines]

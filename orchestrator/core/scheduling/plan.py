@@ -51,6 +51,7 @@ from orchestrator.core.scheduling.upper_bounds import Ceilings, within_quota
 from orchestrator.core.scheduling.victim_problem import Situation
 from orchestrator.core.scheduling.victims import Victims
 
+HOPELESS = preemption.NoSelection.HOPELESS
 MAX_PREEMPTORS = 4
 """Runs per pass that may preempt others; further ones follow in the next passes."""
 
@@ -211,20 +212,23 @@ class Pass:
         elif behind := self._quota_line.behind(demand):
             self._wait(demand, Pending.BEHIND, behind=behind)
             self._release_held_nodes(demand)
+        elif (short := self._rejections.barren(demand, kind, key)) is not None:
+            if short:
+                self._plan.unfinished.add(demand.run)
+            self._wait(demand, Pending.NO_CAPACITY, recheck_at=self._blocked.recheck_at(demand))
         else:
             self._try(demand, kind, key)
 
     def _try(self, demand: Demand, kind: Kind, key: Key) -> None:
-        rejection = Rejection(demand.nodes, Pending.QUOTA, 0)
+        rejection = None
         late = self._late.get(demand.run)
         if late:
             self._reservations.release(demand.run)
             key = kind.number, self._eligible.cache_key(demand)
         if not kind.limited or within_quota(self._quotas, demand):
-            failed = self._placing.place(demand, (kind.placement, key[1]))
-            if failed is None:
+            rejection = self._placing.place(demand, (kind.placement, key[1]))
+            if rejection is None:
                 return
-            rejection = failed
         if late and demand.claim is not None:
             # Nodes are free nowhere else yet; perhaps they are about to be, without more victims.
             gentle = dataclasses.replace(demand, may_preempt=False)
@@ -234,9 +238,9 @@ class Pass:
         if self._preempt_for(demand, kind, key):
             return
         # A lack of quota concerns the queue and its cohort; a lack of nodes concerns every queue.
-        if rejection.why is Pending.QUOTA:
+        if rejection is None:
             self._quota_line.wait(demand)
-            self._wait(demand, rejection.why, detail=shortage.quota_detail(self._quotas, demand))
+            self._wait(demand, Pending.QUOTA, detail=shortage.quota_detail(self._quotas, demand))
             self._release_held_nodes(demand)
         else:
             self._block(demand, kind, key, rejection)
@@ -257,17 +261,9 @@ class Pass:
 
     # reasons to wait
 
-    def _wait(
-        self,
-        demand: Demand,
-        why: Pending,
-        fitting: int = 0,
-        behind: str | None = None,
-        **facts: Any,
-    ) -> None:
-        place = self._queue_length + 1
-        wait = Wait(demand.run, why, place, demand.nodes, fitting, behind, **facts)
-        self._plan.waits[demand.run] = wait
+    def _wait(self, demand: Demand, why: Pending, fitting: int = 0, **facts: Any) -> None:
+        place, run, nodes = self._queue_length + 1, demand.run, demand.nodes
+        self._plan.waits[run] = Wait(run, why, place, nodes, fitting, **facts)
         self._queue_length += why is not Pending.TOO_LARGE  # it never gets its turn
 
     # reservations
@@ -291,13 +287,16 @@ class Pass:
             if rejection.nodes != demand.nodes:
                 rejection = rejection._replace(nodes=demand.nodes)
             self._rejections.note_rejected(key, demand, rejection)
+            if not kind.limited and self._free.full_for(demand.need):
+                short = self._preemptors == MAX_PREEMPTORS
+                self._rejections.note_barren((kind.family, key[1]), demand, short=short)
             if demand.keeps:  # it reserves nothing, and remembers since when it holds nodes idle
                 self._plan.claims[demand.run] = self._blocked.continued(demand, Claim(nodes=()))
         self._wait(
             demand,
             rejection.why,
             rejection.fitting,
-            rejection.behind,
+            behind=rejection.behind,
             starts_at=starts_at,
             recheck_at=self._blocked.recheck_at(demand),
         )
@@ -345,9 +344,11 @@ class Pass:
             situation = dataclasses.replace(situation, leaving=others)
         selection = preemption.select(situation, demand, waiting)
         if isinstance(selection, preemption.NoSelection):
-            if selection is preemption.NoSelection.HOPELESS and not late:
+            if selection is HOPELESS and not late:
                 family = kind.family, self._eligible.cache_key(demand)
-                self._rejections.note_hopeless(family, demand)
+                self._rejections.note_hopeless(
+                    family, demand, lambda d: preemption.select(situation, d, waiting) is HOPELESS
+                )
             return False
         nodes = self._free.table.named(selection.places)
         gone = preemption.evictions(demand, self._victims, selection)

@@ -60,13 +60,17 @@ def select(
     """
     eligible, coming = situation.eligible, situation.coming
     most = situation.victims.at_most(demand, waiting)
+    # What a queue may take back grows when another borrows during the pass; other rights do not.
+    too_few = (
+        NoSelection.NOT_FOUND if situation.quotas.limited(demand.queue) else NoSelection.HOPELESS
+    )
     if most + coming == 0:
-        return NoSelection.NOT_FOUND
+        return too_few
     if not waiting and situation.victims.free_too_little_quota(demand, situation.left):
         return NoSelection.NOT_FOUND
     reachable = count_nodes(eligible.usable_after_preemption(situation.free, demand))
     if reachable + coming + most < demand.nodes:
-        return NoSelection.NOT_FOUND
+        return too_few
     options = situation.victims.options(demand, waiting)
     problem = Problem(situation, demand, options)
     ground = ground_for(problem)
