@@ -39,7 +39,7 @@ def parent(
 
     Args:
         thread: The problem.
-        link: URL of the run's page, in which `{run}` stands for its id; empty: no link.
+        link: URL of the page, in which `{run}` and `{incident}` stand for ids; empty: no link.
         mention: Slack's words for who is pinged, such as `<!here>`; empty: nobody.
         now: The time, for the minutes left until a remedy starts; None: they are not said.
     """
@@ -56,7 +56,8 @@ def parent(
     commands = f"`babysit incidents show {head.incident.id}`"
     if len(runs) > 1:
         commands = "`babysit incidents ls --open`"
-    foot = f"<{link.replace('{run}', head.run)}|Open {escape(name)}> · " if link else ""
+    link = link.replace("{run}", head.run).replace("{incident}", head.incident.id)
+    foot = f"<{link}|Open {escape(name)}> · " if link else ""
     blocks = [
         _section(f"{mention} {title}".strip()),
         *(_section(escape(cut(text, _SECTION // 2))) for text in cause),
@@ -65,7 +66,7 @@ def parent(
     ]
     lines = [title, *map(escape, cause), *(f"{n}: {escape(v)}" for n, v in facts)]
     if link:
-        lines.append(link.replace("{run}", head.run))
+        lines.append(link)
     blocks += _note(thread)
     text = f"{mention} ".lstrip() + "\n".join(lines)
     return Message(cut(text, _TEXT), blocks)

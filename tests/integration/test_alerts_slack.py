@@ -20,7 +20,7 @@ from orchestrator.settings import Settings
 from tests.alert_data import RESOLVED, notice, update
 from tests.slack_server import TOKEN, SlackServer
 
-LINK = "https://babysit.example.org/runs/{run}"
+LINK = "https://babysit.example.org/runs/{run}#incident-{incident}"
 
 
 @pytest.fixture

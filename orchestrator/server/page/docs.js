@@ -66,7 +66,7 @@ function operation(method, where, found) {
   const body = el("div", { class: "operation-body" });
   const made = el("details", { class: "operation", id: found.operationId },
     el("summary", {}, el("span", { class: `verb ${method}` }, method.toUpperCase()),
-      el("code", { class: "where" }, where), el("span", { class: "muted" }, found.summary ?? "")),
+      el("code", { class: "where" }, where), el("span", { class: "muted" }, (found.description ?? found.summary ?? "").split("\n")[0])),
     body);
   made.addEventListener("toggle", () => {
     if (!made.open || body.childElementCount) return;

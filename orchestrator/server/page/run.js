@@ -11,6 +11,7 @@ import { Chart } from "./run_chart.js";
 import { More, attempts, checkpoints, ledger, ranks } from "./run_tables.js";
 import { article, isOpen, tick } from "./run_incidents.js";
 import { LogView } from "./run_log.js";
+import { incidentButtons, runButtons } from "./actions.js";
 
 const DETAIL_EVERY = 2500;
 const SERIES_EVERY = 5000;
@@ -59,6 +60,14 @@ function drawHead() {
   }
   facts.forEach(([, value], at) => say(box.children[at].lastChild, value));
   drawWhy();
+  if (detail) show(byId("actions"), runButtons(known, acted));
+}
+
+/** After a command: show what it led to, at once. */
+function acted() {
+  detailAt = 0;
+  asked = 1;
+  keep();
 }
 
 function drawWhy() {
@@ -79,7 +88,8 @@ function drawTables() {
   show(byId("checkpoint-list"), checkpoints(known.checkpoints, more));
   const open = detail.incidents.filter(isOpen);
   const closed = detail.incidents.filter((each) => !isOpen(each));
-  show(byId("open-incidents"), open.map((each) => article(each)));
+  byId("open").hidden = !open.length;
+  show(byId("open-incidents"), open.map((each) => article(each, incidentButtons(each, acted))));
   show(byId("incident-list"), closed.length ? closed.map((each) => article(each))
     : el("p", { class: "card muted" }, open.length ? "The open ones are at the top." : "No incident."));
   tick(document);
@@ -160,7 +170,7 @@ function missing(problem) {
 }
 
 function keysOf() {
-  const titles = () => [...document.querySelectorAll("article.incident.open, main > section > h2")];
+  const titles = () => [...document.querySelectorAll("article.incident.open, main > section > h2[tabindex]")];
   for (const name of ["j", "ArrowDown"]) key(name, "Next section", () => move(titles(), 1));
   for (const name of ["k", "ArrowUp"]) key(name, "Previous section", () => move(titles(), -1));
   key("u", "Up to the fleet", () => location.assign("/"));

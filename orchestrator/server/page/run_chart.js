@@ -122,10 +122,12 @@ function picture(data, width) {
 
 function axes(scale, width) {
   const lines = [];
-  for (const value of ticks(scale.bottom, scale.top, 4)) {
-    const y = scale.y(scale.log ? 10 ** value : value);
+  const heights = ticks(scale.bottom, scale.top, 4);
+  for (const height of heights) {
+    const value = scale.log ? 10 ** height : height;
+    const y = scale.y(value);
     lines.push(svg("path", { class: "grid", d: `M${scale.left} ${y}H${width - EDGE.right}` }),
-      svg("text", { x: scale.left - 8, y: y + 4, class: "tick end" }, tick(scale.log ? 10 ** value : value)));
+      svg("text", { x: scale.left - 8, y: y + 4, class: "tick end" }, tick(value, heights, scale.log)));
   }
   for (const value of ticks(scale.first, scale.last, width < NARROW ? 3 : 7)) {
     lines.push(svg("text", { x: scale.x(value), y: HEIGHT - 8, class: "tick middle" }, count(value)));
@@ -133,8 +135,12 @@ function axes(scale, width) {
   return svg("g", { "aria-hidden": "true" }, lines);
 }
 
-/** A number of an axis, without zeros at its end. */
-const tick = (value) => String(Number(value.toPrecision(3)));
+/** A number of an axis, as exact as its neighbours need. */
+function tick(value, ticksOf, log) {
+  if (log) return String(Number(value.toPrecision(2)));
+  const gap = ticksOf.length > 1 ? ticksOf[1] - ticksOf[0] : 1;
+  return value.toFixed(Math.min(8, Math.max(0, -Math.floor(Math.log10(gap)))));
+}
 
 function ticks(low, high, most) {
   const rough = (high - low) / most;
@@ -165,7 +171,7 @@ function curve(series, scale) {
 const mark = (kind, x) =>
   svg("path", { class: kind, d: kind === "saved" ? `M${x} ${HEIGHT - EDGE.bottom}v-7` : `M${x} ${EDGE.top}V${HEIGHT - EDGE.bottom}` });
 
-const isRollback = (restart) => restart.remedy === "roll_back";
+const isRollback = (restart) => restart.remedy.startsWith("roll back");
 
 function restartMark(restart, scale) {
   if (restart.resumed_step === null) return null;

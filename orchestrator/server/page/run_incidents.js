@@ -15,7 +15,7 @@ export function article(incident, buttons = []) {
     ["Where", incident.subject || null],
     ["Onset", incident.onset_step === null ? null : `step ${count(incident.onset_step)}`],
     ["Attempt", String(incident.attempt)],
-    ["Remedy", incident.remedy || "none"],
+    ["Remedy", open && incident.response === "asked" ? null : incident.remedy || "none"],
     ["Opened", el("time", { datetime: incident.opened_at, title: utc(incident.opened_at) }, clock(incident.opened_at))],
     ["Resolved", incident.resolved_at && el("time", { datetime: incident.resolved_at, title: utc(incident.resolved_at) }, clock(incident.resolved_at))],
     ["Acknowledged", incident.acknowledged_by && `by ${person(incident.acknowledged_by)}`],
@@ -48,14 +48,14 @@ function countdown(incident) {
   if (!incident.remedy_at) return el("p", { class: "ask" }, incident.remedy);
   return el("p", { class: "ask" },
     el("b", { class: "count-down", "data-at": incident.remedy_at, role: "timer" }, "…"),
-    ` · ${incident.remedy}`);
+    `: babysit ${incident.remedy.replace(/^ask(ed|ing); /, "")}. Acknowledge it to stop the countdown: the decision is then yours.`);
 }
 
 /** Count the remedies of the page down by a second. */
 export function tick(root) {
   for (const node of root.querySelectorAll(".count-down")) {
     const left = (Date.parse(node.dataset.at) - now()) / 1000;
-    const text = left > 0 ? `Starts in ${duration(Math.max(0, Math.round(left)))}` : "Starts now";
+    const text = left > 0 ? `${duration(Math.round(left))} left` : "Now";
     if (node.textContent !== text) node.textContent = text;
   }
 }

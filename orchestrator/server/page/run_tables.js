@@ -21,7 +21,7 @@ function table(caption, titles, rows) {
     const [child, kind] = Array.isArray(cell) ? cell : [cell, ""];
     const first = at === 0;
     return el(first ? "th" : "td", { scope: first ? "row" : null, role: first ? "rowheader" : "cell",
-      class: kind || null, "data-label": titles[at] }, child);
+      class: [kind, child === "–" ? "none" : ""].join(" ").trim() || null, "data-label": titles[at] }, child);
   })));
   return el("table", { class: "list", role: "table" }, el("caption", { class: "unseen" }, caption),
     el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, head)),
