@@ -73,7 +73,7 @@ async def test_an_incident_is_one_message_that_is_edited_with_its_story_below(
         "Where: rank 9 on node-2",
         "Step: onset 120, best 140",
         "Remedy: replace node",
-        "https://babysit.example.org/runs/run-1",
+        "https://babysit.example.org/runs/run-1#incident-inc-1",
     ):
         assert fact in message["text"]
     shown = str(message["blocks"])
