@@ -43,8 +43,8 @@ class AlertSettings(BaseSettings):
     alerts_link: str = Field(
         default="",
         description="URL that a message about a run leads to, in which `{run}` and `{incident}` "
-        "stand for ids: https://babysit.example.org/runs/{run}#incident-{incident} of the web page, "
-        "or a dashboard. Empty: no link.",
+        "stand for ids: https://babysit.example.org/runs/{run}#incident-{incident} of the web "
+        "page, or a dashboard. Empty: no link.",
     )
     alerts_summary: str = Field(
         default="",

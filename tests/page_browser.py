@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+PATIENCE = 20_000
+"""Milliseconds that a page has to show something, on a machine that does other things too."""
 DESK = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 NOT_OURS = ("Failed to load resource",)
@@ -58,7 +60,7 @@ CONTRAST = """
     const size = parseFloat(style.fontSize);
     const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
     const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < (large ? 3 : 4.5)) found.push([text.slice(0, 40), ratio.toFixed(2), node.className]);
+    if (ratio < (large ? 3 : 4.5)) found.push([text.slice(0, 40), ratio, node.className]);
   }
   return found;
 }
@@ -119,6 +121,7 @@ _OPTIONAL = {"article", "figure", "timer"}
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
     """A headless Chromium, Debian's."""
+    expect.set_options(timeout=PATIENCE)
     found = shutil.which("chromium")
     if found is None:
         raise RuntimeError("chromium is not installed: run `scripts/chromium`")
@@ -136,7 +139,7 @@ class Visitor:
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.context: BrowserContext = browser.new_context(**{"viewport": DESK, **options})
-        self.context.set_default_timeout(20_000)
+        self.context.set_default_timeout(PATIENCE)
         self.url, self.errors = url, list[str]()
         self.page: Page = self.context.new_page()
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))

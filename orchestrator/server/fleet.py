@@ -315,9 +315,9 @@ class Fleet:
         ]
 
     def _lines(self, incidents: dict[str, tuple[Incident, ...]]) -> list[OpenIncident]:
-        """The open incidents of live runs: the worst first, and of those the newest."""
+        """The open incidents of live runs: first those that nobody has acknowledged."""
         found = [each for mine in incidents.values() for each in mine if each.run in self._kept]
-        found.sort(key=lambda i: (_SEVERITIES.index(i.severity), i.opened_at), reverse=True)
+        found.sort(key=_urgency, reverse=True)
         return [
             OpenIncident(
                 id=each.id,
@@ -334,6 +334,11 @@ class Fleet:
             )
             for each in found[:_INCIDENTS]
         ]
+
+
+def _urgency(incident: Incident) -> tuple[bool, int, dt.datetime]:
+    severity = _SEVERITIES.index(incident.severity.value)
+    return incident.acknowledged_by is None, severity, incident.opened_at
 
 
 def _without_numbers(run: Run) -> tuple[object, ...]:

@@ -14,6 +14,7 @@ const CURVES_AT_ONCE = 40;
 const CURVE_MILLISECONDS = 20000;
 const SEVERITY = { critical: 3, warning: 2, info: 1 };
 const STATES = ["running", "recovering", "held", "starting", "queued", "failed", "succeeded", "cancelled"];
+const NODE_STATES = ["ready", "draining", "cordoned", "gone"];
 const ORDERS = {
   "": (a, b) => urgency(b) - urgency(a) || newest(a, b),
   newest,
@@ -106,7 +107,7 @@ function drawSummary({ status, nodes: pools, incidents }) {
   for (const { pool, state, count: number } of pools) {
     by.set(state, [...(by.get(state) ?? []), [pool, number]]);
   }
-  const states = ["ready", "draining", "cordoned", "gone"].filter((s) => by.has(s));
+  const states = NODE_STATES.filter((state) => by.has(state));
   const named = pools.some(({ pool }) => pool);
   show(byId("node-counts"), states.length ? states.map((state) => {
     const parts = by.get(state);
@@ -133,7 +134,8 @@ function drawSummary({ status, nodes: pools, incidents }) {
 /** `h100: 146 ready, 4 cordoned · a100: …`. */
 function poolWords(pools) {
   const by = new Map();
-  for (const { pool, state, count: number } of pools) {
+  const ready = (each) => NODE_STATES.indexOf(each.state);
+  for (const { pool, state, count: number } of [...pools].sort((a, b) => ready(a) - ready(b))) {
     by.set(pool, [...(by.get(pool) ?? []), `${count(number)} ${state}`]);
   }
   return [...by].map(([pool, parts]) => `${pool || "no pool"}: ${parts.join(", ")}`).join(" · ");
