@@ -190,7 +190,7 @@ class Fleet:
         for row in await self._rows(stale, incidents, now, leads=leads):
             changed |= self._keep(row, version)
         changed |= self._drop(version, {run.id for run in runs})
-        summary = (await self._status(), await self._nodes(leads=leads), self._lines(incidents))
+        summary = (await status_of(here), await self._nodes(leads=leads), self._lines(incidents))
         if summary != self._summary:
             self._summary, self._summary_changed, changed = summary, version, True
         if changed:
@@ -286,19 +286,6 @@ class Fleet:
             del self._gone[next(iter(self._gone))]
         return len(over) > ENDED_KEPT
 
-    async def _status(self) -> ServerStatus:
-        plane = self._here.controller
-        lease = None if plane.is_leader else await self._here.store.leader()
-        return ServerStatus(
-            version=package_version(),
-            leader=plane.is_leader,
-            leader_name=None if lease is None else lease.holder,
-            hold=plane.state.fleet.hold,
-            database=plane.database.reason,
-            alerts=". ".join(plane.alerts_trouble.values()),
-            lag=plane.lag.sentence,
-        )
-
     async def _nodes(self, *, leads: bool) -> list[NodeCount]:
         nodes: Iterable[Node] = (
             self._here.controller.state.nodes.values() if leads else await self._here.store.nodes()
@@ -334,6 +321,21 @@ class Fleet:
             )
             for each in found[:_INCIDENTS]
         ]
+
+
+async def status_of(here: Context) -> ServerStatus:
+    """The server that answers, and what people must know of the control plane."""
+    plane = here.controller
+    lease = None if plane.is_leader else await here.store.leader()
+    return ServerStatus(
+        version=package_version(),
+        leader=plane.is_leader,
+        leader_name=None if lease is None else lease.holder,
+        hold=plane.state.fleet.hold,
+        database=plane.database.reason,
+        alerts=". ".join(plane.alerts_trouble.values()),
+        lag=plane.lag.sentence,
+    )
 
 
 def _urgency(incident: Incident) -> tuple[bool, int, dt.datetime]:

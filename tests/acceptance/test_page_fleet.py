@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, expect
 
 from monitors.types import Severity
 from orchestrator.core.model.states import IncidentState, RunState
-from tests.page_browser import PHONE, Visitor, chromium
+from tests.page_browser import PHONE, Visitor, chromium, faults
 from tests.page_fleet import POINTS, SECRET, Fleet
 
 HOSTILE = '"><svg onload=alert(1)>\u202egnp.exe'
@@ -131,6 +131,23 @@ def test_the_fleet_moves_without_shifting_and_says_what_changed(
     assert shifted < 0.1, "Web Vitals calls that good"
 
 
+def test_a_server_that_does_not_lead_says_so_and_is_a_few_seconds_late(
+    visitor: Visitor, fleet: Fleet
+) -> None:
+    run = next(fleet.state.live_runs())
+    page = visitor.sign_in(SECRET, f"/?q={run.id}")
+    banner = page.locator(".banner.warn")
+    fleet.plane.is_leader = False
+    try:
+        expect(banner).to_contain_text("This server does not lead (test leads)")
+        expect(page.locator("#live-text")).to_have_text("Live")
+        fleet.put(dataclasses.replace(run, reason="from the database"))
+        expect(page.locator("#rows")).to_contain_text("from the database")
+    finally:
+        fleet.plane.is_leader = True
+    expect(banner).to_have_count(0)
+
+
 def test_a_phone_shows_cards_that_are_still_a_table(browser: Browser, fleet: Fleet) -> None:
     visitor = Visitor(browser, fleet.url, viewport=PHONE, reduced_motion="reduce", has_touch=True)
     page = visitor.sign_in(SECRET)
@@ -145,6 +162,20 @@ def test_a_phone_shows_cards_that_are_still_a_table(browser: Browser, fleet: Fle
     expect(page.locator(".curve-line")).to_be_visible()
     assert page.evaluate("() => document.getAnimations().length") == 0
     visitor.close()
+
+
+def test_the_api_is_described_without_another_site(visitor: Visitor, fleet: Fleet) -> None:
+    asked: list[str] = []
+    visitor.page.on("request", lambda request: asked.append(request.url))
+    page = visitor.go("/docs")
+    page.get_by_label("Search operations").fill("silence")
+    expect(page.locator("#found")).to_have_text("1 operation")
+    page.locator("details.operation summary").click()
+    body = page.locator(".operation-body")
+    expect(body).to_contain_text('curl -X POST -H "Authorization: Bearer $BABYSIT_TOKEN"')
+    expect(body).to_contain_text("seconds number, optional")
+    assert faults(page) == []
+    assert all(url.startswith(fleet.url) for url in asked)
 
 
 def test_one_event_carries_the_steps_of_all_runs(fleet: Fleet) -> None:

@@ -47,7 +47,7 @@ function fields(of, depth = 0, above = []) {
 
 function parameters(list) {
   if (!list?.length) return null;
-  return el("div", {}, el("h4", {}, "Parameters"), el("ul", { class: "fields" }, list.map((each) =>
+  return el("div", {}, el("h3", {}, "Parameters"), el("ul", { class: "fields" }, list.map((each) =>
     el("li", {}, el("code", {}, each.name),
       el("span", { class: "type" }, ` in the ${each.in}, ${typeOf(each.schema)}${each.required ? "" : ", optional"}`),
       each.description ? el("span", { class: "about" }, each.description) : null))));
@@ -56,7 +56,7 @@ function parameters(list) {
 function content(title, body) {
   const of = Object.values(body?.content ?? {})[0]?.schema;
   if (!of) return null;
-  return el("div", {}, el("h4", {}, `${title}: ${typeOf(of)}`), fields(of));
+  return el("div", {}, el("h3", {}, `${title}: ${typeOf(of)}`), fields(of));
 }
 
 function operation(method, where, found) {

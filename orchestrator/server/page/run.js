@@ -5,7 +5,7 @@ import { Problem, get, path } from "./api.js";
 import { ago, clock, count, duration, loss, now, percent, words } from "./format.js";
 import { badge, isOver } from "./fleet_row.js";
 import { Live } from "./live.js";
-import { announce, banner, key, move, showPerson, start } from "./shell.js";
+import { announce, banner, key, move, showPerson, showStatus, start } from "./shell.js";
 import { signedIn } from "./session.js";
 import { Chart } from "./run_chart.js";
 import { More, attempts, checkpoints, ledger, ranks } from "./run_tables.js";
@@ -49,7 +49,7 @@ function drawHead() {
   const facts = [
     ["Step", count(row.step)], ["Loss", loss(row.loss)], ["ETTR", percent(row.ettr)],
     ["Restarts", count(row.restarts)], ["Attempt", count(row.attempt)],
-    ["Since submission", duration(Math.round((end - Date.parse(row.submitted_at)) / 1000))],
+    ["Age", duration(Math.round((end - Date.parse(row.submitted_at)) / 1000))],
     ["Checkpoint", saved ? `step ${count(saved.step)}, ${ago(saved.created_at)}` : "none"],
     ["Nodes", detail?.node_names.length ? count(detail.node_names.length) : `${count(row.nodes)} wanted`],
     ["Queue", `${row.project} · ${row.queue}`], ["Owner", row.owner || "–"],
@@ -152,7 +152,8 @@ async function keep() {
   });
 }
 
-function hear({ row, revision: newest }) {
+function hear({ row, revision: newest, status }) {
+  showStatus(status);
   const old = known.row;
   known.row = row;
   if (old && old.state !== row.state) announce(`${row.name} is ${row.state}. ${row.reason}`);

@@ -42,10 +42,7 @@ export async function over() {
 }
 
 async function ask() {
-  const found = await get(path("session")).catch((problem) => {
-    if (problem.status !== 404) throw problem;
-    return get(path("info")).then((info) => ({ signed_in: true, name: info.caller, role: info.role }));
-  });
+  const found = await get(path("session"));
   if (found.signed_in) return { name: found.name, role: found.role, until: found.expires_at };
   const problem = new Problem(401, "unauthenticated", "Nobody is signed in.");
   problem.methods = found.methods.filter((method) => method.kind !== "token");
@@ -53,6 +50,7 @@ async function ask() {
 }
 
 function form(methods) {
+  // A provider leads back here; the page of a finished sign-in knows the person by the cookie.
   const next = encodeURIComponent(location.pathname + location.search + location.hash);
   return new Promise((done) => {
     const field = el("input", {

@@ -17,7 +17,7 @@ from orchestrator.core.model.entities import Attempt, Node, Run, Worker
 from orchestrator.core.model.states import WorkerState
 from orchestrator.database.credentials import Token
 from orchestrator.server.context import Context, HasContext, TheRun, Viewer
-from orchestrator.server.fleet import Covers, Fleet
+from orchestrator.server.fleet import Covers, Fleet, status_of
 from orchestrator.server.fleet_views import FleetRow, FleetView, RanksView, SeatView
 from orchestrator.server.run_watch import RunWatches
 from orchestrator.server.streams import answer, event
@@ -138,8 +138,9 @@ async def _curve(request: Request, here: Context, row: FleetRow) -> list[float |
 async def run_changes(request: Request, run: TheRun, here: HasContext) -> StreamingResponse:
     """Changes about a run, as server-sent events, at most one a second.
 
-    `run` has its row, and a revision: another revision means that attempts, incidents, checkpoints
-    or agents have changed too. The other events are those of `/fleet/changes`.
+    `run` has its row, the server's status, and a revision: another revision means that attempts,
+    incidents, checkpoints or agents have changed too. The other events are those of
+    `/fleet/changes`.
     """
     watches: RunWatches = request.app.state.watches
     watch, sent = watches.of(run), ""
@@ -147,7 +148,12 @@ async def run_changes(request: Request, run: TheRun, here: HasContext) -> Stream
     async def look() -> str:
         nonlocal sent
         row, revision = await watch.look()
-        data = {"row": row.model_dump(mode="json"), "revision": revision}
+        status = await status_of(here)
+        data = {
+            "row": row.model_dump(mode="json"),
+            "revision": revision,
+            "status": status.model_dump(mode="json"),
+        }
         text = event("run", data)
         if text == sent:
             return ""
