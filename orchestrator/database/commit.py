@@ -8,14 +8,14 @@ checkpoint becomes complete. Samples come last, as they refer to attempts of the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, func, literal, select, union_all, update
+from sqlalchemy import bindparam, func, literal, select, text, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator.core.messages.instructions import Instruction
-from orchestrator.core.model.entities import Attempt, Entity
-from orchestrator.database import sample_rows
+from orchestrator.core.model.entities import Attempt, Entity, Worker
+from orchestrator.database import sample_appends
 from orchestrator.database.engine import to_text
 from orchestrator.database.leadership import check_epoch, check_found, locked_lease
 from orchestrator.database.mapping import ATTEMPTS, MAPPED, WORKERS, printable, table_of, upsert
@@ -28,12 +28,66 @@ from orchestrator.database.port import (
     ShardRecord,
     WorkerSamples,
 )
+from orchestrator.database.sample_appends import Key, Tail
 from orchestrator.errors import InvariantError
 
 _SHARDS = table_of(ShardRow)
 _JOURNAL = table_of(JournalRow)
 _OUTBOX = table_of(OutboxRow)
 _FINDINGS = table_of(FindingRow)
+_ADVANCE = text(
+    """
+    UPDATE workers SET last_sequence = given.newest
+    FROM unnest(CAST(:workers AS text[]), CAST(:sequences AS bigint[])) AS given (worker, newest)
+    WHERE id = given.worker AND last_sequence < given.newest
+    """
+)
+
+
+class Names(NamedTuple):
+    """What a batch names, of which its transaction must know something."""
+
+    workers: set[str]
+    runs: set[str]
+    ranks: set[Key]
+
+    @classmethod
+    def of(cls, batch: Batch) -> Names:
+        """The names in a batch."""
+        return cls(
+            {*batch.sequences, *(each.worker for each in batch.samples if each.worker)},
+            {each.run for each in batch.samples},
+            {
+                (each.run, each.attempt, rank.rank)
+                for each in batch.samples
+                for rank in each.ranks
+                if rank.step
+            },
+        )
+
+
+class Stored(NamedTuple):
+    """What a transaction must know before it writes.
+
+    Read before the entities are written: a report that ends an attempt may hold its last samples.
+    """
+
+    sequences: Mapping[str, int]
+    """Worker → sequence of its newest stored report; workers that are not stored are left out."""
+    attempts: Mapping[str, int]
+    """Run → number of its newest attempt; runs without one are left out, or 0."""
+    tails: Mapping[Key, Tail]
+    """Rank of an attempt → its newest chunk of samples."""
+
+
+class Written(NamedTuple):
+    """What a transaction has written."""
+
+    refused: int
+    """Number of samples refused because their attempt is over."""
+    attempts: Mapping[str, int]
+    """Run → number of its newest attempt, where the batch has one."""
+    tails: Mapping[Key, Tail]
 
 
 async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
@@ -46,9 +100,29 @@ async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
         LeadershipLostError: `epoch` is not current.
         InvariantError: The batch names an unknown worker.
     """
-    # Read before the entities are written: a report that ends an attempt may hold its last samples.
-    runs = {samples.run for samples in batch.samples}
-    stored, before = await _known(connection, batch, runs, epoch)
+    stored = await read(connection, batch, epoch)
+    return (await write_known(connection, batch, stored)).refused
+
+
+async def read(connection: AsyncConnection, batch: Batch, epoch: int) -> Stored:
+    """Check the epoch, and read what the batch needs; both stay as they are until the commit.
+
+    Raises:
+        LeadershipLostError: `epoch` is not current.
+    """
+    names = Names.of(batch)
+    sequences, attempts = await _known(connection, names, epoch)
+    tails = await sample_appends.read_tails(connection, sorted(names.ranks))
+    return Stored(sequences, attempts, tails)
+
+
+async def write_known(connection: AsyncConnection, batch: Batch, stored: Stored) -> Written:
+    """Write a batch, given what is stored. Reads nothing.
+
+    Raises:
+        InvariantError: The batch names an unknown worker.
+    """
+    _refuse_unknown(batch, stored)
     # Shards first: a guard counts them when a checkpoint below becomes complete.
     await upsert(connection, _SHARDS, [_shard_row(shard) for shard in batch.shards])
     await _write_entities(connection, batch.entities)
@@ -69,12 +143,18 @@ async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
     await upsert(
         connection, _FINDINGS, [_finding_row(each) for each in batch.findings], overwrite=False
     )
-    after = await newest_attempts(connection, runs) if batch.entities else before
+    new: dict[str, int] = {}
+    for entity in batch.entities:
+        if isinstance(entity, Attempt):
+            newest = max(new.get(entity.run, 0), stored.attempts.get(entity.run, 0))
+            new[entity.run] = max(entity.number, newest)
     # Samples last: their foreign key needs the attempts of this batch.
-    accepted, refused = admit(fresh(batch, stored), before, after)
-    await sample_rows.append(connection, accepted)
-    await _advance_sequences(connection, batch.sequences, stored)
-    return refused
+    after = {**stored.attempts, **new}
+    accepted, refused = admit(fresh(batch, stored.sequences), stored.attempts, after)
+    appended = sample_appends.append(accepted, stored.tails)
+    await sample_appends.write(connection, appended)
+    await _advance_sequences(connection, batch.sequences)
+    return Written(refused, new, appended.tails)
 
 
 def fresh(batch: Batch, stored: Mapping[str, int]) -> list[WorkerSamples]:
@@ -117,49 +197,35 @@ def admit(
 
 
 async def _known(
-    connection: AsyncConnection, batch: Batch, runs: set[str], epoch: int
+    connection: AsyncConnection, names: Names, epoch: int
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Check the epoch, and read sequences and attempts, in one round trip for all reports.
 
     The rows of the leader and of the workers stay locked until the commit, so that epoch and
     sequences stay what they are.
 
-    Returns:
-        Worker → sequence of its newest stored report, for each worker that the batch names; and
-        run → number of its newest attempt, for each of `runs`.
-
     Raises:
         LeadershipLostError: `epoch` is not current.
     """
-    workers = set(batch.sequences) | {each.worker for each in batch.samples if each.worker}
-    if not workers and not runs:
+    if not names.workers and not names.runs:
         await check_epoch(connection, epoch)
         return {}, {}
     worker, attempt = WORKERS.table.c, ATTEMPTS.table.c
     # Locked until the commit: a transaction whose answer was lost may be under way still, and the
     # samples that it has stored must not be appended to themselves.
-    locked = select(worker.id, worker.last_sequence).where(worker.id.in_(workers))
+    locked = select(worker.id, worker.last_sequence).where(worker.id.in_(names.workers))
     ours = locked.order_by(worker.id).with_for_update(key_share=True).cte("ours")
     sequences = select(literal(0), ours.c.id, ours.c.last_sequence)
-    newest = select(literal(1), attempt.run, func.max(attempt.number)).where(attempt.run.in_(runs))
+    newest = select(literal(1), attempt.run, func.max(attempt.number))
+    newest = newest.where(attempt.run.in_(names.runs)).group_by(attempt.run)
     lease = locked_lease()
     holder = select(literal(2), lease.c.holder, lease.c.epoch)
     found: tuple[dict[str, int], dict[str, int], dict[str, int]] = {}, {}, {}
-    rows = await connection.execute(union_all(holder, sequences, newest.group_by(attempt.run)))
+    rows = await connection.execute(union_all(holder, sequences, newest))
     for which, key, number in rows:
         found[which][key] = number
     check_found(found[2], epoch)
     return found[0], found[1]
-
-
-async def newest_attempts(connection: AsyncConnection, runs: set[str]) -> dict[str, int]:
-    """Number of the newest attempt of each run; a run without attempts is absent."""
-    if not runs:
-        return {}
-    table = ATTEMPTS.table
-    query = select(table.c.run, func.max(table.c.number)).where(table.c.run.in_(runs))
-    rows = await connection.execute(query.group_by(table.c.run))
-    return {run: number for run, number in rows}  # noqa: C416 (rows are not pairs to mypy)
 
 
 async def _write_entities(connection: AsyncConnection, entities: Sequence[Entity]) -> None:
@@ -172,22 +238,25 @@ async def _write_entities(connection: AsyncConnection, entities: Sequence[Entity
         await upsert(connection, mapped.table, [mapped.row(each) for each in found])
 
 
-async def _advance_sequences(
-    connection: AsyncConnection, sequences: Mapping[str, int], stored: Mapping[str, int]
-) -> None:
+def _refuse_unknown(batch: Batch, stored: Stored) -> None:
+    launched = {entity.id for entity in batch.entities if isinstance(entity, Worker)}
+    if unknown := batch.sequences.keys() - stored.sequences.keys() - launched:
+        raise unknown_worker(unknown)
+
+
+async def _advance_sequences(connection: AsyncConnection, sequences: Mapping[str, int]) -> None:
     table = WORKERS.table
     if not sequences:
         return
-    if new := sequences.keys() - stored.keys():  # launched in this batch, or never
-        query = select(table.c.id).where(table.c.id.in_(new))
-        if unknown := new - set((await connection.execute(query)).scalars()):
-            raise unknown_worker(unknown)
+    if connection.dialect.name == "postgresql":
+        given = {"workers": list(sequences), "sequences": list(sequences.values())}
+        await connection.execute(_ADVANCE, given)
+        return
     changes = (
         update(table)
         .where(table.c.id == bindparam("worker"), table.c.last_sequence < bindparam("newest"))
         .values(last_sequence=bindparam("newest"))
     )
-    # The drivers send these in one go, however many there are.
     await connection.execute(
         changes,
         [{"worker": worker, "newest": sequence} for worker, sequence in sequences.items()],
@@ -247,11 +316,16 @@ def _finding_row(record: FindingRecord) -> dict[str, Any]:
     }
 
 
-async def carried_out(connection: AsyncConnection, ids: Sequence[str], epoch: int) -> None:
+async def mark_carried_out(connection: AsyncConnection, ids: Sequence[str], epoch: int) -> None:
     """Mark outbox entries as done.
 
     Raises:
         LeadershipLostError: `epoch` is not current.
     """
     await check_epoch(connection, epoch)
+    await mark_done(connection, ids)
+
+
+async def mark_done(connection: AsyncConnection, ids: Sequence[str]) -> None:
+    """Mark outbox entries as done, at whatever epoch."""
     await connection.execute(update(_OUTBOX).where(_OUTBOX.c.id.in_(ids)).values(done=True))

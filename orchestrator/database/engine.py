@@ -1,30 +1,30 @@
-"""Connections: URLs, settings, and the only place that translates the drivers' errors."""
+"""Connections: URLs, settings, and the kinds of transactions."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import from_json, to_json
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from orchestrator.database.driver_errors import (
+    data_at_fault,
+    is_sqlite,
+    our_errors,
+    refusal_or_same,
+    wrapped,
+)
 from orchestrator.database.time_limits import ServerLimits, TransactionLimit
 from orchestrator.errors import (
-    BabysitError,
-    DatabaseFullError,
-    DatabaseUnavailableError,
     InvalidError,
-    InvariantError,
-    SchemaError,
-    UnstorableError,
 )
 
 _DRIVERS = {
@@ -52,12 +52,9 @@ _SQLITE_PRAGMAS = (
     "PRAGMA foreign_keys=ON",
 )
 _WAL_ATTEMPTS = 50
-_MISSING_RIGHTS = "42501"
-_DISK_FULL = "53100"
 READERS = 8
 """Transactions of people's requests at a time, on connections of their own. The controller has
 others, so that no crowd of clients keeps a turn or a renewal of the lease waiting."""
-_MISSING_TABLE = {"UndefinedTable", "UndefinedColumn"}
 
 
 def database_url(url: str) -> URL:
@@ -78,19 +75,6 @@ def database_url(url: str) -> URL:
             "postgresql://user@host/name"
         )
     return parsed.set(drivername=_DRIVERS[parsed.drivername])
-
-
-def describe(url: URL) -> str:
-    """Name a database in messages, without user, password and options."""
-    if is_sqlite(url):
-        return f"SQLite database {url.database or 'in memory'}"
-    port = f":{url.port}" if url.port else ""
-    return f"PostgreSQL database {url.database} at {url.host or 'the local socket'}{port}"
-
-
-def is_sqlite(url: URL) -> bool:
-    """True for SQLite, False for PostgreSQL."""
-    return url.drivername.startswith("sqlite")
 
 
 def in_memory(url: URL) -> bool:
@@ -199,91 +183,6 @@ def begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-@contextlib.contextmanager
-def our_errors(url: URL) -> Iterator[None]:
-    """Translate the driver's errors, with the original as cause.
-
-    Raises:
-        DatabaseUnavailableError: The connection could not be made, or it broke; or the database
-            failed over the statement, for whatever reason. It may do so again, or never.
-        InvariantError: A constraint or guard rejected the change, or a value cannot be stored.
-        SchemaError: A table or column is missing.
-    """
-    try:
-        yield
-    except IntegrityError as error:
-        raise InvariantError(f"{describe(url)} refused the change: {_first_line(error)}") from error
-    except (UnicodeError, OverflowError, PydanticSerializationError) as error:
-        # Raised by the driver itself, for text and numbers that no database takes.
-        raise UnstorableError(f"{describe(url)} cannot store a value: {error}") from error
-    except (DBAPIError, PoolTimeoutError, OSError) as error:
-        raise _ours(url, error) from error
-
-
-def _ours(url: URL, error: Exception) -> BabysitError:
-    """The error of ours for one of the driver's."""
-    if _schema_is_missing(error):
-        return SchemaError(f"{describe(url)}: {_first_line(error)}; run `babysit db upgrade`")
-    if _sqlstate(error) == _MISSING_RIGHTS:
-        return DatabaseUnavailableError(
-            f"the user {url.username or 'of this process'} lacks a right in {describe(url)}"
-            f" ({_first_line(error)}): have the owner of the tables run `babysit db upgrade`, and"
-            " grant the user SELECT, INSERT, UPDATE and DELETE on all tables and USAGE on all"
-            " sequences of the schema"
-        )
-    if _is_full(error):
-        return DatabaseFullError(
-            f"{describe(url)} has no room left ({_first_line(error)}): free some on its disk"
-        )
-    if isinstance(error, DBAPIError) and _data_at_fault(error):
-        return UnstorableError(f"{describe(url)} cannot store a value: {_first_line(error)}")
-    return DatabaseUnavailableError(
-        f"{describe(url)} does not answer ({_first_line(error)}); try again later"
-    )
-
-
-def _data_at_fault(error: DBAPIError) -> bool:
-    """True if the values cannot be stored, whenever and however often it is tried."""
-    return type(error.orig).__name__ == "DataError" or _sqlstate(error)[:2] in {"22", "23"}
-
-
-def _is_full(error: Exception) -> bool:
-    """True if SQLite's disk, or PostgreSQL's, is full."""
-    return _sqlstate(error) == _DISK_FULL or "disk is full" in _first_line(error)
-
-
-def _sqlstate(error: Exception) -> str:
-    """PostgreSQL's code of an error; empty: it has none."""
-    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
-
-
-def _schema_is_missing(error: Exception) -> bool:
-    cause = getattr(error, "orig", None)
-    return type(cause).__name__ in _MISSING_TABLE or str(cause).startswith(
-        ("no such table", "no such column")
-    )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(getattr(error, "orig", None) or error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-@contextlib.asynccontextmanager
-async def _dropped_on_error(connection: AsyncConnection) -> AsyncIterator[None]:
-    """Close a connection to PostgreSQL over which a statement failed, unless the data did.
-
-    The next one may reach the new primary after a failover, and knows nothing of old plans.
-    """
-    try:
-        yield
-    except DBAPIError as error:
-        kept = isinstance(error, IntegrityError) or _data_at_fault(error)
-        if connection.dialect.name != "sqlite" and not kept:
-            await connection.invalidate()
-        raise
-
-
 class Database:
     """Engines with the kinds of transactions that the stores use.
 
@@ -314,16 +213,19 @@ class Database:
         self.limits = None if self.sqlite else limits
         self.engine = engine or create_engine(self.url, self.limits, readers=readers)
         self._turnstile = asyncio.Semaphore(READERS) if readers else contextlib.nullcontext()
-        leasing = self.engine
-        if self.limits is not None and engine is None and not readers:
-            leasing = create_engine(self.url, self.limits, connections=1)
-        self._engines = {self.engine, leasing}
+        leasing, committing = self.engine, self.engine
+        if not self.sqlite and engine is None and not readers:
+            committing = create_engine(self.url, self.limits, connections=1)
+            if self.limits is not None:
+                leasing = create_engine(self.url, self.limits, connections=1)
+        self._engines = {self.engine, leasing, committing}
         self._snapshots = (
             self.engine
             if self.sqlite  # every SQLite transaction is a snapshot
             else self.engine.execution_options(isolation_level="REPEATABLE READ")
         )
         self._writers = self.engine.execution_options(write=True)
+        self._commits = committing.execution_options(write=True)
         self._leases = leasing.execution_options(write=True)
 
     @contextlib.asynccontextmanager
@@ -341,7 +243,7 @@ class Database:
                     self._snapshots.connect() as connection,
                 ):
                     await limit.watch(connection)
-                    async with _dropped_on_error(connection):
+                    async with self._dropped_on_error(connection):
                         yield connection
 
     @contextlib.asynccontextmanager
@@ -353,9 +255,62 @@ class Database:
                 during the commit itself, the outcome is unknown, so every write must be idempotent.
             InvariantError: A constraint or guard rejected the change.
         """
-        seconds = None if self.limits is None else self.limits.write_seconds
-        async with self._turnstile, self._transaction(self._writers, seconds) as connection:
+        async with (
+            self._turnstile,
+            self._transaction(self._writers, self._write_seconds) as connection,
+        ):
             yield connection
+
+    @contextlib.asynccontextmanager
+    async def committing(self) -> AsyncIterator[AsyncConnection]:
+        """As `writing`, for the transactions of the controller: over one connection, in turn."""
+        async with self._transaction(self._commits, self._write_seconds) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def committing_at_once(self) -> AsyncIterator[AsyncConnection]:
+        """As `committing`, in one round trip, on PostgreSQL. Raises as `writing_at_once`."""
+        async with self._pipeline(self._commits) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def writing_at_once(self) -> AsyncIterator[AsyncConnection]:
+        """As `writing`, in one round trip, on PostgreSQL: no statement has a result.
+
+        Statements are sent without waiting for those before them; if one fails, the database skips
+        all that follow, the commit among them.
+
+        Raises:
+            NotAsRememberedError: A statement divided by zero, which says so; nothing was written.
+            DatabaseUnavailableError: As for `writing`.
+            InvariantError: As for `writing`.
+        """
+        async with self._pipeline(self._writers) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _pipeline(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        # The driver's own BEGIN and COMMIT would each wait for an answer.
+        engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        dbapi: Any = engine.dialect.dbapi
+        with our_errors(self.url):
+            async with TransactionLimit(self._write_seconds) as limit, engine.connect() as found:
+                await limit.watch(found)
+                async with self._dropped_on_error(found):
+                    raw: Any = (await found.get_raw_connection()).driver_connection
+                    try:
+                        async with raw.pipeline():
+                            await found.exec_driver_sql("BEGIN")
+                            yield found
+                            await found.exec_driver_sql("COMMIT")
+                    except dbapi.Error as error:  # at the end: the driver's own
+                        raise refusal_or_same(wrapped(error, engine.dialect, raw)) from error
+                    except DBAPIError as error:
+                        raise refusal_or_same(error) from error
+
+    @property
+    def _write_seconds(self) -> float | None:
+        return None if self.limits is None else self.limits.write_seconds
 
     @contextlib.asynccontextmanager
     async def leasing(self) -> AsyncIterator[AsyncConnection]:
@@ -371,8 +326,25 @@ class Database:
         with our_errors(self.url):
             async with TransactionLimit(seconds) as limit, engine.begin() as connection:
                 await limit.watch(connection)
-                async with _dropped_on_error(connection):
+                async with self._dropped_on_error(connection):
                     yield connection
+
+    @contextlib.asynccontextmanager
+    async def _dropped_on_error(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        """Close a connection to PostgreSQL over which a statement failed, unless the data did.
+
+        The next one may reach the new primary after a failover, and knows nothing of old plans.
+        Where the connection broke, idle ones are closed with it: they probably did, too.
+        """
+        try:
+            yield
+        except DBAPIError as error:
+            kept = isinstance(error, IntegrityError) or data_at_fault(error)
+            if not self.sqlite and not kept:
+                await connection.invalidate()
+            if not self.sqlite and error.connection_invalidated:
+                await self.close()  # opens again when it is used
+            raise
 
     async def close(self) -> None:
         """Close all connections."""

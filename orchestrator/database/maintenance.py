@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
 import os
 import shutil
@@ -13,8 +14,10 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.engine import URL
 
-from orchestrator.database.engine import Database, database_url, describe, in_memory, is_sqlite
-from orchestrator.database.mapping import table_of
+from orchestrator.core.model.entities import Fleet
+from orchestrator.database.driver_errors import describe, is_sqlite
+from orchestrator.database.engine import Database, database_url, in_memory
+from orchestrator.database.mapping import FLEET, table_of, upsert
 from orchestrator.database.models import LeaderRow
 from orchestrator.errors import (
     ConflictError,
@@ -136,6 +139,24 @@ async def restore(url: str, path: Path, *, now: dt.datetime) -> Path | None:
         failure="could not be restored; nothing was changed",
     )
     return None
+
+
+async def note_restored(url: str, now: dt.datetime) -> None:
+    """Write down that the database was replaced by a backup; its schema must be the newest.
+
+    Raises:
+        DatabaseUnavailableError: The database does not answer.
+    """
+    database = Database(url)
+    fleet = FLEET.table
+    try:
+        async with database.writing() as connection:
+            body = (await connection.execute(select(fleet.c.body))).scalar_one_or_none()
+            before = Fleet() if body is None else FLEET.entity_of(body)
+            row = FLEET.row(dataclasses.replace(before, restored_at=now))
+            await upsert(connection, fleet, [row])
+    finally:
+        await database.close()
 
 
 async def _refuse_while_led(url: str, now: dt.datetime) -> None:

@@ -121,7 +121,7 @@ async def upsert(
 def _upsert(dialect: str, table: Table, index: tuple[str, ...], changed: tuple[str, ...]) -> Insert:
     """Build and cache the statement: building takes longer than executing it."""
     insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
-    statement = insert(table)
+    statement = insert(table).inline()  # no value is wanted back
     if not changed:
         return statement.on_conflict_do_nothing(index_elements=index)
     changes = {name: statement.excluded[name] for name in changed}

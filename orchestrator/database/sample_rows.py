@@ -1,4 +1,4 @@
-"""Samples in SQL: appends to the newest chunk, and reads curves.
+"""Samples in SQL: reads curves; :mod:`.sample_appends` writes them.
 
 A curve over millions of steps comes from summaries; only chunks at the borders between attempts are
 unpacked.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sqlalchemy import ColumnElement, and_, func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from jobs.events import RankSamples
-from orchestrator.database import metric_columns
 from orchestrator.database import samples as arrays
-from orchestrator.database.mapping import table_of, upsert
-from orchestrator.database.metric_columns import MetricColumns
+from orchestrator.database.mapping import table_of
 from orchestrator.database.models import SampleDataRow, SampleRow
-from orchestrator.database.port import Series, WorkerSamples
+from orchestrator.database.port import Series
+from orchestrator.database.sample_appends import IS_TAIL
 from orchestrator.database.samples import Block, Points
 
 _SAMPLES = table_of(SampleRow)
@@ -33,73 +32,10 @@ _GROUPED = (
 _OF_THE_LAST = ("last_step", "loss_last", "grad_norm_last", "last_time")
 UNPACKED = 128
 """Curves of up to this many chunks (65 thousand samples) use the samples, longer ones summaries."""
-_IS_TAIL = text("samples.tail")
-"""As in the partial index of newest chunks: SQLite takes that for this very text only."""
 _RUNS = 64
 """Runs whose newest samples are read by one query."""
 _PAGE = 400
-"""Chunks, or ranks, per query."""
-
-
-_Key = tuple[str, int, int]
-"""Run, attempt, rank."""
-
-
-async def append(connection: AsyncConnection, samples: Sequence[WorkerSamples]) -> None:
-    """Append samples to the stored ones; the number of queries grows with pages of ranks only."""
-    merged: dict[_Key, list[RankSamples]] = defaultdict(list)
-    for worker in samples:
-        for rank in worker.ranks:
-            if rank.step:
-                merged[worker.run, worker.attempt, rank.rank].append(rank)
-    tails = await _tails(connection, list(merged))
-    summaries: list[dict[str, Any]] = []
-    data: list[dict[str, Any]] = []
-    for (run, attempt, number), parts in merged.items():
-        of = (run, attempt, number)
-        chunk, lost, tail, named = tails.get(of, (0, 0, None, None))
-        new = np.concatenate([arrays.block_of(part) for part in parts], axis=1)
-        blocks = arrays.split(tail, new)
-        metrics = metric_columns.join(
-            [*([named] if named else []), *(metric_columns.columns_of(part) for part in parts)]
-        )
-        for at, block in enumerate(blocks):
-            key = {"run": run, "rank": number, "attempt": attempt, "chunk": chunk + at}
-            missing = lost if at == 0 else 0
-            last = at == len(blocks) - 1
-            if last:
-                missing += sum(part.lost for part in parts)
-            summaries.append({**key, "tail": last, "lost": missing, **arrays.summary(block)})
-            first = at * arrays.CHUNK
-            packed = metric_columns.pack(metrics.part(first, first + block.shape[1]))
-            data.append({**key, "data": arrays.pack(block), "metrics": packed})
-    await upsert(connection, _SAMPLES, summaries)
-    await upsert(connection, _DATA, data)
-
-
-async def _tails(
-    connection: AsyncConnection, keys: Sequence[_Key]
-) -> dict[_Key, tuple[int, int, Block, MetricColumns]]:
-    """Chunk, lost, samples and metrics of the newest chunk of each rank."""
-    names = ("run", "attempt", "rank", "chunk", "lost", "count")
-    found: dict[_Key, tuple[int, int, Block, MetricColumns]] = {}
-    for at in range(0, len(keys), _PAGE):
-        query = (
-            select(*(_SAMPLES.c[name] for name in names), _DATA.c.data, _DATA.c.metrics)
-            .join_from(_SAMPLES, _DATA)
-            .where(
-                tuple_(_SAMPLES.c.run, _SAMPLES.c.attempt, _SAMPLES.c.rank).in_(
-                    keys[at : at + _PAGE]
-                ),
-                _SAMPLES.c.run.in_({run for run, _, _ in keys[at : at + _PAGE]}),
-                _IS_TAIL,
-            )
-        )
-        rows: Any = await connection.execute(query)
-        for run, attempt, rank, chunk, lost, count, data, metrics in rows:
-            named = metric_columns.unpack(metrics, count)
-            found[run, attempt, rank] = (chunk, lost, arrays.unpack(data), named)
-    return found
+"""Chunks per query."""
 
 
 async def speaker(connection: AsyncConnection, run: str) -> int:
@@ -130,7 +66,7 @@ async def newest_steps(connection: AsyncConnection, runs: Sequence[str]) -> dict
         return {}
     columns = ("run", "rank", "attempt", "last_step", "loss_last", "loss_max")
     query = select(*(_SAMPLES.c[name] for name in columns))
-    rows = await connection.execute(query.where(_SAMPLES.c.run.in_(runs), _IS_TAIL))
+    rows = await connection.execute(query.where(_SAMPLES.c.run.in_(runs), IS_TAIL))
     best: dict[str, tuple[tuple[bool, int, int], Newest]] = {}
     for run, rank, attempt, step, loss, most in rows:
         order = (most is None, rank, -attempt)

@@ -18,7 +18,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 import migrations
-from orchestrator.database.engine import Database, describe, in_memory, our_errors
+from orchestrator.database.driver_errors import describe, our_errors
+from orchestrator.database.engine import Database, in_memory
 from orchestrator.database.guards import GUARDS
 from orchestrator.database.models import Base
 from orchestrator.database.server_models import ServerRow

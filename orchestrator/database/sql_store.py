@@ -11,7 +11,6 @@ from jobs.shards import ShardReport
 from orchestrator.core.model.entities import Attempt, Checkpoint, Incident, Node, Queue, Run, Worker
 from orchestrator.core.model.states import RunState
 from orchestrator.database import (
-    commit,
     leadership,
     metric_rows,
     queries,
@@ -20,6 +19,7 @@ from orchestrator.database import (
     tokens,
 )
 from orchestrator.database.alert_memory import SqlAlertMemory
+from orchestrator.database.committer import Committer
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import SqlEndedRuns
 from orchestrator.database.engine import Database, in_memory
@@ -41,6 +41,7 @@ class SqlStore(SqlEndedRuns, SqlSessions):
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._committer = Committer(database)
 
     @classmethod
     async def open(cls, url: str, limits: ServerLimits | None = None) -> Self:
@@ -122,13 +123,11 @@ class SqlStore(SqlEndedRuns, SqlSessions):
 
     async def commit(self, batch: Batch, *, epoch: int) -> int:
         """Write a batch; returns the number of samples refused for an old attempt."""
-        async with self._database.writing() as connection:
-            return await commit.write(connection, batch, epoch)
+        return await self._committer.commit(batch, epoch)
 
     async def carried_out(self, ids: Sequence[str], *, epoch: int) -> None:
         """Mark outbox entries as done."""
-        async with self._database.writing() as connection:
-            await commit.carried_out(connection, ids, epoch)
+        await self._committer.carried_out(ids, epoch)
 
     # reading
 

@@ -12,7 +12,7 @@ from monitors.types import Severity
 from orchestrator.controller.database_trouble import NOTIFY_SECONDS, DatabaseTrouble, tell
 from orchestrator.controller.transaction import commit_when_possible
 from orchestrator.core.messages.instructions import Notify
-from orchestrator.database.engine import our_errors
+from orchestrator.database.driver_errors import our_errors
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Batch
 from orchestrator.errors import DatabaseFullError, DatabaseUnavailableError

@@ -13,7 +13,8 @@ from sqlalchemy.dialects import sqlite
 
 from orchestrator.database import samples as arrays
 from orchestrator.database.columns import UtcDateTime
-from orchestrator.database.engine import database_url, describe, in_memory
+from orchestrator.database.driver_errors import describe
+from orchestrator.database.engine import database_url, in_memory
 from orchestrator.database.references import pick_run
 from orchestrator.errors import InvalidError, NotFoundError
 
