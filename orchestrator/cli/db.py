@@ -141,6 +141,7 @@ def restore(
         with only_one(settings.home / "server.lock"):
             kept = _now(maintenance.restore(settings.database, file, now=here.clock.now()))
             _now(schema.upgrade(settings.database))
+            _now(maintenance.note_restored(settings.database, here.clock.now()))
     except (UnsafeHomeError, AlreadyRunningError) as error:
         raise CliError(str(error), ExitCode.REFUSED) from error
     if form in {Format.TABLE, Format.WIDE}:

@@ -32,9 +32,10 @@ _TAIL = 100
 
 
 def _actor(row: Row) -> str:
-    """`worker:w3` of `worker:01M8…-w3`: the run's id says nothing within its journal."""
+    """`worker:w3` of `worker:01M8…-w3x0k2qz`: run and time say nothing within its journal."""
     kind, _, name = str(row["actor"]).partition(":")
-    return f"{kind}:{name.rpartition('-')[2]}" if kind == "worker" else str(row["actor"])
+    short = name.rpartition("-")[2].partition("x")[0]
+    return f"{kind}:{short}" if kind == "worker" else str(row["actor"])
 
 
 EVENTS = [

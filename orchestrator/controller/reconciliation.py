@@ -4,10 +4,10 @@ The problem: a backup is restored, or a failover loses the last second. Agents g
 lost transactions had decided. A controller that takes the database for the whole truth refuses
 them, and ends healthy training.
 
-The design: the hello of an agent is compared with the state. A run that the database does not have
-cannot be taken back: its agents are refused, its ranks train on, and people are notified. In a run
-that is there, the core takes over what the agent knows (`AgentAhead`), and the heartbeats of all
-its agents decide whether the attempt is whole (`compare`). What the core does then is in
+The design: the core compares the hello of an agent with the state. A run that the database does not
+have cannot be taken back: its agents are refused, its ranks train on, and people are notified. In a
+run that is there, the core takes over what the agent knows (`AgentAhead`), and the heartbeats of
+all its agents decide whether the attempt is whole (`compare`). What the core does then is in
 :mod:`orchestrator.core.supervision.reconciliation`.
 """
 
@@ -25,10 +25,16 @@ from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.turn_queue import TurnQueue
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
-from orchestrator.core.model.entities import Attempt, Run, Worker
-from orchestrator.core.model.states import TERMINAL_RUN_STATES, WorkerState
+from orchestrator.core.model.entities import Attempt, Run
+from orchestrator.core.model.states import WorkerState
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.core.supervision.reconciliation import COMPARE_SECONDS, KIND, is_whole
+from orchestrator.core.supervision.reconciliation import (
+    COMPARE_SECONDS,
+    KIND,
+    is_ahead,
+    is_unknown,
+    is_whole,
+)
 from orchestrator.database.port import Store
 from orchestrator.errors import ConflictError, NotFoundError
 
@@ -95,57 +101,44 @@ class LostRuns:
 async def take_over(store: Store, queue: TurnQueue, live: LiveState, hello: Hello) -> None:
     """Have the core take over what an agent knows, if that is more than is stored.
 
+    The core says whether it is (`is_ahead`). Only the record knows of workers that are over.
+
     Raises:
         DatabaseUnavailableError: Nobody can tell whether its worker is over.
         ConflictError: It could not be taken over, though the agent is not known to be over: its
             ranks must go on.
     """
-    run = live.state.runs.get(hello.run)
-    if run is None or run.state in TERMINAL_RUN_STATES:
+    known = {
+        "run": hello.run,
+        "worker": hello.worker,
+        "node": hello.node,
+        "attempt": hello.attempt,
+        "reports_lost": hello.next_sequence > live.last_sequence(hello.worker) + 1,
+        "address": hello.address,
+    }
+    ahead = live.events.make(AgentAhead, **known)
+    assert isinstance(ahead, AgentAhead)  # noqa: S101 (for mypy: the factory made the kind)
+    if not is_ahead(live.state, ahead):
         return
-    if hello.worker not in live.state.workers:
-        if not 0 < hello.attempt >= run.attempt:
-            return  # it runs nothing, or what another attempt has replaced
-        if any(each.id == hello.worker for each in await store.workers(run.id, ended=True)):
-            return  # it is over
-    elif not _is_ahead(live, run, live.state.workers[hello.worker], hello):
-        return
+    if is_unknown(live.state, ahead):
+        over = await store.workers(hello.run, ended=True)
+        if any(each.id == hello.worker for each in over):
+            return
     _log.warning(
         "an agent is ahead of the database",
         worker=hello.worker,
         attempt=hello.attempt,
-        known=run.attempt,
+        known=live.state.runs[hello.run].attempt,
         next_sequence=hello.next_sequence,
         stored=live.last_sequence(hello.worker),
     )
-    await queue.decide(
-        AgentAhead,
-        run=hello.run,
-        worker=hello.worker,
-        node=hello.node,
-        attempt=hello.attempt,
-        address=hello.address,
-    )
-    run = live.state.runs.get(hello.run)
-    if run is None or run.state in TERMINAL_RUN_STATES or hello.worker in live.state.workers:
-        return
-    if hello.attempt >= run.attempt:
+    await queue.decide(AgentAhead, **known)
+    if is_unknown(live.state, ahead):
         raise ConflictError(
-            f"worker {hello.worker} of run {run.name} is not in the database, and could not be"
-            " taken over; its ranks go on",
-            run=run.id,
+            f"worker {hello.worker} of run {live.state.runs[hello.run].name} is not in the"
+            " database, and could not be taken over; its ranks go on",
+            run=hello.run,
         )
-
-
-def _is_ahead(live: LiveState, run: Run, worker: Worker, hello: Hello) -> bool:
-    if worker.state in {WorkerState.STOPPING, WorkerState.ENDED}:
-        return False
-    if hello.attempt > run.attempt or hello.next_sequence > live.last_sequence(worker.id) + 1:
-        return True
-    # A number that was given twice: only agents with a seat have ever heard of an attempt.
-    attempt = live.state.attempts.get(run.id)
-    seated = worker.id in live.state.places_of(run.id)
-    return attempt is not None and attempt.number == hello.attempt and not seated
 
 
 class Comparisons:

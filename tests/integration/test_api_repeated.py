@@ -69,7 +69,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 
 def trains(plane: Plane, run: str) -> None:
     """The agent of a run joins, so that its first attempt starts."""
-    worker = f"{run}-w1"
+    (worker,) = (each.id for each in plane.controller.state.workers_of(run))
     where = {"node": "node-1", "address": "node-1", "port": 1, "resumed": False}
     joined = WorkerJoined(id=f"{worker}.1.0", at=START, run=run, worker=worker, attempt=0, **where)
     plane.do(plane.controller.report(worker, Report(sequence=1, attempt=0, events=(joined,))))

@@ -28,6 +28,7 @@ from orchestrator.core.messages.gang_events import GangReady
 from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.supervision.reconciliation import number_of
 from orchestrator.core.turn import Turn
 from orchestrator.database.port import Batch
 from orchestrator.errors import (
@@ -471,8 +472,12 @@ async def test_an_agent_connects_anew_to_a_server_that_lost_the_lead_and_has_it_
     await harness.submit()
 
     def attached() -> bool:
-        known = controller.is_leader and leading(harness).dispatcher.attached
-        return bool(known and known("run-1-w1") and known("run-1-w2"))
+        if not controller.is_leader:
+            return False
+        here = leading(harness)
+        return len(here.live.state.workers) == 2 and all(
+            here.dispatcher.attached(worker) for worker in here.live.state.workers
+        )
 
     assert await harness.until(attached)
     first = leading(harness).epoch
@@ -490,7 +495,7 @@ async def test_an_agent_whose_launch_seemed_to_fail_is_ended_before_it_counts_as
     lost: list[str] = []
 
     async def answer_is_lost(order: WorkerLaunch) -> None:
-        if order.worker.endswith("w1"):
+        if number_of(order.worker) == 1:
             lost.append(order.worker)
             if len(lost) == LAUNCH_TRIES:
                 await launch(order)
@@ -500,8 +505,8 @@ async def test_an_agent_whose_launch_seemed_to_fail_is_ended_before_it_counts_as
     harness.cluster.launch = answer_is_lost  # type: ignore[method-assign]
     await harness.submit()
     assert await harness.until(lambda: len(lost) == LAUNCH_TRIES)
-    assert await harness.until(lambda: "run-1-w1" not in harness.controller.state.workers)
-    assert harness.cluster.workers["run-1-w1"].gone is not None
+    assert await harness.until(lambda: lost[0] not in harness.controller.state.workers)
+    assert harness.cluster.workers[lost[0]].gone is not None
     await harness.kill()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import itertools
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from orchestrator.core.model.entities import Fleet
 from orchestrator.core.model.states import AttemptState, RunState, WorkerState
 from orchestrator.database import maintenance, retention, schema
 from orchestrator.database.engine import Database
@@ -34,6 +36,7 @@ from tests.database_data import (
     checkpoint,
     columns,
     entry,
+    lead,
     run,
     samples,
     shard,
@@ -223,6 +226,20 @@ async def test_a_backup_is_restored_and_what_was_there_is_kept(
             assert [each.id for each in await opened.journal()] == there
         finally:
             await opened.close()
+
+
+async def test_a_restore_is_noted_and_changes_nothing_else(database_url: str) -> None:
+    store = await SqlStore.open(database_url)
+    try:
+        epoch = await lead(store)
+        for fleet in (None, Fleet(hold="a look", spares=2)):
+            if fleet is not None:
+                await store.commit(Batch(entities=[fleet]), epoch=epoch)
+            await maintenance.note_restored(database_url, NOW)
+            expected = dataclasses.replace(fleet or Fleet(), restored_at=NOW)
+            assert (await store.load()).fleet == expected
+    finally:
+        await store.close()
 
 
 async def test_a_restore_cut_short_leaves_the_database_that_was_there(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import datetime as dt
+
+import pytest
 
 from jobs.commands import StartAttempt, StopAttempt
-from orchestrator.core.messages.events import RunHeld
+from orchestrator.core.messages.events import RunCancelled, RunHeld, WorkerLost
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.messages.reconciliation_events import (
     AgentAhead,
@@ -14,9 +18,14 @@ from orchestrator.core.messages.reconciliation_events import (
 )
 from orchestrator.core.model.states import AttemptState, RunState, WorkerState
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.core.supervision.reconciliation import COMPARE_SECONDS, KIND
+from orchestrator.core.supervision.reconciliation import (
+    COMPARE_SECONDS,
+    KIND,
+    is_ahead,
+    number_of,
+)
 from tests.matching import command
-from tests.world import World, trained
+from tests.world import World, spec, trained
 
 NEWER = 5
 
@@ -30,7 +39,13 @@ def ahead(world: World, worker: str, attempt: int = NEWER, node: str = "") -> No
     node = node or world.state.workers[worker].node
     world.do(
         world.event(
-            AgentAhead, run="run-1", worker=worker, node=node, attempt=attempt, address="10.0.0.9"
+            AgentAhead,
+            run="run-1",
+            worker=worker,
+            node=node,
+            attempt=attempt,
+            reports_lost=True,
+            address="10.0.0.9",
         )
     )
 
@@ -153,3 +168,76 @@ def test_an_older_attempt_of_an_agent_that_is_unknown_is_left_out() -> None:
     assert world.attempt().number == 2
     ahead(world, "run-1-w9", attempt=1, node="node-4")
     assert "run-1-w9" not in world.state.workers
+
+
+@pytest.mark.parametrize(
+    ("who", "attempt", "reports_lost", "expected"),
+    [
+        ("seated", 1, False, False),
+        ("seated", 1, True, True),
+        ("seated", 2, False, True),
+        ("unknown", 0, True, False),  # it runs nothing
+        ("unknown", 1, False, True),
+        ("joined", 0, False, False),
+        ("joined", 1, False, True),  # the number was given twice
+        ("stopping", 9, True, False),
+    ],
+)
+def test_the_core_says_which_agents_are_ahead(
+    who: str, attempt: int, reports_lost: bool, expected: bool
+) -> None:
+    world = trained(15)
+    seated = next(iter(seats(world)))
+    if who in {"joined", "stopping"}:
+        state = WorkerState.READY if who == "joined" else WorkerState.STOPPING
+        other = dataclasses.replace(world.state.workers[seated], id=who, state=state)
+        world.state.put(other)
+    hello = world.event(
+        AgentAhead,
+        run="run-1",
+        worker=seated if who == "seated" else who,
+        node="node-1",
+        attempt=attempt,
+        reports_lost=reports_lost,
+    )
+    assert isinstance(hello, AgentAhead)
+    assert is_ahead(world.state, hello) is expected
+    if not expected:
+        before = copy.deepcopy(world.state)
+        world.do(hello)
+        assert world.state.attempts == before.attempts
+        assert world.state.workers == before.workers
+    world.do(world.event(RunCancelled, run="run-1", reason="enough"))
+    world.settle()
+    assert not is_ahead(world.state, hello), "the run is over"
+
+
+def test_a_database_that_goes_back_gives_no_id_of_a_worker_twice() -> None:
+    world = World()
+    again = copy.deepcopy(world)
+    world.submit(spec())
+    again.now += dt.timedelta(milliseconds=1)
+    again.submit(spec())
+    first, second = set(world.state.workers), set(again.state.workers)
+    assert sorted(map(number_of, first)) == sorted(map(number_of, second)) == [1, 2]
+    assert not first & second
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_launches_that_a_restored_backup_repeats_cost_nothing(
+    monkeypatch: pytest.MonkeyPatch, restored: bool
+) -> None:
+    """Their agents are long gone, and the cluster starts none twice."""
+    monkeypatch.setattr(World, "_launch", lambda _world, _order: None)
+    world = World()
+    run = world.submit(spec(nodes=4))
+    names = list(world.state.workers)
+    assert len(names) == 4
+    if restored:
+        at = world.now + dt.timedelta(seconds=1)
+        world.state.put(dataclasses.replace(world.state.fleet, restored_at=at))
+    for name in names:
+        world.do(world.event(WorkerLost, run=run, worker=name, confirmed=True, reason="gone"))
+    budgets = world.run().budgets
+    assert (budgets == {}) is restored
+    assert (world.run().avoid == ()) is restored

@@ -14,7 +14,7 @@ from jobs.events import Event
 
 
 class AgentAhead(Event):
-    """The hello of an agent names an attempt, a worker or reports that the database has not."""
+    """The hello of an agent, which may know more than the database has."""
 
     kind: Literal["agent_ahead"] = "agent_ahead"
     run: str
@@ -22,6 +22,8 @@ class AgentAhead(Event):
     node: str
     attempt: int
     """The newest attempt that the agent has been told of; 0: none."""
+    reports_lost: bool = False
+    """True if reports of the agent were stored, as it knows, that the database has not."""
     address: str = ""
     """Host at which other nodes reach this node; empty: its agent does not say."""
 

@@ -395,6 +395,8 @@ class Fleet:
     """Idle nodes that only recoveries may use; auto: from the measured failure rate."""
     usage: Mapping[str, Usage] = dataclasses.field(default_factory=dict)
     """By project: usage of workers that have ended, decayed."""
+    restored_at: dt.datetime | None = None
+    """When the database was last replaced by a backup; None: never."""
 
 
 Entity = Run | Attempt | Worker | Node | Checkpoint | Incident | Queue | Fleet

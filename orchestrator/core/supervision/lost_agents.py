@@ -85,9 +85,14 @@ def launch_failed(turn: Turn, run: Run, worker: Worker, reason: str) -> None:
     """Charge an agent without a seat that never started, or died before it got one.
 
     The run avoids the node, and stops after :data:`recovery.LAUNCH_TRIES` of them without progress.
-    An agent beside a live attempt (a standby, or growth) costs the run nothing.
+    An agent beside a live attempt (a standby, or growth) costs the run nothing. Neither does one
+    that a restored backup tells to launch once more: nobody knows what became of it.
     """
     node = worker.node
+    restored = turn.state.fleet.restored_at
+    if restored is not None and worker.launched_at < restored:
+        turn.record(run.id, f"{worker.id} was launched before a backup was restored: not charged")
+        return
     what = "did not start" if worker.joined_at is None else "died before it was needed"
     failure = Failure(
         failure_class=FailureClass.WORKER_LOST,

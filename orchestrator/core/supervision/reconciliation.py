@@ -35,9 +35,11 @@ from orchestrator.core.messages.reconciliation_events import (
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Finish
 from orchestrator.core.model.entities import Attempt, Run, Seat, Worker
+from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     RUNNABLE_ATTEMPT_STATES,
+    TERMINAL_RUN_STATES,
     AttemptState,
     RunState,
     WorkerState,
@@ -76,7 +78,7 @@ _STOPPED_TIMERS = (
 def number_of(worker: str) -> int:
     """The number of a worker within its run, from 1; 0: its id has none."""
     with contextlib.suppress(ValueError):
-        return int(worker.rpartition("-w")[2])
+        return int(worker.rpartition("-w")[2].partition("x")[0])
     return 0
 
 
@@ -92,13 +94,43 @@ def is_whole(spec: RunSpec, seen: Sequence[RanksSeen]) -> bool:
     return ranks == list(range(per_node * len(with_ranks)))
 
 
+def is_ahead(state: State, hello: AgentAhead) -> bool:
+    """True if an agent knows of an attempt, a seat or reports of which the state does not.
+
+    False does not mean that the agent is to go on: its worker may be over, its attempt replaced. Of
+    a worker that is not in the state, the caller looks in the record whether it is over.
+    """
+    run = state.runs.get(hello.run)
+    if run is None or run.state in TERMINAL_RUN_STATES:
+        return False
+    worker = state.workers.get(hello.worker)
+    if worker is None:  # without an attempt it runs nothing; an older one was replaced
+        return 0 < hello.attempt >= run.attempt
+    if worker.state in {WorkerState.STOPPING, WorkerState.ENDED}:
+        return False
+    if hello.attempt > run.attempt or hello.reports_lost:
+        return True
+    # A number that was given twice: only agents with a seat have ever heard of an attempt.
+    attempt = state.attempts.get(run.id)
+    seated = worker.id in state.places_of(run.id)
+    return attempt is not None and attempt.number == hello.attempt and not seated
+
+
+def is_unknown(state: State, hello: AgentAhead) -> bool:
+    """True if an agent may run the newest attempt of a live run, and could not be taken over.
+
+    Its ranks must go on: nobody knows that they are over.
+    """
+    return hello.worker not in state.workers and is_ahead(state, hello)
+
+
 def on_agent_ahead(turn: Turn, event: AgentAhead) -> None:
     """Take over what an agent knows: its worker, its attempt, its seat; then compare."""
     run = turn.run(event.run)
-    stale = event.worker not in turn.state.workers and event.attempt < run.attempt
-    if stale or event.node not in turn.state.nodes:
-        why = f"attempt {run.attempt} is newer" if stale else f"{event.node} is unknown"
-        turn.record(run.id, f"{event.worker} is ahead, but {why}: ignored")
+    known = event.node in turn.state.nodes
+    if not known or not is_ahead(turn.state, event):
+        why = "the database knows as much" if known else f"{event.node} is unknown"
+        turn.record(run.id, f"{event.worker} may be ahead, but {why}: ignored")
         return
     worker = _admit(turn, event)
     if worker.state not in {WorkerState.READY, WorkerState.LOST}:
