@@ -7,7 +7,7 @@ import dataclasses
 import getpass
 import hmac
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Annotated, Any, Literal, Protocol, TypeVar
@@ -42,6 +42,7 @@ from orchestrator.settings import Settings
 
 _SPEC_THREADS = 8
 """A file system that hangs stops submissions, and nothing else."""
+_PLAN_THREADS = 2
 LOCAL = "babysit.local"
 """Key of an ASGI scope: True if the kernel says that the caller is a process of this user."""
 CALLER = "babysit.caller"
@@ -49,6 +50,7 @@ CALLER = "babysit.caller"
 REQUEST_KEY: ContextVar[str | None] = ContextVar("request_key", default=None)
 """The key that the client made for the request; None: it made none."""
 E = TypeVar("E", bound=Event)
+T = TypeVar("T")
 
 
 class UnauthenticatedError(BabysitError):
@@ -146,6 +148,8 @@ class Context:
         """Threads that look at files of specs, apart from those that read logs."""
         self.home_page = "/"
         """Where a browser that has signed in goes."""
+        self.plan_threads = ThreadPoolExecutor(_PLAN_THREADS, "plan")
+        """Threads that plan for a request: a pass over a large fleet takes seconds."""
         self.requests = 0
         """Requests with a valid token; an embedded server that sees none for long ends."""
 
@@ -179,6 +183,11 @@ class Context:
         key = REQUEST_KEY.get()
         entries = [] if key is None else await self.store.journal_of(key)
         return entries[0] if entries else None
+
+    async def plan(self, work: Callable[[State], T]) -> T:
+        """Have a thread look at the state as it is now; the event loop goes on meanwhile."""
+        state = self.controller.state.detached()
+        return await asyncio.get_running_loop().run_in_executor(self.plan_threads, work, state)
 
     def one_at_a_time(self, key: str) -> asyncio.Lock:
         """A lock for what one key stands for, which its client may send again meanwhile."""

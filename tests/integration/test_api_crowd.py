@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import httpx
+import pytest
 from pydantic import SecretStr
 
+from orchestrator.core.model.state import State
 from orchestrator.server.admission import REQUESTS, Admission
 from orchestrator.server.app import create_app
 from orchestrator.server.guard import Message, Receive, Send
+from orchestrator.server.routes import history, runs
 from orchestrator.settings import Settings
 from tests.controller_harness import Harness
 from tests.integration.test_controller_samples import exited, training
@@ -48,6 +52,45 @@ async def test_an_exit_is_decided_while_fifty_clients_ask_without_pause(tmp_path
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
     assert set(answers) == {200}
+    await harness.kill()
+
+
+@pytest.mark.parametrize("path", ["dry-run", "explain"])
+async def test_the_event_loop_goes_on_while_a_request_plans(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan ends only when the exit of a rank has been decided meanwhile."""
+    harness = Harness(nodes=2, silent=True)
+    workers = await training(harness, 2)
+    decided, planning = threading.Event(), threading.Event()
+    module, name = (runs, "try_out") if path == "dry-run" else (history, "explain")
+    real, seen = getattr(module, name), []
+
+    def plan(state: State, *others: object) -> object:
+        seen.append(state.runs["run-1"])
+        planning.set()
+        assert decided.wait(60)
+        assert state.runs["run-1"] is seen[0], "it plans on what was when it began"
+        return real(state, *others)
+
+    monkeypatch.setattr(module, name, plan)
+    settings = Settings(home=tmp_path, token=SecretStr("token"))
+    app = create_app(harness.controller, harness.clock, settings)
+    headers = {"Authorization": "Bearer token"}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://server/api/v1/runs", headers=headers
+    ) as client:
+        if path == "dry-run":
+            body = {"spec": {"name": "other", "command": ["true"]}, "base_directory": str(tmp_path)}
+            asking = asyncio.create_task(client.post("/dry-run", json=body))
+        else:
+            asking = asyncio.create_task(client.get("/run-1/explain"))
+        assert await asyncio.to_thread(planning.wait, 60)
+        await harness.controller.report(workers[1], exited(harness, workers[1], 1, 100))
+        assert harness.controller.state.runs["run-1"].decision is not None
+        decided.set()
+        answer = await asking
+    assert answer.status_code == 200, answer.text
     await harness.kill()
 
 
