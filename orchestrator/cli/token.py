@@ -140,7 +140,8 @@ def revoke(
     """
     api = session(ctx).api
     rows = api.get(path("tokens"))
-    named = [row["id"] for row in rows if row["name"] == token_ and row["revoked_at"] is None]
-    id_ = named[0] if named else token_
+    named = [row for row in rows if row["name"] == token_]
+    valid = [row for row in named if row["revoked_at"] is None]  # the server refuses any other
+    id_ = next((row["id"] for row in [*valid, *reversed(named)]), token_)
     api.delete(path("tokens", id_))
     conclude({"id": id_}, form, said=f"Revoked {token_}.")

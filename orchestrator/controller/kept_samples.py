@@ -3,9 +3,10 @@
 The problem: every rank reports every step, the monitors look at all of them, and the curves show
 one. To store all of them fills the database with numbers that nobody reads.
 
-The design: stored are the samples of the lowest rank with a loss (before there is one, of the
-lowest rank) and of the lowest rank with named metrics, as the curves are read
-(`database.sample_rows.speaker`). Around a finding all ranks are stored, as evidence.
+The design: stored are the samples of the lowest rank, of the lowest rank with a loss, and of the
+lowest rank with named metrics, as the curves are read (`database.sample_rows.speaker`). Mostly
+they are one rank; if not, the lowest may have a loss later, and its curve is then whole. Around a
+finding all ranks are stored, as evidence.
 
 Limits: ranks that report before the speaker of an attempt does leave a few samples of their own.
 """
@@ -56,8 +57,7 @@ class KeptSamples:
         """The part of reported samples that is stored."""
         if samples.attempt != self._attempt:
             return samples
-        speaker = self._lowest if self._with_loss is None else self._with_loss
-        voices = {speaker, self._with_metrics}
+        voices = {self._lowest, self._with_loss, self._with_metrics}
         kept = [
             each
             for each in samples.ranks

@@ -45,7 +45,7 @@ _ADVANCE = text(
 
 
 class Names(NamedTuple):
-    """What a batch names, of which its transaction must know something."""
+    """Entities that a batch names, and of which its transaction must know something."""
 
     workers: set[str]
     runs: set[str]
@@ -67,7 +67,7 @@ class Names(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What a transaction must know before it writes.
+    """Facts that a transaction must know before it writes.
 
     Read before the entities are written: a report that ends an attempt may hold its last samples.
     """
@@ -81,7 +81,7 @@ class Stored(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a transaction has written."""
+    """Facts that a transaction has written."""
 
     refused: int
     """Number of samples refused because their attempt is over."""

@@ -6,13 +6,13 @@ the newest chunk of samples, to which it appends. With a round trip for each sta
 
 The design: only the leader writes any of this, so it remembers what it has written last. It sends
 the whole transaction at once, up to the commit (a pipeline of statements). The first of them fails
-unless the epoch, and the newest report of each agent, are what is remembered; the database then
-skips the rest. After that, or after any error, all is forgotten, and the transaction begins with
-reading. What is remembered counts for one connection: a failover to a database that lacks the last
-transactions ends that.
+unless the epoch, and the newest report of each agent, are as remembered; the database then skips
+the rest. After that, and after any error, the memory is dropped, and the transaction begins with
+reading. The memory belongs to one connection: a failover to a database that lacks the last
+transactions ends both.
 
 Limits: the first transaction of a leader, of an agent and of an attempt reads, as does the one
-after an error. SQLite, which is no network away, always does.
+after an error. SQLite has no network between and always reads.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _AS_REMEMBERED = text(
 
 @dataclasses.dataclass(slots=True)
 class _Memory:
-    """What one connection has read and written."""
+    """Facts that one connection has read and written."""
 
     connection: object = None
     sequences: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -67,7 +67,7 @@ class _Memory:
     tails: dict[Key, Tail | None] = dataclasses.field(default_factory=dict)
 
     def of(self, batch: Batch) -> Stored | None:
-        """What a transaction must know; None: some of it is not remembered."""
+        """Facts that a transaction must know; None: some of them are not remembered."""
         names = Names.of(batch)
         if not (
             names.workers <= self.sequences.keys()

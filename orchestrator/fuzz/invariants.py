@@ -137,12 +137,13 @@ class Invariants:
     def ranks_start(self, run: str, attempt: int, alive: Iterable[int]) -> None:
         """Ranks of an attempt begin to live; so do those of others, which must be fenced.
 
-        A database that was restored may not know of the others before their agents are heard of.
+        A restored database knows nothing of an attempt that began after the backup, and only the
+        agents of that attempt can tell. Of those that it knows, the invariant holds.
         """
-        if self.went_back:
-            return
         for other in alive:
             entity = self._attempts.get((run, other))
+            if entity is None and self.went_back:
+                continue
             if entity is None or entity.state is not AttemptState.FENCED:
                 self.breaks(f"ranks of attempt {attempt} of {run} start; {other} is alive still")
 
@@ -274,8 +275,7 @@ class Invariants:
         speaker = min((rank for rank, count in told.items() if count), default=None)
         for rank, count in told.items():
             here = stored.get(rank, 0)
-            # A restore loses samples, and with them who speaks: then none may be there twice.
-            if here > count or (rank == speaker and here < count and not self.went_back):
+            if here > count or (rank == speaker and here < count):
                 self.breaks(
                     f"attempt {attempt} of {run} has {here} samples of rank {rank} stored,"
                     f" of {count} reported"

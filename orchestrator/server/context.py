@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime as dt
 import getpass
 import hmac
 import os
@@ -24,6 +25,7 @@ from orchestrator.controller.attention import Lag
 from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.live_numbers import LiveNumbers
 from orchestrator.core.messages.instructions import INSTRUCTION, Instruction
+from orchestrator.core.model.detached import detached
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
 from orchestrator.database.credentials import RANK, Session, Token
@@ -184,10 +186,10 @@ class Context:
         entries = [] if key is None else await self.store.journal_of(key)
         return entries[0] if entries else None
 
-    async def plan(self, work: Callable[[State], T]) -> T:
+    async def plan(self, work: Callable[[State, dt.datetime], T]) -> T:
         """Have a thread look at the state as it is now; the event loop goes on meanwhile."""
-        state = self.controller.state.detached()
-        return await asyncio.get_running_loop().run_in_executor(self.plan_threads, work, state)
+        here = detached(self.controller.state), self.clock.now()
+        return await asyncio.get_running_loop().run_in_executor(self.plan_threads, work, *here)
 
     def one_at_a_time(self, key: str) -> asyncio.Lock:
         """A lock for what one key stands for, which its client may send again meanwhile."""

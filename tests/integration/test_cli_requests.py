@@ -293,5 +293,7 @@ def test_a_name_stands_for_one_token() -> None:
     assert row["revoked_at"] is not None
     twice = babysit("token", "revoke", made["id"])
     assert (twice.exit_code, "was revoked" in twice.stderr) == (REFUSED, True)
+    by_name = babysit("token", "revoke", "ada")
+    assert (by_name.exit_code, "was revoked" in by_name.stderr) == (REFUSED, True)
     assert data("token", "create", "ada")["id"] != made["id"]
     assert babysit("token", "revoke", "nobody").exit_code == NOT_FOUND

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 
 from orchestrator.core.messages.events import RunCancelled
+from orchestrator.core.model.detached import detached
 from orchestrator.core.model.state import State
 from tests.world import spec, trained
 
@@ -24,7 +25,7 @@ def test_a_detached_state_shares_nothing_that_changes() -> None:
     world.save(10)
     state = world.state
     state.node_table(world.now)
-    apart = state.detached()
+    apart = detached(state)
     assert isinstance(apart, State)
     assert vars(apart).keys() == vars(state).keys()
     for name, value in vars(state).items():

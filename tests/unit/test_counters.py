@@ -92,12 +92,13 @@ async def test_a_restart_is_in_the_histograms_phase_by_phase() -> None:
     assert tally.recovery["start"].counts[:3] == [0, 0, 1]
 
 
-async def test_phases_not_reached_and_requests_of_people_are_left_out() -> None:
+@pytest.mark.parametrize("cause", [Cause.OPERATOR, Cause.PREEMPTION])
+async def test_phases_not_reached_and_the_detection_of_requests_are_left_out(cause: Cause) -> None:
     history = History(finished_run())
-    asked = restart(cause=Cause.OPERATOR, restored_at=None, recovered_at=None)
+    asked = restart(cause=cause, restored_at=None, recovered_at=None)
     history.attempts_of[RUN_ID] = [with_restart(asked)]
     tally = await count(Tallies(history))
-    assert tally.restarts == {"operator": 1}
+    assert tally.restarts == {cause.value: 1}
     assert sum(tally.detection.counts) == sum(tally.recovery["recompute"].counts) == 0
     assert sum(tally.recovery["stop"].counts) == 1
 

@@ -380,7 +380,7 @@ class Queue(Quota):
     history: tuple[Past, ...] = ()
     """Newest last; at most `history.KEPT` are kept."""
     removed: bool = False
-    """Someone removed it: it is not in the state, and not among the store's queues."""
+    """True: it is neither in the state nor among the store's queues."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,8 +395,7 @@ class Fleet:
     """Idle nodes that only recoveries may use; auto: from the measured failure rate."""
     usage: Mapping[str, Usage] = dataclasses.field(default_factory=dict)
     """By project: usage of workers that have ended, decayed."""
-    restored_at: dt.datetime | None = None
-    """When the database was last replaced by a backup; None: never."""
+    restored_at: dt.datetime | None = None  # when a backup last replaced the database
 
 
 Entity = Run | Attempt | Worker | Node | Checkpoint | Incident | Queue | Fleet

@@ -11,7 +11,7 @@ import datetime as dt
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 from jobs.shards import Shards
 from orchestrator.core.model import away
@@ -53,7 +53,7 @@ class State:
     by :class:`orchestrator.core.turn.Turn`, whose methods end in :meth:`put`. The controller alone
     calls `take_changes`, `forget` and `recall`, between turns. A write to one of the dictionaries
     past `put` breaks an index and is not stored; a view or a handler must never make one. Not safe
-    for threads: give another thread a `detached` copy.
+    for threads: see :func:`orchestrator.core.model.detached.detached`.
     """
 
     def __init__(self, entities: Iterable[Entity] = ()) -> None:
@@ -92,16 +92,6 @@ class State:
         for entity in entities:
             self.put(entity)
         self.take_changes()
-
-    def detached(self) -> State:
-        """A copy to be read by another thread; later turns change nothing in it.
-
-        Copies the dictionaries; the entities, which never change, are shared.
-        """
-        made = State.__new__(State)
-        for name, value in {**vars(self), "_node_table": None}.items():  # it fills its own caches
-            setattr(made, name, _detached(value))
-        return made
 
     @property
     def changed(self) -> bool:
@@ -355,19 +345,6 @@ class State:
         self._places.pop(run, None)
         self.attempts.pop(run, None)
         self.runs.pop(run, None)
-
-
-def _detached(value: object) -> object:
-    """A copy of a dictionary, with those in it, of a set or of a list; anything else as it is."""
-    if isinstance(value, dict):
-        made = value.copy()
-        made.update({key: each.copy() for key, each in value.items() if _is_container(each)})
-        return made
-    return value.copy() if isinstance(value, set | list) else value
-
-
-def _is_container(value: object) -> TypeGuard[dict[str, object] | set[str]]:
-    return isinstance(value, dict | set)
 
 
 def _for_scheduling(node: Node | None) -> tuple[object, ...]:

@@ -98,7 +98,7 @@ FLEET = (
         "babysit_detection_seconds",
         "histogram",
         "Time from the last sign of progress to the detection of a failure, of each restart that "
-        "no person requested.",
+        "neither a person nor the scheduler requested.",
     ),
     Metric("babysit_recovery_seconds", "histogram", "Restarts of runs, by phase.", ("phase",)),
     Metric(

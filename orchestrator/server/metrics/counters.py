@@ -85,8 +85,8 @@ class Tally:
         seconds = restart.seconds
         for phase in seconds.keys() - known:
             self.recovery[phase].observe(seconds[phase])
-            # People's requests need no detecting.
-            if phase == "detect" and restart.cause is not Cause.OPERATOR:
+            # Requests of people, and of the scheduler, need no detecting.
+            if phase == "detect" and restart.cause not in {Cause.OPERATOR, Cause.PREEMPTION}:
                 self.detection.observe(seconds[phase])
         return frozenset(seconds)
 

@@ -138,8 +138,7 @@ async def explanation(run: TheRun, here: HasContext) -> ExplanationView:
         )
     if run.id not in here.controller.state.runs:
         raise NotLeaderError("this server is not the leader: ask the leader, or try again soon")
-    now = here.clock.now()
-    found = await here.plan(lambda state: explain(state, run.id, now))
+    found = await here.plan(lambda state, now: explain(state, run.id, now))
     return ExplanationView(
         run=run.id,
         state=found.state,

@@ -312,8 +312,7 @@ async def dry_run(body: Submission, here: HasContext, caller: Operator) -> DryRu
     here.refuse_unless_leader()
     with _placed(read.source):
         refuse_unknown_queue(here, read.spec.queue)
-        now = here.clock.now()
-        tried = await here.plan(lambda state: try_out(state, read.spec, now))
+        tried = await here.plan(lambda state, now: try_out(state, read.spec, now))
     needs = await _needs(here, read.spec)
     short = [need for need in needs if not need.ok]
     sentences = [*tried.sentences, *(f"{need}." for need in needs if need.ok)]
