@@ -57,8 +57,7 @@ class Anomaly:
 
     onset_step: int
     onset_batch: int
-    count: int
-    """Number of anomalies that began here."""
+    count: int  # of anomalies that began here
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
