@@ -118,18 +118,31 @@ def events(  # noqa: PLR0913, PLR0917 (a command has its options)
         here.wait(POLL_SECONDS)
 
 
-def logbook(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TABLE) -> None:
+def logbook(
+    ctx: typer.Context,
+    run: RunArgument,
+    markdown: Annotated[bool, typer.Option("--md", help="As Markdown, for wikis.")] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
     """Print the story of a run in sentences. Times are UTC.
 
     For example:
 
         babysit logbook tiny-gpt
+        babysit logbook tiny-gpt --md > tiny-gpt.md
     """
     from orchestrator.core.views.logbook import text as story_text
     from orchestrator.core.views.models import StoryView
 
-    lines = session(ctx).api.get(path("runs", run, "logbook"))
-    if form in {Format.TABLE, Format.WIDE}:
+    api = session(ctx).api
+    lines = api.get(path("runs", run, "logbook"))
+    if markdown:
+        from orchestrator.reports.markdown import logbook as page
+
+        found = api.get(path("runs", run))
+        story = [StoryView.model_validate(line) for line in lines]
+        put(page(found["name"], found["state"], story).rstrip("\n"))
+    elif form in {Format.TABLE, Format.WIDE}:
         put("\n".join(story_text([StoryView.model_validate(line) for line in lines])))
     else:
         emit(lines, [], form, name="text")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from orchestrator.cli.completion import complete_run
+from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import (
     Column,
     Format,
@@ -108,6 +110,45 @@ def _ask(ctx: typer.Context, incident: str, verb: str, form: Format, **body: Any
         say(f"Incident {after['id']} ({after['kind']}) is {after['state']}{acknowledged}{judged}.")
     else:
         emit(after, _columns(here), form)
+
+
+@app.command()
+def export(
+    ctx: typer.Context,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="INCIDENT|RUN", help="One incident, or all of a run.", show_default=False
+        ),
+    ],
+    markdown: Annotated[  # noqa: ARG001 (so that scripts go on working when there are more formats)
+        bool, typer.Option("--md", help="As Markdown, which is the only format.")
+    ] = True,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: stdout.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write the skeleton of a post-mortem: what is recorded is filled in, the rest is asked.
+
+    For example:
+
+        babysit incidents export 7K2M9QXA --md --output review.md
+        babysit incidents export tiny-gpt --md
+    """
+    from orchestrator.cli import post_mortem
+
+    if output is not None and output.exists() and not force:
+        message = f"{output} exists, and may have been filled in: choose another, or --force"
+        raise CliError(message, ExitCode.REFUSED)
+    text = post_mortem.export(session(ctx), what)
+    if output is None:
+        put(text.rstrip("\n"))
+        return
+    from orchestrator.cli.report import write
+
+    write(output, text.encode())
+    say(f"The post-mortem: {output}")
 
 
 @app.command()

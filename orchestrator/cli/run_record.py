@@ -11,12 +11,11 @@ from orchestrator.core.views.models import (
     AttemptView,
     CheckpointView,
     IncidentView,
-    NodeView,
     RunDetail,
     SeriesView,
     StoryView,
 )
-from orchestrator.reports.record import RunRecord, lost_stretches
+from orchestrator.reports.record import NodeNow, RunRecord, lost_stretches
 
 POINTS = 1200
 """Points of the curve: more than a screen has columns."""
@@ -60,9 +59,9 @@ def _samples(here: Session, run: str, **which: Any) -> SeriesView:
     return SeriesView.model_validate(here.api.get(path("runs", run, "samples"), **which))
 
 
-def _nodes(here: Session) -> dict[str, NodeView]:
+def _nodes(here: Session) -> dict[str, NodeNow]:
     """All nodes by name; none if this caller may not see them."""
-    found: dict[str, NodeView] = {}
+    found: dict[str, NodeNow] = {}
     after = ""
     while True:
         try:
@@ -71,7 +70,7 @@ def _nodes(here: Session) -> dict[str, NodeView]:
             if error.code is ExitCode.NOT_ALLOWED:
                 return {}
             raise
-        found |= {each["id"]: NodeView.model_validate(each) for each in page}
+        found |= {each["id"]: NodeNow(each["state"], each["reason"]) for each in page}
         if len(page) < _NODES_PAGE:
             return found
         after = page[-1]["id"]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from orchestrator.core.text import visible, words
+from orchestrator.core.views.models import StoryView
 from orchestrator.reports import report as content
 from orchestrator.reports.events import RunEvent
 from orchestrator.reports.ledger import MEANINGS
@@ -31,6 +32,12 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     lines += [f"| {' | '.join(map(escaped, row))} |" for row in rows]
     return "\n".join(lines)
+
+
+def logbook(run: str, state: str, lines: Sequence[StoryView]) -> str:
+    """The logbook alone."""
+    story = "\n".join(f"- {line.at:%Y-%m-%d %H:%M:%S} {escaped(line.text)}" for line in lines)
+    return f"# Logbook of {escaped(run)}: {state}\n\n{story}\n\nAll times are UTC.\n"
 
 
 def page(report: Report) -> str:

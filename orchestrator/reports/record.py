@@ -10,7 +10,6 @@ from orchestrator.core.views.models import (
     AttemptView,
     CheckpointView,
     IncidentView,
-    NodeView,
     RestartView,
     RunDetail,
     SeriesView,
@@ -19,6 +18,14 @@ from orchestrator.core.views.models import (
 
 NOTHING = SeriesView(step=[], attempt=[], loss=[], loss_max=[], grad_norm=[], seconds=[], time=[])
 """The curve of a run without samples."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NodeNow:
+    """A node as it is now."""
+
+    state: str
+    reason: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +44,7 @@ class RunRecord:
     """Oldest first."""
     checkpoints: Sequence[CheckpointView] = ()
     """Newest step first; without those that were deleted."""
-    nodes: Mapping[str, NodeView] = dataclasses.field(default_factory=dict)
+    nodes: Mapping[str, NodeNow] = dataclasses.field(default_factory=dict)
     """Nodes as they are now, by name; empty if the reader may not see them."""
     curve: SeriesView = NOTHING
     """The losses that count: where steps repeat, those of the newest attempt."""

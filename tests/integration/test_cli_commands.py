@@ -400,12 +400,12 @@ OF_THEIR_OWN_FORM = {
     ("schema",),
     ("init",),
     ("demo",),
-    ("report",),
     ("grafana", "export"),
     ("grafana", "diff"),
     ("grafana", "push"),
     ("prometheus", "export"),
     ("report",),
+    ("incidents", "export"),
 }
 
 

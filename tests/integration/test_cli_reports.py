@@ -92,3 +92,29 @@ def test_a_file_of_somebody_is_replaced_on_request(here: Path) -> None:
     (here / "diary.md").write_text("Dear diary,\n")
     assert babysit("report", "tiny", "--output", "diary.md", "--force").exit_code == OK
     assert (here / "diary.md").read_text().startswith("# tiny")
+
+
+@pytest.mark.parametrize("what", ["tiny", RUN_ID, "01JNB0000000000000INCIDENT", "CIDENT"])
+def test_a_post_mortem_is_of_an_incident_or_of_a_run(what: str) -> None:
+    result = babysit("incidents", "export", what, "--md")
+    assert result.exit_code == OK
+    assert result.stdout.startswith("# Post-mortem: signal of tiny, 2026-03-01\n")
+
+
+def test_a_post_mortem_that_may_have_been_filled_in_is_kept(here: Path) -> None:
+    assert babysit("incidents", "export", "tiny", "--output", "review.md").exit_code == OK
+    again = babysit("incidents", "export", "tiny", "--output", "review.md")
+    assert again.exit_code == REFUSED
+    assert "may have been filled in" in again.stderr
+    assert (
+        babysit("incidents", "export", "tiny", "--output", "review.md", "--force").exit_code == OK
+    )
+    missing = babysit("incidents", "export", "tinny")
+    assert missing.exit_code == NOT_FOUND
+    assert "no run and no incident tinny" in missing.stderr
+    assert names(here) == ["review.md"]
+
+
+def test_a_logbook_is_printed_as_markdown() -> None:
+    result = babysit("logbook", "tiny", "--md")
+    assert result.stdout.startswith("# Logbook of tiny: succeeded\n\n- 2026-03-01 03:12:00 mia")

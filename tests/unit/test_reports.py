@@ -14,17 +14,19 @@ import pytest
 from monitors.failures import Cause
 from monitors.types import FindingKind
 from orchestrator.core.model.vocabulary import Remedy
+from orchestrator.core.views.models import EventView
 from orchestrator.reports import html as page
 from orchestrator.reports import markdown, picture, report
 from orchestrator.reports.curve import curve_of
 from orchestrator.reports.events import run_events
 from orchestrator.reports.ledger import FIRST, time_by_cause
 from orchestrator.reports.node_map import node_map, ranges
+from orchestrator.reports.post_mortem import post_mortem
 from orchestrator.reports.record import RunRecord, lost_stretches
 from orchestrator.reports.scales import Scale, loss_scale
 from orchestrator.reports.what_if import what_if_of
 from orchestrator.simulation.what_if import replay
-from tests.plane import at, attempts, finished_run, incident, restart
+from tests.plane import RUN_ID, at, attempts, finished_run, incident, restart
 from tests.report_data import crashes, pending, record, series
 
 HOSTILE = "<script>alert(1)</script>\"'&|`*_[x](javascript:alert(1))\x1b[31m\u202e $\\frac$"
@@ -303,3 +305,52 @@ def test_values_of_the_environment_stay_out_of_a_report() -> None:
     whole = made(record(spec=secret))
     assert "WANDB_API_KEY" in page.page(whole)
     assert "s3cret" not in page.page(whole) + markdown.page(whole)
+
+
+def entry(seconds: float, name: str, actor: str = "operator:mia", **payload: Any) -> EventView:
+    return EventView(
+        position=1, id=f"{seconds}", at=at(seconds), run=RUN_ID, attempt=1, actor=actor,
+        kind="event", name=name, cause=None, reason="", payload=payload,
+    )  # fmt: skip
+
+
+def test_a_post_mortem_tells_what_was_seen_decided_and_asked_and_what_is_open() -> None:
+    of = record()
+    about = of.incidents[0].id
+    journal = [
+        entry(60, "rank_exited", rank=1, failure={"reason": "killed by SIGKILL"}),
+        entry(60.1, "rank_exited", rank=0, failure={"reason": "stopped by the agent"}),
+        entry(60.2, "notify", "controller", incident=about, channel="#train", text="it died",
+              severity="warning", asks=True),
+        entry(60.3, "notify", "controller", incident="another", channel="#x", text="not this"),
+        entry(60.5, "incident_changed", incident=about, acknowledge=True),
+        entry(9000, "incident_changed", incident=about, verdict="right"),
+    ]  # fmt: skip
+    text = post_mortem(of, of.incidents, journal, "0.1.0")
+    assert "- 2026-03-01 03:13:00 Rank 1 exited: killed by SIGKILL." in text
+    assert "stopped by the agent" not in text
+    assert "| 2026-03-01 03:13:00 | \\#train | it died | yes |" in text
+    assert "not this" not in text
+    assert "mia acknowledged the incident." in text
+    assert "mia judged it right." in text
+    assert "| detect | stop | place | start | restore | recompute | together |" in text
+    assert text.count("- [ ] ") >= 5
+    assert "_To fill in" in text
+
+
+def test_a_post_mortem_of_a_run_without_incidents_says_so() -> None:
+    assert "The run has no incident." in post_mortem(record(opened=[]), [], [], "0.1.0")
+
+
+def test_evidence_cannot_leave_its_block() -> None:
+    bad = incident(evidence={"log": "```\n# A title of a rank\n````"})
+    of = record(opened=[bad])
+    text = post_mortem(of, of.incidents, [], "0.1.0")
+    assert "`````text\nlog: ```\n# A title of a rank\n````\n`````" in text
+
+
+def test_a_logbook_as_markdown_is_a_list_of_plain_sentences() -> None:
+    of = hostile()
+    text = markdown.logbook(of.run.name, of.run.state, of.story)
+    assert text.startswith("# Logbook of \\<script")
+    assert all(line.startswith("- 2026-03-01 03:1") for line in text.splitlines()[2:-2])
