@@ -29,10 +29,12 @@ _COUNTABLE = _any_of(
 )
 _ZERO = re.compile(
     rf"\b(?:{_COUNTED})\s?(?:[:=]|is|are|count:?)?\s?0\b(?![.\d])"
-    rf"|\b(?:0|no|zero|without|free of)\s+(?:\w+[ -]){{0,3}}(?:{_COUNTABLE})\b"
+    rf"|(?<![\w.])(?:0|no|zero|without|free of)\s+(?:[^\W\d]\w*[ -]){{0,3}}(?:{_COUNTABLE})\b"
     r"(?!\s+(?:code|message))",
     re.IGNORECASE,
 )
+_NO_ERRNO = re.compile(r"(\bfailed\b.*[\]:]) ?(?:no error|success)\s*$", re.IGNORECASE)
+"""A failure that set no error number, which the C library calls "no error"."""
 _NOT = r"not|never|isn't|wasn't|aren't|hasn't|haven't"
 _NOT_SO = _any_of(
     r"corrupt\w*|preempted|evicted|an? error|fatal|detected|failed|needed|required|triggered",
@@ -89,7 +91,7 @@ def is_harmless(line: LogLine) -> bool:
     Lines of machines are cleared by zero counts and words of success only. Not for the lines of the
     traceback that a program died of: what was raised was not survived.
     """
-    text = line.text
+    text = _NO_ERRNO.sub(r"\1", line.text)
     if _ZERO.search(text):
         return True
     if _WELL.search(text) and not has_error_word(text):

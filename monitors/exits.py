@@ -25,7 +25,8 @@ from monitors.rule_files import builtin_rules
 _REASON_CHARACTERS = 300
 _EVIDENCE_LINES = 5
 _USAGE = re.compile(
-    r"^babysit: cannot start |\S+: error: "
+    r"^babysit: cannot start |"
+    r"(?:^|\s)(?!(?:srun|salloc|sbatch|slurm\w*|mpi\w+|prte?\w*|orte\w+|kernel)\b)\S+: error: "
     r"|can't open file|command not found|: not found$|Permission denied$"
 )
 _LAUNCHED = re.compile(r"exitcode ?: (?P<code>-?\d+)\W+local_rank: (?P<rank>\d+)")

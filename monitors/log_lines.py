@@ -108,7 +108,8 @@ _RANK = re.compile(
     r"|^\[\d+, ?(\d+)\]|\(\w+ pid=(\d+)|^ *(\d+): "
 )
 _MACHINE = re.compile(
-    r"\bNVRM:|\bkernel: |^\[\s*\d+\.\d+\] |\bslurmstepd|\bsrun: error|\bkubelet\b|\bkube\w*-?\w*:"
+    r"\bNVRM:|\bkernel: |\[drm:\w+ |\bamdgpu [0-9a-f]{4}:|^\[\s*\d+\.\d+\] |\bslurmstepd"
+    r"|\bsrun: error|\bkubelet\b|\bkube\w*-?\w*:"
     r"|\bNCCL WARN\b|\bUCX\s+(?:ERROR|FATAL)|\bib_mlx5_log|\blibfabric:|\bLustreError|\bnfs: server"
     r"|\boom[-_ ]kill|Out of memory: Kill|\bSXid\b|\bXid\b|\bmmfs\w*:|-scheduler\b|-controller\b"
     r"|\[[EF](?:\d{4})?[ \d:.]*\w*(?:ProcessGroup|socket|TCPStore|HeartbeatMonitor)\w*\.c"

@@ -48,7 +48,7 @@ def test_names_of_rules_are_unique():
     assert len({rule.name for rule in BUILTIN}) == len(BUILTIN)
 
 
-@pytest.mark.parametrize("sample", ["held_out", "open", "second", "third"])
+@pytest.mark.parametrize("sample", ["held_out", "open", "second", "third", "fourth"])
 def test_collected_messages_are_read_as_a_careful_person_would(sample: str):
     """Sets, and what was right of each at first sight: docs/monitors.md."""
     logs = [log for log in COLLECTED if log["set"] == sample]
