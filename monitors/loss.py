@@ -130,7 +130,7 @@ class LossMonitor:
         """
         kept = [sample for sample in self._history if sample.step <= step]
         place = kept[0].place if kept else self._place_of(step)
-        learned = self._learned
+        skips, learned = self._guard.skips, self._learned
         self._learned = learned.wound_back(attempt, step, place)
         self._history.clear()
         self._drift.forget_after(kept[0].step - 1 if kept else step)
@@ -140,7 +140,7 @@ class LossMonitor:
             self._judge(sample.of_attempt(attempt))
         learned.inherit(self._learned, step)
         self._learned = learned
-        self._guard = NonFiniteGuard()
+        self._guard = NonFiniteGuard(skips)
         self._loss.episode = self._grad.episode = self._reported = self._warned = None
         self._awaited = None
         self._quiet_left = 0

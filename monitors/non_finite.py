@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 from monitors.types import Finding, FindingKind, Sample, Severity
 
@@ -26,9 +27,15 @@ LOST_REPORTS = 2
 A step that was taken with a NaN leaves weights that make every later loss NaN, so waiting costs one
 report. A step that loss scaling or the script skipped leaves a finite loss behind it.
 """
+_CHANCE = 1e-6
+"""Chance of as many lost losses in a row as count, in a run that is known to skip steps."""
+_LEAST_SHARE = 0.01
+"""Share of skipped steps that is taken for the run's at least, once it has skipped one."""
 _RECENT = 20
 _MOST_OF_RECENT = 10
 """Losses among the last 20 that are not finite, in a row or not: half of the data is skipped."""
+_OFTEN = 4.0
+"""Factor of the run's own share of skipped steps that is too often, if that is more."""
 _SKIPS_TOLD = 3
 """Steps that were skipped, of an attempt, of which the journal tells."""
 _REARM_STEPS = 3
@@ -46,15 +53,35 @@ def loss_is_lost(sample: Sample) -> bool:
     return masked or not math.isfinite(sample.loss)
 
 
+@dataclass(slots=True)
+class Skips:
+    """How often the script, or loss scaling, skips a step: a finite loss follows a lost one."""
+
+    losses: int = 0
+    """Losses that were reported."""
+    lost: int = 0
+    """Losses that were lost without harm."""
+
+    @property
+    def share(self) -> float:
+        """The share of steps that are skipped."""
+        return self.lost / self.losses if self.losses else 0.0
+
+
 class NonFiniteGuard:
     """Watches one rank for losses and gradient norms that are NaN or infinite.
 
     A loss of exactly 0.0 beside a NaN gradient norm is a NaN that a trainer has masked
     (`logging_nan_inf_filter` of transformers does), and counts as one. A loss that is finite again
-    at the next report was one of a skipped step: it is recorded, and nothing is done.
+    at the next report was one of a skipped step: it is recorded, and nothing is done. A run that
+    is known to skip steps may lose more of them in a row, as many as chance gives.
+
+    Attributes:
+        skips: How often steps are skipped; hand it to the guard of the next attempt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, skips: Skips | None = None) -> None:
+        self.skips = skips or Skips()
         self._seen = 0
         self._lost = 0
         """Lost losses in a row; reports without a loss say nothing of it."""
@@ -72,6 +99,7 @@ class NonFiniteGuard:
         loss_lost = loss_is_lost(sample)
         if sample.loss is not None:
             self._recent.append(loss_lost)
+            self.skips.losses += 1
         if not loss_lost and math.isfinite(sample.grad_norm):
             return self._recover(sample)
         self._clean = 0
@@ -80,13 +108,21 @@ class NonFiniteGuard:
         self._lost = self._lost + 1 if loss_lost else (0 if sample.loss is not None else self._lost)
         self._first = self._first or sample
         patience = WARMUP_OVERFLOW_STEPS if self._seen <= _WARMUP_STEPS else OVERFLOW_STEPS
-        often = loss_lost and sum(self._recent) >= _MOST_OF_RECENT
-        if self._reported or not (
-            self._lost >= LOST_REPORTS or often or self._overflows >= patience
-        ):
+        most = max(_MOST_OF_RECENT, _OFTEN * _RECENT * self.skips.share)
+        often = loss_lost and sum(self._recent) >= most
+        lost = self._lost >= self._lost_needed
+        if self._reported or not (lost or often or self._overflows >= patience):
             return skipped
         self._reported = True
         return [*skipped, self._finding(self._first, sample, loss_lost=loss_lost)]
+
+    @property
+    def _lost_needed(self) -> int:
+        """Lost losses in a row that skipped steps do not explain."""
+        if not self.skips.lost:
+            return LOST_REPORTS
+        share = min(0.5, max(_LEAST_SHARE, self.skips.share))
+        return min(OVERFLOW_STEPS, math.ceil(math.log(_CHANCE) / math.log(share)))
 
     def _recover(self, sample: Sample) -> list[Finding]:
         """A finite step: the stretch before it is over, unless only a loss can end it."""
@@ -94,6 +130,7 @@ class NonFiniteGuard:
         if self._lost and sample.loss is None:
             return []
         skipped = self._skipped(sample)
+        self.skips.lost += self._lost if self._lost <= OVERFLOW_STEPS else 0
         self._lost = 0
         self._clean += 1
         if not self._reported or self._clean >= _REARM_STEPS:

@@ -111,3 +111,27 @@ def test_nan_after_two_rollbacks_is_found_at_its_second_report():
         found = first_act(monitor, np.full(3, math.nan), len(came) + 1, attempt)
         assert found is not None, seed
         assert found.detected == len(came) + 2, seed
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_steps_that_a_script_skips_are_soon_left_alone_and_lost_weights_are_found(share, masked):
+    """Two lost losses in a row are enough as long as no step is known to have been skipped."""
+    for seed in fresh(4):
+        rng, monitor = np.random.default_rng(seed), LossMonitor()
+        losses = 2.0 + 0.02 * rng.standard_normal(3000)
+        lost = (0.0, math.nan) if masked else (math.nan, -1.0)
+        skipped = rng.random(3000) < share
+        attempt, acts = 1, []
+        for step, loss in enumerate(losses, 1):
+            value, norm = lost if skipped[step - 1] else (float(loss), -1.0)
+            sample = sample_of(step, value, attempt, grad_norm=norm)
+            found = [f.detected_step for f in monitor.observe(sample) if f.kind in _ACTED_ON]
+            acts += found
+            if found:  # rolled back; the script skips other steps this time
+                attempt += 1
+                monitor.reset(attempt, step)
+        assert len(acts) <= 2, (seed, acts)
+        found_at = first_act(monitor, np.full(12, math.nan), 3001, attempt)
+        assert found_at is not None, seed
+        assert found_at.detected <= 3010 + 1, (seed, found_at)
