@@ -1,6 +1,7 @@
-"""Cost of a scrape by Prometheus to the server: a table, then one JSON line.
+"""Cost of a scrape, of the API and of the page to the server: a table, then one JSON line.
 
     python benchmarks/server.py [--runs 1000] [--nodes 10000] [--past 0,10000] [--scrapes 9]
+        [--clients 50] [--seconds 10] [--loads 5]
 
 The real application over TCP and SQLite; the state of the leader is made up, with a checkpoint and
 an open incident for some runs. Between two scrapes every run and every node reports steps, so that
@@ -11,6 +12,10 @@ another process, whose CPU does not count.
     scrape          CPU milliseconds of the server for each further scrape: best, median and worst
                     (neighbours on the machine slow all but the best)
     size            megabytes of one scrape, and its lines
+    API             milliseconds of an answer, median and 99th percentile, while each client asks
+                    for a run, a list, the fleet … once a second; the runs report all the time
+    page            milliseconds from the address to the table of runs in a headless Chromium,
+                    median, with nothing in its cache but the files of the page
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ import argparse
 import asyncio
 import dataclasses
 import datetime as dt
+import itertools
+import json
 import sys
 import time
 from collections import Counter
@@ -35,7 +42,7 @@ from benchmarks.support.harness import last_line, median, table, workplace
 from jobs.clock import SystemClock
 from jobs.events import RankSamples, Report
 from jobs.spec import RunSpec
-from monitors.types import Severity
+from monitors.types import FindingKind, Severity
 from orchestrator.controller.attention import Lag
 from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.live_numbers import LiveNumbers
@@ -119,14 +126,15 @@ def live(number: int, nodes: list[str]) -> list[Entity]:
         ),
     ]
     if number % 50 == 0:
-        incident = {"kind": "loss_spike", "severity": Severity.WARNING, "reason": "the loss rose"}
+        kind = FindingKind.LOSS_SPIKE
+        incident: Any = {"kind": kind, "severity": Severity.WARNING, "reason": "the loss rose"}
         found.append(
             Incident(id=f"incident-{number}", run=run.id, attempt=2, opened_at=NOW, **incident)
         )
     return found
 
 
-async def fill(url: str, past: int) -> SqlStore:
+async def fill(url: str, past: int) -> tuple[SqlStore, int]:
     """A database with runs that have ended, one a minute."""
     await schema.upgrade(url)
     store = await SqlStore.open(url)
@@ -144,12 +152,13 @@ async def fill(url: str, past: int) -> SqlStore:
             for number in range(begin, min(past, begin + 1000))
         ]
         await store.commit(Batch(entities=runs), epoch=lease.epoch)
-    return store
+    return store, lease.epoch
 
 
-def report_all(state: State, numbers: LiveNumbers, step: int) -> None:
-    """A step of every rank."""
-    for attempt in state.attempts.values():
+def report_all(state: State, numbers: LiveNumbers, step: int, share: int | None = None) -> None:
+    """A step of every rank, or of those of a twentieth of the runs."""
+    attempts = list(state.attempts.values())
+    for attempt in attempts if share is None else attempts[share::20]:
         for seat in attempt.seats:
             samples = tuple(
                 RankSamples(
@@ -181,17 +190,50 @@ async def scraped(url: str, file: Path) -> float:
     return time.process_time() - before - spawned
 
 
+async def client(*arguments: object) -> dict[str, Any]:
+    """The figures of a client, which is another process."""
+    command = (sys.executable, "-m", "benchmarks.support.server_clients", *map(str, arguments))
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=Path(__file__).parents[1], stdout=asyncio.subprocess.PIPE
+    )
+    printed, _ = await process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the client {arguments[0]} failed")
+    found: dict[str, Any] = json.loads(printed)
+    return found
+
+
+async def look(url: str, plane: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of people who look at the live runs, which report meanwhile."""
+
+    async def train() -> None:
+        for step in itertools.count(10_000):
+            report_all(plane.state, plane.numbers, step, share=step % 20)
+            await asyncio.sleep(0.25)
+
+    training = asyncio.create_task(train())
+    try:
+        api = await client("api", url, TOKEN, arguments.clients, arguments.seconds)
+        page = await client("page", url, TOKEN, arguments.loads) if arguments.loads else {}
+    finally:
+        training.cancel()
+    return {"api": api, "page": page}
+
+
 async def measure(directory: Path, arguments: argparse.Namespace, past: int) -> dict[str, Any]:
     """The figures beside a number of runs that have ended."""
     settings = Settings(home=directory / str(past), token=SecretStr(TOKEN), host="127.0.0.1")
     settings.home.mkdir()
-    store = await fill(f"sqlite:///{settings.home / 'babysit.db'}", past)
+    store, epoch = await fill(f"sqlite:///{settings.home / 'babysit.db'}", past)
     nodes = [f"node-{i:05}" for i in range(arguments.nodes)]
     each = arguments.nodes // arguments.runs
     state, numbers, step = State(Node(id=node, gpus=RANKS) for node in nodes), LiveNumbers(), 1
     for number in range(arguments.runs):
         for entity in live(number, nodes[number * each : (number + 1) * each]):
             state.put(entity)
+    stored = [*state.nodes.values(), *state.runs.values(), *state.attempts.values()]
+    stored += [*state.workers.values(), *state.incidents.values()]
+    await store.commit(Batch(entities=stored), epoch=epoch)
     plane: Any = SimpleNamespace(
         store=store,
         state=state,
@@ -202,6 +244,10 @@ async def measure(directory: Path, arguments: argparse.Namespace, past: int) -> 
         set_aside=Counter(),
         database=DatabaseTrouble(),
         runs_here=True,
+        alerts_trouble={},
+        unread=0,
+        servers=(),
+        leader_address="",
         ignored_fields={},
     )
     app = create_app(plane, SystemClock(), settings)
@@ -226,6 +272,7 @@ async def measure(directory: Path, arguments: argparse.Namespace, past: int) -> 
                 state.put(dataclasses.replace(run, best_step=step))
             costs.append(await scraped(url, file) * 1000)
         text = file.read_bytes()
+        looked = await look(f"http://{listeners.address}", plane, arguments) if not past else {}
         servers.stop()
         await serving
     await store.close()
@@ -237,6 +284,19 @@ async def measure(directory: Path, arguments: argparse.Namespace, past: int) -> 
         "worst": max(costs),
         "megabytes": len(text) / 1e6,
         "lines": text.count(b"\n"),
+        "looked": looked,
+    }
+
+
+def _figures(looked: dict[str, Any]) -> dict[str, Any]:
+    api, page = looked["api"], looked["page"]
+    return {
+        "api_requests": api["requests"],
+        "api_median_ms": round(api["median_ms"], 1),
+        "api_p99_ms": round(api["p99_ms"], 1),
+        "api_median_ms_by_path": api["median_ms_by_path"],
+        "page_load_ms": round(page["median_ms"], 1) if page else None,
+        "page_load_worst_ms": round(page["worst_ms"], 1) if page else None,
     }
 
 
@@ -248,6 +308,9 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=10_000)
     parser.add_argument("--past", default="0,10000", help="runs that have ended; several")
     parser.add_argument("--scrapes", type=int, default=9)
+    parser.add_argument("--clients", type=int, default=50, help="of the API")
+    parser.add_argument("--seconds", type=float, default=10.0, help="that they ask")
+    parser.add_argument("--loads", type=int, default=5, help="of the page; 0: none")
     arguments = parser.parse_args()
     collect_rarely()  # as the server does
     with workplace("server") as directory:
@@ -257,8 +320,9 @@ def main() -> None:
         ]
     table(
         ("past runs", "first scrape ms", "best ms", "scrape ms", "worst ms", "megabytes", "lines"),
-        [list(row.values()) for row in rows],
+        [list(row.values())[:-1] for row in rows],
     )
+    looked = next((row["looked"] for row in rows if row["looked"]), None)
     last_line(
         {
             "runs": arguments.runs,
@@ -269,6 +333,8 @@ def main() -> None:
             "scrape_megabytes": rows[0]["megabytes"],
             "scrape_lines": rows[0]["lines"],
             "limit_ms": LIMIT_MILLISECONDS,
+            "clients": arguments.clients,
+            **(_figures(looked) if looked else {}),
         }
     )
 

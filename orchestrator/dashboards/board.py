@@ -18,6 +18,7 @@ from grafana_foundation_sdk.builders import (
     heatmap,
     prometheus,
     stat,
+    statetimeline,
     table,
     timeseries,
 )
@@ -26,9 +27,10 @@ from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-Kind = Literal["series", "stat", "heatmap", "table"]
-_BUILDERS: dict[Kind, type[timeseries.Panel | stat.Panel | heatmap.Panel | table.Panel]] = {
+Kind = Literal["series", "states", "stat", "heatmap", "table"]
+_BUILDERS: dict[Kind, type[Any]] = {
     "series": timeseries.Panel,
+    "states": statetimeline.Panel,
     "stat": stat.Panel,
     "heatmap": heatmap.Panel,
     "table": table.Panel,
@@ -61,6 +63,8 @@ class PanelSpec:
     kind: Kind = "series"
     width: int = 12
     height: int = 8
+    from_zero: bool = True
+    """The axis of a series begins at 0; False: as the values lie."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -228,6 +232,9 @@ def _panel(spec: PanelSpec) -> Any:
     )
     if spec.kind == "series":
         made = made.legend(_legend()).tooltip(_tooltip())
+        made = made.min(0) if spec.from_zero else made
+    if spec.kind == "states":  # a bar for each series while it is there
+        made = made.show_value(common_models.VisibilityMode.NEVER).merge_values(True)
     for place, query in enumerate(spec.queries):
         target = (
             prometheus.Dataquery()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 from orchestrator.dashboards.board import Board, Note, PanelSpec, Query, Variable
 
 _OF_RUN = 'run_id=~"$run_id"'
 _LIVE = 'state!~"succeeded|failed|cancelled"'
+_stat = functools.partial(PanelSpec, kind="stat", width=8, height=5)
 
 
 def _quantiles(metric: str, by: str = "") -> tuple[Query, ...]:
@@ -35,20 +38,8 @@ FLEET = Board(
                     width=4,
                     height=5,
                 ),
-                PanelSpec(
-                    "Live runs",
-                    (Query(f"sum(babysit_runs{{{_LIVE}}})"),),
-                    kind="stat",
-                    width=4,
-                    height=5,
-                ),
-                PanelSpec(
-                    "Open incidents",
-                    (Query("babysit_incidents_open", "{{severity}}"),),
-                    kind="stat",
-                    width=8,
-                    height=5,
-                ),
+                _stat("Live runs", (Query(f"sum(babysit_runs{{{_LIVE}}})"),), width=4),
+                _stat("Open incidents", (Query("babysit_incidents_open", "{{severity}}"),)),
                 PanelSpec(
                     "Nodes", (Query("babysit_nodes", "{{state}}"),), kind="stat", width=8, height=5
                 ),
@@ -189,13 +180,20 @@ RUN = Board(
         (
             "Training",
             (
-                PanelSpec("Loss", (Query(f"babysit_run_loss{{{_OF_RUN}}}", "{{run}}"),), width=24),
+                PanelSpec(
+                    "Loss",
+                    (Query(f"babysit_run_loss{{{_OF_RUN}}}", "{{run}}"),),
+                    width=24,
+                    from_zero=False,
+                ),
                 PanelSpec(
                     "Gradient norm", (Query(f"babysit_run_grad_norm{{{_OF_RUN}}}", "{{run}}"),)
                 ),
                 PanelSpec("Step", (Query(f"babysit_run_step{{{_OF_RUN}}}", "{{run}}"),)),
                 PanelSpec(
-                    "Other metrics", (Query(f"babysit_run_metric{{{_OF_RUN}}}", "{{name}}"),)
+                    "Other metrics",
+                    (Query(f"babysit_run_metric{{{_OF_RUN}}}", "{{name}}"),),
+                    from_zero=False,
                 ),
                 PanelSpec(
                     "Throughput",
@@ -275,10 +273,12 @@ RUN = Board(
                 PanelSpec(
                     "Open incidents",
                     (Query(f"babysit_run_incidents_open{{{_OF_RUN}}}", "{{kind}} ({{severity}})"),),
+                    kind="states",
                 ),
                 PanelSpec(
                     "State",
                     (Query(f"babysit_run_info{{{_OF_RUN}}}", "{{state}}"),),
+                    kind="states",
                 ),
             ),
         ),
@@ -334,6 +334,7 @@ NODES = Board(
                     unit="percentunit",
                     text="Mean step time of a node, over that of all nodes of the run.",
                     width=24,
+                    from_zero=False,
                 ),
             ),
         ),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
-from collections.abc import Iterable
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
@@ -17,7 +19,7 @@ from orchestrator.core.views.build import check_node, node_view
 from orchestrator.core.views.models import NodeCheck, NodeView
 from orchestrator.errors import InvalidError, NotFoundError
 from orchestrator.server.context import AnywhereOperator, Context, HasContext, Viewer
-from orchestrator.server.run_queries import LIVE
+from orchestrator.server.present import all_nodes, live_runs, live_workers
 
 router = APIRouter(prefix="/nodes", tags=["nodes"])
 MOST = 1000
@@ -31,30 +33,32 @@ class Why(BaseModel):
 
 
 async def _node(here: Context, name: str) -> Node:
-    return _named(await here.store.nodes(), name)
+    return _named(await all_nodes(here), name)
 
 
-def _named(nodes: list[Node], name: str) -> Node:
-    for node in nodes:
-        if node.id == name:
-            return node
-    names = [node.id for node in nodes]
-    near = difflib.get_close_matches(name, names, n=3)
+def _named(nodes: Mapping[str, Node], name: str) -> Node:
+    if name in nodes:
+        return nodes[name]
+    near = difflib.get_close_matches(name, nodes, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `babysit nodes ls` shows them"
     raise NotFoundError(f"there is no node {name}{hint}")
 
 
 async def _views(here: Context, names: Iterable[str]) -> list[NodeView]:
     """Some nodes as they are now, judged among all others."""
-    nodes = await here.store.nodes()
+    nodes = await all_nodes(here)
     return await _judged(here, [_named(nodes, name) for name in names], nodes)
 
 
-async def _judged(here: Context, nodes: list[Node], among: list[Node]) -> list[NodeView]:
-    found = lemons(among, here.clock.now())
-    workers = await here.store.workers()
-    names = {run.id: run.name for run in await here.store.runs(states=LIVE, limit=1000)}
-    return [node_view(node, workers, names, found.get(node.id)) for node in nodes]
+async def _judged(
+    here: Context, nodes: Iterable[Node], among: Mapping[str, Node]
+) -> list[NodeView]:
+    found = lemons(among.values(), here.clock.now())
+    workers = defaultdict(list)
+    for worker in await live_workers(here):
+        workers[worker.node].append(worker)
+    names = {run.id: run.name for run in await live_runs(here)}
+    return [node_view(node, workers.get(node.id, ()), names, found.get(node.id)) for node in nodes]
 
 
 @router.get("")
@@ -68,9 +72,9 @@ async def list_nodes(
 
     A page that is not full is the last.
     """
-    among = await here.store.nodes()
-    nodes = sorted((node for node in among if node.id > after), key=lambda node: node.id)
-    return await _judged(here, nodes[:limit], among)
+    among = await all_nodes(here)
+    nodes = itertools.islice((node for node in among.values() if node.id > after), limit)
+    return await _judged(here, nodes, among)
 
 
 @router.get("/{node}")
@@ -82,7 +86,7 @@ async def show(node: str, here: HasContext, _: Viewer) -> NodeView:
 @router.get("/{node}/check")
 async def check(node: str, here: HasContext, _: Viewer) -> list[NodeCheck]:
     """Check what the control plane knows about a node. Nothing on the node is touched."""
-    workers = await here.store.workers()
+    workers = await live_workers(here)
     return check_node(await _node(here, node), workers, here.clock.now())
 
 

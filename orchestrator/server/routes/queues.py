@@ -19,7 +19,7 @@ from orchestrator.core.views.build import queue_views
 from orchestrator.core.views.models import QueueView
 from orchestrator.errors import InvalidError
 from orchestrator.server.context import AnywhereOperator, Context, HasContext, Viewer
-from orchestrator.server.run_queries import LIVE
+from orchestrator.server.present import all_nodes, live_runs, live_workers
 
 router = APIRouter(tags=["queues"])
 Number = Annotated[int, Field(ge=0, le=MOST)]
@@ -51,8 +51,8 @@ class Spares(SparesBody):
 
 
 async def _views(here: Context) -> list[QueueView]:
-    runs = await here.store.runs(states=LIVE, limit=1000)
-    return queue_views(await here.store.queues(), runs, await here.store.workers())
+    runs, workers = await live_runs(here), await live_workers(here)
+    return queue_views(await here.store.queues(), runs, workers)
 
 
 @router.get("/queues")
@@ -93,7 +93,8 @@ async def spares(here: HasContext, _: Viewer) -> Spares:
 @router.put("/spares")
 async def set_spares(body: SparesBody, here: HasContext, caller: AnywhereOperator) -> Spares:
     """Set a number, or auto: the number that the failures measured so far call for."""
-    nodes = sum(node.state is not NodeState.GONE for node in await here.store.nodes())
+    there = (await all_nodes(here)).values()
+    nodes = sum(node.state is not NodeState.GONE for node in there)
     if body.spares != "auto" and 0 < nodes <= body.spares:
         raise InvalidError(
             f"spares: expected fewer than the {nodes} nodes of the cluster, got {body.spares}:"
