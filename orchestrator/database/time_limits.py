@@ -90,3 +90,6 @@ class TransactionLimit:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as timeout:
             raise TimeoutError(f"no end within {self._seconds:g} s") from timeout
+        if isinstance(error, Exception) and self._timeout.expired():
+            # The driver may answer its being cancelled with an error over the cut connection.
+            raise TimeoutError(f"no end within {self._seconds:g} s") from error
