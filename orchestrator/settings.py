@@ -188,6 +188,12 @@ class Settings(AlertSettings, OidcSettings):
         "history of the runs that ended first is removed earlier, but not within a day of "
         "their end.",
     )
+    audit_days: float = Field(
+        default=0.0,
+        ge=0,
+        le=36500,
+        description="Days for which the audit log is kept. 0: for ever.",
+    )
     worker_lost_seconds: float = Field(
         default=15.0,
         gt=0,

@@ -40,6 +40,8 @@ _RETRY_SECONDS = 10.0
 _SEEN = 1000
 _SHOWN = 3000
 Act = Callable[[Event], Awaitable[object]]
+Audit = Callable[[Click, Event | None, BabysitError | None], Awaitable[None]]
+"""Told of each click: what it asked for, unless that was refused; and why it was refused."""
 
 
 class ClickListener:
@@ -51,6 +53,7 @@ class ClickListener:
         people: Who may click what, by Slack's id.
         act: Has an event decided on; raises BabysitError where it is refused.
         clock: The time of the events.
+        audit: Told of each click; None: nobody is.
     """
 
     def __init__(
@@ -60,7 +63,10 @@ class ClickListener:
         people: Mapping[str, Person],
         act: Act,
         clock: Clock,
+        *,
+        audit: Audit | None = None,
     ) -> None:
+        self._audit = audit
         self._tokens, self._url, self._people = tokens, url, people
         self._act, self._clock = act, clock
         self._seen: deque[str] = deque(maxlen=_SEEN)
@@ -110,11 +116,14 @@ class ClickListener:
             now = self._clock.now()
             asked = events_of(click, self._people, new_id=lambda: str(ULID()), now=now)
         except BabysitError as error:
+            await self._tell_audit(click, None, error)
             asked, refusals = [], [str(error)]
         for event in asked:
             try:
                 await self._act(event)
+                await self._tell_audit(click, event, None)
             except BabysitError as error:
+                await self._tell_audit(click, event, error)
                 refusals.append(str(error))
         if refusals:
             text = "Not done: " + "; ".join(dict.fromkeys(refusals))
@@ -122,3 +131,9 @@ class ClickListener:
                 await client.web_client.chat_postEphemeral(
                     channel=click.channel, user=click.user, text=text[:_SHOWN]
                 )
+
+    async def _tell_audit(
+        self, click: Click, event: Event | None, error: BabysitError | None
+    ) -> None:
+        if self._audit is not None:
+            await self._audit(click, event, error)

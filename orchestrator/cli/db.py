@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from jobs.spec import parse_seconds
+from orchestrator.cli.db_audit import audited
 from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
 from orchestrator.cli.output import (
     Format,
@@ -57,12 +58,13 @@ def upgrade(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
         babysit db upgrade
         BABYSIT_DATABASE_URL=postgresql://db/babysit babysit db upgrade
     """
-    settings = session(ctx).settings
+    here = session(ctx)
     try:
-        make_private(settings.home)
+        make_private(here.settings.home)
     except UnsafeHomeError as error:
         raise CliError(str(error), ExitCode.REFUSED) from error
-    _now(schema.upgrade(settings.database))
+    with audited(here, "db_upgrade"):
+        _now(schema.upgrade(here.settings.database))
     _conclude_schema([], form, "The schema is up to date.")
 
 
@@ -110,7 +112,9 @@ def backup(
 
         babysit db backup babysit-$(date +%F).db
     """
-    _now(maintenance.backup(session(ctx).settings.database, file))
+    here = session(ctx)
+    with audited(here, "db_backup", str(file)):
+        _now(maintenance.backup(here.settings.database, file))
     if form in {Format.TABLE, Format.WIDE}:
         put(str(file))
     else:
@@ -138,7 +142,7 @@ def restore(
     settings = here.settings
     try:
         make_private(settings.home)
-        with only_one(settings.home / "server.lock"):
+        with audited(here, "db_restore", str(file)), only_one(settings.home / "server.lock"):
             kept = _now(maintenance.restore(settings.database, file, now=here.clock.now()))
             _now(schema.upgrade(settings.database))
             _now(maintenance.note_restored(settings.database, here.clock.now()))
@@ -192,16 +196,19 @@ def prune(
         )
     if not settings.database_url and not (settings.home / "babysit.db").exists():
         raise CliError(f"there is no database in {settings.home}", ExitCode.REFUSED)
-    done = _now(_tidy_once(settings, here.clock.now(), dry_run=dry_run))
+    if dry_run:
+        done = _now(_tidy_once(settings, here.clock.now(), dry_run=True))
+    else:
+        with audited(here, "db_prune", older_than or "") as noted:
+            done = _now(_tidy_once(settings, here.clock.now(), dry_run=False))
+            noted.after = _figures(done)
     compacted = compact and not dry_run and _now(maintenance.compact(settings.database))
     if form in {Format.TABLE, Format.WIDE}:
         say(_told(done, dry_run=dry_run, compacted=compacted))
     else:
         emit(
             {
-                **dataclasses.asdict(done.rows),
-                "directories": done.directories,
-                "file_bytes": done.file_bytes,
+                **_figures(done),
                 "dry_run": dry_run,
                 "compacted": compacted,
             },
@@ -209,6 +216,15 @@ def prune(
             form,
             name="runs",
         )
+
+
+def _figures(done: Tidied) -> dict[str, int]:
+    return {
+        **dataclasses.asdict(done.rows),
+        "directories": done.directories,
+        "file_bytes": done.file_bytes,
+        "audit": done.audit,
+    }
 
 
 def _days(age: str) -> float:
@@ -230,10 +246,11 @@ def _told(done: Tidied, *, dry_run: bool, compacted: bool) -> str:
     rows = done.rows
     verb = "would be removed" if dry_run else "removed"
     rewritten = " The database file was rewritten." if compacted else ""
-    if not any((*dataclasses.astuple(rows), done.directories)):
+    if not any((*dataclasses.astuple(rows), done.directories, done.audit)):
         return f"Nothing to remove: no history is old enough or takes too much room.{rewritten}"
     return (
         f"History of {counted(rows.runs, 'run')} {verb}: {rows.journal} journal entries, "
         f"{rows.samples} chunks of samples; {rows.shards} records of deleted shards; files of "
-        f"{counted(done.directories, 'run')} ({done.file_bytes / 1e6:.1f} MB).{rewritten}"
+        f"{counted(done.directories, 'run')} ({done.file_bytes / 1e6:.1f} MB);"
+        f" {counted(done.audit, 'entry')} of the audit log.{rewritten}"
     )

@@ -21,6 +21,7 @@ from orchestrator.core.model.states import (
     Trust,
 )
 from orchestrator.database.models import Base
+from orchestrator.database.server_models import AuditRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,20 @@ GUARDS = (
         "BEFORE DELETE",
         "NOT EXISTS (SELECT 1 FROM retention r WHERE r.until > OLD.at)",
         "journal: only the retention command deletes from it",
+    ),
+    Guard(
+        "audit_never_updated",
+        AuditRow.__tablename__,
+        "BEFORE UPDATE",
+        "TRUE",
+        "audit: nothing in it is ever updated",
+    ),
+    Guard(
+        "audit_kept",
+        AuditRow.__tablename__,
+        "BEFORE DELETE",
+        "NOT EXISTS (SELECT 1 FROM audit_retention r WHERE r.until > OLD.at)",
+        "audit: only retention deletes from it",
     ),
     Guard(
         "leader_epoch_grows",

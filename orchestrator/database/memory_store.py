@@ -36,6 +36,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.database import leadership, metric_columns, sample_rows, tokens
 from orchestrator.database import samples as arrays
+from orchestrator.database.audit import MemoryAuditLog
 from orchestrator.database.commit import admit, fresh
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import MemoryEndedRuns
@@ -63,7 +64,7 @@ Samples = Mapping[tuple[str, int, int], list[Block]]
 """Samples by run, attempt and rank."""
 
 
-class MemoryStore(MemoryEndedRuns, MemoryJournal, MemorySessions):
+class MemoryStore(MemoryEndedRuns, MemoryJournal, MemorySessions, MemoryAuditLog):
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self) -> None:

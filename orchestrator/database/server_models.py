@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy.orm import Mapped, mapped_column
 
+from orchestrator.database.columns import BigKey
 from orchestrator.database.models import Base
 
 
@@ -40,3 +41,38 @@ class SessionRow(Base):
     role: Mapped[str]
     expires_at: Mapped[dt.datetime] = mapped_column(index=True)
     memo: Mapped[dict[str, Any]]
+
+
+class AuditRow(Base):
+    """Calls that may change something (:mod:`orchestrator.database.audit`). Never updated."""
+
+    __tablename__ = "audit"
+    __table_args__ = ({"sqlite_autoincrement": True},)  # positions are never reused
+    position: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    at: Mapped[dt.datetime] = mapped_column(index=True)
+    actor: Mapped[str] = mapped_column(index=True)
+    role: Mapped[str]
+    via: Mapped[str]
+    subject: Mapped[str]
+    action: Mapped[str]
+    target: Mapped[str]
+    run: Mapped[str | None] = mapped_column(index=True)
+    reason: Mapped[str]
+    outcome: Mapped[str]
+    detail: Mapped[str]
+    request: Mapped[str]
+    event: Mapped[str]
+    before: Mapped[dict[str, Any]]
+    after: Mapped[dict[str, Any]]
+
+
+class AuditRetentionRow(Base):
+    """The history of removals from the audit log; a guard allows none without a row here."""
+
+    __tablename__ = "audit_retention"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    at: Mapped[dt.datetime]
+    until: Mapped[dt.datetime]
+    """Entries older than this may be deleted."""

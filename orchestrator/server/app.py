@@ -8,12 +8,14 @@ from fastapi.routing import APIRoute
 from jobs.clock import Clock
 from orchestrator.server import error_responses
 from orchestrator.server.admission import Admission
-from orchestrator.server.context import Context, ControlPlane
+from orchestrator.server.audit import Audit, Operations
+from orchestrator.server.context import CALLER, Context, ControlPlane
 from orchestrator.server.fleet import Fleet
 from orchestrator.server.guard import Guard
 from orchestrator.server.idempotency import Keys
 from orchestrator.server.metrics import routes as metrics
 from orchestrator.server.routes import (
+    audit,
     browser,
     checkpoints,
     fleet,
@@ -77,6 +79,9 @@ def create_app(
     app.state.context = Context(controller, clock, settings)
     app.add_middleware(Keys)  # behind the guard
     app.add_middleware(Guard, context=app.state.context)
+    operations = Operations(app.openapi)
+    # In front of the guard: it notes refusals, too.
+    app.add_middleware(Audit, context=app.state.context, caller=CALLER, operations=operations)
     app.add_middleware(Admission)  # in front of the guard, which asks the database
     app.state.streams, app.state.curves = Streams(), {}
     app.state.fleet = Fleet(app.state.context)
@@ -88,6 +93,7 @@ def create_app(
         api.include_router(module.router)
     api.include_router(history.everything)
     api.include_router(browser.api)
+    api.include_router(audit.router)
     app.include_router(api)
     app.include_router(system.health)
     app.include_router(browser.page)

@@ -37,6 +37,7 @@ from orchestrator.errors import (
     NotLeaderError,
     PermissionDeniedError,
 )
+from orchestrator.server.audit import note_event, notes, subjects
 from orchestrator.server.environments import Environments
 from orchestrator.server.oidc.errors import WrongTokenError
 from orchestrator.server.sign_in import Opened, SignIns
@@ -173,12 +174,22 @@ class Context:
         key = REQUEST_KEY.get()
         actor = f"operator:{caller.name}"
         event = kind(id=key or str(ULID()), at=self.clock.now(), actor=actor, **fields)
+        noted = notes()
+        noted.run, noted.event = getattr(event, "run", None) or noted.run, event.id
+        noted.reason = getattr(event, "reason", "")
         if key is None:
-            return await self.controller.submit(event)
+            return await self._submit(event)
         async with self.one_at_a_time(f"event {key}"):
             if before := await self.store.journal_of(key):
                 return _decided_before(before, event)
-            return await self.controller.submit(event)
+            return await self._submit(event)
+
+    async def _submit(self, event: Event) -> list[Instruction]:
+        """Submit an event, and note what it changed."""
+        before = subjects(self.controller.state, event)
+        decided = await self.controller.submit(event)
+        note_event(notes(), before, subjects(self.controller.state, event))
+        return decided
 
     async def done_before(self) -> JournalEntry | None:
         """The event that this request led to when it came before; None: it is new."""
@@ -375,6 +386,7 @@ Admin = Annotated[Token, _at_least("admin", everywhere=True)]
 
 async def _run(reference: str, here: HasContext, caller: Viewer) -> Run:
     run = await here.store.run(reference)
+    notes().run = run.id
     permit(caller, run.spec)
     return run
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.database.credentials import Token
 from orchestrator.errors import BabysitError, InvalidError
+from orchestrator.server.audit import BODY, SESSION_PATH
 from orchestrator.server.context import CALLER, LOCAL, Context, UnauthenticatedError
 from orchestrator.server.error_responses import answer_to, too_large
 from orchestrator.server.page import is_page
@@ -33,8 +34,6 @@ _OPEN = {
     *("/sign-in", "/sign-in/oidc", "/sign-in/oidc/callback"),
 }
 """Paths that need no token."""
-SESSION_PATH = "/api/v1/session"
-"""Answers also those who have not signed in: how they may."""
 _MOST_OF_STRANGERS = 16 * 1024
 """Bytes of a body that is read before anybody has signed in."""
 LOOKING = {"GET", "HEAD"}
@@ -70,6 +69,7 @@ class Guard:
         if body is None:
             await too_large(most)(scope, _nothing, send)
             return
+        scope[BODY] = body
         if _has_half_characters(body):
             halves = InvalidError("\\ud800 to \\udfff are halves of characters: send both")
             await answer_to(halves)(scope, _nothing, send)
@@ -96,6 +96,7 @@ class Guard:
         secret = _secret(scope)
         session = session_of(scope, self._context.settings) if secret is None else None
         if session and (caller := await self._context.caller_of(session)) is not None:
+            scope[CALLER] = caller  # also of a request that is refused
             if scope["method"] not in LOOKING:
                 refuse_other_site(scope, self._context.settings)
             return caller

@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from jobs.clock import Clock
-from orchestrator.database import retention
+from orchestrator.database import audit, retention
 from orchestrator.database.engine import Database
 from orchestrator.database.retention import RECENT, Removed
 from orchestrator.errors import BabysitError
@@ -43,6 +43,8 @@ class Tidied:
     """Directories of runs that lost their logs and their agents' files."""
     file_bytes: int
     """Size of those files."""
+    audit: int = 0
+    """Entries of the audit log."""
 
 
 async def tidy(
@@ -53,8 +55,12 @@ async def tidy(
     Raises:
         DatabaseUnavailableError: The database does not answer; what was removed stays removed.
     """
+    audited = 0
+    if settings.audit_days:
+        old_audit = now - dt.timedelta(days=settings.audit_days)
+        audited = await audit.prune(database, until=old_audit, now=now, dry_run=dry_run)
     if settings.retention_days == 0:
-        return Tidied(Removed(), 0, 0)
+        return Tidied(Removed(), 0, 0, audited)
     until = now - dt.timedelta(days=settings.retention_days)
     rows = await retention.prune(
         database, until=until, now=now, max_bytes=settings.retention_bytes, dry_run=dry_run
@@ -62,7 +68,7 @@ async def tidy(
     old = await retention.ended_runs(database, until=until)
     recent = await retention.ended_runs(database, until=now - RECENT)
     directories = [settings.run_directory(run) for run in recent]
-    return await asyncio.to_thread(
+    done = await asyncio.to_thread(
         _tidy_files,
         rows,
         directories,
@@ -70,6 +76,7 @@ async def tidy(
         settings.retention_bytes,
         dry_run=dry_run,
     )
+    return dataclasses.replace(done, audit=audited)
 
 
 def _tidy_files(
@@ -133,7 +140,7 @@ async def _tidy_and_tell(settings: Settings, database: Database, clock: Clock) -
     except (BabysitError, OSError) as error:
         _log.warning("housekeeping failed; it is tried again in an hour", error=str(error))
         return
-    if done.rows != Removed() or done.directories:
+    if done.rows != Removed() or done.directories or done.audit:
         _log.info("housekeeping", **dataclasses.asdict(done))
 
 

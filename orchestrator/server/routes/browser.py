@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field, SecretStr
 
 from orchestrator.database.credentials import Role, Token
+from orchestrator.server.audit import notes
 from orchestrator.server.context import (
     CALLER,
     Context,
@@ -137,7 +138,9 @@ async def open_session(
     await end_session_of(request, here)
     opened = await here.sign_ins.by_token(caller)
     give(answer, opened, here)
-    return _view(await here.caller_of(opened.secret), here)
+    entered = await here.caller_of(opened.secret)
+    request.scope[CALLER] = entered  # for the audit log
+    return _view(entered, here)
 
 
 @api.delete("/session", status_code=204)
@@ -162,7 +165,9 @@ def give(answer: Response, opened: Opened, here: Context) -> None:
 @api.post("/sign-in", status_code=201)
 async def make_code(here: HasContext, caller: Viewer, body: Link | None = None) -> SignInCode:
     """Make a code for a browser. Its session may look, or what the role given here allows."""
-    code = await here.sign_ins.code(caller, (body or Link()).role)
+    role = (body or Link()).role
+    code = await here.sign_ins.code(caller, role)
+    notes().change("link", {}, {"name": caller.name, "role": role})
     return SignInCode(path=f"/sign-in?code={code}", seconds=CODE_SECONDS)
 
 

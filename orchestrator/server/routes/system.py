@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, Field
@@ -15,6 +16,7 @@ from orchestrator.core.views.models import TokenView
 from orchestrator.database.credentials import Limits, Scope, Token
 from orchestrator.database.tokens import of_a_request
 from orchestrator.errors import ConflictError, InvalidError
+from orchestrator.server.audit import notes
 from orchestrator.server.context import (
     REQUEST_KEY,
     Admin,
@@ -156,6 +158,12 @@ def _token(token: Token) -> dict[str, object]:
     }
 
 
+def _audited(token: Token) -> dict[str, Any]:
+    """The fields of a token for the audit log; its secret is in none of them."""
+    fields: dict[str, Any] = TokenView.model_validate(_token(token)).model_dump(mode="json")
+    return {key: value for key, value in fields.items() if key != "last_used_at"}
+
+
 @router.get("/tokens", tags=["tokens"])
 async def list_tokens(here: HasContext, _: Admin) -> list[TokenView]:
     """All tokens, without their secrets."""
@@ -202,6 +210,7 @@ async def _create_token(
     if chosen is not None:
         limits["chosen"] = chosen
     token, secret = await here.store.create_token(body.name, body.role, now, **limits)
+    notes().change(f"token {token.id}", {}, _audited(token))
     return MadeToken.model_validate({**_token(token), "secret": secret})
 
 
@@ -218,7 +227,11 @@ async def revoke_token(token: str, here: HasContext, _: Admin) -> None:
         raise ConflictError(
             f"the token {found.name} ({found.id}) was revoked {found.revoked_at:%Y-%m-%d %H:%M} UTC"
         )
-    await here.store.revoke_token(token, here.clock.now(), key)
+    now = here.clock.now()
+    await here.store.revoke_token(token, now, key)
+    if found is not None and not again:
+        revoked = dataclasses.replace(found, revoked_at=now)
+        notes().change(f"token {token}", _audited(found), _audited(revoked))
 
 
 async def _valid_tokens(here: Context) -> list[Token]:
