@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, Entry] = {
     "events": Entry(_PAST, "history:events", "Print the journal."),
     "logbook": Entry(_PAST, "history:logbook", "Print the story of a run in sentences."),
     "report": Entry(_PAST, "report:report", "Write a report of a run: one file."),
+    "usage": Entry(_PAST, "usage:usage", "Show the GPU-hours that runs held."),
     "audit": Entry(_PAST, "audit:audit", "Show who did what."),
     "cancel": Entry(_ACT, "runs:cancel", "Cancel a run."),
     "hold": Entry(_ACT, "runs:hold", "Stop all automatic action for a run, or for everything."),

@@ -170,9 +170,11 @@ class Turn:
         old = self.state.workers[worker]
         new = dataclasses.replace(old, **changes)
         new = dataclasses.replace(new, stopping_at=self.now) if _stops(old, new) else new
+        ends = new.state is WorkerState.ENDED and old.state is not new.state
+        new = dataclasses.replace(new, ended_at=self.now) if ends else new
         check_move(WORKER_MOVES, old.state, new.state, f"worker {worker}", old.reason)
         self._store(old, new)
-        if new.state is WorkerState.ENDED and old.state is not new.state:
+        if ends:
             run = self.state.runs[new.run]
             self.state.put(usage_history.booked(self.state.fleet, run, new, self.now))
         return new

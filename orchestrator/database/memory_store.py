@@ -36,13 +36,13 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.database import leadership, metric_columns, sample_rows, tokens
 from orchestrator.database import samples as arrays
-from orchestrator.database.audit import MemoryAuditLog
 from orchestrator.database.commit import admit, fresh
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import MemoryEndedRuns
 from orchestrator.database.memory_journal import MemoryJournal
 from orchestrator.database.memory_rules import check, key_of, newest_attempt
 from orchestrator.database.metric_columns import MetricColumns, MetricPoints
+from orchestrator.database.people import MemoryPeople
 from orchestrator.database.port import (
     Batch,
     JournalEntry,
@@ -55,7 +55,6 @@ from orchestrator.database.port import (
 from orchestrator.database.queries import no_such_checkpoint
 from orchestrator.database.references import is_part_of, pick_incident, pick_run
 from orchestrator.database.samples import Block
-from orchestrator.database.sessions import MemorySessions
 
 E = TypeVar("E", Run, Attempt, Worker, Node, Checkpoint, Incident, Queue, Fleet)
 
@@ -64,7 +63,7 @@ Samples = Mapping[tuple[str, int, int], list[Block]]
 """Samples by run, attempt and rank."""
 
 
-class MemoryStore(MemoryEndedRuns, MemoryJournal, MemorySessions, MemoryAuditLog):
+class MemoryStore(MemoryEndedRuns, MemoryJournal, MemoryPeople):
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self) -> None:

@@ -26,10 +26,9 @@ from orchestrator.core.model.entities import (
     Worker,
 )
 from orchestrator.core.model.states import RunState
-from orchestrator.database.audit import AuditLog
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import EndedRuns
-from orchestrator.database.sessions import Sessions
+from orchestrator.database.people import People
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +196,7 @@ class Lease:
     """URLs of all servers that lead or wait to lead, where the store knows them."""
 
 
-class Store(EndedRuns, Sessions, AuditLog, Protocol):
+class Store(EndedRuns, People, Protocol):
     """The run database.
 
     Raises:

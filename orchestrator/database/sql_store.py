@@ -20,10 +20,10 @@ from orchestrator.database import (
 )
 from orchestrator.database.alert_memory import SqlAlertMemory
 from orchestrator.database.committer import Committer
-from orchestrator.database.audit import SqlAuditLog
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import SqlEndedRuns
 from orchestrator.database.engine import Database, in_memory
+from orchestrator.database.people import SqlPeople
 from orchestrator.database.port import (
     Batch,
     JournalEntry,
@@ -33,11 +33,10 @@ from orchestrator.database.port import (
     Series,
     Snapshot,
 )
-from orchestrator.database.sessions import SqlSessions
 from orchestrator.database.time_limits import ServerLimits
 
 
-class SqlStore(SqlEndedRuns, SqlSessions, SqlAuditLog):
+class SqlStore(SqlEndedRuns, SqlPeople):
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self, database: Database) -> None:

@@ -27,6 +27,7 @@ from orchestrator.server.routes import (
     queues,
     runs,
     system,
+    usage,
 )
 from orchestrator.server.run_watch import RunWatches
 from orchestrator.server.streams import Streams
@@ -94,6 +95,7 @@ def create_app(
     api.include_router(history.everything)
     api.include_router(browser.api)
     api.include_router(audit.router)
+    api.include_router(usage.router)
     app.include_router(api)
     app.include_router(system.health)
     app.include_router(browser.page)

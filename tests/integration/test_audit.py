@@ -7,7 +7,7 @@ import dataclasses
 import datetime as dt
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from orchestrator.errors import InvariantError, NotFoundError, PermissionDeniedE
 from orchestrator.server.slack_clicks import AuditedClicks
 from tests.cli import babysit, connect, data
 from tests.database_data import DAY, NOW
-from tests.integration.test_alerts_memory import sql as sql
 from tests.plane import RUN_ID, SECRET, Plane, finished
 
 ADMIN = {"Authorization": f"Bearer {SECRET}"}
@@ -208,6 +207,13 @@ def test_the_command_shows_the_log(
         made = admin.post("/tokens", json={"name": "looker", "role": "viewer"}).json()
     monkeypatch.setenv("BABYSIT_TOKEN", made["secret"])
     assert babysit("audit").exit_code == 5, "a viewer does not see who did what"
+
+
+@pytest.fixture
+async def sql(database_url: str) -> AsyncIterator[SqlStore]:
+    opened = await SqlStore.open(database_url)
+    yield opened
+    await opened.close()
 
 
 def entry(key: str, **fields: Any) -> AuditEntry:

@@ -234,6 +234,7 @@ class Worker:
     joined_at: dt.datetime | None = None
     stopping_at: dt.datetime | None = None
     """When it was first stopped; None: it was not."""
+    ended_at: dt.datetime | None = None
     address: str = ""
     port: int = 0
     reason: str = ""
