@@ -169,12 +169,10 @@ class Turn:
         """
         old = self.state.workers[worker]
         new = dataclasses.replace(old, **changes)
-        new = dataclasses.replace(new, stopping_at=self.now) if _stops(old, new) else new
-        ends = new.state is WorkerState.ENDED and old.state is not new.state
-        new = dataclasses.replace(new, ended_at=self.now) if ends else new
+        new = _stamped(old, new, self.now)
         check_move(WORKER_MOVES, old.state, new.state, f"worker {worker}", old.reason)
         self._store(old, new)
-        if ends:
+        if new.ended_at is not None and old.ended_at is None:
             run = self.state.runs[new.run]
             self.state.put(usage_history.booked(self.state.fleet, run, new, self.now))
         return new
@@ -378,6 +376,13 @@ def _of_incident(incident: Incident | None, kind: str) -> dict[str, str]:
     if incident is None:
         return {"incident_kind": kind or "notice"}
     return {"incident_kind": str(incident.kind), "cascade": incident.cascade}
+
+
+def _stamped(old: Worker, new: Worker, now: dt.datetime) -> Worker:
+    """The worker with the time at which it was stopped, or has ended, if that is now."""
+    new = dataclasses.replace(new, stopping_at=now) if _stops(old, new) else new
+    ends = new.state is WorkerState.ENDED and old.state is not new.state
+    return dataclasses.replace(new, ended_at=now) if ends else new
 
 
 def _stops(old: Worker, new: Worker) -> bool:

@@ -99,8 +99,7 @@ class Run:
     claim: Claim | None = None
     """Nodes that the scheduler reserves for the run while it waits."""
     runtime_left: float | None = None
-    """Seconds of max_runtime that were left when it lost its last node to the queue; None: its time
-    runs (timer `max_runtime`), or has not begun."""
+    """Seconds of max_runtime left when it lost its last node to the queue; None: see the timer."""
     first_step: int | None = None
     """The first step ever reported by a script that does not restore; None before that."""
     ended_pauses: tuple[EndedPause, ...] = ()
