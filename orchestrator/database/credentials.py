@@ -10,6 +10,8 @@ from typing import Any, Literal, TypedDict
 Role = Literal["admin", "operator", "viewer"]
 RANK = {"viewer": 0, "operator": 1, "admin": 2}
 """Roles; each may do what those with a lower number may."""
+PERSON = "oidc "
+"""Beginning of the ids of people whom an identity provider knows; issuer and subject follow."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from orchestrator.core.messages.instructions import INSTRUCTION, Instruction
 from orchestrator.core.model.detached import detached
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.state import State
-from orchestrator.database.credentials import RANK, Session, Token
+from orchestrator.database.credentials import PERSON, RANK, Session, Token
 from orchestrator.database.port import JournalEntry, Store
 from orchestrator.errors import (
     BabysitError,
@@ -278,6 +278,15 @@ class Context:
         ):
             name, role = session.name, session.role
             return Token(id=session.opener, name=name, role=role, created_at=now)
+        if session.opener.startswith(f"{PERSON}{self.settings.oidc_issuer} "):
+            # Until the end of the signed token that opened it: groups are not asked for anew.
+            return Token(
+                id=session.opener,
+                name=session.name,
+                role=session.role,
+                created_at=now,
+                subject=session.opener.removeprefix(PERSON),
+            )
         tokens = await self.store.tokens() if session.opener else []
         return next((t for t in tokens if t.id == session.opener and t.is_valid(now)), None)
 

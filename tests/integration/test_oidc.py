@@ -21,7 +21,7 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 from pydantic import SecretStr
 
-from jobs.clock import SystemClock
+from jobs.clock import ManualClock, SystemClock
 from tests.oidc_provider import CLIENT, DEVICE, SECRET, Provider
 from tests.plane import Plane
 
@@ -271,6 +271,58 @@ def test_a_signed_token_of_the_command_line_is_a_caller(
     assert ask(idp.id_token(DEVICE, groups=[])).status_code == 403
     plain = idp.id_token(DEVICE)
     assert plain not in expired.text
+
+
+def test_a_link_of_a_person_ends_with_the_signed_token(
+    plane: Plane, browser: httpx.Client, idp: Provider
+) -> None:
+    token = idp.id_token(DEVICE, exp=now() + 100)
+    bearer = {"Authorization": f"Bearer {token}"}
+    code = browser.post("/api/v1/sign-in", json={"role": "operator"}, headers=bearer).json()
+    assert browser.get(code["path"]).status_code == 200
+    seen = who(browser)
+    assert (seen["name"], seen["role"], seen["via"]) == ("mia@example.org", "operator", "link")
+    ends = dt.datetime.fromisoformat(seen["expires_at"]).timestamp()
+    assert ends <= now() + 100
+    entered = browser.post("/api/v1/session", json={"token": token}, headers=OURS)
+    assert (entered.status_code, entered.json()["signed_in"]) == (201, True)
+    assert dt.datetime.fromisoformat(entered.json()["expires_at"]).timestamp() <= now() + 100
+
+
+async def test_a_provider_that_is_silent_is_not_waited_for_by_every_request(
+    tmp_path: Any,
+) -> None:
+    from orchestrator.server.oidc.errors import ProviderAwayError
+    from orchestrator.server.oidc.provider import KEPT_SECONDS, SILENT_SECONDS
+    from orchestrator.server.oidc.provider import Provider as Client
+    from orchestrator.settings import Settings
+
+    asked = []
+
+    def silent(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        raise httpx.ConnectTimeout("")
+
+    clock = ManualClock()
+    wanted = Settings(home=tmp_path, oidc_issuer="https://login.example.org", oidc_client_id="c")
+    client = Client(wanted, clock, httpx.MockTransport(silent))
+    for _ in range(5):
+        with pytest.raises(ProviderAwayError):
+            await client.metadata()
+    assert len(asked) == 1
+    clock.advance(SILENT_SECONDS)
+    with pytest.raises(ProviderAwayError):
+        await client.metadata()
+    assert len(asked) == 2
+    base = {"issuer": wanted.oidc_issuer, "token_endpoint": "https://t", "jwks_uri": "https://k"}
+    client._transport = httpx.MockTransport(lambda _: httpx.Response(200, json=base))
+    clock.advance(SILENT_SECONDS)
+    known = await client.metadata()
+    client._transport = httpx.MockTransport(silent)
+    clock.advance(KEPT_SECONDS)
+    for _ in range(5):
+        assert await client.metadata() == known
+    assert len(asked) == 3
 
 
 def test_keys_that_the_provider_changes_are_read_again_but_not_for_every_stranger(

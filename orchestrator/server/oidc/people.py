@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.database.credentials import RANK, Token
+from orchestrator.database.credentials import PERSON, RANK, Token
 from orchestrator.errors import PermissionDeniedError
 from orchestrator.oidc_settings import OidcSettings
 from orchestrator.server.oidc.errors import WrongTokenError
@@ -91,7 +91,7 @@ def person(claims: Mapping[str, Any], settings: OidcSettings, now: dt.datetime) 
         )
     ends = dt.datetime.fromtimestamp(float(claims["exp"]), dt.UTC)
     return Token(
-        id="",
+        id=PERSON + f"{claims['iss']} {subject}"[:500],
         name=name,
         role=role,
         created_at=now,

@@ -24,7 +24,11 @@ from orchestrator.server.oidc.errors import ProviderAwayError, ProviderError, Un
 KEPT_SECONDS = 3600.0
 """Age at which description and keys are read again."""
 KEYS_SECONDS = 10.0
-_ANSWER_SECONDS = 10.0
+SILENT_SECONDS = 15.0
+"""Time for which a provider that has not answered is not asked again: requests would all wait."""
+_ANSWER_SECONDS = 5.0
+_AGAIN_SECONDS = 60.0
+"""Time for which what is known is used on where the provider did not answer."""
 _MOST_BYTES = 2**20
 
 
@@ -47,6 +51,7 @@ class Provider:
         self._metadata: Metadata | None = None
         self._keys: list[dict[str, Any]] = []
         self._read_at = self._keys_at = float("-inf")
+        self._silent_until = float("-inf")
         self._reading = asyncio.Lock()
 
     async def metadata(self) -> Metadata:
@@ -67,6 +72,7 @@ class Provider:
             except ProviderAwayError:
                 if self._metadata is None:
                     raise
+                self._read_at = now - KEPT_SECONDS + _AGAIN_SECONDS
             return self._metadata
 
     async def claims(self, token: str, *, nonce: str | None = None) -> dict[str, Any]:
@@ -132,6 +138,7 @@ class Provider:
             except ProviderAwayError:
                 if not self._keys:
                     raise
+                self._keys_at = now - KEPT_SECONDS + _AGAIN_SECONDS
                 return self._keys
             listed = document.get("keys") if isinstance(document, dict) else None
             if not isinstance(listed, list):
@@ -141,6 +148,8 @@ class Provider:
             return self._keys
 
     async def _ask(self, method: str, url: str, **options: Any) -> Any:
+        if self._clock.monotonic() < self._silent_until:
+            raise self._away("it has not answered a moment ago")
         # A proxy of the environment is for other hosts only.
         outside = not is_loopback(httpx.URL(url).host)
         try:
@@ -151,11 +160,15 @@ class Provider:
                     method, url, headers={"Accept": "application/json"}, **options
                 )
         except httpx.HTTPError as error:
-            raise ProviderAwayError(
-                f"the identity provider {self._settings.oidc_issuer} does not answer"
-                f" ({type(error).__name__}): tokens of babysit work without it"
-            ) from error
+            self._silent_until = self._clock.monotonic() + SILENT_SECONDS
+            raise self._away(type(error).__name__) from error
         return _body(answer)
+
+    def _away(self, why: str) -> ProviderAwayError:
+        return ProviderAwayError(
+            f"the identity provider {self._settings.oidc_issuer} does not answer ({why}): tokens of"
+            " babysit work without it"
+        )
 
 
 def _body(answer: httpx.Response) -> Any:

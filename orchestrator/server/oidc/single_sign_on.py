@@ -27,7 +27,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from jobs.clock import Clock
-from orchestrator.database.credentials import Session, Token
+from orchestrator.database.credentials import PERSON, Session, Token
 from orchestrator.database.sessions import Sessions
 from orchestrator.errors import InvalidError, PermissionDeniedError
 from orchestrator.server.oidc import people, signatures
@@ -192,7 +192,7 @@ class SingleSignOn:
         if session.memo.get("over") or session.memo["subject"].split(" ")[0] != self._issuer:
             return None
         return Token(
-            id="",
+            id=PERSON + session.memo["subject"],
             name=session.name,
             role=session.role,
             created_at=self._clock.now(),
