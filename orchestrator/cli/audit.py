@@ -80,7 +80,9 @@ def _who(row: Row) -> str:
 
 
 def _about(row: Row) -> str:
-    return row["target"] or "-"
+    """The thing as the call names it; of a new run, its name."""
+    made = row["after"].get(f"run {row['run']}", {}).get("name")
+    return str(row["target"] or made or row["run"] or "-")
 
 
 def _why(row: Row) -> str:

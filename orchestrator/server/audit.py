@@ -63,6 +63,8 @@ class Notes:
     def change(self, thing: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Add the fields of a thing that differ."""
         changed = {key for key in {*before, *after} if before.get(key) != after.get(key)}
+        if not before:  # a new thing: the fields that say something
+            changed = {key for key in changed if after[key] not in (None, 0, "", [], {})}
         for book, fields in ((self.before, before), (self.after, after)):
             if kept := {key: fields[key] for key in sorted(changed & fields.keys())}:
                 book[thing] = kept

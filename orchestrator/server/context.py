@@ -33,14 +33,14 @@ from orchestrator.database.port import JournalEntry, Store
 from orchestrator.errors import (
     BabysitError,
     ConflictError,
-    InvalidError,
     NotLeaderError,
     PermissionDeniedError,
 )
 from orchestrator.server.audit import note_event, notes, subjects
 from orchestrator.server.environments import Environments
 from orchestrator.server.oidc.errors import WrongTokenError
-from orchestrator.server.sign_in import Opened, SignIns
+from orchestrator.server.oidc.port import SingleSignOn, make_single_sign_on
+from orchestrator.server.sign_in import SignIns
 from orchestrator.settings import Settings
 
 _SPEC_THREADS = 8
@@ -103,38 +103,6 @@ class ControlPlane(Protocol):
         """Decide on an operator's event and store the decision."""
 
 
-class SingleSignOn(Protocol):
-    """Sign-in at an identity provider; see :mod:`orchestrator.server.oidc.single_sign_on`."""
-
-    @property
-    def has_page(self) -> bool:
-        """True if browsers can sign in."""
-
-    async def begin(self, cookie: str) -> str:
-        """The provider's address at which a browser signs in."""
-
-    async def finish(self, answer: Mapping[str, str], cookie: str) -> Opened:
-        """The session of a person whom the provider has sent back."""
-
-    async def caller(self, session: Session, secret: str) -> Token | None:
-        """The person behind a session; None: signed out."""
-
-    async def by_bearer(self, token: str) -> Token:
-        """The person behind a signed token."""
-
-
-def _single_sign_on(settings: Settings, clock: Clock, store: Store) -> SingleSignOn | None:
-    if not settings.oidc_issuer:
-        return None
-    try:
-        from orchestrator.server.oidc import single_sign_on  # noqa: PLC0415 (an optional extra)
-    except ImportError as error:
-        raise InvalidError(
-            "BABYSIT_OIDC_ISSUER needs a package: pip install 'babysit[oidc]'"
-        ) from error
-    return single_sign_on.SingleSignOn(settings, clock, store)
-
-
 class Context:
     """The parts of the server, and shorthands the routes share."""
 
@@ -144,7 +112,7 @@ class Context:
         self.clock = clock
         self.settings = settings
         self.sign_ins = SignIns(controller.store, clock, settings)
-        self.single_sign_on = _single_sign_on(settings, clock, controller.store)
+        self.single_sign_on = make_single_sign_on(settings, clock, controller.store)
         self.submissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Held while a request is under way, by what its key stands for."""
         self.spec_threads = ThreadPoolExecutor(_SPEC_THREADS, "spec")

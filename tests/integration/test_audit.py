@@ -148,7 +148,9 @@ def test_no_secret_is_in_the_log(plane: Plane) -> None:
     by = {(each["action"], each["outcome"]): each for each in found}
     assert by["session_open_session", "done"]["actor"] == "hush"
     assert by["session_open_session", "refused"]["actor"] == ""
-    assert by["runs_submit", "done"]["run"] == submitted.json()["id"]
+    submission = by["runs_submit", "done"]
+    assert submission["run"] == submitted.json()["id"]
+    assert submission["after"][f"run {submission['run']}"]["name"] == "secretive"
 
 
 def test_a_session_and_another_site_are_told_apart(plane: Plane) -> None:

@@ -10,10 +10,11 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from orchestrator.errors import NotFoundError
-from orchestrator.server.context import Context, HasContext, SingleSignOn
+from orchestrator.server.context import Context, HasContext
 from orchestrator.server.guard import cookie_of
 from orchestrator.server.oidc.browser_flow import BEGUN_SECONDS, CALLBACK, local_path
 from orchestrator.server.oidc.errors import ProviderError, RefusedSignInError
+from orchestrator.server.oidc.port import SingleSignOn
 from orchestrator.server.routes.browser import end_session_of, give, onward
 from orchestrator.server.same_site import is_https, keep_to_yourself
 
