@@ -34,6 +34,7 @@ from orchestrator.core.messages.instructions import (
     Record,
     SendCommand,
 )
+from orchestrator.core.model.derived import Derived
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
@@ -46,6 +47,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.time_ledger import totals
 from orchestrator.core.model.vocabulary import Timer
+from orchestrator.core.placement import snapshot
 from orchestrator.core.policy.recovery import LAUNCH_TRIES
 from orchestrator.core.views.explain import explain
 from tests.world import World, each_for_itself, reloaded
@@ -114,6 +116,14 @@ class CorePromises(RuleBasedStateMachine):
         self.over: dict[str, RunState] = {}
         self.checked = 0
         self.steps: dict[str, int] = {}
+
+    @invariant()
+    def the_snapshot_keeps_what_it_would_find_anew(self) -> None:
+        state, now = self.world.state, self.world.now
+        kept = snapshot.snapshot(state, now)
+        facts, state.derived = state.derived, Derived()
+        assert kept == snapshot.snapshot(state, now)
+        state.derived = facts  # else nothing would ever be kept from one event to the next
 
     @invariant()
     def one_live_attempt(self) -> None:

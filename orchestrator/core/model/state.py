@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from jobs.shards import Shards
 from orchestrator.core.model import away
+from orchestrator.core.model.derived import Derived
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
@@ -72,6 +73,7 @@ class State:
         self._workers_on: dict[str, dict[str, None]] = defaultdict(dict)
         self._checkpoints_of: dict[str, dict[str, None]] = defaultdict(dict)
         self._incidents_of: dict[str, dict[str, None]] = defaultdict(dict)
+        self.derived = Derived()  # of runs that have not changed since
         self._node_table: NodeTable | None = None
         self._maintained: set[str] = set()
         """Nodes with planned maintenance."""
@@ -128,11 +130,12 @@ class State:
                 self._incidents_of[entity.run][key] = None
             case Queue():
                 key = entity.name
-                self._put_queue(entity)
+                _put_queue(self.queues, entity)
             case Fleet():
                 key = entity.id
                 self.fleet = entity
         self._changes[type(entity).__name__, key] = entity
+        self.derived.drop(_run_of(entity))
         if is_over(entity):
             self._over.append(entity)
 
@@ -142,12 +145,6 @@ class State:
                 for subject, due in subjects.items():
                     self.expect(Deadline(due, run.id, timer, subject))
         self.runs[run.id] = run
-
-    def _put_queue(self, queue: Queue) -> None:
-        if queue.removed:
-            self.queues.pop(queue.name, None)
-        else:
-            self.queues[queue.name] = queue
 
     def _put_node(self, node: Node) -> None:
         if _for_scheduling(self.nodes.get(node.id)) != _for_scheduling(node):
@@ -199,6 +196,7 @@ class State:
         Nothing changes by that; the next `forget` drops the run and its checkpoints again.
         """
         self.runs[run.id] = run
+        self.derived.drop(run.id)
         for checkpoint in checkpoints:
             self.checkpoints[checkpoint.id] = checkpoint
             self._checkpoints_of[run.id][checkpoint.id] = None
@@ -259,11 +257,16 @@ class State:
 
     def tenants(self) -> Iterator[tuple[Run, list[Worker]]]:
         """Runs that have workers, each with them; also runs that are over while theirs leave."""
-        for run, keys in self._workers_of.items():
-            workers = [self.workers[key] for key in keys]
-            there = [worker for worker in workers if worker.state is not WorkerState.ENDED]
-            if there and run in self.runs:
-                yield self.runs[run], there
+        for run in self.hosts():
+            there = [w for w in self.workers_of(run.id) if w.state is not WorkerState.ENDED]
+            if there:
+                yield run, there
+
+    def hosts(self) -> Iterator[Run]:
+        """Runs that have workers, also workers that ended until `forget`; costs no look at them."""
+        return (
+            self.runs[run] for run, keys in self._workers_of.items() if keys and run in self.runs
+        )
 
     def live_runs(self) -> Iterator[Run]:
         """Runs that are not over."""
@@ -327,9 +330,8 @@ class State:
                 case Incident():
                     self.incidents.pop(entity.id, None)
                     self._incidents_of[entity.run].pop(entity.id, None)
-        for run in dict.fromkeys(
-            e.id if isinstance(e, Run) else getattr(e, "run", "") for e in over
-        ):
+        for run in dict.fromkeys(_run_of(entity) for entity in over):
+            self.derived.drop(run)
             owner = self.runs.get(run)
             if owner is None or (is_over(owner) and not self._workers_of.get(run)):
                 self._forget_run(run)
@@ -345,6 +347,18 @@ class State:
         self._places.pop(run, None)
         self.attempts.pop(run, None)
         self.runs.pop(run, None)
+
+
+def _put_queue(queues: dict[str, Queue], queue: Queue) -> None:
+    if queue.removed:
+        queues.pop(queue.name, None)
+    else:
+        queues[queue.name] = queue
+
+
+def _run_of(entity: Entity) -> str:
+    """The run that an entity is, or belongs to; "": to none."""
+    return entity.id if isinstance(entity, Run) else getattr(entity, "run", "")
 
 
 def _for_scheduling(node: Node | None) -> tuple[object, ...]:

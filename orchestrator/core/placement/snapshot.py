@@ -9,25 +9,29 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
 
-from babysit.wire import Tier
 from orchestrator.core.model.decisions import CarriedOut, Vacate, awaits_attempt
-from orchestrator.core.model.entities import Attempt, Run, Worker
+from orchestrator.core.model.entities import Run, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
-    LIVE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     AttemptState,
     NodeState,
     RunState,
-    Trust,
     WorkerState,
 )
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.core.placement.bulkhead import on_behalf_of
+from orchestrator.core.placement.run_facts import (
+    RunFacts,
+    facts_of,
+    live_attempt,
+    saved_at,
+    surplus_of,
+)
 from orchestrator.core.policy import elasticity, recovery, time_limits, usage_history
 from orchestrator.core.scheduling import Demand, Holding, Snapshot
 from orchestrator.core.scheduling.spares import failure_rate, pool_size
 from orchestrator.core.scheduling.types import accounted_gpus
+from orchestrator.errors import PassFailedError
 
 STANDBY_SECONDS = 30.0
 """Seconds before a used standby is replaced; the run must continue first."""
@@ -52,14 +56,9 @@ def wants_when_released(state: State, run: Run) -> bool:
     """True if the run would need nodes without the global hold."""
     if run.state in TERMINAL_RUN_STATES or run.state is RunState.HELD:
         return False
-    if _live_attempt(state, run) is not None:
+    if live_attempt(state, run) is not None:
         return False
     return awaits_attempt(run.decision)
-
-
-def _live_attempt(state: State, run: Run) -> Attempt | None:
-    attempt = state.attempts.get(run.id)
-    return attempt if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES else None
 
 
 def kept(state: State, run: Run) -> list[Worker]:
@@ -82,25 +81,70 @@ def snapshot(
     wanting = [run for run in state.live_runs() if wants(state, run)]
     demands: list[Demand] = []
     holdings: list[Holding] = []
-    for run in (*wanting, *extra):
-        with on_behalf_of(run.id):
+    tenants: list[tuple[Run, Sequence[Worker]]] = []
+    at = ""
+    try:
+        for run in (*wanting, *extra):
+            at = run.id
             demands.append(demand_of(state, run, now))
-    for run, workers in state.tenants():
-        with on_behalf_of(run.id):
-            hung = [worker for worker in workers if overdue(run, worker, now)]
-            if hung:  # they may never end, so nobody counts on their nodes
-                nodes = tuple(worker.node for worker in hung)
-                holdings.append(_holding(run, nodes, movable=False))
-            there = [worker for worker in workers if worker not in hung]
-            holdings += _held(state, run, there, now)
+        for run in state.hosts():
+            at = run.id
+            facts = facts_of(state, run)
+            if facts.workers:
+                tenants.append((run, facts.workers))
+                holdings += _all_held(state, run, facts, now)
+    except Exception as error:
+        raise PassFailedError(at, error) from error
     return Snapshot(
         table=state.node_table(now),
         holdings=holdings,
         demands=[demand for demand in demands if demand.nodes > 0 or demand.unwanted],
         quotas=list(state.queues.values()),
-        usage=usage_history.usage_by_project(state, now),
+        usage=usage_history.usage_by_project(state, now, tenants),
         spares=spare_pool(state, now),
         grace_seconds=time_limits.longest_grace(preempted(state)),
+    )
+
+
+def _all_held(state: State, run: Run, facts: RunFacts, now: dt.datetime) -> list[Holding]:
+    """The nodes that a run holds; those of workers that hang apart."""
+    if facts.rests:
+        return [_resting(state, run, facts, now)]
+    hung = [worker for worker in facts.workers if overdue(run, worker, now)]
+    there = [worker for worker in facts.workers if worker not in hung]
+    found = _held(state, run, there, now)
+    if hung:  # they may never end, so nobody counts on their nodes
+        nodes = tuple(worker.node for worker in hung)
+        found.insert(0, _holding(run, nodes, movable=False))
+    return found
+
+
+def _resting(state: State, run: Run, facts: RunFacts, now: dt.datetime) -> Holding:
+    """The nodes of a run that leaves none."""
+    spec, count = run.spec, len(facts.nodes)
+    ends = time_limits.ends_at(run)
+    within = time_limits.ends_within(run, now)
+    if ends is None and (queue := state.queues.get(spec.queue)) is not None:
+        if facts.history is not queue:
+            facts.history, facts.usual_end = queue, usage_history.usual_end(queue, run)
+        ends = facts.usual_end
+        ends = ends if ends is not None and ends > now else None
+    return Holding(
+        run=run.id,
+        need=spec.resources,
+        nodes=facts.nodes,
+        queue=spec.queue,
+        project=spec.project,
+        priority=spec.priority,
+        ends_at=ends,
+        ends_within=within,
+        lost_gpu_seconds=_lost(count * accounted_gpus(spec.resources), facts.since, now),
+        surplus=facts.surplus,
+        wants=_wants(state, run, count, now),
+        pack=spec.placement.pack,
+        avoid=run.avoid,
+        movable=run.state is not RunState.HELD,
+        safe_until=elasticity.safe_until(facts.attempt),
     )
 
 
@@ -126,6 +170,18 @@ def anybody_wants(state: State, now: dt.datetime) -> bool:
 
 def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
     """The nodes that the run still needs; `nodes` is 0 if its gang is complete."""
+    if state.runs.get(run.id) is not run:
+        return _demand(state, run, now)  # of a dry run
+    facts = facts_of(state, run)
+    if facts.demand is not None:
+        return facts.demand
+    demand = _demand(state, run, now)
+    if time_limits.ends_at(run) is None:
+        facts.demand = demand
+    return demand
+
+
+def _demand(state: State, run: Run, now: dt.datetime) -> Demand:
     need, own = run.spec.resources, kept(state, run)
     looping = recovery.restarts_in_vain(run)
     gave = isinstance(run.decision, Vacate) and bool(run.decision.nodes)
@@ -182,26 +238,13 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
                 ends_at=usage_history.expected_end(state, run, now),
                 ends_within=time_limits.ends_within(run, now),
                 lost_gpu_seconds=lost_gpu_seconds(state, run, len(staying), now),
-                surplus=_surplus(state, run, staying),
+                surplus=surplus_of(state, run, staying),
                 wants=_wants(state, run, len(staying), now),
-                safe_until=elasticity.safe_until(_live_attempt(state, run)),
+                safe_until=elasticity.safe_until(live_attempt(state, run)),
                 movable=run.state is not RunState.HELD and run.decision is None,
             )
         )
     return found
-
-
-def _surplus(state: State, run: Run, workers: list[Worker]) -> tuple[str, ...]:
-    """Nodes above the minimum, the most dispensable first: standbys, then the last seats."""
-    fewest = run.spec.resources.min_nodes
-    if len(workers) <= fewest:
-        return ()
-    # Standbys have no seat and sort last; ranks of the last seats have the highest numbers, so the
-    # remaining ranks keep theirs.
-    seats = state.places_of(run.id) if _live_attempt(state, run) is not None else {}
-    last = len(seats)
-    ordered = sorted(workers, key=lambda worker: seats.get(worker.id, last))
-    return tuple(worker.node for worker in reversed(ordered[fewest:]))
 
 
 def leaving(run: Run, workers: Iterable[Worker]) -> list[Worker]:
@@ -246,26 +289,19 @@ def lost_gpu_seconds(state: State, run: Run, nodes: int, now: dt.datetime) -> fl
     This assumes that the run cannot save. Start-up counts as work, since otherwise a run that is
     still loading would be preempted again and again. 0 without a live attempt.
     """
-    gpus = nodes * accounted_gpus(run.spec.resources)
-    attempt = _live_attempt(state, run)
-    if attempt is None:
+    since = saved_at(state, run, live_attempt(state, run))
+    return _lost(nodes * accounted_gpus(run.spec.resources), since, now)
+
+
+def _lost(gpus: int, since: dt.datetime | None, now: dt.datetime) -> float:
+    if since is None:
         return 0.0
-    saved = [
-        checkpoint.created_at
-        for checkpoint in state.checkpoints_of(run.id)
-        if checkpoint.tier is Tier.DIRECTORY
-        and checkpoint.trust not in {Trust.WRITING, Trust.BAD}
-        and not checkpoint.superseded
-        and checkpoint.deleted_at is None
-    ]
-    # Memory checkpoints do not count: they are lost with the nodes that the run must leave.
-    since = max([attempt.started_at, *saved])
     return gpus * (max(0.0, (now - since).total_seconds()) + RESTART_SECONDS)
 
 
 def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
     """Further nodes for a run with a live attempt: standbys, and growth once it trains well."""
-    attempt = _live_attempt(state, run)
+    attempt = live_attempt(state, run)
     quiet = run.decision is None and run.state is not RunState.HELD and not state.fleet.hold
     paused = run.due(Timer.STANDBY) is not None  # the last standby failed early
     if attempt is None or not quiet or paused or attempt.state is AttemptState.STOPPING:

@@ -36,10 +36,18 @@ def settled(usage: Usage | None, now: dt.datetime) -> float:
     return decayed(usage.gpu_seconds, max(0.0, (now - usage.at).total_seconds()))
 
 
-def usage_by_project(state: State, now: dt.datetime) -> dict[str, float]:
-    """GPU seconds of each project as they count at `now`: decayed past, and live runs so far."""
+def usage_by_project(
+    state: State, now: dt.datetime, tenants: Iterable[tuple[Run, Sequence[Worker]]] | None = None
+) -> dict[str, float]:
+    """GPU seconds of each project as they count at `now`: decayed past, and live runs so far.
+
+    Args:
+        state: The state of the core.
+        now: The current time, UTC.
+        tenants: Its runs that have workers, if they are known; None: find them.
+    """
     found = {project: settled(usage, now) for project, usage in state.fleet.usage.items()}
-    for run, workers in state.tenants():
+    for run, workers in state.tenants() if tenants is None else tenants:
         gpus, project = accounted_gpus(run.spec.resources), run.spec.project
         found[project] = found.get(project, 0.0) + _used(gpus, workers, now)
     return found
@@ -70,13 +78,18 @@ def expected_end(state: State, run: Run, now: dt.datetime) -> dt.datetime | None
     queue = state.queues.get(run.spec.queue)
     if queue is None or run.started_at is None:
         return None
-    took = [
-        past.ran_seconds
-        for past in queue.history
-        if (past.name, past.project) == (run.name, run.spec.project)
-    ]
-    ends = run.started_at + dt.timedelta(seconds=_median(took) or 0.0)
-    return ends if ends > now else None
+    ends = usual_end(queue, run)
+    return ends if ends is not None and ends > now else None
+
+
+def usual_end(queue: Queue, run: Run) -> dt.datetime | None:
+    """When the run has lasted as long as earlier runs of its name; None: they are too few."""
+    name, project = run.name, run.spec.project
+    took = [p.ran_seconds for p in queue.history if p.name == name and p.project == project]
+    median = _median(took)
+    if median is None or run.started_at is None:
+        return None
+    return run.started_at + dt.timedelta(seconds=median)
 
 
 def known_paces(state: State) -> dict[tuple[str, str], Pace]:

@@ -1,0 +1,30 @@
+"""Facts that follow from one run and from what belongs to it, kept until one of these changes."""
+
+from __future__ import annotations
+
+
+class Derived:
+    """One object of facts by run; the state drops it when it changes the run or what belongs to it.
+
+    The facts must follow from the run, its workers, its newest attempt and its checkpoints alone:
+    nothing tells of other changes, nor of the time.
+    """
+
+    def __init__(self) -> None:
+        self._facts: dict[str, object] = {}
+
+    def of(self, run: str) -> object | None:
+        """The facts of a run; None: none are kept."""
+        return self._facts.get(run)
+
+    def keep(self, run: str, facts: object) -> None:
+        """Keep the facts of a run."""
+        self._facts[run] = facts
+
+    def drop(self, run: str) -> None:
+        """Forget the facts of a run."""
+        self._facts.pop(run, None)
+
+    def clear(self) -> None:
+        """Forget all facts; they are found anew when somebody asks."""
+        self._facts.clear()
