@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, expect
 
 from monitors.types import Severity
 from orchestrator.core.model.states import IncidentState, RunState
+from orchestrator.server import fleet as fleet_module
 from tests.page_browser import PHONE, Visitor, chromium, faults
 from tests.page_fleet import POINTS, SECRET, Fleet
 
@@ -28,7 +29,11 @@ new PerformanceObserver((list) => {
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with Fleet(Path(tmp_path_factory.mktemp("fleet"))) as serving:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Fleet(Path(tmp_path_factory.mktemp("fleet"))) as serving,
+    ):
+        patch.setattr(fleet_module, "NUMBER_SECONDS", 1.0)  # tests are in a hurry
         yield serving
 
 

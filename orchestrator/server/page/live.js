@@ -6,7 +6,7 @@ import { over } from "./session.js";
 import { liveState } from "./shell.js";
 
 const SILENCE = 25000; // the server speaks at least every 10 s
-const HIDDEN = 60000; // a page that nobody sees holds no connection for longer
+const HIDDEN = 15000; // a page that nobody sees holds no connection: browsers have six for a site
 const LONGEST_PAUSE = 15000;
 
 /** A stream: `on` has a function for each kind of event; `opened` is called before the first. */
@@ -33,7 +33,7 @@ export class Live {
   }
 
   async #open() {
-    if (this.#ended) return;
+    if (this.#ended || document.hidden) return; // a tab in the background waits until it is seen
     this.#close();
     try {
       this.#after = (await this.#opened(this.#after)) || this.#after;

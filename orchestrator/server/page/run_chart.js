@@ -69,8 +69,10 @@ export class Chart {
     this.#slider.disabled = !there;
     if (!there) return say(this.#reading, "No steps yet");
     const value = series.loss[at];
+    const [low, high] = [series.loss_min[at], series.loss_max[at]];
+    const range = low !== null && high !== null && high > low ? ` (from ${loss(low)} to ${loss(high)})` : "";
     const text = `step ${count(series.step[at])}: loss ${value === null ? "not finite" : loss(value)}` +
-      `, attempt ${series.attempt[at]}`;
+      `${range}, attempt ${series.attempt[at]}`;
     say(this.#reading, text);
     this.#slider.setAttribute("aria-valuetext", text);
     const scale = scales(this.#data, Math.round(this.#picture.clientWidth) || WIDTH);
@@ -92,7 +94,7 @@ function scales({ series, restarts }, width) {
   const left = width < NARROW ? 46 : EDGE.left;
   const first = Math.min(series.step[0] ?? 0, ...restarts.map((r) => r.resumed_step ?? Infinity));
   const last = Math.max(series.step.at(-1) ?? 1, first + 1);
-  const finite = series.loss.filter((value) => value !== null);
+  const finite = [series.loss, series.loss_min, series.loss_max].flat().filter((value) => value !== null);
   const low = finite.length ? Math.min(...finite) : 0;
   const high = finite.length ? Math.max(...finite) : 1;
   const log = low > 0 && high / low > LOG_RATIO;
@@ -165,7 +167,17 @@ function curve(series, scale) {
     line += `${pen}${scale.x(step)} ${scale.y(value)}`;
     pen = "L";
   });
-  return svg("g", {}, lost, svg("path", { class: "curve-line", d: line || "M0 0" }));
+  return svg("g", {}, lost, svg("path", { class: "band", d: band(series, scale) }),
+    svg("path", { class: "curve-line", d: line || "M0 0" }));
+}
+
+/** From the lowest to the highest loss of each point: a spike of one step is not thinned away. */
+function band({ step, loss_min: low, loss_max: high }, scale) {
+  const places = step.map((_, at) => at).filter((at) => low[at] !== null && high[at] !== null);
+  if (!places.some((at) => high[at] > low[at])) return "M0 0";
+  const up = places.map((at) => `${scale.x(step[at])} ${scale.y(high[at])}`);
+  const down = places.map((at) => `${scale.x(step[at])} ${scale.y(low[at])}`).reverse();
+  return `M${[...up, ...down].join("L")}Z`;
 }
 
 const mark = (kind, x) =>
@@ -208,10 +220,11 @@ export function summary({ series, restarts, incidents }) {
   const points = series.step.map((step, at) => [step, series.loss[at]]).filter(([, value]) => value !== null);
   if (!points.length) return "No loss has been reported yet.";
   const [[first, begin], [last, end]] = [points[0], points.at(-1)];
-  const [lowStep, low] = points.reduce((best, each) => (each[1] < best[1] ? each : best));
+  const low = Math.min(...series.loss_min.filter((value) => value !== null));
+  const high = Math.max(...series.loss_max.filter((value) => value !== null));
   const back = restarts.filter(isRollback);
   const parts = [`Loss from ${loss(begin)} at step ${count(first)} to ${loss(end)} at step ${count(last)}; ` +
-    `lowest ${loss(low)} at step ${count(lowStep)}.`];
+    `lowest ${loss(low)}, highest ${loss(high)}.`];
   parts.push(`${counted(restarts.length - back.length, "restart")}, ${counted(back.length, "rollback")}` +
     (back.length ? ` (to step ${back.map((r) => count(r.resumed_step ?? 0)).join(", ")})` : "") +
     `, ${counted(incidents.length, "incident")}.`);
