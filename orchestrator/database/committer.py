@@ -12,7 +12,8 @@ reading. The memory belongs to one connection: a failover to a database that lac
 transactions ends both.
 
 Limits: the first transaction of a leader, of an agent and of an attempt reads, as does the one
-after an error. SQLite has no network between and always reads.
+after an error. SQLite has no network between and always reads;
+so does a driver whose libpq is older than 14.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Committer:
         """See :meth:`orchestrator.database.port.Store.commit`."""
         async with self._turn:
             memory, self._memory = self._memory, _Memory()  # nothing is known after an error
-            stored = None if self._database.sqlite else memory.of(batch)
+            stored = memory.of(batch) if self._database.at_once else None
             if stored is not None:
                 with contextlib.suppress(NotAsRememberedError):
                     written = await self._at_once(batch, epoch, memory, stored)
@@ -139,13 +140,13 @@ class Committer:
             return await write_known(connection, batch, stored)
 
     def _remember(self, memory: _Memory, batch: Batch, stored: Stored, written: Written) -> None:
-        if not self._database.sqlite:
+        if self._database.at_once:
             memory.learn(batch, stored, written)
             self._memory = memory
 
     async def carried_out(self, ids: Sequence[str], epoch: int) -> None:
         """See :meth:`orchestrator.database.port.Store.carried_out`."""
-        if not self._database.sqlite:
+        if self._database.at_once:
             with contextlib.suppress(NotAsRememberedError):
                 async with self._database.writing_at_once() as connection:
                     await _expect(connection, epoch, {})

@@ -187,6 +187,7 @@ class Database:
     """Engines with the kinds of transactions that the stores use.
 
     Attributes:
+        at_once: True if a transaction can take one round trip: on PostgreSQL, with libpq 14.
         limits: Of a server on PostgreSQL. The lease then has a connection of its own, so that its
             renewal waits for no transaction.
     """
@@ -212,6 +213,8 @@ class Database:
         self.sqlite = is_sqlite(self.url)
         self.limits = None if self.sqlite else limits
         self.engine = engine or create_engine(self.url, self.limits, readers=readers)
+        dbapi: Any = self.engine.dialect.dbapi
+        self.at_once = not self.sqlite and bool(dbapi.Pipeline.is_supported())
         self._turnstile = asyncio.Semaphore(READERS) if readers else contextlib.nullcontext()
         leasing, committing = self.engine, self.engine
         if not self.sqlite and engine is None and not readers:

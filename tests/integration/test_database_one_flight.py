@@ -138,3 +138,17 @@ async def test_after_a_refusal_the_next_transaction_is_written(
     await store.commit(steps(5, 8, 2), epoch=epoch)
     assert await store.sample_total(RUN) == 8
     await store.close()
+
+
+async def test_a_driver_without_pipelines_stores_the_same(postgres_database: MakeDatabase) -> None:
+    store = await SqlStore.open(postgres_database())
+    assert store._database.at_once, "the driver that is installed has them"
+    store._database.at_once = False
+    epoch = await begin(store)
+    for number in range(1, 4):
+        await store.commit(steps(4 * number - 3, 4 * number, number), epoch=epoch)
+    await store.commit(Batch(outbox=[order("E1.1")]), epoch=epoch)
+    await store.carried_out(["E1.1"], epoch=epoch)
+    assert (await store.samples(RUN)).step == list(range(1, 13))
+    assert (await store.load()).outbox == []
+    await store.close()
