@@ -101,6 +101,14 @@ def test_every_query_and_rule_on_a_live_control_plane(
     plane.babysit("hold", run, "--reason", "a look at the loss")
     firing(manager, "BabysitRunHeld", run="steady", severity="warning")
     plane.babysit("release", run)
+    # What is over by now: the incidents of the rollback and of the killed rank.
+    fired = prometheus.query(f'last_over_time(ALERTS{{alertstate="firing"}}{SINCE})')
+    assert ("BabysitIncident", "non_finite") in {
+        (each["metric"]["alertname"], each["metric"].get("kind")) for each in fired
+    }
+    plane.ask("queues", "set", "small", "--gpus", "1")
+    plane.submit(jobs("large", queue="small").spec)
+    firing(manager, "BabysitRunTooLarge", reason="too_large")
 
     empty = [
         (board.uid, expression)
