@@ -95,7 +95,7 @@ class MailChannel:
         name = f"{notice.run_name}: " if notice.run_name else ""
         kind = notice.incident_kind.replace("_", " ")
         mail["Subject"] = _line(f"[babysit] {name}{kind} ({notice.severity})")[:_SUBJECT]
-        mail["From"], mail["To"] = self._sender, self._to
+        mail["From"], mail["To"] = self._sender, notice.mail_to or self._to
         mail["Message-ID"] = _message_id(notice.id)
         mail["References"] = _message_id(notice.dedup_key)
         lines = [notice.text]

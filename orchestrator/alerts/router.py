@@ -35,14 +35,16 @@ from orchestrator.alerts.port import (
     RunningChannel,
     TendedChannel,
 )
-from orchestrator.alerts.rules import AlertRules
+from orchestrator.alerts.rules import AlertRules, Escalation
 from orchestrator.alerts.threads import Item, severity_of
 from orchestrator.core.messages.instructions import IncidentUpdate, Notify
+from orchestrator.core.model.entities import Incident
 from orchestrator.core.model.states import IncidentState
 
 _log = structlog.get_logger(__name__)
 LOOK_SECONDS = 10.0
-_WAITING = "escalations"
+_WAITING, _SETTLED = "escalations", "escalations/settled"
+_SETTLED_MOST = 500
 
 
 class Router:
@@ -112,16 +114,33 @@ class Router:
         """
         await self._deliver(notice)
         page = notice.severity is Severity.CRITICAL and notice.incident is not None
-        if page and self._rules.escalation and not notice.actor.startswith("operator:"):
+        if not (page and self._rules.escalation) or notice.actor.startswith("operator:"):
+            return
+        if notice.incident not in (await self._memory.read(_SETTLED) or {}):
             entry = {"notice": notice.model_dump(mode="json"), "stage": 0, "since": self._now()}
             await self._change_waiting(lambda waiting: waiting.setdefault(notice.id, entry))
 
     async def update(self, update: IncidentUpdate) -> None:
         """Show an incident in the channels of its route; raises as `notify` does."""
         incident = update.incident
-        if incident.acknowledged_by or incident.state is IncidentState.RESOLVED:
-            await self._change_waiting(lambda waiting: _settle(waiting, incident.id))
+        if self._rules.escalation:
+            await self._heed(incident)
         await self._deliver(update)
+
+    async def _heed(self, incident: Incident) -> None:
+        """End the escalations of an incident that is answered or over; put them off in a silence.
+
+        What is settled is kept: its page may come out of the outbox later.
+        """
+        if incident.acknowledged_by or incident.state is IncidentState.RESOLVED:
+            settled = dict(await self._memory.read(_SETTLED) or {})
+            if incident.id not in settled:
+                kept = [*settled, incident.id][-_SETTLED_MOST:]
+                await self._memory.write(_SETTLED, dict.fromkeys(kept, True))
+            await self._change_waiting(lambda waiting: _settle(waiting, incident.id))
+        elif incident.silenced_until is not None:
+            until = incident.silenced_until.timestamp()
+            await self._change_waiting(lambda waiting: _put_off(waiting, incident.id, until))
 
     async def _deliver(self, item: Item) -> None:
         assert self._clock is not None  # noqa: S101 (`start` comes first)
@@ -212,6 +231,7 @@ class Router:
         """Send each page that has waited its time to the next on the list."""
         if not self._rules.escalation:
             return
+        failed: list[Exception] = []
         for id_, entry in (await self._memory.read(_WAITING) or {}).items():
             if entry["stage"] >= len(self._rules.escalation):
                 await self._replace_waiting(id_, None)
@@ -222,11 +242,23 @@ class Router:
             number = entry["stage"] + 1
             notice = Notify.model_validate(entry["notice"])
             text = f"{notice.text} (nobody has acknowledged it)"
-            more = {"id": f"{id_}/{number}", "text": text, "asks": False}
-            errors = await self._send(notice.model_copy(update=more), stage.to, [])
-            if errors:
-                raise errors[0]
+            more = {"id": f"{id_}/{number}", "text": text, "asks": False, **self._whom(stage)}
+            if errors := await self._send(notice.model_copy(update=more), stage.to, []):
+                failed += errors
+                continue
             await self._replace_waiting(id_, {**entry, "stage": number, "since": self._now()})
+        if failed:
+            raise failed[0]
+
+    def _whom(self, stage: Escalation) -> dict[str, str]:
+        """The persons of a stage, in the words of Slack and of mail."""
+        people = {
+            id_: each for id_, each in self._rules.people.items() if each.name in stage.people
+        }
+        return {
+            "mention": " ".join(f"<@{id_}>" for id_ in people),
+            "mail_to": ", ".join(each.email for each in people.values() if each.email),
+        }
 
     async def _replace_waiting(self, id_: str, entry: Mapping[str, Any] | None) -> None:
         """Replace a page that waits, or remove it; no effect if it was acknowledged meanwhile."""
@@ -258,6 +290,12 @@ class Router:
 def dict_of(trouble: Mapping[str, str]) -> dict[str, str]:
     """A table of troubles that changes; a channel without one has an empty one."""
     return trouble if isinstance(trouble, dict) else {}
+
+
+def _put_off(waiting: dict[str, Any], incident: str, until: float) -> None:
+    for id_, entry in waiting.items():
+        if entry["notice"]["incident"] == incident:
+            waiting[id_] = {**entry, "since": max(entry["since"], until)}
 
 
 def _settle(waiting: dict[str, Any], incident: str) -> None:

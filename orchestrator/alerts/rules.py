@@ -117,10 +117,15 @@ class Escalation(_Rule):
 
     after: Seconds = Field(description="Time from the page until it goes to the next.")
     to: list[str] = Field(min_length=1, description="Channels that get it then.")
+    people: list[str] = Field(
+        default=[],
+        description="Persons, by their names in `people`, whom Slack pings and mails go to then; "
+        "none: those of the settings.",
+    )
 
 
 class Person(_Rule):
-    """A person who clicks buttons in Slack."""
+    """A person in Slack: who clicks buttons, and is pinged or mailed by an escalation."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9]([-A-Za-z0-9._@]{0,61}[A-Za-z0-9])?$",
@@ -129,6 +134,7 @@ class Person(_Rule):
     role: Literal["viewer", "operator", "admin"] = Field(
         default="operator", description="Buttons act for operators and admins."
     )
+    email: str = Field(default="", description="Address for mails of escalations.")
 
 
 class AlertRules(_Rule):
@@ -185,5 +191,12 @@ def read(path: Path, channels: Collection[str]) -> AlertRules:
         raise InvalidError(
             f"BABYSIT_ALERTS_RULES: {path}: {', '.join(unknown)}: not among the channels of"
             f" BABYSIT_ALERTS ({', '.join(channels)})"
+        )
+    known = {person.name for person in rules.people.values()}
+    wanted = {name for each in rules.escalation for name in each.people}
+    if strangers := sorted(wanted - known):
+        raise InvalidError(
+            f"BABYSIT_ALERTS_RULES: {path}: {', '.join(strangers)}: an escalation names persons of"
+            f" `people` ({', '.join(sorted(known)) or 'which has none'})"
         )
     return rules

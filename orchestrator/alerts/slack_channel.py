@@ -173,7 +173,7 @@ class SlackChannel:
             await self._edit(thread)  # no effect, unless an earlier try had sent less
         for notice in batch:
             if isinstance(notice, Notify) and notice.id not in thread.seen:
-                mention = self._mention(thread, notice.severity, notice.actor)
+                mention = self._mention(thread, notice.severity, notice.actor, notice.mention)
                 message = slack_blocks.reply(notice.text, mention=mention)
                 await self._post(thread, message, notice.id)
         await self._name_runs(thread)
@@ -223,28 +223,30 @@ class SlackChannel:
             thread.note = f"This was for {thread.conversation}. {error}"
             thread.conversation = thread.place = default
             await self._post(thread, self._parent(thread), f"{message_id}/parent")
-        if thread.notice is not None:
-            thread.dealt_with(thread.notice.id)
 
     def _parent(self, thread: Thread) -> slack_blocks.Message:
         head = thread.head
         ended = head is not None and head.incident.state is IncidentState.RESOLVED
-        actor = thread.notice.actor if thread.notice is not None else ""
-        mention = "" if ended else self._mention(thread, thread.severity, actor)
+        notice = thread.notice
+        actor, whom = (notice.actor, notice.mention) if notice is not None else ("", "")
+        mention = "" if ended else self._mention(thread, thread.severity, actor, whom)
         now = self._clock.now() if self._clock is not None else None
         message = slack_blocks.parent(thread, link=self._settings.link, mention=mention, now=now)
         if self._settings.buttons and head is not None:
             message.blocks.extend(slack_buttons.actions(list(thread.updates.values())))
         return message
 
-    def _mention(self, thread: Thread, severity: Severity, actor: str) -> str:
-        """The mention for a message; nobody is pinged about an act of a person."""
+    def _mention(self, thread: Thread, severity: Severity, actor: str, whom: str = "") -> str:
+        """The mention for a message; nobody is pinged about an act of a person.
+
+        With `whom`, those persons are pinged, and not those of the settings.
+        """
         assert self._clock is not None  # noqa: S101 (`start` comes first)
         if severity is not Severity.CRITICAL or actor.startswith("operator:"):
             return ""
         if thread.silenced(self._clock.now()):
             return ""
-        return self._settings.mention
+        return whom or self._settings.mention
 
     async def _edit(self, thread: Thread) -> None:
         """Edit the message; forget it if it is gone, so that it is sent again."""
@@ -298,6 +300,8 @@ class SlackChannel:
             thread.shown = "" if looked_up else message.text
             thread.conversation = str(found["channel"])
             self._slack.names[thread.conversation] = thread.place
+            if thread.notice is not None:  # it is in the message: stored with it, or told twice
+                thread.dealt_with(thread.notice.id)
         thread.dealt_with(id_)
         await self._store(thread)
 

@@ -134,3 +134,14 @@ async def test_many_incidents_fit_the_limits_of_a_button(server: SlackServer, ch
     (parent,) = server.named("training").parents()
     (block,) = [b for b in parent["blocks"] if b["type"] == "actions"]
     assert all(len(e.get("value", "")) <= 2000 for e in block["elements"])
+
+
+async def test_an_escalation_pings_its_persons_and_not_the_rest(
+    server: SlackServer, channel: Any
+) -> None:
+    await channel.update(of_run(0, 0))
+    about = {"run": "run-0", "incident": "inc-0-0", "incident_kind": "network"}
+    await channel.notify(notice("n/1", text="nobody has acknowledged it", mention="<@U1>", **about))
+    (parent,) = server.named("training").parents()
+    (reply,) = server.named("training").replies(parent["ts"])
+    assert reply["text"] == "<@U1> nobody has acknowledged it"

@@ -6,6 +6,7 @@ every call. :mod:`tests.integration.test_alerts_slack` has the HTTP.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from orchestrator.alerts.port import AlertMemory, DictMemory, NotDeliveredError
 from orchestrator.alerts.slack_channel import SlackChannel, SlackSettings
 from orchestrator.core.model.states import RunState
+from orchestrator.server import daily_summary
 from tests.controller_harness import Fate, Harness, Mortal
 from tests.slack_server import TOKEN, SlackServer
 
@@ -93,4 +95,36 @@ async def test_a_server_that_dies_at_any_call_of_slack_is_made_up_for(after: boo
             await harness.kill()
             assert await train(harness, web, memory, Fate())
         check(harness, server, f"killed at call {place}")
+        await harness.kill()
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_server_that_dies_as_it_sends_the_daily_summary_loses_and_doubles_none(
+    after: bool,
+) -> None:
+    """The core sends one a day; Slack has it once, wherever the leader dies."""
+
+    async def morning(harness: Harness, web: DirectWeb, memory: AlertMemory, fate: Fate) -> bool:
+        await open_with_slack(harness, web, memory, fate)
+        asking = asyncio.create_task(daily_summary.keep("00:00", harness.controller, harness.clock))
+        told = web.server.named("training").messages
+        done = await harness.until(lambda: bool(told) and not harness.store.left())
+        asking.cancel()
+        return done
+
+    probe = Fate()
+    harness, server = Harness(), SlackServer("training")
+    assert await morning(harness, DirectWeb(server, harness), DictMemory(), probe)
+    await harness.kill()
+    assert len(probe.calls) >= 4
+    for place in range(len(probe.calls)):
+        harness, server, memory = Harness(), SlackServer("training"), DictMemory()
+        web = DirectWeb(server, harness)
+        if not await morning(harness, web, memory, Fate(place, after=after)):
+            await harness.kill()
+            assert await morning(harness, web, memory, Fate()), place
+        texts = [m["text"] for m in server.named("training").messages]
+        assert len(texts) == 1, f"killed at call {place} ({probe.calls[place]}): {texts}"
+        told = server.named("training").messages[0]
+        assert "Summary of 2026-01-01" in told["text"], f"killed at call {place}"
         await harness.kill()

@@ -206,3 +206,60 @@ def test_the_slack_channel_of_a_run_is_that_of_its_route(tmp_path: Path) -> None
     path.write_text('routes: [{project: llm, run: "tiny-*", to: [slack], slack: "#llm"}]\n')
     assert routed_channel(path, "tiny-gpt", "llm", "default") == "#llm"
     assert routed_channel(path, "huge-gpt", "llm", "default") == ""
+
+
+async def test_an_escalation_goes_to_persons_and_a_failing_one_holds_up_no_other() -> None:
+    desk = Desk(
+        people={"UANNA": {"name": "anna", "email": "anna@x.org"}, "UBEN": {"name": "ben"}},
+        escalation=[
+            {"after": "15m", "to": ["slack"], "people": ["anna"]},
+            {"after": "15m", "to": ["slack", "pagerduty"], "people": ["ben", "anna"]},
+        ],
+    )
+    router = await desk.open()
+    await router.notify(notice("n"))
+    await desk.clock.sleep(900)
+    await router.notify(notice("m", incident="inc-2"))
+    await router.escalate()
+    first = desk.slack.got[-1]
+    assert (first.id, first.mention, first.mail_to) == ("n/1", "<@UANNA>", "anna@x.org")
+    desk.pager.away = True
+    await desk.clock.sleep(900)
+    with pytest.raises(NotDeliveredError):
+        await router.escalate()  # n goes to the second stage, and fails there
+    await desk.clock.sleep(900)
+    with pytest.raises(NotDeliveredError):
+        await router.escalate()
+    assert {"m/1", "m/2"} <= set(ids(desk.slack))
+    desk.pager.away = False
+    await router.escalate()
+    assert {"n/2", "m/2"} <= set(ids(desk.pager))
+    assert desk.pager.got[-1].mention == "<@UANNA> <@UBEN>"
+
+
+async def test_a_page_that_arrives_after_its_answer_is_not_escalated() -> None:
+    desk, router = await escalating()
+    await router.update(update(2, acknowledged_by="operator:anna"))
+    await router.notify(notice("n"))
+    await desk.clock.sleep(7200)
+    await router.escalate()
+    assert desk.pager.got == []
+
+
+async def test_a_silence_puts_an_escalation_off() -> None:
+    desk, router = await escalating()
+    await router.notify(notice("n"))
+    await router.update(update(2, silenced_until=desk.clock.now() + dt.timedelta(hours=1)))
+    await desk.clock.sleep(4499)
+    await router.escalate()
+    assert desk.pager.got == []
+    await desk.clock.sleep(1)
+    await router.escalate()
+    assert ids(desk.pager) == ["n/1"]
+
+
+def test_an_escalation_to_a_stranger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text("escalation: [{after: 15m, to: [log], people: [zoe]}]\n")
+    with pytest.raises(InvalidError, match="zoe: an escalation names persons of `people`"):
+        read(path, ["log"])

@@ -137,7 +137,8 @@ def test_every_folder_of_the_core_is_described() -> None:
 def commands(page: Path) -> Iterator[list[str]]:
     """Words of each `babysit …` in backticks, and of each line of a code block that is one."""
     text = page.read_text()
-    blocks = re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = [block for language, block in fenced if language in {"", "sh", "bash"}]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     for line in [*lines, *re.findall(r"`([^`\n]+)`", prose)]:

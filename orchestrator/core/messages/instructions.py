@@ -114,6 +114,10 @@ class Notify(Instruction):
     """The actor of the event behind it: a person (`operator:NAME`) knows of it already."""
     cascade: str = ""
     """Key of the problem that a cascade over several runs began with, or of a report."""
+    mention: str = ""
+    """Whom an escalation pings, in Slack's words; empty: whom the settings name."""
+    mail_to: str = ""
+    """Whom an escalation mails, with commas between them; empty: whom the settings name."""
     report: bool = False
     """True: people have asked for it, so it is sent whatever its severity."""
     asks: bool = False
