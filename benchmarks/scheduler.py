@@ -10,7 +10,8 @@ the time of a plain sort of the nodes for each pending run, which a scheduler wi
 cached kinds pays.
 
 Then follow the shapes of `support/scheduler_shapes.py`, at which a pass is most expensive: the CPU
-time of `plan` at a quarter of the size and at all of it. Growth is the slope between the two.
+time of `plan` at a quarter, half and all of the size, in turn, so that a machine whose speed varies
+slows all of them alike. Growth is the slope of the line through the logarithms of the shortest.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ Result = TypeVar("Result")
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 NODES, RUNNING, PENDING = 10_000, 2_000, 5_000
 SCALES = (0.01, 0.1, 1.0)
+SHAPE_NODES = (NODES // 4, NODES // 2, NODES)
 ENDING = 0.01
 """Share of the running runs that end between two passes."""
 WARM_UP = 10
@@ -257,32 +259,29 @@ def exponent(rows: list[dict[str, float]], key: str) -> float:
     return math.log(last[key] / first[key]) / math.log(last["nodes"] / first["nodes"])
 
 
-def shaped(nodes: int, passes: int) -> dict[str, list[float]]:
-    """Milliseconds of CPU time of several passes over each shape."""
-    found = {}
-    for name, make in Shapes(nodes).all().items():
-        snapshot, times = make(), []
-        for _ in range(passes):
-            begun = time.process_time()
-            plan(snapshot, NOW)
-            times.append((time.process_time() - begun) * 1e3)
-        found[name] = times
-    return found
+def shaped(name: str, passes: int) -> list[list[float]]:
+    """Milliseconds of CPU time of several passes over one shape, at each of its sizes."""
+    snapshots = [Shapes(nodes).all()[name]() for nodes in SHAPE_NODES]
+    times: list[list[float]] = [[] for _ in snapshots]
+    for _ in range(passes):
+        for own, snapshot in zip(times, snapshots, strict=True):
+            _, _, cpu = timed(functools.partial(plan, snapshot, NOW))
+            own.append(cpu * 1e3)
+    return times
 
 
 def shapes(passes: int) -> dict[str, dict[str, float]]:
     """Median, maximum and growth of every shape; printed as a table."""
-    small, full = shaped(NODES // 4, passes), shaped(NODES, passes)
-    found = {
-        name: {
-            "median": statistics.median(times),
-            "max": max(times),
-            "growth_exponent": math.log(
-                statistics.median(times) / statistics.median(small[name]), 4
-            ),
+    found = {}
+    for name in Shapes(NODES).all():
+        times = shaped(name, passes)
+        sizes = [math.log(nodes) for nodes in SHAPE_NODES]
+        shortest = [math.log(min(own)) for own in times]
+        found[name] = {
+            "median": statistics.median(times[-1]),
+            "max": max(times[-1]),
+            "growth_exponent": statistics.linear_regression(sizes, shortest).slope,
         }
-        for name, times in full.items()
-    }
     table(
         ["shape", "median ms", "max ms", "growth"],
         [

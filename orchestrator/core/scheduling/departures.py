@@ -105,9 +105,10 @@ class Departures:
             now = np.column_stack([free.gpus, free.cpus, free.memory])[self._places]
             enough = (now + self._sums >= amounts(need)).all(axis=1) & ~fits[self._places]
             rows = np.flatnonzero(enough)
-            places, at = np.unique(self._places[rows], return_index=True)
-            times[places] = self._ends[rows[at]]
-            freed[places] = self._sums[rows[at]]
+            places = self._places[rows]  # in order: of each node, its first worker counts
+            first = np.r_[True, places[1:] != places[:-1]][: len(places)]
+            times[places[first]] = self._ends[rows[first]]
+            freed[places[first]] = self._sums[rows[first]]
         return self._with_away(times), freed
 
     def _with_away(self, times: Times) -> Times:

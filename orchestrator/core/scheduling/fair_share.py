@@ -157,11 +157,16 @@ class _Line:
         weight = shares.weight(self._queue, self.project)
         self._ages: list[tuple[float, float]] = []
         """For each run, the factor of the score and the credit."""
-        for _, _, demand in own:
+        for each in own:
+            demand = each[2]
             waited = (now - (demand.waits_since or demand.submitted_at)).total_seconds()
-            waited = min(MAX_AGE_SECONDS, waited) if waited > 0.0 else 0.0
+            if waited <= 0.0:
+                self._ages.append((1.0, 0.0))
+                continue
+            waited = min(waited, MAX_AGE_SECONDS)
+            gpus = demand.nodes * (demand.need.gpus_per_node or 1)
             factor = math.exp2(-waited / AGE_HALF_LIFE_SECONDS)
-            self._ages.append((factor, demand.gpus * waited / weight))
+            self._ages.append((factor, gpus * waited / weight))
 
     def pop(self) -> Demand:
         """The oldest run that is left."""

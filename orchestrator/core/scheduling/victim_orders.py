@@ -122,7 +122,7 @@ class Bundles:
         self.gpus = np.bincount(place, weights=columns.gpus[units], minlength=count)
         sequence = np.lexsort((position[units], place))
         self._units, self._place = units[sequence], place[sequence]
-        self._nodes = np.unique(place)
+        self._nodes = np.flatnonzero(np.bincount(place, minlength=count))
 
     def by(self, keys: Iterable[NDArray[Any]]) -> Indices:
         """The units of one node after the other, as far as the caps allow, until enough are won.
