@@ -103,6 +103,12 @@ class Respite:
     above: int = 0
     """Newest values in a row above the top."""
 
+    @property
+    def reports(self) -> int:
+        """Values of the respite, by the height of the rise so far."""
+        high = self.peak - self.level > _HIGH * abs(self.level)
+        return self.length_if_high if high else self.length
+
     def follow(
         self, place: int, value: float, level: float, *, settled: bool
     ) -> Literal["waits", "back", "outgrown", "outlasted"]:
@@ -117,8 +123,7 @@ class Respite:
         height = self.peak - self.level
         if settled and level <= self.level + _CAME_BACK * height:
             return "back"
-        high = height > _HIGH * abs(self.level)
-        length: float = self.length_if_high if high else self.length
+        length: float = self.reports
         if settled and level <= self.level + _ON_ITS_WAY * height:
             length *= _SLACK
         return "waits" if place - self.began <= length else "outlasted"
@@ -172,8 +177,8 @@ class Answers:
 
     @property
     def steps(self) -> list[int]:
-        """The onsets of the last two acts that were undone."""
-        return [rise.step for rise in self._undone.values()][-_ENOUGH:]
+        """The onsets of the last two events of which acts were undone."""
+        return list(dict.fromkeys(rise.step for rise in self._undone.values()))[-_ENOUGH:]
 
     def respite(self, cause: Episode | Drift, place: int) -> Respite | None:
         """Time for a rise with its onset at `place` to come back by itself.
@@ -183,10 +188,13 @@ class Answers:
         undone = list(self._undone.values())
         if len(undone) < _ENOUGH:
             return None
+        elsewhere = [old for old in undone if abs(old.place - place) > self._apart]
+        # The same rise once more says nothing of whether others like it come back.
+        told = undone if len(undone) - len(elsewhere) >= _ENOUGH else elsewhere
         level, peak = _heights(cause)
         rise, unit = peak - level, abs(level)
-        grew = any(old.growing for old in undone)
-        highest = max(h.over(unit) for h in (*(old.height for old in undone), *self._back))
+        grew = any(old.growing for old in told)
+        highest = max(h.over(unit) for h in (*(old.height for old in told), *self._back))
         share = _TRIPLED if grew else _ORDINARY
         top = max((_GROWS if grew else _HIGHER) * highest, share * unit)
         if rise > top:
@@ -195,8 +203,8 @@ class Answers:
         slow = _LATER * max(old.took for old in undone)
         length = max(slow, min(_LONGEST, max(_SHORTEST, max(gaps, default=_SAME_PLACE))))
         due = len(gaps) > 1 and abs(gaps[0] - gaps[1]) <= _PUNCTUAL * gaps[1]
-        known = due or all(_alike(rise, unit, old.height) for old in undone[-_ENOUGH:])
-        if_high = length if known else max(slow, _IF_HIGH)
+        alike = sum(_alike(rise, unit, old.height) for old in elsewhere) >= _ENOUGH
+        if_high = length if due or alike else max(slow, _IF_HIGH)
         return Respite(cause, level, level + top, place, length, if_high, peak)
 
     def _gaps(self, undone: list[Acted], place: int) -> list[int]:

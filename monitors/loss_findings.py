@@ -59,17 +59,18 @@ class Wording:
     ) -> Finding:
         """A loss that has risen as before earlier rollbacks, and is given time to come back."""
         steps = " and ".join(str(step) for step in earlier)
+        at = f"step{'s' if len(earlier) > 1 else ''} {steps}"
         reason = (
             f"loss {self._sign * respite.peak:.4g} against {self._sign * respite.level:.4g} "
-            f"since step {since.step}, as at steps {steps}, for which the run was rolled back: "
-            f"it has time to come back by itself, for {respite.length} reports and while it "
+            f"since step {since.step}, as at {at}, for which the run was rolled back: "
+            f"it has time to come back by itself, for {respite.reports} reports and while it "
             f"stays {self._side} {self._sign * respite.top:.4g}"
         )
         evidence = {
             "form": "awaited",
             "level": self._sign * respite.level,
             "limit": self._sign * respite.top,
-            "reports": respite.length,
+            "reports": respite.reports,
         }
         return _finding(FindingKind.LOSS_BLIP, Severity.WARNING, sample, since, reason, evidence)
 

@@ -97,6 +97,17 @@ def test_an_explosion_after_two_rollbacks_is_found_at_once():
         assert found.detected <= steps + 4, (seed, found)
 
 
+def test_an_explosion_that_comes_again_after_its_own_rollback_is_found_at_once_again():
+    """Two rollbacks were made for smaller rises elsewhere: they say nothing of this one."""
+    for seed, monitor, came, attempt, _ in cases():
+        peak = 8 * float(np.max(came))
+        for again in range(2):
+            found = first_act(monitor, np.full(10, peak), len(came) + 1, attempt + again)
+            assert found is not None, (seed, again)
+            assert found.detected <= len(came) + 4, (seed, again, found)
+            monitor.reset(attempt + again + 1, len(came))
+
+
 def test_a_third_rise_that_stays_is_found_late_with_its_onset():
     for seed, monitor, came, attempt, height in cases():
         steps = len(came)
