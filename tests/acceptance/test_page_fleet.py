@@ -97,6 +97,7 @@ def test_the_fleet_is_used_with_keys_alone(visitor: Visitor) -> None:
     page.keyboard.press("?")
     dialog = page.get_by_role("dialog", name="Keys")
     expect(dialog).to_contain_text("Next run")
+    assert faults(page) == []
     dialog.get_by_label("Single keys act").uncheck()  # WCAG 2.1.4
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
@@ -181,6 +182,15 @@ def test_the_api_is_described_without_another_site(visitor: Visitor, fleet: Flee
     expect(body).to_contain_text("seconds number, optional")
     assert faults(page) == []
     assert all(url.startswith(fleet.url) for url in asked)
+
+
+def test_a_wrong_token_is_refused_in_words_of_the_page(visitor: Visitor) -> None:
+    page = visitor.go("/runs/any")
+    page.get_by_label("Token").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    said = "This server does not know the token. Paste another one."
+    expect(page.get_by_role("alert")).to_have_text(said)
+    assert faults(page) == []
 
 
 def test_one_event_carries_the_steps_of_all_runs(fleet: Fleet) -> None:

@@ -34,6 +34,13 @@ export async function signedIn() {
   }
 }
 
+/** A refusal for the form: commands are not what helps here. */
+function refusal({ status, message }) {
+  if (status !== 401) return message;
+  const why = message.replace(/:? *set BABYSIT_TOKEN.*$/, "");
+  return `${why[0].toUpperCase()}${why.slice(1)}. Paste another one.`;
+}
+
 /** Show the form again, since the session is over; the page loads anew after it. */
 export async function over() {
   if (document.querySelector("dialog.sign-in[open]")) return;
@@ -77,7 +84,7 @@ function form(methods) {
         dialog.remove();
         done();
       } catch (problem) {
-        say(error, problem.message);
+        say(error, refusal(problem));
         field.select();
       }
     }

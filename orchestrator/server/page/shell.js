@@ -97,7 +97,7 @@ function help() {
   const rows = [...keys].map(([name, { words }]) =>
     el("tr", {}, el("th", { scope: "row" }, el("kbd", {}, name)), el("td", {}, words)));
   dialog("Keys", [
-    el("table", { class: "keys" }, el("tbody", {}, rows)),
+    el("table", { class: "keys", "aria-label": "Keys" }, el("tbody", {}, rows)),
     el("label", { class: "check", for: "keys-on" }, on, "Single keys act"),
   ]);
 }
