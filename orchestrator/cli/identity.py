@@ -198,8 +198,8 @@ def metadata(issuer: str) -> Metadata:
         CliError: It is not that of the issuer.
         UnreachableError: The provider does not answer.
     """
-    _, document = ask("GET", address_of(issuer))
     try:
+        _, document = ask("GET", address_of(issuer))
         return read(document, issuer)
     except ProviderError as error:
         raise CliError(str(error), ExitCode.REFUSED) from error

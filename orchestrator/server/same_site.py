@@ -34,15 +34,20 @@ def cookie_name(settings: Settings) -> str:
     return f"__Host-{_COOKIE}" if is_https(settings) else _COOKIE
 
 
-def give_cookie(answer: Response, opened: Opened, settings: Settings, seconds: float) -> None:
-    """Add the cookie of a session that lasts `seconds` to an answer, which nobody may keep."""
+def give_cookie(
+    answer: Response, opened: Opened, settings: Settings, seconds: float, *, scheme: str
+) -> None:
+    """Add the cookie of a session that lasts `seconds` to an answer, which nobody may keep.
+
+    A browser that came by HTTPS (the scheme, which a proxy may tell) never sends it without.
+    """
     answer.set_cookie(
         cookie_name(settings),
         opened.secret,
         max_age=int(seconds),
         httponly=True,
         samesite="strict",
-        secure=is_https(settings),
+        secure=is_https(settings) or scheme == "https",
     )
     keep_to_yourself(answer)
 

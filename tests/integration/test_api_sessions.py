@@ -59,6 +59,12 @@ def test_a_token_opens_a_session_with_its_own_rights(plane: Plane, browser: http
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
     assert entered.headers["cache-control"] == "no-store"
+    assert "Secure" not in cookie
+    proxied = {**OURS, "X-Forwarded-Proto": "https"}  # of a proxy on this machine
+    again = browser.post("/session", json={"token": token["secret"]}, headers=proxied)
+    assert "Secure" in again.headers["set-cookie"]
+    browser.cookies.clear()
+    browser.post("/session", json={"token": token["secret"]}, headers=OURS)
     seen = browser.get("/session").json()
     assert (seen["name"], seen["role"], seen["via"]) == ("olga", "operator", "session")
     assert browser.post("/nodes/node-1/cordon", json={"reason": "x"}, headers=OURS).is_success

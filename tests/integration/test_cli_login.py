@@ -165,6 +165,8 @@ def test_a_provider_that_calls_itself_otherwise_is_refused(
     monkeypatch.setattr(idp, "describe", lambda: other)
     with pytest.raises(CliError, match="describes the issuer"):
         identity.metadata(idp.issuer)
+    with pytest.raises(CliError, match="expected an https:// URL"):
+        identity.metadata("http://login.example.org")
     plain = {**other, "issuer": idp.issuer, "token_endpoint": "http://evil.example/token"}
     monkeypatch.setattr(idp, "describe", lambda: plain)
     with pytest.raises(CliError, match="expected an https:// URL"):

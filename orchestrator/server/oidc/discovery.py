@@ -30,7 +30,13 @@ class Metadata:
 
 
 def address_of(issuer: str) -> str:
-    """Where a provider describes itself."""
+    """Where a provider describes itself.
+
+    Raises:
+        ProviderError: Others could read or change on the way what it says.
+    """
+    if not is_safe(issuer):
+        raise ProviderError(f"BABYSIT_OIDC_ISSUER={issuer}: expected an https:// URL")
     return issuer.rstrip("/") + "/.well-known/openid-configuration"
 
 

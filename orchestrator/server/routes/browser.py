@@ -137,7 +137,7 @@ async def open_session(
         raise
     await end_session_of(request, here)
     opened = await here.sign_ins.by_token(caller)
-    give(answer, opened, here)
+    give(answer, opened, here, request)
     entered = await here.caller_of(opened.secret)
     request.scope[CALLER] = entered  # for the audit log
     return _view(entered, here)
@@ -156,10 +156,10 @@ async def end_session_of(request: Request, here: Context) -> None:
         await here.sign_ins.end(before)
 
 
-def give(answer: Response, opened: Opened, here: Context) -> None:
+def give(answer: Response, opened: Opened, here: Context, request: Request) -> None:
     """Add the cookie of a new session to an answer."""
     seconds = (opened.expires_at - here.clock.now()).total_seconds()
-    give_cookie(answer, opened, here.settings, seconds)
+    give_cookie(answer, opened, here.settings, seconds, scheme=request.url.scheme)
 
 
 @api.post("/sign-in", status_code=201)
@@ -183,7 +183,7 @@ async def sign_in(
         )
     await end_session_of(request, here)
     answer = onward(here.home_page)
-    give(answer, opened, here)
+    give(answer, opened, here, request)
     return answer
 
 

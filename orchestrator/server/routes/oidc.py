@@ -63,7 +63,7 @@ async def finish(request: Request, here: HasContext) -> Response:
     else:
         await end_session_of(request, here)
         answer = onward(_path(path))
-        give(answer, opened, here)
+        give(answer, opened, here, request)
     keep_to_yourself(answer)
     answer.delete_cookie(_name(here), secure=is_https(here.settings), httponly=True)
     return answer
