@@ -286,7 +286,7 @@ def test_every_route_of_the_api_needs_a_token(http: httpx.Client, plane: Plane) 
     document = http.get("/openapi.json").json()
     seen = 0
     for path, methods in document["paths"].items():
-        if not path.startswith("/api/v1"):
+        if not path.startswith("/api/v1") or path == "/api/v1/session":  # how to sign in
             continue
         for method in methods:
             for header in ({}, {"Authorization": "Bearer wrong"}):
