@@ -197,7 +197,7 @@ async def test_an_agent_of_another_protocol_is_refused_and_people_see_why(
     state = harness.controller.state
     assert f"it speaks protocol {protocol}" in state.runs[hello.run].reason
     (node,) = state.nodes.values()
-    view = node_view(node, state.workers.values(), {})
+    view = node_view(node, state.workers.values(), {}, None)
     assert f"protocol {protocol}" in view.refused[0]
     journal = await harness.store.journal(limit=10_000)
     assert sum(entry.name == "notify" for entry in journal) == 1, "once, however often it asks"
