@@ -37,7 +37,7 @@ COMMANDS: Mapping[str, Entry] = {
     "submit": Entry(_RUNS, "runs:submit", "Submit a run and return at once."),
     "ls": Entry(_RUNS, "runs:list_runs", "List runs, newest first."),
     "show": Entry(_RUNS, "runs:show", "Show one run."),
-    "watch": Entry(_RUNS, "watch:watch", "Watch a run, or all runs, live."),
+    "watch": Entry(_RUNS, "watch:watch", "Watch runs on a screen: curve, ranks, incidents, log."),
     "wait": Entry(_RUNS, "watch:wait", "Wait until a run has reached a state or a step."),
     "logs": Entry(_RUNS, "history:logs", "Print the output of the ranks."),
     "explain": Entry(_PAST, "history:explain", "Explain why a run is in its state."),

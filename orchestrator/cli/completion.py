@@ -22,8 +22,8 @@ _SECONDS = 2.0
 RUN_COMES_NEXT = frozenset(
     tuple(words.split(" "))
     for words in (
-        *("cancel", "events", "explain", "hold", "logbook", "logs", "release", "restart"),
-        *("rollback", "show", "wait", "watch", "incidents ls"),
+        *("cancel", "events", "explain", "hold", "logbook", "logs", "release", "report"),
+        *("restart", "rollback", "show", "wait", "watch", "incidents ls"),
         *(f"checkpoints {verb}" for verb in ("ls", "show", "verify", "pin", "unpin", "rm")),
     )
 )
