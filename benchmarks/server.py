@@ -26,9 +26,11 @@ import dataclasses
 import datetime as dt
 import itertools
 import json
+import multiprocessing
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,12 +136,18 @@ def live(number: int, nodes: list[str]) -> list[Entity]:
     return found
 
 
-async def fill(url: str, past: int) -> tuple[SqlStore, int]:
-    """A database with runs that have ended, one a minute."""
-    await schema.upgrade(url)
+async def opened(url: str) -> tuple[SqlStore, int]:
+    """The database, and the epoch in which it may be written."""
     store = await SqlStore.open(url)
     lease = await store.acquire("benchmark", 3600.0, NOW, force=True)
     assert lease is not None
+    return store, lease.epoch
+
+
+async def fill(url: str, past: int) -> None:
+    """Store runs that have ended, one a minute."""
+    await schema.upgrade(url)
+    store, epoch = await opened(url)
     for begin in range(0, past, 1000):
         runs = [
             run_of(
@@ -151,8 +159,18 @@ async def fill(url: str, past: int) -> tuple[SqlStore, int]:
             )
             for number in range(begin, min(past, begin + 1000))
         ]
-        await store.commit(Batch(entities=runs), epoch=lease.epoch)
-    return store, lease.epoch
+        await store.commit(Batch(entities=runs), epoch=epoch)
+    await store.close()
+
+
+def fill_apart(url: str, past: int) -> None:
+    """Fill in a process of its own: the memory of a server has no holes from runs it never saw."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_fill, url, past).result()
+
+
+def _fill(url: str, past: int) -> None:
+    asyncio.run(fill(url, past))
 
 
 def report_all(state: State, numbers: LiveNumbers, step: int, share: int | None = None) -> None:
@@ -224,7 +242,9 @@ async def measure(directory: Path, arguments: argparse.Namespace, past: int) -> 
     """The figures beside a number of runs that have ended."""
     settings = Settings(home=directory / str(past), token=SecretStr(TOKEN), host="127.0.0.1")
     settings.home.mkdir()
-    store, epoch = await fill(f"sqlite:///{settings.home / 'babysit.db'}", past)
+    url = f"sqlite:///{settings.home / 'babysit.db'}"
+    fill_apart(url, past)
+    store, epoch = await opened(url)
     nodes = [f"node-{i:05}" for i in range(arguments.nodes)]
     each = arguments.nodes // arguments.runs
     state, numbers, step = State(Node(id=node, gpus=RANKS) for node in nodes), LiveNumbers(), 1
