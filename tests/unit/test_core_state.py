@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import NoneType
 
 from orchestrator.core.messages.events import RunCancelled
 from orchestrator.core.model.detached import detached
+from orchestrator.core.model.entities import Fleet
 from orchestrator.core.model.state import State
 from tests.world import spec, trained
+
+IMMUTABLE = (Fleet, str, NoneType)
 
 
 def containers(value: object) -> Iterator[object]:
@@ -31,8 +35,12 @@ def test_a_detached_state_shares_nothing_that_changes() -> None:
     for name, value in vars(state).items():
         here = {id(each) for each in containers(value)}
         assert not here & {id(each) for each in containers(vars(apart)[name])}, name
+        shared = vars(apart)[name] is value and not isinstance(value, IMMUTABLE)
+        assert not shared, f"{name}: another thread must not read what a turn may change"
     before = {
-        name: copy.deepcopy(value) for name, value in vars(apart).items() if name != "_node_table"
+        name: copy.deepcopy(value)
+        for name, value in vars(apart).items()
+        if name not in {"_node_table", "derived"}
     }
     world.do(world.event(RunCancelled, run="run-1", reason="enough"))
     world.settle()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
+from orchestrator.core.model.derived import Derived
 from orchestrator.core.model.state import State
 
 
 def detached(state: State) -> State:
     """A copy to be read by another thread; later turns change nothing in it.
 
-    Copies the dictionaries; the entities, which never change, are shared. The node table, which
-    fills caches of its own, is made anew by its first reader.
+    Copies the dictionaries; the entities, which never change, are shared. Whatever is derived from
+    them is made anew by its first reader, as it fills caches of its own.
     """
     made = State.__new__(State)
-    for name, value in {**vars(state), "_node_table": None}.items():
+    for name, value in {**vars(state), "_node_table": None, "derived": Derived()}.items():
         setattr(made, name, _copied(value))
     return made
 
