@@ -46,6 +46,8 @@ class SlackCalls:
         self.web, self._memory, self.trouble = web, memory, trouble
         self.names: dict[str, str] = {}
         """Ids of conversations, with the names by which people know them."""
+        self._ids: dict[str, str] = {}
+        """Ids by name that are known to be stored: each message would read them again."""
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def call(self, method: str, conversation: str, **arguments: Any) -> Mapping[str, Any]:
@@ -122,6 +124,9 @@ class SlackCalls:
 
     async def remember_id(self, conversation: str, id_: str) -> None:
         """Keep the id of a conversation that Slack's answer has told."""
+        if conversation == id_ or self._ids.get(conversation) == id_:
+            return
         key = f"slack/conversation/{conversation}"
-        if conversation != id_ and await self._memory.read(key) != {"id": id_}:
+        if await self._memory.read(key) != {"id": id_}:
             await self._memory.write(key, {"id": id_})
+        self._ids[conversation] = id_

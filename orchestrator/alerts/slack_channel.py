@@ -131,7 +131,9 @@ class SlackChannel:
             batch = [each for each in arrived.values() if each.id not in thread.seen]
             if batch:
                 thread.take(batch)
-                await self._countdowns.note(thread)
+                if thread.counts_down or thread.starts_at is not None:
+                    await self._countdowns.note(thread)
+                thread.counts_down = thread.starts_at is not None
                 await self._send_all(thread, batch)
             for id_ in [each.id for each in batch] + [item.id]:
                 arrived.pop(id_, None)

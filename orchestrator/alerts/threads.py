@@ -65,6 +65,8 @@ class Thread(BaseModel):
     """Runs that were named below the message, as it is about several."""
     ended: list[str] = []
     """Runs whose end was said below the message, as it is about several."""
+    counts_down: bool = False
+    """The message says how much time is left."""
     shown: str = ""
     """Text of the message as it was last sent or edited."""
     said: str = ""
