@@ -18,7 +18,7 @@ from orchestrator.reports.scales import Scale, loss_scale, number
 _BADGE = 9.0
 """Radius of the number of an event."""
 _ROWS = 3
-"""Rows of numbers above the curve; an event that has no place in any has its line only."""
+"""Rows of numbers above the curve; an event that has no place in any has a short line only."""
 _TOP = 6.0
 _NAN_HEIGHT = 14.0
 
@@ -84,11 +84,11 @@ def _chart(frame: _Frame, curve: Curve, events: Sequence[RunEvent], saved: Seque
         element("desc", described(curve, events), id=f"{name}-text"),
         _axes(frame),
         _saves(frame, saved),
+        _marks(frame, events),
         element("path", d=_area(frame, curve.band), class_="band") if curve.band else None,
         [_line(frame, line, "undone") for line in curve.undone],
         [_line(frame, line, "loss") for line in curve.lines],
         _lost(frame, curve.lost),
-        _marks(frame, events),
         viewBox=f"0 0 {frame.width:.0f} {frame.height:.0f}",
         role="img",
         aria_labelledby=f"{name}-title {name}-text",
@@ -172,28 +172,44 @@ def _marks(frame: _Frame, events: Sequence[RunEvent]) -> list[Markup]:
 
 
 def _placed(x: Scale, events: Sequence[RunEvent]) -> list[tuple[RunEvent, float, int | None]]:
-    """Events with their place, and the row of their number; None: there is no room for it."""
-    ends = [float("-inf")] * _ROWS
+    """Events with their place, and the row of their number; None: there is no room for it.
+
+    Restarts and rollbacks get their rows first: incidents that stopped nothing may be hundreds.
+    """
+    taken: list[list[tuple[float, float]]] = [[] for _ in range(_ROWS)]
     placed = []
-    for event in sorted(events, key=lambda each: (each.step or 0, each.number)):
+    for event in sorted(events, key=lambda each: (each.restart is None, each.step or 0)):
         if event.step is None:
             continue
-        at = x(event.step)
-        row = next((r for r in range(_ROWS) if ends[r] + 2 * _BADGE + 2 <= at), None)
+        at, half = x(event.step), _half(event) + 1
+        row = next(
+            (
+                r
+                for r in range(_ROWS)
+                if all(at + half <= low or high <= at - half for low, high in taken[r])
+            ),
+            None,
+        )
         if row is not None:
-            ends[row] = at
+            taken[row].append((at - half, at + half))
         placed.append((event, at, row))
-    return placed
+    return sorted(placed, key=lambda each: each[0].number)
+
+
+def _half(event: RunEvent) -> float:
+    """Half the width of a number's badge."""
+    return _BADGE + max(0, len(str(event.number)) - 2) * 3.5
 
 
 def _mark(frame: _Frame, event: RunEvent, x: float, row: int | None) -> Markup:
     title = f"{event.number}: {event.kind} at step {event.step:,}; {event.remedy}"
     y = frame.top - _NAN_HEIGHT - _BADGE - 2 - (row or 0) * 2.2 * _BADGE
-    begin = frame.top if row is None else y + _BADGE
+    begin = frame.top - 4 if row is None else y + _BADGE
+    end = frame.top + 4 if row is None else frame.bottom
     return element(
         "a",
         element("title", title),
-        element("line", x1=x, x2=x, y1=begin, y2=frame.bottom, class_="mark"),
+        element("line", x1=x, x2=x, y1=begin, y2=end, class_="mark"),
         _back(frame, event, x),
         None if row is None else _badge(event, x, y),
         href=f"#event-{event.number}",
@@ -203,11 +219,15 @@ def _mark(frame: _Frame, event: RunEvent, x: float, row: int | None) -> Markup:
 
 def _badge(event: RunEvent, x: float, y: float) -> list[Markup]:
     """A circle for a restart, a square for a rollback, a hollow circle for what stopped nothing."""
-    size = 2 * _BADGE
-    shape = (
-        element("rect", x=x - _BADGE, y=y - _BADGE, width=size, height=size, rx=2.0, class_="badge")
-        if event.tone == "rollback"
-        else element("circle", cx=x, cy=y, r=_BADGE, class_="badge")
+    half = _half(event)
+    shape = element(
+        "rect",
+        x=x - half,
+        y=y - _BADGE,
+        width=2 * half,
+        height=2 * _BADGE,
+        rx=2.0 if event.tone == "rollback" else _BADGE,
+        class_="badge",
     )
     text = element("text", str(event.number), x=x, y=y + 4, text_anchor="middle", class_="in-badge")
     return [shape, text]

@@ -72,7 +72,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     run, record = report.record.run, report.record
     lost = sum(restart.lost_steps or 0 for restart in run.restarts)
     world = record.attempts[-1].world_size if record.attempts else 0
-    ranks = f", {counted(world, 'rank')}" if world else ""
+    ranks = f", {world:,} {'rank' if world == 1 else 'ranks'}" if world else ""
     return [
         ("step", f"{run.step:,}"),
         ("loss", "none" if run.loss is None else f"{run.loss:.4g}"),
@@ -149,5 +149,8 @@ def no_curve(report: Report) -> str:
     if run.attempt == 0:
         return f"The run has not started: {run.reason or 'it is ' + run.state}."
     if not report.record.curve.step:
-        return "No sample of the run is stored: its script reports none, or ended before the first."
+        return (
+            "No sample of the run is stored: its script reports none, it ended before the first, "
+            "or they were removed after its end, as retention does."
+        )
     return "The script reports steps, and no loss."

@@ -71,9 +71,11 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """`1,234`, `0.05`, `1.2e-07`: a value of an axis."""
+    """`1,234`, `1.5M`, `0.05`, `1.2e-07`: a value of an axis."""
     if value == 0:
         return "0"
-    if abs(value) >= 1e6 or abs(value) < 1e-4:
+    if 1e6 <= abs(value) < 1e9:
+        return f"{value / 1e6:.6g}M"
+    if abs(value) >= 1e9 or abs(value) < 1e-4:
         return f"{value:.3g}"
     return f"{value:,.6g}"

@@ -15,8 +15,9 @@ from orchestrator.simulation.what_if import Phases, RecordedFailure, Recording, 
 
 MOST_FAILURES = 100
 """A run with more failures is not replayed: it would take minutes."""
-_LEAST_ERROR = 0.01
-"""The error of the method is taken to be at least this share: one replay may be right by luck."""
+_LEAST_ERROR = 0.1
+"""The error of the method is taken to be at least this share of the unproductive time: one replay
+may be right by luck."""
 _STEPS_OF_INTERVAL = (0.25, 0.5, 2.0, 4.0)
 METHOD = (
     "Method: the production core trains the run again in virtual time, at its recorded pace, and "
@@ -63,7 +64,8 @@ def what_if_of(record: RunRecord, play: Callable[..., Replay] = what_if.replay) 
     before = play(recording, what_if.as_it_was(recording))
     if before.seconds is None:
         return WhatIf(sentences=[_DIFFERS])
-    error = max(abs(before.seconds - recording.seconds), _LEAST_ERROR * recording.seconds)
+    unproductive = max(0.0, recording.seconds - recording.steps * recording.step_seconds)
+    error = max(abs(before.seconds - recording.seconds), _LEAST_ERROR * unproductive)
     rows = [_option("as it was", before, before, error)]
     for setting, settings in _variations(recording):
         rows.append(_option(setting, play(recording, settings), before, error))

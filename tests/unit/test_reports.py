@@ -20,6 +20,7 @@ from orchestrator.reports import markdown, picture, report
 from orchestrator.reports.curve import curve_of
 from orchestrator.reports.events import run_events
 from orchestrator.reports.ledger import FIRST, time_by_cause
+from orchestrator.reports.loss_chart import loss_charts
 from orchestrator.reports.node_map import node_map, ranges
 from orchestrator.reports.post_mortem import post_mortem
 from orchestrator.reports.record import RunRecord, lost_stretches
@@ -354,3 +355,16 @@ def test_a_logbook_as_markdown_is_a_list_of_plain_sentences() -> None:
     text = markdown.logbook(of.run.name, of.run.state, of.story)
     assert text.startswith("# Logbook of \\<script")
     assert all(line.startswith("- 2026-03-01 03:1") for line in text.splitlines()[2:-2])
+
+
+def test_restarts_have_their_numbers_among_hundreds_of_incidents() -> None:
+    tries, fields = crashes(20, 1000.0)
+    noise = [
+        incident(id=f"i{n}", kind=FindingKind.LOSS_BLIP, onset_step=50 * n, opened_at=at(50 * n))
+        for n in range(400)
+    ]
+    whole = made(record(entities=tries, opened=noise, curve=series([2.0] * 20_000), **fields))
+    wide = loss_charts(whole.curve, whole.events, []).split("<svg")[1]
+    shown = set(map(int, re.findall(r'class="in-badge">(\d+)<', wide)))
+    assert {event.number for event in whole.restarts} <= shown
+    assert len(shown) < 150
