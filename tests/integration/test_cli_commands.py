@@ -179,7 +179,7 @@ def test_every_format_of_every_reading_command(command: list[str]) -> None:
     yaml = babysit(*command, "-o", "yaml")
     assert yaml.exit_code == OK
     shown = YAML(typ="safe").load(yaml.stdout)
-    if command not in (["nodes", "check", "node-1"], ["doctor"]):  # those have no ages
+    if command != ["nodes", "check", "node-1"]:  # its details are the same every time
         shown, parsed = drop_ages(shown), drop_ages(parsed)
     assert shown == parsed
     rows = parsed if isinstance(parsed, list) else [parsed]
