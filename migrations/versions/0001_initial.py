@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0001"
-down_revision = branch_labels = depends_on = None
+down_revision = None
+branch_labels = depends_on = None
 
 UTC = sa.DateTime(timezone=True)
 KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -142,7 +143,6 @@ sa.Table(
     sa.Column("created_at", UTC, nullable=False),
     sa.Column("last_used_at", UTC),
     sa.Column("revoked_at", UTC),
-    sa.Column("revoked_by", sa.Text),
     sa.Column("expires_at", UTC),
     sa.Column("scope", sa.JSON, nullable=False),
     sa.CheckConstraint("role IN ('admin', 'operator', 'viewer')", name="ck_tokens_role"),
@@ -260,8 +260,9 @@ sa.Table(
     sa.Column("last_step", sa.BigInteger, nullable=False),
     sa.Column("count", sa.BigInteger, nullable=False),
     sa.Column("lost", sa.BigInteger, nullable=False),
-    *(sa.Column(name, sa.Double) for name in ("loss_last", "loss_min", "loss_max")),
-    sa.Column("loss_count", sa.BigInteger, nullable=False),
+    sa.Column("loss_last", sa.Double),
+    sa.Column("loss_min", sa.Double),
+    sa.Column("loss_max", sa.Double),
     sa.Column("grad_norm_last", sa.Double),
     sa.Column("seconds_sum", sa.Double),
     sa.Column("first_time", sa.Double),

@@ -211,11 +211,11 @@ class SampleRow(Base):
     loss_last: Mapped[float | None]
     loss_min: Mapped[float | None]
     loss_max: Mapped[float | None]
-    loss_count: Mapped[int]  # samples with a finite loss
     grad_norm_last: Mapped[float | None]
     seconds_sum: Mapped[float | None]
     first_time: Mapped[float | None]
     last_time: Mapped[float | None]
+    loss_count: Mapped[int | None]  # samples with a finite loss; NULL: of a version without it
 
 
 class SampleDataRow(Base):
@@ -358,10 +358,10 @@ class TokenRow(Base):
     created_at: Mapped[dt.datetime]
     last_used_at: Mapped[dt.datetime | None]
     revoked_at: Mapped[dt.datetime | None]
-    revoked_by: Mapped[str | None]
-    """Key of the request that revoked it; NULL: it had none, or nobody revoked it."""
     expires_at: Mapped[dt.datetime | None]
     scope: Mapped[dict[str, Any]]
+    revoked_by: Mapped[str | None]
+    """Key of the request that revoked it; NULL: it had none, or nobody revoked it."""
 
 
 class SecretRow(Base):

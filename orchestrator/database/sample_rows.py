@@ -130,7 +130,7 @@ async def _groups(
             func.sum(samples.count).label("count"),
             func.min(samples.loss_min).label("loss_min"),
             func.max(samples.loss_max).label("loss_max"),
-            func.sum(samples.loss_count).label("loss_count"),
+            func.sum(func.coalesce(samples.loss_count, samples.count)).label("loss_count"),
             func.sum(samples.seconds_sum).label("seconds_sum"),
         )
         .where(*where)

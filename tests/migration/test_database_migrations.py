@@ -20,9 +20,11 @@ from orchestrator.database import guards, schema
 from orchestrator.database.engine import Database
 from orchestrator.database.models import Base
 from orchestrator.database.port import Batch
+from orchestrator.database.sample_rows import UNPACKED
+from orchestrator.database.samples import CHUNK
 from orchestrator.database.sql_store import SqlStore
 from orchestrator.errors import SchemaError
-from tests.database_data import begin, entry
+from tests.database_data import RUN, begin, columns, entry, samples
 from tests.postgres import find_binary
 
 ROOT = Path(__file__).parents[2]
@@ -53,9 +55,17 @@ def dump(url: str) -> list[str]:
 
 
 def _in_order(statement: str) -> str:
-    """SQLite keeps the text of CREATE TABLE; the order of its constraints means nothing."""
-    head, *constraints = statement.removesuffix(")").strip().split(", CONSTRAINT ")
-    return " CONSTRAINT ".join([head, *sorted(constraints)])
+    """SQLite keeps the text of CREATE TABLE; the order of its constraints means nothing.
+
+    Columns that were added later stand behind the constraints there.
+    """
+    if not statement.startswith("CREATE TABLE"):
+        return statement
+    head, body = statement.removesuffix(")").split("(", 1)
+    parts = [part.strip() for part in re.split(r",(?![^(]*\))", body)]
+    constraints = sorted(part for part in parts if part.startswith("CONSTRAINT"))
+    columns = [part for part in parts if not part.startswith("CONSTRAINT")]
+    return f"{head}({', '.join([*columns, *constraints])})"
 
 
 async def test_migrations_give_the_schema_of_the_models(empty_urls: Callable[[], str]) -> None:
@@ -81,9 +91,26 @@ async def test_every_revision_goes_up_down_and_up_again(empty_urls: Callable[[],
         assert dump(url) == there
     await schema.downgrade(url, "base")
     left = [each for each in dump(url) if re.search(r"CREATE (TABLE|TRIGGER|FUNCTION|INDEX)", each)]
-    assert left in ([], ["CREATE TABLE sqlite_sequence(name,seq"])
+    assert left in ([], ["CREATE TABLE sqlite_sequence(name, seq)"])
     await schema.upgrade(url)
     assert await schema.check(url) == []
+
+
+async def test_what_was_stored_before_a_column_came_is_read_as_before(database_url: str) -> None:
+    store = await SqlStore.open(database_url)
+    epoch = await begin(store)
+    last = (UNPACKED + 1) * CHUNK
+    await store.commit(Batch(samples=[samples(columns(1, last))]), epoch=epoch)
+    await store.close()
+    await schema.downgrade(database_url, "0005")
+    await schema.upgrade(database_url)
+    store = await SqlStore.open(database_url)
+    try:
+        curve = await store.samples(RUN, points=20)
+        assert sum(curve.missing) == 0
+        assert curve.step[-1] == last
+    finally:
+        await store.close()
 
 
 async def test_upgrading_again_changes_nothing(database_url: str) -> None:
