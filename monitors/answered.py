@@ -9,9 +9,11 @@ given a *respite*: time to come back by itself, as long as those before it lay a
 once if the rise grows beyond what the earlier ones foretell. A rise that comes back is learned as
 one that repeats (:mod:`monitors.recurrence`, :mod:`monitors.swings`). One that does not is acted
 on late, but with its true onset, so the run goes back as far as without the respite; the next
-respite is three times as long.
+respite is three times as long, up to 4,096 values.
 
-Limits: a divergence that resembles the two rises before it is acted on late, by the respite.
+Limits: a divergence that resembles the two rises before it is acted on late, by the respite: 4,096
+values at most, and 10,240 while it falls again. In steps that is as many times the steps from
+report to report.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ _LIKE = 1.5
 _PUNCTUAL = 0.15
 """Deviation of an interval that is still the same, as a share of it."""
 _SHORTEST, _LONGEST = 512, 4096
-"""Values of a respite, as told by the intervals between earlier rises."""
+"""Values of a respite. The longest holds however often a rise did not come back: without it, the
+fifth respite of a run that diverges again and again would outlast the run."""
 _SAME_PLACE = 1024
 """Values of the respite of a rise that came back at the place of all earlier ones."""
 _IF_HIGH = 256
@@ -200,7 +203,7 @@ class Answers:
         if rise > top:
             return None
         gaps = self._gaps(undone, place)
-        slow = _LATER * max(old.took for old in undone)
+        slow = min(_LONGEST, _LATER * max(old.took for old in undone))
         length = max(slow, min(_LONGEST, max(_SHORTEST, max(gaps, default=_SAME_PLACE))))
         due = len(gaps) > 1 and abs(gaps[0] - gaps[1]) <= _PUNCTUAL * gaps[1]
         alike = sum(_alike(rise, unit, old.height) for old in elsewhere) >= _ENOUGH

@@ -11,6 +11,7 @@ from benchmarks.support.loss_repeats import REPEATING
 from benchmarks.support.loss_rollbacks import Habits, drawn_rises, played
 from benchmarks.support.loss_verdicts import sample_of
 from jobs.clock import ManualClock
+from monitors.answered import Acted, Height
 from monitors.loss import LossMonitor
 from monitors.loss_memory import LossMemory
 from orchestrator.controller.event_factory import EventFactory
@@ -81,6 +82,28 @@ def test_an_act_that_was_told_is_undone_by_the_next_attempt_only():
     assert (len(after.memory.acted), len(after.memory.undone)) == (1, 0)
     after.reset(2, 300)
     assert (len(after.memory.acted), len(after.memory.undone)) == (0, 1)
+
+
+@pytest.mark.parametrize("places", [(500, 500), (200, 350)])
+@pytest.mark.parametrize("rise", [0.8, 8.0])
+def test_a_divergence_is_acted_on_however_long_the_last_respite_was(places, rise):
+    """Each respite is three times as long as the last; without a limit, one would last for ever."""
+    undone = [
+        (number, Acted(place, place, Height(rise, 2.0), growing=True, took=30_000))
+        for number, place in enumerate(places, 1)
+    ]
+    monitor = LossMonitor(known=LossMemory(undone=tuple(undone)))
+    losses = 2.0 + 0.02 * np.random.default_rng(0).standard_normal(5_000)
+    losses[500:] += rise
+    found = [
+        finding
+        for step, loss in enumerate(losses)
+        for finding in monitor.observe(sample_of(step, float(loss), attempt=3))
+    ]
+    (acted,) = [f for f in found if f.kind == "loss_spike"]
+    assert found[0].evidence["reports"] == 4096
+    assert acted.onset_step == 500
+    assert acted.detected_step <= 500 + 4096 + 1
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no JSON", '{"returned": [[1]]}', '{"new": [1]}', "[]"])
