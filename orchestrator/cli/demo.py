@@ -19,6 +19,7 @@ from orchestrator.cli.output import put, say
 from orchestrator.cli.paths import path
 from orchestrator.cli.runs import send
 from orchestrator.cli.session import Session, session
+from orchestrator.cli.views import read as read_view
 from orchestrator.core.views.logbook import text
 from orchestrator.core.views.models import StoryView
 
@@ -111,7 +112,7 @@ def _prepare(output: Path, *, keep: bool) -> Path:
 def _tell(here: Session, last: dict[str, Any], output: Path) -> None:
     """Print the logbook and the page of the run, and draw its picture."""
     run = last["id"]
-    story = [StoryView.model_validate(line) for line in here.api.get(path("runs", run, "logbook"))]
+    story = [read_view(StoryView, line) for line in here.api.get(path("runs", run, "logbook"))]
     put("\nThe logbook\n" + "\n".join(text(story)))
     put("\n" + show_run.page(last, here.clock.now()))
     series = {

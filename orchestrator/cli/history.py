@@ -131,6 +131,7 @@ def logbook(
         babysit logbook tiny-gpt
         babysit logbook tiny-gpt --md > tiny-gpt.md
     """
+    from orchestrator.cli.views import read as read_view
     from orchestrator.core.views.logbook import text as story_text
     from orchestrator.core.views.models import StoryView
 
@@ -140,10 +141,10 @@ def logbook(
         from orchestrator.reports.markdown import logbook as page
 
         found = api.get(path("runs", run))
-        story = [StoryView.model_validate(line) for line in lines]
+        story = [read_view(StoryView, line) for line in lines]
         put(page(found["name"], found["state"], story).rstrip("\n"))
     elif form in {Format.TABLE, Format.WIDE}:
-        put("\n".join(story_text([StoryView.model_validate(line) for line in lines])))
+        put("\n".join(story_text([read_view(StoryView, line) for line in lines])))
     else:
         emit(lines, [], form, name="text")
 

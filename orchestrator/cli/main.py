@@ -109,8 +109,9 @@ def _confess(error: Exception) -> None:
         _say(f"This command failed: {error.strerror}{where}")
         return
     _say(
-        f"This command failed: {said}. Unless the input is wrong, that is a defect of babysit:"
-        " please report it, with what the command prints under BABYSIT_TRACEBACK=1."
+        f"This command failed: {said}. Unless the input is wrong, or the server is of another"
+        " version, that is a defect of babysit: please report it, with what the command prints"
+        " under BABYSIT_TRACEBACK=1."
     )
 
 

@@ -7,6 +7,7 @@ from orchestrator.cli.journal import Journal
 from orchestrator.cli.paths import path
 from orchestrator.cli.run_record import read
 from orchestrator.cli.session import Session
+from orchestrator.cli.views import read as read_view
 from orchestrator.core.views.models import EventView, IncidentView
 from orchestrator.reports.post_mortem import BEFORE, post_mortem
 from orchestrator.version import package_version
@@ -22,10 +23,10 @@ def export(here: Session, what: str) -> str:
     record = read(here, run)
     chosen = [each for each in record.incidents if incident in {None, each.id}]
     if incident is not None and not chosen:  # older than those that a record has
-        chosen = [IncidentView.model_validate(here.api.get(path("incidents", incident)))]
+        chosen = [read_view(IncidentView, here.api.get(path("incidents", incident)))]
     since = chosen[0].opened_at - BEFORE if chosen else record.now
     journal = Journal(here.api, path("runs", record.run.id, "events"), since=since)
-    entries = [EventView.model_validate(row) for row in journal.newest(None)]
+    entries = [read_view(EventView, row) for row in journal.newest(None)]
     return post_mortem(record, chosen, entries, package_version())
 
 

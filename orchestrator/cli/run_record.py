@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session
+from orchestrator.cli.views import read as read_view
 from orchestrator.core.views.models import (
     AttemptView,
     CheckpointView,
@@ -33,7 +34,7 @@ def read(here: Session, run: str) -> RunRecord:
         CliError: There is no such run, or it may not be seen.
     """
     api = here.api
-    detail = RunDetail.model_validate(api.get(path("runs", run)))
+    detail = read_view(RunDetail, api.get(path("runs", run)))
     attempts = api.get(path("runs", detail.id, "attempts"))
     incidents = api.get(path("incidents"), run=detail.id, limit=_INCIDENTS)
     checkpoints = api.get(path("runs", detail.id, "checkpoints"))
@@ -45,18 +46,18 @@ def read(here: Session, run: str) -> RunRecord:
     return RunRecord(
         run=detail,
         now=here.clock.now(),
-        attempts=[AttemptView.model_validate(each) for each in attempts],
-        incidents=[IncidentView.model_validate(each) for each in reversed(incidents)],
-        checkpoints=[CheckpointView.model_validate(each) for each in checkpoints],
+        attempts=[read_view(AttemptView, each) for each in attempts],
+        incidents=[read_view(IncidentView, each) for each in reversed(incidents)],
+        checkpoints=[read_view(CheckpointView, each) for each in checkpoints],
         nodes=_nodes(here),
         curve=_samples(here, detail.id, points=POINTS),
         undone=undone,
-        story=[StoryView.model_validate(line) for line in story],
+        story=[read_view(StoryView, line) for line in story],
     )
 
 
 def _samples(here: Session, run: str, **which: Any) -> SeriesView:
-    return SeriesView.model_validate(here.api.get(path("runs", run, "samples"), **which))
+    return read_view(SeriesView, here.api.get(path("runs", run, "samples"), **which))
 
 
 def _nodes(here: Session) -> dict[str, NodeNow]:
