@@ -67,6 +67,8 @@ class Token:
     """How the caller came in. Not stored with a token."""
     subject: str = ""
     """Issuer and subject of a person whom an identity provider vouches for. Not stored either."""
+    is_session: bool = False
+    """True for a caller whom the cookie of a browser names. Not stored either."""
 
     def is_valid(self, now: dt.datetime) -> bool:
         """True if the token is neither revoked nor expired."""

@@ -7,13 +7,14 @@ entry: bodies are not stored, and of a run's spec only names.
 
 Limits: a server that is killed between a decision and its entry leaves the entry out; the journal
 has the event, with its actor and reason. Requests without a valid token leave no entry, but for
-failed sign-ins: strangers cannot fill the log.
+failed sign-ins, of which an address has few: strangers cannot fill the log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -36,10 +37,16 @@ from orchestrator.database.mapping import (
     RUNS,
 )
 from orchestrator.errors import BabysitError
+from orchestrator.server.oidc.browser_flow import CALLBACK
 
 LOOKING = {"GET", "HEAD", "OPTIONS"}
 """Methods that change nothing."""
 SESSION_PATH = "/api/v1/session"
+_SIGN_INS = {"/sign-in": "session_by_link", CALLBACK: "session_by_oidc"}
+"""Pages that open a session, and so change something with GET; the operations they stand for."""
+_FAILED_SIGN_INS = {(SESSION_PATH, 401), (CALLBACK, 403)}
+"""Paths and statuses of sign-ins that count against an address."""
+_TOKENS_PATH = "/api/v1/tokens"
 _CHANGES_NOTHING = {"runs_dry_run"}
 """Operations with a body, and so with POST, that only look."""
 _LEFT_OUT = {"spec", "source", "ledger", "pace", "timers", "usage", "history", "claim", "log"}
@@ -57,6 +64,8 @@ class Notes:
     run: str | None = None
     reason: str = ""
     event: str = ""
+    detail: str = ""
+    """Why the request was refused; empty: the answer says it."""
     before: Fields = dataclasses.field(default_factory=dict)
     after: Fields = dataclasses.field(default_factory=dict)
 
@@ -129,18 +138,19 @@ class Audit:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection of ASGI."""
-        if scope["type"] != "http" or scope["method"] in LOOKING:
+        if scope["type"] != "http" or _only_looks(scope):
             await self._app(scope, receive, send)
             return
-        noted, start = Notes(), None
+        noted, start, written = Notes(), None, False
         token = NOTES.set(noted)
 
         async def sent(message: Any) -> None:
-            nonlocal start
+            nonlocal start, written
             if message["type"] == "http.response.start":
                 start = message  # kept until the entry is written
                 return
             if start is not None:
+                written = True
                 await self._write(scope, noted, start["status"], message.get("body", b""))
                 await send(start)
                 start = None
@@ -148,13 +158,22 @@ class Audit:
 
         try:
             await self._app(scope, receive, sent)
+        except Exception:
+            if not written:  # a defect, perhaps after a change; the answer is made further out
+                await self._write(scope, noted, 500, b"")
+            raise
         finally:
             NOTES.reset(token)
 
     async def _write(self, scope: Any, noted: Notes, status: int, body: bytes) -> None:
         caller: Token | None = scope.get(self._caller)
-        action, target = await self._operations.find(scope["method"], scope["path"])
-        if action in _CHANGES_NOTHING or (caller is None and scope["path"] != SESSION_PATH):
+        path = scope["path"]
+        if caller is None and (path, status) not in _FAILED_SIGN_INS:
+            return
+        action, target = _SIGN_INS.get(path, ""), ""
+        if not action:
+            action, target = await self._operations.find(scope["method"], path)
+        if action in _CHANGES_NOTHING:
             return
         key = dict(scope["headers"]).get(b"idempotency-key", b"").decode("latin-1")
         entry = AuditEntry(
@@ -169,8 +188,8 @@ class Audit:
             run=noted.run,
             reason=_text(noted.reason or _reason(scope)),
             outcome=_outcome(status),
-            detail="" if status < 400 else _text(_message(body, status)),
-            request=_text(key),
+            detail="" if status < 400 else _text(noted.detail or _message(body, status)),
+            request=_digest(key) if path.startswith(_TOKENS_PATH) else _text(key),
             event=noted.event,
             before=noted.before,
             after=noted.after,
@@ -228,6 +247,17 @@ def _reason(scope: Any) -> str:
         return ""
     reason = body.get("reason") if isinstance(body, dict) else None
     return reason if isinstance(reason, str) else ""
+
+
+def _only_looks(scope: Any) -> bool:
+    return scope["method"] in LOOKING and not (
+        scope["method"] == "GET" and scope["path"] in _SIGN_INS
+    )
+
+
+def _digest(key: str) -> str:
+    """A key that must not be stored: with the signing key, it gives the secret of a token."""
+    return key and "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
 def _outcome(status: int) -> Outcome:

@@ -229,14 +229,15 @@ class Context:
         found = await self.sign_ins.find(session)
         if found is not None and found.kind == "oidc":
             single = self.single_sign_on
-            return None if single is None else await single.caller(found, session)
+            person = None if single is None else await single.caller(found, session)
+            return person and dataclasses.replace(person, is_session=True)
         token = None if found is None else await self._token_of(found)
         if found is None or token is None:
             return None
         via: Literal["link", "session"] = "link" if found.kind == "link" else "session"
         role = min(token.role, found.role, key=RANK.__getitem__)
         ends = min(found.expires_at, token.expires_at or found.expires_at)
-        return dataclasses.replace(token, role=role, via=via, expires_at=ends)
+        return dataclasses.replace(token, role=role, via=via, expires_at=ends, is_session=True)
 
     async def _token_of(self, session: Session) -> Token | None:
         """The token that a session was opened with, if that is still valid."""

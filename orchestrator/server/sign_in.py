@@ -71,7 +71,7 @@ class SignIns:
             PermissionDeniedError: The role is above the caller's, or the caller is a session, which
                 must not prolong itself.
         """
-        if caller.via in {"session", "link"}:
+        if caller.is_session:
             raise PermissionDeniedError("a session opens no other: use a token")
         if RANK[role] > RANK[caller.role]:
             raise PermissionDeniedError(

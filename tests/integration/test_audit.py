@@ -23,6 +23,7 @@ from orchestrator.database.engine import Database
 from orchestrator.database.port import Store
 from orchestrator.database.sql_store import SqlStore
 from orchestrator.errors import InvariantError, NotFoundError, PermissionDeniedError
+from orchestrator.server.sign_in import ATTEMPTS
 from orchestrator.server.slack_clicks import AuditedClicks
 from tests.cli import babysit, connect, data
 from tests.database_data import DAY, NOW
@@ -164,6 +165,60 @@ def test_a_session_and_another_site_are_told_apart(plane: Plane) -> None:
         browser.cookies.clear()
         browser.post("/hold", json={"reason": "x"}, headers={"Authorization": "Bearer wrong"})
         assert len(entries(plane)) == before, "strangers do not fill the log"
+
+
+def test_strangers_leave_failed_sign_ins_alone(plane: Plane) -> None:
+    session = f"{plane.url}/api/v1/session"
+    plane.context.sign_ins._failures.clear()
+    before = len(entries(plane))
+    with httpx.Client(trust_env=False) as stranger:
+        for _ in range(30):
+            stranger.post(session, json={"token": "x"})
+            stranger.delete(session, headers=OURS)
+            stranger.post(session, json={}, headers=OURS)
+        stranger.get(f"{plane.url}/sign-in?code=x")
+        assert len(entries(plane)) == before
+        for _ in range(ATTEMPTS + 5):
+            stranger.post(session, json={"token": "x"}, headers=OURS)
+    assert len(entries(plane)) == before + ATTEMPTS
+    plane.context.sign_ins._failures.clear()
+
+
+def test_a_link_that_signs_in_leaves_an_entry_without_its_code(plane: Plane) -> None:
+    with httpx.Client(base_url=plane.url, trust_env=False) as browser:
+        made = browser.post("/api/v1/sign-in", json={"role": "operator"}, headers=ADMIN).json()
+        assert browser.get(made["path"]).is_success
+    last = entries(plane)[-1]
+    assert (last.action, last.role, last.via) == ("session_by_link", "operator", "link")
+    assert last.outcome == "done"
+    assert made["path"].partition("=")[2] not in str(last)
+
+
+def test_the_key_of_a_request_for_a_token_is_not_stored(plane: Plane) -> None:
+    """With the signing key, which the database has, it gives the secret."""
+    key = str(ULID())
+    made = httpx.post(
+        f"{plane.url}/api/v1/tokens",
+        headers={**ADMIN, "Idempotency-Key": key},
+        json={"name": "keyed", "role": "viewer"},
+        trust_env=False,
+    )
+    assert made.status_code == 201
+    last = entries(plane)[-1]
+    assert (last.action, key in str(last)) == ("tokens_create_token", False)
+    assert last.request.startswith("sha256:")
+
+
+def test_a_defect_leaves_an_entry(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(plane.store, "create_token", fails)
+    body = {"name": "unlucky", "role": "viewer"}
+    answer = httpx.post(f"{plane.url}/api/v1/tokens", headers=ADMIN, json=body, trust_env=False)
+    last = entries(plane)[-1]
+    assert (answer.status_code, last.action, last.outcome) == (500, "tokens_create_token", "failed")
+    assert last.detail == "status 500"
 
 
 def test_clicks_in_slack_are_in_the_log(plane: Plane) -> None:

@@ -22,6 +22,7 @@ from joserfc.jwk import RSAKey
 from pydantic import SecretStr
 
 from jobs.clock import ManualClock, SystemClock
+from orchestrator.database.audit import AuditEntry, AuditFilter
 from tests.oidc_provider import CLIENT, DEVICE, SECRET, Provider
 from tests.plane import Plane
 
@@ -289,6 +290,33 @@ def test_a_link_of_a_person_ends_with_the_signed_token(
     assert dt.datetime.fromisoformat(entered.json()["expires_at"]).timestamp() <= now() + 100
 
 
+def test_a_session_whose_groups_are_asked_for_makes_no_link_that_outlives_them(
+    browser: httpx.Client,
+) -> None:
+    sign_in(browser)
+    refused = browser.post("/api/v1/sign-in", json={}, headers=OURS)
+    assert (refused.status_code, who(browser)["via"]) == (403, "oidc")
+
+
+def test_sign_ins_at_the_provider_are_in_the_audit_log(plane: Plane, browser: httpx.Client) -> None:
+    def newest() -> AuditEntry:
+        return plane.do(plane.store.audit(AuditFilter(action="session_by", limit=1)))[-1]
+
+    sign_in(browser)
+    done = newest()
+    assert (done.action, done.actor, done.role) == (
+        "session_by_oidc",
+        "mia@example.org",
+        "operator",
+    )
+    assert (done.via, done.outcome, done.target) == ("oidc", "done", "")
+    browser.get("/sign-in/oidc/callback?code=secret-code&state=y")
+    failed = newest()
+    assert (failed.actor, failed.outcome) == ("", "refused")
+    assert "another browser" in failed.detail
+    assert "secret-code" not in str(failed)
+
+
 async def test_a_provider_that_is_silent_is_not_waited_for_by_every_request(
     tmp_path: Any,
 ) -> None:
@@ -323,6 +351,44 @@ async def test_a_provider_that_is_silent_is_not_waited_for_by_every_request(
     for _ in range(5):
         assert await client.metadata() == known
     assert len(asked) == 3
+
+
+async def test_what_is_known_of_the_provider_outlives_its_faults(tmp_path: Any) -> None:
+    from orchestrator.server.oidc.errors import ProviderAwayError
+    from orchestrator.server.oidc.provider import KEPT_SECONDS, KEYS_SECONDS
+    from orchestrator.server.oidc.provider import Provider as Client
+    from orchestrator.settings import Settings
+
+    asked = []
+    issuer = "https://login.example.org"
+    base = {"issuer": issuer, "token_endpoint": "https://t", "jwks_uri": "https://k/keys"}
+
+    def right(request: httpx.Request) -> httpx.Response:
+        keys = {"keys": [{"kty": "RSA", "kid": "1"}]}
+        return httpx.Response(200, json=keys if request.url.path == "/keys" else base)
+
+    def wrong(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(status, text="<html>")
+
+    clock, secret = ManualClock(), tmp_path / "secret"
+    wanted = Settings(
+        home=tmp_path, oidc_issuer=issuer, oidc_client_id="c", oidc_client_secret_file=secret
+    )
+    client = Client(wanted, clock, httpx.MockTransport(right))
+    known = await client.metadata(), await client.signing_keys()
+    with pytest.raises(ProviderAwayError, match="BABYSIT_OIDC_CLIENT_SECRET_FILE"):
+        await client.tokens(grant_type="refresh_token")
+    client._transport = httpx.MockTransport(wrong)
+    for status in (404, 200, 429, 500):
+        clock.advance(KEPT_SECONDS)
+        asked.clear()
+        for _ in range(5):
+            assert (await client.metadata(), await client.signing_keys()) == known, status
+        assert asked.count("/keys") == 1, "tokens of strangers do not have the keys asked for"
+        clock.advance(KEYS_SECONDS)
+        await client.signing_keys()
+        assert asked.count("/keys") == 2
 
 
 def test_keys_that_the_provider_changes_are_read_again_but_not_for_every_stranger(

@@ -15,6 +15,8 @@ from orchestrator.server.oidc.errors import WrongTokenError
 SKEW_SECONDS = 60.0
 """How far the clocks of provider and server may differ; RFC 7519 allows a few minutes."""
 _MOST_NAME = 200
+_MOST_TIME = 2**37
+"""Unix seconds: the year 6325."""
 
 
 def check(
@@ -69,7 +71,7 @@ def _time(claims: Mapping[str, Any], name: str) -> float | None:
     found = claims.get(name)
     if found is None:
         return None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < 2**40:
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found < _MOST_TIME:
         raise WrongTokenError(f"its {name} is not a time")
     return float(found)
 

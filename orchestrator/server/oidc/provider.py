@@ -1,6 +1,6 @@
 """The identity provider, as this server asks it: description, keys, and tokens for codes.
 
-Descriptions and keys are kept in memory, and used on while the provider does not answer. A token
+Descriptions and keys are kept in memory, and used on while the provider gives none. A token
 that names an unknown key has the keys read again, but not more often than each
 :data:`KEYS_SECONDS`: anybody can make up such tokens.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import structlog
 
 from jobs.clock import Clock
 from orchestrator.network_address import is_loopback
@@ -28,8 +29,9 @@ SILENT_SECONDS = 15.0
 """Time for which a provider that has not answered is not asked again: requests would all wait."""
 _ANSWER_SECONDS = 5.0
 _AGAIN_SECONDS = 60.0
-"""Time for which what is known is used on where the provider did not answer."""
+"""Time for which what is known is used on where the provider gave nothing new."""
 _MOST_BYTES = 2**20
+_log = structlog.get_logger(__name__)
 
 
 class Provider:
@@ -50,7 +52,7 @@ class Provider:
         self._settings, self._clock, self._transport = settings, clock, transport
         self._metadata: Metadata | None = None
         self._keys: list[dict[str, Any]] = []
-        self._read_at = self._keys_at = float("-inf")
+        self._read_at = self._keys_at = self._asked_at = float("-inf")
         self._silent_until = float("-inf")
         self._reading = asyncio.Lock()
 
@@ -69,9 +71,10 @@ class Provider:
             try:
                 self._metadata = read(await self._ask("GET", address_of(issuer)), issuer)
                 self._read_at = now
-            except ProviderAwayError:
+            except (ProviderAwayError, ProviderError) as error:
                 if self._metadata is None:
                     raise
+                _log.warning("the provider's description is used as it was", error=str(error))
                 self._read_at = now - KEPT_SECONDS + _AGAIN_SECONDS
             return self._metadata
 
@@ -105,7 +108,7 @@ class Provider:
             ProviderError: It refuses.
         """
         metadata = await self.metadata()
-        client, secret = self._settings.oidc_client_id, self._settings.oidc_secret
+        client, secret = self._settings.oidc_client_id, self._secret()
         auth = None
         if secret is None or metadata.secret_in_body:
             grant = {**grant, "client_id": client}
@@ -117,6 +120,16 @@ class Provider:
         if not isinstance(found, dict) or not isinstance(found.get("id_token"), str | None):
             raise ProviderError("the identity provider answered no tokens")
         return found
+
+    def _secret(self) -> str | None:
+        try:
+            return self._settings.oidc_secret
+        except OSError as error:  # sessions go on until it can be read again
+            why = error.strerror or type(error).__name__
+            raise ProviderAwayError(
+                f"BABYSIT_OIDC_CLIENT_SECRET_FILE: {why}: nobody can sign in until the server can"
+                " read it; tokens of babysit work"
+            ) from error
 
     async def signing_keys(self) -> int:
         """Number of published keys that can have signed a token that babysit accepts.
@@ -131,19 +144,18 @@ class Provider:
         metadata = await self.metadata()
         async with self._reading:
             now = self._clock.monotonic()
-            if now - self._keys_at < (KEYS_SECONDS if newest else KEPT_SECONDS):
+            is_known = now - self._keys_at < KEPT_SECONDS
+            if is_known and (not newest or now - self._asked_at < KEYS_SECONDS):
                 return self._keys
+            self._asked_at = now
             try:
-                document = await self._ask("GET", metadata.jwks_uri)
-            except ProviderAwayError:
+                self._keys = _keys(await self._ask("GET", metadata.jwks_uri), metadata)
+            except (ProviderAwayError, ProviderError) as error:
                 if not self._keys:
                     raise
+                _log.warning("the provider's keys are used as they were", error=str(error))
                 self._keys_at = now - KEPT_SECONDS + _AGAIN_SECONDS
                 return self._keys
-            listed = document.get("keys") if isinstance(document, dict) else None
-            if not isinstance(listed, list):
-                raise ProviderError(f"{metadata.jwks_uri} lists no keys")
-            self._keys = [key for key in listed if isinstance(key, dict)]
             self._keys_at = now
             return self._keys
 
@@ -169,6 +181,13 @@ class Provider:
             f"the identity provider {self._settings.oidc_issuer} does not answer ({why}): tokens of"
             " babysit work without it"
         )
+
+
+def _keys(document: Any, metadata: Metadata) -> list[dict[str, Any]]:
+    listed = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(listed, list):
+        raise ProviderError(f"{metadata.jwks_uri} lists no keys")
+    return [key for key in listed if isinstance(key, dict)]
 
 
 def _body(answer: httpx.Response) -> Any:

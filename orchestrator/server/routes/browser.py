@@ -184,6 +184,7 @@ async def sign_in(
     await end_session_of(request, here)
     answer = onward(here.home_page)
     give(answer, opened, here, request)
+    request.scope[CALLER] = await here.caller_of(opened.secret)  # for the audit log
     return answer
 
 

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from orchestrator.errors import NotFoundError
-from orchestrator.server.context import Context, HasContext
+from orchestrator.server.audit import notes
+from orchestrator.server.context import CALLER, Context, HasContext
 from orchestrator.server.guard import cookie_of
 from orchestrator.server.oidc.browser_flow import BEGUN_SECONDS, CALLBACK, local_path
 from orchestrator.server.oidc.errors import ProviderError, RefusedSignInError
@@ -59,11 +60,13 @@ async def finish(request: Request, here: HasContext) -> Response:
         opened = await _single_sign_on(here).finish(dict(request.query_params), cookie)
     except (RefusedSignInError, ProviderError) as error:
         here.sign_ins.note_failure(address)
+        notes().detail = str(error)
         answer: Response = HTMLResponse(_refusal(str(error)), status_code=403)
     else:
         await end_session_of(request, here)
         answer = onward(_path(path))
         give(answer, opened, here, request)
+        request.scope[CALLER] = await here.caller_of(opened.secret)  # for the audit log
     keep_to_yourself(answer)
     answer.delete_cookie(_name(here), secure=is_https(here.settings), httponly=True)
     return answer
