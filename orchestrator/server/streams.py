@@ -19,8 +19,8 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Scope
 
 from jobs.clock import Clock
-from orchestrator.errors import BabysitError, TemporaryError
-from orchestrator.server.context import CALLER
+from orchestrator.errors import BabysitError, PermissionDeniedError, TemporaryError
+from orchestrator.server.context import CALLER, UnauthenticatedError
 from orchestrator.server.guard import RECHECK
 
 MOST = 400
@@ -124,16 +124,17 @@ async def _body(
     yield f"retry: {RETRY_MILLISECONDS}\n\n" + event("alive", {"at": clock.now().isoformat()})
     spoke = checked = clock.monotonic()
     while not streams.ending:
-        if clock.monotonic() - checked >= RECHECK_SECONDS:
-            try:
-                await scope[RECHECK]()
-            except BabysitError as error:
-                yield event("over", {"message": str(error)})
-                return
-            checked = clock.monotonic()
         try:
+            if clock.monotonic() - checked >= RECHECK_SECONDS:
+                await scope[RECHECK]()
+                checked = clock.monotonic()
             text = await look()
-        except BabysitError as error:  # the database is away, say: the page shows how old it is
+        except (UnauthenticatedError, PermissionDeniedError) as error:
+            yield event("over", {"message": str(error)})
+            return
+        except BabysitError as error:
+            # The database is away, say. The page shows how old it is; it gets nothing new before
+            # the caller is known again, and nobody is signed out.
             text = event("trouble", {"message": str(error)})
         if text or clock.monotonic() - spoke >= ALIVE_SECONDS:
             yield text or event("alive", {"at": clock.now().isoformat()})
