@@ -228,9 +228,9 @@ class Fleet:
         self, run: Run, incidents: dict[str, tuple[Incident, ...]], *, numbers: bool
     ) -> bool:
         kept = self._kept.get(run.id)
-        if kept is None or kept.run is not run:
-            return kept is None or numbers or _without_numbers(kept.run) != _without_numbers(run)
-        return numbers or kept.incidents != incidents.get(run.id, ())
+        if kept is None or numbers or kept.incidents != incidents.get(run.id, ()):
+            return True
+        return kept.run is not run and _without_numbers(kept.run) != _without_numbers(run)
 
     async def _rows(
         self,
