@@ -157,7 +157,7 @@ async def test_a_rollback_says_what_happens_and_a_refusal_is_shown(waiting: str)
         await until(pilot, lambda: watch._shown.run)
         await pilot.press("b")
         await until(pilot, lambda: isinstance(watch.screen, Confirm))
-        assert "Checkpoints of steps: none" in text_of(watch, "effect")
+        assert "from step 0;" in text_of(watch, "effect")
         await pilot.press(*"soon")
         await pilot.click("#yes")
         await until(pilot, lambda: "soon: expected a step" in text_of(watch, "wrong"))
@@ -177,6 +177,22 @@ async def test_an_incident_is_acknowledged_and_an_ended_run_is_not_changed() -> 
         await pilot.press("h")
         await until(pilot, lambda: "tiny is over" in told(watch))
     assert data("incidents", "show", INCIDENT)["acknowledged_by"]
+
+
+async def test_a_key_never_acts_on_a_run_that_is_only_still_shown(waiting: str) -> None:
+    async with opened(waiting) as (watch, pilot, _):
+        await until(pilot, lambda: watch._shown.run and watch._shown.run["id"] == waiting)
+        watch._polling = True  # the server is slow: the next run is selected, and not read yet
+        await pilot.press("down", "a", "h")
+        await until(pilot, lambda: told(watch).count("Another run is selected") == 2)
+        assert not isinstance(watch.screen, Confirm)
+        watch._polling = False
+        await until(pilot, lambda: watch._shown.run and watch._shown.run["id"] != waiting)
+        await pilot.press("up")
+        await until(pilot, lambda: watch._shown.run and watch._shown.run["id"] == waiting)
+        await pilot.press("h")
+        await until(pilot, lambda: isinstance(watch.screen, Confirm))
+    data("cancel", waiting)
 
 
 async def test_a_server_that_is_away_is_said_and_comes_back(waiting: str) -> None:

@@ -125,19 +125,20 @@ class Watch(App[str | None]):
     def _read(self) -> None:
         try:
             with_log = self.query_one(TabbedContent).active == "log"
-            found = self._feed.poll(self._selected, rank=self._rank, with_log=with_log)
+            asked = self._selected
+            found = self._feed.poll(asked, rank=self._rank, with_log=with_log)
         finally:
             self._polling = False
-        self.call_from_thread(self._show, found)
+        self.call_from_thread(self._show, found, asked)
 
-    def _show(self, new: Snapshot) -> None:
-        """Put what has changed into the widgets."""
+    def _show(self, new: Snapshot, asked: str | None) -> None:
+        """Put what has changed into the widgets; `asked` was selected when it was read."""
         old, self._shown = self._shown, new
+        if new.run and asked == self._selected and not new.trouble and new.away_since is None:
+            self._selected = new.run["id"]  # a name, or the end of an id, until now
         self._show_banner(old, new)
         if new.runs != old.runs:
             self._fill("runs", [(run["id"], panes.run_row(run)) for run in new.runs])
-        if new.run is not None and self._selected is None:
-            self._selected = new.run["id"]
         if new.curve is not old.curve:
             self._draw()
         if new.run != old.run:
@@ -194,8 +195,6 @@ class Watch(App[str | None]):
             for key, cells in rows:
                 table.add_row(*cells, key=key)
             names = [key for key, _ in rows]
-            if name == "runs" and chosen not in names:  # a name, or the end of an id
-                chosen = (self._shown.run or {}).get("id")
             if chosen in names:
                 table.move_cursor(row=names.index(chosen))
 
@@ -246,10 +245,18 @@ class Watch(App[str | None]):
         if not run or self._shown.away_since is not None:
             self.notify("There is no answer from the server: nothing was sent.", severity="warning")
             return None
+        if not self._is_selected(run):
+            return None
         if run["state"] in _OVER:
             self.notify(f"{run['name']} is over.", severity="warning", markup=False)
             return None
         return run
+
+    def _is_selected(self, run: Data) -> bool:
+        """False, with a notice, while another run is still shown: a key must not act on that."""
+        if run["id"] != self._selected:
+            self.notify("Another run is selected: nothing was sent.", severity="warning")
+        return bool(run["id"] == self._selected)
 
     def action_hold(self) -> None:
         """Hold the run, or end its hold, after a question."""
@@ -276,6 +283,8 @@ class Watch(App[str | None]):
     def action_acknowledge(self) -> None:
         """Acknowledge the chosen incident, or the newest open one."""
         run = self._shown.run
+        if run and not self._is_selected(run):
+            return
         chosen = self._row("incident-table") if self._on("incidents") else None
         open_ = [each for each in (run or {}).get("incidents", ()) if each["state"] != "resolved"]
         of = next((each for each in open_ if each["id"] == chosen), None) if chosen else None
@@ -303,10 +312,11 @@ class Watch(App[str | None]):
 
     def _ask_back(self, run: Data, steps: list[int]) -> None:
         stored = ", ".join(f"{step:,}" for step in steps[-8:]) or "none"
+        to = "an older checkpoint" if steps else "step 0"
         question = Question(
             title=f"Roll {run['name']} back?",
-            effect=f"Its ranks are stopped at step {run['step']:,} and start again from an older "
-            f"checkpoint; the steps after it are computed again. Checkpoints of steps: {stored}.",
+            effect=f"Its ranks are stopped at step {run['step']:,} and start again from {to}; the "
+            f"steps after it are computed again. Checkpoints of steps: {stored}.",
             button="Roll back",
             asks_step=True,
         )

@@ -120,7 +120,8 @@ class Feed:
         return [
             each
             for each in found
-            if each["trust"] in loadable and not each["superseded"] and not each["deleting"]
+            if each["trust"] in loadable
+            and not (each["superseded"] or each["doubted"] or each["deleting"])
         ]
 
     def ask(self, *where: str, body: Mapping[str, Any] | None = None) -> Data:
