@@ -44,7 +44,7 @@ def page(report: Report) -> str:
     """The file."""
     run = report.record.run
     sections = [
-        ("Loss", content.no_curve(report) or described(report.curve, report.events)),
+        ("Loss", escaped(content.no_curve(report) or described(report.curve, report.events))),
         ("Time", _time(report)),
         ("Events", _events(report.events)),
         ("Other settings", _what_if(report)),

@@ -50,7 +50,7 @@ class Report:
         return [
             each
             for each in self.record.checkpoints
-            if each.trust in _LOADABLE and not each.superseded and not each.deleting
+            if each.trust in _LOADABLE and not (each.superseded or each.doubted or each.deleting)
         ]
 
 

@@ -69,8 +69,12 @@ def what_if_of(record: RunRecord, play: Callable[..., Replay] = what_if.replay) 
     rows = [_option("as it was", before, before, error)]
     for setting, settings in _variations(recording):
         rows.append(_option(setting, play(recording, settings), before, error))
+    failures = counted(len(recording.failures), "recorded failure")
+    replayed = f"{failures} replayed."
+    if before.struck < len(recording.failures):
+        replayed = f"Of {failures}, {before.struck} struck in the replay."
     summary = (
-        f"{counted(len(recording.failures), 'recorded failure')} replayed. To step"
+        f"{replayed} To step"
         f" {recording.steps:,}, the run took {words(recording.seconds)}, without what is left out;"
         f" its replay took {words(before.seconds)}: differences below {words(error)} mean nothing."
     )
@@ -80,9 +84,11 @@ def what_if_of(record: RunRecord, play: Callable[..., Replay] = what_if.replay) 
         said.append("No failure took a node from the run, so that spares would have saved nothing.")
     elif best := best_of([row for row in rows if "standby" in row.setting], error):
         said.append(f"{best.setting.capitalize()} would have saved {words(best.saved or 0.0)}.")
+    else:
+        said.append("More standbys would have saved no more than the error of the method.")
     best = best_of([row for row in rows if "every" in row.setting], error)
     said.append(
-        "No other interval would have saved more than the error of the method."
+        "None of the other intervals tried would have saved more than the error of the method."
         if best is None
         else f"Saving {best.setting} would have saved {words(best.saved or 0.0)}."
     )

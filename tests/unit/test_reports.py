@@ -301,6 +301,26 @@ def test_nothing_is_claimed_if_the_replay_of_the_run_itself_fails() -> None:
     assert "does not describe it" in outcome.sentences[0]
 
 
+def test_failures_that_do_not_strike_in_the_replay_are_said() -> None:
+    tries, fields = crashes(2, 400.0)
+
+    def missed(recording: Any, settings: Any) -> Any:
+        return dataclasses.replace(replay(recording, settings), struck=1)
+
+    outcome = what_if_of(record(entities=tries, **fields), missed)
+    assert "Of 2 recorded failures, 1 struck in the replay." in outcome.sentences[0]
+    assert (
+        "2 recorded failures replayed" in what_if_of(record(entities=tries, **fields)).sentences[0]
+    )
+
+
+def test_a_reason_without_a_curve_is_escaped_in_markdown() -> None:
+    held = record(entities=[], attempt=0, curve=series([]), reason=HOSTILE)
+    text = markdown.page(report.make(held, what_if_of(held), "1"))
+    assert "has not started: \\<script\\>" in text
+    assert "<script>" not in text
+
+
 def test_values_of_the_environment_stay_out_of_a_report() -> None:
     secret = finished_run().spec.model_copy(update={"env": {"WANDB_API_KEY": "s3cret"}})
     whole = made(record(spec=secret))
