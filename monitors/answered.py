@@ -18,6 +18,7 @@ report to report.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -105,6 +106,11 @@ class Respite:
     peak: float
     above: int = 0
     """Newest values in a row above the top."""
+
+    @property
+    def most(self) -> int:
+        """Values after which it is over, whatever comes."""
+        return math.ceil(_SLACK * self.length)
 
     @property
     def reports(self) -> int:

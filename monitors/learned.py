@@ -125,8 +125,10 @@ class Learned:
             self._trusted = cause
         return self.respite
 
-    def follow(self, place: int, value: float, level: float, *, settled: bool) -> Respite | None:
-        """Take a value; the respite that is over without the rise having come back, if one is."""
+    def follow(
+        self, place: int, value: float, level: float, *, settled: bool
+    ) -> tuple[Respite, bool] | None:
+        """Take a value; the respite if it is over, and True if the rise has come back."""
         respite = self.respite
         if respite is None:
             return None
@@ -136,8 +138,7 @@ class Learned:
         self.respite = None
         if verdict == "back":
             self.answers.back(respite)
-            return None
-        return respite
+        return respite, verdict == "back"
 
 
 def _returned(episode: Episode) -> Returned:

@@ -253,8 +253,11 @@ class LossMonitor:
         over = self._learned.follow(self._loss.seen, loss, level, settled=settled)
         if over is None:
             return []
+        respite, came_back = over
+        if came_back:
+            return [self._say.returned(respite, sample)]
         self._reported = self._loss.episode
-        return [self._act(over.cause, sample, over)]
+        return [self._act(respite.cause, sample, respite)]
 
     def _respond(self, cause: Episode | Drift, sample: Sample) -> list[Finding]:
         """Report a rise for action, or give it time since rollbacks for others did not help."""
@@ -265,7 +268,8 @@ class LossMonitor:
             self._reported = cause if isinstance(cause, Episode) else self._reported
             return [self._act(cause, sample)]
         earlier = self._learned.answers.steps
-        return [self._say.awaited(respite, sample, self._onset(cause), earlier)]
+        until = sample.step + math.ceil(respite.most * max(1.0, self._steps_in_a_report()))
+        return [self._say.awaited(respite, sample, self._onset(cause), earlier, until)]
 
     def _place(self, cause: Episode | Drift) -> int:
         if isinstance(cause, Episode):

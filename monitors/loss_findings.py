@@ -11,6 +11,9 @@ from monitors.drift import Drift
 from monitors.episode import Episode, Point
 from monitors.types import Finding, FindingKind, Sample, Severity
 
+AWAITED, RETURNED = "awaited", "returned"
+"""Forms of a blip: a rise that has time to come back by itself, and one that has come back."""
+
 
 class Wording:
     """Makes findings of one series.
@@ -55,9 +58,17 @@ class Wording:
         )
 
     def awaited(
-        self, respite: Respite, sample: Sample, since: Point, earlier: Sequence[int]
+        self,
+        respite: Respite,
+        sample: Sample,
+        since: Point,
+        earlier: Sequence[int],
+        until_step: int,
     ) -> Finding:
-        """A loss that has risen as before earlier rollbacks, and is given time to come back."""
+        """A loss that has risen as before earlier rollbacks, and is given time to come back.
+
+        `until_step`: by that step it has come back or is reported, about.
+        """
         steps = " and ".join(str(step) for step in earlier)
         at = f"step{'s' if len(earlier) > 1 else ''} {steps}"
         reason = (
@@ -67,12 +78,23 @@ class Wording:
             f"stays {self._side} {self._sign * respite.top:.4g}"
         )
         evidence = {
-            "form": "awaited",
+            "form": AWAITED,
+            "until_step": until_step,
             "level": self._sign * respite.level,
             "limit": self._sign * respite.top,
             "reports": respite.reports,
         }
         return _finding(FindingKind.LOSS_BLIP, Severity.WARNING, sample, since, reason, evidence)
+
+    def returned(self, respite: Respite, sample: Sample) -> Finding:
+        """A loss that was given time to come back, and has."""
+        reason = (
+            f"loss came back by itself from {self._sign * respite.peak:.4g} "
+            f"since step {respite.cause.onset.step}"
+        )
+        evidence = {"form": RETURNED, "level": self._sign * respite.level}
+        onset = respite.cause.onset
+        return _finding(FindingKind.LOSS_BLIP, Severity.INFO, sample, onset, reason, evidence)
 
     def drifted(self, drift: Drift, sample: Sample) -> Finding:
         """A loss that crept up."""

@@ -9,7 +9,7 @@ import pytest
 from jobs.commands import StartAttempt, StopAttempt
 from monitors.failures import Failure, FailureClass
 from monitors.types import FindingKind, Severity
-from orchestrator.core.messages.events import RollbackAsked, RunReleased
+from orchestrator.core.messages.events import RollbackAsked, RunHeld, RunReleased
 from orchestrator.core.messages.instructions import (
     Notify,
 )
@@ -24,6 +24,40 @@ def test_a_blip_is_only_recorded() -> None:
     world.find(FindingKind.LOSS_BLIP, onset=12)
     assert world.attempt().state is AttemptState.RUNNING
     assert command(StopAttempt) not in world.carried
+
+
+AWAITED = {"form": "awaited", "until_step": 900}
+
+
+def newest_good(world: World) -> int:
+    return max(step for step, trust in trusts(world).items() if trust is Trust.GOOD)
+
+
+def test_a_rise_that_has_time_to_come_back_spoils_no_checkpoint_from_before_it() -> None:
+    """Else retention would delete all of them meanwhile, and a late rollback could go nowhere."""
+    world = trained(45)
+    world.find(FindingKind.LOSS_BLIP, onset=41, evidence=AWAITED)
+    world.trained_to(400)
+    assert newest_good(world) == 30
+    world.do(world.event(RunHeld, run="run-1"))
+    world.do(world.event(RunReleased, run="run-1"))
+    assert world.attempt().state is AttemptState.RUNNING
+    world.find(onset=41)
+    world.settle()
+    assert (world.attempt().number, world.attempt().start_step) == (2, 30)
+
+
+@pytest.mark.parametrize("end", [{"form": "returned"}, None], ids=["it came back", "its time ends"])
+def test_a_rise_that_is_over_spoils_nothing_any_more(end: dict[str, object] | None) -> None:
+    world = trained(45)
+    until = 900 if end else 100
+    world.find(FindingKind.LOSS_BLIP, onset=41, evidence={**AWAITED, "until_step": until})
+    (incident,) = world.state.incidents_of("run-1")
+    if end:
+        world.find(FindingKind.LOSS_BLIP, onset=41, evidence=end)
+    world.trained_to(400)
+    assert incident.id not in {i.id for i in world.state.incidents_of("run-1") if i.state == "open"}
+    assert newest_good(world) > 300
 
 
 def test_observe_says_what_it_would_do_and_does_nothing() -> None:

@@ -104,6 +104,24 @@ def test_a_divergence_is_acted_on_however_long_the_last_respite_was(places, rise
     assert found[0].evidence["reports"] == 4096
     assert acted.onset_step == 500
     assert acted.detected_step <= 500 + 4096 + 1
+    assert acted.detected_step <= found[0].evidence["until_step"]
+
+
+def test_a_rise_that_comes_back_in_its_respite_is_told_to_be_over():
+    undone = [(n, Acted(200 * n, 200 * n, Height(0.8, 2.0), False, 3)) for n in (1, 2)]
+    monitor = LossMonitor(known=LossMemory(undone=tuple(undone)))
+    losses = 2.0 + 0.02 * np.random.default_rng(0).standard_normal(1_000)
+    losses[500:600] += 0.8
+    found = [
+        finding
+        for step, loss in enumerate(losses)
+        for finding in monitor.observe(sample_of(step, float(loss), attempt=3))
+    ]
+    assert {finding.kind for finding in found} == {"loss_blip"}
+    forms = [finding.evidence["form"] for finding in found if "form" in finding.evidence]
+    assert forms == ["awaited", "returned"]
+    assert found[-1].onset_step == 500
+    assert found[-1].detected_step < 700
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no JSON", '{"returned": [[1]]}', '{"new": [1]}', "[]"])

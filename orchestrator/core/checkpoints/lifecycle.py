@@ -218,14 +218,16 @@ def promote(turn: Turn, run_id: str) -> None:
     """Verified checkpoints with enough clean steps after them are good.
 
     Steps are clean while the attempt is not being stopped: an anomaly stops it, and supersedes what
-    came after its onset. Where nothing is done about one (`observe`, or a hold), no step from its
-    onset on is clean. Until every rank has loaded, it is not known whose past these steps have.
+    came after its onset. Where nothing is done about one (`observe`, or a hold), or a rise of the
+    loss has time to come back by itself, no step from its onset on is clean. Until every rank has
+    loaded, it is not known whose past these steps have.
     """
     run, attempt = turn.run(run_id), turn.attempt(run_id)
     if attempt is None or run.decision is not None or attempt.state is not AttemptState.RUNNING:
         return
     if len(attempt.restored_ranks) < attempt.world_size:
         return
+    _end_respites(turn, attempt)
     clean_until = _clean_step(turn, attempt) - run.spec.checkpoint.good_after_steps
     for checkpoint in turn.state.checkpoints_of(run_id):
         if (
@@ -236,12 +238,19 @@ def promote(turn: Turn, run_id: str) -> None:
             turn.change_checkpoint(checkpoint.id, trust=Trust.GOOD)
 
 
+def _end_respites(turn: Turn, attempt: Attempt) -> None:
+    """A monitor that was begun anew, or told of a change, may never say what became of a rise."""
+    for incident in turn.state.incidents_of(attempt.run):
+        if remedies.is_awaited(incident) and attempt.step > incident.evidence.get("until_step", 0):
+            turn.resolve_incident(incident.id, "its time is over, and nothing more was found")
+
+
 def _clean_step(turn: Turn, attempt: Attempt) -> int:
     """The last step of the attempt that no open anomaly casts doubt on."""
     onsets = [
         incident.onset_step - 1
         for incident in turn.state.incidents_of(attempt.run)
-        if incident.kind in remedies.SPOILING
+        if (incident.kind in remedies.SPOILING or remedies.is_awaited(incident))
         and incident.state is IncidentState.OPEN
         and incident.attempt == attempt.number
         and incident.onset_step is not None

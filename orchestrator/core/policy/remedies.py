@@ -19,7 +19,10 @@ from typing import cast
 
 from jobs.spec import Action, RunSpec
 from monitors.failures import CAUSE_OF, Cause, Failure, FailureClass
+from monitors.loss_findings import AWAITED
 from monitors.types import FindingKind
+from orchestrator.core.model.entities import Incident
+from orchestrator.core.model.states import IncidentState
 from orchestrator.core.model.vocabulary import Remedy
 
 
@@ -149,6 +152,11 @@ SPOILING: frozenset[str] = frozenset(
     kind for kind, rule in FINDINGS.items() if rule.spoils_checkpoints
 )
 """Kinds of incident that cast doubt on every step from their onset on."""
+
+
+def is_awaited(incident: Incident) -> bool:
+    """True while a rise of the loss has time to come back by itself."""
+    return incident.state is IncidentState.OPEN and incident.evidence.get("form") == AWAITED
 
 
 _OWN_SIGNALS = re.compile(r"\bSIG(?:SEGV|BUS|ILL|FPE|ABRT|TRAP|SYS)\b")

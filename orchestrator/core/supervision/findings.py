@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jobs.spec import Action
 from monitors.exits import classify
 from monitors.failures import Evidence, Failure, FailureClass
+from monitors.loss_findings import RETURNED
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.checkpoints import rollback
@@ -62,6 +63,12 @@ def raise_incident(
             `wait` starts nothing without their answer: it was tried twice.
     """
     rule = remedies.FINDINGS[finding.kind]
+    returned = finding.evidence.get("form") == RETURNED
+    if returned or rule.spoils_checkpoints:
+        _end_respite(turn, attempt, finding.reason)
+    if returned:
+        turn.record(run.id, finding.reason)
+        return
     incident = turn.open_incident(
         run,
         kind=finding.kind,
@@ -73,7 +80,8 @@ def raise_incident(
         evidence={**finding.evidence, "finding": finding.model_dump(mode="json")},
     )
     if rule.only_recorded:
-        turn.resolve_incident(incident.id, "recorded only")
+        if not remedies.is_awaited(incident):
+            turn.resolve_incident(incident.id, "recorded only")
         return
     action = remedies.action_of(run.spec, finding.kind)
     if turn.held(run.id):
@@ -84,6 +92,12 @@ def raise_incident(
         _ask(turn, run, incident, waits=ask == "wait")
     else:
         act(turn, run, incident, finding)
+
+
+def _end_respite(turn: Turn, attempt: Attempt, why: str) -> None:
+    for incident in turn.state.incidents_of(attempt.run):
+        if remedies.is_awaited(incident) and incident.attempt == attempt.number:
+            turn.resolve_incident(incident.id, why)
 
 
 def _ask(turn: Turn, run: Run, incident: Incident, *, waits: bool) -> None:
@@ -210,6 +224,7 @@ def resume(turn: Turn, run_id: str) -> None:
         incident
         for incident in turn.state.incidents_of(run_id)
         if "finding" in incident.evidence
+        and not remedies.is_awaited(incident)
         and incident.acknowledged_by is None  # else someone has taken it on
         and run.due(Timer.ASK, incident.id) is None
         and not _waits_for_an_answer(incident)
