@@ -23,7 +23,7 @@ class FindingKind(StrEnum):
     SLOW = "slow"  # silent beyond its pace, but it moves or waits for what may come
     NON_FINITE = "non_finite"  # the loss or the gradient norm is NaN or infinite
     LOSS_SPIKE = "loss_spike"  # the loss jumped and stays up
-    LOSS_BLIP = "loss_blip"  # the loss jumped and came back by itself
+    LOSS_BLIP = "loss_blip"  # the loss jumped and came back by itself, or has time to
     GRAD_NORM_SPIKE = "grad_norm_spike"  # the gradient norm jumped; alone it proves nothing
     STRAGGLER = "straggler"  # one rank is slower than the others
 
