@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.alerts.port import AlertMemory
 from orchestrator.alerts.threads import Item, Thread, at_least, severity_of, worst
 from orchestrator.core.messages.instructions import IncidentUpdate, Notify
+from orchestrator.core.model.entities import Incident
+from orchestrator.core.model.vocabulary import Response
 from orchestrator.core.text import counted
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ class Digests:
         if self._rule is None or not at_least(self._rule.severity, severity_of(item)):
             return False
         if isinstance(item, IncidentUpdate):
-            return item.starts_at is None
+            # A question is a message of its own, which shows the answer and the end as well.
+            return not _was_asked(item.incident)
         return not (item.asks or item.report)
 
     async def collect(self, item: Item, names: list[str], now: dt.datetime) -> None:
@@ -77,8 +80,9 @@ class Digests:
         if self._rule is None:
             return []
         async with self._lock:
-            groups = dict(await self._memory.read(_KEY) or {})
-            for key, group in groups.items():
+            before = await self._memory.read(_KEY) or {}
+            groups = dict(before)
+            for key, group in before.items():
                 since = group.get("since")
                 waited = since is not None and (
                     (now - dt.datetime.fromisoformat(since)).total_seconds() >= self._rule.every
@@ -90,7 +94,8 @@ class Digests:
                         "seen": group["seen"],
                         "sending": notice.model_dump(mode="json"),
                     }
-            await self._memory.write(_KEY, groups)
+            if groups != before:
+                await self._memory.write(_KEY, groups)
         return [
             (json.loads(key)[0], Notify.model_validate(group["sending"]))
             for key, group in groups.items()
@@ -105,6 +110,11 @@ class Digests:
                 if (group.get("sending") or {}).get("id") == notice.id:
                     groups[key] = {**group, "sending": None}
             await self._memory.write(_KEY, groups)
+
+
+def _was_asked(incident: Incident) -> bool:
+    known = incident.remedy_at is not None or incident.remedy_step is not None
+    return known or incident.response is Response.ASKED
 
 
 def _line(item: Item) -> str:

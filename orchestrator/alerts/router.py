@@ -77,7 +77,7 @@ class Router:
         self._memory: AlertMemory = DictMemory()
         self._clock: Clock | None = None
         self._digests = Digests(rules.digest, self._memory)
-        self._lock = asyncio.Lock()
+        self._lock = asyncio.Lock()  # held from reading to writing what waits and what is settled
 
     async def start(self, memory: AlertMemory, clock: Clock) -> None:
         """Begin with a memory, which all channels share."""
@@ -116,9 +116,10 @@ class Router:
         page = notice.severity is Severity.CRITICAL and notice.incident is not None
         if not (page and self._rules.escalation) or notice.actor.startswith("operator:"):
             return
-        if notice.incident not in (await self._memory.read(_SETTLED) or {}):
-            entry = {"notice": notice.model_dump(mode="json"), "stage": 0, "since": self._now()}
-            await self._change_waiting(lambda waiting: waiting.setdefault(notice.id, entry))
+        entry = {"notice": notice.model_dump(mode="json"), "stage": 0, "since": self._now()}
+        async with self._lock:
+            if notice.incident not in (await self._memory.read(_SETTLED) or {}):
+                await self._change_waiting(lambda waiting: waiting.setdefault(notice.id, entry))
 
     async def update(self, update: IncidentUpdate) -> None:
         """Show an incident in the channels of its route; raises as `notify` does."""
@@ -133,14 +134,16 @@ class Router:
         What is settled is kept: its page may come out of the outbox later.
         """
         if incident.acknowledged_by or incident.state is IncidentState.RESOLVED:
-            settled = dict(await self._memory.read(_SETTLED) or {})
-            if incident.id not in settled:
-                kept = [*settled, incident.id][-_SETTLED_MOST:]
-                await self._memory.write(_SETTLED, dict.fromkeys(kept, True))
-            await self._change_waiting(lambda waiting: _settle(waiting, incident.id))
+            async with self._lock:
+                settled = dict(await self._memory.read(_SETTLED) or {})
+                if incident.id not in settled:
+                    kept = [*settled, incident.id][-_SETTLED_MOST:]
+                    await self._memory.write(_SETTLED, dict.fromkeys(kept, True))
+                await self._change_waiting(lambda waiting: _settle(waiting, incident.id))
         elif incident.silenced_until is not None:
             until = incident.silenced_until.timestamp()
-            await self._change_waiting(lambda waiting: _put_off(waiting, incident.id, until))
+            async with self._lock:
+                await self._change_waiting(lambda waiting: _put_off(waiting, incident.id, until))
 
     async def _deliver(self, item: Item) -> None:
         assert self._clock is not None  # noqa: S101 (`start` comes first)
@@ -221,11 +224,22 @@ class Router:
                     _log.warning("not delivered, will retry", what=work.__name__, error=str(error))
 
     async def send_digests(self) -> None:
-        """Send what was collected, where its time is over, once quiet hours are."""
+        """Send what was collected, where its time is over, once quiet hours are.
+
+        Raises:
+            NotDeliveredError: Some receivers could not be reached; the others have their message.
+        """
+        failed: list[NotDeliveredError] = []
         for names, notice in await self._digests.due(self._now_utc()):
             if self._rules.quiet.seconds(notice.severity, self._now_utc()) <= 0:
-                await self._send_to(names, notice)
-                await self._digests.sent(notice)
+                try:
+                    await self._send_to(names, notice)
+                except NotDeliveredError as error:
+                    failed.append(error)
+                else:
+                    await self._digests.sent(notice)
+        if failed:
+            raise failed[0]
 
     async def escalate(self) -> None:
         """Send each page that has waited its time to the next on the list."""
@@ -267,17 +281,16 @@ class Router:
             if waiting.pop(id_, None) is not None and entry is not None:
                 waiting[id_] = entry
 
-        await self._change_waiting(change)
+        async with self._lock:
+            await self._change_waiting(change)
 
     async def _change_waiting(self, change: Callable[[dict[str, Any]], object]) -> None:
-        if not self._rules.escalation:
-            return
-        async with self._lock:
-            before = await self._memory.read(_WAITING) or {}
-            waiting = dict(before)
-            change(waiting)
-            if waiting != before:
-                await self._memory.write(_WAITING, waiting)
+        """Change the pages that wait. The caller holds the lock."""
+        before = await self._memory.read(_WAITING) or {}
+        waiting = dict(before)
+        change(waiting)
+        if waiting != before:
+            await self._memory.write(_WAITING, waiting)
 
     def _now_utc(self) -> dt.datetime:
         assert self._clock is not None  # noqa: S101 (`start` comes first)

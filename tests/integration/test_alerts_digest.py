@@ -16,6 +16,7 @@ from orchestrator.alerts.router import Router
 from orchestrator.alerts.rules import AlertRules
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model.states import IncidentState
+from orchestrator.core.model.vocabulary import Response
 from orchestrator.settings import Settings
 from tests.alert_data import BEGIN, RESOLVED, notice, update
 from tests.slack_server import TOKEN, SlackServer
@@ -39,12 +40,14 @@ class Memory(DictMemory):
     def __init__(self) -> None:
         super().__init__()
         self.writes_left: int | None = None
+        self.written = 0
 
     async def write(self, key: str, body: Mapping[str, Any], *, run: str | None = None) -> None:
         if self.writes_left is not None:
             if self.writes_left == 0:
                 raise DyingError
             self.writes_left -= 1
+        self.written += 1
         await super().write(key, body, run=run)
 
 
@@ -182,3 +185,49 @@ async def test_a_summary_passes_every_floor_and_is_a_message_of_its_day(
     assert "Summary of 2026-01-01: 2 running" in first["text"]
     assert "thread_ts" not in second
     assert desk.clock.now() - BEGIN < dt.timedelta(seconds=1)  # no quiet hour holds it back
+
+
+async def test_receivers_that_cannot_be_reached_hold_up_no_other_digest(
+    server: SlackServer, desk: Desk
+) -> None:
+    router = await desk.router()
+    low = {"severity": Severity.WARNING}
+    await router.update(update(1, incident="a", **low))
+    await router.update(update(1, incident="b", channel="#llm", **low))
+    await desk.clock.sleep(3600)
+    server.named("training").archived = True
+    with pytest.raises(NotDeliveredError, match="archived"):
+        await router.send_digests()
+    assert len(server.named("llm").parents()) == 1
+    server.named("training").archived = False
+    await router.send_digests()
+    assert len(server.named("training").parents()) == 1
+    written = desk.memory.written
+    await router.send_digests()
+    assert desk.memory.written == written  # nothing is due, nothing is stored
+
+
+async def test_a_question_shows_its_end_and_is_in_no_digest(
+    server: SlackServer, desk: Desk
+) -> None:
+    router = await desk.router()
+    due = BEGIN + dt.timedelta(minutes=15)
+    asked = {
+        "severity": Severity.WARNING,
+        "response": Response.ASKED,
+        "state": IncidentState.OPEN,
+        "remedy_seconds": 900.0,
+    }
+    began = {**asked, "state": IncidentState.MITIGATING, "response": Response.ACTED}
+    await router.update(update(1, **asked))
+    await router.update(update(2, **asked, remedy_at=due))
+    (question,) = server.named("training").parents()
+    assert "15 min left" in question["text"]
+    await router.update(update(3, **began, remedy_at=due))
+    (question,) = server.named("training").parents()
+    assert "min left" not in question["text"]
+    await router.update(update(4, severity=Severity.WARNING, remedy_at=due, **RESOLVED))
+    await desk.clock.sleep(3600)
+    await router.send_digests()
+    (question,) = server.named("training").parents()
+    assert "Resolved" in question["text"]

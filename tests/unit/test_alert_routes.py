@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import CapturingLogger
 
-from jobs.clock import ManualClock
+from jobs.clock import ManualClock, SystemClock
 from monitors.types import Severity
 from orchestrator.alerts import log
 from orchestrator.alerts.factory import make_notifier
@@ -263,3 +264,28 @@ def test_an_escalation_to_a_stranger_is_refused(tmp_path: Path) -> None:
     path.write_text("escalation: [{after: 15m, to: [log], people: [zoe]}]\n")
     with pytest.raises(InvalidError, match="zoe: an escalation names persons of `people`"):
         read(path, ["log"])
+
+
+class SlowMemory(DictMemory):
+    """Gives way at each read, as a database does."""
+
+    async def read(self, key: str) -> Mapping[str, Any] | None:
+        found = await super().read(key)
+        await SystemClock().sleep(0)
+        return found
+
+
+async def test_answers_and_pages_that_come_together_lose_none_of_each_other() -> None:
+    desk, router = await escalating()
+    desk.memory = SlowMemory()
+    await router.start(desk.memory, desk.clock)
+    several = [f"inc-{number}" for number in range(5)]
+    answers = [update(2, incident=id_, acknowledged_by="operator:anna") for id_ in several]
+    pages = [notice(f"of {id_}", incident=id_) for id_ in several]
+    together = [*map(router.update, answers), *map(router.notify, pages)]
+    await asyncio.gather(*together)
+    for page in pages:  # as the outbox gives them again
+        await router.notify(page)
+    await desk.clock.sleep(7200)
+    await router.escalate()
+    assert desk.pager.got == []
