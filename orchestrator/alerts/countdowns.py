@@ -67,8 +67,18 @@ class Countdowns:
             try:
                 for key in await self.soonest(clock.now()):
                     if leads():
-                        await edit(key)
-            except NotDeliveredError as error:
+                        await _edit(key, edit)
+            except NotDeliveredError as error:  # Slack is away: the next minute tries again
                 _log.info("the time left is not shown", error=str(error))
             except Exception:  # noqa: BLE001 (the database is away; the next minute tries again)
                 _log.exception("the time left is not shown")
+
+
+async def _edit(key: str, edit: Callable[[str], Awaitable[None]]) -> None:
+    """Edit a message; where Slack refuses, the others are edited all the same."""
+    try:
+        await edit(key)
+    except NotDeliveredError as error:
+        if not getattr(error, "code", ""):
+            raise
+        _log.info("the time left is not shown", thread=key, error=str(error))

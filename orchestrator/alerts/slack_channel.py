@@ -16,7 +16,6 @@ history, what is unclear is sent again: a notice twice is better than none.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from jobs.clock import Clock
 from monitors.types import Severity
 from orchestrator.alerts import slack_blocks, slack_buttons, slack_check, slack_errors
 from orchestrator.alerts.countdowns import Countdowns
+from orchestrator.alerts.keyed_locks import KeyedLocks
 from orchestrator.alerts.port import AlertMemory, DictMemory, NotDeliveredError
 from orchestrator.alerts.slack_calls import FINAL, GONE, SlackCalls
 from orchestrator.alerts.threads import Item, Thread, at_least, severity_of
@@ -68,7 +68,7 @@ class SlackChannel:
         self._countdowns = Countdowns(self._memory)
         self._calls: SlackCalls | None = None
         self._clock: Clock | None = None
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = KeyedLocks()
         self._arrived: defaultdict[str, dict[str, Item]] = defaultdict(dict)
         """Items that are not shown yet, by problem and id."""
 
@@ -110,7 +110,7 @@ class SlackChannel:
 
     async def _show_time_left(self, key: str) -> None:
         """Edit the message of a thread, if a remedy still waits for an answer in it."""
-        async with self._locks[key]:
+        async with self._locks.of(key):
             thread = await self._thread(key)
             await self._countdowns.note(thread)
             if thread.ts and thread.starts_at is not None:
@@ -124,7 +124,7 @@ class SlackChannel:
         key = await self._key(item)
         arrived = self._arrived[key]
         arrived[item.id] = item
-        async with self._locks[key]:
+        async with self._locks.of(key):
             if item.id not in arrived:
                 return  # another call has taken it along
             thread = await self._thread(key)
@@ -137,9 +137,8 @@ class SlackChannel:
                 await self._send_all(thread, batch)
             for id_ in [each.id for each in batch] + [item.id]:
                 arrived.pop(id_, None)
-        if not arrived and not self._locks[key].locked():
-            self._arrived.pop(key, None)
-            self._locks.pop(key, None)
+            if not arrived and self._arrived.get(key) is arrived:
+                del self._arrived[key]
 
     async def _key(self, item: Item) -> str:
         """The key of the thread of an item: runs with other channels have other threads."""
@@ -175,7 +174,7 @@ class SlackChannel:
             await self._edit(thread)  # no effect, unless an earlier try had sent less
         for notice in batch:
             if isinstance(notice, Notify) and notice.id not in thread.seen:
-                mention = self._mention(thread, notice.severity, notice.actor, notice.mention)
+                mention = self._mention(thread, notice.severity, notice)
                 message = slack_blocks.reply(notice.text, mention=mention)
                 await self._post(thread, message, notice.id)
         await self._name_runs(thread)
@@ -230,25 +229,27 @@ class SlackChannel:
         head = thread.head
         ended = head is not None and head.incident.state is IncidentState.RESOLVED
         notice = thread.notice
-        actor, whom = (notice.actor, notice.mention) if notice is not None else ("", "")
-        mention = "" if ended else self._mention(thread, thread.severity, actor, whom)
+        mention = "" if ended else self._mention(thread, thread.severity, notice)
         now = self._clock.now() if self._clock is not None else None
         message = slack_blocks.parent(thread, link=self._settings.link, mention=mention, now=now)
         if self._settings.buttons and head is not None:
             message.blocks.extend(slack_buttons.actions(list(thread.updates.values())))
         return message
 
-    def _mention(self, thread: Thread, severity: Severity, actor: str, whom: str = "") -> str:
+    def _mention(self, thread: Thread, severity: Severity, notice: Notify | None) -> str:
         """The mention for a message; nobody is pinged about an act of a person.
 
-        With `whom`, those persons are pinged, and not those of the settings.
+        A silence is about the runs that had the problem when somebody asked for it: a run that has
+        it later pings. An escalation names whom it pings instead of those of the settings.
         """
         assert self._clock is not None  # noqa: S101 (`start` comes first)
-        if severity is not Severity.CRITICAL or actor.startswith("operator:"):
+        by_hand = notice is not None and notice.actor.startswith("operator:")
+        if severity is not Severity.CRITICAL or by_hand:
             return ""
-        if thread.silenced(self._clock.now()):
+        about = thread if notice is None or notice.run is None else thread.of_run(notice.run)
+        if about.silenced(self._clock.now()):
             return ""
-        return whom or self._settings.mention
+        return (notice.mention if notice else "") or self._settings.mention
 
     async def _edit(self, thread: Thread) -> None:
         """Edit the message; forget it if it is gone, so that it is sent again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -145,3 +146,20 @@ async def test_an_escalation_pings_its_persons_and_not_the_rest(
     (parent,) = server.named("training").parents()
     (reply,) = server.named("training").replies(parent["ts"])
     assert reply["text"] == "<@U1> nobody has acknowledged it"
+
+
+async def test_a_silence_is_about_the_runs_of_its_time_and_a_later_one_pings(
+    server: SlackServer, channel: Any
+) -> None:
+    until = BEGIN + dt.timedelta(hours=1)
+    await channel.update(of_run(0, 0))
+    await channel.update(of_run(0, 0, number=2, silenced_until=until))
+    for run in range(2):
+        await channel.update(of_run(run, 0, number=3, silenced_until=None if run else until))
+        about = {"run": f"run-{run}", "run_name": f"gpt-{run}", "incident": f"inc-{run}-0"}
+        page = {**about, "incident_kind": "network", "cascade": CASCADE if run else ""}
+        await channel.notify(notice(f"page {run}", text=f"gpt-{run} stops", **page))
+    (parent,) = server.named("training").parents()
+    replies = [m["text"] for m in server.named("training").replies(parent["ts"])]
+    assert "gpt-0 stops" in replies
+    assert "<!here> gpt-1 stops" in replies

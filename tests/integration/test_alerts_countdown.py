@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from jobs.clock import ManualClock
+from jobs.clock import ManualClock, SystemClock
 from orchestrator.alerts import countdowns, slack
-from orchestrator.alerts.port import DictMemory
+from orchestrator.alerts.port import DictMemory, NotDeliveredError
+from orchestrator.alerts.slack import SlackRefusedError
 from orchestrator.alerts.slack_channel import SlackChannel
+from orchestrator.alerts.threads import Thread
 from orchestrator.core.messages.instructions import IncidentUpdate
 from orchestrator.core.model.states import IncidentState
 from orchestrator.core.model.vocabulary import Remedy, Response
@@ -56,7 +59,12 @@ class Desk:
         self.opened.append(channel)
         return channel
 
-    async def lead(self, channel: SlackChannel, until: dt.datetime) -> None:
+    async def lead(
+        self,
+        channel: SlackChannel,
+        until: dt.datetime,
+        edit: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
         """Have a server lead until a time, which its own waiting makes pass."""
 
         class OverError(Exception):
@@ -72,7 +80,7 @@ class Desk:
                 return self.clock.now()
 
         with pytest.raises(OverError):
-            await channel._countdowns.run(Clock(), lambda: True, channel._show_time_left)
+            await channel._countdowns.run(Clock(), lambda: True, edit or channel._show_time_left)
 
 
 @pytest.fixture
@@ -164,3 +172,55 @@ async def test_many_questions_make_no_storm_of_edits(server: SlackServer, desk: 
     assert server.calls["chat.update"] == countdowns.EDITS
     assert "14 min left at 02:00 UTC" in server.only.messages[0]["text"]  # the soonest
     assert "44 min left at 01:59 UTC" in server.only.messages[29]["text"]
+
+
+async def test_a_message_that_cannot_be_edited_keeps_no_other_from_counting_down(
+    desk: Desk,
+) -> None:
+    channel = await desk.channel()
+    for number in range(3):
+        await channel.update(asked(incident=f"inc-{number}", attempt=number))
+    tried: list[str] = []
+
+    async def edit(key: str) -> None:
+        tried.append(key[-1])
+        if key.endswith("0"):
+            raise SlackRefusedError("is_archived")
+        if len(tried) > 4:
+            raise NotDeliveredError("Slack is away")
+
+    await desk.lead(channel, START + dt.timedelta(minutes=2), edit)
+    assert tried == ["0", "1", "2", "0", "1"]  # Slack is away for all of them
+
+
+async def test_an_edit_of_the_time_left_never_covers_the_answer(
+    server: SlackServer, desk: Desk
+) -> None:
+    channel = await desk.channel()
+    question = asked()
+    first = asyncio.create_task(channel.update(question))
+
+    async def answer() -> None:
+        await first
+        await desk.clock.sleep(60)
+        await channel.update(update(2, **RESOLVED))
+
+    answered = asyncio.create_task(answer())
+    for _ in range(1000):
+        if not server.calls["chat.postMessage"]:
+            await SystemClock().sleep(0)
+    counting = asyncio.create_task(channel._show_time_left(question.dedup_key))
+    send = channel._edit
+
+    async def late(thread: Thread) -> None:
+        if asyncio.current_task() is counting:
+            for _ in range(2000):  # as long as the answer takes, if it does not wait for the edit
+                if not answered.done():
+                    await SystemClock().sleep(0)
+        await send(thread)
+
+    channel._edit = late  # type: ignore[method-assign]
+    await asyncio.gather(counting, answered)
+    parent = server.only.parents()[0]["text"]
+    assert "Resolved" in parent
+    assert "min left" not in parent
