@@ -39,9 +39,42 @@ _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
 _SEEN = 1000
 _SHOWN = 3000
+PLACE = "buttons"
+"""The place of a trouble with clicks, among the troubles of channels."""
 Act = Callable[[Event], Awaitable[object]]
 Audit = Callable[[Click, Event | None, BabysitError | None], Awaitable[None]]
 """Told of each click: what it asked for, unless that was refused; and why it was refused."""
+
+
+def _explain(error: Exception) -> str:
+    """Why no click arrives, and what to do."""
+    if not isinstance(error, SlackApiError):
+        return f"Buttons in Slack do not work: {error or type(error).__name__}; it is tried again"
+    return (
+        f"Buttons in Slack do not work: Slack answered {error.response['error']}. Set"
+        " BABYSIT_SLACK_APP_TOKEN to an app-level token (xapp-…) with the scope connections:write,"
+        " and enable Socket Mode (api.slack.com/apps)"
+    )
+
+
+class _Client(SocketModeClient):
+    """Says whether Slack lets us connect: slack-sdk itself only logs that, and tries for ever."""
+
+    def __init__(
+        self, app: str, web: AsyncWebClient, told: Callable[[Exception | None], None]
+    ) -> None:
+        super().__init__(app, web_client=web)
+        self._told = told
+
+    async def issue_new_wss_url(self) -> str:
+        """Ask Slack where to connect to: at first, and for each new connection."""
+        try:
+            url = await super().issue_new_wss_url()
+        except Exception as error:
+            self._told(error)
+            raise
+        self._told(None)
+        return url
 
 
 class ClickListener:
@@ -54,6 +87,9 @@ class ClickListener:
         act: Has an event decided on; raises BabysitError where it is refused.
         clock: The time of the events.
         audit: Told of each click; None: nobody is.
+
+    Attributes:
+        trouble: By the place `buttons`, why no click arrives, while none does.
     """
 
     def __init__(
@@ -67,6 +103,7 @@ class ClickListener:
         audit: Audit | None = None,
     ) -> None:
         self._audit = audit
+        self.trouble: dict[str, str] = {}
         self._tokens, self._url, self._people = tokens, url, people
         self._act, self._clock = act, clock
         self._seen: deque[str] = deque(maxlen=_SEEN)
@@ -79,24 +116,32 @@ class ClickListener:
                 try:
                     await self._session(leads)
                 except (SlackApiError, SlackClientError, aiohttp.ClientError, OSError) as error:
-                    why = error.response["error"] if isinstance(error, SlackApiError) else error
-                    _log.warning("buttons in Slack do not work, will retry", error=str(why))
+                    _log.warning("no click on a button arrives, will retry", error=str(error))
                     await self._clock.sleep(_RETRY_SECONDS)
             await self._clock.sleep(_LOOK_SECONDS)
 
     async def _session(self, leads: Callable[[], bool]) -> None:
         bot, app = self._tokens
-        client: Any = SocketModeClient(app, web_client=AsyncWebClient(bot, self._url))
+        client: Any = _Client(app, AsyncWebClient(bot, self._url), self._told)
         client.socket_mode_request_listeners.append(self._on_request)
+        connecting = asyncio.create_task(client.connect())  # tries until it is cancelled
         try:
-            await client.connect()
             while leads():
                 await self._clock.sleep(_LOOK_SECONDS)
         finally:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            self.trouble.pop(PLACE, None)
             await client.close()
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _told(self, error: Exception | None) -> None:
+        if error is None:
+            self.trouble.pop(PLACE, None)
+        else:
+            self.trouble[PLACE] = _explain(error)
 
     async def _on_request(
         self, client: AsyncBaseSocketModeClient, request: SocketModeRequest

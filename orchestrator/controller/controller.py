@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections import ChainMap, Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 
 from jobs.clock import Clock
 from jobs.events import Event, Heartbeat, Hello, Report
@@ -74,7 +74,11 @@ class Controller(LeadView):
         self.clock = clock
         self._notifier = counted = CountedNotifier(notifier or LogNotifier())
         self.notices: Mapping[tuple[str, str], int] = counted.counts
-        self.alerts_trouble = counted.trouble
+        known = counted.trouble
+        self.clicks_trouble: dict[str, str] = {}
+        self.alerts_trouble: Mapping[str, str] = ChainMap(
+            self.clicks_trouble, known if isinstance(known, MutableMapping) else {}
+        )
         self.runs_here = cluster.runs_here
         self.ignored_fields: Mapping[str, str] = {
             **cluster.ignored_fields,

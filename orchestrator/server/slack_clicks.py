@@ -38,6 +38,7 @@ async def listen(settings: Settings, controller: Controller, clock: Clock) -> No
     listener = ClickListener(
         tokens, settings.slack_url, rules.people, clicks.act, clock, audit=clicks.write
     )
+    listener.trouble = controller.clicks_trouble
     await listener.run(lambda: controller.is_leader)
 
 

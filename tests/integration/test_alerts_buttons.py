@@ -219,3 +219,36 @@ async def test_a_click_is_in_the_journal_with_who_clicked_in_which_role_and_why(
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await harness.kill()
+
+
+class QuickClock(ManualClock):
+    """Waits for no time, and lets others work."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds)
+        await SystemClock().sleep(0.001)
+
+
+async def test_an_app_token_that_slack_refuses_is_trouble_until_it_is_taken(
+    slack: SlackServer,
+) -> None:
+    plane, clock = Plane(), QuickClock()
+    tokens = (TOKEN, "xapp-of-another-app")
+    wrong = ClickListener(tokens, slack.url, PEOPLE, plane.act, clock)
+    trouble = wrong.trouble
+    listening = asyncio.create_task(wrong.run(lambda: plane.leads))
+    await until(lambda: trouble)
+    assert "invalid_auth" in trouble["buttons"]
+    assert "Set BABYSIT_SLACK_APP_TOKEN" in trouble["buttons"]
+    plane.leads = False
+    await until(lambda: not trouble)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    tokens = (TOKEN, APP_TOKEN)
+    right = ClickListener(tokens, slack.url, PEOPLE, plane.act, clock)
+    trouble = right.trouble = {"buttons": "before"}
+    plane.leads = True
+    listening = asyncio.create_task(right.run(lambda: plane.leads))
+    await until(lambda: not trouble)
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
