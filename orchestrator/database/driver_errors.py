@@ -67,7 +67,10 @@ def our_errors(url: URL) -> Iterator[None]:
 def _ours(url: URL, error: Exception) -> BabysitError:
     """The error of ours for one of the driver's."""
     if _schema_is_missing(error):
-        return SchemaError(f"{describe(url)}: {_first_line(error)}; run `babysit db upgrade`")
+        return SchemaError(
+            f"{describe(url)}: {_first_line(error)}; run `babysit db upgrade`, and where that"
+            " changes nothing, `babysit db check`: it names what differs"
+        )
     if sqlstate(error) == _MISSING_RIGHTS:
         return DatabaseUnavailableError(
             f"the user {url.username or 'of this process'} lacks a right in {describe(url)}"

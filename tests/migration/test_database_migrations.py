@@ -17,6 +17,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from orchestrator.database import guards, schema
+from orchestrator.database.audit import AuditEntry, AuditFilter
+from orchestrator.database.credentials import Session
 from orchestrator.database.engine import Database
 from orchestrator.database.models import Base
 from orchestrator.database.port import Batch
@@ -24,7 +26,7 @@ from orchestrator.database.sample_rows import UNPACKED
 from orchestrator.database.samples import CHUNK
 from orchestrator.database.sql_store import SqlStore
 from orchestrator.errors import SchemaError
-from tests.database_data import RUN, begin, columns, entry, samples
+from tests.database_data import DAY, NOW, RUN, begin, columns, entry, samples
 from tests.postgres import find_binary
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +111,47 @@ async def test_what_was_stored_before_a_column_came_is_read_as_before(database_u
         curve = await store.samples(RUN, points=20)
         assert sum(curve.missing) == 0
         assert curve.step[-1] == last
+    finally:
+        await store.close()
+
+
+async def test_what_is_stored_survives_each_revision_up_and_down(
+    empty_urls: Callable[[], str],
+) -> None:
+    """Tables that an older revision lacks go with their rows; all others keep theirs."""
+    url = empty_urls()
+    await schema.upgrade(url)
+    store = await SqlStore.open(url)
+    try:
+        await store.commit(Batch(journal=[entry("E1")]), epoch=await begin(store))
+        await store.create_token("ann", "admin", NOW)
+        kept = Session(
+            hash="h", kind="token", opener="t", name="ann", role="admin", expires_at=NOW + DAY
+        )
+        await store.keep_session(kept, NOW)
+        await store.add_audit(
+            AuditEntry(
+                id="A1",
+                at=NOW,
+                actor="ann",
+                role="admin",
+                via="token",
+                action="runs_hold",
+                outcome="done",
+            )
+        )
+    finally:
+        await store.close()
+    for revision in reversed(REVISIONS[:-1]):
+        await schema.downgrade(url, revision)
+    await schema.upgrade(url)
+    assert await schema.check(url) == []
+    store = await SqlStore.open(url)
+    try:
+        assert [each.id for each in await store.journal()] == ["E1"]
+        assert [each.name for each in await store.tokens()] == ["ann"]
+        assert await store.session("h", NOW) is None
+        assert await store.audit(AuditFilter()) == []
     finally:
         await store.close()
 
