@@ -57,6 +57,23 @@ def test_the_key_is_that_of_the_first_of_all() -> None:
     )
 
 
+def test_a_chain_of_failures_is_not_one_cascade_for_ever() -> None:
+    here = world()
+    begins, kind = incident().opened_at, FailureClass.NETWORK
+    keys = []
+    for minute in range(1, 30):
+        run = f"run-{1 + minute % 2}"
+        now = begins + dt.timedelta(minutes=minute)
+        key = began_with(here.state, here.run(run), kind, now)
+        here.state.put(
+            incident(id=f"m-{minute}", run=run, attempt=minute, opened_at=now, cascade=key)
+        )
+        keys.append(key)
+    assert keys[:10] == ["run-1/network/2"] * 10
+    assert keys[10] == ""  # begins another, which the next ones join
+    assert keys[11] == keys[20] == "run-2/network/11"
+
+
 @pytest.mark.parametrize(
     ("run", "kind", "now"),
     [

@@ -18,6 +18,9 @@ from orchestrator.core.model.vocabulary import IncidentKind
 WINDOW = dt.timedelta(minutes=2)
 """Incidents further apart are not taken for one cause. Ours: agents are declared lost, and
 collectives time out, at different times after one switch fails."""
+LONGEST = dt.timedelta(minutes=10)
+"""Nothing joins a cascade that began before that: in a large fleet some run fails every minute, and
+all would be one cascade for ever. Ours: NCCL's collectives time out after 10 minutes by default."""
 _NETWORK = frozenset(
     {
         FailureClass.NETWORK,
@@ -41,7 +44,7 @@ def began_with(state: State, run: Run, kind: IncidentKind, now: dt.datetime) -> 
     family = next((kinds for kinds in _FAMILIES if kind in kinds), None)
     if family is None:
         return ""
-    readers = _readers(run)
+    readers, began = _readers(run), _beginnings(state)
 
     def has_the_cause(incident: Incident) -> bool:
         other = state.runs.get(incident.run)
@@ -49,6 +52,7 @@ def began_with(state: State, run: Run, kind: IncidentKind, now: dt.datetime) -> 
             incident.kind in family
             and incident.state is not IncidentState.RESOLVED
             and now - incident.opened_at <= WINDOW
+            and now - began[_cascade(incident)] <= LONGEST
             and other is not None
             and other.id != run.id
             and _readers(other) == readers
@@ -56,9 +60,21 @@ def began_with(state: State, run: Run, kind: IncidentKind, now: dt.datetime) -> 
 
     alike = filter(has_the_cause, state.incidents.values())
     first = min(alike, key=lambda i: (i.opened_at, i.id), default=None)
-    if first is None:
-        return ""
-    return first.cascade or f"{first.run}/{first.kind}/{first.attempt}"
+    return "" if first is None else _cascade(first)
+
+
+def _cascade(incident: Incident) -> str:
+    """The key of the incident with which the cascade of an incident began, or of its own."""
+    return incident.cascade or f"{incident.run}/{incident.kind}/{incident.attempt}"
+
+
+def _beginnings(state: State) -> dict[str, dt.datetime]:
+    """When each cascade began, as far as the state has its incidents."""
+    began: dict[str, dt.datetime] = {}
+    for incident in state.incidents.values():
+        key = _cascade(incident)
+        began[key] = min(began.get(key, incident.opened_at), incident.opened_at)
+    return began
 
 
 def _readers(run: Run) -> tuple[object, ...]:
