@@ -44,7 +44,6 @@ export class FleetRow {
   #curve = null;
 
   constructor(row) {
-    this.id = row.id;
     this.node = el("tr", { role: "row", "data-run": row.id });
     for (const [name, label, kind] of CELLS) {
       const header = name === "name";
@@ -54,8 +53,8 @@ export class FleetRow {
       });
       this.node.append(this.#cells[name]);
     }
-    this.link = el("a", { href: `/runs/${encodeURIComponent(row.id)}` }, row.name);
-    this.#cells.name.append(this.link, el("span", { class: "place" }));
+    this.#cells.name.append(el("a", { href: `/runs/${encodeURIComponent(row.id)}` }, row.name),
+      el("span", { class: "place" }));
     this.change(row);
   }
 

@@ -13,6 +13,7 @@ const LONGEST_PAUSE = 15000;
 export class Live {
   #where; #on; #opened; #source = null; #after = ""; #pause = 1000;
   #timer = 0; #watchdog = 0; #hidden = 0; #last = Date.now(); #ended = false;
+  #turn = 0; // grows with each close: who awaits something sees that another has taken over
 
   constructor(where, on, opened = async () => "") {
     this.#where = where;
@@ -35,9 +36,13 @@ export class Live {
   async #open() {
     if (this.#ended || document.hidden) return; // a tab in the background waits until it is seen
     this.#close();
+    const turn = this.#turn;
     try {
-      this.#after = (await this.#opened(this.#after)) || this.#after;
+      const after = await this.#opened(this.#after);
+      if (turn !== this.#turn) return;
+      this.#after = after || this.#after;
     } catch (problem) {
+      if (turn !== this.#turn) return;
       if (problem.status === 401) over();
       else this.#again();
       return;
@@ -78,8 +83,10 @@ export class Live {
 
   async #failed() {
     this.#close();
+    const turn = this.#turn;
     // A browser does not say why a stream failed: a request does.
     const signedOut = await get(path("info")).then(() => false, (p) => p.status === 401);
+    if (turn !== this.#turn) return;
     if (signedOut) over();
     else this.#again();
   }
@@ -93,6 +100,7 @@ export class Live {
   }
 
   #close() {
+    this.#turn += 1;
     clearTimeout(this.#watchdog);
     clearTimeout(this.#timer);
     this.#source?.close();

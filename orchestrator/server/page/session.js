@@ -5,6 +5,7 @@ import { Problem, get, path, post, remove } from "./api.js";
 
 const RANK = { viewer: 0, operator: 1, admin: 2 };
 let who = null;
+let ended = false;
 
 /** The person: `{name, role}`; null before :func:`signedIn` has resolved. */
 export const person = () => who;
@@ -43,14 +44,16 @@ function refusal({ status, message }) {
 
 /** Show the form again, since the session is over; the page loads anew after it. */
 export async function over() {
-  if (document.querySelector("dialog.sign-in[open]")) return;
-  await form([]);
+  if (ended) return;
+  ended = true;
+  const problem = await ask().then(() => null, (found) => found);
+  if (problem) await form(problem.methods ?? []);
   location.reload();
 }
 
 async function ask() {
   const found = await get(path("session"));
-  if (found.signed_in) return { name: found.name, role: found.role, until: found.expires_at };
+  if (found.signed_in) return { name: found.name, role: found.role };
   const problem = new Problem(401, "unauthenticated", "Nobody is signed in.");
   problem.methods = found.methods.filter((method) => method.kind !== "token");
   throw problem;
