@@ -50,16 +50,18 @@ export function incidentButtons(incident, done) {
   const made = [];
   if (!incident.acknowledged_by) {
     made.push(button(`acknowledge-${incident.id}`, "Acknowledge", why, "primary", () =>
-      once("acknowledge", where("acknowledge"), {}, `${what} is acknowledged.`, done)));
+      once(`acknowledge-${incident.id}`, `Acknowledge ${what}`, where("acknowledge"), {},
+        `${what} is acknowledged.`, done)));
   }
   made.push(button(`silence-${incident.id}`, "Silence 1 h", why, "", () =>
-    once("silence", where("silence"), { seconds: SILENCE_SECONDS, reason: "clicked on the page" },
+    once(`silence-${incident.id}`, `Silence ${what}`, where("silence"),
+      { seconds: SILENCE_SECONDS, reason: "clicked on the page" },
       `Nobody is pinged about ${what} for an hour.`, done)));
   return made;
 }
 
 /** Send a command that needs no confirmation; the same click is sent again with the same key. */
-async function once(name, where, body, said, done, key = ulid()) {
+async function once(name, title, where, body, said, done, key = ulid()) {
   banner(`act-${name}`, null);
   try {
     await post(where, body, key);
@@ -67,10 +69,10 @@ async function once(name, where, body, said, done, key = ulid()) {
     done();
   } catch (problem) {
     const again = el("button", { type: "button", class: "button", "data-key": `again-${name}`,
-      onclick: () => once(name, where, body, said, done, key) }, "Try again");
+      onclick: () => once(name, title, where, body, said, done, key) }, "Try again");
     const away = el("button", { type: "button", class: "button", "data-key": `close-${name}`,
       onclick: () => banner(`act-${name}`, null) }, "Close");
-    banner(`act-${name}`, "bad", el("span", { role: "alert" }, `Not done: ${told(problem)} `),
+    banner(`act-${name}`, "bad", el("span", { role: "alert" }, `${title}: not done. ${told(problem)} `),
       [0, 429, 503].includes(problem.status) ? again : null, away);
   }
 }
@@ -142,6 +144,8 @@ function rollBack(row, steps, done) {
   show(pick, steps.map((each) => el("option", { value: each.step },
     `step ${count(each.step)} · ${each.trust} · saved ${ago(each.created_at)}`)));
   const chosen = () => Number(pick.value);
+  const held = row.state === "held"
+    ? " It is held: if nothing of it runs, this ends the hold; else release it first." : "";
   confirm({
     title: `Roll back ${row.name}?`,
     fields: [el("label", { for: "to-step" }, "Roll back to"), pick],
@@ -149,7 +153,7 @@ function rollBack(row, steps, done) {
       const lost = Math.max(0, row.step - chosen());
       return `The run stops and loads the checkpoint of step ${count(chosen())}. It has trained ` +
         `${counted(lost, "step")} since: they are lost, and computed again. Later checkpoints are ` +
-        "superseded.";
+        `superseded.${held}`;
     },
     label: "Roll back", kind: "danger", done,
     send: (reason, key) => post(path("runs", row.id, "rollback"), { to_step: chosen(), reason }, key),
