@@ -196,6 +196,22 @@ def test_a_viewer_looks_and_learns_why_there_is_no_more(browser: Browser, site: 
     visitor.close()
 
 
+def test_evidence_stays_open_and_what_is_not_read_is_said(operator: Visitor, site: Site) -> None:
+    page = operator.sign_in(site.secrets["operator"], f"/runs/{site.asking}")
+    evidence = page.locator("article.incident.open details")
+    evidence.locator("summary").click()
+    for _ in range(2):  # the second is asked for after the first was drawn
+        page.wait_for_event("response", lambda answer: answer.url.endswith("/checkpoints"))
+    expect(evidence).to_have_attribute("open", "")
+    expect(evidence.locator("summary")).to_be_focused()
+    page.route("**/attempts", lambda route: route.fulfill(status=500, json={}))
+    banners = page.locator("#banners")
+    expect(banners).to_contain_text(re.compile(r"attempts and checkpoints are \d+ s old"))
+    expect(page.locator("#live-text")).to_have_text("Live")
+    page.unroute("**/attempts")
+    expect(banners).not_to_contain_text("attempts and checkpoints")
+
+
 def test_an_operator_acts_and_the_journal_knows_who(operator: Visitor, site: Site) -> None:
     page = operator.sign_in(site.secrets["operator"], f"/runs/{site.asking}")
     page.get_by_role("button", name="Silence 1 h").click()
@@ -265,6 +281,7 @@ def test_a_refusal_says_what_to_do_and_the_end_of_a_session_asks_for_another(
     page.get_by_role("button", name="Hold automation").click()
     page.get_by_label("Reason").fill("too late")
     site.plane.babysit("cancel", site.hostile)
+    until(lambda: site.plane.show(site.hostile)["state"] == "cancelled", "it was stopped")
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name="Hold automation").click()
     expect(dialog.get_by_role("alert")).to_contain_text("it was cancelled by operator:")
@@ -272,8 +289,12 @@ def test_a_refusal_says_what_to_do_and_the_end_of_a_session_asks_for_another(
     expect(page.get_by_role("button", name="Hold automation")).to_have_attribute(
         "aria-disabled", "true"
     )
+    other = {"kind": "oidc", "label": "Sign in with Example", "path": "/sign-in/oidc"}
+    ways = {"signed_in": False, "methods": [other]}
+    page.route("**/api/v1/session", lambda route: route.fulfill(json=ways))
     site.plane.babysit("token", "revoke", made["id"])
     expect(page.get_by_label("Token")).to_be_visible()
+    expect(page.get_by_role("link", name="Sign in with Example")).to_be_visible()
     assert _cookies(page) == {}, "scripts see no cookie"
 
 

@@ -15,6 +15,7 @@ import { incidentButtons, runButtons } from "./actions.js";
 
 const DETAIL_EVERY = 2500;
 const SERIES_EVERY = 5000;
+const OLD = 10000; // milliseconds after which it is said
 const POINTS = 600;
 const chart = new Chart();
 const more = new More(() => drawTables());
@@ -26,6 +27,8 @@ let detailAt = 0;
 let seriesAt = 0;
 let asked = 0;
 let askedStep = -1;
+let gotAt = 0;
+const busy = new Set();
 let linked = false;
 
 /** The id of the run of this address; an incident's address leads to its run. */
@@ -119,6 +122,8 @@ async function loadDetail() {
   const [detail, tried, saved, seats, story] = await Promise.all([
     of(), of("attempts"), of("checkpoints"), of("ranks"), of("explain").catch(() => null)]);
   Object.assign(known, { detail, attempts: tried, checkpoints: saved, ranks: seats, story });
+  gotAt = Date.now();
+  banner("detail", null);
   const before = new Set(old?.incidents.map((each) => each.id));
   for (const each of detail.incidents) {
     if (old && !before.has(each.id)) announce(`New incident, ${each.severity}: ${words(each.kind)}. ${each.reason}`);
@@ -140,16 +145,38 @@ async function loadSeries() {
 async function keep() {
   if (!known.row || document.hidden) return;
   const work = [];
-  if (asked && Date.now() - detailAt >= DETAIL_EVERY) {
+  if (asked && !busy.has(loadDetail) && Date.now() - detailAt >= DETAIL_EVERY) {
     asked = 0;
-    work.push(loadDetail());
+    work.push(alone(loadDetail, (problem) => {
+      asked = 1; // it is tried again
+      tellOld(problem);
+    }));
   }
-  if (known.row.step !== askedStep && Date.now() - seriesAt >= SERIES_EVERY) work.push(loadSeries());
-  await Promise.all(work).catch((problem) => {
+  if (known.row.step !== askedStep && !busy.has(loadSeries) && Date.now() - seriesAt >= SERIES_EVERY) {
+    work.push(alone(loadSeries, () => (askedStep = -1)));
+  }
+  await Promise.all(work);
+}
+
+/** One request of a kind at a time: the answer to an older one must not replace a newer answer. */
+async function alone(load, failed) {
+  busy.add(load);
+  try {
+    await load();
+  } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    asked = 1; // the stream says how the server is; this is tried again
-    askedStep = -1;
-  });
+    failed(problem);
+  } finally {
+    busy.delete(load);
+  }
+}
+
+/** The stream may be live while other requests fail: then the page says what is not. */
+function tellOld(problem) {
+  const old = Date.now() - gotAt;
+  if (old < OLD) return;
+  const age = gotAt ? `${duration(Math.round(old / 1000))} old` : "not here yet";
+  banner("detail", "warn", `Incidents, attempts and checkpoints are ${age}: ${problem.message}`);
 }
 
 function hear({ row, revision: newest, status }) {

@@ -6,6 +6,8 @@ import { person, severityBadge } from "./fleet_row.js";
 
 const HIDDEN_EVIDENCE = new Set(["finding"]);
 
+const opened = new Set(); // incidents whose evidence somebody reads: it stays open
+
 export const isOpen = (incident) => incident.state !== "resolved";
 
 /** An incident as an article with an address of its own; `buttons` are those of an open one. */
@@ -23,7 +25,7 @@ export function article(incident, buttons = []) {
     ["Judged", incident.verdict],
   ].filter(([, value]) => value);
   return el("article", { id: `incident-${incident.id}`, class: `incident ${incident.severity}${open ? " open" : ""}`,
-    tabindex: -1, "aria-labelledby": `title-${incident.id}` },
+    tabindex: -1, "data-key": `article-${incident.id}`, "aria-labelledby": `title-${incident.id}` },
   el("header", {}, el("h3", { id: `title-${incident.id}` }, severityBadge(incident.severity), ` ${words(incident.kind)}`),
     el("span", { class: "badge idle" }, words(incident.state)),
     el("a", { class: "link", href: `#incident-${incident.id}`, "aria-label": `Link to this incident, ${words(incident.kind)}` }, "Link")),
@@ -47,17 +49,21 @@ function countdown(incident) {
   }
   if (!incident.remedy_at) return el("p", { class: "ask" }, incident.remedy);
   return el("p", { class: "ask" },
-    el("b", { class: "count-down", "data-at": incident.remedy_at, role: "timer" }, "…"),
+    el("b", { class: "count-down", "data-at": incident.remedy_at, role: "timer" }, left(incident.remedy_at)),
     `: babysit ${incident.remedy.replace(/^ask(ed|ing); /, "")}. Acknowledge it to stop the countdown: the decision is then yours.`);
 }
 
 /** Count the remedies of the page down by a second. */
 export function tick(root) {
   for (const node of root.querySelectorAll(".count-down")) {
-    const left = (Date.parse(node.dataset.at) - now()) / 1000;
-    const text = left > 0 ? `${duration(Math.round(left))} left` : "Now";
+    const text = left(node.dataset.at);
     if (node.textContent !== text) node.textContent = text;
   }
+}
+
+function left(at) {
+  const seconds = (Date.parse(at) - now()) / 1000;
+  return seconds > 0 ? `${duration(Math.round(seconds))} left` : "Now";
 }
 
 function evidence(incident) {
@@ -65,6 +71,9 @@ function evidence(incident) {
   if (!entries.length) return null;
   const text = entries.map(([name, value]) =>
     `${name}: ${typeof value === "string" ? value : JSON.stringify(value, null, 1)}`).join("\n");
-  return el("details", {}, el("summary", {}, "Evidence"),
-    el("pre", { tabindex: 0, "aria-label": "Evidence" }, text.slice(0, 20000)));
+  const made = el("details", { open: opened.has(incident.id) },
+    el("summary", { "data-key": `evidence-${incident.id}` }, "Evidence"),
+    el("pre", { tabindex: 0, "data-key": `text-${incident.id}`, "aria-label": "Evidence" }, text.slice(0, 20000)));
+  made.addEventListener("toggle", () => (made.open ? opened.add(incident.id) : opened.delete(incident.id)));
+  return made;
 }
