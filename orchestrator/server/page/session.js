@@ -97,12 +97,14 @@ function form(methods) {
   });
 }
 
-/** End the session, on the server too. */
+/** End the session, on the server too; the answer says why it could not be ended. */
 export async function signOut() {
   try {
     await remove(path("session"));
   } catch (problem) {
-    if (!(problem instanceof Problem) || problem.status !== 401) throw problem;
+    if (!(problem instanceof Problem)) throw problem;
+    if (problem.status !== 401) return `You are still signed in. ${problem.message}`;
   }
   location.reload();
+  return "";
 }

@@ -157,8 +157,10 @@ export function showPerson() {
   button.setAttribute("aria-label", `Signed in as ${who.name}, ${who.role}`);
   say(button, (who.name[0] ?? "?").toUpperCase());
   button.onclick = () => {
-    const out = el("button", { type: "button", class: "button primary", onclick: signOut }, "Sign out");
-    dialog("Signed in", [el("p", {}, `${who.name}, role ${who.role}`)], [out]);
+    const error = el("p", { class: "error", role: "alert" });
+    const out = el("button", { type: "button", class: "button primary",
+      onclick: async () => say(error, await signOut()) }, "Sign out");
+    dialog("Signed in", [el("p", {}, `${who.name}, role ${who.role}`), error], [out]);
   };
 }
 
