@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
 from jobs.commands import CaptureStacks, StopAttempt
-from jobs.events import StacksCaptured
+from jobs.events import RankStack, StacksCaptured
 from monitors.failures import FailureClass
 from monitors.types import FindingKind
 from orchestrator.core.messages.events import (
@@ -240,6 +241,53 @@ def test_an_unanswered_question_about_a_start_that_hangs_is_acted_on() -> None:
     world.advance(905)
     world.settle()
     assert world.attempt().number == 2
+
+
+def silent_from_the_start(world: World, seconds: int, known: float = 0.0) -> World:
+    """No step has ever ended, and the looks at the ranks say nothing new for a time."""
+    world.settle()
+    evidence = {"starting": True, "longest_start_seconds": known}
+    world.find(FindingKind.HANG, onset=0, evidence=evidence)
+    world.settle()
+    for _ in range(seconds // 15):
+        world.advance(15)
+        world.settle()
+    return world
+
+
+def starting(look: Callable[[int], RankStack], **fields: object) -> World:
+    world = World()
+    world.look = look
+    world.submit(spec(**fields))
+    return world
+
+
+def test_silence_alone_never_ends_a_run_that_has_not_ended_a_step() -> None:
+    """Its data may take an hour to prepare; or it trains, and reports nothing."""
+    world = silent_from_the_start(starting(sleeping(1)), 4 * 3600)
+    assert world.attempt().number == 1
+    (incident,) = [i for i in world.state.incidents_of("run-1") if i.kind == FindingKind.HANG]
+    assert (incident.state, incident.response) == (IncidentState.OPEN, Response.ASKED)
+    (page,) = [i for i in world.carried if isinstance(i, Notify) and i.incident == incident.id]
+    assert "never reported a step" in page.text
+    world.reach(1)
+    assert [i.state for i in world.state.incidents_of("run-1")] == [IncidentState.RESOLVED] * 2
+
+
+@pytest.mark.parametrize(
+    ("look", "fields", "known"),
+    [
+        (sleeping(1), {"monitors": {"hang": {"starting": 120}}}, 0.0),  # its owner has set a limit
+        (sleeping(1), {}, 20.0),  # other runs of the name have ended a step after 20 s
+        (stopped(1), {}, 0.0),
+        (sleeping(-1), {}, 0.0),  # all wait in one collective
+    ],
+)
+def test_evidence_or_a_stated_limit_ends_a_run_that_has_not_ended_a_step(
+    look: Callable[[int], RankStack], fields: dict[str, object], known: float
+) -> None:
+    world = silent_from_the_start(starting(look, **fields), 700, known)
+    assert world.attempt().number > 1
 
 
 def hear_of(world: World, step: int) -> None:

@@ -26,8 +26,9 @@ from orchestrator.core.policy import remedies
 from orchestrator.core.supervision import failures
 from orchestrator.core.turn import Turn
 
-Ask = Literal["no", "yes", "wait"]
-"""`yes`: people are asked before a remedy starts; `wait`: it never starts without an answer."""
+Ask = Literal["no", "yes", "wait", "unproven"]
+"""`yes`: people are asked before a remedy starts. It never starts without an answer where it was
+tried in vain (`wait`), and where nothing but silence speaks for it (`unproven`)."""
 ASK_SECONDS = 900.0
 """Seconds after which an `ask` acts without an answer, from when it was delivered.
 
@@ -60,7 +61,7 @@ def raise_incident(
         attempt: Its live attempt.
         finding: What was found; of a hang, with the verdict about it.
         ask: Ask people even where the spec says `act`: what babysit did before did not help.
-            `wait` starts nothing without their answer: it was tried twice.
+            `wait` starts nothing without their answer: it was tried twice. Neither does `unproven`.
     """
     rule = remedies.FINDINGS[finding.kind]
     returned = finding.evidence.get("form") == RETURNED
@@ -89,7 +90,7 @@ def raise_incident(
     elif action is Action.OBSERVE:
         turn.change_incident(incident.id, response=Response.OBSERVED)
     elif action is Action.ASK or ask != "no":
-        _ask(turn, run, incident, waits=ask == "wait")
+        _ask(turn, run, incident, _WITHOUT_ANSWER.get(ask, ""))
     else:
         act(turn, run, incident, finding)
 
@@ -100,7 +101,14 @@ def _end_respite(turn: Turn, attempt: Attempt, why: str) -> None:
             turn.resolve_incident(incident.id, why)
 
 
-def _ask(turn: Turn, run: Run, incident: Incident, *, waits: bool) -> None:
+_WITHOUT_ANSWER: Mapping[Ask, str] = {
+    "wait": "It did not help before",
+    "unproven": "The run has never reported a step, and silence proves nothing",
+}
+"""Why a remedy never starts without an answer."""
+
+
+def _ask(turn: Turn, run: Run, incident: Incident, waits: str) -> None:
     seconds = None if waits else ASK_SECONDS
     spoils = incident.kind in remedies.SPOILING
     step = rollback.would_load(turn, run.id, incident.onset_step if spoils else None)
@@ -111,7 +119,7 @@ def _ask(turn: Turn, run: Run, incident: Incident, *, waits: bool) -> None:
     proposal = remedies.in_words(remedy, incident.onset_step, step)
     text = f"{run.name}: {incident.reason}. Shall I {proposal}?"
     if waits:
-        text += f" It did not help before, so nothing is done until `babysit restart {run.name}`"
+        text += f" {waits}, so nothing is done until `babysit restart {run.name}`"
     else:
         text += f" It starts {ASK_SECONDS / 60:.0f} min after this is delivered, unless held"
     turn.notify(run.id, Severity.CRITICAL, text, incident.id, asks=not waits)

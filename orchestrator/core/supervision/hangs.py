@@ -20,6 +20,7 @@ from typing import Any
 from babysit.wire import Phase
 from jobs.commands import CaptureStacks
 from jobs.events import RankStack
+from jobs.spec import Hang
 from monitors.hang_verdict import Scene, Verdict, judge
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.messages.events import FindingRaised, ProgressSeen
@@ -220,6 +221,9 @@ def _convict(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict) -> None:
     turn.change_attempt(run.id, suspect=None)
     if suspect.incident is not None:
         turn.resolve_incident(suspect.incident, "it did not go on by itself")
+    if _is_unproven(run, attempt, suspect, verdict):
+        findings.raise_incident(turn, run, attempt, finding, ask="unproven")
+        return
     if not verdict.convicted and not verdict.raised:
         place = _place(verdict, suspect)
         others = [pause for pause in run.ended_pauses if pause.place != place]
@@ -230,6 +234,20 @@ def _convict(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict) -> None:
     findings.raise_incident(turn, run, attempt, finding, ask=ask)
 
 
+def _is_unproven(run: Run, attempt: Attempt, suspect: Suspicion, verdict: Verdict) -> bool:
+    """True if nothing but silence speaks against a run that has never ended a step.
+
+    It may prepare its data for an hour, or never report at all; unless other runs of the name have
+    shown how long a start takes. A limit that its owner set is obeyed, and ranks that all wait in
+    one collective get no further by themselves.
+    """
+    known = suspect.finding.evidence.get("longest_start_seconds", 0.0)
+    never = attempt.first_step_at is None and run.best_step == 0 and not known
+    evidence = verdict.convicted or verdict.raised or not verdict.ranks
+    return never and not evidence and run.spec.monitors.hang.starting == _DEFAULT_STARTING
+
+
+_DEFAULT_STARTING: float = Hang.model_fields["starting"].default
 _PAUSES_KEPT = 8
 
 
