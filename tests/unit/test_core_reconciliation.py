@@ -9,6 +9,7 @@ import datetime as dt
 import pytest
 
 from jobs.commands import StartAttempt, StopAttempt
+from jobs.events import AttemptStopped
 from orchestrator.core.messages.events import RunCancelled, RunHeld, WorkerLost
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.messages.reconciliation_events import (
@@ -159,6 +160,21 @@ def test_lost_reports_of_the_same_attempt_are_made_up_for() -> None:
     )
     assert world.attempt().started_ranks == {0, 1}
     assert world.run().due(Timer.START) is None
+
+
+def test_an_order_to_stop_that_was_lost_ends_the_attempt_all_the_same() -> None:
+    """It was given before the restore, and obeyed after it: no rank says its end."""
+    world = trained(15)
+    first, _ = seats(world)
+    of_first = {"run": "run-1", "worker": first, "attempt": world.attempt().number}
+    world.do(world.event(AttemptStopped, **of_first, last_step=15))
+    world.settle()
+    assert world.attempt().number == 2
+    restart = world.attempt().restart
+    assert restart is not None
+    assert "got an order to stop; the database is older than the run" in restart.reason
+    assert restart.node is None
+    assert len(notices(world)) == 1
 
 
 def test_an_older_attempt_of_an_agent_that_is_unknown_is_left_out() -> None:

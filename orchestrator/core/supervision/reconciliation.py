@@ -27,6 +27,7 @@ from monitors.failures import Evidence, Failure, FailureClass
 from monitors.types import Severity
 from orchestrator.core.attempts import assembly
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
+from orchestrator.core.messages.gang_events import GangStopped
 from orchestrator.core.messages.reconciliation_events import (
     AgentAhead,
     AttemptCompared,
@@ -325,11 +326,28 @@ def _judge(
         return
     what = f"rank {dead[0]} is dead" if dead else f"{named(gone)} has no ranks of it"
     what = f"rank {twice[0]} runs twice" if twice else what
+    _fail(turn, run, f"attempt {attempt.number} is not whole: {what}; {OLDER}")
+
+
+def on_stopped_unasked(turn: Turn, event: GangStopped) -> None:
+    """Have an attempt fail whose ranks were stopped by an order that the database does not know."""
+    run, attempt = turn.run(event.run), turn.state.attempts[event.run]
+    seated = [worker for worker in event.workers if worker in turn.state.places_of(run.id)]
+    if attempt.state not in RUNNABLE_ATTEMPT_STATES or not seated:
+        who = named(event.workers)
+        turn.record(run.id, f"{who}: ranks stopped without an order to stop: ignored")
+        return
+    nodes = named([turn.state.workers[worker].node for worker in seated])
+    ranks = f"the ranks of attempt {attempt.number} on {nodes}"
+    _fail(turn, run, f"{ranks} got an order to stop; {OLDER}")
+
+
+def _fail(turn: Turn, run: Run, reason: str) -> None:
     failure = Failure(
         failure_class=FailureClass.WORKER_LOST,
         source=Evidence.BABYSIT,
         signature="database older",
-        reason=f"attempt {attempt.number} is not whole: {what}; {OLDER}",
+        reason=reason,
     )
     turn.notify(run.id, Severity.CRITICAL, f"{run.name}: {failure.reason}", kind=KIND)
     failures.fail_attempt(turn, run.id, failure, failed_at=turn.now, rank=None, node=None)
