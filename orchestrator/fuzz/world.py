@@ -84,9 +84,13 @@ class World(Environment):
     def left_behind(self, checkpoint: Checkpoint) -> bool:
         """True if shards of a checkpoint are there, and none of a later attempt at its place.
 
-        Not of one that the control plane could not hear of.
+        Not of one that the control plane could not hear of. Nor of one that a person removed after
+        the end of its run: the route of the API removes the files then, and it is not played.
         """
-        if any(checkpoint.path in agent.hand.unsaid for agent in self.agents.values()):
+        unheard = any(checkpoint.path in agent.hand.unsaid for agent in self.agents.values())
+        ended, deleted = self.invariants.stored.runs[checkpoint.run].ended_at, checkpoint.deleted_at
+        by_route = ended is not None and deleted is not None and deleted >= ended
+        if unheard or by_route:
             return False
         return self.storage.left(checkpoint.path, checkpoint.attempt)
 
