@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.events import RankReady, Report
+from monitors.failures import FailureClass
 from monitors.types import Severity
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.settings import ControllerSettings
@@ -203,7 +204,7 @@ async def test_a_judged_incident_is_not_forgotten_while_its_request_waits() -> N
         id="incident-1",
         run="run-1",
         attempt=1,
-        kind="signal",
+        kind=FailureClass.SIGNAL,
         severity=Severity.WARNING,
         state=IncidentState.RESOLVED,
         reason="killed",
