@@ -62,6 +62,28 @@ def test_a_fence_falls_due_after_its_seconds(step: float, after: float) -> None:
     assert fenced_after(timers, clock, world.state, 4.0)
 
 
+@pytest.mark.parametrize("back", [90.0, 3600.0, 86400.0])
+def test_a_clock_that_was_set_back_while_nobody_led_delays_little(back: float) -> None:
+    """The next lead finds an attempt in the database that begins after its own time.
+
+    Nothing tells how much time has passed since, so it counts from the begin of the attempt.
+    """
+    world = stopping()
+    age = (world.now - world.attempt().started_at).total_seconds()
+    clock = SetClock(world.now)
+    clock.ahead = -back - age
+    timers = SteadyTimers(clock)
+    assert not fenced_after(timers, clock, world.state, FENCE)
+    assert fenced_after(timers, clock, world.state, age + 1.0)
+
+
+def test_clocks_of_two_servers_may_differ_a_little() -> None:
+    world = stopping()
+    clock = SetClock(world.now)
+    clock.ahead = -30.0
+    assert not fenced_after(SteadyTimers(clock), clock, world.state, FENCE + 28.0)
+
+
 def test_every_step_counts_and_what_is_set_later_goes_by_the_new_time() -> None:
     world = stopping()
     clock = SetClock(world.now)
