@@ -111,7 +111,7 @@ def test_an_explosion_that_comes_again_after_its_own_rollback_is_found_at_once_a
 def test_a_third_rise_that_stays_is_found_late_with_its_onset():
     for seed, monitor, came, attempt, height in cases():
         steps = len(came)
-        stays = height * np.resize(came[-40:], 4000)
+        stays = height * np.resize(came[-40:], 12_000)  # beyond the longest respite
         found = first_act(monitor, stays, steps + 1, attempt)
         assert found is not None, (seed, height)
         assert abs(found.onset - steps) <= 64, (seed, found)
