@@ -39,7 +39,7 @@ def ahead(trace: str) -> set[tuple[str, str]]:
         (32, [(12.0, "backup_restored"), (13.0, "rank_killed")], ("2", "1"), 2),
         (18, [(12.0, "backup_restored"), (13.0, "node_lost")], ("2", "1"), 2),
         (33, [(12.0, "backup_restored"), (13.0, "node_lost")], ("2", "1"), 2),
-        (26, [(9.0, "backup_restored")], ("1", "0"), 1),
+        (56, [(9.0, "backup_restored")], ("1", "0"), 1),
     ],
     ids=[
         "reports lost",
