@@ -152,6 +152,7 @@ class Verdict:
     """The verdict in a sentence, for people."""
     raised: str = ""
     """Traceback of the exception of which a culprit has died; empty: of none."""
+    all_wait: bool = False  # every rank waits in a collective
 
     @property
     def rank(self) -> int | None:
@@ -187,7 +188,7 @@ def judge(looks: Sequence[Look], scene: Scene | None = None) -> Verdict:
             ended, doing | dict.fromkeys(ended, Doing.ENDED), seen, scene, convicted=True
         )
     if waiting and len(waiting) == len(doing):
-        return _all_wait(doing, seen, scene)
+        return dataclasses.replace(_all_wait(doing, seen, scene), all_wait=True)
     return _verdict(outside or list(doing), doing, seen, scene, convicted=False)
 
 
@@ -292,8 +293,7 @@ def _all_wait(doing: Mapping[int, Doing], seen: Mapping[int, Look], scene: Scene
         behind = sorted(groups, key=lambda ranks: min(scene.steps.get(r, 0) for r in ranks))
         steps = [min(scene.steps.get(r, 0) for r in ranks) for ranks in behind]
         smallest = behind[0] if steps[0] < steps[1] else []
-    verdict = _verdict(smallest, doing, seen, scene, convicted=False)
-    return dataclasses.replace(verdict, users=True)
+    return dataclasses.replace(_verdict(smallest, doing, seen, scene, convicted=False), users=True)
 
 
 _ROOTED = re.compile(r"broadcast|(?<!reduce_)scatter|(?<!all_)gather|\breduce\b|send|recv")

@@ -262,9 +262,17 @@ def starting(look: Callable[[int], RankStack], **fields: object) -> World:
     return world
 
 
-def test_silence_alone_never_ends_a_run_that_has_not_ended_a_step() -> None:
+def all_asleep(rank: int) -> RankStack:
+    """A look at a rank of a script that trains without a collective, and reports nothing."""
+    return sleeping(rank)(rank)
+
+
+@pytest.mark.parametrize("look", [sleeping(1), all_asleep])
+def test_silence_alone_never_ends_a_run_that_has_not_ended_a_step(
+    look: Callable[[int], RankStack],
+) -> None:
     """Its data may take an hour to prepare; or it trains, and reports nothing."""
-    world = silent_from_the_start(starting(sleeping(1)), 4 * 3600)
+    world = silent_from_the_start(starting(look), 4 * 3600)
     assert world.attempt().number == 1
     (incident,) = [i for i in world.state.incidents_of("run-1") if i.kind == FindingKind.HANG]
     assert (incident.state, incident.response) == (IncidentState.OPEN, Response.ASKED)

@@ -243,7 +243,7 @@ def _is_unproven(run: Run, attempt: Attempt, suspect: Suspicion, verdict: Verdic
     """
     known = suspect.finding.evidence.get("longest_start_seconds", 0.0)
     never = attempt.first_step_at is None and run.best_step == 0 and not known
-    evidence = verdict.convicted or verdict.raised or not verdict.ranks
+    evidence = verdict.convicted or verdict.raised or verdict.all_wait
     return never and not evidence and run.spec.monitors.hang.starting == _DEFAULT_STARTING
 
 
