@@ -84,8 +84,8 @@ def _columns(by: Key) -> list[Column]:
     shared = [
         Column(by.value.upper(), lambda row: str(row.get("name") or row["key"] or "-")),
         Column("RUNS", lambda row: str(row["runs"])),
-        Column("GPU-HOURS", lambda row: f"{row['gpu_hours']:,.1f}"),
-        Column("NODE-HOURS", lambda row: f"{row['node_hours']:,.1f}"),
+        Column("GPU-HOURS", lambda row: f"{row['gpu_hours']:,.2f}"),
+        Column("NODE-HOURS", lambda row: f"{row['node_hours']:,.2f}"),
     ]
     if by is Key.CAUSE:
         return shared

@@ -155,7 +155,7 @@ class Fleet:
         return [i for i in incidents if (kept := self._kept.get(i.run)) and covers(kept.row)]
 
     def version_of(self, id_: str) -> int | None:
-        """The version that a follower has; None: it is not of this process, or too old."""
+        """The version that a follower has; None: this process has not made it."""
         epoch, _, version = id_.partition("-")
         if epoch != self._epoch or not version.isdecimal() or int(version) > self._version:
             return None

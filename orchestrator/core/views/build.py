@@ -23,7 +23,6 @@ from orchestrator.core.model.entities import (
 )
 from orchestrator.core.model.states import (
     TERMINAL_RUN_STATES,
-    IncidentState,
     NodeState,
     RunState,
     Trust,
@@ -327,8 +326,3 @@ def queue_views(
 def _quota(queue: Queue) -> dict[str, Any]:
     """The fields that a person sets."""
     return {field.name: getattr(queue, field.name) for field in dataclasses.fields(Quota)}
-
-
-def open_incidents(incidents: Iterable[Incident]) -> Counter[str]:
-    """How many incidents are not resolved, by severity."""
-    return Counter(i.severity.value for i in incidents if i.state is not IncidentState.RESOLVED)

@@ -4,10 +4,9 @@ const ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 /** An error of the API, or of the way to it (status 0). */
 export class Problem extends Error {
-  constructor(status, kind, message, allowed = []) {
+  constructor(status, message, allowed = []) {
     super(message);
     this.status = status;
-    this.kind = kind;
     this.allowed = allowed;
   }
 }
@@ -54,11 +53,11 @@ async function send(method, where, body, key) {
       signal: AbortSignal.timeout(20000),
     });
   } catch {
-    throw new Problem(0, "away", "The server does not answer. Check your connection; try again.");
+    throw new Problem(0, "The server does not answer. Check your connection; try again.");
   }
   if (answer.status === 204) return null;
   const found = await answer.json().catch(() => null);
   if (answer.ok) return found;
-  const error = found?.error ?? { kind: "http", message: `the server answered ${answer.status}` };
-  throw new Problem(answer.status, error.kind, error.message, error.allowed ?? []);
+  const error = found?.error ?? { message: `the server answered ${answer.status}` };
+  throw new Problem(answer.status, error.message, error.allowed ?? []);
 }

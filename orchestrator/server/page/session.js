@@ -54,7 +54,7 @@ export async function over() {
 async function ask() {
   const found = await get(path("session"));
   if (found.signed_in) return { name: found.name, role: found.role };
-  const problem = new Problem(401, "unauthenticated", "Nobody is signed in.");
+  const problem = new Problem(401, "Nobody is signed in.");
   problem.methods = found.methods.filter((method) => method.kind !== "token");
   throw problem;
 }
