@@ -14,6 +14,9 @@ from jobs.log_files import LogLimit
 from jobs.spec import RunSpec
 from monitors.exit_rules import RuleFile
 
+ADDRESS_VARIABLE = "BABYSIT_NODE_ADDRESS"
+"""Environment variable with the address of the node, for a configuration that has none."""
+
 
 class AgentConfig(BaseModel):
     """Settings of one agent: `python -P -m jobs.agent CONFIG.json`."""
@@ -24,7 +27,11 @@ class AgentConfig(BaseModel):
     worker: str
     node: str
     address: str = "127.0.0.1"
-    """Host at which other nodes reach this node."""
+    """Host at which other nodes reach this node, of either address family.
+
+    Empty: the agent takes the environment variable `BABYSIT_NODE_ADDRESS`, for clusters that learn
+    the address only when the worker starts (in Kubernetes, the Pod's IP by the downward API).
+    """
     server_url: str = ""
     """`ws://host:port/agent`; empty: read it from `server_file`."""
     ca: Path | None = None
@@ -35,6 +42,8 @@ class AgentConfig(BaseModel):
     Every connection attempt reads it again, since an embedded server may move.
     """
     token: str
+    bundle: str | None = None
+    """Id of the bundle with the code of the run (sha256 in hex); None: `spec.workdir` is there."""
     directory: Path
     """This worker's directory on disk: `spool/`, `agent.log`, `agent.pid`."""
     log_directory: Path

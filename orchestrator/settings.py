@@ -71,6 +71,12 @@ class Settings(AlertSettings, OidcSettings):
         "Empty: the Unix socket of the home, which serves agents on this machine only; with "
         "`database_url`, the port.",
     )
+    agent_ca: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities that sign the certificate at `agent_url`. Agents "
+        "on other machines get its text and trust these alone. Not set: those of `ca`, or of the "
+        "agents' system.",
+    )
     cluster: str = Field(
         default="local",
         description="Where workers run: `local` (virtual nodes on this machine) or `simulated` "

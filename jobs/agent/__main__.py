@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -19,7 +20,7 @@ from jobs.agent.errors import ConfigError
 from jobs.agent.log_file import LogFile
 from jobs.agent.worker import Agent
 from jobs.clock import SystemClock
-from jobs.config import AgentConfig
+from jobs.config import ADDRESS_VARIABLE, AgentConfig
 from jobs.environment import Environment
 from jobs.log_files import LogLimit
 
@@ -78,6 +79,23 @@ def read_environment(path: Path | None) -> Environment:
         raise ConfigError(f"environment: {path}: {error.error_count()} problems") from None
 
 
+def with_address(config: AgentConfig, given: Mapping[str, str]) -> AgentConfig:
+    """The configuration with the node's address, from the environment where it has none itself.
+
+    Raises:
+        ConfigError: There is none: the other nodes could not reach this one.
+    """
+    if config.address:
+        return config
+    address = given.get(ADDRESS_VARIABLE, "").strip()
+    if not address:
+        raise ConfigError(
+            f"the configuration has no address, and {ADDRESS_VARIABLE} is not set: the cluster"
+            " names the address of the node in one of them"
+        )
+    return config.model_copy(update={"address": address})
+
+
 async def serve(config: AgentConfig) -> None:
     """Run the agent until it ends; SIGTERM and SIGINT end it in good order."""
     agent = Agent(config, SystemClock(), random.Random())
@@ -93,7 +111,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -P -m jobs.agent CONFIG.json\n")
         return 2
     try:
-        config = read_config(Path(arguments[0]))
+        config = with_address(read_config(Path(arguments[0])), os.environ)
         submitted = read_environment(config.environment_file)
         config = config.model_copy(update={"submitted": submitted})
     except ConfigError as error:

@@ -26,12 +26,14 @@ class AgentAccess(NamedTuple):
     """Bearer token of this worker alone."""
     environment: Environment | None = Environment()
     """The environment that was submitted with the run; None: it is lost."""
+    ca: str | None = None
+    """PEM text of the authorities that sign the server's certificate; None: the system's."""
 
 
 class WorkerLaunch(BaseModel):
     """Everything a cluster needs to start an agent.
 
-    A cluster passes `server_url` and `token` to the agent's
+    A cluster passes `server_url`, `token`, `ca` and `bundle` to the agent's
     :class:`jobs.config.AgentConfig`; it needs no other knowledge of the server.
     """
 
@@ -44,6 +46,13 @@ class WorkerLaunch(BaseModel):
     """`ws://host:port/agent` of the server that launches, as seen from the agent's node."""
     token: str
     """Bearer token of this worker alone."""
+    ca: str | None = None
+    """PEM text of the authorities that sign the server's certificate; None: the agent trusts those
+    of its node's system. The text is public. A cluster that shares files with the server may pass
+    a file of its own instead."""
+    bundle: str | None = None
+    """Id of the code of the run (sha256 in hex), which the agent fetches and unpacks; None: the
+    code is where `spec.workdir` says, as seen from the node."""
     spec: RunSpec
     environment: Environment | None = Field(default=Environment(), repr=False)
     """The environment that was submitted with the run, to be given to the agent without a trace in

@@ -276,6 +276,7 @@ class OutboxDispatcher:
             spec=run.spec,
             server_url=access.server_url,
             token=access.token,
+            ca=access.ca,
             environment=access.environment,
         )
         for left in reversed(range(LAUNCH_TRIES)):

@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -115,13 +116,35 @@ def _refuse_unsafe(settings: Settings) -> None:
         )
 
 
+def agent_authorities(settings: Settings) -> str | None:
+    """PEM text of the authorities that agents trust; None: those of their own system.
+
+    Raises:
+        BabysitError: The file is unreadable, or has no certificate: agents could not connect.
+    """
+    name, path = "BABYSIT_AGENT_CA", settings.agent_ca
+    if path is None:
+        name, path = "BABYSIT_CA", settings.ca
+    if path is None:
+        return None
+    try:
+        text = path.expanduser().read_text(encoding="ascii", errors="replace")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BabysitError(
+            f"{name}={path}: {why}; expected a PEM file with the certificates of the authorities"
+        ) from error
+    return text
+
+
 @contextlib.asynccontextmanager
 async def _control_plane(
     settings: Settings, clock: Clock, stores: tuple[SqlStore, Store], holder: str
 ) -> AsyncIterator[tuple[Controller, WorkerTokens]]:
     store, readers = stores
     tokens = WorkerTokens(await store.signing_key())
-    environments = Environments(settings.home)
+    environments, authorities = Environments(settings.home), agent_authorities(settings)
     notifier, cluster = make_notifier(settings), make_cluster(settings, clock)
     if isinstance(notifier, RunningChannel):
         await notifier.start(store.alert_memory, clock)
@@ -138,7 +161,7 @@ async def _control_plane(
             alone=not settings.database_url,
         ),
         agent_access=lambda run, worker: AgentAccess(
-            settings.agent_url, tokens.make(run, worker), environments.read(run)
+            settings.agent_url, tokens.make(run, worker), environments.read(run), authorities
         ),
         notifier=notifier,
     )

@@ -60,7 +60,7 @@ def from_settings(settings: Settings, clock: Clock) -> LocalCluster:
     return LocalCluster(
         LocalClusterSettings(
             home=settings.home,
-            ca=settings.ca,
+            ca=settings.agent_ca or settings.ca,
             nodes=settings.local_nodes,
             cpus_per_node=settings.local_cpus_per_node,
             gpus_per_node=settings.local_gpus_per_node,
@@ -249,6 +249,7 @@ class LocalCluster:
             ca=self._settings.ca,
             server_file=self._settings.home / "server.json",
             token=launch.token,
+            bundle=launch.bundle,
             directory=self._records.directory(launch.run, launch.worker),
             log_directory=self._records.logs(launch.run),
             memory_directory=self._records.memory(launch.run, launch.worker),
