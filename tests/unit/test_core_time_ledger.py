@@ -108,3 +108,26 @@ def test_what_a_silent_script_does_is_unknown() -> None:
     assert world.run().ledger.bucket is Bucket.UNKNOWN
     world.advance(100)
     assert ettr(world.run().ledger, world.now) is None
+
+
+def test_a_recovery_that_is_over_before_the_last_rank_has_spoken_knows_what_it_lost() -> None:
+    """Agents speak in turn: rank 0 may end a new step before rank 1 is known to have loaded."""
+    world = trained(25)
+    world.die(rank=1, last_step=25)
+    late = []
+    while world.messages:
+        message = world.messages.pop(0)
+        if message.kind == "rank_restored" and message.rank == 1:
+            late.append(message)
+        else:
+            world.do(message)
+    assert len(late) == 1
+    world.reach(26)
+    restart = world.attempt().restart
+    assert restart is not None
+    assert restart.recovered_at is not None
+    assert (restart.resumed_step, restart.lost_steps) == (20, 5)
+    world.do(late[0])
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.resumed_step, restart.lost_steps) == (20, 5)

@@ -265,3 +265,13 @@ def test_two_do_not_claim_the_same_half_of_a_node() -> None:
     outcome = placed(table(1), first, second, holdings=busy)
     assert outcome.claims["a"].preempting
     assert "b" not in outcome.claims or not outcome.claims["b"].preempting
+
+
+def test_nodes_of_agents_that_hang_in_their_end_are_not_taken_again() -> None:
+    """The order to leave is old; their run waits itself, and holds one idle node."""
+    hung = holding("low", "n00", priority=LOW, movable=False, overdue=True)
+    idle = holding("low", "n01", priority=LOW)
+    low = demand("low", 1, priority=LOW, keeps=("n01",))
+    high = demand("high", 2, priority=CRITICAL)
+    outcome = placed(table(2), low, high, holdings=[hung, idle])
+    assert taken(outcome) == {}

@@ -115,7 +115,7 @@ def _all_held(state: State, run: Run, facts: RunFacts, now: dt.datetime) -> list
     found = _held(state, run, there, now)
     if hung:  # they may never end, so nobody counts on their nodes
         nodes = tuple(worker.node for worker in hung)
-        found.insert(0, _holding(run, nodes, movable=False))
+        found.insert(0, _holding(run, nodes, movable=False, overdue=True))
     return found
 
 

@@ -46,6 +46,13 @@ class HoldingTable:
         """By holding: True if its nodes become free soon."""
         return np.array([holding.leaving for holding in self.holdings], dtype=np.bool_)
 
+    @cached_property
+    def staying(self) -> Mask:
+        """By holding: True if its nodes can be won by an eviction alone."""
+        stuck = np.array([holding.overdue for holding in self.holdings], dtype=np.bool_)
+        mask: Mask = (self.size > 0) & ~self.leaving & ~stuck
+        return mask
+
     def gpus_by_queue(self) -> dict[str, int]:
         """Accounted GPUs that the runs of each queue hold."""
         return self._sums([holding.queue for holding in self.holdings])

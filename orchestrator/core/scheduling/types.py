@@ -142,6 +142,11 @@ class Holding:
     """Until then no eviction by priority or quota: it has been evicted and only just goes on."""
     leaving: bool = False
     """True if these nodes become free soon: the run was preempted or is stopping."""
+    overdue: bool = False
+    """True if the run should have left these nodes long ago, since its agents or hosts hang.
+
+    No pass counts on them, and an eviction, which is one more order to leave, would win nothing.
+    """
 
     @property
     def gpus(self) -> int:

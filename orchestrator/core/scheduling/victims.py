@@ -54,7 +54,7 @@ class Victims:
     def __init__(self, held: HoldingTable, quotas: Quotas, now: dt.datetime) -> None:
         self._all, self._quotas = held, quotas
         # `order` may take idle nodes of a run that is not movable: it has no work to lose.
-        self._rows = np.flatnonzero((held.size > 0) & ~held.leaving)
+        self._rows = np.flatnonzero(held.staying)
         self.held = [held.holdings[row] for row in self._rows.tolist()]
         self._movable: Mask = np.array(
             [h.movable and (h.safe_until is None or h.safe_until <= now) for h in self.held],

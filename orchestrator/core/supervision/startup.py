@@ -72,6 +72,10 @@ def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoin
     attempt = turn.state.attempts[run_id]
     if attempt.restored_ranks and step != attempt.start_step:
         return False
+    restart = attempt.restart
+    if restart is not None and restart.resumed_step is None:
+        # Known with the first rank: agents speak in turn, and a new step may come before the last.
+        restart = dataclasses.replace(restart, resumed_step=step)
     attempt = turn.change_attempt(
         run_id,
         restored_ranks=attempt.restored_ranks.union(ranks),
@@ -79,19 +83,16 @@ def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoin
         start_step=step,
         milestone=step + 1,
         step=max(attempt.step, step),
+        restart=restart,
     )
     if len(attempt.restored_ranks) == attempt.world_size:
         run = turn.run(run_id)
-        again = attempt.restart is not None and step < attempt.restart.best_step
+        again = restart is not None and step < restart.best_step
         bucket = Bucket.LOST if again else Bucket.PRODUCTIVE
         turn.change_run(run.id, ledger=time_ledger.switch(run.ledger, bucket, turn.now))
-        if attempt.restart is not None:
-            turn.change_attempt(
-                run.id,
-                restart=dataclasses.replace(
-                    attempt.restart, restored_at=turn.now, resumed_step=step
-                ),
-            )
+        if restart is not None:
+            restored_at = dataclasses.replace(restart, restored_at=turn.now)
+            turn.change_attempt(run.id, restart=restored_at)
     return True
 
 
