@@ -62,6 +62,8 @@ class AgentConfig(BaseModel):
     """The content of that file, once the agent has read it. Never written."""
     spec: RunSpec
     """The run spec, with `workdir` and `checkpoint.directory` absolute."""
+    grace_seconds: float = 30.0
+    """Time that the ranks get to save when the agent itself gets SIGTERM."""
     log_limit: LogLimit = LogLimit()
     """Disk that the log of one rank and attempt may take."""
     log_rules: tuple[RuleFile, ...] = ()

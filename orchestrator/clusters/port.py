@@ -57,6 +57,10 @@ class WorkerLaunch(BaseModel):
     environment: Environment | None = Field(default=Environment(), repr=False)
     """The environment that was submitted with the run, to be given to the agent without a trace in
     logs or files of other users; None: it is lost, and the launch is refused."""
+    grace_seconds: float = 30.0
+    """Time that the ranks get to save when the worker has to leave, as known at the launch:
+    the spec's `grace`, or more where saves of the run were seen to take longer. A cluster that
+    kills what does not leave (`terminationGracePeriodSeconds`) waits longer than this."""
 
 
 class WorkerGone(BaseModel):

@@ -41,6 +41,7 @@ from orchestrator.core.messages.instructions import (
 )
 from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.states import WorkerState
+from orchestrator.core.policy.time_limits import grace_seconds
 
 _log = structlog.get_logger(__name__)
 LAUNCH_TRIES = 3
@@ -278,6 +279,7 @@ class OutboxDispatcher:
             token=access.token,
             ca=access.ca,
             environment=access.environment,
+            grace_seconds=grace_seconds(run),
         )
         for left in reversed(range(LAUNCH_TRIES)):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import pytest
@@ -9,19 +10,20 @@ import structlog
 
 from jobs.events import Event
 from monitors.types import Severity
-from orchestrator.clusters.port import AgentAccess
+from orchestrator.clusters.port import AgentAccess, WorkerLaunch
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.dispatcher import PAUSES, OutboxDispatcher
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.turn_queue import EventRequest, TurnQueue
-from orchestrator.core.messages.instructions import Notify, ProbeWorker, StopWorker
+from orchestrator.core.messages.instructions import LaunchWorker, Notify, ProbeWorker, StopWorker
 from orchestrator.core.messages.notice_events import AskDelivered
 from orchestrator.core.model.entities import Worker
 from orchestrator.core.model.state import State
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.errors import LeadershipLostError
 from tests.controller_harness import VirtualClock
+from tests.world import trained
 
 
 class Flaky:
@@ -56,7 +58,7 @@ class Desk:
         cluster.stop = flaky.stop  # type: ignore[method-assign]
         events = EventFactory(self.clock)
         self.queue = TurnQueue(events)
-        live = LiveState(MemoryStore(), self.clock, events)
+        self.live = live = LiveState(MemoryStore(), self.clock, events)
         live.state = State(
             Worker(id=worker, run="run-1", node="node-1", launched_at=self.clock.now())
             for worker in workers
@@ -77,6 +79,7 @@ class Desk:
 
 
 STOP = StopWorker(id="i-1", cause="e-1", run="run-1", reason="", worker="w-1", node="node-1")
+LAUNCH = LaunchWorker(id="i-4", cause="e-1", run="run-1", reason="", worker="w-1", node="node-1")
 PROBE = ProbeWorker(id="i-3", cause="e-1", run="run-1", reason="", worker="w-1", node="node-1")
 PAGE = Notify(
     id="i-2",
@@ -154,4 +157,25 @@ async def test_a_question_starts_its_time_once_it_is_delivered_and_not_before() 
     await desk.ticks(3)
     assert told == [(AskDelivered, {"run": PAGE.run, "incident": "inc-1"})]
     assert desk.noted == [PAGE.id]
+    await desk.dispatcher.stop()
+
+
+@pytest.mark.parametrize(("longest_save", "grace"), [(0.0, 60.0), (90.0, 135.0)])
+async def test_a_cluster_hears_how_long_a_worker_may_take_to_save(
+    monkeypatch: pytest.MonkeyPatch, longest_save: float, grace: float
+) -> None:
+    """The spec's grace, or more where a save was measured that takes longer."""
+    desk = Desk(Flaky(failures=0))
+    run = dataclasses.replace(trained(1, grace="60s").run(), longest_save=longest_save)
+    desk.live.state.put(run)
+    desk.live.state.put(Worker(id="w-1", run="run-1", node="node-1", launched_at=run.submitted_at))
+    launched: list[WorkerLaunch] = []
+
+    async def launch(_: SimulatedCluster, order: WorkerLaunch) -> None:
+        launched.append(order)
+
+    monkeypatch.setattr(SimulatedCluster, "launch", launch)
+    desk.dispatcher.dispatch([LAUNCH])
+    await desk.clock.settle()
+    assert [order.grace_seconds for order in launched] == [grace]
     await desk.dispatcher.stop()

@@ -255,6 +255,7 @@ class LocalCluster:
             memory_directory=self._records.memory(launch.run, launch.worker),
             environment_file=agent_process.ENVIRONMENT_FILE,
             spec=launch.spec,
+            grace_seconds=launch.grace_seconds,
             log_limit=self._settings.log_limit,
             log_rules=self._settings.log_rules,
         )
