@@ -151,7 +151,7 @@ def agents(run: str) -> list[int]:
                 command = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"jobs.agent" in command and any(run.encode() in word for word in command):
+            if b"babysit.agent" in command and any(run.encode() in word for word in command):
                 found.append(int(entry.name))
     return found
 

@@ -19,7 +19,7 @@ ADDRESS_VARIABLE = "BABYSIT_NODE_ADDRESS"
 
 
 class AgentConfig(BaseModel):
-    """Settings of one agent: `python -P -m jobs.agent CONFIG.json`."""
+    """Settings of one agent: `babysit-agent CONFIG.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

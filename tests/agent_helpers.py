@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import textwrap
 import uuid
@@ -25,6 +24,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from jobs import frames
+from jobs.agent import command as agent_command
 from jobs.agent import reaper
 from jobs.clock import SystemClock
 from jobs.commands import Command, Shutdown, StartAttempt, StopAttempt
@@ -240,7 +240,7 @@ class AgentProcess:
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)}
         with (self._file.parent / "agent.out").open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "jobs.agent", str(self._file)],
+                [*agent_command.HERE, str(self._file)],
                 env=environment,
                 stdout=output,
                 stderr=output,

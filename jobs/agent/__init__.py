@@ -1,4 +1,4 @@
-"""The node agent: one worker of one run on one node (`python -P -m jobs.agent CONFIG.json`).
+"""The node agent: one worker of one run on one node (`babysit-agent CONFIG.json`).
 
 The agent outlives attempts: when a rank dies, the agent and its fork server stay, and only ranks
 restart. No process may survive its owner, in four steps. A rank dies with its parent, the fork

@@ -1,4 +1,4 @@
-"""Run the agent of one worker: `python -P -m jobs.agent CONFIG.json`."""
+"""Run the agent of one worker: `babysit-agent CONFIG.json` (:mod:`babysit.agent`)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def serve(config: AgentConfig) -> None:
 def main(arguments: list[str]) -> int:
     """Start the agent. Exit code: 0 in good order, 2 for a bad configuration; a crash raises."""
     if len(arguments) != 1:
-        sys.stderr.write("usage: python -P -m jobs.agent CONFIG.json\n")
+        sys.stderr.write("usage: babysit-agent CONFIG.json\n")
         return 2
     try:
         config = with_address(read_config(Path(arguments[0])), os.environ)

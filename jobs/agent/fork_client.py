@@ -16,14 +16,15 @@ from typing import Any, BinaryIO, Protocol
 import structlog
 
 import babysit
-from babysit import wire
+from babysit import installation, wire
 from jobs.agent import fork_server, interpreter, reaper
 from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.config import AgentConfig
 from jobs.environment import assigned
 
 _ROOT = str(Path(babysit.__file__).parents[1])
-"""Where our packages lie: a checkout, or site-packages."""
+"""Where the trainer's package lies: a checkout, or site-packages."""
+_CHECKOUT = not installation.WHEEL_PACKAGES.is_dir()
 _SECRETS = ("BABYSIT_TOKEN", "BABYSIT_DATABASE_URL")
 """Variables of the control plane that training must not see."""
 
@@ -50,7 +51,8 @@ def rank_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, str
 
     Like torchrun, it limits threads to one per process unless `OMP_NUM_THREADS` is set: ranks with
     one thread per core slow each other down. A checkout that the agent runs from is not on the
-    ranks' PYTHONPATH: its `jobs` or `tests` would hide the user's own.
+    ranks' PYTHONPATH: its `jobs` or `tests` would hide the user's own. A directory that a wheel was
+    installed into stays: it may have the user's packages too, and of ours only `babysit`.
     """
     submitted = config.submitted
     own = {name: value for name, value in base.items() if name not in _SECRETS}
@@ -62,7 +64,7 @@ def rank_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, str
     paths = [
         spec.get("PYTHONPATH"),
         submitted.variables.get("PYTHONPATH"),
-        *(path for path in inherited if path != _ROOT),
+        *(path for path in inherited if not (_CHECKOUT and path == _ROOT)),
     ]
     if joined := os.pathsep.join(path for path in paths if path):
         environment["PYTHONPATH"] = joined

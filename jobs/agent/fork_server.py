@@ -252,7 +252,7 @@ def preload(modules: list[str]) -> dict[str, str]:
     errors = {}
     for name in modules:
         try:
-            importlib.import_module(name)
+            importlib.import_module("babysit.entry" if name == "babysit" else name)  # it is lazy
         except BaseException:  # noqa: BLE001 - no import may kill the fork server
             errors[name] = traceback.format_exc(limit=-3)[-2000:]
     return errors

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import orchestrator
+import babysit
 from jobs import unix_socket
 from jobs.clock import Clock
 from orchestrator import private_home
@@ -83,13 +83,13 @@ def ensure(settings: Settings, clock: Clock) -> Api:
 
 def server_command() -> list[str]:
     """The server's command; `-P` keeps the working directory out of what it imports."""
-    return [sys.executable, "-P", "-m", "orchestrator.server"]
+    return [sys.executable, "-P", "-m", "babysit.server"]
 
 
 def server_environment(settings: Settings, **more: str) -> Mapping[str, str]:
     """The environment of a server of this home."""
     environment = {**os.environ, "BABYSIT_HOME": str(settings.home), **more}
-    root = str(Path(orchestrator.__file__).parents[1])
+    root = str(Path(babysit.__file__).parents[1])
     if root not in (*site.getsitepackages(), site.getusersitepackages()):
         # Run from a checkout: with -P the server would not find the package.
         current = environment.get("PYTHONPATH")

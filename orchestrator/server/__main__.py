@@ -1,4 +1,4 @@
-"""`python -P -m orchestrator.server [--embedded]`: one server process."""
+"""One server process: `python -P -m babysit.server [--embedded]`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CODES: tuple[tuple[type[BabysitError], int], ...] = (
 
 def main() -> int:
     """Serve; the exit code. 1 is that of a run that failed, never a server's."""
-    parser = argparse.ArgumentParser(prog="orchestrator.server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="babysit.server", description=__doc__)
     parser.add_argument("--embedded", action="store_true", help="leave when idle")
     embedded = parser.parse_args().embedded
     collect_rarely()

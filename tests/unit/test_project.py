@@ -112,7 +112,10 @@ def test_torch_is_pinned_for_us_and_open_for_users() -> None:
 
 
 def test_wheels_hold_every_package() -> None:
-    assert set(PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == set(PACKAGES)
+    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert set(wheel["only-include"]) == set(PACKAGES)
+    private = set(PACKAGES) - {"babysit"}
+    assert wheel["sources"] == {name: f"babysit/_packages/{name}" for name in private}
 
 
 def test_make_says_what_it_can_do() -> None:

@@ -14,13 +14,13 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from pathlib import Path
 
 import structlog
 
 from jobs import log_rules
+from jobs.agent import command as agent_command
 from jobs.agent.reaper import end_worker, strays
 from jobs.clock import Clock
 from jobs.config import AgentConfig
@@ -231,7 +231,7 @@ class LocalCluster:
         self._records.make_memory(launch.run, launch.worker)
         path = directory / "config.json"
         write_private(path, config.model_dump_json())
-        command = self._settings.agent or (sys.executable, "-P", "-m", "jobs.agent")
+        command = self._settings.agent or agent_command.HERE
         process = agent_process.start((*command, str(path)), directory, record, environment)
         restore_limit(process.pid)
         descriptor = os.pidfd_open(process.pid)
