@@ -82,6 +82,12 @@ class Settings(AlertSettings, OidcSettings):
         description="Where workers run: `local` (virtual nodes on this machine) or `simulated` "
         "(nodes in memory and no processes: runs are placed, and nothing trains).",
     )
+    pod: str = Field(
+        default="",
+        pattern=r"^([-a-z0-9]+/[-a-z0-9.]+)?$",
+        description="NAMESPACE/NAME of the Pod that this server is. While the server leads, its "
+        "Pod has the label `babysit/leader=true`, by which a Service finds it. Empty: no label.",
+    )
     lost_host: str = Field(
         default="",
         description="Name of a host that is gone for good: a `local` cluster here takes its runs "

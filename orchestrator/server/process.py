@@ -25,6 +25,7 @@ from orchestrator.alerts import dead_man
 from orchestrator.alerts.factory import make_notifier
 from orchestrator.alerts.port import RunningChannel, TendedChannel
 from orchestrator.clusters.factory import make_cluster
+from orchestrator.clusters.kubernetes import leader_label
 from orchestrator.clusters.port import AgentAccess
 from orchestrator.controller.background_loops import cancel
 from orchestrator.controller.controller import Controller
@@ -173,6 +174,10 @@ async def _control_plane(
     ]
     if isinstance(notifier, TendedChannel):
         background.append(asyncio.create_task(notifier.tend(lambda: controller.is_leader)))
+    if settings.pod:
+        own, pods = leader_label.pods_of(settings.pod)
+        labelling = leader_label.keep(own, pods, lambda: controller.is_leader, clock)
+        background.append(asyncio.create_task(labelling))
     if settings.alerts_summary:
         summary = daily_summary.keep(settings.alerts_summary, controller, clock)
         background.append(asyncio.create_task(summary))
