@@ -64,3 +64,13 @@ class ManualClock:
         """Advance the clock by `seconds` and let other tasks run."""
         self.advance(seconds)
         await asyncio.sleep(0)
+
+
+async def wait_at_most(clock: Clock, event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, for `seconds` at most."""
+    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds))]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -362,3 +362,5 @@ class Hello(BaseModel):
     """Sequence of the oldest message in the spool, or of the next one if it is empty."""
     address: str = ""
     """Host at which other nodes reach this node; empty: an older agent does not say."""
+    logs: int = 0
+    """Version of :mod:`jobs.log_messages` that the agent speaks; 0: an older agent, none."""

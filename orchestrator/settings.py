@@ -185,6 +185,19 @@ class Settings(AlertSettings, OidcSettings):
         description="Files of `log_bytes` that are kept per rank and attempt; older lines are "
         "deleted.",
     )
+    log_tail_bytes: int = Field(
+        default=2**20,
+        ge=0,
+        le=64 * 2**20,
+        description="Where ranks run on other machines: the end of each rank's log that the run "
+        "database keeps, for when its node is gone. 0: keep none.",
+    )
+    log_tail_run_bytes: int = Field(
+        default=64 * 2**20,
+        ge=2**20,
+        description="Limit of all such ends of one run. Where it is smaller than those of all "
+        "ranks, each rank gets its share, but at least 64 KiB; older attempts go first.",
+    )
     retention_days: float = Field(
         default=30.0,
         ge=0,

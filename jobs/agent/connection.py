@@ -21,6 +21,7 @@ from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketExcepti
 
 from jobs import frames, unix_socket
 from jobs.agent.errors import ServerUnknownError
+from jobs.agent.log_sender import LogSender
 from jobs.agent.spool import Spool
 from jobs.clock import Clock
 from jobs.commands import AgentCommand, Command
@@ -37,6 +38,9 @@ _COMMAND: TypeAdapter[AgentCommand] = TypeAdapter(AgentCommand)
 
 class Host(Protocol):
     """The agent as its connection uses it."""
+
+    log_sender: LogSender
+    """The part of the agent that speaks of logs."""
 
     def hello(self) -> Hello:
         """The first frame of a connection."""
@@ -152,18 +156,18 @@ class Connection:
         async with opened as socket, asyncio.TaskGroup() as tasks:
             await socket.send(frames.encode("hello", self._host.hello()))
             beating = tasks.create_task(self._beat(socket))
-            sending: asyncio.Task[None] | None = None
+            sending: list[asyncio.Task[None]] = []
             async for data in socket:
                 self.last_contact = self._clock.monotonic()
                 kind, body = frames.decode(data)
-                if kind == "welcome" and sending is None:
+                if kind == "welcome" and not sending:
                     self._welcomed(body)
-                    sending = tasks.create_task(self._send(socket))
+                    logs = self._host.log_sender.serve(socket.send, body.get("logs"))
+                    sending = [tasks.create_task(each) for each in (self._send(socket), logs)]
                 else:
                     await self._take(socket, kind, body)
-            beating.cancel()
-            if sending is not None:
-                sending.cancel()
+            for task in (beating, *sending):
+                task.cancel()
 
     def _welcomed(self, body: dict[str, Any]) -> None:
         # The answer says what the control plane has stored, also if its last acks were lost.
@@ -179,6 +183,8 @@ class Connection:
                 self._spool.acknowledge(_number(body, "sequence"))
             case "command":
                 await self._command(socket, body)
+            case "log_request" | "log_tails_kept":
+                self._host.log_sender.take(kind, body)
             case "servers":
                 self._learn(body.get("urls"))
             case "redirect" if isinstance(body.get("url"), str) and self._is_safe(body["url"]):

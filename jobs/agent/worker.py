@@ -10,8 +10,6 @@ import asyncio
 import os
 import random
 import shutil
-from collections.abc import Coroutine
-from typing import Any
 
 import structlog
 
@@ -21,13 +19,15 @@ from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.agent.fork_client import ForkClient
 from jobs.agent.gang import Gang, RankProcess, memory_checkpoints
 from jobs.agent.log_pump import LogPump
+from jobs.agent.log_sender import LogSender
 from jobs.agent.network import free_port
 from jobs.agent.outbox import Outbox
 from jobs.agent.rank_end import failure_to_start
 from jobs.agent.reporter import Reporter
 from jobs.agent.spool import Spool
 from jobs.agent.storage_watch import StorageWatch
-from jobs.clock import Clock
+from jobs.agent.tasks import Tasks
+from jobs.clock import Clock, wait_at_most
 from jobs.commands import (
     CaptureStacks,
     Command,
@@ -46,6 +46,7 @@ from jobs.events import (
     RanksStarted,
     WorkerJoined,
 )
+from jobs.log_messages import LOGS_VERSION
 from monitors.failures import Failure, FailureClass
 
 _DRAIN_SECONDS = 0.05
@@ -64,6 +65,7 @@ class Agent:
         self._spool = Spool(config.directory / "spool" / "reports")
         self._reaper = reaper.Reaper(config.worker)
         self._fork_client = ForkClient(config, self, self._reaper.group)
+        self.log_sender = LogSender(clock)
         self._connection = Connection(config, self._spool, self, clock, chance)
         outbox = Outbox(self._spool, clock, self._connection.wake)
         self._logs = LogPump(clock, config.log_limit)
@@ -74,9 +76,7 @@ class Agent:
         """Highest attempt started or stopped; starts of older attempts are ignored."""
         self._lifecycle = asyncio.Lock()
         self._seen: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._over = asyncio.Event()
-        self._crash: BaseException | None = None
+        self._tasks = Tasks()
 
     # --- lifecycle ------------------------------------------------------------------------------
 
@@ -86,49 +86,37 @@ class Agent:
         Raises:
             Exception: A task of the agent failed, which is a bug.
         """
+        connection = self._tasks.spawn(self._connection.run())
         for work in (
             self._fork_client.start(),
-            self._connection.run(),
             self._collect_reports(),
             self._watch(),
             self._join(),
         ):
-            self._spawn(work)
+            self._tasks.spawn(work)
         try:
-            await self._over.wait()
+            await self._tasks.over.wait()
         finally:
-            await self._leave()
-        if self._crash is not None:
-            raise self._crash
+            await self._leave(connection)
+        if self._tasks.crash is not None:
+            raise self._tasks.crash
 
     def leave(self, reason: str) -> None:
         """End: kill the ranks, remove the files on tmpfs, and return from :meth:`run`."""
         self._log.info("leaving", reason=reason)
-        self._over.set()
+        self._tasks.over.set()
 
-    async def _leave(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def _leave(self, connection: asyncio.Task[None]) -> None:
+        await self._tasks.cancel(spare=connection)  # the last words of the ranks need it
         if self._gang is not None:
             self._gang.kill()
         self._fork_client.close()
         await asyncio.to_thread(self._reaper.finish)
         await asyncio.to_thread(self._logs.finish)
+        await self.log_sender.finish()
+        await self._tasks.cancel()
         await asyncio.to_thread(shutil.rmtree, self._config.memory_directory, ignore_errors=True)
         self._spool.close()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        """End the agent when a task fails: a visible crash is better than half an agent."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._crash = self._crash or error
-            self._over.set()
 
     async def _join(self) -> None:
         await self._fork_client.ready.wait()
@@ -166,6 +154,7 @@ class Agent:
             attempt=self._newest,
             next_sequence=self._spool.first_sequence,
             address=config.address,
+            logs=LOGS_VERSION,
         )
 
     def heartbeat(self) -> Heartbeat:
@@ -183,13 +172,13 @@ class Agent:
 
     def handle(self, command: Command) -> None:
         """Execute a command once."""
-        if command.id in self._seen:
+        if command.id in self._seen or self._tasks.over.is_set():
             return
         self._seen.add(command.id)
         self._log.info(
             "executing command", command=command.kind, id=command.id, attempt=command.attempt
         )
-        self._spawn(self._execute(command))
+        self._tasks.spawn(self._execute(command))
 
     async def _execute(self, command: Command) -> None:
         match command:
@@ -227,6 +216,7 @@ class Agent:
     async def _launch(self, command: StartAttempt) -> None:
         gang = Gang(command, self._config, self._clock.now().timestamp())
         self._gang = gang
+        self.log_sender.follow(gang.attempt, {p.rank: p.log for p in gang.ranks.values()})
         try:
             gang.prepare()
         except OSError as error:
@@ -286,7 +276,7 @@ class Agent:
         gang.stopping = True
         if grace_seconds > 0:
             gang.request_stop()
-            await _wait_at_most(self._clock, gang.dead, grace_seconds)
+            await wait_at_most(self._clock, gang.dead, grace_seconds)
         gang.kill()
         # No time limit: a report that the attempt has stopped must be true.
         await gang.dead.wait()
@@ -318,7 +308,7 @@ class Agent:
 
     def fork_server_lost(self, *, was_warm: bool) -> None:
         """Replace the fork server; its ranks have died with it."""
-        self._spawn(self._replace_fork_server(was_warm=was_warm))
+        self._tasks.spawn(self._replace_fork_server(was_warm=was_warm))
 
     async def _replace_fork_server(self, *, was_warm: bool) -> None:
         gang = self._gang
@@ -344,6 +334,7 @@ class Agent:
         if code != 0 and not gang.stopping:
             gang.kill()
         self._reporter.exited(gang, process, failure)
+        self.log_sender.hurry()
 
     async def _collect_reports(self) -> None:
         """Move samples and notes from the ranks to the outbox."""
@@ -352,13 +343,3 @@ class Agent:
             self._reporter.collect(self._gang)
             if self._gang is not None:
                 self._gang.end_misfits()
-
-
-async def _wait_at_most(clock: Clock, event: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, at most for this time."""
-    waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(clock.sleep(seconds))]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

@@ -139,11 +139,13 @@ def _state(line: str) -> str:
 def ranks(here: Session, run: str, choice: Choice, *, follow: bool) -> None:
     """Print the logs of ranks; following, go on to new attempts until the run is over."""
     printer = _Printer(here, run, choice.tail, live=follow)
-    said_waiting = False
+    said_waiting, said_kept = False, False
     while True:
         over = not follow or here.patient.get(path("runs", run))["state"] in _OVER
         files = here.patient.get(path("runs", run, "logs"))
         keys = choice.of(files, here.clock.now())
+        if not said_kept and choice.tail is None:
+            said_kept = _say_kept(files, keys)
         if not keys and not follow:
             raise CliError(_none(run, choice, files), ExitCode.NOT_FOUND)
         if not keys and not said_waiting:
@@ -154,6 +156,22 @@ def ranks(here: Session, run: str, choice: Choice, *, follow: bool) -> None:
             printer.flush(prefixed=len(keys) > 1)
             return
         here.wait(POLL_SECONDS)
+
+
+def _say_kept(files: list[dict[str, Any]], keys: list[Key]) -> bool:
+    """Say of which of these logs only the end is left; True if there is any log at all."""
+    for file in files:
+        if (
+            (file["attempt"], file["rank"]) in keys
+            and not file.get("node")
+            and file.get("kept_from")
+        ):
+            gone, left = file["kept_from"], file["bytes"] - file["kept_from"]
+            say(
+                f"rank {file['rank']}: the first {human_bytes(gone)} went with its node; its last"
+                f" {human_bytes(left)} were kept"
+            )
+    return bool(keys)
 
 
 def _none(run: str, choice: Choice, files: list[dict[str, Any]]) -> str:

@@ -40,7 +40,7 @@ from orchestrator.database.models import (
     SampleRow,
     ShardRow,
 )
-from orchestrator.database.server_models import AlertMemoryRow
+from orchestrator.database.server_models import AlertMemoryRow, LogTailRow
 from orchestrator.errors import InvalidError
 
 ROWS = 2000
@@ -188,7 +188,7 @@ async def _forget(database: Database, run: str, until: dt.datetime, *, dry_run: 
 def _history(run: str | ColumnElement[str], until: dt.datetime) -> list[_Part]:
     journal, outbox = table_of(JournalRow), table_of(OutboxRow)
     samples, findings = table_of(SampleRow), table_of(FindingRow)
-    told = table_of(AlertMemoryRow)
+    told, tails = table_of(AlertMemoryRow), table_of(LogTailRow)
     old = and_(journal.c.run == run, journal.c.at < until, not_(journal.c.actor.like(_AUDIT)))
     return [
         _Part(journal, old, "journal"),
@@ -196,6 +196,7 @@ def _history(run: str | ColumnElement[str], until: dt.datetime) -> list[_Part]:
         _Part(samples, samples.c.run == run, "samples"),
         _Part(findings, findings.c.run == run, ""),
         _Part(told, told.c.run == run, ""),
+        _Part(tails, tails.c.run == run, ""),
     ]
 
 

@@ -30,6 +30,22 @@ class AlertMemoryRow(Base):
     body: Mapped[dict[str, Any]]
 
 
+class LogTailRow(Base):
+    """Segments of the ends of logs (:mod:`orchestrator.database.log_tails`)."""
+
+    __tablename__ = "log_tails"
+    run: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    rank: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    segment: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    start: Mapped[int]
+    end: Mapped[int]
+    worker: Mapped[str]
+    written_at: Mapped[dt.datetime]
+    packed: Mapped[bytes]
+    """Last, so that SQLite finds the other columns without reading it."""
+
+
 class SessionRow(Base):
     """Browsers that have signed in (:mod:`orchestrator.database.sessions`)."""
 

@@ -23,6 +23,7 @@ from orchestrator.database.committer import Committer
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import SqlEndedRuns
 from orchestrator.database.engine import Database, in_memory
+from orchestrator.database.log_tails import SqlLogTails
 from orchestrator.database.people import SqlPeople
 from orchestrator.database.port import (
     Batch,
@@ -80,6 +81,11 @@ class SqlStore(SqlEndedRuns, SqlPeople):
     def alert_memory(self) -> SqlAlertMemory:
         """The memory of the alert channel, in the same database."""
         return SqlAlertMemory(self._database)
+
+    @property
+    def log_tails(self) -> SqlLogTails:
+        """The ends of logs that agents have sent, in the same database."""
+        return SqlLogTails(self._database)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -38,6 +38,7 @@ from orchestrator.errors import (
 )
 from orchestrator.server.audit import note_event, notes, subjects
 from orchestrator.server.environments import Environments
+from orchestrator.server.logs import LocalLogs, RunLogs
 from orchestrator.server.oidc.errors import WrongTokenError
 from orchestrator.server.oidc.port import SingleSignOn, make_single_sign_on
 from orchestrator.server.sign_in import SignIns
@@ -119,6 +120,8 @@ class Context:
         """Threads that look at files of specs, apart from those that read logs."""
         self.home_page = "/"
         """Where a browser that has signed in goes."""
+        self.logs: RunLogs = LocalLogs(settings)
+        """The logs of ranks, wherever they lie."""
         self.plan_threads = ThreadPoolExecutor(_PLAN_THREADS, "plan")
         """Threads that plan for a request: a pass over a large fleet takes seconds."""
         self.requests = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Mapping
 from typing import Protocol
 
 import structlog
@@ -33,6 +33,7 @@ from orchestrator.errors import (
     PermissionDeniedError,
     TemporaryError,
 )
+from orchestrator.server.agent_logs import AgentLogs, Handler, LogDesk
 from orchestrator.server.agent_reports import ReportReader
 
 _log = structlog.get_logger(__name__)
@@ -155,26 +156,39 @@ class _Link:
         await self._socket.send(encode("command", command))
 
 
-def create_gateway(controller: Controller, tokens: WorkerTokens) -> APIRouter:
-    """The route agents connect to: `/agent`."""
+def create_gateway(
+    controller: Controller, tokens: WorkerTokens, desk: LogDesk | None = None
+) -> APIRouter:
+    """The route agents connect to: `/agent`.
+
+    Args:
+        controller: Decides and stores.
+        tokens: Which agents may connect.
+        desk: For logs that lie on the nodes; None: they lie on this machine.
+    """
     router = APIRouter()
 
     @router.websocket("/agent")
     async def agent(socket: WebSocket) -> None:
         await socket.accept()
-        await serve_agent(WebSocketAdapter(socket), controller, tokens)
+        await serve_agent(WebSocketAdapter(socket), controller, tokens, desk)
 
     return router
 
 
-async def serve_agent(socket: AgentSocket, controller: Controller, tokens: WorkerTokens) -> None:
+async def serve_agent(
+    socket: AgentSocket,
+    controller: Controller,
+    tokens: WorkerTokens,
+    desk: LogDesk | None = None,
+) -> None:
     """Serve one agent, from its `hello` until either side ends the connection.
 
     Returns whatever the agent and the network do; what raises is a defect of the control plane. The
     close code tells the agent why: BAD_FRAME, REFUSED (after a `refused` frame), TRY_AGAIN_LATER.
     """
     try:
-        await _serve(socket, controller, tokens)
+        await _serve(socket, controller, tokens, desk)
     except ConnectionError:
         return
     except (FrameError, ValidationError) as error:
@@ -192,7 +206,9 @@ async def _redirect(socket: AgentSocket, controller: Controller) -> None:
     await socket.close(TRY_AGAIN_LATER, "not the leader")
 
 
-async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerTokens) -> None:
+async def _serve(
+    socket: AgentSocket, controller: Controller, tokens: WorkerTokens, desk: LogDesk | None
+) -> None:
     kind, body = decode(await socket.receive())
     if kind != "hello":
         raise FrameError(f"expected hello, got {kind}")
@@ -212,14 +228,29 @@ async def _serve(socket: AgentSocket, controller: Controller, tokens: WorkerToke
     except NotFoundError as error:
         await _refuse(socket, str(error), fenced=True)
         return
+    logs = None if desk is None else AgentLogs(desk, socket, hello, _ranks(controller, hello.run))
     try:
         welcome: dict[str, object] = {"last_sequence": last}
         if controller.servers:
             welcome["servers"] = list(controller.servers)
+        if logs is not None and logs.terms is not None:
+            welcome["logs"] = logs.terms.model_dump()
         await socket.send(encode("welcome", welcome))
-        await _converse(socket, controller, hello)
+        if logs is not None:
+            logs.opened()
+        await _converse(socket, controller, hello, {} if logs is None else logs.handlers)
     finally:
         controller.detach(hello.worker, link)
+        if logs is not None:
+            logs.closed()
+
+
+def _ranks(controller: Controller, run: str) -> int:
+    """Number of ranks that a run has at most."""
+    known = controller.state.runs.get(run)
+    if known is None:
+        return 1
+    return known.spec.resources.max_nodes * known.spec.resources.processes_per_node
 
 
 async def _refuse_protocol(socket: AgentSocket, controller: Controller, hello: Hello) -> None:
@@ -238,7 +269,9 @@ async def _refuse(socket: AgentSocket, reason: str, *, fenced: bool) -> None:
     await socket.close(REFUSED, "refused")
 
 
-async def _converse(socket: AgentSocket, controller: Controller, hello: Hello) -> None:
+async def _converse(
+    socket: AgentSocket, controller: Controller, hello: Hello, more: Mapping[str, Handler]
+) -> None:
     """Read frames until the agent goes.
 
     Reports go to the controller as they are read, and are stored together with others; heartbeats
@@ -247,7 +280,7 @@ async def _converse(socket: AgentSocket, controller: Controller, hello: Hello) -
     """
     reports = _Taken(_REPORTS_WAITING)
     storing = asyncio.create_task(_acknowledge(reports, socket))
-    reading = asyncio.create_task(_read(reports, socket, controller, hello))
+    reading = asyncio.create_task(_read(reports, socket, controller, hello, more))
     try:
         await asyncio.wait((storing, reading), return_when=asyncio.FIRST_COMPLETED)
         for task in (storing, reading):
@@ -274,7 +307,13 @@ async def _unknown(kind: str, _body: object) -> None:
     raise FrameError(f"unknown frame {kind:.80}")
 
 
-async def _read(reports: _Taken, socket: AgentSocket, controller: Controller, hello: Hello) -> None:
+async def _read(
+    reports: _Taken,
+    socket: AgentSocket,
+    controller: Controller,
+    hello: Hello,
+    more: Mapping[str, Handler],
+) -> None:
     """Read frames. One that cannot be read is skipped, or nothing behind it would be heard."""
     worker, reader = hello.worker, ReportReader(hello, controller.events, controller.clock)
     told = controller.servers
@@ -301,10 +340,11 @@ async def _read(reports: _Taken, socket: AgentSocket, controller: Controller, he
             raise FrameError(f"expected the id of a command in ack_command, got {command!r:.80}")
         controller.acknowledged(worker, command)
 
-    handlers: dict[str, Callable[[dict[str, object]], Awaitable[None]]] = {
+    handlers: dict[str, Handler] = {
         "report": on_report,
         "heartbeat": on_heartbeat,
         "ack_command": on_acknowledged,
+        **more,
     }
     skipped = 0
     while True:

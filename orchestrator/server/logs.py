@@ -1,24 +1,25 @@
-"""Reads the logs of ranks, a piece at a time."""
+"""Logs of ranks as the API shows them: those on the disk of this server.
+
+Where workers do not run on this machine, :mod:`orchestrator.server.remote_logs` answers instead.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import os
 import re
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Protocol
 
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 
+from jobs import log_pieces
 from jobs.log_files import end_of, older_parts
+from jobs.log_pieces import LogPiece
+from orchestrator.core.model.entities import Run
 from orchestrator.errors import NotFoundError
-
-_CHUNK = 65536
-PIECE_BYTES = 1_000_000
-"""Most bytes of one answer."""
-_TRIES = 5
-"""A log is rotated every few megabytes: two rotations during one look are unlikely."""
+from orchestrator.settings import Settings
 
 
 class LogFile(BaseModel):
@@ -27,19 +28,48 @@ class LogFile(BaseModel):
     attempt: int
     rank: int
     bytes: int
+    """Size of the whole log, with parts that were deleted; 0: not known yet."""
     written_at: dt.datetime
+    node: str = ""
+    """The node on whose disk the log lies, while an agent there can send it. Empty: the log is on
+    the server's disk, or only its end is kept."""
+    kept_from: int = 0
+    """Where the part begins that is left when the node has gone."""
 
 
-class LogPiece(BaseModel):
-    """A part of a log. Ask again with `offset=next_offset` for what came after it."""
+class RunLogs(Protocol):
+    """The logs of runs, wherever they lie."""
 
-    text: str
-    """Empty at the end of the log. States of a progress bar are parted by carriage returns."""
-    offset: int
-    """Where the text begins; later than asked for if older parts of the log were deleted."""
-    next_offset: int
-    bytes: int
-    """Size of the whole log now, with the parts that were deleted."""
+    async def files(self, run: Run) -> list[LogFile]:
+        """The logs of a run, by attempt and rank."""
+
+    async def piece(
+        self, run: Run, attempt: int, rank: int, *, offset: int = 0, tail: int | None = None
+    ) -> LogPiece:
+        """Read from `offset`, or the last `tail` lines, as :func:`jobs.log_pieces.read_piece` does.
+
+        Raises:
+            NotFoundError: There is no such log.
+            TemporaryError: It cannot be read here now.
+        """
+
+
+class LocalLogs:
+    """Implements :class:`RunLogs` over the home of the server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def files(self, run: Run) -> list[LogFile]:
+        """See the protocol."""
+        return await run_in_threadpool(log_files, self._settings.log_directory(run.id))
+
+    async def piece(
+        self, run: Run, attempt: int, rank: int, *, offset: int = 0, tail: int | None = None
+    ) -> LogPiece:
+        """See the protocol."""
+        path = log_path(self._settings.log_directory(run.id), attempt, rank)
+        return await run_in_threadpool(read_piece, path, offset=offset, tail=tail)
 
 
 def log_files(directory: Path) -> list[LogFile]:
@@ -68,94 +98,12 @@ def log_path(directory: Path, attempt: int, rank: int) -> Path:
 
 
 def read_piece(path: Path, *, offset: int = 0, tail: int | None = None) -> LogPiece:
-    """Read from `offset`, or the last `tail` lines. Ends at a whole line where there is one.
-
-    A piece never spans two files of a rotated log: ask again until the text is empty.
+    """Read from `offset`, or the last `tail` lines; see :func:`jobs.log_pieces.read_piece`.
 
     Raises:
-        NotFoundError: there is no such log.
+        NotFoundError: There is no such log.
     """
     try:
-        with contextlib.ExitStack() as stack:
-            parts = _opened(path, stack)
-            return _read(parts, offset, tail)
+        return log_pieces.read_piece(path, offset=offset, tail=tail)
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no log {path.parent.name}/{path.name} yet") from error
-
-
-class _Part(NamedTuple):
-    """An open file of a log."""
-
-    start: int
-    size: int
-    file: BinaryIO
-
-
-def _opened(path: Path, stack: contextlib.ExitStack) -> list[_Part]:
-    """Open all files of a log, oldest first.
-
-    The agent may rotate the log meanwhile: then the list is made again.
-    """
-    for _ in range(_TRIES):
-        older = older_parts(path)
-        files = []
-        with contextlib.suppress(FileNotFoundError):
-            files = [stack.enter_context(each.path.open("rb")) for each in older]
-            files.append(stack.enter_context(path.open("rb")))
-        if len(files) == len(older) + 1 and older == older_parts(path):
-            break
-    else:
-        raise FileNotFoundError(path)
-    parts: list[_Part] = []
-    starts = [each.start for each in older]
-    for place, file in enumerate(files):
-        size = os.fstat(file.fileno()).st_size
-        before = parts[-1].start + parts[-1].size if parts else 0
-        parts.append(_Part(starts[place] if place < len(starts) else before, size, file))
-    return parts
-
-
-def _read(parts: list[_Part], offset: int, tail: int | None) -> LogPiece:
-    end = parts[-1].start + parts[-1].size
-    start = min(offset, end) if tail is None else _tail_offset(parts, end, tail)
-    # A place in a part that was deleted: the next one that is still there.
-    part = next((p for p in parts if start < p.start + p.size), parts[-1])
-    start = max(start, part.start)
-    part.file.seek(start - part.start)
-    raw = part.file.read(PIECE_BYTES)
-    if len(raw) == PIECE_BYTES and b"\n" in raw:
-        raw = raw[: raw.rindex(b"\n") + 1]
-    raw = raw[: _whole_characters(raw)]
-    return LogPiece(
-        text=raw.decode(errors="replace"), offset=start, next_offset=start + len(raw), bytes=end
-    )
-
-
-def _tail_offset(parts: list[_Part], end: int, lines: int) -> int:
-    """Where the last `lines` lines begin, at most `PIECE_BYTES` from the end."""
-    newlines, floor = 0, max(0, end - PIECE_BYTES, parts[0].start)
-    for part in reversed(parts):
-        position = part.start + part.size
-        while position > max(floor, part.start):
-            begin = max(floor, part.start, position - _CHUNK)
-            part.file.seek(begin - part.start)
-            block = part.file.read(position - begin)
-            for index in range(len(block) - 1, -1, -1):
-                if block[index] != ord("\n") or begin + index == end - 1:
-                    continue
-                newlines += 1
-                if newlines == lines:
-                    return begin + index + 1
-            position = begin
-    return floor if lines > 0 else end
-
-
-def _whole_characters(raw: bytes) -> int:
-    """Length of `raw` without a UTF-8 character cut off at its end."""
-    for back in range(1, min(4, len(raw)) + 1):
-        byte = raw[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        needed = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
-        return len(raw) - back if needed > back else len(raw)
-    return len(raw)

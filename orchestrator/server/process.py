@@ -39,6 +39,7 @@ from orchestrator.errors import BabysitError
 from orchestrator.network_address import is_loopback, is_plain
 from orchestrator.private_home import UnsafeHomeError, make_private, network_file_system
 from orchestrator.server import daily_summary, slack_clicks
+from orchestrator.server.agent_logs import LogDesk
 from orchestrator.server.app import create_app
 from orchestrator.server.context import Context
 from orchestrator.server.environments import Environments, keep_swept
@@ -47,6 +48,7 @@ from orchestrator.server.housekeeping import keep_tidy
 from orchestrator.server.http_server import HttpServers
 from orchestrator.server.listeners import Listeners, listening
 from orchestrator.server.one_host import refuse_other_host
+from orchestrator.server.remote_logs import RemoteLogs
 from orchestrator.server.server_file import ServerRecord, this_process, write_record
 from orchestrator.settings import Settings
 
@@ -85,7 +87,11 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
         try:
             await refuse_other_host(store, settings, clock.now())
             async with _control_plane(settings, clock, stores, holder) as (controller, tokens):
-                app = create_app(controller, clock, settings, create_gateway(controller, tokens))
+                desk = None if controller.runs_here else LogDesk(store.log_tails, settings)
+                gateway = create_gateway(controller, tokens, desk)
+                app = create_app(controller, clock, settings, gateway)
+                if desk is not None:
+                    app.state.context.logs = RemoteLogs(desk, controller)
                 servers = HttpServers(app, settings, listeners)
                 _announce(settings, listeners)
                 await _run(servers, app.state.context, controller, embedded=embedded)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from jobs.log_pieces import LogPiece
 from orchestrator.core.model.states import TERMINAL_RUN_STATES
 from orchestrator.core.text import outcome
 from orchestrator.core.views import logbook
@@ -22,7 +23,7 @@ from orchestrator.core.views.models import (
 from orchestrator.database.port import JournalEntry
 from orchestrator.errors import NotFoundError, NotLeaderError
 from orchestrator.server.context import AnywhereViewer, Context, HasContext, TheRun
-from orchestrator.server.logs import LogFile, LogPiece, log_files, log_path, read_piece
+from orchestrator.server.logs import LogFile, read_piece
 from orchestrator.server.run_queries import finite, journal
 
 MOST = 2**63 - 1
@@ -168,7 +169,7 @@ async def the_logbook(run: TheRun, here: HasContext) -> list[StoryView]:
 @router.get("/logs")
 async def logs(run: TheRun, here: HasContext) -> list[LogFile]:
     """Which logs there are, by attempt and rank."""
-    return await run_in_threadpool(log_files, here.settings.log_directory(run.id))
+    return await here.logs.files(run)
 
 
 @router.get("/logs/controller")
@@ -198,5 +199,4 @@ async def rank_log(
     tail: Annotated[int | None, Query(ge=0, le=100_000)] = None,
 ) -> LogPiece:
     """Output of one rank, from `offset` on, or its last `tail` lines."""
-    path = log_path(here.settings.log_directory(run.id), attempt, rank)
-    return await run_in_threadpool(read_piece, path, offset=offset, tail=tail)
+    return await here.logs.piece(run, attempt, rank, offset=offset, tail=tail)
