@@ -8,7 +8,7 @@ DOCS_READY := $(VENV)/.docs-ready
 SEEDS ?= 0:100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench fuzz soak clean postgresql prometheus chromium
+.PHONY: help setup demo test lint docs bench fuzz soak clean postgresql prometheus chromium kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,10 +28,14 @@ prometheus:
 chromium:
 	@scripts/chromium
 
+# Where it cannot be built, the tests that need it are skipped, and say so at the end.
+kubernetes:
+	@scripts/kubernetes || true
+
 demo: $(READY) ## Train a small GPT through five injected failures, without human help (about 3 minutes)
 	@$(VENV)/bin/babysit demo
 
-test: $(READY) postgresql prometheus chromium ## Run all tests; prints the coverage
+test: $(READY) postgresql prometheus chromium kubernetes ## Run all tests; prints the coverage
 	@$(PYTHON) -m pytest --cov --cov-report=
 	@echo "coverage: $$($(PYTHON) -m coverage report --format=total) % of lines and branches"
 

@@ -19,9 +19,12 @@ from orchestrator.database import schema
 from orchestrator.database.memory_store import MemoryStore
 from orchestrator.database.port import Store
 from orchestrator.database.sql_store import SqlStore
+from tests.kubernetes import servers as kubernetes
+from tests.kubernetes.bed import Bed
 from tests.postgres import PostgresServer
 
 _numbers = itertools.count(1)
+_NO_KUBERNETES = "no API server"
 # The control plane logs while tests read what commands print: only errors, and not to stdout.
 structlog.configure(
     wrapper_class=structlog.make_filtering_bound_logger(40),
@@ -57,6 +60,32 @@ def postgres_template(postgres_server: PostgresServer) -> str:
     _execute(postgres_server, "CREATE DATABASE template_babysit")
     asyncio.run(schema.upgrade(postgres_server.url("template_babysit")))
     return "template_babysit"
+
+
+@pytest.fixture(scope="session")
+def kubernetes_servers() -> Iterator[kubernetes.Servers]:
+    """A real API server, scheduler and controller-manager for the whole session."""
+    reason = kubernetes.missing_programs()
+    if reason:
+        pytest.skip(f"{_NO_KUBERNETES}: {reason}")
+    with kubernetes.Servers() as servers:
+        yield servers
+
+
+@pytest.fixture
+def bed(kubernetes_servers: kubernetes.Servers, tmp_path: Path) -> Iterator[Bed]:
+    """A cluster of this test's own: two nodes, whose Pods are real processes."""
+    with Bed(kubernetes_servers, tmp_path) as made:
+        yield made
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Tests that need Kubernetes are left out in silence nowhere."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    left_out = [report for report in skipped if _NO_KUBERNETES in str(report.longrepr)]
+    if left_out:
+        terminalreporter.section(f"{len(left_out)} KUBERNETES TESTS DID NOT RUN", red=True)
+        terminalreporter.write_line(str(left_out[0].longrepr[2]))
 
 
 @pytest.fixture
