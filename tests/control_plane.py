@@ -291,6 +291,11 @@ class ControlPlane:
         """All attempts of a run."""
         return self.read(lambda store: store.attempts(run))
 
+    def epoch(self) -> int:
+        """The epoch of the lead, as the database has it; 0: nobody leads."""
+        lease = self.read(lambda store: store.leader())
+        return 0 if lease is None else lease.epoch
+
     def samples(self, run: str) -> dict[tuple[int, int], RankSamples]:
         """Every stored sample of a run, by attempt and rank."""
         return self.read(lambda store: _samples(store, run))

@@ -8,8 +8,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
+
+import psycopg
 
 
 def find_binary(name: str) -> str:
@@ -20,6 +24,13 @@ def find_binary(name: str) -> str:
     if found is None:
         raise RuntimeError(f"PostgreSQL's {name} is not installed: run `make setup`")
     return found
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "a replica neither follows nor ends to follow"
+        time.sleep(0.01)
 
 
 def _version(directory: Path) -> float:
@@ -33,9 +44,11 @@ class PostgresServer:
 
     Args:
         durable: Commits reach the disk, as in production; otherwise no fsync, which is faster.
+        primary: The server that this one is a streaming replica of, which must run. None: it is a
+            primary.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, primary: PostgresServer | None = None) -> None:
         self._durable = durable
         # A unix socket's path may have 107 bytes: keep it short, whatever pytest's directory is.
         self.directory = Path(tempfile.mkdtemp(prefix="babysit-pg-"))
@@ -49,6 +62,9 @@ class PostgresServer:
             self._prefix = ["runuser", "-u", "postgres", "--"]
             account = pwd.getpwnam("postgres")
             os.chown(self.directory, account.pw_uid, account.pw_gid)
+        if primary is not None:
+            self._copy(primary)
+            return
         self._call(
             find_binary("initdb"),
             f"--pgdata={self._data}",
@@ -58,6 +74,11 @@ class PostgresServer:
             "--locale=C",
             "--no-sync",
         )
+
+    def _copy(self, primary: PostgresServer) -> None:
+        address = ["--host=127.0.0.1", f"--port={primary.port}", f"--username={self.user}"]
+        options = ["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"]
+        self._call(find_binary("pg_basebackup"), f"--pgdata={self._data}", *address, *options)
 
     def url(self, database: str = "postgres") -> str:
         """URL over TCP, as production uses it."""
@@ -89,6 +110,32 @@ class PostgresServer:
         """Stop and start."""
         self.stop(mode)
         self.start()
+
+    def cut_off(self, primary: PostgresServer) -> None:
+        """Have a replica take what its primary has written so far, and nothing more.
+
+        What the primary commits from now on is lost by :meth:`take_over`.
+        """
+        with psycopg.connect(primary.url(), autocommit=True) as asked:
+            (written,) = asked.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
+        with psycopg.connect(self.url(), autocommit=True) as replica:
+            reached = "SELECT pg_last_wal_replay_lsn() >= CAST(%s AS pg_lsn)"
+            _until(lambda: replica.execute(reached, [written]).fetchone() == (True,))
+            replica.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            replica.execute("SELECT pg_reload_conf()")
+            count = "SELECT count(*) FROM pg_stat_wal_receiver"
+            _until(lambda: replica.execute(count).fetchone() == (0,))
+
+    def take_over(self, primary: PostgresServer) -> None:
+        """Crash the primary, and have this replica take its place, at its port.
+
+        The clients meet a server that can only be read first, as after many a failover.
+        """
+        self.stop()
+        primary.stop("immediate")
+        self.port = primary.port
+        self.start()
+        self._control("promote")
 
     def remove(self) -> None:
         """Stop, and leave nothing behind."""

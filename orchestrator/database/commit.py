@@ -17,7 +17,14 @@ from orchestrator.core.messages.instructions import Instruction
 from orchestrator.core.model.entities import Attempt, Entity, Worker
 from orchestrator.database import sample_appends
 from orchestrator.database.engine import to_text
-from orchestrator.database.leadership import check_epoch, check_found, locked_lease
+from orchestrator.database.leadership import (
+    NEVER,
+    Claim,
+    check,
+    check_epoch,
+    locked_lease,
+    started,
+)
 from orchestrator.database.mapping import ATTEMPTS, MAPPED, WORKERS, printable, table_of, upsert
 from orchestrator.database.models import FindingRow, JournalRow, OutboxRow, ShardRow
 from orchestrator.database.packing import pack
@@ -25,6 +32,7 @@ from orchestrator.database.port import (
     Batch,
     FindingRecord,
     JournalEntry,
+    Lease,
     ShardRecord,
     WorkerSamples,
 )
@@ -90,28 +98,14 @@ class Written(NamedTuple):
     tails: Mapping[Key, Tail]
 
 
-async def write(connection: AsyncConnection, batch: Batch, epoch: int) -> int:
-    """Implement :meth:`orchestrator.database.port.Store.commit` in the caller's transaction.
-
-    Returns:
-        Number of samples refused because their attempt is over.
-
-    Raises:
-        LeadershipLostError: `epoch` is not current.
-        InvariantError: The batch names an unknown worker.
-    """
-    stored = await read(connection, batch, epoch)
-    return (await write_known(connection, batch, stored)).refused
-
-
-async def read(connection: AsyncConnection, batch: Batch, epoch: int) -> Stored:
+async def read(connection: AsyncConnection, batch: Batch, claim: Claim) -> Stored:
     """Check the epoch, and read what the batch needs; both stay as they are until the commit.
 
     Raises:
-        LeadershipLostError: `epoch` is not current.
+        LeadershipLostError: The lead is over.
     """
     names = Names.of(batch)
-    sequences, attempts = await _known(connection, names, epoch)
+    sequences, attempts = await _known(connection, names, claim)
     tails = await sample_appends.read_tails(connection, sorted(names.ranks))
     return Stored(sequences, attempts, tails)
 
@@ -197,7 +191,7 @@ def admit(
 
 
 async def _known(
-    connection: AsyncConnection, names: Names, epoch: int
+    connection: AsyncConnection, names: Names, claim: Claim
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Check the epoch, and read sequences and attempts, in one round trip for all reports.
 
@@ -205,10 +199,10 @@ async def _known(
     sequences stay what they are.
 
     Raises:
-        LeadershipLostError: `epoch` is not current.
+        LeadershipLostError: The lead is over.
     """
     if not names.workers and not names.runs:
-        await check_epoch(connection, epoch)
+        await check_epoch(connection, claim)
         return {}, {}
     worker, attempt = WORKERS.table.c, ATTEMPTS.table.c
     # Locked until the commit: a transaction whose answer was lost may be under way still, and the
@@ -220,12 +214,20 @@ async def _known(
     newest = newest.where(attempt.run.in_(names.runs)).group_by(attempt.run)
     lease = locked_lease()
     holder = select(literal(2), lease.c.holder, lease.c.epoch)
-    found: tuple[dict[str, int], dict[str, int], dict[str, int]] = {}, {}, {}
-    rows = await connection.execute(union_all(holder, sequences, newest))
+    server = select(literal(3), literal(""), started(connection))
+    found: tuple[dict[str, int], ...] = {}, {}, {}, {}
+    rows = await connection.execute(union_all(holder, sequences, newest, server))
     for which, key, number in rows:
         found[which][key] = number
-    check_found(found[2], epoch)
+    check(_lease(found[2], found[3][""]), *claim)
     return found[0], found[1]
+
+
+def _lease(epochs: Mapping[str, int], server_started: int) -> Lease | None:
+    """The lease, of which a transaction read the epoch of the holder only."""
+    for holder, epoch in epochs.items():
+        return Lease(holder=holder, epoch=epoch, expires_at=NEVER, started=server_started)
+    return None
 
 
 async def _write_entities(connection: AsyncConnection, entities: Sequence[Entity]) -> None:
@@ -316,13 +318,13 @@ def _finding_row(record: FindingRecord) -> dict[str, Any]:
     }
 
 
-async def mark_carried_out(connection: AsyncConnection, ids: Sequence[str], epoch: int) -> None:
+async def mark_carried_out(connection: AsyncConnection, ids: Sequence[str], claim: Claim) -> None:
     """Mark outbox entries as done.
 
     Raises:
-        LeadershipLostError: `epoch` is not current.
+        LeadershipLostError: The lead is over.
     """
-    await check_epoch(connection, epoch)
+    await check_epoch(connection, claim)
     await mark_done(connection, ids)
 
 

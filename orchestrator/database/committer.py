@@ -9,7 +9,7 @@ the whole transaction at once, up to the commit (a pipeline of statements). The 
 unless the epoch, and the newest report of each agent, are as remembered; the database then skips
 the rest. After that, and after any error, the memory is dropped, and the transaction begins with
 reading. The memory belongs to one connection: a failover to a database that lacks the last
-transactions ends both.
+transactions ends both, and the lead with them (:mod:`orchestrator.database.leadership`).
 
 Limits: the first transaction of a leader, of an agent and of an attempt reads, as does the one
 after an error. SQLite has no network between and always reads;
@@ -37,6 +37,7 @@ from orchestrator.database.commit import (
 )
 from orchestrator.database.driver_errors import NotAsRememberedError
 from orchestrator.database.engine import Database
+from orchestrator.database.leadership import Claim
 from orchestrator.database.port import Batch
 from orchestrator.database.sample_appends import Key, Tail
 
@@ -50,12 +51,15 @@ _AS_REMEMBERED = text(
          ours AS (SELECT id, last_sequence FROM workers WHERE id = ANY(CAST(:workers AS text[]))
                   ORDER BY id FOR NO KEY UPDATE)
     SELECT 1 / CASE WHEN (SELECT epoch FROM lease) = :epoch
+                     AND (CAST(:started AS bigint) IS NULL
+                          OR CAST(EXTRACT(EPOCH FROM pg_postmaster_start_time()) * 1000000
+                                  AS bigint) = :started)
                      AND ARRAY(SELECT last_sequence FROM ours ORDER BY id COLLATE "C")
                          = CAST(:sequences AS bigint[])
                THEN 1 ELSE 0 END
     """
 )
-"""Fails with a division by zero unless epoch and sequences are these, and locks them."""
+"""Fails with a division by zero unless epoch, server and sequences are these; locks them."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -112,31 +116,33 @@ class Committer:
         self._turn = asyncio.Lock()
         self._memory = _Memory()
 
-    async def commit(self, batch: Batch, epoch: int) -> int:
+    async def commit(self, batch: Batch, claim: Claim) -> int:
         """See :meth:`orchestrator.database.port.Store.commit`."""
         async with self._turn:
             memory, self._memory = self._memory, _Memory()  # nothing is known after an error
             stored = memory.of(batch) if self._database.at_once else None
             if stored is not None:
                 with contextlib.suppress(NotAsRememberedError):
-                    written = await self._at_once(batch, epoch, memory, stored)
+                    written = await self._at_once(batch, claim, memory, stored)
                     self._remember(memory, batch, stored, written)
                     return written.refused
                 memory = _Memory()
             async with self._database.committing() as connection:
                 raw = await _raw(connection)
-                stored = await read(connection, batch, epoch)
+                stored = await read(connection, batch, claim)
                 written = await write_known(connection, batch, stored)
             if raw is not memory.connection:
                 memory = _Memory(raw)
             self._remember(memory, batch, stored, written)
             return written.refused
 
-    async def _at_once(self, batch: Batch, epoch: int, memory: _Memory, stored: Stored) -> Written:
+    async def _at_once(
+        self, batch: Batch, claim: Claim, memory: _Memory, stored: Stored
+    ) -> Written:
         async with self._database.committing_at_once() as connection:
             if await _raw(connection) is not memory.connection:
                 raise NotAsRememberedError
-            await _expect(connection, epoch, stored.sequences)
+            await _expect(connection, claim, stored.sequences)
             return await write_known(connection, batch, stored)
 
     def _remember(self, memory: _Memory, batch: Batch, stored: Stored, written: Written) -> None:
@@ -144,26 +150,27 @@ class Committer:
             memory.learn(batch, stored, written)
             self._memory = memory
 
-    async def carried_out(self, ids: Sequence[str], epoch: int) -> None:
+    async def carried_out(self, ids: Sequence[str], claim: Claim) -> None:
         """See :meth:`orchestrator.database.port.Store.carried_out`."""
         if self._database.at_once:
             with contextlib.suppress(NotAsRememberedError):
                 async with self._database.writing_at_once() as connection:
-                    await _expect(connection, epoch, {})
+                    await _expect(connection, claim, {})
                     await mark_done(connection, ids)
                 return
         async with self._database.writing() as connection:
-            await mark_carried_out(connection, ids, epoch)
+            await mark_carried_out(connection, ids, claim)
 
 
 async def _raw(connection: AsyncConnection) -> object:
     return (await connection.get_raw_connection()).driver_connection
 
 
-async def _expect(connection: AsyncConnection, epoch: int, sequences: Mapping[str, int]) -> None:
+async def _expect(connection: AsyncConnection, claim: Claim, sequences: Mapping[str, int]) -> None:
     workers = sorted(sequences)
     given = {
-        "epoch": epoch,
+        "epoch": claim.epoch,
+        "started": claim.started,
         "workers": workers,
         "sequences": [sequences[worker] for worker in workers],
     }

@@ -2,16 +2,32 @@
 
 The epoch is the fencing token: it grows with every new holder, and every write checks it in its own
 transaction. So a server that is paused, loses the lease and continues cannot write.
+
+A failover to a replica that lacks the last transactions takes the database back, and the leader's
+memory is then ahead of it. The epoch does not tell: the replica has the same one, or gives the next
+one a second time. So a lead belongs to one start of one PostgreSQL server (:class:`Claim`): after a
+failover, and after a restart, it is over, and the next one begins with what is stored.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping
+from typing import NamedTuple
 
 import structlog
-from sqlalchemy import CTE, func, select, text, update
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    cast,
+    extract,
+    func,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -31,7 +47,17 @@ SERVER_SECONDS = 3600.0
 """The leader names servers to agents that lived within this time."""
 _LOCKED = "55P03"
 """PostgreSQL's code for a row that another transaction has locked."""
-_NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+"""End of a lease that nobody holds."""
+_MICROSECONDS = 1_000_000
+
+
+class Claim(NamedTuple):
+    """A lead, as a transaction must find it."""
+
+    epoch: int
+    started: int | None = None
+    """Start of the database server on which the lead began (`Lease.started`); None: not known."""
 
 
 def decide(
@@ -52,8 +78,8 @@ def decide(
     return Lease(holder=holder, epoch=current.epoch + 1, expires_at=expires_at)
 
 
-def check(current: Lease | None, epoch: int) -> None:
-    """Verify that `epoch` is the current one.
+def check(current: Lease | None, epoch: int, started: int | None = None) -> None:
+    """Verify that `epoch` is the current one, on the database server on which it began.
 
     Raises:
         LeadershipLostError: It is not, or nobody holds the lease.
@@ -63,6 +89,12 @@ def check(current: Lease | None, epoch: int) -> None:
         raise LeadershipLostError(
             f"epoch {epoch} is over ({leader} leads now): nothing was written; this server must "
             "stop acting"
+        )
+    if started is not None and current.started != started:
+        raise LeadershipLostError(
+            f"epoch {epoch} is over: PostgreSQL was restarted, or another server has taken its "
+            "place, which may lack the last transactions; nothing was written, and the next lead "
+            "begins with what is stored"
         )
 
 
@@ -82,13 +114,25 @@ async def lease(connection: AsyncConnection, *, lock: bool = False) -> Lease | N
     `lock` waits on PostgreSQL for a change of the epoch, and keeps the epoch until the transaction
     ends. Renewals go on meanwhile: else a leader's own long transaction would depose it.
     """
-    query = select(_LEADER.c.holder, _LEADER.c.epoch, _LEADER.c.expires_at, _LEADER.c.address)
+    row = _LEADER.c
+    began = started(connection)
+    query = select(row.holder, row.epoch, row.expires_at, row.address, began)
     if lock:
         query = query.with_for_update(read=True, key_share=True)
-    row = (await connection.execute(query)).one_or_none()
-    if row is None:
+    found = (await connection.execute(query)).one_or_none()
+    if found is None:
         return None
-    return Lease(holder=row[0], epoch=row[1], expires_at=row[2], address=row[3])
+    return Lease(
+        holder=found[0], epoch=found[1], expires_at=found[2], address=found[3], started=found[4]
+    )
+
+
+def started(connection: AsyncConnection) -> ColumnElement[int]:
+    """When the PostgreSQL server of this connection started, in microseconds; SQLite: 0."""
+    if connection.dialect.name != "postgresql":
+        return literal(0)
+    seconds = extract("epoch", func.pg_postmaster_start_time())
+    return cast(seconds * _MICROSECONDS, BigInteger)
 
 
 def locked_lease() -> CTE:
@@ -97,35 +141,32 @@ def locked_lease() -> CTE:
     return query.with_for_update(read=True, key_share=True).cte("lease")
 
 
-def check_found(found: Mapping[str, int], epoch: int) -> None:
-    """Verify that `epoch` is current, given the epoch of the holder as it was read.
+async def check_epoch(connection: AsyncConnection, claim: Claim) -> None:
+    """Verify that a lead goes on, and keep its epoch until the transaction ends.
 
     Raises:
-        LeadershipLostError: It is not current.
+        LeadershipLostError: It is over.
     """
-    leases = [Lease(holder=key, epoch=each, expires_at=_NEVER) for key, each in found.items()]
-    check(leases[0] if leases else None, epoch)
+    check(await lease(connection, lock=True), *claim)
 
 
-async def check_epoch(connection: AsyncConnection, epoch: int) -> None:
-    """Verify that `epoch` is current, and keep it current until the transaction ends.
-
-    Raises:
-        LeadershipLostError: It is not current.
-    """
-    check(await lease(connection, lock=True), epoch)
-
-
-async def acquire(connection: AsyncConnection, wanted: Wanted, now: dt.datetime) -> Lease | None:
+async def acquire(
+    connection: AsyncConnection, wanted: Wanted, now: dt.datetime, claim: Claim | None = None
+) -> Lease | None:
     """Take or renew a lease by the server's clock: on SQLite, whose servers share a machine."""
     await _ensure_row(connection)
     current = await _locked(connection)
     expires_at = now + dt.timedelta(seconds=wanted.ttl)
     new = decide(current, wanted.holder, expires_at, now, force=wanted.force)
-    return None if new is None else await _store(connection, new, wanted)
+    if new is None:
+        return None
+    stored = await _store(connection, new, wanted)
+    return await _new_where_moved(connection, wanted, stored, claim)
 
 
-async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted) -> Lease | None:
+async def acquire_by_database_clock(
+    connection: AsyncConnection, wanted: Wanted, claim: Claim | None = None
+) -> Lease | None:
     """Take or renew a lease on PostgreSQL, by its clock, without waiting for its holder.
 
     The problem: a holder that was frozen or cut off in the midst of a transaction keeps its lock,
@@ -133,6 +174,8 @@ async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted)
 
     The design: a renewal conflicts with no transaction of the holder. A server that finds an
     expired lease locked ends the connections of its holder, and takes the lease at the next try.
+
+    A renewal on another start of the database than that of the holder's `claim` begins a new epoch.
     """
     (now,) = (await connection.execute(select(func.now()))).one()
     if wanted.address:
@@ -141,16 +184,18 @@ async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted)
         update(_LEADER)
         .where(_LEADER.c.holder == wanted.holder)
         .values(expires_at=now + dt.timedelta(seconds=wanted.ttl), address=wanted.address)
-        .returning(_LEADER.c.epoch, _LEADER.c.expires_at)
+        .returning(_LEADER.c.epoch, _LEADER.c.expires_at, started(connection))
     )
     if (row := renewed.one_or_none()) is not None:
-        return Lease(
+        mine = Lease(
             holder=wanted.holder,
             epoch=row[0],
             expires_at=row[1],
             address=wanted.address,
             servers=await _servers(connection, now),
+            started=row[2],
         )
+        return await _new_where_moved(connection, wanted, mine, claim)
     await _ensure_row(connection)
     expires_at = now + dt.timedelta(seconds=wanted.ttl)
     current = await lease(connection)
@@ -167,6 +212,20 @@ async def acquire_by_database_clock(connection: AsyncConnection, wanted: Wanted)
         return None
     new = decide(current, wanted.holder, expires_at, now, force=wanted.force)
     return None if new is None else await _store(connection, new, wanted)
+
+
+async def _new_where_moved(
+    connection: AsyncConnection, wanted: Wanted, mine: Lease, claim: Claim | None
+) -> Lease:
+    """A lease that was renewed; of a new epoch if the lead that has it began elsewhere."""
+    if claim is None or claim.epoch != mine.epoch or claim.started == mine.started:
+        return mine
+    _log.warning(
+        "PostgreSQL was restarted, or another server has taken its place: a new lead begins, with"
+        " what is stored",
+        epoch=mine.epoch,
+    )
+    return await _store(connection, dataclasses.replace(mine, epoch=mine.epoch + 1), wanted)
 
 
 async def _register(connection: AsyncConnection, address: str, now: dt.datetime) -> None:
@@ -210,7 +269,7 @@ async def _end_connections(connection: AsyncConnection, holder: str) -> None:
 
 async def _ensure_row(connection: AsyncConnection) -> None:
     """Ensure that there is a row to lock."""
-    empty = {"id": 1, "holder": "", "epoch": 0, "expires_at": _NEVER, "address": ""}
+    empty = {"id": 1, "holder": "", "epoch": 0, "expires_at": NEVER, "address": ""}
     await upsert(connection, _LEADER, [empty], overwrite=False)
 
 
@@ -221,8 +280,9 @@ async def _locked(connection: AsyncConnection, *, wait: bool = True) -> Lease | 
 
 async def _store(connection: AsyncConnection, new: Lease, wanted: Wanted) -> Lease:
     values = {"holder": new.holder, "epoch": new.epoch, "expires_at": new.expires_at}
-    await connection.execute(update(_LEADER).values(**values, address=wanted.address))
-    return dataclasses.replace(new, address=wanted.address)
+    changed = update(_LEADER).values(**values, address=wanted.address)
+    began = await connection.execute(changed.returning(started(connection)))
+    return dataclasses.replace(new, address=wanted.address, started=began.scalar_one())
 
 
 async def release(connection: AsyncConnection, holder: str, epoch: int) -> None:
@@ -230,5 +290,5 @@ async def release(connection: AsyncConnection, holder: str, epoch: int) -> None:
     await connection.execute(
         update(_LEADER)
         .where(_LEADER.c.holder == holder, _LEADER.c.epoch == epoch)
-        .values(holder="", expires_at=_NEVER)
+        .values(holder="", expires_at=NEVER)
     )

@@ -194,6 +194,8 @@ class Lease:
     """URL at which agents reach the holder; empty: not known."""
     servers: Sequence[str] = ()
     """URLs of all servers that lead or wait to lead, where the store knows them."""
+    started: int = 0
+    """Start of the PostgreSQL server that stores the lease, in microseconds; 0: another store."""
 
 
 class Store(EndedRuns, People, Protocol):

@@ -23,6 +23,7 @@ from orchestrator.database.committer import Committer
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import SqlEndedRuns
 from orchestrator.database.engine import Database, in_memory
+from orchestrator.database.leadership import Claim
 from orchestrator.database.log_tails import SqlLogTails
 from orchestrator.database.people import SqlPeople
 from orchestrator.database.port import (
@@ -43,6 +44,8 @@ class SqlStore(SqlEndedRuns, SqlPeople):
     def __init__(self, database: Database) -> None:
         self._database = database
         self._committer = Committer(database)
+        self._claim: Claim | None = None
+        """The newest lead that was acquired through this store, as it was when it began."""
 
     @classmethod
     async def open(cls, url: str, limits: ServerLimits | None = None) -> Self:
@@ -106,8 +109,12 @@ class SqlStore(SqlEndedRuns, SqlPeople):
         wanted = leadership.Wanted(holder=holder, ttl=ttl, address=address, force=force)
         async with self._database.leasing() as connection:
             if self._database.limits is None:
-                return await leadership.acquire(connection, wanted, now)
-            return await leadership.acquire_by_database_clock(connection, wanted)
+                lease = await leadership.acquire(connection, wanted, now, self._claim)
+            else:
+                lease = await leadership.acquire_by_database_clock(connection, wanted, self._claim)
+        if lease is not None and (self._claim is None or lease.epoch != self._claim.epoch):
+            self._claim = Claim(lease.epoch, lease.started)
+        return lease
 
     async def release(self, holder: str, epoch: int) -> None:
         """Release the lease if `holder` has it with this epoch."""
@@ -129,11 +136,16 @@ class SqlStore(SqlEndedRuns, SqlPeople):
 
     async def commit(self, batch: Batch, *, epoch: int) -> int:
         """Write a batch; returns the number of samples refused for an old attempt."""
-        return await self._committer.commit(batch, epoch)
+        return await self._committer.commit(batch, self._claimed(epoch))
 
     async def carried_out(self, ids: Sequence[str], *, epoch: int) -> None:
         """Mark outbox entries as done."""
-        await self._committer.carried_out(ids, epoch)
+        await self._committer.carried_out(ids, self._claimed(epoch))
+
+    def _claimed(self, epoch: int) -> Claim:
+        """The lead of an epoch: where it began is known only of the newest one."""
+        claim = self._claim
+        return claim if claim is not None and claim.epoch == epoch else Claim(epoch)
 
     # reading
 

@@ -16,7 +16,7 @@ from orchestrator.server.guard import Message, Receive, Send
 
 REQUESTS = 8
 """Requests under way at a time."""
-_FREE = {"/healthz", "/sign-in/oidc", "/sign-in/oidc/callback"}
+_FREE = {"/healthz", "/leaderz", "/sign-in/oidc", "/sign-in/oidc/callback"}
 """Paths that take no place: a probe must not fail because people ask much, and nobody else waits
 while an identity provider takes its time."""
 

@@ -86,6 +86,8 @@ def _answer(status: int, kind: str, message: str, **facts: Any) -> JSONResponse:
     message = message.encode(errors="backslashreplace").decode()
     body = ProblemBody(error=Problem(kind=kind, message=message, **facts))
     headers = {"Retry-After": _RETRY_AFTER_SECONDS} if status == 503 else {}
+    if kind == "not_leader":  # behind a balancer of connections, the next one may reach the leader
+        headers["Connection"] = "close"
     if status == 429:
         headers["Retry-After"] = f"{ATTEMPTS_SECONDS:.0f}"
     if status == 401:

@@ -30,7 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 RECHECK = "babysit.recheck"
 """Key of an ASGI scope: finds the caller of a request again, or raises UnauthenticatedError."""
 _OPEN = {
-    *("/healthz", "/api/v1/openapi.json"),
+    *("/healthz", "/leaderz", "/api/v1/openapi.json"),
     *("/sign-in", "/sign-in/oidc", "/sign-in/oidc/callback"),
 }
 """Paths that need no token."""

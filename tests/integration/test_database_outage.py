@@ -14,7 +14,12 @@ from orchestrator.controller.transaction import commit_when_possible
 from orchestrator.database import schema
 from orchestrator.database.port import Batch
 from orchestrator.database.sql_store import SqlStore
-from orchestrator.errors import DatabaseUnavailableError, InvariantError, SchemaError
+from orchestrator.errors import (
+    DatabaseUnavailableError,
+    InvariantError,
+    LeadershipLostError,
+    SchemaError,
+)
 from tests.database_data import RUN, begin, columns, entry, lead, samples
 from tests.postgres import PostgresServer
 
@@ -55,7 +60,10 @@ async def test_the_store_recovers_when_the_server_is_back(server: PostgresServer
                 await lead(store)
         await asyncio.to_thread(server.start)
         assert await store.load() == snapshot
-        await store.commit(Batch(journal=[entry("E2")]), epoch=epoch)
+        with pytest.raises(LeadershipLostError, match="PostgreSQL was restarted"):
+            await store.commit(Batch(journal=[entry("E1")]), epoch=epoch)
+        assert await lead(store) > epoch
+        await store.commit(Batch(journal=[entry("E2")]), epoch=await lead(store))
         assert [each.id for each in await store.journal()] == ["E2"]
     finally:
         await store.close()
@@ -83,6 +91,7 @@ async def test_a_server_stopped_in_mid_transaction_leaves_nothing_half_made(
         await asyncio.to_thread(server.start)
         assert await store.journal() == []
         assert await store.sample_total(RUN) == 0
+        epoch = await lead(store)
         for _ in range(2):
             await store.commit(batch, epoch=epoch)
         assert len(await store.journal()) == 1

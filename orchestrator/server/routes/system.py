@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import AwareDatetime, BaseModel, Field
 
 from jobs.environment import this_machine
@@ -102,6 +102,18 @@ async def healthz(here: HasContext) -> Health:
         lag=here.controller.lag.sentence,
         database=here.controller.database.reason,
     )
+
+
+@health.get("/leaderz", responses={503: {"description": "Another server leads, or none."}})
+async def leaderz(here: HasContext, response: Response) -> Health:
+    """200 on the server that leads, 503 on others: for a balancer that asks each server.
+
+    No readiness probe of Kubernetes: a server that waits to lead is ready (docs/operating.md).
+    """
+    found = await healthz(here)
+    if not found.leader:
+        response.status_code = 503
+    return found
 
 
 async def _info(here: Context, caller: Token) -> Info:
