@@ -92,7 +92,11 @@ def nested_launcher(plan: Plan, environment: Mapping[str, str]) -> str | None:
     planned = (str(plan.rank), str(plan.world_size))
     if all(found in {None, due} for due, found in zip(planned, given, strict=True)):
         return None
-    names = (name for variable, name in _LAUNCHERS if variable in environment)
+    names = (
+        name
+        for variable, name in _LAUNCHERS
+        if environment.get(variable) not in {None, plan.run}  # babysit's own word is the run's id
+    )
     return next(names, "a launcher in the command")
 
 

@@ -28,6 +28,8 @@ OWNER_FILE = "owner"
 NOTES_FILE = "notes.jsonl"
 EXIT_FILE = "exit"
 """Exit code of the process that is the rank, as a C `int`; empty or absent: unknown."""
+ERROR_FILE = "error.json"
+"""Where `torch.distributed.elastic`'s `@record` writes the exception of the rank."""
 MANIFEST_FILE = "manifest.json"
 """Commit marker of a rank's shard of a checkpoint: written last, by rename."""
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.paths import expand
-from jobs.spec import EnvironmentSource, Text, Variable
+from jobs.spec import EnvironmentSource
+from jobs.spec_types import Text, Variable
 from jobs.yaml_file import Problem, Source, SpecError
 
 MAX_BYTES = 512_000

@@ -16,6 +16,7 @@ from jobs.programs import find_program, stands_for_own
 from jobs.schema import run_schema
 from jobs.schema_words import Words
 from jobs.spec import RunSpec
+from jobs.spec_trainers import Launcher
 from jobs.yaml_file import MAX_BYTES, FileKind, Problem, Source, SpecError
 from jobs.yaml_file import read_text as read_any
 from monitors.exit_rules import RuleFile
@@ -195,7 +196,12 @@ def resolve(
         raise SpecError(problems)
     monitors = spec.monitors.model_copy(update={"logs": tuple(logs)})
     return spec.model_copy(
-        update={"workdir": str(workdir), "checkpoint": checkpoint, "monitors": monitors}
+        update={
+            "workdir": str(workdir),
+            "launcher": Launcher.TORCHRUN if spec.sets_ranks() else Launcher.NONE,
+            "checkpoint": checkpoint,
+            "monitors": monitors,
+        }
     )
 
 

@@ -18,6 +18,7 @@ from jobs.agent.fork_server import kill_group
 from jobs.agent.log_pump import LogPump
 from jobs.agent.rank_end import RankWords, other_version
 from jobs.agent.rank_reader import RankReader
+from jobs.agent.torchrun_contract import Seat, torchrun_variables
 from jobs.commands import RestoreCandidate, StartAttempt
 from jobs.config import AgentConfig
 from jobs.events import RankBeat, RankSamples
@@ -128,20 +129,14 @@ class Gang:
 
     def environment(self, process: RankProcess) -> dict[str, str]:
         """Variables that differ between ranks or attempts: torchrun's names, and babysit's."""
-        command = self._command
-        values = {
-            "RANK": process.rank,
-            "LOCAL_RANK": process.local_rank,
-            "WORLD_SIZE": command.world_size,
-            "LOCAL_WORLD_SIZE": len(command.ranks),
-            "GROUP_RANK": command.node_rank,
-            "NODE_RANK": command.node_rank,
-            "GROUP_WORLD_SIZE": command.nodes,
-            "MASTER_ADDR": command.master_address,
-            "MASTER_PORT": command.master_port,
-            "BABYSIT_ATTEMPT": command.attempt,
-            wire.ENV_RANK_DIR: _rank_directory(self._config, process.rank),
+        directory = _rank_directory(self._config, process.rank)
+        values: dict[str, object] = {
+            "BABYSIT_ATTEMPT": self.attempt,
+            wire.ENV_RANK_DIR: directory,
         }
+        if self._config.spec.sets_ranks(self.world_size):
+            seat = Seat(process.rank, process.local_rank, str(directory / wire.ERROR_FILE))
+            values |= torchrun_variables(self._command, self._config, seat)
         return {name: str(value) for name, value in values.items()}
 
     def kill(self) -> None:

@@ -8,6 +8,7 @@ loop of `steps()` ended, `finish()` was called, or the interpreter ended in good
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import json
 
 from babysit.wire import Note
@@ -32,6 +33,8 @@ class RankWords:
     """Traceback of that exception; a log may lack it."""
     code: int | None = None
     """Exit code of the process as far as known; None: the interpreter did not end in good order."""
+    recorded: str = ""
+    """Message and time of the exception in the error file of torch's `@record`."""
     handled: tuple[int, ...] = ()
     """Signals that had handlers of the script's own when the interpreter ended."""
 
@@ -58,6 +61,19 @@ class RankWords:
             self.error, self.code = str(note.get("error", "")), int(note.get("code", 0))
             self.trace = str(note.get("trace", "")) or self.trace
             self.handled = tuple(note.get("handled", ()))
+
+    def read_error_file(self, text: str) -> None:
+        """Take the exception that torch's `@record` wrote, if the rank has named none itself."""
+        try:
+            message = json.loads(text)["message"]
+            trace = str(message["extraInfo"]["py_callstack"])
+            seconds = float(message["extraInfo"]["timestamp"])
+            at = dt.datetime.fromtimestamp(seconds, dt.UTC)
+        except (ValueError, KeyError, TypeError, OverflowError, OSError):
+            return
+        self.recorded = f"{message.get('message', '')} (recorded at {at:%Y-%m-%d %H:%M:%S} UTC)"
+        if not self.trace:
+            self.error, self.trace = str(message.get("message", "")).partition(":")[0], trace
 
     @property
     def raised(self) -> str:

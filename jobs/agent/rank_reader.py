@@ -17,6 +17,7 @@ from babysit.ring import Record, RingReader, RingVersionError
 from jobs.events import RankBeat, RankSamples
 
 _CODE = struct.Struct("@i")
+_ERROR_BYTES = 1 << 20
 _BATCH = 1024
 """Records per read; a tick of 50 ms has fewer unless the agent was suspended."""
 
@@ -114,6 +115,15 @@ class RankReader:
         except OSError:
             return None
         return _CODE.unpack(data)[0] & 0xFF if len(data) == _CODE.size else None
+
+    @property
+    def recorded_error(self) -> str:
+        """What `@record` of torch wrote about the rank's exception; empty: it wrote nothing."""
+        try:
+            with (self._directory / wire.ERROR_FILE).open("rb") as file:
+                return file.read(_ERROR_BYTES).decode(errors="replace")
+        except OSError:
+            return ""
 
     @property
     def pid(self) -> int:

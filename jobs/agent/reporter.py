@@ -98,12 +98,14 @@ class Reporter:
         log = log_tail(self._logs.tail(process.log))
         if (recorded := process.reader.exit_code) is not None:
             process.words.code = recorded
+        if code != 0:
+            process.words.read_error_file(process.reader.recorded_error)
         wrapped = process.python_pid != process.pid
         if code == 0:
             if gang.stopping:  # asked to leave, it may end in the middle
                 return None
             return failure_behind_zero(process.words, log, self.log_rules, wrapped=wrapped)
-        return classify(
+        failure = classify(
             process.words.completed(log),
             code,
             oom_killed=gang.oom_killed,
@@ -111,6 +113,10 @@ class Reporter:
             own_code=process.words.is_own(code, wrapped=wrapped),
             rules=self.log_rules,
         )
+        said = process.words.recorded
+        if failure is None or not said or process.killed:
+            return failure
+        return failure.model_copy(update={"evidence": (*failure.evidence, said)})
 
     def _notes(self, gang: Gang, process: RankProcess) -> list[AgentEvent]:
         author = Author(process.rank, gang.world_size)

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from jobs.schema_words import Words
-from jobs.spec import Seconds
+from jobs.spec_types import Seconds
 from jobs.yaml_file import FileKind, SpecError, read_text
 from monitors.types import Severity
 from orchestrator.alerts.threads import Item, at_least, severity_of

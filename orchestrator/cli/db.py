@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from jobs.spec import parse_seconds
+from jobs.spec_types import parse_seconds
 from orchestrator.cli.db_audit import audited
 from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
 from orchestrator.cli.output import (

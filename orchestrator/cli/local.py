@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs import room, spec_file
 from jobs.schema import schema_text
-from jobs.spec import Name
+from jobs.spec_types import Name
 from jobs.yaml_file import SpecError
 from orchestrator.cli import embedded
 from orchestrator.cli.client import Api

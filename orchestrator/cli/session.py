@@ -139,7 +139,7 @@ def seconds_of(option: str, text: str) -> float:
     Raises:
         CliError: The text is not a duration, or one of more than 100 years.
     """
-    from jobs.spec import MOST_SECONDS, parse_seconds
+    from jobs.spec_types import MOST_SECONDS, parse_seconds
 
     try:
         seconds = float(str(parse_seconds(text)))

@@ -26,7 +26,8 @@ from jobs.events import (
     WorkerEvent,
     WorkerJoined,
 )
-from jobs.spec import Model, RunSpec
+from jobs.spec import RunSpec
+from jobs.spec_types import Model
 from monitors.types import Finding, Pace
 from orchestrator.core.messages.gang_events import (
     GangChecked,

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.spec import MOST
+from jobs.spec_types import MOST
 from orchestrator.core.messages.events import QueueChanged, QueueRemoved, SparesChanged
 from orchestrator.core.model.entities import Queue
 from orchestrator.core.model.states import NodeState

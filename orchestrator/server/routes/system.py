@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import AwareDatetime, BaseModel, Field
 
 from jobs.environment import this_machine
-from jobs.spec import Name
+from jobs.spec_types import Name
 from orchestrator.core.messages.events import RunHeld, RunReleased
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.views.models import TokenView

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.schema_words import Words, shown
-from jobs.spec import parse_seconds
 from jobs.spec_file import ALIASES
+from jobs.spec_types import parse_seconds
 from jobs.yaml_file import FileKind, Problem, Source, SpecError, read_text
 from orchestrator.simulation.scenario import checks
 from orchestrator.simulation.scenario.model import Scenario

@@ -20,7 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.spec import Bytes, Model, Name, RunSpec, Seconds, parse_seconds
+from jobs.spec import RunSpec
+from jobs.spec_types import Bytes, Model, Name, Seconds, parse_seconds
 from monitors.failures import FailureClass
 
 Moment = Annotated[
