@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Launcher(StrEnum):
-    """Whose variables the ranks get."""
+    """The launcher whose variables the ranks get."""
 
     NONE = "none"  # the variables of a single process: many scripts take RANK as several ranks
     TORCHRUN = "torchrun"  # those of torchrun

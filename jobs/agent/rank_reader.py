@@ -118,7 +118,7 @@ class RankReader:
 
     @property
     def recorded_error(self) -> str:
-        """What `@record` of torch wrote about the rank's exception; empty: it wrote nothing."""
+        """The record that torch's `@record` wrote of the rank's exception; empty: it wrote none."""
         try:
             with (self._directory / wire.ERROR_FILE).open("rb") as file:
                 return file.read(_ERROR_BYTES).decode(errors="replace")

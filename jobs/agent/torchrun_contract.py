@@ -18,7 +18,7 @@ _ROLE = "ROLE_NAME"
 
 
 class Seat(NamedTuple):
-    """What belongs to one rank."""
+    """The part of the variables that differs between ranks."""
 
     rank: int
     local_rank: int
@@ -48,6 +48,7 @@ def torchrun_variables(
         "TORCHELASTIC_RESTART_COUNT": restarts,
         "TORCHELASTIC_MAX_RESTARTS": max(restarts, config.spec.recovery.infrastructure),
         "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT",
         "TORCHELASTIC_ERROR_FILE": seat.error_file,
         _ASYNC_ERRORS: given.get(_ASYNC_ERRORS, "1"),
     }

@@ -67,7 +67,7 @@ class Parsed(NamedTuple):
 def parse(launcher: str, words: Sequence[str], table: Iterable[Option]) -> Parsed:
     """Take the words after the launcher apart.
 
-    Options end at the first word that is none. Long names may be abbreviated, have hyphens or
+    Options end at the first other word. Long names may be abbreviated, have hyphens or
     underscores, and take `=VALUE`. Of an option that is given twice the last value counts.
 
     Raises:
@@ -145,7 +145,7 @@ def _value(
 
 
 def _is_option(word: str) -> bool:
-    """True for a word that argparse takes for an option: a negative number is none."""
+    """True for a word that argparse takes for an option, and so not for a negative number."""
     return len(word) > 1 and word[0] == "-" and not word[1:].replace(".", "", 1).isdigit()
 
 
@@ -160,7 +160,7 @@ def whole(launcher: str, option: str, text: str, least: int = 1) -> int:
     """The value of an option that wants a whole number.
 
     Raises:
-        LauncherError: It is none, or too small.
+        LauncherError: It is not whole, or too small.
     """
     try:
         number = int(text)

@@ -23,7 +23,7 @@ _MODULES = {
     "accelerate.commands.accelerate_cli": "accelerate",
     "deepspeed.launcher.runner": "deepspeed",
 }
-"""What `python -m` may name -> the launcher."""
+"""Modules that `python -m` may name -> the launcher."""
 _PROGRAMS = {
     "torchrun": "torchrun",
     "accelerate": "accelerate",
@@ -34,7 +34,7 @@ _PROGRAMS = {
 
 
 class Counts(NamedTuple):
-    """What the largest node of the cluster has."""
+    """CPUs and GPUs of the largest node of the cluster."""
 
     gpus: int
     cpus: int
@@ -42,7 +42,7 @@ class Counts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a launcher looks at besides its options."""
+    """The facts that a launcher looks at besides its options."""
 
     environment: Mapping[str, str]
     counts: Callable[[], Counts]

@@ -15,6 +15,7 @@ import typer
 import typer.main
 
 from orchestrator.cli.help import reflow
+from orchestrator.cli.trailing import TakesCommand
 
 
 class Entry(NamedTuple):
@@ -33,8 +34,8 @@ _ACT = "Step in"
 _CLUSTER = "The cluster and the control plane"
 _START = "Start here"
 COMMANDS: Mapping[str, Entry] = {
-    "run": Entry(_RUNS, "runs:run", "Submit a run and follow it to its end; Ctrl-C detaches."),
-    "submit": Entry(_RUNS, "runs:submit", "Submit a run and return at once."),
+    "run": Entry(_RUNS, "submit:run", "Submit a run and follow it to its end; Ctrl-C detaches."),
+    "submit": Entry(_RUNS, "submit:submit", "Submit a run and return at once."),
     "ls": Entry(_RUNS, "runs:list_runs", "List runs, newest first."),
     "show": Entry(_RUNS, "runs:show", "Show one run."),
     "watch": Entry(_RUNS, "watch:watch", "Watch runs on a screen: curve, ranks, incidents, log."),
@@ -72,6 +73,9 @@ COMMANDS: Mapping[str, Entry] = {
 }
 
 
+_TAKE_A_COMMAND = frozenset({"submit:run", "submit:submit"})
+
+
 class LazyCommands(Mapping[str, Any]):
     """Commands by name; each is imported and built when it is first asked for."""
 
@@ -97,7 +101,8 @@ def _make(name: str, entry: Entry) -> Any:
     if isinstance(target, typer.Typer):
         parent.add_typer(target, name=name, rich_help_panel=entry.panel)
     else:
-        parent.command(name, rich_help_panel=entry.panel)(target)
+        kind = TakesCommand if entry.target in _TAKE_A_COMMAND else None
+        parent.command(name, cls=kind, rich_help_panel=entry.panel)(target)
         parent.callback()(_nothing)  # so that the parent is a group
     command = typer.main.get_group(parent).commands[name]
     reflow(command)

@@ -17,8 +17,8 @@ from orchestrator.cli import follow, picture, show_run
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import put, say
 from orchestrator.cli.paths import path
-from orchestrator.cli.runs import send
 from orchestrator.cli.session import Session, session
+from orchestrator.cli.submit import from_file, send
 from orchestrator.cli.views import read as read_view
 from orchestrator.core.views.logbook import text
 from orchestrator.core.views.models import StoryView
@@ -79,7 +79,7 @@ def demo(
     here = Session(settings, outer.clock)
     try:
         say(f"The job: {job / 'run.yaml'}. The faults, at fixed steps: {DRILL}")
-        last = follow.to_the_end(here, send(here, job / "run.yaml"))
+        last = follow.to_the_end(here, send(here, from_file(job / "run.yaml")))
         _tell(here, last, output)
     finally:
         here.close()

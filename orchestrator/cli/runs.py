@@ -1,10 +1,8 @@
-"""Commands on runs: submit, run, ls, show, and the requests of operators."""
+"""Commands on runs: ls, show, and the requests of operators."""
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,21 +28,10 @@ from orchestrator.core.model.states import RunState
 
 _ID_SHOWN = 8
 """Last characters of an id: the first ones are the time, and the same for hours."""
-NoEnvOption = Annotated[
-    bool,
-    typer.Option(
-        "--no-env", help="Pass nothing of this shell but what env_from of the spec names."
-    ),
-]
-OwnerOption = Annotated[
-    str, typer.Option(help="Owner of the run; only administrators may name another.")
-]
-SpecArgument = Annotated[
-    Path, typer.Argument(metavar="SPEC", help="A run spec in YAML; `babysit init` writes one.")
-]
 
 
-def _columns(here: Session) -> list[Column]:
+def columns(here: Session) -> list[Column]:
+    """The columns of a table of runs."""
     now = here.clock.now()
     return [
         Column("NAME", text("name"), shrinks=True),
@@ -62,116 +49,6 @@ def _columns(here: Session) -> list[Column]:
         Column("OWNER", text("owner"), wide=True),
         Column("REASON", text("reason"), wide=True),
     ]
-
-
-def send(
-    here: Session, spec: Path, *, dry_run: bool = False, with_shell: bool = True, owner: str = ""
-) -> dict[str, Any]:
-    """Check a spec and submit it; mistakes are found before any server is contacted.
-
-    Args:
-        here: The session.
-        spec: A file.
-        dry_run: Only ask what would happen; nothing is submitted.
-        with_shell: Let the environment of this shell go with the run, where it has a meaning.
-        owner: Whom an administrator names as the owner; empty: the caller, or the spec's.
-
-    Raises:
-        CliError: The spec is wrong, or the control plane refused it.
-    """
-    from jobs.environment import Environment, read_sources
-    from jobs.spec_file import SpecError, parse, read_text, resolve
-    from orchestrator.cli import submission
-
-    base = spec.absolute().parent
-    try:
-        content = read_text(spec)
-        checked, source = parse(content, str(spec))
-        named = read_sources(checked.env_from, base, os.environ, source)
-        shell = submission.shell(here) if with_shell else None
-        environment = Environment(shell=shell, named=named)
-        if here.settings.server is None:
-            resolve(checked, base, source, environment)
-    except SpecError as error:
-        raise CliError(str(error), ExitCode.USAGE) from error
-    where = path("runs", "dry-run") if dry_run else path("runs")
-    answer: dict[str, Any] = here.api.post(
-        where,
-        yaml=content,
-        name=str(spec),
-        base_directory=str(base),
-        owner=owner,
-        environment=environment.model_dump(),
-    )
-    if with_shell and not dry_run:
-        submission.say_dropped(shell, checked, named)
-    for warning in answer.get("warnings", ()):  # an older server has none
-        say(warning if warning.startswith(str(spec)) else f"{spec}: {warning}")
-    return answer
-
-
-def submit(
-    ctx: typer.Context,
-    spec: SpecArgument,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print where the run would start; submit nothing.")
-    ] = False,
-    no_env: NoEnvOption = False,
-    owner: OwnerOption = "",
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Submit a run and return at once.
-
-    The environment of this shell goes with the run, if the run's processes are yours on this
-    machine; elsewhere only the variables that env_from of the spec names.
-
-    For example:
-
-        babysit submit run.yaml
-        babysit submit run.yaml --dry-run
-        RUN=$(babysit submit run.yaml -o name)
-    """
-    here = session(ctx)
-    if dry_run:
-        _show_dry_run(send(here, spec, dry_run=True, with_shell=not no_env, owner=owner), form)
-        return
-    run = send(here, spec, with_shell=not no_env, owner=owner)
-    emit(run, _columns(here), form)
-    if form is Format.TABLE:
-        say(f"Follow it with: babysit watch {run['name']}")
-
-
-def _show_dry_run(answer: dict[str, Any], form: Format) -> None:
-    if form in {Format.TABLE, Format.WIDE}:
-        put("\n".join(answer["sentences"]))
-    else:
-        emit(answer, [], form, name="name")
-
-
-def run(
-    ctx: typer.Context,
-    spec: SpecArgument,
-    no_env: NoEnvOption = False,
-    owner: OwnerOption = "",
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Submit a run and follow it to its end; Ctrl-C detaches, and the run goes on.
-
-    Exit code: 0 if the run succeeded, 1 if it failed, 7 if it was cancelled.
-
-    For example:
-
-        babysit run run.yaml
-        babysit run run.yaml -o json > outcome.json
-    """
-    here = session(ctx)
-    submitted = send(here, spec, with_shell=not no_env, owner=owner)
-    last = follow.to_the_end(here, submitted)
-    if form is Format.TABLE:
-        put(show_run.page(last, here.clock.now()))
-    else:
-        emit(last, _columns(here), form)
-    raise typer.Exit(follow.OUTCOMES[last["state"]])
 
 
 def list_runs(
@@ -193,7 +70,7 @@ def list_runs(
     here = session(ctx)
     wanted = [one.value for one in state] if state else None
     rows = here.api.get(path("runs"), state=wanted, name=name, limit=limit)
-    emit(rows, _columns(here), form, empty="There are no runs. Submit one: babysit run run.yaml")
+    emit(rows, columns(here), form, empty="There are no runs. Submit one: babysit run run.yaml")
 
 
 def show(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TABLE) -> None:
@@ -209,7 +86,7 @@ def show(ctx: typer.Context, run: RunArgument, form: FormatOption = Format.TABLE
     if form in {Format.TABLE, Format.WIDE}:
         put(show_run.page(detail, here.clock.now(), wide=form is Format.WIDE))
     else:
-        emit(detail, _columns(here), form)
+        emit(detail, columns(here), form)
 
 
 def _ask(ctx: typer.Context, run: str, verb: str, form: Format, **body: Any) -> None:
@@ -218,7 +95,7 @@ def _ask(ctx: typer.Context, run: str, verb: str, form: Format, **body: Any) -> 
     if form is Format.TABLE:
         say(_result(verb, after))
     else:
-        emit(after, _columns(here), form)
+        emit(after, columns(here), form)
 
 
 def _result(verb: str, run: dict[str, Any]) -> str:

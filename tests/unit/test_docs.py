@@ -152,7 +152,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def unknown(words: list[str]) -> str:
     """The first command or option that does not exist; empty when all do."""
     command = typer.main.get_command(app)
-    rest = iter(words)
+    rest = iter(words[: words.index("--")] if "--" in words else words)
     for word in rest:
         below = getattr(command, "commands", {})  # of a group
         name, _, value = word.partition("=")

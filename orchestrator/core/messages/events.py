@@ -395,7 +395,6 @@ AnyEvent = Annotated[
     | TimerFired,
     Field(discriminator="kind"),
 ]
-EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
-"""Reads events back from the journal."""
+EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)  # reads events back from the journal
 __all__ = [name for name in dir() if name[0].isupper()]
 _ = WorkerEvent

@@ -8,23 +8,17 @@ import asyncio
 import contextlib
 import difflib
 import functools
-import re
-import sys
-from collections.abc import Iterator, Sequence
-from importlib.machinery import PathFinder
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from ulid import ULID
 
-from jobs import room
 from jobs.environment import Environment
-from jobs.programs import find_program, is_own, names_python, stands_for_own
 from jobs.spec import RunSpec
-from jobs.spec_file import Problem, Source, SpecError, parse, resolve, search_path, validate
+from jobs.spec_file import Source, SpecError, parse, resolve, validate
 from orchestrator.core.messages.events import (
     RestartAsked,
     RollbackAsked,
@@ -58,9 +52,8 @@ from orchestrator.server.context import (
 )
 from orchestrator.server.idempotency import Key, is_submitted
 from orchestrator.server.run_queries import detail, line, lines
+from orchestrator.server.spec_notes import CheckedSpec, needs, notes, room_notes
 
-_FOR_A_SHELL = re.compile(r"~(/|$)|\$(\w+|\{\w+\})(/|$)")
-"""Arguments that a shell would expand, and that are hardly meant as they are."""
 router = APIRouter(prefix="/runs", tags=["runs"])
 _MOST = 1000
 """Runs in one answer; a token with a scope sees those of its scope among the newest."""
@@ -108,15 +101,7 @@ class RollbackBody(Asked):
     )
 
 
-class _Read(NamedTuple):
-    """A submission that was checked."""
-
-    spec: RunSpec
-    source: Source
-    environment: Environment
-
-
-def _read(body: Submission, *, runs_here: bool) -> _Read:
+def _read(body: Submission, *, runs_here: bool) -> CheckedSpec:
     if (body.spec is None) == (body.yaml is None):
         raise InvalidError("expected either `spec` or `yaml`")
     if not body.base_directory.startswith("/"):
@@ -127,7 +112,7 @@ def _read(body: Submission, *, runs_here: bool) -> _Read:
         source = Source(body.name)
         spec = validate(body.spec or {}, source)
     environment = _environment(body.environment, spec, source, runs_here=runs_here)
-    return _Read(resolve(spec, body.base_directory, source, environment), source, environment)
+    return CheckedSpec(resolve(spec, body.base_directory, source, environment), source, environment)
 
 
 def _environment(
@@ -163,12 +148,12 @@ async def submit(
         if key is None or not await is_submitted(here, key, spec):
             await _submit(here, caller, run, owner, read)
     view = await line(here, await here.store.run(run))
-    short = [need for need in await _needs(here, spec) if not need.ok]
-    notes = [*_notes(here, read), *_room_notes(read, short)]
-    return SubmittedView(**view.model_dump(), warnings=notes)
+    short = [need for need in await needs(here, spec) if not need.ok]
+    warnings = [*notes(here, read), *room_notes(read, short)]
+    return SubmittedView(**view.model_dump(), warnings=warnings)
 
 
-async def _submit(here: Context, caller: Token, run: str, owner: str, read: _Read) -> None:
+async def _submit(here: Context, caller: Token, run: str, owner: str, read: CheckedSpec) -> None:
     here.refuse_unless_leader()
     await _store_environment(here, run, read.environment)
     try:
@@ -181,7 +166,7 @@ async def _submit(here: Context, caller: Token, run: str, owner: str, read: _Rea
         raise
 
 
-async def _checked(here: Context, body: Submission) -> _Read:
+async def _checked(here: Context, body: Submission) -> CheckedSpec:
     read = functools.partial(_read, body, runs_here=here.controller.runs_here)
     try:
         return await asyncio.get_running_loop().run_in_executor(here.spec_threads, read)
@@ -229,77 +214,6 @@ def refuse_unknown_queue(here: Context, queue: str) -> None:
     )
 
 
-def _notes(here: Context, read: _Read) -> list[str]:
-    """Notes about a spec that is accepted, each with its place.
-
-    Fields without effect are accepted, so that one spec is good for every cluster.
-    """
-    spec, source, _ = read
-    notes = [
-        source.problem(tuple(field.split(".")), f"has no effect here: {reason}")
-        for field, reason in here.controller.ignored_fields.items()
-        if _is_set(spec, field.split("."))
-    ]
-    notes += [] if spec.image else _command_notes(read)
-    notes += [
-        source.problem(("preload", place), f"no module {name} here: every start would be slower")
-        for place, name in enumerate(spec.preload)
-        if not _has_other_python(read) and not _is_importable(name.partition(".")[0], spec)
-    ]
-    return [str(note) for note in notes]
-
-
-async def _needs(here: Context, spec: RunSpec) -> list[room.Need]:
-    """Room for checkpoints on this machine; none where runs train elsewhere."""
-    return await run_in_threadpool(room.needs, spec) if here.controller.runs_here else []
-
-
-def _room_notes(read: _Read, short: list[room.Need]) -> Iterator[str]:
-    for need in short:
-        message = f"{need}: saves will fail while there is no room"
-        yield str(read.source.problem(tuple(need.field.split(".")), message))
-
-
-def _command_notes(read: _Read) -> Iterator[Problem]:
-    """Differences between the command and what a shell would make of it."""
-    program, *arguments = read.spec.command
-    if stands_for_own(program) and _found(read) is None:
-        message = f"no {program} on PATH: {sys.executable}, which runs babysit, is used"
-        yield read.source.problem(("command",), message)
-    for number, argument in enumerate(arguments, 1):
-        if _FOR_A_SHELL.match(argument) and read.spec.command[number - 1] != "-c":
-            message = f"{argument} is passed as it is: no shell expands it"
-            yield read.source.problem(("command", number), message)
-
-
-def _found(read: _Read) -> str | None:
-    path = search_path(read.spec, read.environment)
-    return find_program(read.spec.command[0], path, read.spec.workdir)
-
-
-def _has_other_python(read: _Read) -> bool:
-    """True if the command's interpreter is another one, whose modules are not known here."""
-    found = _found(read)
-    return found is not None and names_python(found) and not is_own(found)
-
-
-def _is_importable(module: str, spec: RunSpec) -> bool:
-    """True if a module is there, or may be: in a PYTHONPATH or an image of the run's own."""
-    if spec.image is not None or "PYTHONPATH" in spec.env:
-        return True
-    own = (Path(spec.workdir, module), Path(spec.workdir, f"{module}.py"))
-    return any(path.exists() for path in own) or PathFinder.find_spec(module) is not None
-
-
-def _is_set(model: BaseModel, path: Sequence[str]) -> bool:
-    """True if the field at `path` differs from its default."""
-    name, *below = path
-    value = getattr(model, name)
-    if below:
-        return _is_set(value, below)
-    return bool(value != type(model).model_fields[name].get_default(call_default_factory=True))
-
-
 @router.post("/dry-run")
 async def dry_run(body: Submission, here: HasContext, caller: Operator) -> DryRunView:
     """Check a spec; say where it would start, or why it would wait. Nothing is changed.
@@ -313,10 +227,10 @@ async def dry_run(body: Submission, here: HasContext, caller: Operator) -> DryRu
     with _placed(read.source):
         refuse_unknown_queue(here, read.spec.queue)
         tried = await here.plan(lambda state, now: try_out(state, read.spec, now))
-    needs = await _needs(here, read.spec)
-    short = [need for need in needs if not need.ok]
-    sentences = [*tried.sentences, *(f"{need}." for need in needs if need.ok)]
-    warnings = [*_notes(here, read), *_room_notes(read, short)]
+    room = await needs(here, read.spec)
+    short = [need for need in room if not need.ok]
+    sentences = [*tried.sentences, *(f"{need}." for need in room if need.ok)]
+    warnings = [*notes(here, read), *room_notes(read, short)]
     return tried.model_copy(update={"warnings": warnings, "sentences": sentences})
 
 
