@@ -8,9 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Command(BaseModel):
-    """A command to one worker, resent until the worker acknowledges its id."""
+    """A command to one worker, resent until the worker acknowledges its id.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Fields that are unknown here are ignored: the control plane may be newer than the agent.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: str
     id: str

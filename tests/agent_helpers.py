@@ -232,16 +232,17 @@ class AgentProcess:
             log_limit=log_limit,
         )
         self._file = root / "config.json"
+        self.program = agent_command.HERE
+        self.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **changes: Any) -> None:
         self.config = self.config.model_copy(update=changes)
         self._file.write_text(self.config.model_dump_json())
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY)}
         with (self._file.parent / "agent.out").open("wb") as output:
             self.process = subprocess.Popen(
-                [*agent_command.HERE, str(self._file)],
-                env=environment,
+                [*self.program, str(self._file)],
+                env=self.environment,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

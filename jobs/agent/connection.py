@@ -7,6 +7,7 @@ sequence, and a new connection resends the rest. Commands may arrive more than o
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import random
 import socket
@@ -201,7 +202,7 @@ class Connection:
 
     async def _command(self, socket: ClientConnection, body: dict[str, Any]) -> None:
         try:
-            command = _COMMAND.validate_python(body, extra="ignore")
+            command = _COMMAND.validate_python(body)
         except ValidationError as error:  # do not acknowledge: a newer agent may know the command
             self._log.error("unknown command ignored", body=body, error=str(error))
             return
@@ -235,10 +236,11 @@ async def _open(url: str, headers: dict[str, str], ca: Path | None) -> ClientCon
         "max_size": None,
         "open_timeout": _OPEN_SECONDS,
         "close_timeout": 1.0,
-        "proxy": None,
         "ping_interval": _PING_SECONDS,
         "ping_timeout": _PING_SECONDS,
     }
+    if "proxy" in inspect.signature(connect).parameters:  # before websockets 15 there were none
+        options["proxy"] = None
     if not url.startswith(unix_socket.AGENT_SCHEME):
         if url.startswith("wss:"):
             options["ssl"] = ssl.create_default_context(cafile=ca)

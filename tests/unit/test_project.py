@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from babysit.installation import AGENT_MODULES, SERVER_MODULES
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("babysit", "monitors", "jobs", "orchestrator", "migrations")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -92,10 +94,43 @@ def test_what_is_imported_is_declared() -> None:
     assert undeclared == {}
 
 
+def distributions_of(*files: Path) -> set[str]:
+    """Distributions of others that files import, normalised."""
+    known = importlib.metadata.packages_distributions()
+    modules = set().union(*map(imports, files)) - set(sys.stdlib_module_names) - set(PACKAGES)
+    return {normalised(name) for module in modules for name in known.get(module, ())}
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {normalised(re.split(r"[^A-Za-z0-9._-]", line)[0]) for line in requirements}
+
+
+def test_an_agent_needs_only_the_packages_of_a_lean_installation() -> None:
+    """A training image has its own versions of the rest, or nothing."""
+    files = [
+        file
+        for folder in ("jobs", "monitors")
+        for file in (ROOT / folder).rglob("*.py")
+        if "templates" not in file.parts
+    ]
+    lean = names(PROJECT["project"]["dependencies"])
+    assert distributions_of(*files) - lean == set()
+    known = importlib.metadata.packages_distributions()
+    assert {normalised(known[module][0]) for module in AGENT_MODULES} == lean - {"py-spy"}
+
+
+def test_the_program_knows_what_the_extra_server_brings() -> None:
+    known = importlib.metadata.packages_distributions()
+    listed = {normalised(known[module][0]) for module in SERVER_MODULES}
+    project = PROJECT["project"]
+    extra = names(project["optional-dependencies"]["server"]) - names(project["dependencies"])
+    assert listed == extra
+
+
 def test_importing_babysit_loads_the_standard_library_only() -> None:
     """It is imported inside the user's process: it must not drag anything in."""
     code = (
-        "import sys; before = set(sys.modules); import babysit; "
+        "import sys; before = set(sys.modules); import babysit; babysit.init; "
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
     result = subprocess.run(
