@@ -14,12 +14,13 @@ class Balancer:
 
     Attributes:
         ports: Of the servers.
+        host: Address of the servers.
         port: Where it listens.
         taken: Connections that each server took, in the order of the servers.
     """
 
-    def __init__(self, ports: Sequence[int]) -> None:
-        self.ports = ports
+    def __init__(self, ports: Sequence[int], host: str = "127.0.0.1") -> None:
+        self.ports, self.host = ports, host
         self._turns = count()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -45,7 +46,7 @@ class Balancer:
         for _ in self.ports:
             which = next(self._turns) % len(self.ports)
             with contextlib.suppress(OSError):
-                there = await asyncio.open_connection("127.0.0.1", self.ports[which])
+                there = await asyncio.open_connection(self.host, self.ports[which])
                 self.taken[which] += 1
                 await asyncio.gather(_pass(reader, there[1]), _pass(there[0], writer))
                 return
@@ -67,9 +68,9 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @contextlib.contextmanager
-def balanced(ports: Sequence[int]) -> Iterator[Balancer]:
+def balanced(ports: Sequence[int], host: str = "127.0.0.1") -> Iterator[Balancer]:
     """A balancer in front of servers."""
-    balancer = Balancer(ports)
+    balancer = Balancer(ports, host)
     try:
         yield balancer
     finally:
