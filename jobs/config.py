@@ -63,7 +63,7 @@ class AgentConfig(BaseModel):
     spec: RunSpec
     """The run spec, with `workdir` and `checkpoint.directory` absolute."""
     grace_seconds: float = 30.0
-    """Time that the ranks get to save when the agent itself gets SIGTERM."""
+    """Time that the ranks get to save when the agent itself gets SIGTERM; 0: none."""
     log_limit: LogLimit = LogLimit()
     """Disk that the log of one rank and attempt may take."""
     log_rules: tuple[RuleFile, ...] = ()

@@ -230,6 +230,7 @@ class AgentProcess:
             memory_directory=memory / self.worker,
             spec=RunSpec.model_validate(settings),
             log_limit=log_limit,
+            grace_seconds=0.0,
         )
         self._file = root / "config.json"
         self.program = agent_command.HERE

@@ -28,9 +28,9 @@ def main() -> None:
     if behaviour == "exit":
         sys.exit(int(spec["command"][1]))
     if behaviour in {"stubborn", "orphans"}:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if behaviour == "graceful":
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
     ready = os.open(spec["env"]["READY"], os.O_WRONLY)
     if behaviour == "orphans":
         for _ in range(3):

@@ -97,11 +97,14 @@ def with_address(config: AgentConfig, given: Mapping[str, str]) -> AgentConfig:
 
 
 async def serve(config: AgentConfig) -> None:
-    """Run the agent until it ends; SIGTERM and SIGINT end it in good order."""
+    """Run the agent until it ends.
+
+    SIGTERM lets the ranks save first, for the grace at most; SIGINT, or a second SIGTERM, does not.
+    """
     agent = Agent(config, SystemClock(), random.Random())
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.leave, number.name)
+    loop.add_signal_handler(signal.SIGTERM, agent.depart, "SIGTERM")
+    loop.add_signal_handler(signal.SIGINT, agent.leave, "SIGINT")
     await agent.run()
 
 
@@ -125,6 +128,8 @@ def main(arguments: list[str]) -> int:
     pid_file.write_text(f"{os.getpid()}\n")
     try:
         asyncio.run(serve(config))
+    except KeyboardInterrupt:  # before it had its handler
+        return 1
     except BaseException:
         structlog.get_logger(part="agent").exception("agent crashed")
         raise

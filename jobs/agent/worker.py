@@ -13,7 +13,7 @@ import shutil
 
 import structlog
 
-from jobs.agent import inventory, leftovers, on_demand, reaper
+from jobs.agent import departure, inventory, leftovers, on_demand, reaper
 from jobs.agent.connection import Connection
 from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.agent.fork_client import ForkClient
@@ -74,6 +74,8 @@ class Agent:
         self._gang: Gang | None = None
         self._newest = 0
         """Highest attempt started or stopped; starts of older attempts are ignored."""
+        self._departing = False
+        """True once it has to leave: no attempt starts any more."""
         self._lifecycle = asyncio.Lock()
         self._seen: set[str] = set()
         self._tasks = Tasks()
@@ -105,6 +107,20 @@ class Agent:
         """End: kill the ranks, remove the files on tmpfs, and return from :meth:`run`."""
         self._log.info("leaving", reason=reason)
         self._tasks.over.set()
+
+    def depart(self, reason: str) -> None:
+        """Let the ranks save, and then leave; at once when it is called again."""
+        if self._departing or self._gang is None or self._config.grace_seconds == 0:
+            self.leave(reason)
+            return
+        self._departing = True
+        self._log.info("the ranks may save before this agent leaves", reason=reason)
+        self._tasks.spawn(self._depart(reason, self._gang))
+
+    async def _depart(self, reason: str, gang: Gang) -> None:
+        await departure.save_first(gang, self._config.grace_seconds, self._clock)
+        await departure.tell(self._spool, self._lifecycle, self._clock)
+        self.leave(reason)
 
     async def _leave(self, connection: asyncio.Task[None]) -> None:
         await self._tasks.cancel(spare=connection)  # the last words of the ranks need it
@@ -200,9 +216,9 @@ class Agent:
             await self._fork_client.ready.wait()
             async with self._lifecycle:
                 # A stop that overtook this start has raised `_newest`: the start must not run.
-                if command.attempt <= self._newest:
+                if command.attempt <= self._newest or self._departing:
                     self._log.warning(
-                        "start of an old attempt ignored",
+                        "start of an old attempt, or of an agent that leaves, ignored",
                         attempt=command.attempt,
                         newest=self._newest,
                     )
@@ -255,7 +271,7 @@ class Agent:
             # Without this, a process that left its group could still write to the checkpoint
             # directory while the next attempt runs elsewhere.
             if self._gang is None:
-                await self._sweep()
+                await _sweep(self._reaper, self._fork_client, self._clock)
             shards = await asyncio.to_thread(
                 inventory.memory_shards, memory_checkpoints(self._config)
             )
@@ -283,15 +299,6 @@ class Agent:
         gang.close(self._logs)
         self._gang = None
 
-    async def _sweep(self) -> None:
-        """Kill processes that left their group; one stuck in the kernel blocks this."""
-        spare = (self._fork_client.pid, self._reaper.pid)
-        while left := await asyncio.to_thread(self._reaper.sweep, spare):
-            self._log.error(
-                "processes survive SIGKILL (stuck in the kernel?), will retry", pids=left
-            )
-            await self._clock.sleep(_SECOND)
-
     # --- called by the fork client --------------------------------------------------------------
 
     def rank_started(self, key: str, pid: int) -> None:
@@ -312,7 +319,7 @@ class Agent:
 
     async def _replace_fork_server(self, *, was_warm: bool) -> None:
         gang = self._gang
-        await self._sweep()
+        await _sweep(self._reaper, self._fork_client, self._clock)
         if gang is not None:
             for rank in [p.rank for p in gang.ranks.values() if p.alive]:
                 self._ended(gang, rank, _KILLED)
@@ -343,3 +350,11 @@ class Agent:
             self._reporter.collect(self._gang)
             if self._gang is not None:
                 self._gang.end_misfits()
+
+
+async def _sweep(reaper_: reaper.Reaper, fork_client: ForkClient, clock: Clock) -> None:
+    """Kill processes that left their group; one stuck in the kernel blocks this."""
+    log = structlog.get_logger(part="agent")
+    while left := await asyncio.to_thread(reaper_.sweep, (fork_client.pid, reaper_.pid)):
+        log.error("processes survive SIGKILL (stuck in the kernel?), will retry", pids=left)
+        await clock.sleep(_SECOND)

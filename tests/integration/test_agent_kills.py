@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs.events import AttemptStopped, RankExited, RankReady
-from tests.agent_helpers import ended, eventually, playground, shutdown, start, stop
+from monitors.failures import Cause
+from tests.agent_helpers import PATIENCE, ended, eventually, playground, shutdown, start, stop
 
 FAMILY = """
     import os, signal, subprocess, sys, babysit
@@ -114,6 +115,41 @@ async def test_agent_asked_to_end_leaves_nothing(tmp_path: Path, number: signal.
         os.kill(agent.pid, number)
         assert await agent.gone() == 0
         assert agent.marked() == []
+
+
+SAVER = """
+    import time, pathlib, babysit
+    run = babysit.init()
+    run.report(step=1, loss=1.0)
+    while not run.should_stop:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_ranks_save_before_an_agent_that_gets_sigterm_leaves(tmp_path: Path, ordered: bool):
+    """By order of the control plane, or by themselves where no order comes."""
+    async with playground(tmp_path, SAVER) as (server, agent):
+        await agent.kill()
+        agent.start(grace_seconds=PATIENCE)
+        await server.until(lambda: len(server.hellos) == 2)
+        await server.send(start())
+        await server.until(lambda: server.steps(0) and server.steps(1))
+        os.kill(agent.pid, signal.SIGTERM)
+        if ordered:
+            await server.send(stop(grace_seconds=PATIENCE))
+        assert await agent.gone() == 0
+        assert agent.marked() == []
+        assert agent.log(1, 0) == agent.log(1, 1) == "saved\n"
+        exits = server.of(RankExited)
+        assert [e.code for e in exits] == [0, 0]
+        if ordered:
+            assert server.of(AttemptStopped)
+        else:
+            causes = {e.failure and e.failure.cause for e in exits}
+            assert causes == {Cause.PREEMPTION}, "the run has not succeeded, and pays nothing"
 
 
 async def test_orphan_with_nothing_to_do_leaves(tmp_path: Path):

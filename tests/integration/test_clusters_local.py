@@ -188,7 +188,7 @@ async def test_a_worker_is_never_started_again(site: Site) -> None:
 
 
 async def test_sigkill_of_the_agent_leaves_nothing(site: Site) -> None:
-    """Also not its grandchildren that moved to sessions of their own and ignore SIGTERM."""
+    """Also not its grandchildren that moved to sessions of their own and ignore SIGINT."""
     cluster = site.cluster()
     await cluster.launch(site.launch("orphans"))
     await site.ready(processes=4)
@@ -222,7 +222,7 @@ async def test_a_worker_with_strays_is_alive_until_they_are_dead(site: Site) -> 
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("obedient", "agent was killed by SIGTERM"),
+        ("obedient", "agent was killed by SIGINT"),
         ("graceful", "agent exited with code 0"),
     ],
 )

@@ -131,13 +131,13 @@ class LocalCluster:
             self._launch_once(launch, nodes[launch.node], environment)
 
     async def stop(self, worker: str, run: str) -> None:
-        """SIGTERM, grace period, SIGKILL. Returns when no process of the worker is left."""
+        """SIGINT (the ranks end at once), a time to obey, SIGKILL. Returns when nothing is left."""
         self._adopt()
         watch = self._watches.get(worker) or self._never_seen(worker, run)
         if watch is None or watch.gone.is_set():
             return
         if watch.descriptor is not None:
-            send_signal(watch.descriptor, signal.SIGTERM)
+            send_signal(watch.descriptor, signal.SIGINT)
         if not await self._gone_within(watch, self._settings.stop_grace_seconds):
             if watch.descriptor is not None:
                 send_signal(watch.descriptor, signal.SIGKILL)

@@ -40,7 +40,7 @@ class LocalClusterSettings(BaseModel):
     labels: dict[str, dict[str, str]] = Field(default_factory=dict)
     """By node: `{"node-1": {"rack": "a"}}`."""
     stop_grace_seconds: float = Field(default=10.0, ge=0)
-    """Seconds between SIGTERM and SIGKILL when an agent is stopped."""
+    """Seconds between SIGINT and SIGKILL when an agent is stopped."""
     agent: tuple[str, ...] = ()
     """Command that takes the path of a config; empty: babysit's agent under this interpreter."""
 

@@ -1,0 +1,55 @@
+"""The end of an agent that gets SIGTERM: its node drains, its Pod is evicted, its machine stops.
+
+The ranks save first. As a rule the control plane hears of it from the cluster and orders all agents
+of the run to stop, with the grace. An agent that hears of no such order asks its own ranks; those
+of other nodes follow, since `run.should_stop` is agreed between ranks. Their exits then count as a
+preemption: a run whose ranks have saved and left has not succeeded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from jobs.agent.gang import Gang
+from jobs.agent.spool import Spool
+from jobs.clock import Clock, wait_at_most
+from monitors.failures import Evidence, Failure, FailureClass
+
+ORDER_SECONDS = 5.0
+"""Patience for the control plane's order; the rest of the grace is for the save."""
+TELL_SECONDS = 5.0
+"""Patience for the control plane to store the last reports: of the save, and of the end."""
+_LOOK_SECONDS = 0.05
+
+
+def preempted(rank: int) -> Failure:
+    """The end of a rank that was asked to save by its agent alone."""
+    return Failure(
+        failure_class=FailureClass.PREEMPTION,
+        reason=f"rank {rank} was asked to save and leave: its agent got SIGTERM",
+        signature=f"{FailureClass.PREEMPTION.value}:agent",
+        source=Evidence.EXIT,
+    )
+
+
+async def save_first(gang: Gang, grace_seconds: float, clock: Clock) -> None:
+    """Let the ranks save and leave; returns when they have, or the grace is over."""
+    ends = clock.monotonic() + grace_seconds
+    await wait_at_most(clock, gang.dead, min(ORDER_SECONDS, grace_seconds))
+    if not gang.dead.is_set() and not gang.stopping:
+        gang.stopping = True
+        for process in gang.ranks.values():
+            process.failure = process.failure or preempted(process.rank)
+        gang.request_stop()
+    await wait_at_most(clock, gang.dead, max(0.0, ends - clock.monotonic()))
+
+
+async def tell(spool: Spool, answering: asyncio.Lock, clock: Clock) -> None:
+    """Wait until the control plane has stored all reports, `TELL_SECONDS` at most.
+
+    `answering` is locked while a command is carried out whose answer is still to be reported.
+    """
+    for _ in range(round(TELL_SECONDS / _LOOK_SECONDS)):
+        if spool.first_sequence == spool.next_sequence and not answering.locked():
+            return
+        await clock.sleep(_LOOK_SECONDS)
