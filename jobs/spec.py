@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from jobs.pod_template import Kubernetes
 from jobs.spec_trainers import Launcher
 from jobs.spec_types import (
     MOST,
@@ -264,6 +265,9 @@ class RunSpec(Model):
         "`env` wins over them.",
     )
     image: str | None = Field(default=None, description="Container image; ignored on local nodes.")
+    kubernetes: Kubernetes = Field(
+        default=Kubernetes(), description="Only for Kubernetes; ignored on local nodes."
+    )
     resources: Resources = Resources()
     placement: Placement = Placement()
     preload: tuple[Text, ...] = Field(

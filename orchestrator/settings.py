@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from orchestrator.alert_settings import AlertSettings
+from orchestrator.kubernetes_settings import KubernetesSettings
 from orchestrator.oidc_settings import OidcSettings
 
 
@@ -29,7 +30,7 @@ def server_url(url: str) -> str:
     return url.rstrip("/")
 
 
-class Settings(AlertSettings, OidcSettings):
+class Settings(AlertSettings, KubernetesSettings, OidcSettings):
     """Settings of command line and control plane: `BABYSIT_<NAME>` in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="BABYSIT_", env_ignore_empty=True, frozen=True)
@@ -79,8 +80,9 @@ class Settings(AlertSettings, OidcSettings):
     )
     cluster: str = Field(
         default="local",
-        description="Where workers run: `local` (virtual nodes on this machine) or `simulated` "
-        "(nodes in memory and no processes: runs are placed, and nothing trains).",
+        description="Where workers run: `local` (virtual nodes on this machine), `kubernetes` "
+        "(Pods) or `simulated` (nodes in memory and no processes: runs are placed, and nothing "
+        "trains).",
     )
     pod: str = Field(
         default="",

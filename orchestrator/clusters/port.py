@@ -7,7 +7,7 @@ One protocol, one implementation per kind of cluster, chosen by name in
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,6 +74,48 @@ class WorkerGone(BaseModel):
     """`agent exited with code 0`, `agent was killed by SIGKILL`, `node lost` …"""
 
 
+class WorkerLeaving(BaseModel):
+    """Statement of the cluster that it, or somebody through it, ends a worker that is alive.
+
+    The worker has some time to save; WorkerGone follows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    worker: str
+    run: str
+    reason: str
+    """In the cluster's words: `EvictionByEvictionAPI: …`."""
+
+
+class WorkerStuck(BaseModel):
+    """Statement of the cluster that a launched worker does not start, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    worker: str
+    run: str
+    reason: str
+    """In the cluster's words: `ImagePullBackOff: …`; empty: the worker is stuck no longer."""
+    elsewhere: bool = False
+    """True if another node may do, and this one does not, as far as the cluster knows."""
+    hopeless: bool = False
+    """True if it starts on no other node either: the spec must change, or its image be pushed."""
+
+
+class InventoryChanged(BaseModel):
+    """Statement that :meth:`Cluster.nodes` has news that must not wait: a preemption notice.
+
+    Without it the inventory is read every few seconds.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+
+Change = WorkerGone | WorkerLeaving | WorkerStuck | InventoryChanged
+"""An item of :meth:`Cluster.changes`, as far as a cluster can tell it."""
+
+
 class Cluster(Protocol):
     """The place where workers run.
 
@@ -120,11 +162,31 @@ class Cluster(Protocol):
         Never a guess: the controller starts the next attempt on a False.
         """
 
-    def changes(self) -> AsyncIterator[WorkerGone]:
-        """Workers that are gone, as they end, beginning with those that ended before the start.
+    def changes(self) -> AsyncIterator[Change]:
+        """News of workers, beginning with those that ended before the start.
 
-        Each is yielded at least once. A worker counts as acknowledged when the reader asks for the
-        next one, so the reader stores what follows from a worker first. For one reader only.
+        Each end is yielded at least once. A worker that is gone counts as acknowledged when the
+        reader asks for the next change, so the reader stores what follows from it first. The other
+        statements may be lost with a server. For one reader only.
+        """
+
+    async def keep_runs(self, runs: Collection[str]) -> None:
+        """Remove what the cluster keeps of all other runs, unless a worker of theirs may be alive.
+
+        Called now and then with the runs that are not over.
+
+        Raises:
+            ClusterError: The cluster cannot be reached now.
+        """
+
+    async def cordon(self, reasons: Mapping[str, str]) -> None:
+        """Keep the new work of everybody off these nodes (id: reason), as far as the cluster can.
+
+        Nodes that an earlier call named and this one does not are taken back; cordons of others
+        stay. Called now and then with all nodes that the control plane does not use.
+
+        Raises:
+            ClusterError: The cluster cannot be reached now.
         """
 
     async def close(self) -> None:

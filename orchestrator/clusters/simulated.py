@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 
 from jobs.clock import Clock
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.port import WorkerGone, WorkerLaunch
+from orchestrator.clusters.own_nodes import OwnNodes
+from orchestrator.clusters.port import Change, WorkerGone, WorkerLaunch
 from orchestrator.core.messages.events import NodeInfo
 from orchestrator.settings import Settings
 
@@ -52,7 +53,7 @@ def from_settings(settings: Settings, clock: Clock) -> SimulatedCluster:
     return SimulatedCluster(nodes, clock)
 
 
-class SimulatedCluster:
+class SimulatedCluster(OwnNodes):
     """Implements :class:`orchestrator.clusters.port.Cluster` without a process.
 
     Attributes:
@@ -62,6 +63,7 @@ class SimulatedCluster:
 
     ignored_fields: Mapping[str, str] = {
         "image": "the simulated cluster starts no process and no container",
+        "kubernetes": "the simulated cluster starts no process and no container",
     }
 
     runs_here = False
@@ -125,7 +127,7 @@ class SimulatedCluster:
             return False
         return None if found.node in self.unreachable else found.gone is None
 
-    async def changes(self) -> AsyncIterator[WorkerGone]:
+    async def changes(self) -> AsyncIterator[Change]:
         """Workers that are gone; see the port."""
         while (gone := self._told or await self._ends.get()) is not None:
             self._told = gone

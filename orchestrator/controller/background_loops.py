@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 
 import structlog
 
 from jobs.clock import Clock
-from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import Cluster
+from orchestrator.controller.cluster_loops import ClusterLoops, guarded
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.reconciliation import Comparisons
 from orchestrator.controller.sample_buffer import SAMPLES_SECONDS
 from orchestrator.controller.steady_timers import SteadyTimers
 from orchestrator.controller.turn_queue import TurnQueue
 from orchestrator.core.messages.events import (
-    CapacityChanged,
     FindingRaised,
     MaintenanceDue,
-    NodeInfo,
     ProgressSeen,
     SchedulingPassDue,
     StepReached,
@@ -35,12 +33,9 @@ from orchestrator.core.model.entities import Attempt, Worker
 from orchestrator.core.model.state import Deadline
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, WorkerState
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.errors import DatabaseUnavailableError, LeadershipLostError, NotLeaderError
 
 _log = structlog.get_logger(__name__)
 TICK_SECONDS = 0.5
-INVENTORY_SECONDS = 10.0
-CLUSTER_RETRY_SECONDS = 1.0
 ASK_SECONDS = 30.0
 """Seconds between two questions to the cluster about an agent out of contact."""
 PASS_SECONDS = 60.0
@@ -62,6 +57,7 @@ class BackgroundLoops:
     ) -> None:
         self._queue, self._live, self._receipts = queue, live, receipts
         self._cluster, self._clock = cluster, clock
+        self._of_cluster = ClusterLoops(queue, live, cluster, clock)
         self._comparisons = Comparisons(queue, live)
         self._worker_lost_seconds = worker_lost_seconds
         self._timers = SteadyTimers(clock)
@@ -72,12 +68,11 @@ class BackgroundLoops:
         """All loops, to be run side by side until cancelled."""
         return [
             self._passes(),
-            self._watch_cluster(),
             self._live.attention.keep(),
             self._tick(),
             self._store_samples(),
-            self._take_inventory(),
             self._ask_about_lost(),
+            *self._of_cluster.loops(),
         ]
 
     async def _passes(self) -> None:
@@ -88,25 +83,11 @@ class BackgroundLoops:
         estimates), and stands behind a change that has wrongly wanted none.
         """
         while True:
-            await _guarded(self._pass)
+            await guarded(self._pass)
             await self._clock.sleep(PASS_SECONDS)
 
     async def _pass(self) -> None:
         await self._queue.decide(SchedulingPassDue)
-
-    async def _watch_cluster(self) -> None:
-        """Follow the ends of workers. A cluster that does not answer is asked again.
-
-        Ends when the cluster is closed.
-        """
-        while not await _guarded(self._follow_ends):
-            await self._clock.sleep(CLUSTER_RETRY_SECONDS)
-
-    async def _follow_ends(self) -> None:
-        async for gone in self._cluster.changes():
-            await self._queue.take_note(
-                WorkerLost, run=gone.run, worker=gone.worker, confirmed=True, reason=gone.reason
-            )
 
     async def _ask_about_lost(self) -> None:
         """Ask the cluster again about agents out of contact: it may not have been able to tell.
@@ -117,7 +98,7 @@ class BackgroundLoops:
             await self._clock.sleep(ASK_SECONDS)
             for worker in list(self._live.state.workers.values()):
                 if worker.state is WorkerState.LOST:
-                    await _guarded(functools.partial(self._ask_about, worker))
+                    await guarded(functools.partial(self._ask_about, worker))
 
     async def _ask_about(self, worker: Worker) -> None:
         if await self._cluster.alive(worker.id, worker.run) is False:
@@ -125,19 +106,6 @@ class BackgroundLoops:
             await self._queue.decide(
                 WorkerLost, run=worker.run, worker=worker.id, confirmed=True, reason=reason
             )
-
-    async def _take_inventory(self) -> None:
-        inventory: tuple[NodeInfo, ...] = ()
-
-        async def look() -> None:
-            nonlocal inventory
-            nodes = tuple(await self._cluster.nodes())
-            if nodes != inventory and await self._queue.decide(CapacityChanged, nodes=nodes):
-                inventory = nodes
-
-        while True:
-            well = await _guarded(look)
-            await self._clock.sleep(INVENTORY_SECONDS if well else CLUSTER_RETRY_SECONDS)
 
     async def _tick(self) -> None:
         """Check timers, maintenance, contact, hangs and receipts, twice a second or more often."""
@@ -150,7 +118,7 @@ class BackgroundLoops:
                 self._check_hangs,
                 self._store_receipts,
             ):
-                await _guarded(check)
+                await guarded(check)
             await self._clock.sleep(self._until_next_tick())
 
     def _until_next_tick(self) -> float:
@@ -193,7 +161,7 @@ class BackgroundLoops:
                 or not run.instrumented  # a script that does not report cannot be judged
             ):
                 continue
-            await _guarded(functools.partial(self._check_hang, run.id, attempt))
+            await guarded(functools.partial(self._check_hang, run.id, attempt))
 
     async def _check_hang(self, run: str, attempt: Attempt) -> None:
         pipeline = self._live.pipeline(run)
@@ -217,35 +185,18 @@ class BackgroundLoops:
         for run in list(self._live.state.live_runs()):
             attempt = self._live.state.attempts.get(run.id)
             if attempt is not None and run.due(Timer.COMPARE) is not None:
-                await _guarded(functools.partial(self._comparisons.compare, run, attempt))
+                await guarded(functools.partial(self._comparisons.compare, run, attempt))
 
     async def _store_samples(self) -> None:
         while True:
             await self._clock.sleep(SAMPLES_SECONDS)
             if self._live.unstored:
-                await _guarded(self._queue.store_samples)
+                await guarded(self._queue.store_samples)
 
     async def _store_receipts(self) -> None:
         if ids := self._receipts.copy():
             await self._queue.store_receipts(ids)
             del self._receipts[: len(ids)]  # others may have come meanwhile
-
-
-async def _guarded(check: Callable[[], Awaitable[None]]) -> bool:
-    """Run a check; False if it failed, which is logged. It runs again at its next time.
-
-    One bad run must not blind the checks to the others, and a loop that ended would leave all
-    runs alone.
-    """
-    try:
-        await check()
-    except (ClusterError, DatabaseUnavailableError, LeadershipLostError, NotLeaderError) as error:
-        _log.warning("background check failed", check=_name(check), error=str(error))
-    except Exception:  # noqa: BLE001 (a defect of ours: logged as such, and no reason to stop)
-        _log.exception("background check failed; please report this", check=_name(check))
-    else:
-        return True
-    return False
 
 
 async def cancel(tasks: list[asyncio.Task[None]]) -> None:
@@ -254,8 +205,3 @@ async def cancel(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     tasks.clear()
-
-
-def _name(check: object) -> str:
-    """The name of a method, or of a partial of one: without addresses, for the log."""
-    return str(getattr(getattr(check, "func", check), "__name__", check))

@@ -28,7 +28,8 @@ from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import AgentAccess, Cluster, WorkerLaunch
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.turn_queue import TurnQueue
-from orchestrator.core.messages.events import LaunchRefused, WorkerLost
+from orchestrator.core.messages.cluster_events import LaunchRefused
+from orchestrator.core.messages.events import WorkerLost
 from orchestrator.core.messages.instructions import (
     BroadcastCommand,
     IncidentUpdate,

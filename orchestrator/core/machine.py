@@ -32,6 +32,7 @@ from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
 from orchestrator.core.checkpoints import on_disk
 from orchestrator.core.checkpoints import trouble as checkpoint_trouble
 from orchestrator.core.messages.batching import as_gang
+from orchestrator.core.messages.cluster_events import LaunchRefused, WorkerLeaving, WorkerStuck
 from orchestrator.core.messages.events import (
     CapacityChanged,
     CheckpointPinned,
@@ -40,7 +41,6 @@ from orchestrator.core.messages.events import (
     EventSetAside,
     FindingRaised,
     IncidentChanged,
-    LaunchRefused,
     LeadershipBegan,
     MaintenanceCancelled,
     MaintenanceDue,
@@ -91,6 +91,7 @@ from orchestrator.core.requests import runs as run_requests
 from orchestrator.core.requests import summaries as summary_requests
 from orchestrator.core.supervision import (
     agent_contact,
+    cluster_notices,
     defects,
     failures,
     findings,
@@ -143,6 +144,8 @@ _OF_A_RUN = (
     WorkerEvent,
     GangEvent,
     WorkerRegained,
+    WorkerLeaving,
+    WorkerStuck,
     ProgressSeen,
     StepReached,
     FindingRaised,
@@ -254,6 +257,8 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     WorkerJoined: assembly.on_joined,
     WorkerLost: agent_contact.on_lost,
     WorkerRegained: agent_contact.on_regained,
+    WorkerLeaving: cluster_notices.on_leaving,
+    WorkerStuck: cluster_notices.on_stuck,
     GangStarted: startup.on_started,
     GangReady: startup.on_ready,
     GangRestored: startup.on_restored,

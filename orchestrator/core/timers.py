@@ -70,7 +70,9 @@ def _fence(turn: Turn, run_id: str, _subject: str) -> None:
 def _launch_timed_out(turn: Turn, run_id: str, worker_id: str) -> None:
     worker = turn.state.workers.get(worker_id)
     if worker is not None and worker.state is WorkerState.LAUNCHING:
-        why = f"has not joined within {worker_placement.LAUNCH_SECONDS:.0f} s"
+        waited = (turn.now - worker.launched_at).total_seconds()
+        why = f"has not joined within {waited:.0f} s"
+        why = f"{why}: {worker.reason}" if worker.reason else why
         lost_agents.launch_failed(turn, turn.run(run_id), worker, why)
         if turn.run(run_id).state not in TERMINAL_RUN_STATES:
             worker_placement.end_worker(turn, worker, why)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from jobs.clock import Clock
 from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.own_nodes import OwnNodes
 from orchestrator.clusters.port import WorkerGone, WorkerLaunch
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.core.messages.events import NodeInfo
@@ -70,7 +71,7 @@ class SharedCluster(SimulatedCluster):
         super()._end(worker, reason)
 
 
-class ClusterView:
+class ClusterView(OwnNodes):
     """The cluster, as one server sees it: calls take time, and some fail."""
 
     ignored_fields = SimulatedCluster.ignored_fields

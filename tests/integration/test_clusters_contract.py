@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -17,12 +18,19 @@ from jobs.agent.reaper import kill_strays
 from jobs.clock import SystemClock
 from jobs.spec import RunSpec
 from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.kubernetes.client import Access, Api
+from orchestrator.clusters.kubernetes.cluster import KubernetesCluster
+from orchestrator.clusters.kubernetes.manifests import PodSettings
+from orchestrator.clusters.kubernetes.nodes import NodeSettings
 from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
 from orchestrator.clusters.local.worker_records import Records
-from orchestrator.clusters.port import Cluster, WorkerGone, WorkerLaunch
+from orchestrator.clusters.port import Change, Cluster, WorkerGone, WorkerLaunch
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.core.messages.events import NodeInfo
+from tests.kubernetes.bed import Bed
+from tests.kubernetes.servers import Servers
 
+_numbers = itertools.count(1)
 STAND_IN = Path(__file__).parents[1] / "clusters_agent.py"
 KILLED = "agent was killed by SIGKILL"
 
@@ -86,16 +94,86 @@ class SimulatedSite:
         await self.cluster.close()
 
 
-@pytest.fixture(params=["local", "simulated"])
+class KubernetesSite:
+    """Pods on a real API server, in a namespace of their own."""
+
+    def __init__(self, bed: Bed, home: Path) -> None:
+        self.bed, self.namespace = bed, f"contract-{next(_numbers)}"
+        os.mkfifo(home / "ready")
+        self.fifo = os.open(home / "ready", os.O_RDONLY | os.O_NONBLOCK)
+        bed.create_namespace(self.namespace)
+        mount = {"name": "home", "mountPath": str(home)}
+        command = ["python", str(STAND_IN)]
+        container = {"name": "worker", "command": command, "volumeMounts": [mount]}
+        volume = {"name": "home", "hostPath": {"path": str(home)}}
+        template = {"spec": {"containers": [container], "volumes": [volume]}}
+        self.settings = PodSettings(
+            namespace=self.namespace,
+            instance="contract",
+            image="any",
+            template=template,
+            stop_seconds=1,
+        )
+        self.cluster = self._open()
+
+    def _open(self) -> KubernetesCluster:
+        access = Access(kubeconfig=self.bed.servers.kubeconfig, namespace=self.namespace)
+        api = Api(access, SystemClock())
+        return KubernetesCluster(api, SystemClock(), self.settings, NodeSettings(), "for=contract")
+
+    def kill(self, worker: str) -> None:
+        path = self.bed.path("Pod", f"babysit-{worker}", self.namespace)
+        running = self.bed.until(
+            lambda: (pod := self.bed.api.get(path))["status"].get("phase") == "Running" and pod,
+            f"{worker} runs",
+        )
+        runs = self.bed.nodes[running["spec"]["nodeName"]].pods()
+        next(run for run in runs if run.uid == running["metadata"]["uid"]).kill()
+
+    async def reopen(self) -> None:
+        await self.cluster.close()
+        self.cluster = self._open()
+
+    async def close(self) -> None:
+        await self.cluster.close()
+        os.close(self.fifo)
+        # The marks of these workers are those of the local cluster's: nothing of them may be left.
+        for run in [run for node in self.bed.nodes.values() for run in node.pods()]:
+            if run.pod["metadata"]["namespace"] == self.namespace:
+                run.lose()
+                run.join()
+        for pod in self.bed.api.get(self.bed.path("Pod", "", self.namespace))["items"]:
+            path = self.bed.path("Pod", pod["metadata"]["name"], self.namespace)
+            self.bed.api.delete(path, grace=1)
+            self.bed.api.patch(path, {"metadata": {"finalizers": None}})
+        self.bed.api.delete(f"/api/v1/namespaces/{self.namespace}")
+
+
+@pytest.fixture(scope="module")
+def contract_bed(
+    kubernetes_servers: Servers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bed]:
+    labels = {name: {"for": "contract"} for name in ("node-1", "node-2")}
+    with Bed(kubernetes_servers, tmp_path_factory.getbasetemp(), labels=labels) as bed:
+        yield bed
+
+
+@pytest.fixture(params=["local", "simulated", "kubernetes"])
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
-    site = LocalSite(tmp_path) if request.param == "local" else SimulatedSite()
+    site: LocalSite | SimulatedSite | KubernetesSite
+    if request.param == "local":
+        site = LocalSite(tmp_path)
+    elif request.param == "simulated":
+        site = SimulatedSite()
+    else:
+        site = KubernetesSite(request.getfixturevalue("contract_bed"), tmp_path)
     yield site
     await site.close()
 
 
 @pytest.fixture
 def launch(tmp_path: Path) -> WorkerLaunch:
-    spec = RunSpec(name="tiny", command=("obedient",), env={"READY": str(tmp_path / "ready")})
+    spec = RunSpec(name="tiny", command=("graceful",), env={"READY": str(tmp_path / "ready")})
     return WorkerLaunch(
         worker="w1",
         run="r1",
@@ -109,7 +187,11 @@ def launch(tmp_path: Path) -> WorkerLaunch:
 async def take(cluster: Cluster, count: int) -> list[WorkerGone]:
     """The next ones gone. All but the last are taken note of."""
     async with asyncio.timeout(60), contextlib.aclosing(cluster.changes()) as changes:
-        return [await anext(changes) for _ in range(count)]
+        gone: list[WorkerGone] = []
+        while len(gone) < count:
+            if isinstance(change := await anext(changes), WorkerGone):
+                gone.append(change)
+        return gone
 
 
 async def test_inventory(site: Site) -> None:
@@ -216,5 +298,5 @@ async def test_closing_ends_the_changes(site: Site) -> None:
     assert await told == []
 
 
-async def _all(cluster: Cluster) -> list[WorkerGone]:
-    return [gone async for gone in cluster.changes()]
+async def _all(cluster: Cluster) -> list[Change]:
+    return [change async for change in cluster.changes()]

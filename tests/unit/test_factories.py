@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -13,12 +14,19 @@ from monitors.types import Severity
 from orchestrator.alerts import factory as alerts
 from orchestrator.alerts.log import LogNotifier
 from orchestrator.clusters import factory as clusters
+from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.local.cluster import LocalCluster
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.core.messages.instructions import INSTRUCTION, Notify
 from orchestrator.errors import InvalidError
 from orchestrator.settings import Settings
 
+KUBECONFIG = """
+clusters: [{name: c, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: u, user: {token: t}}]
+contexts: [{name: x, context: {cluster: c, user: u, namespace: training}}]
+current-context: x
+"""
 NOTICE = Notify(
     id="e.1",
     cause="e",
@@ -80,8 +88,11 @@ async def test_simulated_nodes_are_as_large_as_the_settings_say() -> None:
 
 
 @pytest.mark.parametrize("name", [*clusters.CLUSTERS])
-def test_every_cluster_that_is_offered_can_be_made(name: str) -> None:
-    cluster = clusters.make_cluster(Settings(cluster=name), ManualClock())
+def test_every_cluster_that_is_offered_can_be_made(name: str, tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(KUBECONFIG)
+    settings = Settings(cluster=name, kubernetes_kubeconfig=kubeconfig)
+    cluster = clusters.make_cluster(settings, ManualClock())
     assert cluster.ignored_fields is not None
 
 
@@ -108,13 +119,13 @@ def test_every_channel_that_is_offered_can_be_made(name: str) -> None:
     [
         (
             Settings(cluster="ray"),
-            "BABYSIT_CLUSTER=ray: no such choice; it may be local or simulated",
+            "BABYSIT_CLUSTER=ray: no such choice; it may be kubernetes or local or simulated",
         ),
         (
             Settings(cluster="lokal"),
             (
-                "BABYSIT_CLUSTER=lokal: no such choice; it may be local or simulated; "
-                "did you mean local?"
+                "BABYSIT_CLUSTER=lokal: no such choice; it may be kubernetes or local or"
+                " simulated; did you mean local?"
             ),
         ),
         (
@@ -134,6 +145,14 @@ def test_what_does_not_exist_is_refused_with_what_does(settings: Settings, messa
     with pytest.raises(InvalidError) as caught:
         make()
     assert str(caught.value) == message
+
+
+def test_a_kubeconfig_without_the_context_says_what_to_do(tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(KUBECONFIG)
+    wrong = {"kubernetes_kubeconfig": kubeconfig, "kubernetes_context": "y"}
+    with pytest.raises(ClusterError, match=r"no access to Kubernetes: .*KUBERNETES_CONTEXT"):
+        clusters.make_cluster(Settings(cluster="kubernetes", **wrong), ManualClock())
 
 
 def test_a_client_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.local import agent_process, hardware
 from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, Node, virtual_nodes
 from orchestrator.clusters.local.worker_records import Records, WorkerRecord, write_private
-from orchestrator.clusters.port import WorkerGone, WorkerLaunch
+from orchestrator.clusters.own_nodes import OwnNodes
+from orchestrator.clusters.port import Change, WorkerGone, WorkerLaunch
 from orchestrator.core.messages.events import NodeInfo
 from orchestrator.open_files import restore_limit
 from orchestrator.settings import Settings
@@ -41,6 +42,10 @@ from orchestrator.settings import Settings
 __all__ = ["LocalCluster", "LocalClusterSettings", "from_settings"]
 
 _log = structlog.get_logger(__name__)
+_IGNORED: Mapping[str, str] = {
+    "image": "the local cluster starts no container: the command runs on this machine as it is",
+    "kubernetes": "the local cluster starts no Pod",
+}
 _STUCK_SECONDS = 1.0
 """Pause between attempts to end processes that do not die (uninterruptible sleep)."""
 
@@ -79,12 +84,10 @@ def _log_rules(path: Path | None) -> tuple[RuleFile, ...]:
         raise ClusterError(f"BABYSIT_LOG_RULES: {error}") from error
 
 
-class LocalCluster:
+class LocalCluster(OwnNodes):
     """Implements :class:`orchestrator.clusters.port.Cluster` on this machine."""
 
-    ignored_fields: Mapping[str, str] = {
-        "image": "the local cluster starts no container: the command runs on this machine as it is",
-    }
+    ignored_fields = _IGNORED
 
     runs_here = True
 
@@ -150,7 +153,7 @@ class LocalCluster:
             return True
         return bool(await asyncio.to_thread(strays, worker))
 
-    async def changes(self) -> AsyncIterator[WorkerGone]:
+    async def changes(self) -> AsyncIterator[Change]:
         """Workers that are gone; see the port."""
         self._adopt()
         while (gone := self._told or await self._ends.get()) is not None:

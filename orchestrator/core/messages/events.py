@@ -29,6 +29,7 @@ from jobs.events import (
 from jobs.spec import RunSpec
 from jobs.spec_types import Model
 from monitors.types import Finding, Pace
+from orchestrator.core.messages.cluster_events import LaunchRefused, WorkerLeaving, WorkerStuck
 from orchestrator.core.messages.gang_events import (
     GangChecked,
     GangFinished,
@@ -172,6 +173,10 @@ class NodeInfo(Model):
     host: str = ""
     """The machine that several nodes share; empty: the node is a machine of its own."""
     labels: dict[str, str] = Field(default_factory=dict)
+    state: Literal["ready", "cordoned", "draining"] = "ready"
+    """As the cluster itself has it; draining: the node is about to go."""
+    reason: str = ""
+    """Why it does not, in the cluster's words."""
 
 
 class CapacityChanged(Event):
@@ -223,16 +228,6 @@ class EventSetAside(Event):
     """Kind of the event."""
     body: dict[str, Any]
     """The event as JSON: the journal is where it can still be found."""
-    reason: str
-    """The error, for people."""
-
-
-class LaunchRefused(Event):
-    """A worker cannot be launched with this spec, on whichever node and however often."""
-
-    kind: Literal["launch_refused"] = "launch_refused"
-    run: str
-    worker: str
     reason: str
     """The error, for people."""
 
@@ -344,6 +339,8 @@ AnyEvent = Annotated[
     | WorkerJoined
     | WorkerLost
     | WorkerRegained
+    | WorkerLeaving
+    | WorkerStuck
     | RanksStarted
     | RankReady
     | RankRestored

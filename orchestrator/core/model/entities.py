@@ -261,10 +261,8 @@ class Node:
     """The actor that cordoned or drained the node."""
     gpus: int = 0
     cpus: float = 1
-    memory: int = 0
-    """Bytes; 0: not accounted."""
-    host: str = ""
-    """The machine of which it is a part; empty: it is a machine of its own."""
+    memory: int = 0  # bytes; 0: not accounted
+    host: str = ""  # the machine of which it is a part; empty: it is a machine of its own
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Topology: zone, spine, rack, nvlink."""
     faults: tuple[Fault, ...] = ()
@@ -276,7 +274,9 @@ class Node:
     maintenance: tuple[Window, ...] = ()
     """Windows that are not over, the earliest first."""
     cordon: Cordon | None = None
-    """During maintenance: the cordon from before, which applies again afterwards."""
+    """While it is drained for a time: the cordon from before, which applies again afterwards."""
+    absences: tuple[dt.datetime, ...] = ()
+    """When the cluster took it away lately, the newest last; its own trouble, not everybody's."""
 
     @property
     def machine(self) -> str:

@@ -20,6 +20,10 @@ class Window:
 
 MAINTENANCE = "maintenance"
 """The actor that drains a node whose maintenance window has begun."""
+CLUSTER = "cluster"
+"""The actor of what the cluster itself says about a node: not ready, about to go."""
+FLAPPING = "flapping"
+"""The actor that keeps a node cordoned which the cluster has taken away too often."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,11 @@ import datetime as dt
 from orchestrator.core.attempts import preemption
 from orchestrator.core.messages.events import CapacityChanged, NodeChanged, NodeInfo
 from orchestrator.core.model.entities import Node
-from orchestrator.core.model.records import MAINTENANCE, Cordon, Window
+from orchestrator.core.model.records import CLUSTER, MAINTENANCE, Cordon, Window
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.placement import workers as worker_placement
+from orchestrator.core.requests import node_health
 from orchestrator.core.turn import Turn
 from orchestrator.errors import NotFoundError
 
@@ -33,6 +34,10 @@ def on_capacity(turn: Turn, event: CapacityChanged) -> None:
     for node in list(turn.state.nodes.values()):
         if node.id not in present and node.state is not NodeState.GONE:
             turn.change_node(node.id, state=NodeState.GONE, reason=_left(node.by, node.reason))
+    reasons = {info.id: info.reason for info in event.nodes}
+    for leaving in node_health.follow(turn, event.nodes):
+        before = node_health.before_draining(turn.state.nodes[leaving])
+        _drain(turn, leaving, reason=reasons[leaving], by=CLUSTER, cordon=before)
     turn.schedule_wanted = True
 
 
@@ -97,6 +102,7 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
         by=by,
         cordon=None,
         maintenance=tuple(planned),
+        absences=() if ready else node.absences,
     )
 
 

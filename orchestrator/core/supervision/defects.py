@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from monitors.types import Severity
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
-from orchestrator.core.messages.events import EventSetAside, LaunchRefused, RunSetAside
+from orchestrator.core.messages.cluster_events import LaunchRefused
+from orchestrator.core.messages.events import EventSetAside, RunSetAside
 from orchestrator.core.model.states import TERMINAL_RUN_STATES, RunState, WorkerState
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.turn import Turn

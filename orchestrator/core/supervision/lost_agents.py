@@ -8,6 +8,7 @@ from monitors.failures import Evidence, Failure, FailureClass
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.checkpoints import memory_tier, on_disk, trouble
 from orchestrator.core.messages.events import WorkerLost
+from orchestrator.core.model.decisions import Vacate
 from orchestrator.core.model.entities import RankFailure, Run, Worker
 from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
@@ -32,7 +33,7 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
     worker = turn.state.workers.get(event.worker)
     if worker is None or worker.state is WorkerState.ENDED:
         return
-    expected = worker.state is WorkerState.STOPPING
+    expected = worker.state is WorkerState.STOPPING or _is_given_back(turn, worker)
     gone = Failure(
         failure_class=FailureClass.WORKER_LOST,
         source=Evidence.CLUSTER,
@@ -59,6 +60,12 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
     lose_seat(turn, run.id, worker, gone, at=event.at)
     if attempt_lifecycle.empty_seats(turn, run.id, (worker.id,)):
         failures.attempt_dead(turn, run.id)
+
+
+def _is_given_back(turn: Turn, worker: Worker) -> bool:
+    """True if the run is about to leave the worker's node: it was to go, and has gone early."""
+    decision = turn.run(worker.run).decision
+    return isinstance(decision, Vacate) and worker.node in decision.nodes
 
 
 def lose_seat(turn: Turn, run_id: str, worker: Worker, gone: Failure, *, at: dt.datetime) -> None:

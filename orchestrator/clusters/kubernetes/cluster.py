@@ -1,0 +1,329 @@
+"""Workers as Pods: :class:`orchestrator.clusters.port.Cluster` on an API server.
+
+A launch is two requests, a Secret and a Pod, and one more for the first worker of a run; both names
+come from the worker's id, so that a repeated launch is refused by the server itself (409). What
+makes a start happen at most once is said in the package's docstring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from typing import Any
+
+import structlog
+
+from jobs.clock import Clock
+from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.kubernetes import manifests, names, nodes
+from orchestrator.clusters.kubernetes.client import Api, ApiError
+from orchestrator.clusters.kubernetes.manifests import PodSettings
+from orchestrator.clusters.kubernetes.merge import Json
+from orchestrator.clusters.kubernetes.names import object_name
+from orchestrator.clusters.kubernetes.nodes import NodeSettings
+from orchestrator.clusters.kubernetes.watcher import Watcher
+from orchestrator.clusters.port import Change, WorkerGone, WorkerLaunch
+from orchestrator.core.messages.events import NodeInfo
+
+_log = structlog.get_logger(__name__)
+LAUNCH_PATIENCE = 120.0
+"""Seconds for which a launch waits for an API server that is away: a run that is being restarted
+meanwhile must not be charged with it. Less than the time in which an agent has to join."""
+ACKNOWLEDGE_PAUSE = 5.0
+"""Seconds between two tries to release a Pod whose end is stored."""
+CLOSE_SECONDS = 5.0
+"""How long the last acknowledgements may take; an end whose one is cut off is reported again."""
+_NAMED = 20
+"""Nodes that the message about an unknown one names."""
+
+
+class KubernetesCluster:
+    """Implements the port on Kubernetes."""
+
+    ignored_fields: Mapping[str, str] = {}
+    runs_here = False
+
+    def __init__(
+        self, api: Api, clock: Clock, pods: PodSettings, of_nodes: NodeSettings, selector: str = ""
+    ) -> None:
+        self._api, self._clock = api, clock
+        self._settings, self._node_settings = pods, of_nodes
+        self._ours = f"{names.COMPONENT}=worker,{names.INSTANCE}={pods.instance}"
+        self._watcher = Watcher(api, clock, of_nodes, self._ours, selector)
+        self._watcher.confirm = lambda pod: self._spawn(self._confirm(pod))
+        base = f"/api/v1/namespaces/{pods.namespace}"
+        self._pods, self._secrets = f"{base}/pods", f"{base}/secrets"
+        self._services = f"{base}/services"
+        self._owners: dict[str, asyncio.Future[Json]] = {}
+        """Run -> its Service."""
+        self._runs: set[str] | None = None
+        """Runs that have a Service; None: it is not known yet."""
+        self._told: Change | None = None
+        """The last yielded change, if its reader stored nothing of it; the next reader gets it."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # --- the port ---------------------------------------------------------------------------
+
+    async def nodes(self) -> list[NodeInfo]:
+        """The inventory. While the API server is away, as it was last seen."""
+        await self._watcher.ready()
+        return self._watcher.inventory()
+
+    async def launch(self, launch: WorkerLaunch) -> None:
+        """Create the worker's Secret and Pod, unless they were created before.
+
+        Raises:
+            ClusterError: No such node, or the API server is away for longer than a launch can wait,
+                or refuses for now (a quota).
+            ValueError: The spec has no image, a wrong template, or the API server finds the Pod
+                invalid or not admissible.
+        """
+        await self._watcher.ready()
+        resource = nodes.gpu_resource(self._node(launch), self._node_settings)
+        placeholder = {"metadata": {"name": object_name(launch.run), "uid": ""}}
+        manifests.pod(launch, resource, placeholder, self._settings)  # what is wrong is said first
+        owner = await self._owner(launch.run)
+        secret = manifests.secret(launch, owner, self._settings)
+        made = await self._create(self._secrets, secret)
+        if made is None and (ended := await self._tombstone(launch.worker)) is not None:
+            self._tell(launch.worker, launch.run, ended)
+            return
+        pod = await self._create(self._pods, manifests.pod(launch, resource, owner, self._settings))
+        if pod is not None:
+            self._watcher.see(pod)
+        elif (pod := await self._get(self._pods, launch.worker)) is not None:
+            self._watcher.see(pod)
+            if self._watcher.gone(pod) is not None:
+                self._watcher.tell_again(launch.worker, launch.run, pod)
+
+    async def stop(self, worker: str, run: str) -> None:
+        """Delete the worker's Pod. From then on its kubelet ends it, whatever becomes of us."""
+        self._watcher.start()
+        self._watcher.stopping.add(worker)
+        try:
+            pod = await self._api.request(
+                "DELETE",
+                f"{self._pods}/{object_name(worker)}",
+                query={"gracePeriodSeconds": self._settings.stop_seconds},
+            )
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            await self._never_start(worker, run)
+            return
+        if pod.get("kind") == "Pod":
+            self._watcher.tell_again(worker, run, pod)
+            self._watcher.see(pod)
+
+    async def alive(self, worker: str, run: str) -> bool | None:
+        """Ask the API server, not the cache. None while the node does not report."""
+        await self._watcher.ready()
+        pod = await self._get(self._pods, worker)
+        if pod is None or _annotation(pod, names.RUN) != run or self._watcher.gone(pod):
+            return False
+        name = pod.get("spec", {}).get("nodeName")
+        node, known = self._watcher.node(name)
+        if name and (not known or not nodes.is_ready(node)):
+            return None
+        return True
+
+    async def changes(self) -> AsyncIterator[Change]:
+        """News of workers; see the port."""
+        if self._closed:
+            return
+        self._watcher.start()
+        await self._tell_untold()
+        while (change := self._told or await self._watcher.changes.get()) is not None:
+            self._told = change
+            yield change
+            self._told = None
+            if isinstance(change, WorkerGone):
+                self._spawn(self._acknowledge(change))
+
+    async def keep_runs(self, runs: Collection[str]) -> None:
+        """Delete the Services of other runs, once no Pod of theirs is left."""
+        await self._watcher.ready()
+        if self._runs is None:
+            found = await self._api.request(
+                "GET", self._services, query={"labelSelector": self._ours}
+            )
+            named = {_annotation(each, names.RUN) for each in found.get("items") or ()}
+            self._runs = named | set(self._owners)
+        for run in self._runs - {*runs}:
+            if not self._watcher.pods_of(run):
+                await self._if_there("DELETE", f"{self._services}/{object_name(run)}")
+                self._runs.discard(run)
+                self._owners.pop(run, None)
+
+    async def cordon(self, reasons: Mapping[str, str]) -> None:
+        """Make these nodes unschedulable for everybody, and take back what was made so before.
+
+        A node that somebody else has cordoned stays as it is.
+        """
+        await self._watcher.ready()
+        instance = self._settings.instance
+        for name, node in self._watcher.nodes().items():
+            ours, reason = nodes.cordoned_by_us(node, instance), reasons.get(name)
+            by_others = node.get("spec", {}).get("unschedulable") and not ours
+            if reason is not None and not ours and not by_others:
+                patch = nodes.cordon_patch(instance, reason)
+            elif reason is None and ours:
+                patch = nodes.uncordon_patch()
+            else:
+                continue
+            await self._if_there("PATCH", f"/api/v1/nodes/{name}", patch)
+
+    async def close(self) -> None:
+        """Stop watching. Pods continue."""
+        self._closed = True
+        if self._tasks:  # what a reader has stored need not be told to the next server
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._watcher.close()
+        await self._api.close()
+
+    # --- starting ---------------------------------------------------------------------------
+
+    def _node(self, launch: WorkerLaunch) -> Json:
+        known = self._watcher.nodes()
+        if launch.node not in known:
+            there = sorted(known)
+            more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
+            raise ClusterError(
+                f"unknown node {launch.node}; this cluster has"
+                f" {', '.join(there[:_NAMED]) or 'no node'}{more}",
+                node=launch.node,
+                worker=launch.worker,
+            )
+        return known[launch.node]
+
+    async def _owner(self, run: str) -> Json:
+        """The run's Service. Launches of one run wait for one request."""
+        made = self._owners.get(run)
+        if made is None or (made.done() and (made.cancelled() or made.exception() is not None)):
+            made = self._owners[run] = asyncio.ensure_future(self._make_owner(run))
+        return await asyncio.shield(made)
+
+    async def _make_owner(self, run: str) -> Json:
+        wanted = manifests.service(run, self._settings)
+        owner = await self._create(self._services, wanted) or await self._get(self._services, run)
+        if owner is None:
+            raise ClusterError(f"the Service of run {run} is being deleted: try again")
+        if self._runs is not None:
+            self._runs.add(run)
+        return owner
+
+    async def _create(self, path: str, wanted: Json) -> Json | None:
+        """Create an object; None if there is one of its name."""
+        try:
+            return await self._api.request("POST", path, wanted, patience=LAUNCH_PATIENCE)
+        except ApiError as error:
+            if error.status == 409 and "exist" in str(error):
+                return None
+            # What no other try changes; a quota (403) may be free again later.
+            if error.status in {400, 422} or "violates PodSecurity" in str(error):
+                raise ValueError(str(error)) from error
+            raise
+
+    # --- ending -----------------------------------------------------------------------------
+
+    async def _never_start(self, worker: str, run: str) -> None:
+        """Leave proof that a worker without a Pod does not start, and tell that it is gone."""
+        ended = await self._tombstone(worker)
+        if ended is None:
+            owner = await self._owner(run)
+            stone = manifests.tombstone(worker, run, owner, self._settings)
+            if await self._create(self._secrets, stone) is None:
+                ended = await self._tombstone(worker)
+                if ended is None:
+                    # A launch is under way, or has lost its Pod: without its files none starts.
+                    await self._api.request(
+                        "PATCH",
+                        f"{self._secrets}/{object_name(worker)}",
+                        manifests.mark_gone("agent never started"),
+                    )
+        pod = await self._get(self._pods, worker)
+        if pod is None:
+            self._tell(worker, run, ended or "agent never started")
+        else:
+            await self.stop(worker, run)
+
+    async def _tombstone(self, worker: str) -> str | None:
+        """Why a worker is gone by its Secret; None if it does not say so."""
+        secret = await self._get(self._secrets, worker)
+        if secret is None or names.GONE not in (secret["metadata"].get("labels") or {}):
+            return None
+        return _annotation(secret, names.REASON)
+
+    def _tell(self, worker: str, run: str, reason: str) -> None:
+        gone = WorkerGone(worker=worker, run=run, reason=reason)
+        self._watcher.changes.put_nowait(gone)
+
+    async def _tell_untold(self) -> None:
+        """Tell of workers without a Pod whose end an earlier server has not stored."""
+        found = await self._api.request(
+            "GET", self._secrets, query={"labelSelector": f"{self._ours},{names.GONE}=untold"}
+        )
+        for secret in found.get("items") or ():
+            worker, run = _annotation(secret, names.WORKER), _annotation(secret, names.RUN)
+            self._tell(worker, run, _annotation(secret, names.REASON))
+
+    async def _acknowledge(self, gone: WorkerGone) -> None:
+        """Leave the proof of the end in the Secret, then let the Pod go. Tried until it is done."""
+        name = object_name(gone.worker)
+        while True:
+            try:
+                patch = manifests.mark_gone(gone.reason, told=True)
+                await self._if_there("PATCH", f"{self._secrets}/{name}", patch)
+                pod = self._watcher.pod(name)
+                if pod is not None:
+                    await self._release(pod)
+            except ApiError as error:
+                _log.warning("Pod not released, will retry", worker=gone.worker, error=str(error))
+                await self._clock.sleep(ACKNOWLEDGE_PAUSE)
+            else:
+                return
+
+    async def _release(self, pod: Json) -> None:
+        """Take babysit's finalizer off, and delete what has ended."""
+        path = f"{self._pods}/{pod['metadata']['name']}"
+        others = [each for each in pod["metadata"].get("finalizers", ()) if each != names.FINALIZER]
+        await self._if_there("PATCH", path, {"metadata": {"finalizers": others}})
+        if pod["metadata"].get("deletionTimestamp") is None:
+            await self._if_there("DELETE", path)
+
+    async def _confirm(self, pod: Json) -> None:
+        with contextlib.suppress(ApiError):  # its next change asks again
+            await self._if_there("DELETE", f"{self._pods}/{pod['metadata']['name']}")
+
+    # --- requests ---------------------------------------------------------------------------
+
+    async def _get(self, path: str, identity: str) -> Json | None:
+        try:
+            return await self._api.request("GET", f"{path}/{object_name(identity)}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _if_there(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> None:
+        try:
+            await self._api.request(method, path, body)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _annotation(given: Mapping[str, Any], name: str) -> str:
+    return str((given["metadata"].get("annotations") or {}).get(name, ""))
