@@ -44,13 +44,23 @@ def build(directory: Path) -> Path:
 
 def downloaded(*requirements: str) -> Path:
     """A folder with wheels of these and their dependencies. Needs the network the first time."""
+    return _once("wheels", requirements, "download", "--dest")
+
+
+def unpacked(*requirements: str) -> Path:
+    """A folder with these and their dependencies, importable. Needs the network the first time."""
+    return _once("packages", requirements, "install", "--no-compile", "--target")
+
+
+def _once(kind: str, requirements: tuple[str, ...], *command: str) -> Path:
     key = json.dumps([sorted(requirements), sys.version_info[:2]])
-    folder = cache() / f"wheels-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder = cache() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
-            target = Path(fresh, "wheels")
-            pip("download", "--only-binary", ":all:", "-d", target, *requirements)
+            target = Path(fresh, "complete")
+            # The option of the folder is the command's last word.
+            pip(*command, target, "--only-binary", ":all:", *requirements)
             target.rename(folder)
     return folder
 

@@ -27,6 +27,7 @@ from tests.environments import (
     Installation,
     build,
     downloaded,
+    unpacked,
     users_wheel,
 )
 
@@ -175,7 +176,7 @@ async def ranks_said(root: Path, memory: Path, image: Installation, **environmen
                 ended = await server.event(RankExited, lambda event, rank=rank: event.rank == rank)
                 assert ended.code == 0, agent.log(1, rank)
             await server.until(lambda: server.steps(0)[-1:] == server.steps(1)[-1:] == [3])
-            return [json.loads(agent.log(1, rank)) for rank in (0, 1)]
+            return [json.loads(agent.log(1, rank).splitlines()[-1]) for rank in (0, 1)]
         finally:
             await agent.kill()
 
@@ -214,6 +215,23 @@ async def test_beside_pydantic_1_the_agent_has_an_environment_of_its_own(
         assert (found["step"], found["forked"]) == (3, True)
 
 
+async def test_beside_transformers(wheel: Path, tmp_path: Path, tmp_path_factory) -> None:
+    """It brings numpy, rich and typer: some of the extra `server`, which is not to be used so."""
+    image = Installation(tmp_path / "image")
+    image.install(wheel)
+    image.lend(unpacked("transformers", *NEEDS))
+    assert image.pip("check") == "No broken requirements found.\n"
+    done = image.run("babysit", "ls")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "babysit[server]" in done.stderr
+    root = tmp_path / "run"
+    write_modules(root, "mine")
+    (root / "train.py").write_text(f"import transformers\n{TRAIN}")
+    path = f"{image.directory / 'bin'}:{os.defpath}"
+    for found in await ranks_said(root, tmp_path_factory.mktemp("memory"), image, PATH=path):
+        assert (found["whose"], found["step"], found["forked"]) == (["mine"] * 4, 3, True)
+
+
 def test_the_whole_product_from_a_wheel(whole: Installation, tmp_path: Path) -> None:
     """Outside of the checkout, among the user's modules: from no database to a run that ended."""
     write_modules(tmp_path / "work", "mine")
@@ -229,18 +247,12 @@ def test_the_whole_product_from_a_wheel(whole: Installation, tmp_path: Path) -> 
         log = whole.run("babysit", "logs", "tiny", **home).stdout
         found = json.loads(re.search(r"\{.*\}", log)[0])
         assert (found["whose"], found["paths"], found["ours"]) == (["mine"] * 4, [], [])
-        started = whole.run("babysit", "init", str(tmp_path / "starter"), **home)
-        assert started.returncode == 0, started.stderr
-        assert {"run.yaml", "train.py"} <= {file.name for file in (tmp_path / "starter").iterdir()}
     finally:
         whole.run("babysit", "server", "stop", **home)
 
 
-def test_neither_distribution_takes_files_of_the_other(
-    whole: Installation, lean: Installation
-) -> None:
-    """Whichever came first, and when theirs goes."""
-    for place in (whole, lean):
-        place.pip("uninstall", "--yes", "taken")
-        assert place.damaged() == []
-        assert place.run("babysit-agent").stderr == "usage: babysit-agent CONFIG.json\n"
+def test_neither_distribution_takes_files_of_the_other(lean: Installation) -> None:
+    """The user's came first here, and last in `whole`; each is whole there. Now theirs goes."""
+    lean.pip("uninstall", "--yes", "taken")
+    assert lean.damaged() == []
+    assert lean.run("babysit-agent").stderr == "usage: babysit-agent CONFIG.json\n"
