@@ -28,6 +28,7 @@ SERVER_MODULES = [
     "itsdangerous",
     "matplotlib",
     "numpy",
+    "pathspec",
     "prometheus_client",
     "psycopg",
     "pydantic_settings",

@@ -264,6 +264,7 @@ async def measure(directory: Path, arguments: argparse.Namespace, past: int) -> 
         set_aside=Counter(),
         database=DatabaseTrouble(),
         runs_here=True,
+        takes_bundles=False,
         alerts_trouble={},
         unread=0,
         servers=(),

@@ -252,6 +252,7 @@ class RunSpec(Model):
     priority: Priority = Priority.NORMAL
     command: tuple[Text, ...] = Field(min_length=1)
     workdir: Text = "."
+    upload: bool = Field(default=True, description="False: `workdir` is a directory of the image.")
     launcher: Launcher | None = Field(
         default=None,
         description="Variables of the ranks: torchrun (RANK, WORLD_SIZE, MASTER_ADDR, "

@@ -53,6 +53,10 @@ class InvalidError(BabysitError):
         self.field = field
 
 
+class TooLargeError(BabysitError):
+    """A body is larger than the server takes."""
+
+
 class PermissionDeniedError(BabysitError):
     """The role of the token does not allow the request."""
 

@@ -158,6 +158,17 @@ class Settings(AlertSettings, KubernetesSettings, OidcSettings):
     max_body_bytes: int = Field(
         default=2**20, ge=1024, description="Largest body of a request that the server reads."
     )
+    bundles: str = Field(
+        default="",
+        description="URL where the code of runs is kept that leave this machine, as fsspec knows "
+        "them: s3://bucket/babysit, file:///mnt/shared/bundles. Empty: in `home`. Several servers "
+        "on one database need one that all of them reach.",
+    )
+    bundle_bytes: int = Field(
+        default=512 * 2**20,
+        ge=1024,
+        description="Largest bundle of code that the server takes from `submit`.",
+    )
     lease_seconds: float = Field(
         default=10.0,
         gt=0,

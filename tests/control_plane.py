@@ -79,9 +79,9 @@ sys.exit(server.main())
 class Servers:
     """An interpreter that has imported the server, and forks one on request (imports take long)."""
 
-    def __init__(self) -> None:
+    def __init__(self, prelude: str = "") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _TEMPLATE],
+            [sys.executable, "-P", "-c", prelude + _TEMPLATE],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -116,6 +116,8 @@ class ControlPlane:
             "PYTHONPATH": str(ROOT),
             "COLUMNS": "200",
         }
+        self.disk = home
+        """Where the agents' files are."""
         self.environment = {**inherited, **ours, **given}
         self.database_url = given.get("BABYSIT_DATABASE_URL", f"sqlite:///{home / 'babysit.db'}")
         self._pidfd: int | None = None
@@ -231,7 +233,7 @@ class ControlPlane:
 
     def memory(self) -> Path:
         """The directory in node memory that is this home's own."""
-        return Records(self.home).memory("run", "worker").parents[1]
+        return Records(self.disk).memory("run", "worker").parents[1]
 
     def rings(self, run: str) -> dict[int, tuple[int, int]]:
         """Rank → pid and step of the ranks that are alive, without asking the server."""
@@ -256,7 +258,7 @@ class ControlPlane:
     def agents(self, run: str) -> dict[str, int]:
         """Node → pid of the agents of a run that are alive."""
         found = {}
-        for file in self.home.glob(f"runs/{run}/workers/*/worker.json"):
+        for file in self.disk.glob(f"runs/{run}/workers/*/worker.json"):
             record = json.loads(file.read_text())
             agent = record["agent"]
             if record["gone"] is None and agent is not None and marked(agent["pid"]):
@@ -265,7 +267,7 @@ class ControlPlane:
 
     def processes(self) -> list[int]:
         """Everything alive that bears the mark of a worker of this home."""
-        runs = {path.name for path in self.home.glob("runs/*")}
+        runs = {path.name for path in self.disk.glob("runs/*")}
         pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
         return [pid for pid in pids if marked(pid).rpartition("-w")[0] in runs]
 

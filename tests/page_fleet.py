@@ -140,6 +140,7 @@ class Fleet:
             set_aside=Counter(),
             database=DatabaseTrouble(),
             runs_here=True,
+            takes_bundles=False,
             ignored_fields={},
         )
         self.plane = plane

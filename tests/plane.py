@@ -43,6 +43,7 @@ from orchestrator.server.context import Context
 from orchestrator.server.gateway import WorkerTokens, create_gateway
 from orchestrator.server.http_server import HttpServers
 from orchestrator.server.listeners import listening
+from orchestrator.server.routes.bundles import agents_route
 from orchestrator.settings import Settings
 
 SECRET = "first-token"
@@ -97,6 +98,7 @@ class Plane:
             agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
         )
         gateway = create_gateway(self.controller, self.worker_tokens)
+        gateway.include_router(agents_route(self.worker_tokens))
         app = create_app(self.controller, clock, self.settings, gateway)
         self.context: Context = app.state.context
         await self.controller.start()

@@ -79,6 +79,11 @@ class Connection:
         self.last_contact = clock.monotonic()
         """Monotonic seconds at which the last frame from the control plane arrived."""
 
+    @property
+    def urls(self) -> list[str]:
+        """URLs of servers that may lead, that of the one that launched this agent first."""
+        return [url for url in (self._config.server_url, *self._servers) if url]
+
     def wake(self) -> None:
         """Send frames that were added to the spool."""
         self._spool_grew.set()

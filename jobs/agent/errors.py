@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from jobs.agent.rank_end import failure_to_start
+from monitors.failures import Failure, FailureClass
+
 
 class AgentError(Exception):
     """Base of the agent's errors."""
@@ -17,6 +20,29 @@ class ForkServerLostError(AgentError):
 
 class LaunchError(AgentError):
     """The fork server could not fork a rank."""
+
+    kind = FailureClass.UNKNOWN
+    final = False
+    """True if no further try can mend it."""
+
+    def failure(self, rank: int) -> Failure:
+        """The failure of a rank that was not started for this."""
+        return failure_to_start(rank, self.kind, str(self), final=self.final)
+
+
+class NoCodeError(LaunchError):
+    """The code of the run is not on this node.
+
+    Args:
+        message: Why.
+        final: No further try can mend it.
+    """
+
+    kind = FailureClass.STORAGE
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class NoteError(AgentError):

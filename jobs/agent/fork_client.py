@@ -18,7 +18,8 @@ import structlog
 import babysit
 from babysit import installation, wire
 from jobs.agent import fork_server, interpreter, reaper
-from jobs.agent.errors import ForkServerLostError, LaunchError
+from jobs.agent.code import Code
+from jobs.agent.errors import ForkServerLostError, LaunchError, NoCodeError
 from jobs.config import AgentConfig
 from jobs.environment import assigned
 
@@ -91,8 +92,13 @@ def _has_trainer(chosen: interpreter.Interpreter) -> bool:
 class ForkClient:
     """One fork server, replaced when it is lost."""
 
-    def __init__(self, config: AgentConfig, listener: Listener, group: str = "") -> None:
+    def __init__(
+        self, config: AgentConfig, listener: Listener, code: Code, group: str = ""
+    ) -> None:
         self._config = config
+        self._code = code
+        self._workdir: str | None = None
+        self._refusal: NoCodeError | None = None
         self._group = group
         self._listener = listener
         self._log = structlog.get_logger(part="fork_client")
@@ -103,7 +109,12 @@ class ForkClient:
         self._environment = rank_environment(config, dict(os.environ))
         self._chosen: interpreter.Interpreter | None = None
         self.ready = asyncio.Event()
-        """Set while the fork server is warm."""
+        """Set while the fork server is warm, or launches are refused."""
+
+    @property
+    def refused(self) -> bool:
+        """True if there is no code to run: a launch raises why, and :meth:`start` tries again."""
+        return self._refusal is not None
 
     @property
     def pid(self) -> int:
@@ -111,11 +122,24 @@ class ForkClient:
         return self._process.pid if self._process else 0
 
     async def start(self) -> None:
-        """Start a fork server; `ready` is set once it has imported the modules to preload."""
+        """Start a fork server; `ready` is set once it has imported the modules to preload.
+
+        The first call gets the code of the run. Where there is none, launches are refused.
+        """
         spec = self._config.spec
+        if self._workdir is None:
+            self._refusal = None
+            self.ready.clear()
+            try:
+                self._workdir = str(await self._code.provide())
+            except NoCodeError as error:
+                self._log.error("no code to run", reason=str(error), final=error.final)
+                self._refusal = error
+                self.ready.set()
+                return
         if self._chosen is None:
             chosen = await asyncio.to_thread(
-                interpreter.choose, spec.command, spec.workdir, self._environment
+                interpreter.choose, spec.command, self._workdir, self._environment
             )
             self._log.info("interpreter chosen", program=chosen.program, forks=chosen.forks)
             if not _has_trainer(chosen):
@@ -164,7 +188,7 @@ class ForkClient:
         return {
             "command": chosen.command,
             "forks": chosen.forks,
-            "workdir": self._config.spec.workdir,
+            "workdir": self._workdir,
         }
 
     async def launch(self, key: str, environment: dict[str, str], output: int) -> int:
@@ -175,9 +199,12 @@ class ForkClient:
 
         Raises:
             ForkServerLostError: There is no warm fork server, or it ended meanwhile.
+            NoCodeError: There is no code to run.
             LaunchError: The fork failed (memory, process limit), or the request exceeds one
                 message.
         """
+        if self._refusal is not None:
+            raise self._refusal
         if self._channel is None or self._chosen is None or not self.ready.is_set():
             raise ForkServerLostError("no warm fork server; wait for `ready`")
         request = {**self._request(self._chosen), "key": key}

@@ -99,10 +99,10 @@ class RankWords:
         return self.code == code if wrapped else True
 
 
-def failure_to_start(rank: int, kind: FailureClass, why: str) -> Failure:
-    """The failure of a rank that has no process."""
+def failure_to_start(rank: int, kind: FailureClass, why: str, *, final: bool = False) -> Failure:
+    """The failure of a rank that has no process; `final`: no other try can mend it."""
     reason = f"rank {rank} could not be started: {why}"
-    return Failure(failure_class=kind, reason=reason, signature=f"{kind}:start")
+    return Failure(failure_class=kind, reason=reason, signature=f"{kind}:start", final=final)
 
 
 def other_version(rank: int, why: str) -> Failure:

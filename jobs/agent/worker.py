@@ -14,6 +14,7 @@ import shutil
 import structlog
 
 from jobs.agent import departure, inventory, leftovers, on_demand, reaper
+from jobs.agent.code import Code
 from jobs.agent.connection import Connection
 from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.agent.fork_client import ForkClient
@@ -64,7 +65,8 @@ class Agent:
         self._log = structlog.get_logger(part="agent")
         self._spool = Spool(config.directory / "spool" / "reports")
         self._reaper = reaper.Reaper(config.worker)
-        self._fork_client = ForkClient(config, self, self._reaper.group)
+        code = Code(config, lambda: self._connection.urls, clock, chance)
+        self._fork_client = ForkClient(config, self, code, self._reaper.group)
         self.log_sender = LogSender(clock)
         self._connection = Connection(config, self._spool, self, clock, chance)
         outbox = Outbox(self._spool, clock, self._connection.wake)
@@ -72,8 +74,7 @@ class Agent:
         self._reporter = Reporter(config, clock, outbox, self._logs)
         self._storage = StorageWatch(config, self._logs, self._spool, self._reporter)
         self._gang: Gang | None = None
-        self._newest = 0
-        """Highest attempt started or stopped; starts of older attempts are ignored."""
+        self._newest = 0  # highest attempt started or stopped; starts of older ones are ignored
         self._departing = False
         """True once it has to leave: no attempt starts any more."""
         self._lifecycle = asyncio.Lock()
@@ -241,6 +242,8 @@ class Agent:
             return
         starts = (self._launch_rank(gang, process) for process in gang.ranks.values())
         await asyncio.gather(*starts)
+        if self._fork_client.refused:  # and said so: the next attempt has another try
+            self._tasks.spawn(self._fork_client.start())
         if gang.running:
             self._reporter.say(
                 RanksStarted(ranks=command.ranks, **self._reporter.fields(gang.attempt, command.id))
@@ -254,7 +257,9 @@ class Agent:
         try:
             with self._logs.pipe(process.log) as output:
                 await self._fork_client.launch(key, gang.environment(process), output)
-        except (LaunchError, ForkServerLostError, OSError) as error:
+        except LaunchError as error:
+            self._ended(gang, process.rank, 1, error.failure(process.rank))
+        except (ForkServerLostError, OSError) as error:
             self._failed_to_start(gang, process.rank, FailureClass.UNKNOWN, str(error))
 
     def _failed_to_start(self, gang: Gang, rank: int, kind: FailureClass, why: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,8 @@ _CODES = {
 PREFIX = "/api/v1"
 PATIENCE_SECONDS = 15.0
 """Seconds for which a 503 is retried: nothing was changed, and a new leader needs a moment."""
+UPLOAD_SECONDS = 300.0
+"""Seconds for which a server that has a whole upload may take to store it."""
 _AGAIN_SECONDS = 0.2
 _BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 """A connection that broke after the request was sent: it may have been done, and is sent again with
@@ -104,6 +106,24 @@ class Api:
         """DELETE."""
         return self._ask("DELETE", where)
 
+    def has(self, where: str) -> bool:
+        """True if the server has something at a path (HEAD).
+
+        A refusal counts as no: it has no words, and the upload that follows gets them.
+        """
+        return self._patiently("HEAD", where, {}).is_success
+
+    def upload(self, where: str, content: Callable[[], Iterable[bytes]], size: int) -> None:
+        """PUT a file. Each try sends it from the beginning.
+
+        Args:
+            where: Its path.
+            content: Gives the chunks of the file, for one try.
+            size: Bytes of the file.
+        """
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        self._read(self._patiently("PUT", where, headers, content=content, timeout=UPLOAD_SECONDS))
+
     def is_healthy(self, *, timeout: float = 2.0) -> bool:
         """True if the server answers its health check, which is asked for without the token."""
         try:
@@ -119,9 +139,14 @@ class Api:
             return False
 
     def _ask(self, method: str, where: str, **options: Any) -> Any:
-        until = self._clock.monotonic() + PATIENCE_SECONDS
         # One key for all tries: the server may have stored the first, and its answer was lost.
         key = {} if method == "GET" else {"Idempotency-Key": str(ULID())}
+        return self._read(self._patiently(method, where, key, **options))
+
+    def _patiently(
+        self, method: str, where: str, key: Mapping[str, str], **options: Any
+    ) -> httpx.Response:
+        until = self._clock.monotonic() + PATIENCE_SECONDS
         sent = False
         while True:
             late = self._clock.monotonic() >= until
@@ -133,7 +158,7 @@ class Api:
                     raise self._silent(error) from error
             else:
                 if late or answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                    return self._read(answer)
+                    return answer
             asyncio.run(self._clock.sleep(_AGAIN_SECONDS))
 
     def _send(
@@ -142,6 +167,8 @@ class Api:
         token = self._token() if callable(self._token) else self._token
         if token:
             headers = {"Authorization": f"Bearer {token}", **headers}
+        if (content := options.pop("content", None)) is not None:
+            options["content"] = content()
         return self._http.request(method, PREFIX + where, headers=headers, **options)
 
     def _silent(self, error: httpx.TransportError) -> UnreachableError:

@@ -21,7 +21,7 @@ from jobs import room, spec_file
 from jobs.schema import schema_text
 from jobs.spec_types import Name
 from jobs.yaml_file import SpecError
-from orchestrator.cli import embedded
+from orchestrator.cli import embedded, submission
 from orchestrator.cli.client import Api
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, emit, human_bytes, put, say, text
@@ -122,6 +122,9 @@ def doctor(
         "torch": (False, _torch),
         "gpus": (False, _gpus),
     }
+    if here.settings.server is None and here.settings.cluster not in submission.NOT_ELSEWHERE:
+        checks["agents"] = (True, lambda: _agents(here))
+        checks["bundles"] = (True, lambda: _bundles(here))
     if here.settings.oidc_issuer:
         checks["single sign-on"] = (True, lambda: _single_sign_on(here))
     rows = [_row(name, needed, check()) for name, (needed, check) in checks.items()]
@@ -207,6 +210,40 @@ def _alerts(here: Session) -> Finding:
         return True, asyncio.run(check_channel(settings, here.clock))
     except BabysitError as error:
         return False, str(error)
+
+
+def _agents(here: Session) -> Finding:
+    """The endpoint that agents on other machines dial."""
+    from orchestrator.server.process import agent_authorities
+
+    url = here.settings.agent_url
+    if not url:
+        return False, "agents on other machines cannot reach this server: set BABYSIT_AGENT_URL"
+    try:
+        own = agent_authorities(here.settings) is not None
+    except BabysitError as error:
+        return False, str(error)
+    return True, f"{url}, trusted by " + ("the given authorities" if own else "those of the nodes")
+
+
+def _bundles(here: Session) -> Finding:
+    """The store of the code of runs."""
+    from orchestrator.server.bundles.store import BundleStore
+
+    settings = here.settings
+    try:
+        stored = asyncio.run(BundleStore(settings, here.clock).all())
+    except BabysitError as error:
+        return False, str(error)
+    told = f"{len(stored)}, {human_bytes(sum(each.size for each in stored))}"
+    if settings.bundles:
+        return True, f"{told}, at {settings.bundles}"
+    if settings.database_url:
+        return False, (
+            f"{told}, in this home alone: another server on the database could not give them to"
+            " agents; set BABYSIT_BUNDLES"
+        )
+    return True, f"{told}, in {settings.home}"
 
 
 def _single_sign_on(here: Session) -> Finding:

@@ -1,37 +1,95 @@
-"""Chooses the variables of the submitter's shell that go with a run."""
+"""Chooses what goes with a run from the submitter's machine: variables, code, rules."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.environment import divide, this_machine
+from jobs.paths import PathError, expand
 from jobs.spec import RunSpec
-from orchestrator.cli.errors import CliError
+from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import say
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session
 from orchestrator.settings import Settings
 
+if TYPE_CHECKING:
+    from orchestrator.cli.bundle.upload import Code
+
+NOT_ELSEWHERE = {"local", "simulated"}
+"""Clusters without processes on other machines: no server has to be asked."""
 _SETTINGS = frozenset(f"BABYSIT_{name.upper()}" for name in Settings.model_fields)
 
 
-def shell(here: Session) -> dict[str, str] | None:
-    """The environment of this shell; None if it has no meaning where the runs of the server are.
+class Place(NamedTuple):
+    """Where the runs of the control plane are, as a submitter has to know it."""
 
-    An embedded server is on this machine, and drops the environment itself if its runs are not.
-    """
-    if here.settings.server is not None and not _same_machine(here):
-        return None
-    return divide(os.environ, _SETTINGS)[0]
+    takes_shell: bool
+    """True if the environment of this shell has a meaning there."""
+    bundle_bytes: int | None
+    """Largest bundle of code that the server takes; None: code is not uploaded."""
 
 
-def _same_machine(here: Session) -> bool:
+def place_of(here: Session) -> Place:
+    """Ask the server where its runs are, unless the settings say it."""
+    if here.settings.server is None:
+        # An embedded server is on this machine, and drops the shell itself if its runs are not.
+        known = here.settings.cluster in NOT_ELSEWHERE
+        return Place(True, None if known else here.api.get(path("info")).get("bundle_bytes"))
     try:
         info = here.api.get(path("info"))
-        return bool(info.get("environment_of") == this_machine())
-    except (CliError, OSError):  # no such machine here; or the submission itself will tell why
-        return False
+    except (CliError, OSError):  # the submission itself will tell why
+        return Place(False, None)
+    # An older server has no `bundle_bytes`.
+    return Place(info.get("environment_of") == this_machine(), info.get("bundle_bytes"))
+
+
+def shell(place: Place) -> dict[str, str] | None:
+    """The environment of this shell; None if it has no meaning where the runs are."""
+    return divide(os.environ, _SETTINGS)[0] if place.takes_shell else None
+
+
+def code_of(place: Place, spec: RunSpec, base: Path) -> Code | None:
+    """The code that has to go with a run; None: the server finds it, or the image has it.
+
+    Raises:
+        CliError: It cannot go.
+    """
+    if place.bundle_bytes is None or not spec.upload:
+        return None
+    from orchestrator.cli.bundle import upload
+
+    try:
+        workdir = Path(base, expand(spec.workdir, os.environ))
+    except PathError as error:
+        raise CliError(f"workdir: {error}", ExitCode.USAGE) from error
+    if not workdir.is_dir():
+        raise CliError(f"workdir: no such directory: {workdir}", ExitCode.USAGE)
+    return upload.choose(spec, workdir, place.bundle_bytes)
+
+
+def rules_of(place: Place, spec: RunSpec, base: Path) -> list[dict[str, Any]]:
+    """The content of the files in `monitors.logs`, in their order, for a server elsewhere.
+
+    Raises:
+        SpecError: One of them is wrong, or cannot be read.
+        CliError: The path of one cannot be expanded.
+    """
+    if place.bundle_bytes is None:
+        return []
+    from jobs import log_rules
+
+    try:
+        return [
+            log_rules.read(Path(base, expand(file, os.environ))).model_dump(mode="json")
+            for file in spec.monitors.logs
+            if isinstance(file, str)
+        ]
+    except PathError as error:
+        raise CliError(f"monitors.logs: {error}", ExitCode.USAGE) from error
 
 
 def say_dropped(passed: Mapping[str, str] | None, spec: RunSpec, named: Mapping[str, str]) -> None:

@@ -158,13 +158,17 @@ def send(
     try:
         checked, source = parse(given.text, given.name)
         named = read_sources(checked.env_from, given.base, os.environ, source)
-        shell = submission.shell(here) if with_shell else None
+        place = submission.place_of(here)
+        shell = submission.shell(place) if with_shell else None
         environment = Environment(shell=shell, named=named)
-        if here.settings.server is None:
+        code = submission.code_of(place, checked, given.base)
+        rules = submission.rules_of(place, checked, given.base)
+        if here.settings.server is None and place.bundle_bytes is None:
             resolve(checked, given.base, source, environment)
     except SpecError as error:
         raise CliError(_without_place(str(error)), ExitCode.USAGE) from error
     where = path("runs", "dry-run") if dry_run else path("runs")
+    bundle = None if dry_run or code is None else code.send(here.api)
     try:
         answer: dict[str, Any] = here.api.post(
             where,
@@ -173,9 +177,12 @@ def send(
             base_directory=str(given.base),
             owner=owner,
             environment=environment.model_dump(),
+            **({} if place.bundle_bytes is None else {"bundle": bundle, "log_rules": rules}),
         )
     except CliError as error:
         raise type(error)(_without_place(error.message), error.code) from error
+    if dry_run and code is not None:
+        answer["sentences"].append(str(code))
     if with_shell and not dry_run:
         submission.say_dropped(shell, checked, named)
     for warning in answer.get("warnings", ()):  # an older server has none

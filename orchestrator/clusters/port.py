@@ -132,6 +132,10 @@ class Cluster(Protocol):
     Only then has the environment of a submitter's shell (PATH, HOME, a venv) the same meaning for
     the ranks. Elsewhere only the variables that `env_from` of the spec names go with a run."""
 
+    takes_bundles: bool
+    """True if workers are processes on other machines: `submit` uploads the code of a run, and its
+    agents fetch it. False: the code is where the server finds it, or no process is started."""
+
     async def nodes(self) -> list[NodeInfo]:
         """The inventory."""
 

@@ -67,6 +67,7 @@ class SimulatedCluster(OwnNodes):
     }
 
     runs_here = False
+    takes_bundles = False
 
     def __init__(self, nodes: Iterable[NodeInfo], clock: Clock) -> None:
         self.workers: dict[str, SimulatedWorker] = {}

@@ -56,6 +56,7 @@ class Controller(LeadView):
         notices: Notices sent since this server started, by channel and result.
         set_aside: Events over which the core failed twice, by kind, since this server started.
         runs_here: True if ranks are processes of this server's user on this machine.
+        takes_bundles: True if the code of runs is uploaded, for agents on other machines.
         ignored_fields: Fields of a run spec that have no effect here, with the reason.
     """
 
@@ -79,7 +80,7 @@ class Controller(LeadView):
         self.alerts_trouble: Mapping[str, str] = ChainMap(
             self.clicks_trouble, known if isinstance(known, MutableMapping) else {}
         )
-        self.runs_here = cluster.runs_here
+        self.runs_here, self.takes_bundles = cluster.runs_here, cluster.takes_bundles
         self.ignored_fields: Mapping[str, str] = {
             **cluster.ignored_fields,
             **counted.ignored_fields,

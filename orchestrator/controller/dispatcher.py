@@ -279,6 +279,7 @@ class OutboxDispatcher:
             server_url=access.server_url,
             token=access.token,
             ca=access.ca,
+            bundle=run.bundle,
             environment=access.environment,
             grace_seconds=grace_seconds(run),
         )

@@ -76,6 +76,7 @@ class ClusterView(OwnNodes):
 
     ignored_fields = SimulatedCluster.ignored_fields
     runs_here = SimulatedCluster.runs_here
+    takes_bundles = SimulatedCluster.takes_bundles
 
     def __init__(
         self, cluster: SharedCluster, loop: VirtualLoop, rng: random.Random, rates: FaultRates

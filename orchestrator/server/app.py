@@ -17,6 +17,7 @@ from orchestrator.server.metrics import routes as metrics
 from orchestrator.server.routes import (
     audit,
     browser,
+    bundles,
     checkpoints,
     fleet,
     history,
@@ -90,7 +91,7 @@ def create_app(
     app.state.metrics = metrics.Metrics(app.state.context)
     api = APIRouter(prefix="/api/v1", responses=error_responses.RESPONSES)
     # The more specific paths come first: `/runs/{reference}/events` before `/runs/{reference}`.
-    for module in (checkpoints, history, fleet, runs, incidents, nodes, queues, system):
+    for module in (checkpoints, history, fleet, runs, bundles, incidents, nodes, queues, system):
         api.include_router(module.router)
     api.include_router(history.everything)
     api.include_router(browser.api)

@@ -37,6 +37,7 @@ from orchestrator.errors import (
     PermissionDeniedError,
 )
 from orchestrator.server.audit import note_event, notes, subjects
+from orchestrator.server.bundles.store import BundleStore
 from orchestrator.server.environments import Environments
 from orchestrator.server.logs import LocalLogs, RunLogs
 from orchestrator.server.oidc.errors import WrongTokenError
@@ -70,6 +71,8 @@ class ControlPlane(Protocol):
     """Why notices do not arrive and what to do, by place; empty: they arrive."""
     runs_here: bool
     """True if ranks are processes of this server's user on this machine."""
+    takes_bundles: bool
+    """True if the code of runs is uploaded, for agents on other machines."""
     ignored_fields: Mapping[str, str]
     """Fields of a run spec that the cluster or the alert channel ignores, with the reason."""
 
@@ -110,6 +113,7 @@ class Context:
     def __init__(self, controller: ControlPlane, clock: Clock, settings: Settings) -> None:
         self.controller = controller
         self.environments = Environments(settings.home)
+        self.bundles = BundleStore(settings, clock)
         self.clock = clock
         self.settings = settings
         self.sign_ins = SignIns(controller.store, clock, settings)
@@ -124,6 +128,8 @@ class Context:
         """The logs of ranks, wherever they lie."""
         self.plan_threads = ThreadPoolExecutor(_PLAN_THREADS, "plan")
         """Threads that plan for a request: a pass over a large fleet takes seconds."""
+        self.uploads = 0
+        """Bundles that are arriving."""
         self.requests = 0
         """Requests with a valid token; an embedded server that sees none for long ends."""
 

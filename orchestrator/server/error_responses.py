@@ -21,6 +21,7 @@ from orchestrator.errors import (
     NotLeaderError,
     PermissionDeniedError,
     TemporaryError,
+    TooLargeError,
     UnstorableError,
 )
 from orchestrator.server.context import UnauthenticatedError
@@ -32,6 +33,7 @@ _STATUS: dict[type[BabysitError], tuple[int, str]] = {
     ConflictError: (409, "refused"),
     InvalidError: (422, "invalid"),
     UnstorableError: (422, "invalid"),
+    TooLargeError: (413, "too_large"),
     UnauthenticatedError: (401, "unauthenticated"),
     PermissionDeniedError: (403, "not_allowed"),
     ProviderError: (502, "identity_provider"),

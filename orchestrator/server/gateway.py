@@ -92,14 +92,21 @@ class WorkerTokens:
 
     def check(self, token: str, hello: Hello) -> None:
         """Raise PermissionDeniedError unless the token is ours and names this worker."""
+        if self._claimed(token) != [hello.run, hello.worker]:
+            raise PermissionDeniedError(f"the token is not that of worker {hello.worker}")
+
+    def run_of(self, token: str) -> str:
+        """The run that a token of a worker is for; PermissionDeniedError: it is not ours."""
+        return str(self._claimed(token)[0])
+
+    def _claimed(self, token: str) -> list[str]:
         try:
-            claimed = self._serializer.loads(token)
+            claimed: list[str] = self._serializer.loads(token)
         except BadSignature as error:
             raise PermissionDeniedError(
                 "the worker token is not from this control plane"
             ) from error
-        if claimed != [hello.run, hello.worker]:
-            raise PermissionDeniedError(f"the token is not that of worker {hello.worker}")
+        return claimed
 
 
 class WebSocketAdapter:

@@ -35,12 +35,13 @@ from orchestrator.database.leadership import application_name
 from orchestrator.database.port import Store
 from orchestrator.database.sql_store import SqlStore
 from orchestrator.database.time_limits import ServerLimits
-from orchestrator.errors import BabysitError
+from orchestrator.errors import BabysitError, InvalidError
 from orchestrator.network_address import is_loopback, is_plain
 from orchestrator.private_home import UnsafeHomeError, make_private, network_file_system
 from orchestrator.server import daily_summary, slack_clicks
 from orchestrator.server.agent_logs import LogDesk
 from orchestrator.server.app import create_app
+from orchestrator.server.bundles.cleanup import keep_clean
 from orchestrator.server.context import Context
 from orchestrator.server.environments import Environments, keep_swept
 from orchestrator.server.gateway import WorkerTokens, create_gateway
@@ -49,6 +50,7 @@ from orchestrator.server.http_server import HttpServers
 from orchestrator.server.listeners import Listeners, listening
 from orchestrator.server.one_host import refuse_other_host
 from orchestrator.server.remote_logs import RemoteLogs
+from orchestrator.server.routes.bundles import agents_route
 from orchestrator.server.server_file import ServerRecord, this_process, write_record
 from orchestrator.settings import Settings
 
@@ -89,6 +91,7 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
             async with _control_plane(settings, clock, stores, holder) as (controller, tokens):
                 desk = None if controller.runs_here else LogDesk(store.log_tails, settings)
                 gateway = create_gateway(controller, tokens, desk)
+                gateway.include_router(agents_route(tokens))
                 app = create_app(controller, clock, settings, gateway)
                 if desk is not None:
                     app.state.context.logs = RemoteLogs(desk, controller)
@@ -123,6 +126,23 @@ def _refuse_unsafe(settings: Settings) -> None:
         )
 
 
+def _refuse_unreachable(settings: Settings) -> None:
+    """Refuse to start workers that could not reach this server, and warn of lost code."""
+    if settings.agent_url.startswith(unix_socket.AGENT_SCHEME):
+        raise InvalidError(
+            f"BABYSIT_CLUSTER={settings.cluster} starts agents on other machines: set"
+            " BABYSIT_AGENT_URL to the URL at which they reach this server, such as"
+            " wss://babysit.example.org/agent, and BABYSIT_HOST and BABYSIT_PORT to where it"
+            " listens"
+        )
+    if settings.database_url and not settings.bundles:
+        _log.warning(
+            "the code of runs is in this home alone: if several servers share the database, set"
+            " BABYSIT_BUNDLES to a URL that all of them reach",
+            home=str(settings.home),
+        )
+
+
 def agent_authorities(settings: Settings) -> str | None:
     """PEM text of the authorities that agents trust; None: those of their own system.
 
@@ -153,6 +173,8 @@ async def _control_plane(
     tokens = WorkerTokens(await store.signing_key())
     environments, authorities = Environments(settings.home), agent_authorities(settings)
     notifier, cluster = make_notifier(settings), make_cluster(settings, clock)
+    if cluster.takes_bundles:
+        _refuse_unreachable(settings)
     if isinstance(notifier, RunningChannel):
         await notifier.start(store.alert_memory, clock)
     controller = Controller(
@@ -178,6 +200,10 @@ async def _control_plane(
         asyncio.create_task(keep_swept(environments, controller, clock)),
         asyncio.create_task(keep_tidy(settings, clock, lambda: controller.is_leader)),
     ]
+    if cluster.takes_bundles:
+        background.append(
+            asyncio.create_task(keep_clean(settings, clock, lambda: controller.is_leader))
+        )
     if isinstance(notifier, TendedChannel):
         background.append(asyncio.create_task(notifier.tend(lambda: controller.is_leader)))
     if settings.pod:

@@ -30,6 +30,8 @@ class CheckedSpec(NamedTuple):
     spec: RunSpec
     source: Source
     environment: Environment
+    needs_bundle: bool
+    """True if its code has to be uploaded."""
 
 
 def notes(here: Context, read: CheckedSpec) -> list[str]:
@@ -37,13 +39,16 @@ def notes(here: Context, read: CheckedSpec) -> list[str]:
 
     Fields without effect are accepted, so that one spec is good for every cluster.
     """
-    spec, source, _ = read
+    spec, source = read.spec, read.source
     notes = [
         source.problem(tuple(field.split(".")), f"has no effect here: {reason}")
         for field, reason in here.controller.ignored_fields.items()
         if _is_set(spec, field.split("."))
     ]
-    notes += [] if spec.image else _command_notes(read)
+    notes += _launcher_notes(read)
+    if here.controller.takes_bundles:  # nobody here knows the programs and modules of the nodes
+        return [str(note) for note in (*notes, *_unexpanded(read))]
+    notes += [] if spec.image else [*_program_notes(read), *_unexpanded(read)]
     notes += [
         source.problem(("preload", place), f"no module {name} here: every start would be slower")
         for place, name in enumerate(spec.preload)
@@ -64,9 +69,8 @@ def room_notes(read: CheckedSpec, short: list[room.Need]) -> Iterator[str]:
         yield str(read.source.problem(tuple(need.field.split(".")), message))
 
 
-def _command_notes(read: CheckedSpec) -> Iterator[Problem]:
-    """Differences between the command and what a shell would make of it."""
-    program, *arguments = read.spec.command
+def _launcher_notes(read: CheckedSpec) -> Iterator[Problem]:
+    """A note if the command starts ranks by itself."""
     if launcher := launcher_in(read.spec.command):
         message = (
             f"{launcher} starts ranks of its own inside one of babysit's, which babysit.init()"
@@ -74,10 +78,19 @@ def _command_notes(read: CheckedSpec) -> Iterator[Problem]:
             " spec (`babysit submit -- …`), or see its spec (`babysit submit --print-spec -- …`)"
         )
         yield read.source.problem(("command",), message)
+
+
+def _program_notes(read: CheckedSpec) -> Iterator[Problem]:
+    """A note if another program runs than a shell would find."""
+    program = read.spec.command[0]
     if stands_for_own(program) and _found(read) is None:
         message = f"no {program} on PATH: {sys.executable}, which runs babysit, is used"
         yield read.source.problem(("command",), message)
-    for number, argument in enumerate(arguments, 1):
+
+
+def _unexpanded(read: CheckedSpec) -> Iterator[Problem]:
+    """Arguments of the command that a shell would have expanded."""
+    for number, argument in enumerate(read.spec.command[1:], 1):
         if _FOR_A_SHELL.match(argument) and read.spec.command[number - 1] != "-c":
             message = f"{argument} is passed as it is: no shell expands it"
             yield read.source.problem(("command", number), message)

@@ -298,7 +298,7 @@ def test_every_route_of_the_api_needs_a_token(http: httpx.Client, plane: Plane) 
                     trust_env=False,
                 )
                 assert answer.status_code == 401, (method, path)
-                assert refusal(answer)[1] == "unauthenticated"
+                assert method == "head" or refusal(answer)[1] == "unauthenticated"
             seen += 1
     assert seen > 30
 

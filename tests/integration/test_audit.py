@@ -39,6 +39,7 @@ VALUES = {
     "verb": "cordon",
     "queue": "default",
     "token": "unknown",
+    "bundle": "0" * 64,
 }
 CHANGES_NOTHING = {"runs_dry_run"}
 OF_VIEWERS = {"session_make_code", "session_end_session"}

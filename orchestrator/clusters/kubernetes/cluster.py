@@ -43,6 +43,7 @@ class KubernetesCluster:
 
     ignored_fields: Mapping[str, str] = {}
     runs_here = False
+    takes_bundles = True
 
     def __init__(
         self, api: Api, clock: Clock, pods: PodSettings, of_nodes: NodeSettings, selector: str = ""

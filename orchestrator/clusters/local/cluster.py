@@ -89,7 +89,7 @@ class LocalCluster(OwnNodes):
 
     ignored_fields = _IGNORED
 
-    runs_here = True
+    runs_here, takes_bundles = True, False
 
     def __init__(self, settings: LocalClusterSettings, clock: Clock) -> None:
         self._settings = settings
@@ -170,8 +170,6 @@ class LocalCluster(OwnNodes):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._ends.put_nowait(None)
-
-    # --- nodes ------------------------------------------------------------------------------
 
     async def _nodes(self) -> dict[str, Node]:
         if self._inventory is None:

@@ -61,6 +61,7 @@ class RunSubmitted(Event):
     run: str
     spec: RunSpec
     owner: str = ""
+    bundle: str | None = None  # id of its code in the bundle store; None: nothing was uploaded
 
 
 class RunCancelled(Event):
@@ -114,8 +115,7 @@ class WorkerLost(Event):
     run: str
     worker: str
     confirmed: bool
-    """The cluster or its agent says that no process of it is left; else its ranks may be training.
-    """
+    """The cluster or its agent says that no process of it is left; else ranks may be training."""
     reason: str = ""
 
 

@@ -47,8 +47,7 @@ class Budget:
     """The hosts of these nodes: several nodes of a local cluster are one host."""
     step: int | None = None
     """The last step before the newest of them; None: not known."""
-    at_step: int = 0
-    """The newest of them that came in a row after this step."""
+    at_step: int = 0  # the newest of them that came in a row after this step
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +67,7 @@ class Run:
     name: str
     spec: RunSpec
     owner: str = ""
+    bundle: str | None = None  # id of its code in the bundle store; None: nothing was uploaded
     submitted_at: dt.datetime
     state: RunState = RunState.QUEUED
     reason: str = ""

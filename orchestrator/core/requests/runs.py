@@ -62,6 +62,7 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
         name=event.spec.name,
         spec=event.spec,
         owner=event.owner or event.spec.owner,
+        bundle=event.bundle,
         submitted_at=turn.now,
         reason="waits for the scheduler",
         ledger=Ledger(bucket=Bucket.QUEUED, since=turn.now),

@@ -83,6 +83,7 @@ def run_detail(
         node_names=[seat.node for seat in attempts[-1].seats] if attempts else [],
         skip_batches=list(run.skip_batches),
         avoid=list(run.avoid),
+        bundle=run.bundle,
         spec=run.spec,
     )
 

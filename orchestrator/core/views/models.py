@@ -181,6 +181,9 @@ class RunDetail(RunView):
         default="",
         description="Why notices about the run do not arrive, and what to do; empty: they do.",
     )
+    bundle: str | None = Field(
+        default=None, description="Id (sha256) of its code; null: nothing was uploaded."
+    )
     spec: RunSpec
 
 

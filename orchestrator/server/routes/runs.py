@@ -17,8 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from ulid import ULID
 
 from jobs.environment import Environment
-from jobs.spec import RunSpec
-from jobs.spec_file import Source, SpecError, parse, resolve, validate
+from jobs.spec_file import Source, SpecError
 from orchestrator.core.messages.events import (
     RestartAsked,
     RollbackAsked,
@@ -53,29 +52,11 @@ from orchestrator.server.context import (
 from orchestrator.server.idempotency import Key, is_submitted
 from orchestrator.server.run_queries import detail, line, lines
 from orchestrator.server.spec_notes import CheckedSpec, needs, notes, room_notes
+from orchestrator.server.submissions import Submission, read_submission
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 _MOST = 1000
 """Runs in one answer; a token with a scope sees those of its scope among the newest."""
-
-
-class Submission(BaseModel):
-    """A run to submit: either `spec` (JSON) or `yaml` (text)."""
-
-    spec: dict[str, Any] | None = None
-    yaml: str | None = Field(default=None, max_length=1_000_000)
-    name: str = Field(default="run.yaml", description="The name of the file, for problems.")
-    base_directory: str = Field(
-        max_length=4096,
-        description="Absolute: the directory of the spec file, for a relative workdir.",
-    )
-    owner: str = Field(default="", max_length=100, description="For administrators.")
-    environment: Environment | None = Field(
-        default=None,
-        description="Values of variables for the run, kept apart from it: `named` are those of "
-        "`env_from`, `shell` is the environment of the submitter's shell, which counts only where "
-        "`environment_of` of /info is the submitter's machine and user.",
-    )
 
 
 class Asked(BaseModel):
@@ -101,40 +82,6 @@ class RollbackBody(Asked):
     )
 
 
-def _read(body: Submission, *, runs_here: bool) -> CheckedSpec:
-    if (body.spec is None) == (body.yaml is None):
-        raise InvalidError("expected either `spec` or `yaml`")
-    if not body.base_directory.startswith("/"):
-        raise InvalidError(f"base_directory: expected an absolute path, got {body.base_directory}")
-    if body.yaml is not None:
-        spec, source = parse(body.yaml, body.name)
-    else:
-        source = Source(body.name)
-        spec = validate(body.spec or {}, source)
-    environment = _environment(body.environment, spec, source, runs_here=runs_here)
-    return CheckedSpec(resolve(spec, body.base_directory, source, environment), source, environment)
-
-
-def _environment(
-    given: Environment | None, spec: RunSpec, source: Source, *, runs_here: bool
-) -> Environment:
-    """The variables that go with a run.
-
-    Raises:
-        SpecError: The environment is too large, or `env_from` has no values: a server reads no
-            files for those who may only submit.
-    """
-    if given is None and spec.env_from:
-        message = "its values are read by `babysit submit`, or sent as `environment.named`"
-        raise SpecError([source.problem(("env_from",), message)])
-    environment = given or Environment()
-    try:
-        environment.checked()
-    except ValueError as error:
-        raise SpecError([source.problem((), str(error))]) from error
-    return environment if runs_here else environment.model_copy(update={"shell": None})
-
-
 @router.post("", status_code=201)
 async def submit(
     body: Submission, here: HasContext, caller: Operator, key: Key = None
@@ -144,30 +91,50 @@ async def submit(
     spec, run = read.spec, key or str(ULID())
     permit(caller, spec)
     owner = owner_of(caller, body.owner or spec.owner)
+    bundle = await _bundle(here, read, body.bundle)
     async with here.one_at_a_time(run):
         if key is None or not await is_submitted(here, key, spec):
-            await _submit(here, caller, run, owner, read)
+            here.refuse_unless_leader()
+            await _store_environment(here, run, read.environment)
+            told = {"run": run, "spec": spec, "owner": owner, "bundle": bundle}
+            await _submit(here, caller, read.source, told)
     view = await line(here, await here.store.run(run))
     short = [need for need in await needs(here, spec) if not need.ok]
     warnings = [*notes(here, read), *room_notes(read, short)]
     return SubmittedView(**view.model_dump(), warnings=warnings)
 
 
-async def _submit(here: Context, caller: Token, run: str, owner: str, read: CheckedSpec) -> None:
-    here.refuse_unless_leader()
-    await _store_environment(here, run, read.environment)
+async def _submit(here: Context, caller: Token, source: Source, told: dict[str, Any]) -> None:
     try:
-        with _placed(read.source):
-            refuse_unknown_queue(here, read.spec.queue)
-            await here.tell(caller, RunSubmitted, run=run, spec=read.spec, owner=owner)
+        with _placed(source):
+            refuse_unknown_queue(here, told["spec"].queue)
+            await here.tell(caller, RunSubmitted, **told)
     except (InvalidError, SpecError, ConflictError):  # nothing was changed
         # But a run that was asked of a leader which then stepped down may be stored.
-        here.environments.remove(run)
+        here.environments.remove(told["run"])
         raise
 
 
+async def _bundle(here: Context, read: CheckedSpec, bundle: str | None) -> str | None:
+    """The run's code; None: the run needs none.
+
+    Raises:
+        InvalidError: It was not uploaded.
+    """
+    if not read.needs_bundle:
+        return None
+    if bundle is None:
+        raise InvalidError(
+            "the run is on other machines, and its code was not uploaded: submit it with `babysit"
+            " submit` of this version, or set `upload: false` if the image has the code"
+        )
+    if not await here.bundles.has(bundle):
+        raise InvalidError(f"the server does not have the bundle {bundle}: upload it again")
+    return bundle
+
+
 async def _checked(here: Context, body: Submission) -> CheckedSpec:
-    read = functools.partial(_read, body, runs_here=here.controller.runs_here)
+    read = functools.partial(read_submission, body, here.controller)
     try:
         return await asyncio.get_running_loop().run_in_executor(here.spec_threads, read)
     except OSError as error:  # a name that is too long, a directory that may not be searched

@@ -59,6 +59,9 @@ class Info(BaseModel):
         description="The machine and user whose shells' environments reach the runs; null: only "
         "the variables that `env_from` of a spec names do."
     )
+    bundle_bytes: int | None = Field(
+        description="Largest bundle of code that the server takes; null: code is not uploaded."
+    )
 
 
 class Health(BaseModel):
@@ -133,6 +136,7 @@ async def _info(here: Context, caller: Token) -> Info:
         caller=caller.name,
         role=caller.role,
         environment_of=this_machine() if here.controller.runs_here else None,
+        bundle_bytes=here.bundles.limit if here.controller.takes_bundles else None,
     )
 
 

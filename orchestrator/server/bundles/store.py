@@ -1,0 +1,238 @@
+"""The bundle store: the code of runs by its sha256, verified on arrival and on reading.
+
+The design: a bundle is a file `<sha256>.tar` in the `bundles` directory of the home. Where the
+setting `bundles` names a URL, that store has every bundle, and the home has copies of those that
+this server has used. An arriving bundle goes to a part file and gets its name only when its hash is
+right, so a reader never sees half of one. A file whose content no longer has its hash is moved
+aside, and counts as missing: the next `submit` of the same code uploads it again.
+
+Limits: a bundle is hashed once for each change of its file, not for each agent that reads it.
+Agents check the hash of what they get.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import structlog
+from starlette.concurrency import run_in_threadpool
+
+from jobs.clock import Clock
+from orchestrator.errors import InvalidError, NotFoundError, TemporaryError, TooLargeError
+from orchestrator.server.bundles.remote import RemoteStore, Stored
+from orchestrator.settings import Settings
+
+_log = structlog.get_logger(__name__)
+_BLOCK = 2**20
+_PART_SECONDS = 3600.0
+"""Age from which on the file of an upload is one that nobody continues."""
+
+
+class BundleStore:
+    """Bundles by id. For one server; several share bundles through the URL of the settings."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.limit = settings.bundle_bytes
+        """Most bytes of a bundle."""
+        self._directory = settings.home / "bundles"
+        self._remote = RemoteStore(settings.bundles) if settings.bundles else None
+        self._clock = clock
+        self._verified: dict[str, tuple[int, int, int]] = {}
+        """Bundles whose hash is right, each with the marks of the file that was read."""
+
+    async def has(self, bundle: str) -> bool:
+        """True if a bundle is there and whole; it counts as used now."""
+        try:
+            await self.file(bundle)
+        except NotFoundError:
+            return False
+        return True
+
+    async def file(self, bundle: str) -> Path:
+        """The file of a bundle, whose content was verified; it counts as used now.
+
+        Raises:
+            NotFoundError: The store does not have it, or has it damaged.
+            TemporaryError: The store does not answer.
+        """
+        return await run_in_threadpool(self._file, bundle)
+
+    async def receive(self, bundle: str, chunks: AsyncIterator[bytes]) -> int:
+        """Store a bundle as it arrives; its size in bytes.
+
+        Raises:
+            TooLargeError: It is larger than the limit; reading stops there.
+            InvalidError: Its content has another hash than its id says.
+            TemporaryError: There is no room, or the store does not answer.
+        """
+        part = self._directory / f".{bundle}.{secrets.token_hex(8)}.part"
+        try:
+            with self._explained():
+                await run_in_threadpool(self._directory.mkdir, 0o700, parents=True, exist_ok=True)
+                size, digest = await self._spool(part, chunks)
+            if digest != bundle:
+                raise InvalidError(
+                    f"the bundle arrived with the sha256 {digest}, and not with that of its id,"
+                    f" {bundle}: upload it again"
+                )
+            if self._remote is not None:
+                await run_in_threadpool(self._remote.put, bundle, part)
+            with self._explained():
+                await run_in_threadpool(self._take_in, part, bundle)
+        finally:
+            with contextlib.suppress(OSError):  # not in a thread: it must be done when cancelled
+                part.unlink()
+        return size
+
+    async def all(self) -> list[Stored]:
+        """Every bundle of this store and of the copies at home."""
+        return await run_in_threadpool(self._all)
+
+    async def remove(self, bundle: str) -> None:
+        """Delete a bundle everywhere, if it is there."""
+        await run_in_threadpool(self._remove, bundle)
+
+    async def remove_parts(self) -> None:
+        """Delete what uploads left behind that were never ended."""
+        await run_in_threadpool(self._remove_parts)
+
+    # --- in threads -----------------------------------------------------------------------------
+
+    async def _spool(self, part: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
+        """Write chunks to a file; their size and hash. Threads do the work of large blocks."""
+        sha256, size, block = hashlib.sha256(), 0, bytearray()
+
+        def flush(data: bytes) -> None:
+            sha256.update(data)
+            file.write(data)
+
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > self.limit:
+                    raise TooLargeError(
+                        f"a bundle may have {self.limit:,} bytes at most (BABYSIT_BUNDLE_BYTES of"
+                        " the server): list in .babysitignore what the run does not need"
+                    )
+                block += chunk
+                if len(block) >= _BLOCK:
+                    await run_in_threadpool(flush, bytes(block))
+                    block.clear()
+            await run_in_threadpool(flush, bytes(block))
+            file.flush()
+            await run_in_threadpool(os.fsync, file.fileno())
+        return size, sha256.hexdigest()
+
+    def _take_in(self, part: Path, bundle: str) -> None:
+        path = self._path(bundle)
+        part.replace(path)
+        _sync_directory(self._directory)
+        self._verified[bundle] = _marks(path)
+
+    def _file(self, bundle: str) -> Path:
+        path = self._path(bundle)
+        with self._explained():
+            if not self._is_whole(bundle, path) and not self._copied(bundle):
+                raise NotFoundError(f"the bundle {bundle} is not in the store {self._where}")
+            with contextlib.suppress(OSError):  # on a read-only disk it is old, and there
+                now = self._clock.now().timestamp()
+                os.utime(path, (now, now))
+            self._verified[bundle] = _marks(path)
+        return path
+
+    def _is_whole(self, bundle: str, path: Path) -> bool:
+        try:
+            marks = _marks(path)
+        except FileNotFoundError:
+            return False
+        if self._verified.get(bundle) == marks:
+            return True
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found == bundle:
+            return True
+        aside = path.with_suffix(".damaged")
+        path.replace(aside)
+        _log.error("a bundle is damaged and counts as missing", bundle=bundle, moved_to=str(aside))
+        return False
+
+    def _copied(self, bundle: str) -> bool:
+        """Copy a bundle from the shared store; False: it is not there, or not whole."""
+        if self._remote is None:
+            return False
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = self._directory / f".{bundle}.{secrets.token_hex(8)}.part"
+        try:
+            if not self._remote.get(bundle, part):
+                return False
+            with part.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != bundle:
+                _log.error("a bundle of the shared store is damaged", bundle=bundle, sha256=found)
+                self._remote.remove(bundle)
+                return False
+            self._take_in(part, bundle)
+        finally:
+            part.unlink(missing_ok=True)
+        return True
+
+    def _all(self) -> list[Stored]:
+        found = {each.id: each for each in (self._remote.all() if self._remote else ())}
+        for path in self._directory.glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                shared = found.get(path.stem, Stored(path.stem, 0, 0.0))
+                changed = max(shared.changed, status.st_mtime)
+                found[path.stem] = Stored(path.stem, status.st_size, changed)
+        return list(found.values())
+
+    def _remove(self, bundle: str) -> None:
+        if self._remote is not None:
+            self._remote.remove(bundle)
+        with self._explained():
+            self._path(bundle).unlink(missing_ok=True)
+        self._verified.pop(bundle, None)
+
+    def _remove_parts(self) -> None:
+        old = self._clock.now().timestamp() - _PART_SECONDS
+        for path in (*self._directory.glob(".*.part"), *self._directory.glob("*.damaged")):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < old:
+                    path.unlink()
+
+    def _path(self, bundle: str) -> Path:
+        return self._directory / f"{bundle}.tar"
+
+    @property
+    def _where(self) -> str:
+        return f"of {self._directory}" if self._remote is None else "that BABYSIT_BUNDLES names"
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TemporaryError(
+                f"the bundle store {self._directory} cannot be used: {error.strerror or error};"
+                " nothing was submitted"
+            ) from error
+
+
+def _marks(path: Path) -> tuple[int, int, int]:
+    """Marks that change when a file is written or replaced."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,208 @@
+"""The code of a run as `submit` packs it: chosen by ignore files, the same for the same tree."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from jobs.agent.code import unpack
+from jobs.spec import RunSpec
+from orchestrator.cli.bundle import archive, upload
+from orchestrator.cli.bundle.selection import check_size, select
+from orchestrator.cli.errors import CliError
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def names(root: Path) -> set[str]:
+    return {path.name for path in root.iterdir()}
+
+
+def chosen(root: Path) -> set[str]:
+    """Files and links that go with the run, without ignore files."""
+    found = {e.path for e in select(root).entries if not (select(root).root / e.path).is_dir()}
+    return {path for path in found if not path.endswith("ignore")}
+
+
+def packed(root: Path) -> tuple[str, bytes]:
+    file = io.BytesIO()
+    return archive.write(select(root), file), file.getvalue()
+
+
+def test_ignore_files_are_read_as_git_reads_them(tmp_path: Path) -> None:
+    files = dict.fromkeys(
+        ["a.log", "keep.log", "top", "sub/top", "data/x", "sub/data/x", "sub/own.txt", "sub/b.log"],
+        "",
+    )
+    tree(tmp_path, files)
+    tree(tmp_path, {".gitignore": "*.log\n!keep.log\n/top\ndata/\n!\n", "sub/.gitignore": "own*\n"})
+    assert chosen(tmp_path) == {"keep.log", "sub/top"}
+    tree(tmp_path, {".babysitignore": "sub/top\n!a.log\n!sub/own.txt\n"})
+    assert chosen(tmp_path) == {"keep.log", "a.log", "sub/own.txt"}
+    tree(tmp_path, {"sub/.gitignore": "!b.log\n"})
+    assert chosen(tmp_path) == {"keep.log", "a.log", "sub/own.txt", "sub/b.log"}
+
+
+def test_the_repository_around_a_workdir_counts_and_other_directories_do_not(
+    tmp_path: Path,
+) -> None:
+    tree(tmp_path, {".gitignore": "*.bin\n", "repo/train/x.bin": "", "repo/train/x.py": ""})
+    assert chosen(tmp_path / "repo/train") == {"x.bin", "x.py"}
+    tree(tmp_path, {"repo/.gitignore": "/train/*.bin\n", "repo/.git/HEAD": ""})
+    assert chosen(tmp_path / "repo/train") == {"x.py"}
+
+
+def test_histories_caches_secrets_and_virtual_environments_stay_behind(tmp_path: Path) -> None:
+    tree(
+        tmp_path,
+        dict.fromkeys(
+            [
+                *(".git/HEAD", "__pycache__/x.pyc", "x.py", ".env", ".env.local", ".env.example"),
+                *("keys/tls.key", "id_rsa", "mine/pyvenv.cfg", "mine/bin/python", "vendor/.git"),
+            ],
+            "",
+        ),
+    )
+    selection = select(tmp_path)
+    assert chosen(tmp_path) == {"x.py", ".env.example"}
+    assert selection.secrets == (".env", ".env.local", "id_rsa", "keys/tls.key")
+    assert selection.venvs == ("mine",)
+    tree(tmp_path, {".babysitignore": "!/.env\n!tls.key\n"})
+    assert chosen(tmp_path) == {"x.py", ".env.example", ".env", "keys/tls.key"}
+
+
+def test_the_same_tree_has_the_same_id_wherever_and_whenever_it_is(tmp_path: Path) -> None:
+    files = {"b/ünïcode ☃.py": "x", "a.py": "", "b/" + "n" * 200: "long", "z/deep/er": "1"}
+    one, two = tree(tmp_path / "one", files), tree(tmp_path / "two", dict(reversed(files.items())))
+    os.utime(two / "a.py", (1, 1))
+    for root in (one, two):
+        (root / os.fsdecode(b"latin-\xe4")).touch()
+        (root / "link").symlink_to("a.py")
+        (root / "a.py").chmod(0o755)
+    (two / "absolute").symlink_to(two / "b")
+    (one / "absolute").symlink_to("b")
+    assert packed(one) == packed(two)
+    (two / "a.py").chmod(0o644)
+    assert packed(one)[0] != packed(two)[0]
+
+
+def test_a_bundle_unpacks_to_the_tree_it_was_made_of(tmp_path: Path) -> None:
+    root = tree(tmp_path / "code", {"pkg/m.py": "1", "empty": "", "run.sh": "#!"})
+    (root / "run.sh").chmod(0o755)
+    (root / "none").mkdir()
+    (root / "newest").symlink_to("pkg")
+    (root / "pkg/up").symlink_to("../run.sh")
+    (root / "round").symlink_to("round")
+    (root / "dangling").symlink_to("not-there")
+    (root / "back").symlink_to(f"../{root.name}/run.sh")
+    (root / os.fsdecode(b"\xff")).touch()
+    os.mkfifo(root / "pipe")
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(str(root / "socket"))
+    (tmp_path / "bundle").write_bytes(packed(root)[1])
+    there = tmp_path / "there"
+    for _ in range(2):  # what lies there is replaced
+        unpack(tmp_path / "bundle", there)
+        (there / "left.over").touch()
+    unpack(tmp_path / "bundle", there)
+    assert names(there) == names(root) - {"pipe", "socket"}
+    assert (there / "newest/m.py").read_text() == "1"
+    assert os.access(there / "run.sh", os.X_OK)
+    assert not os.access(there / "pkg/m.py", os.X_OK)
+    assert (there / "pkg/up").read_text() == (there / "back").read_text() == "#!"
+    assert (there / "round").readlink() == Path("round")
+    assert (there / "none").is_dir()
+
+
+@pytest.mark.parametrize("target", ["/usr/share", "../other", "sub/../../other", "/nowhere"])
+def test_a_link_that_leads_out_is_named(tmp_path: Path, target: str) -> None:
+    root = tree(tmp_path / "code", {"sub/x": "", "../other/secret": ""})
+    (root / "data").symlink_to(target)
+    with pytest.raises(CliError, match=r"code/data leads out of the workdir, to /.*List /data in"):
+        select(root)
+    tree(root, {".babysitignore": "/data\n"})
+    assert chosen(root) == {"sub/x"}
+
+
+def test_a_bundle_from_elsewhere_cannot_write_outside(tmp_path: Path) -> None:
+    for name, link in (("../out", ""), ("/out", ""), ("x", "../out"), ("x", "/out")):
+        info = tarfile.TarInfo(name)
+        if link:
+            info.type, info.linkname = tarfile.SYMTYPE, link
+        with tarfile.open(tmp_path / "bundle", "w") as tar:
+            tar.addfile(info)
+        there = tmp_path / "there"
+        try:
+            unpack(tmp_path / "bundle", there)
+        except tarfile.TarError:
+            assert not there.exists()
+        else:  # an absolute name loses its slash
+            assert names(there) == {"out"}
+        assert not (tmp_path / "out").exists()
+
+
+def test_too_much_is_refused_by_the_names_of_the_largest(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"train.py": "x", "big.bin": "x" * 5000, "data/a": "x" * 3000})
+    tree(root, {f"many/{n}": "x" * 10 for n in range(400)})
+    check_size(select(root), 20_000)
+    with pytest.raises(CliError) as caught:
+        check_size(select(root), 9_000)
+    message = str(caught.value)
+    assert "in 403 files, and the server takes 8.8 KiB (BABYSIT_BUNDLE_BYTES)" in message
+    assert "Its largest files: big.bin (4.9 KiB), data/a (2.9 KiB)" in message
+    assert "the largest directories: many/ (3.9 KiB), data/ (2.9 KiB)" in message
+    assert f"List in {root}/.babysitignore what the run" in message
+
+
+def test_a_file_that_changes_meanwhile_is_never_packed_half(tmp_path: Path) -> None:
+    changes = {
+        "grows": lambda path: path.write_text("longer than before"),
+        "shrinks": lambda path: path.write_text("s"),
+        "is rewritten": lambda path: (path.write_text("12345678"), os.utime(path, ns=(1, 1))),
+        "is a link": lambda path: (path.unlink(), path.symlink_to("other")),
+        "vanishes": lambda path: path.unlink(),
+    }
+    for name, change in changes.items():
+        root = tree(tmp_path / name, {"log.txt": "87654321", "other": ""})
+        selection = select(root)
+        change(root / "log.txt")
+        with pytest.raises(CliError, match=r"log\.txt (changed while it was packed|cannot be)"):
+            archive.write(selection, io.BytesIO())
+
+
+def spec(*command: str) -> RunSpec:
+    return RunSpec(name="a", command=command)
+
+
+def test_a_command_whose_file_stays_behind_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree(tmp_path, {"train.py": "", "old.py": "", ".gitignore": "old*\n", ".env": ""})
+    tree(root, {"venv/pyvenv.cfg": "", "venv/bin/python": "", "bin/go": ""})
+    for good in (
+        ("python", "train.py"),
+        ("./bin/go",),
+        ("/opt/python", "-m", "x"),
+        ("nvidia-smi",),
+        ("python", "/app/x.py"),
+    ):
+        upload.choose(spec(*good), root, 10_000)
+    assert "look like secrets: .env." in capsys.readouterr().err
+    for bad, why in (
+        (("python", "old.py"), r"old\.py is left out by an ignore file; write !/old\.py in"),
+        (("venv/bin/python", "train.py"), "is in a virtual environment"),
+        (("python3", "gone.py"), r"gone\.py is not there"),
+    ):
+        with pytest.raises(CliError, match=why):
+            upload.choose(spec(*bad), root, 10_000)
