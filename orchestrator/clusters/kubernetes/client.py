@@ -58,17 +58,22 @@ class ApiError(ClusterError):
 
     Attributes:
         status: HTTP status; 0: no answer came.
+        reason: The server's word for it, such as `AlreadyExists`; empty: it gives none.
         retry_after: Seconds that the server asks to wait; 0: it does not say.
     """
 
-    def __init__(self, message: str, *, status: int, retry_after: float = 0.0) -> None:
+    def __init__(
+        self, message: str, *, status: int, reason: str = "", retry_after: float = 0.0
+    ) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.reason = status, reason
         self.retry_after = retry_after
 
     @property
     def passes(self) -> bool:
         """True if the same request may succeed later."""
+        if self.status == 409:  # two writers met; an object of that name stays
+            return self.reason == "Conflict"
         return self.status in {0, 429} or self.status >= 500
 
 
@@ -311,7 +316,8 @@ def _of_status(status: Mapping[str, Any], what: str, wait: float = 0.0) -> ApiEr
         403: ". Grant it in the Role or ClusterRole of babysit's service account",
     }.get(code, "")
     message = f"Kubernetes: {what}: {code} {status.get('message', 'no message')}{hint}"
-    return ApiError(message, status=code, retry_after=wait)
+    reason = str(status.get("reason", ""))
+    return ApiError(message, status=code, reason=reason, retry_after=wait)
 
 
 def _words(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from jobs.clock import Clock
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.kubernetes import manifests, names, nodes
 from orchestrator.clusters.kubernetes.client import Api, ApiError
+from orchestrator.clusters.kubernetes.ends import LOST
 from orchestrator.clusters.kubernetes.manifests import PodSettings
 from orchestrator.clusters.kubernetes.merge import Json
 from orchestrator.clusters.kubernetes.names import object_name
@@ -223,7 +224,7 @@ class KubernetesCluster:
         try:
             return await self._api.request("POST", path, wanted, patience=LAUNCH_PATIENCE)
         except ApiError as error:
-            if error.status == 409 and "exist" in str(error):
+            if error.reason == "AlreadyExists":
                 return None
             # What no other try changes; a quota (403) may be free again later.
             if error.status in {400, 422} or "violates PodSecurity" in str(error):
@@ -282,19 +283,21 @@ class KubernetesCluster:
                 await self._if_there("PATCH", f"{self._secrets}/{name}", patch)
                 pod = self._watcher.pod(name)
                 if pod is not None:
-                    await self._release(pod)
+                    await self._release(pod, force=gone.reason.startswith(LOST))
             except ApiError as error:
                 _log.warning("Pod not released, will retry", worker=gone.worker, error=str(error))
                 await self._clock.sleep(ACKNOWLEDGE_PAUSE)
             else:
                 return
 
-    async def _release(self, pod: Json) -> None:
-        """Take babysit's finalizer off, and delete what has ended."""
+    async def _release(self, pod: Json, *, force: bool) -> None:
+        """Take babysit's finalizer off, and delete what has ended; by force if its node is lost."""
         path = f"{self._pods}/{pod['metadata']['name']}"
         others = [each for each in pod["metadata"].get("finalizers", ()) if each != names.FINALIZER]
         await self._if_there("PATCH", path, {"metadata": {"finalizers": others}})
-        if pod["metadata"].get("deletionTimestamp") is None:
+        if force:
+            await self._if_there("DELETE", path, {"gracePeriodSeconds": 0})
+        elif pod["metadata"].get("deletionTimestamp") is None:
             await self._if_there("DELETE", path)
 
     async def _confirm(self, pod: Json) -> None:

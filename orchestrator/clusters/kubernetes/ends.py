@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from orchestrator.clusters.kubernetes import nodes
 from orchestrator.clusters.kubernetes.manifests import CONTAINER
 
+LOST = "node lost"
+"""First words of the reason where the end of a node is the proof."""
 _NO_IMAGE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 """No node can have the image."""
 _PULLING = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable"})
@@ -49,9 +51,9 @@ def gone(pod: Mapping[str, Any], node: Mapping[str, Any] | None, *, known: bool)
             return _told(pod, "agent never started")
         return None
     if node is None:
-        return _told(pod, f"node lost: {name} has left the cluster") if known else None
+        return _told(pod, f"{LOST}: {name} has left the cluster") if known else None
     if nodes.is_down(node):
-        return _told(pod, f"node lost: {name} is out of service")
+        return _told(pod, f"{LOST}: {name} is out of service")
     if not _deleted_for_good(pod):
         return None
     # By the kubelet, which has ended what ran; or by a person who knows that the node is dead.
@@ -59,7 +61,7 @@ def gone(pod: Mapping[str, Any], node: Mapping[str, Any] | None, *, known: bool)
         return _told(pod, "agent ended")
     if not _started(status):
         return _told(pod, "agent never started")
-    return None if nodes.is_ready(node) else _told(pod, f"node lost: {name} is not ready")
+    return None if nodes.is_ready(node) else _told(pod, f"{LOST}: {name} is not ready")
 
 
 def needs_confirmation(pod: Mapping[str, Any]) -> bool:

@@ -1,0 +1,303 @@
+"""The Kubernetes cluster on a real API server: ends, nodes, and an API that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from jobs.clock import SystemClock
+from jobs.spec import RunSpec
+from orchestrator.clusters.kubernetes import names
+from orchestrator.clusters.kubernetes.client import Access, Api
+from orchestrator.clusters.kubernetes.cluster import KubernetesCluster
+from orchestrator.clusters.kubernetes.manifests import PodSettings
+from orchestrator.clusters.kubernetes.nodes import NodeSettings
+from orchestrator.clusters.port import (
+    Change,
+    WorkerGone,
+    WorkerLaunch,
+    WorkerLeaving,
+    WorkerStuck,
+)
+from tests.kubernetes.bed import Bed
+from tests.kubernetes.pod_run import PodRun
+from tests.kubernetes.proxy import Proxy
+from tests.kubernetes.servers import ADMIN_TOKEN, Servers, kubeconfig
+
+T = TypeVar("T")
+LOOP = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+CLOCK = SystemClock()
+_numbers = itertools.count(1)
+
+
+class Site:
+    """One cluster behind a proxy, and all that it has said."""
+
+    def __init__(self, bed: Bed, proxy: Proxy, directory: Path) -> None:
+        self.bed, self.proxy = bed, proxy
+        self.config = directory / "kubeconfig"
+        self.write_token(ADMIN_TOKEN)
+        container = {"name": "worker", "command": ["/bin/sh", "-c", LOOP]}
+        self.api = Api(Access(kubeconfig=self.config, namespace=bed.namespace), CLOCK)
+        settings = PodSettings(
+            namespace=bed.namespace,
+            instance="site",
+            image="any",
+            template={"spec": {"containers": [container]}},
+            stop_seconds=1,
+        )
+        self.cluster = KubernetesCluster(self.api, CLOCK, settings, NodeSettings(instance="site"))
+        self.said: list[Change] = []
+        self.reader = asyncio.create_task(self._read())
+
+    def write_token(self, token: str) -> None:
+        self.config.write_text(kubeconfig(self.proxy.url, self.bed.servers.ca, token))
+
+    async def _read(self) -> None:
+        while True:
+            with contextlib.suppress(Exception):  # as a leader, which reads again
+                async for change in self.cluster.changes():
+                    self.said.append(change)
+                return
+            await CLOCK.sleep(0.1)
+
+    async def until(self, condition: Callable[[], T | None], what: str) -> T:
+        async with asyncio.timeout(60):
+            while not (found := await asyncio.to_thread(condition)):
+                await CLOCK.sleep(0.05)
+        assert found, what
+        return found
+
+    async def gone(self, worker: str) -> str:
+        """Why a worker is gone, once it is."""
+        ends = lambda: [c for c in self.of(worker) if isinstance(c, WorkerGone)]  # noqa: E731
+        return (await self.until(ends, f"{worker} is gone"))[0].reason
+
+    def of(self, worker: str) -> list[Any]:
+        return [change for change in self.said if getattr(change, "worker", "") == worker]
+
+    async def start(self, worker: str | None = None, **launch: Any) -> str:
+        """Launch a worker; its name."""
+        worker = worker or f"w{next(_numbers)}"
+        await self.cluster.launch(order(worker, **launch))
+        return worker
+
+    async def running(self, worker: str) -> PodRun:
+        path = self.bed.path("Pod", f"babysit-{worker}")
+        await self.until(
+            lambda: (self.bed.api.find(path) or {}).get("status", {}).get("phase") == "Running",
+            f"{worker} runs",
+        )
+        return self.bed.run(f"babysit-{worker}")
+
+    async def close(self) -> None:
+        for worker in {pod["metadata"]["annotations"][names.WORKER] for pod in self.pods()}:
+            await self.cluster.stop(worker, "r1")
+            await self.gone(worker)
+        await self.cluster.close()
+        await self.reader
+
+    def pods(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.bed.api.get(self.bed.path("Pod"))["items"]
+        return [pod for pod in found if names.WORKER in pod["metadata"].get("annotations", {})]
+
+
+def order(worker: str, node: str = "node-1", run: str = "r1", **spec: Any) -> WorkerLaunch:
+    return WorkerLaunch(
+        worker=worker,
+        run=run,
+        node=node,
+        server_url="ws://127.0.0.1:1/agent",
+        token="secret",
+        spec=RunSpec.model_validate({"name": "tiny", "command": ["x"], **spec}),
+    )
+
+
+@pytest.fixture(scope="module")
+def own_bed(kubernetes_servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    with Bed(kubernetes_servers, tmp_path_factory.mktemp("shared"), nodes=4) as bed:
+        yield bed
+
+
+@pytest.fixture
+async def site(own_bed: Bed, tmp_path: Path) -> AsyncIterator[Site]:
+    with Proxy(own_bed.servers) as proxy:
+        site = Site(own_bed, proxy, tmp_path)
+        yield site
+        await site.close()
+
+
+# --- a server that fails ------------------------------------------------------------------------
+
+
+async def test_errors_that_pass_start_one_pod(site: Site) -> None:
+    site.proxy.refuse("create services", 409)
+    site.proxy.refuse("create secrets", 429, retry_after=1)
+    site.proxy.refuse("create pods", 500, act=True)  # it was made, and the answer is lost
+    worker = await site.start()
+    assert site.proxy.calls["create pods"] == 2
+    assert len(site.pods()) == 1
+    assert await site.cluster.alive(worker, "r1") is True
+    await site.cluster.launch(order(worker))
+    assert len(site.pods()) == 1
+
+
+async def test_an_api_that_is_away_loses_nothing(site: Site) -> None:
+    first = await site.start()
+    runs = await site.running(first)
+    site.proxy.go_away()
+    launch = asyncio.create_task(site.start())
+    runs.kill()
+    await site.until(lambda: "terminated" in runs.containers[0].state, "it is dead")
+    assert not launch.done()
+    site.proxy.come_back()
+    second = await launch
+    assert await site.gone(first) == "agent was killed by SIGKILL"
+    await site.running(second)
+    await site.until(lambda: len(site.pods()) == 1, "the first Pod is released")
+
+
+async def test_watches_that_are_cut_or_too_old_miss_nothing(site: Site) -> None:
+    worker = await site.start()
+    runs = await site.running(worker)
+    site.proxy.refuse("watch pods", 410)
+    assert site.proxy.cut()
+    runs.kill("OOMKilled")
+    assert "OOMKilled" in await site.gone(worker)
+
+
+async def test_an_expired_token_is_read_again(site: Site) -> None:
+    worker = await site.start()
+    site.write_token("another")  # what is in use stays in use until the server refuses it
+    site.proxy.refuse("get pods", 401)
+    site.write_token(ADMIN_TOKEN)
+    assert await site.cluster.alive(worker, "r1") is True
+    assert site.proxy.calls["get pods"] == 2
+
+
+# --- ends ---------------------------------------------------------------------------------------
+
+
+async def test_an_eviction_is_a_notice_and_then_an_end(site: Site) -> None:
+    worker = await site.start()
+    await site.running(worker)
+    site.bed.evict(f"babysit-{worker}")
+    assert await site.gone(worker) == "agent exited with code 0"
+    notice = next(c for c in site.of(worker) if isinstance(c, WorkerLeaving))
+    assert notice.reason == "its Pod is being deleted"
+    await site.cluster.launch(order(worker))  # the Pod is released: the Secret is the proof
+    await site.until(lambda: len(site.of(worker)) > 2, "it is told again")
+    assert site.pods() == []
+
+
+async def test_an_image_that_cannot_be_pulled_is_told_at_once(site: Site) -> None:
+    site.bed.image_faults["typo:1"] = ("ErrImagePull", "manifest unknown")
+    worker = await site.start(image="typo:1")
+    stuck = await site.until(lambda: site.of(worker), "it is stuck")
+    assert stuck == [
+        WorkerStuck(worker=worker, run="r1", reason="ErrImagePull: manifest unknown", hopeless=True)
+    ]
+
+
+async def test_a_pod_that_does_not_fit_is_told_in_the_schedulers_words(site: Site) -> None:
+    worker = await site.start(resources={"cpus_per_node": 64})
+    (stuck,) = await site.until(lambda: site.of(worker), "it is stuck")
+    assert (stuck.elsewhere, stuck.hopeless) == (True, False)
+    assert "Insufficient cpu" in stuck.reason
+
+
+async def test_a_spec_that_the_server_refuses_is_refused(site: Site) -> None:
+    wrong = {"pod": {"spec": {"dnsPolicy": "Sometimes"}}}
+    with pytest.raises(ValueError, match="dnsPolicy"):
+        await site.start(kubernetes=wrong)
+
+
+async def test_a_late_pod_of_a_stopped_worker_cannot_start(site: Site) -> None:
+    """An old leader's request may arrive after the new leader has called the worker gone."""
+    await site.cluster.stop("late", "r1")
+    assert await site.gone("late") == "agent never started"
+    secret = site.bed.api.get(site.bed.path("Secret", "babysit-late"))
+    assert "data" not in secret
+    await site.cluster.launch(order("late"))
+    assert site.pods() == []
+
+
+# --- nodes --------------------------------------------------------------------------------------
+
+
+async def test_the_pods_of_others_take_from_a_node(site: Site) -> None:
+    container = {"name": "x", "image": "x", "command": ["/bin/sh", "-c", LOOP]}
+    container["resources"] = {"requests": {"cpu": "1500m", "memory": "1Gi"}}
+    pod = {"kind": "Pod", "metadata": {"name": "other"}, "spec": {"containers": [container]}}
+    pod["spec"]["nodeName"] = "node-2"
+    site.bed.create(pod)
+    await site.start(node="node-2")  # ours do not count
+
+    async def free() -> dict[str, tuple[float, int]]:
+        return {node.id: (node.cpus, node.memory) for node in await site.cluster.nodes()}
+
+    async with asyncio.timeout(30):
+        while (await free())["node-2"] != (2.5, 7 * 2**30):
+            await CLOCK.sleep(0.05)
+    assert (await free())["node-1"] == (4, 8 * 2**30)
+    site.bed.delete_pod("other", grace=0)
+
+
+async def test_a_cordon_is_mirrored_with_its_reason_and_taken_back(site: Site) -> None:
+    await site.cluster.nodes()
+    path = "/api/v1/nodes/node-2"
+    site.bed.api.patch("/api/v1/nodes/node-3", {"spec": {"unschedulable": True}})
+    await site.cluster.cordon({"node-2": "Xid 79, says the driver"})
+    node = site.bed.api.get(path)
+    assert node["spec"]["unschedulable"] is True
+    assert node["metadata"]["annotations"][names.REASON] == "Xid 79, says the driver"
+    async with asyncio.timeout(30):
+        while "unschedulable" in site.bed.api.get(path)["spec"]:
+            await site.cluster.cordon({})
+            await CLOCK.sleep(0.05)
+    assert site.bed.api.get("/api/v1/nodes/node-3")["spec"]["unschedulable"]
+    state = {node.id: node.state for node in await site.cluster.nodes()}
+    assert state["node-3"] == "cordoned"
+    site.bed.api.patch("/api/v1/nodes/node-3", {"spec": {"unschedulable": None}})
+
+
+async def test_a_lost_node_is_confirmed_when_its_object_goes(site: Site) -> None:
+    worker = await site.start(node="node-4")
+    await site.running(worker)
+    site.bed.nodes["node-4"].lose()
+    site.bed.until_ready("node-4", "Unknown")
+    assert await site.cluster.alive(worker, "r1") is None  # it may train on
+    assert not [c for c in site.of(worker) if isinstance(c, WorkerGone)]
+    site.bed.nodes["node-4"].remove()
+    assert "node lost: node-4 has left the cluster" in await site.gone(worker)
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+
+async def test_a_launch_is_two_requests_and_a_run_leaves_nothing(site: Site) -> None:
+    await site.cluster.nodes()
+    before = sum(site.api.calls.values())
+    workers = await asyncio.gather(*(site.start(run="r9") for _ in range(6)))
+    assert sum(site.api.calls.values()) - before == 2 * 6 + 1
+    await site.cluster.keep_runs([])  # Pods of the run are alive: it is left alone
+    assert site.bed.api.find(site.bed.path("Service", "babysit-r9"))
+    for worker in workers:
+        await site.cluster.stop(worker, "r9")
+        await site.gone(worker)
+
+    async with asyncio.timeout(60):
+        while site.bed.api.find(site.bed.path("Service", "babysit-r9")):
+            await site.cluster.keep_runs([])
+            await CLOCK.sleep(0.1)
+    mine = f"{names.RUN}=r9"
+    await site.until(
+        lambda: not site.bed.api.get(site.bed.path("Secret"), labelSelector=mine)["items"],
+        "Secrets are collected",
+    )
