@@ -80,10 +80,11 @@ async def test_users_own_jobs_module_is_not_shadowed(tmp_path: Path):
     (scripts / "jobs.py").write_text("whose = 'the user'")
     (scripts / "monitors.py").write_text("whose = 'the user'")
     (scripts / "go.py").write_text(
-        "import jobs, monitors, babysit; print(jobs.whose, monitors.whose, babysit.__name__)"
+        "import sys; warm = 'babysit.entry' in sys.modules\n"
+        "import jobs, monitors, babysit; print(jobs.whose, monitors.whose, warm)"
     )
     log = await run(tmp_path, command=("python", "scripts/go.py"), preload=("babysit",))
-    assert log == "the user the user babysit\n"
+    assert log == "the user the user True\n"
 
 
 async def test_other_programs_are_executed(tmp_path: Path):
