@@ -21,12 +21,15 @@ from orchestrator.settings import Settings
 
 CHART = Path(__file__).parents[1] / "helm" / "babysit"
 OF_THE_CHART = {
-    *("agent_ca", "agent_url", "alerts_rules", "ca", "cluster", "database_url", "home", "host"),
+    *("agent_ca", "agent_url", "alerts_rules", "bundles", "ca", "cluster", "database_url"),
+    *("home", "host"),
+    *("kubernetes_instance", "kubernetes_namespace", "kubernetes_pod_template"),
     *("log_rules", "pod", "port", "tls_certificate", "tls_key", "token"),
 }
 """Settings that the chart makes from its own values."""
 ELSEWHERE = {
     *("allow_http", "oidc_client_secret_file"),
+    *("kubernetes_kubeconfig", "kubernetes_context"),
     *("grafana_url", "grafana_token", "idle_exit_seconds", "lost_host", "request_seconds"),
     *("server", "start_seconds"),
     *("local_cpus_per_node", "local_gpus_per_node", "local_memory_per_node", "local_nodes"),
@@ -37,19 +40,23 @@ chart leaves no use for."""
 
 RIGHTS = {
     ("runs", "pods", "get list watch create patch delete"): "the workers",
-    ("runs", "configmaps", "get create delete"): "the owner of everything that belongs to a run",
-    ("runs", "services", "get create delete"): "a gang finds its first rank by a name",
-    ("runs", "secrets", "get create delete"): "the configuration of each agent, with its token",
+    ("runs", "services", "get list create delete"): "one for each run: it owns everything that "
+    "belongs to the run, and names its workers",
+    ("runs", "secrets", "get list create patch"): "one for each worker: the configuration of its "
+    "agent, with its token; kept without it as proof that the worker has ended",
     ("leader", "pods", "get list patch"): "the label `babysit/leader`, by which the Service finds "
     "the server that leads",
-    ("nodes", "nodes", "get list watch patch"): "their labels, conditions and taints; cordon, "
+    ("nodes", "nodes", "list watch patch"): "their labels, conditions and taints; cordon, "
     "uncordon, and the reason for it",
+    ("pods", "pods", "list watch"): "what the Pods of others request on the nodes; "
+    "not with `rbac.podsOfOthers=false`",
 }
 """Role, resource and verbs of each rule of the chart, with what it is for."""
 WHERE = {
     "runs": "namespace of the runs",
     "leader": "namespace of the release",
     "nodes": "cluster",
+    "pods": "cluster",
 }
 
 

@@ -38,6 +38,7 @@ from orchestrator.database.time_limits import ServerLimits
 from orchestrator.errors import BabysitError, InvalidError
 from orchestrator.network_address import is_loopback, is_plain
 from orchestrator.private_home import UnsafeHomeError, make_private, network_file_system
+from orchestrator.registry import make
 from orchestrator.server import daily_summary, slack_clicks
 from orchestrator.server.agent_logs import LogDesk
 from orchestrator.server.app import create_app
@@ -56,6 +57,8 @@ from orchestrator.settings import Settings
 
 _log = structlog.get_logger(__name__)
 _IDLE_LOOK_SECONDS = 1.0
+_RELEASE_PODS = "orchestrator.clusters.kubernetes.release_pods:from_settings"
+"""Imported where it is needed only: its client is an optional extra."""
 
 
 class AlreadyRunningError(BabysitError):
@@ -207,8 +210,8 @@ async def _control_plane(
     if isinstance(notifier, TendedChannel):
         background.append(asyncio.create_task(notifier.tend(lambda: controller.is_leader)))
     if settings.pod:
-        own, pods = leader_label.pods_of(settings.pod)
-        labelling = leader_label.keep(own, pods, lambda: controller.is_leader, clock)
+        pods = make("BABYSIT_POD", "kubernetes", {"kubernetes": _RELEASE_PODS})(settings, clock)
+        labelling = leader_label.keep(pods.own, pods, lambda: controller.is_leader, clock)
         background.append(asyncio.create_task(labelling))
     if settings.alerts_summary:
         summary = daily_summary.keep(settings.alerts_summary, controller, clock)

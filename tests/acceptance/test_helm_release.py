@@ -35,7 +35,6 @@ VALUES = {
     "listen": "$(POD_IP)",
     "settings": {"lease_seconds": 4},
     "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi"}},
-    "env": [{"name": "BABYSIT_CLUSTER", "value": "simulated"}],
 }
 
 
@@ -197,7 +196,7 @@ def may(api: Api, namespace: str, verb: str, resource: str, where: str) -> bool:
     return bool(answer["status"]["allowed"])
 
 
-CLUSTER_WIDE = {"nodes"}
+CLUSTER_WIDE = {"nodes", "pods"}
 VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
 RESOURCES = (
     *("pods", "pods/exec", "pods/log", "pods/status", "pods/eviction", "pods/ephemeralcontainers"),

@@ -122,6 +122,17 @@ def test_every_file_that_a_setting_names_is_mounted(tmp_path: Path) -> None:
             assert file in {"files": files, "tls": secret}[mounts[folder]], name
 
 
+def test_code_of_runs_is_kept_where_all_servers_reach_it(tmp_path: Path) -> None:
+    url = rendered(tmp_path, *EXTERNAL, "bundles.url=s3://bucket/babysit")
+    assert url.environment()["BABYSIT_BUNDLES"] == "s3://bucket/babysit"
+    claim = rendered(tmp_path, *EXTERNAL, "bundles.claim=babysit-bundles")
+    folder = claim.environment()["BABYSIT_BUNDLES"].removeprefix("file://")
+    (name,) = [m["name"] for m in claim.server()["volumeMounts"] if m["mountPath"] == folder]
+    volumes = {v["name"]: v for v in claim.pods()["Deployment/babysit"]["spec"]["volumes"]}
+    assert volumes[name]["persistentVolumeClaim"] == {"claimName": "babysit-bundles"}
+    assert "BABYSIT_BUNDLES" not in rendered(tmp_path, *EXTERNAL).environment()
+
+
 def test_every_setting_of_a_user_can_be_given_once() -> None:
     """A new setting is either the chart's, or of no use here, or in the schema of the values."""
     users = chart_files.settings_of_users().keys()
@@ -147,6 +158,7 @@ def test_every_setting_of_a_user_can_be_given_once() -> None:
         ("tls.mode=secret", "tls.mode=secret needs tls.secret"),
         ("tls.mode=certManager", "tls.mode=certManager needs tls.issuer.name"),
         ("database.bundled.enabled=true", "both set: keep one"),
+        ("bundles.claim=c,bundles.url=s3://b", "bundles.url and bundles.claim are both set"),
     ],
 )
 def test_a_wrong_value_is_refused_in_words(tmp_path: Path, wrong: str, words: str) -> None:
@@ -240,7 +252,9 @@ def test_rights_are_those_of_the_table_and_no_others(tmp_path: Path) -> None:
         for resource in rule["resources"]
     }
     assert found == RIGHTS.keys()
-    assert chart.one("ClusterRole")["rules"][0]["resources"] == ["nodes"]
+    fewer = rendered(tmp_path, *EXTERNAL, "rbac.podsOfOthers=false")
+    (only,) = fewer.one("ClusterRole")["rules"]
+    assert only["resources"] == ["nodes"]
     assert chart.one("Role", "-runs")["metadata"]["namespace"] == "runs"
     for binding in ("RoleBinding/babysit-runs", "RoleBinding/babysit-leader"):
         (subject,) = chart.objects[binding]["subjects"]

@@ -59,6 +59,9 @@ class FakePods:
         self.calls += 1
         (self.names.add if leads else self.names.discard)(name)
 
+    async def close(self) -> None:
+        self.away = True
+
 
 class Server:
     """A server `b` beside `a`, which had the label before."""

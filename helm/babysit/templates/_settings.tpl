@@ -35,7 +35,12 @@
 {{/* Settings that follow from the rest of the chart. */}}
 {{- define "babysit.ownSettings" -}}
 agent_url: {{ include "babysit.agentUrl" . }}
+{{- with include "babysit.bundles" . }}
+bundles: {{ . | quote }}
+{{- end }}
 cluster: kubernetes
+kubernetes_instance: {{ include "babysit.fullname" . }}
+kubernetes_namespace: {{ include "babysit.runsNamespace" . }}
 host: {{ .Values.listen | quote }}
 port: 8443
 pod: $(POD_NAMESPACE)/$(POD_NAME)
@@ -45,10 +50,25 @@ tls_key: /etc/babysit/tls/tls.key
 agent_ca: /etc/babysit/tls/ca.crt
 ca: /etc/babysit/tls/ca.crt
 {{- end }}
+{{- if .Values.runs.podTemplate }}
+kubernetes_pod_template: /etc/babysit/files/pod-template.yaml
+{{- end }}
 {{- if .Values.alertsRules }}
 alerts_rules: /etc/babysit/files/alerts-rules.yaml
 {{- end }}
 {{- if .Values.logRules }}
 log_rules: /etc/babysit/files/log-rules.yaml
 {{- end }}
+{{- end -}}
+
+{{/* Where the code of runs is kept; empty: in each server's home. */}}
+{{- define "babysit.bundles" -}}
+{{- if .Values.bundles.claim -}}
+{{- if .Values.bundles.url -}}
+{{- fail "bundles.url and bundles.claim are both set: keep one" -}}
+{{- end -}}
+file:///var/lib/babysit-bundles
+{{- else -}}
+{{- .Values.bundles.url -}}
+{{- end -}}
 {{- end -}}
