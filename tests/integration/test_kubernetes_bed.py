@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.kubernetes.api import ApiError
+from tests.kubernetes.api import Api, ApiError
 from tests.kubernetes.bed import Bed
+from tests.kubernetes.proxy import Proxy
 from tests.kubernetes.servers import Servers
 
 LOOP = (
@@ -216,6 +218,47 @@ def test_nothing_survives_the_tests(tmp_path: Path) -> None:
     assert parent.stdout is not None
     child = os.pidfd_open(int(parent.stdout.readline()))
     parent.kill()
-    parent.communicate()
+    parent.wait()
+    parent.stdout.close()
     assert select.select([child], [], [], 60)[0], "it lives on"
     os.close(child)
+
+
+def test_the_proxy_counts_refuses_and_cuts(kubernetes_servers: Servers) -> None:
+    servers = kubernetes_servers
+    with Proxy(servers) as proxy:
+        api = Api(proxy.url, servers.ca, servers.api.token)
+        api.get("/api/v1/nodes")
+        api.get("/api/v1/namespaces/default")
+        body = {"kind": "ConfigMap", "metadata": {"name": "proxied"}}
+        path = "/api/v1/namespaces/default/configmaps"
+        proxy.refuse("create configmaps", 429, retry_after=1)
+        with pytest.raises(ApiError, match="429"):
+            api.create(path, body)
+        assert servers.api.find(f"{path}/proxied") is None
+        proxy.refuse("create configmaps", 500, act=True)
+        with pytest.raises(ApiError, match="500"):
+            api.create(path, body)
+        api.delete(f"{path}/proxied")  # it was made: only the answer was lost
+        changes = api.watch(path)
+        seen = {item["metadata"]["name"] for _, item in (next(changes),)}
+        assert seen == {"kube-root-ca.crt"}
+        servers.api.create(path, body)
+        assert next(changes)[0] == "ADDED"
+        proxy.cut()
+        with pytest.raises(httpx.TransportError):
+            next(changes)
+        proxy.go_away()
+        with pytest.raises(httpx.TransportError):
+            api.get("/api/v1/nodes")
+        proxy.come_back()
+        api.delete(f"{path}/proxied")
+        api.close()
+    assert proxy.calls == {
+        "list nodes": 1,
+        "get namespaces": 1,
+        "create configmaps": 2,
+        "delete configmaps": 2,
+        "list configmaps": 1,
+        "watch configmaps": 1,
+    }

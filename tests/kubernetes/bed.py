@@ -29,6 +29,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from tests.kubernetes.api import ApiError, Object
+from tests.kubernetes.containers import Mount
 from tests.kubernetes.kubelet import Kubelet, SimulatedKubelet
 from tests.kubernetes.pod_run import PodRun
 from tests.kubernetes.servers import Servers
@@ -96,6 +97,7 @@ class Bed:
         self.hosts.write_text("127.0.0.1 localhost\n")
         self.image_faults: dict[str, tuple[str, str]] = {}
         self.image_environment = _image_environment()
+        self.image_mounts = _image(self.directory / "image")
         self._network = random.randrange(16, 250)
         self._addresses = itertools.count(8 * 250)
         self._closed = threading.Event()
@@ -303,7 +305,10 @@ class Bed:
         for pod in self.api.get("/api/v1/pods", fieldSelector="spec.nodeName!=")["items"]:
             if pod["spec"]["nodeName"] in self.nodes:
                 metadata = pod["metadata"]
-                self.api.delete(self.path("Pod", metadata["name"], metadata["namespace"]), grace=0)
+                path = self.path("Pod", metadata["name"], metadata["namespace"])
+                if metadata.get("finalizers"):
+                    self._try(lambda p=path: self.api.patch(p, {"metadata": {"finalizers": None}}))
+                self.api.delete(path, grace=0)
         for node in self.nodes.values():
             self.api.delete(node.path)
         self.api.delete(f"/api/v1/namespaces/{self.namespace}")
@@ -317,8 +322,23 @@ def _image_environment() -> dict[str, str]:
     """As if an image had this checkout and its interpreter."""
     tools = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return {
-        "PATH": f"{Path(sys.executable).parent}:{tools}",
+        "PATH": f"/image/bin:{Path(sys.executable).parent}:{tools}",
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": "/root",
     }
+
+
+def _image(directory: Path) -> list[Mount]:
+    """The commands of an installed babysit, and what an empty /tmp would hide from a container."""
+    programs = directory / "bin"
+    programs.mkdir(parents=True)
+    for name, module in (("babysit", "babysit.__main__"), ("babysit-agent", "babysit.agent")):
+        program = programs / name
+        program.write_text(
+            f"#!{sys.executable}\nimport sys\nfrom {module} import main\nsys.exit(main())\n"
+        )
+        program.chmod(0o755)
+    hidden = {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
+    own = [Mount(path, str(path)) for path in sorted(hidden) if path.is_relative_to("/tmp")]
+    return [*own, Mount(directory, "/image", read_only=True)]

@@ -44,7 +44,7 @@ class Kubelet:
         self.api_url = bed.servers.url
         self.image_faults = bed.image_faults
         self.image_environment = bed.image_environment
-        self.hosts_mount = Mount(bed.hosts, "/etc/hosts")
+        self.image_mounts = [*bed.image_mounts, Mount(bed.hosts, "/etc/hosts")]
         self.places = Places(
             disk=bed.directory / name, memory=bed.memory / name, shared=bed.shared, address=address
         )

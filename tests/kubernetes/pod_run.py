@@ -302,7 +302,7 @@ class PodRun:
                 arguments=[expand(word, environment) for word in words],
                 environment=environment,
                 directory=run.spec.get("workingDir", "/"),
-                mounts=[*self.files.mounts(run.spec, self._volumes), self.kubelet.hosts_mount],
+                mounts=[*self.kubelet.image_mounts, *self.files.mounts(run.spec, self._volumes)],
                 hostname=self._hostname,
             )
             root = self.files.memory / "roots" / f"{run.name}-{run.restarts}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
@@ -27,7 +28,9 @@ def spawn(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
 
     Only the program itself is killed then, not what it started.
     """
-    guarded = [find_tool("setpriv"), "--pdeathsig", "KILL", *command]
+    # We may die between the fork and the request for the signal: the child looks for its parent.
+    look = [find_tool("sh"), "-c", 'test "$PPID" -eq "$0" && exec "$@"', str(os.getpid())]
+    guarded = [find_tool("setpriv"), "--pdeathsig", "KILL", *look, *command]
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
