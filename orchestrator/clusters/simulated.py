@@ -115,6 +115,7 @@ class SimulatedCluster(OwnNodes):
         found = self.workers.setdefault(worker, SimulatedWorker(run, ""))
         found.stop_asked = True
         if found.gone is not None:
+            found.acknowledged = False  # who asks has forgotten, and its node may be out of reach
             self._report(worker)
         elif found.launched_at is None:
             self._end(worker, "agent never started")

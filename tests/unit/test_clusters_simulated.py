@@ -67,6 +67,19 @@ async def test_after_a_partition_deaths_are_heard_of_and_stops_arrive(
     assert await asyncio.gather(*(cluster.alive(w, "r1") for w in ("w3", "w4"))) == [True, True]
 
 
+async def test_an_end_that_was_told_is_told_again_to_who_asks_behind_a_partition(
+    cluster: SimulatedCluster,
+) -> None:
+    """A server with a restored database has forgotten it, and its stop cannot be answered yet."""
+    await cluster.launch(launch("w1"))
+    cluster.die("w1", "agent exited with code 3")
+    assert await told(cluster) == [("w1", "agent exited with code 3")]
+    cluster.partition("node-1")
+    await cluster.stop("w1", "r1")
+    cluster.heal("node-1")
+    assert await told(cluster) == [("w1", "agent exited with code 3")]
+
+
 async def test_no_launch_behind_a_partition(cluster: SimulatedCluster) -> None:
     cluster.partition("node-1")
     with pytest.raises(ClusterError, match="node-1 cannot be reached"):
