@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 import structlog
 
 import babysit
-from babysit import installation, wire
+from babysit import installation, stack_signal, wire
 from jobs.agent import fork_server, interpreter, reaper
 from jobs.agent.code import Code
 from jobs.agent.errors import ForkServerLostError, LaunchError, NoCodeError
@@ -166,7 +166,12 @@ class ForkClient:
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own.setblocking(False)
         preload = self._preload if chosen.forks else []
-        prepare = {**self._request(chosen), "preload": preload, "cgroup": self._group}
+        prepare = {
+            **self._request(chosen),
+            "preload": preload,
+            "cgroup": self._group,
+            "stacks": stack_signal.__file__,
+        }
         own.send(json.dumps({"prepare": prepare}).encode())  # first: it may end at once
         with contextlib.ExitStack() as on_error:
             on_error.callback(own.close)

@@ -9,10 +9,10 @@ interpreter's shutdown and is visible to the user's code as `parent_process()`. 
 returns from :func:`serve` and becomes an ordinary main program.
 
 Messages are JSON, one per packet of a Unix SOCK_SEQPACKET pair. `{"prepare": {command, forks,
-workdir, preload, cgroup}}` comes first, and its answer is `{"ready": {seconds, errors, threads}}`.
-Then `{"launch": {key, command, forks, workdir, env}}`, with the descriptor that the rank writes its
-output to, gets `{"started": key, "pid": n}` or `{"refused": key, "error": text}`, and later
-`{"exited": key, "code": n}` (negative: a signal).
+workdir, preload, cgroup, stacks}}` comes first, and its answer is `{"ready": {seconds, errors,
+threads}}`. Then `{"launch": {key, command, forks, workdir, env}}`, with the descriptor that the
+rank writes its output to, gets `{"started": key, "pid": n}` or `{"refused": key, "error": text}`,
+and later `{"exited": key, "code": n}` (negative: a signal).
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
 
 def _beside(name: str) -> types.ModuleType:
     """A module of this directory, by its file, and not in `sys.modules`."""
-    path = os.path.join(os.path.dirname(__file__), f"{name}.py")  # noqa: PTH118, PTH120 - as below
+    return _by_path(name, os.path.join(os.path.dirname(__file__), f"{name}.py"))  # noqa: PTH118, PTH120 - as below
+
+
+def _by_path(name: str, path: str) -> types.ModuleType:
+    """A module of a file, and not in `sys.modules`."""
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]
@@ -271,8 +275,11 @@ def detach(parent: int) -> None:
     prctl(_PR_SET_PTRACER, _PR_SET_PTRACER_ANY)  # fails harmlessly where Yama is absent
 
 
-def become(request: dict[str, Any]) -> None:
-    """In the child: run the rank's program. Returns or raises as that program does."""
+def become(request: dict[str, Any], stacks: types.ModuleType | None = None) -> None:
+    """In the child: run the rank's program. Returns or raises as that program does.
+
+    `stacks` is :mod:`babysit.stack_signal`: the rank writes its stacks where nobody may trace it.
+    """
     output = request["output"]
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
@@ -284,9 +291,13 @@ def become(request: dict[str, Any]) -> None:
             stream.reconfigure(line_buffering=True)
     os.environ.update(request["env"])
     _reseed()
+    program = parse_command(request["command"], forks=request["forks"])
+    if program.kind != "exec" and stacks is not None:  # an exec would forget the handler
+        with contextlib.suppress(Exception):  # no rank may die of it
+            stacks.register(os.environ["BABYSIT_RANK_DIR"])
     try:
         os.chdir(request["workdir"])
-        _run(parse_command(request["command"], forks=request["forks"]))
+        _run(program)
     except Exception as error:  # noqa: BLE001 - end as the interpreter would
         shown = _without_own_frames(error.__traceback__)
         sys.excepthook(type(error), error.with_traceback(shown), shown)
@@ -365,12 +376,15 @@ def main(descriptor: int) -> None:
     with contextlib.suppress(OSError):  # the rank fails in the same way and logs it
         os.chdir(prepare["workdir"])
     errors = preload(prepare["preload"])
+    stacks = None
+    with contextlib.suppress(Exception):  # ranks start all the same
+        stacks = _by_path("stack_signal", prepare["stacks"])
     gc.collect()
     gc.freeze()  # the collector in forks does not touch, and so copy, these pages
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - pathlib would cost an import
     ready = {"seconds": time.monotonic() - started, "errors": errors, "threads": threads}
     send(channel, {"ready": ready})
-    become(_Server(channel, prepare["cgroup"]).serve())
+    become(_Server(channel, prepare["cgroup"]).serve(), stacks)
 
 
 if __name__ == "__main__":

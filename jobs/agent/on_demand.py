@@ -23,9 +23,11 @@ _DELETE_PAUSES = (0.5, 2.0, 5.0)
 async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Reporter) -> None:
     """Report the stacks of the attempt's living ranks; empty if it does not run here."""
     pids: dict[int, int] = {}
+    directories: dict[int, Path] = {}
     if gang is not None and gang.attempt == command.attempt:
         pids = {rank.rank: rank.python_pid for rank in gang.ranks.values() if rank.alive}
-    looks = await stacks.capture(pids, reporter.clock)
+        directories = {rank: gang.ranks[rank].reader.directory for rank in pids}
+    looks = await stacks.capture(pids, reporter.clock, directories)
     # The exit of a rank that ended meanwhile is reported: as a look it would be a death.
     found = tuple(
         look.model_copy(update={"raised": gang.ranks[look.rank].words.trace})

@@ -43,7 +43,7 @@ class RankReader:
 
     def __init__(self, rank: int, directory: Path, started: float) -> None:
         self._rank = rank
-        self._directory = directory
+        self.directory = directory
         self._ring: RingReader | None = None
         self._notes: dict[tuple[int, int], BinaryIO] = {}
         """Open files of notes, by device and inode."""
@@ -100,7 +100,7 @@ class RankReader:
 
         A file that takes their place is read besides.
         """
-        path = self._directory / wire.NOTES_FILE
+        path = self.directory / wire.NOTES_FILE
         with contextlib.suppress(OSError):  # not written yet, or gone
             status = path.stat()
             key = status.st_dev, status.st_ino
@@ -111,7 +111,7 @@ class RankReader:
     def exit_code(self) -> int | None:
         """The exit code (0 to 255) that the rank's process recorded; None: it recorded none."""
         try:
-            data = (self._directory / wire.EXIT_FILE).read_bytes()
+            data = (self.directory / wire.EXIT_FILE).read_bytes()
         except OSError:
             return None
         return _CODE.unpack(data)[0] & 0xFF if len(data) == _CODE.size else None
@@ -120,7 +120,7 @@ class RankReader:
     def recorded_error(self) -> str:
         """The record that torch's `@record` wrote of the rank's exception; empty: it wrote none."""
         try:
-            with (self._directory / wire.ERROR_FILE).open("rb") as file:
+            with (self.directory / wire.ERROR_FILE).open("rb") as file:
                 return file.read(_ERROR_BYTES).decode(errors="replace")
         except OSError:
             return ""
@@ -175,7 +175,7 @@ class RankReader:
             self._ring = None
 
     def _open(self) -> RingReader | None:
-        path = self._directory / wire.RING_FILE
+        path = self.directory / wire.RING_FILE
         if self._ring is None and path.exists():
             try:
                 self._ring = RingReader(path)

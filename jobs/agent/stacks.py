@@ -1,4 +1,8 @@
-"""Stacks of ranks by py-spy, and process states from /proc."""
+"""Stacks of ranks, and process states from /proc.
+
+py-spy reads the stacks. Where it may not (a container without SYS_PTRACE), the rank writes them by
+itself (:mod:`.stack_dump`).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.agent import fork_server, process_facts
+from jobs.agent import fork_server, process_facts, stack_dump
 from jobs.clock import Clock
 from jobs.events import RankStack
 
@@ -24,11 +30,17 @@ stands still."""
 _MOST_NAMED = 8
 """Helpers and dead children that are named; more would say nothing new."""
 _LINE_CHARACTERS = 200
+PY_SPY = "PY_SPY"
+"""Variable of the agent's environment: the path of py-spy; empty: use none."""
+_REFUSED = re.compile(r"[Pp]ermission|not permitted|not installed|EPERM")
+"""Errors of py-spy that the next try would have, too."""
 _TRIES = 3
 """Attempts: a stack that changes while it is read without a pause may be unreadable."""
 
 
-async def capture(pids: Mapping[int, int], clock: Clock) -> tuple[RankStack, ...]:
+async def capture(
+    pids: Mapping[int, int], clock: Clock, directories: Mapping[int, Path] | None = None
+) -> tuple[RankStack, ...]:
     """Look at ranks twice, `LOOK_SECONDS` apart, and say what each was doing.
 
     Never raises for one rank's sake: its `error` says what went wrong.
@@ -36,13 +48,19 @@ async def capture(pids: Mapping[int, int], clock: Clock) -> tuple[RankStack, ...
     Args:
         pids: The process of each rank: the one that runs its Python code, where that is known.
         clock: For the time between the looks.
+        directories: The rank directory of each rank, where stacks are written on a signal.
     """
     ranks = sorted(pids)
-    first = await asyncio.gather(*(_look(pids[rank]) for rank in ranks))
+    places = directories or {}
+
+    async def look(rank: int) -> _Look:
+        return await _look(pids[rank], places.get(rank), clock)
+
+    first = await asyncio.gather(*map(look, ranks))
     if not first:
         return ()
     await clock.sleep(LOOK_SECONDS)
-    second = await asyncio.gather(*(_look(pids[rank]) for rank in ranks))
+    second = await asyncio.gather(*map(look, ranks))
     return tuple(
         _stack(rank, pids[rank], *looks) for rank, *looks in zip(ranks, first, second, strict=True)
     )
@@ -56,9 +74,11 @@ class _Look:
     threads: list[dict[str, Any]]
     """As py-spy prints them; empty when it could not read the process."""
     error: str
+    python: tuple[int, ...] = ()
+    """Threads that run Python code, by the kernel's ids."""
 
 
-async def _look(pid: int) -> _Look:
+async def _look(pid: int, directory: Path | None, clock: Clock) -> _Look:
     tasks = await asyncio.to_thread(process_facts.snapshot, pid)
     error = ""
     for _ in range(_TRIES):
@@ -67,17 +87,23 @@ async def _look(pid: int) -> _Look:
         output, error = await _dump(pid)
         if not error:
             try:
-                return _Look(tasks, list(json.loads(output)), "")
-            except (ValueError, TypeError) as reason:
+                threads = list(json.loads(output))
+                ids = [thread.get("os_thread_id") for thread in threads]
+                return _Look(tasks, threads, "", tuple(each for each in ids if each is not None))
+            except (ValueError, TypeError, AttributeError) as reason:
                 error = f"unexpected output of py-spy: {reason!r}"
-    return _Look(tasks, [], error)
+        elif _REFUSED.search(error):
+            break
+    if directory is None:
+        return _Look(tasks, [], error)
+    threads, why = await stack_dump.take(pid, directory, clock)
+    if why:
+        return _Look(tasks, [], f"{error}; {why}")
+    return _Look(tasks, threads, "", (pid, *stack_dump.native_threads(pid, threads)))
 
 
 def _stack(rank: int, pid: int, before: _Look, after: _Look) -> RankStack:
-    python = [t.get("os_thread_id") for look in (before, after) for t in look.threads]
-    facts = process_facts.compare(
-        pid, before.tasks, after.tasks, [t for t in python if t is not None]
-    )
+    facts = process_facts.compare(pid, before.tasks, after.tasks, (*before.python, *after.python))
     try:
         first, later = frames(before.threads), frames(after.threads)
         line = source_line(before.threads or after.threads)
@@ -103,8 +129,11 @@ def _stack(rank: int, pid: int, before: _Look, after: _Look) -> RankStack:
 
 async def _dump(pid: int) -> tuple[bytes, str]:
     """Output and error of one py-spy call. It only reads, so the rank is not paused."""
-    found = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
+    found = os.environ.get(PY_SPY)
     if found is None:
+        beside = str(Path(sys.executable).parent)
+        found = shutil.which("py-spy", path=beside) or shutil.which("py-spy")
+    if not found:
         return b"", "py-spy is not installed in the agent's environment"
     pipe = asyncio.subprocess.PIPE
     command = ("dump", "--nonblocking", "--json", "--pid", str(pid))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.agent.stacks import PY_SPY
 from tests.acceptance.conftest import Jobs
-from tests.control_plane import ControlPlane, until
+from tests.control_plane import ControlPlane, Servers, until
 
 DEADLOCK = Path(__file__).parent / "deadlock_job.py"
 LIMIT_WITHOUT_PROOF = 60.0
@@ -65,11 +67,23 @@ def recovered(plane: ControlPlane, run: str) -> dict[str, Any] | None:
     return shown if restarts and restarts[-1]["recovered_at"] else None
 
 
+@pytest.fixture(params=["py-spy", "no ptrace"])
+def seeing(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Any]:
+    """A control plane whose agents read stacks by py-spy, or have the ranks write them."""
+    running = ControlPlane(servers, tmp_path / "home")
+    if request.param == "no ptrace":
+        running.environment[PY_SPY] = ""
+    running.start()
+    yield running
+    running.close()
+
+
 @pytest.mark.slow
 def test_a_deadlock_beside_a_barrier_is_convicted_and_named(
-    plane: ControlPlane, tmp_path: Path
+    seeing: ControlPlane, tmp_path: Path
 ) -> None:
     """Rank 1 waits for a lock that nobody releases, rank 0 for rank 1 in a barrier of gloo."""
+    plane = seeing
     spec = tmp_path / "deadlock.yaml"
     command = [sys.executable, str(DEADLOCK), "30"]
     body = {"name": "deadlock", "command": command, "resources": {"nodes": 2}}
