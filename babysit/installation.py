@@ -82,7 +82,7 @@ def _not_installed(absent: list[str]) -> str:
             " install them with `pip install babysit`, without --no-deps"
         )
     return (
-        "babysit: the command line and the control plane are not installed in"
-        f" {sys.prefix}, which has only what a training image needs; install them with"
-        f" `pip install 'babysit[server]'` (missing: {', '.join(absent)})"
+        "babysit: the command line and the control plane need packages that a training image does"
+        f" without and {sys.prefix} has not; install them with `pip install 'babysit[server]'`"
+        f" (missing: {', '.join(absent)})"
     )

@@ -62,8 +62,9 @@ class KubernetesSettings(BaseSettings):
     )
     kubernetes_agent_image: str = Field(
         default="",
-        description="Image with the agent in /opt/babysit, from which an init container copies it "
-        "into each Pod. Empty: the images of runs contain `babysit-agent` themselves.",
+        description="Image that lends the agent: its /opt/babysit is a whole Python with babysit "
+        "(a virtual environment is not: its Python is elsewhere), and an init container copies it "
+        "to that path in each Pod. Empty: the images of runs contain `babysit-agent` themselves.",
     )
     kubernetes_gpu_resource: str = Field(
         default="nvidia.com/gpu",

@@ -126,7 +126,12 @@ def test_settings_of_all_pods() -> None:
         {"key": "team", "operator": "Equal", "value": "a", "effect": "NoSchedule"},
     ]
     assert spec["initContainers"][0]["image"] == "agent:1"
-    assert worker(made)["command"][0].startswith(spec["initContainers"][0]["command"][-1])
+    copy = spec["initContainers"][0]
+    mounted = {each["name"]: each["mountPath"] for each in worker(made)["volumeMounts"]}
+    assert worker(made)["command"] == [f"{mounted['agent']}/bin/babysit-agent"]
+    # Its script names its Python by the path in the image: it must be the same in the Pod.
+    assert copy["command"][-2:] == [f"{mounted['agent']}/.", copy["volumeMounts"][0]["mountPath"]]
+    assert copy["volumeMounts"][0]["mountPath"] not in mounted.values()
 
 
 TEMPLATE = """

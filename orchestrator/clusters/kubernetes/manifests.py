@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.agent import command as agent_command
 from jobs.config import AgentConfig
 from jobs.log_files import LogLimit
 from jobs.spec import Resources
@@ -26,8 +27,6 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a path in the Pod, on a volume 
 DEFAULT_SHM = 8 * 2**30
 LEAVE_SECONDS = 10
 """Seconds that an agent gets beyond the grace of its ranks to store the tail of their logs."""
-AGENT = "babysit-agent"
-"""The agent's program in the image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,7 +199,8 @@ def _plain_pod(launch: WorkerLaunch, gpu_resource: str, settings: PodSettings) -
 def _container(launch: WorkerLaunch, image: str, gpu_resource: str, settings: PodSettings) -> Json:
     home = DIRECTORY / launch.worker
     amounts = _amounts(launch.spec.resources, gpu_resource)
-    agent = DIRECTORY / "agent" / "bin" / AGENT if settings.agent_image else AGENT
+    program = agent_command.PROGRAM
+    agent = agent_command.LENT / "bin" / program if settings.agent_image else program
     return {
         "name": CONTAINER,
         "image": image,
@@ -253,13 +253,14 @@ def _volumes(launch: WorkerLaunch, settings: PodSettings) -> list[Json]:
 
 def _inject_agent(spec: Json, container: Json, settings: PodSettings) -> None:
     """Have an init container copy the agent from its image into a volume of the Pod."""
+    lent = str(agent_command.LENT)
     mount = {"name": "agent", "mountPath": str(DIRECTORY / "agent")}
-    container["volumeMounts"].append(mount)
+    container["volumeMounts"].append({"name": "agent", "mountPath": lent})
     spec["volumes"].append({"name": "agent", "emptyDir": {}})
     copy: Json = {
         "name": "agent",
         "image": settings.agent_image,
-        "command": ["cp", "-a", "/opt/babysit/.", mount["mountPath"]],
+        "command": ["cp", "-a", f"{lent}/.", mount["mountPath"]],
         "resources": container["resources"],  # what the Pod reserves anyway
         "volumeMounts": [mount],
     }
