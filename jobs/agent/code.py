@@ -111,7 +111,7 @@ class Code:
                 why = str(error)
                 refusals.pop(url, None)
             if known and refusals.keys() >= set(known) and tries > 2 * len(known):
-                raise NoCodeError(f"the code of the run is not to be had: {why}", final=True)
+                raise NoCodeError(f"no server gives the code of the run: {why}", final=True)
             if self._clock.monotonic() >= until:
                 raise NoCodeError(
                     f"the code of the run could not be fetched in {GIVE_UP_SECONDS:.0f} s,"

@@ -63,7 +63,7 @@ def code_of(place: Place, spec: RunSpec, base: Path) -> Code | None:
     from orchestrator.cli.bundle import upload
 
     try:
-        workdir = Path(base, expand(spec.workdir, os.environ))
+        workdir = Path(base, expand(spec.workdir, {**os.environ, **spec.env}))
     except PathError as error:
         raise CliError(f"workdir: {error}", ExitCode.USAGE) from error
     if not workdir.is_dir():

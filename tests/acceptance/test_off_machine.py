@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -32,13 +33,14 @@ exec(compile(open("job.py").read(), "job.py", "exec"))
 """
 
 
-@pytest.fixture
-def plane(tmp_path: Path) -> Iterator[RemotePlane]:
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemotePlane]:
     made = servers()
-    certificate = make_certificate(tmp_path)
+    directory = tmp_path_factory.mktemp("plane")
+    certificate = make_certificate(directory)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    running = RemotePlane(made, tmp_path / "home", certificate, port)
+    running = RemotePlane(made, directory / "home", certificate, port)
     running.start()
     yield running
     running.close()
@@ -111,6 +113,7 @@ def test_a_run_trains_where_only_its_bundle_is(plane: RemotePlane, tmp_path: Pat
 def test_what_cannot_leave_is_refused_before_it_is_submitted(
     plane: RemotePlane, tmp_path: Path
 ) -> None:
+    before = {row["id"] for row in plane.ask("ls")}
     spec = write_code(tmp_path / "code", tmp_path / "shared", checkpoint={"directory": "ckpt"})
     refused = plane.babysit("submit", spec)
     assert refused.exit_code == USAGE
@@ -120,4 +123,22 @@ def test_what_cannot_leave_is_refused_before_it_is_submitted(
     refused = plane.babysit("submit", spec)
     assert refused.exit_code == USAGE
     assert "data leads out of the workdir, to /usr/share" in refused.stderr
-    assert plane.ask("ls") == []
+    assert {row["id"] for row in plane.ask("ls")} == before
+
+
+@pytest.mark.slow
+def test_a_run_whose_code_is_lost_ends_with_the_reason(plane: RemotePlane, tmp_path: Path) -> None:
+    spec = write_code(tmp_path / "code", tmp_path / "shared")
+    run = plane.submit(spec)
+    plane.at_step(run, 3)
+    bundle = plane.show(run)["bundle"]
+    (plane.home / "bundles" / f"{bundle}.tar").write_bytes(b"tampered")
+    os.kill(plane.agents(run)["node-1"], signal.SIGKILL)
+    ended = plane.state(run, "failed", seconds=90)
+    assert "no server gives the code of the run" in ended["reason"]
+    assert f"answered 404: the bundle {bundle} is not in the store" in ended["reason"]
+    again = plane.submit(spec)  # the same code: it is uploaded again, and runs
+    assert plane.show(again)["bundle"] == bundle
+    plane.at_step(again, 3)
+    (tmp_path / "shared" / "finish").touch()
+    plane.state(again, "succeeded")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import socket
 import tarfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -195,6 +198,7 @@ def test_a_command_whose_file_stays_behind_is_refused(
         ("./bin/go",),
         ("/opt/python", "-m", "x"),
         ("nvidia-smi",),
+        ("python", "-u", "-m", "old"),
         ("python", "/app/x.py"),
     ):
         upload.choose(spec(*good), root, 10_000)
@@ -202,7 +206,43 @@ def test_a_command_whose_file_stays_behind_is_refused(
     for bad, why in (
         (("python", "old.py"), r"old\.py is left out by an ignore file; write !/old\.py in"),
         (("venv/bin/python", "train.py"), "is in a virtual environment"),
-        (("python3", "gone.py"), r"gone\.py is not there"),
+        (("python3", "-u", "-W", "ignore", "gone.py"), r"gone\.py is not there"),
+        (("./bin/none",), r"bin/none is not there"),
     ):
         with pytest.raises(CliError, match=why):
             upload.choose(spec(*bad), root, 10_000)
+
+
+class _Server:
+    """Has what was uploaded."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, bytes] = {}
+        self.uploads = 0
+
+    def has(self, where: str) -> bool:
+        return where in self.stored
+
+    def upload(self, where: str, content: Callable[[], Iterable[bytes]], size: int) -> None:
+        self.uploads += 1
+        first, again = b"".join(content()), b"".join(content())  # a try that broke, and another
+        assert len(first) == size
+        assert first == again
+        self.stored[where] = first
+
+
+def test_the_same_code_is_uploaded_once(tmp_path: Path) -> None:
+    server = _Server()
+    root = tree(tmp_path, {"train.py": "1", "empty": ""})
+
+    def send() -> str:
+        return upload.choose(spec("python", "train.py"), root, 10_000).send(cast("Any", server))
+
+    one = send()
+    os.utime(root / "train.py")
+    assert send() == one
+    assert server.uploads == 1
+    assert hashlib.sha256(server.stored[f"/bundles/{one}"]).hexdigest() == one
+    (root / "train.py").write_text("2")
+    assert send() != one
+    assert server.uploads == 2

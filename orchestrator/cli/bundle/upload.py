@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -76,12 +76,25 @@ def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + more
 
 
+def _script(arguments: Sequence[str]) -> str | None:
+    """The script that Python runs with these arguments; None: a module, or code of a string."""
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument in {"-W", "-X"}:
+            next(remaining, None)
+        elif argument.startswith(("-m", "-c")) or argument == "-":
+            return None
+        elif not argument.startswith("-"):
+            return argument
+    return None
+
+
 def _check_command(spec: RunSpec, selection: Selection) -> None:
     """Refuse a command that names a file of the workdir which does not go with the run."""
-    program, *rest = spec.command
+    program = spec.command[0]
     named = [program] if "/" in program and not program.startswith("/") else []
-    if Path(program).name.startswith("python") and rest and rest[0].endswith(".py"):
-        named.append(rest[0])
+    if Path(program).name.startswith("python") and (script := _script(spec.command[1:])):
+        named.append(script)
     for name in named:
         if name.startswith(("/", "~", "$")) or name in selection:
             continue
