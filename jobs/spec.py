@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from jobs.pod_template import Kubernetes
-from jobs.spec_trainers import Launcher
+from jobs.spec_trainers import Launcher, Watch
 from jobs.spec_types import (
     MOST,
     MOST_STEPS,
@@ -276,6 +276,11 @@ class RunSpec(Model):
         description="Modules that the fork server imports ahead, for faster restarts.",
     )
     checkpoint: Checkpoint = Checkpoint()
+    watch: Watch | Literal["auto", "off"] = Field(
+        default="auto",
+        description="Reading of steps and losses from the output of a script that reports nothing "
+        "itself: a preset, patterns, or auto: the preset whose lines are seen.",
+    )
     monitors: Monitors = Monitors()
     recovery: Recovery = Recovery()
     notify: Notify = Notify()
@@ -288,6 +293,12 @@ class RunSpec(Model):
         default=None,
         description="The run ends after this time with nodes; time without nodes does not count.",
     )
+
+    @field_validator("watch", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        """YAML 1.1 reads a bare `off` as false."""
+        return "off" if value is False else value
 
     def sets_ranks(self, world_size: int = 1) -> bool:
         """True if the ranks get the variables of torchrun.

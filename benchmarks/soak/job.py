@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True)
     options = parser.parse_args()
     kind = KINDS[options.kind]
-    if kind.last_rank_late and os.environ["RANK"] == str(kind.ranks - 1):
+    if kind.last_rank_late and os.environ.get("RANK", "0") == str(kind.ranks - 1):
         time.sleep(kind.last_rank_late)  # imports from a slow disk
     kind.train(Training(options.until, options.seed, options.scratch))
 

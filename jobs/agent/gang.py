@@ -15,13 +15,16 @@ from pathlib import Path
 from babysit import wire
 from jobs.agent.evidence import oom_kills
 from jobs.agent.fork_server import kill_group
+from jobs.agent.log_metrics import LogMetrics
 from jobs.agent.log_pump import LogPump
 from jobs.agent.rank_end import RankWords, other_version
 from jobs.agent.rank_reader import RankReader
 from jobs.agent.torchrun_contract import Seat, torchrun_variables
+from jobs.clock import Clock
 from jobs.commands import RestoreCandidate, StartAttempt
 from jobs.config import AgentConfig
 from jobs.events import RankBeat, RankSamples
+from jobs.watch import Seen
 from monitors.failures import Failure
 
 
@@ -33,6 +36,7 @@ class RankProcess:
     local_rank: int
     log: Path
     reader: RankReader
+    metrics: LogMetrics
     pid: int = 0
     code: int | None = None
     """Exit code once dead; negative: that signal killed it; None: not ended."""
@@ -52,6 +56,11 @@ class RankProcess:
         return self.reader.pid or self.pid
 
     @property
+    def last_step(self) -> int:
+        """Newest step that the rank reported, or printed if it reports nothing; 0: none."""
+        return self.reader.last_step or (0 if self.reader.pid else self.metrics.seen.step)
+
+    @property
     def alive(self) -> bool:
         """True if it was forked and has not been reaped."""
         return self.pid > 0 and self.code is None
@@ -60,7 +69,7 @@ class RankProcess:
 class Gang:
     """Ranks that live and die together: their directories and processes."""
 
-    def __init__(self, command: StartAttempt, config: AgentConfig, now: float) -> None:
+    def __init__(self, command: StartAttempt, config: AgentConfig, clock: Clock) -> None:
         self.attempt = command.attempt
         self.world_size = command.world_size
         self.stopping = False
@@ -77,7 +86,8 @@ class Gang:
                 rank=rank,
                 local_rank=local_rank,
                 log=_log_file(config, command.attempt, rank),
-                reader=RankReader(rank, _rank_directory(config, rank), now),
+                reader=RankReader(rank, _rank_directory(config, rank), clock.now().timestamp()),
+                metrics=LogMetrics(rank, config.spec, clock),
             )
             for local_rank, rank in enumerate(command.ranks)
         }
@@ -200,19 +210,28 @@ class Gang:
             self.dead.set()
         return process
 
-    def samples(self) -> list[RankSamples]:
-        """New samples of all ranks."""
-        drained = (process.reader.samples() for process in self.ranks.values())
+    def samples(self, logs: LogPump) -> list[RankSamples]:
+        """New samples of all ranks; of those that report nothing, what they have printed."""
+        processes = self.ranks.values()
+        drained = [process.reader.samples() for process in processes]
+        drained += [p.metrics.read(logs.unread(p.log)) for p in processes if not p.reader.pid]
         return [samples for samples in drained if samples is not None]
 
     def beats(self) -> tuple[RankBeat, ...]:
         """Current progress of all ranks."""
-        return tuple(p.reader.beat(alive=p.code is None) for p in self.ranks.values())
+        silent = [p.metrics.seen for p in self.ranks.values() if not p.reader.pid]
+        newest = max(silent, key=lambda seen: seen.step, default=Seen())
+        return tuple(
+            p.metrics.beat(newest, alive=p.code is None)
+            if newest.step and not p.reader.pid
+            else p.reader.beat(alive=p.code is None)
+            for p in self.ranks.values()
+        )
 
     @property
     def last_step(self) -> int:
         """Newest step that any rank reported; 0: none."""
-        return max((process.reader.last_step for process in self.ranks.values()), default=0)
+        return max((process.last_step for process in self.ranks.values()), default=0)
 
     @property
     def oom_killed(self) -> bool:

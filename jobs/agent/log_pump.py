@@ -45,6 +45,8 @@ class _Rank:
     file: LogFile
     folder: LineFolder = dataclasses.field(default_factory=LineFolder)
     tail: bytearray = dataclasses.field(default_factory=bytearray)
+    unread: bytearray = dataclasses.field(default_factory=bytearray)
+    """Output that nobody has looked at for steps yet; of too much, the newest is kept."""
     waiting: list[bytes] = dataclasses.field(default_factory=lambda: [b""])
     """Output for the writer; at first an empty piece, which creates the file."""
     waiting_bytes: int = 0
@@ -57,6 +59,9 @@ class _Rank:
     def take(self, data: bytes) -> None:
         """Keep folded output for the file, and its end for the verdict."""
         self.tail += data
+        self.unread += data
+        if len(self.unread) > 2 * TAIL_BYTES:
+            del self.unread[:-TAIL_BYTES]
         if len(self.tail) > 2 * TAIL_BYTES:
             del self.tail[:-TAIL_BYTES]
         if self.waiting_bytes + len(data) > BACKLOG_BYTES:
@@ -155,6 +160,16 @@ class LogPump:
         with self._lock:
             rank = self._ranks.get(log)
             return bytes(rank.tail[-TAIL_BYTES:]) if rank is not None else b""
+
+    def unread(self, log: Path) -> bytes:
+        """What a rank has written since the last call, folded; of too much, the newest part."""
+        with self._lock:
+            rank = self._ranks.get(log)
+            if rank is None or not rank.unread:
+                return b""
+            found = bytes(rank.unread)
+            rank.unread.clear()
+            return found
 
     def close(self, log: Path) -> None:
         """Read the rest, and close the pipe and the file; writers get EPIPE from then on."""

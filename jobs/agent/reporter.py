@@ -66,7 +66,7 @@ class Reporter:
         if gang is None or gang.dead.is_set():
             self._outbox.tick()
             return
-        samples = gang.samples()
+        samples = gang.samples(self._logs)
         processes = gang.ranks.values()
         events = [event for process in processes for event in self._notes(gang, process)]
         self._outbox.take(gang.attempt, samples, events)
@@ -81,13 +81,16 @@ class Reporter:
         """
         code = process.code or 0
         samples = process.reader.samples()
+        if not process.reader.pid:
+            self._logs.drain(process.log)  # its last lines may still be in the pipe
+            samples = process.metrics.finish(self._logs.unread(process.log))
         events = self._notes(gang, process)
         failure = failure or process.failure or self._failure(gang, process, code)
         exited = RankExited(
             rank=process.rank,
             code=code,
             failure=failure,
-            last_step=process.reader.last_step,
+            last_step=process.last_step,
             **self.fields(gang.attempt),
         )
         self._log.info("rank exited", rank=process.rank, code=code, attempt=gang.attempt)

@@ -231,7 +231,7 @@ class Agent:
                     return
 
     async def _launch(self, command: StartAttempt) -> None:
-        gang = Gang(command, self._config, self._clock.now().timestamp())
+        gang = Gang(command, self._config, self._clock)
         self._gang = gang
         self.log_sender.follow(gang.attempt, {p.rank: p.log for p in gang.ranks.values()})
         try:

@@ -98,6 +98,8 @@ def _stamp(here: Session, detail: Detail) -> str:
 
 def _recovered(restart: Detail) -> str:
     seconds = sum(value for value in restart["seconds"].values() if value is not None)
+    if restart["lost_steps"] is None:
+        return f"recovered in {words(seconds)}; how many steps were lost is not known"
     resumed = f"step {restart['resumed_step']}" if restart["resumed_step"] else "the beginning"
     return f"recovered from {resumed} in {words(seconds)}, {restart['lost_steps']} steps lost"
 

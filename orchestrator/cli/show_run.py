@@ -80,7 +80,7 @@ def _facts(run: dict[str, Any], now: dt.datetime) -> str:
         "state": f"{run['state']} ({run['reason']})" if run["reason"] else run["state"],
         **_suspicion(run["suspect"], now),
         "attempt": f"{run['attempt']} on {', '.join(run['node_names']) or 'no node'}",
-        "step": str(run["step"]),
+        "step": str(run["step"]) if run.get("reports", True) else "not known",
         "loss": number("loss")(run),
         **_metrics(run["metrics"]),
         "checkpoint": checkpoint_words(run["checkpoint"]),

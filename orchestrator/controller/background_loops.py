@@ -29,6 +29,7 @@ from orchestrator.core.messages.events import (
     TimerFired,
     WorkerLost,
 )
+from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.entities import Attempt, Worker
 from orchestrator.core.model.state import Deadline
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, WorkerState
@@ -158,7 +159,7 @@ class BackgroundLoops:
                 attempt is None
                 or attempt.state not in LIVE_ATTEMPT_STATES
                 or run.decision is not None
-                or not run.instrumented  # a script that does not report cannot be judged
+                or not is_reporting(run)  # a script that does not report cannot be judged
             ):
                 continue
             await guarded(functools.partial(self._check_hang, run.id, attempt))

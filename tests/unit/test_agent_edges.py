@@ -28,6 +28,7 @@ from jobs.agent import reaper
 from jobs.agent.__main__ import log_to
 from jobs.agent.gang import Gang
 from jobs.agent.rank_reader import RankReader
+from jobs.clock import SystemClock
 from jobs.config import AgentConfig
 from jobs.spec import RunSpec
 from monitors.failures import FailureClass
@@ -47,7 +48,7 @@ def gang_of(root: Path, *ranks: int) -> Iterator[Gang]:
         memory_directory=root / "memory",
         spec=RunSpec(name="x", command=("true",), workdir=str(root)),
     )
-    gang = Gang(start(ranks=ranks), config, 0.0)
+    gang = Gang(start(ranks=ranks), config, SystemClock())
     gang.prepare()
     try:
         yield gang

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from orchestrator.core.model.entities import Run
+
 
 class Derived:
     """One object of facts by run; the state drops it when it changes the run or what belongs to it.
@@ -28,3 +30,8 @@ class Derived:
     def clear(self) -> None:
         """Forget all facts; they are found anew when somebody asks."""
         self._facts.clear()
+
+
+def is_reporting(run: Run) -> bool:
+    """True if steps of the run are known: its script reports them, or its output shows them."""
+    return run.instrumented or run.best_step > 0

@@ -11,6 +11,7 @@ import datetime as dt
 from collections.abc import Mapping
 
 from monitors.failures import Advice, Cause, Failure, FailureClass, Proof
+from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.entities import Anomaly, Attempt, Budget, Node, Run
 from orchestrator.core.model.vocabulary import Remedy
 from orchestrator.core.policy import doubt, remedies
@@ -113,7 +114,7 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
     if case.onset_step is not None:
         return _judge_anomaly(run, attempt, case, case.onset_step)
     failure, cause = case.failure, case.failure.cause
-    step = attempt.step if run.instrumented else None  # else nobody knows how far it had come
+    step = attempt.step if is_reporting(run) else None  # else nobody knows how far it had come
     budgets, count = charge(run, failure, case.node, case.host, step)
     paid = budgets[cause.value]
     follows = _follows_the_run(failure, paid)

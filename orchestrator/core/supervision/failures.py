@@ -21,6 +21,7 @@ from orchestrator.core.model.decisions import (
     Retry,
     Unjudged,
 )
+from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.entities import RankFailure
 from orchestrator.core.model.states import (
     RUNNABLE_ATTEMPT_STATES,
@@ -83,6 +84,8 @@ def finish_if_done(turn: Turn, run_id: str) -> None:
     if len(attempt.done_ranks) == attempt.world_size and attempt.state is not AttemptState.STOPPING:
         turn.change_attempt(run_id, state=AttemptState.ENDED, ended_at=turn.now)
         reason = f"every rank ended well after step {attempt.step}"
+        if not is_reporting(turn.run(run_id)):
+            reason = "every rank ended well; no step is known"
         attempt_lifecycle.finish_run(turn, run_id, RunState.SUCCEEDED, reason)
 
 

@@ -84,7 +84,7 @@ def raise_incident(
         if not remedies.is_awaited(incident):
             turn.resolve_incident(incident.id, "recorded only")
         return
-    action = remedies.action_of(run.spec, finding.kind)
+    action = _action(run, finding.kind)
     if turn.held(run.id):
         turn.change_incident(incident.id, response=Response.HELD)
     elif action is Action.OBSERVE:
@@ -93,6 +93,13 @@ def raise_incident(
         _ask(turn, run, incident, _WITHOUT_ANSWER.get(ask, ""))
     else:
         act(turn, run, incident, finding)
+
+
+def _action(run: Run, kind: FindingKind) -> Action:
+    """The action of the spec. A script that cannot be sent back to a checkpoint is only watched."""
+    if kind in remedies.SPOILING and not run.instrumented:
+        return Action.OBSERVE
+    return remedies.action_of(run.spec, kind)
 
 
 def _end_respite(turn: Turn, attempt: Attempt, why: str) -> None:
@@ -254,7 +261,7 @@ def _act_late(turn: Turn, run_id: str, incidents: list[Incident]) -> None:
     for incident in incidents:
         if incident.state is IncidentState.OPEN and incident.attempt == attempt.number:
             finding = Finding.model_validate(incident.evidence["finding"])
-            if remedies.action_of(run.spec, finding.kind) is not Action.OBSERVE:
+            if _action(run, finding.kind) is not Action.OBSERVE:
                 act(turn, run, incident, finding)
                 return
 

@@ -36,7 +36,8 @@ def on_step(turn: Turn, event: StepReached) -> None:
     attempt = turn.state.attempts[event.run]
     if attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
-    if attempt.first_step_at is None and not attempt.restored_ranks:
+    is_first = attempt.first_step_at is None or _counted_as_silent(turn, attempt)
+    if is_first and not attempt.restored_ranks:
         attempt = _resumed_by_itself(turn, attempt, event)
     run = turn.run(event.run)
     _book_saves(turn, run, attempt, event)
@@ -97,6 +98,11 @@ def _resumed_by_itself(turn: Turn, attempt: Attempt, event: StepReached) -> Atte
     return turn.change_attempt(run.id, start_step=start, restart=restart)
 
 
+def _counted_as_silent(turn: Turn, attempt: Attempt) -> bool:
+    """True if the attempt ran for a while before its output showed a first step."""
+    return not turn.run(attempt.run).instrumented and attempt.step == 0
+
+
 def on_silent(turn: Turn, run_id: str) -> None:
     """A script that never calls `babysit.init()` counts as running; only its exits are watched.
 
@@ -109,7 +115,8 @@ def on_silent(turn: Turn, run_id: str) -> None:
     _at_new_steps(turn, run_id, turn.now)
     book = time_ledger.switch(turn.run(run_id).ledger, Bucket.UNKNOWN, turn.now)
     turn.change_run(run_id, ledger=book)
-    why = "its ranks run; they report nothing, since their script does not call babysit.init()"
+    why = "its ranks run; no step is known: the script does not call babysit.init(), and its output"
+    why += " shows none"
     turn.change_run(run_id, reason=why)
 
 

@@ -35,6 +35,7 @@ from orchestrator.core.messages.reconciliation_events import (
 )
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Finish
+from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.entities import Attempt, Run, Seat, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
@@ -292,7 +293,7 @@ def _go_on(turn: Turn, attempt: Attempt, seen: Sequence[RanksSeen], first_step: 
         turn.set_timer(run.id, Timer.GROW, attempt.grow_after)
     if moved:
         turn.change_run(run.id, instrumented=True)
-    elif not run.instrumented:
+    elif not is_reporting(run):
         turn.set_timer(run.id, Timer.SILENT, attempt_lifecycle.SILENT_SECONDS)
     where = named([seat.node for seat in seats])
     turn.record(run.id, f"attempt {number} is whole on {where}: it goes on as it is")

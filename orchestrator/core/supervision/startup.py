@@ -17,6 +17,7 @@ from orchestrator.core.checkpoints import rollback
 from orchestrator.core.messages.batching import gang_of
 from orchestrator.core.messages.gang_events import GangReady, GangRestored, GangStarted
 from orchestrator.core.model import time_ledger
+from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.states import AttemptState, Trust
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Timer
@@ -38,7 +39,7 @@ def on_started(turn: Turn, event: GangStarted) -> None:
     turn.change_attempt(event.run, started_ranks=started)
     if len(started) == attempt.world_size:
         turn.cancel_timer(event.run, Timer.START)
-    if attempt.state is AttemptState.STARTING and not turn.run(event.run).instrumented:
+    if attempt.state is AttemptState.STARTING and not is_reporting(turn.run(event.run)):
         turn.set_timer(event.run, Timer.SILENT, SILENT_SECONDS)
 
 

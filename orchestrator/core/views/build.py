@@ -11,6 +11,7 @@ from typing import Any
 from monitors.failures import Cause, FailureClass
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Restart
+from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.entities import (
     Attempt,
     Checkpoint,
@@ -118,7 +119,8 @@ def _run_fields(
         "step": run.best_step if step is None else step,
         "loss": loss,
         "restarts_count": restarts,
-        "ettr": time_ledger.ettr(run.ledger, run.ended_at or now),
+        "reports": is_reporting(run),
+        "ettr": time_ledger.ettr(run.ledger, run.ended_at or now) if is_reporting(run) else None,
         "submitted_at": run.submitted_at,
         "started_at": run.started_at,
         "ended_at": run.ended_at,

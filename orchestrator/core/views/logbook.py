@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from monitors.failures import Cause
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Restart
+from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.entities import Attempt, Incident, Run
 from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, IncidentState, RunState
 from orchestrator.core.model.vocabulary import Remedy
@@ -222,16 +223,17 @@ def _last_line(run: Run, attempts: Sequence[Attempt], now: dt.datetime) -> Story
     end = run.ended_at or now
     restarts = [attempt.restart for attempt in attempts if attempt.restart is not None]
     lost = sum(restart.lost_steps or 0 for restart in restarts)
+    known = is_reporting(run)
     unknown = any(r.lost_steps is None and r.recovered_at is not None for r in restarts)
     ratio = time_ledger.ettr(run.ledger, end)
-    productive = "" if ratio is None else f", {ratio:.0%} of the time productive"
+    productive = "" if ratio is None or not known else f", {ratio:.0%} of the time productive"
     account = (
         f"{counted(len(restarts), 'restart')},"
         f" {'an unknown number of steps' if unknown else counted(lost, 'step')} computed again"
         f"{productive}"
     )
     if run.ended_at is None:
-        state = f"It is {run.state.value} at step {run.best_step}"
+        state = f"It is {run.state.value}" + (f" at step {run.best_step}" if known else "")
         return StoryView(at=now, text=f"{state} ({run.reason.rstrip('.')}): {account}.")
     lasted = words((end - run.submitted_at).total_seconds())
     why = "" if run.state is RunState.SUCCEEDED or not run.reason else f" ({run.reason})"
@@ -240,6 +242,5 @@ def _last_line(run: Run, attempts: Sequence[Attempt], now: dt.datetime) -> Story
         RunState.FAILED: "Failed",
         RunState.CANCELLED: "Was cancelled",
     }[run.state]
-    return StoryView(
-        at=end, text=f"{verb} at step {run.best_step}, after {lasted}{why}: {account}."
-    )
+    at = f"at step {run.best_step}" if known else "at a step that is not known"
+    return StoryView(at=end, text=f"{verb} {at}, after {lasted}{why}: {account}.")

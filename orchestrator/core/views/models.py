@@ -45,7 +45,14 @@ class RunView(View):
     step: int = Field(description="The newest step reported; 0: none yet.")
     loss: float | None
     restarts_count: int
-    ettr: float | None = Field(description="Productive / allocated seconds, 0 to 1.")
+    reports: bool = Field(
+        default=True,
+        description="False: no step is known, since the script reports none and its output shows "
+        "none; `step` is then 0, and `ettr` null.",
+    )
+    ettr: float | None = Field(
+        description="Productive / allocated seconds, 0 to 1; null: not known."
+    )
     submitted_at: dt.datetime
     started_at: dt.datetime | None
     ended_at: dt.datetime | None

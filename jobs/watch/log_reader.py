@@ -1,0 +1,168 @@
+"""Turns the output of one rank into reports, by the patterns of a preset or of the spec. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+from babysit.ring import Record
+from jobs.watch.patterns import LINE
+from jobs.watch.presets import Preset
+
+SLOW_SECONDS = 0.1
+"""A line that takes longer ends the reading: its pattern would hold up the agent."""
+MOST_LINES = 400
+"""Lines looked at in one call; of more, the newest count, since a step is best known by its last
+line."""
+_REST = 65536
+_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ENDS = re.compile(r"[\r\n]+")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seen:
+    """The newest sign of progress in the output."""
+
+    step: int = 0
+    """0: none was seen."""
+    time: float = 0.0
+    """Unix seconds."""
+    first_step: int = 0
+
+
+class _Patterns:
+    """The compiled patterns of a preset."""
+
+    def __init__(self, preset: Preset) -> None:
+        self.preset = preset
+        self.step = re.compile(preset.step)
+        written = {
+            "loss": preset.loss,
+            "grad_norm": preset.grad_norm,
+            "tokens": preset.tokens,
+            "learning_rate": preset.learning_rate,
+        }
+        self.numbers = {name: re.compile(text) for name, text in written.items() if text}
+
+
+class LogReader:
+    """Reads the output of one rank.
+
+    Args:
+        presets: Tried in order until one has matched a step; that one is kept.
+        stopwatch: Seconds, for the time that a line takes.
+    """
+
+    def __init__(self, presets: Sequence[Preset], stopwatch: Callable[[], float]) -> None:
+        self._tried = [_Patterns(preset) for preset in presets]
+        self._stopwatch = stopwatch
+        self._rest = b""
+        self._pending: Record | None = None
+        """The newest step, until its loss or the next step is seen."""
+        self._total: str | None = None
+        self._last_time = 0.0
+        self.seen = Seen()
+        self.trouble = ""
+        """Why reading has ended; empty: it has not."""
+
+    def feed(self, data: bytes, now: float) -> list[Record]:
+        """Take output; returns the reports that it completes.
+
+        Args:
+            data: Output, cut anywhere.
+            now: Unix seconds.
+        """
+        if not data or self.trouble:
+            return []
+        *lines, rest = _ENDS.split((self._rest + data).decode(errors="replace"))
+        self._rest = rest.encode()[-_REST:]
+        found: list[Record] = []
+        for line in lines[-MOST_LINES:]:
+            began = self._stopwatch()
+            found += self._line(_CODES.sub("", line[: 2 * LINE])[:LINE], now)
+            if self._stopwatch() - began > SLOW_SECONDS:
+                self.trouble = f"a line took more than {SLOW_SECONDS} s: its patterns are too slow"
+                return found
+        return found
+
+    def finish(self, now: float) -> list[Record]:
+        """The last report: the rank has ended."""
+        found = self.feed(b"\n", now)
+        pending, self._pending = self._pending, None
+        return [*found, pending] if pending is not None else found
+
+    def _line(self, line: str, now: float) -> list[Record]:
+        for patterns in self._tried:
+            match = patterns.step.search(line)
+            if match is not None and self._is_trained(match):
+                self._tried = [patterns]
+                return self._at_step(patterns, match, line, now)
+        if len(self._tried) == 1 and self._pending is not None:
+            return self._without_step(self._tried[0], line)
+        return []
+
+    def _is_trained(self, match: re.Match[str]) -> bool:
+        """False for a bar that counts to another total than the first one did."""
+        total = match.groupdict().get("total")
+        if total is None:
+            return True
+        self._total = self._total or total
+        return total == self._total
+
+    def _at_step(
+        self, patterns: _Patterns, match: re.Match[str], line: str, now: float
+    ) -> list[Record]:
+        step = _step(match) + patterns.preset.from_zero
+        if step <= self.seen.step:
+            return []
+        self.seen = Seen(step, now, self.seen.first_step or step)
+        before, numbers = self._pending, self._numbers(patterns, line)
+        self._pending = _record(step, now, now - self._last_time if self._last_time else 0.0)
+        self._last_time = now
+        found = [before] if before is not None else []
+        return found + (self._complete(numbers) if numbers else [])
+
+    def _without_step(self, patterns: _Patterns, line: str) -> list[Record]:
+        """A line with numbers of the newest step."""
+        numbers = self._numbers(patterns, line)
+        return self._complete(numbers) if "loss" in numbers else []
+
+    def _complete(self, numbers: dict[str, float]) -> list[Record]:
+        if self._pending is None:
+            return []
+        record = self._pending._replace(**numbers)  # type: ignore[arg-type]  # names of numbers
+        if "loss" not in numbers:
+            self._pending = record
+            return []
+        self._pending = None
+        return [record]
+
+    @staticmethod
+    def _numbers(patterns: _Patterns, line: str) -> dict[str, float]:
+        found = {}
+        for name, pattern in patterns.numbers.items():
+            match = pattern.search(line)
+            if match is not None and (number := _number(match)) is not None:
+                found[name] = number
+        return found
+
+
+def _step(match: re.Match[str]) -> int:
+    named = match.groupdict()
+    step = int(named.get("step") or next(filter(None, match.groups())))
+    if named.get("epoch") and named.get("length"):
+        return int(named["epoch"]) * int(named["length"]) + step
+    return step
+
+
+def _number(match: re.Match[str]) -> float | None:
+    text = next(filter(None, match.groups()), "")
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return None
+
+
+def _record(step: int, now: float, seconds: float) -> Record:
+    return Record(step, 0, now, None, -1.0, 0.0, seconds, 0.0, -1.0)
