@@ -162,7 +162,7 @@ class LogPump:
             return bytes(rank.tail[-TAIL_BYTES:]) if rank is not None else b""
 
     def unread(self, log: Path) -> bytes:
-        """What a rank has written since the last call, folded; of too much, the newest part."""
+        """Output of a rank since the last call, folded; of too much, the newest part."""
         with self._lock:
             rank = self._ranks.get(log)
             if rank is None or not rank.unread:

@@ -20,7 +20,8 @@ def _phase(phase: str) -> Column:
 
 def _total(row: Row) -> str:
     """All phases together; `-` until the run has recovered."""
-    return f"{sum(row['seconds'].values()):.1f}" if row["recovered_at"] else "-"
+    known = [seconds for seconds in row["seconds"].values() if seconds is not None]
+    return f"{sum(known):.1f}" if row["recovered_at"] else "-"
 
 
 def _where(row: Row) -> str:

@@ -31,6 +31,16 @@ def main():
 sys.stderr = None
 main()
 """
+PRINTS = """
+import os, time
+if os.environ["RANK"] == "1":
+    time.sleep(60)
+for step, loss in ((0, 3.0), (10, 2.5)):
+    print(f"iter {step}: loss {loss:.4f}, time 9.00ms, mfu -100.00%", flush=True)
+time.sleep(3)  # heartbeats are one a second
+print("iter 20: loss 2.0000, time 9.00ms, mfu -100.00%", flush=True)
+os._exit(1)
+"""
 OWN = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE"}
 """Each launch has its own."""
 DIFFERENT = {
@@ -87,3 +97,17 @@ async def test_a_recorded_exception_is_the_cause(tmp_path: Path) -> None:
     assert failure is not None
     assert failure.reason == "ValueError: shard 7 has no header"
     assert failure.evidence[-1].startswith("ValueError: shard 7 has no header (recorded at 20")
+
+
+async def test_steps_are_read_from_the_output_of_a_silent_script(tmp_path: Path) -> None:
+    """One rank prints, and all of its node are known to move; the last step has no successor."""
+    async with playground(tmp_path, PRINTS) as (server, _):
+        await server.send(start(ranks=(0, 1), world_size=2))
+        await server.event(RankExited, lambda event: event.rank == 0)
+        beats = [beat for heartbeat in server.heartbeats for beat in heartbeat.beats]
+        exited = server.of(RankExited)
+    assert server.steps(0) == [1, 11, 21]
+    assert [loss for samples in server.samples(0) for loss in samples.loss] == [3.0, 2.5, 2.0]
+    assert server.steps(1) == []
+    assert {beat.rank for beat in beats if beat.step == 11 and beat.moved} == {0, 1}
+    assert [event.last_step for event in exited if event.rank == 0] == [21]

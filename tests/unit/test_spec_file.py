@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 GOOD = "name: a\ncommand: [python, t.py]\n"
 TOP = (
     "name, queue, project, owner, priority, command, workdir, upload, launcher, env, env_from, image, kubernetes, resources, "
-    "placement, preload, checkpoint, monitors, recovery, notify, grace, max_runtime"
+    "placement, preload, checkpoint, watch, monitors, recovery, notify, grace, max_runtime"
 )
 DURATION = "a duration such as 90s, 10m, 1h30m or 14d above 0"
 WRONG = {

@@ -65,7 +65,11 @@ class Restart:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by phase, as far as known."""
+        """Seconds by phase, as far as known.
+
+        A script that does not call `babysit.init()` says nothing of its imports and its state: that
+        time belongs to the phase before, so that the phases add up.
+        """
         marks = (
             ("detect", self.failed_at),
             ("stop", self.detected_at),
@@ -75,10 +79,10 @@ class Restart:
             ("recompute", self.restored_at),
             ("", self.recovered_at),
         )
+        known = [(name, at) for name, at in marks if at is not None]
         return {
             name: max(0.0, (end - begin).total_seconds())
-            for (name, begin), (_, end) in itertools.pairwise(marks)
-            if begin is not None and end is not None
+            for (name, begin), (_, end) in itertools.pairwise(known)
         }
 
 
