@@ -68,7 +68,7 @@ def lines(log: Path, rank: int) -> list[Line]:
     if not file.exists():
         return []
     rows = [row.split() for row in file.read_text().splitlines(keepends=True) if row.endswith("\n")]
-    return [Line(float(t), int(step), int(pid)) for t, step, pid in rows]
+    return [Line(float(t), int(step), int(pid)) for t, step, pid, _ in rows]
 
 
 def past(log: Path, old: set[int]) -> list[Line]:

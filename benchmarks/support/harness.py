@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import tempfile
 import time
@@ -20,8 +21,9 @@ from jobs.clock import SystemClock
 from orchestrator.cli import embedded
 from orchestrator.cli.client import Api
 from orchestrator.cli.paths import path
-from orchestrator.cli.runs import send
 from orchestrator.cli.session import Session
+from orchestrator.cli.submit import from_file, send
+from orchestrator.server.server_file import read_record
 from orchestrator.settings import Settings
 
 
@@ -36,14 +38,23 @@ def workplace(name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def control_plane(directory: Path, *, nodes: int = 2) -> Iterator[Session]:
-    """A separate embedded control plane; at the end its runs are cancelled, and it exits."""
+def control_plane(
+    directory: Path, *, nodes: int = 2, idle_seconds: float = 1.0
+) -> Iterator[Session]:
+    """A separate embedded control plane; at the end its runs are cancelled, and it exits.
+
+    It also exits after `idle_seconds` without a run and a request, as an embedded one does.
+    """
     settings = Settings(
-        home=directory / "home", server=None, token=None, local_nodes=nodes, idle_exit_seconds=1.0
+        home=directory / "home",
+        server=None,
+        token=None,
+        local_nodes=nodes,
+        idle_exit_seconds=idle_seconds,
     )
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     os.environ["BABYSIT_LOCAL_NODES"] = str(nodes)
-    os.environ["BABYSIT_IDLE_EXIT_SECONDS"] = "1"
+    os.environ["BABYSIT_IDLE_EXIT_SECONDS"] = f"{idle_seconds:g}"
     session = Session(settings, SystemClock())
     try:
         yield session
@@ -51,8 +62,15 @@ def control_plane(directory: Path, *, nodes: int = 2) -> Iterator[Session]:
         for run in session.api.get(path("runs")):
             if run["ended_at"] is None:
                 session.api.post(path("runs", run["id"], "cancel"), reason="the benchmark is over")
+        until(lambda: not _alive(session), "the end of all runs", seconds=90)
+        if record := read_record(settings.server_file):
+            os.kill(record.pid, signal.SIGTERM)
         session.close()
         until(lambda: gone(session), "the control plane to leave", seconds=90)
+
+
+def _alive(session: Session) -> list[Any]:
+    return [run for run in session.api.get(path("runs")) if run["ended_at"] is None]
 
 
 def gone(session: Session) -> bool:
@@ -68,7 +86,7 @@ def submit(session: Session, directory: Path, spec: dict[str, Any]) -> str:
     file = directory / f"{spec['name']}.yaml"
     with file.open("w") as stream:
         YAML(typ="safe").dump(spec, stream)
-    return str(send(session, file)["id"])
+    return str(send(session, from_file(file))["id"])
 
 
 def until(ready: Callable[[], Any], what: str, *, seconds: float = 60.0) -> Any:

@@ -1,7 +1,7 @@
 """The job of `benchmarks/recovery.py`: FSDP2 on two ranks, under torchrun and under babysit.
 
 Under torchrun it also saves to tmpfs after every step, so that only the surrounding machinery
-differs. Each rank writes one line per step: time, step, pid.
+differs. Each rank writes one line per step: time, step, pid, and its attempt under babysit.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def main(log: Path, checkpoints: str, steps: int) -> None:
             optimizer.step()
             run.report(loss=float(loss))
             run.checkpoint(state)
-            lines.write(f"{time.time():.6f} {step} {os.getpid()}\n")
+            attempt = os.environ.get("BABYSIT_ATTEMPT", "0")
+            lines.write(f"{time.time():.6f} {step} {os.getpid()} {attempt}\n")
             time.sleep(max(0.0, STEP_SECONDS - (time.monotonic() - begun)))
     dist.destroy_process_group()
 
