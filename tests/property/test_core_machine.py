@@ -21,13 +21,16 @@ from jobs.events import (
 )
 from monitors.failures import Evidence, Failure, FailureClass
 from monitors.types import FindingKind
+from orchestrator.core.messages.cluster_events import WorkerLeaving, WorkerStuck
 from orchestrator.core.messages.events import (
+    CapacityChanged,
     CheckpointPinned,
     CheckpointRemovalAsked,
     IncidentChanged,
     MaintenanceDue,
     MaintenancePlanned,
     NodeChanged,
+    NodeInfo,
     QueueChanged,
     RestartAsked,
     RollbackAsked,
@@ -309,6 +312,37 @@ class CoreMachine(CorePromises):
     @rule(node=st.integers(1, 4), state=st.sampled_from(["ready", "cordoned", "draining"]))
     def change_node(self, node: int, state: str) -> None:
         self._ask(NodeChanged, node=f"node-{node}", state=state, reason="test")
+
+    # the cluster, about what is not gone
+
+    @rule(data=st.data(), dies=st.booleans())
+    def evict(self, data: st.DataObject, dies: bool) -> None:
+        alive = [agent for agent in self.world.agents.values() if agent.alive]
+        if alive:
+            agent = data.draw(st.sampled_from(alive))
+            of = {"run": agent.run, "worker": agent.worker}
+            self.world.do(self.world.event(WorkerLeaving, **of, reason="evicted"))
+            if dies:
+                self.world.kill_agent(agent.worker)
+
+    @rule(data=st.data(), reason=st.sampled_from(["", "no room"]), elsewhere=st.booleans())
+    def not_start(self, data: st.DataObject, reason: str, elsewhere: bool) -> None:
+        workers = list(self.world.state.workers.values())
+        if workers:
+            worker = data.draw(st.sampled_from(workers))
+            of = {"run": worker.run, "worker": worker.id}
+            stuck = self.world.event(WorkerStuck, **of, reason=reason, elsewhere=elsewhere)
+            self.world.do(stuck)
+
+    @rule(
+        states=st.lists(st.sampled_from(["ready", "cordoned", "draining"]), min_size=4, max_size=4)
+    )
+    def take_inventory(self, states: list[str]) -> None:
+        nodes = [
+            NodeInfo(id=node.id, gpus=node.gpus, cpus=node.cpus, state=state, reason=state)
+            for node, state in zip(self.world.state.nodes.values(), states, strict=False)
+        ]
+        self.world.do(self.world.event(CapacityChanged, nodes=tuple(nodes)))
 
     # operators
 

@@ -19,8 +19,8 @@ be quite gone yet. Then another node is tried."""
 def on_leaving(turn: Turn, event: WorkerLeaving) -> None:
     """The cluster evicts, preempts or deletes a worker: its run saves and goes on without it.
 
-    It costs the run no budget, and the node is not blamed. A held run is left alone: its release
-    looks again.
+    It costs the run no budget, and the node is not blamed. A held run is left alone, and loses the
+    worker when it has gone.
     """
     worker = turn.state.workers.get(event.worker)
     if worker is None or worker.state in {WorkerState.STOPPING, WorkerState.ENDED}:
