@@ -13,13 +13,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
 
+from tests.acceptance.conftest import Jobs
 from tests.balancer import balanced
 from tests.chart_files import CHART, RIGHTS
 from tests.helm import IMAGE, helm
@@ -28,6 +29,7 @@ from tests.kubernetes.bed import Bed
 from tests.kubernetes.servers import Servers
 from tests.postgres import PostgresServer
 
+T = TypeVar("T")
 pytestmark = pytest.mark.slow
 VALUES = {
     "database": {"secret": "babysit-database"},
@@ -45,6 +47,12 @@ class Release:
         self.bed, self.home, self.api = bed, home, bed.api
         self.notes = ""
         self.secret("babysit-database", url=database)
+        mount = {"name": "shared", "mountPath": str(bed.shared)}
+        pods = {
+            "containers": [{"name": "worker", "volumeMounts": [mount]}],
+            "volumes": [{"name": "shared", "hostPath": {"path": str(bed.shared)}}],
+        }
+        self.values = {**VALUES, "runs": {"podTemplate": {"spec": pods}}}
 
     def secret(self, name: str, **data: str) -> None:
         encoded = {k: base64.b64encode(v.encode()).decode() for k, v in data.items()}
@@ -67,7 +75,7 @@ class Release:
     ) -> str:
         """Install or upgrade, and wait for the servers."""
         values = self.home / "values.json"
-        values.write_text(json.dumps(VALUES))
+        values.write_text(json.dumps(self.values))
         chosen = [part for each in (IMAGE, *sets) for part in ("--set", each)]
         where = ("babysit", str(CHART), "--values", str(values))
         limits = ("--timeout", f"{timeout}s", *(("--wait",) if wait else ()))
@@ -79,10 +87,10 @@ class Release:
         return {k: base64.b64decode(v).decode() for k, v in found.items()}
 
     def secrets(self) -> set[str]:
-        """Names of the Secrets of babysit."""
-        items = self.api.get(self.bed.path("Secret"))["items"]
-        names = {each["metadata"]["name"] for each in items}
-        return {name for name in names if name.startswith("babysit-") and "-token-" not in name}
+        """Names of the Secrets that the chart has made."""
+        query = {"labelSelector": "app.kubernetes.io/managed-by=Helm"}
+        items = self.api.get(self.bed.path("Secret"), **query)["items"]
+        return {each["metadata"]["name"] for each in items}
 
     def servers(self) -> list[Any]:
         """Pods of the control plane that are to stay."""
@@ -102,10 +110,18 @@ class Release:
             ]
             return led[0] if len(led) == 1 else None
 
+        return self.until(found, "the Service leads to one server", self.logs)
+
+    def until(self, condition: Callable[[], T | None], what: str, why: Callable[[], str]) -> T:
+        """Wait until a condition holds; where it does not, `why` has the story."""
         try:
-            return self.bed.until(found, "the Service leads to one server")
+            return self.bed.until(condition, what)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.logs()}") from error
+            raise AssertionError(f"{error}\n{why()}") from error
+
+    def story(self) -> str:
+        """What is known of the run `job`."""
+        return self.babysit("show", "job", "-o", "wide") + self.babysit("logs", "job")
 
     def logs(self) -> str:
         """The last lines of every server."""
@@ -223,8 +239,17 @@ def test_the_servers_may_do_what_the_table_says_and_nothing_else(installed: Rele
     assert allowed == wanted
 
 
-def test_an_upgrade_keeps_authority_and_token_and_a_rollback_too(installed: Release) -> None:
-    """And one whose migration fails changes nothing at all."""
+def test_a_living_run_notices_no_upgrade_and_no_rollback(installed: Release) -> None:
+    """Authority and token stay; an upgrade whose migration fails changes nothing at all."""
+    shared = installed.bed.shared
+    job = Jobs(shared)(
+        pace=0.1,
+        image="registry.example.org/train:1",
+        upload=False,
+        workdir=str(shared / "job"),
+    )
+    installed.babysit("submit", str(job.spec))
+    installed.until(lambda: job.events("step"), "it trains", installed.story)
     ca, tls = installed.data("babysit-ca"), installed.data("babysit-tls")
     token = installed.data("babysit-admin-token")
     before = {each["metadata"]["name"] for each in installed.servers()}
@@ -246,11 +271,20 @@ def test_an_upgrade_keeps_authority_and_token_and_a_rollback_too(installed: Rele
     assert installed.data("babysit-tls") == tls
     installed.babysit("ls", ca=ca["ca.crt"])
 
+    steps = max(line["step"] for line in job.events("step"))
+    job.finish()
+    installed.babysit("wait", "job", "--timeout", "120s")
+    assert [line["attempt"] for line in job.events("start")] == [1, 1]
+    shown = json.loads(installed.babysit("show", "job", "-o", "json"))
+    assert (shown["state"], shown["attempt"], shown["restarts_count"]) == ("succeeded", 1, 0)
+    assert shown["step"] >= steps
+    assert [line["attempt"] for line in job.events("end")] == [1, 1]
+
 
 def test_what_an_uninstall_leaves_is_taken_again(installed: Release) -> None:
     kept = {name: installed.data(name) for name in ("babysit-ca", "babysit-admin-token")}
     installed.helm("uninstall", "babysit", "--wait", "--timeout", "120s")
-    assert installed.secrets() == {*kept, "babysit-database"}
+    assert installed.secrets() == kept.keys()
     installed.bed.until(lambda: not installed.servers(), "the servers are gone")
     installed.apply("install", "replicas=1", wait=False)
     assert {name: installed.data(name) for name in kept} == kept

@@ -101,7 +101,9 @@ class Bed:
         self._network = random.randrange(16, 250)
         self._addresses = itertools.count(8 * 250)
         self._closed = threading.Event()
-        self._endpoints: dict[str, Object] = {}
+        self._writing = threading.Lock()
+        self._services: dict[str, Object] = {}
+        self._addressed: dict[str, Object] = {}
         self.nodes: dict[str, Kubelet] = {}
         capacity = {"cpu": "4", "memory": "8Gi", "pods": "110", **(capacity or {})}
         names = [(f"node-{i}", Kubelet) for i in range(1, nodes + 1)]
@@ -130,7 +132,8 @@ class Bed:
         for node in self.nodes.values():
             node.register()
         self.create_namespace(self.namespace)
-        for target in (self._beat, self._watch_pods, self._watch_endpoints):
+        targets = (self._beat, self._watch_pods, self._watch_services, self._watch_addresses)
+        for target in targets:
             threading.Thread(target=target, name=f"bed {target.__name__}", daemon=True).start()
 
     def create_namespace(self, name: str) -> None:
@@ -255,19 +258,28 @@ class Bed:
 
         self._again(look)
 
-    def _watch_endpoints(self) -> None:
-        def look() -> None:
-            self._endpoints.clear()
-            for change, item in self.api.watch("/api/v1/endpoints"):
-                if self._closed.is_set():
-                    return
-                if change == "DELETED":
-                    self._endpoints.pop(item["metadata"]["uid"], None)
-                else:
-                    self._endpoints[item["metadata"]["uid"]] = item
-                self._write_hosts()
+    def _watch_services(self) -> None:
+        self._again(lambda: self._follow("/api/v1/services", self._services))
 
-        self._again(look)
+    def _watch_addresses(self) -> None:
+        self._again(lambda: self._follow("/api/v1/pods", self._addressed))
+
+    def _follow(self, path: str, known: dict[str, Object]) -> None:
+        """Keep the objects of a collection, and the names of Services that follow from them.
+
+        Not the Endpoints: the API server refuses those with addresses of 127.0.0.0/8.
+        """
+        known.clear()
+        for change, item in self.api.watch(path):
+            if self._closed.is_set():
+                return
+            uid = item["metadata"]["uid"]
+            if change == "DELETED":
+                known.pop(uid, None)
+            else:
+                known[uid] = item
+            if path.endswith("services") or item["status"].get("podIP"):
+                self._write_hosts()
 
     def _again(self, look: Callable[[], None]) -> None:
         while not self._closed.is_set():
@@ -289,16 +301,20 @@ class Bed:
 
     def _write_hosts(self) -> None:
         lines = ["127.0.0.1 localhost"]
-        for item in self._endpoints.values():
-            service, namespace = item["metadata"]["name"], item["metadata"]["namespace"]
-            for subset in item.get("subsets") or []:
-                for address in subset.get("addresses", []):
-                    if host := address.get("hostname"):
-                        lines.append(f"{address['ip']} {_names(f'{host}.{service}', namespace)}")
-                    lines.append(f"{address['ip']} {_names(service, namespace)}")
+        pods = [pod for pod in [*self._addressed.values()] if pod["status"].get("podIP")]
+        for item in [*self._services.values()]:
+            name, namespace = item["metadata"]["name"], item["metadata"]["namespace"]
+            for pod in pods:
+                if not _leads_to(item, pod):
+                    continue
+                address, spec = pod["status"]["podIP"], pod["spec"]
+                if spec.get("hostname") and spec.get("subdomain") == name:
+                    own = f"{spec['hostname']}.{name}"
+                    lines.append(f"{address} {_names(own, namespace)}")
+                lines.append(f"{address} {_names(name, namespace)}")
         text = ("\n".join(lines) + "\n").encode()
         # In place, in one write: containers have the file itself mounted.
-        with self.hosts.open("r+b") as file:
+        with self._writing, self.hosts.open("r+b") as file:
             file.write(text.ljust(self.hosts.stat().st_size, b"\n"))
 
     def _delete_objects(self) -> None:
@@ -312,6 +328,19 @@ class Bed:
         for node in self.nodes.values():
             self.api.delete(node.path)
         self.api.delete(f"/api/v1/namespaces/{self.namespace}")
+
+
+def _leads_to(service: Object, pod: Object) -> bool:
+    """True if the Service leads to the Pod."""
+    wanted = service["spec"].get("selector") or {}
+    if not wanted or pod["metadata"]["namespace"] != service["metadata"]["namespace"]:
+        return False
+    if not wanted.items() <= pod["metadata"].get("labels", {}).items():
+        return False
+    if service["spec"].get("publishNotReadyAddresses"):
+        return True
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"])
+    return ready and "deletionTimestamp" not in pod["metadata"]
 
 
 def _names(name: str, namespace: str) -> str:
