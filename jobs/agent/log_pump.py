@@ -59,9 +59,6 @@ class _Rank:
     def take(self, data: bytes) -> None:
         """Keep folded output for the file, and its end for the verdict."""
         self.tail += data
-        self.unread += data
-        if len(self.unread) > 2 * TAIL_BYTES:
-            del self.unread[:-TAIL_BYTES]
         if len(self.tail) > 2 * TAIL_BYTES:
             del self.tail[:-TAIL_BYTES]
         if self.waiting_bytes + len(data) > BACKLOG_BYTES:
@@ -69,6 +66,12 @@ class _Rank:
         elif data:
             self.waiting.append(data)
             self.waiting_bytes += len(data)
+
+    def hear(self, data: bytes) -> None:
+        """Keep output as it came for those who look for steps: folding drops states of bars."""
+        self.unread += data
+        if len(self.unread) > 2 * TAIL_BYTES:
+            del self.unread[:-TAIL_BYTES]
 
     def hand_over(self) -> tuple[bytes | None, int]:
         """Give what waits to the writer: the data if there is any, the number of dropped lines."""
@@ -162,7 +165,7 @@ class LogPump:
             return bytes(rank.tail[-TAIL_BYTES:]) if rank is not None else b""
 
     def unread(self, log: Path) -> bytes:
-        """Output of a rank since the last call, folded; of too much, the newest part."""
+        """Output of a rank since the last call, as it came; of too much, the newest part."""
         with self._lock:
             rank = self._ranks.get(log)
             if rank is None or not rank.unread:
@@ -243,6 +246,7 @@ class LogPump:
         if not data:
             self._end(rank)
             return False
+        rank.hear(data)
         rank.take(rank.folder.feed(data, self._clock.monotonic()))
         return True
 

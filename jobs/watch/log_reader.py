@@ -60,6 +60,8 @@ class LogReader:
         self._rest = b""
         self._pending: Record | None = None
         """The newest step, until its loss or the next step is seen."""
+        self._held: dict[str, float] = {}
+        """Numbers that wait for the line with their step."""
         self._total: str | None = None
         self._last_time = 0.0
         self.seen = Seen()
@@ -88,7 +90,7 @@ class LogReader:
 
     def finish(self, now: float) -> list[Record]:
         """The last report: the rank has ended."""
-        found = self.feed(b"\n", now)
+        found = self.feed(b"\n", now) + self._complete(self._held)
         pending, self._pending = self._pending, None
         return [*found, pending] if pending is not None else found
 
@@ -98,7 +100,7 @@ class LogReader:
             if match is not None and self._is_trained(match):
                 self._tried = [patterns]
                 return self._at_step(patterns, match, line, now)
-        if len(self._tried) == 1 and self._pending is not None:
+        if len(self._tried) == 1:
             return self._without_step(self._tried[0], line)
         return []
 
@@ -114,19 +116,32 @@ class LogReader:
         self, patterns: _Patterns, match: re.Match[str], line: str, now: float
     ) -> list[Record]:
         step = _step(match) + patterns.preset.from_zero
+        held, self._held = self._held, {}
+        if step == self.seen.step and held:
+            return self._complete(held)
+        if step == self.seen.step and self._pending is not None and patterns.preset.repeats:
+            self._pending = self._pending._replace(**self._numbers(patterns, line))  # type: ignore[arg-type]
         if step <= self.seen.step:
             return []
         self.seen = Seen(step, now, self.seen.first_step or step)
-        before, numbers = self._pending, self._numbers(patterns, line)
+        before, numbers = self._pending, held | self._numbers(patterns, line)
         self._pending = _record(step, now, now - self._last_time if self._last_time else 0.0)
         self._last_time = now
         found = [before] if before is not None else []
+        if patterns.preset.repeats:
+            self._pending = self._pending._replace(**numbers)  # type: ignore[arg-type]
+            return found
         return found + (self._complete(numbers) if numbers else [])
 
     def _without_step(self, patterns: _Patterns, line: str) -> list[Record]:
         """A line with numbers of the newest step."""
         numbers = self._numbers(patterns, line)
-        return self._complete(numbers) if "loss" in numbers else []
+        if "loss" not in numbers:
+            return []
+        if patterns.preset.loss_first:
+            self._held = numbers
+            return []
+        return self._complete(numbers)
 
     def _complete(self, numbers: dict[str, float]) -> list[Record]:
         if self._pending is None:

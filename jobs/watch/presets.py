@@ -26,6 +26,10 @@ class Preset:
     learning_rate: str | None = None
     from_zero: bool = False
     """True if the first step has the number 0."""
+    repeats: bool = False
+    """True if a step has several lines, of which the last one has its own loss."""
+    loss_first: bool = False
+    """True if the line with the loss comes before that with its step."""
 
 
 _BAR = r"^\s*\d+%\|[^|]*\|\s*(?P<step>\d+)/(?P<total>\d+)\s\["
@@ -34,6 +38,7 @@ _TRAINER = Preset(
     loss=rf"'loss':\s'?{NUMBER}",
     grad_norm=rf"'grad_norm':\s'?{NUMBER}",
     learning_rate=rf"'learning_rate':\s'?{NUMBER}",
+    loss_first=True,  # tqdm draws its bar anew, with the exact step, below what it has written
 )
 PRESETS: Mapping[str, Preset] = {
     "nanogpt": Preset(
@@ -67,6 +72,7 @@ PRESETS: Mapping[str, Preset] = {
     "lightning": Preset(
         step=r"^Epoch (?P<epoch>\d+):\s+\d+%\|[^|]*\|\s*(?P<step>\d+)/(?P<length>\d+)\s\[",
         loss=rf"[ ,](?:train_)?loss(?:_step)?={NUMBER}",
+        repeats=True,  # the bar moves on before its numbers do
     ),
     "transformers": _TRAINER,
     "axolotl": _TRAINER,

@@ -67,6 +67,7 @@ LINES = {
     ),
     "lightning": (
         (
+            "Epoch 0:  50%|█████     | 5/10 [00:00<00:00, 60.1it/s, v_num=0, train_loss=2.60]\r"
             "Epoch 0:  50%|█████     | 5/10 [00:00<00:00, 60.1it/s, v_num=0, train_loss=2.50]\r"
             "Epoch 0: 100%|██████████| 10/10 [00:01<00:00, 60.1it/s, v_num=0, train_loss=2.25]\r"
             "\nEpoch 1:  10%|█         | 1/10 [00:00<00:00, 60.1it/s, v_num=0, train_loss=2.20]\r"
@@ -76,15 +77,17 @@ LINES = {
     "transformers": (
         (
             "Map: 100%|██████████| 500/500 [00:00<00:00, 5000.00 examples/s]\n"
-            "  0%|          | 0/120 [00:00<?, ?it/s]\r"
-            "  8%|▊         | 10/120 [00:01<00:11, 9.9it/s]\r"
+            "\r  0%|          | 0/120 [00:00<?, ?it/s][transformers] `loss_type=None` was set\n"
+            "\r  7%|▋         | 8/120 [00:01<00:11, 9.9it/s]\r                         \r"
             "{'loss': '2.345', 'grad_norm': '1.5', 'learning_rate': '4.6e-05', 'epoch': '0.08'}\n"
-            " 50%|█████     | 20/40 [00:00<00:00, 90.00it/s]\r"
+            "\r  8%|▊         | 10/120 [00:01<00:11, 9.9it/s]\r"
+            " 50%|█████     | 20/40 [00:00<00:00, 90.00it/s]\x1b[A\r"
             "{'eval_loss': '9.9', 'epoch': '0.08'}\n"
-            " 17%|█▋        | 20/120 [00:02<00:10, 9.9it/s]\r"
+            "\r 17%|█▋        | 20/120 [00:02<00:10, 9.9it/s]\r                         \r"
             "{'loss': 2.1, 'grad_norm': 1.25, 'learning_rate': 4.2e-05, 'epoch': 0.17}\n"
+            "\r 17%|█▋        | 20/120 [00:02<00:10, 9.9it/s]\r"
         ),
-        [(10, 2.345), (20, 2.1)],
+        [(8, None), (10, 2.345), (20, 2.1)],
     ),
 }
 
@@ -115,7 +118,7 @@ def test_other_numbers() -> None:
     """The norm of the gradient and the learning rate come along."""
     record = read(LINES["megatron"][0])[0]
     assert (record.grad_norm, record.learning_rate) == (3.21, 1.5e-4)
-    record = read(LINES["transformers"][0])[0]
+    record = read(LINES["transformers"][0])[1]
     assert (record.grad_norm, record.learning_rate) == (1.5, 4.6e-05)
 
 
