@@ -23,7 +23,8 @@ import os
 import signal
 from typing import Any
 
-SIGNAL = signal.SIGRTMIN + 12
+SIGNAL: int = getattr(signal, "SIGRTMIN", 0) + 12
+"""No other program is known to use it. Systems without real-time signals have no agents either."""
 STACKS_FILE = "stacks"
 """In the rank directory; the handler appends to it."""
 READY_FILE = "stacks.json"
@@ -36,6 +37,8 @@ def register(directory: str) -> None:
     Does nothing if the script uses the signal itself, or the directory cannot be written; raises
     nothing. A second call of one process does nothing.
     """
+    if not hasattr(signal, "SIGRTMIN"):
+        return
     marker = os.path.join(directory, READY_FILE)  # noqa: PTH118 (pathlib would cost an import)
     with contextlib.suppress(OSError, ValueError, RuntimeError, TypeError):
         identity = {"pid": os.getpid(), "start": start_of(os.getpid())}
