@@ -270,6 +270,7 @@ async def measure(directory: Path, arguments: argparse.Namespace, past: int) -> 
         servers=(),
         leader_address="",
         ignored_fields={},
+        needed_fields={},
     )
     app = create_app(plane, SystemClock(), settings)
     with listening(settings, embedded=False) as listeners:

@@ -142,6 +142,7 @@ class Fleet:
             runs_here=True,
             takes_bundles=False,
             ignored_fields={},
+            needed_fields={},
         )
         self.plane = plane
         app = create_app(plane, SystemClock(), self.settings)

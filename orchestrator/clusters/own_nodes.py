@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 class OwnNodes:
     """The part of :class:`orchestrator.clusters.port.Cluster` that such a cluster does not need."""
 
+    needed_fields: Mapping[str, str] = {}
+
     async def keep_runs(self, runs: Collection[str]) -> None:
         """Do nothing: the cluster keeps nothing of runs beside its workers."""
 

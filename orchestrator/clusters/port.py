@@ -126,6 +126,10 @@ class Cluster(Protocol):
     """Fields of a run spec that have no effect here, such as `image`, each with the reason that
     `babysit submit` prints."""
 
+    needed_fields: Mapping[str, str]
+    """Fields that a run spec must set here, such as `image`, each with what to do if it does not;
+    a submission without one is refused."""
+
     runs_here: bool
     """True if workers are processes of the server's user on the server's machine.
 

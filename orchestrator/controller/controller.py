@@ -58,6 +58,7 @@ class Controller(LeadView):
         runs_here: True if ranks are processes of this server's user on this machine.
         takes_bundles: True if the code of runs is uploaded, for agents on other machines.
         ignored_fields: Fields of a run spec that have no effect here, with the reason.
+        needed_fields: Fields that a run spec must set here, with what to do.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Controller(LeadView):
             self.clicks_trouble, known if isinstance(known, MutableMapping) else {}
         )
         self.runs_here, self.takes_bundles = cluster.runs_here, cluster.takes_bundles
+        self.needed_fields = cluster.needed_fields
         self.ignored_fields: Mapping[str, str] = {
             **cluster.ignored_fields,
             **counted.ignored_fields,

@@ -73,6 +73,8 @@ class ControlPlane(Protocol):
     """True if ranks are processes of this server's user on this machine."""
     takes_bundles: bool
     """True if the code of runs is uploaded, for agents on other machines."""
+    needed_fields: Mapping[str, str]
+    """Fields that a run spec must set on this cluster, with what to do."""
     ignored_fields: Mapping[str, str]
     """Fields of a run spec that the cluster or the alert channel ignores, with the reason."""
 

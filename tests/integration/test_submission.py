@@ -97,6 +97,20 @@ def test_a_refused_submission_leaves_nothing(
     assert stored(plane) == before
 
 
+@pytest.mark.parametrize("how", [(), ("--dry-run",)])
+def test_a_field_that_the_cluster_needs_is_asked_for_at_submission(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: tuple[str, ...]
+) -> None:
+    """On Kubernetes without a default image, say: no node could launch such a run."""
+    before = stored(plane)
+    monkeypatch.setattr(plane.controller, "needed_fields", {"image": "needed here: name one"})
+    result = babysit("submit", str(spec(tmp_path)), *how)
+    assert result.exit_code == USAGE
+    assert "image: needed here: name one" in result.stderr
+    assert stored(plane) == before
+    assert babysit("submit", str(spec(tmp_path, "image: a:1")), "--dry-run").exit_code == OK
+
+
 def test_values_that_nobody_has_read_are_missed(plane: Plane, tmp_path: Path) -> None:
     body = {
         "yaml": spec(tmp_path, "env_from: [{file: .env}]").read_text(),

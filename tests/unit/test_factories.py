@@ -94,6 +94,7 @@ def test_every_cluster_that_is_offered_can_be_made(name: str, tmp_path: Path) ->
     settings = Settings(cluster=name, kubernetes_kubeconfig=kubeconfig)
     cluster = clusters.make_cluster(settings, ManualClock())
     assert cluster.ignored_fields is not None
+    assert [*cluster.needed_fields] == (["image"] if name == "kubernetes" else [])
 
 
 @pytest.mark.parametrize("name", [*alerts.CHANNELS])

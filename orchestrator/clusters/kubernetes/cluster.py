@@ -19,7 +19,7 @@ from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.kubernetes import manifests, names, nodes
 from orchestrator.clusters.kubernetes.client import Api, ApiError
 from orchestrator.clusters.kubernetes.ends import LOST
-from orchestrator.clusters.kubernetes.manifests import PodSettings
+from orchestrator.clusters.kubernetes.manifests import NO_IMAGE, PodSettings
 from orchestrator.clusters.kubernetes.merge import Json
 from orchestrator.clusters.kubernetes.names import object_name
 from orchestrator.clusters.kubernetes.nodes import NodeSettings
@@ -51,6 +51,7 @@ class KubernetesCluster:
     ) -> None:
         self._api, self._clock = api, clock
         self._settings, self._node_settings = pods, of_nodes
+        self.needed_fields: Mapping[str, str] = {} if pods.image else {"image": NO_IMAGE}
         self._ours = f"{names.COMPONENT}=worker,{names.INSTANCE}={pods.instance}"
         self._watcher = Watcher(api, clock, of_nodes, self._ours, selector)
         self._watcher.confirm = lambda pod: self._spawn(self._confirm(pod))

@@ -18,6 +18,11 @@ from orchestrator.clusters.kubernetes.merge import Json, merge
 from orchestrator.clusters.kubernetes.names import label_value, object_name
 from orchestrator.clusters.port import WorkerLaunch
 
+NO_IMAGE = (
+    "needed on Kubernetes: name the container image in the run's spec, or set"
+    " BABYSIT_KUBERNETES_IMAGE for all runs"
+)
+"""Why a run without an image is refused."""
 CONTAINER = "worker"
 """Name of the container in which the agent and the ranks run."""
 DIRECTORY = Path("/babysit")
@@ -168,10 +173,7 @@ def pod(
 def _plain_pod(launch: WorkerLaunch, gpu_resource: str, settings: PodSettings) -> Json:
     image = launch.spec.image or settings.image
     if not image:
-        raise ValueError(
-            "image: needed on Kubernetes: name the container image in the run's spec, or set"
-            " BABYSIT_KUBERNETES_IMAGE for all runs"
-        )
+        raise ValueError(f"image: {NO_IMAGE}")
     container = _container(launch, image, gpu_resource, settings)
     spec: Json = {
         "restartPolicy": "Never",

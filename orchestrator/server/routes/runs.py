@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from ulid import ULID
 
 from jobs.environment import Environment
+from jobs.spec import RunSpec
 from jobs.spec_file import Source, SpecError
 from orchestrator.core.messages.events import (
     RestartAsked,
@@ -108,6 +109,7 @@ async def _submit(here: Context, caller: Token, source: Source, told: dict[str, 
     try:
         with _placed(source):
             refuse_unknown_queue(here, told["spec"].queue)
+            _refuse_incomplete(here, told["spec"])
             await here.tell(caller, RunSubmitted, **told)
     except (InvalidError, SpecError, ConflictError):  # nothing was changed
         # But a run that was asked of a leader which then stepped down may be stored.
@@ -181,6 +183,17 @@ def refuse_unknown_queue(here: Context, queue: str) -> None:
     )
 
 
+def _refuse_incomplete(here: Context, spec: RunSpec) -> None:
+    """Refuse a spec without a field that the cluster needs: it could be launched on no node.
+
+    Raises:
+        InvalidError: A field is missing.
+    """
+    for field, what in here.controller.needed_fields.items():
+        if not getattr(spec, field):
+            raise InvalidError(what, field=field)
+
+
 @router.post("/dry-run")
 async def dry_run(body: Submission, here: HasContext, caller: Operator) -> DryRunView:
     """Check a spec; say where it would start, or why it would wait. Nothing is changed.
@@ -193,6 +206,7 @@ async def dry_run(body: Submission, here: HasContext, caller: Operator) -> DryRu
     here.refuse_unless_leader()
     with _placed(read.source):
         refuse_unknown_queue(here, read.spec.queue)
+        _refuse_incomplete(here, read.spec)
         tried = await here.plan(lambda state, now: try_out(state, read.spec, now))
     room = await needs(here, read.spec)
     short = [need for need in room if not need.ok]
