@@ -23,7 +23,7 @@ import pytest
 from tests.acceptance.conftest import Jobs
 from tests.balancer import balanced
 from tests.chart_files import CHART, RIGHTS
-from tests.helm import IMAGE, helm
+from tests.helm import BUNDLED, EXTERNAL, IMAGE, helm, rendered
 from tests.kubernetes.api import Api
 from tests.kubernetes.bed import Bed
 from tests.kubernetes.servers import Servers
@@ -237,6 +237,37 @@ def test_the_servers_may_do_what_the_table_says_and_nothing_else(installed: Rele
         places = (here, "kube-system", "") if role in CLUSTER_WIDE else (here,)
         wanted |= {(verb, resource, where) for verb in verbs.split() for where in places}
     assert allowed == wanted
+
+
+def unknown(sent: Any, kept: Any, path: str = "") -> list[str]:
+    """Fields that the API server did not keep: a misspelt one is dropped without a word."""
+    if isinstance(sent, dict):
+        found = [f"{path}.{key}" for key in sent if key not in (kept or {}) and sent[key]]
+        pairs = [(key, sent[key], kept[key]) for key in sent if key in (kept or {})]
+        return found + [each for key, a, b in pairs for each in unknown(a, b, f"{path}.{key}")]
+    if isinstance(sent, list):
+        return [e for a, b in zip(sent, kept, strict=False) for e in unknown(a, b, f"{path}[]")]
+    return []
+
+
+def test_the_api_server_knows_every_field_of_every_object(
+    installed: Release, tmp_path: Path
+) -> None:
+    """Also of the bundled database, whose image the bed does not have."""
+    sets = (*BUNDLED, "fullnameOverride=other")
+    old = rendered(tmp_path, *sets, options=("--kube-version", "1.20.2"))
+    job = rendered(tmp_path, *EXTERNAL, "fullnameOverride=other").one("Job")
+    dropped = []
+    for each in (*old.objects.values(), job):
+        group, kind = each["apiVersion"], f"{each['kind'].lower()}s"
+        base = f"/api/{group}" if group == "v1" else f"/apis/{group}"
+        plural = {"networkpolicys": "networkpolicies"}.get(kind, kind)
+        inside = "" if kind.startswith("cluster") else f"/namespaces/{installed.bed.namespace}"
+        each["metadata"].pop("namespace", None)
+        kept = installed.api.request("POST", f"{base}{inside}/{plural}", each, dryRun="All")
+        dropped += unknown(each, kept, each["kind"])
+    # 1.20 knows this one behind a feature gate.
+    assert dropped == ["Job.spec.ttlSecondsAfterFinished"]
 
 
 def test_a_living_run_notices_no_upgrade_and_no_rollback(installed: Release) -> None:
