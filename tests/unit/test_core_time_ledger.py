@@ -131,3 +131,32 @@ def test_a_recovery_that_is_over_before_the_last_rank_has_spoken_knows_what_it_l
     restart = world.attempt().restart
     assert restart is not None
     assert (restart.resumed_step, restart.lost_steps) == (20, 5)
+
+
+def test_a_step_that_comes_before_any_rank_has_told_what_it_loaded_is_no_start_from_nothing() -> (
+    None
+):
+    """Rank 0's agent told of its first step before the loads, in an attempt after others."""
+    world = trained(25)
+    world.die(rank=1, last_step=25)
+    late = []
+    while world.messages:
+        message = world.messages.pop(0)
+        if message.kind == "rank_restored":
+            late.append(message)
+        else:
+            world.do(message)
+    assert len(late) == 2
+    world.progress["run-1"] = Progress(2, 21, world.now.timestamp(), first_step=21)
+    world._tell_progress("run-1")
+    assert world.run().reason == "computing steps 21 to 25 again"
+    for message in late:
+        world.do(message)
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.resumed_step, restart.lost_steps) == (20, 5)
+    world.reach(26)
+    restart = world.attempt().restart
+    assert restart is not None
+    assert restart.recovered_at is not None
+    assert (restart.resumed_step, restart.lost_steps) == (20, 5)

@@ -82,15 +82,17 @@ def _at_old_steps(turn: Turn, run_id: str, best_step: int, at: dt.datetime) -> N
 
 
 def _resumed_by_itself(turn: Turn, attempt: Attempt, event: StepReached) -> Attempt:
-    """The first step of a script that never called `restore`: where did it begin?
+    """The first step of a script that never called `restore`, as far as is known: where it began.
 
     The first step that the run ever reported tells how far apart its reports are, so the attempt
-    began that far before its own first one.
+    began that far before its own first one. Where no such step is known of a run that has made
+    some, its script restores, and its agents have yet to say so: the first of them corrects it.
     """
     run = turn.run(attempt.run)
     began = event.first_step or event.step
-    first = run.first_step or began
-    turn.change_run(run.id, first_step=first)
+    first = run.first_step or (1 if run.best_step else began)
+    if not run.best_step:
+        run = turn.change_run(run.id, first_step=first)
     start = max(0, began - first)
     restart = attempt.restart
     if restart is not None and restart.resumed_step is None:

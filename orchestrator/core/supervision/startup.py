@@ -74,8 +74,9 @@ def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoin
     if attempt.restored_ranks and step != attempt.start_step:
         return False
     restart = attempt.restart
-    if restart is not None and restart.resumed_step is None:
+    if restart is not None and not attempt.restored_ranks:
         # Known with the first rank: agents speak in turn, and a new step may come before the last.
+        # One may come before the first rank, too: that script restores all the same.
         restart = dataclasses.replace(restart, resumed_step=step)
     attempt = turn.change_attempt(
         run_id,
