@@ -6,6 +6,7 @@ import base64
 import os
 import select
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def test_a_pod_has_its_environment_and_volumes(module_bed: Bed) -> None:
     script = (
         'echo "$IP $NODE $TOKEN $A $(hostname) $(cat /etc/s/token) $(cat /c/f) $(pwd)"; '
         "ls /var/run/secrets/kubernetes.io/serviceaccount; touch /dev/shm/x /usr/x; test -w /mem; "
-        'python -c "import babysit, os; print(os.getppid())"'
+        'python3 -c "import babysit, os; print(os.getppid())"'
     )
     fields = {"IP": "status.podIP", "NODE": "spec.nodeName"}
     environment = [
@@ -195,6 +196,17 @@ def test_a_lost_node_takes_its_memory_along(module_bed: Bed) -> None:
     bed.until_ready("node-2")
 
 
+def test_a_simulated_node_runs_pods_without_processes(
+    kubernetes_servers: Servers, tmp_path: Path
+) -> None:
+    with Bed(kubernetes_servers, tmp_path, nodes=0, simulated=1) as bed:
+        body = pod("simulated", "true", out="/out")
+        bed.create({**body, "spec": {**body["spec"], "affinity": pinned("simulated-1")}})
+        bed.until_phase("simulated", "Running")
+        bed.delete_pod("simulated")
+        bed.until_gone("simulated")
+
+
 def test_rights_are_enforced(kubernetes_servers: Servers) -> None:
     """RBAC is on: a service account without a role may do nothing."""
     servers = kubernetes_servers
@@ -214,7 +226,7 @@ def test_nothing_survives_the_tests(tmp_path: Path) -> None:
         "t = threading.Thread(target=lambda: print(spawn(['sleep', '1000']).pid, flush=True)); "
         "t.start(); t.join(); import time; time.sleep(1000)"
     )
-    parent = subprocess.Popen(["python", "-c", code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = os.pidfd_open(int(parent.stdout.readline()))
     parent.kill()

@@ -9,6 +9,7 @@ address of 127.0.0.0/8.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -82,9 +83,8 @@ class Container:
     @property
     def pid(self) -> int:
         """The command, as the machine sees it; 0: it is not there."""
+        pid = self._child()
         try:
-            path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-            pid = int((path.read_text().split() or ["0"])[0])
             # Programs that make the file system are children too, but see the machine's root.
             own = pid and Path(f"/proc/{pid}/root").stat().st_dev != Path("/").stat().st_dev
         except OSError:
@@ -92,24 +92,29 @@ class Container:
         return pid if own else 0
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the command (process 1, which the kernel spares signals that it does not
-        handle).
+        """Send a signal to the command (process 1, which the kernel spares signals that it does
+        not handle).
         """
-        try:
-            if pid := self.pid:
+        if pid := self.pid:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        except ProcessLookupError:
-            pass
 
     def kill(self, reason: str = "") -> None:
         """SIGKILL to every process of it."""
         self.killed_for = self.killed_for or reason
-        if self.pid:
-            self.signal(
-                signal.SIGKILL
-            )  # the kernel kills the rest of its process table, and waits for it
+        if pid := self._child():
+            # The kernel kills the rest of its process table, and the shell outside waits for it.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         else:
             self._process.kill()
+
+    def _child(self) -> int:
+        try:
+            path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+            return int((path.read_text().split() or ["0"])[0])
+        except OSError:
+            return 0
 
     def poll(self) -> int | None:
         """Exit code as a kubelet reports it (137: SIGKILL); None: it runs."""

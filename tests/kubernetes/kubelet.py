@@ -234,6 +234,15 @@ class Kubelet:
 class SimulatedKubelet(Kubelet):
     """A node of which there are only objects."""
 
+    def register(self, taints: list[Object] | None = None) -> None:
+        """Create the Node, Ready.
+
+        The API server taints a new node `not-ready`; where the controller-manager does not watch
+        nodes, nobody else takes that away.
+        """
+        super().register(taints)
+        self.api.patch(self.path, {"spec": {"taints": taints or None}})
+
     def sync(self, change: str, pod: Object) -> None:
         """A bound Pod runs at once; a deleted one is gone at once."""
         metadata = pod["metadata"]
