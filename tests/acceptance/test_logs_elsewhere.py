@@ -18,9 +18,7 @@ import pytest
 
 from jobs.clock import Clock
 from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
-from orchestrator.clusters.local.worker_records import Records
 from orchestrator.settings import Settings
-from tests import control_plane
 from tests.control_plane import ControlPlane, Servers, until
 
 TRAIN = """
@@ -36,7 +34,6 @@ print(f"last words of rank {rank}", flush=True)
 REGISTER = """
 from orchestrator.clusters import factory
 factory.CLUSTERS["apart"] = "tests.acceptance.test_logs_elsewhere:from_settings"
-import orchestrator.server.__main__ as server
 """
 
 
@@ -61,25 +58,8 @@ class Plane(ControlPlane):
 
     def __init__(self, servers: Servers, home: Path) -> None:
         super().__init__(servers, home, cluster="apart")
-        disk(home).mkdir(mode=0o700)
-
-    def memory(self) -> Path:
-        """The directory in memory that is the nodes' own."""
-        return Records(disk(self.home)).memory("run", "worker").parents[1]
-
-    def agents(self, run: str) -> dict[str, int]:
-        """Node → pid of the agents of a run that are alive."""
-        return self._by_disks().agents(run)
-
-    def processes(self) -> list[int]:
-        """Everything alive that bears the mark of a worker of these nodes."""
-        return self._by_disks().processes()
-
-    def _by_disks(self) -> ControlPlane:
-        """To find agents and processes by what lies on the disks of the nodes."""
-        found = ControlPlane.__new__(ControlPlane)
-        found.home = disk(self.home)
-        return found
+        self.disk = disk(home)
+        self.disk.mkdir(mode=0o700)
 
     def logs(self, *arguments: object) -> str:
         """The output of `babysit logs`, with what it says beside."""
@@ -90,12 +70,7 @@ class Plane(ControlPlane):
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    original = control_plane._TEMPLATE
-    control_plane._TEMPLATE = original.replace(
-        "import orchestrator.server.__main__ as server\n", REGISTER
-    )
-    servers = Servers()
-    control_plane._TEMPLATE = original
+    servers = Servers(REGISTER)
     running = Plane(servers, tmp_path_factory.mktemp("apart") / "home")
     running.start()
     try:
