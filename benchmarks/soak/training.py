@@ -25,7 +25,8 @@ class Gang:
     """Ranks in lockstep: rank 0 hears all others, then answers them."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        # A run that can only have one process has no address.
+        address = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0")))
         self._first = rank == 0
         self._peers: list[socket.socket] = []
         if self._first and world_size > 1:

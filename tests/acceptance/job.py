@@ -53,7 +53,8 @@ class Gang:
     """Lockstep over sockets: no rank begins a step before all have ended the one before."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        # A run that can only have one process has no address.
+        address = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0")))
         self._peers: list[socket.socket] = []
         if world_size > 1 and rank == 0:
             with socket.create_server(address) as server:
