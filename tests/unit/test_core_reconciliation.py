@@ -10,6 +10,7 @@ import pytest
 
 from jobs.commands import StartAttempt, StopAttempt
 from jobs.events import AttemptStopped
+from orchestrator.core.attempts.lifecycle import FENCE_SECONDS
 from orchestrator.core.messages.events import RunCancelled, RunHeld, WorkerLost
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.messages.reconciliation_events import (
@@ -175,6 +176,22 @@ def test_an_order_to_stop_that_was_lost_ends_the_attempt_all_the_same() -> None:
     assert "got an order to stop; the database is older than the run" in restart.reason
     assert restart.node is None
     assert len(notices(world)) == 1
+
+
+def test_an_attempt_with_an_agent_that_the_database_lacks_is_fenced_before_the_next_begins() -> (
+    None
+):
+    """A restored backup knows neither the attempt nor its second agent, which is cut off."""
+    world = trained(15)
+    first, second = seats(world)
+    world.state.put(dataclasses.replace(world.state.workers[second], state=WorkerState.ENDED))
+    ahead(world, first)
+    compared(world, shown(first), last=True)
+    world.settle()
+    assert world.attempt().state is AttemptState.STOPPING, "whether the second lives, nobody knows"
+    world.advance(FENCE_SECONDS + 1)
+    world.settle()
+    assert world.attempt().number == NEWER + 1
 
 
 def test_an_older_attempt_of_an_agent_that_is_unknown_is_left_out() -> None:

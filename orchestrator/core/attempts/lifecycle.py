@@ -235,8 +235,9 @@ def _end_agent(turn: Turn, worker: Worker, reason: str) -> None:
 def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
     """Mark the seats of workers as confirmed empty; True if the live attempt has no other seat.
 
-    False without a live attempt, and for workers without a seat. There are two ways to get here: an
-    agent says that its processes are gone, or the cluster says that the agent is.
+    False without a live attempt, for workers without a seat, and as long as an attempt that was
+    taken over may have agents that nobody knows of. There are two ways to get here: an agent says
+    that its processes are gone, or the cluster says that the agent is.
     """
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
@@ -247,7 +248,16 @@ def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
         seat = seats[place]
         seats[place] = Seat(worker=seat.worker, node=seat.node, ranks=seat.ranks, stopped=True)
     turn.change_attempt(run_id, seats=tuple(seats))
-    return all(seat.stopped for seat in seats)
+    return all(seat.stopped for seat in seats) and not _has_unknown_agents(turn, attempt)
+
+
+def _has_unknown_agents(turn: Turn, attempt: Attempt) -> bool:
+    """True if an attempt that was taken over has fewer seats than any of its gangs has nodes.
+
+    The rest of its agents are not in the database and may live where nobody hears them. So nobody
+    confirms its death, and it is fenced; one that says hello meanwhile gets an order to stop.
+    """
+    return attempt.guessed and len(attempt.seats) < turn.run(attempt.run).spec.resources.min_nodes
 
 
 def record_stopped(turn: Turn, event: GangStopped) -> bool:
