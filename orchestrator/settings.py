@@ -161,8 +161,9 @@ class Settings(AlertSettings, KubernetesSettings, OidcSettings):
     bundles: str = Field(
         default="",
         description="URL where the code of runs is kept that leave this machine, as fsspec knows "
-        "them: s3://bucket/babysit, file:///mnt/shared/bundles. Empty: in `home`. Several servers "
-        "on one database need one that all of them reach.",
+        "them: s3://bucket/babysit, file:///mnt/shared/bundles. Empty: in `home`, and those up "
+        "to 32 MiB on PostgreSQL also in the run database. Several servers need one for larger "
+        "code.",
     )
     bundle_bytes: int = Field(
         default=512 * 2**20,

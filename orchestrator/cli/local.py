@@ -228,6 +228,7 @@ def _agents(here: Session) -> Finding:
 
 def _bundles(here: Session) -> Finding:
     """The store of the code of runs."""
+    from orchestrator.server.bundles.in_database import MOST_BYTES
     from orchestrator.server.bundles.store import BundleStore
 
     settings = here.settings
@@ -239,10 +240,12 @@ def _bundles(here: Session) -> Finding:
     if settings.bundles:
         return True, f"{told}, at {settings.bundles}"
     if settings.database_url:
-        return False, (
-            f"{told}, in this home alone: another server on the database could not give them to"
-            " agents; set BABYSIT_BUNDLES"
-        )
+        if large := sum(each.size > MOST_BYTES for each in stored):
+            return False, (
+                f"{told}; {large} above {MOST_BYTES // 2**20} MiB in this home alone: their runs"
+                " could not restart without it. Set BABYSIT_BUNDLES"
+            )
+        return True, f"{told}, in the run database and in {settings.home}"
     return True, f"{told}, in {settings.home}"
 
 

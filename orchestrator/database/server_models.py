@@ -46,6 +46,18 @@ class LogTailRow(Base):
     """Last, so that SQLite finds the other columns without reading it."""
 
 
+class BundlePartRow(Base):
+    """Parts of the code of runs (:mod:`orchestrator.database.bundle_parts`)."""
+
+    __tablename__ = "bundle_parts"
+    bundle: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    parts: Mapped[int]
+    stored_at: Mapped[dt.datetime]
+    data: Mapped[bytes]
+    """Last, so that SQLite finds the other columns without reading it."""
+
+
 class SessionRow(Base):
     """Browsers that have signed in (:mod:`orchestrator.database.sessions`)."""
 

@@ -19,6 +19,7 @@ from orchestrator.database import (
     tokens,
 )
 from orchestrator.database.alert_memory import SqlAlertMemory
+from orchestrator.database.bundle_parts import SqlBundles
 from orchestrator.database.committer import Committer
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import SqlEndedRuns
@@ -89,6 +90,11 @@ class SqlStore(SqlEndedRuns, SqlPeople):
     def log_tails(self) -> SqlLogTails:
         """The ends of logs that agents have sent, in the same database."""
         return SqlLogTails(self._database)
+
+    @property
+    def bundles(self) -> SqlBundles:
+        """The code of runs, where it is kept in the same database."""
+        return SqlBundles(self._database)
 
     async def close(self) -> None:
         """Close all connections."""

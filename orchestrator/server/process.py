@@ -43,6 +43,8 @@ from orchestrator.server import daily_summary, slack_clicks
 from orchestrator.server.agent_logs import LogDesk
 from orchestrator.server.app import create_app
 from orchestrator.server.bundles.cleanup import keep_clean
+from orchestrator.server.bundles.in_database import MOST_BYTES
+from orchestrator.server.bundles.store import BundleStore
 from orchestrator.server.context import Context
 from orchestrator.server.environments import Environments, keep_swept
 from orchestrator.server.gateway import WorkerTokens, create_gateway
@@ -96,6 +98,7 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
                 gateway = create_gateway(controller, tokens, desk)
                 gateway.include_router(agents_route(tokens))
                 app = create_app(controller, clock, settings, gateway)
+                app.state.context.bundles = BundleStore(settings, clock, stores[1].bundles)
                 if desk is not None:
                     app.state.context.logs = RemoteLogs(desk, controller)
                 servers = HttpServers(app, settings, listeners)
@@ -140,9 +143,10 @@ def _refuse_unreachable(settings: Settings) -> None:
         )
     if settings.database_url and not settings.bundles:
         _log.warning(
-            "the code of runs is in this home alone: if several servers share the database, set"
-            " BABYSIT_BUNDLES to a URL that all of them reach",
+            "code of runs that is too large for the database is in this home alone: set"
+            " BABYSIT_BUNDLES to a URL that all servers reach",
             home=str(settings.home),
+            most_bytes=MOST_BYTES,
         )
 
 

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from jobs.agent.errors import NoCodeError
 from jobs.clock import SystemClock
 from jobs.config import AgentConfig
 from orchestrator.database.bundle_references import bundles_of_runs
-from orchestrator.errors import InvalidError, TemporaryError
+from orchestrator.database.sql_store import SqlStore
+from orchestrator.errors import InvalidError, NotFoundError, TemporaryError
+from orchestrator.server.bundles import in_database
+from orchestrator.server.bundles import store as store_module
 from orchestrator.server.bundles.cleanup import _due, clean
 from orchestrator.server.bundles.remote import Stored
 from orchestrator.server.bundles.store import BundleStore
@@ -293,9 +296,65 @@ async def test_servers_with_homes_of_their_own_share_the_store_of_a_url(tmp_path
     assert [(each.id, each.size) for each in await two.all()] == [(ID, len(CONTENT))]
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "shared" / f"{ID}.tar").write_bytes(b"tampered")
-    assert not await one.has(ID), "and it is not given to an agent"
+    assert not await one.has(ID), "a submission uploads it again"
+    with pytest.raises(TemporaryError, match="arrived damaged"):
+        await one.file(ID)
+    await one.receive(ID, content(CONTENT))
+    shutil.rmtree(tmp_path / "a")
+    assert (await one.file(ID)).read_bytes() == CONTENT
     assert await two.has(ID), "its own copy is whole"
     await two.remove(ID)
+    assert not await two.has(ID)
+
+
+@pytest.fixture
+async def sql(store_url: str | None) -> AsyncIterator[SqlStore]:
+    if store_url is None:
+        pytest.skip("a store in memory is shared by nobody")
+    opened = await SqlStore.open(store_url)
+    yield opened
+    await opened.close()
+
+
+async def test_servers_with_nothing_but_the_database_in_common_keep_small_bundles_there(
+    sql: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "postgresql://somewhere"  # the database is that of `sql`
+    one, two = (
+        BundleStore(Settings(home=tmp_path / name, database_url=url), SystemClock(), sql.bundles)
+        for name in ("a", "b")
+    )
+    assert not await two.has(ID)
+    assert await two.all() == []
+    await one.receive(ID, content(CONTENT))
+    assert one.risk(ID) is None
+    shutil.rmtree(tmp_path / "a")
+    assert (await two.file(ID)).read_bytes() == CONTENT
+    assert [(each.id, each.size) for each in await one.all()] == [(ID, len(CONTENT))]
+
+    # What the database lost or never had comes back from a home that has it.
+    await sql.bundles.remove(ID)
+    assert not await one.has(ID)
+    assert await two.has(ID)
+    assert await one.has(ID)
+    await two.remove(ID)
+    shutil.rmtree(tmp_path / "a")
+    assert not await one.has(ID)
+
+    # An upload that broke off in the middle is no bundle.
+    await sql.bundles.write(ID, 0, 2, CONTENT, SystemClock().now())
+    assert not await sql.bundles.has(ID)
+    with pytest.raises(NotFoundError, match="or the run database"):
+        await two.file(ID)
+
+    monkeypatch.setattr(in_database, "_PART", 1000)
+    await one.receive(ID, content(CONTENT))
+    assert (await two.file(ID)).read_bytes() == CONTENT
+    await two.remove(ID)
+    monkeypatch.setattr(store_module, "MOST_BYTES", 1000)
+    monkeypatch.setattr(in_database, "MOST_BYTES", 1000)
+    await one.receive(ID, content(CONTENT))
+    assert "set BABYSIT_BUNDLES" in str(one.risk(ID))
     assert not await two.has(ID)
 
 
@@ -330,9 +389,9 @@ def test_bundles_go_with_the_history_of_their_last_run_and_never_under_a_live_on
     used = {"live": 90, "old": 60, "recent": 60, "again": 0.5, "no run": 31, "just in": 0.1}
     stored = [Stored(name, 10, days_ago(days).timestamp()) for name, days in used.items()]
     settings = Settings(home=Path("/none"))
-    assert [each.id for each in _due(stored, runs, settings, NOW)] == ["old", "no run"]
-    full = settings.model_copy(update={"retention_bytes": 35})
-    assert [each.id for each in _due(stored, runs, full, NOW)] == ["old", "no run", "recent"]
+    assert [each.id for each in _due(stored, runs, settings, 2**30, NOW)] == ["old", "no run"]
+    full = _due(stored, runs, settings, 35, NOW)
+    assert [each.id for each in full] == ["old", "no run", "recent"]
 
 
 async def test_the_leader_deletes_what_is_due(plane: Plane, tmp_path: Path) -> None:

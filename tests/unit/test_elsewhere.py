@@ -101,9 +101,13 @@ def test_doctor_knows_what_runs_elsewhere_need(tmp_path: Path) -> None:
     )
     assert _bundles(Session(settings)) == (True, f"0, 0 B, in {tmp_path}")
     several = settings.model_copy(update={"database_url": "postgresql://db/babysit"})
+    assert _bundles(Session(several)) == (True, f"0, 0 B, in the run database and in {tmp_path}")
+    (tmp_path / "bundles").mkdir()
+    with (tmp_path / "bundles" / "x.tar").open("wb") as large:
+        large.truncate(33 * 2**20)
     found, words = _bundles(Session(several))
     assert not found
-    assert "in this home alone" in words
+    assert "1 above 32 MiB in this home alone" in words
     shared = several.model_copy(update={"bundles": f"file://{tmp_path}"})
     assert _bundles(Session(shared))[0]
     wrong = several.model_copy(update={"bundles": "nosuch://x"})

@@ -1,8 +1,9 @@
 """Deletes bundles that no run needs any more.
 
 A bundle stays while a run that refers to it lives, and as long after the end of the last one as the
-history of runs stays (`retention_days`). Above `retention_bytes` the bundles of the runs that ended
-first go earlier, but none that was used within a day: a submission may be under way with it.
+history of runs stays (`retention_days`). Above `retention_bytes`, or 1 GiB where they are in the
+run database, the bundles of the runs that ended first go earlier, but none that was used within a
+day: a submission may be under way with it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import structlog
 
 from jobs.clock import Clock
+from orchestrator.database.bundle_parts import SqlBundles
 from orchestrator.database.bundle_references import bundles_of_runs
 from orchestrator.database.engine import Database
 from orchestrator.database.retention import RECENT
@@ -36,7 +38,7 @@ async def clean(settings: Settings, store: BundleStore, database: Database, cloc
         return 0
     # The list comes first: a run that is submitted meanwhile finds its bundle used just now.
     stored = await store.all()
-    due = _due(stored, await bundles_of_runs(database), settings, clock.now())
+    due = _due(stored, await bundles_of_runs(database), settings, store.most, clock.now())
     for each in due:
         await store.remove(each.id)
     return len(due)
@@ -46,6 +48,7 @@ def _due(
     stored: list[Stored],
     runs: dict[str, dt.datetime | None],
     settings: Settings,
+    most: int,
     now: dt.datetime,
 ) -> list[Stored]:
     """The bundles to delete, those first that were needed last the longest ago."""
@@ -60,7 +63,7 @@ def _due(
     until = now - dt.timedelta(days=settings.retention_days)
     total, due = sum(each.size for each in stored), list[Stored]()
     for ended, each in ends:
-        if ended < until or (total > settings.retention_bytes and ended < now - RECENT):
+        if ended < until or (total > most and ended < now - RECENT):
             total -= each.size
             due.append(each)
     return due
@@ -68,7 +71,8 @@ def _due(
 
 async def keep_clean(settings: Settings, clock: Clock, leads: Callable[[], bool]) -> None:
     """Clean up once an hour while this server leads; for ever. An error waits for the next hour."""
-    store, database = BundleStore(settings, clock), Database(settings.database)
+    database = Database(settings.database)
+    store = BundleStore(settings, clock, SqlBundles(database))
     try:
         while True:
             await clock.sleep(PERIOD_SECONDS)

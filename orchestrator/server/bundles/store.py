@@ -2,9 +2,12 @@
 
 The design: a bundle is a file `<sha256>.tar` in the `bundles` directory of the home. Where the
 setting `bundles` names a URL, that store has every bundle, and the home has copies of those that
-this server has used. An arriving bundle goes to a part file and gets its name only when its hash is
-right, so a reader never sees half of one. A file whose content no longer has its hash is moved
-aside, and counts as missing: the next `submit` of the same code uploads it again.
+this server has used. Without it, servers on PostgreSQL keep small bundles in the run database
+likewise, since the home of a Pod is lost with the Pod.
+
+An arriving bundle goes to a part file and gets its name only when its hash is right, so a reader
+never sees half of one. A file whose content no longer has its hash is moved aside, and counts as
+missing: the next `submit` of the same code uploads it again.
 
 Limits: a bundle is hashed once for each change of its file, not for each agent that reads it.
 Agents check the hash of what they get.
@@ -23,7 +26,13 @@ import structlog
 from starlette.concurrency import run_in_threadpool
 
 from jobs.clock import Clock
+from orchestrator.database.bundle_parts import SqlBundles
 from orchestrator.errors import InvalidError, NotFoundError, TemporaryError, TooLargeError
+from orchestrator.server.bundles.in_database import (
+    MOST_BYTES,
+    MOST_BYTES_OF_ALL,
+    DatabaseStore,
+)
 from orchestrator.server.bundles.remote import RemoteStore, Stored
 from orchestrator.settings import Settings
 
@@ -33,25 +42,55 @@ _PART_SECONDS = 3600.0
 """Age from which on the file of an upload is one that nobody continues."""
 
 
+class _DamagedError(TemporaryError):
+    """A bundle came from the shared store with another hash: the next try may go well."""
+
+
 class BundleStore:
     """Bundles by id. For one server; several share bundles through the URL of the settings."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock, in_database: SqlBundles | None = None
+    ) -> None:
         self.limit = settings.bundle_bytes
         """Most bytes of a bundle."""
+        self.most = settings.retention_bytes
+        """Bytes above which bundles of ended runs go early."""
         self._directory = settings.home / "bundles"
-        self._remote = RemoteStore(settings.bundles) if settings.bundles else None
+        self._shared: RemoteStore | DatabaseStore | None = None
+        if settings.bundles:
+            self._shared = RemoteStore(settings.bundles)
+        elif settings.database_url and in_database is not None:
+            self._shared = DatabaseStore(in_database, clock)
+            self.most = min(self.most, MOST_BYTES_OF_ALL)
         self._clock = clock
         self._verified: dict[str, tuple[int, int, int]] = {}
         """Bundles whose hash is right, each with the marks of the file that was read."""
 
     async def has(self, bundle: str) -> bool:
-        """True if a bundle is there and whole; it counts as used now."""
+        """True if a bundle is there and whole, also for other servers; it counts as used now.
+
+        Raises:
+            TemporaryError: The store does not answer.
+        """
         try:
-            await self.file(bundle)
-        except NotFoundError:
+            await run_in_threadpool(self._share, bundle)
+        except (NotFoundError, _DamagedError):
             return False
         return True
+
+    def risk(self, bundle: str) -> str | None:
+        """A sentence if a bundle would be lost with the home of this server, else None."""
+        if not isinstance(self._shared, DatabaseStore):
+            return None
+        with contextlib.suppress(OSError):
+            if self._path(bundle).stat().st_size <= MOST_BYTES:
+                return None
+        return (
+            f"its code is larger than {MOST_BYTES // 2**20} MiB, so it is in the home of one server"
+            " alone: if that is lost, the run cannot restart. List in .babysitignore what the run"
+            " does not need, or set BABYSIT_BUNDLES of the servers (bundles.url of the Helm chart)"
+        )
 
     async def file(self, bundle: str) -> Path:
         """The file of a bundle, whose content was verified; it counts as used now.
@@ -80,8 +119,8 @@ class BundleStore:
                     f"the bundle arrived with the sha256 {digest}, and not with that of its id,"
                     f" {bundle}: upload it again"
                 )
-            if self._remote is not None:
-                await run_in_threadpool(self._remote.put, bundle, part)
+            if self._shared is not None:
+                await run_in_threadpool(self._shared.put, bundle, part)
             with self._explained():
                 await run_in_threadpool(self._take_in, part, bundle)
         finally:
@@ -146,6 +185,16 @@ class BundleStore:
             self._verified[bundle] = _marks(path)
         return path
 
+    def _share(self, bundle: str) -> None:
+        """Put a bundle that is at home into the shared store, if that lost it or is new.
+
+        Raises:
+            NotFoundError: It is not at home either.
+        """
+        path = self._file(bundle)
+        if self._shared is not None and not self._shared.has(bundle):
+            self._shared.put(bundle, path)
+
     def _is_whole(self, bundle: str, path: Path) -> bool:
         try:
             marks = _marks(path)
@@ -163,27 +212,33 @@ class BundleStore:
         return False
 
     def _copied(self, bundle: str) -> bool:
-        """Copy a bundle from the shared store; False: it is not there, or not whole."""
-        if self._remote is None:
+        """Copy a bundle from the shared store; False: it is not there.
+
+        Raises:
+            _DamagedError: It is not whole.
+        """
+        if self._shared is None:
             return False
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self._directory / f".{bundle}.{secrets.token_hex(8)}.part"
         try:
-            if not self._remote.get(bundle, part):
+            if not self._shared.get(bundle, part):
                 return False
             with part.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != bundle:
-                _log.error("a bundle of the shared store is damaged", bundle=bundle, sha256=found)
-                self._remote.remove(bundle)
-                return False
+                # Not deleted: it may be the only copy, and the fault that of the way here.
+                raise _DamagedError(
+                    f"the bundle {bundle} arrived damaged from the store {self._where}: its sha256"
+                    f" is {found}. If it stays so, submit its code again"
+                )
             self._take_in(part, bundle)
         finally:
             part.unlink(missing_ok=True)
         return True
 
     def _all(self) -> list[Stored]:
-        found = {each.id: each for each in (self._remote.all() if self._remote else ())}
+        found = {each.id: each for each in (self._shared.all() if self._shared else ())}
         for path in self._directory.glob("*.tar"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
@@ -193,8 +248,8 @@ class BundleStore:
         return list(found.values())
 
     def _remove(self, bundle: str) -> None:
-        if self._remote is not None:
-            self._remote.remove(bundle)
+        if self._shared is not None:
+            self._shared.remove(bundle)
         with self._explained():
             self._path(bundle).unlink(missing_ok=True)
         self._verified.pop(bundle, None)
@@ -211,7 +266,9 @@ class BundleStore:
 
     @property
     def _where(self) -> str:
-        return f"of {self._directory}" if self._remote is None else "that BABYSIT_BUNDLES names"
+        if isinstance(self._shared, RemoteStore):
+            return "that BABYSIT_BUNDLES names"
+        return f"of {self._directory}" + (" or the run database" if self._shared else "")
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

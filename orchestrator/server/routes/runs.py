@@ -102,6 +102,8 @@ async def submit(
     view = await line(here, await here.store.run(run))
     short = [need for need in await needs(here, spec) if not need.ok]
     warnings = [*notes(here, read), *room_notes(read, short)]
+    if bundle is not None and (risk := here.bundles.risk(bundle)):
+        warnings.append(risk)
     return SubmittedView(**view.model_dump(), warnings=warnings)
 
 
