@@ -66,6 +66,30 @@ def test_the_repository_around_a_workdir_counts_and_other_directories_do_not(
     assert chosen(tmp_path / "repo/train") == {"x.py"}
 
 
+def test_ignore_files_of_windows_and_submodules_count_as_in_git(tmp_path: Path) -> None:
+    tree(tmp_path, {"data/x": "", "a.json": "", "lib/b.json": "", "lib/c.log": "", ".git/HEAD": ""})
+    (tmp_path / ".gitignore").write_bytes(b"\xef\xbb\xbfdata/\r\n*.json\r\n")
+    tree(tmp_path, {"lib/.git": "gitdir: ../.git/modules/lib", "lib/.gitignore": "*.log\n"})
+    assert chosen(tmp_path) == {"lib/b.json"}
+    (tmp_path / ".babysitignore").write_bytes(b"\xef\xbb\xbf/lib/b.json\r\n")
+    assert chosen(tmp_path) == set(), "our own files count everywhere"
+
+
+def test_code_that_git_does_not_know_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = ["gen/a_pb2.py", "src/_version.py", "out/curve.png", "old/x.py", "__pycache__/a.py"]
+    tree(tmp_path, dict.fromkeys(["train.py", *left], ""))
+    tree(tmp_path, {".gitignore": "gen/\n_version.py\nout/\n", ".babysitignore": "/old\n"})
+    upload.choose(spec("python", "train.py"), tmp_path, 10_000)
+    found = capsys.readouterr().err
+    assert "since .gitignore excludes it: gen, src/_version.py. If" in found
+    tree(tmp_path, {".babysitignore": "!/gen\n!/src/_version.py\n"})
+    upload.choose(spec("python", "train.py"), tmp_path, 10_000)
+    assert not capsys.readouterr().err
+    assert {"gen/a_pb2.py", "src/_version.py"} <= chosen(tmp_path)
+
+
 def test_histories_caches_secrets_and_virtual_environments_stay_behind(tmp_path: Path) -> None:
     tree(
         tmp_path,
@@ -203,11 +227,16 @@ def test_a_command_whose_file_stays_behind_is_refused(
     ):
         upload.choose(spec(*good), root, 10_000)
     assert "look like secrets: .env." in capsys.readouterr().err
+    upload.choose(spec("python", f"{root}/train.py"), root, 10_000)
+    assert "On the nodes the code lies in another directory: write train.py" in (
+        capsys.readouterr().err
+    )
     for bad, why in (
         (("python", "old.py"), r"old\.py is left out by an ignore file; write !/old\.py in"),
         (("venv/bin/python", "train.py"), "is in a virtual environment"),
         (("python3", "-u", "-W", "ignore", "gone.py"), r"gone\.py is not there"),
         (("./bin/none",), r"bin/none is not there"),
+        (("python", "../lib/x.py"), r"x\.py is outside of the workdir .*: set `workdir` to a dir"),
     ):
         with pytest.raises(CliError, match=why):
             upload.choose(spec(*bad), root, 10_000)

@@ -51,7 +51,8 @@ _VENV_MARK = "pyvenv.cfg"
 class Why(StrEnum):
     """Why a path stays behind."""
 
-    IGNORED = "ignored"  # an ignore file, or something that no node needs
+    IGNORED = "ignored"  # a .babysitignore, or something that no node needs
+    UNTRACKED = "untracked"  # a .gitignore
     CREDENTIAL = "credential"  # it looks like one
     VENV = "venv"  # a virtual environment, whose paths hold on this machine alone
 
@@ -94,7 +95,9 @@ class Ignore:
 
     def below(self, directory: Path) -> Ignore:
         """The ignore files that count in a directory below this one."""
-        return Ignore(directory, self._own, self._git)
+        # A submodule is a repository of its own: git files around it say nothing about its files.
+        is_repository = (directory / ".git").exists()
+        return Ignore(directory, self._own, () if is_repository else self._git)
 
     def why(self, path: Path, *, is_directory: bool) -> Why | None:
         """Why a path stays behind; None: it goes with the run.
@@ -113,7 +116,7 @@ class Ignore:
             return Why.CREDENTIAL
         if _NEVER.check_file(name).include:
             return Why.IGNORED
-        return Why.IGNORED if _verdict(self._git, path, is_directory=is_directory) else None
+        return Why.UNTRACKED if _verdict(self._git, path, is_directory=is_directory) else None
 
 
 def _verdict(files: Iterable[_File], path: Path, *, is_directory: bool) -> bool | None:
@@ -128,7 +131,8 @@ def _verdict(files: Iterable[_File], path: Path, *, is_directory: bool) -> bool 
 
 def _read(directory: Path, name: str = GIT_FILE) -> tuple[_File, ...]:
     try:
-        text = (directory / name).read_text(encoding="utf-8", errors="surrogateescape")
+        # Editors of Windows write a mark of the byte order, which git passes over, too.
+        text = (directory / name).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return ()
     lines = (line.rstrip("\r") for line in text.split("\n"))

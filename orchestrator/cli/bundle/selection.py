@@ -44,6 +44,8 @@ class Selection:
     """Paths that stay behind since they look like credentials."""
     venvs: tuple[str, ...]
     """Virtual environments, which stay behind."""
+    code: tuple[str, ...]
+    """Python files, and directories with some, that stay behind since a .gitignore says so."""
 
     @property
     def size(self) -> int:
@@ -86,7 +88,21 @@ def select(workdir: Path) -> Selection:
         tuple(entries),
         secrets=tuple(sorted(path for path, why in left.items() if why is Why.CREDENTIAL)),
         venvs=tuple(sorted(path for path, why in left.items() if why is Why.VENV)),
+        code=tuple(
+            sorted(
+                path for path, why in left.items() if why is Why.UNTRACKED and _is_code(root / path)
+            )
+        ),
     )
+
+
+def _is_code(path: Path) -> bool:
+    """True for a module of Python, and for a directory that has one itself."""
+    try:
+        files = path.iterdir() if path.is_dir() and not path.is_symlink() else iter([path])
+        return any(file.suffix in {".py", ".so"} for file in files)
+    except OSError:
+        return False
 
 
 class _Walk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,11 @@ def choose(spec: RunSpec, workdir: Path, limit: int) -> Code:
             f"Not uploaded, since they look like secrets: {_few(selection.secrets)}. env_from"
             f" passes values to a run; a line !/{selection.secrets[0]} in {OWN_FILE} uploads it"
         )
+    if selection.code:
+        say(
+            f"Not uploaded, since .gitignore excludes it: {_few(selection.code)}. If the run"
+            f" imports it, a line !/{selection.code[0]} in {OWN_FILE} uploads it"
+        )
     return Code(selection)
 
 
@@ -96,8 +102,16 @@ def _check_command(spec: RunSpec, selection: Selection) -> None:
     if Path(program).name.startswith("python") and (script := _script(spec.command[1:])):
         named.append(script)
     for name in named:
+        if name.startswith("/"):
+            _note_own_path(name, selection.root)
         if name.startswith(("/", "~", "$")) or name in selection:
             continue
+        if os.path.normpath(name).startswith("../"):
+            raise CliError(
+                f"command: {name} is outside of the workdir {selection.root}, which alone goes with"
+                " the run: set `workdir` to a directory that has both",
+                ExitCode.USAGE,
+            )
         if any(name.startswith(f"{venv}/") for venv in selection.venvs):
             raise CliError(
                 f"command: {name} is in a virtual environment, which holds on this machine alone:"
@@ -111,6 +125,16 @@ def _check_command(spec: RunSpec, selection: Selection) -> None:
             else ("is not there")
         )
         raise CliError(f"command: {name} {why} ({selection.root})", ExitCode.USAGE)
+
+
+def _note_own_path(name: str, root: Path) -> None:
+    """Tell of a script that is named by its place on this machine; nodes may mount it there."""
+    real = Path(os.path.realpath(name))
+    if real.is_relative_to(root) and real.is_file():
+        say(
+            f"command: {name} is a path of this machine. On the nodes the code lies in another"
+            f" directory: write {real.relative_to(root)}, unless they mount it there"
+        )
 
 
 def _chunks(file: IO[bytes], progress: Callable[[int], None]) -> Iterator[bytes]:
