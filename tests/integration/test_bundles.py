@@ -26,8 +26,9 @@ from orchestrator.errors import InvalidError, NotFoundError, TemporaryError
 from orchestrator.server.bundles import in_database
 from orchestrator.server.bundles import store as store_module
 from orchestrator.server.bundles.cleanup import _due, clean
-from orchestrator.server.bundles.remote import Stored
+from orchestrator.server.bundles.remote import RemoteStore, Stored
 from orchestrator.server.bundles.store import BundleStore
+from orchestrator.server.routes import bundles
 from orchestrator.settings import Settings
 from tests.certificates import make_certificate
 from tests.plane import SECRET, Plane, finished_run, spec
@@ -145,6 +146,40 @@ async def test_uploads_side_by_side_end_in_one_whole_file(plane: Plane, certific
         assert {answer.status_code for answer in await asyncio.gather(*puts)} == {201}
     assert files(plane) == [f"{ID}.tar"]
     (plane.settings.home / "bundles" / f"{ID}.tar").unlink()
+
+
+async def test_agents_that_stall_do_not_keep_the_others_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "STALL_SECONDS", 0.0)
+    (tmp_path / "bundle.tar").write_bytes(CONTENT)
+    places = asyncio.Semaphore(1)
+
+    async def stalled(_: object = None) -> Any:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "GET", "path": "/agent/bundles/x", "headers": []}
+    await bundles._Waiting(tmp_path / "bundle.tar", places)(scope, stalled, stalled)
+    assert not places.locked()
+
+
+async def test_many_agents_cause_one_copy_from_the_shared_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (
+        BundleStore(Settings(home=tmp_path / name, bundles=f"file://{tmp_path}/x"), SystemClock())
+        for name in ("a", "b")
+    )
+    await one.receive(ID, content(CONTENT))
+    copies, get = [], RemoteStore.get
+
+    def counted(self: RemoteStore, bundle: str, file: Path) -> bool:
+        copies.append(file)
+        return get(self, bundle, file)
+
+    monkeypatch.setattr(RemoteStore, "get", counted)
+    await asyncio.gather(*(two.file(ID) for _ in range(10)))
+    assert len(copies) == 1
 
 
 # --- agents --------------------------------------------------------------------------------------

@@ -15,12 +15,14 @@ Agents check the hash of what they get.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import structlog
 from starlette.concurrency import run_in_threadpool
@@ -64,6 +66,9 @@ class BundleStore:
             self._shared = DatabaseStore(in_database, clock)
             self.most = min(self.most, MOST_BYTES_OF_ALL)
         self._clock = clock
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """One for each bundle in use: of a thousand agents that ask at once, one causes a copy from
+        the shared store."""
         self._verified: dict[str, tuple[int, int, int]] = {}
         """Bundles whose hash is right, each with the marks of the file that was read."""
 
@@ -74,7 +79,8 @@ class BundleStore:
             TemporaryError: The store does not answer.
         """
         try:
-            await run_in_threadpool(self._share, bundle)
+            async with self._locks.setdefault(bundle, asyncio.Lock()):
+                await run_in_threadpool(self._share, bundle)
         except (NotFoundError, _DamagedError):
             return False
         return True
@@ -99,7 +105,8 @@ class BundleStore:
             NotFoundError: The store does not have it, or has it damaged.
             TemporaryError: The store does not answer.
         """
-        return await run_in_threadpool(self._file, bundle)
+        async with self._locks.setdefault(bundle, asyncio.Lock()):
+            return await run_in_threadpool(self._file, bundle)
 
     async def receive(self, bundle: str, chunks: AsyncIterator[bytes]) -> int:
         """Store a bundle as it arrives; its size in bytes.

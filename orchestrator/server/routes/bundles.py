@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from orchestrator.errors import (
     InvalidError,
@@ -21,12 +23,13 @@ from orchestrator.errors import (
 from orchestrator.server.context import HasContext, Operator
 from orchestrator.server.gateway import WorkerTokens
 
+_log = structlog.get_logger(__name__)
 UPLOADS = 8
 """Uploads under way at a time; more are refused, and tried again by their clients."""
 DOWNLOADS = 16
 """Downloads under way at a time; more wait. They share the event loop with the controller."""
 STALL_SECONDS = 60.0
-"""An upload that sends nothing for this time is dropped."""
+"""A transfer whose other side does nothing for this time is dropped."""
 router = APIRouter(prefix="/bundles", tags=["runs"])
 BundleId = Annotated[
     str, Path(pattern="^[0-9a-f]{64}$", description="sha256 of the bundle, in hexadecimal digits.")
@@ -108,12 +111,19 @@ def agents_route(tokens: WorkerTokens) -> APIRouter:
 
 
 class _Waiting(FileResponse):
-    """A file that is sent when it has one of few places."""
+    """A file that is sent when it has one of few places; an agent that stalls gives it up."""
 
     def __init__(self, path: object, places: asyncio.Semaphore) -> None:
         super().__init__(str(path), media_type="application/x-tar")
         self._places = places
 
-    async def __call__(self, scope: object, receive: object, send: object) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            async with asyncio.timeout(STALL_SECONDS):
+                await send(message)
+
         async with self._places:
-            await super().__call__(scope, receive, send)  # type: ignore[arg-type]
+            try:
+                await super().__call__(scope, receive, sent)
+            except TimeoutError:  # a frozen node; it asks again, and a server closes what is left
+                _log.warning("an agent stalled while it fetched code", path=scope["path"])
