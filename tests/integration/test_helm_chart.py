@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from ruamel.yaml import YAML
@@ -159,6 +160,9 @@ def test_every_setting_of_a_user_can_be_given_once() -> None:
         ("tls.mode=certManager", "tls.mode=certManager needs tls.issuer.name"),
         ("database.bundled.enabled=true", "both set: keep one"),
         ("bundles.claim=c,bundles.url=s3://b", "bundles.url and bundles.claim are both set"),
+        ("tls.public=true", "use tls.mode=certManager or secret"),
+        ("tls.public=true,tls.mode=secret,tls.secret=t", "tls.public=true needs agentUrl"),
+        ("agentUrl=wss://b.example.org/agent", "b.example.org, which is not in the certificate"),
     ],
 )
 def test_a_wrong_value_is_refused_in_words(tmp_path: Path, wrong: str, words: str) -> None:
@@ -269,6 +273,19 @@ def test_what_prometheus_gets_is_what_babysit_has(tmp_path: Path) -> None:
     (endpoint,) = monitor["endpoints"]
     assert endpoint["tlsConfig"]["serverName"] == "babysit.training.svc"
     assert "ServiceMonitor" not in rendered(tmp_path, *EXTERNAL).kinds()
+
+
+def test_whoever_verifies_the_certificate_expects_a_name_that_is_in_it(tmp_path: Path) -> None:
+    """Also one of a public authority, which signs no name of a Service."""
+    public = ("tls.public=true", "agentUrl=wss://b.example.org/agent", "tls.hosts={b.example.org}")
+    for sets in (CERT_MANAGER, (*CERT_MANAGER, *public)):
+        chart = rendered(tmp_path, *EXTERNAL, *sets, options=MONITORING)
+        names = chart.one("Certificate")["spec"]["dnsNames"]
+        (endpoint,) = chart.one("ServiceMonitor")["spec"]["endpoints"]
+        agents = urlsplit(chart.environment()["BABYSIT_AGENT_URL"]).hostname
+        assert {agents, endpoint["tlsConfig"]["serverName"]} <= set(names)
+    any_name = ("agentUrl=wss://b.example.org/agent", "tls.hosts={*.example.org}")
+    assert template(tmp_path, *EXTERNAL, *any_name).returncode == 0
 
 
 def test_no_secret_is_rendered_but_those_that_the_chart_makes(tmp_path: Path) -> None:

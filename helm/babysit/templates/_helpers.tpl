@@ -57,8 +57,19 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 
 {{- define "babysit.agentUrl" -}}
+{{- if .Values.tls.public -}}
+{{- if eq .Values.tls.mode "own" -}}
+{{- fail "tls.public=true with tls.mode=own: no system trusts the authority that the chart makes; use tls.mode=certManager or secret" -}}
+{{- end -}}
+{{- required "tls.public=true needs agentUrl: no public authority signs the name of a Service; set it to a name of the certificate that Pods reach, such as wss://babysit.example.org/agent" .Values.agentUrl -}}
+{{- else -}}
 {{- $port := ternary "" (printf ":%v" (int64 .Values.service.port)) (eq (int64 .Values.service.port) 443) -}}
 {{- .Values.agentUrl | default (printf "wss://%s.%s.svc%s/agent" (include "babysit.fullname" .) .Release.Namespace $port) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "babysit.agentHost" -}}
+{{- (include "babysit.agentUrl" . | urlParse).hostname -}}
 {{- end -}}
 
 {{/* The name of a setting's variable. */}}
