@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import re
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,13 +28,15 @@ from orchestrator.clusters.port import (
     WorkerLeaving,
     WorkerStuck,
 )
+from tests.chart_files import CHART
 from tests.kubernetes.bed import Bed
 from tests.kubernetes.pod_run import PodRun
 from tests.kubernetes.proxy import Proxy
-from tests.kubernetes.servers import ADMIN_TOKEN, Servers, kubeconfig
+from tests.kubernetes.servers import ADMIN_TOKEN, Servers, directory_of_programs, kubeconfig
 
 T = TypeVar("T")
 LOOP = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+TEMPLATE = {"spec": {"containers": [{"name": "worker", "command": ["/bin/sh", "-c", LOOP]}]}}
 CLOCK = SystemClock()
 _numbers = itertools.count(1)
 
@@ -43,13 +48,12 @@ class Site:
         self.bed, self.proxy = bed, proxy
         self.config = directory / "kubeconfig"
         self.write_token(ADMIN_TOKEN)
-        container = {"name": "worker", "command": ["/bin/sh", "-c", LOOP]}
         self.api = Api(Access(kubeconfig=self.config, namespace=bed.namespace), CLOCK)
         settings = PodSettings(
             namespace=bed.namespace,
             instance="site",
             image="any",
-            template={"spec": {"containers": [container]}},
+            template=TEMPLATE,
             stop_seconds=1,
         )
         self.cluster = KubernetesCluster(self.api, CLOCK, settings, NodeSettings(instance="site"))
@@ -301,3 +305,34 @@ async def test_a_launch_is_two_requests_and_a_run_leaves_nothing(site: Site) -> 
         lambda: not site.bed.api.get(site.bed.path("Secret"), labelSelector=mine)["items"],
         "Secrets are collected",
     )
+
+
+async def test_what_runs_have_left_is_removed_without_babysit(site: Site) -> None:
+    """By the commands of the chart's README: nobody is there to take the finalizers off."""
+    access = Access(kubeconfig=site.config, namespace=site.bed.namespace)
+    pods = PodSettings(
+        namespace=site.bed.namespace, instance="left", image="any", template=TEMPLATE
+    )
+    left = KubernetesCluster(Api(access, CLOCK), CLOCK, pods, NodeSettings(instance="left"))
+    await left.launch(order("left", run="left"))
+    await left.close()
+    readme = (CHART / "README.md").read_text()
+    (commands,) = re.findall(r"```\n(kubectl -n babysit get pods.+?\n)kubectl", readme, re.DOTALL)
+    commands += re.findall(r"^kubectl -n babysit delete services.+\n", readme, re.MULTILINE)[0]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["/bin/sh", "-ec", commands.replace("-n babysit", f"-n {site.bed.namespace}")],
+        env={
+            "HOME": str(site.config.parent),  # kubectl keeps a cache there
+            "KUBECONFIG": str(site.bed.servers.kubeconfig),
+            "PATH": f"{directory_of_programs()}:{os.environ['PATH']}",
+        },
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for kind in ("Pod", "Service", "Secret"):
+        mine = f"{names.RUN}=left"
+        assert not site.bed.api.get(site.bed.path(kind), labelSelector=mine)["items"], kind
