@@ -320,6 +320,8 @@ class RankBeat(BaseModel):
     """
     first_step: int = 0
     """The first step that the rank ended in this attempt; 0: not known."""
+    printed: bool = False
+    """True if the step was read from the output: the script itself reports nothing."""
 
 
 class Report(BaseModel):

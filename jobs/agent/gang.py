@@ -221,6 +221,7 @@ class Gang:
         """Current progress of all ranks."""
         silent = [p.metrics.seen for p in self.ranks.values() if not p.reader.pid]
         newest = max(silent, key=lambda seen: seen.step, default=Seen())
+        newest = dataclasses.replace(newest, time=max((s.time for s in silent), default=0.0))
         return tuple(
             p.metrics.beat(newest, alive=p.code is None)
             if newest.step and not p.reader.pid

@@ -6,6 +6,7 @@ Only a rank without a ring is read: a script that calls `babysit.init()` speaks 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
 import structlog
@@ -25,7 +26,7 @@ class LogMetrics:
     def __init__(self, rank: int, spec: RunSpec, clock: Clock) -> None:
         self._rank = rank
         self._clock = clock
-        self._reader = LogReader(_presets(spec), clock.monotonic)
+        self._reader = LogReader(_presets(spec), time.thread_time)
         self._log = structlog.get_logger(part="log_metrics", rank=rank)
         self._is_told = False
 
@@ -63,6 +64,7 @@ class LogMetrics:
             alive=alive,
             moved=True,
             first_step=newest.first_step,
+            printed=True,
         )
 
     @property

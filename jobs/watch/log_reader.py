@@ -16,18 +16,21 @@ MOST_LINES = 400
 """Lines looked at in one call; of more, the newest count, since a step is best known by its last
 line."""
 _REST = 65536
+_COUNTS = re.compile(r"(?:\||batch=|iteration) *\d+/(?:\d+|\?)")
+"""Bars and counters of validations, of which no preset knows the step."""
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ENDS = re.compile(r"[\r\n]+")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Seen:
-    """The newest sign of progress in the output."""
+    """The newest signs of progress in the output."""
 
     step: int = 0
     """0: none was seen."""
     time: float = 0.0
-    """Unix seconds."""
+    """Unix seconds of the newest line that counts something, be it an evaluation or a step that was
+    counted before."""
     first_step: int = 0
 
 
@@ -51,7 +54,7 @@ class LogReader:
 
     Args:
         presets: Tried in order until one has matched a step; that one is kept.
-        stopwatch: Seconds, for the time that a line takes.
+        stopwatch: Seconds of CPU time, for that of a line.
     """
 
     def __init__(self, presets: Sequence[Preset], stopwatch: Callable[[], float]) -> None:
@@ -63,6 +66,8 @@ class LogReader:
         self._held: dict[str, float] = {}
         """Numbers that wait for the line with their step."""
         self._total: str | None = None
+        self._last_line = ""
+        """The newest line that counts something."""
         self._last_time = 0.0
         self.seen = Seen()
         self.trouble = ""
@@ -75,7 +80,10 @@ class LogReader:
             data: Output, cut anywhere.
             now: Unix seconds.
         """
-        if not data or self.trouble:
+        if not data:
+            return []
+        if self.trouble:  # nobody knows what the output says: any of it is a sign of life
+            self._live(now)
             return []
         *lines, rest = _ENDS.split((self._rest + data).decode(errors="replace"))
         self._rest = rest.encode()[-_REST:]
@@ -90,48 +98,61 @@ class LogReader:
 
     def finish(self, now: float) -> list[Record]:
         """The last report: the rank has ended."""
-        found = self.feed(b"\n", now) + self._complete(self._held)
+        found = self.feed(b"\n", now)
+        if self._held:
+            found += self._complete(self._held, self._tried[0].preset)
         pending, self._pending = self._pending, None
         return [*found, pending] if pending is not None else found
 
     def _line(self, line: str, now: float) -> list[Record]:
         for patterns in self._tried:
             match = patterns.step.search(line)
-            if match is not None and self._is_trained(match):
+            if match is not None:
+                self._count(line, now)
+                if not self._is_trained(patterns, match):
+                    return []
                 self._tried = [patterns]
                 return self._at_step(patterns, match, line, now)
-        if len(self._tried) == 1:
-            return self._without_step(self._tried[0], line)
-        return []
+        if _COUNTS.search(line) is not None:
+            self._count(line, now)
+        found: list[Record] = []
+        for patterns in self._tried:
+            if len(self._tried) == 1 or patterns.preset.loss_first:
+                found += self._without_step(patterns, line)
+        return found
 
-    def _is_trained(self, match: re.Match[str]) -> bool:
-        """False for a bar that counts to another total than the first one did."""
+    def _count(self, line: str, now: float) -> None:
+        """A line that counts something is a sign of life, unless it only came again."""
+        if line != self._last_line:
+            self._last_line = line
+            self._live(now)
+
+    def _live(self, now: float) -> None:
+        if self.seen.step:
+            self.seen = dataclasses.replace(self.seen, time=now)
+
+    def _is_trained(self, patterns: _Patterns, match: re.Match[str]) -> bool:
+        """False for a bar that counts something else than the steps of the training."""
         total = match.groupdict().get("total")
         if total is None:
             return True
-        self._total = self._total or total
+        if self._held or (self._total is None and not patterns.preset.loss_first):
+            self._total = total
         return total == self._total
 
     def _at_step(
         self, patterns: _Patterns, match: re.Match[str], line: str, now: float
     ) -> list[Record]:
-        step = _step(match) + patterns.preset.from_zero
-        held, self._held = self._held, {}
-        if step == self.seen.step and held:
-            return self._complete(held)
-        if step == self.seen.step and self._pending is not None and patterns.preset.repeats:
-            self._pending = self._pending._replace(**self._numbers(patterns, line))  # type: ignore[arg-type]
+        step = _step(match, patterns.preset)
+        held, self._held = (self._held if patterns.preset.loss_first else {}), {}
+        numbers = held | self._numbers(patterns, line)
         if step <= self.seen.step:
-            return []
+            return self._complete(numbers, patterns.preset) if step == self.seen.step else []
         self.seen = Seen(step, now, self.seen.first_step or step)
-        before, numbers = self._pending, held | self._numbers(patterns, line)
+        found = [] if self._pending is None else [self._pending]
         self._pending = _record(step, now, now - self._last_time if self._last_time else 0.0)
         self._last_time = now
-        found = [before] if before is not None else []
-        if patterns.preset.repeats:
-            self._pending = self._pending._replace(**numbers)  # type: ignore[arg-type]
-            return found
-        return found + (self._complete(numbers) if numbers else [])
+        return found + self._complete(numbers, patterns.preset)
 
     def _without_step(self, patterns: _Patterns, line: str) -> list[Record]:
         """A line with numbers of the newest step."""
@@ -141,13 +162,14 @@ class LogReader:
         if patterns.preset.loss_first:
             self._held = numbers
             return []
-        return self._complete(numbers)
+        return self._complete(numbers, patterns.preset)
 
-    def _complete(self, numbers: dict[str, float]) -> list[Record]:
+    def _complete(self, numbers: dict[str, float], preset: Preset) -> list[Record]:
+        """Add numbers to the newest step; returns it once it lacks nothing."""
         if self._pending is None:
             return []
         record = self._pending._replace(**numbers)  # type: ignore[arg-type]  # names of numbers
-        if "loss" not in numbers:
+        if preset.repeats or "loss" not in numbers:
             self._pending = record
             return []
         self._pending = None
@@ -163,11 +185,13 @@ class LogReader:
         return found
 
 
-def _step(match: re.Match[str]) -> int:
+def _step(match: re.Match[str], preset: Preset) -> int:
     named = match.groupdict()
-    step = int(named.get("step") or next(filter(None, match.groups())))
+    if named.get("done"):
+        return int(named["done"])
+    step = int(named.get("step") or next(filter(None, match.groups()))) + preset.from_zero
     if named.get("epoch") and named.get("length"):
-        return int(named["epoch"]) * int(named["length"]) + step
+        return (int(named["epoch"]) - preset.first_epoch) * int(named["length"]) + step
     return step
 
 
