@@ -66,6 +66,8 @@ class Beat(NamedTuple):
     alive: bool = True
     moved: bool = True
     """True if the rank has shown progress in this attempt; see `jobs.events.RankBeat`."""
+    printed: bool = False
+    """True if that was read from its output."""
 
 
 class Pace(BaseModel):

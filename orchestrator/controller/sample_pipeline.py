@@ -126,8 +126,8 @@ def _beats_of(heartbeat: Heartbeat) -> list[Beat]:
     """The beats of a heartbeat, made once as it comes: looks for hangs are more frequent."""
     attempt = heartbeat.attempt
     return [
-        Beat(attempt, beat.rank, beat.step, beat.phase, beat.beat, beat.alive, beat.moved)
-        for beat in heartbeat.beats
+        Beat(attempt, b.rank, b.step, b.phase, b.beat, b.alive, b.moved, b.printed)
+        for b in heartbeat.beats
     ]
 
 
@@ -264,7 +264,7 @@ class RunSamplePipeline:
                 attempt=heard.attempt,
                 ranks=tuple(beat.rank for beat in heard.beats),
                 dead=tuple(beat.rank for beat in heard.beats if not beat.alive),
-                moved=tuple(beat.rank for beat in heard.beats if beat.alive and beat.moved),
+                moved=tuple(b.rank for b in heard.beats if b.alive and b.moved and not b.printed),
             )
             for worker, heard in self._heartbeats.items()
             if monotonic - heard.at <= STALE_HEARTBEAT_SECONDS

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.events import Heartbeat, RankBeat
+from jobs.spec import RunSpec
 from monitors.types import FindingKind
+from orchestrator.controller.sample_pipeline import RunSamplePipeline
 from orchestrator.core.messages.events import StepReached
 from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Response
+from orchestrator.core.policy.time_limits import pause_limit
 from orchestrator.core.views.build import restart_view
 from tests.world import World
 
@@ -86,3 +90,34 @@ def test_a_run_without_a_step_does_not_claim_one() -> None:
     world.end()
     assert world.run().state is RunState.SUCCEEDED
     assert world.run().reason == "every rank ended well; no step is known"
+
+
+@pytest.mark.parametrize(
+    ("hang", "starting", "longest", "longest_start", "limit"),
+    [
+        ({}, False, 2.0, 0.0, 1800),  # one that reports has 60 s
+        ({}, True, 0.0, 5.0, 1800),
+        ({}, True, 0.0, 1500.0, 4500),  # lines far apart, as with every hundredth iteration
+        ({"after": 90}, False, 2.0, 0.0, 90),
+    ],
+)
+def test_silence_between_lines_proves_little(
+    hang: dict[str, float], starting: bool, longest: float, longest_start: float, limit: float
+) -> None:
+    """An evaluation prints nothing, and nobody says that it is one."""
+    spec = RunSpec(name="a", command=("x",), monitors={"hang": hang})  # type: ignore[arg-type]
+    granted = pause_limit(
+        spec, longest=longest, starting=starting, longest_start=longest_start, printed=True
+    )
+    assert granted == limit
+
+
+def test_what_is_printed_does_not_make_a_script_one_that_reports() -> None:
+    """A server that compares its attempts after a restart would let a spike end the run."""
+    pipeline = RunSamplePipeline(RunSpec(name="a", command=("x",)))
+    beats = tuple(
+        RankBeat(rank=rank, step=9, phase="training", beat=1.0, alive=True, printed=rank == 1)
+        for rank in (0, 1)
+    )
+    pipeline.heartbeat("w", Heartbeat(attempt=1, time=1.0, beats=beats), 1.0)
+    assert [seen.moved for seen in pipeline.seen(1.0)] == [(0,)]

@@ -40,7 +40,7 @@ class RanksSeen(BaseModel):
     """Ranks of that attempt, dead ones among them."""
     dead: tuple[int, ...] = ()
     moved: tuple[int, ...] = ()
-    """Ranks that have shown progress in the attempt."""
+    """Ranks that have reported progress in the attempt. What others print does not count here."""
 
 
 class AttemptCompared(Event):

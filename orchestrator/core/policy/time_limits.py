@@ -62,10 +62,18 @@ PAUSE_FACTOR = 10.0
 """The limit as a multiple of the longest pause that ended by itself."""
 PAUSE_CEILING_SECONDS = 1800.0
 """The most: after half an hour people must hear of it, whatever was seen before."""
+PRINTED_FACTOR = 3.0
+"""The limit of a script whose steps are read from its output, as a multiple of its longest silence:
+it may print every hundredth step, and nothing while it evaluates or saves."""
 
 
 def pause_limit(
-    spec: RunSpec, *, longest: float, starting: bool, longest_start: float = 0.0
+    spec: RunSpec,
+    *,
+    longest: float,
+    starting: bool,
+    longest_start: float = 0.0,
+    printed: bool = False,
 ) -> float:
     """Seconds of silence after which a run without proof against it is ended.
 
@@ -76,8 +84,13 @@ def pause_limit(
         longest_start: The longest start of an earlier attempt or of another run of the name,
             seconds; 0: none was seen, and `monitors.hang.starting` counts alone. It is the most,
             unless starts that took more than half of it ended by themselves.
+        printed: Steps are read from the output. Its silence says little, so it has the ceiling at
+            least; only `monitors.hang.after` makes it shorter.
     """
     hang = spec.monitors.hang
+    if printed and hang.after == "auto":
+        seen = PRINTED_FACTOR * max(longest, longest_start)
+        return max(hang.starting, PAUSE_CEILING_SECONDS, seen)
     if starting:
         learned = max(PAUSE_FLOOR_SECONDS, PAUSE_FACTOR * longest_start)
         most = max(hang.starting, min(2 * longest_start, PAUSE_CEILING_SECONDS))

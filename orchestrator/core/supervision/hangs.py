@@ -136,6 +136,7 @@ def _limit(run: Run, suspect: Suspicion, verdict: Verdict) -> float:
         longest=evidence.get("longest_pause_seconds", 0.0),
         starting=bool(evidence.get("starting")) and not verdict.raised,
         longest_start=evidence.get("longest_start_seconds", 0.0),
+        printed=not run.instrumented,
     )
     doubled = limit * 2.0 ** _ended_before(run, suspect, verdict)
     return max(limit, min(doubled, time_limits.PAUSE_CEILING_SECONDS))
