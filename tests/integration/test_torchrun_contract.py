@@ -14,10 +14,12 @@ from jobs.events import RankExited
 from tests.agent_helpers import playground, start
 
 SHOW = """
-import json, os
+import json, os, sys
 names = [n for n in os.environ if n.split("_")[0] in ("RANK", "LOCAL", "GROUP", "ROLE", "WORLD",
     "MASTER", "TORCHELASTIC", "TORCH")]
-print(json.dumps({n: os.environ[n] for n in names}), flush=True)
+line = json.dumps({n: os.environ[n] for n in names}) + "\\n"
+sys.stdout.write(line)  # at once: the ranks of torchrun share a pipe
+sys.stdout.flush()
 """
 RECORDED = """
 import sys
