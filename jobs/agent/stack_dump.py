@@ -1,8 +1,10 @@
-"""Stacks that a rank writes by itself on a signal, where py-spy may not read it.
+"""The stack that a rank writes by itself on a signal, where py-spy may not read it.
 
-The signal ends a process that does not handle it, so it is sent only to the process that the marker
+A signal ends a process that does not handle it, so it is sent only to the process that the marker
 in the rank directory names (:mod:`babysit.stack_signal`), and only while the kernel shows that this
-process handles it.
+process handles it and still has its file open. The second signal, which is answered in C, is sent
+only to a main thread that runs no Python code: it has not answered the first one, and it waits, or
+it has computed since.
 """
 
 from __future__ import annotations
@@ -16,42 +18,74 @@ import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from babysit.stack_signal import READY_FILE, SIGNAL, STACKS_FILE, start_of
+from babysit.stack_signal import (
+    HANDLER,
+    READY_FILE,
+    SIGNAL,
+    SIGNAL_IN_C,
+    STACKS_FILE,
+    start_of,
+)
 from jobs.clock import Clock
 
+_HANDLER_SECONDS = 0.5
+"""For Python's own handler. A main thread that runs Python code calls it within milliseconds."""
 _PATIENCE_SECONDS = 3.0
-"""For the dump. It takes about a millisecond; a machine may be busy."""
+"""For the handler in C. It takes about a millisecond; a machine may be busy."""
+_COMPUTES_TICKS = 5
+"""Time on a CPU, in ticks of the kernel, in which any Python code had called its handler."""
 _POLL_SECONDS = 0.02
 _STILL_POLLS = 3
-"""The dump is whole once the file has not grown for this number of polls."""
+"""The stack is whole once the file has not grown for this number of polls."""
 _MOST_BYTES = 1 << 20
 _UNKNOWN = "it does not write its stacks by itself: another program, or one before babysit.init()"
-_THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)(?: \[(.*)\])? \(most recent call")
+_CLOSED = "it has closed the file for its stacks"
+_STARVED = "it does not write its stacks: it gets no time on a CPU"
+_STACK = "Stack (most recent call first):"
 _FRAME = re.compile(r'  File "(.*)", line (\d+) in (.*)')
 
 
 class Dump(NamedTuple):
-    """The stacks of one process."""
+    """The stack of the main thread of one process."""
 
     threads: list[dict[str, Any]]
-    """In the form of py-spy, the main thread first."""
+    """In the form of py-spy, with only the main thread; empty: none."""
     error: str = ""
-    """Why there are none."""
+    """Why there is none."""
 
 
 async def take(pid: int, directory: Path, clock: Clock) -> Dump:
-    """Have a rank write its stacks, and read them. Never raises for the rank's sake."""
+    """Have a rank write its stack, and read it. Never raises for the rank's sake."""
     file = directory / STACKS_FILE
     try:
-        before = _rotated(file)
-        if why := _send(pid, directory):
-            return Dump([], why)
-        text = await _grown(file, before, clock)
+        _, used = _main_thread(pid)
+        for number, seconds in ((SIGNAL, _HANDLER_SECONDS), (SIGNAL_IN_C, _PATIENCE_SECONDS)):
+            if number == SIGNAL_IN_C and not _is_in_c(pid, used):
+                return Dump([], _STARVED)
+            before = _rotated(file)
+            if why := _send(pid, directory, number):
+                return Dump([], why)
+            if threads := parse(await _grown(file, before, seconds, clock), pid):
+                return Dump(threads)
     except OSError as error:
         return Dump([], f"no stacks by signal: {error.strerror}")
-    if not (threads := parse(text, pid)):
-        return Dump([], "it does not write its stacks when it is signalled")
-    return Dump(threads)
+    return Dump([], "it does not write its stacks when it is signalled")
+
+
+def _main_thread(pid: int) -> tuple[str, int]:
+    """State letter of the main thread, and its time on a CPU in ticks (proc_pid_stat(5))."""
+    text = Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace")
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[11]) + int(fields[12])
+
+
+def _is_in_c(pid: int, used: int) -> bool:
+    """True if a main thread that has not called its handler runs no Python code.
+
+    One that is about to run, and has not for all this time, may be anywhere.
+    """
+    state, now = _main_thread(pid)
+    return state != "R" or now - used >= _COMPUTES_TICKS
 
 
 def _rotated(file: Path) -> int:
@@ -63,8 +97,8 @@ def _rotated(file: Path) -> int:
     return size
 
 
-def _send(pid: int, directory: Path) -> str:
-    """Send the signal if that is safe; the reason why it is not, or empty."""
+def _send(pid: int, directory: Path, number: int) -> str:
+    """Send a signal if that is safe; the reason why it is not, or empty."""
     try:
         marker = json.loads((directory / READY_FILE).read_text())
         descriptor = os.pidfd_open(pid)
@@ -72,23 +106,25 @@ def _send(pid: int, directory: Path) -> str:
         return _UNKNOWN
     try:
         # From here on the descriptor names the process; the number alone may be another's.
-        if marker != {"pid": pid, "start": start_of(pid)}:
+        if (marker["pid"], marker["start"]) != (pid, start_of(pid)):
             return _UNKNOWN
-        if why := _deaf(pid):
+        if why := _deaf(pid, number):
             return why
-        signal.pidfd_send_signal(descriptor, SIGNAL)
-    except (OSError, ValueError):
+        if not _is_open(pid, marker["descriptor"], directory / STACKS_FILE):
+            return _CLOSED
+        signal.pidfd_send_signal(descriptor, number)
+    except (OSError, ValueError, KeyError, TypeError):
         return _UNKNOWN
     finally:
         os.close(descriptor)
     return ""
 
 
-def _deaf(pid: int) -> str:
-    """Why the process would not write its stacks on the signal; empty: it would."""
+def _deaf(pid: int, number: int) -> str:
+    """Why the process would not write its stack on a signal; empty: it would."""
     status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     sets = dict(re.findall(r"^(SigBlk|SigCgt):\s*([0-9a-f]+)", status, re.MULTILINE))
-    bit = 1 << (SIGNAL - 1)
+    bit = 1 << (number - 1)
     if not int(sets.get("SigCgt", "0"), 16) & bit:
         return _UNKNOWN
     if re.search(r"^State:\s*[TtZX]", status, re.MULTILINE):
@@ -96,10 +132,20 @@ def _deaf(pid: int) -> str:
     return "it blocks the signal" if int(sets.get("SigBlk", "0"), 16) & bit else ""
 
 
-async def _grown(file: Path, before: int, clock: Clock) -> str:
+def _is_open(pid: int, descriptor: int, file: Path) -> bool:
+    """False if the descriptor is closed, or another file has its number: it would be written to."""
+    try:
+        return Path(f"/proc/{pid}/fd/{descriptor}").samefile(file)
+    except PermissionError:  # the kernel does not show it
+        return True
+    except OSError:
+        return False
+
+
+async def _grown(file: Path, before: int, seconds: float, clock: Clock) -> str:
     """The text that was appended, once it grows no more; empty if nothing was in good time."""
-    ends, size, still = clock.monotonic() + _PATIENCE_SECONDS, before, 0
-    while clock.monotonic() < ends and still < _STILL_POLLS:
+    ends, size, still = clock.monotonic() + seconds, before, 0
+    while still < _STILL_POLLS and (clock.monotonic() < ends or size > before):
         await clock.sleep(_POLL_SECONDS)
         now = _size(file)
         still = still + 1 if now == size and now > before else 0
@@ -118,27 +164,24 @@ def _from(file: Path, place: int) -> str:
 
 
 def parse(text: str, pid: int) -> list[dict[str, Any]]:
-    """Threads of a dump of `faulthandler`, in the form of py-spy, the main thread first.
-
-    The dump has the newest thread first, and so the main thread last.
-    """
-    threads: list[dict[str, Any]] = []
+    """The newest stack of a file that `faulthandler` writes, in the form of py-spy."""
+    frames: list[dict[str, Any]] = []
     for line in text.splitlines():
-        if found := _THREAD.match(line):
-            ident = int(found[1], 16)
-            threads.append({"thread_name": found[2] or "", "ident": ident, "frames": []})
-        elif threads and (found := _FRAME.fullmatch(line)):
-            frame = {
-                "name": found[3],
-                "filename": found[1],
-                "short_filename": _short(found[1]),
-                "line": int(found[2]),
-            }
-            threads[-1]["frames"].append(frame)
-    threads.reverse()
-    if threads:
-        threads[0] |= {"thread_name": "MainThread", "os_thread_id": pid}
-    return threads
+        if line.startswith(_STACK):
+            frames = []
+        elif found := _FRAME.fullmatch(line):
+            frames.append(
+                {
+                    "name": found[3],
+                    "filename": found[1],
+                    "short_filename": _short(found[1]),
+                    "line": int(found[2]),
+                }
+            )
+    if frames and frames[0]["name"].endswith(HANDLER):
+        del frames[0]
+    thread = {"thread_name": "MainThread", "os_thread_id": pid, "frames": frames}
+    return [thread] if frames else []
 
 
 def _short(filename: str) -> str:
@@ -149,41 +192,3 @@ def _short(filename: str) -> str:
         while (root / "__init__.py").exists() and root != root.parent:
             root = root.parent
     return str(path.relative_to(root)) if path.is_absolute() else filename
-
-
-def native_threads(pid: int, threads: list[dict[str, Any]]) -> list[int]:
-    """Thread ids, as the kernel has them, of those threads of a dump that are not the main one.
-
-    A dump names a thread by the address of its descriptor, which lies at the upper end of its
-    stack; the kernel tells where each stack pointer is. Where it does not (a thread that runs), any
-    thread that was not found may be meant, and all of those are returned.
-    """
-    others = [thread["ident"] for thread in threads[1:]]
-    if not others:
-        return []
-    pointers: dict[int, int | None] = {}
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/task"):
-            if int(entry.name) != pid:
-                pointers[int(entry.name)] = _stack_pointer(entry.path)
-    known = {tid: pointer for tid, pointer in pointers.items() if pointer is not None}
-    found = []
-    for ident in others:
-        below = [(pointer, tid) for tid, pointer in known.items() if pointer < ident]
-        if below and ident - max(below)[0] < _STACK_BYTES:
-            found.append(max(below)[1])
-    if len(set(found)) < len(others):
-        found += [tid for tid, pointer in pointers.items() if pointer is None or tid not in found]
-    return sorted(set(found))
-
-
-_STACK_BYTES = 1 << 30
-"""More than a stack has."""
-
-
-def _stack_pointer(task: str) -> int | None:
-    try:
-        fields = Path(task, "syscall").read_text().split()
-        return int(fields[-2], 16) if len(fields) > 2 else None
-    except (OSError, ValueError):
-        return None

@@ -75,7 +75,7 @@ class _Look:
     """As py-spy prints them; empty when it could not read the process."""
     error: str
     python: tuple[int, ...] = ()
-    """Threads that run Python code, by the kernel's ids."""
+    """Threads that run Python code, or may run some, by the kernel's ids."""
 
 
 async def _look(pid: int, directory: Path | None, clock: Clock) -> _Look:
@@ -99,7 +99,9 @@ async def _look(pid: int, directory: Path | None, clock: Clock) -> _Look:
     threads, why = await stack_dump.take(pid, directory, clock)
     if why:
         return _Look(tasks, [], f"{error}; {why}")
-    return _Look(tasks, threads, "", (pid, *stack_dump.native_threads(pid, threads)))
+    # It has written one stack only, so any of its threads may run Python code.
+    own = tuple(thread for thread, task in tasks.items() if task.process == pid)
+    return _Look(tasks, threads, "", own)
 
 
 def _stack(rank: int, pid: int, before: _Look, after: _Look) -> RankStack:

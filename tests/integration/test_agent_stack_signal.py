@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from babysit.stack_signal import READY_FILE, SIGNAL, STACKS_FILE
+from babysit.stack_signal import HANDLER, READY_FILE, SIGNAL, SIGNAL_IN_C, STACKS_FILE
 from jobs.agent import stack_dump, stacks
 from jobs.clock import SystemClock
 from jobs.commands import CaptureStacks
@@ -25,6 +26,7 @@ stack_signal.register({directory!r})
 """
 ROOT = str(Path(__file__).parents[2])
 TRIES = 5
+LOOKS = 1000
 ALIKE = (
     "sleeps",
     "computes",
@@ -162,24 +164,82 @@ async def test_every_python_rank_of_an_agent_writes_its_stacks(
         assert "it is stopped" in captured[1].error
 
 
+BUSY = """
+import json, threading, time
+def work(depth=0):
+    while depth or not time.sleep(0.0005):
+        json.loads(json.dumps({"a": [1, {"b": list(range(50))}]}))
+        if depth == 20:
+            return
+        work(depth + 1)
+        if depth:
+            return
+"""
+WORKS = {
+    "its threads": "threading.Thread(target=work).start()\n"
+    "lock = threading.Lock(); lock.acquire()\n" + READY + "lock.acquire()",
+    "its main thread": READY + "while True:\n    json.loads(json.dumps(list(range(50))))",
+}
+
+
+@pytest.mark.parametrize("who", list(WORKS))
+async def test_a_rank_that_works_survives_all_looks(tmp_path: Path, who: str) -> None:
+    """A slow run is looked at again and again; reading the frames of running code would end it."""
+    with process(registered(BUSY + WORKS[who], tmp_path), tmp_path) as pid:
+        for _ in range(LOOKS):
+            os.kill(pid, SIGNAL)
+            if who == "its threads":
+                os.kill(pid, SIGNAL_IN_C)
+            await SystemClock().sleep(0.001)
+        dump = await stack_dump.take(pid, tmp_path, SystemClock())
+        assert dump.error == ""
+        assert dump.threads[0]["frames"][-1]["name"] == "<module>"
+        assert all(HANDLER not in frame["name"] for frame in dump.threads[0]["frames"])
+
+
+async def test_a_file_that_got_the_number_of_the_closed_one_is_not_written_to(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import os, time\n"
+        "os.closerange(3, 100)\n"
+        f"files = [open({str(tmp_path / 'model')!r}, 'w') for _ in range(8)]\n"
+    )
+    sleep = READY + "time.sleep(1000)"
+    with process(registered(code + sleep, tmp_path), tmp_path) as pid:
+        assert "closed the file" in (await look(pid, tmp_path)).error
+        assert (tmp_path / "model").read_bytes() == b""
+
+
+async def test_a_fork_of_a_rank_that_joins_itself_has_its_own_marker(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time\n"
+        "if child := os.fork():\n"
+        "    os.waitpid(child, 0)\n"
+        f"stack_signal.register({str(tmp_path)!r})\n" + READY + "time.sleep(1000)"
+    )
+    with process(registered(code, tmp_path), tmp_path) as parent:
+        child = json.loads((tmp_path / READY_FILE).read_text())["pid"]
+        assert child != parent
+        assert (await look(child, tmp_path)).error == ""
+        assert "does not write" in (await look(parent, tmp_path)).error
+
+
 def test_a_dump_is_read_whatever_is_in_it() -> None:
-    text = (
-        "Thread 0x00007f01 [loader] (most recent call first):\n"
-        '  File "<string>", line 3 in get\n'
-        "  ...\n"
-        "Thread 0x00007f02 (most recent call first):\n"
-        "  <no Python frame>\n"
-        "Current thread 0x00007f03 (most recent call first):\n"
+    late = 'Stack (most recent call first):\n  File "late.py", line 1 in old\n\n'
+    text = late + (
+        "Stack (most recent call first):\n"
+        f'  File "/x/babysit/stack_signal.py", line 90 in {HANDLER}\n'
         '  File "/a b/in, line 2 in x.py", line 7 in f\n'
         '  File "/a b/x.py", line ??? in g\n'
+        "  ...\n"
         '  File "/a b/x.py", line 1 in <module>\n\n'
     )
-    main, empty, loader = stack_dump.parse(text, 77)
+    [main] = stack_dump.parse(text, 77)
     assert (main["thread_name"], main["os_thread_id"]) == ("MainThread", 77)
     assert [(f["name"], f["short_filename"], f["line"]) for f in main["frames"]] == [
         ("f", "in, line 2 in x.py", 7),
         ("<module>", "x.py", 1),
     ]
-    assert empty["frames"] == []
-    assert (loader["thread_name"], loader["frames"][0]["filename"]) == ("loader", "<string>")
     assert stack_dump.parse("torn", 1) == []
+    assert stack_dump.parse("Stack (most recent call first):\n  <no Python frame>\n", 1) == []
