@@ -59,7 +59,9 @@ def servers() -> Servers:
 class RemotePlane(ControlPlane):
     """A control plane whose agents reach it by one port, over TLS."""
 
-    def __init__(self, made: Servers, home: Path, certificate: Path, port: int) -> None:
+    def __init__(
+        self, made: Servers, home: Path, certificate: Path, port: int, **settings: Any
+    ) -> None:
         super().__init__(
             made,
             home,
@@ -69,6 +71,7 @@ class RemotePlane(ControlPlane):
             agent_ca=certificate,
             tls_certificate=certificate,
             tls_key=certificate.with_name("key.pem"),
+            **settings,
         )
         self.disk = home.parent / NODES
         self.disk.mkdir(mode=0o700)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,23 @@ exec(compile(open("job.py").read(), "job.py", "exec"))
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemotePlane]:
+    with started(tmp_path_factory.mktemp("plane")) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def started(directory: Path, **settings: object) -> Iterator[RemotePlane]:
     made = servers()
-    directory = tmp_path_factory.mktemp("plane")
     certificate = make_certificate(directory)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    running = RemotePlane(made, directory / "home", certificate, port)
+    running = RemotePlane(made, directory / "home", certificate, port, **settings)
     running.start()
-    yield running
-    running.close()
-    made.close()
+    try:
+        yield running
+    finally:
+        running.close()
+        made.close()
 
 
 def write_code(code: Path, scratch: Path, **spec: object) -> Path:
@@ -142,3 +150,21 @@ def test_a_run_whose_code_is_lost_ends_with_the_reason(plane: RemotePlane, tmp_p
     plane.at_step(again, 3)
     (tmp_path / "shared" / "finish").touch()
     plane.state(again, "succeeded")
+
+
+@pytest.mark.slow
+def test_a_run_restarts_when_the_home_with_its_code_is_lost(
+    postgres_database: Callable[[], str], tmp_path: Path
+) -> None:
+    """As in a chart without storage for bundles, whose upgrade replaces the Pod of the server."""
+    with started(tmp_path, database_url=postgres_database()) as plane:
+        run = plane.submit(write_code(tmp_path / "code", tmp_path / "shared"))
+        plane.at_step(run, 3)
+        plane.stop()
+        shutil.rmtree(plane.home / "bundles")
+        plane.start()
+        os.kill(plane.agents(run)["node-1"], signal.SIGKILL)
+        until(lambda: plane.show(run)["attempt"] == 2, "the run recovers")
+        until(lambda: plane.show(run)["state"] == "running", "on code from the database")
+        (tmp_path / "shared" / "finish").touch()
+        plane.state(run, "succeeded")
