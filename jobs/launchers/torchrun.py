@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jobs.launchers.options import LauncherError, Option, honoured, irrelevant, refused, whole
+from jobs.launchers.options import (
+    LauncherError,
+    Option,
+    Treatment,
+    honoured,
+    irrelevant,
+    refused,
+    whole,
+)
 
 _ADDRESS = "babysit chooses the address and port at which ranks meet"
 _LOGS = "babysit keeps a log of each rank: `babysit logs RUN`"
@@ -58,20 +66,25 @@ TABLE: tuple[Option, ...] = (
 )
 LEGACY_TABLE = (*TABLE, honoured("use_env", flag=True))
 """With the option that only `torch.distributed.launch` has."""
-_FLAGS_OF_VARIABLES = frozenset({"module", "no_python", "run_path"})
 
 
 def with_variables(values: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The options, with those that the variables `PET_*` give, as torchrun reads them."""
+    """The options, with those that the variables `PET_*` give, as torchrun reads them.
+
+    Raises:
+        LauncherError: A variable stands for an option that is refused.
+    """
     found = dict(values)
     for option in TABLE:
         text = environment.get(f"PET_{option.name.upper()}")
         if text is None or option.name in found:
             continue
-        if option.name in {"nnodes", "nproc_per_node", "role"}:
-            found[option.name] = text
-        elif option.name in _FLAGS_OF_VARIABLES and text == "1":
-            found[option.name] = ""
+        if option.flag and text != "1":
+            continue
+        if option.treatment is Treatment.REFUSED:
+            raise LauncherError(f"torchrun with PET_{option.name.upper()}={text}: {option.why}")
+        if option.treatment is Treatment.HONOURED:
+            found[option.name] = "" if option.flag else text
     return found
 
 
@@ -89,7 +102,7 @@ def nodes(text: str) -> int | tuple[int, int]:
     return low if low == high else (low, high)
 
 
-def refuse_other_node(text: str) -> None:
+def refuse_other_node(text: str, option: str = "torchrun --node_rank") -> None:
     """Refuse the command of a node that is not the first: babysit starts all of them.
 
     Raises:
@@ -97,6 +110,6 @@ def refuse_other_node(text: str) -> None:
     """
     if text != "0":
         raise LauncherError(
-            f"torchrun --node_rank {text}: give the command once, for all nodes together; babysit"
+            f"{option} {text}: give the command once, for all nodes together; babysit"
             " starts it on each and numbers them"
         )

@@ -14,6 +14,8 @@ from jobs.launchers.accelerate_variables import variables
 from jobs.launchers.options import LauncherError, parse, whole
 
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
+_PYTHON_FLAGS = re.compile(r"-[bBdEIOPqsSuvx]+|-[WX].+")
+"""Options of the interpreter of a launcher, which no launcher passes on to its ranks."""
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _MODULES = {
     "torch.distributed.run": "torchrun",
@@ -122,8 +124,8 @@ def _named(command: Sequence[str]) -> _Named:
     if _PYTHON.fullmatch(program) is None:
         return none
     python = words.pop(0)
-    while words and words[0] in {"-u", "-B", "-E", "-s", "-P", "-O"}:
-        words.pop(0)
+    while words and (words[0] in {"-W", "-X"} or _PYTHON_FLAGS.fullmatch(words[0])):
+        del words[: 2 if words[0] in {"-W", "-X"} else 1]
     if len(words) < 2 or words[0] != "-m" or words[1] not in _MODULES:
         return none
     return _accelerate(_Named(_MODULES[words[1]], tuple(words[2:]), assigned, python), none)
@@ -187,7 +189,7 @@ def _accelerate_launch(words: Sequence[str], around: Surroundings) -> Launch:
     )
     values = accelerate.with_file(given, file)
     if values.get("machine_rank", "0") != "0":
-        torchrun.refuse_other_node(values["machine_rank"])
+        torchrun.refuse_other_node(values["machine_rank"], f"{name} --machine_rank")
     machines = whole(name, "num_machines", values.get("num_machines", "1"))
     environment = variables(values)
     if "ACCELERATE_USE_DEEPSPEED" in environment:
@@ -222,7 +224,7 @@ def _deepspeed(words: Sequence[str], around: Surroundings) -> Launch:
     parsed = parse(name, words, deepspeed.TABLE)
     values = parsed.values
     if values.get("node_rank", "-1") != "-1":
-        torchrun.refuse_other_node(values["node_rank"])
+        torchrun.refuse_other_node(values["node_rank"], f"{name} --node_rank")
     given = values.get("num_gpus", "-1")
     processes = max(1, around.counts().gpus) if given == "-1" else whole(name, "num_gpus", given)
     nodes = values.get("num_nodes", "-1")

@@ -107,6 +107,8 @@ def test_devices_of_a_node(line: str, gpus: int, processes: int) -> None:
         ("torchrun --nproc_per_node 0 t.py", "whole number of at least 1"),
         ("torchrun --nnodes 4:2 t.py", "MIN <= MAX"),
         ("torchrun --node_rank 1 t.py", "give the command once"),
+        ("accelerate launch --machine_rank 1 t.py", "accelerate launch --machine_rank 1: give"),
+        ("deepspeed --num_gpus 1 --node_rank 2 t.py", "deepspeed --node_rank 2: give"),
         ("torchrun --numa-binding node t.py", "numactl"),
         ("torchrun --virtual-local-rank t.py", "LOCAL_RANK"),
         ("torchrun --nonsense t.py", "no option of torchrun"),
@@ -155,6 +157,24 @@ def test_variables_of_torchrun() -> None:
     given = {"PET_NPROC_PER_NODE": "4", "PET_NNODES": "2", "PET_MODULE": "1"}
     assert gang("torchrun pkg.t", environment=given) == ("python -m pkg.t", 2, 4)
     assert read("torchrun --nproc_per_node 1 t.py", environment=given).processes == 1
+    assert read("torchrun t.py", environment={"PET_SHUTDOWN_TIMEOUT": "12"}).grace == 12.0
+    assert read("torchrun t.py", environment={"PET_VIRTUAL_LOCAL_RANK": "0"}).processes == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PET_NODE_RANK", "1", "give the command once"),
+        ("PET_NUMA_BINDING", "node", "torchrun with PET_NUMA_BINDING=node: babysit binds no rank"),
+        ("PET_VIRTUAL_LOCAL_RANK", "1", "use LOCAL_RANK"),
+    ],
+)
+def test_variables_of_torchrun_are_refused_as_their_options(
+    name: str, value: str, words: str
+) -> None:
+    """A wrapper of a job system sets them for each node."""
+    with pytest.raises(LauncherError, match=words):
+        read("torchrun t.py", environment={name: value})
 
 
 def test_what_else_is_honoured() -> None:
@@ -226,6 +246,17 @@ def test_configuration_of_accelerate() -> None:
     assert found["ACCELERATE_CONFIG_DS_FIELDS"] == "zero_stage,mixed_precision"
     with pytest.raises(LauncherError, match="XLA"):
         read("accelerate launch t.py", file={"distributed_type": "XLA"})
+
+
+@pytest.mark.parametrize("options", ["-X dev", "-Xdev -uB", "-W ignore -I", "-Wignore"])
+def test_options_of_the_interpreter(options: str) -> None:
+    """A launcher does not pass them on to its ranks."""
+    launch = read(f"python {options} -m torch.distributed.run --nproc_per_node 2 t.py")
+    assert (launch.launcher, launch.command, launch.processes) == (
+        "torchrun",
+        ("python", "t.py"),
+        2,
+    )
 
 
 def test_launchers_are_found() -> None:
