@@ -25,6 +25,7 @@ from tests.postgres import PostgresServer
 
 _numbers = itertools.count(1)
 _NO_KUBERNETES = "no API server"
+_LEVELS = {"unit": 1, "property": 2, "migration": 3, "integration": 4, "acceptance": 5}
 # The control plane logs while tests read what commands print: only errors, and not to stdout.
 structlog.configure(
     wrapper_class=structlog.make_filtering_bound_logger(40),
@@ -60,6 +61,19 @@ def postgres_template(postgres_server: PostgresServer) -> str:
     _execute(postgres_server, "CREATE DATABASE template_babysit")
     asyncio.run(schema.upgrade(postgres_server.url("template_babysit")))
     return "template_babysit"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick levels come first: what is wrong shows early, and a build has time to end."""
+    items.sort(key=lambda item: _LEVELS.get(Path(str(item.path)).parent.name, 0))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """Await the build of Kubernetes before the test's own time limit begins."""
+    if "kubernetes_servers" in getattr(item, "fixturenames", ()):
+        kubernetes.await_build()
+    return (yield)
 
 
 @pytest.fixture(scope="session")

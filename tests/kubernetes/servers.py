@@ -7,6 +7,7 @@ KUBEBUILDER_ASSETS names others. Nothing is durable here: etcd's data lie in mem
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -56,6 +57,15 @@ def find_program(name: str) -> str:
     if found is None:
         raise UnavailableError(f"{name} is not in {built.parent}: run `scripts/kubernetes`")
     return found
+
+
+def await_build() -> None:
+    """Wait for `scripts/kubernetes`, if it builds now, as `make test` lets it beside the tests."""
+    programs = directory_of_programs()
+    lock = programs.with_name(f"{programs.name}.lock")
+    if lock.exists():
+        with lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_SH)
 
 
 def missing_programs() -> str:
