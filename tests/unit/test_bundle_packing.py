@@ -64,6 +64,8 @@ def test_the_repository_around_a_workdir_counts_and_other_directories_do_not(
     assert chosen(tmp_path / "repo/train") == {"x.bin", "x.py"}
     tree(tmp_path, {"repo/.gitignore": "/train/*.bin\n", "repo/.git/HEAD": ""})
     assert chosen(tmp_path / "repo/train") == {"x.py"}
+    tree(tmp_path, {"repo/.gitignore": "/train/\n", "repo/train/.gitignore": "*.bin\n"})
+    assert chosen(tmp_path / "repo/train") == {"x.py"}, "the workdir is ignored as a whole"
 
 
 def test_ignore_files_of_windows_and_submodules_count_as_in_git(tmp_path: Path) -> None:

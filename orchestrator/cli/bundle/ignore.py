@@ -91,7 +91,10 @@ class Ignore:
                     break
             else:
                 above = []  # no repository: what lies around the workdir has no part in it
-        return cls(root, git=tuple(file for each in reversed(above) for file in _read(each)))
+        git = tuple(file for each in reversed(above) for file in _read(each))
+        # Somebody submits an ignored directory: that it is ignored says nothing about its files.
+        is_ignored = _verdict(git, root, is_directory=True)
+        return cls(root, git=() if is_ignored else git)
 
     def below(self, directory: Path) -> Ignore:
         """The ignore files that count in a directory below this one."""

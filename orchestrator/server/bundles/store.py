@@ -185,7 +185,9 @@ class BundleStore:
         path = self._path(bundle)
         with self._explained():
             if not self._is_whole(bundle, path) and not self._copied(bundle):
-                raise NotFoundError(f"the bundle {bundle} is not in the store {self._where}")
+                raise NotFoundError(
+                    f"the bundle {bundle} is not in the store {self._where}: submit its code again"
+                )
             with contextlib.suppress(OSError):  # on a read-only disk it is old, and there
                 now = self._clock.now().timestamp()
                 os.utime(path, (now, now))
