@@ -114,6 +114,12 @@ class Cache:
                 tries += 1
                 _log.warning("watch fails, will reconnect", error=str(error), seconds=pause)
                 await self._clock.sleep(pause)
+            except Exception as error:  # noqa: BLE001 - a loop that ended would blind us for good
+                self.failure = ApiError(f"Kubernetes: {error!r}", status=0)
+                self.synced.clear()
+                self._version = ""  # what the event would have changed is found by a list
+                _log.exception("watch fails by a defect, will list again; please report this")
+                await self._clock.sleep(PAUSES[-1])
 
     def _up_to_date(self) -> None:
         self.failure = None

@@ -46,8 +46,8 @@ PAUSES = (0.25, 0.5, 1.0, 2.0, 4.0)
 WATCH_SECONDS = 540
 """The server ends a watch after this; the next one continues where it ended."""
 SILENT_SECONDS = 120.0
-"""A watch without even a bookmark (one a minute) for this time is dead; see `BookmarkPeriod` of the
-API server's watch cache."""
+"""A watch that says nothing for this time is opened again. Most servers send a bookmark a minute;
+that of 1.20 sends none on some watches of what does not change."""
 THREADS = 16
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PATCH = "application/merge-patch+json"
@@ -137,6 +137,9 @@ class Api:
     ) -> AsyncGenerator[Json]:
         """Events of a collection after a resource version, until the server ends the connection.
 
+        A connection that says nothing for `SILENT_SECONDS` is over as well. If its network is dead,
+        it shows in the next one.
+
         Raises:
             ApiError: The watch cannot be opened, or broke off. Status 410: the version is too old.
         """
@@ -159,6 +162,8 @@ class Api:
                 if event["type"] == "ERROR":
                     raise _of_status(event["object"], f"watch {path}")
                 yield event
+        except urllib3.exceptions.ReadTimeoutError:
+            return
         except urllib3.exceptions.HTTPError as error:
             raise ApiError(f"watch {path}: {_words(error)}", status=0) from error
         finally:
@@ -167,6 +172,7 @@ class Api:
     async def close(self) -> None:
         """Release the threads. Requests under way are waited for no longer."""
         self._threads.shutdown(wait=False)
+        self._client.rest_client.pool_manager.clear()
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -253,10 +259,11 @@ class _Stream:
         last: Exception | None = None
         try:
             self._response = response = connect()
-            if self._closed:
-                response.close()
-            for line in _lines(response):
-                self._put(line)
+            with contextlib.closing(response):
+                if self._closed:
+                    response.close()
+                for line in _lines(response):
+                    self._put(line)
         except Exception as error:  # noqa: BLE001 - it is raised where the lines are read
             last = error
         self._put(last)
