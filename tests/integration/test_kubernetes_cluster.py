@@ -16,13 +16,14 @@ import pytest
 
 from jobs.clock import SystemClock
 from jobs.spec import RunSpec
-from orchestrator.clusters.kubernetes import names
+from orchestrator.clusters.kubernetes import names, requests
 from orchestrator.clusters.kubernetes.client import Access, Api
 from orchestrator.clusters.kubernetes.cluster import KubernetesCluster
 from orchestrator.clusters.kubernetes.manifests import PodSettings
 from orchestrator.clusters.kubernetes.nodes import NodeSettings
 from orchestrator.clusters.port import (
     Change,
+    InventoryChanged,
     WorkerGone,
     WorkerLaunch,
     WorkerLeaving,
@@ -49,16 +50,23 @@ class Site:
         self.config = directory / "kubeconfig"
         self.write_token(ADMIN_TOKEN)
         self.api = Api(Access(kubeconfig=self.config, namespace=bed.namespace), CLOCK)
-        settings = PodSettings(
+        self.settings = PodSettings(
             namespace=bed.namespace,
             instance="site",
             image="any",
             template=TEMPLATE,
             stop_seconds=1,
         )
-        self.cluster = KubernetesCluster(self.api, CLOCK, settings, NodeSettings(instance="site"))
+        self.cluster = self.another()
         self.said: list[Change] = []
         self.reader = asyncio.create_task(self._read())
+
+    def another(self, selector: str = "") -> KubernetesCluster:
+        """A view of the same cluster, of all nodes or some."""
+        api = Api(Access(kubeconfig=self.config, namespace=self.bed.namespace), CLOCK)
+        api = api if selector else self.api
+        nodes = NodeSettings(instance="site")
+        return KubernetesCluster(api, CLOCK, self.settings, nodes, selector)
 
     def write_token(self, token: str) -> None:
         self.config.write_text(kubeconfig(self.proxy.url, self.bed.servers.ca, token))
@@ -110,6 +118,11 @@ class Site:
     def pods(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.bed.api.get(self.bed.path("Pod"))["items"]
         return [pod for pod in found if names.WORKER in pod["metadata"].get("annotations", {})]
+
+
+async def read(cluster: KubernetesCluster) -> list[Change]:
+    """All that it says until it is closed."""
+    return [change async for change in cluster.changes()]
 
 
 def order(worker: str, node: str = "node-1", run: str = "r1", **spec: Any) -> WorkerLaunch:
@@ -232,6 +245,72 @@ async def test_a_late_pod_of_a_stopped_worker_cannot_start(site: Site) -> None:
     assert site.pods() == []
 
 
+async def test_a_quota_that_is_used_up_is_told_and_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "RETRY_PAUSE", 0.2)
+    meta = {"name": "full"}
+    site.bed.create({"kind": "ResourceQuota", "metadata": meta, "spec": {"hard": {"pods": "0"}}})
+    launch = asyncio.create_task(site.start("hungry"))
+    (stuck,) = await site.until(lambda: site.of("hungry"), "it waits")
+    assert (stuck.hopeless, stuck.elsewhere) == (False, False)
+    assert "quota" in stuck.reason
+    assert "Grant it" not in stuck.reason
+    site.bed.api.delete(site.bed.path("ResourceQuota", "full"))
+    await launch
+    await site.running("hungry")
+    assert site.of("hungry")[-1] == WorkerStuck(worker="hungry", run="r1", reason="")
+
+
+async def test_what_the_clusters_owner_does_not_allow_is_refused_at_once(site: Site) -> None:
+    limit = {"limits": [{"type": "Container", "max": {"cpu": "1500m"}}]}
+    site.bed.create({"kind": "LimitRange", "metadata": {"name": "small"}, "spec": limit})
+    try:
+        with pytest.raises(ValueError, match="maximum cpu usage per Container"):
+            await site.start(resources={"cpus_per_node": 2})
+    finally:
+        site.bed.api.delete(site.bed.path("LimitRange", "small"))
+
+
+async def test_a_pod_that_is_made_after_its_worker_was_stopped_is_deleted(site: Site) -> None:
+    """It could not start, and would keep its node's resources from all others."""
+    fault = site.proxy.refuse("create pods", 500, times=1000)
+    launch = asyncio.create_task(site.start("slow"))
+    await site.until(lambda: site.proxy.calls["create pods"] >= 1, "its Pod is asked for")
+    await site.cluster.stop("slow", "r1")
+    assert await site.gone("slow") == "agent never started"
+    fault.times = 0
+    await launch
+    await site.until(lambda: site.pods() == [], "nothing is left")
+
+
+async def test_a_service_that_somebody_deletes_is_made_again(site: Site) -> None:
+    first = await site.start(run="r7")
+    await site.running(first)
+    site.bed.api.delete(site.bed.path("Service", "babysit-r7"))
+    await site.gone(first)
+    second = await site.start(run="r7")
+    owner = site.bed.api.get(site.bed.path("Service", "babysit-r7"))["metadata"]["uid"]
+    (reference,) = site.bed.api.get(site.bed.path("Pod", f"babysit-{second}"))["metadata"][
+        "ownerReferences"
+    ]
+    assert reference["uid"] == owner
+    await site.cluster.stop(second, "r7")
+    await site.gone(second)
+
+
+async def test_a_pod_that_loses_its_labels_is_not_gone(site: Site) -> None:
+    worker = await site.start()
+    await site.running(worker)
+    path = site.bed.path("Pod", f"babysit-{worker}")
+    site.bed.api.patch(path, {"metadata": {"labels": {names.COMPONENT: None}}})
+    await site.until(
+        lambda: site.bed.api.get(path)["metadata"]["labels"].get(names.COMPONENT), "it has them"
+    )
+    assert site.of(worker) == []
+    assert await site.cluster.alive(worker, "r1") is True
+
+
 # --- nodes --------------------------------------------------------------------------------------
 
 
@@ -280,6 +359,24 @@ async def test_a_lost_node_is_confirmed_when_its_object_goes(site: Site) -> None
     assert not [c for c in site.of(worker) if isinstance(c, WorkerGone)]
     site.bed.nodes["node-4"].remove()
     assert "node lost: node-4 has left the cluster" in await site.gone(worker)
+
+
+async def test_a_node_that_loses_the_label_that_selects_it_is_not_lost(site: Site) -> None:
+    path = "/api/v1/nodes/node-3"
+    site.bed.api.patch(path, {"metadata": {"labels": {"pool": "training"}}})
+    worker = await site.start(node="node-3")
+    await site.running(worker)
+    cluster = site.another("pool=training")
+    reading = asyncio.create_task(read(cluster))
+    assert [node.id for node in await cluster.nodes()] == ["node-3"]
+    assert await cluster.alive(worker, "r1") is True
+    site.bed.api.patch(path, {"metadata": {"labels": {"pool": None}}})
+    async with asyncio.timeout(30):
+        while await cluster.nodes():
+            await CLOCK.sleep(0.05)
+    assert await cluster.alive(worker, "r1") is None
+    await cluster.close()
+    assert {type(change) for change in await reading} <= {InventoryChanged}
 
 
 # --- what it costs ------------------------------------------------------------------------------

@@ -75,10 +75,10 @@ class Cache:
         self._versions: dict[Key, str] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Begin to follow the collection; has no effect if it is followed already."""
+    def start(self, after: asyncio.Event | None = None) -> None:
+        """Begin to follow the collection, once `after` is set; the second call has no effect."""
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._follow())
+            self._task = asyncio.get_running_loop().create_task(self._follow(after))
 
     async def close(self) -> None:
         """Stop following."""
@@ -95,7 +95,9 @@ class Cache:
         if _number(given) > int(self._versions.get(key) or 0):
             self._store(key, dict(given))
 
-    async def _follow(self) -> None:
+    async def _follow(self, after: asyncio.Event | None) -> None:
+        if after is not None:
+            await after.wait()
         tries = 0
         while True:
             try:

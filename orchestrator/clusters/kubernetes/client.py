@@ -317,12 +317,13 @@ def _of_answer(code: int, answer: bytes, wait: str, what: str) -> ApiError:
 
 
 def _of_status(status: Mapping[str, Any], what: str, wait: float = 0.0) -> ApiError:
-    code = int(status.get("code") or 0)
-    hint = {
-        401: ". Check the token of the service account, or the kubeconfig",
-        403: ". Grant it in the Role or ClusterRole of babysit's service account",
-    }.get(code, "")
-    message = f"Kubernetes: {what}: {code} {status.get('message', 'no message')}{hint}"
+    code, said = int(status.get("code") or 0), str(status.get("message", "no message"))
+    hint = ""
+    if code == 401:
+        hint = ". Check the token of the service account, or the kubeconfig"
+    elif code == 403 and " cannot " in said:  # the other 403s are of quotas and of admission
+        hint = ". Grant it in the Role or ClusterRole of babysit's service account"
+    message = f"Kubernetes: {what}: {code} {said}{hint}"
     reason = str(status.get("reason", ""))
     return ApiError(message, status=code, reason=reason, retry_after=wait)
 

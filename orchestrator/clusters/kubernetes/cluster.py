@@ -23,16 +23,12 @@ from orchestrator.clusters.kubernetes.manifests import NO_IMAGE, PodSettings
 from orchestrator.clusters.kubernetes.merge import Json
 from orchestrator.clusters.kubernetes.names import object_name
 from orchestrator.clusters.kubernetes.nodes import NodeSettings
+from orchestrator.clusters.kubernetes.requests import Requests
 from orchestrator.clusters.kubernetes.watcher import Watcher
-from orchestrator.clusters.port import Change, WorkerGone, WorkerLaunch
+from orchestrator.clusters.port import Change, WorkerGone, WorkerLaunch, WorkerLeaving
 from orchestrator.core.messages.events import NodeInfo
 
 _log = structlog.get_logger(__name__)
-LAUNCH_PATIENCE = 120.0
-"""Seconds for which a launch waits for an API server that is away: a run that is being restarted
-meanwhile must not be charged with it. Less than the time in which an agent has to join."""
-ACKNOWLEDGE_PAUSE = 5.0
-"""Seconds between two tries to release a Pod whose end is stored."""
 CLOSE_SECONDS = 5.0
 """How long the last acknowledgements may take; an end whose one is cut off is reported again."""
 _NAMED = 20
@@ -49,12 +45,16 @@ class KubernetesCluster:
     def __init__(
         self, api: Api, clock: Clock, pods: PodSettings, of_nodes: NodeSettings, selector: str = ""
     ) -> None:
-        self._api, self._clock = api, clock
+        self._api, self._requests = api, Requests(api, clock)
         self._settings, self._node_settings = pods, of_nodes
         self.needed_fields: Mapping[str, str] = {} if pods.image else {"image": NO_IMAGE}
         self._ours = f"{names.COMPONENT}=worker,{names.INSTANCE}={pods.instance}"
         self._watcher = Watcher(api, clock, of_nodes, self._ours, selector)
         self._watcher.confirm = lambda pod: self._spawn(self._confirm(pod))
+        self._watcher.vanished = lambda pod: self._spawn(self._vanished(pod))
+        self._watcher.nodeless = lambda pod: self._spawn(
+            self._requests.insist(lambda: self._watcher.look_for_node(pod), "Node is not listed")
+        )
         base = f"/api/v1/namespaces/{pods.namespace}"
         self._pods, self._secrets = f"{base}/pods", f"{base}/secrets"
         self._services = f"{base}/services"
@@ -89,14 +89,17 @@ class KubernetesCluster:
         manifests.pod(launch, resource, placeholder, self._settings)  # what is wrong is said first
         owner = await self._owner(launch.run)
         secret = manifests.secret(launch, owner, self._settings)
-        made = await self._create(self._secrets, secret)
+        made = await self._requests.create(self._secrets, secret)
         if made is None and (ended := await self._tombstone(launch.worker)) is not None:
             self._tell(launch.worker, launch.run, ended)
             return
-        pod = await self._create(self._pods, manifests.pod(launch, resource, owner, self._settings))
-        if pod is not None:
+        wanted = manifests.pod(launch, resource, owner, self._settings)
+        pod = await self._requests.create(self._pods, wanted, lambda why: self._waits(launch, why))
+        if launch.worker in self._watcher.stopping:  # meanwhile, and did not find this Pod
+            await self.stop(launch.worker, launch.run)
+        elif pod is not None:
             self._watcher.see(pod)
-        elif (pod := await self._get(self._pods, launch.worker)) is not None:
+        elif (pod := await self._requests.get(self._pods, launch.worker)) is not None:
             self._watcher.see(pod)
             if self._watcher.gone(pod) is not None:
                 self._watcher.tell_again(launch.worker, launch.run, pod)
@@ -123,8 +126,11 @@ class KubernetesCluster:
     async def alive(self, worker: str, run: str) -> bool | None:
         """Ask the API server, not the cache. None while the node does not report."""
         await self._watcher.ready()
-        pod = await self._get(self._pods, worker)
-        if pod is None or _annotation(pod, names.RUN) != run or self._watcher.gone(pod):
+        pod = await self._requests.get(self._pods, worker)
+        if pod is None or _annotation(pod, names.RUN) != run:
+            return False
+        await self._watcher.look_for_node(pod)
+        if self._watcher.gone(pod):
             return False
         name = pod.get("spec", {}).get("nodeName")
         node, known = self._watcher.node(name)
@@ -142,6 +148,9 @@ class KubernetesCluster:
             self._told = change
             yield change
             self._told = None
+            if isinstance(change, WorkerGone | WorkerLeaving):
+                # Somebody may have deleted the Service: what it owned would be deleted too.
+                self._owners.pop(change.run, None)
             if isinstance(change, WorkerGone):
                 self._spawn(self._acknowledge(change))
 
@@ -156,7 +165,7 @@ class KubernetesCluster:
             self._runs = named | set(self._owners)
         for run in self._runs - {*runs}:
             if not self._watcher.pods_of(run):
-                await self._if_there("DELETE", f"{self._services}/{object_name(run)}")
+                await self._requests.if_there("DELETE", f"{self._services}/{object_name(run)}")
                 self._runs.discard(run)
                 self._owners.pop(run, None)
 
@@ -176,7 +185,7 @@ class KubernetesCluster:
                 patch = nodes.uncordon_patch()
             else:
                 continue
-            await self._if_there("PATCH", f"/api/v1/nodes/{name}", patch)
+            await self._requests.if_there("PATCH", f"/api/v1/nodes/{name}", patch)
 
     async def close(self) -> None:
         """Stop watching. Pods continue."""
@@ -204,6 +213,13 @@ class KubernetesCluster:
             )
         return known[launch.node]
 
+    def _waits(self, launch: WorkerLaunch, why: str) -> bool:
+        """Tell what a launch waits for; False if the worker is not wanted any more."""
+        if launch.worker in self._watcher.stopping:
+            return False
+        self._watcher.tell_stuck(launch.worker, launch.run, why)
+        return True
+
     async def _owner(self, run: str) -> Json:
         """The run's Service. Launches of one run wait for one request."""
         made = self._owners.get(run)
@@ -213,24 +229,14 @@ class KubernetesCluster:
 
     async def _make_owner(self, run: str) -> Json:
         wanted = manifests.service(run, self._settings)
-        owner = await self._create(self._services, wanted) or await self._get(self._services, run)
-        if owner is None:
+        owner = await self._requests.create(self._services, wanted) or await self._requests.get(
+            self._services, run
+        )
+        if owner is None or owner["metadata"].get("deletionTimestamp") is not None:
             raise ClusterError(f"the Service of run {run} is being deleted: try again")
         if self._runs is not None:
             self._runs.add(run)
         return owner
-
-    async def _create(self, path: str, wanted: Json) -> Json | None:
-        """Create an object; None if there is one of its name."""
-        try:
-            return await self._api.request("POST", path, wanted, patience=LAUNCH_PATIENCE)
-        except ApiError as error:
-            if error.reason == "AlreadyExists":
-                return None
-            # What no other try changes; a quota (403) may be free again later.
-            if error.status in {400, 422} or "violates PodSecurity" in str(error):
-                raise ValueError(str(error)) from error
-            raise
 
     # --- ending -----------------------------------------------------------------------------
 
@@ -240,7 +246,7 @@ class KubernetesCluster:
         if ended is None:
             owner = await self._owner(run)
             stone = manifests.tombstone(worker, run, owner, self._settings)
-            if await self._create(self._secrets, stone) is None:
+            if await self._requests.create(self._secrets, stone) is None:
                 ended = await self._tombstone(worker)
                 if ended is None:
                     # A launch is under way, or has lost its Pod: without its files none starts.
@@ -249,7 +255,7 @@ class KubernetesCluster:
                         f"{self._secrets}/{object_name(worker)}",
                         manifests.mark_gone("agent never started"),
                     )
-        pod = await self._get(self._pods, worker)
+        pod = await self._requests.get(self._pods, worker)
         if pod is None:
             self._tell(worker, run, ended or "agent never started")
         else:
@@ -257,7 +263,7 @@ class KubernetesCluster:
 
     async def _tombstone(self, worker: str) -> str | None:
         """Why a worker is gone by its Secret; None if it does not say so."""
-        secret = await self._get(self._secrets, worker)
+        secret = await self._requests.get(self._secrets, worker)
         if secret is None or names.GONE not in (secret["metadata"].get("labels") or {}):
             return None
         return _annotation(secret, names.REASON)
@@ -278,51 +284,44 @@ class KubernetesCluster:
     async def _acknowledge(self, gone: WorkerGone) -> None:
         """Leave the proof of the end in the Secret, then let the Pod go. Tried until it is done."""
         name = object_name(gone.worker)
-        while True:
-            try:
-                patch = manifests.mark_gone(gone.reason, told=True)
-                await self._if_there("PATCH", f"{self._secrets}/{name}", patch)
-                pod = self._watcher.pod(name)
-                if pod is not None:
-                    await self._release(pod, force=gone.reason.startswith(LOST))
-            except ApiError as error:
-                _log.warning("Pod not released, will retry", worker=gone.worker, error=str(error))
-                await self._clock.sleep(ACKNOWLEDGE_PAUSE)
-            else:
-                return
+
+        async def ask() -> None:
+            patch = manifests.mark_gone(gone.reason, told=True)
+            await self._requests.if_there("PATCH", f"{self._secrets}/{name}", patch)
+            pod = self._watcher.pod(name)
+            if pod is not None:
+                await self._release(pod, force=gone.reason.startswith(LOST))
+
+        await self._requests.insist(ask, f"{gone.worker} is gone, and its Pod is to be released")
 
     async def _release(self, pod: Json, *, force: bool) -> None:
         """Take babysit's finalizer off, and delete what has ended; by force if its node is lost."""
         path = f"{self._pods}/{pod['metadata']['name']}"
         others = [each for each in pod["metadata"].get("finalizers", ()) if each != names.FINALIZER]
-        await self._if_there("PATCH", path, {"metadata": {"finalizers": others}})
+        await self._requests.if_there("PATCH", path, {"metadata": {"finalizers": others}})
         if force:
-            await self._if_there("DELETE", path, {"gracePeriodSeconds": 0})
+            await self._requests.if_there("DELETE", path, {"gracePeriodSeconds": 0})
         elif pod["metadata"].get("deletionTimestamp") is None:
-            await self._if_there("DELETE", path)
+            await self._requests.if_there("DELETE", path)
 
     async def _confirm(self, pod: Json) -> None:
         with contextlib.suppress(ApiError):  # its next change asks again
-            await self._if_there("DELETE", f"{self._pods}/{pod['metadata']['name']}")
+            await self._requests.if_there("DELETE", f"{self._pods}/{pod['metadata']['name']}")
 
-    # --- requests ---------------------------------------------------------------------------
+    async def _vanished(self, pod: Json) -> None:
+        """Give a Pod back the labels by which it is watched; without an object it is gone."""
+        name = pod["metadata"]["name"]
+        patch = {"metadata": {"labels": pod["metadata"]["labels"]}}
 
-    async def _get(self, path: str, identity: str) -> Json | None:
-        try:
-            return await self._api.request("GET", f"{path}/{object_name(identity)}")
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
+        async def ask() -> None:
+            found = await self._requests.if_there("PATCH", f"{self._pods}/{name}", patch)
+            if found is None:
+                self._watcher.has_vanished(pod)
+            else:
+                _log.warning("Pod had lost its labels, and has them again", pod=name)
+                self._watcher.see(found)
 
-    async def _if_there(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> None:
-        try:
-            await self._api.request(method, path, body)
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        await self._requests.insist(ask, "Pod is not listed any more")
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

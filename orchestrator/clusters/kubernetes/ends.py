@@ -39,8 +39,8 @@ def gone(pod: Mapping[str, Any], node: Mapping[str, Any] | None, *, known: bool)
 
     Args:
         pod: The Pod.
-        node: The Node on which it was started; None if there is no such object.
-        known: True if the list of nodes is up to date, so that a missing Node is proof.
+        node: The Node on which it was started; None if none is listed.
+        known: True if the server has confirmed that there is no such Node: that is proof.
     """
     status, name = pod.get("status", {}), pod.get("spec", {}).get("nodeName")
     ended = _ended(status)

@@ -19,7 +19,7 @@ from jobs.clock import Clock
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.kubernetes import ends, names, nodes
 from orchestrator.clusters.kubernetes.cache import Cache, Collection
-from orchestrator.clusters.kubernetes.client import Api
+from orchestrator.clusters.kubernetes.client import Api, ApiError
 from orchestrator.clusters.kubernetes.merge import Json
 from orchestrator.clusters.kubernetes.nodes import NodeSettings, Used
 from orchestrator.clusters.port import (
@@ -53,6 +53,8 @@ class Watcher:
     Attributes:
         stopping: Workers that babysit itself has stopped: their leaving is not reported.
         confirm: Called with a Pod that has ended by its phase only.
+        vanished: Called with a Pod that is not listed any more, and whose end was not seen.
+        nodeless: Called with a Pod whose Node is not listed.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class Watcher:
         self.changes: asyncio.Queue[Change | None] = asyncio.Queue()
         self.stopping: set[str] = set()
         self.confirm: Callable[[Json], None] = lambda _: None
+        self.vanished: Callable[[Json], None] = lambda _: None
+        self.nodeless: Callable[[Json], None] = lambda _: None
         own = Collection(path=f"/api/v1/namespaces/{api.namespace}/pods", selector=selector)
         self._pods = Cache(api, clock, own, self._pod_changed)
         everywhere = Collection(
@@ -78,12 +82,16 @@ class Watcher:
         """Worker -> what was last said of it, so that it is said once."""
         self._wanted: Counter[str] = Counter()
         """Worker -> ends that are to be told when it is gone: one for each stop."""
+        self._absent: set[str] = set()
+        """Nodes without an object. That one is not listed does not say so: it may have lost the
+        label that selects it, or be newer than the list of another server."""
         self._blind = False
 
     def start(self) -> None:
         """Begin to follow the cluster; has no effect the second time."""
-        for cache in (self._nodes, self._pods, self._others):
-            cache.start()
+        self._nodes.start()
+        self._others.start()
+        self._pods.start(after=self._nodes.listed)  # Pods are judged by their nodes
 
     async def close(self) -> None:
         """Stop following, and end the queue."""
@@ -149,10 +157,35 @@ class Watcher:
 
     def gone(self, pod: Mapping[str, Any]) -> str | None:
         """Why the worker of a Pod is gone; None if it may be alive."""
-        node, known = self.node(pod.get("spec", {}).get("nodeName"))
-        return ends.gone(pod, node, known=known)
+        name = _node_name(pod)
+        return ends.gone(pod, self._nodes.objects.get(("", name)), known=name in self._absent)
 
     # --- what requests have found ---------------------------------------------------------------
+
+    async def look_for_node(self, pod: Json) -> None:
+        """Ask for the Node of a Pod, if it is not listed. A Pod without a Node is gone.
+
+        Raises:
+            ApiError: Nobody can tell.
+        """
+        name = _node_name(pod)
+        if not self._is_nodeless(pod):
+            return
+        try:
+            await self._api.request("GET", f"/api/v1/nodes/{name}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            if self._is_nodeless(pod):  # still
+                self._absent.add(name)
+                self._judge_pods_on(name)
+
+    def has_vanished(self, pod: Json) -> None:
+        """Take over that a Pod has no object any more."""
+        reason = "its Pod was removed together with the finalizer of babysit"
+        worker = _annotation(pod, names.WORKER)
+        self._gone(worker, pod, reason)
+        self._forget(worker)
 
     def see(self, pod: Json) -> None:
         """Take over a Pod that a request returned."""
@@ -164,6 +197,10 @@ class Watcher:
             self.changes.put_nowait(WorkerGone(worker=worker, run=run, reason=reason))
         else:
             self._wanted[worker] += 1
+
+    def tell_stuck(self, worker: str, run: str, reason: str) -> None:
+        """Tell, once, what keeps a Pod from being created."""
+        self._once(worker, WorkerStuck(worker=worker, run=run, reason=reason), "stuck uncreated")
 
     # --- what changes -------------------------------------------------------------------------
 
@@ -178,12 +215,16 @@ class Watcher:
 
     def _removed(self, worker: str, pod: Json) -> None:
         """A Pod has no object any more: as after every end, or somebody took its finalizer away."""
-        told = self._told.pop(worker, "")
-        self.stopping.discard(worker)
-        if not told.startswith("gone"):
-            reason = self.gone(pod) or "its Pod was removed together with the finalizer of babysit"
+        if not self._told.get(worker, "").startswith("gone"):
+            if (reason := self.gone(pod)) is None:
+                self.vanished(pod)  # or it has lost its labels, and lives
+                return
             self._gone(worker, pod, reason)
-            self._told.pop(worker, None)
+        self._forget(worker)
+
+    def _forget(self, worker: str) -> None:
+        self._told.pop(worker, None)
+        self.stopping.discard(worker)
 
     def _judge(self, worker: str, pod: Json) -> None:
         run = _annotation(pod, names.RUN)
@@ -191,7 +232,10 @@ class Watcher:
             return
         if (reason := self.gone(pod)) is not None:
             self._gone(worker, pod, reason)
-        elif ends.needs_confirmation(pod):
+            return
+        if self._is_nodeless(pod):
+            self.nodeless(pod)
+        if ends.needs_confirmation(pod):
             self.confirm(pod)
         elif (why := ends.leaving(pod)) is not None:
             if worker not in self.stopping:
@@ -223,9 +267,18 @@ class Watcher:
             return
         self.changes.put_nowait(InventoryChanged())
         name = (after or before or {})["metadata"]["name"]
+        if after is not None:
+            self._absent.discard(name)
+        self._judge_pods_on(name)
+
+    def _judge_pods_on(self, node: str) -> None:
         for pod in list(self._pods.objects.values()):
-            if pod.get("spec", {}).get("nodeName") == name:
+            if _node_name(pod) == node:
                 self._pod_changed(pod, pod)
+
+    def _is_nodeless(self, pod: Json) -> bool:
+        name = _node_name(pod)
+        return bool(name) and ("", name) not in self._nodes.objects and name not in self._absent
 
     def _digest(self, pod: Json) -> Other | None:
         """The part of a Pod that is kept; None for those of this installation's workers."""
@@ -246,6 +299,10 @@ class Watcher:
             if other is not None:
                 used = self._used.get(other.node, Used())
                 self._used[other.node] = nodes.plus(used, other.used, sign)
+
+
+def _node_name(pod: Mapping[str, Any]) -> str:
+    return str(pod.get("spec", {}).get("nodeName") or "")
 
 
 def _annotation(given: Mapping[str, Any], name: str) -> str:
