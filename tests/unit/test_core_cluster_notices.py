@@ -6,6 +6,7 @@ import datetime as dt
 
 import pytest
 
+from orchestrator.core.attempts.lifecycle import FENCE_SECONDS
 from orchestrator.core.messages.cluster_events import LaunchRefused, WorkerLeaving, WorkerStuck
 from orchestrator.core.messages.events import (
     CapacityChanged,
@@ -13,7 +14,9 @@ from orchestrator.core.messages.events import (
     NodeInfo,
     WorkerLost,
 )
+from orchestrator.core.messages.instructions import Instruction, ProbeWorker, StopWorker
 from orchestrator.core.model.states import AttemptState, NodeState, RunState, WorkerState
+from orchestrator.core.supervision.agent_contact import CONTACT_SECONDS
 from orchestrator.core.supervision.cluster_notices import STUCK_SECONDS
 from tests.world import World, spec
 
@@ -157,3 +160,75 @@ def test_a_node_that_flaps_stays_away_until_a_person_says_so(by_all: bool) -> No
         ready = {"node": "node-1", "state": "ready", "reason": "new cable"}
         world.do(world.event(NodeChanged, **ready, actor="ada"))
         assert world.state.nodes["node-1"].absences == ()
+
+
+# --- a node that is lost, and of which the cluster cannot tell ------------------------------------
+
+
+class Unreachable(World):
+    """The cluster takes every order for the first node of the gang, and never says that one is
+    done: its Node is NotReady, and stays. Of its agents it cannot tell (`alive` is None).
+    """
+
+    def cut_off(self) -> str:
+        """The first node of the gang; its agent is not heard of any more."""
+        seat = self.attempt().seats[0]
+        self.agents[seat.worker].alive = False
+        self.silent = seat.node
+        self.lose_contact(seat.worker)
+        reason = "NotReady: its kubelet has not reported"
+        inventory(self, NodeInfo(id=seat.node, state="cordoned", reason=reason))
+        return seat.node
+
+    silent = ""
+
+    def carry_out(self, instruction: Instruction) -> None:
+        asked = isinstance(instruction, StopWorker | ProbeWorker)
+        if not (asked and getattr(instruction, "node", "") == self.silent):
+            super().carry_out(instruction)
+
+
+def goes_on_elsewhere(world: World, lost: str) -> None:
+    world.settle()
+    assert world.state.attempts["run-1"].number == 2
+    assert lost not in {seat.node for seat in world.attempt().seats}
+    world.reach(20)
+    assert world.run().state is RunState.RUNNING
+
+
+@pytest.mark.parametrize("asked_to_leave", [False, True])
+def test_a_lost_node_that_nobody_confirms_is_fenced_after_the_stated_time(
+    *, asked_to_leave: bool
+) -> None:
+    """120 s after the others fail; where Kubernetes deletes its Pod first, after the grace too."""
+    world = Unreachable(nodes=3)
+    world.submit()
+    world.trained_to(15)
+    lost, worker = world.attempt().seats[0].node, world.attempt().seats[0].worker
+    assert world.cut_off() == lost
+    if asked_to_leave:
+        leave(world, worker)
+    else:
+        world.die(rank=1)
+    world.settle()
+    wait = FENCE_SECONDS + (world.run().spec.grace if asked_to_leave else 0)
+    world.advance(wait - 1)
+    world.settle()
+    assert world.attempt().state is AttemptState.STOPPING
+    world.advance(1)
+    goes_on_elsewhere(world, lost)
+
+
+def test_a_lost_node_whose_loss_no_rank_notices_is_given_up_and_then_fenced() -> None:
+    """The ranks may train on out of sight, so that this takes ten minutes longer."""
+    world = Unreachable(nodes=3)
+    world.submit()
+    world.trained_to(15)
+    lost = world.cut_off()
+    world.advance(CONTACT_SECONDS - 1)
+    assert world.attempt().state is AttemptState.RUNNING
+    world.advance(1)
+    world.settle()
+    assert world.attempt().state is AttemptState.STOPPING
+    world.advance(FENCE_SECONDS)
+    goes_on_elsewhere(world, lost)

@@ -79,7 +79,7 @@ def _take_back(turn: Turn, node: Node) -> None:
     lately = [each for each in node.absences if turn.now - each < FLAP_WINDOW]
     if len(lately) > FLAPS:
         why = f"flapping: {len(lately)} times within 24 h the cluster took it away, last for"
-        why = f"{why} {node.reason}; uncordon it when it is repaired"
+        why = f"{why} {node.reason}; `babysit nodes uncordon {node.id}` when it is repaired"
         turn.change_node(node.id, state=NodeState.CORDONED, reason=why, by=FLAPPING)
         turn.notify(
             None, Severity.WARNING, f"{node.id} stays cordoned: {why}", kind="node_flapping"
