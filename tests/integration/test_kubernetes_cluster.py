@@ -413,9 +413,12 @@ async def test_what_runs_have_left_is_removed_without_babysit(site: Site) -> Non
     left = KubernetesCluster(Api(access, CLOCK), CLOCK, pods, NodeSettings(instance="left"))
     await left.launch(order("left", run="left"))
     await left.close()
+    other = await site.start()  # of another release in the namespace, which lives
     readme = (CHART / "README.md").read_text()
-    (commands,) = re.findall(r"```\n(kubectl -n babysit get pods.+?\n)kubectl", readme, re.DOTALL)
-    commands += re.findall(r"^kubectl -n babysit delete services.+\n", readme, re.MULTILINE)[0]
+    (commands,) = re.findall(
+        r"^mine=.+?^kubectl -n babysit delete.+?\n", readme, re.DOTALL | re.MULTILINE
+    )
+    commands = commands.replace("instance=babysit", "instance=left")
     done = await asyncio.to_thread(
         subprocess.run,
         ["/bin/sh", "-ec", commands.replace("-n babysit", f"-n {site.bed.namespace}")],
@@ -433,3 +436,4 @@ async def test_what_runs_have_left_is_removed_without_babysit(site: Site) -> Non
     for kind in ("Pod", "Service", "Secret"):
         mine = f"{names.RUN}=left"
         assert not site.bed.api.get(site.bed.path(kind), labelSelector=mine)["items"], kind
+    assert await site.cluster.alive(other, "r1")
