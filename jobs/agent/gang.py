@@ -45,6 +45,10 @@ class RankProcess:
     """Names the process as long as its pid may be reused; -1: none."""
     failure: Failure | None = None
     """Why the agent ended it, if that was its own decision."""
+    excuse: Failure | None = None
+    """Why an exit with code 0 may be no success: it perhaps got a SIGTERM beside its agent."""
+    is_asked: bool = False
+    """True once it was requested to stop: a second SIGTERM may end it in the middle of its save."""
     inode: int = 0
     """Of its rank directory."""
     killed: bool = False
@@ -170,15 +174,16 @@ class Gang:
                     kill_group(process.pid)
 
     def request_stop(self) -> None:
-        """Request ranks to save and stop.
+        """Request ranks to save and stop, each once.
 
         The request goes through the ring. A rank also gets SIGTERM if it handles that signal or has
         no ring; a rank with a ring but no handler would die of SIGTERM in the middle of its save.
         """
         for process in self.ranks.values():
-            if process.alive and (
-                not process.reader.request_stop() or _handles_sigterm(process.pid)
-            ):
+            if not process.alive or process.is_asked:
+                continue
+            process.is_asked = True
+            if not process.reader.request_stop() or handles_sigterm(process.pid):
                 with contextlib.suppress(ProcessLookupError):
                     if not _is_dead(process.pidfd):
                         os.kill(process.pid, signal.SIGTERM)
@@ -299,7 +304,7 @@ def _is_dead(pidfd: int) -> bool:
     return pidfd >= 0 and bool(select.select([pidfd], [], [], 0)[0])
 
 
-def _handles_sigterm(pid: int) -> bool:
+def handles_sigterm(pid: int) -> bool:
     """True if the process handles SIGTERM (its bit in SigCgt of /proc/<pid>/status)."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()

@@ -76,6 +76,11 @@ class RankWords:
             self.error, self.trace = str(message.get("message", "")).partition(":")[0], trace
 
     @property
+    def is_done(self) -> bool:
+        """True if the training loop came to its end, and was not left before."""
+        return self.finished and not self.left
+
+    @property
     def raised(self) -> str:
         """The last line of that traceback; empty: there was no exception."""
         return next(reversed(self.trace.splitlines()), "")

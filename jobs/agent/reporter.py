@@ -85,7 +85,9 @@ class Reporter:
             self._logs.drain(process.log)  # its last lines may still be in the pipe
             samples = process.metrics.finish(self._logs.unread(process.log))
         events = self._notes(gang, process)
-        failure = failure or process.failure or self._failure(gang, process, code)
+        if code or not process.words.is_done:  # one that was asked to leave may be done by then
+            failure = failure or process.failure
+        failure = failure or self._failure(gang, process, code)
         exited = RankExited(
             rank=process.rank,
             code=code,
@@ -107,7 +109,8 @@ class Reporter:
         if code == 0:
             if gang.stopping:  # asked to leave, it may end in the middle
                 return None
-            return failure_behind_zero(process.words, log, self.log_rules, wrapped=wrapped)
+            failure = failure_behind_zero(process.words, log, self.log_rules, wrapped=wrapped)
+            return failure or (None if process.words.is_done else process.excuse)
         failure = classify(
             process.words.completed(log),
             code,

@@ -152,6 +152,71 @@ async def test_ranks_save_before_an_agent_that_gets_sigterm_leaves(tmp_path: Pat
             assert causes == {Cause.PREEMPTION}, "the run has not succeeded, and pays nothing"
 
 
+HANDLER = """
+    import signal, sys, time, babysit
+    run = babysit.init()
+    def save(*_):
+        print("asked", flush=True)
+        time.sleep(1)
+        print("saved", flush=True)
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, save)
+    run.report(step=1, loss=1.0)
+    while True:
+        time.sleep(0.01)
+"""
+LAST_STEPS = """
+    import time, babysit
+    run = babysit.init()
+    run.report(step=1, loss=1.0)
+    for step, _ in run.steps([0, 1, 2]):
+        while not run._reporter.stop_requested:
+            time.sleep(0.01)
+"""
+
+
+async def leaving(tmp_path: Path, script: str, *, beside: bool, late: bool) -> list[RankExited]:
+    """How ranks end whose agent gets SIGTERM: `beside` it, or the order comes `late`."""
+    async with playground(tmp_path, script) as (server, agent):
+        await agent.kill()
+        agent.start(grace_seconds=PATIENCE)
+        await server.until(lambda: len(server.hellos) == 2)
+        await server.send(start())
+        await server.until(lambda: server.steps(0) and server.steps(1))
+        ranks = agent.ranks()
+        os.kill(agent.pid, signal.SIGTERM)
+        for rank in ranks if beside else ():
+            os.kill(rank.pid, signal.SIGTERM)
+        if late:
+            await server.until(lambda: "asked" in agent.log(1, 0) and "asked" in agent.log(1, 1))
+            await server.send(stop(grace_seconds=PATIENCE))
+        assert await agent.gone() == 0
+        if script is HANDLER:
+            assert agent.log(1, 0) == agent.log(1, 1) == "asked\nsaved\n", "asked once"
+        return list(server.of(RankExited))
+
+
+async def test_ranks_that_leave_on_the_sigterm_of_their_machine_have_not_succeeded(
+    tmp_path: Path,
+) -> None:
+    exits = await leaving(tmp_path, HANDLER, beside=True, late=False)
+    assert [e.code for e in exits] == [0, 0]
+    assert {e.failure and e.failure.cause for e in exits} == {Cause.PREEMPTION}
+
+
+async def test_ranks_that_their_agent_has_asked_are_not_asked_again_by_a_late_order(
+    tmp_path: Path,
+) -> None:
+    assert [e.code for e in await leaving(tmp_path, HANDLER, beside=False, late=True)] == [0, 0]
+
+
+async def test_ranks_that_come_to_their_end_while_their_agent_leaves_have_succeeded(
+    tmp_path: Path,
+) -> None:
+    exits = await leaving(tmp_path, LAST_STEPS, beside=False, late=False)
+    assert [(e.code, e.failure) for e in exits] == [(0, None), (0, None)]
+
+
 async def test_orphan_with_nothing_to_do_leaves(tmp_path: Path):
     async with playground(tmp_path) as (_, agent):
         await agent.kill()
