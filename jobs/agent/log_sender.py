@@ -151,8 +151,9 @@ class LogSender:
         most = max(1, min(request.most, ANSWER_BYTES))
         try:
             piece = read_piece(path, offset=max(0, request.offset), tail=request.tail, most=most)
-        except FileNotFoundError:  # the rank starts at this moment
-            piece = LogPiece(text="", offset=0, next_offset=0, bytes=0)
+        except FileNotFoundError:  # the rank starts, or rotates its log, at this moment
+            place = max(0, request.offset)  # nobody starts anew: the place is still right
+            piece = LogPiece(text="", offset=place, next_offset=place, bytes=0)
         except OSError as error:
             return LogAnswer(id=request.id, error=f"{error.filename}: {error.strerror}")
         return LogAnswer(id=request.id, piece=piece)

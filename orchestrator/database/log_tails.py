@@ -86,10 +86,10 @@ class SqlLogTails:
                 old = _TABLE.c.end <= end - tail_bytes
                 await connection.execute(delete(_TABLE).where(*log, old))
 
-    async def forget_old(self, run: str, *, most: int) -> None:
+    async def forget_old(self, run: str, *, most: int) -> int:
         """Delete the ends of a run's oldest attempts while all take more than `most` bytes.
 
-        Those of its newest attempt stay.
+        Those of its newest attempt stay. Returns the newest attempt that was deleted; 0: none was.
         """
         size = func.sum(func.length(_TABLE.c.packed))
         query = select(_TABLE.c.attempt, size).where(_TABLE.c.run == run)
@@ -101,7 +101,8 @@ class SqlLogTails:
                 if place and total > most:
                     old = _TABLE.c.attempt <= attempt
                     await connection.execute(delete(_TABLE).where(_TABLE.c.run == run, old))
-                    return
+                    return int(attempt)
+        return 0
 
     async def of_run(self, run: str, attempt: int | None = None) -> list[KeptLog]:
         """Which ends are kept of a run, by attempt and rank."""

@@ -50,8 +50,10 @@ class LogDesk:
         self._settings = settings
         self.connections: dict[str, AgentLogs] = {}
         """Worker → its connection."""
-        self._trimmed: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
         """Run → its newest attempt of which an end came."""
+        self._forgotten: dict[str, int] = {}
+        """Run → its newest attempt whose ends were deleted, as all took too much."""
         self._storing: set[asyncio.Task[None]] = set()
 
     def terms(self, ranks: int) -> LogTerms | None:
@@ -77,12 +79,21 @@ class LogDesk:
         await asyncio.gather(*self._storing)
 
     async def keep(self, run: str, worker: str, pieces: tuple[TailPiece, ...], tail: int) -> None:
-        """Store ends, and drop those of old attempts where all take too much."""
-        newest = max(piece.attempt for piece in pieces)
+        """Store ends, and drop those of old attempts where all take too much.
+
+        An agent that connects again sends the ends of all its attempts, the newest one first.
+        """
+        forgotten = self._forgotten.get(run, 0)
+        pieces = tuple(piece for piece in pieces if piece.attempt > forgotten)
+        if not pieces:
+            return
+        seen = self._seen.get(run, 0)
         await self.tails.keep(run, worker, pieces, tail_bytes=tail)
-        if newest > self._trimmed.get(run, 0):
-            await self.tails.forget_old(run, most=self._settings.log_tail_run_bytes)
-            self._trimmed[run] = newest
+        if any(piece.attempt != seen for piece in pieces):
+            limit = self._settings.log_tail_run_bytes
+            deleted = await self.tails.forget_old(run, most=limit)
+            self._forgotten[run] = max(forgotten, deleted)
+            self._seen[run] = max(seen, *(piece.attempt for piece in pieces))
 
 
 class AgentLogs:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from jobs.clock import SystemClock
 from jobs.events import Hello
 from jobs.frames import decode
 from jobs.log_files import LogLimit
-from jobs.log_messages import ANSWER_BYTES, SEGMENT_BYTES, LogTerms
+from jobs.log_messages import ANSWER_BYTES, SEGMENT_BYTES, LogTerms, pack
 from orchestrator.core.model.entities import Attempt, Run, Seat
 from orchestrator.core.model.state import State
 from orchestrator.database.sql_store import SqlStore
@@ -198,6 +199,32 @@ async def test_the_database_keeps_as_much_as_it_is_told(
     none = LogDesk(store.log_tails, Settings(home=tmp_path, log_tail_bytes=0))
     assert none.terms(2) is None
     await store.close()
+
+
+async def test_the_limit_of_a_run_holds_when_an_agent_connects_again(tmp_path: Path) -> None:
+    """It sends the ends of all its attempts then; the server has perhaps just begun to lead."""
+    store = await SqlStore.open("sqlite://")
+    node = Node(tmp_path, store, trained(1).run(), log_tail_run_bytes=2**20)
+    for attempt in range(1, 13):
+        node.write(random.Random(attempt).randbytes(200_000).hex(), attempt)
+    for _ in range(3):
+        node.desk = LogDesk(store.log_tails, node.desk._settings)
+        async with node.connected():
+            await node.kept(1, attempt=12)
+            node.sender._looked.clear()
+            await asyncio.wait_for(node.sender._looked.wait(), PATIENCE)
+        kept = await store.log_tails.of_run(node.run.id)
+        parts = [await store.log_tails.parts(node.run.id, log.attempt, 0) for log in kept]
+        assert kept[-1].attempt == 12
+        assert sum(len(pack(p.file.read())) for log in parts for p in log) <= 2**20
+    await store.close()
+
+
+async def test_who_follows_a_log_that_is_gone_at_this_moment_keeps_the_place(node: Node) -> None:
+    node.write("words\n")
+    async with node.connected():
+        (node.root / "attempt-0001" / "rank-00000.log").unlink()
+        assert (await node.logs.piece(node.run, 1, 0, offset=6)).next_offset == 6
 
 
 async def test_what_is_not_stored_is_sent_again_and_nothing_piles_up(node: Node) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -192,8 +192,8 @@ async def controller_log(
 @router.get("/logs/{attempt}/{rank}")
 async def rank_log(
     run: TheRun,
-    attempt: int,
-    rank: int,
+    attempt: Annotated[int, Path(ge=1, le=MOST)],
+    rank: Annotated[int, Path(ge=0, le=MOST)],
     here: HasContext,
     offset: Annotated[int, Query(ge=0, le=MOST)] = 0,
     tail: Annotated[int | None, Query(ge=0, le=100_000)] = None,
