@@ -35,9 +35,12 @@ def preempted(rank: int) -> Failure:
     )
 
 
-async def save_first(gang: Gang, ends: float, clock: Clock) -> None:
-    """Let the ranks save and leave; returns when they have, or at `ends` (monotonic seconds)."""
-    grace_seconds = max(0.0, ends - clock.monotonic())
+async def save_first(gang: Gang, grace_seconds: float, clock: Clock) -> float:
+    """Let the ranks save and leave; returns when they have, or the grace is over.
+
+    Returns the end of the grace, in monotonic seconds.
+    """
+    ends = clock.monotonic() + grace_seconds
     for process in gang.ranks.values():
         if process.alive and handles_sigterm(process.pid):
             process.excuse = preempted(process.rank)
@@ -48,6 +51,7 @@ async def save_first(gang: Gang, ends: float, clock: Clock) -> None:
             process.failure = process.failure or preempted(process.rank)
         gang.request_stop()
     await wait_at_most(clock, gang.dead, max(0.0, ends - clock.monotonic()))
+    return ends
 
 
 async def tell(spool: Spool, answering: asyncio.Lock, ends: float, clock: Clock) -> None:

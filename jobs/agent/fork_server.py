@@ -268,6 +268,8 @@ def preload(modules: list[str]) -> dict[str, str]:
 def detach(parent: int) -> None:
     """In the child: start a session, die with the parent, and allow py-spy to attach."""
     os.setsid()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # the script starts as any other does
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before prctl took effect
@@ -379,6 +381,10 @@ def main(descriptor: int) -> None:
     stacks = None
     with contextlib.suppress(Exception):  # ranks start all the same
         stacks = _by_path("stack_signal", prepare["stacks"])
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # A machine that stops sends it to all processes. The ranks, which die with this one, save
+        # first; this one ends with its agent.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # the collector in forks does not touch, and so copy, these pages
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - pathlib would cost an import

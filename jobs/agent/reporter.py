@@ -85,7 +85,7 @@ class Reporter:
             self._logs.drain(process.log)  # its last lines may still be in the pipe
             samples = process.metrics.finish(self._logs.unread(process.log))
         events = self._notes(gang, process)
-        if code or not process.words.is_done:  # one that was asked to leave may be done by then
+        if code or not process.words.is_done:  # it may come to its end in the grace
             failure = failure or process.failure
         failure = failure or self._failure(gang, process, code)
         exited = RankExited(

@@ -119,8 +119,7 @@ class Agent:
         self._tasks.spawn(self._depart(reason, self._gang))
 
     async def _depart(self, reason: str, gang: Gang) -> None:
-        ends = self._clock.monotonic() + self._config.grace_seconds
-        await departure.save_first(gang, ends, self._clock)
+        ends = await departure.save_first(gang, self._config.grace_seconds, self._clock)
         await departure.tell(self._spool, self._lifecycle, ends, self._clock)
         self.leave(reason)
 

@@ -160,7 +160,7 @@ HANDLER = """
         time.sleep(1)
         print("saved", flush=True)
         sys.exit(0)
-    signal.signal(signal.SIGTERM, save)
+    assert signal.signal(signal.SIGTERM, save) is signal.SIG_DFL
     run.report(step=1, loss=1.0)
     while True:
         time.sleep(0.01)
@@ -185,8 +185,8 @@ async def leaving(tmp_path: Path, script: str, *, beside: bool, late: bool) -> l
         await server.until(lambda: server.steps(0) and server.steps(1))
         ranks = agent.ranks()
         os.kill(agent.pid, signal.SIGTERM)
-        for rank in ranks if beside else ():
-            os.kill(rank.pid, signal.SIGTERM)
+        for pid in [agent.standby, *(rank.pid for rank in ranks)] if beside else ():
+            os.kill(pid, signal.SIGTERM)
         if late:
             await server.until(lambda: "asked" in agent.log(1, 0) and "asked" in agent.log(1, 1))
             await server.send(stop(grace_seconds=PATIENCE))
