@@ -15,6 +15,8 @@ SLOW_SECONDS = 0.1
 MOST_LINES = 400
 """Lines looked at in one call; of more, the newest count, since a step is best known by its last
 line."""
+MOST_STEPS = 10**12
+"""A number beyond it is not that of a step."""
 _REST = 65536
 _COUNTS = re.compile(r"(?:\||batch=|iteration) *\d+/(?:\d+|\?)")
 """Bars and counters of validations, of which no preset knows the step."""
@@ -144,6 +146,8 @@ class LogReader:
         self, patterns: _Patterns, match: re.Match[str], line: str, now: float
     ) -> list[Record]:
         step = _step(match, patterns.preset)
+        if step is None:
+            return []
         held, self._held = (self._held if patterns.preset.loss_first else {}), {}
         numbers = held | self._numbers(patterns, line)
         if step <= self.seen.step:
@@ -185,14 +189,28 @@ class LogReader:
         return found
 
 
-def _step(match: re.Match[str], preset: Preset) -> int:
+def _step(match: re.Match[str], preset: Preset) -> int | None:
+    """The step of a line; None: its pattern found something else there."""
     named = match.groupdict()
     if named.get("done"):
-        return int(named["done"])
-    step = int(named.get("step") or next(filter(None, match.groups()))) + preset.from_zero
+        return _whole(named["done"])
+    step = _whole(named.get("step") or next(filter(None, match.groups()), ""))
+    if step is None:
+        return None
     if named.get("epoch") and named.get("length"):
-        return (int(named["epoch"]) - preset.first_epoch) * int(named["length"]) + step
-    return step
+        epoch, length = _whole(named["epoch"]), _whole(named["length"])
+        if epoch is None or length is None:
+            return None
+        step += (epoch - preset.first_epoch) * length
+    return step + preset.from_zero
+
+
+def _whole(text: str) -> int | None:
+    try:
+        number = int(float(text.replace(",", "")))
+    except (ValueError, OverflowError):
+        return None
+    return number if number < MOST_STEPS else None
 
 
 def _number(match: re.Match[str]) -> float | None:

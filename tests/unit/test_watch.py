@@ -213,6 +213,14 @@ def test_whatever_counts_is_a_sign_of_life(line: str) -> None:
     assert made.seen.time == 60.0
 
 
+@pytest.mark.parametrize("text", ["x", "5..", "nan", "inf", "", "9" * 300, "-3"])
+def test_what_is_no_step(text: str) -> None:
+    """A pattern of a spec may find anything; the agent goes on."""
+    own = Preset(step=r"step ?([-\w.]*)", loss=r"loss (\S+)")
+    log = f"step {text}\nstep 1,024\nstep 7.0 loss 2.5\n"
+    assert [(record.step, record.loss) for record in read(log, own)][-1] == (7, 2.5)
+
+
 def test_validations_of_own_patterns() -> None:
     """The loss that the step printed first is the training's."""
     own = Preset(step=r"step (\d+)", loss=r"loss ([\w.]+)")
