@@ -13,7 +13,7 @@ from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Response
 from orchestrator.core.policy.time_limits import pause_limit
-from orchestrator.core.views.build import restart_view
+from orchestrator.core.views.build import restart_view, run_detail
 from tests.world import World
 
 
@@ -90,6 +90,22 @@ def test_a_run_without_a_step_does_not_claim_one() -> None:
     world.end()
     assert world.run().state is RunState.SUCCEEDED
     assert world.run().reason == "every rank ended well; no step is known"
+
+
+def test_a_run_that_has_ended_is_not_suspect() -> None:
+    """Its last line may be long before its end; the silence does not grow for ever."""
+    world = silent()
+    printed(world, 60, 1)
+    world.find(FindingKind.HANG, onset=60)
+
+    def shown() -> object:
+        attempts = [world.attempt()]
+        return run_detail(world.run(), attempts, [], [], now=world.now).suspect
+
+    assert shown() is not None
+    world.end()
+    assert world.run().state is RunState.SUCCEEDED
+    assert shown() is None
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def run_detail(
         restarts=[restart_view(restart) for restart in restarts],
         incidents=[incident_view(incident) for incident in incidents],
         checkpoint=newest_checkpoint(checkpoints, now),
-        suspect=_suspect_view(attempts[-1].suspect) if attempts else None,
+        suspect=_suspect_view(attempts[-1].suspect) if attempts and not run.ended_at else None,
         seconds=time_ledger.totals(run.ledger, run.ended_at or now),
         node_names=[seat.node for seat in attempts[-1].seats] if attempts else [],
         skip_batches=list(run.skip_batches),
