@@ -6,7 +6,7 @@ import pytest
 
 from jobs.events import AttemptStopped, CheckpointChecked, RankRestored
 from orchestrator.core.messages.events import CheckpointPinned, RestartAsked, RollbackAsked
-from orchestrator.core.model.states import AttemptState, Trust
+from orchestrator.core.model.states import AttemptState, RunState, Trust
 from orchestrator.core.views.build import restart_view
 from orchestrator.errors import ConflictError, InvalidError
 from tests.world import World, trained
@@ -169,3 +169,25 @@ def test_what_is_saved_while_ranks_stop_does_not_cost_the_step_to_go_back_to() -
         world.do(message)  # read back before the last rank has ended
     world.settle()
     assert (world.attempt().number, world.attempt().start_step) == (2, min(before))
+
+
+@pytest.mark.parametrize(("saved", "start"), [(10, 10), (18, None)])
+def test_a_checkpoint_that_is_read_back_while_ranks_stop_is_good_by_the_steps_before_the_onset(
+    saved: int, start: int | None
+) -> None:
+    """On a busy disk the reading ends after the finding; without it the run would be held."""
+    world = trained(5)
+    world.reach(saved)
+    world.save(saved)
+    world.reach(25)
+    world.find(onset=25)
+    read = [m for m in world.messages if isinstance(m, CheckpointChecked)]
+    assert len(read) == 2
+    for message in read:
+        world.messages.remove(message)
+        world.do(message)
+    world.settle()
+    if start is None:
+        assert world.run().state is RunState.HELD, "too few clean steps from there to the onset"
+    else:
+        assert (world.attempt().number, world.attempt().start_step) == (2, start)

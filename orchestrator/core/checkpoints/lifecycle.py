@@ -218,17 +218,23 @@ def promote(turn: Turn, run_id: str) -> None:
     """Verified checkpoints with enough clean steps after them are good.
 
     Steps are clean while the attempt is not being stopped: an anomaly stops it, and supersedes what
-    came after its onset. Where nothing is done about one (`observe`, or a hold), or a rise of the
-    loss has time to come back by itself, no step from its onset on is clean. Until every rank has
-    loaded, it is not known whose past these steps have.
+    came after its onset. Those before its onset stay clean: a checkpoint may be read back only
+    while the ranks stop, and may be the only one to roll back to. Where nothing is done about an
+    anomaly (`observe`, or a hold), or a rise of the loss has time to come back by itself, no step
+    from its onset on is clean. Until every rank has loaded, it is not known whose past these steps
+    have.
     """
     run, attempt = turn.run(run_id), turn.attempt(run_id)
-    if attempt is None or run.decision is not None or attempt.state is not AttemptState.RUNNING:
+    if attempt is None or len(attempt.restored_ranks) < attempt.world_size:
         return
-    if len(attempt.restored_ranks) < attempt.world_size:
+    if run.decision is None and attempt.state is AttemptState.RUNNING:
+        _end_respites(turn, attempt)
+        clean = _clean_step(turn, attempt)
+    elif isinstance(run.decision, Rollback) and attempt.state is AttemptState.STOPPING:
+        clean = min(_clean_step(turn, attempt), run.decision.onset_step - 1)
+    else:
         return
-    _end_respites(turn, attempt)
-    clean_until = _clean_step(turn, attempt) - run.spec.checkpoint.good_after_steps
+    clean_until = clean - run.spec.checkpoint.good_after_steps
     for checkpoint in turn.state.checkpoints_of(run_id):
         if (
             may_become_good(checkpoint)
