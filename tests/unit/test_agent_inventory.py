@@ -59,6 +59,7 @@ def test_feed_reads_every_record_and_whole_notes_once(tmp_path: Path):
         "alive": False,
         "moved": True,
         "first_step": 1,
+        "printed": False,
     }
     assert reader.request_stop()
     assert writer.stop_requested
