@@ -97,7 +97,7 @@ def columns() -> list[tuple[str, dict[str, Any], list[Column]]]:
         ("incidents ls", INCIDENT, incidents._columns(here)),
         ("checkpoints ls", CHECKPOINT, checkpoints.COLUMNS),
         ("nodes ls", NODE, nodes.COLUMNS),
-        ("ls", RUN, runs._columns(here)),
+        ("ls", RUN, runs.columns(here)),
     ]
 
 
