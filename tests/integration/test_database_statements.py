@@ -11,6 +11,7 @@ from sqlalchemy import event, text
 
 from orchestrator.core.model.states import RunState
 from orchestrator.database import commit
+from orchestrator.database.leadership import Claim
 from orchestrator.database.port import Batch, RunNumbers, Store, WorkerSamples
 from orchestrator.database.sql_store import SqlStore
 from tests.database_data import attempt, columns, lead, run, worker
@@ -88,7 +89,7 @@ async def test_a_report_that_is_under_way_twice_is_stored_once(
     batch = report(range(3), 1, 1)
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     async with store._database.writing() as first:
-        await commit.write(first, batch, epoch)
+        await commit.write_known(first, batch, await commit.read(first, batch, Claim(epoch)))
         with statements(store) as executed:
             again = asyncio.create_task(store.commit(batch, epoch=epoch))
             while not (await first.execute(waiting)).scalar_one():
