@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +133,31 @@ def test_settings_of_all_pods() -> None:
     mounted = {each["name"]: each["mountPath"] for each in worker(made)["volumeMounts"]}
     assert worker(made)["command"] == [f"{mounted['agent']}/bin/babysit-agent"]
     # Its script names its Python by the path in the image: it must be the same in the Pod.
-    assert copy["command"][-2:] == [f"{mounted['agent']}/.", copy["volumeMounts"][0]["mountPath"]]
+    assert copy["command"][-2:] == [mounted["agent"], copy["volumeMounts"][0]["mountPath"]]
     assert copy["volumeMounts"][0]["mountPath"] not in mounted.values()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a command as another user")
+def test_every_user_can_copy_the_agent_into_a_volume_that_is_of_root() -> None:
+    made = pod(kubernetes_user=1000, kubernetes_agent_image="agent:1")
+    copy = made["spec"]["initContainers"][0]
+    (volume,) = copy["volumeMounts"]
+    (used,) = [each for each in worker(made)["volumeMounts"] if each["name"] == volume["name"]]
+    with tempfile.TemporaryDirectory() as directory:  # that of pytest is closed to other users
+        root = Path(directory)
+        root.chmod(0o755)
+        image, mount = root / "image", root / "volume"
+        program = Path(worker(made)["command"][0]).relative_to(used["mountPath"])
+        lent = image / used["mountPath"].lstrip("/")
+        (lent / program).parent.mkdir(parents=True)
+        (lent / program).touch(mode=0o755)
+        mount.mkdir()
+        mount.chmod(0o777)  # as the kubelet makes an emptyDir
+        places = {used["mountPath"]: str(lent), volume["mountPath"]: str(mount)}
+        command = [places.get(word, word) for word in copy["command"]]
+        assert set(places.values()) <= set(command)
+        subprocess.run(command, check=True, user=1000, group=1000, extra_groups=[])
+        assert os.access(mount / used["subPath"] / program, os.X_OK)
 
 
 TEMPLATE = """

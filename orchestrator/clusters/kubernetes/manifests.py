@@ -254,15 +254,21 @@ def _volumes(launch: WorkerLaunch, settings: PodSettings) -> list[Json]:
 
 
 def _inject_agent(spec: Json, container: Json, settings: PodSettings) -> None:
-    """Have an init container copy the agent from its image into a volume of the Pod."""
-    lent = str(agent_command.LENT)
+    """Have an init container copy the agent from its image into a volume of the Pod.
+
+    The copy gets a directory of its own: the volume belongs to root, and `cp -a` onto it fails for
+    every other user, as only an owner may set its time.
+    """
+    lent = agent_command.LENT
     mount = {"name": "agent", "mountPath": str(DIRECTORY / "agent")}
-    container["volumeMounts"].append({"name": "agent", "mountPath": lent})
+    container["volumeMounts"].append(
+        {"name": "agent", "mountPath": str(lent), "subPath": lent.name}
+    )
     spec["volumes"].append({"name": "agent", "emptyDir": {}})
     copy: Json = {
         "name": "agent",
         "image": settings.agent_image,
-        "command": ["cp", "-a", f"{lent}/.", mount["mountPath"]],
+        "command": ["cp", "-a", str(lent), mount["mountPath"]],
         "resources": container["resources"],  # what the Pod reserves anyway
         "volumeMounts": [mount],
     }
