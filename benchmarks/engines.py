@@ -60,9 +60,12 @@ class Figures:
     worker: list[float] = dataclasses.field(default_factory=list)
     node: list[float] = dataclasses.field(default_factory=list)
     lost_steps: list[int] = dataclasses.field(default_factory=list)
-    phases: list[dict[str, float | None]] = dataclasses.field(default_factory=list)
+    restarts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """As the control plane lists them: one for each loss, and more if the run failed by itself."""
+    plain_pod: tuple[float, float] = (0.0, 0.0)
+    """Seconds until a bare Pod starts, and until its end is known."""
 
-    def last_line(self) -> dict[str, float | int | None]:
+    def last_line(self) -> dict[str, Any]:
         """As the last line has it; None: this engine has no node to lose."""
         return {
             "submit_to_first_step_seconds": round(self.submit, 3),
@@ -147,24 +150,36 @@ def measure(engine: Engine, directory: Path, losses: int, chance: random.Random)
             figures.lost_steps.append(lost)
             if kind == "node":
                 engine.give_back()
-    shown = engine.session.api.get(path("runs", run))
-    figures.phases = [restart["seconds"] for restart in shown["restarts"]]
+    figures.restarts = engine.session.api.get(path("runs", run))["restarts"]
     engine.session.api.post(path("runs", run, "cancel"), reason="measured")
     return figures
 
 
 def show(found: dict[str, Figures]) -> None:
     """Print the tables."""
-    rows: list[tuple[object, ...]] = []
+    events: list[tuple[object, ...]] = []
+    restarts: list[tuple[object, ...]] = []
     for name, figures in found.items():
-        rows.append((name, "submission", figures.submit, "", *[""] * len(PHASES)))
+        events.append((name, "submission", figures.submit, ""))
         kinds = ["worker"] * len(figures.worker) + ["node"] * len(figures.node)
         seconds = [*figures.worker, *figures.node]
-        for kind, taken, lost, phases in zip(
-            kinds, seconds, figures.lost_steps, figures.phases, strict=True
-        ):
-            rows.append((name, kind, taken, lost, *(phases.get(p) or 0.0 for p in PHASES)))
-    table(("engine", "event", "to a new step (s)", "lost steps", *PHASES), rows)
+        events += [(name, *event) for event in zip(kinds, seconds, figures.lost_steps, strict=True)]
+        restarts += [
+            (name, each["class"], *(each["seconds"].get(phase) or 0.0 for phase in PHASES))
+            for each in figures.restarts
+        ]
+    table(("engine", "event", "to a new step (s)", "lost steps"), events)
+    print()
+    table(("engine", "restart", *PHASES), restarts)
+    if "kubernetes" in found:
+        there, here = found["kubernetes"], found["local"]
+        start, end = there.plain_pod
+        submit = there.submit - here.submit - start
+        loss = median(there.worker) - median(here.worker) - start - end
+        print(
+            f"Kubernetes less this machine, less a bare Pod: {submit:.2f} s from a submission,"
+            f" {loss:.2f} s from the loss of a worker"
+        )
 
 
 def idle(directory: Path, minutes: float) -> dict[str, float]:
@@ -189,7 +204,7 @@ def idle(directory: Path, minutes: float) -> dict[str, float]:
 
 
 def on_kubernetes(directory: Path, losses: int, minutes: float) -> tuple[Figures, dict[str, Any]]:
-    """Measure Kubernetes: the run, and the requests."""
+    """Measure Kubernetes: the run, and what its last line has besides."""
     print(
         f"Kubernetes: node-monitor-period {NODE_MONITOR_PERIOD} s, node-monitor-grace-period"
         f" {NODE_GRACE_PERIOD} s (its default: 40 s), eviction after {EVICTION_SECONDS} s"
@@ -199,6 +214,7 @@ def on_kubernetes(directory: Path, losses: int, minutes: float) -> tuple[Figures
         print(f"a bare Pod starts after {start:.2f} s; its end is known after {end:.2f} s")
         calls = count_launch(engine, directory)
         figures = measure(engine, directory, losses, random.Random(1))
+        figures.plain_pod = start, end
     extra: dict[str, Any] = {
         "bare_pod_start_seconds": round(start, 3),
         "bare_pod_end_seconds": round(end, 3),
@@ -231,7 +247,7 @@ def main() -> None:
     parser.add_argument("--idle-minutes", type=float, default=6.0, help="0: do not count them")
     arguments = parser.parse_args()
     found: dict[str, Figures] = {}
-    extra: dict[str, Any] = {}
+    extra: dict[str, dict[str, Any]] = {}
     missing = missing_programs()
     with workplace("engines") as directory:
         with engines.local(directory / "local") as engine:
@@ -239,12 +255,12 @@ def main() -> None:
         if missing:
             print(f"Kubernetes is not measured: {missing}")
         else:
-            found["kubernetes"], extra = on_kubernetes(
+            found["kubernetes"], extra["kubernetes"] = on_kubernetes(
                 directory, arguments.losses, arguments.idle_minutes
             )
     show(found)
     print("Nodes of the engine `local` are virtual: none is lost without its machine.")
-    last_line({**{name: figures.last_line() for name, figures in found.items()}, **extra})
+    last_line({name: figures.last_line() | extra.get(name, {}) for name, figures in found.items()})
 
 
 if __name__ == "__main__":
