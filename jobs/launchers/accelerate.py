@@ -108,10 +108,12 @@ def with_file(given: Mapping[str, str], file: Mapping[str, Any]) -> dict[str, st
         file: Content of the file; empty: there is none.
 
     Raises:
-        LauncherError: The file describes TPUs, SageMaker or devices by number.
+        LauncherError: The file describes TPUs, SageMaker or devices by number, or one of its fields
+            has another kind than `accelerate config` writes.
     """
     if not file:
         return dict(given)
+    _check_kinds(file)
     found = _kind(given, file)
     found.update({flag: "" for name, flag in _SWITCHES.items() if file.get(name)})
     for name in _PLAIN:
@@ -127,6 +129,22 @@ def with_file(given: Mapping[str, str], file: Mapping[str, Any]) -> dict[str, st
             ]
         )
     return {**found, **given}
+
+
+def _check_kinds(file: Mapping[str, Any]) -> None:
+    """Refuse a section other than a mapping, and a plain field that is a mapping or a list."""
+    for name in _SECTIONS:
+        if not isinstance(file.get(name) or {}, Mapping):
+            raise LauncherError(
+                f"accelerate launch: {name} of its configuration: expected a mapping, got"
+                f" {file[name]!r}"
+            )
+    for name in _PLAIN:
+        if isinstance(file.get(name), Mapping | list):
+            raise LauncherError(
+                f"accelerate launch: {name} of its configuration: expected a single value, got"
+                f" {file[name]!r}"
+            )
 
 
 def _kind(given: Mapping[str, str], file: Mapping[str, Any]) -> dict[str, str]:

@@ -248,6 +248,22 @@ def test_configuration_of_accelerate() -> None:
         read("accelerate launch t.py", file={"distributed_type": "XLA"})
 
 
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ({"fsdp_config": True}, "fsdp_config of its configuration: expected a mapping, got True"),
+        ({"deepspeed_config": "ds.json"}, "expected a mapping, got 'ds.json'"),
+        ({"megatron_lm_config": ["tp_degree"]}, "expected a mapping"),
+        ({"num_processes": [2]}, r"num_processes of its configuration: expected a single value"),
+        ({"mixed_precision": {"fp16": True}}, "expected a single value"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_refused(file: Mapping[str, Any], words: str) -> None:
+    """A file that was edited by hand names its field, and is no traceback."""
+    with pytest.raises(LauncherError, match=words):
+        read("accelerate launch t.py", file=file)
+
+
 @pytest.mark.parametrize("options", ["-X dev", "-Xdev -uB", "-W ignore -I", "-Wignore"])
 def test_options_of_the_interpreter(options: str) -> None:
     """A launcher does not pass them on to its ranks."""
