@@ -60,6 +60,14 @@ class RankProcess:
         return self.reader.pid or self.pid
 
     @property
+    def prints_steps(self) -> bool:
+        """True if its steps are read from its output: it has not joined, and is not expected to.
+
+        One that died in the time to join may have been about to; one that ended well was not.
+        """
+        return not self.reader.pid and (self.code == 0 or not self.metrics.waits)
+
+    @property
     def last_step(self) -> int:
         """Newest step that the rank reported, or printed if it reports nothing; 0: none."""
         return self.reader.last_step or (0 if self.reader.pid else self.metrics.seen.step)
@@ -219,7 +227,7 @@ class Gang:
         """New samples of all ranks; of those that report nothing, what they have printed."""
         processes = self.ranks.values()
         drained = [process.reader.samples() for process in processes]
-        drained += [p.metrics.read(logs.unread(p.log)) for p in processes if not p.reader.pid]
+        drained += [p.metrics.read(logs.unread(p.log)) for p in processes if p.prints_steps]
         return [samples for samples in drained if samples is not None]
 
     def beats(self) -> tuple[RankBeat, ...]:

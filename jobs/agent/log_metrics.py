@@ -19,6 +19,10 @@ from jobs.events import RankBeat, RankSamples
 from jobs.spec import RunSpec
 from jobs.watch import PRESETS, LogReader, Preset, Seen
 
+JOIN_SECONDS = 60.0
+"""Patience for `babysit.init()` where the spec has a directory for checkpoints, to which only
+scripts that call it save. What they print before may be the steps of a warm-up."""
+
 
 class LogMetrics:
     """Reads the output of one rank."""
@@ -29,6 +33,14 @@ class LogMetrics:
         self._reader = LogReader(_presets(spec), time.thread_time)
         self._log = structlog.get_logger(part="log_metrics", rank=rank)
         self._is_told = False
+        expected = spec.checkpoint.directory is not None and spec.watch == "auto"
+        patience = JOIN_SECONDS if expected else 0.0
+        self._waits_until = clock.monotonic() + patience
+
+    @property
+    def waits(self) -> bool:
+        """True while the script is expected to call `babysit.init()` yet."""
+        return self._clock.monotonic() < self._waits_until
 
     @property
     def seen(self) -> Seen:

@@ -81,7 +81,7 @@ class Reporter:
         """
         code = process.code or 0
         samples = process.reader.samples()
-        if not process.reader.pid:
+        if process.prints_steps:
             self._logs.drain(process.log)  # its last lines may still be in the pipe
             samples = process.metrics.finish(self._logs.unread(process.log))
         events = self._notes(gang, process)

@@ -27,16 +27,19 @@ from jobs.agent import gang as gang_module
 from jobs.agent import reaper
 from jobs.agent.__main__ import log_to
 from jobs.agent.gang import Gang
+from jobs.agent.log_metrics import JOIN_SECONDS
+from jobs.agent.log_pump import LogPump
 from jobs.agent.rank_reader import RankReader
-from jobs.clock import SystemClock
+from jobs.clock import Clock, ManualClock, SystemClock
 from jobs.config import AgentConfig
+from jobs.log_files import LogLimit
 from jobs.spec import RunSpec
 from monitors.failures import FailureClass
 from tests.agent_helpers import start
 
 
 @contextlib.contextmanager
-def gang_of(root: Path, *ranks: int) -> Iterator[Gang]:
+def gang_of(root: Path, *ranks: int, clock: Clock | None = None, **spec: object) -> Iterator[Gang]:
     config = AgentConfig(
         run="r",
         worker="w",
@@ -46,9 +49,11 @@ def gang_of(root: Path, *ranks: int) -> Iterator[Gang]:
         directory=root,
         log_directory=root / "logs",
         memory_directory=root / "memory",
-        spec=RunSpec(name="x", command=("true",), workdir=str(root)),
+        spec=RunSpec.model_validate(
+            {"name": "x", "command": ("true",), "workdir": str(root), **spec}
+        ),
     )
-    gang = Gang(start(ranks=ranks), config, SystemClock())
+    gang = Gang(start(ranks=ranks), config, clock or SystemClock())
     gang.prepare()
     try:
         yield gang
@@ -262,3 +267,58 @@ def test_a_ring_is_read_by_its_own_version(tmp_path: Path) -> None:
     assert reader.samples() is None
     assert not reader.mismatch
     reader.close()
+
+
+WARM_UP = b"iter 500: loss 3.0000, time 9.00ms, mfu -100.00%\n"
+"""Step 501, as nanoGPT prints it."""
+
+
+@pytest.mark.parametrize(
+    ("spec", "seconds", "code", "step"),
+    [
+        ({"checkpoint": {"directory": "kept"}}, 0.0, None, 0),
+        ({"checkpoint": {"directory": "kept"}}, 0.0, 1, 0),  # died before it joined
+        ({"checkpoint": {"directory": "kept"}}, 0.0, 0, 501),
+        ({"checkpoint": {"directory": "kept"}}, JOIN_SECONDS, None, 501),
+        ({"checkpoint": {"directory": "kept"}, "watch": {"preset": "nanogpt"}}, 0.0, None, 501),
+        ({}, 0.0, None, 501),
+    ],
+)
+def test_steps_of_a_warm_up_are_none_of_the_run(
+    tmp_path: Path, spec: dict[str, object], seconds: float, code: int | None, step: int
+) -> None:
+    """A script that is expected to join, and prints steps before, has not made them yet."""
+    clock = ManualClock()
+    pump = LogPump(clock, LogLimit())
+    with gang_of(tmp_path, 0, clock=clock, **spec) as gang:
+        [process] = gang.ranks.values()
+        with pump.pipe(process.log) as output:
+            os.write(output, WARM_UP)
+        pump.drain(process.log)
+        clock.advance(seconds)
+        process.code = code
+        gang.samples(pump)
+        assert gang.last_step == step
+        assert [beat.step for beat in gang.beats()] == [step]
+        gang.close(pump)
+    pump.finish()
+
+
+def test_a_rank_that_joins_is_not_read_any_more(tmp_path: Path) -> None:
+    """Its own word counts: the steps of its warm-up are not read afterwards, either."""
+    clock = ManualClock()
+    pump = LogPump(clock, LogLimit())
+    with gang_of(tmp_path, 0, clock=clock, checkpoint={"directory": "kept"}) as gang:
+        [process] = gang.ranks.values()
+        with pump.pipe(process.log) as output:
+            os.write(output, WARM_UP)
+        pump.drain(process.log)
+        writer = RingWriter(process.reader.directory / wire.RING_FILE)
+        clock.advance(JOIN_SECONDS)
+        assert gang.samples(pump) == []
+        assert gang.last_step == 0
+        writer.write(Record(8, 8, 1.0, 2.0, -1.0, 0.0, 0.1, 0.0, -1.0))
+        assert [samples.step for samples in gang.samples(pump)] == [[8]]
+        assert gang.last_step == 8
+        gang.close(pump)
+    pump.finish()
