@@ -162,6 +162,22 @@ def test_a_node_that_flaps_stays_away_until_a_person_says_so(by_all: bool) -> No
         assert world.state.nodes["node-1"].absences == ()
 
 
+def test_nodes_that_go_one_after_the_other_within_a_minute_are_not_to_blame() -> None:
+    """As the cluster tells it when all of them are cut off: it misses one heartbeat at a time."""
+    world = World(nodes=0)
+    names = [f"node-{i}" for i in range(3)]
+    world.do(world.event(CapacityChanged, nodes=tuple(NodeInfo(id=name) for name in names)))
+    for _ in range(5):
+        away: list[NodeInfo] = []
+        for name in names:
+            away.append(NodeInfo(id=name, state="cordoned", reason="NotReady: x"))
+            inventory(world, *away)
+            world.now += dt.timedelta(seconds=15)
+        inventory(world)
+        world.now += dt.timedelta(minutes=10)
+    assert {node.state for node in world.state.nodes.values()} == {NodeState.READY}
+
+
 # --- a node that is lost, and of which the cluster cannot tell ------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Literal
 
 import pytest
 
@@ -214,3 +215,54 @@ def test_uncordoning_a_node_cancels_its_maintenance() -> None:
     assert world.state.nodes["node-0"].state is NodeState.DRAINING
     world.do(world.event(NodeChanged, node="node-0", state="ready", reason="done early"))
     assert world.state.due_maintenance(world.now) == []
+
+
+def says(world: World, state: Literal["ready", "cordoned", "draining"]) -> None:
+    """The cluster's own word about node-0; node-1 is ready."""
+    reason = "" if state == "ready" else "NotReady: KubeletStopped"
+    infos = (
+        NodeInfo(id="node-0", gpus=8, cpus=8, state=state, reason=reason),
+        NodeInfo(id="node-1", gpus=8, cpus=8),
+    )
+    world.do(world.event(CapacityChanged, nodes=infos))
+
+
+@pytest.mark.parametrize("word", ["cordoned", "draining"])
+@pytest.mark.parametrize("reboots", [False, True])
+def test_a_node_that_the_cluster_takes_away_in_its_window_stays_away_after_it(
+    word: Literal["cordoned", "draining"], *, reboots: bool
+) -> None:
+    """The inventory does not change when the window ends, so nobody tells the core once more."""
+    world = cluster(2)
+    plan_hours(world, 1, 3)
+    pass_hours(world, 1)
+    if reboots:
+        there(world, 1)
+    says(world, word)
+    assert standing(world)[1] == "maintenance"
+    pass_hours(world, 3)
+    assert standing(world) == (NodeState.CORDONED, "cluster", "NotReady: KubeletStopped")
+    says(world, "ready")
+    assert standing(world)[:2] == (NodeState.READY, "")
+
+
+def test_a_node_that_the_cluster_takes_back_in_its_window_takes_work_after_it() -> None:
+    world = cluster(2)
+    plan_hours(world, 1, 3)
+    says(world, "cordoned")
+    pass_hours(world, 1.5)
+    says(world, "ready")
+    pass_hours(world, 2)
+    assert standing(world)[:2] == (NodeState.READY, "")
+
+
+def test_a_node_about_to_go_that_stays_is_maintained_in_its_window() -> None:
+    world = cluster(2)
+    plan_hours(world, 1, 3)
+    says(world, "draining")
+    pass_hours(world, 1.5)
+    says(world, "ready")
+    pass_hours(world, 0.1)
+    assert standing(world)[:2] == (NodeState.DRAINING, "maintenance")
+    pass_hours(world, 2)
+    assert standing(world)[:2] == (NodeState.READY, "")

@@ -274,7 +274,7 @@ class Node:
     maintenance: tuple[Window, ...] = ()
     """Windows that are not over, the earliest first."""
     cordon: Cordon | None = None
-    """While it is drained for a time: the cordon from before, which applies again afterwards."""
+    """While it is drained for a time: the cordon that applies afterwards."""
     absences: tuple[dt.datetime, ...] = ()
     """When the cluster took it away lately, the newest last; its own trouble, not everybody's."""
 

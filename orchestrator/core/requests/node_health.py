@@ -19,9 +19,11 @@ from orchestrator.core.turn import Turn
 FLAPS = 3
 """Times that a node is taken back by itself within `FLAP_WINDOW`."""
 FLAP_WINDOW = dt.timedelta(hours=24)
+TOGETHER_WINDOW = dt.timedelta(minutes=1)
+"""The cluster takes nodes away one by one, as their heartbeats are missed: within 15 s or so."""
 TOGETHER_NODES, TOGETHER_SHARE = 3, 0.10
-"""Nodes of which the cluster says so at once, and their share of all, from which on it is the
-cluster's trouble and no node's: as for the breaker."""
+"""This many nodes within `TOGETHER_WINDOW`, and more than this share of all, are the cluster's
+trouble and no node's: as for the breaker."""
 
 
 def follow(turn: Turn, inventory: Sequence[NodeInfo]) -> list[str]:
@@ -30,28 +32,35 @@ def follow(turn: Turn, inventory: Sequence[NodeInfo]) -> list[str]:
     Returns:
         The nodes that are to be drained: those that are about to go.
     """
-    away = [info for info in inventory if _leaves(turn.state.nodes[info.id], info)]
-    together = len(away) > max(TOGETHER_NODES, TOGETHER_SHARE * len(inventory))
     for info in inventory:
         node = turn.state.nodes[info.id]
-        if node.state is NodeState.GONE or node.by == MAINTENANCE:
-            continue  # its end looks again
-        if info.state == "ready":
+        if node.state is NodeState.GONE:
+            continue
+        if node.by == MAINTENANCE:
+            _note(turn, node, info)
+        elif info.state == "ready":
             _take_back(turn, node)
         elif info.state == "cordoned":
-            _keep_away(turn, node, info, counts=not together)
+            _keep_away(turn, node, info)
+    _forgive(turn, len(inventory))
     return [info.id for info in inventory if _is_to_drain(turn.state.nodes[info.id], info)]
 
 
-def _leaves(node: Node, info: NodeInfo) -> bool:
-    return info.state != "ready" and node.state is NodeState.READY
-
-
 def _is_to_drain(node: Node, info: NodeInfo) -> bool:
-    return info.state == "draining" and node.state in {NodeState.READY, NodeState.CORDONED}
+    stays = node.state in {NodeState.READY, NodeState.CORDONED} and node.by != MAINTENANCE
+    return info.state == "draining" and stays
 
 
-def _keep_away(turn: Turn, node: Node, info: NodeInfo, *, counts: bool) -> None:
+def _note(turn: Turn, node: Node, info: NodeInfo) -> None:
+    """During maintenance: note what holds after it. A cordon of others from before stays."""
+    if node.cordon is not None and node.cordon.by != CLUSTER:
+        return
+    says = None if info.state == "ready" else Cordon(reason=info.reason, by=CLUSTER)
+    if node.cordon != says:
+        turn.change_node(node.id, cordon=says)
+
+
+def _keep_away(turn: Turn, node: Node, info: NodeInfo) -> None:
     """Cordon a node that takes work; what somebody else has done to it stays."""
     if node.state is NodeState.READY:
         lately = [each for each in node.absences if turn.now - each < FLAP_WINDOW]
@@ -60,7 +69,7 @@ def _keep_away(turn: Turn, node: Node, info: NodeInfo, *, counts: bool) -> None:
             state=NodeState.CORDONED,
             reason=info.reason,
             by=CLUSTER,
-            absences=(*lately, turn.now) if counts else tuple(lately),
+            absences=(*lately, turn.now),
         )
     elif node.by == CLUSTER and (node.state, node.reason) != (NodeState.CORDONED, info.reason):
         turn.change_node(node.id, state=NodeState.CORDONED, reason=info.reason)
@@ -87,6 +96,22 @@ def _take_back(turn: Turn, node: Node) -> None:
         return
     back = f"taken back: no more {node.reason}"
     turn.change_node(node.id, state=NodeState.READY, reason=back, by="")
+
+
+def _forgive(turn: Turn, count: int) -> None:
+    """Hold it against no node that it was taken away together with others."""
+    since = turn.now - TOGETHER_WINDOW
+    away = [
+        node
+        for node in turn.state.nodes.values()
+        if node.by == CLUSTER and node.left_at is not None and node.left_at > since
+    ]
+    if len(away) < max(TOGETHER_NODES, int(TOGETHER_SHARE * count) + 1):
+        return
+    for node in away:
+        own = tuple(each for each in node.absences if each <= since)
+        if own != node.absences:
+            turn.change_node(node.id, absences=own)
 
 
 def before_draining(node: Node) -> Cordon | None:
