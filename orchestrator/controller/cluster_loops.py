@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 
-from jobs.clock import Clock
+from jobs.clock import Clock, wait_at_most
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import (
     Change,
@@ -89,19 +89,8 @@ class ClusterLoops:
         while True:
             self._news.clear()
             well = await guarded(look)
-            await self._sleep(INVENTORY_SECONDS if well else CLUSTER_RETRY_SECONDS)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep, but not past news of the inventory."""
-        waits = [
-            asyncio.ensure_future(self._news.wait()),
-            asyncio.ensure_future(self._clock.sleep(seconds)),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+            pause = INVENTORY_SECONDS if well else CLUSTER_RETRY_SECONDS
+            await wait_at_most(self._clock, self._news, pause)
 
     async def _tell_cordons(self) -> None:
         """Tell the cluster which nodes the control plane keeps work away from."""

@@ -22,7 +22,7 @@ import structlog
 from jobs import log_rules
 from jobs.agent import command as agent_command
 from jobs.agent.reaper import end_worker, strays
-from jobs.clock import Clock
+from jobs.clock import Clock, wait_at_most
 from jobs.config import AgentConfig
 from jobs.environment import Environment
 from jobs.log_files import LogLimit
@@ -141,7 +141,8 @@ class LocalCluster(OwnNodes):
             return
         if watch.descriptor is not None:
             send_signal(watch.descriptor, signal.SIGINT)
-        if not await self._gone_within(watch, self._settings.stop_grace_seconds):
+        await wait_at_most(self._clock, watch.gone, self._settings.stop_grace_seconds)
+        if not watch.gone.is_set():
             if watch.descriptor is not None:
                 send_signal(watch.descriptor, signal.SIGKILL)
             await watch.gone.wait()
@@ -342,18 +343,6 @@ class LocalCluster(OwnNodes):
         if not await asyncio.to_thread(self._records.free_memory, record.run, record.worker):
             path = self._records.memory(record.run, record.worker)
             _log.warning("memory directory cannot be removed", path=str(path))
-
-    async def _gone_within(self, watch: _Watch, seconds: float) -> bool:
-        waits = [
-            asyncio.ensure_future(watch.gone.wait()),
-            asyncio.ensure_future(self._clock.sleep(seconds)),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return watch.gone.is_set()
 
     def _never_seen(self, worker: str, run: str) -> _Watch | None:
         """Record a worker that is gone or never started, so that it never starts from now on."""
