@@ -21,6 +21,8 @@ from jobs.clock import SystemClock
 from orchestrator.clusters.kubernetes import client
 from orchestrator.clusters.kubernetes.cache import Cache, Collection
 from orchestrator.clusters.kubernetes.client import Access, Api
+from orchestrator.clusters.kubernetes.nodes import NodeSettings
+from orchestrator.clusters.kubernetes.watcher import OTHERS_UNKNOWN, Watcher
 
 CLOCK = SystemClock()
 
@@ -31,6 +33,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.lists, self.watches = 0, 0
+        self.forbidden = ""
         self.lines: list[bytes] = []
         self.over = threading.Event()
 
@@ -43,6 +46,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.server.forbidden and self.path.startswith(self.server.forbidden):
+            self.send_response(403)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(b'{"message": "pods is forbidden: it cannot list them"}')
+            return
         self.send_response(200)
         if "watch=true" not in self.path:
             self.server.lists += 1
@@ -77,9 +86,7 @@ def server() -> Iterator[Server]:
         server.shutdown()
 
 
-@contextlib.asynccontextmanager
-async def followed(server: Server, tmp_path: Path) -> Any:
-    """A cache of the server's nodes."""
+def api_of(server: Server, tmp_path: Path) -> Api:
     config = tmp_path / "kubeconfig"
     url = f"http://127.0.0.1:{server.server_address[1]}"
     config.write_text(
@@ -92,7 +99,23 @@ async def followed(server: Server, tmp_path: Path) -> Any:
             }
         )
     )
-    api = Api(Access(kubeconfig=config), CLOCK)
+    return Api(Access(kubeconfig=config), CLOCK)
+
+
+@pytest.fixture
+def logs() -> Iterator[list[Any]]:
+    """What is logged; the other tests log errors only."""
+    usual = structlog.get_config()["wrapper_class"]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(0))
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+    structlog.configure(wrapper_class=usual)
+
+
+@contextlib.asynccontextmanager
+async def followed(server: Server, tmp_path: Path) -> Any:
+    """A cache of the server's nodes."""
+    api = api_of(server, tmp_path)
     cache = Cache(api, CLOCK, Collection(path="/api/v1/nodes"), lambda before, after: None)
     cache.start()
     try:
@@ -110,14 +133,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_watch_that_says_nothing_is_opened_again_and_is_no_failure(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]
 ) -> None:
     monkeypatch.setattr(client, "SILENT_SECONDS", 0.1)
-    with structlog.testing.capture_logs() as logs:
-        async with followed(server, tmp_path) as cache:
-            await until(lambda: server.watches >= 3)
-            assert cache.synced.is_set()
-            assert cache.failure is None
+    async with followed(server, tmp_path) as cache:
+        await until(lambda: server.watches >= 3)
+        assert cache.synced.is_set()
+        assert cache.failure is None
     assert not [each for each in logs if each["log_level"] != "info"], logs
     assert server.lists == 1
 
@@ -133,3 +155,18 @@ async def test_a_watch_outlives_what_it_does_not_understand(
         assert ("", "node-1") in cache.objects
         assert cache.synced.is_set()
     assert server.lists == 3
+
+
+async def test_without_the_right_to_list_pods_of_others_the_inventory_is_known(
+    server: Server, tmp_path: Path, logs: list[Any]
+) -> None:
+    server.forbidden = "/api/v1/pods"
+    api = api_of(server, tmp_path)
+    watcher = Watcher(api, CLOCK, NodeSettings(), "", "")
+    await watcher.ready()
+    await watcher.ready()
+    assert [info.id for info in watcher.inventory()] == ["node-1"]
+    assert [each["event"] for each in logs].count(OTHERS_UNKNOWN) == 1
+    server.over.set()
+    await watcher.close()
+    await api.close()

@@ -56,6 +56,7 @@ class Cache:
         objects: By namespace and name.
         synced: Set while the objects are up to date, as far as the server has told.
         listed: Set once the collection has been listed.
+        answered: Set once it has been listed, or the server has said that it must not be (403).
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Cache:
         self._changed = changed
         self.objects: dict[Key, Any] = {}
         self.synced, self.listed = asyncio.Event(), asyncio.Event()
+        self.answered = asyncio.Event()
         self.failure: ApiError | None = None
         """Why the collection is not up to date; None: it is, or nothing has failed yet."""
         self._version = ""
@@ -112,6 +114,8 @@ class Cache:
                     continue
                 self.failure = error
                 self.synced.clear()
+                if error.status == 403:
+                    self.answered.set()
                 pause = max(PAUSES[min(tries, len(PAUSES) - 1)], error.retry_after)
                 tries += 1
                 _log.warning("watch fails, will reconnect", error=str(error), seconds=pause)
@@ -127,6 +131,7 @@ class Cache:
         self.failure = None
         self.synced.set()
         self.listed.set()
+        self.answered.set()
 
     async def _list(self) -> None:
         found: dict[Key, Json] = {}

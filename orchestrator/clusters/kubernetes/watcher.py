@@ -60,7 +60,7 @@ class Watcher:
     def __init__(
         self, api: Api, clock: Clock, settings: NodeSettings, selector: str, node_selector: str
     ) -> None:
-        self._api, self._clock, self._settings = api, clock, settings
+        self._api, self._settings = api, settings
         self.changes: asyncio.Queue[Change | None] = asyncio.Queue()
         self.stopping: set[str] = set()
         self.confirm: Callable[[Json], None] = lambda _: None
@@ -110,20 +110,15 @@ class Watcher:
             async with asyncio.timeout(SYNC_SECONDS):
                 for cache in (self._nodes, self._pods):
                     await cache.listed.wait()
-                while not self._others.listed.is_set() and not self._others_forbidden():
-                    await self._clock.sleep(0.05)
+                await self._others.answered.wait()
         except TimeoutError:
             failure = self._nodes.failure or self._pods.failure or self._others.failure
             raise ClusterError(
                 str(failure) if failure else "Kubernetes: the API server does not answer in time"
             ) from failure
-
-    def _others_forbidden(self) -> bool:
-        forbidden = self._others.failure is not None and self._others.failure.status == 403
-        if forbidden and not self._blind:
+        if not self._others.listed.is_set() and not self._blind:
             self._blind = True
             _log.warning(OTHERS_UNKNOWN, error=str(self._others.failure))
-        return forbidden
 
     # --- what is known ------------------------------------------------------------------------
 
