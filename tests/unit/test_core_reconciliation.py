@@ -178,11 +178,12 @@ def test_an_order_to_stop_that_was_lost_ends_the_attempt_all_the_same() -> None:
     assert len(notices(world)) == 1
 
 
-def test_an_attempt_with_an_agent_that_the_database_lacks_is_fenced_before_the_next_begins() -> (
-    None
-):
+@pytest.mark.parametrize("nodes", [2, {"min": 1, "max": 2}])
+def test_an_attempt_with_an_agent_that_the_database_lacks_is_fenced_before_the_next_begins(
+    nodes: object,
+) -> None:
     """A restored backup knows neither the attempt nor its second agent, which is cut off."""
-    world = trained(15)
+    world = trained(15, resources={"nodes": nodes})
     first, second = seats(world)
     world.state.put(dataclasses.replace(world.state.workers[second], state=WorkerState.ENDED))
     ahead(world, first)

@@ -252,12 +252,13 @@ def empty_seats(turn: Turn, run_id: str, workers: Iterable[str]) -> bool:
 
 
 def _has_unknown_agents(turn: Turn, attempt: Attempt) -> bool:
-    """True if an attempt that was taken over has fewer seats than any of its gangs has nodes.
+    """True if an attempt that was taken over has fewer seats than its gang may have nodes.
 
     The rest of its agents are not in the database and may live where nobody hears them. So nobody
-    confirms its death, and it is fenced; one that says hello meanwhile gets an order to stop.
+    confirms its death, and it is fenced; one that says hello meanwhile gets an order to stop. How
+    many nodes the gang of an elastic run has is not known: the most that the spec allows.
     """
-    return attempt.guessed and len(attempt.seats) < turn.run(attempt.run).spec.resources.min_nodes
+    return attempt.guessed and len(attempt.seats) < turn.run(attempt.run).spec.resources.max_nodes
 
 
 def record_stopped(turn: Turn, event: GangStopped) -> bool:
