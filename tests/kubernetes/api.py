@@ -17,7 +17,6 @@ import httpx
 Object = dict[str, Any]
 
 MERGE = "application/merge-patch+json"
-STRATEGIC = "application/strategic-merge-patch+json"
 
 
 class ApiError(Exception):

@@ -143,19 +143,8 @@ class Servers:
         # Pods can be made.
         self._until("the controller-manager", self._works)
 
-    def start_api(self) -> None:
-        """Start the API server, and wait until it answers."""
-        self._run("kube-apiserver", *self._api_flags())
-        self._until("kube-apiserver", self._answers)
-
     def _answers(self) -> bool:
         return self.api.text("/readyz") == "ok"
-
-    def stop_api(self) -> None:
-        """SIGKILL to the API server: nobody reaches it until start_api()."""
-        process = self._processes.pop("kube-apiserver")
-        process.kill()
-        process.wait()
 
     def log(self, program: str) -> str:
         """What a program printed."""
