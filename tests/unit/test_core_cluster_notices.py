@@ -12,6 +12,7 @@ from orchestrator.core.messages.events import (
     CapacityChanged,
     NodeChanged,
     NodeInfo,
+    RunHeld,
     WorkerLost,
 )
 from orchestrator.core.messages.instructions import Instruction, ProbeWorker, StopWorker
@@ -94,6 +95,17 @@ def test_a_worker_that_does_not_start_is_seen_with_the_clusters_words_and_tried_
     world.advance(1)
     assert worker.node in world.run().avoid
     assert words in world.state.workers[worker.id].reason
+
+
+def test_a_hold_keeps_its_reason_while_a_worker_does_not_start() -> None:
+    world = World(nodes=3)
+    world.submit()
+    worker = next(iter(world.state.workers.values()))
+    world.do(world.event(RunHeld, run="run-1", reason="a look", actor="operator:ada"))
+    reason = world.run().reason
+    for words in ("ImagePullBackOff: no such host", ""):
+        world.do(world.event(WorkerStuck, run="run-1", worker=worker.id, reason=words))
+        assert (world.run().state, world.run().reason) == (RunState.HELD, reason)
 
 
 def test_an_image_that_does_not_exist_fails_the_run_at_once() -> None:

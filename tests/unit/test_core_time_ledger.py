@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.controller.sample_pipeline import Progress
 from orchestrator.core.messages.events import RunHeld
+from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.model.time_ledger import Bucket, ettr, totals
 from tests.world import World, trained
 
@@ -108,6 +109,17 @@ def test_what_a_silent_script_does_is_unknown() -> None:
     assert world.run().ledger.bucket is Bucket.UNKNOWN
     world.advance(100)
     assert ettr(world.run().ledger, world.now) is None
+
+
+def test_a_silent_script_does_not_change_the_reason_of_a_hold() -> None:
+    world = World(joins=False)
+    world.submit()
+    world.settle()
+    world.do(world.event(RunHeld, run="run-1", reason="a look"))
+    reason = world.run().reason
+    world.advance(90)
+    assert world.attempt().state is AttemptState.RUNNING
+    assert (world.run().state, world.run().reason) == (RunState.HELD, reason)
 
 
 def test_a_recovery_that_is_over_before_the_last_rank_has_spoken_knows_what_it_lost() -> None:

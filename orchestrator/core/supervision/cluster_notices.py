@@ -6,7 +6,7 @@ import dataclasses
 
 from orchestrator.core.attempts import preemption
 from orchestrator.core.messages.cluster_events import WorkerLeaving, WorkerStuck
-from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, WorkerState
+from orchestrator.core.model.states import LIVE_ATTEMPT_STATES, RunState, WorkerState
 from orchestrator.core.model.vocabulary import Remedy, Timer
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.turn import Turn
@@ -54,7 +54,8 @@ def on_stuck(turn: Turn, event: WorkerStuck) -> None:
     text = text if event.reason else f"the agent on {worker.node} starts now"
     turn.record(event.run, text)
     run, attempt = turn.run(event.run), turn.attempt(event.run)
-    if attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
+    starts = attempt is None or attempt.state not in LIVE_ATTEMPT_STATES
+    if starts and run.state is not RunState.HELD:  # a hold keeps its own reason
         turn.change_run(run.id, reason=text)
     was_stuck = bool(worker.reason)
     turn.change_worker(worker.id, reason=event.reason)

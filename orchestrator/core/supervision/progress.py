@@ -119,7 +119,8 @@ def on_silent(turn: Turn, run_id: str) -> None:
     turn.change_run(run_id, ledger=book)
     why = "its ranks run; no step is known: the script does not call babysit.init(), and its output"
     why += " shows none"
-    turn.change_run(run_id, reason=why)
+    if turn.run(run_id).state is not RunState.HELD:  # a hold keeps its own reason
+        turn.change_run(run_id, reason=why)
 
 
 def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
