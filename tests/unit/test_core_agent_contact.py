@@ -6,7 +6,7 @@ import datetime as dt
 
 from jobs.commands import StopAttempt
 from monitors.failures import FailureClass
-from orchestrator.core.messages.events import TimerFired, WorkerLost, WorkerRegained
+from orchestrator.core.messages.events import NodeChanged, TimerFired, WorkerLost, WorkerRegained
 from orchestrator.core.messages.instructions import Notify, ProbeWorker
 from orchestrator.core.model.states import AttemptState
 from orchestrator.core.model.vocabulary import Timer
@@ -110,3 +110,25 @@ def test_many_nodes_out_of_contact_at_once_freeze_automation() -> None:
     assert not world.state.fleet.hold
     world.lose_contact(world.attempt().seats[2].worker)
     assert "circuit breaker: 3 of 8 nodes" in str(world.state.fleet.hold)
+
+
+def test_drained_nodes_that_are_switched_off_do_not_freeze_automation() -> None:
+    """As when a provider takes back nodes of several runs, and no cluster confirms their ends."""
+    world = World(nodes=12)
+    for i in range(4):
+        world.submit(spec(nodes=1), f"run-{i}")
+        world.trained_to(5, f"run-{i}")
+    gone = [world.attempt(f"run-{i}").seats[0] for i in range(4)]
+    for seat in gone:
+        drain = {"node": seat.node, "state": "draining", "reason": "spot"}
+        world.do(world.event(NodeChanged, **drain, actor="cluster"))
+    for i, seat in enumerate(gone):
+        world.lose_contact(seat.worker, f"run-{i}")
+    assert world.state.fleet.hold is None
+    for i, seat in enumerate(gone):
+        lost = {"run": f"run-{i}", "worker": seat.worker, "confirmed": True, "reason": "gone"}
+        world.do(world.event(WorkerLost, **lost))
+    world.settle()
+    assert world.state.fleet.hold is None
+    assert [world.run(f"run-{i}").budgets for i in range(4)] == [{}] * 4
+    assert {world.attempt(f"run-{i}").number for i in range(4)} == {2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 
 import pytest
 
@@ -59,10 +60,24 @@ def test_a_run_whose_worker_is_evicted_saves_and_goes_on_at_no_cost() -> None:
     assert world.run().avoid == ()
 
 
-def test_an_evicted_worker_that_dies_before_it_has_saved_is_no_failure_of_its_node() -> None:
+def about_to_go(world: World, worker: str) -> None:
+    node = world.state.workers[worker].node
+    inventory(world, NodeInfo(id=node, state="draining", reason=NOTICE))
+
+
+def switched_off(world: World, worker: str) -> None:
+    drain = {"node": world.state.workers[worker].node, "state": "draining", "reason": "new fan"}
+    world.do(world.event(NodeChanged, **drain, actor="ada"))
+
+
+@pytest.mark.parametrize("notice", [leave, about_to_go, switched_off])
+def test_a_worker_that_had_to_leave_and_dies_before_it_has_saved_is_no_failure_of_its_node(
+    notice: Callable[[World, str], None],
+) -> None:
+    """Else a provider that takes a tenth of the nodes back would trip the breaker."""
     world = training()
     seat = world.attempt().seats[1]
-    leave(world, seat.worker)
+    notice(world, seat.worker)
     lost = {"run": "run-1", "worker": seat.worker, "confirmed": True, "reason": "SIGKILL"}
     world.do(world.event(WorkerLost, **lost))
     world.settle()

@@ -14,6 +14,7 @@ from orchestrator.core.model.states import (
     LIVE_ATTEMPT_STATES,
     RUNNABLE_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
+    NodeState,
     RunState,
     WorkerState,
 )
@@ -33,7 +34,7 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
     worker = turn.state.workers.get(event.worker)
     if worker is None or worker.state is WorkerState.ENDED:
         return
-    expected = worker.state is WorkerState.STOPPING or _is_given_back(turn, worker)
+    expected = worker.state is WorkerState.STOPPING or _had_to_leave(turn, worker)
     gone = Failure(
         failure_class=FailureClass.WORKER_LOST,
         source=Evidence.CLUSTER,
@@ -62,10 +63,11 @@ def on_worker_gone(turn: Turn, event: WorkerLost) -> None:
         failures.attempt_dead(turn, run.id)
 
 
-def _is_given_back(turn: Turn, worker: Worker) -> bool:
-    """True if the run is about to leave the worker's node: it was to go, and has gone early."""
-    decision = turn.run(worker.run).decision
-    return isinstance(decision, Vacate) and worker.node in decision.nodes
+def _had_to_leave(turn: Turn, worker: Worker) -> bool:
+    """True if the run is about to leave the worker's node, and the worker has gone early."""
+    decision, node = turn.run(worker.run).decision, turn.state.nodes.get(worker.node)
+    drained = node is not None and node.state is NodeState.DRAINING
+    return isinstance(decision, Vacate) and (drained or worker.node in decision.nodes)
 
 
 def lose_seat(turn: Turn, run_id: str, worker: Worker, gone: Failure, *, at: dt.datetime) -> None:

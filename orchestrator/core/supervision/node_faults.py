@@ -69,19 +69,20 @@ def check_breaker(turn: Turn) -> None:
     """Freeze automation and page if too many nodes look faulty at once (FAILURES.md, row 27).
 
     Faults that come together are the network, the storage or babysit itself, and restarts would
-    make it worse. Nodes out of contact count while they are; others if they had a fault of their
-    own in `BREAKER_WINDOW`. Machines are counted, not nodes, and runs beside them: the failures of
-    one run, wherever they are, never freeze the others. Silence counts for any run: a run
-    does not cut its agents off. Does nothing while everything is held already; `babysit release`
-    ends the freeze.
+    make it worse. Nodes out of contact count while they are, unless they are drained: they may be
+    switched off already. Others count if they had a fault of their own in `BREAKER_WINDOW`.
+    Machines are counted, not nodes, and runs beside them: the failures of one run, wherever they
+    are, never freeze the others. Silence counts for any run: a run does not cut its agents off.
+    Does nothing while everything is held already; `babysit release` ends the freeze.
     """
     if turn.state.fleet.hold:
         return
     faulty: set[str] = set()
     out_of_contact: set[str] = set()
     runs: set[str] = set()
-    for node, silent in turn.state.suspects():
+    for node, unheard in turn.state.suspects():
         of_node = _faulty_for(turn, node)
+        silent = unheard and node.state is not NodeState.DRAINING
         runs |= of_node
         if of_node or silent:
             faulty.add(node.machine)
