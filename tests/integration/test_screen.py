@@ -182,6 +182,7 @@ async def test_an_incident_is_acknowledged_and_an_ended_run_is_not_changed() -> 
 async def test_a_key_never_acts_on_a_run_that_is_only_still_shown(waiting: str) -> None:
     async with opened(waiting) as (watch, pilot, _):
         await until(pilot, lambda: watch._shown.run and watch._shown.run["id"] == waiting)
+        await until(pilot, lambda: not watch._polling)  # its end would let the next one begin
         watch._polling = True  # the server is slow: the next run is selected, and not read yet
         await pilot.press("down", "a", "h")
         await until(pilot, lambda: told(watch).count("Another run is selected") == 2)
