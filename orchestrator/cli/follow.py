@@ -107,7 +107,7 @@ def _recovered(restart: Detail) -> str:
 def progress(detail: Detail) -> str:
     """`step 57, loss 2.31`."""
     loss = "" if detail["loss"] is None else f", loss {detail['loss']:.4g}"
-    return f"step {detail['step']}{loss}"
+    return f"step {detail['step']}{loss}" if detail.get("reports", True) else "step not known"
 
 
 def _plain(here: Session, run: str) -> Detail:

@@ -220,6 +220,16 @@ def text(field: str) -> Callable[[Row], str]:
     return cell
 
 
+def known_step(run: Row) -> str:
+    """The newest step of a run; `-` if its script neither reports steps nor prints them."""
+    return str(run["step"]) if run.get("reports", True) else "-"
+
+
+def step_words(run: Row) -> str:
+    """`step 57`, for a sentence."""
+    return f"step {known_step(run)}" if run.get("reports", True) else "a step that is not known"
+
+
 def number(field: str, pattern: str = "{:.4g}") -> Callable[[Row], str]:
     """A number; `-` when there is none."""
 

@@ -15,6 +15,7 @@ from orchestrator.cli.output import (
     Format,
     FormatOption,
     emit,
+    known_step,
     number,
     put,
     say,
@@ -36,7 +37,7 @@ def columns(here: Session) -> list[Column]:
     return [
         Column("NAME", text("name"), shrinks=True),
         Column("STATE", text("state")),
-        Column("STEP", text("step")),
+        Column("STEP", known_step),
         Column("LOSS", number("loss")),
         Column("RESTARTS", text("restarts_count")),
         Column("ETTR", share("ettr")),

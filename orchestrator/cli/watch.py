@@ -11,7 +11,15 @@ import typer
 from orchestrator.cli import follow
 from orchestrator.cli.completion import complete_run
 from orchestrator.cli.errors import CliError, ExitCode
-from orchestrator.cli.output import Format, FormatOption, conclude, put, say
+from orchestrator.cli.output import (
+    Format,
+    FormatOption,
+    conclude,
+    known_step,
+    put,
+    say,
+    step_words,
+)
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import RunArgument, Session, seconds_of, session
 from orchestrator.cli.show_run import page
@@ -79,7 +87,7 @@ def _watch_screen(here: Session, run: str | None) -> None:
     Watch(Feed(here), run).run()
     if run is not None:
         last = here.patient.get(path("runs", run))
-        say(f"{last['name']} is {last['state']} at step {last['step']}.")
+        say(f"{last['name']} is {last['state']} at {step_words(last)}.")
         raise typer.Exit(follow.OUTCOMES.get(last["state"], ExitCode.OK))
 
 
@@ -94,7 +102,7 @@ def _board(here: Session) -> Table:
         board.add_row(
             visible(row["name"]),
             row["state"],
-            str(row["step"]),
+            known_step(row),
             "-" if row["loss"] is None else f"{row['loss']:.4g}",
             str(row["restarts_count"]),
             "-" if row["ettr"] is None else f"{row['ettr']:.0%}",
@@ -150,14 +158,14 @@ def wait(
     for detail in follow.details(here, run):
         if _reached(detail, word, step):
             verb = "" if detail["state"] in follow.OUTCOMES else "is "
-            said = f"{detail['name']} {verb}{detail['state']} at step {detail['step']}."
+            said = f"{detail['name']} {verb}{detail['state']} at {step_words(detail)}."
             conclude(detail, form, said=said)
             return
         if detail["state"] in follow.OUTCOMES:
             raise _missed(detail, word, step)
         if limit is not None and here.clock.monotonic() - begun >= limit:
             raise CliError(
-                f"{detail['name']} is {detail['state']} at step {detail['step']} after "
+                f"{detail['name']} is {detail['state']} at {step_words(detail)} after "
                 f"{words(limit)}: {detail['reason']}",
                 ExitCode.TIMED_OUT,
             )
@@ -167,6 +175,6 @@ def _missed(detail: follow.Detail, word: str, step: int) -> CliError:
     """The error for a run that ended before the goal; its code is that of the outcome."""
     goal = {"succeeded": "success", "running": "it ran"}.get(word, f"step {step}")
     how = outcome(detail["state"], detail["reason"])
-    message = f"{detail['name']} ended before {goal}, at step {detail['step']}: it {how}"
+    message = f"{detail['name']} ended before {goal}, at {step_words(detail)}: it {how}"
     code = follow.OUTCOMES[detail["state"]]
     return CliError(message, code if code is not ExitCode.OK else ExitCode.REFUSED)

@@ -71,15 +71,16 @@ def facts(report: Report) -> list[tuple[str, str]]:
     """The figures that are asked for first."""
     run, record = report.record.run, report.record
     lost = sum(restart.lost_steps or 0 for restart in run.restarts)
+    unknown = any(each.lost_steps is None and each.recovered_at for each in run.restarts)
     world = record.attempts[-1].world_size if record.attempts else 0
     ranks = f", {world:,} {'rank' if world == 1 else 'ranks'}" if world else ""
     return [
-        ("step", f"{run.step:,}"),
+        ("step", f"{run.step:,}" if run.reports else "not known"),
         ("loss", "none" if run.loss is None else f"{run.loss:.4g}"),
         ("wall time", words(record.wall_seconds)),
         ("productive", "not known" if run.ettr is None else f"{run.ettr:.1%}"),
         ("restarts", f"{len(run.restarts)}"),
-        ("steps computed again", f"{lost:,}"),
+        ("steps computed again", "not known" if unknown else f"{lost:,}"),
         ("nodes", f"{len(run.node_names) or run.nodes}{ranks}"),
         ("attempts", f"{run.attempt}"),
     ]

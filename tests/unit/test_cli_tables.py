@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from monitors.failures import FailureClass
-from orchestrator.cli import checkpoints, incidents, nodes, runs, show_run
-from orchestrator.cli.output import Column, table, text
+from orchestrator.cli import checkpoints, follow, incidents, nodes, runs, show_run
+from orchestrator.cli.output import Column, step_words, table, text
+from orchestrator.cli.screen import panes
 from orchestrator.cli.session import Session
 from orchestrator.cli.terminal import cut
 
@@ -121,3 +123,20 @@ def test_only_free_text_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table([row], columns).splitlines()[1] == f"{'x' * 20}  because of this a…"
     assert table([{**row, "id": "x" * 50}], columns).splitlines()[1].startswith("x" * 50 + "  beca")
     assert cut("abc", 3) == "abc"
+
+
+def test_a_step_that_is_not_known_is_shown_nowhere_as_0() -> None:
+    silent = {**RUN, "step": 0, "loss": None, "ettr": None, "reports": False}
+    silent |= {"node_names": [], "checkpoint": None, "incidents": [], "suspect": None}
+    shown = [
+        next(each for each in runs.columns(Session()) if each.title == "STEP").cell(silent),
+        follow.progress(silent),
+        step_words(silent),
+        panes.run_row(silent)[panes.RUNS.index("step")].plain,
+    ]
+    console = Console(width=80)
+    with console.capture() as screen:
+        console.print(panes.facts(silent))
+    shown += [line for line in screen.get().splitlines() if line.startswith("step")]
+    assert shown == ["-", "step not known", "a step that is not known", "-", "step not known"]
+    assert follow.progress(RUN) == "step 1234567, loss 2.346"

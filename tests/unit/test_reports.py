@@ -79,6 +79,16 @@ def read(text: str) -> Reader:
     return reader
 
 
+def test_a_step_that_is_not_known_and_its_lost_steps_are_no_0() -> None:
+    first, second = attempts()
+    tries = [first, dataclasses.replace(second, restart=restart(resumed_step=None))]
+    silent = record(entities=tries, best_step=0, instrumented=False)
+    facts = dict(report.facts(made(silent)))
+    shown = [facts[name] for name in ("step", "productive", "steps computed again")]
+    assert shown == ["not known"] * 3
+    assert dict(report.facts(made(record())))["steps computed again"] == "0"
+
+
 def nothing() -> RunRecord:
     return record(
         entities=[], opened=[], stored=[], attempt=0, best_step=0, started_at=None, curve=series([])

@@ -20,6 +20,7 @@ from textual.notifications import SeverityLevel
 from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
 
 from orchestrator.cli.errors import CliError
+from orchestrator.cli.output import step_words
 from orchestrator.cli.screen import panes
 from orchestrator.cli.screen.dialogs import Answer, Confirm, Help, Question
 from orchestrator.cli.screen.feed import Data, Feed, Snapshot
@@ -315,7 +316,7 @@ class Watch(App[str | None]):
         to = "an older checkpoint" if steps else "step 0"
         question = Question(
             title=f"Roll {run['name']} back?",
-            effect=f"Its ranks are stopped at step {run['step']:,} and start again from {to}; the "
+            effect=f"Its ranks are stopped at {step_words(run)} and start again from {to}; the "
             f"steps after it are computed again. Checkpoints of steps: {stored}.",
             button="Roll back",
             asks_step=True,

@@ -35,7 +35,7 @@ def run_row(run: Data) -> list[Text]:
     return [
         plain(run["name"]),
         plain(run["state"], STYLES.get(run["state"], "")),
-        plain(f"{run['step']:,}"),
+        plain(f"{run['step']:,}" if run.get("reports", True) else "-"),
         plain("-" if run["loss"] is None else f"{run['loss']:.4g}"),
         plain(run["restarts_count"]),
         plain("-" if run["ettr"] is None else f"{run['ettr']:.0%}"),
@@ -93,7 +93,7 @@ def facts(run: Data | None) -> Group | Text:
     lines = [
         state,
         plain(run["reason"], "dim"),
-        Text(f"step {run['step']:,}{loss}"),
+        Text(f"step {run['step']:,}{loss}" if run.get("reports", True) else "step not known"),
         Text(f"attempt {run['attempt']} on {visible(named(run['node_names'], 3)) or 'no node'}"),
         Text(f"checkpoint {checkpoint_words(run['checkpoint'])}"),
         Text(f"{run['restarts_count']} restarts, {ettr} of the time productive"),

@@ -50,7 +50,7 @@ function drawHead() {
   const end = row.ended_at ? Date.parse(row.ended_at) : now();
   const saved = detail?.checkpoint;
   const facts = [
-    ["Step", count(row.step)], ["Loss", loss(row.loss)], ["ETTR", percent(row.ettr)],
+    ["Step", row.step ? count(row.step) : "–"], ["Loss", loss(row.loss)], ["ETTR", percent(row.ettr)],
     ["Restarts", count(row.restarts)], ["Attempt", count(row.attempt)],
     ["Age", duration(Math.round((end - Date.parse(row.submitted_at)) / 1000))],
     ["Checkpoint", saved ? `step ${count(saved.step)}, ${ago(saved.created_at)}` : "none"],
