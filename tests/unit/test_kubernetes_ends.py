@@ -116,15 +116,22 @@ def test_a_worker_that_has_to_leave() -> None:
     [
         ("ErrImagePull", "manifest unknown", True),
         ("ImagePullBackOff", "Back-off pulling image", False),
+        ("ErrImagePull", "pull access denied, repository does not exist", True),
         ("ErrImagePull", "dial tcp: i/o timeout", False),
+        ("ErrImagePull", "dial tcp: lookup registry.corp: no such host", False),
         ("InvalidImageName", "couldn't parse image", True),
         ("CreateContainerError", "no such device /dev/infiniband", False),
+        ("CreateContainerError", "mkdir /mnt/data: permission denied", False),
         ("CreateContainerConfigError", "image will run as root", False),
+        ("CreateContainerConfigError", 'secret "wandb" not found', True),
+        ("RunContainerError", 'exec: "babysit-agent": executable file not found in $PATH', True),
+        ("RunContainerError", 'stat "/opt/babysit/bin/babysit-agent": no such file', True),
+        ("RunContainerError", 'exec: "nvidia-container-runtime-hook": not found', False),
     ],
 )  # fmt: skip
 def test_what_keeps_a_worker_from_starting(reason: str, message: str, hopeless: bool) -> None:
     found = ends.trouble(pod({"waiting": {"reason": reason, "message": message}}, phase="Pending"))
-    broken = reason.startswith("Create")
+    broken = reason.startswith(("Create", "Run"))
     assert found == ends.Trouble(f"{reason}: {message}", hopeless, elsewhere=broken)
     creating = pod({"waiting": {"reason": "ContainerCreating"}}, phase="Pending")
     assert ends.trouble(creating) is None

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jobs.agent.command import PROGRAM
 from orchestrator.clusters.kubernetes import nodes
 from orchestrator.clusters.kubernetes.manifests import CONTAINER
 
@@ -20,8 +21,9 @@ _NO_IMAGE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
 """No node can have the image."""
 _PULLING = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable"})
 _BROKEN = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-_ABSENT = ("not found", "manifest unknown", "unauthorized", "denied", "no such host", "forbidden")
-"""Words of registries for an image that is not there or not ours to pull, on whichever node."""
+_ABSENT = ("not found", "manifest unknown", "unauthorized", "denied", "forbidden")
+"""Words of registries for an image that is not there or not ours to pull, on whichever node. That a
+name cannot be resolved may be the trouble of one node."""
 
 
 class Trouble(NamedTuple):
@@ -95,9 +97,19 @@ def trouble(pod: Mapping[str, Any]) -> Trouble | None:
         waiting = (each.get("state") or {}).get("waiting") or {}
         reason, message = waiting.get("reason", ""), waiting.get("message", "no message")
         if reason in _NO_IMAGE | _PULLING | _BROKEN:
-            lasting = reason in _NO_IMAGE or any(word in message.lower() for word in _ABSENT)
-            return Trouble(f"{reason}: {message}", lasting, elsewhere=reason in _BROKEN)
+            hopeless = _is_hopeless(reason, message.lower())
+            return Trouble(f"{reason}: {message}", hopeless, elsewhere=reason in _BROKEN)
     return None
+
+
+def _is_hopeless(reason: str, message: str) -> bool:
+    """True if the image or the spec is at fault. The same words of a runtime may be of its node."""
+    if reason in _PULLING:
+        return any(word in message for word in _ABSENT)
+    if reason == "CreateContainerConfigError":  # of a Secret or ConfigMap that the Pod names
+        return "not found" in message
+    no_agent = f'{PROGRAM}"' in message and ("not found" in message or "no such file" in message)
+    return reason in _NO_IMAGE or no_agent
 
 
 def _ended(status: Mapping[str, Any]) -> str | None:
