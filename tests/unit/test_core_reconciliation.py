@@ -178,16 +178,31 @@ def test_an_order_to_stop_that_was_lost_ends_the_attempt_all_the_same() -> None:
     assert len(notices(world)) == 1
 
 
-@pytest.mark.parametrize("nodes", [2, {"min": 1, "max": 2}])
+@pytest.mark.parametrize(
+    ("nodes", "launched_since"),
+    [
+        (2, False),
+        ({"min": 1, "max": 2}, False),
+        (2, True),  # an agent that never ran the attempt stops at once, and proves nothing
+    ],
+)
 def test_an_attempt_with_an_agent_that_the_database_lacks_is_fenced_before_the_next_begins(
-    nodes: object,
+    nodes: object, launched_since: bool
 ) -> None:
     """A restored backup knows neither the attempt nor its second agent, which is cut off."""
     world = trained(15, resources={"nodes": nodes})
     first, second = seats(world)
+    if launched_since:
+        other = dataclasses.replace(world.state.workers[second], id="run-1-w9", node="node-4")
+        world.state.put(other)
+        idle = dataclasses.replace(world.agents[second], worker=other.id, node=other.node)
+        world.agents[other.id] = idle
     world.state.put(dataclasses.replace(world.state.workers[second], state=WorkerState.ENDED))
     ahead(world, first)
-    compared(world, shown(first), last=True)
+    if launched_since:
+        world.die(world.attempt().seats[0].ranks[0])
+    else:
+        compared(world, shown(first), last=True)
     world.settle()
     assert world.attempt().state is AttemptState.STOPPING, "whether the second lives, nobody knows"
     world.advance(FENCE_SECONDS + 1)

@@ -174,7 +174,8 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
         seated = turn.state.places_of(run_id)
         there = [w for w in turn.state.workers_of(run_id) if w.state in _JOINED]
         if others := [worker for worker in there if worker.id not in seated]:
-            attempt = add_seats(turn, run_id, others)
+            unproven = tuple(Seat(worker=w.id, node=w.node, ranks=()) for w in others)
+            attempt = turn.change_attempt(run_id, seats=attempt.seats + unproven, guessed=True)
     turn.change_attempt(run_id, state=AttemptState.STOPPING)
     turn.cancel_timer(run_id, Timer.START, Timer.STACKS, Timer.SILENT, Timer.COMPARE)
     turn.set_timer(run_id, Timer.STOP, STOP_SECONDS + grace)
@@ -195,9 +196,14 @@ def stop_attempt(turn: Turn, run_id: str, reason: str, *, grace: float = 0.0) ->
 
 
 def add_seats(turn: Turn, run_id: str, workers: Iterable[Worker]) -> Attempt:
-    """Give workers seats in the live attempt, with the next ranks as a guess; the attempt then."""
+    """Seat workers that run the live attempt, with the next ranks as a guess; the attempt then.
+
+    A seat that a worker got because it may run the attempt, without ranks, is replaced.
+    """
     attempt = turn.state.attempts[run_id]
-    per_node, seats = turn.run(run_id).spec.resources.processes_per_node, list(attempt.seats)
+    per_node, workers = turn.run(run_id).spec.resources.processes_per_node, list(workers)
+    proven = {worker.id for worker in workers}
+    seats = [seat for seat in attempt.seats if seat.ranks or seat.worker not in proven]
     for worker in workers:
         first = len(seats) * per_node
         ranks = tuple(range(first, first + per_node))
@@ -256,9 +262,11 @@ def _has_unknown_agents(turn: Turn, attempt: Attempt) -> bool:
 
     The rest of its agents are not in the database and may live where nobody hears them. So nobody
     confirms its death, and it is fenced; one that says hello meanwhile gets an order to stop. How
-    many nodes the gang of an elastic run has is not known: the most that the spec allows.
+    many nodes the gang of an elastic run has is not known: the most that the spec allows. Agents
+    that may run it as well (seats without ranks) say nothing about others.
     """
-    return attempt.guessed and len(attempt.seats) < turn.run(attempt.run).spec.resources.max_nodes
+    known = sum(1 for seat in attempt.seats if seat.ranks)
+    return attempt.guessed and known < turn.run(attempt.run).spec.resources.max_nodes
 
 
 def record_stopped(turn: Turn, event: GangStopped) -> bool:

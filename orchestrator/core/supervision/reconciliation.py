@@ -114,8 +114,15 @@ def is_ahead(state: State, hello: AgentAhead) -> bool:
         return True
     # A number that was given twice: only agents with a seat have ever heard of an attempt.
     attempt = state.attempts.get(run.id)
-    seated = worker.id in state.places_of(run.id)
-    return attempt is not None and attempt.number == hello.attempt and not seated
+    if attempt is None or attempt.number != hello.attempt:
+        return False
+    return not _is_seated(state, attempt, worker.id)
+
+
+def _is_seated(state: State, attempt: Attempt, worker: str) -> bool:
+    """True if a worker is known to run an attempt: it has ranks in it."""
+    place = state.places_of(attempt.run).get(worker)
+    return place is not None and bool(attempt.seats[place].ranks)
 
 
 def is_unknown(state: State, hello: AgentAhead) -> bool:
@@ -227,7 +234,7 @@ def _of_people(run: Run) -> Finish | None:
 def _seat(turn: Turn, worker: Worker, attempt: Attempt) -> None:
     """Give a worker that says it runs the attempt a seat in it, and have the ranks compared."""
     run = turn.run(worker.run)
-    if worker.id not in turn.state.places_of(run.id):
+    if not _is_seated(turn.state, attempt, worker.id):
         attempt_lifecycle.add_seats(turn, run.id, [worker])
         if attempt.state is AttemptState.STOPPING:
             reason = f"attempt {attempt.number} is being stopped"
