@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import os
 import re
@@ -31,6 +32,7 @@ from orchestrator.clusters.port import (
 )
 from tests.chart_files import CHART
 from tests.kubernetes.bed import Bed
+from tests.kubernetes.containers import Mount
 from tests.kubernetes.pod_run import PodRun
 from tests.kubernetes.proxy import Proxy
 from tests.kubernetes.servers import ADMIN_TOKEN, Servers, directory_of_programs, kubeconfig
@@ -211,6 +213,23 @@ async def test_an_eviction_is_a_notice_and_then_an_end(site: Site) -> None:
     await site.cluster.launch(order(worker))  # the Pod is released: the Secret is the proof
     await site.until(lambda: len(site.of(worker)) > 2, "it is told again")
     assert site.pods() == []
+
+
+async def test_an_agent_that_another_image_lends_is_what_the_pod_starts(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "lent" / "bin" / "babysit-agent"
+    program.parent.mkdir(parents=True)
+    program.write_text(
+        '#!/bin/sh\n[ "$0" = /opt/babysit/bin/babysit-agent ] && test -r "$1" && exit 7\n'
+    )
+    program.chmod(0o755)
+    node = site.bed.nodes["node-1"]
+    image = [*node.image_mounts, Mount(program.parents[1], "/opt/babysit")]
+    monkeypatch.setattr(node, "image_mounts", image)
+    site.settings = dataclasses.replace(site.settings, agent_image="agent:1", template={})
+    await site.another().launch(order("lent"))
+    assert await site.gone("lent") == "agent exited with code 7"
 
 
 async def test_an_image_that_cannot_be_pulled_is_told_at_once(site: Site) -> None:
