@@ -35,6 +35,12 @@ def check_attempts(plane: ControlPlane, run: str, job: Job) -> None:
     assert {attempt for attempt, _ in starts} <= {attempt.number for attempt in attempts}
 
 
+def check_memory_tier(plane: ControlPlane, run: str) -> None:
+    """The newest attempt went on from node memory. How many steps before the failure, the load of
+    the machine decides: a save is put off while the one before it is under way."""
+    assert "/memory/" in (plane.attempts(run)[-1].restored or "")
+
+
 def check_samples(
     stored: dict[tuple[int, int], RankSamples],
     seen: dict[tuple[int, int], Steps],

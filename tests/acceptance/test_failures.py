@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import Jobs
-from tests.acceptance.record import check_record
+from tests.acceptance.record import check_memory_tier, check_record
 from tests.control_plane import FAILED, ControlPlane, until
 
 
@@ -45,7 +45,7 @@ def test_a_rank_killed_from_outside(
     assert (restart["class"], restart["cause"]) == ("signal", "infrastructure")
     assert restart["rank"] == 1
     assert number.name in restart["reason"]
-    assert restart["lost_steps"] <= 2
+    check_memory_tier(plane, run)
     assert all(seconds is not None for seconds in restart["seconds"].values())
     check_record(plane, run, job)
 
