@@ -6,7 +6,11 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from monitors.failures import FailureClass
 from monitors.types import Severity
+
+REBOOT = "reboot"
+"""The rule of the finding that a machine was started anew; its faults of before may be over."""
 
 
 class NodeAction(StrEnum):
@@ -85,3 +89,14 @@ class NodeFinding(BaseModel):
     """Unix seconds of what was seen, on the node's clock."""
     evidence: tuple[str, ...] = ()
     """The lines and readings behind it, the newest last."""
+    failure_class: FailureClass = FailureClass.GPU_HARDWARE
+    """The class of failure of a run whose end the finding explains."""
+    runs: int = 1
+    """Different runs that must have met the finding on the same device before the action; fewer:
+    it is only recorded."""
+    pid: int | None = None
+    """The process that the kernel names; None: it names none."""
+    over: bool = False
+    """True: what was found before is over, by the same readings. Nothing is asked for."""
+    boot: str = ""
+    """Id of the start of the machine in which it was seen."""
