@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from babysit.errors import NotDistributedError
+
 
 def process_group() -> Any:
     """`torch.distributed` if it is imported and initialised; otherwise None."""
@@ -12,6 +14,19 @@ def process_group() -> Any:
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
     return distributed
+
+
+def require_process_group(world_size: int) -> None:
+    """Ensure that several ranks can agree.
+
+    Raises:
+        NotDistributedError: There are several ranks, and torch.distributed is not initialised.
+    """
+    if world_size > 1 and process_group() is None:
+        raise NotDistributedError(
+            f"this run has {world_size} ranks, but torch.distributed is not initialised:"
+            " call torch.distributed.init_process_group() before run.restore(state)"
+        )
 
 
 def minimum(*values: int) -> tuple[int, ...]:

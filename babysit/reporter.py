@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from babysit import fingerprint_ring
 from babysit.ring import Record, RingWriter, wall_clock
 from babysit.wire import NOTES_FILE, RING_FILE, Note, Phase
 
@@ -27,6 +28,8 @@ class Reporter:
         self._rank = rank
         self._notes = directory / NOTES_FILE if directory else None
         self._ring: RingWriter | None = None
+        self._fingerprints: fingerprint_ring.FingerprintWriter | None = None
+        self._directory = directory
         self._warned: set[str] = set()
         self._writing = threading.RLock()  # re-entrant, as a signal handler may save or report
         self._unsent = b""
@@ -44,7 +47,7 @@ class Reporter:
 
     def _detach(self) -> None:
         """In a forked child (a loader worker, say), which is not the rank: say nothing for it."""
-        self._ring = self._notes = None
+        self._ring = self._notes = self._directory = self._fingerprints = None
 
     def record(self, record: Record, phase: Phase) -> None:
         """Publish a step and the rank's progress."""
@@ -58,6 +61,20 @@ class Reporter:
                 self._ring.progress(record.step, record.batch, record.time, phase)
             except QUIET as error:
                 self.warn(f"cannot report step {record.step}: {error}")
+
+    def fingerprint(self, **fields: Any) -> None:
+        """Publish the digests of a step."""
+        if self._directory is None:
+            return
+        try:
+            if self._fingerprints is None:
+                file = self._directory / fingerprint_ring.FILE
+                self._fingerprints = fingerprint_ring.FingerprintWriter(file)
+            line = {"rank": self._rank, "time": wall_clock(), **fields}
+            with self._writing:
+                self._fingerprints.write(json.dumps(line).encode())
+        except QUIET as error:
+            self.warn(f"cannot publish a fingerprint: {error}")
 
     def progress(self, step: int, batch: int, phase: Phase) -> None:
         """Publish the rank's progress."""

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from babysit import collective, rng
 from babysit.calls import Calls, numbers_of
@@ -15,7 +15,7 @@ from babysit.checkpoint import restore
 from babysit.checkpoint.position import dumps
 from babysit.checkpoint.saver import DirectoryState, Saved, Saver
 from babysit.data import Feed, Position
-from babysit.errors import NotDistributedError
+from babysit.fingerprints import Fingerprints, Options
 from babysit.measures import Change, Measures
 from babysit.numbers import said
 from babysit.reporter import Reporter
@@ -52,6 +52,7 @@ class Run:
         self._change = Change(reporter)
         self._reporter = reporter
         self._saver = Saver(plan, reporter)
+        self._fingerprints = Fingerprints(plan, reporter)
         self._phase = Phase.STARTING
         self._feed: Feed | None = None
         self._total: int | None = None
@@ -214,20 +215,17 @@ class Run:
             return asked
         return collective.minimum(-int(asked))[0] < 0
 
-    def fingerprint(self, model: Any) -> str:
-        """Hash this rank's parameters and buffers, and note the hash.
+    def fingerprint(
+        self, model: Any, optimizer: Any = None, **options: Unpack[Options]
+    ) -> str | None:
+        """Have replicas compared bit for bit: digests of the state, at some steps. Never raises.
 
-        Replicas of the same (part of the) model must agree bit for bit; a deviating one has
-        computed wrongly.
-
-        Returns:
-            32 hex digits (blake2b, 16 bytes).
+        Call it in each step after `optimizer.step()`, at the same place on every rank. `optimizer`
+        is one or several. Returns one digest of all parts, or None where none is due.
         """
-        from babysit.fingerprint import digest  # noqa: PLC0415  # imports torch
-
-        value = digest(model)
-        self._reporter.note(Note.FINGERPRINT, step=self.step, digest=value)
-        return value
+        ready = self.sync_gradients  # else between the batches of one optimizer step
+        at = (self.step, self.batch)
+        return self._fingerprints.take(at, model, optimizer, options) if ready else None
 
     # -- checkpoints --------------------------------------------------------------------------
 
@@ -245,7 +243,8 @@ class Run:
         """
         begun = time.perf_counter()
         with self.phase(Phase.RESTORING):
-            _require_process_group(self.world_size, state)
+            if not isinstance(state, DirectoryState):
+                collective.require_process_group(self.world_size)
             self._saver.check(state)
             self.plan = restore.agreed(self.plan)
             choice = restore.choose(self.plan)
@@ -334,15 +333,6 @@ class Run:
     def _beat(self) -> None:
         """A sign of life."""
         self._reporter.progress(self._ended, self.batch, self._phase)
-
-
-def _require_process_group(world_size: int, state: Any) -> None:
-    alone = world_size == 1 or isinstance(state, DirectoryState)
-    if not alone and collective.process_group() is None:
-        raise NotDistributedError(
-            f"this run has {world_size} ranks, but torch.distributed is not initialised:"
-            " call torch.distributed.init_process_group() before run.restore(state)"
-        )
 
 
 def _draw(

@@ -143,7 +143,7 @@ class Note(StrEnum):
     EXITING = "exiting"  # error (type of an exception that was not caught, or that the exit hid;
     # or ""), trace (of the hidden one), code, handled (signals): the interpreter ends in good order
     CHANGE = "change"  # change (text), step (the last one before it), until_step: `run.expect()`
-    FINGERPRINT = "fingerprint"  # step, digest: hash of the parameters of this replica
+    FINGERPRINT = "fingerprint"  # of older ranks; now in `babysit.fingerprint_ring`
 
 
 def step_directory(root: str | Path, step: int) -> Path:

@@ -302,6 +302,21 @@ class RankSamples(BaseModel):
     """Other columns by name; NaN: not in that report."""
 
 
+class RankFingerprint(BaseModel):
+    """Digests of one rank's state after a step, which true replicas share bit for bit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rank: int
+    step: int
+    batch: int = 0
+    time: float
+    """Unix seconds."""
+    world_size: int
+    parts: dict[str, str] = Field(max_length=64)
+    """Digest by `part:structure`, with `:shard` where ranks hold shards."""
+
+
 class RankBeat(BaseModel):
     """The current progress of a rank, from the header of its ring."""
 
@@ -336,6 +351,7 @@ class Report(BaseModel):
     sequence: int
     attempt: int
     samples: tuple[RankSamples, ...] = ()
+    fingerprints: tuple[RankFingerprint, ...] = ()
     events: tuple[AgentEvent, ...] = ()
 
 

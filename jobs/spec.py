@@ -160,11 +160,18 @@ class Hang(Model):
     starting: Seconds = Field(default=600.0, description="Limit for the first step after a start.")
 
 
+class Corruption(Model):
+    """The comparison of replicas by `run.fingerprint`."""
+
+    action: Action = Action.ACT
+
+
 class Monitors(Model):
     """Monitors of the run, and how far automation may go for each."""
 
     loss_spike: LossSpike = LossSpike()
     hang: Hang = Hang()
+    corruption: Corruption = Corruption()
     logs: tuple[str | RuleFile, ...] = Field(
         default=(),
         description="Files of rules that say what words in the logs of this run mean, relative to "

@@ -42,6 +42,7 @@ class FailureClass(StrEnum):
     USER_CODE = "user_code"  # an exception in the user's own code
     CASCADE = "cascade"  # died only because another rank did
     SIGNAL = "signal"  # killed from outside, sender unknown
+    SILENT_CORRUPTION = "silent_corruption"  # a node computed wrongly, as its replicas show
     HANG = "hang"  # no rank makes progress
     WORKER_LOST = "worker_lost"  # the agent of a node is gone
     UNKNOWN = "unknown"  # nothing in the log says why; the user's if the program ended itself
@@ -96,6 +97,7 @@ CAUSE_OF: Mapping[FailureClass, Cause] = {
     FailureClass.RENDEZVOUS: Cause.INFRASTRUCTURE,
     FailureClass.CASCADE: Cause.INFRASTRUCTURE,
     FailureClass.SIGNAL: Cause.INFRASTRUCTURE,
+    FailureClass.SILENT_CORRUPTION: Cause.INFRASTRUCTURE,
     FailureClass.HANG: Cause.INFRASTRUCTURE,
     FailureClass.WORKER_LOST: Cause.INFRASTRUCTURE,
     FailureClass.UNKNOWN: Cause.INFRASTRUCTURE,

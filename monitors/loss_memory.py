@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from monitors.answered import Acted, Height
 from monitors.recurrence import Returned
+from monitors.replica_memory import ReplicaMemory
 from monitors.swings import Swing
 
 RISES = 16
@@ -46,6 +47,8 @@ class LossMemory(BaseModel):
     """Acts that rollbacks undid, each with its attempt."""
     back: tuple[Height, ...] = ()
     """Heights of rises that came back within a respite."""
+    replicas: ReplicaMemory = ReplicaMemory()
+    """Knowledge of which ranks share their weights; no monitor of losses uses it."""
 
     @property
     def rises(self) -> tuple[object, ...]:

@@ -10,7 +10,8 @@ from monitors.hang import HangMonitor, HangSettings
 from monitors.loss import LossSettings
 from monitors.loss_memory import LossMemory
 from monitors.rank_losses import RankLosses
-from monitors.types import Beat, Finding, Pace, Sample
+from monitors.replicas import ReplicaMonitor
+from monitors.types import Beat, Finding, Fingerprint, Pace, Sample
 
 
 class MonitorSettings(BaseModel):
@@ -40,6 +41,7 @@ class RunMonitors:
         self._settings = settings or MonitorSettings()
         self._losses = RankLosses(self._settings.loss, learned)
         self._hang = HangMonitor(self._settings.hang, known)
+        self._replicas = ReplicaMonitor(learned.replicas if learned else None)
         self._last_step: dict[int, int] = {}
         self._attempt = 0
         self._pace_rank: int | None = None
@@ -51,8 +53,8 @@ class RunMonitors:
 
     @property
     def learned(self) -> LossMemory:
-        """Knowledge of the losses of the rank that speaks for the run."""
-        return self._losses.memory
+        """Knowledge of the losses of the rank that speaks for the run, and of its replicas."""
+        return self._losses.memory.model_copy(update={"replicas": self._replicas.memory})
 
     @property
     def pace(self) -> Pace:
@@ -75,6 +77,17 @@ class RunMonitors:
             self._last_step[sample.rank] = sample.step
             findings += self._judge(sample)
         return findings
+
+    def compare(self, attempt: int, fingerprints: Sequence[Fingerprint]) -> list[Finding]:
+        """Take fingerprints of any ranks, each rank's in order of steps.
+
+        Those of older attempts are ignored.
+        """
+        if not fingerprints or attempt < self._attempt:
+            return []
+        if attempt > self._attempt:
+            self.restart(attempt, min(one.step for one in fingerprints) - 1)
+        return self._replicas.observe(fingerprints)
 
     def expect(self, attempt: int, step: int, until_step: int) -> None:
         """The script announced after `step` a change that lasts to `until_step`."""
@@ -103,6 +116,7 @@ class RunMonitors:
         self._attempt = attempt
         self._losses.restart(attempt, step)
         self._hang.restart(attempt)
+        self._replicas.restart(attempt, step)
         self._pace_rank = None
         self._last_step.clear()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ class FindingKind(StrEnum):
     LOSS_BLIP = "loss_blip"  # the loss jumped and came back by itself, or has time to
     GRAD_NORM_SPIKE = "grad_norm_spike"  # the gradient norm jumped; alone it proves nothing
     STRAGGLER = "straggler"  # one rank is slower than the others
+    CORRUPTION = "corruption"  # replicas that agreed bit for bit hold different values
+    REPLAY = "replay"  # steps that were computed again say what was at fault
 
 
 class Sample(BaseModel):
@@ -48,6 +51,19 @@ class Sample(BaseModel):
     learning_rate: float = -1.0
     expected_until: int = 0
     """The script has announced a change that lasts to this step (`run.expect`); 0: none."""
+
+
+class Fingerprint(NamedTuple):
+    """Digests of one rank's state after a step (see :class:`jobs.events.RankFingerprint`)."""
+
+    rank: int
+    step: int
+    batch: int
+    time: float
+    """Unix seconds."""
+    world_size: int
+    parts: Mapping[str, str]
+    """Digest by part, equal on true replicas."""
 
 
 class Beat(NamedTuple):

@@ -23,7 +23,7 @@ from jobs.agent.torchrun_contract import Seat, torchrun_variables
 from jobs.clock import Clock
 from jobs.commands import RestoreCandidate, StartAttempt
 from jobs.config import AgentConfig
-from jobs.events import RankBeat, RankSamples
+from jobs.events import RankBeat, RankFingerprint, RankSamples
 from jobs.watch import Seen
 from monitors.failures import Failure
 
@@ -229,6 +229,10 @@ class Gang:
         drained = [process.reader.samples() for process in processes]
         drained += [p.metrics.read(logs.unread(p.log)) for p in processes if p.prints_steps]
         return [samples for samples in drained if samples is not None]
+
+    def fingerprints(self) -> list[RankFingerprint]:
+        """New fingerprints of all ranks."""
+        return [each for rank in self.ranks.values() for each in rank.reader.fingerprints()]
 
     def beats(self) -> tuple[RankBeat, ...]:
         """Current progress of all ranks."""

@@ -11,7 +11,7 @@ import structlog
 from jobs import frames
 from jobs.agent.spool import Spool
 from jobs.clock import Clock
-from jobs.events import AgentEvent, RankSamples, Report
+from jobs.events import AgentEvent, RankFingerprint, RankSamples, Report
 
 _INTERVAL_SECONDS = 0.25
 """Maximum delay of samples, so that they share a report; events are never delayed."""
@@ -33,6 +33,7 @@ class Outbox:
         self._wake = wake
         self._attempt = 0
         self._samples: dict[int, RankSamples] = {}
+        self._fingerprints: list[RankFingerprint] = []
         self._dropped: defaultdict[int, int] = defaultdict(int)
         self._flushed = clock.monotonic()
 
@@ -51,23 +52,32 @@ class Outbox:
         else:
             self.tick()
 
+    def compare(self, attempt: int, fingerprints: Sequence[RankFingerprint]) -> None:
+        """Accept fingerprints of an attempt; they wait for a report as samples do."""
+        if fingerprints and attempt != self._attempt:
+            self._flush(())
+            self._attempt = attempt
+        self._fingerprints += fingerprints
+
     def tick(self) -> None:
         """Send the samples that have waited for `_INTERVAL_SECONDS`."""
         if self._clock.monotonic() - self._flushed >= _INTERVAL_SECONDS:
             self._flush(())
 
     def _flush(self, events: Sequence[AgentEvent]) -> None:
-        if not self._samples and not events:
+        if not self._samples and not self._fingerprints and not events:
             return
         report = Report(
             sequence=self._spool.next_sequence,
             attempt=self._attempt,
             samples=self._samples_that_fit(),
+            fingerprints=() if self._spool.full else tuple(self._fingerprints),
             events=tuple(events),
         )
         self._samples.clear()
+        self._fingerprints.clear()
         self._flushed = self._clock.monotonic()
-        if report.samples or report.events:
+        if report.samples or report.fingerprints or report.events:
             self._spool.append(frames.encode("report", report))
             self._wake()
 

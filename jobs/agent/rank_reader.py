@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import structlog
+from pydantic import ValidationError
 
-from babysit import wire
+from babysit import fingerprint_ring, wire
 from babysit.ring import Record, RingReader, RingVersionError
-from jobs.events import RankBeat, RankSamples
+from jobs.events import RankBeat, RankFingerprint, RankSamples
 
 _CODE = struct.Struct("@i")
 _ERROR_BYTES = 1 << 20
@@ -45,6 +46,7 @@ class RankReader:
         self._rank = rank
         self.directory = directory
         self._ring: RingReader | None = None
+        self._fingerprints: fingerprint_ring.FingerprintReader | None = None
         self._notes: dict[tuple[int, int], BinaryIO] = {}
         """Open files of notes, by device and inode."""
         self._started = started
@@ -82,6 +84,20 @@ class RankReader:
         self._moved = True
         with_metrics = any(record.metrics for record in records)
         return columns(self._rank, records, lost, ring.names() if with_metrics else ())
+
+    def fingerprints(self) -> list[RankFingerprint]:
+        """Fingerprints since the last call; lines that are not whole are left out."""
+        if self._fingerprints is None:
+            try:
+                file = self.directory / fingerprint_ring.FILE
+                self._fingerprints = fingerprint_ring.FingerprintReader(file)
+            except (OSError, ValueError):  # the script takes none, or it is about to begin
+                return []
+        found = []
+        for line in self._fingerprints.drain():
+            with contextlib.suppress(ValidationError):
+                found.append(RankFingerprint.model_validate_json(line))
+        return [each.model_copy(update={"rank": self._rank}) for each in found]
 
     def notes(self) -> list[str]:
         """Complete lines written since the last call."""
@@ -170,6 +186,9 @@ class RankReader:
         for notes in self._notes.values():
             notes.close()
         self._notes.clear()
+        if self._fingerprints is not None:
+            self._fingerprints.close()
+            self._fingerprints = None
         if self._ring is not None:
             self._ring.close()
             self._ring = None

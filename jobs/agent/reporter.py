@@ -67,6 +67,7 @@ class Reporter:
             self._outbox.tick()
             return
         samples = gang.samples(self._logs)
+        self._outbox.compare(gang.attempt, gang.fingerprints())
         processes = gang.ranks.values()
         events = [event for process in processes for event in self._notes(gang, process)]
         self._outbox.take(gang.attempt, samples, events)
@@ -80,6 +81,7 @@ class Reporter:
             failure: The cause, if known; None: classify it by log, exit code and OOM kills.
         """
         code = process.code or 0
+        self._outbox.compare(gang.attempt, process.reader.fingerprints())
         samples = process.reader.samples()
         if process.prints_steps:
             self._logs.drain(process.log)  # its last lines may still be in the pipe

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jobs.events import ChangeAnnounced, Event, Heartbeat, RankExited, RankSamples, Report
@@ -26,6 +26,7 @@ from monitors.loss_memory import LossMemory
 from monitors.run_monitors import MonitorSettings, RunMonitors
 from monitors.types import Beat, Finding, Pace, Sample
 from orchestrator.controller.kept_samples import KeptSamples
+from orchestrator.controller.sample_columns import fingerprints_of, sort_samples, unpack
 from orchestrator.core.messages.events import (
     FindingRaised,
     NodeChanged,
@@ -137,8 +138,8 @@ class RunSamplePipeline:
     def __init__(self, spec: RunSpec, known: Pace | None = None, learned: str = "") -> None:
         memory = LossMemory.read(learned)
         self._monitors = RunMonitors(monitor_settings(spec), known, memory)
-        self._told_rises = memory.rises
-        """The rises that the core knows to be learned."""
+        self._told_learned = memory.rises, memory.replicas
+        """The knowledge of the monitors that the core has."""
         self._told = known or Pace()
         """The pace that the core knows."""
         self._heartbeats: dict[str, _Heard] = {}
@@ -179,6 +180,10 @@ class RunSamplePipeline:
         """Feed samples to the monitors, sorted by step; the findings, in order of detection."""
         return self._monitors.observe(samples)
 
+    def compare(self, report: Report) -> list[Finding]:
+        """Feed the fingerprints of a report to the monitors; the findings."""
+        return self._monitors.compare(report.attempt, fingerprints_of(report))
+
     def progress_event(self, attempt: Attempt, make: MakeEvent) -> Event | None:
         """How far an attempt has come; None: the core knows already."""
         now = self._progress
@@ -207,8 +212,8 @@ class RunSamplePipeline:
             self._told = pace
             fields["pace"] = pace
         learned = self._monitors.learned
-        if learned.rises != self._told_rises:
-            self._told_rises = learned.rises
+        if (learned.rises, learned.replicas) != self._told_learned:
+            self._told_learned = learned.rises, learned.replicas
             fields["learned"] = learned.text()
         return fields
 
@@ -325,7 +330,8 @@ class SampleEvents:
         if self._findings is None:
             samples = sort_samples(self._report.attempt, self._report.samples)
             self._pipeline.kept.hear(self._report.attempt, self._report.samples)
-            self._findings = deque(self._pipeline.observe(samples))
+            found = [*self._pipeline.observe(samples), *self._pipeline.compare(self._report)]
+            self._findings = deque(sorted(found, key=lambda finding: finding.detected_step))
             for finding in self._findings:
                 self._pipeline.kept.witness(finding.detected_step)
             self._steps.extend(samples)
@@ -355,41 +361,3 @@ _NEWS_FACTOR = 1.2
 
 def _longer(pace: Pace, known: Pace) -> bool:
     return any(seconds > _NEWS_FACTOR * getattr(known, name) for name, seconds in pace)
-
-
-def sort_samples(attempt: int, ranks: Sequence[RankSamples]) -> list[Sample]:
-    """The samples of several ranks, by step, then by rank."""
-    samples = [sample for columns in ranks for sample in unpack(attempt, columns)]
-    return sorted(samples, key=lambda sample: (sample.step, sample.rank))
-
-
-def unpack(attempt: int, columns: RankSamples) -> Iterator[Sample]:
-    """One sample for each row of the columns; not validated again."""
-    for row in zip(
-        columns.step,
-        columns.batch,
-        columns.time,
-        columns.loss,
-        columns.grad_norm,
-        columns.tokens,
-        columns.seconds,
-        columns.blocked_seconds,
-        columns.learning_rate,
-        columns.expected_until or [0] * len(columns.step),
-        strict=True,
-    ):
-        step, batch, time, loss, grad_norm, tokens, seconds, blocked, rate, until = row
-        yield Sample.model_construct(
-            attempt=attempt,
-            rank=columns.rank,
-            step=step,
-            batch=batch,
-            time=time,
-            loss=loss,
-            grad_norm=grad_norm,
-            tokens=tokens,
-            seconds=seconds,
-            blocked_seconds=blocked,
-            learning_rate=rate,
-            expected_until=until,
-        )

@@ -38,7 +38,8 @@ def test_each_cause_has_a_budget_or_is_free(cause: Cause) -> None:
 def test_only_an_anomaly_goes_back_before_its_onset() -> None:
     """A remedy that rolls back and a doubt about what was saved belong together."""
     rolls_back = {k for k, rule in remedies.FINDINGS.items() if rule.remedy is Remedy.ROLL_BACK}
-    assert rolls_back == remedies.SPOILING == {FindingKind.LOSS_SPIKE, FindingKind.NON_FINITE}
+    anomalies = {FindingKind.LOSS_SPIKE, FindingKind.NON_FINITE, FindingKind.CORRUPTION}
+    assert rolls_back == remedies.SPOILING == anomalies
 
 
 def test_a_node_is_only_blamed_for_what_machines_can_cause() -> None:

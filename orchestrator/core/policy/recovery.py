@@ -111,9 +111,9 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
         node: The node that may be to blame, with this fault on record; None: no node is.
         now: The time, for the window of the node's faults.
     """
-    if case.onset_step is not None:
-        return _judge_anomaly(run, attempt, case, case.onset_step)
     failure, cause = case.failure, case.failure.cause
+    if case.onset_step is not None and failure.failure_class is not FailureClass.SILENT_CORRUPTION:
+        return _judge_anomaly(run, attempt, case, case.onset_step)
     step = attempt.step if is_reporting(run) else None  # else nobody knows how far it had come
     budgets, count = charge(run, failure, case.node, case.host, step)
     paid = budgets[cause.value]
@@ -145,12 +145,19 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
     avoid, cordon = (None, None) if follows else _blame(case, node, count, now)
     return dataclasses.replace(
         verdict,
-        remedy=Remedy.REPLACE_NODE if avoid else Remedy.RETRY,
+        remedy=_remedy(case, avoid),
         reason=_retry_reason(verdict, count, limit, avoid),
         delay=_back_off(count),
         avoid=avoid,
         cordon=cordon,
     )
+
+
+def _remedy(case: Case, avoid: str | None) -> Remedy:
+    """The remedy of what is tried again: an onset says how far the run goes back."""
+    if case.onset_step is not None:
+        return Remedy.ROLL_BACK
+    return Remedy.REPLACE_NODE if avoid else Remedy.RETRY
 
 
 def charge(

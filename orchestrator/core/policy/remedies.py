@@ -81,6 +81,14 @@ FINDINGS: Mapping[FindingKind, Rule] = {
     FindingKind.LOSS_BLIP: _RECORDED,
     FindingKind.GRAD_NORM_SPIKE: _RECORDED,
     FindingKind.STRAGGLER: _RECORDED,
+    # What was saved after the last agreement may be wrong; the node of the odd rank is left.
+    FindingKind.CORRUPTION: Rule(
+        remedy=Remedy.ROLL_BACK,
+        failure_class=FailureClass.SILENT_CORRUPTION,
+        setting="monitors.corruption.action",
+        spoils_checkpoints=True,
+    ),
+    FindingKind.REPLAY: _RECORDED,  # its verdict goes into the incident that it is about
 }
 """Rules for the findings of monitors."""
 
@@ -112,6 +120,7 @@ FAILURES: Mapping[FailureClass, Rule] = {
         # says so (FAILURES.md rows 1, 3, 4). All others are tried again before a node is blamed.
         _replace(FailureClass.GPU_HARDWARE),
         _replace(FailureClass.GPU_INTERCONNECT),
+        Rule(remedy=Remedy.REPLACE_NODE, failure_class=FailureClass.SILENT_CORRUPTION),
         _retry(FailureClass.NETWORK, trips_breaker=True),
         _retry(FailureClass.STORAGE, trips_breaker=True),
         _retry(FailureClass.WORKER_LOST, trips_breaker=True),

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 
-from orchestrator.core.attempts import preemption
+from orchestrator.core.attempts import draining
 from orchestrator.core.messages.events import CapacityChanged, NodeChanged, NodeInfo
 from orchestrator.core.model.entities import Node
 from orchestrator.core.model.records import CLUSTER, MAINTENANCE, Cordon, Window
 from orchestrator.core.model.states import NodeState
-from orchestrator.core.model.vocabulary import Remedy
-from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.requests import node_health
 from orchestrator.core.turn import Turn
 from orchestrator.errors import NotFoundError
@@ -37,7 +34,7 @@ def on_capacity(turn: Turn, event: CapacityChanged) -> None:
     reasons = {info.id: info.reason for info in event.nodes}
     for leaving in node_health.follow(turn, event.nodes):
         before = node_health.before_draining(turn.state.nodes[leaving])
-        _drain(turn, leaving, reason=reasons[leaving], by=CLUSTER, cordon=before)
+        draining.drain(turn, leaving, reason=reasons[leaving], by=CLUSTER, cordon=before)
     turn.schedule_wanted = True
 
 
@@ -89,7 +86,7 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
         raise NotFoundError(f"no such node: {event.node}; the cluster has {have or 'no nodes'}")
     turn.schedule_wanted = True
     if event.state == "draining":
-        drain(turn, node.id, event.reason, event.actor)
+        draining.drain(turn, node.id, reason=event.reason, by=event.actor)
         return
     ready = event.state == "ready"
     by = "" if ready else event.actor
@@ -104,17 +101,6 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
         maintenance=tuple(planned),
         absences=() if ready else node.absences,
     )
-
-
-def drain(turn: Turn, node_id: str, reason: str, by: str) -> None:
-    """Place no new work on a node, and move its runs away; they may save first."""
-    _drain(turn, node_id, reason=reason, by=by, cordon=None)
-
-
-def _drain(turn: Turn, node_id: str, **why: object) -> None:
-    node = turn.change_node(node_id, state=NodeState.DRAINING, **why)
-    for worker in turn.state.workers_on(node.id):
-        _move_away(turn, worker.run, node)
 
 
 def maintain(turn: Turn, node_id: str) -> None:
@@ -143,7 +129,7 @@ def _keep_away(turn: Turn, node: Node, window: Window) -> None:
     elif node.state is not NodeState.DRAINING:
         cordoned = node.state is NodeState.CORDONED
         before = Cordon(reason=node.reason, by=node.by) if cordoned else None
-        _drain(turn, node.id, reason=reason, by=MAINTENANCE, cordon=before)
+        draining.drain(turn, node.id, reason=reason, by=MAINTENANCE, cordon=before)
 
 
 def _give_back(turn: Turn, node: Node) -> None:
@@ -153,24 +139,3 @@ def _give_back(turn: Turn, node: Node) -> None:
     if node.state is NodeState.GONE:
         state, reason = NodeState.GONE, _left(before.by, reason)
     turn.change_node(node.id, state=state, reason=reason, by=before.by, cordon=None)
-
-
-def _move_away(turn: Turn, run_id: str, node: Node) -> None:
-    """Move a run off a draining node. A held run stays: its release checks again."""
-    run = turn.run(run_id)
-    if turn.held(run_id):
-        return
-    reason = f"{node.id} is being drained by {node.by}: {node.reason}"
-    if preemption.have_no_seat(turn, run_id, (node.id,)):
-        worker_placement.end_workers(turn, run_id, (node.id,), reason)
-        return
-    restart = preemption.asked(turn, run, reason, remedy=Remedy.MOVE_AWAY)
-    preemption.ask(turn, run, dataclasses.replace(restart, node=node.id))
-
-
-def leave_draining(turn: Turn, run_id: str) -> None:
-    """After a hold: move the run away from nodes that were drained in the meantime."""
-    for worker in turn.state.workers_of(run_id):
-        node = turn.state.nodes.get(worker.node)
-        if node is not None and node.state is NodeState.DRAINING:
-            _move_away(turn, run_id, node)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from orchestrator.core.attempts import draining, preemption
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
-from orchestrator.core.attempts import preemption
 from orchestrator.core.checkpoints import rollback
 from orchestrator.core.messages.events import (
     IncidentChanged,
@@ -39,7 +39,6 @@ from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.core.model.vocabulary import Remedy, Timer
 from orchestrator.core.policy import admission, doubt
 from orchestrator.core.policy.time_limits import grace_seconds
-from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.supervision import findings, hangs, judgement
 from orchestrator.core.text import named, outcome
 from orchestrator.core.turn import Turn
@@ -313,7 +312,7 @@ def on_released(turn: Turn, event: RunReleased) -> None:
             judgement.decide(turn, run_id)
         elif not turn.held(run_id):
             findings.resume(turn, run_id)
-            node_requests.leave_draining(turn, run_id)
+            draining.leave_draining(turn, run_id)
     turn.schedule_wanted = True
 
 

@@ -10,6 +10,7 @@ from jobs.spec import Action
 from monitors.exits import classify
 from monitors.failures import Evidence, Failure, FailureClass
 from monitors.loss_findings import RETURNED
+from monitors.replica_findings import DIVERGED
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.checkpoints import rollback
@@ -23,7 +24,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.policy import remedies
-from orchestrator.core.supervision import failures
+from orchestrator.core.supervision import corruption, failures
 from orchestrator.core.turn import Turn
 
 Ask = Literal["no", "yes", "wait", "unproven"]
@@ -47,6 +48,9 @@ def on_finding(turn: Turn, event: FindingRaised) -> None:
     if attempt.state not in RUNNABLE_ATTEMPT_STATES:
         turn.record(run.id, f"{finding.reason}; the attempt is being stopped already")
         return
+    if finding.kind is FindingKind.REPLAY:
+        corruption.on_replay(turn, event)
+        return
     raise_incident(turn, run, attempt, finding)
 
 
@@ -67,9 +71,10 @@ def raise_incident(
     returned = finding.evidence.get("form") == RETURNED
     if returned or rule.spoils_checkpoints:
         _end_respite(turn, attempt, finding.reason)
-    if returned:
+    if returned or finding.evidence.get("form") == DIVERGED:
         turn.record(run.id, finding.reason)
         return
+    evidence = corruption.evidence_of(attempt, finding)
     incident = turn.open_incident(
         run,
         kind=finding.kind,
@@ -78,7 +83,7 @@ def raise_incident(
         subject=subject(attempt, finding.rank),
         onset_step=finding.onset_step,
         remedy=rule.remedy,
-        evidence={**finding.evidence, "finding": finding.model_dump(mode="json")},
+        evidence={**evidence, "finding": finding.model_dump(mode="json")},
     )
     if rule.only_recorded:
         if not remedies.is_awaited(incident):
@@ -183,8 +188,7 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
         failure_class=failure.failure_class,
         reason=finding.reason,
         rank=finding.rank,
-        # A node is blamed for a hang only where the verdict does so.
-        node=verdict["node"] if verdict else node_of(turn.state.attempts[run.id], finding.rank),
+        node=_culprit(turn.state.attempts[run.id], finding, verdict),
         incident=incident.id,
         failed_at=failed_at,
         detected_at=turn.now,
@@ -199,9 +203,18 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
             onset_batch=finding.onset_batch,
             stage=stage,
         )
+    if finding.kind is FindingKind.CORRUPTION:
+        corruption.trust_agreement(turn, finding, run.id)
     turn.change_run(run.id, decision=decision)
     failures.book_downtime(turn, run.id, failed_at, finding.reason)
     attempt_lifecycle.stop_attempt(turn, run.id, finding.reason)
+
+
+def _culprit(attempt: Attempt, finding: Finding, verdict: Mapping[str, Any]) -> str | None:
+    """The node that may be to blame. Of a hang, it is one only where the verdict says so."""
+    if finding.kind is FindingKind.CORRUPTION:
+        return corruption.culprit(attempt, finding)
+    return verdict["node"] if verdict else node_of(attempt, finding.rank)
 
 
 def _exception(finding: Finding, verdict: Mapping[str, Any]) -> Failure | None:

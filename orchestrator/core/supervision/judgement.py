@@ -29,7 +29,7 @@ from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy import doubt, recovery
-from orchestrator.core.supervision import node_faults
+from orchestrator.core.supervision import corruption, node_faults
 from orchestrator.core.turn import Turn
 
 
@@ -109,6 +109,7 @@ def _judge(turn: Turn, run: Run, decision: Retry | Rollback, failure: Failure) -
         decision = dataclasses.replace(decision, skip=verdict.skip)
     turn.record(run.id, f"{verdict.remedy}: {verdict.reason}")
     _go_on(turn, run.id, decision, verdict.delay)
+    corruption.drain_culprit(turn, run, incident, verdict.avoid)
 
 
 def _asserted(

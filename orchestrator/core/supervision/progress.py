@@ -15,7 +15,7 @@ from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
 from orchestrator.core.checkpoints import rollback, trouble
 from orchestrator.core.messages.events import StepReached
 from orchestrator.core.model import time_ledger
-from orchestrator.core.model.entities import Attempt, Run
+from orchestrator.core.model.entities import Attempt, Incident, Run
 from orchestrator.core.model.states import (
     RUNNABLE_ATTEMPT_STATES,
     AttemptState,
@@ -23,7 +23,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import SaveTrouble
-from orchestrator.core.supervision import hangs
+from orchestrator.core.supervision import corruption, hangs
 from orchestrator.core.turn import Turn
 
 
@@ -57,6 +57,7 @@ def on_step(turn: Turn, event: StepReached) -> None:
     else:
         _at_old_steps(turn, run.id, attempt.restart.best_step, min(event.at, turn.now))
     hangs.on_step(turn, run.id, event.step)
+    corruption.on_step(turn, run.id, event.step)
     checkpoint_lifecycle.promote(turn, run.id)
     trouble.check_overdue(turn, run.id)
     checkpoint_lifecycle.set_milestone(turn, run.id)
@@ -130,13 +131,13 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
     recovered = restart is not None and restart.recovered_at is None
     if restart is not None and recovered:
         turn.change_attempt(run_id, restart=dataclasses.replace(restart, recovered_at=at))
-        turn.resolve_incident(restart.incident, f"training passed step {restart.best_step} again")
+        _resolve(turn, turn.state.incidents.get(restart.incident or ""), restart.best_step)
         fallen_back = FailureClass.CHECKPOINT_CORRUPT  # found as this attempt loaded
         for other in turn.state.incidents_of(run_id):
             if other.kind == SaveTrouble.CHECKPOINTS_OVERDUE:
                 continue  # only a checkpoint ends it
             if other.attempt < attempt.number or other.kind == fallen_back:
-                turn.resolve_incident(other.id, f"training passed step {restart.best_step} again")
+                _resolve(turn, other, restart.best_step)
     if run.ledger.bucket is not Bucket.PRODUCTIVE:
         turn.change_run(run_id, ledger=time_ledger.switch(run.ledger, Bucket.PRODUCTIVE, at))
     if recovered or turn.run(run_id).state is not RunState.RUNNING:
@@ -146,6 +147,12 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
         turn.change_run(
             run_id, state=RunState.RUNNING, reason=f"training, attempt {attempt.number} {since}"
         )
+
+
+def _resolve(turn: Turn, incident: Incident | None, best_step: int) -> None:
+    """An incident is over as training has passed its steps, unless their replay is judged first."""
+    if incident is not None and not corruption.awaits_replay(incident):
+        turn.resolve_incident(incident.id, f"training passed step {best_step} again")
 
 
 def _book_saves(turn: Turn, run: Run, attempt: Attempt, event: StepReached) -> None:
