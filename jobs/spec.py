@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from jobs.pod_template import Kubernetes
+from jobs.ray_options import Ray
 from jobs.spec_trainers import Launcher, Watch
 from jobs.spec_types import (
     MOST,
@@ -276,6 +277,7 @@ class RunSpec(Model):
     kubernetes: Kubernetes = Field(
         default=Kubernetes(), description="Only for Kubernetes; ignored on local nodes."
     )
+    ray: Ray = Field(default=Ray(), description="Only for Ray; ignored on local nodes.")
     resources: Resources = Resources()
     placement: Placement = Placement()
     preload: tuple[Text, ...] = Field(
@@ -306,6 +308,14 @@ class RunSpec(Model):
     def _switch(cls, value: object) -> object:
         """YAML 1.1 reads a bare `off` as false."""
         return "off" if value is False else value
+
+    @model_validator(mode="after")
+    def _one_source_of_code(self) -> Self:
+        if self.upload and self.ray.brings_code:
+            raise ValueError(
+                "ray.runtime_env.working_dir brings the code of the run: add `upload: false`"
+            )
+        return self
 
     def sets_ranks(self, world_size: int = 1) -> bool:
         """True if the ranks get the variables of torchrun.

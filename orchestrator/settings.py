@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from orchestrator.alert_settings import AlertSettings
 from orchestrator.kubernetes_settings import KubernetesSettings
 from orchestrator.oidc_settings import OidcSettings
+from orchestrator.ray_settings import RaySettings
 
 
 def server_url(url: str) -> str:
@@ -30,7 +31,7 @@ def server_url(url: str) -> str:
     return url.rstrip("/")
 
 
-class Settings(AlertSettings, KubernetesSettings, OidcSettings):
+class Settings(AlertSettings, KubernetesSettings, OidcSettings, RaySettings):
     """Settings of command line and control plane: `BABYSIT_<NAME>` in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="BABYSIT_", env_ignore_empty=True, frozen=True)
@@ -81,8 +82,8 @@ class Settings(AlertSettings, KubernetesSettings, OidcSettings):
     cluster: str = Field(
         default="local",
         description="Where workers run: `local` (virtual nodes on this machine), `kubernetes` "
-        "(Pods) or `simulated` (nodes in memory and no processes: runs are placed, and nothing "
-        "trains).",
+        "(Pods), `ray` (actors) or `simulated` (nodes in memory and no processes: runs are placed, "
+        "and nothing trains).",
     )
     pod: str = Field(
         default="",

@@ -22,6 +22,7 @@ from orchestrator.database.sql_store import SqlStore
 from tests.kubernetes import servers as kubernetes
 from tests.kubernetes.bed import Bed
 from tests.postgres import PostgresServer
+from tests.ray.bed import Bed as RayBed
 
 _numbers = itertools.count(1)
 _NO_KUBERNETES = "no API server"
@@ -84,6 +85,13 @@ def kubernetes_servers() -> Iterator[kubernetes.Servers]:
         pytest.skip(f"{_NO_KUBERNETES}: {reason}")
     with kubernetes.Servers() as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def ray_bed() -> Iterator[RayBed]:
+    """A real Ray cluster for the whole session: a head that runs nothing, and what tests add."""
+    with RayBed() as bed:
+        yield bed
 
 
 @pytest.fixture

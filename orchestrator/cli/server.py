@@ -35,6 +35,12 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Where workers run: local, kubernetes, ray or simulated.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the Ray cluster's head, with --cluster ray.")
+    ] = None,
 ) -> None:
     """Run the control plane in the foreground until Ctrl-C. Runs go on without it.
 
@@ -42,6 +48,7 @@ def serve(
 
         babysit server
         BABYSIT_DATABASE_URL=postgresql://db/babysit babysit server --port 8080
+        babysit server --cluster ray --address 10.0.0.1:6379
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -54,7 +61,14 @@ def serve(
             " stop it with `babysit server stop`, or set another BABYSIT_HOME",
             ExitCode.REFUSED,
         )
-    more = {"BABYSIT_HOST": host, "BABYSIT_PORT": None if port is None else str(port)}
+    if address is not None and (cluster or settings.cluster) != "ray":
+        raise CliError("--address is that of a Ray cluster: add --cluster ray", ExitCode.USAGE)
+    more = {
+        "BABYSIT_HOST": host,
+        "BABYSIT_PORT": None if port is None else str(port),
+        "BABYSIT_CLUSTER": cluster,
+        "BABYSIT_RAY_ADDRESS": address,
+    }
     given = {key: value for key, value in more.items() if value is not None}
     command = embedded.server_command()
     os.execve(command[0], command, embedded.server_environment(settings, **given))  # noqa: S606

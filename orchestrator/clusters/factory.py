@@ -15,6 +15,7 @@ from orchestrator.settings import Settings
 CLUSTERS = {
     "local": "orchestrator.clusters.local.cluster:from_settings",
     "kubernetes": "orchestrator.clusters.kubernetes.settings:from_settings",
+    "ray": "orchestrator.clusters.ray.settings:from_settings",
     "simulated": "orchestrator.clusters.simulated:from_settings",
 }
 """Name in `BABYSIT_CLUSTER` -> `module:function` that makes the cluster."""

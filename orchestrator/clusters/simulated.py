@@ -64,6 +64,7 @@ class SimulatedCluster(OwnNodes):
     ignored_fields: Mapping[str, str] = {
         "image": "the simulated cluster starts no process and no container",
         "kubernetes": "the simulated cluster starts no process and no container",
+        "ray": "the simulated cluster starts no process and no container",
     }
 
     runs_here = False

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import pytest
 
-from jobs.agent.reaper import kill_strays
+from jobs.agent.reaper import kill_strays, strays
 from jobs.clock import SystemClock
 from jobs.spec import RunSpec
 from orchestrator.clusters.errors import ClusterError
@@ -25,10 +25,13 @@ from orchestrator.clusters.kubernetes.nodes import NodeSettings
 from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
 from orchestrator.clusters.local.worker_records import Records
 from orchestrator.clusters.port import Change, Cluster, WorkerGone, WorkerLaunch
+from orchestrator.clusters.ray.cluster import RayCluster, RaySettings
+from orchestrator.clusters.ray.edge import Edge
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.core.messages.events import NodeInfo
 from tests.kubernetes.bed import Bed
 from tests.kubernetes.servers import Servers
+from tests.ray.bed import Bed as RayBed
 
 _numbers = itertools.count(1)
 STAND_IN = Path(__file__).parents[1] / "clusters_agent.py"
@@ -150,6 +153,54 @@ class KubernetesSite:
         self.bed.api.delete(f"/api/v1/namespaces/{self.namespace}")
 
 
+class RaySite:
+    """Actors on real raylets, in a namespace of their own."""
+
+    def __init__(self, address: str, home: Path) -> None:
+        self.home, self.address = home, address
+        self.namespace = f"contract-{next(_numbers)}"
+        os.mkfifo(home / "ready")
+        self.fifo = os.open(home / "ready", os.O_RDONLY | os.O_NONBLOCK)
+        self.cluster = self._open()
+
+    def _open(self) -> RayCluster:
+        clock = SystemClock()
+        edge = Edge(self.address, self.namespace, self.home / "ray.log", clock)
+        settings = RaySettings(
+            directory=str(self.home),
+            nodes={"for": "contract"},
+            agent=(sys.executable, str(STAND_IN)),
+            stop_seconds=1,
+        )
+        return RayCluster(edge, clock, settings)
+
+    def kill(self, worker: str) -> None:
+        while not (pids := strays(worker)):  # it becomes the agent: for a moment without its mark
+            pass
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    async def reopen(self) -> None:
+        await self.cluster.close()
+        self.cluster = self._open()
+
+    async def close(self) -> None:
+        for worker in ("w1", "w2", "w3"):
+            with contextlib.suppress(ClusterError):  # the test has closed it
+                await self.cluster.stop(worker, "r1")
+            while strays(worker):
+                await SystemClock().sleep(0.1)
+        await self.cluster.close()
+        os.close(self.fifo)
+
+
+@pytest.fixture(scope="module")
+def contract_ray(ray_bed: RayBed) -> str:
+    for name in ("node-1", "node-2"):
+        ray_bed.add(name, **{"for": "contract"})
+    return ray_bed.address
+
+
 @pytest.fixture(scope="module")
 def contract_bed(
     kubernetes_servers: Servers, tmp_path_factory: pytest.TempPathFactory
@@ -159,13 +210,15 @@ def contract_bed(
         yield bed
 
 
-@pytest.fixture(params=["local", "simulated", "kubernetes"])
+@pytest.fixture(params=["local", "simulated", "kubernetes", "ray"])
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
-    site: LocalSite | SimulatedSite | KubernetesSite
+    site: LocalSite | SimulatedSite | KubernetesSite | RaySite
     if request.param == "local":
         site = LocalSite(tmp_path)
     elif request.param == "simulated":
         site = SimulatedSite()
+    elif request.param == "ray":
+        site = RaySite(request.getfixturevalue("contract_ray"), tmp_path)
     else:
         site = KubernetesSite(request.getfixturevalue("contract_bed"), tmp_path)
     yield site

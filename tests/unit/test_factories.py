@@ -119,14 +119,17 @@ def test_every_channel_that_is_offered_can_be_made(name: str) -> None:
     ("settings", "message"),
     [
         (
-            Settings(cluster="ray"),
-            "BABYSIT_CLUSTER=ray: no such choice; it may be kubernetes or local or simulated",
+            Settings(cluster="slurm"),
+            (
+                "BABYSIT_CLUSTER=slurm: no such choice; it may be kubernetes or local or ray or"
+                " simulated"
+            ),
         ),
         (
             Settings(cluster="lokal"),
             (
                 "BABYSIT_CLUSTER=lokal: no such choice; it may be kubernetes or local or"
-                " simulated; did you mean local?"
+                " ray or simulated; did you mean local?"
             ),
         ),
         (

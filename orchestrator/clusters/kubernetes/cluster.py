@@ -38,7 +38,7 @@ _NAMED = 20
 class KubernetesCluster:
     """Implements the port on Kubernetes."""
 
-    ignored_fields: Mapping[str, str] = {}
+    ignored_fields: Mapping[str, str] = {"ray": "Kubernetes starts no actor of Ray"}
     runs_here = False
     takes_bundles = True
 

@@ -45,6 +45,7 @@ _log = structlog.get_logger(__name__)
 _IGNORED: Mapping[str, str] = {
     "image": "the local cluster starts no container: the command runs on this machine as it is",
     "kubernetes": "the local cluster starts no Pod",
+    "ray": "the local cluster starts no actor",
 }
 _STUCK_SECONDS = 1.0
 """Pause between attempts to end processes that do not die (uninterruptible sleep)."""

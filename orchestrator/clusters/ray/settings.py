@@ -1,0 +1,47 @@
+"""Makes the Ray cluster that the settings describe."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from jobs import log_rules
+from jobs.clock import Clock
+from jobs.log_files import LogLimit
+from jobs.yaml_file import SpecError
+from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.ray.cluster import RayCluster, RaySettings
+from orchestrator.clusters.ray.edge import Edge
+from orchestrator.settings import Settings
+
+_LOG = "ray.log"
+
+
+def from_settings(settings: Settings, clock: Clock) -> RayCluster:
+    """The cluster. Nothing is connected yet.
+
+    Raises:
+        ClusterError: Ray is not installed, or a file that the settings name is wrong.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ClusterError(
+            "BABYSIT_CLUSTER=ray needs Ray beside the control plane, in the cluster's own version:"
+            " pip install 'babysit[ray]' ray==VERSION"
+        )
+    try:
+        path = settings.log_rules
+        rules = () if path is None else (log_rules.read(path.expanduser()),)
+    except SpecError as error:
+        raise ClusterError(f"BABYSIT_LOG_RULES: {error}") from error
+    edge = Edge(settings.ray_address, settings.ray_namespace, settings.home / _LOG, clock)
+    return RayCluster(
+        edge,
+        clock,
+        RaySettings(
+            topology=settings.ray_levels,
+            nodes=settings.ray_labels,
+            runtime_env=settings.ray_runtime_env,
+            directory=settings.ray_directory,
+            log_limit=LogLimit(bytes=settings.log_bytes, files=settings.log_files),
+            log_rules=rules,
+        ),
+    )

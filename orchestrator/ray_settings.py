@@ -1,0 +1,83 @@
+"""Settings of the Ray cluster, a part of :class:`orchestrator.settings.Settings`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings
+
+from orchestrator.kubernetes_settings import items
+
+_LEVELS = ("zone", "spine", "rack", "nvlink")
+
+
+class RaySettings(BaseSettings):
+    """Where the Ray cluster is, and what the actors of workers get."""
+
+    ray_address: str = Field(
+        default="",
+        pattern=r"^([^\s/]+:\d+|auto)?$",
+        description="HOST:PORT of the Ray cluster's head (its GCS), as `ray start` prints it. A "
+        "Ray node has to run on the server's machine: the head, or one without CPUs. Empty: "
+        "RAY_ADDRESS (set inside a Ray job), or the cluster of this machine.",
+    )
+    ray_namespace: str = Field(
+        default="babysit",
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?$",
+        description="Ray namespace of the actors of workers. Two control planes that share a Ray "
+        "cluster need two.",
+    )
+    ray_topology: str = Field(
+        default="zone=ray.io/availability-zone",
+        description="Labels of Ray nodes that say where a node is, as LEVEL=LABEL with commas "
+        "between them; levels are `zone`, `spine`, `rack` and `nvlink`. Labels without a `/` "
+        "keep their names.",
+    )
+    ray_nodes: str = Field(
+        default="",
+        description="Labels that a Ray node must have to be used, as LABEL=VALUE with commas "
+        "between them. Empty: every node with CPUs or GPUs.",
+    )
+    ray_runtime_env: dict[str, Any] = Field(
+        default={},
+        description="Ray's runtime environment of all workers, as JSON, such as "
+        '`{"pip": ["babysit"]}`; keys of `ray.runtime_env` in a spec win.',
+    )
+    ray_directory: str = Field(
+        default="",
+        pattern=r"^(/.*)?$",
+        description="Directory on the Ray nodes for the code, logs and spools of workers while "
+        "they live. Empty: the node's temporary directory.",
+    )
+
+    @field_validator("ray_topology")
+    @classmethod
+    def _levels_of_ray(cls, value: str) -> str:
+        for level, equals, label in (part.partition("=") for part in items(value)):
+            if level not in _LEVELS or not equals or not label:
+                raise ValueError(
+                    f"{level}{equals}{label}: expected LEVEL=LABEL, LEVEL one of zone, spine, rack"
+                    " and nvlink"
+                )
+        return value
+
+    @field_validator("ray_nodes")
+    @classmethod
+    def _labels(cls, value: str) -> str:
+        for part in items(value):
+            if not all(part.partition("=")):
+                raise ValueError(f"{part}: expected LABEL=VALUE")
+        return value
+
+    @property
+    def ray_levels(self) -> dict[str, str]:
+        """Level -> label of Ray."""
+        parts = (part.partition("=") for part in items(self.ray_topology))
+        return {level: label for level, _, label in parts}
+
+    @property
+    def ray_labels(self) -> dict[str, str]:
+        """Labels of the nodes that are used."""
+        parts = (part.partition("=") for part in items(self.ray_nodes))
+        return {label: value for label, _, value in parts}

@@ -1,0 +1,63 @@
+"""A real Ray cluster for tests: see machines.py."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).parents[2]
+
+
+class Bed:
+    """Raylets on this machine, with GPUs that do not exist."""
+
+    def __init__(self, **environment: str) -> None:
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the bed
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("machines.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "BABYSIT_"))},
+                "PYTHONPATH": str(ROOT),  # the nodes have babysit installed
+                "RAY_USAGE_STATS_ENABLED": "0",
+                **environment,
+            },
+        )
+
+    def ask(self, what: str, *given: object) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps([what, *given]) + "\n")
+            self.process.stdin.flush()
+        if not (line := self.process.stdout.readline()):
+            self.log.seek(0)
+            raise AssertionError(self.log.read()[-3000:].decode())
+        return json.loads(line)
+
+    @property
+    def address(self) -> str:
+        return str(self.ask("address"))
+
+    def add(self, name: str, *, cpus: int = 4, gpus: int = 0, **labels: str) -> int:
+        """Start a node; the pid of its raylet."""
+        options = {"num_cpus": cpus, "num_gpus": gpus, "labels": labels}
+        return int(self.ask("add", name, options))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.log.close()

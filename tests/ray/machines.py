@@ -1,0 +1,72 @@
+"""A Ray cluster of several raylets on this machine, told what to do by lines on stdin.
+
+A program of its own: Ray's library changes signals, loggers and the environment of a process. Each
+line is a JSON list, a method of `Machines` and its arguments; each answer is a line, too.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what Ray prints is no answer
+
+
+class Machines:
+    def __init__(self) -> None:
+        self.cluster = Cluster()
+        self.cluster.add_node(num_cpus=0, dashboard_port=0, include_dashboard=False)
+        self.nodes = {}
+
+    def address(self) -> str:
+        return self.cluster.address
+
+    def add(self, name: str, options: dict) -> int:
+        """Start a node; the pid of its raylet."""
+        node = self.cluster.add_node(node_name=name, **options)
+        self.nodes[name] = node
+        return self._raylet(node)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the raylet, as when the machine is switched off; its dashboard agent follows."""
+        os.kill(self._raylet(self.nodes.pop(name)), signal.SIGKILL)
+
+    def drain(self, name: str, seconds: int) -> str:
+        """Announce the end of a node, as a cloud's notice of preemption is passed on."""
+        command = ["ray", "drain-node", "--address", self.cluster.address]
+        command += ["--node-id", self.nodes[name].node_id]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False
+        )
+        return f"{done.returncode} {done.stdout[-500:]}{done.stderr[-500:]}"
+
+    def kill_gcs(self) -> None:
+        """SIGKILL Ray's control store."""
+        head = self.cluster.head_node
+        head.kill_gcs_server(check_alive=False)
+
+    def start_gcs(self) -> None:
+        self.cluster.head_node.start_gcs_server()
+
+    def _raylet(self, node) -> int:
+        return node.all_processes["raylet"][0].process.pid
+
+
+def main() -> None:
+    machines = Machines()
+    for line in sys.stdin:
+        name, *given = json.loads(line)
+        ANSWERS.write(json.dumps(getattr(machines, name)(*given)) + "\n")
+        ANSWERS.flush()
+    machines.cluster.shutdown()
+
+
+main()
