@@ -143,6 +143,11 @@ class Note(StrEnum):
     EXITING = "exiting"  # error (type of an exception that was not caught, or that the exit hid;
     # or ""), trace (of the hidden one), code, handled (signals): the interpreter ends in good order
     CHANGE = "change"  # change (text), step (the last one before it), until_step: `run.expect()`
+    ENGINE = "engine"  # engine (ray): it starts the processes of the run, and restarts them itself
+    ENGINE_FAILED = "engine_failed"  # engine, step, failures: [{rank, node, lost (process, node,
+    # memory, or "" for an exception), text}]: the engine restarts its processes, or gives up
+    ENGINE_RESUMED = "engine_resumed"  # engine, step: the first step after it restarted them
+    ENGINE_SAVED = "engine_saved"  # engine, step, path, bytes, gone: [steps that it has deleted]
     FINGERPRINT = "fingerprint"  # of older ranks; now in `babysit.fingerprint_ring`
 
 

@@ -7,40 +7,17 @@ plane stores each report once, by its sequence. Durations are seconds, sizes are
 
 from __future__ import annotations
 
-import datetime as dt
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from babysit.wire import Tier
+from jobs.engine_events import EngineEvent
+from jobs.event_base import Event as Event  # noqa: PLC0414  # exported
+from jobs.event_base import WorkerEvent as WorkerEvent  # noqa: PLC0414  # exported
 from jobs.shards import ShardReport
 from monitors.failures import Failure
-
-
-class Event(BaseModel):
-    """A fact that the core handles."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    id: str
-    """ULID."""
-    at: dt.datetime
-    """Time of the fact on the reporter's clock (UTC)."""
-    actor: str = "system"
-    """`worker:<id>`, `operator:<name>`, `monitor:<kind>`, `controller` …"""
-    cause: str | None = None
-    """Id of the event or instruction that this event answers; None: none."""
-
-
-class WorkerEvent(Event):
-    """An event of an agent. `attempt` is the fencing token: older attempts are refused."""
-
-    run: str
-    worker: str
-    attempt: int
-    """The attempt that the agent works for; 0 before the first."""
 
 
 class WorkerJoined(WorkerEvent):
@@ -269,6 +246,7 @@ AgentEvent = Annotated[
     | SaveResumed
     | StorageTrouble
     | ChangeAnnounced
+    | EngineEvent
     | AttemptStopped
     | StacksCaptured
     | CheckpointChecked

@@ -10,7 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from babysit.wire import Note
+from jobs.agent.engine_failures import failure_of_process
 from jobs.agent.errors import NoteError
+from jobs.engine_events import EngineFailed, EngineNamed, EngineResumed, EngineSaved
 from jobs.events import (
     AgentEvent,
     ChangeAnnounced,
@@ -86,6 +88,30 @@ def _change(note: dict[str, Any], author: Author, fields: Fields) -> ChangeAnnou
     )
 
 
+def _engine(note: dict[str, Any], _author: Author, fields: Fields) -> EngineNamed:
+    return EngineNamed(engine=note["engine"], **fields)
+
+
+def _engine_failed(note: dict[str, Any], _author: Author, fields: Fields) -> EngineFailed:
+    failures = tuple(failure_of_process(each) for each in note["failures"])
+    return EngineFailed(engine=note["engine"], step=note["step"], failures=failures, **fields)
+
+
+def _engine_resumed(note: dict[str, Any], _author: Author, fields: Fields) -> EngineResumed:
+    return EngineResumed(engine=note["engine"], step=note["step"], **fields)
+
+
+def _engine_saved(note: dict[str, Any], _author: Author, fields: Fields) -> EngineSaved:
+    return EngineSaved(
+        engine=note["engine"],
+        step=note["step"],
+        path=note["path"],
+        bytes=note.get("bytes", 0),
+        gone=note.get("gone", ()),
+        **fields,
+    )
+
+
 _TRANSLATIONS: dict[str, Callable[[dict[str, Any], Author, Fields], AgentEvent]] = {
     Note.STARTED: _ready,
     Note.RESTORED: _restored,
@@ -93,6 +119,10 @@ _TRANSLATIONS: dict[str, Callable[[dict[str, Any], Author, Fields], AgentEvent]]
     Note.SAVE_FAILED: _save_failed,
     Note.SAVE_RESUMED: _save_resumed,
     Note.CHANGE: _change,
+    Note.ENGINE: _engine,
+    Note.ENGINE_FAILED: _engine_failed,
+    Note.ENGINE_RESUMED: _engine_resumed,
+    Note.ENGINE_SAVED: _engine_saved,
 }
 _SILENT = {Note.LOOPING, Note.LEFT, Note.FINISHED, Note.RAISED, Note.EXITING, Note.FINGERPRINT}
 """Notes without an event (yet)."""

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from jobs.engine_events import EngineFailed
 from jobs.events import ChangeAnnounced, Event, Heartbeat, RankExited, RankSamples, Report
 from jobs.spec import RunSpec
 from monitors.hang import HangSettings
@@ -51,6 +52,7 @@ STALE_HEARTBEAT_SECONDS = 3.0
 """Heartbeats older than this are ignored: the agent is out of contact, not its ranks hung."""
 
 _ENDS_ATTEMPTS = (
+    EngineFailed,  # which ends those of its engine
     FindingRaised,
     GangFinished,
     NodeChanged,

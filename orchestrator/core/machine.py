@@ -12,6 +12,13 @@ import datetime as dt
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jobs.engine_events import (
+    EngineEvent,
+    EngineFailed,
+    EngineNamed,
+    EngineResumed,
+    EngineSaved,
+)
 from jobs.events import (
     ChangeAnnounced,
     CheckpointChecked,
@@ -93,6 +100,7 @@ from orchestrator.core.supervision import (
     agent_contact,
     cluster_notices,
     defects,
+    engines,
     failures,
     findings,
     hangs,
@@ -164,6 +172,7 @@ _OF_THE_LIVE_ATTEMPT = (
     SaveFailed,
     SaveResumed,
     ChangeAnnounced,
+    EngineEvent,
     ProgressSeen,
     StepReached,
     FindingRaised,
@@ -272,6 +281,10 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     SaveResumed: checkpoint_trouble.on_save_resumed,
     StorageTrouble: checkpoint_trouble.on_storage_trouble,
     ChangeAnnounced: progress.on_change_announced,
+    EngineNamed: engines.on_named,
+    EngineFailed: engines.on_failed,
+    EngineResumed: engines.on_resumed,
+    EngineSaved: engines.on_saved,
     GangChecked: checkpoint_lifecycle.on_checked,
     CheckpointChecked: checkpoint_lifecycle.on_check_failed,
     CheckpointDeleted: checkpoint_deletion.on_deleted,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from jobs.engine_events import EngineEvent
 from jobs.events import (
     AttemptStopped,
     ChangeAnnounced,
@@ -350,6 +351,7 @@ AnyEvent = Annotated[
     | SaveResumed
     | StorageTrouble
     | ChangeAnnounced
+    | EngineEvent
     | AttemptStopped
     | StacksCaptured
     | CheckpointChecked

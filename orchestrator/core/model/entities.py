@@ -88,6 +88,7 @@ class Run:
     """Reports may have been lost: an agent looks for checkpoints before the next attempt starts."""
     instrumented: bool = False
     """True once its ranks have called `babysit.init()`."""
+    engine: str = ""  # that starts and restarts its processes, such as `ray`; empty: babysit does
     started_at: dt.datetime | None = None
     ended_at: dt.datetime | None = None
     decision: Decision | None = None
@@ -324,12 +325,11 @@ class Checkpoint:
     doubted: bool = False
     """Ranks died right after loading it, here and elsewhere: passed over until it is acquitted."""
     superseded: bool = False
-    """From after the onset of an anomaly, or left behind by a rollback: no longer the run's past.
-    Nothing is known to be wrong with its bytes."""
-    deaths: int = 0
-    """Attempts in a row that died right after loading it, before a new step."""
+    """Saved after the onset of an anomaly, or left behind by a rollback; its bytes may be sound."""
+    deaths: int = 0  # attempts in a row that died right after loading it, before a new step
+    keeper: str = ""  # the engine that alone loads and deletes it, such as `ray`; empty: babysit
     acquitted: bool = False
-    """The older checkpoint died alike after this one was doubted: the deaths have another cause."""
+    """The older one died alike after this one was doubted: the deaths have another cause."""
     medium: str = ""
     """The source of the bytes that were read back: the medium (`cache dropped`), `memory`, or a
     `page cache` that could not be dropped; several, if its workers differ. Empty: not read yet."""

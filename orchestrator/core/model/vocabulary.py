@@ -61,6 +61,7 @@ class Remedy(StrEnum):
     RECORD = "recorded"  # the incident is recorded; nothing else is done
     FALL_BACK = "fall back to an older one"  # a corrupt checkpoint is never offered again
     NEXT_SAVE = "training goes on; the next save tries again"  # a save failed; no restart
+    ENGINE = "left to its engine"  # Ray Train, say, restarts the processes that it started itself
     NEW_AGENT = "another agent"  # a standby agent is launched again after a pause
 
 

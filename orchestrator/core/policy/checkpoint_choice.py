@@ -96,10 +96,14 @@ def select_for_deletion(
     Half-written ones that nobody writes any more go first, also where nothing was ever saved whole:
     else a full disk stays full. Bad and superseded ones go once the run has saved a newer step, and
     superseded ones beyond the newest `keep`, or all of them where there is no room (`full`). None
-    of these counts among the kept.
+    of these counts among the kept. Those of another engine are its own to delete.
     """
     directory = sorted(
-        (c for c in checkpoints if c.tier is Tier.DIRECTORY and c.deleted_at is None),
+        (
+            c
+            for c in checkpoints
+            if c.tier is Tier.DIRECTORY and c.deleted_at is None and not c.keeper
+        ),
         key=lambda c: (c.step, c.attempt),
         reverse=True,
     )

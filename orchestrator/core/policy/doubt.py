@@ -92,9 +92,13 @@ def has_older(loaded: Checkpoint, checkpoints: Iterable[Checkpoint], *, only_goo
 
 
 def may_load(checkpoint: Checkpoint) -> bool:
-    """True if a restart may load the checkpoint unasked: whole, there, and without a mark."""
+    """True if a restart may load the checkpoint unasked: whole, there, and without a mark.
+
+    False for one of another engine, which alone loads it.
+    """
     return (
-        checkpoint.trust in _LOADABLE
+        not checkpoint.keeper
+        and checkpoint.trust in _LOADABLE
         and checkpoint.deleted_at is None
         and not checkpoint.doubted
         and not checkpoint.superseded

@@ -21,6 +21,8 @@ _LOST_A_PEER = frozenset(
     }
 )
 """Classes of ranks that found a peer gone, or waited for one in vain."""
+_OWN_CODES = 128
+"""Exit codes up to here are a program's own; a shell adds the number of a signal to it."""
 
 
 def by_exit_code(spec: RunSpec, code: int, failure: Failure) -> Failure:
@@ -63,3 +65,20 @@ def by_ended_peers(failure: Failure, ended: AbstractSet[int], step: int) -> Fail
         evidence=failure.evidence,
         source=Evidence.EXIT,
     )
+
+
+def by_engine(engine: str, code: int, failure: Failure) -> Failure:
+    """End a run whose engine has given up: its driver ended itself.
+
+    A driver that is killed is started again, since no engine outlives its driver; a word of the
+    spec about the exit code comes first.
+
+    Args:
+        engine: The engine that restarts the processes of the run; empty: none does.
+        code: The exit code of the driver; negative, or above 128: a signal.
+        failure: What was classified.
+    """
+    if not engine or not 0 < code <= _OWN_CODES or failure.advice is not None or failure.final:
+        return failure
+    reason = f"{failure.reason}; {engine} restarts its own processes, and its driver gave up"
+    return failure.model_copy(update={"reason": reason, "final": True})

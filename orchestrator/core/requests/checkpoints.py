@@ -43,9 +43,11 @@ def on_verification_asked(turn: Turn, event: CheckpointVerificationAsked) -> Non
 
     Raises:
         NotFoundError: The run has no such checkpoint.
-        ConflictError: It is still being written, or no agent that wrote it is running.
+        ConflictError: Another engine keeps it, it is still being written, or no agent that wrote
+            it is running.
     """
     known = _known(turn, event.run, event.checkpoint)
+    _refuse_engines(known, "read back")
     if event.fault is not None and turn.run(event.run).state in TERMINAL_RUN_STATES:
         _read_by_server(turn, known, event.fault)
         return
@@ -102,12 +104,13 @@ def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
 
     Raises:
         NotFoundError: The run has no such checkpoint.
-        ConflictError: It is pinned, may be loading, or is the last one of a live run that can be
-            trusted; or no agent of a live run is there to delete it.
+        ConflictError: Another engine keeps it, it is pinned, may be loading, or is the last one of
+            a live run that can be trusted; or no agent of a live run is there to delete it.
     """
     if _is_deleting(turn, event):
         return
     known = _known(turn, event.run, event.checkpoint)
+    _refuse_engines(known, "delete")
     over = turn.run(event.run).state in TERMINAL_RUN_STATES
     why = f"deletion requested by {event.actor}"
     others = [
@@ -145,3 +148,11 @@ def on_removal_asked(turn: Turn, event: CheckpointRemovalAsked) -> None:
             f"cannot delete {known.id}: no agent of the run is running", run=known.run
         )
     deletion.delete(turn, worker.id, known, why)
+
+
+def _refuse_engines(known: Checkpoint, what: str) -> None:
+    if known.keeper:
+        raise ConflictError(
+            f"cannot {what} {known.id}: {known.keeper} keeps it; use {known.keeper} itself",
+            run=known.run,
+        )

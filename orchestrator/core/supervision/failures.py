@@ -47,6 +47,7 @@ def on_rank_died(turn: Turn, event: RankExited) -> None:
     node = attempt.seats[turn.state.places_of(run.id)[event.worker]].node
     failure = exits.by_exit_code(run.spec, event.code, event.failure or _without_word(event))
     failure = exits.by_ended_peers(failure, attempt.done_ranks, attempt.step)
+    failure = exits.by_engine(run.engine, event.code, failure)
     death = RankFailure(
         rank=event.rank, node=node, at=event.at, failure=failure, step=event.last_step
     )

@@ -83,7 +83,11 @@ def raise_incident(
         subject=subject(attempt, finding.rank),
         onset_step=finding.onset_step,
         remedy=rule.remedy,
-        evidence={**evidence, "finding": finding.model_dump(mode="json")},
+        evidence={
+            **evidence,
+            "finding": finding.model_dump(mode="json"),
+            **({"engine": run.engine} if run.engine else {}),
+        },
     )
     if rule.only_recorded:
         if not remedies.is_awaited(incident):
@@ -101,8 +105,11 @@ def raise_incident(
 
 
 def _action(run: Run, kind: FindingKind) -> Action:
-    """The action of the spec. A script that cannot be sent back to a checkpoint is only watched."""
-    if kind in remedies.SPOILING and not run.instrumented:
+    """The action of the spec. A script that cannot be sent back to a checkpoint is only watched.
+
+    So is a run whose processes another engine restarts: a second restart would end its work.
+    """
+    if run.engine or (kind in remedies.SPOILING and not run.instrumented):
         return Action.OBSERVE
     return remedies.action_of(run.spec, kind)
 

@@ -155,13 +155,17 @@ def _ended_before(run: Run, suspect: Suspicion, verdict: Verdict) -> int:
 
 
 def _wait(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict, limit: float) -> None:
-    """The run is slow: say so, and look again."""
+    """The run is slow: say so, and look again.
+
+    An engine that starts its processes is silent for as long as nodes come up and images are
+    pulled, and its driver shows nothing of that: such a start is no incident before its limit.
+    """
     suspect = attempt.suspect
     assert suspect is not None  # noqa: S101 (`conclude` has looked)
     silent = (turn.now - suspect.since).total_seconds()
     finding = suspect.finding
     incident = suspect.incident
-    if incident is None:
+    if incident is None and not (run.engine and finding.evidence.get("starting")):
         incident = turn.open_incident(
             run,
             kind=FindingKind.SLOW,
@@ -172,7 +176,7 @@ def _wait(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict, limit: float
             remedy=Remedy.WAIT,
             evidence={**finding.evidence, "limit_seconds": limit, "looks": _looks(attempt)},
         ).id
-    else:
+    elif incident is not None:
         turn.change_incident(incident, evidence=_evidence(turn, incident, limit, attempt))
     turn.change_attempt(
         run.id,

@@ -20,7 +20,7 @@ from orchestrator.core.turn import Turn
 
 _STEPS = 10
 """Steps that a person is offered; `babysit checkpoints ls` has all."""
-_SHOWN_EVIDENCE = ("resolved",)
+_SHOWN_EVIDENCE = ("resolved", "engine")
 """The rest (stacks, log lines, series) is large, and `babysit incidents show` has it."""
 
 

@@ -23,7 +23,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import SaveTrouble
-from orchestrator.core.supervision import corruption, hangs
+from orchestrator.core.supervision import corruption, engines, hangs
 from orchestrator.core.turn import Turn
 
 
@@ -58,6 +58,7 @@ def on_step(turn: Turn, event: StepReached) -> None:
         _at_old_steps(turn, run.id, attempt.restart.best_step, min(event.at, turn.now))
     hangs.on_step(turn, run.id, event.step)
     corruption.on_step(turn, run.id, event.step)
+    engines.on_step(turn, run.id, event.step)
     checkpoint_lifecycle.promote(turn, run.id)
     trouble.check_overdue(turn, run.id)
     checkpoint_lifecycle.set_milestone(turn, run.id)

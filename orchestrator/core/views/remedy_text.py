@@ -25,5 +25,7 @@ def incident_remedy(incident: Incident) -> str:
     if incident.response is Response.ACTED:
         again = incident.remedy is Remedy.NEW_AGENT
         return f"{incident.remedy} in {seconds:.0f} s" if again else incident.remedy.value
-    why = "held" if incident.response is Response.HELD else "the spec says observe"
+    engine = incident.evidence.get("engine")
+    why = f"{engine} restarts the run" if engine else "the spec says observe"
+    why = "held" if incident.response is Response.HELD else why
     return f"none ({why}); would {proposal}"
