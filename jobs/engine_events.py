@@ -19,7 +19,7 @@ class EngineNamed(WorkerEvent):
 
     kind: Literal["engine_named"] = "engine_named"
     engine: str
-    """Its name in lower case, such as `ray`."""
+    """The name of the engine in lower case, such as `ray`."""
 
 
 class ProcessFailure(BaseModel):

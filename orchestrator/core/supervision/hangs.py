@@ -157,8 +157,8 @@ def _ended_before(run: Run, suspect: Suspicion, verdict: Verdict) -> int:
 def _wait(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict, limit: float) -> None:
     """The run is slow: say so, and look again.
 
-    An engine that starts its processes is silent for as long as nodes come up and images are
-    pulled, and its driver shows nothing of that: such a start is no incident before its limit.
+    An engine that starts its processes is silent for as long as nodes start and images are
+    pulled, and its driver shows nothing of that: such a start opens an incident only at its limit.
     """
     suspect = attempt.suspect
     assert suspect is not None  # noqa: S101 (`conclude` has looked)
