@@ -26,6 +26,7 @@ class Bed:
             env={
                 **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "BABYSIT_"))},
                 "PYTHONPATH": str(ROOT),  # the nodes have babysit installed
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "RAY_USAGE_STATS_ENABLED": "0",
                 **environment,
             },

@@ -9,9 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 from ray.cluster_utils import Cluster
+from ray.core.generated import gcs_pb2
 
 ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what Ray prints is no answer
@@ -33,20 +33,43 @@ class Machines:
         return self._raylet(node)
 
     def kill(self, name: str) -> None:
-        """SIGKILL the raylet, as when the machine is switched off; its dashboard agent follows."""
+        """SIGKILL the raylet, as when the machine is switched off. Nobody reaps it."""
         os.kill(self._raylet(self.nodes.pop(name)), signal.SIGKILL)
 
     def drain(self, name: str, seconds: int) -> str:
         """Announce the end of a node, as a cloud's notice of preemption is passed on."""
-        command = ["ray", "drain-node", "--address", self.cluster.address]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+        command += ["--address", self.cluster.address]
         command += ["--node-id", self.nodes[name].node_id]
         command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         command += ["--deadline-remaining-seconds", str(seconds)]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False
-        )
-        return f"{done.returncode} {done.stdout[-500:]}{done.stderr[-500:]}"
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else done.stdout + done.stderr
+
+    def used(self, label: str, value: str) -> dict:
+        """Node -> what is reserved on it, of the live nodes with a label."""
+        state = self.cluster.global_state
+        free = state.available_resources_per_node()
+        return {
+            node["NodeName"]: {
+                name: used
+                for name in ("CPU", "GPU")
+                if (used := node["Resources"][name] - free[node["NodeID"]].get(name, 0))
+            }
+            for node in state.node_table()
+            if node["Alive"] and node["Labels"].get(label) == value
+        }
+
+    def actors(self, namespace: str) -> dict:
+        """Worker -> pid of its actor's process, of those that are alive."""
+        found = {}
+        accessor = self.cluster.global_state._connect_and_get_accessor()
+        for data in accessor.get_actor_table(None, None):
+            actor = gcs_pb2.ActorTableData.FromString(data)
+            alive = actor.state == gcs_pb2.ActorTableData.ALIVE
+            if alive and actor.ray_namespace == namespace:
+                found[actor.name] = actor.pid
+        return found
 
     def kill_gcs(self) -> None:
         """SIGKILL Ray's control store."""

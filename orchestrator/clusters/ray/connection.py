@@ -40,7 +40,6 @@ class ActorFacts(NamedTuple):
     holds: Mapping[str, float]
     words: str
     """Why it is dead, in Ray's words."""
-    node_died: bool
 
 
 def connect(address: str, namespace: str) -> None:
@@ -166,12 +165,8 @@ def actor(identity: str) -> ActorFacts | None:
     data = gcs_pb2.ActorTableData.FromString(found)
     cause = data.death_cause
     kind = cause.WhichOneof("context")
-    words, node_died = "", False
-    if kind == "actor_died_error_context":
-        context = cause.actor_died_error_context
-        words = context.error_message
-        node_died = context.reason == gcs_pb2.ActorDiedErrorContext.Reason.NODE_DIED
-    elif kind is not None:
+    words = ""
+    if kind is not None:
         context = getattr(cause, kind)
         words = str(getattr(context, "error_message", "") or context)
     return ActorFacts(
@@ -180,7 +175,6 @@ def actor(identity: str) -> ActorFacts | None:
         node=data.node_id.hex() or data.address.node_id.hex(),
         holds=dict(data.required_resources),
         words=" ".join(words.split()),
-        node_died=node_died,
     )
 
 

@@ -83,7 +83,7 @@ class Edge:
         if self._closed:
             raise ClusterError("the connection to Ray is closed")
         if self._failure is not None:
-            raise _error(self._failure)
+            raise ClusterError(self._failure.message)
         connecting = self._connecting
         if connecting is None:
             return
@@ -142,7 +142,7 @@ class Edge:
         if failure is None:
             connecting.set_result(None)
         else:
-            connecting.set_exception(_error(failure))
+            connecting.set_exception(ClusterError(failure.message))
             connecting.exception()  # nobody may be waiting
 
     async def _connect(self) -> None:

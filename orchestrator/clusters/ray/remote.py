@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import queue
+import select
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,7 @@ class WorkerActor:
         holder = _get(order, "claim")
         if holder != actor:
             return f"{_NEVER}: {holder or 'nobody'} has claimed the worker"
+        threading.Thread(target=_end_with_raylet, daemon=True).start()
         started: queue.Queue[str] = queue.Queue()
         # The agent dies with the thread that starts it: this one lives as long as the process.
         keeper = threading.Thread(target=self._keep, args=(order, started, loop), daemon=True)
@@ -173,6 +175,20 @@ def sweep(order: Mapping[str, Any]) -> bool:
     end_processes(order["worker"])
     remove(places(order))
     return True
+
+
+def _end_with_raylet() -> None:
+    """End this process with the raylet of its node, on which Ray declares the node dead.
+
+    Ray's own look is at the raylet's pid, which stays where nobody reaps the dead raylet: the
+    ranks of a node that is dead for Ray would train on beside their successors.
+    """
+    try:
+        raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
+    except (KeyError, ValueError, OSError):  # in a container with pids of its own
+        return
+    select.select([raylet], [], [])
+    os._exit(1)
 
 
 def _spawn(order: Mapping[str, Any], place: Mapping[str, Path]) -> subprocess.Popen[bytes]:
