@@ -8,6 +8,7 @@ import logging
 import os
 import struct
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ class Reporter:
                 self._ring.progress(step, batch, wall_clock(), phase)
             except QUIET as error:
                 self.warn(f"cannot publish progress: {error}")
+
+    def parts(self, seconds: Sequence[float]) -> None:
+        """Publish the rank's seconds by `Part`."""
+        if self._ring is not None:
+            try:
+                self._ring.parts(seconds)
+            except QUIET as error:
+                self.warn(f"cannot publish the parts of a step: {error}")
 
     def note(self, kind: Note, **fields: Any) -> None:
         """Append one line to the notes in a single write, so that lines never mix.

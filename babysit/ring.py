@@ -7,6 +7,9 @@ before the first record with its value. `written` counts all records; record i i
 read up to `r` reads slots `r … written-1`. If it is more than `capacity` behind, the oldest records
 are lost and the reader reports their number. A write takes no lock and no system call.
 
+The header also has the seconds that the rank has spent by `babysit.wire.Part`, from `_PARTS` on: a
+version that does not know them leaves them at 0, or reads past them.
+
 Each word of the header is published by one aligned 8-byte store: `struct.pack_into` clears its
 target first, so a reader would sometimes see a count of 0.
 """
@@ -17,10 +20,11 @@ import mmap
 import os
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from babysit.wire import Phase
+from babysit.wire import Part, Phase
 
 _MAGIC = 0x42425333  # "BBS3"
 _HEADER = struct.Struct("<IIIIQqqdq")
@@ -38,6 +42,9 @@ CAPACITY = 4096
 
 _WRITTEN, _STEP, _BATCH, _BEAT, _PHASE = 2, 3, 4, 5, 6
 """Words of the header, by their place in it."""
+_PARTS = 9
+"""The first of the words with the seconds of each :class:`babysit.wire.Part`."""
+_SECONDS = struct.Struct(f"<{len(Part)}d")
 _CONTROL = struct.Struct("<i")
 _CONTROL_OFFSET = 64
 """Offset of a word that the agent writes and the rank reads: 1 requests to save and stop."""
@@ -86,6 +93,8 @@ class Progress(NamedTuple):
     beat: float
     """Unix seconds of the last sign of progress."""
     phase: Phase
+    parts: tuple[float, ...] = ()
+    """Seconds of this process by `Part`, until the end of a step; empty: not measured."""
 
 
 class RingWriter:
@@ -115,6 +124,7 @@ class RingWriter:
         self._written = before[4] if before[:3] == (_MAGIC, capacity, RECORD_BYTES) else 0
         header = (_MAGIC, capacity, RECORD_BYTES, os.getpid(), self._written)
         _HEADER.pack_into(self._map, 0, *header, 0, 0, wall_clock(), 0)
+        self.parts((0.0,) * len(Part))
 
     def write(self, record: Record) -> None:
         """Append one record and publish it. Takes microseconds and never blocks."""
@@ -161,6 +171,12 @@ class RingWriter:
         counts = self._counts
         counts[_STEP], counts[_BATCH], counts[_PHASE] = step, batch, _INDEX[phase]
         self._times[_BEAT] = beat
+
+    def parts(self, seconds: Sequence[float]) -> None:
+        """Publish the seconds of each `Part` so far, just before the end of a step."""
+        words = self._times
+        for place, spent in enumerate(seconds, _PARTS):
+            words[place] = spent
 
     @property
     def stop_requested(self) -> bool:
@@ -236,7 +252,8 @@ class RingReader:
     def progress(self) -> Progress:
         """The rank's current progress."""
         _, _, _, pid, _, step, batch, beat, phase = _HEADER.unpack_from(self._map, 0)
-        return Progress(pid, step, batch, beat, PHASES[phase])
+        seconds = _SECONDS.unpack_from(self._map, 8 * _PARTS)
+        return Progress(pid, step, batch, beat, PHASES[phase], seconds if any(seconds) else ())
 
     def request_stop(self) -> None:
         """Request the rank to save and stop; it sees this at its next `run.should_stop`."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
-from babysit import collective, rng
+from babysit import collective, phase_scope, rng
 from babysit.calls import Calls, numbers_of
 from babysit.checkpoint import restore
 from babysit.checkpoint.position import dumps
@@ -18,20 +17,16 @@ from babysit.data import Feed, Position
 from babysit.fingerprints import Fingerprints, Options
 from babysit.measures import Change, Measures
 from babysit.numbers import said
+from babysit.phase_scope import PhaseScope
 from babysit.reporter import Reporter
 from babysit.ring import Record, wall_clock
 from babysit.step_count import StepCount
-from babysit.wire import Note, Phase, Plan
+from babysit.step_times import PART_OF, StepTimes
+from babysit.wire import Note, Part, Phase, Plan
 
 Batch = TypeVar("Batch")
 
 _END: Any = object()
-_PHASES = {phase.value: phase for phase in Phase} | {
-    "restore": Phase.RESTORING,
-    "train": Phase.TRAINING,
-    "checkpoint": Phase.CHECKPOINTING,
-    "evaluate": Phase.EVALUATING,
-}
 
 
 class Run:
@@ -54,6 +49,7 @@ class Run:
         self._saver = Saver(plan, reporter)
         self._fingerprints = Fingerprints(plan, reporter)
         self._phase = Phase.STARTING
+        self._times = StepTimes()
         self._feed: Feed | None = None
         self._total: int | None = None
         self._calls = Calls()
@@ -63,8 +59,6 @@ class Run:
         self._blocked = 0.0
         reporter.note(Note.STARTED)
         self._enter(Phase.TRAINING)
-
-    # -- data ---------------------------------------------------------------------------------
 
     def steps(
         self,
@@ -124,8 +118,6 @@ class Run:
             self._calls.start_at(epoch)
             yield epoch
 
-    # -- reporting ----------------------------------------------------------------------------
-
     def report(
         self,
         loss: Any = None,
@@ -169,6 +161,7 @@ class Run:
             self._change.until(self.step),
             self._measures.named(metrics, named) if metrics is not None or named else (),
         )
+        self._times.publish(self._ended, self._reporter)
         self._reporter.record(record, self._phase)
         self._reported = now
         self._blocked = 0.0
@@ -190,15 +183,11 @@ class Run:
         """Declare what the rank does now: `with run.phase("evaluate"): …`.
 
         The phase starts with the call; the end of a `with` block restores the previous one. Limits
-        for hangs differ by phase. An unknown name changes nothing and is logged.
+        for hangs differ by phase. `forward`, `backward`, `optimizer` and `communicate` (waiting for
+        other ranks) divide the time of a step, by which slow ranks are found. An unknown name
+        changes nothing and is logged.
         """
-        before = self._phase
-        phase = _PHASES.get(name)
-        if phase is None:
-            self._reporter.warn(f"unknown phase {name!r}; expected one of {', '.join(_PHASES)}")
-            return PhaseScope(self, before)
-        self._enter(phase)
-        return PhaseScope(self, before)
+        return phase_scope.begin(self, name)
 
     @property
     def should_stop(self) -> bool:
@@ -226,8 +215,6 @@ class Run:
         ready = self.sync_gradients  # else between the batches of one optimizer step
         at = (self.step, self.batch)
         return self._fingerprints.take(at, model, optimizer, options) if ready else None
-
-    # -- checkpoints --------------------------------------------------------------------------
 
     def restore(self, state: dict[str, Any] | DirectoryState) -> int:
         """Load the checkpoint that the control plane chose; returns its step (0: no checkpoint).
@@ -307,7 +294,8 @@ class Run:
             return
         begun = time.perf_counter()
         with self.phase(Phase.CHECKPOINTING):
-            self._saver.save(state, Saved(step, self.batch, self._position, tiers))
+            position = functools.partial(_position, self)
+            self._saver.save(state, Saved(step, self.batch, position, tiers))
         self._blocked += time.perf_counter() - begun
 
     def flush(self) -> None:
@@ -321,18 +309,22 @@ class Run:
         self._enter(Phase.FINISHED)
         self._reporter.note(Note.FINISHED, step=self.step)
 
-    def _position(self) -> bytes:
-        position = self._feed.snapshot() if self._feed else Position(batch=self.batch)
-        saved = {"batch": self.batch, "position": position, "rng": rng.capture()}
-        return dumps(saved | {"calls": self._calls.saved(), "count": self._count.state})
-
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: Phase, part: Part | None = None) -> None:
         self._phase = phase
+        self._times.enter(part or PART_OF[phase])
+        self._times.publish(self._ended, self._reporter)
         self._beat()
 
     def _beat(self) -> None:
         """A sign of life."""
         self._reporter.progress(self._ended, self.batch, self._phase)
+
+
+def _position(run: Run) -> bytes:
+    feed, batch = run._feed, run.batch  # noqa: SLF001  # a part of Run
+    position = feed.snapshot() if feed else Position(batch=batch)
+    saved = {"batch": batch, "position": position, "rng": rng.capture()}
+    return dumps(saved | {"calls": run._calls.saved(), "count": run._count.state})  # noqa: SLF001
 
 
 def _draw(
@@ -352,22 +344,3 @@ def _draw(
         run.batch = feed.position.batch
         run._enter(Phase.TRAINING)  # noqa: SLF001
         yield run.step, batch
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PhaseScope:
-    """Restores the previous phase at the end of a `with` block."""
-
-    run: Run
-    before: Phase
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.run._enter(self.before)  # noqa: SLF001  # a part of Run

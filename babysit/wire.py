@@ -46,6 +46,18 @@ class Phase(StrEnum):
     FINISHED = "finished"  # the loop of `run.steps()` ended
 
 
+class Part(StrEnum):
+    """The parts of the time of a rank, in the order of the ring. A new one goes to the end."""
+
+    OTHER = "other"  # between steps of the loop, in none of the parts below
+    DATA = "data"  # waiting for the next batch of the loader
+    FORWARD = "forward"
+    BACKWARD = "backward"  # from the end of the forward pass to this rank's last gradient
+    OPTIMIZER = "optimizer"
+    WAIT = "wait"  # waiting for other ranks
+    PAUSED = "paused"  # saving, restoring, evaluating: other ranks may not do so
+
+
 class Tier(StrEnum):
     """The storage tier of a checkpoint."""
 

@@ -315,6 +315,8 @@ class RankBeat(BaseModel):
     """The first step that the rank ended in this attempt; 0: not known."""
     printed: bool = False
     """True if the step was read from the output: the script itself reports nothing."""
+    parts: tuple[float, ...] = ()
+    """Seconds of the rank's process so far by :class:`babysit.wire.Part`; empty: not measured."""
 
 
 class Report(BaseModel):

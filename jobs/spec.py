@@ -167,12 +167,25 @@ class Corruption(Model):
     action: Action = Action.ACT
 
 
+class Straggler(Model):
+    """The search for slow ranks and nodes."""
+
+    threshold: float = Field(
+        default=0.05, gt=0, le=1, description="Share of a step that the run would save without it."
+    )
+    steps: int = Field(
+        default=192, ge=12, le=MOST_STEPS, description="Steps over which it must persist."
+    )
+    after: Seconds = Field(default=60.0, description="Time over which it must persist.")
+
+
 class Monitors(Model):
     """Monitors of the run, and how far automation may go for each."""
 
     loss_spike: LossSpike = LossSpike()
     hang: Hang = Hang()
     corruption: Corruption = Corruption()
+    straggler: Straggler = Straggler()
     logs: tuple[str | RuleFile, ...] = Field(
         default=(),
         description="Files of rules that say what words in the logs of this run mean, relative to "

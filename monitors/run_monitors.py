@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +11,7 @@ from monitors.loss import LossSettings
 from monitors.loss_memory import LossMemory
 from monitors.rank_losses import RankLosses
 from monitors.replicas import ReplicaMonitor
+from monitors.stragglers import StragglerMonitor, StragglerSettings
 from monitors.types import Beat, Finding, Fingerprint, Pace, Sample
 
 
@@ -21,10 +22,11 @@ class MonitorSettings(BaseModel):
 
     loss: LossSettings = LossSettings()
     hang: HangSettings = HangSettings()
+    straggler: StragglerSettings = StragglerSettings()
 
 
 class RunMonitors:
-    """Watches one run: losses and non-finite numbers on every rank, hangs on all together.
+    """Watches one run: losses and non-finite numbers on every rank, hangs and stragglers on all.
 
     Everything is a function of what was fed in, so a watch is rebuilt after a restart of the
     control plane by feeding the recent samples again, all attempts in order, and dropping the
@@ -42,6 +44,7 @@ class RunMonitors:
         self._losses = RankLosses(self._settings.loss, learned)
         self._hang = HangMonitor(self._settings.hang, known)
         self._replicas = ReplicaMonitor(learned.replicas if learned else None)
+        self._stragglers = StragglerMonitor(self._settings.straggler)
         self._last_step: dict[int, int] = {}
         self._attempt = 0
         self._pace_rank: int | None = None
@@ -100,11 +103,21 @@ class RunMonitors:
         return self._hang.moved_again
 
     def tick(
-        self, now: float, beats: Sequence[Beat], *, wall: float | None = None
+        self,
+        now: float,
+        beats: Sequence[Beat],
+        *,
+        wall: float | None = None,
+        nodes: Mapping[int, str] | None = None,
     ) -> list[Finding]:
-        """Look for hangs; see :meth:`monitors.hang.HangMonitor.tick`."""
+        """Look for hangs and stragglers.
+
+        See :meth:`monitors.hang.HangMonitor.tick`. `nodes`: the node of each rank.
+        """
         current = [beat for beat in beats if beat.attempt >= self._attempt]
-        return self._hang.tick(now, current, wall=wall)
+        found = self._hang.tick(now, current, wall=wall)
+        slow = self._stragglers.tick(now, current, nodes or {}, now if wall is None else wall)
+        return found + slow
 
     def restart(self, attempt: int, step: int) -> None:
         """A new attempt resumed after `step`; 0: from the beginning.
@@ -117,6 +130,7 @@ class RunMonitors:
         self._losses.restart(attempt, step)
         self._hang.restart(attempt)
         self._replicas.restart(attempt, step)
+        self._stragglers.restart(attempt)
         self._pace_rank = None
         self._last_step.clear()
 

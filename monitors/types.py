@@ -26,7 +26,7 @@ class FindingKind(StrEnum):
     LOSS_SPIKE = "loss_spike"  # the loss jumped and stays up
     LOSS_BLIP = "loss_blip"  # the loss jumped and came back by itself, or has time to
     GRAD_NORM_SPIKE = "grad_norm_spike"  # the gradient norm jumped; alone it proves nothing
-    STRAGGLER = "straggler"  # one rank is slower than the others
+    STRAGGLER = "straggler"  # one rank, or one node, works longer at each step than the others
     CORRUPTION = "corruption"  # replicas that agreed bit for bit hold different values
     REPLAY = "replay"  # steps that were computed again say what was at fault
 
@@ -84,6 +84,8 @@ class Beat(NamedTuple):
     """True if the rank has shown progress in this attempt; see `jobs.events.RankBeat`."""
     printed: bool = False
     """True if that was read from its output."""
+    parts: tuple[float, ...] = ()
+    """Seconds of its process so far, by :class:`babysit.wire.Part`; empty: not measured."""
 
 
 class Pace(BaseModel):

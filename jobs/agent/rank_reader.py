@@ -172,6 +172,7 @@ class RankReader:
             alive=alive,
             moved=self._moved,
             first_step=self._first_step,
+            parts=now.parts,
         )
 
     def request_stop(self) -> bool:

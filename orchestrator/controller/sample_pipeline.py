@@ -25,6 +25,7 @@ from monitors.hang import HangSettings
 from monitors.loss import LossSettings
 from monitors.loss_memory import LossMemory
 from monitors.run_monitors import MonitorSettings, RunMonitors
+from monitors.stragglers import StragglerSettings
 from monitors.types import Beat, Finding, Pace, Sample
 from orchestrator.controller.kept_samples import KeptSamples
 from orchestrator.controller.sample_columns import fingerprints_of, sort_samples, unpack
@@ -101,7 +102,7 @@ class Progress:
 
 def monitor_settings(spec: RunSpec) -> MonitorSettings:
     """The monitors' settings of a run."""
-    spike, hang = spec.monitors.loss_spike, spec.monitors.hang
+    spike, hang, slow = spec.monitors.loss_spike, spec.monitors.hang, spec.monitors.straggler
     return MonitorSettings(
         loss=LossSettings(
             threshold=spike.threshold,
@@ -113,6 +114,9 @@ def monitor_settings(spec: RunSpec) -> MonitorSettings:
         hang=HangSettings(
             after_seconds=None if hang.after == "auto" else hang.after,
             starting_seconds=hang.starting,
+        ),
+        straggler=StragglerSettings(
+            threshold=slow.threshold, steps=slow.steps, after_seconds=slow.after
         ),
     )
 
@@ -129,7 +133,7 @@ def _beats_of(heartbeat: Heartbeat) -> list[Beat]:
     """The beats of a heartbeat, made once as it comes: looks for hangs are more frequent."""
     attempt = heartbeat.attempt
     return [
-        Beat(attempt, b.rank, b.step, b.phase, b.beat, b.alive, b.moved, b.printed)
+        Beat(attempt, b.rank, b.step, b.phase, b.beat, b.alive, b.moved, b.printed, b.parts)
         for b in heartbeat.beats
     ]
 
@@ -282,7 +286,7 @@ class RunSamplePipeline:
         return self._progress.first_step if self._progress.attempt == attempt else 0
 
     def tick(self, attempt: Attempt, now: dt.datetime, monotonic: float) -> list[Finding]:
-        """Findings of a hang, by the heartbeats of agents in contact.
+        """Findings of hangs and stragglers, by the heartbeats of agents in contact.
 
         `monotonic` is the time in which the server listened: neither a jump of the wall clock nor
         a server that was behind counts as silence.
@@ -295,7 +299,8 @@ class RunSamplePipeline:
             and heard.attempt == attempt.number
             for beat in heard.beats
         ]
-        return self._monitors.tick(monotonic, beats, wall=now.timestamp())
+        nodes = {rank: seat.node for seat in attempt.seats for rank in seat.ranks}
+        return self._monitors.tick(monotonic, beats, wall=now.timestamp(), nodes=nodes)
 
     @property
     def moved_again(self) -> bool:
