@@ -257,6 +257,7 @@ class NodeMonitor:
             evidence=(sign.text,),
             failure_class=row.failure_class,
             runs=row.runs,
+            window_seconds=row.window_hours * 3600,
             pid=sign.pid,
             over=over,
             boot=self._boot,

@@ -94,6 +94,8 @@ class NodeFinding(BaseModel):
     runs: int = 1
     """Different runs that must have met the finding on the same device before the action; fewer:
     it is only recorded."""
+    window_seconds: float = 86400.0
+    """s within which the runs must have met it."""
     pid: int | None = None
     """The process that the kernel names; None: it names none."""
     over: bool = False

@@ -7,6 +7,7 @@ import datetime as dt
 from jobs.events import Event, WorkerEvent
 from orchestrator.core.messages.events import FindingRaised
 from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.messages.node_events import NodeFindingRaised
 from orchestrator.core.model.state import State
 from orchestrator.database.port import FindingRecord, JournalEntry
 
@@ -15,14 +16,14 @@ def run_of(event: Event, state: State) -> str | None:
     """The run that an event is about, also if it only names an incident; None: it is about none."""
     run: str | None = getattr(event, "run", None)
     incident = state.incidents.get(getattr(event, "incident", ""))
-    return incident.run if run is None and incident is not None else run
+    return (incident.run or None) if run is None and incident is not None else run
 
 
 def event_entry(event: Event, now: dt.datetime, run: str | None) -> JournalEntry:
     """An event about a run, as handled at `now`."""
     attempt = getattr(event, "attempt", None)
     reason = getattr(event, "reason", "")
-    if isinstance(event, FindingRaised):
+    if isinstance(event, FindingRaised | NodeFindingRaised):
         reason = event.finding.reason
     return JournalEntry(
         id=event.id,

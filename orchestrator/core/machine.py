@@ -82,6 +82,7 @@ from orchestrator.core.messages.gang_events import (
     GangStopped,
 )
 from orchestrator.core.messages.instructions import Instruction
+from orchestrator.core.messages.node_events import NodeFindingRaised
 from orchestrator.core.messages.notice_events import AskDelivered, IncidentSilenced, SummaryDue
 from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
@@ -105,6 +106,7 @@ from orchestrator.core.supervision import (
     findings,
     hangs,
     incident_updates,
+    node_findings,
     progress,
     reconciliation,
     shutdown,
@@ -245,6 +247,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     RollbackAsked: run_requests.on_rollback_asked,
     CapacityChanged: node_requests.on_capacity,
     NodeChanged: node_requests.on_node_changed,
+    NodeFindingRaised: node_findings.on_finding,
     IncidentChanged: run_requests.on_incident_changed,
     IncidentSilenced: incident_requests.on_silenced,
     SummaryDue: summary_requests.on_summary_due,

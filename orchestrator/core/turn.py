@@ -225,9 +225,9 @@ class Turn:
     # incidents
 
     def open_incident(
-        self, run: Run, *, kind: IncidentKind, severity: Severity, reason: str, **fields: Any
+        self, run: Run | None, *, kind: IncidentKind, severity: Severity, reason: str, **fields: Any
     ) -> Incident:
-        """Open an incident of the run's present attempt, and return it.
+        """Open an incident of the run's present attempt, or about nodes, and return it.
 
         Its id is that of the event, with `-2` for the next one of the turn, and so on, so that a
         replay gives the same ids. Opening does not notify anybody: `notify` does.
@@ -236,13 +236,13 @@ class Turn:
         suffix = f"-{earlier + 1}" if earlier else ""
         incident = Incident(
             id=f"{self.event.id}{suffix}",
-            run=run.id,
-            attempt=run.attempt,
+            run=run.id if run else "",
+            attempt=run.attempt if run else 0,
             kind=kind,
             severity=severity,
             reason=reason,
             opened_at=self.now,
-            cascade=cascades.began_with(self.state, run, kind, self.now),
+            cascade=cascades.began_with(self.state, run, kind, self.now) if run else "",
             **fields,
         )
         self.incidents_before[incident.id] = None
@@ -375,7 +375,8 @@ def _of_incident(incident: Incident | None, kind: str) -> dict[str, str]:
     """The fields of a notice that say what it is about."""
     if incident is None:
         return {"incident_kind": kind or "notice"}
-    return {"incident_kind": str(incident.kind), "cascade": incident.cascade}
+    about = {"incident_kind": str(incident.kind), "cascade": incident.cascade}
+    return about if incident.run else {**about, "subject": incident.subject}
 
 
 def _stamped(old: Worker, new: Worker, now: dt.datetime) -> Worker:

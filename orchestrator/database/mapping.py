@@ -46,6 +46,8 @@ class Mapped(Generic[E]):
     def row(self, entity: E) -> dict[str, Any]:
         """The entity as a row, with all of it as JSON in `body`."""
         values = {name: plain(getattr(entity, name)) for name in self.columns}
+        if values.get("run") == "":  # an incident about nodes
+            values["run"] = None
         return {**values, "body": self.adapter.dump_python(entity)}  # JSON: see engine.to_text
 
     def entity_of(self, body: Mapping[str, Any]) -> E:

@@ -71,8 +71,9 @@ def check(batch: Batch, entities: Entities, shards: Shards) -> None:
         raise InvariantError("outbox: a Record has nothing to carry out")
     runs = entities.get(Run, {}).keys() | {e.id for e in batch.entities if isinstance(e, Run)}
     for entity in batch.entities:
-        if isinstance(entity, Attempt | Worker | Checkpoint | Incident) and entity.run not in runs:
-            raise InvariantError(f"{key_of(entity)}: its run {entity.run} is not stored")
+        run = getattr(entity, "run", "")  # empty: a node, or an incident about one
+        if run and run not in runs:
+            raise InvariantError(f"{key_of(entity)}: its run {run} is not stored")
         _check_final(entity, entities.get(type(entity), {}).get(key_of(entity)))
         if isinstance(entity, Checkpoint):
             _check_shards(entity, batch, shards.get(entity.id, {}))

@@ -126,7 +126,7 @@ class MemoryStore(MemoryEndedRuns, MemoryJournal, MemoryPeople):
                 (c for c in self._all(Checkpoint) if c.run in ours and c.removed_at is None),
                 key=lambda checkpoint: (checkpoint.run, checkpoint.step, checkpoint.id),
             ),
-            incidents=[incident for incident in reversed(incidents) if incident.run in ours],
+            incidents=[incident for incident in reversed(incidents) if incident.run in {"", *ours}],
             queues=await self.queues(),
             fleet=fleet[0] if fleet else Fleet(),
             sequences={w.id: self._sequences[w.id] for w in workers if w.id in self._sequences},

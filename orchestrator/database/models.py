@@ -265,7 +265,8 @@ class IncidentRow(Base):
         Index(None, "run", "opened_at"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
-    run: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    run: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
+    """NULL: it is about nodes."""
     attempt: Mapped[int]
     kind: Mapped[str]
     severity: Mapped[str]

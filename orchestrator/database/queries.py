@@ -104,7 +104,7 @@ async def load(connection: AsyncConnection) -> Snapshot:
         incidents=await _entities(
             connection,
             INCIDENTS,
-            _INCIDENT.run.in_(ours),
+            or_(_INCIDENT.run.in_(ours), _INCIDENT.run.is_(None)),
             _INCIDENT.state != IncidentState.RESOLVED.value,
             order=[_INCIDENT.opened_at, _INCIDENT.id],
         ),

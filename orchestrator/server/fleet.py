@@ -152,7 +152,12 @@ class Fleet:
         }
 
     def _seen(self, incidents: Iterable[OpenIncident], covers: Covers) -> list[OpenIncident]:
-        return [i for i in incidents if (kept := self._kept.get(i.run)) and covers(kept.row)]
+        """Those about runs that the caller may see, and those about nodes."""
+        return [
+            i
+            for i in incidents
+            if not i.run or ((kept := self._kept.get(i.run)) and covers(kept.row))
+        ]
 
     def version_of(self, id_: str) -> int | None:
         """The version that a follower has; None: this process has not made it."""
@@ -302,14 +307,15 @@ class Fleet:
         ]
 
     def _lines(self, incidents: dict[str, tuple[Incident, ...]]) -> list[OpenIncident]:
-        """The open incidents of live runs: first those that nobody has acknowledged."""
-        found = [each for mine in incidents.values() for each in mine if each.run in self._kept]
+        """The open incidents of live runs and of nodes: first those nobody has acknowledged."""
+        among = {"", *self._kept}
+        found = [each for mine in incidents.values() for each in mine if each.run in among]
         found.sort(key=_urgency, reverse=True)
         return [
             OpenIncident(
                 id=each.id,
                 run=each.run,
-                run_name=self._kept[each.run].row.name,
+                run_name=self._kept[each.run].row.name if each.run else each.subject,
                 kind=each.kind.value,
                 severity=each.severity.value,
                 state=each.state.value,

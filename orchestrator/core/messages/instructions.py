@@ -103,6 +103,8 @@ class Notify(Instruction):
     incident: str | None = None
     incident_kind: str
     """Kind of the incident; without one, what the notice is about: `run_failed`, `run_held` …"""
+    subject: str = ""
+    """The node, or the nodes, of an incident that belongs to no run."""
     attempt: int | None = None
     """The run's attempt when the notice was made; None: it concerns no run."""
     channel: str | None = None
@@ -125,12 +127,13 @@ class Notify(Instruction):
 
     @property
     def dedup_key(self) -> str:
-        """`RUN/KIND/ATTEMPT`, or `fleet/KIND` for a notice that concerns no run.
+        """`RUN/KIND/ATTEMPT`; `fleet/KIND` or `node/NODE/KIND` where no run is concerned.
 
         Notices with one key are about one problem: a channel may show them as one.
         """
         if self.run is None:
-            return f"fleet/{self.incident_kind}"
+            about = f"node/{self.subject}" if self.subject else "fleet"
+            return f"{about}/{self.incident_kind}"
         return f"{self.run}/{self.incident_kind}/{self.attempt}"
 
     @property
@@ -149,8 +152,10 @@ class IncidentUpdate(Instruction):
     kind: Literal["incident_update"] = "incident_update"
     at: dt.datetime
     run: str
+    """Empty: the incident is about nodes."""
     run_name: str
-    """Empty, like the other facts of the run: the run is over, and an earlier update has them."""
+    """The node of such an incident. Empty, like the other facts of the run: the run is over, and
+    an earlier update has them."""
     project: str
     queue: str
     channel: str | None
@@ -172,7 +177,9 @@ class IncidentUpdate(Instruction):
 
     @property
     def dedup_key(self) -> str:
-        """`RUN/KIND/ATTEMPT`, as of the notices about it."""
+        """`RUN/KIND/ATTEMPT` or `node/NODE/KIND`, as of the notices about it."""
+        if not self.run:
+            return f"node/{self.incident.subject}/{self.incident.kind}"
         return f"{self.run}/{self.incident.kind}/{self.incident.attempt}"
 
     @property

@@ -15,9 +15,10 @@ from pydantic import Field
 from babysit.wire import Tier
 from jobs.events import RankStack
 from jobs.spec import RunSpec
-from monitors.failures import Failure, FailureClass
+from monitors.failures import Failure
 from monitors.types import Finding, Pace, Severity
 from orchestrator.core.model.decisions import Decision, Restart
+from orchestrator.core.model.machine_record import Fault, Health
 from orchestrator.core.model.records import Cordon, Past, Usage, Window
 from orchestrator.core.model.states import (
     AttemptState,
@@ -241,17 +242,6 @@ class Worker:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """A failure on the record of a node."""
-
-    at: dt.datetime
-    run: str
-    failure_class: FailureClass
-    acquitted: bool = False
-    """The failure followed its run to another node. The breaker still counts it."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A host with GPUs."""
 
@@ -278,6 +268,7 @@ class Node:
     """While it is drained for a time: the cordon that applies afterwards."""
     absences: tuple[dt.datetime, ...] = ()
     """When the cluster took it away lately, the newest last; its own trouble, not everybody's."""
+    health: Health = dataclasses.field(default_factory=Health)
 
     @property
     def machine(self) -> str:
@@ -344,10 +335,10 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """One thing that went wrong with a run, and what was done about it."""
+    """One thing that went wrong with a run or a node, and what was done about it."""
 
     id: str  # of the event that opened it
-    run: str
+    run: str  # empty: it is about the node, or the nodes, of `subject`
     attempt: int
     kind: IncidentKind
     severity: Severity

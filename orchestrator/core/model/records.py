@@ -22,6 +22,8 @@ MAINTENANCE = "maintenance"
 """The actor that drains a node whose maintenance window has begun."""
 CLUSTER = "cluster"
 """The actor of what the cluster itself says about a node: not ready, about to go."""
+HARDWARE = "hardware"
+"""The actor that keeps away a node whose machine says that something is wrong with it."""
 FLAPPING = "flapping"
 """The actor that keeps a node cordoned which the cluster has taken away too often."""
 

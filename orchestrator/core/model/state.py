@@ -82,7 +82,7 @@ class State:
         self._places: dict[str, dict[str, int]] = {}
         """By run: the place of each worker among the seats of the newest attempt."""
         self._faulted: dict[str, None] = {}
-        """Nodes that faults are held against."""
+        """Nodes that faults are held against, or whose machines told of something."""
         self._launching: dict[str, set[str]] = defaultdict(set)
         """By run: workers that have not joined."""
         self._silent: dict[str, None] = {}
@@ -150,9 +150,9 @@ class State:
         if _for_scheduling(self.nodes.get(node.id)) != _for_scheduling(node):
             self._node_table = None
         self.nodes[node.id] = node
-        if node.faults:
+        if node.faults or node.health.sightings:
             self._faulted[node.id] = None
-        if node.maintenance:
+        if node.maintenance or node.health.ask_at is not None:
             self._maintained.add(node.id)
         else:
             self._maintained.discard(node.id)
@@ -273,7 +273,7 @@ class State:
         return (run for run in self.runs.values() if run.state not in TERMINAL_RUN_STATES)
 
     def due_maintenance(self, now: dt.datetime) -> list[str]:
-        """Nodes whose planned maintenance begins, or is over."""
+        """Nodes whose maintenance begins or is over, or whose asked action starts."""
         return [name for name in sorted(self._maintained) if _is_due(self.nodes[name], now)]
 
     def due_timers(self, now: dt.datetime) -> list[Deadline]:
@@ -333,6 +333,8 @@ class State:
         for run in dict.fromkeys(_run_of(entity) for entity in over):
             self.derived.drop(run)
             owner = self.runs.get(run)
+            if not run:  # an incident about nodes
+                continue
             if owner is None or (is_over(owner) and not self._workers_of.get(run)):
                 self._forget_run(run)
         return over
@@ -367,6 +369,8 @@ def _for_scheduling(node: Node | None) -> tuple[object, ...]:
 
 
 def _is_due(node: Node, now: dt.datetime) -> bool:
+    if node.health.ask_at is not None and node.health.ask_at <= now:
+        return True
     drained = node.by == MAINTENANCE or node.state in {NodeState.DRAINING, NodeState.GONE}
     return any(w.ends <= now or (w.begins <= now and not drained) for w in node.maintenance)
 

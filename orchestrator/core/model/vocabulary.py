@@ -63,6 +63,12 @@ class Remedy(StrEnum):
     NEXT_SAVE = "training goes on; the next save tries again"  # a save failed; no restart
     ENGINE = "left to its engine"  # Ray Train, say, restarts the processes that it started itself
     NEW_AGENT = "another agent"  # a standby agent is launched again after a pause
+    CORDON = "cordon the node"  # no new work is placed on it; its runs stay
+    DRAIN = "drain the node"  # its runs save and leave
+    RESET_DEVICE = "drain the node, then reset the device"  # a person resets it: see the notice
+    REBOOT = "drain the node, then reboot it"  # a person reboots it: see the notice
+    NEVER_USE = "drain the node for good"  # only an operator takes it back
+    PAGE = "a person looks"  # nothing is done to the node
 
 
 class Response(StrEnum):
@@ -83,7 +89,14 @@ class SaveTrouble(StrEnum):
     STORAGE_LOST = "storage_lost"  # files that an agent needs have vanished, such as /dev/shm
 
 
-IncidentKind = FindingKind | FailureClass | SaveTrouble
+class NodeTrouble(StrEnum):
+    """Kinds of trouble with nodes; such an incident belongs to no run."""
+
+    NODE_FAULT = "node_fault"  # a machine says that something is wrong with it
+    CORRELATED_FAULTS = "correlated_faults"  # many machines at once: a switch, a rack, the storage
+
+
+IncidentKind = FindingKind | FailureClass | SaveTrouble | NodeTrouble
 """The subject of an incident.
 
 A union rather than an enum of its own, so that a new monitor adds its word in one place. `hang` is

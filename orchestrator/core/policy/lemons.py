@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import itertools
 import math
 from collections.abc import Collection
 
@@ -28,6 +29,9 @@ node-days has six of them in that time; in a month it has two, as some healthy n
 FACTOR = 3.0
 """Times the rate of the other nodes above which a node is called a lemon. Meta's lemons, 1.2 % of
 the nodes, caused 13 % of failed jobs: some ten times the rate of the others (FAILURES.md)."""
+SAME_EVENT = dt.timedelta(minutes=10)
+"""Failures of a node this close together are one: the word of its machine, and the runs that died
+of it. As long as a machine's word explains the end of a run."""
 PUBLISHED_RATE = 0.0065
 """Failures per node-day, as measured by Meta (FAILURES.md). It counts as much as one failure, so
 that a cluster that has shown none yet has a rate."""
@@ -85,7 +89,9 @@ def judge(failures: int, days: float, other_failures: int, other_days: float) ->
 
 def _count(node: Node, now: dt.datetime) -> int:
     window = dt.timedelta(days=WINDOW_DAYS)
-    return sum(not fault.acquitted and now - fault.at <= window for fault in node.faults)
+    times = [each.at for each in node.faults if not each.acquitted and now - each.at <= window]
+    apart = [at for before, at in itertools.pairwise(times) if at - before > SAME_EVENT]
+    return min(1, len(times)) + len(apart)
 
 
 def _days(node: Node, now: dt.datetime) -> float:

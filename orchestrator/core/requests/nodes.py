@@ -10,6 +10,7 @@ from orchestrator.core.model.entities import Node
 from orchestrator.core.model.records import CLUSTER, MAINTENANCE, Cordon, Window
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.requests import node_health
+from orchestrator.core.supervision import node_findings
 from orchestrator.core.turn import Turn
 from orchestrator.errors import NotFoundError
 
@@ -35,6 +36,7 @@ def on_capacity(turn: Turn, event: CapacityChanged) -> None:
     for leaving in node_health.follow(turn, event.nodes):
         before = node_health.before_draining(turn.state.nodes[leaving])
         draining.drain(turn, leaving, reason=reasons[leaving], by=CLUSTER, cordon=before)
+    node_findings.sweep(turn)
     turn.schedule_wanted = True
 
 
@@ -85,6 +87,9 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
         )
         raise NotFoundError(f"no such node: {event.node}; the cluster has {have or 'no nodes'}")
     turn.schedule_wanted = True
+    if event.state == "ready":
+        node_findings.taken_back(turn, node.id, event.actor)
+        node = turn.state.nodes[node.id]
     if event.state == "draining":
         draining.drain(turn, node.id, reason=event.reason, by=event.actor)
         return
@@ -106,8 +111,10 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
 def maintain(turn: Turn, node_id: str) -> None:
     """Keep a node drained while a maintenance window is open; then restore its earlier state.
 
-    A node that a person drains, or that is gone, is left alone. A cordon is remembered.
+    A node that a person drains, or that is gone, is left alone. A cordon is remembered. An action
+    for its machine's word that nobody answered starts.
     """
+    node_findings.act_unanswered(turn, node_id)
     node = turn.state.nodes[node_id]
     planned = tuple(window for window in node.maintenance if window.ends > turn.now)
     if planned != node.maintenance:

@@ -39,7 +39,7 @@ from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.core.model.vocabulary import Remedy, Timer
 from orchestrator.core.policy import admission, doubt
 from orchestrator.core.policy.time_limits import grace_seconds
-from orchestrator.core.supervision import findings, hangs, judgement
+from orchestrator.core.supervision import findings, hangs, judgement, node_findings
 from orchestrator.core.text import named, outcome
 from orchestrator.core.turn import Turn
 from orchestrator.errors import ConflictError, InvalidError, NotFoundError
@@ -298,6 +298,7 @@ def on_released(turn: Turn, event: RunReleased) -> None:
     if event.run is None:
         _refuse_not_held(turn)
         turn.put(dataclasses.replace(turn.state.fleet, hold=None, hold_by=""))
+        node_findings.resume(turn)
         waiting = [run.id for run in turn.state.live_runs()]
     else:
         run = _live(turn, event.run, "release")
@@ -344,5 +345,6 @@ def on_incident_changed(turn: Turn, event: IncidentChanged) -> None:
         turn.change_incident(incident.id, verdict=event.verdict)
     if event.state is IncidentState.RESOLVED:
         turn.cancel_timer(incident.run, Timer.ASK, subject=incident.id)
-        hangs.called_over(turn, incident)
+        if incident.run:
+            hangs.called_over(turn, incident)
         turn.resolve_incident(incident.id, f"by {event.actor}")

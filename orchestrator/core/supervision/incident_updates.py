@@ -84,7 +84,7 @@ def _show(turn: Turn, incident: Incident) -> None:
         incident.run,
         f"incident {incident.kind} is {incident.state}",
         at=turn.now,
-        run_name=run.name if run else "",
+        run_name=run.name if run else "" if incident.run else incident.subject,
         project=run.spec.project if run else "",
         queue=run.spec.queue if run else "",
         channel=run.spec.notify.slack if run else None,
@@ -115,7 +115,9 @@ def _place(incident: Incident, restart: Restart | None) -> tuple[int | None, str
     finding = incident.evidence.get("finding", {})
     rank = restart.rank if restart else finding.get("rank")
     node = restart.node if restart else None
-    if node is None and " on " in incident.subject:
+    if not incident.run:
+        node = incident.subject
+    elif node is None and " on " in incident.subject:
         node = incident.subject.rpartition(" on ")[2]
     return rank, node
 

@@ -29,7 +29,7 @@ from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.policy import doubt, recovery
-from orchestrator.core.supervision import corruption, node_faults
+from orchestrator.core.supervision import corruption, node_faults, run_causes
 from orchestrator.core.turn import Turn
 
 
@@ -69,6 +69,9 @@ def _judge(turn: Turn, run: Run, decision: Retry | Rollback, failure: Failure) -
         restart = dataclasses.replace(restart, rank=rank, node=death.node)
         decision = _asserted(turn, decision, attempt, death)
     is_anomaly = isinstance(decision, Rollback)
+    if not is_anomaly:
+        failure, cause = run_causes.explained(turn, attempt, failure, restart.node)
+        restart = dataclasses.replace(restart, node=cause) if cause is not None else restart
     known = turn.state.checkpoints_of(run.id)
     node = node_faults.known_by_its_machine(turn.state, restart.node)
     case = recovery.Case(

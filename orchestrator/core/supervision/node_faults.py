@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from monitors.failures import Failure, FailureClass
 from monitors.types import Severity
-from orchestrator.core.model.entities import Fault, Node
+from orchestrator.core.model.entities import Node
+from orchestrator.core.model.machine_record import Fault
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.policy import remedies
@@ -101,8 +102,15 @@ def check_breaker(turn: Turn) -> None:
             f" 5 minutes ({', '.join(sorted(faulty)[:5])}): look at the network and the storage,"
             " then `babysit release`"
         )
-        turn.put(dataclasses.replace(turn.state.fleet, hold=reason, hold_by="babysit"))
-        turn.notify(None, Severity.CRITICAL, reason, kind="circuit_breaker")
+        trip(turn, reason)
+
+
+def trip(turn: Turn, reason: str) -> None:
+    """Freeze automation and page. Does nothing while everything is held already."""
+    if turn.state.fleet.hold:
+        return
+    turn.put(dataclasses.replace(turn.state.fleet, hold=reason, hold_by="babysit"))
+    turn.notify(None, Severity.CRITICAL, reason, kind="circuit_breaker")
 
 
 def _faulty_for(turn: Turn, node: Node) -> set[str]:

@@ -86,7 +86,7 @@ class IncidentView(View):
     """Findings with one cause."""
 
     id: str
-    run: str
+    run: str = Field(description="Empty: it is about the node, or the nodes, of `subject`.")
     attempt: int
     kind: str
     severity: str

@@ -18,7 +18,7 @@ from monitors.failures import FailureClass
 from monitors.types import FindingKind
 from orchestrator.core.messages.instructions import AnyInstruction
 from orchestrator.core.model.time_ledger import Bucket
-from orchestrator.core.model.vocabulary import Remedy, Response, SaveTrouble, Timer
+from orchestrator.core.model.vocabulary import NodeTrouble, Remedy, Response, SaveTrouble, Timer
 from orchestrator.core.placement import wait_reasons
 from orchestrator.core.policy import remedies
 from orchestrator.core.scheduling import Pending
@@ -98,6 +98,7 @@ def page() -> str:
         ("Findings", findings()),
         ("Failure classes", failures()),
         ("Other kinds of incident", words(SaveTrouble)),
+        ("Kinds of incident about nodes", words(NodeTrouble)),
         ("Remedies", words(Remedy)),
         ("Responses to an incident", words(Response)),
         ("Timers", words(Timer)),

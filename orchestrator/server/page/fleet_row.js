@@ -121,9 +121,11 @@ export function spark(values) {
 export function attentionItem(incident) {
   const known = incident.acknowledged_by ? ` · acknowledged by ${person(incident.acknowledged_by)}` : "";
   const remedy = incident.remedy ? ` · ${incident.remedy}` : "";
+  const about = incident.run  // empty: it is about a node, which has no page of its own
+    ? { href: `/runs/${encodeURIComponent(incident.run)}#incident-${incident.id}` }
+    : { title: `babysit incidents show ${incident.id}` };
   return el("li", { class: `incident-line ${SEVERITIES[incident.severity] ?? "idle"}` },
-    el("a", { href: `/runs/${encodeURIComponent(incident.run)}#incident-${incident.id}`,
-      "data-key": incident.id },
+    el("a", { ...about, "data-key": incident.id },
     severityBadge(incident.severity), el("b", {}, incident.run_name), ` ${words(incident.kind)}`),
     el("span", { class: "reason" }, incident.reason),
     el("span", { class: "muted", title: utc(incident.opened_at) },

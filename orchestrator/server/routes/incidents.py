@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from orchestrator.core.messages.events import IncidentChanged
@@ -16,6 +16,7 @@ from orchestrator.core.model.states import IncidentState
 from orchestrator.core.views.build import incident_view
 from orchestrator.core.views.models import IncidentView
 from orchestrator.database.credentials import Token
+from orchestrator.errors import PermissionDeniedError
 from orchestrator.server.context import Context, HasContext, Operator, Viewer, permit
 from orchestrator.server.run_queries import alerts_of
 
@@ -54,16 +55,24 @@ async def list_incidents(
 
 
 async def _in_scope(incident: Incident, here: Context, caller: Token) -> bool:
-    if caller.scope.everything:
+    """True if the caller may see an incident: nodes are for everybody to see."""
+    if caller.scope.everything or not incident.run:
         return True
     spec = (await here.store.run(incident.run)).spec
     return caller.scope.covers(spec.project, spec.queue)
 
 
-async def _incident(incident: str, here: HasContext, caller: Viewer) -> Incident:
+async def _incident(incident: str, here: HasContext, caller: Viewer, request: Request) -> Incident:
     found = await here.store.incident(incident)
-    if not caller.scope.everything:
+    if caller.scope.everything:
+        return found
+    if found.run:
         permit(caller, (await here.store.run(found.run)).spec)
+    elif request.method != "GET":
+        raise PermissionDeniedError(
+            f"the incident {found.id} is about {found.subject}, which all runs use; the token"
+            f" {caller.name} is for some runs only"
+        )
     return found
 
 
@@ -74,6 +83,8 @@ TheIncident = Annotated[Incident, Depends(_incident)]
 @router.get("/{incident}")
 async def show(found: TheIncident, here: HasContext) -> IncidentView:
     """One incident, with its evidence, and why people do not hear of it if they do not."""
+    if not found.run:
+        return incident_view(found)
     alerts = alerts_of(here, await here.store.run(found.run))
     return incident_view(found).model_copy(update={"alerts": alerts})
 
