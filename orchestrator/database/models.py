@@ -265,8 +265,7 @@ class IncidentRow(Base):
         Index(None, "run", "opened_at"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
-    run: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
-    """NULL: it is about nodes."""
+    run: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))  # NULL: it is about nodes
     attempt: Mapped[int]
     kind: Mapped[str]
     severity: Mapped[str]

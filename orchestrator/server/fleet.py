@@ -152,7 +152,7 @@ class Fleet:
         }
 
     def _seen(self, incidents: Iterable[OpenIncident], covers: Covers) -> list[OpenIncident]:
-        """Those about runs that the caller may see, and those about nodes."""
+        """The incidents about runs that the caller may see, and about nodes."""
         return [
             i
             for i in incidents

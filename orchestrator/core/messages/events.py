@@ -31,16 +31,7 @@ from jobs.spec import RunSpec
 from jobs.spec_types import Model
 from monitors.types import Finding, Pace
 from orchestrator.core.messages.cluster_events import LaunchRefused, WorkerLeaving, WorkerStuck
-from orchestrator.core.messages.gang_events import (
-    GangChecked,
-    GangFinished,
-    GangReady,
-    GangRestored,
-    GangSaved,
-    GangStacks,
-    GangStarted,
-    GangStopped,
-)
+from orchestrator.core.messages.gang_events import AnyGangEvent
 from orchestrator.core.messages.node_events import NodeFindingRaised
 from orchestrator.core.messages.notice_events import AskDelivered, IncidentSilenced, SummaryDue
 from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
@@ -358,14 +349,7 @@ AnyEvent = Annotated[
     | CheckpointChecked
     | CheckpointDeleted
     | CheckpointsFound
-    | GangStarted
-    | GangReady
-    | GangRestored
-    | GangSaved
-    | GangChecked
-    | GangStopped
-    | GangStacks
-    | GangFinished
+    | AnyGangEvent
     | StepReached
     | ProgressSeen
     | FindingRaised

@@ -132,3 +132,15 @@ def _own(shards: Shards, workers: Collection[str], ranks: Collection[int] | None
             if worker in reporting and (ranks is None or rank in ranks)
         ]
     )
+
+
+AnyGangEvent = (
+    GangStarted
+    | GangReady
+    | GangRestored
+    | GangSaved
+    | GangChecked
+    | GangStopped
+    | GangStacks
+    | GangFinished
+)

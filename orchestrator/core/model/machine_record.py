@@ -27,7 +27,7 @@ class Sighting:
     """A finding of a node's own machine, as it was taken."""
 
     at: dt.datetime
-    """When it was seen, never later than when it was told."""
+    """When it was seen, never later than when the core heard of it."""
     rule: str
     device: str
     action: NodeAction

@@ -330,11 +330,9 @@ class State:
                 case Incident():
                     self.incidents.pop(entity.id, None)
                     self._incidents_of[entity.run].pop(entity.id, None)
-        for run in dict.fromkeys(_run_of(entity) for entity in over):
+        for run in dict.fromkeys(_run_of(e) for e in over if _run_of(e)):  # "": of nodes
             self.derived.drop(run)
             owner = self.runs.get(run)
-            if not run:  # an incident about nodes
-                continue
             if owner is None or (is_over(owner) and not self._workers_of.get(run)):
                 self._forget_run(run)
         return over

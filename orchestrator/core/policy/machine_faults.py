@@ -165,12 +165,12 @@ def _machines(nodes: Iterable[Node]) -> set[str]:
 
 
 def is_repeat_offender(taken: Iterable[dt.datetime], now: dt.datetime) -> bool:
-    """True if a node was taken away so often lately that only an operator takes it back."""
+    """True if a node was taken away too often lately: only an operator takes it back."""
     return sum(now - each <= REPEAT_WINDOW for each in taken) >= REPEATS
 
 
 def command(action: NodeAction, node: str, device: str) -> str:
-    """What a person does after the drain; empty: nothing. No cluster resets or reboots by itself.
+    """The command for a person after the drain; empty: none. No cluster resets or reboots.
 
     babysit has no access to the machine, so it pages with the command.
     """
