@@ -68,5 +68,8 @@ class AgentConfig(BaseModel):
     """Disk that the log of one rank and attempt may take."""
     log_rules: tuple[RuleFile, ...] = ()
     """Rules for logs of the cluster; those of the run are in the spec."""
+    checks: tuple[str, ...] = ()
+    """Programs of :mod:`jobs.checks` that run before the worker joins. Where `run` is `checks`,
+    the agent only checks its node, with these or, if there are none, with all."""
     orphan_seconds: float = 86400.0
     """The agent leaves after this time without ranks and without contact."""

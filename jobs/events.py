@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from babysit.wire import Tier
+from jobs.checks.results import CheckResult
 from jobs.engine_events import EngineEvent
 from jobs.event_base import Event as Event  # noqa: PLC0414  # exported
 from jobs.event_base import WorkerEvent as WorkerEvent  # noqa: PLC0414  # exported
@@ -32,6 +33,8 @@ class WorkerJoined(WorkerEvent):
     pid: int = 0
     resumed: bool = False
     """True if ranks of `attempt` are alive under this agent."""
+    checks: tuple[CheckResult, ...] = ()
+    """Measured before it joined; empty: it had to measure nothing."""
 
 
 class RanksStarted(WorkerEvent):

@@ -14,13 +14,13 @@ from typing import Any, Self, TypeVar
 from pydantic import SecretStr
 
 from babysit.wire import MANIFEST_FILE, Tier, rank_directory
-from jobs.clock import SystemClock
+from jobs.clock import Clock, SystemClock
 from jobs.events import RankSamples
 from jobs.shards import ShardFile, ShardReport
 from jobs.spec import RunSpec
 from monitors.failures import Cause, FailureClass
 from monitors.types import Severity
-from orchestrator.clusters.port import AgentAccess
+from orchestrator.clusters.port import AgentAccess, Cluster
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.settings import ControllerSettings
@@ -85,17 +85,25 @@ class Plane:
 
         self.do(commit())
 
+    def make_cluster(self, clock: Clock) -> Cluster:
+        """The cluster that the plane has."""
+        return SimulatedCluster([NodeInfo(id=f"node-{i}", cpus=2) for i in (1, 2)], clock)
+
+    def access(self, run: str, worker: str) -> AgentAccess:
+        """How an agent reaches the plane: not at all."""
+        return AgentAccess("ws://127.0.0.1:1/agent", f"{run} {worker}")
+
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         clock = SystemClock()
         self.store = MemoryStore()
-        cluster = SimulatedCluster([NodeInfo(id=f"node-{i}", cpus=2) for i in (1, 2)], clock)
+        cluster = self.make_cluster(clock)
         self.controller = Controller(
             self.store,
             cluster,
             clock,
-            settings=ControllerSettings(holder="test"),
-            agent_access=lambda run, worker: AgentAccess("ws://127.0.0.1:1/agent", "token"),
+            settings=ControllerSettings(holder="test", checks=self.settings.check_policy),
+            agent_access=self.access,
         )
         gateway = create_gateway(self.controller, self.worker_tokens)
         gateway.include_router(agents_route(self.worker_tokens))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
+from jobs.checks.results import CheckResult
 from jobs.commands import (
     CaptureStacks,
     DeleteCheckpoint,
@@ -41,6 +42,7 @@ from jobs.shards import ShardReport
 from jobs.spec import RunSpec
 from orchestrator.controller.sample_pipeline import Progress, may_end
 from orchestrator.core.machine import handle
+from orchestrator.core.messages.check_events import NodeChecked
 from orchestrator.core.messages.events import (
     CapacityChanged,
     LeadershipBegan,
@@ -53,6 +55,7 @@ from orchestrator.core.messages.events import (
 )
 from orchestrator.core.messages.instructions import (
     BroadcastCommand,
+    CheckNode,
     Instruction,
     LaunchWorker,
     Notify,
@@ -152,6 +155,11 @@ def sleeping(odd: int) -> Callable[[int], RankStack]:
     )
 
 
+def well(_node: str) -> tuple[CheckResult, ...]:
+    """The results of a healthy node."""
+    return (CheckResult(check="disk-write", figure=500.0, unit="MB/s"),)
+
+
 @dataclass
 class ClusterWorld:
     """A cluster of `nodes` nodes, the core's state, and the messages under way."""
@@ -184,6 +192,8 @@ class ClusterWorld:
     """Questions about remedies are delivered, at once."""
     looks: bool = True
     """Agents answer orders to look for checkpoints on disk."""
+    measured: Callable[[str], tuple[CheckResult, ...]] = field(default_factory=lambda: well)
+    """What a node measures of itself in a check."""
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -292,6 +302,10 @@ class ClusterWorld:
         match instruction:
             case LaunchWorker():
                 self._launch(instruction)
+            case CheckNode():
+                checked = {"node": instruction.node, "worker": instruction.worker}
+                results = self.measured(instruction.node)
+                self.messages.append(self.event(NodeChecked, **checked, results=results))
             case StopWorker():
                 self.kill_agent(instruction.worker, "stopped")
             case ProbeWorker():
@@ -319,6 +333,7 @@ class ClusterWorld:
             node=order.node,
             address=order.node,
             port=20000,
+            checks=self.measured(order.node) if order.checks else (),
         )
 
     def _obey(self, agent: Agent, tell: SendCommand) -> None:

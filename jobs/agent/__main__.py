@@ -19,6 +19,8 @@ from jobs.agent import orphans
 from jobs.agent.errors import ConfigError
 from jobs.agent.log_file import LogFile
 from jobs.agent.worker import Agent
+from jobs.checks.results import CHECKS_RUN
+from jobs.checks.worker import CheckWorker
 from jobs.clock import SystemClock
 from jobs.config import ADDRESS_VARIABLE, AgentConfig
 from jobs.environment import Environment
@@ -101,7 +103,8 @@ async def serve(config: AgentConfig) -> None:
 
     SIGTERM lets the ranks save first, for the grace at most; SIGINT, or a second SIGTERM, does not.
     """
-    agent = Agent(config, SystemClock(), random.Random())
+    kind = CheckWorker if config.run == CHECKS_RUN else Agent
+    agent = kind(config, SystemClock(), random.Random())
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, agent.depart, "SIGTERM")
     loop.add_signal_handler(signal.SIGINT, agent.leave, "SIGINT")

@@ -28,6 +28,7 @@ from jobs.agent.reporter import Reporter
 from jobs.agent.spool import Spool
 from jobs.agent.storage_watch import StorageWatch
 from jobs.agent.tasks import Tasks
+from jobs.checks.worker import preflight
 from jobs.clock import Clock, wait_at_most
 from jobs.commands import (
     CaptureStacks,
@@ -136,10 +137,10 @@ class Agent:
         self._spool.close()
 
     async def _join(self) -> None:
-        await self._fork_client.ready.wait()
         config = self._config
         self._reporter.say(
             WorkerJoined(
+                checks=await preflight(config, self._fork_client.ready),
                 node=config.node,
                 address=config.address,
                 port=free_port(self._chance),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli import node_checks
 from orchestrator.cli.errors import CliError, ExitCode
 from orchestrator.cli.output import Column, Format, FormatOption, emit, number, say, size, text
 from orchestrator.cli.paths import path
@@ -60,11 +61,6 @@ def _columns(rows: list[dict[str, Any]]) -> list[Column]:
     ]
 
 
-CHECKS = [
-    Column("CHECK", text("name")),
-    Column("RESULT", lambda row: "ok" if row["ok"] else "failed"),
-    Column("DETAIL", text("detail")),
-]
 SPARES = [Column("SPARES", text("spares")), Column("NODES NOW", text("nodes"))]
 _WINDOW = "1h"
 _TIMES = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d"]
@@ -104,20 +100,7 @@ def show(ctx: typer.Context, node: NodeArgument, form: FormatOption = Format.WID
     emit(session(ctx).api.get(path("nodes", node)), COLUMNS, form)
 
 
-@app.command()
-def check(ctx: typer.Context, node: NodeArgument, form: FormatOption = Format.TABLE) -> None:
-    """Check what the control plane knows about a node. Nothing on the node is touched.
-
-    Exit code 1 if a check fails.
-
-    For example:
-
-        babysit nodes check node-2
-    """
-    rows = session(ctx).api.get(path("nodes", node, "check"))
-    emit(rows, CHECKS, form, name="name")
-    if not all(row["ok"] for row in rows):
-        raise typer.Exit(1)
+app.command()(node_checks.check)
 
 
 def _change(ctx: typer.Context, node: str, verb: str, reason: str, form: Format) -> None:

@@ -33,7 +33,7 @@ class AgentAccess(NamedTuple):
 class WorkerLaunch(BaseModel):
     """Everything a cluster needs to start an agent.
 
-    A cluster passes `server_url`, `token`, `ca` and `bundle` to the agent's
+    A cluster passes `server_url`, `token`, `ca`, `bundle` and `checks` to the agent's
     :class:`jobs.config.AgentConfig`; it needs no other knowledge of the server.
     """
 
@@ -53,6 +53,8 @@ class WorkerLaunch(BaseModel):
     bundle: str | None = None
     """Id of the code of the run (sha256 in hex), which the agent fetches and unpacks; None: the
     code is where `spec.workdir` says, as seen from the node."""
+    checks: tuple[str, ...] = ()
+    """For :class:`jobs.config.AgentConfig`: check programs that run before the worker joins."""
     spec: RunSpec
     environment: Environment | None = Field(default=Environment(), repr=False)
     """The environment that was submitted with the run, to be given to the agent without a trace in

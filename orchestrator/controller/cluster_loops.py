@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 
+from jobs.checks.results import CHECKS_RUN
 from jobs.clock import Clock, wait_at_most
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import (
@@ -24,14 +25,18 @@ from orchestrator.clusters.port import (
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.turn_queue import TurnQueue
 from orchestrator.core.messages import cluster_events
+from orchestrator.core.messages.check_events import CheckAsked, CheckEnded
 from orchestrator.core.messages.events import CapacityChanged, NodeInfo, WorkerLost
 from orchestrator.core.model.records import CLUSTER
 from orchestrator.core.model.states import NodeState
+from orchestrator.core.requests import node_checks
 from orchestrator.errors import DatabaseUnavailableError, LeadershipLostError, NotLeaderError
 
 _log = structlog.get_logger(__name__)
 INVENTORY_SECONDS = 10.0
 CLUSTER_RETRY_SECONDS = 1.0
+CHECKS_SECONDS = 5.0
+"""Seconds between two looks for nodes to be checked."""
 KEEP_SECONDS = 60.0
 """Seconds between two looks at what the cluster keeps of runs that are over."""
 
@@ -47,7 +52,13 @@ class ClusterLoops:
 
     def loops(self) -> list[Coroutine[None, None, None]]:
         """All loops, to be run side by side until cancelled."""
-        return [self._watch(), self._take_inventory(), self._tell_cordons(), self._keep_runs()]
+        return [
+            self._watch(),
+            self._take_inventory(),
+            self._tell_cordons(),
+            self._keep_runs(),
+            self._check_nodes(),
+        ]
 
     async def _watch(self) -> None:
         """Follow what becomes of workers. A cluster that does not answer is asked again.
@@ -64,6 +75,13 @@ class ClusterLoops:
     async def _take(self, change: Change) -> None:
         note = self._queue.take_note
         match change:
+            case WorkerGone(run=checks, worker=worker, reason=reason) if checks == CHECKS_RUN:
+                await note(CheckEnded, worker=worker, reason=reason)
+            case WorkerStuck(run=checks, worker=worker, reason=reason) if checks == CHECKS_RUN:
+                if change.hopeless:
+                    await note(CheckEnded, worker=worker, reason=reason)
+            case WorkerLeaving(run=checks) if checks == CHECKS_RUN:
+                return
             case WorkerGone(worker=worker, run=run, reason=reason):
                 await note(WorkerLost, run=run, worker=worker, confirmed=True, reason=reason)
             case WorkerLeaving(worker=worker, run=run, reason=reason):
@@ -105,13 +123,29 @@ class ClusterLoops:
         told = {n.id: n.reason for n in nodes if n.state in away and n.by != CLUSTER}
         await self._cluster.cordon(told)
 
+    async def _check_nodes(self) -> None:
+        """Have idle nodes checked that are due, and end checks that take too long."""
+        while True:
+            await self._clock.sleep(CHECKS_SECONDS)
+            await guarded(self._check)
+
+    async def _check(self) -> None:
+        now = self._clock.now()
+        for worker in node_checks.overdue(self._live.state, now):
+            why = f"no results within {node_checks.CHECK_SECONDS:.0f} s"
+            await self._queue.decide(CheckEnded, worker=worker, reason=why)
+        for node in node_checks.due(self._live.state, now):
+            await self._queue.decide(CheckAsked, node=node, actor=node_checks.SCHEDULE)
+
     async def _keep_runs(self) -> None:
         while True:
             await self._clock.sleep(KEEP_SECONDS)
             await guarded(self._keep)
 
     async def _keep(self) -> None:
-        await self._cluster.keep_runs([run.id for run in self._live.state.live_runs()])
+        await self._cluster.keep_runs(
+            [CHECKS_RUN, *(run.id for run in self._live.state.live_runs())]
+        )
 
 
 async def guarded(check: Callable[[], Awaitable[None]]) -> bool:

@@ -98,6 +98,7 @@ class Controller(LeadView):
             agent_access=agent_access,
             set_aside=self.set_aside,
             database=self.database,
+            checks=settings.checks,
         )
         self._lead = Lead(ports, settings)
         self._lost_runs = LostRuns(counted)

@@ -21,23 +21,28 @@ from typing import Protocol
 
 import structlog
 
+from jobs.checks.results import CHECKS_RUN
 from jobs.clock import Clock
 from jobs.commands import AgentCommand
 from orchestrator.alerts.port import CountedNotifier, NotDeliveredError
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import AgentAccess, Cluster, WorkerLaunch
+from orchestrator.controller.check_launches import check_launch, is_wanted
 from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.turn_queue import TurnQueue
+from orchestrator.core.messages.check_events import CheckEnded
 from orchestrator.core.messages.cluster_events import LaunchRefused
 from orchestrator.core.messages.events import WorkerLost
 from orchestrator.core.messages.instructions import (
     BroadcastCommand,
+    CheckNode,
     IncidentUpdate,
     Instruction,
     LaunchWorker,
     Notify,
     ProbeWorker,
     SendCommand,
+    StopCheck,
     StopWorker,
 )
 from orchestrator.core.messages.notice_events import AskDelivered
@@ -228,7 +233,9 @@ class OutboxDispatcher:
         match instruction:
             case LaunchWorker():
                 await self._launch(instruction)
-            case StopWorker() | ProbeWorker():
+            case CheckNode():
+                await self._check(instruction)
+            case StopWorker() | StopCheck() | ProbeWorker():
                 await self._ask_cluster(instruction)
             case Notify():
                 await self._notifier.notify(instruction)
@@ -242,13 +249,21 @@ class OutboxDispatcher:
     def _matters(self, instruction: Instruction) -> bool:
         """True if the worker that the instruction addresses still exists, or it addresses none."""
         worker = getattr(instruction, "worker", None)
-        return worker is None or worker in self._live.state.workers
+        if isinstance(instruction, CheckNode):
+            return is_wanted(self._live.state, instruction.node, instruction.worker)
+        return (
+            isinstance(instruction, StopCheck)
+            or worker is None
+            or worker in self._live.state.workers
+        )
 
-    async def _ask_cluster(self, order: StopWorker | ProbeWorker) -> None:
+    async def _ask_cluster(self, order: StopWorker | StopCheck | ProbeWorker) -> None:
         """Try until the cluster has answered, or the worker is over."""
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             try:
-                if isinstance(order, StopWorker):
+                if isinstance(order, StopCheck):
+                    await self._cluster.stop(order.worker, CHECKS_RUN)
+                elif isinstance(order, StopWorker):
                     await self._cluster.stop(order.worker, str(order.run))
                 elif await self._cluster.alive(order.worker, str(order.run)) is False:
                     await self._worker_gone(order, "no process of it is alive")
@@ -280,6 +295,7 @@ class OutboxDispatcher:
             token=access.token,
             ca=access.ca,
             bundle=run.bundle,
+            checks=order.checks,
             environment=access.environment,
             grace_seconds=grace_seconds(run),
         )
@@ -302,6 +318,17 @@ class OutboxDispatcher:
                 return
             else:
                 return
+
+    async def _check(self, order: CheckNode) -> None:
+        """Start the agent of a check, once; a check that cannot start ends without results."""
+        if not is_wanted(self._live.state, order.node, order.worker):
+            return
+        access = self._agent_access(CHECKS_RUN, order.worker)
+        try:
+            await self._cluster.launch(check_launch(order, access))
+        except (ClusterError, ValueError) as error:
+            _log.warning("check cannot start", worker=order.worker, error=str(error))
+            await self._queue.decide(CheckEnded, worker=order.worker, reason=str(error))
 
     async def _give_up(self, order: LaunchWorker, why: str) -> None:
         """Stop a worker whose launch failed, and only then say that it is gone.

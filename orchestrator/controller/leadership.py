@@ -33,6 +33,7 @@ from orchestrator.controller.live_state import LiveState
 from orchestrator.controller.queue_consumer import QueueConsumer
 from orchestrator.controller.turn_queue import TurnQueue
 from orchestrator.core.messages.events import LeadershipBegan, WorkerRegained
+from orchestrator.core.model.checking import CheckPolicy
 from orchestrator.database.port import Store
 from orchestrator.errors import ConflictError, NotFoundError
 
@@ -54,6 +55,8 @@ class Ports:
     """Events that were set aside, by kind; counted over all leads."""
     database: DatabaseTrouble
     """Why a transaction waits for the database, if one does."""
+    checks: CheckPolicy | None = None
+    """As this server has it set; None: as the leader before had it."""
 
 
 class Leadership:
@@ -78,6 +81,7 @@ class Leadership:
             ports.store, ports.clock, ports.events, ports.set_aside, ports.database
         )
         self.queue = TurnQueue(ports.events)
+        self._checks = ports.checks
         self.dispatcher = OutboxDispatcher(
             ports.cluster,
             ports.notifier,
@@ -123,7 +127,7 @@ class Leadership:
             task.add_done_callback(self._loop_ended)
 
     async def _began(self) -> None:
-        await self.queue.decide(LeadershipBegan)
+        await self.queue.decide(LeadershipBegan, checks=self._checks)
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or (error := task.exception()) is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from orchestrator.core.model.checking import CheckPolicy
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerSettings:
@@ -24,5 +26,7 @@ class ControllerSettings:
     alone: bool = False
     """True: something else (a file lock) proves that no other controller lives, so the lease of
     a predecessor is taken at once. Two controllers with `alone` depose each other in turns."""
+    checks: CheckPolicy | None = None
+    """When nodes are checked, and what follows; None: as the leader before had it."""
     worker_lost_seconds: float = 15.0
     """Silence of an agent after which it counts as lost contact, and the cluster is asked."""

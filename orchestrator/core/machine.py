@@ -39,6 +39,7 @@ from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
 from orchestrator.core.checkpoints import on_disk
 from orchestrator.core.checkpoints import trouble as checkpoint_trouble
 from orchestrator.core.messages.batching import as_gang
+from orchestrator.core.messages.check_events import CheckAsked, CheckEnded, NodeChecked
 from orchestrator.core.messages.cluster_events import LaunchRefused, WorkerLeaving, WorkerStuck
 from orchestrator.core.messages.events import (
     CapacityChanged,
@@ -94,6 +95,7 @@ from orchestrator.core.model.states import (
 from orchestrator.core.requests import checkpoints as checkpoint_requests
 from orchestrator.core.requests import cluster as cluster_requests
 from orchestrator.core.requests import incidents as incident_requests
+from orchestrator.core.requests import node_checks as check_requests
 from orchestrator.core.requests import nodes as node_requests
 from orchestrator.core.requests import runs as run_requests
 from orchestrator.core.requests import summaries as summary_requests
@@ -237,8 +239,13 @@ def _pass(turn: Turn, _event: SchedulingPassDue) -> None:
     assembly.schedule(turn)
 
 
+def _lead(turn: Turn, event: LeadershipBegan) -> None:
+    check_requests.on_leadership(turn, event)
+    on_disk.on_leadership(turn, event)
+
+
 _HANDLERS: Mapping[type[Event], Handler] = {
-    LeadershipBegan: on_disk.on_leadership,
+    LeadershipBegan: _lead,
     RunSubmitted: run_requests.on_submitted,
     RunCancelled: run_requests.on_cancelled,
     RunHeld: run_requests.on_held,
@@ -266,6 +273,9 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     MaintenancePlanned: cluster_requests.on_maintenance_planned,
     MaintenanceCancelled: cluster_requests.on_maintenance_cancelled,
     MaintenanceDue: cluster_requests.on_maintenance_due,
+    CheckAsked: check_requests.on_asked,
+    NodeChecked: check_requests.on_checked,
+    CheckEnded: check_requests.on_ended,
     WorkerJoined: assembly.on_joined,
     WorkerLost: agent_contact.on_lost,
     WorkerRegained: agent_contact.on_regained,

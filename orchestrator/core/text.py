@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Sequence
 
@@ -69,3 +70,20 @@ def words(seconds: float) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 step`, `2 steps`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+_DIGITS = "0123456789abcdefghjkmnpqrstvwyz"
+_MARK_LENGTH = 5
+
+
+def time_mark(now: dt.datetime) -> str:
+    """The time of a launch, in a form that repeats after 9 hours.
+
+    A database that goes back (a restored backup, a failover that loses transactions) gives its
+    numbers again, while agents with those numbers live, or have lived: an id is used once.
+    """
+    left, mark = int(now.timestamp() * 1000), ""
+    for _ in range(_MARK_LENGTH):
+        left, digit = divmod(left, len(_DIGITS))
+        mark = _DIGITS[digit] + mark
+    return mark

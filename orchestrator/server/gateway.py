@@ -22,6 +22,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import ValidationError
 
+from jobs.checks.results import CHECKS_RUN
 from jobs.commands import AgentCommand
 from jobs.events import Hello
 from jobs.frames import FrameError, decode, encode
@@ -35,6 +36,7 @@ from orchestrator.errors import (
 )
 from orchestrator.server.agent_logs import AgentLogs, Handler, LogDesk
 from orchestrator.server.agent_reports import ReportReader
+from orchestrator.server.check_reports import serve_check
 
 _log = structlog.get_logger(__name__)
 TRY_AGAIN_LATER = 1013
@@ -225,6 +227,9 @@ async def _serve(
         tokens.check(socket.authorization.removeprefix("Bearer "), hello)
         if hello.protocol not in PROTOCOLS:
             await _refuse_protocol(socket, controller, hello)
+            return
+        if hello.run == CHECKS_RUN:
+            await serve_check(socket, controller, hello)
             return
         last = await controller.attach(hello.worker, hello.run, link, hello=hello)
     except (PermissionDeniedError, ConflictError) as error:

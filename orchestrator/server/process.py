@@ -20,7 +20,9 @@ from pathlib import Path
 import structlog
 
 from jobs import unix_socket
+from jobs.checks.results import CHECKS_RUN
 from jobs.clock import Clock
+from jobs.environment import Environment
 from orchestrator.alerts import dead_man
 from orchestrator.alerts.factory import make_notifier
 from orchestrator.alerts.port import RunningChannel, TendedChannel
@@ -193,11 +195,15 @@ async def _control_plane(
             address=settings.agent_url,
             lease_seconds=settings.lease_seconds,
             worker_lost_seconds=settings.worker_lost_seconds,
+            checks=settings.check_policy,
             # The lock file proves that no other server of this home lives, and so of its database.
             alone=not settings.database_url,
         ),
         agent_access=lambda run, worker: AgentAccess(
-            settings.agent_url, tokens.make(run, worker), environments.read(run), authorities
+            settings.agent_url,
+            tokens.make(run, worker),
+            Environment() if run == CHECKS_RUN else environments.read(run),
+            authorities,
         ),
         notifier=notifier,
     )

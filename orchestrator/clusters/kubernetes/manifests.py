@@ -130,6 +130,7 @@ def agent_config(launch: WorkerLaunch, settings: PodSettings) -> AgentConfig:
         ca=home / "config" / "ca.crt" if launch.ca is not None else None,
         token=launch.token,
         bundle=launch.bundle,
+        checks=launch.checks,
         directory=home / "work",
         log_directory=home / "work" / "logs",
         memory_directory=SHARED_MEMORY / f"babysit-{launch.worker}",

@@ -253,6 +253,7 @@ class LocalCluster(OwnNodes):
             server_file=self._settings.home / "server.json",
             token=launch.token,
             bundle=launch.bundle,
+            checks=launch.checks,
             directory=self._records.directory(launch.run, launch.worker),
             log_directory=self._records.logs(launch.run),
             memory_directory=self._records.memory(launch.run, launch.worker),

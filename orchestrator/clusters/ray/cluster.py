@@ -193,6 +193,7 @@ class RayCluster:
             server_url=launch.server_url,
             token=launch.token,
             bundle=launch.bundle,
+            checks=launch.checks,
             directory=_LATER,
             log_directory=_LATER,
             memory_directory=_LATER,

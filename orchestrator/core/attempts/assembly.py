@@ -6,10 +6,11 @@ from jobs.events import CheckpointsFound, WorkerJoined
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.attempts import preemption, rank_assignment
 from orchestrator.core.checkpoints import on_disk
+from orchestrator.core.model.checking import CheckPurpose
 from orchestrator.core.model.entities import Run
 from orchestrator.core.model.states import WorkerState
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.core.placement import snapshot
+from orchestrator.core.placement import node_checks, snapshot
 from orchestrator.core.placement import workers as worker_placement
 from orchestrator.core.placement.bulkhead import on_behalf_of
 from orchestrator.core.text import named
@@ -78,6 +79,15 @@ def on_joined(turn: Turn, event: WorkerJoined) -> None:
         port=event.port,
         reason="joined",
     )
+    node = turn.state.nodes.get(worker.node)
+    if (
+        event.checks
+        and node is not None
+        and not node_checks.on_results(turn, node, event.checks, CheckPurpose.IDLE)
+    ):
+        why = f"{worker.node} failed a check before it joined"
+        worker_placement.end_worker(turn, turn.state.workers[worker.id], why)
+        return
     if worker.node in turn.run(event.run).avoid:
         turn.schedule_wanted = True  # a ready worker may move to a node that the run does not avoid
     start_if_whole(turn, event.run)

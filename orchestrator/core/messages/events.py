@@ -30,12 +30,14 @@ from jobs.events import (
 from jobs.spec import RunSpec
 from jobs.spec_types import Model
 from monitors.types import Finding, Pace
+from orchestrator.core.messages.check_events import CheckEvent
 from orchestrator.core.messages.cluster_events import LaunchRefused, WorkerLeaving, WorkerStuck
 from orchestrator.core.messages.gang_events import AnyGangEvent
 from orchestrator.core.messages.node_events import NodeFindingRaised
 from orchestrator.core.messages.notice_events import AskDelivered, IncidentSilenced, SummaryDue
 from orchestrator.core.messages.reconciliation_events import AgentAhead, AttemptCompared
 from orchestrator.core.messages.version_events import AgentRefused, ReportUnreadable
+from orchestrator.core.model.checking import CheckPolicy
 from orchestrator.core.model.states import IncidentState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.scheduling import Quota
@@ -45,6 +47,7 @@ class LeadershipBegan(Event):
     """A server begins to lead: reports to the one before may be lost, or a backup was restored."""
 
     kind: Literal["leadership_began"] = "leadership_began"
+    checks: CheckPolicy | None = None  # as this server has it set; None: as it is
 
 
 class RunSubmitted(Event):
@@ -96,8 +99,7 @@ class RollbackAsked(Event):
     run: str
     to_step: int | None = None
     skip: tuple[int, int] | None = None
-    force: bool = False
-    """Take the checkpoint of `to_step` even if it is doubted, superseded or bad."""
+    force: bool = False  # take the checkpoint of `to_step` even if doubted, superseded or bad
     reason: str = ""
 
 
@@ -130,10 +132,8 @@ class StepReached(Event):
     run: str
     attempt: int
     step: int
-    blocked_seconds: float = 0.0
-    """Seconds of the attempt in which saves blocked training, so far."""
-    first_step: int = 0
-    """The first step that a rank ended in the attempt; 0: not known."""
+    blocked_seconds: float = 0.0  # of the attempt, in which saves blocked training, so far
+    first_step: int = 0  # the first that a rank ended in the attempt; 0: not known
     pace: Pace | None = None
     learned: str | None = None
     """Pauses that ended by themselves, and the loss monitor's memory (opaque); None: no news."""
@@ -168,8 +168,7 @@ class NodeInfo(Model):
     labels: dict[str, str] = Field(default_factory=dict)
     state: Literal["ready", "cordoned", "draining"] = "ready"
     """As the cluster itself has it; draining: the node is about to go."""
-    reason: str = ""
-    """Why it does not, in the cluster's words."""
+    reason: str = ""  # why it does not take work, in the cluster's words
 
 
 class CapacityChanged(Event):
@@ -373,6 +372,7 @@ AnyEvent = Annotated[
     | MaintenancePlanned
     | MaintenanceCancelled
     | MaintenanceDue
+    | CheckEvent
     | CheckpointPinned
     | CheckpointRemovalAsked
     | CheckpointVerificationAsked

@@ -41,6 +41,31 @@ class LaunchWorker(Instruction):
     kind: Literal["launch_worker"] = "launch_worker"
     worker: str
     node: str
+    checks: tuple[str, ...] = ()
+    """Names of check programs that it runs before it joins; empty: none."""
+
+
+class CheckNode(Instruction):
+    """Ask the cluster for an agent that checks this node, and does nothing else.
+
+    Comes back as NodeChecked, or as CheckEnded.
+    """
+
+    kind: Literal["check_node"] = "check_node"
+    worker: str
+    node: str
+    gpus: int
+    """GPUs of the node: the agent gets all of them."""
+    checks: tuple[str, ...] = ()
+    """Names of check programs; empty: all."""
+
+
+class StopCheck(Instruction):
+    """Ask the cluster to end the agent of a check, finished or not."""
+
+    kind: Literal["stop_check"] = "stop_check"
+    worker: str
+    node: str
 
 
 class StopWorker(Instruction):
@@ -208,6 +233,8 @@ class Record(Instruction):
 
 AnyInstruction = Annotated[
     LaunchWorker
+    | CheckNode
+    | StopCheck
     | StopWorker
     | ProbeWorker
     | SendCommand

@@ -17,6 +17,7 @@ from jobs.events import RankStack
 from jobs.spec import RunSpec
 from monitors.failures import Failure
 from monitors.types import Finding, Pace, Severity
+from orchestrator.core.model.checking import NO_CHECKS, NOT_MEASURED, CheckPolicy, Measured
 from orchestrator.core.model.decisions import Decision, Restart
 from orchestrator.core.model.machine_record import Fault, Health
 from orchestrator.core.model.records import Cordon, Past, Usage, Window
@@ -248,8 +249,7 @@ class Node:
     id: str
     state: NodeState = NodeState.READY
     reason: str = ""
-    by: str = ""
-    """The actor that cordoned or drained the node."""
+    by: str = ""  # the actor that cordoned or drained the node
     gpus: int = 0
     cpus: float = 1
     memory: int = 0  # bytes; 0: not accounted
@@ -258,16 +258,15 @@ class Node:
     """Topology: zone, spine, rack, nvlink."""
     faults: tuple[Fault, ...] = ()
     """Newest last; at most 20 are kept."""
-    since: dt.datetime | None = None
-    """When the cluster first reported it."""
+    since: dt.datetime | None = None  # when the cluster first reported it
     left_at: dt.datetime | None = None
     """When it last stopped to take work; None: it takes work, or never did."""
-    maintenance: tuple[Window, ...] = ()
-    """Windows that are not over, the earliest first."""
-    cordon: Cordon | None = None
-    """While it is drained for a time: the cordon that applies afterwards."""
+    maintenance: tuple[Window, ...] = ()  # windows that are not over, the earliest first
+    cordon: Cordon | None = None  # while it is drained for a time: the one that applies afterwards
     absences: tuple[dt.datetime, ...] = ()
-    """When the cluster took it away lately, the newest last; its own trouble, not everybody's."""
+    """When the cluster or a check took it away lately, the newest last; its own trouble alone."""
+    says: str = ""  # why the cluster itself keeps it away; empty: it does not
+    measured: Measured = NOT_MEASURED
     health: Health = dataclasses.field(default_factory=Health)
 
     @property
@@ -386,6 +385,7 @@ class Fleet:
     usage: Mapping[str, Usage] = dataclasses.field(default_factory=dict)
     """By project: usage of workers that have ended, decayed."""
     restored_at: dt.datetime | None = None  # when a backup last replaced the database
+    checks: CheckPolicy = NO_CHECKS  # as the server that leads has it set
 
 
 Entity = Run | Attempt | Worker | Node | Checkpoint | Incident | Queue | Fleet

@@ -14,17 +14,14 @@ from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState, RunState, WorkerState
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Timer
-from orchestrator.core.placement import bulkhead, snapshot, wait_reasons
+from orchestrator.core.placement import bulkhead, node_checks, snapshot, wait_reasons
 from orchestrator.core.policy import time_limits
 from orchestrator.core.scheduling import Claim, Plan, Wait
-from orchestrator.core.text import named
+from orchestrator.core.text import named, time_mark
 from orchestrator.core.turn import Turn
 
 LAUNCH_SECONDS = 300.0
 """Seconds until an agent that has not joined is declared lost (image pulls count)."""
-
-_DIGITS = "0123456789abcdefghjkmnpqrstvwyz"
-_MARK_LENGTH = 5
 
 
 def current_plan(state: State, now: dt.datetime) -> Plan:
@@ -56,27 +53,20 @@ def launch(turn: Turn, run_id: str, nodes: Iterable[str]) -> None:
     for node in nodes:
         run = turn.run(run_id)
         number = run.workers_made + 1
-        name = f"{run.id}-w{number}x{_mark(turn.now)}"
+        name = f"{run.id}-w{number}x{time_mark(turn.now)}"
         worker = Worker(id=name, run=run.id, node=node, launched_at=turn.now)
         turn.put(worker)
         turn.change_run(run.id, workers_made=number)
         turn.set_timer(run.id, Timer.LAUNCH, LAUNCH_SECONDS, subject=worker.id)
+        node_checks.give_way(turn, node)
         turn.emit(
-            LaunchWorker, run.id, f"an agent on {node} for {run.name}", worker=worker.id, node=node
+            LaunchWorker,
+            run.id,
+            f"an agent on {node} for {run.name}",
+            worker=worker.id,
+            node=node,
+            checks=node_checks.preflight(turn, run, node),
         )
-
-
-def _mark(now: dt.datetime) -> str:
-    """The time of a launch, in a form that repeats after 9 hours.
-
-    A database that goes back (a restored backup, a failover that loses transactions) gives its
-    numbers again, while agents with those numbers live, or have lived: an id is used once.
-    """
-    left, mark = int(now.timestamp() * 1000), ""
-    for _ in range(_MARK_LENGTH):
-        left, digit = divmod(left, len(_DIGITS))
-        mark = _DIGITS[digit] + mark
-    return mark
 
 
 def placed(turn: Turn, run_id: str, nodes: tuple[str, ...]) -> None:

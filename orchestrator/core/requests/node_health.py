@@ -9,16 +9,15 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 
-from monitors.types import Severity
 from orchestrator.core.messages.events import NodeInfo
+from orchestrator.core.model.checking import PREFLIGHT, CheckPurpose
 from orchestrator.core.model.entities import Node
-from orchestrator.core.model.records import CLUSTER, FLAPPING, MAINTENANCE, Cordon
+from orchestrator.core.model.records import CLUSTER, MAINTENANCE, Cordon
 from orchestrator.core.model.states import NodeState
+from orchestrator.core.placement import node_checks
+from orchestrator.core.placement.node_checks import FLAP_WINDOW
 from orchestrator.core.turn import Turn
 
-FLAPS = 3
-"""Times that a node is taken back by itself within `FLAP_WINDOW`."""
-FLAP_WINDOW = dt.timedelta(hours=24)
 TOGETHER_WINDOW = dt.timedelta(minutes=1)
 """The cluster takes nodes away one by one, as their heartbeats are missed: within 15 s or so."""
 TOGETHER_NODES, TOGETHER_SHARE = 3, 0.10
@@ -36,6 +35,9 @@ def follow(turn: Turn, inventory: Sequence[NodeInfo]) -> list[str]:
         node = turn.state.nodes[info.id]
         if node.state is NodeState.GONE:
             continue
+        says = "" if info.state == "ready" else info.reason or info.state
+        if says != node.says:
+            node = turn.change_node(node.id, says=says)
         if node.by == MAINTENANCE:
             _note(turn, node, info)
         elif info.state == "ready":
@@ -76,26 +78,17 @@ def _keep_away(turn: Turn, node: Node, info: NodeInfo) -> None:
 
 
 def _take_back(turn: Turn, node: Node) -> None:
-    """Let a node take work again that the cluster kept away; an older cordon of others holds."""
+    """Let a node take work again that the cluster kept away, once it passes a check."""
     if node.by != CLUSTER:
         return
-    if node.cordon is not None:
-        before = node.cordon
-        turn.change_node(
-            node.id, state=NodeState.CORDONED, reason=before.reason, by=before.by, cordon=None
+    why = f"no more {node.reason}"
+    if node.cordon is None and node_checks.must_pass(turn, node):
+        node = turn.change_node(
+            node.id, state=NodeState.CORDONED, reason=f"{why}; it is checked first", by=PREFLIGHT
         )
+        node_checks.start(turn, node, CheckPurpose.RETURN)
         return
-    lately = [each for each in node.absences if turn.now - each < FLAP_WINDOW]
-    if len(lately) > FLAPS:
-        why = f"flapping: {len(lately)} times within 24 h the cluster took it away, last for"
-        why = f"{why} {node.reason}; `babysit nodes uncordon {node.id}` when it is repaired"
-        turn.change_node(node.id, state=NodeState.CORDONED, reason=why, by=FLAPPING)
-        turn.notify(
-            None, Severity.WARNING, f"{node.id} stays cordoned: {why}", kind="node_flapping"
-        )
-        return
-    back = f"taken back: no more {node.reason}"
-    turn.change_node(node.id, state=NodeState.READY, reason=back, by="")
+    node_checks.take_back(turn, node, why)
 
 
 def _forgive(turn: Turn, count: int) -> None:

@@ -12,12 +12,15 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from jobs.checks.results import ALL, CLOCK
+from orchestrator.core.messages.check_events import CheckAsked
 from orchestrator.core.messages.events import MaintenanceCancelled, MaintenancePlanned, NodeChanged
 from orchestrator.core.model.entities import Node
 from orchestrator.core.policy.lemons import lemons
 from orchestrator.core.views.build import check_node, node_view
 from orchestrator.core.views.models import NodeCheck, NodeView
-from orchestrator.errors import InvalidError, NotFoundError
+from orchestrator.core.views.node_checks import NodeChecksView, node_checks_view
+from orchestrator.errors import ConflictError, InvalidError, NotFoundError
 from orchestrator.server.context import AnywhereOperator, Context, HasContext, Viewer
 from orchestrator.server.present import all_nodes, live_runs, live_workers
 
@@ -88,6 +91,36 @@ async def check(node: str, here: HasContext, _: Viewer) -> list[NodeCheck]:
     """Check what the control plane knows about a node. Nothing on the node is touched."""
     workers = await live_workers(here)
     return check_node(await _node(here, node), workers, here.clock.now())
+
+
+class Measurements(BaseModel):
+    """The measurements that are wanted."""
+
+    checks: list[str] = Field(
+        default_factory=list, max_length=20, description="Names of checks; empty: all."
+    )
+
+
+@router.get("/{node}/checks")
+async def measured(node: str, here: HasContext, _: Viewer) -> NodeChecksView:
+    """The newest measurements on a node, and whether a check is under way."""
+    return node_checks_view(await _node(here, node))
+
+
+@router.post("/{node}/checks", status_code=202)
+async def measure(
+    node: str, body: Measurements, here: HasContext, caller: AnywhereOperator
+) -> NodeChecksView:
+    """Have an idle node measure itself, by an agent that is launched for it."""
+    if wrong := [name for name in body.checks if name not in {*ALL, CLOCK}]:
+        raise InvalidError(
+            f"checks: there is no {', '.join(wrong)}; expected some of {', '.join((*ALL, CLOCK))}"
+        )
+    found = await _node(here, node)
+    if not (here.controller.runs_here or here.controller.takes_bundles):
+        raise ConflictError("the nodes of this cluster have no processes: nothing can be measured")
+    await here.tell(caller, CheckAsked, node=found.id, checks=tuple(body.checks))
+    return node_checks_view(await _node(here, node))
 
 
 class Maintenance(Why):
