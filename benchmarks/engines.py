@@ -1,13 +1,15 @@
-"""Seconds from submission, and from the loss of a worker or a node, to a new step: both engines.
+"""Seconds from submission, and from the loss of a worker or a node, to a new step: all engines.
 
-    python benchmarks/engines.py [--losses 2] [--idle-minutes 6]
+    python benchmarks/engines.py [--losses 2] [--idle-minutes 6] [--engines local kubernetes …]
 
-The same FSDP run trains on this machine's virtual nodes and in Pods of the test bed: a real API
-server, scheduler and controller-manager, and a stand-in of the kubelet (`scripts/kubernetes`). A
-worker is lost by SIGKILL to all of its processes here, and there by a forced deletion of its Pod. A
-new step is one that no rank had reached before; lost steps are steps that every rank had completed
-and that are computed again. Then the requests of an idle control plane are counted, before 1,000
-nodes of which there are only objects, with and without 100 runs that wait.
+The same FSDP run trains on this machine's virtual nodes, on a Ray cluster of several raylets, and
+in Pods of the test bed: a real API server, scheduler and controller-manager, and a stand-in of the
+kubelet (`scripts/kubernetes`). The row `ray_train` has the same script in the workers of a
+`TorchTrainer`, which recovers by itself. A worker is lost by SIGKILL to all of its processes, of
+Kubernetes by a forced deletion of its Pod; a node of Ray by SIGKILL to its raylet. A new step
+is one that no rank had reached before; lost steps are steps that every rank had completed and that
+are computed again. Then the requests of an idle control plane are counted, before 1,000 nodes of
+which there are only objects, with and without 100 runs that wait.
 """
 
 from __future__ import annotations
@@ -15,18 +17,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.support import engines
+from benchmarks.support import engines, ray_engines
 from benchmarks.support.engines import Engine, Kubernetes
 from benchmarks.support.harness import last_line, median, path, submit, table, until, workplace
+from benchmarks.support.ray_engines import RayTrain
 from tests.kubernetes.servers import (
     EVICTION_SECONDS,
     NODE_GRACE_PERIOD,
@@ -52,26 +57,38 @@ class Line:
     attempt: int
 
 
+class Loss(NamedTuple):
+    """The loss of a worker or a node, and what followed."""
+
+    kind: str
+    seconds: float
+    """Until a new step."""
+    lost_steps: int
+
+
 @dataclasses.dataclass
 class Figures:
     """Measurements of one engine; seconds."""
 
     submit: float = 0.0
-    worker: list[float] = dataclasses.field(default_factory=list)
-    node: list[float] = dataclasses.field(default_factory=list)
-    lost_steps: list[int] = dataclasses.field(default_factory=list)
+    losses: list[Loss] = dataclasses.field(default_factory=list)
     restarts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """As the control plane lists them: one for each loss, and more if the run failed by itself."""
     plain_pod: tuple[float, float] = (0.0, 0.0)
     """Seconds until a bare Pod starts, and until its end is known."""
 
+    def seconds(self, kind: str) -> float | None:
+        """The median from the loss of a worker or a node to a new step; None: nothing was lost."""
+        found = [loss.seconds for loss in self.losses if loss.kind == kind]
+        return round(median(found), 3) if found else None
+
     def last_line(self) -> dict[str, Any]:
         """As the last line has it; None: this engine has no node to lose."""
         return {
             "submit_to_first_step_seconds": round(self.submit, 3),
-            "worker_loss_to_new_step_seconds": round(median(self.worker), 3),
-            "node_loss_to_new_step_seconds": round(median(self.node), 3) if self.node else None,
-            "lost_steps": max(self.lost_steps),
+            "worker_loss_to_new_step_seconds": self.seconds("worker"),
+            "node_loss_to_new_step_seconds": self.seconds("node"),
+            "lost_steps": max((loss.lost_steps for loss in self.losses), default=0),
         }
 
 
@@ -135,23 +152,52 @@ def measure(engine: Engine, directory: Path, losses: int, chance: random.Random)
     """Everything that is measured of one run."""
     figures = Figures()
     run, log, figures.submit = train(engine, directory)
-    for kind in ("worker", "node"):
+    lose = {
+        "worker": lambda: (engine.lose_worker(run), True)[1],
+        "node": lambda: engine.lose_node(run),
+    }
+    figures.losses = lose_all(lose, engine.give_back, log, losses, chance)
+    figures.restarts = engine.session.api.get(path("runs", run))["restarts"]
+    engine.session.api.post(path("runs", run, "cancel"), reason="measured")
+    return figures
+
+
+def lose_all(
+    lose: Mapping[str, Callable[[], bool]],
+    give_back: Callable[[], None],
+    log: Path,
+    losses: int,
+    chance: random.Random,
+) -> list[Loss]:
+    """Lose workers, then nodes, each while it trains; a kind that cannot be lost is left out."""
+    found: list[Loss] = []
+    for kind, act in lose.items():
         for _ in range(losses):
             step = max(line.step for line in lines(log, 0))
             until(functools.partial(is_at, log, step + STEPS_BETWEEN), "more steps", seconds=180)
             time.sleep(chance.uniform(0.0, 0.1))
             lost_at = time.time()
-            if kind == "worker":
-                engine.lose_worker(run)
-            elif not engine.lose_node(run):
+            if not act():
                 break
-            seconds, lost = recover(log, lost_at)
-            getattr(figures, kind).append(seconds)
-            figures.lost_steps.append(lost)
+            found.append(Loss(kind, *recover(log, lost_at)))
             if kind == "node":
-                engine.give_back()
-    figures.restarts = engine.session.api.get(path("runs", run))["restarts"]
-    engine.session.api.post(path("runs", run, "cancel"), reason="measured")
+                give_back()
+    return found
+
+
+def measure_ray_train(engine: RayTrain, losses: int, chance: random.Random) -> Figures:
+    """The same losses under Ray Train's own recovery."""
+    figures = Figures()
+    log = engine.shared / "steps"
+    asked = time.time()
+    engine.start(JOB, log, RANKS)
+    until(functools.partial(is_at, log, 1), "the first step", seconds=180)
+    figures.submit = max(lines(log, rank)[0].time for rank in range(RANKS)) - asked
+    lose = {
+        "worker": lambda: engine.lose_worker(log, RANKS - 1),
+        "node": lambda: engine.lose_node(log, RANKS - 1),
+    }
+    figures.losses = lose_all(lose, engine.give_back, log, losses, chance)
     return figures
 
 
@@ -161,24 +207,22 @@ def show(found: dict[str, Figures]) -> None:
     restarts: list[tuple[object, ...]] = []
     for name, figures in found.items():
         events.append((name, "submission", figures.submit, ""))
-        kinds = ["worker"] * len(figures.worker) + ["node"] * len(figures.node)
-        seconds = [*figures.worker, *figures.node]
-        events += [(name, *event) for event in zip(kinds, seconds, figures.lost_steps, strict=True)]
+        events += [(name, *loss) for loss in figures.losses]
         restarts += [
-            (name, each["class"], *(each["seconds"].get(phase) or 0.0 for phase in PHASES))
+            (name, each["class"], *((each["seconds"] or {}).get(phase) or 0.0 for phase in PHASES))
             for each in figures.restarts
         ]
     table(("engine", "event", "to a new step (s)", "lost steps"), events)
     print()
     table(("engine", "restart", *PHASES), restarts)
-    if "kubernetes" in found:
+    if "kubernetes" in found and "local" in found:
         there, here = found["kubernetes"], found["local"]
         start, end = there.plain_pod
         submit = there.submit - here.submit - start
-        loss = median(there.worker) - median(here.worker) - start - end
+        lost = (there.seconds("worker") or 0.0) - (here.seconds("worker") or 0.0)
         print(
             f"Kubernetes less this machine, less a bare Pod: {submit:.2f} s from a submission,"
-            f" {loss:.2f} s from the loss of a worker"
+            f" {lost - start - end:.2f} s from the loss of a worker"
         )
 
 
@@ -225,6 +269,25 @@ def on_kubernetes(directory: Path, losses: int, minutes: float) -> tuple[Figures
     return figures, extra
 
 
+def missing_ray() -> str:
+    """Why there is no Ray here; empty: there is one."""
+    lacking = [name for name in ("ray", "pyarrow") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(lacking)} is not installed: pip install 'ray[train]'" if lacking else ""
+
+
+def on_ray(directory: Path, losses: int, wanted: Sequence[str]) -> dict[str, Figures]:
+    """Measure Ray: babysit on it, and Ray Train by itself, one after the other on one cluster."""
+    found = {}
+    with ray_engines.ray_cluster() as (address, nodes):
+        if "ray" in wanted:
+            with ray_engines.on_ray(directory / "ray", address, nodes) as engine:
+                found["ray"] = measure(engine, directory, losses, random.Random(1))
+        if "ray_train" in wanted:
+            with ray_engines.ray_train(directory / "ray-train", address, nodes) as trainer:
+                found["ray_train"] = measure_ray_train(trainer, losses, random.Random(1))
+    return found
+
+
 def count_launch(engine: Kubernetes, directory: Path) -> float:
     """Requests of the control plane for each worker of a run, from its submission to its end."""
     before = Counter(engine.proxy.calls)
@@ -241,23 +304,32 @@ def count_launch(engine: Kubernetes, directory: Path) -> float:
     return sum(calls.values()) / RANKS
 
 
+ENGINES = ("local", "ray", "ray_train", "kubernetes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--losses", type=int, default=2, help="of a worker, and of a node")
     parser.add_argument("--idle-minutes", type=float, default=6.0, help="0: do not count them")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     arguments = parser.parse_args()
+    losses: int = arguments.losses
     found: dict[str, Figures] = {}
     extra: dict[str, dict[str, Any]] = {}
-    missing = missing_programs()
+    missing = {"kubernetes": missing_programs(), "ray": missing_ray()}
     with workplace("engines") as directory:
-        with engines.local(directory / "local") as engine:
-            found["local"] = measure(engine, directory, arguments.losses, random.Random(1))
-        if missing:
-            print(f"Kubernetes is not measured: {missing}")
-        else:
+        if "local" in arguments.engines:
+            with engines.local(directory / "local") as engine:
+                found["local"] = measure(engine, directory, losses, random.Random(1))
+        if not missing["ray"] and {"ray", "ray_train"}.intersection(arguments.engines):
+            found |= on_ray(directory, losses, arguments.engines)
+        if not missing["kubernetes"] and "kubernetes" in arguments.engines:
             found["kubernetes"], extra["kubernetes"] = on_kubernetes(
-                directory, arguments.losses, arguments.idle_minutes
+                directory, losses, arguments.idle_minutes
             )
+    for name, why in missing.items():
+        if why and name in arguments.engines:
+            print(f"{name} is not measured: {why}")
     show(found)
     print("Nodes of the engine `local` are virtual: none is lost without its machine.")
     last_line({name: figures.last_line() | extra.get(name, {}) for name, figures in found.items()})

@@ -1,4 +1,4 @@
-"""The two engines of `benchmarks/engines.py`: where a run trains, and how a part of it is lost."""
+"""Two engines of `benchmarks/engines.py`: where a run trains, and how a part of it is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -206,9 +206,7 @@ def _settings(directory: Path, bed: Bed, proxy: Proxy) -> Iterator[None]:
     """Settings of the server, which the embedded one reads from the environment."""
     file = directory / "kubeconfig"
     file.write_text(kubeconfig(proxy.url, bed.servers.ca, ADMIN_TOKEN, bed.namespace))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     given = {
         "BABYSIT_CLUSTER": "kubernetes",
         "BABYSIT_KUBERNETES_KUBECONFIG": str(file),
@@ -216,6 +214,20 @@ def _settings(directory: Path, bed: Bed, proxy: Proxy) -> Iterator[None]:
         "BABYSIT_AGENT_URL": f"ws://127.0.0.1:{port}/agent",
         "BABYSIT_ALLOW_HTTP": "1",
     }
+    with environment_set(given):
+        yield
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def environment_set(given: Mapping[str, str]) -> Iterator[None]:
+    """Variables for as long as the context lasts."""
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     try:
@@ -238,4 +250,15 @@ def words(calls: dict[str, int]) -> str:
     return ", ".join(f"{count} {call}" for call, count in calls.items()) or "none"
 
 
-__all__ = ["NODES", "Engine", "Kubernetes", "kubernetes", "local", "since", "words"]
+__all__ = [
+    "NODES",
+    "Engine",
+    "Kubernetes",
+    "Local",
+    "environment_set",
+    "free_port",
+    "kubernetes",
+    "local",
+    "since",
+    "words",
+]
