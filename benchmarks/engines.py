@@ -186,7 +186,7 @@ def lose_all(
 
 
 def measure_ray_train(engine: RayTrain, losses: int, chance: random.Random) -> Figures:
-    """The same losses under Ray Train's own recovery."""
+    """Lose workers and nodes under Ray Train's own recovery."""
     figures = Figures()
     log = engine.shared / "steps"
     asked = time.time()

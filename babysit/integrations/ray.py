@@ -39,7 +39,6 @@ import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from babysit.entry import init
-from babysit.errors import BabysitError
 from babysit.integrations.engine_relay import EngineRelay
 from babysit.integrations.relayed_steps import Part
 from babysit.numbers import real, said, whole
@@ -75,8 +74,8 @@ def watch(*, step: str = "step", loss: str = "loss") -> ray.train.UserCallback:
             _Driver(EngineRelay(run, ENGINE)).start()
         else:
             log.warning("no agent: start the driver with `babysit run --` to have it watched")
-    except BabysitError as error:
-        log.warning("not watched: %s", error)
+    except Exception as error:  # noqa: BLE001 (training must go on)
+        log.warning("not watched: %s", said(error))
     return _Watch(step, loss)
 
 

@@ -15,11 +15,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.ray.bed import ROOT, Bed
-
 from benchmarks.support.engines import NODES, Local, environment_set, free_port
 from benchmarks.support.harness import control_plane, path, until
 from orchestrator.cli.session import Session
+from tests.ray.bed import ROOT, Bed
 
 _DRIVER = Path(__file__).with_name("ray_train_driver.py")
 
@@ -71,7 +70,7 @@ class Ray(Local):
 
 
 class RayTrain:
-    """The same script in the workers of a `TorchTrainer`."""
+    """A `TorchTrainer` whose workers run the script of the other engines."""
 
     name = "ray_train"
 

@@ -23,7 +23,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 
 from babysit.integrations import ray as watched
 
-EVERY, PACE_SECONDS = 5, 0.1
+EVERY, PACE_SECONDS, TRIES = 5, 0.1, 8
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -59,14 +59,27 @@ def loop(config: dict[str, Any]) -> None:
         dist.all_reduce(over)
 
 
+def join(temporary: str) -> None:
+    """Start a cluster: Ray gives up after 30 s, in which a loaded machine may not get that far."""
+    for tries in range(TRIES):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=100 * 2**20,
+                _temp_dir=temporary,
+            )
+        except Exception:
+            ray.shutdown()
+            if tries + 1 == TRIES:
+                raise
+        else:
+            return
+
+
 def main(directory: str, temporary: str, killed_at: int, nan_from: int) -> None:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        _temp_dir=temporary,
-    )
+    join(temporary)
     ray.train.torch.TorchTrainer(
         loop,
         train_loop_config={
