@@ -52,6 +52,7 @@ COMMANDS: Mapping[str, Entry] = {
     "release": Entry(_ACT, "runs:release", "End a hold."),
     "restart": Entry(_ACT, "runs:restart", "Restart a run from its newest checkpoint."),
     "rollback": Entry(_ACT, "runs:rollback", "Restart a run from an older checkpoint."),
+    "monitors": Entry("Look ahead", "monitors:app", "Judge the monitors: backtests and drills."),
     "simulate": Entry("Look ahead", "simulate:simulate", "Simulate scenarios, and replay traces."),
     "demo": Entry(_START, "demo:demo", "Train a small GPT on two local nodes through five faults."),
     "init": Entry(_START, "local:init", "Write a commented run.yaml and a train.py to start from."),

@@ -54,6 +54,7 @@ from orchestrator.database.port import (
 )
 from orchestrator.database.queries import no_such_checkpoint
 from orchestrator.database.references import is_part_of, pick_incident, pick_run
+from orchestrator.database.sample_pages import MemorySampleRecords
 from orchestrator.database.samples import Block
 
 E = TypeVar("E", Run, Attempt, Worker, Node, Checkpoint, Incident, Queue, Fleet)
@@ -63,7 +64,7 @@ Samples = Mapping[tuple[str, int, int], list[Block]]
 """Samples by run, attempt and rank."""
 
 
-class MemoryStore(MemoryEndedRuns, MemoryJournal, MemoryPeople):
+class MemoryStore(MemoryEndedRuns, MemoryJournal, MemoryPeople, MemorySampleRecords):
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self) -> None:

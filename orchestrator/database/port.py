@@ -29,6 +29,7 @@ from orchestrator.core.model.states import RunState
 from orchestrator.database.credentials import Limits, Token
 from orchestrator.database.ended_runs import EndedRuns
 from orchestrator.database.people import People
+from orchestrator.database.sample_records import SampleRecords
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +199,7 @@ class Lease:
     """Start of the PostgreSQL server that stores the lease, in microseconds; 0: another store."""
 
 
-class Store(EndedRuns, People, Protocol):
+class Store(EndedRuns, People, SampleRecords, Protocol):
     """The run database.
 
     Raises:
@@ -367,9 +368,6 @@ class Store(EndedRuns, People, Protocol):
 
         Takes two queries, however many runs there are.
         """
-
-    async def sample_total(self, run: str, attempt: int | None = None) -> int:
-        """Number of stored samples, over all ranks."""
 
     # tokens
     async def create_token(

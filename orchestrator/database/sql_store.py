@@ -36,10 +36,11 @@ from orchestrator.database.port import (
     Series,
     Snapshot,
 )
+from orchestrator.database.sample_pages import SqlSampleRecords
 from orchestrator.database.time_limits import ServerLimits
 
 
-class SqlStore(SqlEndedRuns, SqlPeople):
+class SqlStore(SqlEndedRuns, SqlPeople, SqlSampleRecords):
     """Implements :class:`orchestrator.database.port.Store`, which documents each method."""
 
     def __init__(self, database: Database) -> None:

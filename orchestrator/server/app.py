@@ -26,6 +26,7 @@ from orchestrator.server.routes import (
     oidc,
     page,
     queues,
+    records,
     runs,
     system,
     usage,
@@ -97,6 +98,7 @@ def create_app(
     api.include_router(browser.api)
     api.include_router(audit.router)
     api.include_router(usage.router)
+    api.include_router(records.router)
     app.include_router(api)
     app.include_router(system.health)
     app.include_router(browser.page)

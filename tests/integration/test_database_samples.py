@@ -52,6 +52,35 @@ async def test_samples_come_back_bit_for_bit(store: Store) -> None:
     assert await store.sample_total(RUN, 2) == 0
 
 
+async def test_records_are_read_page_by_page_of_each_rank_and_attempt(store: Store) -> None:
+    epoch = await begin(store)
+    lost = columns(1, 40, rank=3)
+    lost.loss[:] = [math.nan] * 40
+    ranks = [samples(columns(1, 9000), lost)]
+    await store.commit(Batch(samples=ranks, sequences={"w1": 0}), epoch=epoch)
+    await next_attempt(store, epoch, 2)
+    again = samples(columns(501, 520, loss=2.0), attempt=2)
+    await store.commit(Batch(samples=[again], sequences={"w1": 1}), epoch=epoch)
+
+    parts = await store.sample_parts(RUN)
+    assert [tuple(part) for part in parts] == [
+        (1, 0, 1, 9000, 9000, 9000),
+        (1, 3, 1, 40, 40, 0),
+        (2, 0, 501, 520, 20, 20),
+    ]
+    read: list[int] = []
+    pages = 0
+    while page := (await store.sample_page(RUN, 1, 0, after=read[-1] if read else -1)).step:
+        read += page
+        pages += 1
+    assert read == list(range(1, 9001))
+    assert pages == 3
+    (newer,) = [await store.sample_page(RUN, 2, 0, after=510)]
+    assert (newer.step, newer.loss) == (list(range(511, 521)), [2.0] * 10)
+    assert (await store.sample_page(RUN, 7, 0)).step == []
+    assert await store.sample_parts("nobody") == []
+
+
 async def test_a_batch_that_comes_twice_is_stored_once(store: Store) -> None:
     epoch = await begin(store)
     batch = Batch(samples=[samples(columns(1, 20))], sequences={"w1": 3})
