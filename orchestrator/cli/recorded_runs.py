@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
@@ -14,7 +15,7 @@ from orchestrator.cli.output import say
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session
 from orchestrator.cli.views import read as read_view
-from orchestrator.controller.sample_pipeline import unpack
+from orchestrator.controller.sample_columns import unpack
 from orchestrator.core.views.models import AttemptView, EventView, IncidentView, RunDetail
 from orchestrator.errors import InvalidError
 from orchestrator.judgement.backtest import History, RunBacktest, RunResult
@@ -36,10 +37,15 @@ def runs(here: Session, named: Sequence[str], since: str | None) -> list[str]:
     if named:
         return [here.api.get(path("runs", each))["id"] for each in named]
     found = here.api.get(path("runs"), limit=_RUNS)
-    recent = [each for each in found if since is None or each["submitted_at"] >= since[:19]]
+    first = None if since is None else dt.datetime.fromisoformat(since)
+    recent = [each for each in found if first is None or _submitted(each) >= first]
     if len(found) == _RUNS and len(recent) == _RUNS:
         say(f"Only the newest {_RUNS} runs are read: name the others.")
     return [each["id"] for each in recent if each["attempt"]]
+
+
+def _submitted(run: dict[str, Any]) -> dt.datetime:
+    return dt.datetime.fromisoformat(run["submitted_at"])
 
 
 def history(here: Session, run: str) -> History:

@@ -5,13 +5,19 @@
 `kill`, `stop`, `flip` and `truncate` strike rank R when step N begins (`fault@N:R`), each once: a
 marker in `BABYSIT_DRILL_DIRECTORY` outlives the process. `poison@A-B` spoils the data of batches A
 to B, and comes back after a rollback, because the data do.
+
+`babysit monitors drill` strikes a run at moments of its own: a file `orders/FAULT-R` in that
+directory strikes rank R at its next step, and the rank renames it to `orders/FAULT-R.done`. Orders
+are `flip`, `nan`, `oom`, `raise`, `full`, `stall` and `truncate`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -22,6 +28,8 @@ import babysit
 _FAULT = re.compile(r"(kill|stop|flip|truncate)@(\d+):(\d+)|(poison)@(\d+)-(\d+)")
 _EXPONENT_TOP = 1 << 30
 """Highest exponent bit of a float32: set in a small weight, it multiplies it by 2^128."""
+FULL_STEPS = 25
+"""Steps in which no file can be written after the order `full`."""
 
 
 class Drill:
@@ -36,6 +44,7 @@ class Drill:
         self._directory = directory
         self._strikes: list[tuple[str, int]] = []
         self._poisoned: list[tuple[int, int]] = []
+        self._full_until = 0
         for word in specification.replace(",", " ").split():
             if (match := _FAULT.fullmatch(word)) is None:
                 raise ValueError(
@@ -58,6 +67,23 @@ class Drill:
             if when == step and self._first_time(f"{fault}-{step}-{self._run.rank}"):
                 print(f"drill: {fault} at step {step}", flush=True)
                 getattr(self, f"_{fault}")(model)
+        if (self._directory / "raises").exists():
+            self._raise(model)
+        self._obey(step, model)
+
+    def _obey(self, step: int, model: nn.Module) -> None:
+        """Carry out the orders for this rank, and what is left of older ones."""
+        for order in (self._directory / "orders").glob(f"*-{self._run.rank}"):
+            fault = order.name.partition("-")[0]
+            print(f"drill: {fault} at step {step}", flush=True)
+            order.rename(order.with_suffix(".done"))
+            order.with_suffix(".done").touch()  # the moment of the fault
+            getattr(self, f"_{fault}")(model)
+            if fault == "full":
+                self._full_until = step + FULL_STEPS
+        if 0 < self._full_until <= step:
+            self._full_until = 0
+            self._limit_files(None)
 
     def spoil(self, batch: Tensor) -> Tensor:
         """Random bytes instead of the batch if it is a poisoned one."""
@@ -103,3 +129,32 @@ class Drill:
             for file in shard.glob("*.bin"):
                 os.truncate(file, file.stat().st_size // 2)
         self._kill(model)
+
+    def _nan(self, model: nn.Module) -> None:
+        """Make one weight not a number."""
+        weight = model.get_parameter("blocks.0.down.weight")
+        local = weight.to_local() if hasattr(weight, "to_local") else weight
+        local.detach().view(-1)[:1].fill_(float("nan"))
+
+    def _oom(self, _model: nn.Module) -> None:
+        """Ask for more memory than there is."""
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    def _raise(self, _model: nn.Module) -> None:
+        """Fail in the script's own code, in every attempt from now on."""
+        (self._directory / "raises").touch()
+        raise RuntimeError("drill: the batch has the wrong shape")
+
+    def _full(self, _model: nn.Module) -> None:
+        """Have every write to a file fail, as on a full disk."""
+        self._limit_files(1)
+
+    def _stall(self, _model: nn.Module) -> None:
+        """Wait for data that never come."""
+        time.sleep(3600.0)
+
+    @staticmethod
+    def _limit_files(most: int | None) -> None:
+        """Limit files to some bytes; None: no more than they were limited to before."""
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard if most is None else most, hard))
