@@ -40,8 +40,14 @@ def resolve_elsewhere(
     shown = spec.model_copy(update={"workdir": "."}) if spec.upload else spec
     found = expanded(shown, environment.named, source)
     problems: list[Problem] = []
-    if message := _checkpoints_problem(found):
-        problems.append(source.problem(("checkpoint", "directory"), message))
+    own = found.resume.checkpoints if found.resume is not None else None
+    places = (
+        (("checkpoint", "directory"), found.checkpoint.directory),
+        (("resume", "checkpoints"), own),
+    )
+    for place, directory in places:
+        if message := _checkpoints_problem(found, directory):
+            problems.append(source.problem(place, message))
     rules, given = list[RuleFile](), iter(log_rules)
     for number, file in enumerate(found.monitors.logs):
         read = file if isinstance(file, RuleFile) else next(given, None)
@@ -56,8 +62,13 @@ def resolve_elsewhere(
     if checkpoint.directory is not None:
         directory = os.path.normpath(os.path.join(found.workdir, checkpoint.directory))  # noqa: PTH118
         checkpoint = checkpoint.model_copy(update={"directory": directory})
+    resume = found.resume
+    if resume is not None and own is not None:
+        own = os.path.normpath(os.path.join(found.workdir, own))  # noqa: PTH118
+        resume = resume.model_copy(update={"checkpoints": own})
     return found.model_copy(
         update={
+            "resume": resume,
             "launcher": Launcher.TORCHRUN if spec.sets_ranks() else Launcher.NONE,
             "workdir": spec.workdir if spec.upload else found.workdir,
             "checkpoint": checkpoint,
@@ -66,9 +77,8 @@ def resolve_elsewhere(
     )
 
 
-def _checkpoints_problem(spec: RunSpec) -> str | None:
-    """A sentence if checkpoints would be lost with the worker that wrote them."""
-    directory = spec.checkpoint.directory
+def _checkpoints_problem(spec: RunSpec, directory: str | None) -> str | None:
+    """A sentence if checkpoints in a directory would be lost with the worker that wrote them."""
     if directory is None:
         return None
     if "://" in directory:

@@ -219,13 +219,15 @@ class CheckpointChecked(WorkerEvent):
 
 
 class CheckpointDeleted(WorkerEvent):
-    """The answer to DeleteCheckpoint: the bytes are gone if there is no error."""
+    """The answer to DeleteCheckpoint, or news of a script: without an error the bytes are gone."""
 
     kind: Literal["checkpoint_deleted"] = "checkpoint_deleted"
     checkpoint: str
     error: str = ""
     refused: bool = False
     """True if something else lies there now, so that it must not be deleted."""
+    by_script: bool = False
+    """True if nobody asked: the script deleted one of its own checkpoints."""
 
 
 class CheckpointsFound(WorkerEvent):

@@ -48,6 +48,10 @@ def expanded(spec: RunSpec, variables: Mapping[str, str], source: Source) -> Run
     directory = spec.checkpoint.directory
     if directory is not None:
         directory = path(directory, "checkpoint", "directory", known=known)
+    resume = spec.resume
+    if resume is not None and resume.checkpoints is not None:
+        own = path(resume.checkpoints, "resume", "checkpoints", known=known)
+        resume = resume.model_copy(update={"checkpoints": own})
     logs = tuple(
         path(file, "monitors", "logs", number, known=known) if isinstance(file, str) else file
         for number, file in enumerate(spec.monitors.logs)
@@ -61,6 +65,7 @@ def expanded(spec: RunSpec, variables: Mapping[str, str], source: Source) -> Run
             "command": (program, *arguments),
             "workdir": workdir,
             "checkpoint": spec.checkpoint.model_copy(update={"directory": directory}),
+            "resume": resume,
             "monitors": spec.monitors.model_copy(update={"logs": logs}),
         }
     )

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from jobs.pod_template import Kubernetes
 from jobs.ray_options import Ray
-from jobs.spec_trainers import Launcher, Watch
+from jobs.spec_trainers import Launcher, Resume, Watch
 from jobs.spec_types import (
     MOST,
     MOST_STEPS,
@@ -303,6 +303,11 @@ class RunSpec(Model):
         description="Reading of steps and losses from the output of a script that reports nothing "
         "itself: a preset, patterns, or auto: the preset whose lines are seen.",
     )
+    resume: Resume | None = Field(
+        default=None,
+        description="For a script that saves by itself: how it goes on after a restart. Without it "
+        "the same command runs again.",
+    )
     monitors: Monitors = Monitors()
     recovery: Recovery = Recovery()
     notify: Notify = Notify()
@@ -329,6 +334,22 @@ class RunSpec(Model):
                 "ray.runtime_env.working_dir brings the code of the run: add `upload: false`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_saves(self) -> Self:
+        if self.resume is not None and self.checkpoint.directory is not None:
+            raise ValueError(
+                "checkpoint.directory is where `run.checkpoint()` saves, resume is for scripts that"
+                " save by themselves: give one of them"
+            )
+        if self.resume is not None and (problem := self.resume.problem_with(self.command)):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def resumes_by_step(self) -> bool:
+        """True if the script can be sent back to a checkpoint of its own."""
+        return self.resume is not None and self.resume.by_step
 
     def sets_ranks(self, world_size: int = 1) -> bool:
         """True if the ranks get the variables of torchrun.

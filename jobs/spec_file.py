@@ -183,6 +183,11 @@ def resolve(
             problems.append(source.problem(("checkpoint", "directory"), message))
         # Without links: one place has one name, so that the core can tell who shares it.
         checkpoint = checkpoint.model_copy(update={"directory": str(directory.resolve())})
+    resume = spec.resume
+    if resume is not None and resume.checkpoints is not None:
+        # Not without links: the script is given the path that it would print itself.
+        own = os.path.normpath(Path(workdir, resume.checkpoints).absolute())
+        resume = resume.model_copy(update={"checkpoints": own})
     logs = []
     for number, file in enumerate(spec.monitors.logs):
         try:
@@ -200,6 +205,7 @@ def resolve(
             "workdir": str(workdir),
             "launcher": Launcher.TORCHRUN if spec.sets_ranks() else Launcher.NONE,
             "checkpoint": checkpoint,
+            "resume": resume,
             "monitors": monitors,
         }
     )

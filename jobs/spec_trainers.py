@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from jobs.spec_types import Model
+from jobs import checkpoint_pattern
+from jobs.spec_types import MOST, Model, Text
 from jobs.watch import PRESETS, Preset, problem_of
 
 
@@ -75,3 +77,68 @@ class Watch(Model):
             tokens=self.tokens,
             from_zero=self.from_zero,
         )
+
+
+def _findable(pattern: str) -> str:
+    """The pattern, if places can be found by it."""
+    if (problem := checkpoint_pattern.problem_of(pattern)) is not None:
+        raise ValueError(problem)
+    return pattern
+
+
+class Resume(Model):
+    """How a script that saves its checkpoints itself goes on after a restart."""
+
+    args: tuple[Text, ...] = Field(
+        default=(),
+        description="Arguments that are appended to the command where there is a checkpoint to go "
+        "on from. {checkpoint} is its path, {step} its step.",
+    )
+    checkpoints: Annotated[Text, AfterValidator(_findable)] | None = Field(
+        default=None,
+        description="Where the script saves: out/checkpoint-{step}, a file or a directory that all "
+        "nodes of the run see, relative to `workdir`. * stands for any part of a name. Without "
+        "{step} it is one place that is written again and again: it is waited for, and never "
+        "rolled back.",
+    )
+    complete: Text | None = Field(
+        default=None,
+        description="File inside of a checkpoint that the script writes last. Without it, one that "
+        "has not changed for 10 s counts as whole.",
+    )
+    keep: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST,
+        description="Newest checkpoints that are kept; older ones are deleted. Without it nothing "
+        "of the script's is ever deleted.",
+    )
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if not self.args and self.checkpoints is None:
+            raise ValueError("expected args, or checkpoints for a script that finds its newest one")
+        asked = [p for p in checkpoint_pattern.PLACEHOLDERS if any(p in arg for arg in self.args)]
+        if asked and not self.by_step:
+            raise ValueError(f"{asked[0]} in args needs checkpoints with {{step}}")
+        if (self.complete or self.keep) and self.checkpoints is None:
+            raise ValueError("complete and keep need checkpoints")
+        if self.keep is not None and not self.by_step:
+            raise ValueError("keep needs checkpoints with {step}")
+        return self
+
+    def problem_with(self, command: tuple[str, ...]) -> str | None:
+        """A sentence if the arguments would never reach the program; None: they do."""
+        shell = command[0].rpartition("/")[2] in {"sh", "bash", "dash", "zsh", "ksh"}
+        script = command[command.index("-c") + 1 :][:1] if shell and "-c" in command else ()
+        if not self.args or not script or re.search(r"[$][{]?[@*1]", script[0]):
+            return None
+        return (
+            'resume.args would be arguments of the shell: end the command with "$@" and a name'
+            " (bash -c 'python train.py \"$@\"' train), or use $BABYSIT_RESUME in it"
+        )
+
+    @property
+    def by_step(self) -> bool:
+        """True if each checkpoint has a place of its own, so that one can be chosen."""
+        return checkpoint_pattern.STEP in (self.checkpoints or "")

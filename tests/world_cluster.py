@@ -115,7 +115,9 @@ def spec(name: str = "tiny", nodes: int = 2, **fields: object) -> RunSpec:
 
 
 def on_its_own(asked: RunSpec, run: str) -> RunSpec:
-    """The spec with a checkpoint directory that no other run has."""
+    """The spec with a checkpoint directory of its own, unless its script saves by itself."""
+    if asked.resume is not None:
+        return asked
     own = asked.checkpoint.model_copy(update={"directory": f"/checkpoints/{run}"})
     return asked.model_copy(update={"checkpoint": own})
 

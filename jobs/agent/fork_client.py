@@ -196,8 +196,16 @@ class ForkClient:
             "workdir": self._workdir,
         }
 
-    async def launch(self, key: str, environment: dict[str, str], output: int) -> int:
+    async def launch(
+        self,
+        key: str,
+        environment: dict[str, str],
+        output: int,
+        arguments: tuple[str, ...] = (),
+    ) -> int:
         """Fork one rank that writes to `output`. The listener receives its exit under `key`.
+
+        `arguments` are appended to the command.
 
         Returns:
             The pid of the rank.
@@ -213,6 +221,7 @@ class ForkClient:
         if self._channel is None or self._chosen is None or not self.ready.is_set():
             raise ForkServerLostError("no warm fork server; wait for `ready`")
         request = {**self._request(self._chosen), "key": key}
+        request["command"] = [*self._chosen.command, *arguments]
         message = {"launch": {**request, "env": environment}}
         data = json.dumps(message).encode()
         if len(data) > fork_server.PACKET_BYTES:

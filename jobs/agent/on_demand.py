@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -11,6 +13,7 @@ from jobs.agent import inventory, stacks
 from jobs.agent.errors import RefusedPathError
 from jobs.agent.gang import Gang
 from jobs.agent.reporter import Reporter
+from jobs.agent.script_checkpoints import records_of
 from jobs.commands import CaptureStacks, DeleteCheckpoint, FindCheckpoints, VerifyCheckpoint
 from jobs.config import AgentConfig
 from jobs.events import CheckpointChecked, CheckpointDeleted, CheckpointsFound, StacksCaptured
@@ -47,27 +50,59 @@ async def look_after(
 
     `newest` is the newest attempt of this worker.
     """
+    shelf = _shelf_of(config)
     match command:
         case VerifyCheckpoint():
-            await verify_checkpoint(command, newest, reporter)
+            await verify_checkpoint(command, newest, shelf, reporter)
         case DeleteCheckpoint():
-            await delete_checkpoint(command, newest, reporter)
+            await delete_checkpoint(command, newest, shelf, reporter)
         case FindCheckpoints():
-            await find_checkpoints(command, config.spec.checkpoint.directory, reporter)
+            await find_checkpoints(command, shelf, reporter)
 
 
-async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: Reporter) -> None:
+class _Shelf(NamedTuple):
+    """How checkpoints on disk are read: those of babysit, or those of the script. All of it blocks.
+
+    The functions are those of :mod:`jobs.agent.inventory`, for this run.
+    """
+
+    verify: Callable[[VerifyCheckpoint], tuple[str, str]]
+    delete: Callable[[DeleteCheckpoint], None]
+    find: Callable[[FindCheckpoints], tuple[ShardReport, ...]]
+
+
+def _shelf_of(config: AgentConfig) -> _Shelf:
+    records, run, root = records_of(config), config.run, config.spec.checkpoint.directory
+    if records is None:
+        return _Shelf(
+            lambda c: inventory.verify(c, run),
+            lambda c: inventory.delete(Path(c.path), c.attempt, run),
+            lambda c: (
+                inventory.whole_checkpoints(Path(root), run, c.attempt, c.above) if root else ()
+            ),
+        )
+    return _Shelf(
+        lambda c: records.verify(c.path, c.attempt) if 0 in c.ranks else ("", ""),
+        lambda c: records.delete(Path(c.path), c.attempt),
+        lambda c: records.whole(c.attempt, c.above),
+    )
+
+
+async def verify_checkpoint(
+    command: VerifyCheckpoint, attempt: int, shelf: _Shelf, reporter: Reporter
+) -> None:
     """Verify a checkpoint's shards in a thread, and report the result.
 
     Args:
         command: Names the shards.
         attempt: Newest attempt of this worker; the checkpoint may be of an older one.
+        shelf: Reads them.
         reporter: Receives the answer.
     """
     begun = reporter.clock.monotonic()
     unreadable = False
     try:
-        fault, medium = await asyncio.to_thread(inventory.verify, command, reporter.run)
+        fault, medium = await asyncio.to_thread(shelf.verify, command)
     except OSError as error:
         fault, medium, unreadable = f"{error.filename}: {error.strerror}", "", True
     reporter.say(
@@ -83,22 +118,21 @@ async def verify_checkpoint(command: VerifyCheckpoint, attempt: int, reporter: R
     )
 
 
-async def find_checkpoints(
-    command: FindCheckpoints, directory: str | None, reporter: Reporter
-) -> None:
+async def find_checkpoints(command: FindCheckpoints, shelf: _Shelf, reporter: Reporter) -> None:
     """Look for checkpoints of the run on disk in a thread, and report what was found."""
     shards: tuple[ShardReport, ...] = ()
     error = ""
-    look = (Path(directory or ""), reporter.run, command.attempt, command.above)
     try:
-        shards = await asyncio.to_thread(inventory.whole_checkpoints, *look) if directory else ()
+        shards = await asyncio.to_thread(shelf.find, command)
     except OSError as why:
         error = f"{why.filename}: {why.strerror}"
     fields = reporter.fields(command.attempt, command.id)
     reporter.say(CheckpointsFound(shards=shards, error=error, **fields))
 
 
-async def delete_checkpoint(command: DeleteCheckpoint, attempt: int, reporter: Reporter) -> None:
+async def delete_checkpoint(
+    command: DeleteCheckpoint, attempt: int, shelf: _Shelf, reporter: Reporter
+) -> None:
     """Delete a checkpoint in a thread, and report what came of it.
 
     A directory that is busy or not empty (another client of NFS has a file open, say) is tried
@@ -108,8 +142,7 @@ async def delete_checkpoint(command: DeleteCheckpoint, attempt: int, reporter: R
     error, refused = "", False
     for pause in (*_DELETE_PAUSES, 0.0):
         try:
-            path = Path(command.path)
-            await asyncio.to_thread(inventory.delete, path, command.attempt, reporter.run)
+            await asyncio.to_thread(shelf.delete, command)
         except RefusedPathError as why:
             error, refused = str(why), True
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +16,10 @@ from jobs.agent.log_pump import LogPump
 from jobs.agent.note_events import Author, translate
 from jobs.agent.outbox import Outbox
 from jobs.agent.rank_end import failure_behind_zero
+from jobs.checks.results import CheckResult
 from jobs.clock import Clock
 from jobs.config import AgentConfig
-from jobs.events import AgentEvent, RankExited
+from jobs.events import AgentEvent, RankExited, WorkerJoined
 from jobs.log_rules import rule_set
 from monitors.exit_rules import RuleFile, RuleSet
 from monitors.exits import classify
@@ -56,6 +58,19 @@ class Reporter:
             "worker": config.worker,
             "attempt": attempt,
         }
+
+    def joined(self, port: int, checks: tuple[CheckResult, ...]) -> None:
+        """Report that the agent is ready to start ranks, with a free port and what was checked."""
+        config = self._config
+        joined = WorkerJoined(
+            checks=checks,
+            node=config.node,
+            address=config.address,
+            port=port,
+            pid=os.getpid(),
+            **self.fields(0),
+        )
+        self.say(joined)
 
     def say(self, event: AgentEvent) -> None:
         """Report one event at once."""

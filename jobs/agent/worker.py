@@ -7,7 +7,6 @@ makes an old start harmless.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
 
@@ -25,6 +24,7 @@ from jobs.agent.network import free_port
 from jobs.agent.outbox import Outbox
 from jobs.agent.rank_end import failure_to_start
 from jobs.agent.reporter import Reporter
+from jobs.agent.script_checkpoints import Resumption, ScriptCheckpoints
 from jobs.agent.spool import Spool
 from jobs.agent.storage_watch import StorageWatch
 from jobs.agent.tasks import Tasks
@@ -46,7 +46,6 @@ from jobs.events import (
     Heartbeat,
     Hello,
     RanksStarted,
-    WorkerJoined,
 )
 from jobs.log_messages import LOGS_VERSION
 from monitors.failures import Failure, FailureClass
@@ -74,6 +73,7 @@ class Agent:
         self._logs = LogPump(clock, config.log_limit)
         self._reporter = Reporter(config, clock, outbox, self._logs)
         self._storage = StorageWatch(config, self._logs, self._spool, self._reporter)
+        self._scripts = ScriptCheckpoints(config, self._reporter, clock)
         self._gang: Gang | None = None
         self._newest = 0  # highest attempt started or stopped; starts of older ones are ignored
         self._departing = False
@@ -95,6 +95,7 @@ class Agent:
             self._fork_client.start(),
             self._collect_reports(),
             self._watch(),
+            self._scripts.watch(),
             self._join(),
         ):
             self._tasks.spawn(work)
@@ -121,6 +122,7 @@ class Agent:
 
     async def _depart(self, reason: str, gang: Gang) -> None:
         ends = await departure.save_first(gang, self._config.grace_seconds, self._clock)
+        await self._scripts.look()
         await departure.tell(self._spool, self._lifecycle, ends, self._clock)
         self.leave(reason)
 
@@ -137,17 +139,8 @@ class Agent:
         self._spool.close()
 
     async def _join(self) -> None:
-        config = self._config
-        self._reporter.say(
-            WorkerJoined(
-                checks=await preflight(config, self._fork_client.ready),
-                node=config.node,
-                address=config.address,
-                port=free_port(self._chance),
-                pid=os.getpid(),
-                **self._reporter.fields(0),
-            )
-        )
+        checks = await preflight(self._config, self._fork_client.ready)
+        self._reporter.joined(free_port(self._chance), checks)
 
     async def _watch(self) -> None:
         """Watch the directories. Leave after `orphan_seconds` without ranks and without contact."""
@@ -241,7 +234,8 @@ class Agent:
             for rank in command.ranks:
                 self._failed_to_start(gang, rank, FailureClass.STORAGE, str(error))
             return
-        starts = (self._launch_rank(gang, process) for process in gang.ranks.values())
+        resumption = await self._scripts.begin(command)
+        starts = (self._launch_rank(gang, each, resumption) for each in gang.ranks.values())
         await asyncio.gather(*starts)
         if self._fork_client.refused:  # and said so: the next attempt has another try
             self._tasks.spawn(self._fork_client.start())
@@ -249,15 +243,17 @@ class Agent:
             self._reporter.say(
                 RanksStarted(ranks=command.ranks, **self._reporter.fields(gang.attempt, command.id))
             )
+            self._scripts.started(command, resumption)
         # Read while the ranks start, so that the first death waits for nothing.
         await asyncio.to_thread(lambda: self._reporter.log_rules)
         await asyncio.to_thread(leftovers.sweep_before, command, self._config)
 
-    async def _launch_rank(self, gang: Gang, process: RankProcess) -> None:
+    async def _launch_rank(self, gang: Gang, process: RankProcess, resumed: Resumption) -> None:
         key = f"{gang.attempt}/{process.rank}"
+        environment = gang.environment(process) | resumed.variables
         try:
             with self._logs.pipe(process.log) as output:
-                await self._fork_client.launch(key, gang.environment(process), output)
+                await self._fork_client.launch(key, environment, output, resumed.arguments)
         except LaunchError as error:
             self._ended(gang, process.rank, 1, error.failure(process.rank))
         except (ForkServerLostError, OSError) as error:
@@ -278,6 +274,7 @@ class Agent:
             # directory while the next attempt runs elsewhere.
             if self._gang is None:
                 await _sweep(self._reaper, self._fork_client, self._clock)
+            await self._scripts.look(last=True)
             shards = await asyncio.to_thread(
                 inventory.memory_shards, memory_checkpoints(self._config)
             )

@@ -46,6 +46,7 @@ def notes(here: Context, read: CheckedSpec) -> list[str]:
         if _is_set(spec, field.split("."))
     ]
     notes += _launcher_notes(read)
+    notes += _restart_notes(read)
     if here.controller.takes_bundles:  # nobody here knows the programs and modules of the nodes
         return [str(note) for note in (*notes, *_unexpanded(read))]
     notes += [] if spec.image else [*_program_notes(read), *_unexpanded(read)]
@@ -76,6 +77,17 @@ def _launcher_notes(read: CheckedSpec) -> Iterator[Problem]:
             f"{launcher} starts ranks of its own inside one of babysit's, which babysit.init()"
             " refuses, and which babysit cannot watch one by one. Submit the command without a"
             " spec (`babysit submit -- …`), or see its spec (`babysit submit --print-spec -- …`)"
+        )
+        yield read.source.problem(("command",), message)
+
+
+def _restart_notes(read: CheckedSpec) -> Iterator[Problem]:
+    """A note if nothing says how the script goes on after a restart."""
+    if read.spec.checkpoint.directory is None and read.spec.resume is None:
+        message = (
+            "after a failure this very command runs again: unless it finds its own checkpoint, it"
+            " begins anew. `resume` in the spec says how it goes on; `checkpoint.directory` is for"
+            " scripts that call `run.checkpoint()`"
         )
         yield read.source.problem(("command",), message)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.events import Heartbeat, RankBeat
+from babysit.wire import Tier
+from jobs.events import CheckpointDeleted, Heartbeat, RankBeat, RankRestored, ShardWritten
 from jobs.spec import RunSpec
 from monitors.types import FindingKind
 from orchestrator.controller.sample_pipeline import RunSamplePipeline
 from orchestrator.core.messages.events import StepReached
-from orchestrator.core.model.states import AttemptState, RunState
+from orchestrator.core.model.states import AttemptState, RunState, Trust
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Response
 from orchestrator.core.policy.time_limits import pause_limit
 from orchestrator.core.views.build import restart_view, run_detail
-from tests.world import World
+from tests.world import World, spec
 
 
 def deliver(world: World) -> None:
@@ -137,3 +138,104 @@ def test_what_is_printed_does_not_make_a_script_one_that_reports() -> None:
     )
     pipeline.heartbeat("w", Heartbeat(attempt=1, time=1.0, beats=beats), 1.0)
     assert [seen.moved for seen in pipeline.seen(1.0)] == [(0,)]
+
+
+def own_checkpoints(**resume: object) -> World:
+    """A run whose script saves by itself, and is given a checkpoint as an argument."""
+    world = World()
+    found = {"args": ["--resume", "{checkpoint}"], "checkpoints": "/out/{step}", **resume}
+    checkpoint = {"directory": None, "good_after_steps": 10, "keep": 1}
+    world.submit(spec(resume=found, checkpoint=checkpoint))
+    deliver(world)
+    printed(world, 1, 1)
+    return world
+
+
+def saved(world: World, step: int) -> str:
+    """The agent with rank 0 has found a checkpoint of the script."""
+    attempt = world.attempt()
+    shard = world.shard(attempt, step, 0, Tier.DIRECTORY)
+    shard = shard.model_copy(update={"world_size": 1, "path": f"/out/{step}"})
+    seat = attempt.seats[0]
+    fields = {"run": "run-1", "worker": seat.worker, "attempt": attempt.number}
+    world.do(world.event(ShardWritten, **fields, shard=shard))
+    deliver(world)
+    return f"run-1/{attempt.number}/directory/{step}"
+
+
+def given(world: World, step: int, checkpoint: str) -> None:
+    """The agents have passed a checkpoint to the script."""
+    attempt = world.attempt()
+    for seat in attempt.seats:
+        for rank in seat.ranks:
+            fields = {"run": "run-1", "worker": seat.worker, "attempt": attempt.number}
+            world.do(
+                world.event(RankRestored, **fields, rank=rank, step=step, checkpoint=checkpoint)
+            )
+
+
+def test_a_spike_sends_a_script_back_to_a_checkpoint_of_its_own() -> None:
+    world = own_checkpoints()
+    first = saved(world, 10)
+    second = saved(world, 30)
+    printed(world, 40, 1)
+    assert world.state.checkpoints[first].trust is Trust.GOOD
+    world.find(FindingKind.LOSS_SPIKE, onset=25)
+    deliver(world)
+    world.advance(2)
+    deliver(world)
+    attempt = world.attempt()
+    assert attempt.number == 2
+    assert attempt.candidates[0] == first
+    assert world.state.checkpoints[second].superseded
+    given(world, 10, first)
+    assert world.run().ledger.bucket is Bucket.STARTING, "it has been given a step, not ended one"
+    printed(world, 11, 11)
+    assert world.run().ledger.bucket is Bucket.LOST
+    printed(world, 41, 11)
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.resumed_step, restart.lost_steps) == (10, 30)
+    assert restart.recovered_at is not None
+
+
+def test_a_script_that_begins_anew_although_it_was_given_a_checkpoint_has_lost_its_work() -> None:
+    world = own_checkpoints()
+    checkpoint = saved(world, 30)
+    printed(world, 40, 1)
+    world.die()
+    deliver(world)
+    world.advance(2)
+    deliver(world)
+    given(world, 30, checkpoint)
+    printed(world, 31, 1)
+    printed(world, 41, 1)
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (restart.resumed_step, restart.lost_steps) == (0, 40)
+
+
+@pytest.mark.parametrize(("keep", "deleted"), [(None, 0), (1, 1)])
+def test_a_scripts_own_checkpoints_are_deleted_only_where_the_spec_says_so(
+    keep: int | None, deleted: int
+) -> None:
+    world = own_checkpoints(**({"keep": keep} if keep else {}))
+    for step in (10, 20, 30, 40):
+        saved(world, step)
+        printed(world, step + 10, 1)
+    orders = list(world.told("delete_checkpoint"))
+    assert bool(orders) is bool(deleted)
+
+
+def test_what_a_script_deletes_is_not_offered_again() -> None:
+    world = own_checkpoints()
+    first, second = saved(world, 10), saved(world, 20)
+    seat = world.attempt().seats[0]
+    fields = {"run": "run-1", "worker": seat.worker, "attempt": 1}
+    world.do(world.event(CheckpointDeleted, **fields, checkpoint=second, by_script=True))
+    world.die()
+    deliver(world)
+    world.advance(2)
+    deliver(world)
+    assert world.attempt().candidates == (first,)
+    assert world.state.checkpoints[second].trust is not Trust.BAD

@@ -17,8 +17,8 @@ from tests.plane import spec
 ROOT = Path(__file__).parents[2]
 GOOD = "name: a\ncommand: [python, t.py]\n"
 TOP = (
-    "name, queue, project, owner, priority, command, workdir, upload, launcher, env, env_from, image, kubernetes, resources, "
-    "placement, preload, checkpoint, watch, monitors, recovery, notify, grace, max_runtime"
+    "name, queue, project, owner, priority, command, workdir, upload, launcher, env, env_from, image, kubernetes, ray, "
+    "resources, placement, preload, checkpoint, watch, resume, monitors, recovery, notify, grace, max_runtime"
 )
 DURATION = "a duration such as 90s, 10m, 1h30m or 14d above 0"
 WRONG = {

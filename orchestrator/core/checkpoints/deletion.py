@@ -61,6 +61,10 @@ def on_deleted(turn: Turn, event: CheckpointDeleted) -> None:
     A refusal is final: another attempt or run has saved at that path since.
     """
     known = turn.state.checkpoints.get(event.checkpoint)
+    if event.by_script and known is not None and known.deleted_at is None:
+        why = "deleted by the script"
+        turn.change_checkpoint(known.id, deleted_at=turn.now, removed_at=turn.now, reason=why)
+        return
     if known is None or known.deleted_at is None or known.removed_at is not None:
         turn.record(event.run, f"{event.checkpoint} is deleted")
         return

@@ -21,6 +21,7 @@ from monitors.types import Severity
 from orchestrator.core.checkpoints import deletion, memory_tier, rollback, trouble
 from orchestrator.core.messages.gang_events import GangChecked, GangSaved
 from orchestrator.core.model.decisions import Rollback, RollbackTo
+from orchestrator.core.model.derived import knows_its_past
 from orchestrator.core.model.entities import Attempt, Checkpoint
 from orchestrator.core.model.states import AttemptState, IncidentState, Trust, WorkerState
 from orchestrator.core.model.vocabulary import Remedy
@@ -225,7 +226,7 @@ def promote(turn: Turn, run_id: str) -> None:
     have.
     """
     run, attempt = turn.run(run_id), turn.attempt(run_id)
-    if attempt is None or len(attempt.restored_ranks) < attempt.world_size:
+    if attempt is None or not knows_its_past(run, attempt):
         return
     if run.decision is None and attempt.state is AttemptState.RUNNING:
         _end_respites(turn, attempt)
@@ -297,7 +298,7 @@ def prune(turn: Turn, run_id: str) -> None:
         return
     deletion.retry(turn, run_id, worker)
     run = turn.run(run_id)
-    if isinstance(run.decision, Rollback | RollbackTo):
+    if isinstance(run.decision, Rollback | RollbackTo) or trouble.keeps_all(run):
         return
     spendable = checkpoint_choice.select_for_deletion(
         turn.state.checkpoints_of(run_id),

@@ -44,7 +44,8 @@ def on_leadership(turn: Turn, _event: LeadershipBegan) -> None:
 def reports_lost(turn: Turn, run_id: str) -> None:
     """Note that there may be whole checkpoints on disk of which no report will come."""
     run = turn.run(run_id)
-    if run.attempt > 0 and run.spec.checkpoint.directory is not None and not run.look_at_disk:
+    on_disk = run.spec.checkpoint.directory is not None or run.spec.resumes_by_step
+    if run.attempt > 0 and on_disk and not run.look_at_disk:
         turn.change_run(run_id, look_at_disk=True)
 
 

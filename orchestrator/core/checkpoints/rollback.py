@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from babysit.wire import Tier
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.decisions import Decision, Rollback, RollbackTo
+from orchestrator.core.model.derived import knows_its_past
 from orchestrator.core.model.entities import Checkpoint
 from orchestrator.core.model.states import Trust
 from orchestrator.core.policy import checkpoint_choice, doubt
@@ -137,7 +138,7 @@ def settle_past(turn: Turn, run_id: str) -> None:
     passed over may still be the better one.
     """
     attempt = turn.state.attempts[run_id]
-    if len(attempt.restored_ranks) < attempt.world_size or not doubt.stepped(attempt):
+    if not knows_its_past(turn.run(run_id), attempt) or not doubt.stepped(attempt):
         return
     why = f"left behind: attempt {attempt.number} went on from step {attempt.start_step}"
     _leave_later(turn, run_id, attempt.start_step, why, before_attempt=attempt.number)

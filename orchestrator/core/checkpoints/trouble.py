@@ -84,7 +84,15 @@ def is_full(turn: Turn, run_id: str) -> bool:
 def kept(run: Run) -> int:
     """Checkpoints that retention keeps: `keep` of the spec, or fewer where no more have room."""
     attempt, room = run.room or (0, 0)
-    return room if attempt == run.attempt else run.spec.checkpoint.keep
+    if attempt == run.attempt:
+        return room
+    resume = run.spec.resume
+    return resume.keep if resume is not None and resume.keep else run.spec.checkpoint.keep
+
+
+def keeps_all(run: Run) -> bool:
+    """True if the script's own checkpoints are not ours to delete."""
+    return run.spec.resume is not None and run.spec.resume.keep is None
 
 
 def _keep_fewer(turn: Turn, run_id: str) -> None:

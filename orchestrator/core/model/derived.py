@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.core.model.entities import Run
+from orchestrator.core.model.entities import Attempt, Run
 
 
 class Derived:
@@ -35,3 +35,13 @@ class Derived:
 def is_reporting(run: Run) -> bool:
     """True if steps of the run are known: its script reports them, or its output shows them."""
     return run.instrumented or run.best_step > 0
+
+
+def knows_its_past(run: Run, attempt: Attempt) -> bool:
+    """True if it is known which step an attempt went on from: every rank has said what it loaded.
+
+    A script that saves by itself says nothing: its first step shows it.
+    """
+    if not run.instrumented and run.spec.resumes_by_step:
+        return attempt.step > 0 and attempt.first_step_at is not None
+    return len(attempt.restored_ranks) >= attempt.world_size

@@ -70,10 +70,15 @@ def _refuse_shared_directory(state: State, spec: RunSpec) -> None:
 
     Steps of both would lie at the same paths, and each would overwrite and prune the other's.
     """
-    directory = spec.checkpoint.directory
-    others = (run for run in state.live_runs() if run.spec.checkpoint.directory == directory)
+    directory = _saves_to(spec)
+    others = (run for run in state.live_runs() if _saves_to(run.spec) == directory)
     if directory is not None and (other := next(others, None)) is not None:
+        field = "checkpoint.directory" if spec.resume is None else "resume.checkpoints"
         raise ConflictError(
             f"{directory} holds the checkpoints of {other.name} ({other.id}), which is"
-            f" {other.state}: name another checkpoint.directory, or wait for that run or cancel it"
+            f" {other.state}: name another {field}, or wait for that run or cancel it"
         )
+
+
+def _saves_to(spec: RunSpec) -> str | None:
+    return spec.checkpoint.directory or (spec.resume.checkpoints if spec.resume else None)

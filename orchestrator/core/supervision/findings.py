@@ -109,7 +109,8 @@ def _action(run: Run, kind: FindingKind) -> Action:
 
     So is a run whose processes another engine restarts: a second restart would end its work.
     """
-    if run.engine or (kind in remedies.SPOILING and not run.instrumented):
+    can_go_back = run.instrumented or run.spec.resumes_by_step
+    if run.engine or (kind in remedies.SPOILING and not can_go_back):
         return Action.OBSERVE
     return remedies.action_of(run.spec, kind)
 

@@ -36,8 +36,9 @@ def on_step(turn: Turn, event: StepReached) -> None:
     attempt = turn.state.attempts[event.run]
     if attempt.state not in RUNNABLE_ATTEMPT_STATES:
         return
+    run = turn.run(event.run)
     is_first = attempt.first_step_at is None or _counted_as_silent(turn, attempt)
-    if is_first and not attempt.restored_ranks:
+    if is_first and (not attempt.restored_ranks or not run.instrumented):
         attempt = _resumed_by_itself(turn, attempt, event)
     run = turn.run(event.run)
     _book_saves(turn, run, attempt, event)
@@ -86,6 +87,8 @@ def _at_old_steps(turn: Turn, run_id: str, best_step: int, at: dt.datetime) -> N
 def _resumed_by_itself(turn: Turn, attempt: Attempt, event: StepReached) -> Attempt:
     """The first step of a script that never called `restore`, as far as is known: where it began.
 
+    One that was given a checkpoint of its own may have begun elsewhere all the same.
+
     The first step that the run ever reported tells how far apart its reports are, so the attempt
     began that far before its own first one. Where no such step is known of a run that has made
     some, its script restores, and its agents have yet to say so: the first of them corrects it.
@@ -96,8 +99,10 @@ def _resumed_by_itself(turn: Turn, attempt: Attempt, event: StepReached) -> Atte
     if not run.best_step:
         run = turn.change_run(run.id, first_step=first)
     start = max(0, began - first)
+    if attempt.restored_ranks and began > attempt.start_step:
+        start = attempt.start_step  # as it was given
     restart = attempt.restart
-    if restart is not None and restart.resumed_step is None:
+    if restart is not None and (restart.resumed_step is None or attempt.restored_ranks):
         restart = dataclasses.replace(restart, restored_at=turn.now, resumed_step=start)
     return turn.change_attempt(run.id, start_step=start, restart=restart)
 

@@ -71,6 +71,8 @@ def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoin
     again.
     """
     attempt = turn.state.attempts[run_id]
+    if not turn.run(run_id).instrumented and attempt.first_step_at is not None:
+        return True  # its first step has shown more than what it was given
     if attempt.restored_ranks and step != attempt.start_step:
         return False
     restart = attempt.restart
@@ -87,8 +89,9 @@ def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoin
         step=max(attempt.step, step),
         restart=restart,
     )
-    if len(attempt.restored_ranks) == attempt.world_size:
-        run = turn.run(run_id)
+    run = turn.run(run_id)
+    # A script that saves by itself has only been given a checkpoint: its first step shows the rest.
+    if run.instrumented and len(attempt.restored_ranks) == attempt.world_size:
         again = restart is not None and step < restart.best_step
         bucket = Bucket.LOST if again else Bucket.PRODUCTIVE
         turn.change_run(run.id, ledger=time_ledger.switch(run.ledger, bucket, turn.now))

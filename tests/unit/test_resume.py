@@ -1,0 +1,205 @@
+"""`resume` in a spec: checkpoints that a script saves by itself, found, recorded and put aside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from jobs import checkpoint_pattern
+from jobs.agent.errors import RefusedPathError
+from jobs.agent.script_records import ScriptRecords
+from jobs.spec import RunSpec
+
+
+def never() -> bool:
+    return False
+
+
+def saved(place: Path, content: str = "weights") -> Path:
+    """A checkpoint that is a directory, whole."""
+    place.mkdir(parents=True)
+    (place / "model.bin").write_text(content)
+    (place / "done").touch()
+    return place
+
+
+def records(root: Path) -> ScriptRecords:
+    return ScriptRecords(str(root / "out" / "checkpoint-{step}"), "done", "run-1")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names", "steps"),
+    [
+        ("checkpoint-{step}", ["checkpoint-5", "checkpoint-500", "checkpoint-", "tmp-7"], [5, 500]),
+        ("checkpoint-{step}", ["checkpoint-5.tmp", "checkpoint-x"], []),
+        ("epoch=*-step={step}.ckpt", ["epoch=0-step=9.ckpt", "epoch=1-step=30.ckpt"], [9, 30]),
+        ("global_step{step}/model", ["global_step3/model"], [3]),
+        ("iter_{step}", ["iter_0000100"], [100]),
+        ("last.ckpt", ["last.ckpt"], [0]),
+        ("a[b]-{step}", ["a[b]-3", "ab-4"], None),
+    ],
+)
+def test_checkpoints_are_found_by_their_names(
+    pattern: str, names: list[str], steps: list[int] | None, tmp_path: Path
+) -> None:
+    if steps is None:
+        assert checkpoint_pattern.problem_of(pattern) is not None
+        return
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+    found = checkpoint_pattern.find(str(tmp_path / pattern))
+    assert sorted(found) == steps
+
+
+@pytest.mark.parametrize(
+    ("resume", "complaint"),
+    [
+        ({}, "expected args, or checkpoints"),
+        ({"args": ["--resume", "{checkpoint}"]}, "needs checkpoints with {step}"),
+        ({"args": ["{checkpoint}"], "checkpoints": "last.pt"}, "needs checkpoints with {step}"),
+        ({"checkpoints": "out/{step}/{step}"}, "expected {step} once"),
+        ({"checkpoints": "out/{epoch}"}, "unknown placeholder {epoch}"),
+        ({"checkpoints": "out/**/{step}"}, "expected no **"),
+        ({"args": ["--go-on"], "complete": "done"}, "need checkpoints"),
+        ({"checkpoints": "last.pt", "keep": 2}, "keep needs"),
+    ],
+)
+def test_what_cannot_work_is_refused(resume: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint.replace("*", "[*]")):
+        RunSpec.model_validate({"name": "run", "command": ["python", "t.py"], "resume": resume})
+
+
+def test_a_script_that_saves_by_itself_has_no_directory_of_babysit() -> None:
+    spec = {
+        "name": "run",
+        "command": ["python", "t.py"],
+        "resume": {"args": ["--go-on"]},
+        "checkpoint": {"directory": "/c"},
+    }
+    with pytest.raises(ValidationError, match="give one of them"):
+        RunSpec.model_validate(spec)
+
+
+@pytest.mark.parametrize(
+    ("script", "fine"), [("python t.py", False), ('python t.py "$@"', True), ("t ${@}", True)]
+)
+def test_arguments_reach_a_program_behind_a_shell(script: str, fine: bool) -> None:
+    command = ["bash", "-c", script, "train"]
+    spec = {"name": "run", "command": command, "resume": {"args": ["--go-on"]}}
+    if fine:
+        RunSpec.model_validate(spec)
+    else:
+        with pytest.raises(ValidationError, match="arguments of the shell"):
+            RunSpec.model_validate(spec)
+
+
+def test_what_is_whole_is_recorded_and_read_back(tmp_path: Path) -> None:
+    place = saved(tmp_path / "out" / "checkpoint-10")
+    known = records(tmp_path)
+    shard = known.register(10, place, 1, never)
+    assert shard is not None
+    assert (shard.step, shard.world_size, {f.name for f in shard.files}) == (
+        10,
+        1,
+        {"model.bin", "done"},
+    )
+    assert records(tmp_path).whole(1, above=9) == (shard,), "another agent finds it"
+    assert records(tmp_path).whole(1, above=10) == ()
+    assert known.verify(str(place), 1)[0] == ""
+    (place / "model.bin").write_text("weighty")
+    assert "content differs" in known.verify(str(place), 1)[0]
+    (place / "model.bin").write_text("wei")
+    assert "3 bytes, 7 expected" in known.verify(str(place), 1)[0]
+    assert not known.is_there(10, place)
+
+
+def test_a_restart_does_not_wait_for_hashes(tmp_path: Path) -> None:
+    place = saved(tmp_path / "out" / "checkpoint-10")
+    shard = records(tmp_path).register(10, place, 1, lambda: True)
+    assert shard is not None
+    assert {file.blake2b for file in shard.files if file.bytes} == {""}
+    assert records(tmp_path).verify(str(place), 1)[0] == "", "its size is right"
+
+
+def test_what_was_there_before_the_run_is_not_touched(tmp_path: Path) -> None:
+    old = saved(tmp_path / "out" / "checkpoint-500")
+    known = records(tmp_path)
+    known.note_before()
+    new = saved(tmp_path / "out" / "checkpoint-510")
+    assert dict(known.found()) == {510: new}
+    known.leave_only(0, None)
+    assert old.exists()
+    assert not new.exists()
+
+
+def test_nothing_is_written_before_the_script_has_saved(tmp_path: Path) -> None:
+    """Some scripts refuse to start in a directory that is not empty."""
+    (tmp_path / "out").mkdir()
+    records(tmp_path).note_before()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_rollback_puts_later_ones_aside_and_can_be_undone(tmp_path: Path) -> None:
+    known = records(tmp_path)
+    places = {step: saved(tmp_path / "out" / f"checkpoint-{step}") for step in (10, 20, 30)}
+    for step, place in places.items():
+        known.register(step, place, 1, never)
+    known.leave_only(10, places[10])
+    assert [p.name for p in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-10"]
+    assert known.is_there(30, places[30]), "aside, and not lost"
+    known.leave_only(30, places[30])
+    assert (places[30] / "model.bin").read_text() == "weights"
+    assert known.verify(str(places[30]), 1)[0] == ""
+
+
+def test_half_of_a_checkpoint_is_put_aside(tmp_path: Path) -> None:
+    """The rank that wrote it died: a script that takes the newest one must not find it."""
+    known = records(tmp_path)
+    place = saved(tmp_path / "out" / "checkpoint-10")
+    known.register(10, place, 1, never)
+    half = tmp_path / "out" / "checkpoint-20"
+    half.mkdir()
+    assert known.has_marker(half) is False
+    known.leave_only(10, place)
+    assert place.exists()
+    assert not half.exists()
+
+
+def test_only_what_the_run_has_saved_is_deleted(tmp_path: Path) -> None:
+    known = records(tmp_path)
+    mine = saved(tmp_path / "out" / "checkpoint-10")
+    other = saved(tmp_path / "out" / "checkpoint-20")
+    known.register(10, mine, 1, never)
+    for path, attempt in ((other, 1), (mine, 2)):
+        with pytest.raises(RefusedPathError):
+            known.delete(path, attempt)
+    known.delete(mine, 1)
+    assert not mine.exists()
+    assert other.exists()
+    assert known.registered() == []
+
+
+@pytest.mark.parametrize("damage", ["", "{", json.dumps({"step": 1})])
+def test_a_damaged_record_is_left_out(tmp_path: Path, damage: str) -> None:
+    known = records(tmp_path)
+    known.register(10, saved(tmp_path / "out" / "checkpoint-10"), 1, never)
+    (tmp_path / "out" / ".babysit" / "run-1" / "step-20.json").write_text(damage)
+    assert [shard.step for shard in known.registered()] == [10]
+
+
+def test_a_file_can_be_a_checkpoint(tmp_path: Path) -> None:
+    known = ScriptRecords(str(tmp_path / "step={step}.ckpt"), None, "run-1")
+    place: Callable[[int], Path] = lambda step: tmp_path / f"step={step}.ckpt"  # noqa: E731
+    for step in (1, 2):
+        place(step).write_text("weights")
+        known.register(step, place(step), 1, never)
+    assert known.has_marker(place(1)) is None
+    known.leave_only(1, place(1))
+    assert not place(2).exists()
+    known.delete(place(2), 1)
+    known.delete(place(1), 1)
+    assert not place(1).exists()
