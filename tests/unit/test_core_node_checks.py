@@ -9,7 +9,13 @@ import pytest
 
 from jobs.checks.results import CheckResult, Verdict
 from orchestrator.core.messages.check_events import CheckAsked, CheckEnded, NodeChecked
-from orchestrator.core.messages.events import CapacityChanged, LeadershipBegan, NodeInfo
+from orchestrator.core.messages.events import (
+    CapacityChanged,
+    LeadershipBegan,
+    NodeChanged,
+    NodeInfo,
+    RunHeld,
+)
 from orchestrator.core.messages.instructions import CheckNode, LaunchWorker, Notify, StopCheck
 from orchestrator.core.model.checking import PREFLIGHT, CheckPolicy
 from orchestrator.core.model.entities import Node
@@ -76,6 +82,35 @@ def test_a_node_that_computes_wrong_is_cordoned_with_the_figure_and_the_gang_goe
     made.submit(spec(nodes=3))
     made.settle()
     assert "node-1" not in {seat.node for seat in made.attempt().seats}
+
+
+def incidents(made: World) -> list[tuple[str, str, str]]:
+    """Kind, subject and state of each incident about nodes."""
+    found = made.state.incidents.values()
+    return [(each.kind.value, each.subject, each.state.value) for each in found]
+
+
+@pytest.mark.parametrize("how", ["passes", "uncordoned"])
+def test_a_failed_check_is_an_incident_about_the_node_until_it_takes_work_again(how: str) -> None:
+    made = only("node-1", WRONG)
+    ask(made, "node-1")
+    ask(made, "node-1")
+    assert incidents(made) == [("check_failed", "node-1", "open")]
+    assert len(notices(made)) == 1, "people hear of it once"
+    if how == "passes":
+        made.measured = lambda _: (rate(30.0, "matmul"),)
+        ask(made, "node-1")
+    else:
+        back = {"node": "node-1", "state": "ready", "reason": "new DIMM"}
+        made.do(made.event(NodeChanged, **back, actor="operator:ada"))
+    assert incidents(made) == [("check_failed", "node-1", "resolved")]
+
+
+def test_under_a_hold_over_everything_no_node_is_cordoned() -> None:
+    made = only("node-1", WRONG)
+    made.do(made.event(RunHeld, run=None, actor="operator:ada"))
+    ask(made, "node-1")
+    assert node(made, "node-1").state is NodeState.READY
 
 
 def test_results_survive_the_controller() -> None:

@@ -17,7 +17,7 @@ from monitors.failures import CAUSE_OF, Cause, FailureClass
 from monitors.types import FindingKind
 from orchestrator.alert_settings import AlertSettings
 from orchestrator.cli.main import app
-from orchestrator.core.model.vocabulary import SaveTrouble
+from orchestrator.core.model.vocabulary import NodeTrouble, SaveTrouble
 from orchestrator.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def test_thresholds_are_as_documented(value: str, unit: str, module: str, name: 
 
 
 def test_incidents_have_the_names_of_their_kinds() -> None:
-    kinds = {*FindingKind, *FailureClass, *SaveTrouble}
+    kinds = {*FindingKind, *FailureClass, *SaveTrouble, *NodeTrouble}
     named = {
         (name_of(page), kind)
         for page in PAGES

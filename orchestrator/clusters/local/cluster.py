@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ import structlog
 from jobs import log_rules
 from jobs.agent import command as agent_command
 from jobs.agent.reaper import end_worker, strays
+from jobs.checks.results import CHECKS_RUN
 from jobs.clock import Clock, wait_at_most
 from jobs.config import AgentConfig
 from jobs.environment import Environment
@@ -365,6 +367,8 @@ class LocalCluster(OwnNodes):
         record = self._records.read(gone.run, gone.worker)
         if record is not None:
             self._store(record.model_copy(update={"acknowledged": True}))
+        if gone.run == CHECKS_RUN:  # nobody asks for its files: the results are in the database
+            shutil.rmtree(self._records.directory(gone.run, gone.worker), ignore_errors=True)
 
     def _store(self, record: WorkerRecord) -> None:
         try:

@@ -93,6 +93,7 @@ class NodeTrouble(StrEnum):
     """Kinds of trouble with nodes; such an incident belongs to no run."""
 
     NODE_FAULT = "node_fault"  # a machine says that something is wrong with it
+    CHECK_FAILED = "check_failed"  # a node measured something wrong, or is slower than its like
     CORRELATED_FAULTS = "correlated_faults"  # many machines at once: a switch, a rack, the storage
 
 

@@ -17,9 +17,10 @@ from jobs.checks.results import QUICK, CheckResult, Verdict
 from monitors.types import Severity
 from orchestrator.core.messages.instructions import CheckNode, StopCheck
 from orchestrator.core.model.checking import PREFLIGHT, CheckPurpose, CheckUnderWay
-from orchestrator.core.model.entities import Node, Run
+from orchestrator.core.model.entities import Incident, Node, Run
 from orchestrator.core.model.records import CLUSTER, FLAPPING
-from orchestrator.core.model.states import NodeState
+from orchestrator.core.model.states import IncidentState, NodeState
+from orchestrator.core.model.vocabulary import NodeTrouble, Remedy
 from orchestrator.core.placement import check_verdicts
 from orchestrator.core.text import time_mark
 from orchestrator.core.turn import Turn
@@ -133,7 +134,12 @@ def _failed(turn: Turn, node: Node, why: str) -> bool:
     if (together := _failing_machines(turn)) is not None:
         _blame_nobody(turn, together)
         return True
-    if node.state is NodeState.READY or node.by == CLUSTER:
+    if turn.state.fleet.hold:
+        turn.record(None, f"held: {node.id} is not cordoned: it failed a check: {why}")
+        return True
+    if node.by == PREFLIGHT:
+        turn.change_node(node.id, reason=f"failed a check: {why}")
+    elif node.state is NodeState.READY or node.by == CLUSTER:
         lately = [each for each in node.absences if turn.now - each < FLAP_WINDOW]
         was_ready = node.state is NodeState.READY
         turn.change_node(
@@ -143,11 +149,44 @@ def _failed(turn: Turn, node: Node, why: str) -> bool:
             by=PREFLIGHT,
             absences=(*lately, turn.now) if was_ready else node.absences,
         )
-        text = f"{node.id} is cordoned, since it failed a check: {why}"
-        turn.notify(None, Severity.WARNING, text, kind="check_failed")
-    elif node.by == PREFLIGHT:
-        turn.change_node(node.id, reason=f"failed a check: {why}")
+    else:  # somebody else keeps it away
+        return False
+    _open(turn, node, why)
     return False
+
+
+def _open(turn: Turn, node: Node, why: str) -> None:
+    """Open the incident of a node that failed, or renew it; people hear of it once."""
+    seen = {"last_seen": turn.now.isoformat(), "done": "cordon", "failed": why}
+    if (known := _incident(turn, node.id)) is not None:
+        turn.change_incident(known.id, reason=f"it failed a check: {why}", evidence=seen)
+        return
+    incident = turn.open_incident(
+        None,
+        kind=NodeTrouble.CHECK_FAILED,
+        severity=Severity.WARNING,
+        reason=f"it failed a check: {why}",
+        subject=node.id,
+        remedy=Remedy.CORDON,
+        evidence=seen,
+    )
+    text = f"{node.id} is cordoned, since it failed a check: {why}"
+    turn.notify(None, Severity.WARNING, text, incident.id)
+
+
+def _incident(turn: Turn, node: str) -> Incident | None:
+    """The incident of a node that failed a check, while it is not over."""
+    for each in turn.state.incidents_of(""):
+        about = each.kind == NodeTrouble.CHECK_FAILED and each.subject == node
+        if about and each.state is not IncidentState.RESOLVED:
+            return each
+    return None
+
+
+def resolve(turn: Turn, node: str, how: str) -> None:
+    """The node takes work again: its incident is over, if there is one."""
+    if (incident := _incident(turn, node)) is not None:
+        turn.resolve_incident(incident.id, how)
 
 
 def _failing_machines(turn: Turn) -> list[str] | None:
@@ -205,6 +244,7 @@ def take_back(turn: Turn, node: Node, why: str) -> None:
         )
         return
     turn.change_node(node.id, state=NodeState.READY, reason=f"taken back: {why}", by="")
+    resolve(turn, node.id, why)
 
 
 def must_pass(turn: Turn, node: Node) -> bool:

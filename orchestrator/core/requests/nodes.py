@@ -9,6 +9,7 @@ from orchestrator.core.messages.events import CapacityChanged, NodeChanged, Node
 from orchestrator.core.model.entities import Node
 from orchestrator.core.model.records import CLUSTER, MAINTENANCE, Cordon, Window
 from orchestrator.core.model.states import NodeState
+from orchestrator.core.placement import node_checks
 from orchestrator.core.requests import node_health
 from orchestrator.core.supervision import node_findings
 from orchestrator.core.turn import Turn
@@ -89,6 +90,7 @@ def on_node_changed(turn: Turn, event: NodeChanged) -> None:
     turn.schedule_wanted = True
     if event.state == "ready":
         node_findings.taken_back(turn, node.id, event.actor)
+        node_checks.resolve(turn, node.id, f"{event.actor} took the node back")
         node = turn.state.nodes[node.id]
     if event.state == "draining":
         draining.drain(turn, node.id, reason=event.reason, by=event.actor)
