@@ -180,8 +180,12 @@ class Case(BaseModel):
         if self.different or not self.same:
             why = "none of the values came back, and the script has not shown that it repeats its"
             return Verdict(Outcome.UNKNOWN, f"{why} steps bit for bit")
-        why = f"{self.same} earlier values came back bit for bit, but none of those at the step"
-        return Verdict(Outcome.UNKNOWN, why)
+        if any(len(now.digests) > 1 for now in self.again):
+            return Verdict(Outcome.UNKNOWN, "the replicas differ again, in another way")
+        # The odd one may have reached the others by a reduction before the step was compared.
+        odd = tuple(sorted(frozenset().union(*(each.odd for each in self.splits))))
+        why = "the steps before came back bit for bit, and the disagreement did not"
+        return Verdict(Outcome.HARDWARE, why if odd else f"{why}; whose it was is not known", odd)
 
 
 class ReplicaMemory(BaseModel):

@@ -121,12 +121,15 @@ class ReplicaMonitor:
         steps = self._open[part]
         if len(steps) > MOST_STEPS:
             return True
-        if len(steps[step]) < len(self._reporters[part]):
-            return False
         known = [each.ranks for each in self._replicas if each.part == part]
-        if known:
-            return steps[step].keys() >= frozenset().union(*known)
-        return len(self._newest) >= self._world_size and min(self._newest.values()) >= step
+        reporters = self._reporters[part].union(*known)
+        missing = reporters - steps[step].keys()
+        if any(self._newest.get(rank, -1) <= step for rank in missing):
+            return False
+        # The others may have passed over this step: their interval is longer.
+        return bool(known) or (
+            len(self._newest) >= self._world_size and min(self._newest.values()) >= step
+        )
 
     def _judge(self, step: int, parts: Mapping[str, Mapping[int, Fingerprint]]) -> list[Finding]:
         """Compare one step, learn from it, and say what is wrong."""

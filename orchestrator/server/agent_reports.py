@@ -28,6 +28,7 @@ from jobs.events import (
     Heartbeat,
     Hello,
     RankBeat,
+    RankFingerprint,
     RankSamples,
     Report,
     WorkerEvent,
@@ -63,6 +64,10 @@ class ReportReader:
             raise FrameError(f"expected a sequence in a report, got {body.get('sequence')!r:.80}")
         number = self._attempt(body)
         samples, events = [], list[Event]()
+        fingerprints = []
+        for each in _list(body.get("fingerprints")):
+            with contextlib.suppress(ValidationError):  # the next one is compared
+                fingerprints.append(RankFingerprint.model_validate(each))
         for place, each in enumerate(_list(body.get("samples"))):
             try:
                 samples.append(_rank_samples(each))
@@ -72,6 +77,7 @@ class ReportReader:
             events += self._event(f"{sequence}.{place}", number, each)
         # Not validated again: agents have no event `ReportUnreadable`.
         read: dict[str, Any] = {"samples": tuple(samples), "events": tuple(events)}
+        read["fingerprints"] = tuple(fingerprints)
         return Report.model_construct(sequence=sequence, attempt=number, **read)
 
     def _attempt(self, body: Mapping[str, Any]) -> int:

@@ -125,6 +125,16 @@ def test_reports_of_agents_may_come_in_any_order() -> None:
     assert [(f.rank, f.onset_step) for f in found] == [(2, 33)]
 
 
+def test_ranks_with_longer_intervals_are_compared_at_the_steps_that_all_take() -> None:
+    monitor, found = begun(), []
+    for step in range(1, 60):
+        for rank, every in enumerate((1, 2, 8)):
+            if step <= 2 or step % every == 0:
+                parts = {"w": flipped(1, 30)(rank, step)}
+                found += monitor.observe([said(rank, step, parts)])
+    assert [(f.rank, f.onset_step, f.detected_step) for f in found] == [(1, 25, 32)]
+
+
 def test_a_rank_without_fingerprints_holds_up_nobody() -> None:
     found = []
     monitor = begun()
@@ -162,6 +172,25 @@ def test_a_disagreement_that_comes_back_is_the_scripts_and_is_not_accused_again(
     monitor = accused(1)
     assert outcome(monitor, flipped(1, 6)) == ("script", [])
     assert feed(monitor, range(20, 40), flipped(1, 6)) == []
+
+
+@pytest.mark.parametrize(("world", "named"), [(3, [1]), (2, [])])
+def test_a_corruption_that_spread_before_it_was_compared_is_still_a_machines(
+    world: int, named: list[int]
+) -> None:
+    """The flip of step 6 has reached all ranks by step 8: neither value comes back."""
+    monitor, found = begun(), []
+
+    def tainted(rank: int, step: int) -> str:
+        return f"{step}{'~' * (step > 6)}{'!' * (step > 6 and rank == 1)}"
+
+    for step in (1, 2, 4, 6, 8):
+        found += feed(monitor, range(step, step + 1), tainted, world)
+    monitor.restart(2, 3)
+    for step in (4, 6, 8):
+        found += feed(monitor, range(step, step + 1), lambda _, s: str(s), world)
+    assert [f.kind for f in found] == [FindingKind.CORRUPTION, FindingKind.REPLAY]
+    assert (found[1].evidence["outcome"], found[1].evidence["ranks"]) == ("hardware", named)
 
 
 def test_a_script_that_does_not_repeat_itself_proves_nothing() -> None:
