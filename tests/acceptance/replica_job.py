@@ -35,7 +35,8 @@ def main() -> None:
     torch.manual_seed(0)
     run = babysit.init()
     dist.init_process_group("gloo")
-    net = torch.nn.Linear(8, 4)
+    # One parameter: DDP orders several anew after its first step, and sums in another order then.
+    net = torch.nn.Linear(8, 4, bias=False)
     model = DistributedDataParallel(net)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     state: dict[str, Any] = {"model": net, "optimizer": optimizer}

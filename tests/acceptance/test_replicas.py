@@ -50,8 +50,8 @@ def test_flipped_bits_are_found_and_named_and_undone(servers: Servers, tmp_path:
             incident = until(settled, f"{what} of rank {rank} are judged", seconds=90.0)
             assert f"rank {rank} holds other " in incident["reason"], incident["reason"]
             assert "majority of 3 replicas" in incident["reason"]
-            assert incident["evidence"]["replay"]["outcome"] == "hardware", incident["evidence"]
-            assert incident["evidence"]["replay"]["ranks"] == [rank]
+            replay = incident["evidence"]["replay"]
+            assert (replay["outcome"], replay["ranks"]) == ("hardware", [rank]), replay["reason"]
             restart = plane.show(run)["restarts"][-1]
             assert (restart["class"], {restart["node"]}) == ("silent_corruption", homes)
             assert before <= restart["resumed_step"] < incident["onset_step"]
