@@ -170,6 +170,15 @@ class Corruption(Model):
 class Straggler(Model):
     """The search for slow ranks and nodes."""
 
+    action: Action = Field(
+        default=Action.ASK,
+        description="Swap the slow node at the next checkpoint where that pays; observe: only say "
+        "what would be done; ask: swap 15 min after people were asked.",
+    )
+    horizon: Seconds = Field(
+        default=86_400.0,
+        description="Time over which the loss is compared with the cost of the swap.",
+    )
     threshold: float = Field(
         default=0.05, gt=0, le=1, description="Share of a step that the run would save without it."
     )

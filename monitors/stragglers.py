@@ -9,7 +9,7 @@ it and the next slowest rank, or between a node and the ranks of the next one. T
 `threshold` of the step over `steps` steps, and in most windows of them the rank must show at least
 half of its excess, so that load that moves from rank to rank, and rare long steps, are none.
 
-Limits: without a measure of waiting (`run.watch`, or `run.phase("communicate")`), only the parts in
+Limits: without a measure of waiting (`run.phase("communicate")`), only the parts in
 which nobody waits for others are compared: data, forward, optimizer. The time of a collective in
 such a part counts as work. A rank whose share of the work is larger looks like one on a slow
 machine, until it is found slow on another node too.

@@ -113,6 +113,7 @@ from orchestrator.core.supervision import (
     reconciliation,
     shutdown,
     startup,
+    swaps,
     unreadable,
 )
 from orchestrator.core.text import named
@@ -289,7 +290,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     RankExited: failures.on_rank_died,
     GangStopped: shutdown.on_stopped,
     GangStacks: hangs.on_stacks,
-    GangSaved: checkpoint_lifecycle.on_saved,
+    GangSaved: swaps.on_saved,
     SaveFailed: checkpoint_lifecycle.on_save_failed,
     SaveResumed: checkpoint_trouble.on_save_resumed,
     StorageTrouble: checkpoint_trouble.on_storage_trouble,

@@ -56,6 +56,7 @@ class Remedy(StrEnum):
     SHRINK = "shrink"  # an elastic run saves, leaves some nodes and goes on with the rest
     GROW = "grow"  # an elastic run saves and starts again on more nodes
     MOVE_AWAY = "move away"  # the run saves and leaves a node that is drained
+    SWAP_NODE = "swap the node at the next checkpoint"  # of a straggler: saved, then elsewhere
     RESTART = "restart"  # of a hang: the attempt is stopped, then judged
     WAIT = "wait"  # of a slow run: the ranks are looked at now and then; a restart at its limit
     RECORD = "recorded"  # the incident is recorded; nothing else is done

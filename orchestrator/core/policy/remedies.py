@@ -80,7 +80,10 @@ FINDINGS: Mapping[FindingKind, Rule] = {
     # A blip is over when it is noticed; the others are warnings that alone prove nothing.
     FindingKind.LOSS_BLIP: _RECORDED,
     FindingKind.GRAD_NORM_SPIKE: _RECORDED,
-    FindingKind.STRAGGLER: _RECORDED,
+    # Nothing failed: the run saves and moves, which costs no budget (`supervision.swaps`).
+    FindingKind.STRAGGLER: Rule(
+        remedy=Remedy.SWAP_NODE, failure_class=None, setting="monitors.straggler.action"
+    ),
     # What was saved after the last agreement may be wrong; the node of the odd rank is left.
     FindingKind.CORRUPTION: Rule(
         remedy=Remedy.ROLL_BACK,

@@ -24,7 +24,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.policy import remedies
-from orchestrator.core.supervision import corruption, failures
+from orchestrator.core.supervision import corruption, failures, swaps
 from orchestrator.core.turn import Turn
 
 Ask = Literal["no", "yes", "wait", "unproven"]
@@ -89,6 +89,11 @@ def raise_incident(
             **({"engine": run.engine} if run.engine else {}),
         },
     )
+    if finding.kind is FindingKind.STRAGGLER and (why := swaps.refusal(turn, run, finding)):
+        turn.change_incident(incident.id, remedy=Remedy.RECORD)
+        turn.notify(run.id, Severity.WARNING, f"{run.name}: {finding.reason}; {why}", incident.id)
+        turn.resolve_incident(incident.id, f"recorded only: {why}")
+        return
     if rule.only_recorded:
         if not remedies.is_awaited(incident):
             turn.resolve_incident(incident.id, "recorded only")
@@ -178,6 +183,9 @@ def act(turn: Turn, run: Run, incident: Incident, finding: Finding) -> None:
         KeyError: No row of the remedy table says what the finding is judged as.
     """
     rule = remedies.FINDINGS[finding.kind]
+    if rule.remedy is Remedy.SWAP_NODE:
+        swaps.plan(turn, run, incident)
+        return
     if rule.failure_class is None:
         raise KeyError(f"{finding.kind} is only recorded: there is no remedy to start")
     turn.change_incident(incident.id, state=IncidentState.MITIGATING, response=Response.ACTED)
