@@ -288,6 +288,8 @@ def kind_of(row: Row) -> Kind:
 
 def sign(row: Row) -> str:
     """The sign of a row in words, with its thresholds."""
+    if row.xid == ANY_XID:
+        return "an Xid without a row"
     if row.xid is not None:
         return f"Xid {row.xid}" + (f" with `{'`, `'.join(row.line)}`" if row.line else "")
     if row.boot:

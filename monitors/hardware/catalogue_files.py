@@ -1,7 +1,4 @@
-"""Reads the rows that come with babysit: `monitors/hardware/rules/*.yaml`, part of the package.
-
-Files of a site are read by :mod:`jobs.hardware_rules`, which says where a mistake is.
-"""
+"""Reads the rows that come with babysit: `monitors/hardware/rules/*.yaml`, part of the package."""
 
 from __future__ import annotations
 
