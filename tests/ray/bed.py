@@ -10,12 +10,31 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
+TRIES = 5
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A loaded machine is slow, and not dead; a raylet that is killed is seen by its connection.
+    "RAY_health_check_failure_threshold": "60",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 
 
 class Bed:
     """Raylets on this machine, with GPUs that do not exist."""
 
-    def __init__(self, **environment: str) -> None:
+    def __init__(self) -> None:
+        for left in reversed(range(TRIES)):
+            self._start()
+            try:
+                self.address = str(self.ask("address"))
+            except AssertionError:  # Ray's library gives its head 30 s, which load may take
+                if not left:
+                    raise
+                self._end()
+            else:
+                break
+
+    def _start(self) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the bed
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("machines.py"))],
@@ -27,8 +46,7 @@ class Bed:
                 **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "BABYSIT_"))},
                 "PYTHONPATH": str(ROOT),  # the nodes have babysit installed
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                "RAY_USAGE_STATS_ENABLED": "0",
-                **environment,
+                **SETTINGS,
             },
         )
 
@@ -43,10 +61,6 @@ class Bed:
             raise AssertionError(self.log.read()[-3000:].decode())
         return json.loads(line)
 
-    @property
-    def address(self) -> str:
-        return str(self.ask("address"))
-
     def add(self, name: str, *, cpus: int = 4, gpus: int = 0, **labels: str) -> int:
         """Start a node; the pid of its raylet."""
         options = {"num_cpus": cpus, "num_gpus": gpus, "labels": labels}
@@ -56,9 +70,13 @@ class Bed:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
         assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait(300)
         self.process.stdout.close()
         self.log.close()

@@ -4,15 +4,18 @@ A program of its own: Ray's library changes signals, loggers and the environment
 line is a JSON list, a method of `Machines` and its arguments; each answer is a line, too.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from ray.cluster_utils import Cluster
 from ray.core.generated import gcs_pb2
 
+TRIES = 5
 ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what Ray prints is no answer
 
@@ -27,10 +30,17 @@ class Machines:
         return self.cluster.address
 
     def add(self, name: str, options: dict) -> int:
-        """Start a node; the pid of its raylet."""
-        node = self.cluster.add_node(node_name=name, **options)
-        self.nodes[name] = node
-        return self._raylet(node)
+        """Start a node; the pid of its raylet. Ray's library gives it 30 s, which load may take."""
+        for left in reversed(range(TRIES)):
+            try:
+                self.nodes[name] = self.cluster.add_node(node_name=name, **options)
+            except Exception:
+                if not left:
+                    raise
+                end_raylets(name)
+            else:
+                break
+        return self._raylet(self.nodes[name])
 
     def kill(self, name: str) -> None:
         """SIGKILL the raylet, as when the machine is switched off. Nobody reaps it."""
@@ -71,16 +81,17 @@ class Machines:
                 found[actor.name] = actor.pid
         return found
 
-    def kill_gcs(self) -> None:
-        """SIGKILL Ray's control store."""
-        head = self.cluster.head_node
-        head.kill_gcs_server(check_alive=False)
-
-    def start_gcs(self) -> None:
-        self.cluster.head_node.start_gcs_server()
-
     def _raylet(self, node) -> int:
         return node.all_processes["raylet"][0].process.pid
+
+
+def end_raylets(name: str) -> None:
+    """End what a start that took too long has left."""
+    mark = f"--node-name={name}".encode()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and mark in (entry / "cmdline").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def main() -> None:
