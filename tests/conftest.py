@@ -26,6 +26,9 @@ from tests.ray.bed import Bed as RayBed
 
 _numbers = itertools.count(1)
 _NO_KUBERNETES = "no API server"
+_REAL = {"integration", "acceptance"}
+"""Levels with real processes on a machine that does other work, too: what fails there once is tried
+again, and shown as RERUN at the end. A test that needs that has a defect, or has found one."""
 _LEVELS = {"unit": 1, "property": 2, "migration": 3, "integration": 4, "acceptance": 5}
 # The control plane logs while tests read what commands print: only errors, and not to stdout.
 structlog.configure(
@@ -67,6 +70,9 @@ def postgres_template(postgres_server: PostgresServer) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Quick levels come first: what is wrong shows early, and a build has time to end."""
     items.sort(key=lambda item: _LEVELS.get(Path(str(item.path)).parent.name, 0))
+    for item in items:
+        if Path(str(item.path)).parent.name in _REAL:
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
