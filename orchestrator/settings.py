@@ -11,6 +11,7 @@ from pydantic_settings import SettingsConfigDict
 
 from orchestrator.alert_settings import AlertSettings
 from orchestrator.check_settings import CheckSettings
+from orchestrator.hardware_settings import NodeMonitorSettings
 from orchestrator.kubernetes_settings import KubernetesSettings
 from orchestrator.oidc_settings import OidcSettings
 from orchestrator.ray_settings import RaySettings
@@ -32,7 +33,14 @@ def server_url(url: str) -> str:
     return url.rstrip("/")
 
 
-class Settings(AlertSettings, CheckSettings, KubernetesSettings, OidcSettings, RaySettings):
+class Settings(
+    AlertSettings,
+    CheckSettings,
+    KubernetesSettings,
+    NodeMonitorSettings,
+    OidcSettings,
+    RaySettings,
+):
     """Settings of command line and control plane: `BABYSIT_<NAME>` in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="BABYSIT_", env_ignore_empty=True, frozen=True)

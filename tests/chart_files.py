@@ -24,7 +24,7 @@ OF_THE_CHART = {
     *("agent_ca", "agent_url", "alerts_rules", "bundles", "ca", "cluster", "database_url"),
     *("home", "host"),
     *("kubernetes_instance", "kubernetes_namespace", "kubernetes_pod_template"),
-    *("log_rules", "pod", "port", "tls_certificate", "tls_key", "token"),
+    *("log_rules", "node_token", "pod", "port", "tls_certificate", "tls_key", "token"),
 }
 """Settings that the chart makes from its own values."""
 ELSEWHERE = {
@@ -32,6 +32,7 @@ ELSEWHERE = {
     *("kubernetes_kubeconfig", "kubernetes_context"),
     *("grafana_url", "grafana_token", "idle_exit_seconds", "lost_host", "request_seconds"),
     *("server", "start_seconds"),
+    *("local_hardware", "sources"),
     *("local_cpus_per_node", "local_gpus_per_node", "local_memory_per_node", "local_nodes"),
 }
 """Settings of the command line, of embedded servers, of clusters on one machine, and those that the

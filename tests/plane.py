@@ -41,12 +41,15 @@ from orchestrator.database.port import Batch, ShardRecord, WorkerSamples
 from orchestrator.server.app import create_app
 from orchestrator.server.context import Context
 from orchestrator.server.gateway import WorkerTokens, create_gateway
+from orchestrator.server.hardware.routes import node_routes
+from orchestrator.server.hardware.tokens import NodeTokens
 from orchestrator.server.http_server import HttpServers
 from orchestrator.server.listeners import listening
 from orchestrator.server.routes.bundles import agents_route
 from orchestrator.settings import Settings
 
 SECRET = "first-token"
+NODE_SECRET = "secret-of-node-monitors"
 T = TypeVar("T")
 START = dt.datetime(2026, 3, 1, 3, 12, tzinfo=dt.UTC)
 RUN_ID = "01JNB00000000000000000DONE"
@@ -107,6 +110,7 @@ class Plane:
         )
         gateway = create_gateway(self.controller, self.worker_tokens)
         gateway.include_router(agents_route(self.worker_tokens))
+        gateway.include_router(node_routes(NodeTokens(await self.store.signing_key(), NODE_SECRET)))
         app = create_app(self.controller, clock, self.settings, gateway)
         self.context: Context = app.state.context
         await self.controller.start()

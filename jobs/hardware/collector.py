@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 
@@ -26,10 +28,13 @@ from jobs.hardware.sources import Machine, interval
 from monitors.hardware.types import LogLine, NodeReport, Reading
 
 _log = structlog.get_logger(__name__)
+T = TypeVar("T")
 _TICK_SECONDS = 0.2
 """A look is late by this at most, where intervals are not multiples of each other."""
 _MOST_LINES = 2000
 """Lines that wait for a report; the program is then stuck, and says so by its silence."""
+LINES_OF_A_REPORT = 200
+"""Lines of one report, which servers read as a whole; more go with the next."""
 
 
 class _Watch:
@@ -68,6 +73,16 @@ class Collector:
     def absent(self) -> dict[str, str]:
         """Sources that have nothing to see, with the reason."""
         return {w.source.name: w.last.absent for w in self._watches if w.last.absent}
+
+    @property
+    def looking(self) -> set[str]:
+        """Sources whose look has not ended."""
+        return {w.source.name for w in self._watches if w.look is not None}
+
+    @property
+    def counts(self) -> Counter[str]:
+        """By source: readings that wait for a report."""
+        return Counter(source for source, _, _ in self._readings)
 
     async def look(self) -> None:
         """Begin the looks that are due, and take the results of those that have ended.
@@ -130,36 +145,44 @@ class Collector:
             time=self._clock.now().timestamp(),
             boot=self._boot,
             readings=tuple(self._readings.values()),
-            lines=tuple(self._lines),
+            lines=tuple(self._lines[:LINES_OF_A_REPORT]),
             blind=self.blind,
         )
-        self._readings, self._lines = {}, []
+        self._readings, self._lines = {}, self._lines[LINES_OF_A_REPORT:]
         return report
+
+    @property
+    def waiting(self) -> bool:
+        """True if lines wait for another report."""
+        return bool(self._lines)
 
     @property
     def pause(self) -> float:
         """Seconds until the next look or report is due."""
         now = self._clock.monotonic()
         due = [w.due for w in self._watches if w.look is None]
-        due.append(self._reported + self._settings.report_seconds)
+        due.append(now if self._lines else self._reported + self._settings.report_seconds)
         if any(w.look is not None for w in self._watches):
             due.append(now + _TICK_SECONDS)
         return max(_TICK_SECONDS, min(due) - now)
 
 
-def in_thread(read: Callable[[], Seen], name: str) -> asyncio.Future[Seen]:
-    """Call a function in a daemon thread, which ends with the process whatever it waits for."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Seen] = loop.create_future()
+def in_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """Call a function in a daemon thread, which ends with the process whatever it waits for.
 
-    def settle(seen: Seen) -> None:
+    The function must raise nothing.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T) -> None:
         if not future.done():
-            future.set_result(seen)
+            future.set_result(result)
 
     def work() -> None:
-        seen = read()
+        result = call()
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, seen)
+            loop.call_soon_threadsafe(settle, result)
 
     threading.Thread(target=work, name=f"hardware {name}", daemon=True).start()
     return future

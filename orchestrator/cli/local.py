@@ -109,6 +109,8 @@ def doctor(
         babysit doctor
         babysit doctor run.yaml
     """
+    from orchestrator.cli import hardware_checks
+
     here = session(ctx)
     checks: dict[str, tuple[bool, Callable[[], Finding]]] = {
         "python": (True, _python),
@@ -128,6 +130,7 @@ def doctor(
     if here.settings.oidc_issuer:
         checks["single sign-on"] = (True, lambda: _single_sign_on(here))
     rows = [_row(name, needed, check()) for name, (needed, check) in checks.items()]
+    rows += hardware_checks.rows(here)
     rows += [] if spec is None else _of_spec(spec)
     emit(rows, CHECKS, form, name="name")
     if any(row["result"] == "failed" for row in rows):

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli import node_checks
 from orchestrator.cli.errors import CliError, ExitCode
-from orchestrator.cli.output import Column, Format, FormatOption, emit, number, say, size, text
+from orchestrator.cli.output import (
+    Column,
+    Format,
+    FormatOption,
+    emit,
+    number,
+    put,
+    say,
+    size,
+    text,
+)
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import seconds_of, session
 
@@ -36,8 +47,15 @@ COLUMNS = [
     Column("REASON", text("reason"), shrinks=True),
     Column("MAINTENANCE", lambda row: _next_window(row["maintenance"]), wide=True),
     Column("BY", text("by"), wide=True),
+    Column("BLIND", lambda row: ", ".join(_blind(row)) or "-", wide=True, shrinks=True),
     Column("LABELS", lambda row: ",".join(f"{k}={v}" for k, v in row["labels"].items()), wide=True),
 ]
+
+
+def _blind(row: Mapping[str, Any]) -> dict[str, str]:
+    """Hardware sources that see nothing, with the reason; a server of before names none."""
+    found: dict[str, str] = (row.get("hardware") or {}).get("blind", {})
+    return found
 
 
 def _next_window(windows: list[dict[str, str]]) -> str:
@@ -97,7 +115,22 @@ def show(ctx: typer.Context, node: NodeArgument, form: FormatOption = Format.WID
 
         babysit nodes show node-2 -o yaml
     """
-    emit(session(ctx).api.get(path("nodes", node)), COLUMNS, form)
+    found = session(ctx).api.get(path("nodes", node))
+    emit(found, COLUMNS, form)
+    if form in {Format.TABLE, Format.WIDE}:
+        for source, reason in _blind(found).items():
+            say(f"{found['id']} is blind: {source}: {reason}")
+
+
+@app.command()
+def token(ctx: typer.Context, node: NodeArgument) -> None:
+    """Print the token of a node's monitor: it can report for that node, and do nothing else.
+
+    For example:
+
+        BABYSIT_NODE_TOKEN=$(babysit nodes token gpu-7)
+    """
+    put(session(ctx).api.post(path("nodes", node, "token"))["token"])
 
 
 app.command()(node_checks.check)

@@ -95,6 +95,8 @@ def _facts(run: dict[str, Any], now: dt.datetime) -> str:
         facts["avoids"] = ", ".join(run["avoid"])
     if run.get("alerts"):  # a server of before has none
         facts["alerts"] = run["alerts"]
+    if run.get("blind"):
+        facts["blind"] = "; ".join(run["blind"])
     return "\n".join(f"{key + ':':<12}{value}" for key, value in facts.items())
 
 

@@ -299,6 +299,21 @@ NODES = Board(
             ),
         ),
         (
+            "Hardware",
+            (
+                PanelSpec(
+                    "Blind sources",
+                    (Query("babysit_source_blind > 0", "{{source}}"),),
+                    text="Nodes on which a source of hardware sees nothing; `monitor` is the node"
+                    " monitor itself. `babysit nodes show` says why.",
+                ),
+                PanelSpec(
+                    "Reports of node monitors",
+                    (Query("sum(rate(babysit_node_reports_total[5m]))", "a second"),),
+                ),
+            ),
+        ),
+        (
             "Faults",
             (
                 PanelSpec(

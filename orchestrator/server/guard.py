@@ -33,6 +33,8 @@ UPLOADS = "/api/v1/bundles/"
 """Paths whose bodies are files: they are streamed to the disk by their route."""
 DOWNLOADS = "/agent/bundles/"
 """Paths that agents ask for with a token of their worker, which their route checks."""
+NODES = "/agent/nodes/"
+"""Paths of node monitors, whose routes check the token of the node and the size of the body."""
 _OPEN = {
     *("/healthz", "/leaderz", "/api/v1/openapi.json"),
     *("/sign-in", "/sign-in/oidc", "/sign-in/oidc/callback"),
@@ -113,7 +115,7 @@ class Guard:
 
 def _is_open(scope: Message) -> bool:
     """True for what needs no token: files of the page hold no data; its scripts ask for them."""
-    if scope["path"] in _OPEN or scope["path"].startswith(DOWNLOADS):
+    if scope["path"] in _OPEN or scope["path"].startswith((DOWNLOADS, NODES)):
         return True
     return scope["method"] in LOOKING and is_page(scope["path"])
 

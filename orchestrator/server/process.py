@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import structlog
+from fastapi import APIRouter
 
 from jobs import unix_socket
 from jobs.checks.results import CHECKS_RUN
@@ -50,6 +51,9 @@ from orchestrator.server.bundles.store import BundleStore
 from orchestrator.server.context import Context
 from orchestrator.server.environments import Environments, keep_swept
 from orchestrator.server.gateway import WorkerTokens, create_gateway
+from orchestrator.server.hardware import own_machine
+from orchestrator.server.hardware.routes import node_routes
+from orchestrator.server.hardware.tokens import NodeTokens
 from orchestrator.server.housekeeping import keep_tidy
 from orchestrator.server.http_server import HttpServers
 from orchestrator.server.listeners import Listeners, listening
@@ -99,16 +103,23 @@ async def serve(settings: Settings, clock: Clock, *, embedded: bool) -> None:
                 desk = None if controller.runs_here else LogDesk(store.log_tails, settings)
                 gateway = create_gateway(controller, tokens, desk)
                 gateway.include_router(agents_route(tokens))
+                gateway.include_router(await _node_routes(store, settings))
                 app = create_app(controller, clock, settings, gateway)
                 app.state.context.bundles = BundleStore(settings, clock, stores[1].bundles)
                 if desk is not None:
                     app.state.context.logs = RemoteLogs(desk, controller)
                 servers = HttpServers(app, settings, listeners)
                 _announce(settings, listeners)
-                await _run(servers, app.state.context, controller, embedded=embedded)
+                async with own_machine.watched(app.state.context):
+                    await _run(servers, app.state.context, controller, embedded=embedded)
         finally:
             for each in reversed(stores):
                 await each.close()
+
+
+async def _node_routes(store: Store, settings: Settings) -> APIRouter:
+    secret = settings.node_token.get_secret_value() if settings.node_token else ""
+    return node_routes(NodeTokens(await store.signing_key(), secret))
 
 
 def _refuse_unsafe(settings: Settings) -> None:

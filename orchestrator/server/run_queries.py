@@ -66,7 +66,13 @@ async def detail(here: Context, run: Run) -> RunDetail:
         newest=await newest_sample(here, run),
     )
     metrics, alerts = await newest_metrics(here, run), alerts_of(here, run)
-    return found.model_copy(update={"metrics": metrics, "alerts": alerts})
+    blind = blind_sources(here, found.node_names if run.ended_at is None else [])
+    return found.model_copy(update={"metrics": metrics, "alerts": alerts, "blind": blind})
+
+
+def blind_sources(here: Context, nodes: Sequence[str]) -> list[str]:
+    """Hardware sources of nodes that see nothing, in sentences; none on a server without a lead."""
+    return here.hardware.blind_words(nodes) if here.controller.is_leader else []
 
 
 def alerts_of(here: Context, run: Run) -> str:

@@ -114,7 +114,11 @@ def test_a_wheel_has_every_file_and_one_package_at_its_top(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"babysit", "babysit-0.1.0.dist-info"}
     assert "babysit/py.typed" in names
     assert not [name for name in names if "__pycache__" in name or "/tests/" in name]
-    assert re.findall(r"^babysit\S*", programs, re.MULTILINE) == ["babysit", "babysit-agent"]
+    assert re.findall(r"^babysit\S*", programs, re.MULTILINE) == [
+        "babysit",
+        "babysit-agent",
+        "babysit-node-monitor",
+    ]
 
 
 def test_a_lean_installation_is_small_and_says_what_it_has_not(lean: Installation) -> None:

@@ -188,6 +188,9 @@ class RunDetail(RunView):
         default="",
         description="Why notices about the run do not arrive, and what to do; empty: they do.",
     )
+    blind: list[str] = Field(
+        default=[], description="Hardware sources of its nodes that see nothing, and what to do."
+    )
     bundle: str | None = Field(
         default=None, description="Id (sha256) of its code; null: nothing was uploaded."
     )
@@ -230,6 +233,28 @@ class WindowView(View):
     by: str
 
 
+class ReadingView(View):
+    """The newest value of one quantity that a hardware source has read."""
+
+    source: str
+    device: str
+    name: str
+    value: float
+    at: dt.datetime
+
+
+class HardwareView(View):
+    """The hardware of a node, as its sources see it."""
+
+    reported_at: dt.datetime | None = Field(description="null: no report has come.")
+    boot: str = Field(default="", description="Id of this start of the machine.")
+    blind: dict[str, str] = Field(
+        description="Source: why it sees nothing, and what to do; `monitor` is the node monitor."
+    )
+    findings: list[str] = Field(default=[], description="The newest, oldest first.")
+    readings: list[ReadingView] = Field(default=[], description="In the view of one node only.")
+
+
 class NodeView(View):
     """A host."""
 
@@ -249,6 +274,9 @@ class NodeView(View):
         f"nodes; null: no failure in {WINDOW_DAYS:g} days."
     )
     maintenance: list[WindowView]
+    hardware: HardwareView | None = Field(
+        default=None, description="null on a server that does not lead."
+    )
 
 
 class NodeCheck(View):

@@ -183,6 +183,18 @@ RUNS = (
 NODES = (
     Metric("babysit_nodes", "gauge", "Nodes by state.", ("state",)),
     Metric(
+        "babysit_source_blind",
+        "gauge",
+        "Nodes on which a hardware source sees nothing, by source; `monitor` is the node monitor "
+        "itself, which has not reported for a minute. `babysit nodes show` says why.",
+        ("source",),
+    ),
+    Metric(
+        "babysit_node_reports_total",
+        "counter",
+        "Reports of node monitors that this server has taken since it started.",
+    ),
+    Metric(
         "babysit_node_unready",
         "gauge",
         "1 for each node in a state other than `ready`.",

@@ -56,6 +56,10 @@ class Metrics:
         scrape.queues()
         scrape.runs(tallies.recent)
         scrape.nodes()
+        hardware = self._here.hardware
+        blind = hardware.blind_counts(controller.state.nodes)
+        page.by_label("babysit_source_blind", {source: float(n) for source, n in blind.items()})
+        page.one("babysit_node_reports_total", hardware.reports)
 
     def _server(self, page: Page) -> None:
         controller = self._here.controller

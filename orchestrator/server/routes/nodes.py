@@ -21,7 +21,9 @@ from orchestrator.core.views.build import check_node, node_view
 from orchestrator.core.views.models import NodeCheck, NodeView
 from orchestrator.core.views.node_checks import NodeChecksView, node_checks_view
 from orchestrator.errors import ConflictError, InvalidError, NotFoundError
-from orchestrator.server.context import AnywhereOperator, Context, HasContext, Viewer
+from orchestrator.server.context import Admin, AnywhereOperator, Context, HasContext, Viewer
+from orchestrator.server.hardware.tokens import NodeTokens
+from orchestrator.server.hardware.views import hardware_view
 from orchestrator.server.present import all_nodes, live_runs, live_workers
 
 router = APIRouter(prefix="/nodes", tags=["nodes"])
@@ -61,7 +63,15 @@ async def _judged(
     for worker in await live_workers(here):
         workers[worker.node].append(worker)
     names = {run.id: run.name for run in await live_runs(here)}
-    return [node_view(node, workers.get(node.id, ()), names, found.get(node.id)) for node in nodes]
+    views = [node_view(node, workers.get(node.id, ()), names, found.get(node.id)) for node in nodes]
+    if not here.controller.is_leader:
+        return views
+    return [_with_hardware(here, view, readings=False) for view in views]
+
+
+def _with_hardware(here: Context, view: NodeView, *, readings: bool) -> NodeView:
+    hardware = hardware_view(here.hardware, view.id, readings=readings)
+    return view.model_copy(update={"hardware": hardware})
 
 
 @router.get("")
@@ -82,8 +92,9 @@ async def list_nodes(
 
 @router.get("/{node}")
 async def show(node: str, here: HasContext, _: Viewer) -> NodeView:
-    """One node."""
-    return (await _views(here, [node]))[0]
+    """One node, with the newest readings of its hardware."""
+    view = (await _views(here, [node]))[0]
+    return _with_hardware(here, view, readings=True) if here.controller.is_leader else view
 
 
 @router.get("/{node}/check")
@@ -121,6 +132,21 @@ async def measure(
         raise ConflictError("the nodes of this cluster have no processes: nothing can be measured")
     await here.tell(caller, CheckAsked, node=found.id, checks=tuple(body.checks))
     return node_checks_view(await _node(here, node))
+
+
+class MonitorToken(BaseModel):
+    """The token of one node's monitor, which can report for that node and do nothing else."""
+
+    node: str
+    token: str
+
+
+@router.post("/{node}/token")
+async def monitor_token(node: str, here: HasContext, _: Admin) -> MonitorToken:
+    """Make the token of a node's monitor. The same each time; it lasts as long as the database."""
+    found = await _node(here, node)
+    tokens = NodeTokens(await here.store.signing_key())
+    return MonitorToken(node=found.id, token=tokens.make(found.id))
 
 
 class Maintenance(Why):

@@ -1,0 +1,29 @@
+"""Settings of hardware monitoring, a part of :class:`orchestrator.settings.Settings`."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings
+
+from jobs.hardware.settings import SourceSettings
+
+
+class NodeMonitorSettings(BaseSettings):
+    """Permission to report hardware, and intervals of the sources of this machine."""
+
+    node_token: SecretStr | None = Field(
+        default=None,
+        description="Secret that node monitors exchange for the token of their node. Not set: only "
+        "tokens of `babysit nodes token` count.",
+    )
+    local_hardware: bool = Field(
+        default=True,
+        description="Read the hardware of this machine (kernel log, GPUs, disks …) where the "
+        "cluster is `local`. Findings are recorded in shadow: its nodes are all this machine.",
+    )
+    sources: SourceSettings | None = Field(
+        default=None,
+        description="Intervals of the hardware sources as a JSON object, such as "
+        '{"nvml_seconds": 30, "smart_seconds": 0}; 0 leaves a source out. Not set: those of '
+        "docs/hardware.md.",
+    )

@@ -1,0 +1,1 @@
+"""Reports of node monitors: permission to send them, and the knowledge that they bring."""
