@@ -9,7 +9,7 @@ WORKDIR /src
 COPY . .
 RUN python -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check \
-      ".[server,kubernetes,slack,grafana,oidc]" ${STORAGE}
+      ".[server,kubernetes,slack,grafana,oidc,nvidia]" ${STORAGE}
 
 FROM python:3.12-slim-bookworm
 RUN useradd --uid 10001 --user-group --create-home --home-dir /var/lib/babysit babysit

@@ -30,7 +30,7 @@ from jobs.hardware.sources import Place, live
 
 _LOOK_SECONDS = 60.0
 """How long `--check` waits for slow sources."""
-_VARIABLES = {
+VARIABLES = {
     "node": "BABYSIT_NODE",
     "server_url": "BABYSIT_AGENT_URL",
     "secret": "BABYSIT_NODE_TOKEN",
@@ -39,6 +39,7 @@ _VARIABLES = {
     "root": "BABYSIT_NODE_ROOT",
     "sources": "BABYSIT_SOURCES",
 }
+"""Setting and environment variable."""
 
 
 class MonitorConfig(BaseModel):
@@ -88,7 +89,7 @@ def read_config(environment: Mapping[str, str]) -> MonitorConfig:
         ConfigError: One is invalid.
     """
     given: dict[str, object] = {
-        field: environment[name] for field, name in _VARIABLES.items() if environment.get(name)
+        field: environment[name] for field, name in VARIABLES.items() if environment.get(name)
     }
     try:
         if "sources" in given:
@@ -99,7 +100,7 @@ def read_config(environment: Mapping[str, str]) -> MonitorConfig:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        name = _VARIABLES.get(place, f"BABYSIT_SOURCES: {place}")
+        name = VARIABLES.get(place, f"BABYSIT_SOURCES: {place}")
         raise ConfigError(f"{name}: {first['msg']}") from None
     except ValueError as error:
         raise ConfigError(f"BABYSIT_AGENT_URL: {error}") from None
@@ -170,7 +171,7 @@ async def _until_told(config: MonitorConfig, clock: Clock) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     fields = MonitorConfig.model_fields
-    names = "\n".join(f"  {name}\n      {fields[f].description}" for f, name in _VARIABLES.items())
+    names = "\n".join(f"  {name}\n      {fields[f].description}" for f, name in VARIABLES.items())
     parser = argparse.ArgumentParser(
         prog="babysit-node-monitor",
         description="Read the hardware of this node and report it to babysit's server.",
@@ -186,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refuse_incomplete(config: MonitorConfig) -> None:
-    missing = [_VARIABLES[f] for f in ("server_url", "secret") if not getattr(config, f)]
+    missing = [VARIABLES[f] for f in ("server_url", "secret") if not getattr(config, f)]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} must be set; --help says to what")
 

@@ -11,6 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 from syrupy.assertion import SnapshotAssertion
 
+from jobs import node_monitor
 from orchestrator.dashboards.alert_rules import RULES
 from orchestrator.settings import Settings
 from tests import chart_files
@@ -79,6 +80,7 @@ def test_the_chart_with_a_database_of_its_owner(
         pytest.param(EXTERNAL, MONITORING, id="monitoring"),
         pytest.param(EXTERNAL, ("--kube-version", "1.20.15"), id="Kubernetes 1.20"),
         pytest.param((*EXTERNAL, "runs.namespace=runs"), (), id="namespace of runs"),
+        pytest.param((*EXTERNAL, "nodeMonitor.enabled=true"), (), id="node monitor"),
     ],
 )
 def test_variants_differ_so(
@@ -202,6 +204,34 @@ def test_clients_reach_the_server_that_leads_and_prometheus_all(tmp_path: Path) 
     assert clients["spec"]["selector"] == {**SERVERS, "babysit/leader": "true"}
     assert servers["spec"]["selector"] == SERVERS
     assert servers["spec"]["clusterIP"] == "None"
+
+
+def test_node_monitors_report_with_the_servers_secret_and_ask_nothing_else(tmp_path: Path) -> None:
+    sets = ("nodeMonitor.enabled=true", "nodeMonitor.sources.nvml_seconds=30")
+    chart = rendered(tmp_path, *EXTERNAL, *sets)
+    pod = chart.pods()["DaemonSet/babysit-node-monitor"]["spec"]
+    (container,) = pod["containers"]
+    environment = {each["name"]: each for each in container["env"]}
+    server = {each["name"]: each for each in chart.server()["env"]}
+    assert environment["BABYSIT_NODE_TOKEN"] == server["BABYSIT_NODE_TOKEN"]
+    known = {name for name in environment if name.startswith("BABYSIT_")}
+    assert known <= set(node_monitor.VARIABLES.values())
+    plain = {name: each["value"] for name, each in environment.items() if "value" in each}
+    read = node_monitor.read_config({**plain, "BABYSIT_NODE": "gpu-7"})
+    assert read.sources.nvml_seconds == 30
+    assert read.server_url == chart.environment()["BABYSIT_AGENT_URL"]
+    assert not pod["automountServiceAccountToken"]
+    assert "serviceAccountName" not in pod
+    assert {key for key in chart.objects if "node-monitor" in key} == {
+        "DaemonSet/babysit-node-monitor",
+        "Secret/babysit-node-monitor",
+    }
+    secret = ("nodeMonitor.tokenSecret=mine", "nodeMonitor.privileged=false", "tls.public=false")
+    closed = rendered(tmp_path, *EXTERNAL, *sets, *secret)
+    pod = closed.pods()["DaemonSet/babysit-node-monitor"]["spec"]
+    assert "Secret/babysit-node-monitor" not in closed.objects
+    assert "privileged" not in pod["containers"][0]["securityContext"]
+    assert [v["name"] for v in pod["volumes"]] == ["state", "ca"]
 
 
 def test_no_container_is_privileged_or_writes_to_its_image(tmp_path: Path) -> None:

@@ -12,6 +12,13 @@
     secretKeyRef:
       name: {{ include "babysit.adminTokenSecret" . }}
       key: {{ .Values.adminToken.key }}
+{{- if .Values.nodeMonitor.enabled }}
+- name: BABYSIT_NODE_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.nodeMonitor.tokenSecret | default (printf "%s-node-monitor" (include "babysit.fullname" .)) }}
+      key: {{ .Values.nodeMonitor.tokenKey }}
+{{- end }}
 {{- range $name, $value := include "babysit.ownSettings" . | fromYaml }}
 - name: {{ include "babysit.variable" $name }}
   value: {{ include "babysit.text" $value | quote }}
