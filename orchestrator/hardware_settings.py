@@ -6,11 +6,23 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
 from jobs.hardware.settings import SourceSettings
+from jobs.spec import Action
 
 
 class NodeMonitorSettings(BaseSettings):
     """Permission to report hardware, and intervals of the sources of this machine."""
 
+    hardware_action: Action = Field(
+        default=Action.ACT,
+        description="How far babysit may go when a node's own machine says that it is faulty: "
+        "`act`, `ask` people first, or `observe`: only say what it would do.",
+    )
+    hardware_ask_seconds: float = Field(
+        default=900.0,
+        ge=0,
+        description="With `hardware_action=ask`: seconds after which the action starts by itself. "
+        "0: never.",
+    )
     node_token: SecretStr | None = Field(
         default=None,
         description="Secret that node monitors exchange for the token of their node. Not set: only "

@@ -132,7 +132,7 @@ class Context:
         """The logs of ranks, wherever they lie."""
         self.plan_threads = ThreadPoolExecutor(_PLAN_THREADS, "plan")
         """Threads that plan for a request: a pass over a large fleet takes seconds."""
-        self.hardware = NodeDesk(clock, findings.note)
+        self.hardware = NodeDesk(clock, findings.to_the_core(controller.submit, clock, settings))
         """The reports of node monitors."""
         self.uploads = 0
         """Bundles that are arriving."""

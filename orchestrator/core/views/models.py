@@ -9,22 +9,15 @@ from __future__ import annotations
 import datetime as dt
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from jobs.spec import RunSpec
 from orchestrator.core.model.states import (
     RunState,
 )
 from orchestrator.core.policy.lemons import FACTOR, WINDOW_DAYS
+from orchestrator.core.views.hardware import HardwareView, View
 from orchestrator.core.views.phases import PHASES
-
-
-class View(BaseModel):
-    """A thing as shown. Not-a-number becomes null: JSON has no word for it."""
-
-    model_config = ConfigDict(
-        frozen=True, ser_json_inf_nan="null", serialize_by_alias=True, populate_by_name=True
-    )
 
 
 class RunView(View):
@@ -231,28 +224,6 @@ class WindowView(View):
     ends: dt.datetime
     reason: str
     by: str
-
-
-class ReadingView(View):
-    """The newest value of one quantity that a hardware source has read."""
-
-    source: str
-    device: str
-    name: str
-    value: float
-    at: dt.datetime
-
-
-class HardwareView(View):
-    """The hardware of a node, as its sources see it."""
-
-    reported_at: dt.datetime | None = Field(description="null: no report has come.")
-    boot: str = Field(default="", description="Id of this start of the machine.")
-    blind: dict[str, str] = Field(
-        description="Source: why it sees nothing, and what to do; `monitor` is the node monitor."
-    )
-    findings: list[str] = Field(default=[], description="The newest, oldest first.")
-    readings: list[ReadingView] = Field(default=[], description="In the view of one node only.")
 
 
 class NodeView(View):
