@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from orchestrator.core.views.models import HardwareView, ReadingView
+from orchestrator.core.views.hardware import HardwareView, ReadingView
 from orchestrator.server.hardware.desk import NodeDesk
 
 
