@@ -7,7 +7,7 @@ import datetime as dt
 from pydantic import Field
 
 from orchestrator.core.model.entities import Node
-from orchestrator.core.views.models import View
+from orchestrator.core.views.hardware import View
 
 
 class CheckView(View):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query
 
-from orchestrator.core.views.models import View
+from orchestrator.core.views.hardware import View
 from orchestrator.server.context import HasContext, TheRun
 
 MOST = 2**63 - 1
