@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from orchestrator.dashboards.board import Board, Note, PanelSpec, Query, Variable
+from orchestrator.dashboards.hardware_row import HARDWARE
 
 _OF_RUN = 'run_id=~"$run_id"'
 _LIVE = 'state!~"succeeded|failed|cancelled"'
@@ -298,21 +299,7 @@ NODES = Board(
                 ),
             ),
         ),
-        (
-            "Hardware",
-            (
-                PanelSpec(
-                    "Blind sources",
-                    (Query("babysit_source_blind > 0", "{{source}}"),),
-                    text="Nodes on which a source of hardware sees nothing; `monitor` is the node"
-                    " monitor itself. `babysit nodes show` says why.",
-                ),
-                PanelSpec(
-                    "Reports of node monitors",
-                    (Query("sum(rate(babysit_node_reports_total[5m]))", "a second"),),
-                ),
-            ),
-        ),
+        HARDWARE,
         (
             "Faults",
             (
