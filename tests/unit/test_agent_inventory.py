@@ -60,6 +60,7 @@ def test_feed_reads_every_record_and_whole_notes_once(tmp_path: Path):
         "moved": True,
         "first_step": 1,
         "printed": False,
+        "parts": (),
     }
     assert reader.request_stop()
     assert writer.stop_requested

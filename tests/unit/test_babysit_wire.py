@@ -65,7 +65,7 @@ def test_progress_and_the_control_word(tmp_path: Path) -> None:
     writer = RingWriter(tmp_path / "ring")
     reader = RingReader(tmp_path / "ring")
     writer.progress(7, 9, 123.5, Phase.EVALUATING)
-    assert reader.progress()[1:] == (7, 9, 123.5, Phase.EVALUATING)
+    assert reader.progress()[1:] == (7, 9, 123.5, Phase.EVALUATING, ())
     assert not writer.stop_requested
     reader.request_stop()
     assert writer.stop_requested
