@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
@@ -22,6 +24,11 @@ class NodeMonitorSettings(BaseSettings):
         ge=0,
         description="With `hardware_action=ask`: seconds after which the action starts by itself. "
         "0: never.",
+    )
+    hardware_rules: Path | None = Field(
+        default=None,
+        description="YAML file of changes to the hardware rules, for this cluster: other actions, "
+        "rows of its own, rows in shadow. Read when the server starts.",
     )
     node_token: SecretStr | None = Field(
         default=None,

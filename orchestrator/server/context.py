@@ -40,7 +40,7 @@ from orchestrator.server.audit import note_event, notes, subjects
 from orchestrator.server.bundles.store import BundleStore
 from orchestrator.server.environments import Environments
 from orchestrator.server.hardware import findings
-from orchestrator.server.hardware.desk import NodeDesk
+from orchestrator.server.hardware.desk import NodeDesk, monitor_settings
 from orchestrator.server.logs import LocalLogs, RunLogs
 from orchestrator.server.oidc.errors import WrongTokenError
 from orchestrator.server.oidc.port import SingleSignOn, make_single_sign_on
@@ -132,7 +132,8 @@ class Context:
         """The logs of ranks, wherever they lie."""
         self.plan_threads = ThreadPoolExecutor(_PLAN_THREADS, "plan")
         """Threads that plan for a request: a pass over a large fleet takes seconds."""
-        self.hardware = NodeDesk(clock, findings.to_the_core(controller.submit, clock, settings))
+        raised = findings.to_the_core(controller, clock, settings)
+        self.hardware = NodeDesk(clock, raised, monitor_settings(settings))
         """The reports of node monitors."""
         self.uploads = 0
         """Bundles that are arriving."""

@@ -33,7 +33,18 @@ from tests.prometheus import find_program
 ROOT = Path(__file__).parents[2]
 """Labels that a scrape may hold once for each run, node or queue; all others are words of ours."""
 BOUNDED = {"run", "run_id", "node", "queue", "project"}
-WORDS = {"state", "cause", "bucket", "phase", "severity", "kind", "reason", "channel", "result"}
+WORDS = {
+    "bucket",
+    "cause",
+    "channel",
+    "kind",
+    "phase",
+    "reason",
+    "result",
+    "severity",
+    "source",
+    "state",
+}
 NAMED_BY_SCRIPTS = {"name"}
 """Bounded by the ring: a rank may have 16 names."""
 

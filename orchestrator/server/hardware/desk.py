@@ -20,10 +20,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import structlog
 
+from jobs import hardware_rules
 from jobs.clock import Clock
 from jobs.hardware.port import NAMES
+from jobs.yaml_file import SpecError
 from monitors.hardware.node_monitor import HardwareSettings, NodeMonitor
 from monitors.hardware.types import NodeFinding, NodeReport, Reading
+from orchestrator.errors import InvalidError
+from orchestrator.settings import Settings
 
 _log = structlog.get_logger(__name__)
 MONITOR = "monitor"
@@ -52,6 +56,21 @@ class Known:
     findings: deque[NodeFinding] = dataclasses.field(
         default_factory=lambda: deque(maxlen=_MOST_FINDINGS)
     )
+
+
+def monitor_settings(settings: Settings) -> HardwareSettings | None:
+    """The rules with this cluster's changes; None: those that come with babysit.
+
+    Raises:
+        InvalidError: The file of changes cannot be used.
+    """
+    if settings.hardware_rules is None:
+        return None
+    try:
+        catalogue = hardware_rules.read(settings.hardware_rules.expanduser())
+    except SpecError as error:
+        raise InvalidError(f"BABYSIT_HARDWARE_RULES: {error}") from error
+    return HardwareSettings(catalogue=catalogue)
 
 
 class NodeDesk:

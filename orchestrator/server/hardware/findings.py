@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ulid import ULID
 
@@ -13,22 +13,28 @@ from orchestrator.core.messages.node_events import NodeFindingRaised
 from orchestrator.settings import Settings
 
 ACTOR = "monitor:hardware"
-Submit = Callable[[Any], Awaitable[object]]
+
+
+class Core(Protocol):
+    """The one thing that is asked of the controller."""
+
+    async def submit(self, event: Any) -> object:
+        """Have an event decided on, and return once that is stored."""
 
 
 def to_the_core(
-    submit: Submit, clock: Clock, settings: Settings
+    core: Core, clock: Clock, settings: Settings
 ) -> Callable[[NodeFinding], Awaitable[object]]:
     """A function that has the core decide on a finding, and returns once that is stored.
 
     Args:
-        submit: Of the controller.
+        core: The controller.
         clock: The time of the event; the finding has that of the node.
         settings: How far the core may go.
     """
 
     def raised(finding: NodeFinding) -> Awaitable[object]:
-        return submit(
+        return core.submit(
             NodeFindingRaised(
                 id=str(ULID()),
                 at=clock.now(),
