@@ -18,16 +18,18 @@ from tests.plane import RUN_ID, SECRET, START, Plane, finished, incident, saved
 SPEC = {"name": "again", "command": ["true"]}
 OPEN = "01JNB00000000000000000OPEN"
 LATER = "2100-01-01T00:00:00Z"
-UNCHANGING = {"/api/v1/runs/dry-run", "/api/v1/runs"}
+UNCHANGING = {"/api/v1/runs/dry-run", "/api/v1/runs", "/api/v1/nodes/{node}/token"}
 """Paths that change nothing, and that of submissions, whose tests are in test_submission.py."""
 OTHERS = {
     "/api/v1/session",
     "/api/v1/sign-in",
     "/api/v1/incidents/{incident}/silence",
     "/api/v1/bundles/{bundle}",
+    "/api/v1/nodes/{node}/checks",
 }
-"""Paths that sign a browser in and out; one for incidents of a live run, which is not here; and one
-of code, whose address is its content, so a second upload stores nothing (test_bundles.py)."""
+"""Paths that sign a browser in and out; one for incidents of a live run, which is not here; one of
+code, whose address is its content, so a second upload stores nothing (test_bundles.py); and one of
+checks, for nodes that have processes (test_node_checks.py)."""
 
 CALLS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "hold": ("POST", "/runs/again/hold", {"reason": "a look"}),
