@@ -115,6 +115,7 @@ def test_every_query_and_rule_on_a_live_control_plane(
         for board in BOARDS
         for expression in (filled_in(each, run) for each in board.expressions)
         if not prometheus.query(f"last_over_time(({expression}){SINCE})")
+        and not expression.endswith("> 0")  # shows only what is wrong
     ]
     assert empty == []
     rules = prometheus.rules()
