@@ -67,11 +67,7 @@ class ScriptCheckpoints:
             return await asyncio.to_thread(self._by_place, command.attempt)
         first = 0 in command.ranks
         async with self._looking:
-            try:
-                resumption = await asyncio.to_thread(self._choose, self.records, command, first)
-            except OSError as error:
-                self._log.error("checkpoints of the script not put in order", error=str(error))
-                resumption = Resumption()
+            resumption = await asyncio.to_thread(self._choose, self.records, command, first)
             self._attempt = command.attempt if first else 0
             self._hashes_until = math.inf
             shards = await asyncio.to_thread(self.records.registered)
@@ -158,15 +154,30 @@ class ScriptCheckpoints:
     def _choose(self, records: ScriptRecords, command: StartAttempt, first: bool) -> Resumption:
         offered = [c for c in command.restore if c.tier == Tier.DIRECTORY]
         chosen = next((c for c in offered if records.is_there(c.step, Path(c.path))), None)
-        if first and command.attempt == 1:
-            records.note_before()
-        elif first:
-            step, path = (chosen.step, Path(chosen.path)) if chosen else (0, None)
-            for moved in records.leave_only(step, path):
-                self._log.info("put aside: the run goes on from before it", path=str(moved))
+        if first:
+            try:
+                self._put_in_order(records, command.attempt, chosen)
+            except OSError as error:
+                # All ranks get the same all the same: only a script that looks by itself may miss
+                # it, and one that begins anew throws work away.
+                self._log.error(
+                    "later checkpoints cannot be put aside: make the directory writable",
+                    path=error.filename,
+                    error=error.strerror,
+                )
         if chosen is None:
             return Resumption()
         return self._filled(chosen.path, chosen.step, chosen)
+
+    def _put_in_order(
+        self, records: ScriptRecords, attempt: int, chosen: RestoreCandidate | None
+    ) -> None:
+        if attempt == 1:
+            records.note_before()
+            return
+        step, path = (chosen.step, Path(chosen.path)) if chosen else (0, None)
+        for moved in records.leave_only(step, path):
+            self._log.info("put aside: the run goes on from before it", path=str(moved))
 
     def _by_place(self, attempt: int) -> Resumption:
         """One place that is written again and again, or none that is known."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime as dt
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,14 @@ from pydantic import ValidationError
 
 from jobs import checkpoint_pattern
 from jobs.agent.errors import RefusedPathError
+from jobs.agent.script_checkpoints import Resumption, ScriptCheckpoints
 from jobs.agent.script_records import ScriptRecords
+from jobs.clock import ManualClock
+from jobs.commands import RestoreCandidate, StartAttempt
+from jobs.config import AgentConfig
 from jobs.spec import RunSpec
+
+START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 def never() -> bool:
@@ -203,3 +211,74 @@ def test_a_file_can_be_a_checkpoint(tmp_path: Path) -> None:
     known.delete(place(2), 1)
     known.delete(place(1), 1)
     assert not place(1).exists()
+
+
+def start(tmp_path: Path, *offered: tuple[int, Path]) -> Resumption:
+    """The second attempt begins on the node of rank 0, and is offered these checkpoints."""
+    spec = {
+        "name": "run",
+        "command": ["python", "t.py"],
+        "resume": {
+            "args": ["--resume", "{checkpoint}", "--step={step}"],
+            "checkpoints": str(tmp_path / "out" / "checkpoint-{step}"),
+            "complete": "done",
+        },
+    }
+    config = AgentConfig(
+        run="run-1",
+        worker="w",
+        node="n",
+        token="t",
+        directory=tmp_path,
+        log_directory=tmp_path,
+        memory_directory=tmp_path,
+        spec=RunSpec.model_validate(spec),
+    )
+    command = StartAttempt(
+        id="1",
+        attempt=2,
+        ranks=(0,),
+        world_size=1,
+        node_rank=0,
+        nodes=1,
+        master_address="a",
+        master_port=1,
+        restore=tuple(
+            RestoreCandidate(
+                id=str(step), step=step, tier="directory", path=str(path), world_size=1, attempt=1
+            )
+            for step, path in offered
+        ),
+    )
+    agent = ScriptCheckpoints(config, Silent(), ManualClock(START))  # type: ignore[arg-type]
+    return asyncio.run(agent.begin(command))
+
+
+class Silent:
+    """A reporter that nobody hears."""
+
+
+def test_the_newest_checkpoint_that_is_there_is_passed_on(tmp_path: Path) -> None:
+    known = records(tmp_path)
+    places = {step: saved(tmp_path / "out" / f"checkpoint-{step}") for step in (10, 20)}
+    for step, place in places.items():
+        known.register(step, place, 1, never)
+    gone = (30, tmp_path / "out" / "checkpoint-30")  # the script has deleted it
+    found = start(tmp_path, gone, (20, places[20]), (10, places[10]))
+    assert found.arguments == ("--resume", str(places[20]), "--step=20")
+    assert found.variables == {"BABYSIT_RESUME": str(places[20]), "BABYSIT_RESUME_STEP": "20"}
+
+
+def test_what_cannot_be_put_aside_costs_no_work(tmp_path: Path) -> None:
+    """Begun anew, the run would throw away all that it has."""
+    known = records(tmp_path)
+    places = {step: saved(tmp_path / "out" / f"checkpoint-{step}") for step in (10, 20)}
+    for step, place in places.items():
+        known.register(step, place, 1, never)
+    (tmp_path / "out" / ".babysit" / "run-1" / "aside").write_text("in the way")
+    assert start(tmp_path, (10, places[10])).arguments[1] == str(places[10])
+    assert places[20].exists()
+
+
+def test_without_a_checkpoint_the_command_is_as_it_was(tmp_path: Path) -> None:
+    assert start(tmp_path).arguments == ()
