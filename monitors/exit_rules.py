@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from monitors import patterns
 from monitors.benign_lines import is_harmless, was_survived
 from monitors.failures import Advice, FailureClass
 from monitors.log_lines import LogLevel, as_line
@@ -37,10 +38,6 @@ class Strength(IntEnum):
     """Printed for this cause only."""
     PROOF = 90
     """The hardware, the kernel or the resource manager is quoted."""
-
-
-_ENDLESS = re.compile(r"\((?:[^()\\]|\\.)*(?<!\\)[+*](?:[^()\\]|\\.)*\)(?:[+*]|\{\d+,\})")
-"""A repeated group that holds a repetition: such patterns can take exponential time."""
 
 
 def _lines(value: object) -> object:
@@ -82,18 +79,8 @@ class LogRule(_Model):
 
     @field_validator("match", "needs", "unless")
     @classmethod
-    def _are_patterns(cls, value: object) -> object:
-        for pattern in (value,) if isinstance(value, str) else value or ():  # type: ignore[attr-defined]
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern} is not a valid regular expression: {error}") from error
-            if re.search(pattern, ""):
-                raise ValueError(f"{pattern} matches every line")
-            if _ENDLESS.search(pattern):
-                raise ValueError(
-                    f"{pattern} repeats a repetition, which may take for ever on a line"
-                )
+    def _are_patterns(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        patterns.check(value)
         return value
 
     @model_validator(mode="after")

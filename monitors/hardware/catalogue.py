@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from monitors import patterns
 from monitors.failures import FailureClass
 from monitors.hardware.types import NodeAction
 from monitors.types import Severity
@@ -95,10 +96,6 @@ def _lines(value: object) -> object:
     return value
 
 
-_ENDLESS = re.compile(r"\((?:[^()\\]|\\.)*(?<!\\)[+*](?:[^()\\]|\\.)*\)(?:[+*]|\{\d+,\})")
-"""A repeated group that holds a repetition: such patterns can take exponential time."""
-
-
 class Row(_Model):
     """One row of the catalogue: a sign, and what is done about it."""
 
@@ -140,16 +137,8 @@ class Row(_Model):
 
     @field_validator("line", "unless")
     @classmethod
-    def _are_patterns(cls, value: object) -> object:
-        for pattern in (value,) if isinstance(value, str) else value or ():  # type: ignore[attr-defined]
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern} is not a valid regular expression: {error}") from error
-            if re.search(pattern, ""):
-                raise ValueError(f"{pattern} matches every line")
-            if _ENDLESS.search(pattern):
-                raise ValueError(f"{pattern} repeats a repetition, which may take for ever")
+    def _are_patterns(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        patterns.check(value)
         return value
 
     @model_validator(mode="after")
@@ -205,9 +194,10 @@ class Catalogue:
                 raise ValueError(f"two rows are called {row.id}")
             self.rows[row.id] = row
         self.xids: dict[int, list[Row]] = {}
-        self.lines: list[tuple[Row, re.Pattern[str], re.Pattern[str] | None]] = []
+        self.lines: list[tuple[Row, re.Pattern[str]]] = []
         self.readings: dict[str, list[tuple[Row, When]]] = {}
         self.details: dict[str, re.Pattern[str]] = {}
+        self.unless: dict[str, re.Pattern[str]] = {}
         self.boots = [row for row in self.rows.values() if row.boot]
         for row in self.rows.values():
             self._index(row)
@@ -216,13 +206,14 @@ class Catalogue:
         """Readings that others are compared with."""
 
     def _index(self, row: Row) -> None:
+        if row.unless:
+            self.unless[row.id] = re.compile(row.unless, re.IGNORECASE)
         if row.xid is not None:
             self.xids.setdefault(row.xid, []).append(row)
             if row.line:
                 self.details[row.id] = _one_of(row.line)
         elif row.line:
-            unless = re.compile(row.unless, re.IGNORECASE) if row.unless else None
-            self.lines.append((row, _one_of(row.line), unless))
+            self.lines.append((row, _one_of(row.line)))
         elif row.reading is not None and row.when is not None:
             self.readings.setdefault(row.reading, []).append((row, row.when))
 
@@ -244,6 +235,11 @@ class Catalogue:
             for each in rows if id_ == "*" else (id_,):
                 rows[each] = _changed(rows[each], change)
         return Catalogue(rows.values())
+
+    def is_ruled_out(self, row: Row, text: str) -> bool:
+        """True if a line holds what must not occur in lines of this row."""
+        unless = self.unless.get(row.id)
+        return unless is not None and unless.search(text) is not None
 
     def rows_of_xid(self, code: int) -> list[Row]:
         """The rows that speak of an Xid, in the order in which they are asked."""
