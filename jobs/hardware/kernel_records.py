@@ -32,7 +32,8 @@ _RECORD_BYTES = 16384
 """The kernel's records have 8,192 bytes at most (PRINTK_MESSAGE_MAX); a shorter buffer: EINVAL."""
 KERNEL = 0
 """The facility that only the kernel can log with: what user space writes to /dev/kmsg gets another
-one (Documentation/ABI/testing/dev-kmsg). So nobody can forge what is read with it."""
+one (Documentation/ABI/testing/dev-kmsg). So no process can write a line of its own as the kernel.
+The names of programs that the kernel's lines repeat: :mod:`monitors.hardware.kernel_lines`."""
 INFO = 6
 
 

@@ -3,12 +3,32 @@
 Formats: the NVIDIA driver's `NVRM: Xid (PCI:0000:1b:00): 79, pid=…, …` (older ones without `PCI:`,
 newer ones with a function after the slot), NVSwitch's `SXid (PCI:…): 20034, Fatal, …`, and the
 prefixes of PCI drivers such as `mlx5_core 0000:1a:00.0` and `amdgpu 0000:83:00.0`.
+
+The kernel repeats names that programs give themselves (15 characters, `PR_SET_NAME`) or that their
+files have. A program called `kernel BUG at x` that crashes must not take its node away, so such
+names are taken out before a line is judged. Limits: only lines that are known to hold names.
 """
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
+
+_NAMES = re.compile(
+    r"""
+    ^(?:traps:\ )?.{1,15}?\[\d+\](?=:?\ )            # NAME[812]: segfault at 0 ip …
+    | ^(?:mmap:\ )?.{1,15}?\ \(\d+\)(?=:?\ )         # NAME (812): drop_caches: 3
+    | ^.{1,15}?(?=\ invoked\ oom-killer|:\ page\ allocation\ failure|/\d+:\ potentially\ unexp)
+    | ^(?:audit:|oom-kill:|Memory\ cgroup\ stats\ for\ |Tasks\ in\ |\[\s*\d+\]\s).*
+    | (?<=^process\ )'.*'(?=\ (?:started|launched))  # process 'DIRECTORY/FILE' started with …
+    | (?<=INFO:\ task\ ).{1,15}?:\d+(?=\ blocked)
+    | (?<=\d\ )\(.{0,15}?\)(?=,?\ (?:total-vm|score|UID))  # Killed process 812 (NAME) total-vm: …
+    | (?<=\#(?:AC|DB):\ ).{1,15}?/\d+(?=\ took)      # x86/split lock detection
+    | \[.{1,15}?:\d+\]$                              # soft lockup - CPU#3 stuck for 22s! [NAME:812]
+    | (?<=\bcomm\ ).{1,15} | (?<=\bComm:\ ).{1,15} | `.{1,15}?'
+    """,
+    re.VERBOSE,
+)
 
 
 class Xid(NamedTuple):
@@ -43,6 +63,11 @@ _DEVICES = (
         r"|\bnvme (?P<nvme>nvme\d+)\b|\b(?P<nic>(?:eth|en|ib|bond|mlx5_)\w+): "
     ),
 )
+
+
+def without_names(text: str) -> str:
+    """The line with `…` in place of the names of programs, of their files and cgroups."""
+    return _NAMES.sub("…", text)
 
 
 def xid(text: str) -> Xid | None:

@@ -122,12 +122,13 @@ class NodeMonitor:
 
     def _line(self, report: NodeReport, line: LogLine) -> Iterator[NodeFinding]:
         catalogue = self._settings.catalogue
-        found = kernel_lines.xid(line.text)
+        text = kernel_lines.without_names(line.text)
+        found = kernel_lines.xid(text)
         if found is not None:
             yield from self._xid(report, found, line.text, line.time)
             return
-        for row, pattern, unless in catalogue.lines:
-            if pattern.search(line.text) and not (unless and unless.search(line.text)):
+        for row, pattern in catalogue.lines:
+            if pattern.search(text) and not catalogue.is_ruled_out(row, text):
                 sign = _Sign(
                     device=kernel_lines.device(line.text),
                     text=line.text,
@@ -143,6 +144,8 @@ class NodeMonitor:
         catalogue = self._settings.catalogue
         for row in catalogue.rows_of_xid(found.code):
             detail = catalogue.details.get(row.id)
+            if catalogue.is_ruled_out(row, text):
+                continue
             if detail is None or detail.search(found.detail):
                 sign = _Sign(device=found.device, text=text, time=time, pid=found.pid)
                 yield from self._saw(report, row, sign)

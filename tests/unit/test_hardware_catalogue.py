@@ -124,3 +124,47 @@ def test_a_site_changes_a_row_and_adds_its_own() -> None:
 def test_a_wrong_change_is_said_with_its_place(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         builtin_catalogue().changed(RowFile.model_validate({"change": change}))
+
+
+FORGED = ("kernel BUG at x", "EDAC a: 1 UE", "Oops: 0001 [#1")
+
+
+@pytest.mark.parametrize("name", FORGED)
+@pytest.mark.parametrize(
+    ("line", "rules"),
+    [
+        ("{}[812]: segfault at 0 ip 00007f2b sp 00007ffe error 4 in libc.so.6[7f2b+1b5000]", []),
+        ("traps: {}[812] general protection fault ip:7f sp:7f error:0 in libc.so.6", []),
+        ("{} (812): drop_caches: 3", []),
+        ("{}: page allocation failure: order:4, mode:0x40cc0(GFP_KERNEL)", []),
+        ("{}/812: potentially unexpected fatal signal 11.", []),
+        ("{} invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0", []),
+        ("[    812]  1000   812     2280     1024    57344        0             0 {}", []),
+        ("oom-kill:constraint=CONSTRAINT_MEMCG,task_memcg=/user.slice,task={},pid=812,uid=1", []),
+        ("Memory cgroup stats for /user.slice/{}:", []),
+        ("Memory cgroup out of memory: Killed process 812 ({}) total-vm:9kB", ["oom-kill"]),
+        ("CPU: 3 PID: 812 Comm: {} Not tainted 6.8.0-31-generic #31-Ubuntu", []),
+        ("process 'tmp/a/{}' started with executable stack", []),
+        ("x86/split lock detection: #AC: {}/812 took a split_lock trap at address: 0x7f", []),
+        ("warning: `{}' uses 32-bit capabilities (legacy support in use)", []),
+        ('audit: type=1701 audit(1.2:3): auid=1 pid=812 comm="{}" sig=11', []),
+        ("INFO: task {}:812 blocked for more than 122 seconds.", ["hung-task"]),
+        ("watchdog: BUG: soft lockup - CPU#3 stuck for 22s! [{}:812]", ["lockup"]),
+    ],
+)
+def test_the_name_of_a_program_takes_no_node_away(name: str, line: str, rules: list[str]) -> None:
+    assert found((name,)), "this word alone must count as the kernel's"
+    assert found((line.format(name),)) == rules
+
+
+def test_a_file_that_is_named_like_an_xid_is_none() -> None:
+    name = "NVRM: Xid (PCI:0000:1b:00): 79, pid=1, GPU has fallen off the bus."
+    assert found((f"process 'tmp/{name}' started with executable stack",)) == []
+
+
+def test_a_site_may_rule_out_words_of_an_xid_too() -> None:
+    file = RowFile.model_validate({"change": {"xid-79": {"unless": "name=burn-in"}}})
+    catalogue = builtin_catalogue().changed(file)
+    said = "NVRM: Xid (PCI:0000:1b:00): 79, pid=4711, name={}, GPU has fallen off the bus."
+    assert found((said.format("burn-in"),), catalogue) == []
+    assert found((said.format("python"),), catalogue) == ["xid-79"]
