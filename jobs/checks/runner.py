@@ -34,6 +34,12 @@ _PROGRAM = f"{__package__}.program"
 _KILL_SECONDS = 5.0
 """Time that a killed program gets to vanish."""
 _OUR_KILL = -signal.SIGKILL
+_FAULTS = {
+    -each: each.name
+    for each in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
+}
+"""The signals that a broken processor or driver raises in a program. Others come from outside: a
+node that is shut down ends its processes with SIGTERM."""
 
 
 async def run_checks(
@@ -89,11 +95,11 @@ async def _end_group(child: asyncio.subprocess.Process) -> None:
 def read_end(name: str, code: int, output: str, errors: str) -> list[CheckResult]:
     """The results of a program that has ended.
 
-    A signal other than our own kill fails the check: a processor or a driver that is broken ends a
-    program so. A program that raised an error, or was killed for memory, says nothing of the node.
+    The signal of a fault fails the check. A program that raised an error, was killed for memory or
+    was ended from outside says nothing of the node.
     """
-    if code < 0 and code != _OUR_KILL:
-        why = f"the program was killed by {signal.Signals(-code).name}"
+    if code in _FAULTS:
+        why = f"the program was killed by {_FAULTS[code]}"
         return [CheckResult(check=name, verdict=Verdict.FAILED, reason=why)]
     try:
         rows: list[dict[str, Any]] = json.loads(output.splitlines()[-1]) if code == 0 else []
@@ -105,7 +111,8 @@ def read_end(name: str, code: int, output: str, errors: str) -> list[CheckResult
 def _end(code: int, errors: str) -> str:
     last = (errors.strip().splitlines() or [""])[-1]
     structlog.get_logger(part="checks").warning("check program failed", code=code, errors=errors)
-    how = "it was killed" if code == _OUR_KILL else f"it ended with exit code {code}"
+    ended = f"it was ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
+    how = "it was killed" if code == _OUR_KILL else ended
     return f"{how}: {last[:500]}" if last else how
 
 

@@ -103,6 +103,8 @@ def test_a_disk_that_takes_no_more_fails_with_the_words_of_the_system(tmp_path: 
         (-signal.SIGSEGV, "", Verdict.FAILED),
         (-signal.SIGBUS, "", Verdict.FAILED),
         (-signal.SIGKILL, "", Verdict.SKIPPED),
+        (-signal.SIGTERM, "", Verdict.SKIPPED),
+        (-signal.SIGRTMIN - 1, "", Verdict.SKIPPED),
         (1, "", Verdict.SKIPPED),
         (0, "hello", Verdict.SKIPPED),
         (0, "", Verdict.SKIPPED),
