@@ -40,7 +40,7 @@ from orchestrator.server.audit import note_event, notes, subjects
 from orchestrator.server.bundles.store import BundleStore
 from orchestrator.server.environments import Environments
 from orchestrator.server.hardware import findings
-from orchestrator.server.hardware.desk import NodeDesk, monitor_settings
+from orchestrator.server.hardware.desk import NodeDesk, monitor_settings, never_words
 from orchestrator.server.logs import LocalLogs, RunLogs
 from orchestrator.server.oidc.errors import WrongTokenError
 from orchestrator.server.oidc.port import SingleSignOn, make_single_sign_on
@@ -133,7 +133,8 @@ class Context:
         self.plan_threads = ThreadPoolExecutor(_PLAN_THREADS, "plan")
         """Threads that plan for a request: a pass over a large fleet takes seconds."""
         raised = findings.to_the_core(controller, clock, settings)
-        self.hardware = NodeDesk(clock, raised, monitor_settings(settings))
+        never = never_words(settings, runs_here=controller.runs_here)
+        self.hardware = NodeDesk(clock, raised, monitor_settings(settings), never)
         """The reports of node monitors."""
         self.uploads = 0
         """Bundles that are arriving."""

@@ -23,10 +23,12 @@ from jobs.hardware.settings import SourceSettings
 from monitors.hardware.types import LogLine, NodeFinding, NodeReport, Reading
 from orchestrator.errors import NotLeaderError
 from orchestrator.server.hardware import own_machine
-from orchestrator.server.hardware.desk import NodeDesk
+from orchestrator.server.hardware.desk import NodeDesk, never_words
+from orchestrator.settings import Settings
 from tests.plane import NODE_SECRET, SECRET, Plane
 
 XID = "NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+OOM = "Out of memory: Killed process 812 (python) total-vm:91232kB, anon-rss:812kB"
 LIMIT = 90.0
 HTTP: Any = {"timeout": LIMIT, "verify": False}  # no TLS here; authorities take long to load
 
@@ -234,6 +236,55 @@ async def test_the_server_reads_its_own_machine_for_all_nodes_and_in_shadow(tmp_
     await desk.take(report("localhost", XID), nodes)
     fatal = [(each.node, each.shadow) for each in found if "fallen off the bus" in each.reason]
     assert fatal == [("node-1", True), ("node-2", True)]
+
+
+@pytest.mark.parametrize(
+    ("runs_here", "read", "words"),
+    [
+        (False, True, "start babysit-node-monitor there"),
+        (True, True, "look again"),
+        (True, False, "BABYSIT_LOCAL_HARDWARE"),
+    ],
+)
+def test_nobody_is_told_to_start_a_monitor_where_the_server_reads_the_machine(
+    runs_here: bool, read: bool, words: str
+) -> None:
+    settings = Settings(local_hardware=read)
+    never = never_words(settings, runs_here=runs_here)
+
+    async def store(finding: NodeFinding) -> None:
+        raise AssertionError(finding)
+
+    (reason,) = NodeDesk(SystemClock(), store, never=never).blind("node-1").values()
+    assert words in reason
+    assert ("babysit-node-monitor" in reason) is not runs_here
+
+
+async def test_a_report_that_comes_again_while_it_is_stored_is_stored_once() -> None:
+    stored: list[str] = []
+    again: list[asyncio.Task[None]] = []
+
+    async def store(finding: NodeFinding) -> None:
+        if not again:
+            again.append(asyncio.create_task(desk.take(said)))
+            await asyncio.wait(again, timeout=0.2)  # it waits for this one
+        stored.append(finding.rule)
+
+    desk, said = NodeDesk(SystemClock(), store), report("node-1", XID, OOM)
+    await desk.take(said)
+    await again[0]
+    assert stored == ["xid-79", "oom-kill"]
+
+
+async def test_the_first_reports_of_a_node_may_come_together() -> None:
+    stored: list[str] = []
+
+    async def store(finding: NodeFinding) -> None:
+        stored.append(finding.rule)
+
+    desk, said = NodeDesk(SystemClock(), store), report("node-1", XID)
+    await asyncio.gather(desk.take(said), desk.take(said))
+    assert stored == ["xid-79"]
 
 
 async def test_a_finding_that_could_not_be_stored_is_stored_later() -> None:

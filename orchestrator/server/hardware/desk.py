@@ -37,6 +37,8 @@ SOURCES = (MONITOR, *NAMES)
 SILENT_SECONDS = 60.0
 """A monitor reports each 10 s; six that are missing are not an accident."""
 NEVER = "no node monitor has reported: start babysit-node-monitor there (docs/hardware.md)"
+NOT_YET = "the server has not read this machine yet: look again in a few seconds"
+OFF = "the server does not read this machine: unset BABYSIT_LOCAL_HARDWARE to have it read"
 _MOST_READINGS = 4000
 """Readings of a node that are kept: 16 GPUs with 64 each, four times."""
 _MOST_FINDINGS = 20
@@ -73,6 +75,18 @@ def monitor_settings(settings: Settings) -> HardwareSettings | None:
     return HardwareSettings(catalogue=catalogue)
 
 
+def never_words(settings: Settings, *, runs_here: bool) -> str:
+    """Why nothing is known of a node that has never reported.
+
+    Args:
+        settings: Whether the server reads its own machine.
+        runs_here: The nodes of the cluster are this machine.
+    """
+    if not runs_here:
+        return NEVER
+    return NOT_YET if settings.local_hardware else OFF
+
+
 class NodeDesk:
     """Takes reports, and answers what is known.
 
@@ -80,16 +94,24 @@ class NodeDesk:
         clock: The server's clock.
         found: Stores a finding; raises where it cannot.
         settings: Of the monitors; None: the rules that come with babysit.
+        never: Why nothing is known of a node that has never reported.
     """
 
     def __init__(
-        self, clock: Clock, found: Raise, settings: HardwareSettings | None = None
+        self,
+        clock: Clock,
+        found: Raise,
+        settings: HardwareSettings | None = None,
+        never: str = NEVER,
     ) -> None:
         self._clock, self._found, self._settings = clock, found, settings
+        self._never = never
         self._monitors: dict[str, NodeMonitor] = {}
         self._known: dict[str, Known] = {}
         self._unstored: dict[str, list[NodeFinding]] = {}
         """By machine: findings that are not stored yet, oldest first."""
+        self._storing: dict[str, asyncio.Lock] = {}
+        """By machine: held while they are stored. A monitor whose request timed out comes again."""
         self.reports = 0
         """Reports that were taken since the server started."""
 
@@ -101,10 +123,10 @@ class NodeDesk:
             nodes: The nodes that the machine is, if it is several; empty: the one that it names.
         """
         names = tuple(nodes) or (report.node,)
+        if self._settings is None:  # a quarter of a second: other requests must not wait for it
+            self._settings = await asyncio.to_thread(HardwareSettings.default)
         monitor = self._monitors.get(report.node)
-        if monitor is None:
-            if self._settings is None:  # a quarter of a second: other requests must not wait for it
-                self._settings = await asyncio.to_thread(HardwareSettings.default)
+        if monitor is None:  # asked after the wait: another report may have come meanwhile
             monitor = self._monitors[report.node] = NodeMonitor(self._settings)
         findings = monitor.feed(report)
         for name in names:
@@ -116,9 +138,10 @@ class NodeDesk:
                 mine = {"node": name, "shadow": finding.shadow or bool(nodes)}
                 unstored.append(finding.model_copy(update=mine))
                 self._known[name].findings.append(unstored[-1])
-        while unstored:
-            await self._found(unstored[0])
-            del unstored[0]
+        async with self._storing.setdefault(report.node, asyncio.Lock()):
+            while unstored:
+                await self._found(unstored[0])
+                del unstored[0]
         self.reports += 1
 
     def _keep(self, name: str, report: NodeReport) -> None:
@@ -153,7 +176,7 @@ class NodeDesk:
         """Blind sources of a node, with the reason; a silent monitor is one of them."""
         known = self._known.get(node)
         if known is None:
-            return {MONITOR: NEVER}
+            return {MONITOR: self._never}
         silent = (self._clock.now() - known.at).total_seconds()
         if silent > SILENT_SECONDS:
             told = f"silent since {known.at:%Y-%m-%d %H:%M:%S} UTC: look at its log on the node"
