@@ -158,8 +158,8 @@ class ScriptCheckpoints:
             try:
                 self._put_in_order(records, command.attempt, chosen)
             except OSError as error:
-                # All ranks get the same all the same: only a script that looks by itself may miss
-                # it, and one that begins anew throws work away.
+                # All ranks are given the same checkpoint anyway: a script that looks by itself may
+                # miss it, but a run that begins anew throws work away.
                 self._log.error(
                     "later checkpoints cannot be put aside: make the directory writable",
                     path=error.filename,
