@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,8 +96,10 @@ def _targets(words: Sequence[str]) -> dict[str, float]:
         try:
             found[name] = float(value)
         except ValueError:
+            found[name] = math.nan
+        if not 0 < found[name] < math.inf:
             message = f"--target {word}: expected FAULT=SECONDS, such as hang=30"
-            raise CliError(message, ExitCode.USAGE) from None
+            raise CliError(message, ExitCode.USAGE)
         if name not in FAULTS:
             raise CliError(f"--target {name}: expected one of {', '.join(FAULTS)}", ExitCode.USAGE)
     return found

@@ -249,12 +249,13 @@ class Turn:
         self.state.put(incident)
         return incident
 
-    def resolve_incident(self, incident: str | None, how: str) -> None:
-        """Resolve an incident. No effect if it is unknown (or None) or already resolved."""
+    def resolve_incident(self, incident: str | None, how: str, **more: Any) -> None:
+        """Resolve an incident, with more evidence. No effect on an unknown or a resolved one."""
         found = self.state.incidents.get(incident or "")
         if found is not None and found.state is not IncidentState.RESOLVED:
             over = {"state": IncidentState.RESOLVED, "resolved_at": self.now}
-            self.change_incident(found.id, **over, evidence={**found.evidence, "resolved": how})
+            evidence = {**found.evidence, **more, "resolved": how}
+            self.change_incident(found.id, **over, evidence=evidence)
 
     # timers
 

@@ -64,11 +64,12 @@ def read(assignments: Iterable[str]) -> dict[str, str]:
 def _put(content: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     place = content
-    for name in parents:
-        place = place.get(name, {})
-    if last not in place:
-        known = ", ".join(sorted(place)) or "nothing"
-        raise InvalidError(
-            f"--set {path}: there is no such setting; {'.'.join(parents)} has {known}"
-        )
-    place[last] = value
+    for number, name in enumerate((*parents, last)):
+        if not isinstance(place, dict) or name not in place:
+            known = sorted(place) if isinstance(place, dict) else ()
+            raise InvalidError(
+                f"--set {path}: there is no such setting;"
+                f" {'.'.join(parents[:number])} has {', '.join(known) or 'no settings below it'}"
+            )
+        place, above = place[name], place
+    above[last] = value

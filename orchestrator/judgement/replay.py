@@ -78,8 +78,6 @@ class Replay:
         self._monitors = RunMonitors(monitor_settings(spec))
         self._last: Sample | None = None
         self.alarms: list[Alarm] = []
-        self.recorded_only: list[Finding] = []
-        """Findings that no remedy follows."""
 
     def feed(self, sample: Sample, *, speaks: bool = True) -> None:
         """Take a sample; only the rank that `speaks` for the run is judged for pauses."""
@@ -102,10 +100,8 @@ class Replay:
         self._last = None
 
     def _take(self, finding: Finding) -> None:
-        if remedies.FINDINGS[finding.kind].only_recorded:
-            self.recorded_only.append(finding)
-            return
-        self.alarms.append(self._alarm(finding, "loss", finding.detected_time))
+        if not remedies.FINDINGS[finding.kind].only_recorded:
+            self.alarms.append(self._alarm(finding, "loss", finding.detected_time))
 
     def _pause(self, before: Sample, until: float, *, ended: bool, proven: bool) -> None:
         """Tick the monitor through a silence after a sample."""

@@ -94,6 +94,8 @@ def _event(incident: IncidentView, curves: Mapping[int, Curve]) -> Event | None:
     family = family_of(incident.kind)
     if family is None or incident.kind == FindingKind.GRAD_NORM_SPIKE:
         return None
+    if incident.kind == FindingKind.SLOW and incident.evidence.get("went_on") is False:
+        return None  # an incident of kind `hang` followed, about the same silence
     finding: Mapping[str, Any] = _mapping(incident.evidence.get("finding"))
     onset = incident.onset_step or 0
     acts = not remedies.FINDINGS[FindingKind(incident.kind)].only_recorded
@@ -124,11 +126,8 @@ def _word(
         # "Wrong" about something that was only recorded means that a remedy was missing.
         right = incident.verdict == "right"
         return right is acts, f"judged {incident.verdict}"
-    if incident.kind == FindingKind.HANG:
-        return _hang_word(incident, acted=acted)
-    if incident.kind == FindingKind.SLOW:
-        went_on = incident.resolved_at is not None and "not go on" not in incident.reason
-        return (False, "it went on by itself") if went_on else (None, "nobody judged it")
+    if incident.kind in HANG_KINDS:
+        return _silence_word(incident)
     if incident.kind == FindingKind.LOSS_BLIP:
         return False, "the loss came back by itself"
     if acted:
@@ -136,17 +135,19 @@ def _word(
     return outcome(curve, incident.onset_step or 0)
 
 
-def _hang_word(incident: IncidentView, *, acted: bool) -> tuple[bool | None, str]:
-    if "cannot go on by itself" in incident.reason:
+def _silence_word(incident: IncidentView) -> tuple[bool | None, str]:
+    if is_proven_hang(incident):
         return True, "the look at the ranks proved it"
-    if not acted and incident.resolved_at is not None:
+    if incident.evidence.get("went_on"):
         return False, "it went on by itself"
     return None, "nobody judged it"
 
 
 def is_proven_hang(incident: IncidentView) -> bool:
     """True if the look at the ranks convicted the run."""
-    return incident.kind == FindingKind.HANG and "cannot go on by itself" in incident.reason
+    finding = _mapping(incident.evidence.get("finding"))
+    verdict = _mapping(_mapping(finding.get("evidence")).get("verdict"))
+    return incident.kind == FindingKind.HANG and verdict.get("convicted") is True
 
 
 def outcome(curve: Curve | None, onset: int) -> tuple[bool | None, str]:

@@ -23,7 +23,9 @@ from orchestrator.core.model.time_ledger import Bucket, totals
 from orchestrator.core.model.vocabulary import Response
 from orchestrator.core.policy.time_limits import pause_limit
 from orchestrator.core.supervision import hangs
+from orchestrator.core.views.build import incident_view
 from orchestrator.core.views.remedy_text import incident_remedy
+from orchestrator.judgement.truth import is_proven_hang
 from tests.matching import command
 from tests.world import World, reloaded, spec, trained
 from tests.world_cluster import sleeping, stopped
@@ -45,6 +47,14 @@ def test_a_hang_is_looked_at_before_it_kills() -> None:
     assert restart.failure_class is FailureClass.HANG
     assert "rank 1 is stopped" in restart.reason
     assert restart.node == "node-2"
+    (hang,) = (i for i in world.state.incidents_of("run-1") if i.kind == FindingKind.HANG)
+    assert is_proven_hang(incident_view(hang)), "a backtest knows it"
+
+
+def went_on(world: World, kind: FindingKind) -> object:
+    """What the evidence of the run's only incident of a kind says; backtests read it."""
+    (found,) = (i for i in world.state.incidents_of("run-1") if i.kind == kind)
+    return found.evidence.get("went_on")
 
 
 def slow(world: World) -> list[str]:
@@ -70,6 +80,7 @@ def test_a_rank_that_may_go_on_is_left_alone_until_the_limit() -> None:
     world.settle()
     assert world.attempt().number == 2
     assert slow(world) == [IncidentState.RESOLVED]
+    assert went_on(world, FindingKind.SLOW) is False
     restart = world.attempt().restart
     assert restart is not None
     assert restart.node is None, "a pause blames no node"
@@ -102,6 +113,7 @@ def test_a_pause_that_ends_by_itself_costs_what_it_cost(how: str) -> None:
         world.do(world.event(ProgressSeen, run="run-1", attempt=1))
     assert world.attempt().suspect is None
     assert slow(world) == [IncidentState.RESOLVED]
+    assert went_on(world, FindingKind.SLOW) is True
     seconds = totals(world.run().ledger, world.now)
     assert seconds[Bucket.STALLED] >= 30
     assert seconds[Bucket.PRODUCTIVE] < productive
@@ -329,6 +341,7 @@ def test_a_hang_that_is_left_to_users_stays_open_until_a_new_step(action: str) -
     assert states() == [IncidentState.OPEN]
     hear_of(world, 17)
     assert states() == [IncidentState.RESOLVED]
+    assert went_on(world, FindingKind.HANG) is True
     assert world.attempt().number == 1
 
 

@@ -126,6 +126,8 @@ def test_a_run_of_ones_own_is_struck_only_after_a_yes(tmp_path: Path, script: Pa
     [
         (["--faults", "kil"], "expected some of kill, hang"),
         (["--faults", "kill", "--target", "kill"], "expected FAULT=SECONDS"),
+        (["--faults", "kill", "--target", "kill=nan"], "expected FAULT=SECONDS"),
+        (["--faults", "kill", "--target", "kill=-1"], "expected FAULT=SECONDS"),
         (["--faults", "kill", "--target", "kil=3"], "expected one of kill"),
         (["--faults", "kill,nan"], "the script must take orders"),
     ],

@@ -291,17 +291,39 @@ def test_a_pause_that_ended_by_itself_is_a_false_alarm_of_a_shorter_limit() -> N
     assert rows(longer)["hang", "other"]["wrong"] == 0
 
 
+def hang_evidence(*, convicted: bool) -> dict[str, Any]:
+    verdict = {"verdict": {"convicted": convicted}}
+    onset = {"detected_step": 102, "onset_time": at(51).timestamp()}
+    return {"finding": {**onset, "evidence": verdict}}
+
+
+@pytest.mark.parametrize("kind", ["slow", "hang"])
+@pytest.mark.parametrize(("evidence", "wrong"), [({"went_on": True}, 1), ({}, 0)])
+def test_a_silence_is_a_false_alarm_only_if_the_run_went_on(
+    kind: str, evidence: dict[str, Any], wrong: int
+) -> None:
+    """Its incident is resolved, too, when the run is cancelled or a person closes it."""
+    found = {**hang_evidence(convicted=False), **evidence}
+    silence = incident(kind=kind, onset_step=102, response="observed", evidence=found)
+    reports = samples(range(1, 200), pauses={103: 40.0})
+    judged_by = {"run": run(restarts=[restart()]), "incidents": [silence]}
+    row = rows(judged(reports, {"monitors.hang.after": "20s"}, **judged_by))["hang", "other"]
+    assert (row["wrong"], row["unknown"]) == (wrong, 1 - wrong)
+
+
 def test_a_proven_hang_is_found_later_with_a_longer_limit() -> None:
     hang = incident(
         kind="hang",
         onset_step=102,
-        reason="no progress on 1 of 1 ranks; the run cannot go on by itself: rank 0 is stopped",
-        evidence={"finding": {"detected_step": 102, "onset_time": at(51).timestamp()}},
+        evidence=hang_evidence(convicted=True),
     )
-    record = {**RESTARTED, "incidents": [hang]}
+    # The same silence was an incident `slow` before the rank was stopped.
+    slow = incident(kind="slow", onset_step=102, evidence={"went_on": False})
+    record = {**RESTARTED, "incidents": [slow, hang]}
     found = judged(samples(range(1, 103)), {"monitors.hang.after": "30s"}, **record)
     before, after = rows(found)["hang", "recorded"], rows(found)["hang", "other"]
     assert (before["right"], after["right"]) == (1, 1)
+    assert (before["wrong"], after["wrong"]) == (0, 0)
     assert 3 <= before["delay_seconds"] <= 4
     assert 30 <= after["delay_seconds"] <= 32
     assert -29 <= backtest.ettr([found])["saved_seconds"] <= -26
@@ -376,6 +398,8 @@ def test_words_that_are_no_settings(word: str, said: str) -> None:
     ("path", "value", "said"),
     [
         ("monitors.loss_spike.treshold", "6", "there is no such setting.*threshold"),
+        ("checkpoint.directory.x", "1", "checkpoint.directory has no settings below it"),
+        ("monitors.hang.after.x", "1", "monitors.hang.after has no settings below it"),
         ("monitors.loss_spike.threshold", "many", "monitors.loss_spike.threshold: Input should be"),
         ("monitors.loss_spike.threshold", "-1", "monitors.loss_spike.threshold: Input should be"),
     ],

@@ -299,7 +299,7 @@ def end_by_progress(turn: Turn, run_id: str, incident: Incident, why: str) -> No
     """A hang about which nothing was done is over once there is progress."""
     if incident.kind == FindingKind.HANG and incident.state is IncidentState.OPEN:
         turn.cancel_timer(run_id, Timer.ASK, subject=incident.id)
-        turn.resolve_incident(incident.id, why)
+        turn.resolve_incident(incident.id, why, went_on=True)
 
 
 def subject(attempt: Attempt, rank: int | None, node: str | None = None) -> str:

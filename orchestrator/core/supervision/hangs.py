@@ -225,7 +225,7 @@ def _convict(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict) -> None:
     finding = _finding(suspect.finding, verdict, attempt)
     turn.change_attempt(run.id, suspect=None)
     if suspect.incident is not None:
-        turn.resolve_incident(suspect.incident, "it did not go on by itself")
+        turn.resolve_incident(suspect.incident, "it did not go on by itself", went_on=False)
     if _is_unproven(run, attempt, suspect, verdict):
         findings.raise_incident(turn, run, attempt, finding, ask="unproven")
         return
@@ -260,6 +260,7 @@ def _finding(finding: Finding, verdict: Verdict, attempt: Attempt) -> Finding:
     """The monitor's finding with the verdict added: people read it, and the core acts on it."""
     stands = "cannot go on by itself" if verdict.convicted else "has used up its limit"
     said = {
+        "convicted": verdict.convicted,
         "users": verdict.users,
         "node": verdict.node if verdict.convicted and not _is_scripts(verdict) else None,
         "signature": verdict.signature,
@@ -348,7 +349,8 @@ def clear(turn: Turn, run_id: str, why: str) -> None:
         if suspect.incident is not None:
             seconds = (turn.now - suspect.since).total_seconds()
             _book_pause(turn, run_id, seconds)
-            turn.resolve_incident(suspect.incident, f"{why} after a pause of {seconds:.0f} s")
+            how = f"{why} after a pause of {seconds:.0f} s"
+            turn.resolve_incident(suspect.incident, how, went_on=True)
     for incident in turn.state.incidents_of(run_id):
         findings.end_by_progress(turn, run_id, incident, why)
 
