@@ -253,9 +253,8 @@ class Turn:
         """Resolve an incident, with more evidence. No effect on an unknown or a resolved one."""
         found = self.state.incidents.get(incident or "")
         if found is not None and found.state is not IncidentState.RESOLVED:
-            over = {"state": IncidentState.RESOLVED, "resolved_at": self.now}
-            evidence = {**found.evidence, **more, "resolved": how}
-            self.change_incident(found.id, **over, evidence=evidence)
+            end = {"resolved_at": self.now, "evidence": {**found.evidence, **more, "resolved": how}}
+            self.change_incident(found.id, state=IncidentState.RESOLVED, **end)
 
     # timers
 
