@@ -153,7 +153,11 @@ class _Watch(ray.train.UserCallback):  # type: ignore[misc,unused-ignore]  # unt
 
     def _part(self, rank: int, world_size: int, metrics: Mapping[str, Any]) -> Part:
         step = whole(metrics[self._step]) if self._step in metrics else self._reports
-        numbers = {str(name): _quiet(value) for name, value in metrics.items()}
+        numbers = {
+            str(name): _number(str(name), value)
+            for name, value in metrics.items()
+            if not isinstance(value, str)
+        }
         return Part(
             rank=rank,
             world_size=world_size,
@@ -243,6 +247,8 @@ class _Sender:
                 if items:
                     mailbox.put.remote(items)
             except Exception as error:  # noqa: BLE001 (Ray's or the network's; training must go on)
+                if mailbox is not None:  # at first there is none: the driver has just begun
+                    _warn(f"reports were not delivered to the driver: {said(error)}")
                 mailbox = None
                 now = time.perf_counter()
                 missed_since = missed_since or now
@@ -265,7 +271,6 @@ class _Driver:
         self._relay = relay
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="babysit", daemon=True)
-        self._files: dict[int, pyarrow.fs.FileSystem] = {}
 
     def start(self) -> None:
         """Begin, as soon as the driver has joined a Ray cluster."""
@@ -284,8 +289,7 @@ class _Driver:
                 if ray.is_initialized():
                     mailbox = mailbox or _open_mailbox()
                     wait = 0.0 if closing else 0.5
-                    for kind, content in ray.get(mailbox.take.remote(wait), timeout=60):
-                        self._handle(kind, content)
+                    self._take(ray.get(mailbox.take.remote(wait), timeout=60))
                 elif not closing:
                     self._closing.wait(0.1)
                 self._relay.tick(time.perf_counter(), everything=closing)
@@ -295,6 +299,13 @@ class _Driver:
                 self._closing.wait(1.0)
             if closing:
                 return
+
+    def _take(self, reports: Sequence[tuple[str, Any]]) -> None:
+        for kind, content in reports:
+            try:
+                self._handle(kind, content)
+            except Exception as error:  # noqa: BLE001 (of Ray's storage; the others must not be lost)
+                _warn(f"a report of the workers ({kind}) is left out: {said(error)}")
 
     def _handle(self, kind: str, content: Any) -> None:
         now = time.perf_counter()
@@ -344,14 +355,6 @@ def _number(name: str, value: Any) -> float | None:
         return real(value)
     except Exception as error:  # noqa: BLE001 (the value's own code ran; training must go on)
         _warn(f"{name} of a {type(value).__name__} is left out: {said(error)}")
-        return None
-
-
-def _quiet(value: Any) -> float | None:
-    """A metric as a number; None for text and other things, which are not reported."""
-    try:
-        return None if isinstance(value, str) else real(value)
-    except Exception:  # noqa: BLE001 (the value's own code ran; training must go on)
         return None
 
 

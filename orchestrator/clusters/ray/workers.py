@@ -139,8 +139,15 @@ class Workers:
             return
         life = self._life(worker, run)
         life.stops += 1
+        try:
+            self._stop(life, grace)
+        except Exception:
+            life.stops -= 1  # it is asked again: one end answers both
+            raise
+
+    def _stop(self, life: _Life, grace: float) -> None:
         claim = self._store.put(life.key(names.CLAIM), names.STOPPED)
-        handle = life.handle or connection.find(worker, self._namespace)
+        handle = life.handle or connection.find(life.worker, self._namespace)
         if claim == names.STOPPED:
             if handle is not None:
                 ray.kill(handle, no_restart=True)
@@ -153,11 +160,13 @@ class Workers:
             try:
                 ray.get(handle.stop.remote(grace), timeout=ANSWER_SECONDS)
             except exceptions.ActorUnavailableError as error:
-                raise RayFailedError(f"worker {worker}: its actor cannot be reached now") from error
+                raise RayFailedError(
+                    f"worker {life.worker}: its actor cannot be reached now"
+                ) from error
             except exceptions.RayActorError:
                 return  # it is dead, and its end is heard of
             except exceptions.GetTimeoutError as error:
-                raise RayFailedError(f"worker {worker}: its actor does not answer") from error
+                raise RayFailedError(f"worker {life.worker}: its actor does not answer") from error
 
     def acknowledge(self, worker: str, run: str) -> None:
         """Take note that the control plane has stored the end."""
