@@ -39,6 +39,7 @@ from tests.kubernetes.servers import (
     Servers,
     missing_programs,
 )
+from tests.ray.bed import DEAD_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = ROOT / "benchmarks" / "support" / "recovery_job.py"
@@ -281,6 +282,7 @@ def on_ray(directory: Path, losses: int, wanted: Sequence[str], found: dict[str,
     Returns why a row is missing; empty: none is. The figures of other engines are worth a last line
     without it: Ray does not start at all on a machine that is short of processor time.
     """
+    print(f"Ray: the node of a killed raylet is dead after {DEAD_SECONDS:g} s (its default: 15 s)")
     try:
         with ray_engines.ray_cluster() as (address, nodes):
             if "ray" in wanted:

@@ -16,7 +16,7 @@ from jobs.agent.reaper import strays
 from tests.acceptance.conftest import JOB, Job
 from tests.acceptance.record import check_record
 from tests.control_plane import ControlPlane, Servers, until
-from tests.ray.bed import Bed
+from tests.ray.bed import DEAD_SECONDS, Bed
 from tests.ray.plane import ray_plane
 
 pytestmark = pytest.mark.skipif(
@@ -63,14 +63,14 @@ def make_job(root: Path, name: str, **spec: Any) -> Job:
 
 
 def at_attempt(job: Job, plane: ControlPlane, run: str, number: int) -> dict[str, str]:
-    """Wait until an attempt has made steps; node -> its worker."""
+    """Wait until an attempt has made steps; node -> its worker. Ray may have to notice a death."""
 
     def there() -> bool:
         shown = plane.show(run)
         assert shown["state"] not in {"failed", "cancelled"}, shown["reason"]
         return any(key[0] == number and len(made) >= 12 for key, made in job.steps().items())
 
-    until(there, f"attempt {number} makes steps", 120)
+    until(there, f"attempt {number} makes steps", DEAD_SECONDS + 120)
     seats = plane.attempts(run)[number - 1].seats
     return {seat.node: seat.worker for seat in seats}
 

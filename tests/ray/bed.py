@@ -11,10 +11,14 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 TRIES = 5
+HEALTH_CHECKS, HEALTH_CHECK_SECONDS = 60, 0.5
+DEAD_SECONDS = HEALTH_CHECKS * HEALTH_CHECK_SECONDS
+"""Until Ray declares the node of a killed raylet dead (its default: 15 s), each check of which is
+refused at once. A raylet that is only slow has 10 s more for each check: load does not kill it."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A loaded machine is slow, and not dead; a raylet that is killed is seen by its connection.
-    "RAY_health_check_failure_threshold": "60",
+    "RAY_health_check_failure_threshold": str(HEALTH_CHECKS),
+    "RAY_health_check_period_ms": f"{1000 * HEALTH_CHECK_SECONDS:.0f}",
     "RAY_worker_register_timeout_seconds": "300",
 }
 
