@@ -32,6 +32,7 @@ BAD_CONDITIONS = (
 )
 """Conditions under which a node takes no new work: of node-problem-detector, of its GPU checks on
 AKS, and of the node monitoring agent of EKS."""
+_LEVELS = ("zone", "spine", "rack", "nvlink")
 _SETTING = re.compile(r"[^\s,=]+(=[^\s,=]+)?")
 
 
@@ -127,12 +128,7 @@ class KubernetesSettings(BaseSettings):
     @field_validator("kubernetes_topology")
     @classmethod
     def _levels(cls, value: str) -> str:
-        for level, equals, label in (part.partition("=") for part in items(value)):
-            if level not in {"zone", "spine", "rack", "nvlink"} or not equals or not label:
-                raise ValueError(
-                    f"{level}{equals}{label}: expected LEVEL=LABEL, LEVEL one of zone, spine, rack"
-                    " and nvlink"
-                )
+        levels(value)
         return value
 
     @field_validator("kubernetes_bad_conditions")
@@ -147,3 +143,20 @@ class KubernetesSettings(BaseSettings):
 def items(value: str) -> tuple[str, ...]:
     """The items of a setting that are separated by commas."""
     return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def levels(value: str) -> dict[str, str]:
+    """Level -> label, of a setting of the topology.
+
+    Raises:
+        ValueError: It is not LEVEL=LABEL with commas between them.
+    """
+    found = {}
+    for level, equals, label in (part.partition("=") for part in items(value)):
+        if level not in _LEVELS or not equals or not label:
+            raise ValueError(
+                f"{level}{equals}{label}: expected LEVEL=LABEL, LEVEL one of zone, spine, rack"
+                " and nvlink"
+            )
+        found[level] = label
+    return found

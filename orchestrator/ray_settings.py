@@ -7,9 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
-from orchestrator.kubernetes_settings import items
-
-_LEVELS = ("zone", "spine", "rack", "nvlink")
+from orchestrator.kubernetes_settings import items, levels
 
 
 class RaySettings(BaseSettings):
@@ -54,12 +52,7 @@ class RaySettings(BaseSettings):
     @field_validator("ray_topology")
     @classmethod
     def _levels_of_ray(cls, value: str) -> str:
-        for level, equals, label in (part.partition("=") for part in items(value)):
-            if level not in _LEVELS or not equals or not label:
-                raise ValueError(
-                    f"{level}{equals}{label}: expected LEVEL=LABEL, LEVEL one of zone, spine, rack"
-                    " and nvlink"
-                )
+        levels(value)
         return value
 
     @field_validator("ray_nodes")
@@ -73,8 +66,7 @@ class RaySettings(BaseSettings):
     @property
     def ray_levels(self) -> dict[str, str]:
         """Level -> label of Ray."""
-        parts = (part.partition("=") for part in items(self.ray_topology))
-        return {level: label for level, _, label in parts}
+        return levels(self.ray_topology)
 
     @property
     def ray_labels(self) -> dict[str, str]:

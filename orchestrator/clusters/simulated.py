@@ -13,7 +13,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Iterable, Mapping
 
 from jobs.clock import Clock
-from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.errors import ClusterError, unknown_node
 from orchestrator.clusters.own_nodes import OwnNodes
 from orchestrator.clusters.port import Change, WorkerGone, WorkerLaunch
 from orchestrator.core.messages.events import NodeInfo
@@ -95,12 +95,7 @@ class SimulatedCluster(OwnNodes):
             self._report(launch.worker)
             return
         if launch.node not in self._nodes:
-            names = ", ".join(self._nodes) or "no node"
-            raise ClusterError(
-                f"unknown node {launch.node}; this cluster has {names}",
-                node=launch.node,
-                worker=launch.worker,
-            )
+            raise unknown_node(launch.node, launch.worker, list(self._nodes))
         if launch.node in self.unreachable:
             raise ClusterError(
                 f"{launch.node} cannot be reached: try another node, or again later",

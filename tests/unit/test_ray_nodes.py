@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from orchestrator.clusters.errors import unknown_node
 from orchestrator.clusters.ray.ends import no_room, words
 from orchestrator.clusters.ray.facts import PendingNode, RayNode, Snapshot
 from orchestrator.clusters.ray.nodes import NodeNames, chosen, inventory
+from orchestrator.settings import Settings
 
 GIB = 2**30
 
@@ -99,3 +103,20 @@ def test_words_of_ray_are_kept_short() -> None:
     )
     assert words(said) == "Worker exit type: SYSTEM_ERROR Worker exit detail: End of file."
     assert words("") == "no reason is given"
+
+
+@pytest.mark.parametrize("name", ["ray_topology", "kubernetes_topology"])
+@pytest.mark.parametrize("value", ["row=example.org/row", "rack", "rack="])
+def test_a_topology_that_names_no_level_or_label_is_refused(name: str, value: str) -> None:
+    given: dict[str, str] = {name: f"zone=example.org/zone, {value}"}
+    with pytest.raises(ValueError, match=f"{value}: expected LEVEL=LABEL"):
+        Settings.model_validate(given)
+
+
+def test_an_unknown_node_is_refused_with_the_first_names_there_are() -> None:
+    names = [f"node-{number}" for number in range(10, 40)]
+    error = unknown_node("rack-7", "w1", names)
+    assert str(error) == (
+        f"unknown node rack-7; this cluster has {', '.join(names[:20])} and 10 more"
+    )
+    assert (error.node, error.worker) == ("rack-7", "w1")

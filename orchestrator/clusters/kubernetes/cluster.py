@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from jobs.clock import Clock
-from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.errors import ClusterError, unknown_node
 from orchestrator.clusters.kubernetes import manifests, names, nodes
 from orchestrator.clusters.kubernetes.client import Api, ApiError
 from orchestrator.clusters.kubernetes.ends import LOST
@@ -31,8 +31,6 @@ from orchestrator.core.messages.events import NodeInfo
 _log = structlog.get_logger(__name__)
 CLOSE_SECONDS = 5.0
 """How long the last acknowledgements may take; an end whose one is cut off is reported again."""
-_NAMED = 20
-"""Nodes that the message about an unknown one names."""
 
 
 class KubernetesCluster:
@@ -203,14 +201,7 @@ class KubernetesCluster:
     def _node(self, launch: WorkerLaunch) -> Json:
         known = self._watcher.nodes()
         if launch.node not in known:
-            there = sorted(known)
-            more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
-            raise ClusterError(
-                f"unknown node {launch.node}; this cluster has"
-                f" {', '.join(there[:_NAMED]) or 'no node'}{more}",
-                node=launch.node,
-                worker=launch.worker,
-            )
+            raise unknown_node(launch.node, launch.worker, sorted(known))
         return known[launch.node]
 
     def _waits(self, launch: WorkerLaunch, why: str) -> bool:

@@ -14,7 +14,7 @@ from orchestrator.clusters.kubernetes.client import Access, Api
 from orchestrator.clusters.kubernetes.cluster import KubernetesCluster
 from orchestrator.clusters.kubernetes.manifests import PodSettings, toleration
 from orchestrator.clusters.kubernetes.nodes import NodeSettings
-from orchestrator.kubernetes_settings import items
+from orchestrator.kubernetes_settings import items, levels
 from orchestrator.settings import Settings
 
 
@@ -66,11 +66,10 @@ def pod_settings(settings: Settings) -> PodSettings:
 def node_settings(settings: Settings) -> NodeSettings:
     """The settings of nodes."""
     conditions = (part.partition("=") for part in items(settings.kubernetes_bad_conditions))
-    topology = (part.partition("=") for part in items(settings.kubernetes_topology))
     return NodeSettings(
         instance=settings.kubernetes_instance,
         gpu_resources=items(settings.kubernetes_gpu_resource),
-        topology={level: label for level, _, label in topology},
+        topology=levels(settings.kubernetes_topology),
         bad_conditions={kind: status or "True" for kind, _, status in conditions},
         termination_taints=frozenset(items(settings.kubernetes_termination_taints)),
         tolerations=tuple(toleration(text) for text in items(settings.kubernetes_tolerations)),

@@ -31,7 +31,7 @@ from jobs.log_files import LogLimit
 from jobs.processes import end_of, identify, is_alive, open_pidfd, send_signal
 from jobs.yaml_file import SpecError
 from monitors.exit_rules import RuleFile
-from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.errors import ClusterError, unknown_node
 from orchestrator.clusters.local import agent_process, hardware
 from orchestrator.clusters.local.virtual_nodes import LocalClusterSettings, Node, virtual_nodes
 from orchestrator.clusters.local.worker_records import Records, WorkerRecord, write_private
@@ -124,11 +124,7 @@ class LocalCluster(OwnNodes):
         self._adopt()
         nodes = await self._nodes()
         if launch.node not in nodes:
-            raise ClusterError(
-                f"unknown node {launch.node}; this cluster has {', '.join(nodes) or 'no node'}",
-                node=launch.node,
-                worker=launch.worker,
-            )
+            raise unknown_node(launch.node, launch.worker, list(nodes))
         what = f"cannot be started on {launch.node}"
         with (
             self._explained(what, launch.worker, launch.node),

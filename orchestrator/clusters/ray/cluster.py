@@ -14,7 +14,7 @@ from jobs.clock import Clock
 from jobs.config import AgentConfig
 from jobs.log_files import LogLimit
 from monitors.exit_rules import RuleFile
-from orchestrator.clusters.errors import ClusterError
+from orchestrator.clusters.errors import ClusterError, unknown_node
 from orchestrator.clusters.port import (
     Change,
     InventoryChanged,
@@ -31,8 +31,6 @@ _log = structlog.get_logger(__name__)
 CLOSE_SECONDS = 5.0
 """How long the last acknowledgements may take; an end whose one is cut off is reported again."""
 RETRY_SECONDS = 5.0
-_NAMED = 20
-"""Nodes that the message about an unknown one names."""
 _LATER = Path("/to-be-set-on-the-node")
 """Stands for paths that only the node knows."""
 
@@ -167,14 +165,7 @@ class RayCluster:
             await self.nodes()
             node = self._names.find(launch.node)
         if node is None:
-            there = self._names.all()
-            more = f" and {len(there) - _NAMED} more" if len(there) > _NAMED else ""
-            raise ClusterError(
-                f"unknown node {launch.node}; this cluster has"
-                f" {', '.join(there[:_NAMED]) or 'no node'}{more}",
-                node=launch.node,
-                worker=launch.worker,
-            )
+            raise unknown_node(launch.node, launch.worker, self._names.all())
         return node
 
     def _runtime_env(self, launch: WorkerLaunch) -> dict[str, Any]:
