@@ -20,6 +20,7 @@ def test_a_rank_whose_forward_pass_sleeps_is_named(plane: ControlPlane, tmp_path
             {
                 "name": "slow-rank",
                 "command": ["python", str(SCRIPT)],
+                "grace": "1s",  # the script does not stop by itself
                 "resources": {"nodes": 1, "processes_per_node": 3, "cpus_per_node": 1},
                 "monitors": {"straggler": {"steps": 12, "after": "2s", "action": "observe"}},
             }
