@@ -50,6 +50,8 @@ class ScriptCheckpoints:
         self._run = config.run
         self._reporter, self._clock = reporter, clock
         self.records = records_of(config)
+        self._begun = clock.now().timestamp()
+        """Unix seconds of the start of this agent."""
         self._attempt = 0
         """The attempt whose checkpoints are looked for here; 0: none, or another agent does."""
         self._known: dict[int, Signature] = {}
@@ -60,13 +62,18 @@ class ScriptCheckpoints:
         self._log = structlog.get_logger(part="script_checkpoints")
 
     async def begin(self, command: StartAttempt) -> Resumption:
-        """Put in order what the ranks find on disk, and say how they go on."""
+        """Put in order what the ranks find on disk, and say how they go on.
+
+        Raises:
+            OSError: It cannot be read: then the run might begin anew, so it does not begin.
+        """
         if self._resume is None:
             return Resumption()
         if self.records is None:
             return await asyncio.to_thread(self._by_place, command.attempt)
         first = 0 in command.ranks
         async with self._looking:
+            self._attempt = 0
             resumption = await asyncio.to_thread(self._choose, self.records, command, first)
             self._attempt = command.attempt if first else 0
             self._hashes_until = math.inf
@@ -118,7 +125,8 @@ class ScriptCheckpoints:
 
     async def _look_at(self, records: ScriptRecords, step: int, path: Path) -> None:
         now = await asyncio.to_thread(_signature, path)
-        if not now or self._known.get(step) == now:
+        known = self._known.get(step, ())
+        if not now or known == now or _is_shrinking(known, now):
             return
         marked = await asyncio.to_thread(records.has_marker, path)
         if marked is None:
@@ -172,8 +180,9 @@ class ScriptCheckpoints:
     def _put_in_order(
         self, records: ScriptRecords, attempt: int, chosen: RestoreCandidate | None
     ) -> None:
+        # The first attempt may have ended before it came to this.
+        records.note_before(math.inf if attempt == 1 else self._begun)
         if attempt == 1:
-            records.note_before()
             return
         step, path = (chosen.step, Path(chosen.path)) if chosen else (0, None)
         for moved in records.leave_only(step, path):
@@ -203,6 +212,11 @@ def records_of(config: AgentConfig) -> ScriptRecords | None:
     if resume is None or resume.checkpoints is None or not resume.by_step:
         return None
     return ScriptRecords(resume.checkpoints, resume.complete, config.run)
+
+
+def _is_shrinking(before: Signature, now: Signature) -> bool:
+    """True if files of a whole checkpoint are gone: the script is deleting it."""
+    return not {name for name, _, _ in before} <= {name for name, _, _ in now}
 
 
 def _signature(path: Path) -> Signature:

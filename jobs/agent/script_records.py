@@ -8,8 +8,11 @@ there before the script has saved something: some scripts refuse a directory tha
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +30,8 @@ from jobs.shards import ShardFile, ShardReport
 _CHUNK_BYTES = 1 << 22
 _HASH_BYTES = 16
 _BEFORE = "before.json"
+_NEVER = (1 << 63) - 1
+"""A time (ns) that no file is younger than."""
 _log = structlog.get_logger(part="script_records")
 
 Signature = tuple[tuple[str, int, int], ...]
@@ -49,26 +54,59 @@ class ScriptRecords:
     # what is there
 
     def found(self) -> Mapping[int, Path]:
-        """Checkpoints by step, whole or not, without those from before the run."""
+        """Checkpoints by step, whole or not, without those from before the run.
+
+        One from before the run that the run has written again since is the run's.
+        """
         before = self._before()
         places = checkpoint_pattern.find(self._pattern)
-        return {step: path for step, path in places.items() if step not in before}
+        return {
+            step: path
+            for step, path in places.items()
+            if step not in before or self._written_at(path, unreadable=0) > before[step]
+        }
 
     def has_marker(self, path: Path) -> bool | None:
         """True if the script has written its last file; None: it has none, so nobody knows."""
         return None if self._complete is None else (path / self._complete).exists()
 
-    def note_before(self) -> None:
-        """Before the first attempt: what is there now is not this run's."""
-        there = checkpoint_pattern.find(self._pattern)
-        if there and not self._directory.exists():
-            self._write(self._directory / _BEFORE, json.dumps(sorted(there)))
+    def note_before(self, since: float = math.inf) -> None:
+        """Before the first attempt that gets so far: what is there now is not this run's.
 
-    def _before(self) -> frozenset[int]:
+        `since`: Unix seconds from when on the run may have saved something.
+
+        Raises:
+            OSError: The list cannot be written.
+        """
+        if self._directory.exists():
+            return
+        there = checkpoint_pattern.find(self._pattern)
+        old = {step: path for step, path in there.items() if _changed_at(path) < since}
+        if old:
+            written = {s: self._written_at(path, unreadable=_NEVER) for s, path in old.items()}
+            self._write(self._directory / _BEFORE, json.dumps(written))
+
+    def _before(self) -> Mapping[int, int]:
+        """Steps from before the run, with the time (ns) at which each was written."""
+        file = self._directory / _BEFORE
         try:
-            return frozenset(json.loads((self._directory / _BEFORE).read_bytes()))
+            return {int(step): int(time) for step, time in json.loads(file.read_bytes()).items()}
         except FileNotFoundError:
-            return frozenset()
+            return {}
+        except (ValueError, AttributeError, TypeError) as error:
+            why = "damaged; write the steps from before the run into it, or delete it if none is"
+            raise OSError(errno.EIO, why, str(file)) from error
+
+    def _written_at(self, path: Path, *, unreadable: int) -> int:
+        """The time of the last file of a checkpoint in ns; 0: it has none."""
+        try:
+            if self._complete is not None:
+                return (path / self._complete).stat().st_mtime_ns
+            return max((time for _, _, time in signature(path)), default=0)
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        except OSError:
+            return unreadable
 
     # manifests
 
@@ -141,21 +179,27 @@ class ScriptRecords:
         return "", ", ".join(sorted(filter(None, media)))
 
     def delete(self, path: Path, attempt: int) -> None:
-        """Delete a checkpoint, and its manifest first; a missing one is not an error.
+        """Delete a checkpoint and its manifest; a missing one is not an error.
 
         Raises:
-            RefusedPathError: It is not one of the run's, or was written again since.
+            RefusedPathError: It is not one of the run's, or has changed since it was registered.
             OSError: It cannot be deleted.
         """
         shard = next((s for s in self.registered() if s.path == str(path)), None)
         if shard is None or shard.attempt != attempt:
             raise RefusedPathError(f"{path}: not a checkpoint that attempt {attempt} has saved")
-        place = path if path.exists() else self._aside(shard.step, path)
+        places = (path, self._aside(shard.step, path))
+        place = next((each for each in places if not self._changed(shard, each)), None)
+        # Out of sight first: the script must not find half of it, nor its next write meet a delete.
+        gone = self._directory / "deleted" / str(shard.step) / path.name
+        if place is None and not os.path.lexists(gone) and os.path.lexists(path):
+            raise RefusedPathError(f"{path}: it has changed since attempt {attempt} saved it")
+        if place is not None:
+            _remove(gone)
+            gone.parent.mkdir(parents=True, exist_ok=True)
+            place.rename(gone)
+        _remove(gone)
         self._manifest(shard.step).unlink(missing_ok=True)
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)
 
     def forget(self, step: int) -> None:
         """The script has deleted a checkpoint."""
@@ -166,7 +210,8 @@ class ScriptRecords:
     def is_there(self, step: int, path: Path) -> bool:
         """True if a checkpoint lies at its place, or aside, as it was registered."""
         shard = next((s for s in self.registered() if s.path == str(path)), None)
-        places = (path, self._aside(step, path))
+        # The agent of rank 0 may move it from the second place to the first at this moment.
+        places = (path, self._aside(step, path), path)
         return shard is not None and any(not self._changed(shard, place) for place in places)
 
     def leave_only(self, step: int, path: Path | None) -> list[Path]:
@@ -178,22 +223,46 @@ class ScriptRecords:
         Raises:
             OSError: One cannot be moved.
         """
-        if path is not None and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._aside(step, path).rename(path)
+        shard = self._shard_of(step)
+        if path is not None and shard is not None and self._changed(shard, path):
+            aside = self._aside(step, path)
+            if not self._changed(shard, aside):
+                if os.path.lexists(path):  # half of it, by an attempt that came to it again
+                    self._put_aside(step, path)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                aside.rename(path)
         moved = {later: place for later, place in self.found().items() if later > step}
         for later, place in moved.items():
-            target = self._aside(later, place)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                _remove(target)
-            place.rename(target)
+            self._put_aside(later, place)
         return list(moved.values())
+
+    def _put_aside(self, step: int, place: Path) -> None:
+        """Move a checkpoint aside. Of several of one step the registered one can be moved back."""
+        target, shard = self._aside(step, place), self._shard_of(step)
+        if os.path.lexists(target):
+            spare = self._spare(step, place)
+            spare.parent.mkdir(parents=True, exist_ok=True)
+            is_registered = shard is not None and shard.path == str(place)
+            if shard is None or (is_registered and not self._changed(shard, place)):
+                target.rename(spare)
+            else:
+                target = spare
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place.rename(target)
+
+    def _shard_of(self, step: int) -> ShardReport | None:
+        return next((s for s in self.registered() if s.step == step), None)
+
+    def _spare(self, step: int, path: Path) -> Path:
+        """A free place for another checkpoint of a step."""
+        root = self._directory / "aside"
+        numbered = (root / f"{step}.{number}" / path.name for number in itertools.count(2))
+        return next(place for place in numbered if not os.path.lexists(place))
 
     def _changed(self, shard: ShardReport, place: Path) -> bool:
         try:
             sizes = {name: size for name, size, _ in signature(place)}
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return True
         return sizes != {file.name: file.bytes for file in shard.files}
 
@@ -223,11 +292,24 @@ def signature(path: Path) -> Signature:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, int]]:
-    for directory, _, names in os.walk(path):
+    for directory, _, names in os.walk(path, onerror=_raise):
         for name in names:
             file = Path(directory, name)
             stat = file.stat()
             yield str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _changed_at(path: Path) -> float:
+    """Unix seconds of the last change in a checkpoint; 0: it cannot be read."""
+    try:
+        own, files = path.stat().st_mtime, [ns / 1e9 for _, _, ns in signature(path)]
+    except OSError:
+        return 0.0
+    return max(files, default=own)
 
 
 def _fixed_part(pattern: str) -> Path:
@@ -242,10 +324,11 @@ def _file(path: Path, name: str) -> Path:
 
 
 def _remove(path: Path) -> None:
+    """Delete whatever is at a path; nothing there is not an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _patient() -> bool:

@@ -230,11 +230,11 @@ class Agent:
         self.log_sender.follow(gang.attempt, {p.rank: p.log for p in gang.ranks.values()})
         try:
             gang.prepare()
+            resumption = await self._scripts.begin(command)
         except OSError as error:
             for rank in command.ranks:
                 self._failed_to_start(gang, rank, FailureClass.STORAGE, str(error))
             return
-        resumption = await self._scripts.begin(command)
         starts = (self._launch_rank(gang, each, resumption) for each in gang.ranks.values())
         await asyncio.gather(*starts)
         if self._fork_client.refused:  # and said so: the next attempt has another try

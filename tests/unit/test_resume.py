@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +146,46 @@ def test_what_was_there_before_the_run_is_not_touched(tmp_path: Path) -> None:
     assert not new.exists()
 
 
+def test_the_first_attempt_may_end_before_it_notes_what_was_there(tmp_path: Path) -> None:
+    """Another node failed to start: the second attempt is the first that comes so far."""
+    old = saved(tmp_path / "out" / "checkpoint-500")
+    for file in old.iterdir():
+        os.utime(file, (1e9, 1e9))
+    half = tmp_path / "out" / "checkpoint-510"
+    half.mkdir()
+    known = records(tmp_path)
+    known.note_before(since=1.1e9)
+    known.leave_only(0, None)
+    assert old.exists()
+    assert not half.exists()
+
+
+def test_a_checkpoint_from_before_that_the_run_writes_again_is_the_runs(tmp_path: Path) -> None:
+    """The same command in the same directory: else the run had nothing to go on from."""
+    old = saved(tmp_path / "out" / "checkpoint-500")
+    for file in old.iterdir():
+        os.utime(file, (1e9, 1e9))
+    known = records(tmp_path)
+    known.note_before()
+    (old / "model.bin").write_text("new weights")
+    assert known.found() == {}, "its last file is the old one"
+    (old / "done").write_text("")
+    assert dict(known.found()) == {500: old}
+    shutil.rmtree(old)
+    saved(tmp_path / "out" / "checkpoint-500")
+    assert dict(known.found()) == {500: old}
+
+
+def test_a_damaged_list_of_what_was_there_stops_before_anything_is_moved(tmp_path: Path) -> None:
+    old = saved(tmp_path / "out" / "checkpoint-500")
+    known = records(tmp_path)
+    known.note_before()
+    (tmp_path / "out" / ".babysit" / "run-1" / "before.json").write_text("")
+    with pytest.raises(OSError, match="damaged; write the steps"):
+        known.leave_only(0, None)
+    assert old.exists()
+
+
 def test_nothing_is_written_before_the_script_has_saved(tmp_path: Path) -> None:
     """Some scripts refuse to start in a directory that is not empty."""
     (tmp_path / "out").mkdir()
@@ -175,6 +217,83 @@ def test_half_of_a_checkpoint_is_put_aside(tmp_path: Path) -> None:
     known.leave_only(10, place)
     assert place.exists()
     assert not half.exists()
+
+
+def test_a_step_that_is_written_again_replaces_nothing(tmp_path: Path) -> None:
+    known, place = records(tmp_path), tmp_path / "out" / "checkpoint-30"
+    for content in ("first", "other", "third"):
+        saved(place, content)
+        known.register(30, place, 1, never)
+        known.leave_only(0, None)
+    aside = tmp_path / "out" / ".babysit" / "run-1" / "aside"
+    kept = {file.read_text() for file in aside.glob("*/checkpoint-30/model.bin")}
+    assert kept == {"first", "other", "third"}
+    known.leave_only(30, place)
+    assert (place / "model.bin").read_text() == "third", "the one that is registered"
+
+
+@pytest.mark.parametrize("goes_to", [10, 30])
+def test_half_of_a_step_that_is_written_again_does_not_replace_the_whole(
+    goes_to: int, tmp_path: Path
+) -> None:
+    """The run went back from 30 to 10, came to 30 again, and died while it saved."""
+    known = records(tmp_path)
+    places = {step: saved(tmp_path / "out" / f"checkpoint-{step}") for step in (10, 30)}
+    for step, place in places.items():
+        known.register(step, place, 1, never)
+    known.leave_only(10, places[10])
+    places[30].mkdir()
+    (places[30] / "model.bin").write_text("wei")
+    known.leave_only(goes_to, places[goes_to])
+    assert known.is_there(30, places[30])
+    known.leave_only(30, places[30])
+    assert (places[30] / "model.bin").read_text() == "weights"
+    assert (places[30] / "done").exists()
+
+
+def test_a_delete_spares_what_a_later_attempt_is_writing(tmp_path: Path) -> None:
+    known, place = records(tmp_path), saved(tmp_path / "out" / "checkpoint-30")
+    known.register(30, place, 1, never)
+    known.leave_only(0, None)
+    place.mkdir()
+    known.delete(place, 1)
+    assert place.exists(), "the one aside was meant"
+    saved(tmp_path / "out" / "checkpoint-40")
+    known.register(40, tmp_path / "out" / "checkpoint-40", 1, never)
+    (tmp_path / "out" / "checkpoint-40" / "model.bin").write_text("of attempt 2")
+    with pytest.raises(RefusedPathError, match="has changed since"):
+        known.delete(tmp_path / "out" / "checkpoint-40", 1)
+
+
+def test_a_delete_that_was_interrupted_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another client of NFS has a file open."""
+    known, place = records(tmp_path), saved(tmp_path / "out" / "checkpoint-30")
+    known.register(30, place, 1, never)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda _path: (place / "busy").rmdir())
+        with pytest.raises(OSError, match="busy"):
+            known.delete(place, 1)
+    assert not place.exists(), "the script never finds half of it"
+    known.delete(place, 1)
+    assert list((tmp_path / "out").rglob("model.bin")) == []
+    assert known.registered() == []
+
+
+def test_storage_that_cannot_be_read_is_not_a_missing_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a stale NFS handle would send the run back to step 0."""
+    known, place = records(tmp_path), saved(tmp_path / "out" / "checkpoint-30")
+    known.register(30, place, 1, never)
+
+    def stale(_path: Path) -> object:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("jobs.agent.script_records.signature", stale)
+    with pytest.raises(OSError, match="Stale"):
+        known.is_there(30, place)
 
 
 def test_only_what_the_run_has_saved_is_deleted(tmp_path: Path) -> None:
