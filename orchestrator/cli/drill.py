@@ -83,16 +83,23 @@ def own(spec: Path, output: Path) -> Job:
     """A user's spec, with checkpoints below the output directory, and no notices to people.
 
     Raises:
-        CliError: The spec cannot be read.
+        CliError: The spec cannot be read, or its script saves by itself.
     """
     from jobs.spec_file import SpecError, parse
     from orchestrator.cli.errors import ExitCode
 
     given = from_file(spec)
     try:
-        parse(given.text, given.name)
+        checked, _ = parse(given.text, given.name)
     except SpecError as error:
         raise CliError(str(error), ExitCode.USAGE) from error
+    if checked.resume is not None:
+        raise CliError(
+            f"{given.name} has `resume`: a drill would go on from the script's own checkpoints, and"
+            " may move or delete them; give a copy of the spec without `resume` whose script saves"
+            " somewhere else",
+            ExitCode.USAGE,
+        )
     content = YAML(typ="safe").load(given.text)
     content["env"] = {**(content.get("env") or {}), ALLOWED: "1"}
     saves = content.get("checkpoint") or {}

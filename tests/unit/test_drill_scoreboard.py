@@ -139,6 +139,14 @@ def test_options_that_mean_nothing(
     assert (refused.exit_code, said in refused.stderr) == (USAGE, True)
 
 
+def test_a_scripts_own_checkpoints_are_left_alone(tmp_path: Path, script: Path) -> None:
+    script.write_text(
+        f"{script.read_text()}resume: {{checkpoints: 'out/step-{{step}}', keep: 1}}\n"
+    )
+    refused = _drill(script, "--yes", "--directory", tmp_path / "out", "--faults", "kill")
+    assert (refused.exit_code, "without `resume`" in refused.stderr) == (USAGE, True)
+
+
 def test_a_directory_that_is_not_a_drills_is_left_alone(tmp_path: Path, script: Path) -> None:
     refused = _drill(script, "--yes", "--directory", tmp_path)
     assert (refused.exit_code, "not of a drill" in refused.stderr) == (REFUSED, True)
