@@ -161,13 +161,15 @@ class Smart:
 
 
 _NVME_LOG = {
-    "critical_warning": "critical_warning_bits",
     "media_errors": "media_errors_total",
     "percentage_used": "used_percent",
     "available_spare": "spare_percent",
     "available_spare_threshold": "spare_threshold_percent",
     "num_err_log_entries": "error_log_entries_total",
 }
+_HOT = 0x02
+"""The bit of the critical warning of NVMe for a temperature out of bounds (NVM Express base
+specification, SMART log): it ends when the disk cools down, and says nothing of its health."""
 _ATA = {
     5: "reallocated_sectors_total",
     187: "uncorrectable_errors_total",
@@ -181,7 +183,12 @@ _ATA = {
 def _smart(found: Readings, device: str, told: Mapping[str, Any]) -> None:
     """The readings of one answer of smartctl."""
     passed = told.get("smart_status", {}).get("passed")
-    found.add(device, "health_passed", passed)
+    warning = told.get("nvme_smart_health_information_log", {}).get("critical_warning")
+    if warning is not None:
+        found.add(device, "temperature_warning", bool(warning & _HOT))
+        found.add(device, "critical_warning_bits", warning & ~_HOT)
+    # smartctl lets an NVMe disk fail for any bit of the warning.
+    found.add(device, "health_passed", True if warning == _HOT else passed)
     found.add(device, "temperature_celsius", told.get("temperature", {}).get("current"))
     log = told.get("nvme_smart_health_information_log", {})
     for key, name in _NVME_LOG.items():

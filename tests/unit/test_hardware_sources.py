@@ -175,6 +175,23 @@ SMART = {
 }
 
 
+def test_a_disk_that_is_hot_is_not_one_that_fails(tmp_path: Path) -> None:
+    told = {
+        "smart_status": {"passed": False, "nvme": {"value": 2}},
+        "nvme_smart_health_information_log": {"critical_warning": 2},
+    }
+    words = {
+        "programs/smartctl --json --all _dev_nvme0n1": json.dumps(told),
+        "tree/sys/block/nvme0n1/device/model": "x",
+    }
+    seen = machine(tmp_path, words)["smart"].read(NOW)
+    assert {each.name: each.value for each in seen.readings} == {
+        "temperature_warning": 1,
+        "critical_warning_bits": 0,
+        "health_passed": 1,
+    }
+
+
 def test_smart(tmp_path: Path) -> None:
     disks = {f"tree/sys/block/{disk}/device/model": "x" for disk in (*SMART, "vda")}
     assert "install smartmontools" in machine(tmp_path, disks)["smart"].read(NOW).blind
@@ -187,6 +204,7 @@ def test_smart(tmp_path: Path) -> None:
     }
     assert values(seen, "/dev/nvme0n1") == {
         "health_passed": 1,
+        "temperature_warning": 0,
         "critical_warning_bits": 4,
         "media_errors_total": 2,
         "spare_percent": 90,
