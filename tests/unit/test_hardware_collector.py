@@ -116,6 +116,8 @@ async def test_blindness_has_a_reason_and_ends_with_its_cause(stuck: threading.E
     disk = Scripted("disk", hung)
     here = collector(clock, disk, Scripted("nvml", refused), Scripted("memory", defect))
     await here.look()
+    while here.looking != {"disk"}:  # to log a defect takes a loaded machine longer than one look
+        await here.look()
     assert here.blind == {
         "nvml": "cannot be read: [Errno 13] Permission denied",
         "memory": "failed (KeyError): please report this",
