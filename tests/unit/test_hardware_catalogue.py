@@ -126,6 +126,13 @@ def test_a_wrong_change_is_said_with_its_place(change: dict[str, object], messag
         builtin_catalogue().changed(RowFile.model_validate({"change": change}))
 
 
+def test_an_amd_gpu_may_have_as_many_bad_pages_as_its_driver_allows() -> None:
+    row = builtin_catalogue().rows["retired-pages"]
+    assert readings(row, [(0, 59), (60, 64)]) == [NodeAction.PAGE]
+    said = "amdgpu 0000:83:00.0: amdgpu: RAS records:257 exceed threshold:256, replace this GPU"
+    assert found((said,)) == ["amd-bad-pages"]
+
+
 FORGED = ("kernel BUG at x", "EDAC a: 1 UE", "Oops: 0001 [#1")
 
 
