@@ -91,7 +91,10 @@ class Edge:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await asyncio.shield(connecting)
         except TimeoutError as error:
-            raise ClusterError("the Ray cluster does not answer in time") from error
+            raise ClusterError(
+                f"the Ray cluster has not answered for {CONNECT_SECONDS:.0f} s: check that its head"
+                f" runs, and BABYSIT_RAY_ADDRESS; Ray's own words are in {self._log}"
+            ) from error
 
     async def _ask(self, what: str, *given: Any) -> Any:
         number = next(self._numbers)
@@ -117,7 +120,7 @@ class Edge:
             try:
                 await self._connect()
                 await self._ask("adopt")
-            except (RayFailedError, ClusterError, ValueError) as error:
+            except (RayFailedError, ClusterError, OSError, ValueError) as error:
                 failure = error if isinstance(error, RayFailedError) else RayFailedError(str(error))
                 if self._failure is None or self._failure.message != failure.message:
                     _log.warning("no connection to Ray, will retry", error=failure.message)
