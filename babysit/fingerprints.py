@@ -87,7 +87,8 @@ class Fingerprints:
             due = step % max(1, every) == 0 if every else self._interval.is_due(step)
             return self._taken(at, model, optimizer, options) if due else None
         except Exception as error:  # noqa: BLE001 (the script's own tensors; training must go on)
-            self._reporter.warn(f"fingerprint of step {step} is left out: {said(error)}")
+            # Without the step, so that a cause that comes at each step is one warning.
+            self._reporter.warn(f"run.fingerprint is left out: {said(error)}")
             return None
 
     def _taken(self, at: tuple[int, int], model: Any, optimizer: Any, options: Options) -> str:

@@ -2,14 +2,16 @@
 
 A script that ends so has crashed, prints no traceback and returns 0. In an `except` block the same
 call is a decision of its author: it is respected. Only the source tells the two apart; where it
-cannot be read, nothing is said.
+cannot be read, the exit is respected too.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import FrameType
 
+log = logging.getLogger("babysit")
 _CHARACTERS = 4000
 _FRAMES = 50
 
@@ -32,7 +34,8 @@ def hidden_error(frame: FrameType | None) -> tuple[str, str]:
         import traceback  # noqa: PLC0415  # not needed by scripts that end well
 
         text = "".join(traceback.format_exception(error))[-_CHARACTERS:]
-    except Exception:  # noqa: BLE001  # the script's own exit must not fail
+    except Exception as why:  # noqa: BLE001  # the script's own exit must not fail
+        log.warning("cannot tell whether sys.exit hides a %s: %r", type(error).__name__, why)
         return "", ""
     return type(error).__name__, text
 

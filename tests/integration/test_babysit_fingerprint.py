@@ -100,6 +100,17 @@ def test_what_the_script_gives_never_raises(run: Run) -> None:
         assert run.fingerprint(torch.nn.Linear(2, 2), every=1) is not None
 
 
+def test_the_same_failure_at_each_step_is_one_warning(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rank has 100 warnings in all, also for its checkpoints."""
+    for step in range(1, 20):
+        run.step = step
+        run.fingerprint(object(), every=1)
+    assert len(caplog.records) == 1
+    assert "run.fingerprint is left out" in caplog.text
+
+
 def test_the_agent_reads_what_a_rank_took(run: Run, tmp_path: Path) -> None:
     model, optimizer = made()
     for step in range(1, 2 * fingerprint_ring.CAPACITY):
