@@ -34,10 +34,10 @@ class Place(NamedTuple):
 
 
 def place_of(here: Session) -> Place:
-    """Ask the server where its runs are, unless the settings say it."""
+    """Ask the server where its runs are, unless only the settings can say it."""
     if here.settings.server is None:
         # An embedded server is on this machine, and drops the shell itself if its runs are not.
-        known = here.settings.cluster in NOT_ELSEWHERE
+        known = here.settings.cluster in NOT_ELSEWHERE and not runs_already(here)
         return Place(True, None if known else here.api.get(path("info")).get("bundle_bytes"))
     try:
         info = here.api.get(path("info"))
@@ -45,6 +45,19 @@ def place_of(here: Session) -> Place:
         return Place(False, None)
     # An older server has no `bundle_bytes`.
     return Place(info.get("environment_of") == this_machine(), info.get("bundle_bytes"))
+
+
+def runs_already(here: Session) -> bool:
+    """True if a server of this home runs, with a cluster of its own choice: it has to be asked.
+
+    Without one, a command starts a server with the command's own settings.
+    """
+    from orchestrator.cli import embedded
+
+    if (api := embedded.find(here.settings, here.clock)) is None:
+        return False
+    api.close()
+    return True
 
 
 def shell(place: Place) -> dict[str, str] | None:

@@ -14,9 +14,13 @@ import httpx
 import pytest
 from ulid import ULID
 
+from jobs.clock import Clock
 from jobs.environment import Environment
 from jobs.events import Event
 from orchestrator.cli import submission
+from orchestrator.clusters.port import Cluster
+from orchestrator.clusters.simulated import SimulatedCluster
+from orchestrator.core.messages.events import NodeInfo
 from orchestrator.core.messages.instructions import Instruction
 from orchestrator.errors import NotLeaderError
 from orchestrator.server.routes import runs
@@ -231,3 +235,30 @@ def test_a_server_that_does_not_lead_stores_nothing(
     )
     assert answer.json()["error"]["kind"] == "not_leader"
     assert stored(plane) == before
+
+
+class OtherMachines(Plane):
+    """A server of this machine, whose workers are on others: one of Ray or Kubernetes."""
+
+    def make_cluster(self, clock: Clock) -> Cluster:
+        cluster = SimulatedCluster([NodeInfo(id="node-1", cpus=2)], clock)
+        cluster.runs_here, cluster.takes_bundles = False, True
+        return cluster
+
+
+def test_a_server_of_this_home_is_asked_where_its_runs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`babysit server --cluster ray` says it to its own shell only: submit sends the code."""
+    for name in ("BABYSIT_SERVER", "BABYSIT_CLUSTER"):
+        monkeypatch.delenv(name, raising=False)
+    code, home = tmp_path / "code", tmp_path / "home"
+    code.mkdir()
+    home.mkdir(mode=0o700)
+    (code / "train.py").write_text("print(1)")
+    monkeypatch.setenv("BABYSIT_HOME", str(home))
+    with OtherMachines(home) as plane:
+        submitted = babysit("submit", str(spec(code)), "-o", "json")
+        assert submitted.exit_code == OK, submitted.output
+        assert plane.controller.state.runs[json.loads(submitted.stdout)["id"]].bundle
+        assert len(list((home / "bundles").glob("*.tar"))) == 1
