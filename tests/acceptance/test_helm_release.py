@@ -37,6 +37,8 @@ VALUES = {
     "listen": "$(POD_IP)",
     "settings": {"lease_seconds": 4},
     "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi"}},
+    # What the kernel of the machine of the tests may say is not about these tests.
+    "nodeMonitor": {"enabled": True, "privileged": False, "sources": {"kernel_log_seconds": 0}},
 }
 
 
@@ -129,6 +131,18 @@ class Release:
         files = [self.bed.run(name).log("server") for name in names]
         return "\n".join(f"{file}:\n{file.read_text()[-2000:]}" for file in files)
 
+    def monitors(self) -> str:
+        """Phases and last lines of the node monitors."""
+        selector = "app.kubernetes.io/component=node-monitor"
+        items = self.api.get(self.bed.path("Pod"), labelSelector=selector)["items"]
+        lines = [f"{len(items)} Pods"]
+        for each in items:
+            name = each["metadata"]["name"]
+            log = self.bed.run(name).log("node-monitor")
+            text = log.read_text()[-2000:] if log.exists() else "no log"
+            lines.append(f"{name} {each['status'].get('phase')}: {text}")
+        return "\n".join(lines)
+
     def babysit(self, *arguments: str, ca: str | None = None) -> str:
         """Run a command as somebody does who has forwarded the Service's port to localhost."""
         pod = self.bed.pod(self.leader())
@@ -193,6 +207,15 @@ def test_the_next_three_commands_work(installed: Release) -> None:
         where, command = each.split(" -- ")
         assert where.endswith("exec service/babysit -c server")
         assert container.run(["sh", "-c", f"USER=mia; {command}"], 60), command
+
+
+def test_a_node_monitor_on_each_node_reports_to_the_server(installed: Release) -> None:
+    def reported() -> dict[str, Any]:
+        nodes = json.loads(installed.babysit("nodes", "ls", "-o", "json"))
+        return {each["id"]: each["hardware"] for each in nodes if each["hardware"]["reported_at"]}
+
+    installed.until(lambda: len(reported()) == 2, "both nodes report", installed.monitors)
+    assert all(each["boot"] for each in reported().values()), reported()
 
 
 def may(api: Api, namespace: str, verb: str, resource: str, where: str) -> bool:
@@ -313,7 +336,8 @@ def test_a_living_run_notices_no_upgrade_and_no_rollback(installed: Release) -> 
 
 
 def test_what_an_uninstall_leaves_is_taken_again(installed: Release) -> None:
-    kept = {name: installed.data(name) for name in ("babysit-ca", "babysit-admin-token")}
+    own = ("babysit-ca", "babysit-admin-token", "babysit-node-monitor")
+    kept = {name: installed.data(name) for name in own}
     installed.helm("uninstall", "babysit", "--wait", "--timeout", "120s")
     assert installed.secrets() == kept.keys()
     installed.bed.until(lambda: not installed.servers(), "the servers are gone")

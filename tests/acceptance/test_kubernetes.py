@@ -136,7 +136,7 @@ def test_a_run_does_not_notice_that_the_api_is_away_and_the_leader_dies(
     proxy.go_away()
     plane.kill()
     plane.start()
-    at_attempt(job, plane, run, 1, steps=200)
+    at_attempt(job, plane, run, 1, steps=1500)  # of 20 ms: half a minute
     proxy.come_back()
     finish(job, plane, run)
     assert len(plane.attempts(run)) == 1

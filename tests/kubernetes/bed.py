@@ -364,7 +364,11 @@ def _image(directory: Path) -> list[Mount]:
     """The commands of an installed babysit, and what an empty /tmp would hide from a container."""
     programs = directory / "bin"
     programs.mkdir(parents=True)
-    for name, module in (("babysit", "babysit.__main__"), ("babysit-agent", "babysit.agent")):
+    for name, module in (
+        ("babysit", "babysit.__main__"),
+        ("babysit-agent", "babysit.agent"),
+        ("babysit-node-monitor", "babysit.node_monitor"),
+    ):
         program = programs / name
         program.write_text(
             f"#!{sys.executable}\nimport sys\nfrom {module} import main\nsys.exit(main())\n"
