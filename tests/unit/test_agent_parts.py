@@ -297,10 +297,15 @@ def test_plan_points_memory_candidates_at_this_workers_own_directory(tmp_path: P
 # --- ports and settings -------------------------------------------------------------------------
 
 
-def test_port_is_free_and_a_taken_one_is_passed_over():
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_port_is_free_and_a_taken_one_is_passed_over(family: socket.AddressFamily):
+    if family == socket.AF_INET6 and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
     chance = random.Random(1)
     port = free_port(chance)
-    with socket.socket() as taken:
+    with socket.socket(family) as taken:
+        if family == socket.AF_INET6:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         taken.bind(("", port))
         taken.listen()
         other = free_port(random.Random(1))
