@@ -86,6 +86,11 @@ class Calls:
         self._begun = self.passed_over = 0
         self._placed = False
 
+    def take(self) -> Position | None:
+        """The restored position, for a loop that is not one of these calls; None: there is none."""
+        restored, self._restored = self._restored, None
+        return restored
+
     def start_at(self, number: int) -> None:
         """Count the next call as this one: the script itself leaves out what had ended."""
         self._begun, self._placed = number, True

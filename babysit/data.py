@@ -19,7 +19,6 @@ from babysit import rng
 from babysit.errors import EmptyLoaderError
 from babysit.global_order import Reference, order_of
 from babysit.loaders import (
-    MapStyle,
     Ranges,
     Source,
     Spans,
@@ -30,6 +29,7 @@ from babysit.loaders import (
     source_of,
     sources_of,
 )
+from babysit.map_style import MapStyle
 from babysit.reporter import Reporter
 
 _END: Any = object()
@@ -107,13 +107,15 @@ class Feed:
         *,
         beat: Callable[[], None] = lambda: None,
         before: Feed | None = None,
+        apart: bool = False,
     ) -> None:
         self.position = position or Position()
         self.loader = loader
         self._skip = tuple(skip)
         # The same workers serve all calls with one loader.
         same = before is not None and before.loader is loader
-        self._source: Source = before.source if same and before else source_of(loader, beat)
+        known = before.source if same and before else None
+        self._source: Source = known or source_of(loader, beat, apart=apart)
         self._stateful = keeps_place(loader)
         self._global = order_of(loader) if isinstance(self._source, MapStyle) else None
         self._order, self._others = sources_of(loader)
@@ -222,7 +224,11 @@ class Feed:
             rng.set_state(source, state)
 
     def _loader_state(self) -> Any:
-        return self.loader.state_dict() if self._stateful else None
+        try:
+            return self.loader.state_dict() if self._stateful else None
+        except (AttributeError, NotImplementedError):  # the methods are there, and no state is
+            self._stateful = False
+            return None
 
     def _numbered(self, *, resumed: bool) -> Thinning:
         """Decides on the batches of an epoch, from the position on."""

@@ -1,8 +1,7 @@
 """How batches of each kind of loader are passed over, and how its randomness is replayed.
 
-* torch `DataLoader` over map-style data: on its index batches, before anything is loaded. Workers
-  are seeded anew for each batch, from the run's seed and the number of the batch, so what they draw
-  does not depend on which batches they loaded before;
+* torch `DataLoader` over map-style data: on its index batches, before anything is loaded; see
+  :mod:`babysit.map_style`;
 * a sequence: by index;
 * any other iterable: drawn and dropped. It draws from a :class:`babysit.rng.Stream` of its own,
   as does a sampler that is not torch's: drawn alone, it gives the same again.
@@ -10,7 +9,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import sys
 from collections import deque
@@ -18,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from babysit import rng
+from babysit.map_style import MapStyle, Prepared, is_prepared
 
 Ranges = Sequence[tuple[int, int]]
 Spans = Callable[[int], tuple[int, int]]
@@ -103,7 +102,7 @@ class Drawn:
     def _rest(rest: Iterator[Any], wanted: Thinning, stream: rng.Stream) -> Iterator[Any]:
         # By `next` alone: `iter(rest)` of an object that is its own loader (DeepSpeed's, many made
         # by hand) would begin the epoch again.
-        for batch in _in_stream(rest, stream):
+        for batch in stream.draws(rest):
             if wanted():
                 yield batch
 
@@ -123,111 +122,24 @@ class Stateful(Drawn):
         return (batch for batch in _drawn(rest) if wanted())
 
 
-class MapStyle:
-    """A torch DataLoader over map-style data: skipped index batches are never loaded.
-
-    A shallow copy of the loader loads the data, so that subclasses, workers, collation and pinning
-    stay as they are. :class:`_Indices` replaces its sampler, and a generator of its own gives the
-    seed of the workers: that seed is drawn when workers start, which differs after a resume.
-    """
-
-    def __init__(self, loader: Any) -> None:
-        batched = loader.batch_sampler is not None
-        self._sampler = loader.batch_sampler if batched else loader.sampler
-        self.own_stream = not _is_torchs(self._sampler)
-        self.dealt: Iterator[Any] | None = None
-        """Index batches of the next pass, in place of the sampler's."""
-        self._indices = _Indices()
-        self._loader = copy.copy(loader)
-        # DataLoader.__setattr__ refuses to set these, so set them in the copy's dict.
-        changes = {
-            "batch_sampler" if batched else "sampler": self._indices,
-            "generator": sys.modules["torch"].Generator(),
-            "_iterator": None,
-        }
-        if hasattr(loader, "next_iter_state"):  # torchdata's: its place is kept here, not there
-            changes["next_iter_state"] = None
-        vars(self._loader).update(changes)
-
-    def start(self, offset: int, wanted: Thinning, seed: int, stream: rng.Stream) -> Iterator[Any]:
-        """Start a pass on the index batches; skipped batches are not loaded."""
-        if self.own_stream:
-            with stream():
-                rest = iter(self._sampler)
-            rest = itertools.islice(_in_stream(rest, stream), offset, None)
-        else:
-            batches = self._sampler if self.dealt is None else self.dealt
-            rest = itertools.islice(batches, offset, None)
-        indices = (self._index(index, seed, wanted.last) for index in rest if wanted())
-        # Samplers draw their order with their first index. Asking for it here, before the loader
-        # starts, makes the order the same for a resumed epoch as for a fresh one.
-        first = list(itertools.islice(indices, 1))
-        self._indices.pending = itertools.chain(first, indices)
-        self._loader.generator.manual_seed(rng.seed_from(seed, wanted.last))
-        return iter(self._loader)
-
-    def _index(self, index: Any, seed: int, number: int) -> Any:
-        if not self._loader.num_workers:
-            return index
-        return _Seeding(index, rng.seed_from(seed, number))
-
-
-class _Indices:
-    """Replaces a sampler and yields the pending indices."""
-
-    def __init__(self) -> None:
-        self.pending: Iterator[Any] = iter(())
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.pending
-
-
-class _Seeding:
-    """An index (or batch of indices) on its way to a worker, which it seeds on arrival."""
-
-    def __init__(self, index: Any, seed: int) -> None:
-        self._index, self._seed = index, seed
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (self._index, self._seed)
-
-
-def _arrive(index: Any, seed: int) -> Any:
-    """In a loader's worker: seed all generators, and give the index as it was."""
-    rng.seed_all(seed)
-    info = sys.modules["torch"].utils.data.get_worker_info()
-    if info is not None:
-        for number, source in enumerate(rng.sources(info.dataset)):
-            rng.reseed(source, rng.seed_from(seed, number))
-    return index
-
-
 def _drawn(rest: Iterator[Any]) -> Iterator[Any]:
     while (batch := next(rest, _END)) is not _END:
         yield batch
 
 
-def _in_stream(rest: Iterator[Any], stream: rng.Stream) -> Iterator[Any]:
-    while True:
-        with stream():
-            item = next(rest, _END)
-        if item is _END:
-            return
-        yield item
+def source_of(
+    loader: Any, beat: Callable[[], None] = lambda: None, *, apart: bool = False
+) -> Source:
+    """The way to skip batches of this loader; `beat` is called for every drawn batch.
 
-
-def _is_torchs(sampler: Any) -> bool:
-    """True for torch's own samplers, which draw their order at the start or from their own."""
-    inner = getattr(sampler, "sampler", None)
-    own = type(sampler).__module__.startswith(("torch.utils.data.", "torchdata."))
-    return own and (inner is None or _is_torchs(inner))
-
-
-def source_of(loader: Any, beat: Callable[[], None] = lambda: None) -> Source:
-    """The way to skip batches of this loader; `beat` is called for every drawn batch."""
+    `apart`: what batches draw at random does not depend on what training draws.
+    """
     if (torch_data := _torch_data_of(loader)) is not None:
         if not isinstance(loader.dataset, torch_data.IterableDataset) and not keeps_place(loader):
-            return MapStyle(loader)
+            if is_prepared(loader):
+                return Prepared(loader, apart=apart)
+            if not hasattr(loader, "base_dataloader"):
+                return MapStyle(loader, apart=apart)
     elif isinstance(loader, Sequence) and not keeps_place(loader):
         return Indexed(loader)
     return Stateful(loader, beat) if keeps_place(loader) else Drawn(loader, beat)
@@ -255,16 +167,21 @@ def _torch_data_of(loader: Any) -> Any:
 
 
 def _has_state(thing: Any) -> bool:
-    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
+    # accelerate's loaders have the methods always, and a state only if asked for it.
+    asked = getattr(thing, "use_stateful_dataloader", True)
+    return bool(asked) and hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
 def parts_of(loader: Any) -> list[Any]:
     """The loader, its samplers and its data set, each once."""
     batch_sampler = getattr(loader, "batch_sampler", None)
+    inner = getattr(batch_sampler, "batch_sampler", None)
     parts = [
         loader,
         batch_sampler,
         getattr(batch_sampler, "sampler", None),
+        inner,
+        getattr(inner, "sampler", None),
         getattr(loader, "sampler", None),
         getattr(loader, "dataset", None),
     ]

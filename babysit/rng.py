@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+_END: Any = object()
 _REACH = 2000
 """Objects looked at in the search for generators of a loader."""
 _ITEMS = 64
@@ -101,6 +102,15 @@ class Stream:
         finally:
             self.states = capture(gpu=False)
             apply(outside)
+
+    def draws(self, rest: Iterator[Any]) -> Iterator[Any]:
+        """The items of an iterator, each drawn inside the stream."""
+        while True:
+            with self():
+                item = next(rest, _END)
+            if item is _END:
+                return
+            yield item
 
 
 def sources(*roots: Any, beyond: Any = None) -> list[Any]:

@@ -20,6 +20,7 @@ from babysit.numbers import said
 from babysit.phase_scope import PhaseScope
 from babysit.reporter import Reporter
 from babysit.ring import Record, wall_clock
+from babysit.run_loader import Loader
 from babysit.step_count import StepCount
 from babysit.step_times import PART_OF, StepTimes
 from babysit.wire import Note, Part, Phase, Plan
@@ -108,6 +109,17 @@ class Run:
             raise
         self._calls.end(feed)
         self.finish()
+
+    def loader(self, loader: Iterable[Batch]) -> Loader[Batch]:
+        """Wrap a loader for a loop that is not one of `steps()`: it goes on at the exact batch.
+
+        Each `for` over it is one pass. After :meth:`restore`, passes that had ended give nothing;
+        see :meth:`epochs`. It also has `state_dict()` and `load_state_dict()`, for a framework that
+        saves its loaders and counts epochs itself; see :mod:`babysit.run_loader`. Quarantined
+        batches are passed over on all ranks, so a pass may be shorter than `len()` says. It counts
+        batches, not steps: give `step` to :meth:`report` and :meth:`checkpoint`.
+        """
+        return Loader(self, loader)
 
     def epochs(self, count: int) -> Iterator[int]:
         """Yield the numbers of the epochs from 0 on, starting in that of the restored checkpoint.

@@ -55,11 +55,20 @@ def load(directory: Path) -> dict[str, Any]:
             " directory, or load it with the version that saved it"
         )
     try:
-        saved: dict[str, Any] = plain.loads(file.read_bytes(), decode_tensor)
-        saved[_KEY] = Position(**saved[_KEY])
+        return loads(file.read_bytes())
     except (LookupError, TypeError, ValueError) as error:
         raise StateMismatchError(
             f"{file}: {error}. Import what the loader's state_dict() returns before"
             " run.restore(state), or use another checkpoint directory"
         ) from error
+
+
+def loads(content: bytes) -> dict[str, Any]:
+    """Parse what :func:`dumps` returned.
+
+    Raises:
+        LookupError: A class in it is absent; also TypeError and ValueError: it is not of this kind.
+    """
+    saved: dict[str, Any] = plain.loads(content, decode_tensor)
+    saved[_KEY] = Position(**saved[_KEY])
     return saved
