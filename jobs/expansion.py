@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from jobs.paths import PathError, expand
 from jobs.spec import RunSpec
+from jobs.spec_trainers import Watch
 from jobs.yaml_file import FieldPath, Problem, Source, SpecError
 
 _HOLDS_PATHS = re.compile(r"(PATH|(^|_)(HOME|DIR|ROOT))$")
@@ -52,6 +53,10 @@ def expanded(spec: RunSpec, variables: Mapping[str, str], source: Source) -> Run
     if resume is not None and resume.checkpoints is not None:
         own = path(resume.checkpoints, "resume", "checkpoints", known=known)
         resume = resume.model_copy(update={"checkpoints": own})
+    watch = spec.watch
+    if isinstance(watch, Watch) and watch.files is not None:
+        files = path(watch.files, "watch", "files", known=known)
+        watch = watch.model_copy(update={"files": files})
     logs = tuple(
         path(file, "monitors", "logs", number, known=known) if isinstance(file, str) else file
         for number, file in enumerate(spec.monitors.logs)
@@ -66,6 +71,7 @@ def expanded(spec: RunSpec, variables: Mapping[str, str], source: Source) -> Run
             "workdir": workdir,
             "checkpoint": spec.checkpoint.model_copy(update={"directory": directory}),
             "resume": resume,
+            "watch": watch,
             "monitors": spec.monitors.model_copy(update={"logs": logs}),
         }
     )

@@ -309,8 +309,8 @@ class RunSpec(Model):
     checkpoint: Checkpoint = Checkpoint()
     watch: Watch | Literal["auto", "off"] = Field(
         default="auto",
-        description="Reading of steps and losses from the output of a script that reports nothing "
-        "itself: a preset, patterns, or auto: the preset whose lines are seen.",
+        description="Reading of steps and losses of a script that reports nothing itself: a "
+        "preset, patterns for its output, its files, or auto: what is recognised.",
     )
     resume: Resume | None = Field(
         default=None,

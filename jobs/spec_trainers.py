@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from jobs import checkpoint_pattern
 from jobs.spec_types import MOST, Model, Text
 from jobs.watch import PRESETS, Preset, problem_of
+from jobs.watch.files import PLACES, Format, Names
 
 
 class Launcher(StrEnum):
@@ -31,23 +32,64 @@ Pattern = Annotated[str, AfterValidator(_bounded)]
 """A regular expression whose first group is a number."""
 
 
+def _listable(pattern: str) -> str:
+    """The pattern, if files can be found by it."""
+    if "**" in pattern or any(char in pattern for char in "?[]{}"):
+        raise ValueError("expected no **, ?, [ or {; * stands for any part of one name")
+    if pattern.rstrip("/").rpartition("/")[2] in {"", ".", "..", "*"}:
+        raise ValueError("expected a path that ends in the name of a file: logs/*.jsonl")
+    return pattern
+
+
+class MetricNames(Model):
+    """Names of numbers in the files of `watch`. Usual ones are found without."""
+
+    step: Text | None = Field(
+        default=None, description="Of TensorBoard: a tag whose events have the step."
+    )
+    loss: Text | None = None
+    grad_norm: Text | None = None
+    tokens: Text | None = Field(default=None, description="Tokens of one step.")
+
+    @property
+    def as_names(self) -> Names:
+        """For the reader."""
+        return Names(self.step, self.loss, self.grad_norm, self.tokens)
+
+
 class Watch(Model):
-    """How to read steps and losses from the output of a script that reports nothing itself."""
+    """How to read steps and losses of a script that reports nothing itself."""
 
     preset: (
         Literal[
             "axolotl",
             "deepspeed",
+            "json-lines",
             "lightning",
             "llm-foundry",
             "megatron",
             "nanogpt",
             "nemo",
+            "tensorboard",
             "torchtitan",
+            "trainer-state",
             "transformers",
+            "wandb",
         ]
         | None
-    ) = Field(default=None, description="The trainer whose lines are known.")
+    ) = Field(
+        default=None,
+        description="The trainer whose lines are known, or the kind of files that are read where "
+        "they usually lie: json-lines, tensorboard, trainer-state, wandb.",
+    )
+    files: Annotated[Text, AfterValidator(_listable)] | None = Field(
+        default=None,
+        description="Files that rank 0 writes, relative to `workdir`, in place of the output: "
+        "logs/metrics.jsonl, runs/*/events.out.tfevents.*; * stands for any part of a name.",
+    )
+    names: MetricNames | None = Field(
+        default=None, description="Names of the numbers in the files."
+    )
     step: Pattern | None = Field(
         default=None, description=r"Regular expression for the step, such as `iter (\d+)`."
     )
@@ -59,15 +101,27 @@ class Watch(Model):
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         own = (self.step, self.loss, self.grad_norm, self.tokens)
-        if self.preset is not None and any(own):
-            raise ValueError("give a preset or patterns of your own, not both")
-        if self.preset is None and self.step is None:
-            raise ValueError("expected a preset, or a pattern for the step")
+        if sum((self.preset is not None, self.files is not None, any(own))) > 1:
+            raise ValueError("give one of a preset, files, and patterns of your own")
+        if self.names is not None and not self.places:
+            raise ValueError("names are those in files: give files too, or a preset for them")
+        if self.preset is None and self.files is None and self.step is None:
+            raise ValueError("expected a preset, files, or a pattern for the step")
         return self
 
     @property
-    def preset_or_own(self) -> Preset:
-        """The patterns."""
+    def places(self) -> tuple[str, ...]:
+        """Patterns of the files that are read in place of the output; empty: none are."""
+        if self.files is not None:
+            return (self.files,)
+        known = {kind.value: PLACES[kind] for kind in Format}
+        return known.get(self.preset or "", ())
+
+    @property
+    def preset_or_own(self) -> Preset | None:
+        """The patterns for the output; None: files are read in its place."""
+        if self.places:
+            return None
         if self.preset is not None:
             return PRESETS[self.preset]
         return Preset(

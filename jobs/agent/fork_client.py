@@ -117,6 +117,11 @@ class ForkClient:
         return self._refusal is not None
 
     @property
+    def workdir(self) -> Path | None:
+        """Where the ranks run; None: it is not known yet."""
+        return None if self._workdir is None else Path(self._workdir)
+
+    @property
     def pid(self) -> int:
         """Process id of the fork server; 0: none."""
         return self._process.pid if self._process else 0

@@ -10,6 +10,7 @@ import re
 import select
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from babysit import wire
@@ -17,6 +18,7 @@ from jobs.agent.evidence import oom_kills
 from jobs.agent.fork_server import kill_group
 from jobs.agent.log_metrics import LogMetrics
 from jobs.agent.log_pump import LogPump
+from jobs.agent.metric_files import LOOK_SECONDS, metric_files
 from jobs.agent.rank_end import RankWords, other_version
 from jobs.agent.rank_reader import RankReader
 from jobs.agent.torchrun_contract import Seat, torchrun_variables
@@ -81,7 +83,14 @@ class RankProcess:
 class Gang:
     """Ranks that live and die together: their directories and processes."""
 
-    def __init__(self, command: StartAttempt, config: AgentConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        command: StartAttempt,
+        config: AgentConfig,
+        clock: Clock,
+        workdir: Path | None = None,
+    ) -> None:
+        """Record the ranks; `workdir` is where they run, if it is not that of the spec."""
         self.attempt = command.attempt
         self.world_size = command.world_size
         self.stopping = False
@@ -99,10 +108,29 @@ class Gang:
                 local_rank=local_rank,
                 log=_log_file(config, command.attempt, rank),
                 reader=RankReader(rank, _rank_directory(config, rank), clock.now().timestamp()),
-                metrics=LogMetrics(rank, config.spec, clock),
+                metrics=self._metrics(rank, clock, workdir),
             )
             for local_rank, rank in enumerate(command.ranks)
         }
+
+    def _metrics(self, rank: int, clock: Clock, workdir: Path | None) -> LogMetrics:
+        spec = self._config.spec
+        directory = workdir or Path(spec.workdir)
+        files = metric_files(spec, directory, clock.now().timestamp())
+        # Named files belong to the whole run, so the agent reads them for one rank.
+        mine = files if files is not None and (rank == 0 or not files.is_sure) else None
+        return LogMetrics(rank, spec, clock, mine)
+
+    def note_files(self) -> None:
+        """Remember what files of metrics hold before the ranks start. Blocks."""
+        for process in self.ranks.values():
+            process.metrics.note_before()
+
+    async def look_at_files(self) -> None:
+        """Read what is new in the files of ranks that report nothing themselves."""
+        for process in self.ranks.values():
+            if process.pid and process.prints_steps and process.metrics.reads_files:
+                await asyncio.to_thread(process.metrics.look_at_files, process.pid)
 
     def prepare(self) -> None:
         """Create fresh rank directories with their plans, and the log directory.
@@ -261,6 +289,15 @@ class Gang:
         for process in self.ranks.values():
             logs.close(process.log)
             process.reader.close()
+
+
+async def follow_files(gang: Callable[[], Gang | None], clock: Clock) -> None:
+    """Look at the files of the present gang now and then, for as long as the agent lives."""
+    while True:
+        await clock.sleep(LOOK_SECONDS)
+        present = gang()
+        if present is not None and not present.dead.is_set():
+            await present.look_at_files()
 
 
 def rank_plan(command: StartAttempt, config: AgentConfig, rank: int) -> wire.Plan:

@@ -17,7 +17,7 @@ from jobs.agent.code import Code
 from jobs.agent.connection import Connection
 from jobs.agent.errors import ForkServerLostError, LaunchError
 from jobs.agent.fork_client import ForkClient
-from jobs.agent.gang import Gang, RankProcess, memory_checkpoints
+from jobs.agent.gang import Gang, RankProcess, follow_files, memory_checkpoints
 from jobs.agent.log_pump import LogPump
 from jobs.agent.log_sender import LogSender
 from jobs.agent.network import free_port
@@ -95,6 +95,7 @@ class Agent:
             self._fork_client.start(),
             self._collect_reports(),
             self._watch(),
+            follow_files(lambda: self._gang, self._clock),
             self._scripts.watch(),
             self._join(),
         ):
@@ -225,11 +226,12 @@ class Agent:
                     return
 
     async def _launch(self, command: StartAttempt) -> None:
-        gang = Gang(command, self._config, self._clock)
+        gang = Gang(command, self._config, self._clock, self._fork_client.workdir)
         self._gang = gang
         self.log_sender.follow(gang.attempt, {p.rank: p.log for p in gang.ranks.values()})
         try:
             gang.prepare()
+            await asyncio.to_thread(gang.note_files)
             resumption = await self._scripts.begin(command)
         except OSError as error:
             for rank in command.ranks:
