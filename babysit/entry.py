@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from babysit import ending, ownership, stack_signal
+from babysit import ending, flight_record, ownership, stack_signal
 from babysit.checkpoint import restore
 from babysit.errors import PlanError
 from babysit.reporter import Reporter
@@ -64,6 +64,7 @@ def _reporter_of(directory: Path, rank: int) -> Reporter:
         _reporters[directory] = Reporter(directory, rank)
         ending.tell_at_exit(_reporters[directory], directory)
         stack_signal.register(str(directory))
+        flight_record.listen(directory)
     return _reporters[directory]
 
 

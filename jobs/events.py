@@ -19,6 +19,7 @@ from jobs.event_base import Event as Event  # noqa: PLC0414  # exported
 from jobs.event_base import WorkerEvent as WorkerEvent  # noqa: PLC0414  # exported
 from jobs.shards import ShardReport
 from monitors.failures import Failure
+from monitors.flight_recorder import GroupRecord
 
 
 class WorkerJoined(WorkerEvent):
@@ -193,6 +194,8 @@ class RankStack(BaseModel):
     """Children that are stopped or dead."""
     raised: str = ""
     """Traceback of the exception that ended its main thread; other threads keep the process."""
+    groups: tuple[GroupRecord, ...] = ()
+    """Process groups of the rank by torch's flight recorder; empty: no recorder, or no answer."""
     error: str = ""
     """Why there are no frames; empty when there are."""
 

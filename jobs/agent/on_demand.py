@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import structlog
 
-from jobs.agent import inventory, stacks
+from jobs.agent import flight_records, inventory, stacks
 from jobs.agent.errors import RefusedPathError
 from jobs.agent.gang import Gang
 from jobs.agent.reporter import Reporter
@@ -30,10 +30,14 @@ async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Re
     if gang is not None and gang.attempt == command.attempt:
         pids = {rank.rank: rank.python_pid for rank in gang.ranks.values() if rank.alive}
         directories = {rank: gang.ranks[rank].reader.directory for rank in pids}
+    # Before the looks: a thread that dumps would pass for one that works.
+    groups = await flight_records.capture(directories, reporter.clock)
     looks = await stacks.capture(pids, reporter.clock, directories)
     # The exit of a rank that ended meanwhile is reported: as a look it would be a death.
     found = tuple(
-        look.model_copy(update={"raised": gang.ranks[look.rank].words.trace})
+        look.model_copy(
+            update={"raised": gang.ranks[look.rank].words.trace, "groups": groups[look.rank]}
+        )
         for look in looks
         if gang is not None and gang.ranks[look.rank].alive
     )

@@ -94,5 +94,7 @@ def test_a_deadlock_beside_a_barrier_is_convicted_and_named(
     assert (restart["class"], restart["rank"]) == ("hang", 1)
     assert "cannot come in deadlock (deadlock_job.py" in restart["reason"]
     assert "1 other rank waits in barrier" in restart["reason"]
+    assert "flight recorder: rank 0 in gloo:barrier" in restart["reason"]
+    assert "rank 1 has not entered it" in restart["reason"]
     assert restart["seconds"]["detect"] < LIMIT_WITHOUT_PROOF
     plane.state(run, "succeeded")

@@ -10,6 +10,7 @@ import pytest
 from jobs.commands import CaptureStacks, StopAttempt
 from jobs.events import RankStack, StacksCaptured
 from monitors.failures import FailureClass
+from monitors.flight_recorder import Call, GroupRecord
 from monitors.types import FindingKind
 from orchestrator.core.messages.events import (
     IncidentChanged,
@@ -49,6 +50,34 @@ def test_a_hang_is_looked_at_before_it_kills() -> None:
     assert restart.node == "node-2"
     (hang,) = (i for i in world.state.incidents_of("run-1") if i.kind == FindingKind.HANG)
     assert is_proven_hang(incident_view(hang)), "a backtest knows it"
+
+
+def test_a_flight_recorder_names_the_rank_that_the_stacks_do_not() -> None:
+    """All ranks wait in one collective; rank 1 has entered one less. That proves no hang yet."""
+    world = trained(15)
+
+    def all_reduce(rank: int) -> RankStack:
+        waits = rank != 1
+        last = Call(number=9 if waits else 8, operation="nccl:all_reduce", ended=not waits)
+        frames = ("all_reduce (distributed_c10d.py:9)", "main (train.py:3)")
+        groups = (GroupRecord(group="0 default_pg", calls=(last,)),)
+        return RankStack(rank=rank, process_state="S", frames=frames, groups=groups)
+
+    world.look = all_reduce
+    world.find(FindingKind.HANG, onset=15)
+    world.settle()
+    suspect = world.attempt().suspect
+    assert suspect is not None
+    assert suspect.sentence == (
+        "flight recorder: rank 0 in nccl:all_reduce no. 9 of group 0 default_pg; rank 1 has not"
+        " entered it; the last one there is nccl:all_reduce no. 8"
+    )
+    world.advance(61)
+    world.settle()
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (world.attempt().number, restart.rank, restart.node) == (2, 1, None)
+    assert suspect.sentence in restart.reason
 
 
 def went_on(world: World, kind: FindingKind) -> object:

@@ -21,6 +21,7 @@ from babysit.wire import Phase
 from jobs.commands import CaptureStacks
 from jobs.events import RankStack
 from jobs.spec import Hang
+from monitors.flight_recorder import merge
 from monitors.hang_verdict import Scene, Verdict, judge
 from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.messages.events import FindingRaised, ProgressSeen
@@ -96,7 +97,7 @@ def conclude(turn: Turn, run_id: str) -> None:
     if attempt.answers != len(attempt.stacks_from):
         _look(turn, run_id, attempt.suspect.finding.reason)
         return
-    verdict = judge(attempt.stacks, _scene(attempt, attempt.suspect))
+    verdict = _with_records(judge(attempt.stacks, _scene(attempt, attempt.suspect)), attempt)
     # The look at a run that stays silent counts from the first step that did not come.
     limit = _limit(run, attempt.suspect, verdict)
     silent = (turn.now - attempt.suspect.since).total_seconds()
@@ -104,6 +105,25 @@ def conclude(turn: Turn, run_id: str) -> None:
         _convict(turn, run, attempt, verdict)
     else:
         _wait(turn, run, attempt, verdict, limit)
+
+
+def _with_records(verdict: Verdict, attempt: Attempt) -> Verdict:
+    """The verdict with what the flight recorders say: who has not entered the collective.
+
+    They name ranks where the stacks name none. They convict nobody: a rank that is late looks like
+    one that never comes.
+    """
+    found = merge({stack.rank: stack.groups for stack in attempt.stacks if stack.groups})
+    if found is None:
+        return verdict
+    culprits = found.astray or found.absent
+    if verdict.ranks or not culprits:
+        return dataclasses.replace(verdict, sentence=f"{verdict.sentence}; {found.sentence}")
+    homes = {seat.node for seat in attempt.seats if set(culprits) & set(seat.ranks)}
+    node = homes.pop() if len(homes) == 1 else None
+    return dataclasses.replace(
+        verdict, ranks=culprits, node=node, users=bool(found.astray), sentence=found.sentence
+    )
 
 
 def _scene(attempt: Attempt, suspect: Suspicion) -> Scene:
@@ -200,13 +220,18 @@ def _looks(attempt: Attempt) -> list[dict[str, Any]]:
     """
     stacks = sorted(attempt.stacks, key=lambda stack: stack.rank)
     if len(stacks) <= LOOKS_KEPT:
-        return [stack.model_dump(mode="json") for stack in stacks]
+        return [stack.model_dump(mode="json", exclude={"groups"}) for stack in stacks]
     kinds: dict[str, list[RankStack]] = {}
     for stack in stacks:
-        kinds.setdefault(stack.model_dump_json(exclude={"rank", "cpu_seconds"}), []).append(stack)
+        kinds.setdefault(
+            stack.model_dump_json(exclude={"rank", "cpu_seconds", "groups"}), []
+        ).append(stack)
     rarest = sorted(kinds.values(), key=len)[:LOOKS_KEPT]
     return [
-        {**alike[0].model_dump(mode="json"), "alike": [stack.rank for stack in alike]}
+        {
+            **alike[0].model_dump(mode="json", exclude={"groups"}),
+            "alike": [stack.rank for stack in alike],
+        }
         for alike in rarest
     ]
 
