@@ -79,7 +79,12 @@ def _columns(rows: list[dict[str, Any]]) -> list[Column]:
     ]
 
 
-SPARES = [Column("SPARES", text("spares")), Column("NODES NOW", text("nodes"))]
+SPARES = [
+    Column("SPARES", text("spares")),
+    Column("NODES NOW", text("nodes")),
+    Column("ADVISED", text("advised")),
+    Column("WHY", text("why")),
+]
 _WINDOW = "1h"
 _TIMES = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d"]
 
@@ -279,7 +284,7 @@ def spares(
     """Reserve idle nodes for recoveries; new runs do not get them.
 
     With `auto`, the number that suffices for 99 % of repair times, given the failures seen on this
-    cluster.
+    cluster; lemons count at their own rate. ADVISED is that number, WHY its figures.
 
     For example:
 

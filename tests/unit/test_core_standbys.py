@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from jobs.commands import StartAttempt
 from jobs.events import WorkerJoined
+from monitors.failures import FailureClass
 from orchestrator.core.messages.events import (
     CapacityChanged,
     NodeChanged,
@@ -20,9 +22,11 @@ from orchestrator.core.messages.events import (
 from orchestrator.core.messages.instructions import (
     LaunchWorker,
 )
+from orchestrator.core.model.machine_record import Fault
 from orchestrator.core.model.states import IncidentState, RunState, WorkerState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.placement import snapshot
+from orchestrator.core.policy.spare_pool import sized
 from orchestrator.core.views.remedy_text import incident_remedy
 from tests.gpu_cluster import cluster, gpu_spec, holdings, nodes_of, start
 from tests.matching import command, match
@@ -172,6 +176,39 @@ def test_the_size_of_the_pool_follows_the_failures() -> None:
         world.settle()
         world.trained_to(world.attempt().start_step + 1)
     assert snapshot.spare_pool(world.state, world.now) > few
+
+
+def test_a_lemon_counts_for_the_pool_at_its_own_rate_and_is_named() -> None:
+    world = cluster(100)
+    world.advance(30 * 86400.0)
+    usual = sized(world.state.nodes.values(), world.now)
+    assert usual.why == (
+        "0 failures in 3000 node-days, and the published rate while these are few, make 1.6 per"
+        " 1,000 node-days for 100 nodes; a repair takes 24 h, in 99 of 100 of which at most"
+        f" {usual.nodes} nodes fail"
+    )
+    node = world.state.nodes["node-7"]
+    faults = [
+        Fault(
+            at=world.now - dt.timedelta(days=day),
+            run="",
+            failure_class=FailureClass.GPU_HARDWARE,
+        )
+        for day in range(20, 0, -1)
+    ]
+    world.state.put(dataclasses.replace(node, faults=tuple(faults)))
+    pool = sized(world.state.nodes.values(), world.now)
+    assert "0 failures in 2970 node-days" in pool.why, "the others are as good as before"
+    assert "for 99 nodes; lemons at their own rate: node-7 (0.67 a day)" in pool.why
+    for name in ("node-1", "node-2", "node-3", "node-4"):
+        other = world.state.nodes[name]
+        world.state.put(dataclasses.replace(other, faults=tuple(faults)))
+    assert sized(world.state.nodes.values(), world.now).nodes > usual.nodes
+    acquitted = tuple(dataclasses.replace(fault, acquitted=True) for fault in faults)
+    for name in ("node-1", "node-2", "node-3", "node-4", "node-7"):
+        other = world.state.nodes[name]
+        world.state.put(dataclasses.replace(other, faults=acquitted))
+    assert sized(world.state.nodes.values(), world.now) == usual
 
 
 def test_the_pool_of_spares_is_sized_for_the_nodes_there_are() -> None:

@@ -15,7 +15,6 @@ from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
     TERMINAL_RUN_STATES,
     AttemptState,
-    NodeState,
     RunState,
     WorkerState,
 )
@@ -28,8 +27,8 @@ from orchestrator.core.placement.run_facts import (
     surplus_of,
 )
 from orchestrator.core.policy import elasticity, recovery, time_limits, usage_history
+from orchestrator.core.policy import spare_pool as spare_pools
 from orchestrator.core.scheduling import Demand, Holding, Snapshot
-from orchestrator.core.scheduling.spares import failure_rate, pool_size
 from orchestrator.core.scheduling.types import accounted_gpus
 from orchestrator.errors import PassFailedError
 
@@ -42,8 +41,6 @@ OVERDUE_SECONDS = 60.0
 
 The 30 s after which the cluster ends an agent that has not answered, and as much
 again for the cluster to do so."""
-FAULT_DAYS = 30.0
-"""Days for which faults of nodes count in the failure rate."""
 _COMING = frozenset({WorkerState.LAUNCHING, WorkerState.READY, WorkerState.LOST})
 
 
@@ -315,15 +312,8 @@ def _wants(state: State, run: Run, nodes: int, now: dt.datetime) -> int:
 def spare_pool(state: State, now: dt.datetime) -> int:
     """Number of idle nodes reserved for recoveries.
 
-    `auto`: the 99th percentile of the nodes that fail within one repair time
-    (:mod:`orchestrator.core.scheduling.spares`).
+    `auto`: by the failures of this cluster (:mod:`orchestrator.core.policy.spare_pool`).
     """
     if state.fleet.spares != "auto":
         return state.fleet.spares
-    nodes = [node for node in state.nodes.values() if node.state is not NodeState.GONE]
-    recent = dt.timedelta(days=FAULT_DAYS)
-    failures = sum(now - fault.at <= recent for node in nodes for fault in node.faults)
-    days = sum(
-        min(FAULT_DAYS, (now - (node.since or now)).total_seconds() / 86400.0) for node in nodes
-    )
-    return pool_size(len(nodes), failure_rate(failures, days))
+    return spare_pools.sized(state.nodes.values(), now).nodes

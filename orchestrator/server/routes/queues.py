@@ -14,6 +14,7 @@ from orchestrator.core.messages.events import QueueChanged, QueueRemoved, Spares
 from orchestrator.core.model.entities import Queue
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.placement.snapshot import spare_pool
+from orchestrator.core.policy.spare_pool import sized
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.views.build import queue_views
 from orchestrator.core.views.models import QueueView
@@ -45,9 +46,13 @@ class SparesBody(BaseModel):
 
 
 class Spares(SparesBody):
-    """The setting, and the number of nodes it comes to now."""
+    """The setting, the number of nodes it comes to now, and what failures call for."""
 
     nodes: int
+    advised: int
+    """The number that `auto` comes to now."""
+    why: str
+    """The figures behind that number, in a sentence."""
 
 
 async def _views(here: Context) -> list[QueueView]:
@@ -105,5 +110,8 @@ async def set_spares(body: SparesBody, here: HasContext, caller: AnywhereOperato
 
 
 def _spares(here: Context) -> Spares:
-    state = here.controller.state
-    return Spares(spares=state.fleet.spares, nodes=spare_pool(state, here.clock.now()))
+    state, now = here.controller.state, here.clock.now()
+    pool = sized(state.nodes.values(), now)
+    return Spares(
+        spares=state.fleet.spares, nodes=spare_pool(state, now), advised=pool.nodes, why=pool.why
+    )
