@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -9,13 +10,37 @@ from pydantic_settings import BaseSettings
 
 from orchestrator.kubernetes_settings import items, levels
 
+_ADDRESS = re.compile(r"[^\s/]+:\d+|auto")
+_INSTEAD = (
+    "give HOST:PORT of the head's control store, which `ray start` prints (mostly port 6379), and"
+    " run the server on a node of the Ray cluster: on the head, as a Ray job, or on a machine that"
+    " has joined by `ray start --address=HOST:PORT --num-cpus=0`"
+)
+
+
+def check_address(address: str) -> str:
+    """The address, which is one of Ray's control store (GCS), or empty.
+
+    Raises:
+        ValueError: It is of something else.
+    """
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"{address} is an address of Ray Client, which does not tell of actors and nodes that"
+            f" die: {_INSTEAD}"
+        )
+    if address.startswith(("http://", "https://")):
+        raise ValueError(f"{address} is the address of Ray's dashboard: {_INSTEAD}")
+    if address and not _ADDRESS.fullmatch(address):
+        raise ValueError(f"{address!r} is no address of a Ray cluster: {_INSTEAD}")
+    return address
+
 
 class RaySettings(BaseSettings):
     """Where the Ray cluster is, and what the actors of workers get."""
 
     ray_address: str = Field(
         default="",
-        pattern=r"^([^\s/]+:\d+|auto)?$",
         description="HOST:PORT of the Ray cluster's head (its GCS), as `ray start` prints it. A "
         "Ray node has to run on the server's machine: the head, or one without CPUs. Empty: "
         "RAY_ADDRESS (set inside a Ray job), or the cluster of this machine.",
@@ -48,6 +73,11 @@ class RaySettings(BaseSettings):
         description="Directory on the Ray nodes for the code, logs and spools of workers while "
         "they live. Empty: the node's temporary directory.",
     )
+
+    @field_validator("ray_address")
+    @classmethod
+    def _address_of_ray(cls, value: str) -> str:
+        return check_address(value)
 
     @field_validator("ray_topology")
     @classmethod

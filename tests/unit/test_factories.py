@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -149,6 +150,25 @@ def test_what_does_not_exist_is_refused_with_what_does(settings: Settings, messa
     with pytest.raises(InvalidError) as caught:
         make()
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://head:10001", "ray://head:10001 is an address of Ray Client.* which `ray start`"),
+        ("http://head:8265", "is the address of Ray's dashboard: give HOST:PORT"),
+        ("head", "'head' is no address of a Ray cluster: give HOST:PORT"),
+    ],
+)
+def test_an_address_that_is_not_of_a_ray_cluster_says_what_to_give(
+    address: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(ray_address=address)
+    if importlib.util.find_spec("ray"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ClusterError, match=f"RAY_ADDRESS: .*{message}"):
+            clusters.make_cluster(Settings(cluster="ray"), ManualClock())
 
 
 def test_a_kubeconfig_without_the_context_says_what_to_do(tmp_path: Path) -> None:
