@@ -11,7 +11,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 TRIES = 5
-HEALTH_CHECKS, HEALTH_CHECK_SECONDS = 60, 0.5
+HEALTH_CHECKS, HEALTH_CHECK_SECONDS = 20, 0.5
 DEAD_SECONDS = HEALTH_CHECKS * HEALTH_CHECK_SECONDS
 """Until Ray declares the node of a killed raylet dead (its default: 15 s), each check of which is
 refused at once. A raylet that is only slow has 10 s more for each check: load does not kill it."""
@@ -20,6 +20,10 @@ SETTINGS = {
     "RAY_health_check_failure_threshold": str(HEALTH_CHECKS),
     "RAY_health_check_period_ms": f"{1000 * HEALTH_CHECK_SECONDS:.0f}",
     "RAY_worker_register_timeout_seconds": "300",
+    # By default Ray starts workers 15 levels of niceness below their raylet, and agents and ranks
+    # inherit it: beside the processes of other tests they get nearly no processor time.
+    "RAY_worker_niceness": "0",
+    "RAY_gcs_storage": "rocksdb",  # the control store may be restarted
 }
 
 
@@ -39,6 +43,8 @@ class Bed:
                 break
 
     def _start(self) -> None:
+        # Each start has a store of its own: Ray takes the cluster of an old one over.
+        self.storage = tempfile.TemporaryDirectory(prefix="ray-gcs-", dir="/dev/shm")
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the bed
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("machines.py"))],
@@ -51,6 +57,7 @@ class Bed:
                 "PYTHONPATH": str(ROOT),  # the nodes have babysit installed
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 **SETTINGS,
+                "RAY_gcs_storage_path": self.storage.name,
             },
         )
 
@@ -84,3 +91,4 @@ class Bed:
         self.process.wait(300)
         self.process.stdout.close()
         self.log.close()
+        self.storage.cleanup()

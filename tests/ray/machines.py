@@ -8,23 +8,36 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import ray
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER as NAMESPACE
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
-from ray.core.generated import gcs_pb2
+from ray.core.generated import autoscaler_pb2, gcs_pb2
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 TRIES = 5
 ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what Ray prints is no answer
 
 
+class Other:
+    def ready(self) -> None:
+        """It has its resources."""
+
+
 class Machines:
     def __init__(self) -> None:
         self.cluster = Cluster()
-        self.cluster.add_node(num_cpus=0, dashboard_port=0, include_dashboard=False)
+        without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        self.cluster.add_node(num_cpus=0, dashboard_port=0, **without, **agent_ports())
         self.nodes = {}
+        self.reports = 0
 
     def address(self) -> str:
         return self.cluster.address
@@ -33,7 +46,7 @@ class Machines:
         """Start a node; the pid of its raylet. Ray's library gives it 30 s, which load may take."""
         for left in reversed(range(TRIES)):
             try:
-                self.nodes[name] = self.cluster.add_node(node_name=name, **options)
+                self.nodes[name] = self.cluster.add_node(node_name=name, **options, **agent_ports())
             except Exception:
                 if not left:
                     raise
@@ -45,6 +58,11 @@ class Machines:
     def kill(self, name: str) -> None:
         """SIGKILL the raylet, as when the machine is switched off. Nobody reaps it."""
         os.kill(self._raylet(self.nodes.pop(name)), signal.SIGKILL)
+
+    def remove(self, name: str) -> None:
+        """End a node, if there still is one."""
+        if name in self.nodes:
+            self.cluster.remove_node(self.nodes.pop(name), allow_graceful=False)
 
     def drain(self, name: str, seconds: int) -> str:
         """Announce the end of a node, as a cloud's notice of preemption is passed on."""
@@ -81,8 +99,70 @@ class Machines:
                 found[actor.name] = actor.pid
         return found
 
+    def kill_gcs(self) -> None:
+        self.cluster.head_node.kill_gcs_server()
+
+    def start_gcs(self) -> None:
+        self.cluster.head_node.start_gcs_server()
+
+    def order(self, kind: str, resources: dict) -> None:
+        """Report a node as ordered, as version 2 of the autoscaler does; no resources: none is."""
+        self.reports += 1
+        report = autoscaler_pb2.AutoscalingState(
+            autoscaler_state_version=self.reports,
+            pending_instances=[
+                autoscaler_pb2.PendingInstance(
+                    ray_node_type_name=kind, instance_id="i-1", details="REQUESTED"
+                )
+            ]
+            * bool(resources),
+        )
+        config = autoscaler_pb2.ClusterConfig(
+            node_group_configs=[autoscaler_pb2.NodeGroupConfig(name=kind, resources=resources)]
+        )
+        client = GcsClient(self.cluster.address)
+        client.report_cluster_config(config.SerializeToString())
+        client.report_autoscaling_state(report.SerializeToString())
+
+    def metadata(self, changes: dict) -> dict:
+        """Have the cluster say that it was started by another version; what it said before."""
+        client = GcsClient(self.cluster.address)
+        known = json.loads(client.internal_kv_get(CLUSTER_METADATA_KEY, NAMESPACE))
+        text = json.dumps({**known, **changes}).encode()
+        client.internal_kv_put(CLUSTER_METADATA_KEY, text, True, NAMESPACE)
+        return known
+
+    def occupy(self, name: str, options: dict) -> None:
+        """Hold resources of a node, as another job of the cluster does."""
+        ray.init(self.cluster.address, namespace="others", log_to_driver=False)
+        where = NodeAffinitySchedulingStrategy(self.nodes[name].node_id, soft=False)
+        self.other = ray.remote(Other).options(scheduling_strategy=where, **options).remote()
+        ray.get(self.other.ready.remote())
+
+    def leave(self) -> None:
+        """End the other job."""
+        ray.kill(self.other)
+        ray.shutdown()
+
     def _raylet(self, node) -> int:
         return node.all_processes["raylet"][0].process.pid
+
+
+def agent_ports() -> dict[str, int]:
+    """Ports for the agents of a raylet.
+
+    A raylet that leaves them to its agents waits 15 s for these, which import for longer than that
+    on a loaded machine, and then ends.
+    """
+    names = ("metrics_agent", "metrics_export", "dashboard_agent_listen", "runtime_env_agent")
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in names]
+        for probe in probes:
+            probe.bind(("", 0))
+        return {
+            f"{name}_port": probe.getsockname()[1]
+            for name, probe in zip(names, probes, strict=True)
+        }
 
 
 def end_raylets(name: str) -> None:
