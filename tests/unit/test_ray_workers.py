@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from concurrent.futures import Future
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,8 @@ pytest.importorskip("ray")
 from ray import exceptions
 
 from orchestrator.clusters.ray import connection, names, workers
-from orchestrator.clusters.ray.facts import RayFailedError
+from orchestrator.clusters.ray.facts import RayFailedError, RayNode, Snapshot
+from orchestrator.clusters.ray.leftovers import Leftovers
 
 KEY = functools.partial(names.key, "r1", "w1")
 
@@ -26,6 +28,18 @@ class Store(dict[str, str]):
 
     def put(self, key: str, value: str) -> str:
         return self.setdefault(key, value)
+
+    def remove(self, prefix: str) -> None:
+        for key in [key for key in self if key.startswith(prefix)]:
+            del self[key]
+
+
+class Now(Executor):
+    """Does at once what is submitted."""
+
+    def submit(self, what: Any, /, *given: Any, **named: Any) -> Future[Any]:
+        what(*given, **named)
+        return Future()
 
 
 class Actor:
@@ -62,3 +76,27 @@ def test_an_end_is_told_once_for_each_stop_that_returned(
     actor.end.set_result("agent was killed by SIGKILL")
     driver._pool.shutdown()
     assert told == [("gone", "w1", "r1", "agent was killed by SIGKILL")] * 2
+
+
+def test_what_a_lost_node_left_is_swept_when_its_machine_has_a_raylet_again() -> None:
+    swept: list[Any] = []
+    known: Any = Store()
+    pool = Now()
+
+    def sweep(order: Mapping[str, Any], node: str) -> None:
+        swept.append((order["worker"], node))
+        if len(swept) == 1:
+            raise exceptions.RaySystemError("the node is gone again")
+
+    left = Leftovers(known, pool, sweep)
+    left.lost("vm-1", {"run": "r1", "worker": "w1"})
+    other, same = (RayNode(i, i, host, {}, {}, {}) for i, host in (("a", "vm-2"), ("b", "vm-1")))
+    left.look(Snapshot((other,)))
+    assert swept == []
+    assert known == {KEY(names.LEFT): "vm-1"}
+    left.look(Snapshot((other, same)))
+    assert known == {KEY(names.LEFT): "vm-1"}  # the first try failed
+    left.look(Snapshot((other, same)))
+    left.look(Snapshot((other, same)))
+    assert swept == [("w1", "b")] * 2
+    assert known == {}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ray
 from ray import cloudpickle
 from ray._private import state
-from ray.core.generated import gcs_pb2
+from ray.core.generated import autoscaler_pb2, gcs_pb2
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -25,7 +25,8 @@ ALIVE, DEAD = "ALIVE", "DEAD"
 _STATES = gcs_pb2.ActorTableData.ActorState
 _HEAD = "node:__internal_head__"
 _AUTOSCALER = "__autoscaling_status"
-"""Key under which the autoscaler reports, in the store's default namespace."""
+"""Key under which version 1 of the autoscaler reports, in the store's default namespace."""
+_STATUS_SECONDS = 5.0
 CONCURRENT_CALLS = 1000
 """Calls to one actor that wait at once: each control plane that has died leaves one behind."""
 
@@ -59,6 +60,11 @@ def connect(address: str, namespace: str) -> None:
         )
     except Exception as error:
         raise _refused(address, error) from error
+
+
+def cluster() -> str:
+    """The id of the cluster, which its control store keeps if it has storage that outlives it."""
+    return str(ray._private.worker.global_worker.node.cluster_id.hex())  # noqa: SLF001
 
 
 def _refused(address: str, error: Exception) -> RayFailedError:
@@ -185,11 +191,12 @@ def _on(node: str) -> Any:
 # --- nodes --------------------------------------------------------------------------------------
 
 
-def snapshot(ours: Mapping[str, Mapping[str, float]]) -> Snapshot:
+def snapshot(ours: Mapping[str, Mapping[str, float]], *, pending: bool) -> Snapshot:
     """The cluster as Ray's control store has it.
 
     Args:
         ours: Node -> resources that workers of babysit hold there.
+        pending: True: with the nodes that the autoscaler has ordered, which takes two more calls.
     """
     free = state.available_resources_per_node()
     drained = state.state.get_draining_nodes()
@@ -216,26 +223,58 @@ def snapshot(ours: Mapping[str, Mapping[str, float]]) -> Snapshot:
                 deadline=drained.get(node),
             )
         )
-    return Snapshot(tuple(nodes), tuple(_pending()))
+    return Snapshot(tuple(nodes), tuple(_pending()) if pending else ())
 
 
-def death(node: str) -> str | None:
-    """Why a node is dead, in Ray's words; None: it is alive."""
+class Death(NamedTuple):
+    """The end of a node."""
+
+    words: str
+    """Why, in Ray's words."""
+    host: str = ""
+    """The name of its machine; empty: Ray does not know the node."""
+
+
+def death(node: str) -> Death | None:
+    """How a node ended; None: it is alive."""
     for each in ray.nodes():
         if each["NodeID"] == node:
             words = str(each.get("DeathReasonMessage") or "no reason is given")
-            return None if each["Alive"] else " ".join(words.split())
-    return "Ray does not know it"
+            dead = Death(" ".join(words.split()), each["NodeManagerHostname"])
+            return None if each["Alive"] else dead
+    return Death("Ray does not know it")
 
 
 def _pending() -> Iterable[PendingNode]:
-    """Nodes that the autoscaler has ordered, as it reports them (both of its versions)."""
+    """Nodes that the autoscaler has ordered, as either of its versions reports them."""
+    found = [*_pending_of_version_1(), *_pending_of_version_2()]
+    config = state.state.get_cluster_config() if found else None
+    if config is None:
+        return found  # version 1 tells nobody how large the nodes will be
+    sizes = {group.name: dict(group.resources) for group in config.node_group_configs}
+    return [each._replace(total=sizes.get(each.kind, {})) for each in found]
+
+
+def _pending_of_version_1() -> Iterable[PendingNode]:
     found = internal_kv._internal_kv_get(_AUTOSCALER)  # noqa: SLF001
-    if not found:
-        return
-    report = json.loads(found).get("autoscaler_report") or {}
+    report = (json.loads(found).get("autoscaler_report") or {}) if found else {}
     for address, kind, status in report.get("pending_nodes") or ():
         yield PendingNode(f"{kind}-{address}", kind, str(status))
     for kind, count in (report.get("pending_launches") or {}).items():
-        for number in range(1, int(count) + 1):
-            yield PendingNode(f"{kind}-launch-{number}", kind, "launching")
+        yield from _launches(kind, int(count))
+
+
+def _pending_of_version_2() -> Iterable[PendingNode]:
+    reply = autoscaler_pb2.GetClusterStatusReply()
+    client = internal_kv.internal_kv_get_gcs_client()
+    reply.ParseFromString(client.get_cluster_status(timeout_s=_STATUS_SECONDS))
+    for each in reply.autoscaling_state.pending_instances:
+        kind = each.ray_node_type_name
+        yield PendingNode(f"{kind}-{each.instance_id}", kind, each.details or "starting")
+    for each in reply.autoscaling_state.pending_instance_requests:
+        yield from _launches(each.ray_node_type_name, each.count)
+
+
+def _launches(kind: str, count: int) -> Iterable[PendingNode]:
+    for number in range(1, count + 1):
+        yield PendingNode(f"{kind}-launch-{number}", kind, "launching")

@@ -15,10 +15,12 @@ from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection
 from typing import Any
 
+from jobs.clock import SystemClock
 from orchestrator.clusters.ray import connection
 from orchestrator.clusters.ray.connection import Store
-from orchestrator.clusters.ray.facts import Order, RayFailedError, Snapshot
-from orchestrator.clusters.ray.workers import Tell, Workers
+from orchestrator.clusters.ray.facts import Order, RayFailedError, Snapshot, Tell
+from orchestrator.clusters.ray.former import Former
+from orchestrator.clusters.ray.workers import Workers
 
 POLL_SECONDS = 1.0
 """Time between looks at what Ray tells nobody by itself: drained nodes, and actors that wait."""
@@ -29,12 +31,14 @@ class Driver:
 
     def __init__(self, namespace: str, tell: Tell) -> None:
         self._tell = tell
-        self._workers = Workers(Store(namespace), namespace, tell)
+        store = Store(namespace)
+        self._workers = Workers(store, namespace, tell)
+        self._former = Former(store, tell, SystemClock())
         self._before: tuple[object, ...] | None = None
 
     def snapshot(self) -> Snapshot:
         """The nodes, without those that can run nothing."""
-        return connection.snapshot(self._workers.held())
+        return connection.snapshot(self._workers.held(), pending=True)
 
     def launch(self, order: Order) -> None:
         """Start a worker; see :meth:`Workers.launch`."""
@@ -42,14 +46,28 @@ class Driver:
 
     def stop(self, worker: str, run: str, grace: float) -> None:
         """End a worker; see :meth:`Workers.stop`."""
-        self._workers.stop(worker, run, grace)
+        match self._former.may_live(worker, run):
+            case None:
+                self._workers.stop(worker, run, grace)
+            case True:
+                raise RayFailedError(
+                    f"worker {worker}: the Ray cluster was started anew, and a raylet of the former"
+                    " one may still be alive"
+                )
 
     def alive(self, worker: str, run: str) -> bool | None:
         """True if a worker lives; see :meth:`Workers.alive`."""
+        if self._former.may_live(worker, run) is not None:
+            return None  # its end is told, now or later
         return self._workers.alive(worker, run)
 
-    def adopt(self) -> None:
-        """Take over the workers of earlier control planes."""
+    def adopt(self, former: float | None) -> None:
+        """Take over the workers of earlier control planes.
+
+        Args:
+            former: Seconds for which workers of a former cluster may be alive; None: there is none.
+        """
+        self._former.begin(former)
         self._workers.adopt()
 
     def acknowledge(self, worker: str, run: str) -> None:
@@ -62,7 +80,7 @@ class Driver:
 
     def look(self) -> None:
         """Look for what Ray does not tell, and tell it."""
-        seen = self.snapshot()
+        seen = connection.snapshot(self._workers.held(), pending=False)
         now = tuple(sorted((node.id, node.deadline) for node in seen.nodes))
         if self._before is not None and now != self._before:
             self._tell("inventory")
@@ -91,7 +109,7 @@ def main(pipe: Connection, address: str, namespace: str, log: str) -> None:
         send("failed", error)
         return
     driver = Driver(namespace, lambda *change: send("change", *change))
-    send("connected")
+    send("connected", connection.cluster())
     threading.Thread(target=_watch, args=(driver,), daemon=True).start()
     while True:
         try:

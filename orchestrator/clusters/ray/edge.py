@@ -23,6 +23,7 @@ from jobs.clock import Clock
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.ray import program
 from orchestrator.clusters.ray.facts import RayFailedError
+from orchestrator.clusters.ray.identity import KnownCluster
 
 _log = structlog.get_logger(__name__)
 RETRY_SECONDS = 5.0
@@ -41,6 +42,7 @@ class Edge:
     def __init__(self, address: str, namespace: str, log: Path, clock: Clock) -> None:
         self._given = (address, namespace, str(log))
         self._log, self._clock = log, clock
+        self._known = KnownCluster(log.with_suffix(".json"))
         self.heard: Callable[[tuple[Any, ...]], None] = lambda _: None
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -118,8 +120,8 @@ class Edge:
     async def _keep(self) -> None:
         while True:
             try:
-                await self._connect()
-                await self._ask("adopt")
+                cluster = await self._connect()
+                await self._ask("adopt", self._known.meet(cluster, self._clock.now()))
             except (RayFailedError, ClusterError, OSError, ValueError) as error:
                 failure = error if isinstance(error, RayFailedError) else RayFailedError(str(error))
                 if self._failure is None or self._failure.message != failure.message:
@@ -148,10 +150,11 @@ class Edge:
             connecting.set_exception(ClusterError(failure.message))
             connecting.exception()  # nobody may be waiting
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> str:
+        """Start the process; the id of the cluster that it is connected to."""
         loop = asyncio.get_running_loop()
         self._lost.clear()
-        connected: asyncio.Future[None] = loop.create_future()
+        connected: asyncio.Future[str] = loop.create_future()
         self._process, self._pipe = await asyncio.to_thread(_spawn, self._given)
 
         def take(message: tuple[Any, ...] | None) -> None:
@@ -161,9 +164,9 @@ class Edge:
             target=_read, args=(self._pipe, loop, take), name="ray", daemon=True
         )
         reading.start()
-        await connected
+        return await connected
 
-    def _take(self, message: tuple[Any, ...] | None, connected: asyncio.Future[None]) -> None:
+    def _take(self, message: tuple[Any, ...] | None, connected: asyncio.Future[str]) -> None:
         if message is None:
             self._drop("the connection to Ray was lost")
             self._lost.set()
@@ -172,7 +175,7 @@ class Edge:
                     RayFailedError(f"Ray's library ended the process; see {self._log}")
                 )
         elif message[0] == "connected":
-            connected.set_result(None)
+            connected.set_result(message[1])
         elif message[0] == "failed":
             connected.set_exception(message[1])
         elif message[0] == "change":

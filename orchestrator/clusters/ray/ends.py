@@ -8,6 +8,11 @@ from orchestrator.clusters.ray.facts import RayNode
 
 NEVER = "agent never started"
 LOST = "node lost"
+FORGOTTEN = (
+    "the Ray cluster was started anew, and its nodes with it: the control store (GCS) has no"
+    " storage that outlives it"
+)
+"""The end of a worker of a former cluster; see :mod:`.identity`."""
 _SENTENCES = (
     (" Some common causes include", ""),
     ("The actor is dead because its worker process has died. ", ""),

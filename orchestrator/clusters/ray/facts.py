@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+
+class Tell(Protocol):
+    """Takes a change for the control plane."""
+
+    def __call__(self, kind: str, *facts: object) -> None:
+        """Tell it."""
+
+
+class Store(Protocol):
+    """Keys and values in Ray's control store."""
+
+    def get(self, key: str) -> str | None:
+        """The value; None: there is none."""
+
+    def put(self, key: str, value: str) -> str:
+        """Store a value unless there is one; the value that is there then."""
+
+    def remove(self, prefix: str) -> None:
+        """Remove all keys that begin so."""
 
 
 class RayNode(NamedTuple):

@@ -8,6 +8,8 @@ from urllib.parse import quote, unquote
 LAUNCH, ACTOR, CLAIM, END, TOLD = "launch", "actor", "claim", "end", "told"
 """Keys of a worker: that it was ordered, the id of its actor, who may start its agent, how it
 ended, and that the control plane has stored its end."""
+LEFT = "left"
+"""Key of a worker that was lost with its node: the machine that may still have what it left."""
 ALL = "workers/"
 """With what the keys of all workers begin."""
 STOPPED = "stopped"

@@ -137,7 +137,7 @@ class WorkerActor:
 def places(order: Mapping[str, Any]) -> dict[str, Path]:
     """The directories of a worker on its node: on disk and, where there is one, on tmpfs."""
     name = f"babysit-{order['worker']}"
-    directory = Path(order["directory"] or tempfile.gettempdir()) / name
+    directory = Path(order.get("directory") or tempfile.gettempdir()) / name
     shared = Path("/dev/shm")  # noqa: S108 - the name below it is the worker's own
     memory = shared / name if os.access(shared, os.W_OK) else directory / "memory"
     return {"directory": directory, "memory": memory}

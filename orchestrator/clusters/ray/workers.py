@@ -11,14 +11,15 @@ import sys
 import threading
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import exceptions
 
 from orchestrator.clusters.ray import connection, ends, names
 from orchestrator.clusters.ray.connection import ALIVE, DEAD, Store
-from orchestrator.clusters.ray.facts import Order, RayFailedError, Snapshot
+from orchestrator.clusters.ray.facts import Order, RayFailedError, Snapshot, Tell
+from orchestrator.clusters.ray.leftovers import Leftovers
 
 LAUNCH_SECONDS = 100.0
 """How long a launch waits for the actor to start, with its runtime environment: less than the time
@@ -30,13 +31,6 @@ ANSWER_SECONDS = 20.0
 RETRY_SECONDS = 1.0
 _THREADS = 32
 _LIVING = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", ALIVE, "RESTARTING")
-
-
-class Tell(Protocol):
-    """Takes a change for the control plane."""
-
-    def __call__(self, kind: str, *facts: object) -> None:
-        """Tell it."""
 
 
 class _Life:
@@ -67,6 +61,7 @@ class Workers:
         self._store, self._namespace, self._tell = store, namespace, tell
         self._lives: dict[tuple[str, str], _Life] = {}
         self._pool = ThreadPoolExecutor(_THREADS)
+        self._leftovers = Leftovers(store, self._pool, _sweep)
 
     # --- starting ---------------------------------------------------------------------------
 
@@ -220,6 +215,8 @@ class Workers:
         for key in self._store.keys(names.ALL):
             known.setdefault((key.run, key.worker), set()).add(key.what)
         for (run, worker), whats in sorted(known.items()):
+            if {names.LEFT, names.LAUNCH} <= whats:
+                self._left(worker, run)
             if names.TOLD in whats or self._tell_again(worker, run):
                 continue
             life = self._life(worker, run)
@@ -231,8 +228,15 @@ class Workers:
             elif whats & {names.ACTOR, names.CLAIM}:
                 self._pool.submit(self._bury, life)
 
+    def _left(self, worker: str, run: str) -> None:
+        host = self._store.get(names.key(run, worker, names.LEFT))
+        order = self._store.get(names.key(run, worker, names.LAUNCH))
+        if host and order:
+            self._leftovers.lost(host, json.loads(order))
+
     def look(self, seen: Snapshot) -> None:
         """Tell of actors that find no place, and of those that have found one."""
+        self._leftovers.look(seen)
         nodes = {node.id: node for node in seen.nodes}
         for life in list(self._lives.values()):
             why = ""
@@ -316,11 +320,13 @@ class Workers:
         node = facts.node if facts and facts.node else life.order.get("node", "")
         said = facts.words if facts else ""
         if node and (lost := connection.death(node)) is not None:
-            return ends.node_lost(life.order.get("node_name", node), lost)
+            if lost.host:
+                self._leftovers.lost(lost.host, life.order)
+            return ends.node_lost(life.order.get("node_name", node), lost.words)
         if self._store.put(life.key(names.CLAIM), names.STOPPED) == names.STOPPED:
             return ends.actor_died(said, started=False)
-        done = connection.sweep(life.order, node, life.order.get("runtime_env", {}))
-        return ends.actor_died(said, started=True) if ray.get(done) else None
+        _sweep(life.order, node)
+        return ends.actor_died(said, started=True)
 
     def _gone(self, life: _Life, how: str) -> None:
         if not life.ended:
@@ -328,6 +334,10 @@ class Workers:
             self._lives.pop((life.run, life.worker), None)
             for _ in range(max(1, life.stops)):
                 self._tell("gone", life.worker, life.run, how)
+
+
+def _sweep(order: Mapping[str, Any], node: str) -> None:
+    ray.get(connection.sweep(order, node, order.get("runtime_env", {})))
 
 
 def _record(order: Order) -> str:
