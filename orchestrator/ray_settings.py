@@ -32,7 +32,7 @@ def check_address(address: str) -> str:
     if address.startswith(("http://", "https://")):
         raise ValueError(f"{address} is the address of Ray's dashboard: {_INSTEAD}")
     if address and not _ADDRESS.fullmatch(address):
-        raise ValueError(f"{address!r} is no address of a Ray cluster: {_INSTEAD}")
+        raise ValueError(f"{address!r} is not the address of a Ray cluster: {_INSTEAD}")
     return address
 
 

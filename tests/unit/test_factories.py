@@ -157,7 +157,7 @@ def test_what_does_not_exist_is_refused_with_what_does(settings: Settings, messa
     [
         ("ray://head:10001", "ray://head:10001 is an address of Ray Client.* which `ray start`"),
         ("http://head:8265", "is the address of Ray's dashboard: give HOST:PORT"),
-        ("head", "'head' is no address of a Ray cluster: give HOST:PORT"),
+        ("head", "'head' is not the address of a Ray cluster: give HOST:PORT"),
     ],
 )
 def test_an_address_that_is_not_of_a_ray_cluster_says_what_to_give(

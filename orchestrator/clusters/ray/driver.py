@@ -58,7 +58,7 @@ class Driver:
     def alive(self, worker: str, run: str) -> bool | None:
         """True if a worker lives; see :meth:`Workers.alive`."""
         if self._former.may_live(worker, run) is not None:
-            return None  # its end is told, now or later
+            return None  # Former tells its end, now or later
         return self._workers.alive(worker, run)
 
     def adopt(self, former: float | None) -> None:

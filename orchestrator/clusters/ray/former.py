@@ -21,7 +21,7 @@ class Former:
     def may_live(self, worker: str, run: str) -> bool | None:
         """True if it is of the former cluster, and may be alive; None: it is of this one.
 
-        A worker that is over is told as gone, and False returned.
+        Reports a worker that is over as gone, and returns False.
         """
         if self._over_at is None or self._known(worker, run):
             return None
