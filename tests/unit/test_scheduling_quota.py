@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.core.scheduling import Demand, Pending, Quota
+from orchestrator.core.scheduling import Claim, Demand, Pending, Quota
 from orchestrator.core.scheduling.quota import Quotas
 from orchestrator.core.scheduling.quota_line import BORROWER_SECONDS, UNKNOWN_SECONDS, QuotaLine
 from tests.unit.test_scheduling_plan import MINUTE, NOW, demand, holding, placed, table
@@ -128,3 +128,27 @@ def test_what_is_within_reach_leaves_others_their_own(used: dict[str, int], gpus
     limited = Quotas([Quota(name="a", gpus=16, cohort="c", borrowing_limit=8), PAIR[1]])
     assert limited.reachable("a") == 24
     assert Quotas(SINGLE).reachable("a") == 32
+
+
+QUEUE_OF_THREE = (Quota(name="a", gpus=24),)
+
+
+def test_the_share_of_a_run_that_recovers_is_nobodys_to_wait_for() -> None:
+    """It leaves two of its three nodes, and will ask for one of them again."""
+    leaves = holding("back", "n00", "n01", queue="a", leaving=True, movable=False, missing=-1)
+    stays = holding("back", "n02", queue="a", movable=False, missing=1)
+    two, one = later("two", 2), later("one")
+    outcome = placed(table(4), two, holdings=[leaves, stays], quotas=QUEUE_OF_THREE)
+    assert outcome.waits["two"].why is Pending.QUOTA
+    outcome = placed(table(4), one, holdings=[leaves, stays], quotas=QUEUE_OF_THREE)
+    assert outcome.waits["one"].why is Pending.PREEMPTING  # the other node's share becomes free
+
+
+def test_nobody_gets_the_share_of_a_run_that_recovers_on_the_nodes_that_are_left() -> None:
+    stays = holding("back", "n00", queue="a", movable=False, missing=1)
+    back = demand("back", 1, queue="a", keeps=("n00",), recovers=True)
+    claim = Claim(nodes=("n01", "n02"), preempting=True)
+    two = demand("two", 2, queue="a", claim=claim)
+    outcome = placed(table(4), two, back, holdings=[stays], quotas=QUEUE_OF_THREE)
+    assert outcome.placements.keys() == {"back"}
+    assert outcome.waits["two"].detail.startswith("queue a uses 16 of 24 GPUs")

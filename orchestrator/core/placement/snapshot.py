@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
 
-from orchestrator.core.model.decisions import CarriedOut, Vacate, awaits_attempt
+from orchestrator.core.model.decisions import CarriedOut, Finish, Vacate, awaits_attempt
 from orchestrator.core.model.entities import Run, Worker
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import (
@@ -181,7 +181,6 @@ def demand_of(state: State, run: Run, now: dt.datetime) -> Demand:
 def _demand(state: State, run: Run, now: dt.datetime) -> Demand:
     need, own = run.spec.resources, kept(state, run)
     looping = recovery.restarts_in_vain(run)
-    gave = isinstance(run.decision, Vacate) and bool(run.decision.nodes)
     most = need.max_nodes + run.spec.placement.standbys
     return Demand(
         run=run.id,
@@ -194,8 +193,7 @@ def _demand(state: State, run: Run, now: dt.datetime) -> Demand:
         priority=run.spec.priority,
         submitted_at=run.submitted_at,
         pack=run.spec.placement.pack,
-        # A preempted run must not return ahead of the run it was preempted for.
-        recovers=run.attempt > 0 and not gave and looping < recovery.PATIENCE,
+        recovers=_recovers(run),
         may_preempt=looping < recovery.PATIENCE,
         keeps=tuple(worker.node for worker in own),
         unwanted=_unwanted(run, own),
@@ -204,6 +202,15 @@ def _demand(state: State, run: Run, now: dt.datetime) -> Demand:
         claim=run.claim,
         waits_since=None if run.decision is None else run.decision.restart.failed_at,
     )
+
+
+def _recovers(run: Run) -> bool:
+    """True if the run may have its nodes ahead of others.
+
+    A preempted run must not return ahead of the run that it was preempted for.
+    """
+    gave = isinstance(run.decision, Vacate) and bool(run.decision.nodes)
+    return run.attempt > 0 and not gave and recovery.restarts_in_vain(run) < recovery.PATIENCE
 
 
 def _unwanted(run: Run, own: Iterable[Worker]) -> tuple[str, ...]:
@@ -223,10 +230,14 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
         worker.id for worker in going
     }  # by worker, as a new one may start on a node that the run leaves
     staying = [worker for worker in workers if worker.id not in gone]
+    missing = _missing(run, len(staying))
     found = []
     if going:  # these nodes are free soon, so a pass may count on them
         nodes = tuple(worker.node for worker in going)
-        found.append(_holding(run, nodes, leaving=True, movable=False, ends_at=now))
+        counted = -min(missing, len(nodes))
+        found.append(
+            _holding(run, nodes, leaving=True, movable=False, ends_at=now, missing=counted)
+        )
     if staying:
         found.append(
             _holding(
@@ -239,9 +250,22 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
                 wants=_wants(state, run, len(staying), now),
                 safe_until=elasticity.safe_until(live_attempt(state, run)),
                 movable=run.state is not RunState.HELD and run.decision is None,
+                missing=missing,
             )
         )
     return found
+
+
+def _missing(run: Run, staying: int) -> int:
+    """Nodes that a recovery on nodes of its own will ask for again.
+
+    It keeps its share of the quota from the failure to the next attempt; a run that has lost all
+    of its nodes asks like any other.
+    """
+    going_on = run.decision is not None and not isinstance(run.decision, Finish)
+    if not staying or not going_on or run.state is RunState.HELD or not _recovers(run):
+        return 0
+    return max(0, run.spec.resources.min_nodes - staying)
 
 
 def leaving(run: Run, workers: Iterable[Worker]) -> list[Worker]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Iterable
 
 from orchestrator.core.scheduling import migration, shortage
 from orchestrator.core.scheduling.eligibility import Eligible
@@ -32,6 +33,7 @@ class Books:
         shares: Use by project.
         eligible: The rules about nodes.
         holdings: Nodes that every run holds, including runs placed in this pass.
+        owed: Recovering run → accounted GPUs that its quota counts beside what it holds.
         rejections: Earlier answers by kind of demand.
         plan: The result of the pass.
     """
@@ -42,8 +44,14 @@ class Books:
     shares: Shares
     eligible: Eligible
     holdings: list[Holding]
+    owed: dict[str, int]
     rejections: RejectionCache
     plan: Plan
+
+
+def owed(holdings: Iterable[Holding]) -> dict[str, int]:
+    """Recovering run → accounted GPUs that its quota counts beside what the run holds."""
+    return {h.run: h.missing * accounted_gpus(h.need) for h in holdings if h.missing > 0}
 
 
 class GangPlacement:
@@ -100,7 +108,8 @@ class GangPlacement:
         """Give these nodes to the demand."""
         books = self._books
         self._free.take(self._free.table.places(nodes), demand.need)
-        books.quotas.charge(demand.queue, len(nodes) * accounted_gpus(demand.need))
+        gpus = len(nodes) * accounted_gpus(demand.need)
+        books.quotas.charge(demand.queue, gpus - books.owed.pop(demand.run, 0))
         books.shares.charge(demand)
         books.plan.placements[demand.run] = nodes
         books.holdings.append(held_by(demand, nodes, books.now))

@@ -54,14 +54,15 @@ class HoldingTable:
         return mask
 
     def gpus_by_queue(self) -> dict[str, int]:
-        """Accounted GPUs that the runs of each queue hold."""
-        return self._sums([holding.queue for holding in self.holdings])
+        """Accounted GPUs that the quota of each queue counts."""
+        found: dict[str, int] = {}
+        for holding in self.holdings:
+            found[holding.queue] = found.get(holding.queue, 0) + holding.gpus
+        return found
 
     def gpus_by_project(self) -> dict[str, int]:
         """Accounted GPUs that the runs of each project hold."""
-        return self._sums([holding.project for holding in self.holdings])
-
-    def _sums(self, keys: list[str]) -> dict[str, int]:
+        keys = [holding.project for holding in self.holdings]
         found = dict.fromkeys(keys, 0)
         for key, gpus in zip(keys, (self.accounted * self.size).tolist(), strict=True):
             found[key] += gpus

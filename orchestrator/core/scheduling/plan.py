@@ -33,7 +33,7 @@ from orchestrator.core.scheduling.free_resources import (
     could_fit,
     count_nodes,
 )
-from orchestrator.core.scheduling.gang_placement import Books, GangPlacement
+from orchestrator.core.scheduling.gang_placement import Books, GangPlacement, owed
 from orchestrator.core.scheduling.holding_table import HoldingTable
 from orchestrator.core.scheduling.node_choice import choose_nodes
 from orchestrator.core.scheduling.quota import Quotas
@@ -85,6 +85,7 @@ class Pass:
         self._victims = Victims(held, self._quotas, now)
         self._holdings = list(snapshot.holdings)
         """Nodes that every run holds, including runs placed in this pass."""
+        self._owed = owed(snapshot.holdings)
         departures = Departures(held, self._holdings, now)
         self._blocked = Blocked(self._free, departures, self._eligible, snapshot, now)
         self._idle_holders = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
@@ -113,6 +114,7 @@ class Pass:
                 shares=self._shares,
                 eligible=self._eligible,
                 holdings=self._holdings,
+                owed=self._owed,
                 rejections=self._rejections,
                 plan=self._plan,
             )
@@ -308,7 +310,8 @@ class Pass:
         claim = self._blocked.reserve_for_preemption(demand, claim)
         self._plan.claims[demand.run] = claim
         self._rejections.forget()
-        self._quotas.charge(demand.queue, demand.gpus)  # reserve the quota like the nodes
+        # The quota is reserved like the nodes.
+        self._quotas.charge(demand.queue, demand.gpus - self._owed.pop(demand.run, 0))
         self._wait(
             demand,
             Pending.PREEMPTING,

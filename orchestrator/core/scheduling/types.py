@@ -147,11 +147,14 @@ class Holding:
 
     No pass counts on them, and an eviction, which is one more order to leave, would win nothing.
     """
+    missing: int = 0
+    """Nodes that a recovery will ask for again, beside these: its queue's quota counts them, so
+    that nobody gets its share meanwhile. Negative: so many of these nodes are counted there."""
 
     @property
     def gpus(self) -> int:
-        """Accounted GPUs of all its nodes."""
-        return len(self.nodes) * accounted_gpus(self.need)
+        """Accounted GPUs that its queue's quota counts."""
+        return (len(self.nodes) + self.missing) * accounted_gpus(self.need)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
