@@ -165,3 +165,17 @@ def test_a_run_that_is_loading_is_not_the_cheapest_for_ever() -> None:
     assert world.attempt("loading").number == 2
     assert world.run("training").state is RunState.QUEUED
     assert nodes_of(world, "high") == {"node-2", "node-3"}
+
+
+def test_a_run_that_recovers_keeps_its_share_of_the_quota_meanwhile() -> None:
+    """A peer's agents are out of contact and are stopped; one of their nodes it will want again."""
+    world = cluster(3)
+    start(world, "back", nodes={"min": 2, "max": 3})
+    first, second = (w for w in world.state.workers_of("back") if w.node != "node-0")
+    for worker in (first, second):
+        world.lose_contact(worker.id, "back")
+    world.die(run="back")
+    assert [(len(h.nodes), h.leaving, h.missing) for h in holdings(world, "back")] == [
+        (2, True, -1),
+        (1, False, 1),
+    ]
