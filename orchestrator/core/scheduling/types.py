@@ -149,7 +149,7 @@ class Holding:
     """
     missing: int = 0
     """Nodes that a recovery will ask for again, beside these: its queue's quota counts them, so
-    that nobody gets its share meanwhile. Negative: so many of these nodes are counted there."""
+    that nobody gets its share meanwhile. Negative: that number of these nodes is counted there."""
 
     @property
     def gpus(self) -> int:
