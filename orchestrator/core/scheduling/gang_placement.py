@@ -108,8 +108,12 @@ class GangPlacement:
         """Give these nodes to the demand."""
         books = self._books
         self._free.take(self._free.table.places(nodes), demand.need)
-        gpus = len(nodes) * accounted_gpus(demand.need)
-        books.quotas.charge(demand.queue, gpus - books.owed.pop(demand.run, 0))
+        self.charge(demand, len(nodes))
         books.shares.charge(demand)
         books.plan.placements[demand.run] = nodes
         books.holdings.append(held_by(demand, nodes, books.now))
+
+    def charge(self, demand: Demand, nodes: int) -> None:
+        """Count these nodes in the quota, but for those of a recovery that it counts already."""
+        gpus = nodes * accounted_gpus(demand.need) - self._books.owed.pop(demand.run, 0)
+        self._books.quotas.charge(demand.queue, gpus)

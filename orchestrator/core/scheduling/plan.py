@@ -85,7 +85,6 @@ class Pass:
         self._victims = Victims(held, self._quotas, now)
         self._holdings = list(snapshot.holdings)
         """Nodes that every run holds, including runs placed in this pass."""
-        self._owed = owed(snapshot.holdings)
         departures = Departures(held, self._holdings, now)
         self._blocked = Blocked(self._free, departures, self._eligible, snapshot, now)
         self._idle_holders = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
@@ -114,7 +113,7 @@ class Pass:
                 shares=self._shares,
                 eligible=self._eligible,
                 holdings=self._holdings,
-                owed=self._owed,
+                owed=owed(snapshot.holdings),
                 rejections=self._rejections,
                 plan=self._plan,
             )
@@ -310,8 +309,7 @@ class Pass:
         claim = self._blocked.reserve_for_preemption(demand, claim)
         self._plan.claims[demand.run] = claim
         self._rejections.forget()
-        # The quota is reserved like the nodes.
-        self._quotas.charge(demand.queue, demand.gpus - self._owed.pop(demand.run, 0))
+        self._placing.charge(demand, demand.nodes)  # reserve the quota like the nodes
         self._wait(
             demand,
             Pending.PREEMPTING,
