@@ -83,8 +83,7 @@ class Pass:
         for queue, gpus in held.gpus_by_queue().items():
             self._quotas.charge(queue, gpus)
         self._victims = Victims(held, self._quotas, now)
-        self._holdings = list(snapshot.holdings)
-        """Nodes that every run holds, including runs placed in this pass."""
+        self._holdings = list(snapshot.holdings)  # and of runs that are placed in this pass
         departures = Departures(held, self._holdings, now)
         self._blocked = Blocked(self._free, departures, self._eligible, snapshot, now)
         self._idle_holders = {d.run for d in snapshot.demands if d.keeps and d.nodes > 0}
