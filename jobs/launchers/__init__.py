@@ -8,6 +8,23 @@ irrelevant here (with the reason), or it is refused by name.
 """
 
 from jobs.launchers.options import LauncherError
-from jobs.launchers.understand import Counts, Launch, Surroundings, launcher_in, understand
+from jobs.launchers.understand import (
+    Counts,
+    Launch,
+    Surroundings,
+    foreign_in,
+    launcher_in,
+    understand,
+)
+from jobs.launchers.wrappers import unwrap
 
-__all__ = ["Counts", "Launch", "LauncherError", "Surroundings", "launcher_in", "understand"]
+__all__ = [
+    "Counts",
+    "Launch",
+    "LauncherError",
+    "Surroundings",
+    "foreign_in",
+    "launcher_in",
+    "understand",
+    "unwrap",
+]

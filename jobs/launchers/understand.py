@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from jobs.launchers import accelerate, deepspeed, torchrun
 from jobs.launchers.accelerate_variables import variables
 from jobs.launchers.options import LauncherError, parse, whole
+from jobs.launchers.wrappers import STARTERS, Wrapped, refuse, unwrap
 
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 _PYTHON_FLAGS = re.compile(r"-[bBdEIOPqsSuvx]+|-[WX].+")
 """Options of the interpreter of a launcher, which no launcher passes on to its ranks."""
-_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _MODULES = {
     "torch.distributed.run": "torchrun",
     "torch.distributed.launch": "torch.distributed.launch",
@@ -73,54 +73,89 @@ class Launch:
     grace: float | None = None
     """Seconds between the request to stop and the kill; None: not said."""
     remarks: tuple[str, ...] = ()
+    prefix: int = 0
+    """Words of wrappers at the beginning of the command."""
 
 
 class _Named(NamedTuple):
     launcher: str
     words: tuple[str, ...]
     """After the launcher."""
-    environment: dict[str, str]
-    """Assignments of `env`, before the launcher."""
     python: str
     """The interpreter that was named; empty: none."""
 
 
 def launcher_in(command: Sequence[str]) -> str:
-    """The launcher that a command starts with; empty: it starts with none."""
-    return _named(command).launcher
+    """The launcher that a command starts with, behind any wrappers; empty: it starts with none."""
+    return _named(unwrap(command)).launcher
+
+
+def foreign_in(command: Sequence[str]) -> str:
+    """A sentence about a program that starts ranks and is not understood; empty: there is none.
+
+    Also about a launcher in a line of a shell, or behind a wrapper, that is not understood.
+    """
+    wrapped = unwrap(command)
+    if _named(wrapped).launcher or not wrapped.words:
+        return ""
+    name = PurePath(wrapped.words[0]).name
+    if name in STARTERS:
+        return f"{name} starts ranks of its own: {STARTERS[name]}"
+    words = () if _PYTHON.fullmatch(name) is not None else wrapped.words
+    before = ("", *words)  # the value of an option, such as `--backend deepspeed`, starts nothing
+    found = [w for last, w in zip(before, words, strict=False) if not last.startswith("--")]
+    found += [word for word in wrapped.prefix if word.endswith('"$@"')]
+    if not any(_mentions(word) for word in found):
+        return ""
+    return (
+        f"the launcher in {shlex.join(command)[:100]!r} is left as it is, and starts ranks of"
+        " its own: give its command alone, `babysit run -- torchrun …`"
+    )
+
+
+def _mentions(text: str) -> bool:
+    """True if a word is a launcher, or a line in which one is started."""
+    return any(
+        PurePath(word).name in _PROGRAMS.keys() - {"ds"} or word in _MODULES
+        for word in re.split(r"[\s;&|()\"']+", text)
+    )
 
 
 def understand(command: Sequence[str], around: Surroundings) -> Launch:
     """Read the command of a launcher. A command without one is returned as it is.
 
     Raises:
-        LauncherError: An option is refused, unknown or wrong.
+        LauncherError: An option is refused, unknown or wrong, or the launcher starts another one.
     """
-    named = _named(command)
+    wrapped = unwrap(command)
+    named = _named(wrapped)
     if not named.launcher:
-        return Launch("", tuple(command))
-    environment = {**around.environment, **named.environment}
-    around = dataclasses.replace(
-        around, environment=environment, python=named.python or around.python
-    )
+        said = foreign_in(command)
+        return Launch("", tuple(command), remarks=(said,) if said else ())
+    refuse(wrapped)
+    environment = {**around.environment, **wrapped.environment}
+    python = named.python or ("python" if wrapped.has_python else around.python)
+    around = dataclasses.replace(around, environment=environment, python=python)
     launch = _READERS[named.launcher](named.words, around)
-    return dataclasses.replace(launch, environment={**named.environment, **launch.environment})
+    if inner := launcher_in(launch.command):
+        raise LauncherError(f"{launch.launcher} starts {inner}: give one of them to babysit")
+    return dataclasses.replace(
+        launch,
+        command=(*wrapped.prefix, *launch.command),
+        prefix=len(wrapped.prefix),
+        environment={**wrapped.environment, **launch.environment},
+        remarks=(*wrapped.remarks, *launch.remarks),
+    )
 
 
-def _named(command: Sequence[str]) -> _Named:
-    words = list(command)
-    assigned: dict[str, str] = {}
-    if len(words) > 1 and PurePath(words[0]).name == "env":
-        words = words[1:]
-        while words and _ASSIGNMENT.fullmatch(words[0]):
-            name, _, value = words.pop(0).partition("=")
-            assigned[name] = value
-    none = _Named("", tuple(command), {}, "")
+def _named(wrapped: Wrapped) -> _Named:
+    words = list(wrapped.words)
+    none = _Named("", wrapped.words, "")
     if not words:
         return none
     program = PurePath(words[0]).name
     if program in _PROGRAMS:
-        return _accelerate(_Named(_PROGRAMS[program], tuple(words[1:]), assigned, ""), none)
+        return _accelerate(_Named(_PROGRAMS[program], tuple(words[1:]), ""), none)
     if _PYTHON.fullmatch(program) is None:
         return none
     python = words.pop(0)
@@ -128,7 +163,7 @@ def _named(command: Sequence[str]) -> _Named:
         del words[: 2 if words[0] in {"-W", "-X"} else 1]
     if len(words) < 2 or words[0] != "-m" or words[1] not in _MODULES:
         return none
-    return _accelerate(_Named(_MODULES[words[1]], tuple(words[2:]), assigned, python), none)
+    return _accelerate(_Named(_MODULES[words[1]], tuple(words[2:]), python), none)
 
 
 def _accelerate(named: _Named, none: _Named) -> _Named:

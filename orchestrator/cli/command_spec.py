@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from jobs.launchers import Counts, Launch, LauncherError, Surroundings, understand
+from jobs.launchers import Counts, Launch, LauncherError, Surroundings, understand, unwrap
 from jobs.launchers.config_file import read_configuration
 from jobs.programs import find_program, names_python
 from orchestrator.cli.errors import CliError, ExitCode
@@ -82,7 +82,7 @@ def _spec(launch: Launch, options: CommandOptions, counts: _Counts) -> dict[str,
         on_cpus = launch.environment.get("ACCELERATE_USE_CPU") == "True"
         gpus = 0 if on_cpus or not counts.offered.gpus else processes
     spec: dict[str, Any] = {
-        "name": options.name or _name(launch.command),
+        "name": options.name or _name(launch.command[launch.prefix :]),
         "command": list(launch.command),
         "workdir": str(Path.cwd()),
         "resources": {"nodes": nodes, "processes_per_node": processes, "gpus_per_node": gpus},
@@ -167,7 +167,10 @@ def _surroundings(command: tuple[str, ...], counts: _Counts) -> Surroundings:
 
 def _interpreter(command: tuple[str, ...], search: str | None) -> str:
     """The Python that a launcher runs its scripts with: the one that its first line names."""
-    found = find_program(command[0], search, ".")
+    wrapped = unwrap(command)
+    if wrapped.has_python:
+        return "python"
+    found = find_program(wrapped.words[0], search, ".")
     first = _first_line(found) if found is not None else ""
     own = find_program("python", search, ".")
     if not first.startswith("#!") or not names_python(first[2:].strip()):

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from jobs import room
 from jobs.environment import Environment
-from jobs.launchers import launcher_in
+from jobs.launchers import foreign_in, launcher_in
 from jobs.programs import find_program, is_own, names_python, stands_for_own
 from jobs.spec import RunSpec
 from jobs.spec_file import Problem, Source, search_path
@@ -79,6 +79,8 @@ def _launcher_notes(read: CheckedSpec) -> Iterator[Problem]:
             " spec (`babysit submit -- …`), or see its spec (`babysit submit --print-spec -- …`)"
         )
         yield read.source.problem(("command",), message)
+    elif said := foreign_in(read.spec.command):
+        yield read.source.problem(("command",), said)
 
 
 def _restart_notes(read: CheckedSpec) -> Iterator[Problem]:

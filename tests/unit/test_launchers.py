@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import Any
 import pytest
 from torch.distributed.launch import get_args_parser
 
-from jobs.launchers import Counts, Launch, LauncherError, Surroundings, launcher_in, understand
+from jobs.launchers import (
+    Counts,
+    Launch,
+    LauncherError,
+    Surroundings,
+    foreign_in,
+    launcher_in,
+    understand,
+)
 from jobs.launchers import torchrun as torchrun_table
 
 
@@ -275,8 +284,152 @@ def test_options_of_the_interpreter(options: str) -> None:
     )
 
 
+RUN = "torchrun --nproc_per_node 2 t.py"
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ("uv run", "uv run"),
+        (
+            "uv --quiet run --with torch --extra=gpu -p 3.11",
+            "uv --quiet run --with torch --extra=gpu -p 3.11",
+        ),
+        ("poetry -C there run", "poetry -C there run"),
+        ("conda run -n x --no-capture-output", "conda run -n x --no-capture-output"),
+        ("conda run -n x", "conda run --no-capture-output -n x"),
+        ("micromamba run -p /env", "micromamba run -p /env"),
+        ("nice", "nice"),
+        ("nice -n 10 ionice -c2 -n7", "nice -n 10 ionice -c2 -n7"),
+        ("numactl --cpunodebind=0 -m 0 --", "numactl --cpunodebind=0 -m 0 --"),
+        ("taskset -c 0-3", "taskset -c 0-3"),
+        ("taskset ff", "taskset ff"),
+        ("stdbuf -oL", "stdbuf -oL"),
+        ("nohup", ""),
+        ("time -p", ""),
+        ("/usr/bin/time -f %e -o times", ""),
+        ("setsid exec", ""),
+        ("env A=b", ""),
+        ("env -u RANK A=b", "env -u RANK"),
+        ("nohup env A=b nice -5 uv run", "nice -5 uv run"),
+    ],
+)
+def test_wrappers_before_a_launcher(before: str, kept: str) -> None:
+    """What changes a process stays before each rank; the rest is left out, with a word."""
+    launch = read(f"{before} {RUN}")
+    assert (launch.launcher, launch.processes) == ("torchrun", 2)
+    assert " ".join(launch.command) == f"{kept} python t.py".strip()
+    assert launch.command[launch.prefix :] == ("python", "t.py")
+    assert launch.environment == ({"A": "b"} if "A=b" in before else {})
+    said = " ".join(launch.remarks)
+    assert [n for n in ("nohup", "time", "setsid") if f"{n} has no effect" in said] == [
+        n for n in ("nohup", "time", "setsid") if n in before.split(maxsplit=1)[0]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (["bash", "-c", RUN], "python t.py"),
+        (["sh", "-ec", f"  exec A=b {RUN} --prompt 'a b' "], None),
+        (["bash", "-c", f"A=b {RUN} --prompt 'a b'"], "python t.py --prompt 'a b'"),
+        (["bash", "-lc", RUN], """bash -lc 'exec "$@"' rank python t.py"""),
+        (
+            ["bash", "-c", f"source env/bin/activate && cd x; {RUN}"],
+            """bash -c 'source env/bin/activate && cd x; exec "$@"' rank python t.py""",
+        ),
+        (["uv", "run", "bash", "-c", f"nice {RUN}"], "uv run nice python t.py"),
+        (["bash", "-c", "torchrun --nproc_per_node $N t.py"], None),
+        (["bash", "-c", f"{RUN} | tee log"], None),
+        (["bash", "-c", f"{RUN}; echo done"], None),
+        (["bash", "-c", f"for i in 1 2; do {RUN}; done"], None),
+        (["bash", "-c", f"{RUN} --prompt 'a; b'"], None),
+        (["bash", "-c", f"{RUN} &"], None),
+        (["uv", "run", "--unknown", "x", "torchrun", "t.py"], None),
+    ],
+)
+def test_lines_of_a_shell(line: list[str], command: str | None) -> None:
+    """A simple command at the end is understood; any other is left as it is, with a word."""
+    launch = understand(line, around())
+    if command is not None:
+        assert shlex.join(launch.command) == command
+        assert launch.launcher == "torchrun"
+        return
+    assert (launch.launcher, launch.command) == ("", tuple(line))
+    assert "is left as it is, and starts ranks of its own" in launch.remarks[0]
+    assert foreign_in(line) == launch.remarks[0]
+
+
+def test_a_shell_before_ranks_runs_its_line(tmp_path: Path) -> None:
+    """The line runs first, and the rank takes the place of the shell."""
+    script = tmp_path / "t.py"
+    script.write_text("import os, sys\nprint(os.getpid(), os.getcwd(), *sys.argv[1:])\n")
+    line = f"cd {tmp_path} && torchrun t.py --a 'b  c'"
+    launch = understand(["bash", "-c", line], around())
+    assert "runs once for each rank" in launch.remarks[0]
+    started = subprocess.Popen(launch.command, stdout=subprocess.PIPE, text=True)
+    said, _ = started.communicate(timeout=60)
+    assert said == f"{started.pid} {tmp_path} --a b  c\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (f"timeout 60 {RUN}", "max_runtime"),
+        (f"timeout -k 5 1h nice {RUN}", "max_runtime"),
+        (f"env -i A=b {RUN}", "env -u NAME"),
+        ("torchrun --no-python accelerate launch t.py", "torchrun starts accelerate launch"),
+        ("torchrun --no-python nice deepspeed t.py", "torchrun starts deepspeed"),
+        ("accelerate launch -m torch.distributed.run t.py", "starts torchrun"),
+    ],
+)
+def test_wrappers_and_launchers_that_are_refused(line: str, words: str) -> None:
+    """Two launchers inside each other never start silently."""
+    with pytest.raises(LauncherError, match=words):
+        read(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("srun -N 2 python t.py", "leave srun out"),
+        ("nice mpirun -np 2 t", "leave it out"),
+        ("ft_launcher --nproc_per_node 2 t.py", "write `torchrun`"),
+        ("parallel torchrun t.py", "left as it is"),
+    ],
+)
+def test_other_starters_are_left_with_a_word(line: str, words: str) -> None:
+    """They start ranks that babysit cannot tell apart."""
+    launch = read(line)
+    assert (launch.launcher, launch.command) == ("", tuple(line.split()))
+    assert words in launch.remarks[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python torchrun.py",
+        "python t.py --launcher torchrun",
+        "uv run python t.py",
+        "nice python t.py",
+        "env A=b",
+        "nice",
+        "bash train.sh torchrun.txt",
+        "./train deepspeed.json",
+        "./train --backend deepspeed",
+        "uv run --with deepspeed python t.py",
+        "timeout 60 python t.py",
+    ],
+)
+def test_commands_without_a_launcher_are_left_as_they_are(line: str) -> None:
+    """And nothing is said."""
+    launch = read(line)
+    assert (launch.launcher, launch.command, launch.remarks) == ("", tuple(line.split()), ())
+
+
 def test_launchers_are_found() -> None:
     """The first word decides, and the module that Python runs."""
+    assert launcher_in(["uv", "run", "torchrun", "t.py"]) == "torchrun"
     assert launcher_in(["/opt/bin/torchrun", "t.py"]) == "torchrun"
     assert launcher_in(["python", "-m", "torch.distributed.run", "t.py"]) == "torchrun"
     assert launcher_in(["accelerate", "test"]) == ""
