@@ -30,7 +30,8 @@ SETTINGS = {
 class Bed:
     """Raylets on this machine, with GPUs that do not exist."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: str) -> None:
+        self.settings = {**SETTINGS, **settings}
         for left in reversed(range(TRIES)):
             self._start()
             try:
@@ -56,7 +57,7 @@ class Bed:
                 **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "BABYSIT_"))},
                 "PYTHONPATH": str(ROOT),  # the nodes have babysit installed
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                **SETTINGS,
+                **self.settings,
                 "RAY_gcs_storage_path": self.storage.name,
             },
         )

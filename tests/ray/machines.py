@@ -7,6 +7,7 @@ line is a JSON list, a method of `Machines` and its arguments; each answer is a 
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,13 +16,16 @@ from pathlib import Path
 
 import ray
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private import services
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER as NAMESPACE
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2, gcs_pb2
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 TRIES = 5
+LISTEN = re.compile(r"--listen-port=(\d+)")
 ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what Ray prints is no answer
 
@@ -149,11 +153,7 @@ class Machines:
 
 
 def agent_ports() -> dict[str, int]:
-    """Ports for the agents of a raylet.
-
-    A raylet that leaves them to its agents waits 15 s for these, which import for longer than that
-    on a loaded machine, and then ends.
-    """
+    """Ports for the agents of a raylet, which it need not learn from them; see `tell_raylets`."""
     names = ("metrics_agent", "metrics_export", "dashboard_agent_listen", "runtime_env_agent")
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in names]
@@ -163,6 +163,23 @@ def agent_ports() -> dict[str, int]:
             f"{name}_port": probe.getsockname()[1]
             for name, probe in zip(names, probes, strict=True)
         }
+
+
+def tell_raylets() -> None:
+    """Have raylets start with all ports of their agents: Ray's library keeps one of them back.
+
+    A raylet that lacks one waits 15 s for its agents to choose it, which import for longer than
+    that on a loaded machine, and then ends.
+    """
+    start = services.start_ray_process
+
+    def start_all(command: list[str], process_type: str, *given, **named):
+        if process_type == PROCESS_TYPE_RAYLET:
+            (port,) = {found[1] for word in command if (found := LISTEN.search(word))}
+            command = [*command, f"--dashboard_agent_listen_port={port}"]
+        return start(command, process_type, *given, **named)
+
+    services.start_ray_process = start_all
 
 
 def end_raylets(name: str) -> None:
@@ -175,6 +192,7 @@ def end_raylets(name: str) -> None:
 
 
 def main() -> None:
+    tell_raylets()
     machines = Machines()
     for line in sys.stdin:
         name, *given = json.loads(line)
