@@ -223,6 +223,13 @@ class Recovery(Model):
         description="Exit codes that are tried again within the budget of infrastructure, such as "
         "75 (EX_TEMPFAIL).",
     )
+    stop_known: int = Field(
+        default=0,
+        ge=0,
+        le=MOST,
+        description="Earlier runs of the same program that a user error has ended, from which on "
+        "the run stops at that error without a confirmation; 0: never.",
+    )
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:

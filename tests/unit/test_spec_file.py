@@ -40,7 +40,7 @@ WRONG = {
     "Timeout: 1h": "3:1: Timeout: no such field; did you mean max_runtime?",
     "zzz: 1": f"3:1: zzz: no such field; the spec has {TOP}",
     "1: x": f"3:1: [1]: no such field; the spec has {TOP}",
-    "recovery: {zzz: 1}": "3:12: recovery.zzz: no such field; recovery has infrastructure, user, anomaly, stop_on, retry_on",
+    "recovery: {zzz: 1}": "3:12: recovery.zzz: no such field; recovery has infrastructure, user, anomaly, stop_on, retry_on, stop_known",
     "checkpoint: {every: 3}": "3:14: checkpoint.every: no such field; did you mean every_steps?",
     "checkpoint: {everysteps: 3}": "3:14: checkpoint.everysteps: no such field; did you mean every_steps?",
     "checkpoint: {keep: true}": "3:20: checkpoint.keep: expected an integer of at least 1, got true",

@@ -314,11 +314,12 @@ def hold(
     turn.notify(run_id, Severity.CRITICAL, f"{run.name} is {reason}", incident, kind="run_held")
 
 
-def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
+def finish_run(turn: Turn, run_id: str, state: RunState, reason: str, died_of: str = "") -> None:
     """End a run: its workers leave, its timers stop, its incidents are resolved. Terminal.
 
     There are four ways to get here: its last rank exited with code 0, a person cancelled it, a
-    verdict or a budget ended it, or `max_runtime` has passed. Its checkpoints stay.
+    verdict or a budget ended it, or `max_runtime` has passed. Its checkpoints stay. `died_of` is
+    the signature of an error of its own, for runs of the same program.
     """
     run = turn.run(run_id)
     for incident in turn.state.incidents_of(run_id):
@@ -327,7 +328,7 @@ def finish_run(turn: Turn, run_id: str, state: RunState, reason: str) -> None:
         worker_placement.end_worker(turn, worker, f"{run.name} {state}")
     if run.started_at is not None:
         queue = turn.state.queues.get(run.spec.queue) or Queue(name=run.spec.queue)
-        turn.put(usage_history.remembered(queue, run, turn.now))
+        turn.put(usage_history.remembered(queue, run, turn.now, died_of))
     run = turn.run(run_id)
     turn.change_run(
         run_id,

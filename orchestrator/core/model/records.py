@@ -48,6 +48,13 @@ class Past:
     ran_seconds: float
     """From then to its end."""
     pace: Pace = dataclasses.field(default_factory=Pace)
+    run: str = ""
+    """Id of the run; empty for runs of older versions."""
+    program: str = ""
+    """The script or module that it ran."""
+    died_of: str = ""
+    """Signature of the error of its own that ended it; empty: none did."""
+    skip_batches: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

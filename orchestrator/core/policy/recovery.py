@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from monitors.failures import Advice, Cause, Failure, FailureClass, Proof
 from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.entities import Anomaly, Attempt, Budget, Node, Run
 from orchestrator.core.model.vocabulary import Remedy
-from orchestrator.core.policy import doubt, remedies
+from orchestrator.core.policy import doubt, remedies, siblings
 
 AVOIDED = 16
 """Most nodes that a run avoids, the latest ones: over weeks it would come to avoid every spare."""
@@ -151,6 +151,28 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
         avoid=avoid,
         cordon=cordon,
     )
+
+
+def with_lesson(verdict: Verdict, failure: Failure, known: Sequence[str], run: Run) -> Verdict:
+    """The verdict with what earlier runs of the program tell of this error.
+
+    It is said in the reason. Only `recovery.stop_known` lets it end the run, which has met the
+    error itself by now: the confirmation would only cost another start.
+
+    Args:
+        verdict: The verdict by the run's own history.
+        failure: What failed.
+        known: Names of earlier runs that this error ended.
+        run: The run.
+    """
+    if not known:
+        return verdict
+    least, who = run.spec.recovery.stop_known, siblings.named(known)
+    if verdict.remedy is Remedy.RETRY and 0 < least <= len(known):
+        why = f"{failure.reason}; it has ended {who} before, so it is not confirmed here"
+        reason = f"{why} (recovery.stop_known is {least})"
+        return dataclasses.replace(verdict, remedy=Remedy.STOP, reason=reason)
+    return dataclasses.replace(verdict, reason=f"{verdict.reason}; it has ended {who} before")
 
 
 def _remedy(case: Case, avoid: str | None) -> Remedy:

@@ -12,6 +12,7 @@ from orchestrator.core.model.entities import Fleet, Queue, Run, Worker
 from orchestrator.core.model.records import Past, Usage
 from orchestrator.core.model.state import State
 from orchestrator.core.policy import time_limits
+from orchestrator.core.policy.siblings import program_of
 from orchestrator.core.scheduling.fair_share import accrued, decayed
 from orchestrator.core.scheduling.types import accounted_gpus
 
@@ -57,8 +58,11 @@ def _used(gpus: int, workers: Iterable[Worker], now: dt.datetime) -> float:
     return max(0.0, accrued(gpus, ((now - w.launched_at).total_seconds() for w in workers)))
 
 
-def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
-    """Add a run that has ended to the history of its queue; returns the new queue."""
+def remembered(queue: Queue, run: Run, now: dt.datetime, died_of: str = "") -> Queue:
+    """Add a run that has ended to the history of its queue; returns the new queue.
+
+    `died_of` is the signature of the error of its own that ended it.
+    """
     started = run.started_at or now
     past = Past(
         name=run.name,
@@ -67,6 +71,10 @@ def remembered(queue: Queue, run: Run, now: dt.datetime) -> Queue:
         waited_seconds=(started - run.submitted_at).total_seconds(),
         ran_seconds=(now - started).total_seconds(),
         pace=run.pace,
+        run=run.id,
+        program=program_of(run.spec),
+        died_of=died_of,
+        skip_batches=run.skip_batches,
     )
     return dataclasses.replace(queue, history=(*queue.history, past)[-KEPT:])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from monitors.types import Severity
 from orchestrator.core.attempts import draining, preemption
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
 from orchestrator.core.checkpoints import rollback
@@ -37,7 +38,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.time_ledger import Bucket, Ledger
 from orchestrator.core.model.vocabulary import Remedy, Timer
-from orchestrator.core.policy import admission, doubt
+from orchestrator.core.policy import admission, doubt, siblings
 from orchestrator.core.policy.time_limits import grace_seconds
 from orchestrator.core.supervision import findings, hangs, judgement, node_findings
 from orchestrator.core.text import named, outcome
@@ -67,6 +68,9 @@ def on_submitted(turn: Turn, event: RunSubmitted) -> None:
         ledger=Ledger(bucket=Bucket.QUEUED, since=turn.now),
     )
     turn.put(run)
+    for sibling, ranges in siblings.quarantines(turn.state, run):
+        text = siblings.offer(run, sibling, ranges)
+        turn.notify(run.id, Severity.INFO, text, kind="skip_offered")
     turn.schedule_wanted = True
 
 

@@ -28,7 +28,7 @@ from orchestrator.core.model.states import IncidentState, NodeState, RunState
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.placement import workers as worker_placement
-from orchestrator.core.policy import doubt, recovery
+from orchestrator.core.policy import doubt, recovery, siblings
 from orchestrator.core.supervision import corruption, node_faults, run_causes
 from orchestrator.core.turn import Turn
 
@@ -87,6 +87,10 @@ def _judge(turn: Turn, run: Run, decision: Retry | Rollback, failure: Failure) -
         node = node_faults.known_by_its_machine(turn.state, restart.node)
     verdict = recovery.judge(run, attempt, case, node, turn.now)
     verdict = _with_ruling(turn, verdict, case.ruling)
+    lesson = siblings.lesson_of(failure, verdict.cause)
+    verdict = recovery.with_lesson(
+        verdict, failure, siblings.ended_by(turn.state, run, lesson), run
+    )
     incident = _incident(turn, run, restart, failure, verdict)
     restart = dataclasses.replace(
         restart,
@@ -99,7 +103,7 @@ def _judge(turn: Turn, run: Run, decision: Retry | Rollback, failure: Failure) -
     _remember(turn, run.id, verdict, case.ruling)
     if verdict.remedy is Remedy.STOP:
         turn.notify(run.id, Severity.CRITICAL, f"{run.name} stops: {verdict.reason}", incident)
-        attempt_lifecycle.finish_run(turn, run.id, RunState.FAILED, verdict.reason)
+        attempt_lifecycle.finish_run(turn, run.id, RunState.FAILED, verdict.reason, lesson)
         return
     if verdict.remedy is Remedy.HOLD:
         # Judged already: a release must not charge the budget a second time.
@@ -214,6 +218,7 @@ def _go_on(turn: Turn, run_id: str, decision: Onward, delay: float) -> None:
     run = turn.run(run_id)
     if isinstance(decision, Rollback | RollbackTo) and decision.skip is not None:
         turn.change_run(run_id, skip_batches=merge((*run.skip_batches, decision.skip)))
+        _offer(turn, run, decision.skip)
     ask_first = rollback.needs_a_person(turn, run_id, decision)
     if not ask_first:
         rollback.rewind(turn, run_id, decision)
@@ -230,6 +235,14 @@ def _go_on(turn: Turn, run_id: str, decision: Onward, delay: float) -> None:
         why = f"no good checkpoint is left from before step {decision.onset_step}"
         attempt_lifecycle.hold(turn, run_id, why, decision.restart.incident, release="begins again")
     turn.schedule_wanted = True
+
+
+def _offer(turn: Turn, run: Run, skip: tuple[int, int]) -> None:
+    """Offer batches that a run skips from now on to its siblings; they decide by themselves."""
+    for sibling in siblings.live_siblings(turn.state, run):
+        if siblings.may_need(sibling, skip):
+            text = siblings.offer(sibling, run.name, [skip])
+            turn.notify(sibling.id, Severity.INFO, text, kind="skip_offered")
 
 
 def merge(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
