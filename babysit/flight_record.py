@@ -30,23 +30,30 @@ RECORD_FILE = "flight.{}"
 """In the rank directory: the newest dump, by the name of its recorder."""
 RECORDERS = {"nccl": "_dump_nccl_trace", "generic": "_dump_fr_trace"}
 """Recorders of torch, and the functions that dump them: the generic one is gloo's."""
+THREAD = "babysit-flight"
+"""Name of the thread for the kernel, too (15 bytes at most): it is not one that a run waits for."""
 MOST_BYTES = 16 << 20
 """Of a dump; a larger one is left out. 2,000 entries, torch's default, take 0.23 MB."""
+
+
+_served: set[Path] = set()
 
 
 def listen(directory: Path) -> None:
     """Answer the agent from now on. Raises nothing; a second call of one process does nothing."""
     pipe = directory / ASK_FILE
     with contextlib.suppress(OSError, RuntimeError):
-        if not pipe.exists():
+        if directory not in _served:
+            pipe.unlink(missing_ok=True)  # of a process that was this rank before
             os.mkfifo(pipe, 0o600)
             arguments = (pipe, directory)
-            threading.Thread(
-                target=_serve, args=arguments, name="babysit-flight-record", daemon=True
-            ).start()
+            threading.Thread(target=_serve, args=arguments, name=THREAD, daemon=True).start()
+            _served.add(directory)
 
 
 def _serve(pipe: Path, directory: Path) -> None:
+    with contextlib.suppress(OSError):  # Python names its threads for the kernel from 3.14 on
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(THREAD)
     with contextlib.suppress(OSError):  # the directory is gone: the attempt is over
         # Open for writing too: a pipe without a writer would end, again and again.
         descriptor = os.open(pipe, os.O_RDWR | os.O_CLOEXEC)

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from babysit import flight_record
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _MOVES_CPU_SECONDS = 0.02
 """CPU time in a second that is work: two ticks of the kernel's clock. Background threads that only
@@ -37,10 +39,13 @@ _NATIVE_IDLE_CHANNELS = (
 )
 """Idle channels of threads without Python code: loops of gloo, of NCCL, of watchdogs."""
 
-_COMMUNICATION = re.compile(r"gloo_|pt_gloo|pt_nccl|pt_tcpstore|nccl|cuda|ucx|ofi_", re.IGNORECASE)
+_SERVICE = re.compile(
+    rf"{flight_record.THREAD}|gloo_|pt_gloo|pt_nccl|pt_tcpstore|nccl|cuda|ucx|ofi_", re.IGNORECASE
+)
 """Beginnings of the names of threads of collective libraries and drivers (gloo, torch, NCCL, CUDA,
-UCX, libfabric). They poll or spin for as long as the process lives: gloo's loop wakes a hundred
-times a second. Nothing that a main thread waits for outside a collective comes from them."""
+UCX, libfabric), and of our own that waits for the agent. They poll or spin for as long as the
+process lives: gloo's loop wakes a hundred times a second. Nothing that a main thread waits for
+outside a collective comes from them."""
 _FUTEX = {"x86_64": "202", "aarch64": "98"}
 """Number of the system call futex(2)."""
 
@@ -122,7 +127,7 @@ def compare(
     python = set(python_threads)
     helpers, dead = [], []
     for thread, task in after.items():
-        if thread == pid or (task.process == pid and _COMMUNICATION.match(task.name)):
+        if thread == pid or (task.process == pid and _SERVICE.match(task.name)):
             continue
         earlier = before.get(thread)
         if task.state in "TtZX":

@@ -180,6 +180,21 @@ async def test_a_rank_answers_its_agent(tmp_path: Path, monkeypatch: pytest.Monk
         while not found:  # the thread may not have opened the pipe yet
             found = await flight_records.take(tmp_path, SystemClock())
         assert found == read(dump)
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    assert flight_record.THREAD in names, "else it passes for one that the run waits for"
+
+
+async def test_a_process_that_takes_the_place_of_a_rank_answers_in_its_stead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump = (DATA / "absent-0.pickle").read_bytes()
+    monkeypatch.setattr(flight_record, "_recorders", lambda: {"generic": lambda **_: dump})
+    monkeypatch.setattr(flight_records, "PATIENCE_SECONDS", 90.0)
+    os.mkfifo(tmp_path / flight_record.ASK_FILE)
+    flight_record.listen(tmp_path)
+    found = ()
+    while not found:
+        found = await flight_records.take(tmp_path, SystemClock())
 
 
 async def test_a_rank_without_torch_has_no_record(

@@ -53,3 +53,9 @@ def test_a_thread_that_sends_packets_moves() -> None:
 )
 def test_threads_of_collectives_poll_for_ever_and_prove_nothing(name: str) -> None:
     assert helpers(task(name, channel="do_epoll_wait"), python=False, switches=100) == ()
+
+
+@pytest.mark.parametrize("channel", ["fifo_pipe_read", "pipe_read", "", "0"])
+def test_our_own_thread_that_waits_for_the_agent_helps_nobody(channel: str) -> None:
+    """Kernels name its wait in different ways, or not at all: a hang must be seen on each."""
+    assert helpers(task("babysit-flight", channel=channel), python=True, switches=100) == ()
