@@ -303,7 +303,7 @@ def parse_dotenv(text: str, name: str = ".env") -> dict[str, str]:
             continue
         if (match := _LINE.fullmatch(line)) is None:
             raise ValueError(f"{name}:{number}: expected NAME=value")
-        value = match[2].strip()
+        value = match[2].lstrip()
         if value[:1] not in _QUOTED:
             found[match[1]] = re.sub(r"(^|\s)#.*", "", value).rstrip()
             continue

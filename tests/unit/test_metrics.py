@@ -178,7 +178,7 @@ async def test_a_server_that_does_not_lead_says_nothing_about_the_fleet() -> Non
         state, numbers, lag, database = State(), LiveNumbers(), Lag(), DatabaseTrouble()
         notices: ClassVar[dict[tuple[str, str], int]] = {("log", "delivered"): 2}
         set_aside: ClassVar[dict[str, int]] = {}
-        is_leader = True
+        is_leader = runs_here = True
 
     plane: Any = Plane()
     found = Metrics(Context(plane, ManualClock(START), Settings(home=Path("/nowhere"))))
@@ -201,7 +201,7 @@ def test_promtool_finds_nothing_to_say_about_a_scrape() -> None:
         state, numbers, lag, database = State(), LiveNumbers(), Lag(), DatabaseTrouble()
         notices: ClassVar[dict[tuple[str, str], int]] = {("log", "delivered"): 2}
         set_aside: ClassVar[dict[str, int]] = {"rank_exited": 1}
-        is_leader = True
+        is_leader = runs_here = True
 
     plane: Any = Plane()
     state = finished_run(state=RunState.RUNNING, ended_at=None)

@@ -6,7 +6,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobs.environment import (
@@ -140,6 +140,7 @@ def test_other_lines_are_refused_by_their_number(text: str) -> None:
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="'\0\r", codec="utf-8")))
+@example(" \n")
 def test_any_value_survives_in_single_quotes(value: str) -> None:
     assert parse_dotenv(f"A='{value}'\nB=1") == {"A": value, "B": "1"}
 
