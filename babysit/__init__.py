@@ -13,11 +13,12 @@ if sys.version_info < (3, 11):  # noqa: UP036 - the agent may put it on the path
         " put a newer `python` first on PATH, such as that of a venv"
     )
 
-__all__ = ["Phase", "Run", "__version__", "init"]
+__all__ = ["Phase", "Run", "__version__", "auto", "init"]
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from babysit.auto_hooks import auto
     from babysit.entry import init
     from babysit.run import Run
     from babysit.wire import Phase
@@ -27,9 +28,9 @@ else:  # a checker that saw it would take any name for one of ours
         """Load the public names together, once."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from babysit import entry, run, wire  # noqa: PLC0415 - see above
+        from babysit import auto_hooks, entry, run, wire  # noqa: PLC0415 - see above
 
-        globals().update(init=entry.init, Run=run.Run, Phase=wire.Phase)
+        globals().update(auto=auto_hooks.auto, init=entry.init, Run=run.Run, Phase=wire.Phase)
         return globals()[name]
 
 

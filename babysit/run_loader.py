@@ -65,7 +65,7 @@ class Loader(Generic[Batch]):
         if self._joins:
             return self._joined()
         numbers = numbers_of(sys._getframe(1).f_locals)  # noqa: SLF001  # the script's loop
-        self._rest = self._pass(numbers)
+        self._rest = self.draw(numbers)
         return self._rest
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ class Loader(Generic[Batch]):
     def _joined(self) -> Iterator[Batch]:
         """The rest of the pass before, or a new pass if nothing of it is left."""
         for _ in range(3):  # left by the framework; restored at its end; new
-            self._rest = rest = self._pass({}) if self._rest is None else self._rest
+            self._rest = rest = self.draw({}) if self._rest is None else self._rest
             batch = next(rest, _END)
             if batch is not _END:
                 yield batch
@@ -136,8 +136,11 @@ class Loader(Generic[Batch]):
                 return
             self._rest = None
 
-    def _pass(self, numbers: dict[str, int]) -> Iterator[Batch]:
-        """One pass over the loader, or the rest of one."""
+    def draw(self, numbers: dict[str, int]) -> Iterator[Batch]:
+        """One pass over the loader, or the rest of one.
+
+        `numbers` are local variables of the script's loop; see :func:`babysit.calls.numbers_of`.
+        """
         run, before = self._run, self._feed
         position, states = self._begin(numbers)
         if position is None:

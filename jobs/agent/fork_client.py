@@ -43,6 +43,10 @@ class Listener(Protocol):
         """The fork server ended by itself, and its ranks die with it; start another one."""
 
 
+_AUTO_START = Path(babysit.__file__).parent / "auto_start"
+"""A directory whose `sitecustomize` calls `babysit.auto()`, where the run asks for that."""
+
+
 def rank_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, str]:
     """The environment common to all ranks of a worker.
 
@@ -62,7 +66,9 @@ def rank_environment(config: AgentConfig, base: dict[str, str]) -> dict[str, str
         own, inherited = assigned(own), []
     spec = config.spec.env
     environment = {"OMP_NUM_THREADS": "1", **own, **submitted.variables, **spec}
+    wanted = environment.get("BABYSIT_AUTO", "").lower() in {"1", "true", "yes", "on"}
     paths = [
+        str(_AUTO_START) if wanted else None,
         spec.get("PYTHONPATH"),
         submitted.variables.get("PYTHONPATH"),
         *(path for path in inherited if not (_CHECKOUT and path == _ROOT)),

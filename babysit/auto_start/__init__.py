@@ -1,0 +1,1 @@
+"""A directory for PYTHONPATH: its `sitecustomize` runs at the start of an interpreter."""

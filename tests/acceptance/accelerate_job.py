@@ -1,0 +1,65 @@
+"""A script of accelerate's, with one line of babysit in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+import babysit
+from babysit.ring import RingReader
+from babysit.wire import ENV_RANK_DIR, RING_FILE
+
+if "auto" in sys.argv:
+    babysit.auto()
+
+
+class Noisy(Dataset[torch.Tensor]):
+    """Samples with noise from the global generator, as augmentation draws it."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((4,), index / 40) + 0.1 * torch.rand(4)
+
+
+torch.manual_seed(3)
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+if "auto" not in sys.argv:
+    from babysit.integrations.accelerate import watch
+
+    watch(accelerator)
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+loader = DataLoader(Noisy(), batch_size=2, shuffle=True)
+held_out = DataLoader(Noisy(), batch_size=10)
+model, optimizer, loader, held_out, scheduler = accelerator.prepare(
+    model, optimizer, loader, held_out, scheduler
+)
+rank = os.environ["RANK"]
+for epoch in range(3):
+    model.train()
+    for number, batch in enumerate(loader):
+        where = f"{rank}:{epoch}:{number}"
+        if os.environ.get("KILL") == where:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("STOP") == where:
+            RingReader(Path(os.environ[ENV_RANK_DIR]) / RING_FILE).request_stop()
+        with accelerator.accumulate(model):
+            loss = (model(batch) - 1).square().mean()
+            accelerator.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        seen = sum(accelerator.gather_for_metrics(model(batch)).numel() for batch in held_out)
+    assert seen == 40, seen
+Path(f"tail-{rank}").touch()

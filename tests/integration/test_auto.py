@@ -1,0 +1,131 @@
+"""`babysit.auto()`: hooks after imports, numbers given to loggers, and `BABYSIT_AUTO=1`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from babysit import auto_start, import_hooks
+from babysit.auto_values import Values, kind_of
+from tests.launch import ROOT, Job
+
+LOGGER = """
+import os, sys
+if "auto" in sys.argv:
+    import babysit
+    babysit.auto()
+from tensorboardX import SummaryWriter
+writer = SummaryWriter("logs")
+for step in range(1, 5):
+    writer.add_scalar("train/loss", 1.0 / step, step)
+    writer.add_scalar("train/accuracy", step / 10, global_step=step)
+    writer.add_scalar("eval/loss", 9.0, step)
+writer.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("loss", "loss"),
+        ("train/loss", "loss"),
+        ("Loss/train", "loss"),
+        ("train_loss_step", "loss"),
+        ("trainLoss", "loss"),
+        ("eval_loss", "other"),
+        ("val/loss", "other"),
+        ("kl_loss", ""),
+        ("lossless", ""),
+        ("grad_norm", "grad_norm"),
+        ("train/gnorm", "grad_norm"),
+        ("lr", "learning_rate"),
+        ("train/learning_rate", "learning_rate"),
+        ("lr-Adam", ""),
+        ("accuracy", ""),
+    ],
+)
+def test_a_name_is_understood_by_its_words(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+class Told:
+    """A run that remembers its reports."""
+
+    def __init__(self) -> None:
+        self.reports: list[dict[str, Any]] = []
+
+    def report(self, **given: Any) -> None:
+        self.reports.append(given)
+
+
+def test_calls_of_one_step_are_one_report() -> None:
+    run = Told()
+    values = Values(run)  # type: ignore[arg-type]  # all that it uses
+    for step in (1, 2):
+        values.take({"train/loss": 2.0 / step, "note": "text"}, step)
+        values.take({"lr": 0.1, "eval/loss": 5.0}, step)
+        values.take({"accuracy": 0.5}, step)
+    assert run.reports == [
+        {"step": 1, "loss": 2.0, "learning_rate": 0.1, "metrics": {"accuracy": 0.5}}
+    ]
+    values.flush()
+    values.flush()
+    assert [report["step"] for report in run.reports] == [1, 2]
+
+
+def test_a_module_is_watched_after_its_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "trainer_for_auto.py").write_text("VALUE = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen: list[int] = []
+
+    def fails(_: Any) -> None:
+        raise RuntimeError("no such class")
+
+    import_hooks.after_import("trainer_for_auto", fails)
+    import_hooks.after_import("trainer_for_auto", lambda module: seen.append(module.VALUE))
+    import_hooks.after_import("babysit_no_such_module", fails)
+    assert not seen
+    __import__("trainer_for_auto")
+    assert seen == [1]
+    assert "cannot watch trainer_for_auto" in caplog.text
+    import_hooks.after_import("trainer_for_auto", lambda module: seen.append(module.VALUE))
+    assert seen == [1, 1], "it was imported before"
+    with pytest.raises(ModuleNotFoundError):
+        __import__("babysit_no_such_module")
+
+
+def test_numbers_for_tensorboard_are_steps(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX", exc_type=ImportError)
+    script = tmp_path / "logger.py"
+    script.write_text(LOGGER)
+    rank = Job(tmp_path, 1, (str(script), "auto")).attempt()[0]
+    assert rank.code == 0, rank.output
+    assert rank.losses() == {step: 1.0 / step for step in range(1, 5)}
+
+
+def _python(environment: dict[str, str], code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_an_interpreter_of_a_run_begins_with_it(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('own')\n")
+    start = str(Path(auto_start.__file__).parent)
+    path = os.pathsep.join((start, str(tmp_path), str(ROOT)))
+    code = "import sys; from babysit import import_hooks as h; print(h._finder in sys.meta_path)"
+    inside = {"PYTHONPATH": path, "BABYSIT_RUN": "run"}
+    assert _python(inside, code) == "own\nTrue", "the environment's own module runs too"
+    assert _python({"PYTHONPATH": path, "BABYSIT_RUN": ""}, code) == "own\nFalse", "outside a run"
