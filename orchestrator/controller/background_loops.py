@@ -39,6 +39,8 @@ _log = structlog.get_logger(__name__)
 TICK_SECONDS = 0.5
 ASK_SECONDS = 30.0
 """Seconds between two questions to the cluster about an agent out of contact."""
+STOPS_LONG = 60.0
+"""Seconds after which the cluster is asked about an agent that was told to stop; ours."""
 PASS_SECONDS = 60.0
 """Seconds between two scheduling passes that nothing has asked for."""
 
@@ -91,15 +93,22 @@ class BackgroundLoops:
         await self._queue.decide(SchedulingPassDue)
 
     async def _ask_about_lost(self) -> None:
-        """Ask the cluster again about agents out of contact: it may not have been able to tell.
+        """Ask the cluster again about agents whose end it may have told nobody, or told in vain.
 
-        A node that was cut off from the cluster too comes back without anybody being told.
+        A node that was cut off from the cluster too comes back without anybody being told. Of an
+        agent that was stopped, the end may be known to a database that a backup has replaced.
         """
         while True:
             await self._clock.sleep(ASK_SECONDS)
             for worker in list(self._live.state.workers.values()):
-                if worker.state is WorkerState.LOST:
+                if worker.state is WorkerState.LOST or self._stops_for_long(worker):
                     await guarded(functools.partial(self._ask_about, worker))
+
+    def _stops_for_long(self, worker: Worker) -> bool:
+        since = worker.stopping_at
+        if worker.state is not WorkerState.STOPPING or since is None:
+            return False
+        return (self._clock.now() - since).total_seconds() > STOPS_LONG
 
     async def _ask_about(self, worker: Worker) -> None:
         if await self._cluster.alive(worker.id, worker.run) is False:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.controller.background_loops import ASK_SECONDS
-from orchestrator.core.messages.events import WorkerLost
+from orchestrator.controller.background_loops import ASK_SECONDS, STOPS_LONG
+from orchestrator.core.messages.events import RunCancelled, WorkerLost
 from orchestrator.core.model.states import RunState, WorkerState
 from orchestrator.database.port import Batch
 from orchestrator.errors import LeadershipLostError
@@ -59,4 +59,22 @@ async def test_a_cluster_that_could_not_tell_is_asked_again() -> None:
     told = [entry.reason for entry in await harness.store.journal(limit=10_000)]
     assert "no process of it is alive" in told
     assert harness.clock.monotonic() < 2 * ASK_SECONDS
+    await harness.kill()
+
+
+async def test_the_end_of_an_agent_that_was_stopped_is_asked_for_where_nobody_tells_it() -> None:
+    """It was told, to a database that a backup has replaced."""
+    harness, worker = await training()
+    cluster, node = harness.cluster, harness.cluster.workers[worker].node
+    cluster.partition(node)
+    await harness.controller.submit(harness.event(RunCancelled, run="run-1"))
+    workers = harness.controller.state.workers
+    assert await harness.until(lambda: workers[worker].state is WorkerState.STOPPING)
+    stopped = harness.clock.monotonic()
+    await harness.clock.settle()  # the cluster takes the order, for when the node can be reached
+    cluster.die(worker)
+    cluster.workers[worker].acknowledged = True
+    cluster.unreachable.remove(node)
+    assert await harness.until(lambda: worker not in workers)
+    assert STOPS_LONG < harness.clock.monotonic() - stopped < STOPS_LONG + 2 * ASK_SECONDS
     await harness.kill()
