@@ -40,7 +40,7 @@ TICK_SECONDS = 0.5
 ASK_SECONDS = 30.0
 """Seconds between two questions to the cluster about an agent out of contact."""
 STOPS_LONG = 60.0
-"""Seconds after which the cluster is asked about an agent that was told to stop; ours."""
+"""Seconds after the order to stop an agent until the cluster is asked about it; ours."""
 PASS_SECONDS = 60.0
 """Seconds between two scheduling passes that nothing has asked for."""
 
