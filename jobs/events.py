@@ -192,6 +192,8 @@ class RankStack(BaseModel):
     """Other threads and children that moved between the looks, or may go on by themselves."""
     dead_children: tuple[str, ...] = ()
     """Children that are stopped or dead."""
+    waits_for: str = ""
+    """A file that the main thread waits for, and what ends the wait; empty: not known."""
     raised: str = ""
     """Traceback of the exception that ended its main thread; other threads keep the process."""
     groups: tuple[GroupRecord, ...] = ()

@@ -13,12 +13,11 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
 
 from babysit.wire import Phase
 from monitors.stacks import (
     Cluster,
-    Stack,
+    Look,
     cluster,
     collective_of,
     is_library,
@@ -69,50 +68,6 @@ _FILE_AND_LINE = re.compile(r"^.*[(/]|\)$")
 _BACKWARD = "_engine_run_backward"
 """DistributedDataParallel waits in the backward pass for its reductions, without a Python frame."""
 _DATA = re.compile(r"_try_get_data|_next_data|_get_data|\bfetch \(|dataloader\.py|data_loader\.py")
-
-
-class Look(Stack, Protocol):
-    """Two looks at one rank; `jobs.events.RankStack` is one (see there)."""
-
-    @property
-    def frames_later(self) -> tuple[str, ...]:
-        """See there."""
-
-    @property
-    def line(self) -> str:
-        """See there."""
-
-    @property
-    def wait_channel(self) -> str:
-        """See there."""
-
-    @property
-    def deadline(self) -> bool:
-        """See there."""
-
-    @property
-    def traced(self) -> bool:
-        """See there."""
-
-    @property
-    def on_gpu(self) -> bool:
-        """See there."""
-
-    @property
-    def cpu_seconds(self) -> float:
-        """See there."""
-
-    @property
-    def helpers(self) -> tuple[str, ...]:
-        """See there."""
-
-    @property
-    def dead_children(self) -> tuple[str, ...]:
-        """See there."""
-
-    @property
-    def raised(self) -> str:
-        """See there."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -373,7 +328,7 @@ def _part(ranks: Sequence[int], what: Doing, seen: Mapping[int, Look], scene: Sc
     if what is Doing.RAISED:
         return f"{names} {said}: {_last_line(look.raised)}"
     named = look.dead_children if what is Doing.STUCK else look.helpers
-    detail = "" if what in CANNOT_GO_ON else ", ".join(named[:2])
+    detail = "" if what in CANNOT_GO_ON else look.waits_for or ", ".join(named[:2])
     tail = f" in {where}" if look.frames else (f" ({where})" if where else "")
     if what is Doing.WAITING:
         tail = f" {_waits_in(look)}" + tail

@@ -64,6 +64,54 @@ class Stack(Protocol):
         """Why there are no frames; empty when there are."""
 
 
+class Look(Stack, Protocol):
+    """Two looks at one rank; `jobs.events.RankStack` is one (see there)."""
+
+    @property
+    def frames_later(self) -> tuple[str, ...]:
+        """See there."""
+
+    @property
+    def line(self) -> str:
+        """See there."""
+
+    @property
+    def wait_channel(self) -> str:
+        """See there."""
+
+    @property
+    def deadline(self) -> bool:
+        """See there."""
+
+    @property
+    def traced(self) -> bool:
+        """See there."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """See there."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        """See there."""
+
+    @property
+    def helpers(self) -> tuple[str, ...]:
+        """See there."""
+
+    @property
+    def dead_children(self) -> tuple[str, ...]:
+        """See there."""
+
+    @property
+    def raised(self) -> str:
+        """See there."""
+
+    @property
+    def waits_for(self) -> str:
+        """See there."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cluster:
     """Ranks that were doing the same."""

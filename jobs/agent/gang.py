@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from babysit import wire
+from jobs.agent.build_locks import BuildLocks
 from jobs.agent.evidence import oom_kills
 from jobs.agent.fork_server import kill_group
 from jobs.agent.log_metrics import LogMetrics
@@ -102,6 +103,7 @@ class Gang:
         self._command = command
         self._config = config
         self._oom_kills = oom_kills()
+        self._locks = BuildLocks()
         self.ranks = {
             rank: RankProcess(
                 rank=rank,
@@ -127,8 +129,10 @@ class Gang:
             process.metrics.note_before()
 
     async def look_at_files(self) -> None:
-        """Read what is new in the files of ranks that report nothing themselves."""
+        """Read what is new in files of ranks that report nothing, and note locks of builds."""
         for process in self.ranks.values():
+            if process.alive and not process.last_step:
+                await asyncio.to_thread(self._locks.note, process.pid)
             if process.pid and process.prints_steps and process.metrics.reads_files:
                 await asyncio.to_thread(process.metrics.look_at_files, process.pid)
 
@@ -285,7 +289,8 @@ class Gang:
         return oom_kills() > self._oom_kills
 
     def close(self, logs: LogPump) -> None:
-        """Close the logs, and unmap the rings."""
+        """Close the logs, unmap the rings, and delete locks of builds that died with the ranks."""
+        self._locks.clear()
         for process in self.ranks.values():
             logs.close(process.log)
             process.reader.close()

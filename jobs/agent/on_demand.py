@@ -10,6 +10,7 @@ from typing import NamedTuple
 import structlog
 
 from jobs.agent import flight_records, inventory, stacks
+from jobs.agent.build_locks import waited_for
 from jobs.agent.errors import RefusedPathError
 from jobs.agent.gang import Gang
 from jobs.agent.reporter import Reporter
@@ -33,10 +34,18 @@ async def capture_stacks(command: CaptureStacks, gang: Gang | None, reporter: Re
     # Before the looks: a thread that dumps would pass for one that works.
     groups = await flight_records.capture(directories, reporter.clock)
     looks = await stacks.capture(pids, reporter.clock, directories)
+    locks = {
+        look.rank: await asyncio.to_thread(waited_for, pids[look.rank], look.frames)
+        for look in looks
+    }
     # The exit of a rank that ended meanwhile is reported: as a look it would be a death.
     found = tuple(
         look.model_copy(
-            update={"raised": gang.ranks[look.rank].words.trace, "groups": groups[look.rank]}
+            update={
+                "raised": gang.ranks[look.rank].words.trace,
+                "groups": groups[look.rank],
+                "waits_for": locks[look.rank],
+            }
         )
         for look in looks
         if gang is not None and gang.ranks[look.rank].alive

@@ -244,3 +244,14 @@ def test_a_rank_that_died_of_an_exception_is_kept_by_its_threads(
     assert (verdict.convicted, verdict.ranks, verdict.raised) == (convicted, (1,), RAISED)
     assert "rank 1 has died of an exception" in verdict.sentence
     assert "OSError: [Errno 5]" in verdict.sentence
+
+
+def test_a_wait_for_a_file_is_named() -> None:
+    """A person can end the wait; nothing proves that it will not end by itself."""
+    waits = "a build lock of torch extensions, x/lock, held by process 7"
+    frames = ("wait (torch/utils/file_baton.py:55)", "main (train.py:3)")
+    look = RankStack(
+        rank=0, process_state="S", frames=frames, wait_channel="hrtimer_nanosleep", waits_for=waits
+    )
+    verdict = judge([look])
+    assert (verdict.convicted, waits in verdict.sentence) == (False, True)
