@@ -7,32 +7,38 @@
         run.report(loss=loss, grad_norm=engine.get_global_grad_norm() or -1.0)
         run.checkpoint(state)
 
-DeepSpeed's own save has barriers, so it waits for every rank, unlike other saves of babysit; and it
-blocks training while it writes to the nearest tier. It loads only at the world size of the save.
+ZeRO 1, 2 and 3, also with offload. `loader` may be the one that `deepspeed.initialize()` returns:
+it goes on at the exact batch. DeepSpeed's own save has barriers, so it waits for every rank, unlike
+other saves of babysit; and it blocks training while it writes to the nearest tier.
+
+Each rank saves all that it needs, so both tiers serve. A checkpoint loads at the world size of its
+save; the error at another one says how to get DeepSpeed's universal format from it.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from babysit.errors import StateMismatchError
 
 _TAG = "state"
+_RANKS_FILE = "ranks.json"
 
 
 class EngineState:
-    """Saves and loads the state of a `DeepSpeedEngine`: module, optimizer, scheduler."""
+    """Saves and loads the state of a `DeepSpeedEngine`: module, optimizer, scheduler.
+
+    A `PipelineEngine` is one too.
+    """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
     def save(self, directory: Path) -> None:
         """Let the engine write its state; a collective."""
-        # By default only the first data-parallel rank writes the model. Here each shard must be
-        # complete by itself, since other nodes' memory is unreachable at a load.
-        self._engine.save_non_zero_checkpoint = True
-        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+        write_engine(self._engine, directory, _TAG, {})
 
     def load(self, directory: Path) -> None:
         """Let the engine read its state.
@@ -40,6 +46,37 @@ class EngineState:
         Raises:
             StateMismatchError: The directory holds no checkpoint that it can load.
         """
+        require_ranks(self._engine, directory, _TAG)
         path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if path is None:
             raise StateMismatchError(f"DeepSpeed found no checkpoint it can load in {directory}")
+
+
+def write_engine(engine: Any, directory: Path, tag: str, more: dict[str, Any]) -> None:
+    """Have an engine write this rank's part, and all that it shares with others; a collective."""
+    # By default only the first data-parallel rank writes the model. Here each shard must be
+    # complete by itself, since other nodes' memory is unreachable at a load.
+    engine.save_non_zero_checkpoint = True
+    engine.save_checkpoint(str(directory), client_state=more, tag=tag, save_latest=False)
+    (directory / "latest").write_text(tag)  # by which a load without a tag finds it
+    (directory / _RANKS_FILE).write_text(json.dumps(int(engine.world_size)))
+
+
+def require_ranks(engine: Any, directory: Path, tag: str) -> None:
+    """Refuse a checkpoint of another world size: an engine would mix its shards up.
+
+    Raises:
+        StateMismatchError: It was saved by another number of ranks; the message says what to do.
+    """
+    file = directory / _RANKS_FILE
+    saved = json.loads(file.read_text()) if file.exists() else engine.world_size
+    if saved == engine.world_size:
+        return
+    step = directory.parent
+    raise StateMismatchError(
+        f"{step}: {saved} ranks saved it with DeepSpeed, and this attempt has"
+        f" {engine.world_size}. Give the run {saved} ranks again; or collect the shards (cp -rn"
+        f" {step}/rank-*/{tag} MERGED/), convert them (python -m"
+        f" deepspeed.checkpoint.ds_to_universal --input_folder MERGED/{tag} --output_folder"
+        " UNIVERSAL), and begin a new run that loads UNIVERSAL"
+    )

@@ -180,7 +180,7 @@ def send(
             **({} if place.bundle_bytes is None else {"bundle": bundle, "log_rules": rules}),
         )
     except CliError as error:
-        raise type(error)(_without_place(error.message), error.code) from error
+        raise CliError(_without_place(error.message), error.code) from error
     if dry_run and code is not None:
         answer["sentences"].append(str(code))
     if with_shell and not dry_run:
