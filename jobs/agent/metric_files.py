@@ -26,6 +26,7 @@ from typing import NamedTuple
 import structlog
 
 from babysit.ring import Record
+from babysit.wire import NOTES_FILE
 from jobs.agent.open_files import written_by
 from jobs.agent.process_facts import children_of
 from jobs.spec import RunSpec
@@ -210,7 +211,8 @@ class MetricFiles:
         for process in processes:
             for path in written_by(process):
                 kind = format_of(path.name, sure=True)
-                if kind is not None and not is_of_validation(str(path)):
+                own = path.name == NOTES_FILE  # of babysit
+                if kind is not None and not own and not is_of_validation(str(path)):
                     yield path
         for place in PLACES[Format.TENSORBOARD] if self._directory and processes else ():
             for path in _matches(f"{self._directory}/{place}"):

@@ -25,6 +25,7 @@ from orchestrator.clusters.kubernetes.nodes import NodeSettings
 from orchestrator.clusters.local.cluster import LocalCluster, LocalClusterSettings
 from orchestrator.clusters.local.worker_records import Records
 from orchestrator.clusters.port import Change, Cluster, WorkerGone, WorkerLaunch
+from orchestrator.clusters.ray import edge as ray_edge
 from orchestrator.clusters.ray.cluster import RayCluster, RaySettings
 from orchestrator.clusters.ray.edge import Edge
 from orchestrator.clusters.simulated import SimulatedCluster
@@ -195,10 +196,13 @@ class RaySite:
 
 
 @pytest.fixture(scope="module")
-def contract_ray(ray_bed: RayBed) -> str:
+def contract_ray(ray_bed: RayBed) -> Iterator[str]:
     for name in ("node-1", "node-2"):
         ray_bed.add(name, **{"for": "contract"})
-    return ray_bed.address
+    with pytest.MonkeyPatch.context() as patched:
+        # Each test starts a process that imports ray, on a machine that does other work, too.
+        patched.setattr(ray_edge, "CONNECT_SECONDS", 200.0)
+        yield ray_bed.address
 
 
 @pytest.fixture(scope="module")

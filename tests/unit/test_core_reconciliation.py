@@ -18,6 +18,7 @@ from orchestrator.core.messages.reconciliation_events import (
     AttemptCompared,
     RanksSeen,
 )
+from orchestrator.core.messages.version_events import ReportUnreadable
 from orchestrator.core.model.states import AttemptState, RunState, WorkerState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.supervision.reconciliation import (
@@ -208,6 +209,27 @@ def test_an_attempt_with_an_agent_that_the_database_lacks_is_fenced_before_the_n
     world.advance(FENCE_SECONDS + 1)
     world.settle()
     assert world.attempt().number == NEWER + 1
+
+
+@pytest.mark.parametrize("comes", ["the cluster's word", "an exit that cannot be read"])
+def test_an_agent_whose_ranks_are_not_known_may_end(comes: str) -> None:
+    """It was launched since the backup, and may run the attempt that is being stopped."""
+    world = trained(15)
+    first, second = seats(world)
+    idle = dataclasses.replace(world.state.workers[second], id="run-1-w9", node="node-4")
+    world.state.put(idle)
+    world.state.put(dataclasses.replace(world.state.workers[second], state=WorkerState.ENDED))
+    ahead(world, first)
+    world.die(world.attempt().seats[0].ranks[0])
+    assert world.attempt().seats[-1].ranks == ()
+    if comes == "the cluster's word":
+        fields = {"worker": idle.id, "confirmed": True, "reason": "node lost"}
+        world.do(world.event(WorkerLost, run="run-1", **fields))
+        assert world.state.workers[idle.id].state is WorkerState.ENDED
+    else:
+        fields = {"worker": idle.id, "attempt": NEWER, "event": "rank_exited", "body": "{"}
+        world.do(world.event(ReportUnreadable, run="run-1", reason="torn", **fields))
+    assert world.attempt().state is AttemptState.STOPPING
 
 
 def test_an_older_attempt_of_an_agent_that_is_unknown_is_left_out() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
-import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,25 @@ def following(*patterns: Path, began: float = 1000.0) -> MetricFiles:
     made = MetricFiles([str(pattern) for pattern in patterns], Names(), began)
     made.note_before()
     return made
+
+
+HOLD = """
+import sys
+files = [open(name, "ab") for name in sys.argv[1:]]
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def rank(*files: Path) -> Iterator[int]:
+    """A process that has these files open for writing, and no others; its number."""
+    command = [sys.executable, "-S", "-c", HOLD, *map(str, files)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        yield process.pid
+        process.kill()
 
 
 def test_only_lines_of_this_attempt_count(tmp_path: Path) -> None:
@@ -117,33 +139,35 @@ def test_files_that_the_rank_has_open(tmp_path: Path, began: float, due: list[in
     mine, other = tmp_path / "events.out.tfevents.1.n", tmp_path / "other.jsonl"
     other.write_text("".join(map(line, range(90, 95))))
     files = MetricFiles((), Names(), began)
-    with mine.open("wb") as stream, other.open("rb"):
-        stream.write(REAL)
-        stream.flush()
-        assert steps(files, began + 5e8, os.getpid()) == due
+    mine.write_bytes(REAL)
+    with rank(mine) as pid:
+        assert steps(files, began + 5e8, pid) == due
 
 
 def test_event_files_with_the_number_of_the_process(tmp_path: Path) -> None:
     """`tensorboard` opens its file only to write to it."""
     place = tmp_path / "out" / "runs" / "today"
     place.mkdir(parents=True)
-    (place / f"events.out.tfevents.1796.n.o.de.{os.getpid() + 1}.0").write_bytes(REAL)
     files = MetricFiles((), Names(), 1e9, directory=tmp_path)
-    assert steps(files, 1.9e9, os.getpid()) == []
-    (place / f"events.out.tfevents.1796.n.o.de.{os.getpid()}.0").write_bytes(REAL)
-    assert steps(files, 2.9e9, os.getpid()) == list(range(1, 13))
+    with rank() as pid:
+        (place / f"events.out.tfevents.1796.n.o.de.{pid + 1}.0").write_bytes(REAL)
+        assert steps(files, 1.9e9, pid) == []
+        (place / f"events.out.tfevents.1796.n.o.de.{pid}.0").write_bytes(REAL)
+        assert steps(files, 2.9e9, pid) == list(range(1, 13))
 
 
 def test_lines_without_dates_in_a_file_that_the_rank_has_open(tmp_path: Path) -> None:
-    """Those that were there when it was found may be another attempt's."""
+    """Those that were there when it was found may be another attempt's; babysit's own are none."""
     file = tmp_path / "log.jsonl"
     file.write_text("".join(map(line, range(90, 95))))
     files = MetricFiles((), Names(), 1000.0)
-    with file.open("a") as stream:
-        assert steps(files, 1001.0, os.getpid()) == []
+    notes = tmp_path / "notes.jsonl"
+    with rank(file, notes) as pid, file.open("a") as stream:
+        assert steps(files, 1001.0, pid) == []
         stream.write(line(7))
         stream.flush()
-        assert steps(files, 1002.0, os.getpid()) == [7]
+        notes.write_text(line(70))
+        assert steps(files, 1002.0, pid) == [7]
 
 
 def test_what_cannot_be_read_ends_nothing(tmp_path: Path) -> None:
@@ -192,11 +216,12 @@ def test_named_files_replace_the_output(tmp_path: Path) -> None:
 def test_lines_are_preferred_to_files_that_nobody_named(tmp_path: Path, *, prints: bool) -> None:
     """Both may count differently, and one source is kept for the attempt."""
     metrics, clock = metrics_of(tmp_path)
-    with (tmp_path / "m.jsonl").open("w") as stream:
-        metrics.look_at_files(os.getpid())  # found
+    file = tmp_path / "m.jsonl"
+    with rank(file) as pid, file.open("a") as stream:
+        metrics.look_at_files(pid)  # found
         stream.write(line(5))
         stream.flush()
-        metrics.look_at_files(os.getpid())
+        metrics.look_at_files(pid)
         assert metrics.read(b"") is None
         assert metrics.seen.step == 0
         if prints:

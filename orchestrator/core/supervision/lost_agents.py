@@ -83,9 +83,9 @@ def lose_seat(turn: Turn, run_id: str, worker: Worker, gone: Failure, *, at: dt.
         return
     if stopping and worker.state is WorkerState.STOPPING:  # as it was ordered to
         return
-    rank = min(attempt.seats[place].ranks)
-    death = RankFailure(rank=rank, node=worker.node, at=at, failure=gone)
-    turn.change_attempt(run_id, failures=(*attempt.failures, death))
+    if ranks := attempt.seats[place].ranks:  # none: it may run the attempt, and nobody knows it
+        death = RankFailure(rank=min(ranks), node=worker.node, at=at, failure=gone)
+        turn.change_attempt(run_id, failures=(*attempt.failures, death))
     if not stopping:
         failures.fail_attempt(turn, run_id, gone, failed_at=at, rank=None, node=worker.node)
 

@@ -48,6 +48,7 @@ def _judge_exit(turn: Turn, event: ReportUnreadable, node: str) -> None:
         or attempt.number != event.attempt
         or attempt.state not in LIVE_ATTEMPT_STATES
         or place is None
+        or not attempt.seats[place].ranks  # taken over: its ranks are compared first
     ):
         turn.record(event.run, f"an exit of attempt {event.attempt} cannot be read: ignored")
         return
