@@ -11,7 +11,7 @@ import typer
 
 from orchestrator.cli import follow, show_run
 from orchestrator.cli.command_spec import CommandOptions
-from orchestrator.cli.errors import CliError, ExitCode
+from orchestrator.cli.errors import CliError, ExitCode, UnreachableError
 from orchestrator.cli.output import Format, FormatOption, emit, put, say
 from orchestrator.cli.paths import path
 from orchestrator.cli.runs import columns
@@ -179,6 +179,8 @@ def send(
             environment=environment.model_dump(),
             **({} if place.bundle_bytes is None else {"bundle": bundle, "log_rules": rules}),
         )
+    except UnreachableError:
+        raise
     except CliError as error:
         raise CliError(_without_place(error.message), error.code) from error
     if dry_run and code is not None:

@@ -18,6 +18,7 @@ from jobs.clock import Clock
 from jobs.environment import Environment
 from jobs.events import Event
 from orchestrator.cli import submission
+from orchestrator.cli.errors import ExitCode, UnreachableError
 from orchestrator.clusters.port import Cluster
 from orchestrator.clusters.simulated import SimulatedCluster
 from orchestrator.core.messages.events import NodeInfo
@@ -262,3 +263,15 @@ def test_a_server_of_this_home_is_asked_where_its_runs_are(
         assert submitted.exit_code == OK, submitted.output
         assert plane.controller.state.runs[json.loads(submitted.stdout)["id"]].bundle
         assert len(list((home / "bundles").glob("*.tar"))) == 1
+
+
+def test_a_server_that_does_not_answer_a_submission_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise UnreachableError("no answer from here: timed out")
+
+    monkeypatch.setattr("orchestrator.cli.client.Api.post", silent)
+    submitted = babysit("submit", str(spec(tmp_path)))
+    assert submitted.exit_code == ExitCode.UNREACHABLE
+    assert "no answer from here: timed out" in submitted.stderr
