@@ -406,6 +406,7 @@ OF_THEIR_OWN_FORM = {
     ("prometheus", "export"),
     ("report",),
     ("incidents", "export"),
+    ("nodes", "token"),
 }
 
 
