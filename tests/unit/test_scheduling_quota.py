@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.spec import Priority
 from orchestrator.core.scheduling import Claim, Demand, Pending, Quota
 from orchestrator.core.scheduling.quota import Quotas
 from orchestrator.core.scheduling.quota_line import BORROWER_SECONDS, UNKNOWN_SECONDS, QuotaLine
@@ -152,3 +153,16 @@ def test_nobody_gets_the_share_of_a_run_that_recovers_on_the_nodes_that_are_left
     outcome = placed(table(4), two, back, holdings=[stays], quotas=QUEUE_OF_THREE)
     assert outcome.placements.keys() == {"back"}
     assert outcome.waits["two"].detail.startswith("queue a uses 16 of 24 GPUs")
+
+
+def test_a_recovery_that_leaves_for_a_run_ahead_gives_up_its_share_of_the_quota() -> None:
+    """It waits for a third node, of which its queue's quota counts the share already."""
+    stays = holding("back", "n00", "n01", queue="a", movable=False, missing=1)
+    back = demand("back", 1, queue="a", keeps=("n00", "n01"), recovers=True)
+    urgent = demand("urgent", 3, queue="a", priority=Priority.HIGH)
+    busy = [stays, holding("other", "n02")]
+    outcome = placed(table(3), urgent, back, holdings=busy, quotas=QUEUE_OF_THREE)
+    assert [(e.run, e.why) for e in outcome.evictions] == [
+        ("back", "order"),
+        ("other", "priority"),
+    ]

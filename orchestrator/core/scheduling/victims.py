@@ -209,6 +209,7 @@ class Columns:
         first: By holding, its first unit; one more at the end.
         holding, rank, lost, gpus, queue: By unit: number of its holding, rank of its priority, GPU
             seconds lost if the run stops, accounted GPUs that it frees, number of its queue.
+            A recovery that leaves gives up the share of the quota for its missing nodes, too.
         run_gpus: By unit, accounted GPUs of its whole run.
         spare: By unit, True for a node of a surplus.
         movable, alive: By unit, False: not to be touched, or taken already.
@@ -238,8 +239,10 @@ class Columns:
         lost = np.array([h.lost_gpu_seconds for h in holdings], dtype=np.float64)
         self.rank = held.rank[rows][self.holding]
         self.queue = np.array(queues, dtype=np.intp)[self.holding]
-        self.lost, self.gpus = lost[self.holding], accounted[self.holding] * self.size
-        self.run_gpus = (accounted * held.size[rows])[self.holding]
+        counted = np.array([h.gpus for h in holdings], dtype=np.int64)
+        owed = (counted - accounted * held.size[rows])[self.holding] * ~self.spare
+        self.lost, self.gpus = lost[self.holding], accounted[self.holding] * self.size + owed
+        self.run_gpus = counted[self.holding]
         self.movable: Mask = movable[self.holding]
         self.alive: Mask = np.ones(len(units), dtype=np.bool_)
         self.unlimited: Mask = np.array(
