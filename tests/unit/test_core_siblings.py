@@ -116,6 +116,11 @@ def test_an_end_that_says_no_cause_is_never_known(kind: FailureClass) -> None:
         (["python", "-u", "src/train.py", "--config", "other.py"], "train.py"),
         (["torchrun", "--nproc-per-node", "8", "-m", "pkg.train", "x"], "pkg.train"),
         (["/opt/bin/trainer", "--lr", "1"], "trainer"),
+        (["python", "-m", "torch.distributed.run", "--nproc-per-node", "2", "t.py"], "t.py"),
+        (["nice", "-n", "5", "./sim"], "sim"),
+        (["bash", "-c", "python train.py --lr 1"], "train.py"),
+        (["bash", "runs/one.sh"], "one.sh"),
+        (["python", "-c", "import a"], "python -c 'import a'"),
     ],
 )
 def test_the_program_of_a_command(command: list[str], program: str) -> None:

@@ -7,7 +7,8 @@ rate is like that of the others (a Gamma prior, whose mean is the rate of all ot
 score is the probability, after what was seen, that the rate of the node is more than `FACTOR` times
 that of the others. A switch that fails everywhere raises the rate of all, and makes no lemon.
 
-Limits: the score decides nothing; it is shown to people. Node-days are days in the cluster, idle
+Limits: the score keeps no run from a node; people see it, and it sizes the pool of spares
+(:mod:`.spare_pool`). Node-days are days in the cluster, idle
 ones too, up to `WINDOW_DAYS`. A node keeps its newest 20 failures. A repair is not noticed: the
 failures before it count until they are older than the window.
 """

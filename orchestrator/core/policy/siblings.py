@@ -14,10 +14,12 @@ with one program may read other data, or the same in another order: batches are 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
+from jobs.launchers import LauncherError, launcher_in, unwrap
 from jobs.spec import RunSpec
 from monitors.failures import Cause, Failure, FailureClass
 from orchestrator.core.model.entities import Run
@@ -30,6 +32,7 @@ NAMED = 3
 _UNSPECIFIC = frozenset({FailureClass.UNKNOWN, FailureClass.SIGNAL, FailureClass.HANG})
 """Classes that say how a process ended, and not why: two of them need not be alike."""
 _MODULE = re.compile(r"-m|--module")
+_INTERPRETER = re.compile(r"python[\d.]*|(ba|da|k|z)?sh")
 
 
 class Quarantine(NamedTuple):
@@ -42,14 +45,26 @@ class Quarantine(NamedTuple):
 
 
 def program_of(spec: RunSpec) -> str:
-    """The program that a command starts: its script or module, else its first word."""
-    words = spec.command
+    """The program that a command starts: its script or module, else its first word.
+
+    Wrappers and launchers before it do not count. An interpreter without a script or a module names
+    no program, so only the same command is the same program then.
+    """
+    words = _unwrapped(spec.command)
     for before, word in zip(("", *words), words, strict=False):
-        if _MODULE.fullmatch(before):
+        if _MODULE.fullmatch(before) and not launcher_in(("python", "-m", word)):
             return word
-        if word.endswith(".py"):
+        if word.endswith((".py", ".sh")):
             return PurePath(word).name
-    return PurePath(words[0]).name if words else ""
+    name = PurePath(words[0]).name if words else ""
+    return shlex.join(words) if _INTERPRETER.fullmatch(name) else name
+
+
+def _unwrapped(command: Sequence[str]) -> Sequence[str]:
+    try:
+        return unwrap(command).words
+    except LauncherError:  # a wrapper that is refused before a launcher: it stays as it is
+        return command
 
 
 def lesson_of(failure: Failure, cause: Cause) -> str:
