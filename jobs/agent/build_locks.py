@@ -29,8 +29,8 @@ _MOST_NAMED = 2
 
 
 class _Holder(NamedTuple):
-    file: tuple[int, int]
-    """Inode and time of the lock: file systems give the inode of a deleted file to the next one."""
+    file: tuple[int, int, int]
+    """Device, inode and time of the lock: the next file may get the inode of a deleted one."""
     pid: int
     started: str
     """As the kernel writes it: tells processes of one number apart."""
@@ -43,13 +43,13 @@ class BuildLocks:
         self._held: dict[Path, _Holder] = {}
         self._log = structlog.get_logger(part="build_locks")
 
-    def note(self, pid: int) -> None:
-        """Remember the locks that a process and its descendants have open."""
-        for process in (pid, *children_of(pid)):
-            root = _variable(process, _ROOT)
-            for path in _open_files(process):
-                if path.name == NAME and (_DIRECTORY in path.parts or _is_below(path, root)):
-                    file = _identity(path)
+    def note(self, *pids: int) -> None:
+        """Remember the locks that processes and their descendants have open."""
+        for process in (*pids, *children_of(*pids)):
+            for entry, path in _open_locks(process):
+                if _DIRECTORY in path.parts or _is_below(path, _variable(process, _ROOT)):
+                    # By its descriptor: another node or container may have its own at this path.
+                    file = _identity(entry)
                     if file is not None:
                         self._held[path] = _Holder(file, process, _started(process))
 
@@ -96,10 +96,13 @@ def waited_for(pid: int, frames: Sequence[str]) -> str:
 
 
 def holder_of(path: Path) -> int | None:
-    """A process that has a file open; None: no process that can be seen has."""
+    """A process that has a lock open; None: no process that can be seen has."""
     with os.scandir("/proc") as entries:
         processes = [int(entry.name) for entry in entries if entry.name.isdigit()]
-    return next((process for process in processes if path in _open_files(process)), None)
+    for process in processes:
+        if any(found == path for _, found in _open_locks(process)):
+            return process
+    return None
 
 
 def _locks_of(pid: int) -> Iterator[Path]:
@@ -112,17 +115,23 @@ def _locks_of(pid: int) -> Iterator[Path]:
         yield from sorted(root.glob(f"{depth}/{NAME}"))
 
 
-def _open_files(pid: int) -> list[Path]:
-    found = []
+def _open_locks(pid: int) -> Iterator[tuple[Path, Path]]:
+    """Files called `lock` that a process has open: their entries in /proc, and their paths.
+
+    A process may have thousands of others, so a path is made of no other.
+    """
     try:
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                found.append(entry.readlink())
-            except OSError:
-                continue
+        with os.scandir(f"/proc/{pid}/fd") as found:
+            entries = [entry.path for entry in found]
     except OSError:
-        return []
-    return found
+        return
+    for entry in entries:
+        try:
+            target = os.readlink(entry)  # noqa: PTH115 (see above)
+        except OSError:
+            continue
+        if target.endswith(f"/{NAME}"):
+            yield Path(entry), Path(target)
 
 
 def _variable(pid: int, name: str) -> str:
@@ -148,9 +157,9 @@ def _is_below(path: Path, root: str) -> bool:
     return bool(root) and Path(root) in path.parents
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_mtime_ns

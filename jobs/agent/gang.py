@@ -130,9 +130,10 @@ class Gang:
 
     async def look_at_files(self) -> None:
         """Read what is new in files of ranks that report nothing, and note locks of builds."""
+        silent = [p.pid for p in self.ranks.values() if p.alive and not p.last_step]
+        if silent:
+            await asyncio.to_thread(self._locks.note, *silent)
         for process in self.ranks.values():
-            if process.alive and not process.last_step:
-                await asyncio.to_thread(self._locks.note, process.pid)
             if process.pid and process.prints_steps and process.metrics.reads_files:
                 await asyncio.to_thread(process.metrics.look_at_files, process.pid)
 

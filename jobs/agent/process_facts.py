@@ -87,13 +87,13 @@ class Facts:
     """Children that are stopped, or have ended and are not reaped."""
 
 
-def children_of(root: int) -> list[int]:
-    """Descendants of a process, at this moment."""
+def children_of(*roots: int) -> list[int]:
+    """Descendants of processes, at this moment."""
     parents: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and (fields := _stat(Path(entry.path))):
             parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, left = [], [root]
+    found, left = [], [*roots]
     while left:
         below = parents.get(left.pop(), [])
         found += below

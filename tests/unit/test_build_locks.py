@@ -69,13 +69,43 @@ def test_a_lock_that_may_be_in_use_is_kept(lock: Path, other: str) -> None:
     assert lock.exists()
 
 
-def test_a_wait_is_named(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_made_anew_while_it_is_noted(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new one may be another node's: only the file that the process had open is its lock."""
+    read = os.readlink
+
+    def readlink(path: os.PathLike[str] | str) -> str:
+        target = read(path)
+        if target == str(lock):
+            lock.unlink()
+            lock.touch()
+        return target
+
+    locks = BuildLocks()
+    with builder(lock) as writer:
+        monkeypatch.setattr(os, "readlink", readlink)
+        locks.note(writer.pid)
+        writer.kill()
+    monkeypatch.undo()
+    assert locks.clear() == []
+    assert lock.exists()
+
+
+def test_locks_of_several_ranks_and_their_children(lock: Path) -> None:
+    """All are found by one look at the processes."""
+    other = lock.parents[1] / "utils" / "lock"
+    locks = BuildLocks()
+    with builder(lock) as first, builder(other) as second:
+        locks.note(os.getpid(), second.pid)
+        first.kill()
+        second.kill()
+    assert sorted(locks.clear()) == [lock, other]
+
+
+def test_a_wait_is_named(lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason has the file, and the command that ends the wait, or the process that builds."""
-    place = {**os.environ, "TORCH_EXTENSIONS_DIR": str(lock.parents[1])}
-    with (
-        builder(lock) as writer,
-        subprocess.Popen(["sleep", "30"], env=place) as waiting,
-    ):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(lock.parents[1]))
+    # Another builder, since its environment is to be seen only once its program runs.
+    with builder(lock) as writer, builder(tmp_path / "other") as waiting:
         assert waited_for(waiting.pid, ("train (train.py:1)",)) == ""
         assert f"held by process {writer.pid}" in waited_for(waiting.pid, FRAMES)
         writer.kill()
