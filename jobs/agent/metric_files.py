@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import queue
@@ -21,7 +22,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import structlog
 
@@ -179,7 +180,10 @@ class MetricFiles:
     # finding
 
     def _search(self, pid: int) -> None:
-        found = list(self._matching()) if self._patterns else list(self._own(pid))
+        found = dict.fromkeys(self._matching() if self._patterns else self._own(pid))
+        if len(found.keys() | self._files.keys()) > _MOST_FILES:
+            # A long attempt may write more, one after another: only the newest are followed.
+            self._files = {path: file for path, file in self._files.items() if path in found}
         for path in found:
             if path in self._files or len(self._files) >= _MOST_FILES:
                 continue
@@ -250,7 +254,7 @@ class MetricFiles:
 
 def _more(path: Path, file: _Growing) -> list[Row]:
     """Rows that were appended."""
-    with path.open("rb") as stream:
+    with _opened(path) as stream:
         stat = os.fstat(stream.fileno())
         if stat.st_ino != file.inode or stat.st_size < file.place:
             file.inode, file.place, file.old = stat.st_ino, 0, 0
@@ -268,9 +272,22 @@ def _stamp(stat: os.stat_result) -> _Stamp:
 
 
 def _whole(path: Path) -> bytes:
-    if path.stat().st_size > _MOST_STATE_BYTES:
+    with _opened(path) as stream:
+        data = stream.read(_MOST_STATE_BYTES + 1)
+    if len(data) > _MOST_STATE_BYTES:
         raise ValueError("too large")
-    return path.read_bytes()
+    return data
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file: a pipe could block the agent, and lose data to it.
+
+    Raises:
+        OSError: It is something else, or cannot be read.
+    """
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
 
 
 def _entry(row: Row) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,19 @@ def test_new_files_of_a_rotation(tmp_path: Path) -> None:
     assert steps(following(tmp_path / "*.jsonl"), 1003.0) == []
 
 
+def test_more_files_than_are_followed_at_once(tmp_path: Path) -> None:
+    """Neither old files nor those that the attempt has written before hide its newest one."""
+    for number in range(70):
+        (tmp_path / f"old-{number}.jsonl").write_text(line(number))
+    files = following(tmp_path / "*.jsonl")
+    assert steps(files, 1000.0) == []
+    for step in range(1, 71):
+        file = tmp_path / f"new-{step}.jsonl"
+        file.write_text(line(step))
+        os.utime(file, (2e9 + step, 2e9 + step))
+        assert steps(files, 1000.0 + 30.0 * step) == [step]
+
+
 def state(step: int, *logged: int, loss: float = 1.0) -> str:
     """A `trainer_state.json` with losses of these steps."""
     log = [{"step": at, "loss": loss, "epoch": 0.1} for at in logged]
@@ -168,6 +183,40 @@ def test_lines_without_dates_in_a_file_that_the_rank_has_open(tmp_path: Path) ->
         stream.flush()
         notes.write_text(line(70))
         assert steps(files, 1002.0, pid) == [7]
+
+
+def test_a_duration_called_time_is_no_date(tmp_path: Path) -> None:
+    """The line is not taken for one of an earlier attempt."""
+    file = tmp_path / "log.jsonl"
+    files = MetricFiles((), Names(), 1e9)
+    with rank(file) as pid, file.open("a") as stream:
+        assert steps(files, 1e9 + 1.0, pid) == []
+        stream.write(json.dumps({"step": 7, "loss": 1.0, "time": 0.35}) + "\n")
+        stream.flush()
+        assert steps(files, 1e9 + 2.0, pid) == [7]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "trainer_state.json"])
+def test_a_pipe_is_left_to_its_reader(tmp_path: Path, name: str) -> None:
+    """The agent neither waits for the next writer, nor takes what was written."""
+    pipe = tmp_path / name
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files = MetricFiles((), Names(), 1000.0)
+    try:
+        with rank(pipe) as pid, pipe.open("ab") as stream:
+            files.look(pid, 1001.0)
+            stream.write(line(1).encode())
+            stream.flush()
+            files.look(pid, 1002.0)
+            assert os.read(reader, 100) == line(1).encode()
+        late = threading.Thread(target=files.look, args=(0, 1003.0), daemon=True)
+        late.start()
+        late.join(30.0)
+        assert not late.is_alive()
+    finally:
+        os.close(reader)
+    assert files.take() == []
 
 
 def test_what_cannot_be_read_ends_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from jobs.watch.files.rows import Row, numbers
 
 _LONGEST = 1 << 20
 _TIMES = ("_timestamp", "timestamp", "wall_time", "time")
+_EARLIEST = 1e9
+"""Unix seconds of 2001. A smaller number is a duration: scripts also log the time of a step."""
 
 
 class LineDecoder:
@@ -31,4 +33,5 @@ def _row(line: bytes) -> Row | None:
     except (ValueError, RecursionError):
         return None
     values = dict(numbers(found))
-    return Row(values, time=next((values[name] for name in _TIMES if name in values), None))
+    times = (values[name] for name in _TIMES if name in values)
+    return Row(values, time=next((time for time in times if time >= _EARLIEST), None))
