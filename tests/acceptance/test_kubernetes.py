@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,11 +47,16 @@ def cluster_plane(
         yield running
 
 
+def new_directory(bed: Bed, name: str) -> Path:
+    """On the file server; a second try of a test gets another."""
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=bed.shared))
+
+
 def make_job(bed: Bed, name: str, **spec: Any) -> Job:
     """A run of `job.py` on two nodes, whose records and checkpoints lie on the file server."""
-    directory = bed.shared / name
+    directory = new_directory(bed, name)
     scratch = directory / "scratch"
-    scratch.mkdir(parents=True)
+    scratch.mkdir()
     (directory / ".babysitignore").write_text("scratch\ncheckpoints\n")
     checkpoint = {
         "directory": str(directory / "checkpoints"),
@@ -148,8 +155,7 @@ def test_fsdp_goes_on_from_a_spare_when_its_node_is_lost(
 ) -> None:
     """Two ranks of a sharded model; one node goes without a word, and its memory with it."""
     plane, bed = cluster_plane, shared_bed
-    directory = bed.shared / "gpt"
-    directory.mkdir()
+    directory = new_directory(bed, "gpt")
     body = {
         "name": "gpt",
         "command": ["python", str(TRAIN), "--steps", "24"],

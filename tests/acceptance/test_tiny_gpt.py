@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from babysit import flight_record
 from babysit.wire import Tier, rank_directory, step_directory
 from tests.launch import TRAIN, Job, Rank
 
@@ -42,7 +43,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def killed(scene: Path, tmp_path: Path) -> Job:
     """That run, this test's own."""
-    job = Job(shutil.copytree(scene, tmp_path / "killed"), command=COMMAND)
+    ignored = shutil.ignore_patterns(flight_record.ASK_FILE)  # a pipe
+    job = Job(shutil.copytree(scene, tmp_path / "killed", ignore=ignored), command=COMMAND)
     job.attempts = 1
     return job
 
