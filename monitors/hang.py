@@ -161,7 +161,13 @@ class HangMonitor:
             self._phases[Phase.CHECKPOINTING].push(sample.blocked_seconds)
 
     def restart(self, attempt: int) -> None:
-        """A new attempt: what ranks did is forgotten, the pace of the run is kept."""
+        """A new attempt: what ranks did is forgotten, the pace of the run is kept.
+
+        A second call for the same attempt changes nothing: beats tell of an attempt before its
+        first sample does, and the time of its start counts from them.
+        """
+        if attempt <= self._attempt:
+            return
         self._attempt = attempt
         self._ranks.clear()
         self._reported.clear()
@@ -268,7 +274,7 @@ class HangMonitor:
 
     def _advance(self, watched: _Watched, beat: Beat, elapsed: float) -> None:
         before = watched.beat
-        if beat.step > before.step and self._sampled < self._attempt:
+        if has_ended_step(before, beat) and self._sampled < self._attempt:
             # Ranks that draw batches and never report have a pace too.
             self._stepped = self._attempt
             self._note_step(beat.step)
@@ -368,6 +374,14 @@ class HangMonitor:
                 ],
             },
         )
+
+
+def has_ended_step(before: Beat, after: Beat) -> bool:
+    """True if a step ended between two beats of a rank.
+
+    From 0 to any step but the first, the rank may only have restored a checkpoint.
+    """
+    return after.step > before.step and (before.step > 0 or after.step == 1)
 
 
 def _progressed(before: Beat, after: Beat) -> bool:

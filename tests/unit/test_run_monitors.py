@@ -164,3 +164,26 @@ def test_samples_delivered_twice_are_judged_once():
     batch = [sample(step, 9.0) for step in range(60, 70)]
     assert len(watch.observe(batch)) == 1
     assert watch.observe(batch) == []
+
+
+def test_a_start_counts_from_the_first_beat_of_its_attempt():
+    watch = RunMonitors()
+    now = 1000.0
+    for attempt, (start, seconds) in enumerate([(0, 40), (900, 90)], 1):
+        for second in range(seconds):
+            step = start if second > 20 else 0  # the checkpoint is loaded after 20 s
+            beat = Beat(attempt, 0, step, Phase.TRAINING, now, moved=second > 20)
+            watch.tick(now + second, [beat])
+        watch.observe([sample(start + 1, attempt=attempt)])
+        watch.tick(now + seconds, [Beat(attempt, 0, start + 1, Phase.LOADING, now + seconds)])
+        now += seconds + 1
+        assert seconds - 2 <= watch.pace.start <= seconds + 1
+
+
+def test_a_checkpoint_that_is_loaded_is_no_step():
+    watch = RunMonitors()
+    for second in range(60):  # ranks that never report; the step after the load takes half a minute
+        step = 901 if second >= 55 else 900 if second >= 20 else 0
+        watch.tick(1000.0 + second, [Beat(1, 0, step, Phase.LOADING, 1000.0 + step)])
+    assert watch.pace.start >= 54
+    assert watch.median_step_seconds is None
