@@ -158,27 +158,28 @@ def test_fsdp_goes_on_from_a_spare_when_its_node_is_lost(
     directory = new_directory(bed, "gpt")
     body = {
         "name": "gpt",
-        "command": ["python", str(TRAIN), "--steps", "24"],
+        # Far more steps than pass between two looks: it must still train when the node goes.
+        "command": ["python", str(TRAIN), "--steps", "240"],
         "resources": {"nodes": 2},
         "checkpoint": {
             "directory": str(directory / "checkpoints"),
-            "every_steps": 4,
+            "every_steps": 20,
             "memory_every_steps": 1,
         },
         "env": {"OMP_NUM_THREADS": "1"},
     }
     (directory / "run.yaml").write_text(json.dumps(body))
     run = plane.submit(directory / "run.yaml")
-    until(lambda: (plane.show(run).get("step") or 0) >= 6, "it trains", 120)
+    until(lambda: (plane.show(run).get("step") or 0) >= 24, "it trains", 120)
     lost = min(pods(bed, run))
     bed.nodes[lost].lose()
     bed.until_ready(lost, "Unknown")
     # The machine is gone for good, and the cloud says so: from then on nothing on it can be alive.
     bed.nodes[lost].remove()
-    plane.state(run, "succeeded", seconds=120)
+    plane.state(run, "succeeded", seconds=300)
     first, second = plane.attempts(run)
     assert lost in {seat.node for seat in first.seats}
     assert lost not in {seat.node for seat in second.seats}
     assert "/directory/" in (second.restored or "")  # memory went with the node
-    assert second.start_step >= 4
+    assert second.start_step >= 20
     bed.nodes[lost].register()
