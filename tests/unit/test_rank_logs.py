@@ -210,16 +210,18 @@ def test_a_file_system_that_fails_at_the_close_costs_lines_and_no_other_file(tmp
 
 def test_a_disk_that_hangs_stops_no_rank_and_no_verdict(tmp_path, pump, monkeypatch):
     path = tmp_path / "rank-00000.log"
-    going = threading.Event()
+    hung, going = threading.Event(), threading.Event()
     write = LogFile.write
 
     def hangs(self: LogFile, data: bytes) -> None:
+        hung.set()
         going.wait()
         write(self, data)
 
     monkeypatch.setattr(LogFile, "write", hangs)
     with pump.pipe(path) as own:
         output = os.dup(own)
+    hung.wait()  # with nothing in its hands: what it holds counts beside what waits
     line = b"x" * 1023 + b"\n"
     for _ in range(2 * BACKLOG_BYTES // len(line)):  # far more than a pipe holds
         os.write(output, line)
