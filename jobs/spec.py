@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from jobs.pod_template import Kubernetes
 from jobs.ray_options import Ray
+from jobs.spec_slowdowns import CheckpointStall, DataStall, StartupStall, ThroughputDrop
 from jobs.spec_trainers import Launcher, Resume, Watch
 from jobs.spec_types import (
     MOST,
@@ -195,6 +196,10 @@ class Monitors(Model):
     hang: Hang = Hang()
     corruption: Corruption = Corruption()
     straggler: Straggler = Straggler()
+    data_stall: DataStall = DataStall()
+    checkpoint_stall: CheckpointStall = CheckpointStall()
+    startup_stall: StartupStall = StartupStall()
+    throughput_drop: ThroughputDrop = ThroughputDrop()
     logs: tuple[str | RuleFile, ...] = Field(
         default=(),
         description="Files of rules that say what words in the logs of this run mean, relative to "

@@ -11,6 +11,8 @@ from monitors.loss import LossSettings
 from monitors.loss_memory import LossMemory
 from monitors.rank_losses import RankLosses
 from monitors.replicas import ReplicaMonitor
+from monitors.save_stalls import SavedShard
+from monitors.slowdowns import SlowdownMonitors, SlowdownSettings
 from monitors.stragglers import StragglerMonitor, StragglerSettings
 from monitors.types import Beat, Finding, Fingerprint, Pace, Sample
 
@@ -23,10 +25,11 @@ class MonitorSettings(BaseModel):
     loss: LossSettings = LossSettings()
     hang: HangSettings = HangSettings()
     straggler: StragglerSettings = StragglerSettings()
+    slowdowns: SlowdownSettings = SlowdownSettings()
 
 
 class RunMonitors:
-    """Watches one run: losses and non-finite numbers on every rank, hangs and stragglers on all.
+    """Watches one run: losses and non-finite numbers on every rank, hangs, stragglers, slowdowns.
 
     Everything is a function of what was fed in, so a watch is rebuilt after a restart of the
     control plane by feeding the recent samples again, all attempts in order, and dropping the
@@ -45,6 +48,8 @@ class RunMonitors:
         self._hang = HangMonitor(self._settings.hang, known)
         self._replicas = ReplicaMonitor(learned.replicas if learned else None)
         self._stragglers = StragglerMonitor(self._settings.straggler)
+        start = known.start if known else 0.0
+        self._slowdowns = SlowdownMonitors(self._settings.slowdowns, start)
         self._last_step: dict[int, int] = {}
         self._attempt = 0
         self._pace_rank: int | None = None
@@ -96,6 +101,11 @@ class RunMonitors:
         """The script announced after `step` a change that lasts to `until_step`."""
         if attempt >= self._attempt:
             self._losses.expect(step, until_step)
+            self._slowdowns.expect(until_step)
+
+    def saved(self, shards: Sequence[SavedShard]) -> list[Finding]:
+        """Take shards that ranks have written. Those of other attempts are ignored."""
+        return self._slowdowns.saved(shards)
 
     @property
     def moved_again(self) -> bool:
@@ -110,14 +120,16 @@ class RunMonitors:
         wall: float | None = None,
         nodes: Mapping[int, str] | None = None,
     ) -> list[Finding]:
-        """Look for hangs and stragglers.
+        """Look for hangs, stragglers and slowdowns.
 
-        See :meth:`monitors.hang.HangMonitor.tick`. `nodes`: the node of each rank.
+        See :meth:`monitors.hang.HangMonitor.tick`. `nodes`: the node of each rank of the attempt.
         """
+        nodes, at = nodes or {}, now if wall is None else wall
         current = [beat for beat in beats if beat.attempt >= self._attempt]
+        self._slowdowns.restart(max((beat.attempt for beat in current), default=0))
         found = self._hang.tick(now, current, wall=wall)
-        slow = self._stragglers.tick(now, current, nodes or {}, now if wall is None else wall)
-        return found + slow
+        found += self._stragglers.tick(now, current, nodes, at)
+        return found + self._slowdowns.tick(now, current, world=len(nodes), wall=at)
 
     def restart(self, attempt: int, step: int) -> None:
         """A new attempt resumed after `step`; 0: from the beginning.
@@ -131,12 +143,15 @@ class RunMonitors:
         self._hang.restart(attempt)
         self._replicas.restart(attempt, step)
         self._stragglers.restart(attempt)
+        self._slowdowns.restart(attempt)
         self._pace_rank = None
         self._last_step.clear()
 
     def _judge(self, sample: Sample) -> list[Finding]:
         # The pace is that of the lowest rank that reports: in a pipeline that may be the last one.
+        found: list[Finding] = []
         if self._pace_rank is None or sample.rank <= self._pace_rank:
             self._pace_rank = sample.rank
             self._hang.observe(sample)
-        return self._losses.observe(sample)
+            found = self._slowdowns.observe(sample, straggles=self._stragglers.knows_one)
+        return self._losses.observe(sample) + found

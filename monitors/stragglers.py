@@ -87,6 +87,11 @@ class StragglerMonitor:
         self._before: dict[int, set[str]] = {}
         """Nodes on which a rank was found slow, in all attempts."""
 
+    @property
+    def knows_one(self) -> bool:
+        """True while a rank stands out: the others wait for it."""
+        return bool(self._told) or self._suspect is not None
+
     def restart(self, attempt: int) -> None:
         """A new attempt: other processes, perhaps on other nodes. A second call changes nothing."""
         if attempt <= self._attempt:

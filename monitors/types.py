@@ -27,6 +27,10 @@ class FindingKind(StrEnum):
     LOSS_BLIP = "loss_blip"  # the loss jumped and came back by itself, or has time to
     GRAD_NORM_SPIKE = "grad_norm_spike"  # the gradient norm jumped; alone it proves nothing
     STRAGGLER = "straggler"  # one rank, or one node, works longer at each step than the others
+    DATA_STALL = "data_stall"  # the run waits for its loader far more than it used to
+    CHECKPOINT_STALL = "checkpoint_stall"  # saves take, or block training, far longer than before
+    STARTUP_STALL = "startup_stall"  # no first step for far longer than in earlier attempts
+    THROUGHPUT_DROP = "throughput_drop"  # steps take longer than the run's own past explains
     CORRUPTION = "corruption"  # replicas that agreed bit for bit hold different values
     REPLAY = "replay"  # steps that were computed again say what was at fault
 
@@ -51,6 +55,8 @@ class Sample(BaseModel):
     learning_rate: float = -1.0
     expected_until: int = 0
     """The script has announced a change that lasts to this step (`run.expect`); 0: none."""
+    mfu: float = 0.0
+    """Model FLOPs utilisation, where the script reports a metric of this name; 0: it does not."""
 
 
 class Fingerprint(NamedTuple):

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from jobs.engine_events import EngineFailed
 from jobs.events import ChangeAnnounced, Event, Heartbeat, RankExited, RankSamples, Report
 from jobs.spec import RunSpec
+from jobs.spec_slowdowns import slowdown_settings
 from monitors.hang import HangSettings
 from monitors.loss import LossSettings
 from monitors.loss_memory import LossMemory
@@ -28,7 +29,12 @@ from monitors.run_monitors import MonitorSettings, RunMonitors
 from monitors.stragglers import StragglerSettings
 from monitors.types import Beat, Finding, Pace, Sample
 from orchestrator.controller.kept_samples import KeptSamples
-from orchestrator.controller.sample_columns import fingerprints_of, sort_samples, unpack
+from orchestrator.controller.sample_columns import (
+    fingerprints_of,
+    shards_of,
+    sort_samples,
+    unpack,
+)
 from orchestrator.core.messages.events import (
     FindingRaised,
     NodeChanged,
@@ -118,6 +124,12 @@ def monitor_settings(spec: RunSpec) -> MonitorSettings:
         straggler=StragglerSettings(
             threshold=slow.threshold, steps=slow.steps, after_seconds=slow.after
         ),
+        slowdowns=slowdown_settings(
+            spec.monitors.data_stall,
+            spec.monitors.checkpoint_stall,
+            spec.monitors.startup_stall,
+            spec.monitors.throughput_drop,
+        ),
     )
 
 
@@ -187,8 +199,9 @@ class RunSamplePipeline:
         return self._monitors.observe(samples)
 
     def compare(self, report: Report) -> list[Finding]:
-        """Feed the fingerprints of a report to the monitors; the findings."""
-        return self._monitors.compare(report.attempt, fingerprints_of(report))
+        """Feed the fingerprints and the saves of a report to the monitors; the findings."""
+        found = self._monitors.compare(report.attempt, fingerprints_of(report))
+        return found + self._monitors.saved(shards_of(report))
 
     def progress_event(self, attempt: Attempt, make: MakeEvent) -> Event | None:
         """How far an attempt has come; None: the core knows already."""
@@ -286,7 +299,7 @@ class RunSamplePipeline:
         return self._progress.first_step if self._progress.attempt == attempt else 0
 
     def tick(self, attempt: Attempt, now: dt.datetime, monotonic: float) -> list[Finding]:
-        """Findings of hangs and stragglers, by the heartbeats of agents in contact.
+        """Findings of hangs, stragglers and slowdowns, by the heartbeats of agents in contact.
 
         `monotonic` is the time in which the server listened: neither a jump of the wall clock nor
         a server that was behind counts as silence.

@@ -267,6 +267,7 @@ class CoreMachine(CorePromises):
                 FindingKind.LOSS_SPIKE,
                 FindingKind.NON_FINITE,
                 FindingKind.LOSS_BLIP,
+                FindingKind.DATA_STALL,
             ]
         ),
         back=st.integers(0, 25),

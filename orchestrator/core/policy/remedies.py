@@ -45,6 +45,9 @@ class Rule:
     blames_node: bool = True
     """False if the failure alone says nothing about the machine: it is held against no node, unless
     the kernel, the driver or the cluster says so."""
+    shadow: str | None = None
+    """Path in the run spec of the switch by which people do not hear of the incident. One that has
+    such a switch is open until a finding says that it is over."""
     trips_breaker: bool = False
     """True if a shared cause (network, storage, babysit itself) shows as this failure on many nodes
     at once: the circuit breaker counts these."""
@@ -58,6 +61,10 @@ class Rule:
     def only_recorded(self) -> bool:
         """True if nothing but an incident follows."""
         return self.remedy is Remedy.RECORD
+
+
+def _slowdown(kind: FindingKind) -> Rule:
+    return Rule(remedy=Remedy.RECORD, failure_class=None, shadow=f"monitors.{kind}.shadow")
 
 
 _RECORDED = Rule(remedy=Remedy.RECORD, failure_class=None)
@@ -84,6 +91,11 @@ FINDINGS: Mapping[FindingKind, Rule] = {
     FindingKind.STRAGGLER: Rule(
         remedy=Remedy.SWAP_NODE, failure_class=None, setting="monitors.straggler.action"
     ),
+    # The run is healthy and only slow: people look, since no restart makes storage faster.
+    FindingKind.DATA_STALL: _slowdown(FindingKind.DATA_STALL),
+    FindingKind.CHECKPOINT_STALL: _slowdown(FindingKind.CHECKPOINT_STALL),
+    FindingKind.STARTUP_STALL: _slowdown(FindingKind.STARTUP_STALL),
+    FindingKind.THROUGHPUT_DROP: _slowdown(FindingKind.THROUGHPUT_DROP),
     # What was saved after the last agreement may be wrong; the node of the odd rank is left.
     FindingKind.CORRUPTION: Rule(
         remedy=Remedy.ROLL_BACK,
@@ -199,6 +211,12 @@ def action_of(spec: RunSpec, kind: FindingKind) -> Action:
     """The action that the spec wants for a finding; `act` where no setting governs it."""
     setting = FINDINGS[kind].setting
     return Action.ACT if setting is None else cast("Action", attrgetter(setting)(spec))
+
+
+def in_shadow(spec: RunSpec, kind: FindingKind) -> bool:
+    """True if the spec says that people do not hear of such a slowdown."""
+    switch = FINDINGS[kind].shadow
+    return switch is not None and bool(attrgetter(switch)(spec))
 
 
 def budget_of(spec: RunSpec, cause: Cause) -> float:

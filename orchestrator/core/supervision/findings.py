@@ -24,7 +24,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.model.vocabulary import Remedy, Response, Timer
 from orchestrator.core.policy import remedies
-from orchestrator.core.supervision import corruption, failures, swaps
+from orchestrator.core.supervision import corruption, failures, slowdowns, swaps
 from orchestrator.core.turn import Turn
 
 Ask = Literal["no", "yes", "wait", "unproven"]
@@ -50,6 +50,9 @@ def on_finding(turn: Turn, event: FindingRaised) -> None:
         return
     if finding.kind is FindingKind.REPLAY:
         corruption.on_replay(turn, event)
+        return
+    if slowdowns.is_slowdown(finding.kind):
+        slowdowns.on_finding(turn, run, attempt, finding)
         return
     raise_incident(turn, run, attempt, finding)
 
@@ -268,6 +271,7 @@ def resume(turn: Turn, run_id: str) -> None:
         incident
         for incident in turn.state.incidents_of(run_id)
         if "finding" in incident.evidence
+        and not slowdowns.is_slowdown(incident.kind)
         and not remedies.is_awaited(incident)
         and incident.acknowledged_by is None  # else someone has taken it on
         and run.due(Timer.ASK, incident.id) is None
