@@ -3,9 +3,10 @@
 The design: ranks sum up the seconds in which they wait for the next batch (`babysit.step_times`).
 Windows of the run are compared with those before. A stall is what lasts for `WINDOWS` of them, with
 a larger share of the step and more seconds a step: another batch size changes the seconds and
-not the share, and a faster step changes the share and not the seconds.
+not the share, and a faster step changes the share and not the seconds. The step must be longer by
+as much: a host that runs ahead of its GPU waits for its loader and loses nothing.
 
-Limits: the ranks' median counts, so one slow loader among many ranks is a straggler, not a stall.
+Limits: the lower median of the ranks counts, so one slow loader among them is a straggler.
 Only loaders that `run.steps()` draws from are measured. Workers that are behind from the first
 minute on are the run's past.
 """
@@ -13,7 +14,7 @@ minute on are the run's past.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import median_low
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -84,7 +85,7 @@ class DataStallMonitor:
         return self._judge(attempt, window, wall)
 
     def _judge(self, attempt: int, window: Window, wall: float) -> list[Finding]:
-        waited, step = float(median(window.of(Part.DATA))), window.step_seconds
+        waited, step = float(median_low(window.of(Part.DATA))), window.step_seconds
         begun = wall - (window.ended - window.begun)
         reading = Reading(waited, 0.0, window.first_step + 1, window.step, begun, wall, step)
         past = self._past.like(0.0)
@@ -93,30 +94,35 @@ class DataStallMonitor:
             return []
         waits = usual(each.value for each in past)
         shares = usual(each.value / each.other for each in past)
-        s, share, more = self._settings, waited / step, (waited - waits.high) / step
+        typical = usual(each.other for each in past).median
+        s, share = self._settings, waited / step
+        more = min(waited - waits.high, step - typical) / step
         grown = share > shares.high + _GROWN * s.share
+        cost = max(0.0, min(waited - waits.median, step - typical) / step)
         change = self._episode.take(
             reading,
             slow=grown and more > s.share and waited > s.factor * waits.high,
             calm=not grown or more <= s.share / 2,
-            lost=(waited - waits.median) / step * (wall - begun),
+            lost=cost * (wall - begun),
         )
         if change is Change.BEGUN:
-            return [self._begun(attempt, reading, waits.median, shares.median)]
+            return [self._begun(attempt, reading, (waits.median, shares.median), cost)]
         if change is Change.OVER:
             what = f"the ranks wait for data for {share:.0%} of a step again"
             return [over(FindingKind.DATA_STALL, attempt, reading, what, self._episode.lost)]
         return []
 
-    def _begun(self, attempt: int, newest: Reading, wait: float, share: float) -> Finding:
-        waited, step = newest.value, newest.other
+    def _begun(
+        self, attempt: int, newest: Reading, before: tuple[float, float], cost: float
+    ) -> Finding:
+        (wait, share), waited, step = before, newest.value, newest.other
         return begun(
             FindingKind.DATA_STALL,
             attempt,
             (self._episode.first, newest),
             f"the ranks wait for data for {waited / step:.0%} of a step ({in_words(waited)}),"
             f" against {share:.0%} ({in_words(wait)}) before",
-            3600.0 * (waited - wait) / step,
+            3600.0 * cost,
             share=round(waited / step, 4),
             usual_share=round(share, 4),
             wait_seconds_a_step=round(waited, 6),

@@ -105,5 +105,6 @@ class SlowdownMonitors:
             if self._world_before not in {0, world}:
                 self._forget_all()
         current = [beat for beat in beats if beat.attempt == self._attempt]
+        self._throughput.pause(current)
         found = self._starts.tick(self._attempt, now, current, wall)
         return found + self._data.tick(self._attempt, now, current, wall)

@@ -2,7 +2,8 @@
 
 The design: the reports of the rank that speaks for the run are cut into windows. Of each window the
 longest eighth of the reports is left out, so that evaluations, saves that nobody announced and
-single slow steps do not count; nor does the time in which saves blocked.
+single slow steps do not count; nor does the time in which saves blocked. Where evaluations that
+`run.phase` announces take more of a window than that, they are subtracted instead.
 Windows are compared with those before, in the best unit that the script reports: model FLOPs
 utilisation (`mfu` among its metrics), else seconds for the tokens of windows with as many tokens a
 step, else seconds a step.
@@ -16,13 +17,15 @@ own past.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from babysit.wire import Part
 from monitors.own_past import Change, Episode, OwnPast, Reading, usual
 from monitors.slowdown_findings import begun, in_words, over
-from monitors.types import Finding, FindingKind, Sample, Severity
+from monitors.types import Beat, Finding, FindingKind, Sample, Severity
 
 WINDOWS = 6
 """Windows in a row that a drop must last: longer than a data stall, which explains one."""
@@ -33,6 +36,7 @@ _BINS = 128
 _LEFT_OUT = 8
 """One in this many bins is left out: the longest ones."""
 _KIND = FindingKind.THROUGHPUT_DROP
+_PAUSED = tuple(Part).index(Part.PAUSED)
 
 
 class ThroughputSettings(BaseModel):
@@ -58,8 +62,8 @@ class _Bins:
         self._sums: list[tuple[float, float, int]] = []
         """Seconds, tokens and steps."""
         self._stride, self._open = 1, (0.0, 0.0, 0)
-        self.reports = 0
-        self.seconds = 0.0
+        self.reports = self.steps = 0
+        self.seconds = self.blocked = 0.0
         self._no_tokens = self._no_mfu = False
         """True if a report had none."""
         self._mfu = 0.0
@@ -67,7 +71,9 @@ class _Bins:
     def add(self, sample: Sample, seconds: float, steps: int) -> None:
         """Take a report about some steps."""
         self.reports += 1
+        self.steps += steps
         self.seconds += seconds
+        self.blocked += sample.blocked_seconds
         self._mfu += sample.mfu
         self._no_mfu = self._no_mfu or sample.mfu <= 0
         self._no_tokens = self._no_tokens or sample.tokens <= 0
@@ -115,7 +121,8 @@ class ThroughputMonitor:
         self._seen = 0
         """Reports of the attempt."""
         self._bins, self._first = _Bins(), 0
-        self._begun = 0.0
+        self._paused = self._paused_before = 0.0
+        """Seconds of saves and announced evaluations, now and when the window began."""
         self.load = 0.0
         """Tokens a step in the newest window; 0: not known."""
 
@@ -130,6 +137,13 @@ class ThroughputMonitor:
         self._past.clear()
         self._last = None
         self._bins = _Bins()
+
+    def pause(self, beats: Sequence[Beat]) -> None:
+        """Hear how long the rank has saved and evaluated so far."""
+        if self._last is not None:
+            rank = self._last.rank
+            parts = next((beat.parts for beat in beats if beat.rank == rank), ())
+            self._paused = parts[_PAUSED] if len(parts) > _PAUSED else 0.0
 
     def observe(self, sample: Sample, *, explained: bool = False) -> list[Finding]:
         """Take a report of the rank that speaks for the run.
@@ -150,7 +164,7 @@ class ThroughputMonitor:
         if self._seen <= self._settings.warmup_steps or not 0 < seconds < math.inf:
             return []
         if not self._bins.reports:
-            self._first, self._begun = last.step + 1, last.time
+            self._first, self._paused_before = last.step + 1, self._paused
         self._bins.add(sample, seconds, steps)
         s = self._settings
         if self._bins.reports < -(-s.steps // WINDOWS) or (
@@ -182,6 +196,9 @@ class ThroughputMonitor:
 
     def _reading(self, sample: Sample, bins: _Bins) -> Reading:
         seconds, tokens = bins.pace()
+        paused = self._paused - self._paused_before - bins.blocked
+        if 0 < paused < bins.seconds:
+            seconds = min(seconds, (bins.seconds - paused) / bins.steps)
         unit, value, load = _Unit.STEPS, seconds, 0.0
         if bins.mfu:
             unit, value = _Unit.MFU, 1.0 / bins.mfu
@@ -190,8 +207,8 @@ class ThroughputMonitor:
         if unit is not self._unit:  # the script reports something else: nothing can be compared
             self._unit = unit
             self._past.clear()
-        self.load = tokens
-        return Reading(value, load, self._first, sample.step, self._begun, sample.time, seconds)
+        self.load, begun_at = tokens, sample.time - bins.seconds - bins.blocked
+        return Reading(value, load, self._first, sample.step, begun_at, sample.time, seconds)
 
     def _drop(self, attempt: int, newest: Reading, before: float, step_before: float) -> Finding:
         kept = before / newest.value

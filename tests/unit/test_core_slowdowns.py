@@ -14,6 +14,7 @@ from orchestrator.core.messages.events import FindingRaised, RunHeld, RunRelease
 from orchestrator.core.messages.instructions import Notify
 from orchestrator.core.model.states import IncidentState, RunState, Trust
 from orchestrator.core.model.vocabulary import Remedy
+from orchestrator.core.views.explain import explain
 from tests.world import World, spec
 
 
@@ -42,9 +43,12 @@ def test_a_slow_run_goes_on_and_people_hear_of_it_once(kind):
     assert (found.kind, found.state, found.remedy) == (kind, IncidentState.OPEN, Remedy.RECORD)
     assert found.onset_step == 20
     assert notices(world) == [f"{world.run().name}: {kind} since step 20"]
+    said = f"It is slow: {kind} since step 20."
+    assert said in explain(world.state, "run-1", world.now).sentences
     world.find(kind, onset=25, evidence={"form": OVER, "lost_seconds": 12.0})
     (found,) = incidents(world)
     assert found.state is IncidentState.RESOLVED
+    assert said not in explain(world.state, "run-1", world.now).sentences
     assert world.attempt().number == 1
     assert world.run().state is RunState.RUNNING
     assert world.run().avoid == ()

@@ -186,6 +186,12 @@ def dense_evaluations_from_the_middle_on(run):
     run.train(1200, lambda n, step: setattr(step, "compute", 8.0 if n % 12 == 11 else 1.0))
 
 
+def announced_evaluations_get_dense(run):
+    """Evaluations that `run.phase` announces, every third step from the middle on."""
+    run.train(1200)
+    run.train(1200, lambda n, step: setattr(step, "evaluate", 1.5 if n % 3 == 2 else 0.0))
+
+
 def warm_up(run):
     """Compilation in the first steps, a cold cache of data."""
 
@@ -289,6 +295,16 @@ def faster_compute(run):
     run.train(3000, change)
 
 
+def waits_behind_the_gpu(run):
+    """The host runs ahead of its GPU: it waits for data for half of a step that is no longer."""
+    run.train(1000)
+
+    def change(number, step):
+        step.data, step.compute = 0.5, 0.52
+
+    run.train(1500, change)
+
+
 def two_tiers(run):
     """Saves to memory every 10 steps, to the directory every 200, which blocks for longer."""
 
@@ -341,6 +357,7 @@ def restarts(run):
 HEALTHY = (
     evaluations,
     dense_evaluations_from_the_middle_on,
+    announced_evaluations_get_dense,
     warm_up,
     longer_sequences,
     curriculum,
@@ -352,6 +369,7 @@ HEALTHY = (
     bursty_loader,
     loader_bound,
     faster_compute,
+    waits_behind_the_gpu,
     two_tiers,
     storage_hiccups,
     sparse_reports,

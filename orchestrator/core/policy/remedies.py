@@ -172,6 +172,9 @@ BUDGETS: Mapping[Cause, str | None] = {
 }
 """Path in the run spec of each cause's budget; None: such restarts are free."""
 
+_SLOWDOWNS: frozenset[str] = frozenset(
+    kind for kind, rule in FINDINGS.items() if rule.shadow is not None
+)
 SPOILING: frozenset[str] = frozenset(
     kind for kind, rule in FINDINGS.items() if rule.spoils_checkpoints
 )
@@ -211,6 +214,16 @@ def action_of(spec: RunSpec, kind: FindingKind) -> Action:
     """The action that the spec wants for a finding; `act` where no setting governs it."""
     setting = FINDINGS[kind].setting
     return Action.ACT if setting is None else cast("Action", attrgetter(setting)(spec))
+
+
+def is_slowdown(kind: str) -> bool:
+    """True for the kind of a slowdown of a whole run."""
+    return kind in _SLOWDOWNS
+
+
+def is_slow(incident: Incident) -> bool:
+    """True while the slowdown of an incident lasts."""
+    return is_slowdown(incident.kind) and incident.state is not IncidentState.RESOLVED
 
 
 def in_shadow(spec: RunSpec, kind: FindingKind) -> bool:

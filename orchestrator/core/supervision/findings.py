@@ -51,7 +51,7 @@ def on_finding(turn: Turn, event: FindingRaised) -> None:
     if finding.kind is FindingKind.REPLAY:
         corruption.on_replay(turn, event)
         return
-    if slowdowns.is_slowdown(finding.kind):
+    if remedies.is_slowdown(finding.kind):
         slowdowns.on_finding(turn, run, attempt, finding)
         return
     raise_incident(turn, run, attempt, finding)
@@ -271,7 +271,7 @@ def resume(turn: Turn, run_id: str) -> None:
         incident
         for incident in turn.state.incidents_of(run_id)
         if "finding" in incident.evidence
-        and not slowdowns.is_slowdown(incident.kind)
+        and not remedies.is_slowdown(incident.kind)
         and not remedies.is_awaited(incident)
         and incident.acknowledged_by is None  # else someone has taken it on
         and run.due(Timer.ASK, incident.id) is None

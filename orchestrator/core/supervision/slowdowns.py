@@ -11,19 +11,12 @@ the incident is then over with the next recovery, with the end of the run, or wh
 from __future__ import annotations
 
 from monitors.slowdown_findings import OVER
-from monitors.types import Finding, FindingKind, Severity
+from monitors.types import Finding, Severity
 from orchestrator.core.model.entities import Attempt, Incident, Run
-from orchestrator.core.model.states import IncidentState
-from orchestrator.core.model.vocabulary import IncidentKind
 from orchestrator.core.policy import remedies
 from orchestrator.core.turn import Turn
 
 _UNTOLD = "; in shadow: people would be alerted"
-
-
-def is_slowdown(kind: IncidentKind) -> bool:
-    """True for the kind of a slowdown."""
-    return isinstance(kind, FindingKind) and remedies.FINDINGS[kind].shadow is not None
 
 
 def on_finding(turn: Turn, run: Run, attempt: Attempt, finding: Finding) -> None:
@@ -58,7 +51,7 @@ def on_finding(turn: Turn, run: Run, attempt: Attempt, finding: Finding) -> None
 
 def _open_one(turn: Turn, attempt: Attempt, finding: Finding) -> Incident | None:
     for incident in turn.state.incidents_of(attempt.run):
-        is_open = incident.state is not IncidentState.RESOLVED
-        if is_open and incident.kind == finding.kind and incident.attempt == attempt.number:
+        same = incident.kind == finding.kind and incident.attempt == attempt.number
+        if same and remedies.is_slow(incident):
             return incident
     return None

@@ -22,6 +22,7 @@ from orchestrator.core.model.states import (
 )
 from orchestrator.core.placement import snapshot
 from orchestrator.core.placement import workers as worker_placement
+from orchestrator.core.policy import remedies
 from orchestrator.core.scheduling import Pending, plan
 from orchestrator.core.text import named
 from orchestrator.core.views import waiting
@@ -74,6 +75,8 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
         return _waiting(state, run, now)
     attempt = state.attempts.get(run_id)
     sentences = [f"{run.name} is {run.state}: {run.reason}."]
+    slow = (each for each in state.incidents_of(run_id) if remedies.is_slow(each))
+    sentences += [f"It is slow: {each.reason}." for each in slow]
     if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
         places = ", ".join(f"ranks {_ranks(s.ranks)} on {s.node}" for s in attempt.seats)
         sentences.append(
