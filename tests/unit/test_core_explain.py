@@ -113,3 +113,11 @@ def test_a_dry_run_while_everything_is_held_looks_past_the_hold() -> None:
     )
     world.do(world.event(RunReleased, run=None))
     assert world.run("before").state is RunState.STARTING
+
+
+def test_of_a_run_that_trains_its_places_are_told() -> None:
+    """And no step: the core hears of steps only now and then."""
+    world = cluster(2)
+    start(world, "run")
+    sentence = explain(world.state, "run", world.now).sentences[-1]
+    assert sentence == "Attempt 1 is running: ranks 0 on node-0, ranks 1 on node-1."

@@ -154,6 +154,8 @@ def test_the_last_line_says_how_it_stands() -> None:
     assert "Failed at step 200, after 3 min 20 s (RuntimeError: boom): " in tell(failed)[-1]
     live = finished_run(state=RunState.RUNNING, ended_at=None, reason="training")
     assert tell(live)[-1].startswith("03:20:20 It is running at step 200 (training): 1 restart")
+    newest = logbook.story(live, attempts(), [], [], now=at(500), step=231)[-1]
+    assert newest.text.startswith("It is running at step 231 (training): 1 restart")
 
 
 def test_a_story_over_days_has_dates() -> None:

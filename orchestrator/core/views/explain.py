@@ -79,9 +79,7 @@ def explain(state: State, run_id: str, now: dt.datetime) -> Explanation:
     sentences += [f"It is slow: {each.reason}." for each in slow]
     if attempt is not None and attempt.state in LIVE_ATTEMPT_STATES:
         places = ", ".join(f"ranks {_ranks(s.ranks)} on {s.node}" for s in attempt.seats)
-        sentences.append(
-            f"Attempt {attempt.number} is {attempt.state} at step {attempt.step}: {places}."
-        )
+        sentences.append(f"Attempt {attempt.number} is {attempt.state}: {places}.")
     return _say(run, sentences=sentences)
 
 

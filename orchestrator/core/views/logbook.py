@@ -49,6 +49,7 @@ def story(
     journal: Iterable[Entry],
     *,
     now: dt.datetime,
+    step: int | None = None,
 ) -> list[StoryView]:
     """The run's story, oldest first.
 
@@ -58,6 +59,7 @@ def story(
         incidents: All of its incidents.
         journal: Its lines, in order; only those of :func:`matters` are looked at.
         now: For a run that is not over.
+        step: Its newest step; None: the highest that the core has heard of, now and then.
     """
     led_to_restart = {attempt.restart.incident for attempt in attempts if attempt.restart}
     lines = [StoryView(at=run.submitted_at, text=_submitted(run))]
@@ -68,7 +70,7 @@ def story(
     ]
     lines += _journal_lines(journal)
     lines.sort(key=lambda line: line.at)
-    return [*lines, _last_line(run, attempts, now)]
+    return [*lines, _last_line(run, attempts, now, step)]
 
 
 def text(lines: Sequence[StoryView]) -> list[str]:
@@ -219,7 +221,9 @@ def _journal_lines(journal: Iterable[Entry]) -> list[StoryView]:
     return lines
 
 
-def _last_line(run: Run, attempts: Sequence[Attempt], now: dt.datetime) -> StoryView:
+def _last_line(
+    run: Run, attempts: Sequence[Attempt], now: dt.datetime, step: int | None
+) -> StoryView:
     end = run.ended_at or now
     restarts = [attempt.restart for attempt in attempts if attempt.restart is not None]
     lost = sum(restart.lost_steps or 0 for restart in restarts)
@@ -233,7 +237,8 @@ def _last_line(run: Run, attempts: Sequence[Attempt], now: dt.datetime) -> Story
         f"{productive}"
     )
     if run.ended_at is None:
-        state = f"It is {run.state.value}" + (f" at step {run.best_step}" if known else "")
+        newest = run.best_step if step is None else step
+        state = f"It is {run.state.value}" + (f" at step {newest}" if known else "")
         return StoryView(at=now, text=f"{state} ({run.reason.rstrip('.')}): {account}.")
     lasted = words((end - run.submitted_at).total_seconds())
     why = "" if run.state is RunState.SUCCEEDED or not run.reason else f" ({run.reason})"

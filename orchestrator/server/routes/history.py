@@ -24,7 +24,7 @@ from orchestrator.database.port import JournalEntry
 from orchestrator.errors import NotFoundError, NotLeaderError
 from orchestrator.server.context import AnywhereViewer, Context, HasContext, TheRun
 from orchestrator.server.logs import LogFile, read_piece
-from orchestrator.server.run_queries import finite, journal
+from orchestrator.server.run_queries import finite, journal, newest_sample
 
 MOST = 2**63 - 1
 """The largest number of the database."""
@@ -157,12 +157,14 @@ async def explanation(run: TheRun, here: HasContext) -> ExplanationView:
 async def the_logbook(run: TheRun, here: HasContext) -> list[StoryView]:
     """The story, in sentences."""
     entries = [entry async for entry in journal(here, run.id) if logbook.matters(entry)]
+    newest = await newest_sample(here, run)
     return logbook.story(
         run,
         await here.store.attempts(run.id),
         await here.store.incidents(run.id, limit=1000),
         entries,
         now=here.clock.now(),
+        step=None if newest is None else newest[0],
     )
 
 
