@@ -42,6 +42,7 @@ COLUMNS = [
     Column("GPUS", text("gpus")),
     Column("CPUS", number("cpus", "{:g}")),
     Column("MEMORY", lambda row: size("memory_bytes")(row) if row["memory_bytes"] else "-"),
+    Column("OTHERS", lambda row: row.get("used_by_others") or "-", wide=True, shrinks=True),
     Column("RUNS", lambda row: ", ".join(row["runs"]) or "-", shrinks=True),
     Column("FAULTS", lambda row: str(len(row["faults"]))),
     Column("REASON", text("reason"), shrinks=True),
@@ -69,13 +70,16 @@ def _window(window: dict[str, str]) -> str:
     return f"{begins:%Y-%m-%d %H:%M} to {until} UTC"
 
 
-def _columns(rows: list[dict[str, Any]]) -> list[Column]:
-    """The columns; maintenance is in the narrow table too when some is planned."""
-    planned = any(row["maintenance"] for row in rows)
-    if not planned:
-        return COLUMNS
+def columns(rows: list[dict[str, Any]]) -> list[Column]:
+    """The columns; maintenance and other use are in the narrow table too when there is some."""
+    shown = set()
+    if any(row["maintenance"] for row in rows):
+        shown.add("MAINTENANCE")
+    if any(row.get("used_by_others") for row in rows):
+        shown.add("OTHERS")
     return [
-        c._replace(wide=False, shrinks=False) if c.title == "MAINTENANCE" else c for c in COLUMNS
+        c._replace(wide=False, shrinks=c.title != "MAINTENANCE") if c.title in shown else c
+        for c in COLUMNS
     ]
 
 
@@ -109,7 +113,7 @@ def ls(ctx: typer.Context, form: FormatOption = Format.TABLE) -> None:
         babysit nodes ls -o wide
     """
     rows = all_nodes(session(ctx).api)
-    emit(rows, _columns(rows), form, empty="The cluster has no nodes.")
+    emit(rows, columns(rows), form, empty="The cluster has no nodes.")
 
 
 @app.command()

@@ -58,6 +58,7 @@ async def test_what_others_use_is_not_offered_and_nodes_on_order_are_pending(
     head.ask("order", "h100", {"GPU": 8, "CPU": 96})
     node, pending = await cluster.nodes()
     assert (node.id, node.gpus, node.cpus) == (NODE, 1, 2.5)
+    assert (whole.used_by_others, node.used_by_others) == ("", "3 GPUs, 1.5 CPUs")
     assert (pending.id, pending.state) == ("pending-h100-i-1", "cordoned")
     assert (pending.gpus, pending.cpus) == (8, 96)
     assert pending.reason == "pending: Ray's autoscaler has ordered it (h100): REQUESTED"

@@ -116,6 +116,18 @@ def test_tables_fit_80_columns_and_the_rest_is_wide(
     assert str(row["reason"]).strip() in wide
 
 
+def test_what_others_use_of_nodes_is_shown_where_there_is_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    busy = {**NODE, "used_by_others": "3 GPUs, 1.5 CPUs"}
+    shown = table([NODE, busy], nodes.columns([NODE, busy])).splitlines()
+    assert max(map(len, shown)) <= 80
+    assert "OTHERS" in shown[0]
+    assert "3 GPU" in shown[2]
+    assert "OTHERS" not in table([NODE], nodes.columns([NODE]))
+
+
 def test_only_free_text_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     columns = [Column("ID", text("id")), Column("WHY", text("why"), shrinks=True)]

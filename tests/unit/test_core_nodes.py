@@ -92,6 +92,16 @@ def test_a_cordon_outlives_the_nodes_absence() -> None:
     assert world.state.nodes["node-2"].state is NodeState.READY
 
 
+def test_what_others_use_of_a_node_is_kept_with_it() -> None:
+    world = World(nodes=1)
+    busy, free = (NodeInfo(id=name, used_by_others="3 GPUs") for name in ("node-1", "node-2"))
+    world.do(world.event(CapacityChanged, nodes=(busy, free)))
+    assert [world.state.nodes[n].used_by_others for n in ("node-1", "node-2")] == ["3 GPUs"] * 2
+    free = free.model_copy(update={"used_by_others": ""})
+    world.do(world.event(CapacityChanged, nodes=(busy, free)))
+    assert world.state.nodes["node-2"].used_by_others == ""
+
+
 def test_three_faulty_nodes_in_five_minutes_freeze_automation() -> None:
     world = World(nodes=6)
     world.submit(spec(nodes=2))

@@ -54,6 +54,8 @@ def test_a_node_offers_what_the_pods_of_others_leave() -> None:
     assert used == Used(3.25, 2**30, 1)
     info = nodes.node_info(node(), used, SETTINGS)
     assert (info.cpus, info.memory, info.gpus) == (92.5, 1055 * 2**30, 7)
+    assert info.used_by_others == "1 GPU, 3 CPUs, 1.0 GiB"
+    assert nodes.node_info(node(), Used(), SETTINGS).used_by_others == ""
     assert info.labels == {"zone": "z1", "rack": "r7"}
     assert nodes.gpu_resource(node(), SETTINGS) == "amd.com/gpu"
     assert nodes.plus(used, used, -1) == Used()

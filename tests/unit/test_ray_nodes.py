@@ -50,6 +50,7 @@ def test_other_jobs_use_is_not_offered() -> None:
     names.update(seen.nodes)
     (found,) = inventory(seen, names, {})
     assert (found.cpus, found.gpus, found.memory) == (7.5, 3, 63 * GIB - 256 * 2**20)
+    assert found.used_by_others == "1 GPU, 0.5 CPUs, 1.2 GiB"
 
 
 def test_labels_say_where_a_node_is() -> None:

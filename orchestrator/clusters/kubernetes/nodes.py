@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from orchestrator.clusters import other_use
 from orchestrator.clusters.kubernetes import names, quantities
 from orchestrator.clusters.kubernetes.merge import Json
 from orchestrator.core.messages.events import NodeInfo
@@ -59,21 +60,36 @@ def in_use(node: Mapping[str, Any], settings: NodeSettings) -> bool:
 def node_info(node: Mapping[str, Any], used: Used, settings: NodeSettings) -> NodeInfo:
     """The node as the scheduler sees it: what it can allocate, less what others' Pods request."""
     can = node.get("status", {}).get("allocatable", {})
-    cpus = max(0.0, quantities.parse(can.get("cpu", 0)) - used.cpus)
-    memory = max(0.0, quantities.parse(can.get("memory", 0)) - used.memory)
-    gpus = sum(int(quantities.parse(can.get(name, 0))) for name in settings.gpu_resources)
+    total = Used(
+        cpus=quantities.parse(can.get("cpu", 0)),
+        memory=int(quantities.parse(can.get("memory", 0))),
+        gpus=sum(int(quantities.parse(can.get(name, 0))) for name in settings.gpu_resources),
+    )
+    whole, left = _rounded(total), _rounded(plus(total, used, -1))
     labels = node["metadata"].get("labels") or {}
     usable, why = state(node, settings)
     return NodeInfo(
         id=node["metadata"]["name"],
-        gpus=max(0, gpus - used.gpus),
-        cpus=math.floor(cpus / CPU_STEP) * CPU_STEP,
-        memory=int(memory // MEMORY_STEP * MEMORY_STEP),
+        gpus=left.gpus,
+        cpus=left.cpus,
+        memory=left.memory,
+        used_by_others=other_use.in_words(
+            whole.gpus - left.gpus, whole.cpus - left.cpus, whole.memory - left.memory
+        ),
         labels={
             level: labels[label] for level, label in settings.topology.items() if label in labels
         },
         state=usable,
         reason="" if usable == "ready" else why,
+    )
+
+
+def _rounded(size: Used) -> Used:
+    """The size in whole steps; a negative one is nothing."""
+    return Used(
+        cpus=math.floor(max(0.0, size.cpus) / CPU_STEP) * CPU_STEP,
+        memory=max(0, size.memory) // MEMORY_STEP * MEMORY_STEP,
+        gpus=max(0, size.gpus),
     )
 
 

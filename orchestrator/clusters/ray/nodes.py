@@ -6,7 +6,9 @@ import datetime as dt
 import math
 from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from orchestrator.clusters import other_use
 from orchestrator.clusters.ray.facts import PendingNode, RayNode, Snapshot
 from orchestrator.core.messages.events import NodeInfo
 
@@ -75,18 +77,38 @@ def _live(node: RayNode, name: str, shares: bool, topology: Mapping[str, str]) -
     own = {label: value for label, value in node.labels.items() if label != _NODE_ID}
     levels = {level: own[label] for level, label in topology.items() if label in own}
 
-    def left(resource: str) -> float:
-        return max(0.0, node.total.get(resource, 0.0) - node.others.get(resource, 0.0))
-
+    whole, left = _rounded(node.total, {}), _rounded(node.total, node.others)
     return NodeInfo(
         id=name,
-        gpus=math.floor(left("GPU") + 1e-6),
-        cpus=math.floor(left("CPU") / CPU_STEP + 1e-6) * CPU_STEP,
-        memory=int(left("memory") // MEMORY_STEP * MEMORY_STEP),
+        gpus=left.gpus,
+        cpus=left.cpus,
+        memory=left.memory,
+        used_by_others=other_use.in_words(
+            whole.gpus - left.gpus, whole.cpus - left.cpus, whole.memory - left.memory
+        ),
         host=node.host if shares else "",
         labels={**{label: value for label, value in own.items() if "/" not in label}, **levels},
         state="ready" if node.deadline is None else "draining",
         reason=_drained(node.deadline),
+    )
+
+
+class _Size(NamedTuple):
+    gpus: int
+    cpus: float
+    memory: int
+
+
+def _rounded(total: Mapping[str, float], less: Mapping[str, float]) -> _Size:
+    """Resources of Ray in the inventory's units, without those of `less`."""
+
+    def left(resource: str) -> float:
+        return max(0.0, total.get(resource, 0.0) - less.get(resource, 0.0))
+
+    return _Size(
+        gpus=math.floor(left("GPU") + 1e-6),
+        cpus=math.floor(left("CPU") / CPU_STEP + 1e-6) * CPU_STEP,
+        memory=int(left("memory") // MEMORY_STEP * MEMORY_STEP),
     )
 
 

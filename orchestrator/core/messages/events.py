@@ -169,6 +169,8 @@ class NodeInfo(Model):
     state: Literal["ready", "cordoned", "draining"] = "ready"
     """As the cluster itself has it; draining: the node is about to go."""
     reason: str = ""  # why it does not take work, in the cluster's words
+    used_by_others: str = ""
+    """Amounts that the capacity above lacks, since other jobs of the cluster use them."""
 
 
 class CapacityChanged(Event):

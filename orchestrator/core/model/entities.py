@@ -256,6 +256,7 @@ class Node:
     host: str = ""  # the machine of which it is a part; empty: it is a machine of its own
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Topology: zone, spine, rack, nvlink."""
+    used_by_others: str = ""  # what other jobs of the cluster use; the capacity is without it
     faults: tuple[Fault, ...] = ()
     """Newest last; at most 20 are kept."""
     since: dt.datetime | None = None  # when the cluster first reported it

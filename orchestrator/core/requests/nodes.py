@@ -60,6 +60,7 @@ def _shape(info: NodeInfo) -> dict[str, object]:
         "memory": info.memory,
         "host": info.host,
         "labels": dict(info.labels),
+        "used_by_others": info.used_by_others,
     }
 
 
@@ -71,6 +72,7 @@ def _node(info: NodeInfo, now: dt.datetime) -> Node:
         memory=info.memory,
         host=info.host,
         labels=dict(info.labels),
+        used_by_others=info.used_by_others,
         since=now,
     )
 

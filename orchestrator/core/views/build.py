@@ -257,6 +257,7 @@ def node_view(
         gpus=node.gpus,
         cpus=node.cpus,
         memory_bytes=node.memory,
+        used_by_others=node.used_by_others,
         labels=dict(node.labels),
         runs=sorted(names.get(run, run) for run in here),
         refused=[

@@ -236,6 +236,11 @@ class NodeView(View):
     gpus: int
     cpus: float
     memory_bytes: int
+    used_by_others: str = Field(
+        default="",
+        description="What other jobs of the cluster use, such as `3 GPUs, 1.5 CPUs`: the amounts "
+        "above are without it.",
+    )
     labels: dict[str, str]
     runs: list[str] = Field(description="Names of the runs with an agent there.")
     refused: list[str] = Field(description="Agents that the server refuses, with the reason.")
