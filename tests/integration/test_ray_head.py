@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,17 @@ import pytest
 pytest.importorskip("ray", exc_type=ImportError)
 
 from jobs.clock import SystemClock
+from jobs.spec import RunSpec
 from orchestrator.clusters.errors import ClusterError
-from orchestrator.clusters.port import WorkerGone
+from orchestrator.clusters.port import Change, WorkerGone, WorkerLaunch, WorkerStuck
+from orchestrator.clusters.ray import edge as ray_edge
 from orchestrator.clusters.ray.cluster import RayCluster, RaySettings
 from orchestrator.clusters.ray.edge import Edge
+from orchestrator.core.messages.events import NodeInfo
 from tests.ray.bed import Bed
 
 NODE = "head-1"
+PATIENCE = 200.0
 
 
 def make(bed: Bed, home: Path) -> RayCluster:
@@ -24,10 +30,20 @@ def make(bed: Bed, home: Path) -> RayCluster:
     return RayCluster(edge, SystemClock(), RaySettings(nodes={"for": "head"}))
 
 
+async def of(kind: type[Change], changes: AsyncIterator[Change]) -> Change:
+    """The next change of a kind."""
+    while not isinstance(change := await anext(changes), kind):
+        pass
+    return change
+
+
 @pytest.fixture(scope="module")
-def head(ray_bed: Bed) -> Bed:
+def head(ray_bed: Bed) -> Iterator[Bed]:
     ray_bed.add(NODE, gpus=4, **{"for": "head"})
-    return ray_bed
+    with pytest.MonkeyPatch.context() as patched:
+        # Each test starts a process that imports ray, on a machine that does other work, too.
+        patched.setattr(ray_edge, "CONNECT_SECONDS", PATIENCE)
+        yield ray_bed
 
 
 @pytest.fixture
@@ -66,6 +82,43 @@ async def test_what_others_use_is_not_offered_and_nodes_on_order_are_pending(
     head.ask("order", "h100", {})
     while await cluster.nodes() != [whole]:  # Ray takes a moment to know that they are free
         await SystemClock().sleep(0.2)
+
+
+async def test_a_worker_whose_place_another_job_took_after_the_decision_says_so_and_leaves(
+    cluster: RayCluster, head: Bed
+) -> None:
+    (whole,) = await cluster.nodes()
+    head.ask("occupy", NODE, {"num_gpus": 3})
+    try:
+        await seat_is_taken(cluster, whole)
+    finally:
+        head.ask("leave")
+    async with asyncio.timeout(PATIENCE):
+        while await cluster.nodes() != [whole]:  # Ray takes a moment to know that they are free
+            await SystemClock().sleep(0.2)
+
+
+async def seat_is_taken(cluster: RayCluster, whole: NodeInfo) -> None:
+    """Launch a worker that needs more than others have left."""
+    spec = RunSpec(name="tiny", command=("true",), resources={"nodes": 1, "gpus_per_node": 2})
+    launch = WorkerLaunch(
+        worker="w2", run="r2", node=NODE, server_url="ws://x", token="secret", spec=spec
+    )
+    launching = asyncio.create_task(cluster.launch(launch))
+    async with asyncio.timeout(PATIENCE), contextlib.aclosing(cluster.changes()) as changes:
+        assert await of(WorkerStuck, changes) == WorkerStuck(
+            worker="w2",
+            run="r2",
+            reason=f"other jobs of the Ray cluster use {NODE}: 1 of 4 GPU left, 2 wanted",
+            elsewhere=True,
+        )
+        await cluster.stop("w2", "r2")
+        never = WorkerGone(worker="w2", run="r2", reason="agent never started")
+        assert await of(WorkerGone, changes) == never
+        (node,) = await cluster.nodes()
+        assert (whole.gpus, node.gpus, node.used_by_others) == (4, 1, "3 GPUs, 1 CPU")
+    await launching
+    assert await cluster.alive("w2", "r2") is False
 
 
 async def test_what_is_known_of_workers_survives_a_restart_of_the_control_store(

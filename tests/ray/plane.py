@@ -9,10 +9,11 @@ from pathlib import Path
 from tests.control_plane import ControlPlane, Servers, control_plane
 from tests.prometheus import free_port
 from tests.ray.bed import Bed
+from tests.ray.commands import Nodes
 
 
 @contextlib.contextmanager
-def ray_plane(servers: Servers, bed: Bed, home: Path, nodes: str) -> Iterator[ControlPlane]:
+def ray_plane(servers: Servers, bed: Bed | Nodes, home: Path, nodes: str) -> Iterator[ControlPlane]:
     """A control plane that leads, and uses the nodes with the label `for` of this value."""
     port = free_port()
     directory = home.parent / "nodes"

@@ -51,3 +51,15 @@ def test_forgotten_workers_are_over_when_no_raylet_of_their_cluster_can_be_left(
     assert former.may_live("old", "r1") is False
     assert told == [("gone", "old", "r1", ends.FORGOTTEN)]
     assert former.may_live("old", "r1") is None  # its end is in the store now
+
+
+def test_a_launch_that_may_have_taken_effect_in_the_former_cluster_waits() -> None:
+    clock, store = ManualClock(), Store({names.key("r1", "here", names.LAUNCH): "{}"})
+    former = Former(store, lambda *_: None, clock)
+    assert former.may_start("w1", "r1")
+    former.begin(75)
+    assert not former.may_start("w1", "r1")
+    assert former.may_start("here", "r1")
+    clock.advance(75)
+    assert former.may_start("w1", "r1")
+    assert {key for key in store if "w1" in key} == set()  # nothing keeps it from starting

@@ -203,7 +203,7 @@ def snapshot(ours: Mapping[str, Mapping[str, float]], *, pending: bool) -> Snaps
     nodes = []
     for each in ray.nodes():
         total = each["Resources"]
-        if not each["Alive"] or not (total.get("CPU") or total.get("GPU")):
+        if not each["Alive"] or not _runs_work(total):
             continue
         node = each["NodeID"]
         held = ours.get(node, {})
@@ -245,6 +245,10 @@ def death(node: str) -> Death | None:
     return Death("Ray does not know it")
 
 
+def _runs_work(total: Mapping[str, float]) -> bool:
+    return bool(total.get("CPU") or total.get("GPU"))
+
+
 def _pending() -> Iterable[PendingNode]:
     """Nodes that the autoscaler has ordered, as either of its versions reports them."""
     found = [*_pending_of_version_1(), *_pending_of_version_2()]
@@ -252,7 +256,12 @@ def _pending() -> Iterable[PendingNode]:
     if config is None:
         return found  # version 1 tells nobody how large the nodes will be
     sizes = {group.name: dict(group.resources) for group in config.node_group_configs}
-    return [each._replace(total=sizes.get(each.kind, {})) for each in found]
+    runs_nothing = {kind for kind, size in sizes.items() if not _runs_work(size)}  # such as heads
+    return [
+        each._replace(total=sizes.get(each.kind, {}))
+        for each in found
+        if each.kind not in runs_nothing
+    ]
 
 
 def _pending_of_version_1() -> Iterable[PendingNode]:

@@ -25,6 +25,8 @@ from orchestrator.clusters.ray.workers import Workers
 POLL_SECONDS = 1.0
 """Time between looks at what Ray tells nobody by itself: drained nodes, and actors that wait."""
 
+_ANEW = "the Ray cluster was started anew, and a raylet of the former one may still be alive"
+
 
 class Driver:
     """The requests of the control plane, by name."""
@@ -41,7 +43,13 @@ class Driver:
         return connection.snapshot(self._workers.held(), pending=True)
 
     def launch(self, order: Order) -> None:
-        """Start a worker; see :meth:`Workers.launch`."""
+        """Start a worker; see :meth:`Workers.launch`.
+
+        Raises:
+            RayFailedError: An agent of it may be alive in a former cluster.
+        """
+        if not self._former.may_start(order.worker, order.run):
+            raise RayFailedError(f"worker {order.worker} does not start yet: {_ANEW}")
         self._workers.launch(order)
 
     def stop(self, worker: str, run: str, grace: float) -> None:
@@ -50,10 +58,7 @@ class Driver:
             case None:
                 self._workers.stop(worker, run, grace)
             case True:
-                raise RayFailedError(
-                    f"worker {worker}: the Ray cluster was started anew, and a raylet of the former"
-                    " one may still be alive"
-                )
+                raise RayFailedError(f"worker {worker}: {_ANEW}")
 
     def alive(self, worker: str, run: str) -> bool | None:
         """True if a worker lives; see :meth:`Workers.alive`."""

@@ -18,6 +18,13 @@ class Former:
         """Set how long workers of the former cluster may be alive; None: there was none."""
         self._over_at = None if seconds is None else self._clock.monotonic() + seconds
 
+    def may_start(self, worker: str, run: str) -> bool:
+        """True if no agent of the worker can be alive in the former cluster.
+
+        The answer to its first launch may have been lost with the former control store.
+        """
+        return self._is_over() or self._known(worker, run)
+
     def may_live(self, worker: str, run: str) -> bool | None:
         """True if it is of the former cluster, and may be alive; None: it is of this one.
 
@@ -27,11 +34,14 @@ class Former:
             return None
         # No launch of it that comes late starts anything here.
         self._store.put(names.key(run, worker, names.CLAIM), names.STOPPED)
-        if self._clock.monotonic() < self._over_at:
+        if not self._is_over():
             return True
         how = self._store.put(names.key(run, worker, names.END), ends.FORGOTTEN)
         self._tell("gone", worker, run, how)
         return False
+
+    def _is_over(self) -> bool:
+        return self._over_at is None or self._clock.monotonic() >= self._over_at
 
     def _known(self, worker: str, run: str) -> bool:
         """True if this cluster has an order of the worker, or how it ended."""

@@ -43,8 +43,11 @@ class _Life:
         """Held while its actor is created, or its end is found out."""
         self.started = False
         self.ended = False
+        self.waits = False
+        """True: others had its place when its actor was created. Ray itself does not tell an actor
+        that has no place from one whose process or environment is starting."""
         self.looks = 0
-        """Looks at it while its actor did not run."""
+        """Looks at it while it waited."""
         self.stuck = ""
         self.stops = 0
         """Stops that wait for the end to be told."""
@@ -89,6 +92,7 @@ class Workers:
             if self._identity(life) or self._store.get(life.key(names.CLAIM)):
                 self._pool.submit(self._bury, life)
                 return False
+            life.waits = bool(self._room(life, self._snapshot()))
             try:
                 handle = connection.create(order, self._namespace)
             except (TypeError, ValueError, exceptions.RuntimeEnvSetupError) as error:
@@ -198,11 +202,19 @@ class Workers:
             return None
         return True
 
+    def _snapshot(self) -> Snapshot:
+        return connection.snapshot(self.held(), pending=False)
+
+    def _room(self, life: _Life, seen: Snapshot) -> str:
+        """Why there is no room for a worker on its node; empty: there is."""
+        nodes = (node for node in seen.nodes if node.id == life.order["node"])
+        return "".join(ends.no_room(life.order["resources"], node) for node in nodes)
+
     def held(self) -> dict[str, dict[str, float]]:
         """Node -> the resources that workers hold there."""
         held: dict[str, dict[str, float]] = {}
         for life in list(self._lives.values()):
-            if life.ended or not life.handle:
+            if life.ended or life.waits or not life.handle:
                 continue
             there = held.setdefault(life.order["node"], {})
             for name, amount in life.order["resources"].items():
@@ -237,14 +249,14 @@ class Workers:
     def look(self, seen: Snapshot) -> None:
         """Tell of actors that find no place, and of those that have found one."""
         self._leftovers.look(seen)
-        nodes = {node.id: node for node in seen.nodes}
         for life in list(self._lives.values()):
             why = ""
-            if not life.started and life.handle is not None and not life.ended:
+            if life.waits:
                 life.looks += 1
-                node = nodes.get(life.order["node"])
-                if life.looks > STUCK_LOOKS and node is not None:
-                    why = ends.no_room(life.order["resources"], node)
+                why = "" if life.started or life.ended else self._room(life, seen)
+                life.waits = bool(why)
+            if life.looks <= STUCK_LOOKS:
+                why = ""
             if why != life.stuck:
                 life.stuck = why
                 self._tell("stuck", life.worker, life.run, why)
