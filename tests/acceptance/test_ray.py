@@ -18,9 +18,7 @@ from jobs.agent.reaper import strays
 from tests.acceptance.conftest import JOB, Job
 from tests.acceptance.record import check_record
 from tests.control_plane import ControlPlane, Servers, until
-from tests.prometheus import free_port
 from tests.ray.bed import DEAD_SECONDS, Bed
-from tests.ray.commands import Nodes
 from tests.ray.plane import ray_plane
 
 pytest.importorskip("ray", exc_type=ImportError)
@@ -204,30 +202,6 @@ def test_a_run_survives_what_else_a_ray_cluster_does_to_it(
     assert "agent was ended with its actor" in reasons[0]
     assert "drain" in reasons[1]
     site.given_back()
-
-
-@whole
-@pytest.mark.timeout(1200)
-def test_a_run_saves_and_leaves_a_node_that_is_about_to_end(
-    servers: Servers, tmp_path: Path
-) -> None:
-    """SIGTERM to `ray start --block`, as Kubernetes sends it to a Pod: Ray drains the node."""
-    with Nodes(free_port(), {}) as nodes:
-        nodes.head()
-        named = (f"gpu-{number}" for number in (1, 2, 3))
-        started = {name: nodes.node(name, "--num-gpus=2", "--labels=for=ends") for name in named}
-        with ray_plane(servers, nodes, tmp_path / "home", "ends") as plane:
-            job = make_job(tmp_path, "leaver")
-            run = plane.submit(job.spec)
-            first = at_attempt(job, plane, run, 1)
-            ends, stays = sorted(first)
-            started[ends].terminate()
-            second = at_attempt(job, plane, run, 2)
-            assert {*second} == {*started} - {ends}
-            assert second[stays] == first[stays]
-            (reason,) = finish(job, plane, run)
-            assert "Ray drains the node, and ends it at " in reason
-            assert [each["lost_steps"] for each in plane.show(run)["restarts"]] == [0]
 
 
 @whole
