@@ -56,7 +56,7 @@ async def cluster(nodes: Nodes, tmp_path: Path) -> AsyncIterator[RayCluster]:
 async def start(cluster: RayCluster, nodes: Nodes) -> None:
     """Start a head and a node, and wait until babysit has the node."""
     await asyncio.to_thread(nodes.head)
-    nodes.node("node-1")
+    await asyncio.to_thread(nodes.node, "node-1")
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
@@ -64,7 +64,7 @@ async def start(cluster: RayCluster, nodes: Nodes) -> None:
             except ClusterError:
                 found = []
             if found:
-                assert found == ["node-1"], nodes.words()
+                assert found == ["node-1"]
                 return
             await CLOCK.sleep(0.5)
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from tests.control_plane import until
 from tests.ray.bed import ROOT
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
-WORKERS_PORTS = ("--min-worker-port=0", "--max-worker-port=0")
+RUNS = b"This command will now block forever"
+TRIES = 5
+"""Ray gives a node 30 s to start, which load may take."""
 START_SECONDS = 200.0
 END_SECONDS = 60.0
 HEAD_ID = "f" * 51 + "00000"
@@ -33,7 +35,6 @@ class Nodes:
         self.address = f"127.0.0.1:{port}"
         self._port = port
         self._temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp")  # a short name
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the nodes
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "BABYSIT_"))}
         self.environment = {
             **kept,
@@ -46,21 +47,12 @@ class Nodes:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def head(self, *more: str) -> subprocess.Popen[bytes]:
-        """Start a head with a new control store, and wait until that takes connections."""
+        """Start a head with a new control store."""
         offered = ("--num-cpus=0", "--num-gpus=0", "--include-dashboard=false")
-        head = self._start("--head", f"--port={self._port}", *offered, *more)
-
-        def answers() -> bool:
-            assert head.poll() is None, self.words()
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)):
-                return True
-            return False
-
-        until(answers, "the control store answers", START_SECONDS)
-        return head
+        return self._start("--head", f"--port={self._port}", *offered, *more)
 
     def node(self, name: str, *more: str) -> subprocess.Popen[bytes]:
-        """Start a node with 4 CPUs; it is there some seconds later."""
+        """Start a node with 4 CPUs."""
         named = (f"--address={self.address}", f"--node-name={name}")
         return self._start(*named, "--num-cpus=4", *more)
 
@@ -81,29 +73,42 @@ class Nodes:
 
         until(gone, "processes of Ray are gone", END_SECONDS)
 
-    def words(self) -> str:
-        """What the commands have printed last."""
-        self._log.seek(0)
-        return self._log.read()[-3000:].decode(errors="replace")
-
     def _start(self, *given: str) -> subprocess.Popen[bytes]:
-        directory = f"--temp-dir={self._temporary.name}"
-        started = subprocess.Popen(
-            [*RAY, "start", "--block", directory, *WORKERS_PORTS, *given],
-            env=self.environment,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
-        self._started.append(started)
-        return started
+        """Start a node, and wait until it runs.
+
+        One after the other: several that start at once on one machine take each other's ports.
+        """
+        for left in reversed(range(TRIES)):
+            with tempfile.TemporaryFile() as log:
+                started = subprocess.Popen(
+                    [
+                        *(*RAY, "start", "--block", f"--temp-dir={self._temporary.name}"),
+                        *("--min-worker-port=0", "--max-worker-port=0"),
+                        *given,
+                    ],
+                    env=self.environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+                self._started.append(started)
+                until(functools.partial(_said, log, started), "a node of Ray starts", START_SECONDS)
+                if started.poll() is None:
+                    return started
+                words = os.pread(log.fileno(), 2**20, 0)[-3000:].decode(errors="replace")
+                assert left, words
+        raise AssertionError
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        self._log.close()
         self._temporary.cleanup()
+
+
+def _said(log: IO[bytes], started: subprocess.Popen[bytes]) -> bool:
+    """True if the node runs, or its start has failed."""
+    return started.poll() is not None or RUNS in os.pread(log.fileno(), 2**20, 0)
 
 
 def _commands() -> Iterator[tuple[int, bytes]]:
