@@ -74,6 +74,8 @@ def built_in(output: Path) -> Job:
         "keep": 3,
         "good_after_steps": 10,
     }
+    # The defaults are for runs of days. A drill has minutes, and nothing to swap.
+    spec["monitors"] = {"straggler": {"steps": 24, "after": "8s", "action": "observe"}}
     file = job / "run.yaml"
     _write(file, spec)
     return Job(from_file(file), drill / "orders", takes_orders=True)

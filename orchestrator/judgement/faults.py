@@ -128,6 +128,14 @@ FAULTS: dict[str, Fault] = {
             action="train on, save again",
         ),
         _fault(
+            *("slow", 11, "the forward pass of a rank takes longer", FindingKind.STRAGGLER),
+            means="inside",
+            ending="goes on",
+            target=60.0,
+            reference="minutes",
+            action="name the rank, swap where it pays",
+        ),
+        _fault(
             *("stall", 15, "a batch never comes", FindingKind.SLOW, FailureClass.HANG),
             means="inside",
             target=60.0,
@@ -151,7 +159,6 @@ NOT_PROVOKED: dict[str, str] = {
     " logs of each code are judged in the tests",
     "5, 6 InfiniBand, switch": "needs a fabric; recorded counters are judged in the tests",
     "10 time-out of NCCL": "needs GPUs; the collectives of this job are those of gloo",
-    "11 straggler": "the drill has no fault for it yet; provoked ones are judged in the tests",
     "13 GPU out of memory": "needs a GPU; see `oom` for the host's",
     "19 spike that recovers": "nothing is to be done about it: it is recorded only",
     "21 silent corruption": "`spike` flips a bit that shows in the loss; one that does not show"

@@ -8,7 +8,7 @@ to B, and comes back after a rollback, because the data do.
 
 `babysit monitors drill` strikes a run at moments of its own: a file `orders/FAULT-R` in that
 directory strikes rank R at its next step, and the rank renames it to `orders/FAULT-R.done`. Orders
-are `flip`, `nan`, `oom`, `raise`, `full`, `stall` and `truncate`.
+are `flip`, `nan`, `oom`, `raise`, `full`, `slow`, `stall` and `truncate`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ _EXPONENT_TOP = 1 << 30
 FULL_STEPS = 25
 """Steps in which no file can be written after the order `full`."""
 
+SLOW_STEPS, SLOW_SECONDS = 150, 0.25
+"""Steps that are slow after the order `slow`, and the seconds by which each takes longer."""
+
 
 class Drill:
     """The faults planned for this rank.
@@ -44,7 +47,7 @@ class Drill:
         self._directory = directory
         self._strikes: list[tuple[str, int]] = []
         self._poisoned: list[tuple[int, int]] = []
-        self._full_until = 0
+        self._full_until = self._slow_until = 0
         for word in specification.replace(",", " ").split():
             if (match := _FAULT.fullmatch(word)) is None:
                 raise ValueError(
@@ -81,6 +84,11 @@ class Drill:
             getattr(self, f"_{fault}")(model)
             if fault == "full":
                 self._full_until = step + FULL_STEPS
+            if fault == "slow":
+                self._slow_until = step + SLOW_STEPS
+        if step < self._slow_until:
+            with self._run.phase("forward"):
+                time.sleep(SLOW_SECONDS)
         if 0 < self._full_until <= step:
             self._full_until = 0
             self._limit_files(None)
@@ -148,6 +156,9 @@ class Drill:
     def _full(self, _model: nn.Module) -> None:
         """Have every write to a file fail, as on a full disk."""
         self._limit_files(1)
+
+    def _slow(self, _model: nn.Module) -> None:
+        """Have each of the next forward passes take longer."""
 
     def _stall(self, _model: nn.Module) -> None:
         """Wait for data that never come."""
