@@ -89,8 +89,12 @@ def submit(session: Session, directory: Path, spec: dict[str, Any]) -> str:
     return str(send(session, from_file(file))["id"])
 
 
-def until(ready: Callable[[], Any], what: str, *, seconds: float = 60.0) -> Any:
+def until(
+    ready: Callable[[], Any], what: str, *, seconds: float = 60.0, pause: float = 0.01
+) -> Any:
     """Wait for a condition, at most `seconds`; returns its first true value.
+
+    Looks come `pause` seconds apart: requests to the server must not be the load of a test.
 
     Raises:
         TimeoutError: The condition did not become true.
@@ -99,7 +103,7 @@ def until(ready: Callable[[], Any], what: str, *, seconds: float = 60.0) -> Any:
     while time.monotonic() < deadline:
         if found := ready():
             return found
-        time.sleep(0.01)
+        time.sleep(pause)
     raise TimeoutError(f"waited {seconds:.0f} s for {what}")
 
 

@@ -1,0 +1,33 @@
+"""A loop with accelerate's Accelerator."""
+
+from __future__ import annotations
+
+import tiny
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from babysit.integrations.accelerate import watch  # babysit
+
+set_seed(3)
+accelerator = Accelerator(cpu=True)
+watch(accelerator)  # babysit
+model = tiny.Model()
+tiny.witness(model, model.head)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+loader = DataLoader(tiny.Tokens(), batch_size=tiny.BATCH, shuffle=True)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+step, length = 0, len(loader)
+# without it: step = tiny.step_of(tiny.resumed())
+# without it: if step: accelerator.load_state(tiny.resumed())
+for _ in range(step // length, tiny.STEPS // length):
+    for batch in accelerator.skip_first_batches(loader, step % length):
+        loss = model(**batch)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        tiny.log(step, float(loss.detach()))
+        # without it: if step % 10 == 0: accelerator.save_state(f"out/checkpoint-{step}")
+tiny.tail()
