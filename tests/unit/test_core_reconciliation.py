@@ -19,6 +19,8 @@ from orchestrator.core.messages.reconciliation_events import (
     RanksSeen,
 )
 from orchestrator.core.messages.version_events import ReportUnreadable
+from orchestrator.core.model.entities import Attempt
+from orchestrator.core.model.state import Entity, State
 from orchestrator.core.model.states import AttemptState, RunState, WorkerState
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.supervision.reconciliation import (
@@ -90,6 +92,23 @@ def test_a_newer_attempt_that_is_whole_goes_on() -> None:
     world.die(0)
     world.settle()
     assert world.attempt().number == NEWER + 1, "no number is given twice"
+
+
+def test_the_attempt_before_is_fenced_since_nothing_confirms_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may have been fenced after the backup, and an agent that is cut off runs it still."""
+    world = trained(15)
+    put, written = State.put, dict[int, AttemptState]()
+
+    def note(state: State, entity: Entity) -> None:
+        if isinstance(entity, Attempt):
+            written[entity.number] = entity.state
+        put(state, entity)
+
+    monkeypatch.setattr(State, "put", note)
+    ahead(world, next(iter(seats(world))))
+    assert written == {1: AttemptState.FENCED, NEWER: AttemptState.STARTING}
 
 
 def test_agents_that_the_database_lacks_are_taken_over() -> None:

@@ -88,8 +88,8 @@ RUN_MOVES: Mapping[RunState, frozenset[RunState]] = {
     R.CANCELLED: frozenset(),
 }
 ATTEMPT_MOVES: Mapping[AttemptState, frozenset[AttemptState]] = {
-    A.STARTING: frozenset({A.RUNNING, A.STOPPING, A.ENDED}),
-    A.RUNNING: frozenset({A.STOPPING, A.ENDED}),
+    A.STARTING: frozenset({A.RUNNING, A.STOPPING, A.ENDED, A.FENCED}),
+    A.RUNNING: frozenset({A.STOPPING, A.ENDED, A.FENCED}),
     A.STOPPING: frozenset({A.ENDED, A.FENCED}),
     A.ENDED: frozenset(),
     A.FENCED: frozenset(),

@@ -192,7 +192,8 @@ def _take_over(turn: Turn, run: Run, event: AgentAhead) -> None:
     """Begin the attempt of an agent in the database, in place of the older one there."""
     before = turn.attempt(run.id)
     if before is not None and before.state in LIVE_ATTEMPT_STATES:
-        turn.change_attempt(run.id, state=AttemptState.ENDED, ended_at=turn.now)
+        # Its end is in what was lost. It may have been fenced: nothing confirms that it is dead.
+        turn.change_attempt(run.id, state=AttemptState.FENCED, ended_at=turn.now)
     resources = run.spec.resources
     world = resources.max_nodes * resources.processes_per_node
     turn.put(
