@@ -15,15 +15,15 @@ class Gangs:
     Args:
         environment: What they stand on.
         jobs: What each run really is.
-        on_start: Called as ranks begin to live: with their run, their attempt, and the other
-            attempts of the run of which ranks are alive.
+        on_start: Called as ranks begin to live: with their run, their attempt, and the ranks of
+            other attempts of the run that are alive, as (attempt, worker).
     """
 
     def __init__(
         self,
         environment: Environment,
         jobs: Mapping[str, Job],
-        on_start: Callable[[str, int, list[int]], None],
+        on_start: Callable[[str, int, list[tuple[int, str]]], None],
     ) -> None:
         self._environment, self._jobs, self._on_start = environment, jobs, on_start
         self._gangs: dict[tuple[str, int], Gang] = {}
@@ -35,17 +35,19 @@ class Gangs:
             self._gangs[key] = Gang(self._environment, self._jobs[run], command)
         share = Share(agent, self._gangs[key], command.ranks)
         share.gang.shares.append(share)
-        others = self._alive_attempts(run) - {command.attempt}
-        self._on_start(run, command.attempt, sorted(others))
+        others = [each for each in self._alive(run) if each[0] != command.attempt]
+        self._on_start(run, command.attempt, others)
         return share
 
     def training(self) -> list[Gang]:
         """Gangs that train, or hang."""
         return [gang for gang in self._gangs.values() if gang.whole and not gang.broken]
 
-    def _alive_attempts(self, run: str) -> set[int]:
-        return {
-            gang.attempt
+    def _alive(self, run: str) -> list[tuple[int, str]]:
+        return sorted(
+            (gang.attempt, share.agent.worker)
             for gang in self._gangs.values()
-            if gang.job.run == run and any(share.alive for share in gang.shares)
-        }
+            if gang.job.run == run
+            for share in gang.shares
+            if share.alive
+        )

@@ -134,15 +134,16 @@ class Invariants:
         """An agent has made a report, which must be stored once."""
         self._reports[worker, report.sequence] = report
 
-    def ranks_start(self, run: str, attempt: int, alive: Iterable[int]) -> None:
+    def ranks_start(self, run: str, attempt: int, alive: Iterable[tuple[int, str]]) -> None:
         """Ranks of an attempt begin to live; so do those of others, which must be fenced.
 
         A restored database knows nothing of an attempt that began after the backup, and only the
-        agents of that attempt can tell. Of those that it knows, the invariant holds.
+        agents of that attempt can tell; a run that was submitted since has its number once more. Of
+        attempts and agents that it knows, the invariant holds.
         """
-        for other in alive:
+        for other, worker in alive:
             entity = self._attempts.get((run, other))
-            if entity is None and self.went_back:
+            if self.went_back and (entity is None or worker not in self.stored.workers):
                 continue
             if entity is None or entity.state is not AttemptState.FENCED:
                 self.breaks(f"ranks of attempt {attempt} of {run} start; {other} is alive still")
