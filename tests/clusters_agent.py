@@ -23,6 +23,7 @@ def become_orphan() -> bool:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs of a shell's background inherit: ignored
     spec = json.loads(Path(sys.argv[1]).read_text())["spec"]
     behaviour = spec["command"][0]
     if behaviour == "exit":
