@@ -10,7 +10,7 @@ import dataclasses
 import random
 
 from orchestrator.fuzz import users
-from orchestrator.fuzz.event_loop import WORLD, WORLD_CONTEXT
+from orchestrator.fuzz.event_loop import WORLD_CONTEXT
 from orchestrator.fuzz.invariants import Memory
 from orchestrator.fuzz.world import World
 
@@ -49,7 +49,4 @@ def _restore(world: World, backup: _Backup) -> None:
     world.invariants.go_back(backup.memory)
     for server in world.servers:
         world.loop.call_later(_DOWN_SECONDS, server.boot, context=WORLD_CONTEXT)
-    for submission in world.plan.submissions:
-        if submission.at <= world.loop.time():
-            again = dataclasses.replace(submission, at=0.0)
-            world.loop.spawn(WORLD, users.submit(world, again))
+    users.submit_again(world)

@@ -138,8 +138,8 @@ class Invariants:
         """Ranks of an attempt begin to live; so do those of others, which must be fenced.
 
         A restored database knows nothing of an attempt that began after the backup, and only the
-        agents of that attempt can tell; a run that was submitted since has its number once more. Of
-        attempts and agents that it knows, the invariant holds.
+        agents of that attempt can tell; a user who had no answer asks for the same run once more,
+        and its attempts have their numbers twice. Of those that it knows, the invariant holds.
         """
         for other, worker in alive:
             entity = self._attempts.get((run, other))

@@ -139,7 +139,7 @@ class _Simulation:
                     self._invariants.breaks(sentence)
             left = next(self._invariants.unfinished(), None)
             left = left or next(self._world.strays(), None)
-            if left is None and len(self._invariants.stored.runs) == len(self._world.jobs):
+            if left is None and self._world.wanted.keys() <= self._invariants.stored.runs.keys():
                 return
             if self._loop.time() > end:
                 self._invariants.breaks(f"{PATIENCE_SECONDS:.0f} s after the last fault, {left}")

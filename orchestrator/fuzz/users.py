@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -24,7 +25,7 @@ from orchestrator.core.model.entities import Run
 from orchestrator.core.model.records import MAINTENANCE
 from orchestrator.core.model.states import IncidentState, NodeState, RunState
 from orchestrator.fuzz import administrators
-from orchestrator.fuzz.event_loop import rest
+from orchestrator.fuzz.event_loop import WORLD, rest
 from orchestrator.fuzz.plan import Submission
 from orchestrator.fuzz.world import World
 
@@ -53,6 +54,17 @@ async def submit(world: World, submission: Submission) -> None:
         for server in world.servers:
             server.ask(_event(world, RunSubmitted, **fields))
         await rest(world.loop, 1.5)
+    world.submitted.add(submission.run)
+
+
+def submit_again(world: World) -> None:
+    """After the restore of a backup: submit the runs that are lost once more. They get new ids."""
+    for run, submission in list(world.wanted.items()):
+        if run in world.submitted and run not in world.invariants.stored.runs:
+            del world.wanted[run]
+            again = dataclasses.replace(submission, run=f"{run}-again", at=0.0)
+            world.want(again)
+            world.loop.spawn(WORLD, submit(world, again))
 
 
 def ask_for_something(world: World, rng: random.Random) -> None:

@@ -22,7 +22,7 @@ from orchestrator.fuzz.agents import Agent
 from orchestrator.fuzz.environment import Environment
 from orchestrator.fuzz.gangs import Gangs
 from orchestrator.fuzz.invariants import Invariants
-from orchestrator.fuzz.plan import Plan
+from orchestrator.fuzz.plan import Plan, Submission
 from orchestrator.fuzz.servers import Server
 from orchestrator.fuzz.training import Job
 
@@ -32,7 +32,9 @@ class World(Environment):
 
     Attributes:
         agents: Every agent that ever was launched, by its worker.
-        jobs: What each run of the plan really is.
+        jobs: What each run that was ever wanted really is.
+        wanted: The runs that users want, by id.
+        submitted: Runs that their users have seen stored.
         invariants: Checks every transaction against what is really so (which it asks for here: see
             :class:`orchestrator.fuzz.invariants.Truth`).
     """
@@ -45,11 +47,21 @@ class World(Environment):
         self.database.on_commit = self.invariants.committing
         self.cluster.on_begin, self.cluster.on_end = self._begun, self._ended
         self.agents: dict[str, Agent] = {}
-        self.jobs = {s.run: Job(s.run, s.steps, s.step_seconds) for s in plan.submissions}
+        self.jobs: dict[str, Job] = {}
+        self.wanted: dict[str, Submission] = {}
+        self.submitted: set[str] = set()
+        for submission in plan.submissions:
+            self.want(submission)
         self.gangs = Gangs(self, self.jobs, self.invariants.ranks_start)
         names = [f"server-{i + 1}" for i in range(plan.servers)]
         self.servers = [Server(self, name, self.invariants) for name in names]
         self._lost: set[str] = set()
+
+    def want(self, submission: Submission) -> None:
+        """Note that a user wants a run."""
+        run = submission.run
+        self.wanted[run] = submission
+        self.jobs[run] = Job(run, submission.steps, submission.step_seconds)
 
     # --- what is really so ----------------------------------------------------------------------
 
@@ -102,9 +114,14 @@ class World(Environment):
         return bool(self.storage.fault(checkpoint.path, checkpoint.attempt, ranks))
 
     def strays(self) -> Iterator[str]:
-        """Sentences about agents that live, and that the database does not know."""
+        """Sentences about agents that live, and that the database does not know.
+
+        Where it does not know the run either, since an older one was restored, people end them.
+        """
+        stored, went_back = self.invariants.stored, self.invariants.went_back
         for worker, agent in self.agents.items():
-            if agent.alive and worker not in self.invariants.stored.workers:
+            lost = went_back and agent.run not in stored.runs
+            if agent.alive and worker not in stored.workers and not lost:
                 yield f"{worker} is alive, and the database does not know it"
 
     # --- workers --------------------------------------------------------------------------------
