@@ -71,7 +71,9 @@ def facts(report: Report) -> list[tuple[str, str]]:
     """The figures that are asked for first."""
     run, record = report.record.run, report.record
     lost = sum(restart.lost_steps or 0 for restart in run.restarts)
-    unknown = any(each.lost_steps is None and each.recovered_at for each in run.restarts)
+    unknown = any(
+        not run.reports or (each.lost_steps is None and each.recovered_at) for each in run.restarts
+    )
     world = record.attempts[-1].world_size if record.attempts else 0
     ranks = f", {world:,} {'rank' if world == 1 else 'ranks'}" if world else ""
     return [

@@ -176,10 +176,12 @@ def test_fsdp_goes_on_from_a_spare_when_its_node_is_lost(
     bed.until_ready(lost, "Unknown")
     # The machine is gone for good, and the cloud says so: from then on nothing on it can be alive.
     bed.nodes[lost].remove()
-    plane.state(run, "succeeded", seconds=300)
+    try:
+        plane.state(run, "succeeded", seconds=300)
+    finally:
+        bed.nodes[lost].register()  # the next test, or a second try, needs it
     first, second = plane.attempts(run)
     assert lost in {seat.node for seat in first.seats}
     assert lost not in {seat.node for seat in second.seats}
     assert "/directory/" in (second.restored or "")  # memory went with the node
     assert second.start_step >= 20
-    bed.nodes[lost].register()

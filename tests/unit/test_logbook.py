@@ -158,6 +158,15 @@ def test_the_last_line_says_how_it_stands() -> None:
     assert newest.text.startswith("It is running at step 231 (training): 1 restart")
 
 
+def test_a_script_that_reports_nothing_is_not_told_that_it_lost_nothing() -> None:
+    silent = finished_run(instrumented=False, best_step=0)
+    restart = dataclasses.replace(attempts()[1].restart, recovered_at=None, resumed_step=None)
+    told = tell(silent, second(restart=restart))
+    assert "an unknown number of steps computed again" in told[-1]
+    assert any(line.endswith("no step is known.") for line in told)
+    assert not any("before a new step" in line for line in told)
+
+
 def test_a_story_over_days_has_dates() -> None:
     run = finished_run(ended_at=at(90_000))
     assert tell(run)[0].startswith("2026-03-01 03:12:00 mia")

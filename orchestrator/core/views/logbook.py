@@ -64,7 +64,7 @@ def story(
     led_to_restart = {attempt.restart.incident for attempt in attempts if attempt.restart}
     lines = [StoryView(at=run.submitted_at, text=_submitted(run))]
     for before, attempt in zip((None, *attempts), attempts, strict=False):
-        lines.append(_attempt_line(before, attempt))
+        lines.append(_attempt_line(before, attempt, known=is_reporting(run)))
     lines += [
         _incident_line(incident) for incident in incidents if incident.id not in led_to_restart
     ]
@@ -88,7 +88,7 @@ def _submitted(run: Run) -> str:
     return f"{who} submitted {run.name} ({where}): {' '.join(run.spec.command)}"
 
 
-def _attempt_line(before: Attempt | None, attempt: Attempt) -> StoryView:
+def _attempt_line(before: Attempt | None, attempt: Attempt, *, known: bool) -> StoryView:
     nodes = ", ".join(dict.fromkeys(seat.node for seat in attempt.seats))
     if attempt.restart is None:
         first = attempt.first_step_at
@@ -96,7 +96,8 @@ def _attempt_line(before: Attempt | None, attempt: Attempt) -> StoryView:
         tail = "" if waited is None else f"; the first step ended {words(waited)} later"
         return StoryView(at=attempt.started_at, text=f"Started on {nodes}{tail}.")
     restart = attempt.restart
-    sentences = f"{_what(restart)} {_remedy(restart, before, attempt)} {_outcome(restart, attempt)}"
+    outcome = _outcome(restart, attempt) if known else "no step is known."
+    sentences = f"{_what(restart)} {_remedy(restart, before, attempt)} {outcome}"
     return StoryView(at=restart.detected_at, text=sentences)
 
 
@@ -228,7 +229,9 @@ def _last_line(
     restarts = [attempt.restart for attempt in attempts if attempt.restart is not None]
     lost = sum(restart.lost_steps or 0 for restart in restarts)
     known = is_reporting(run)
-    unknown = any(r.lost_steps is None and r.recovered_at is not None for r in restarts)
+    unknown = any(
+        not known or (r.lost_steps is None and r.recovered_at is not None) for r in restarts
+    )
     ratio = time_ledger.ettr(run.ledger, end)
     productive = "" if ratio is None or not known else f", {ratio:.0%} of the time productive"
     account = (
