@@ -19,6 +19,7 @@ from jobs.events import (
     CheckpointsFound,
     Event,
     Heartbeat,
+    RankBeat,
     RankExited,
     RankReady,
     RankRestored,
@@ -163,6 +164,8 @@ class Agent:
         self.attempt = 0
         """The attempt whose ranks are alive here; 0: none."""
         self.newest = 0
+        self.beats: tuple[RankBeat, ...] = ()
+        """Signs of life of ranks, in each heartbeat."""
         self._seen: set[str] = set()
         self._sequence = 0
         self._said = asyncio.Event()
@@ -201,9 +204,12 @@ class Agent:
             await self._said.wait()
 
     async def _beat(self, controller: Controller) -> None:
+        clock = self.harness.clock
         while not self.harness.cluster.workers[self.worker].gone:
-            await controller.heartbeat(self.worker, Heartbeat(attempt=self.newest, time=0.0))
-            await self.harness.clock.sleep(1.0)
+            now = clock.now().timestamp()
+            heartbeat = Heartbeat(attempt=self.newest, time=now, beats=self.beats)
+            await controller.heartbeat(self.worker, heartbeat)
+            await clock.sleep(1.0)
 
     async def send(self, command: AgentCommand) -> None:
         """The link: take a command."""

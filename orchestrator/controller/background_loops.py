@@ -29,6 +29,7 @@ from orchestrator.core.messages.events import (
     TimerFired,
     WorkerLost,
 )
+from orchestrator.core.messages.gang_events import GangReady
 from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.entities import Attempt, Worker
 from orchestrator.core.model.state import Deadline
@@ -168,10 +169,23 @@ class BackgroundLoops:
                 attempt is None
                 or attempt.state not in LIVE_ATTEMPT_STATES
                 or run.decision is not None
-                or not is_reporting(run)  # a script that does not report cannot be judged
             ):
                 continue
-            await guarded(functools.partial(self._check_hang, run.id, attempt))
+            # A script that does not report cannot be judged.
+            check = self._check_hang if is_reporting(run) else self._check_joined
+            await guarded(functools.partial(check, run.id, attempt))
+
+    async def _check_joined(self, run: str, attempt: Attempt) -> None:
+        """Ranks whose heartbeats move report, also where the event that said so was unreadable."""
+        joined = self._live.pipeline(run).joined(attempt, self._live.attention.now())
+        if joined:
+            await self._queue.decide(
+                GangReady,
+                run=run,
+                attempt=attempt.number,
+                workers=tuple(joined),
+                ranks=tuple(rank for ranks in joined.values() for rank in ranks),
+            )
 
     async def _check_hang(self, run: str, attempt: Attempt) -> None:
         pipeline = self._live.pipeline(run)

@@ -15,9 +15,10 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from babysit.wire import Phase
 from jobs.engine_events import EngineFailed
 from jobs.events import ChangeAnnounced, Event, Heartbeat, RankExited, RankSamples, Report
 from jobs.spec import RunSpec
@@ -294,6 +295,28 @@ class RunSamplePipeline:
             if monotonic - heard.at <= STALE_HEARTBEAT_SECONDS
         )
 
+    def joined(self, attempt: Attempt, monotonic: float) -> Mapping[str, tuple[int, ...]]:
+        """The ranks of an attempt that are past `babysit.init()` by their heartbeats, by worker.
+
+        A script that does not report has the phase of its start, or beats read from its output.
+        """
+        found = dict[str, tuple[int, ...]]()
+        for worker, beats in self._in_contact(attempt, monotonic).items():
+            there = [each for each in beats if each.alive and not each.printed]
+            if ranks := tuple(each.rank for each in there if each.phase != Phase.STARTING):
+                found[worker] = ranks
+        return found
+
+    def _in_contact(self, attempt: Attempt, monotonic: float) -> dict[str, list[Beat]]:
+        """The beats of an attempt by worker, of agents in contact."""
+        return {
+            seat.worker: heard.beats
+            for seat in attempt.seats
+            if (heard := self._heartbeats.get(seat.worker)) is not None
+            and monotonic - heard.at <= STALE_HEARTBEAT_SECONDS
+            and heard.attempt == attempt.number
+        }
+
     def first_step(self, attempt: int) -> int:
         """The first step that a rank ended in an attempt; 0: not known."""
         return self._progress.first_step if self._progress.attempt == attempt else 0
@@ -304,14 +327,8 @@ class RunSamplePipeline:
         `monotonic` is the time in which the server listened: neither a jump of the wall clock nor
         a server that was behind counts as silence.
         """
-        beats = [
-            beat
-            for seat in attempt.seats
-            if (heard := self._heartbeats.get(seat.worker)) is not None
-            and monotonic - heard.at <= STALE_HEARTBEAT_SECONDS
-            and heard.attempt == attempt.number
-            for beat in heard.beats
-        ]
+        heard = self._in_contact(attempt, monotonic).values()
+        beats = [beat for each in heard for beat in each]
         nodes = {rank: seat.node for seat in attempt.seats for rank in seat.ranks}
         return self._monitors.tick(monotonic, beats, wall=now.timestamp(), nodes=nodes)
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from babysit.wire import Phase
 from jobs.commands import StartAttempt
-from jobs.events import RankExited, RankReady, RankRestored, RanksStarted, Report
+from jobs.events import RankBeat, RankExited, RankReady, RankRestored, RanksStarted, Report
 from monitors.types import Finding, FindingKind, Sample, Severity
 from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents
 from orchestrator.core import machine
+from orchestrator.core.attempts.lifecycle import SILENT_SECONDS
 from orchestrator.core.messages.events import (
     FindingRaised,
     RollbackAsked,
@@ -114,6 +116,44 @@ async def test_after_a_defect_milestones_are_those_of_the_state_that_counts(
     assert [step for step, _ in await steps_told(harness)] == [2]
     await harness.controller.submit(harness.event(RunReleased, run="run-1"))  # held over it
     assert await steps_told(harness) == [(2, 0.5), (3, 0.75)]
+    await harness.kill()
+
+
+@pytest.mark.parametrize(
+    ("phase", "printed", "reports"),
+    [
+        (Phase.RESTORING, False, True),  # only `babysit.init()` leads there
+        (Phase.TRAINING, False, True),
+        (Phase.STARTING, False, False),  # so does every script look
+        (Phase.TRAINING, True, False),  # read from the output of a script that says nothing
+    ],
+)
+async def test_a_script_reports_if_its_heartbeats_show_so(
+    monkeypatch: pytest.MonkeyPatch, phase: Phase, printed: bool, reports: bool
+) -> None:
+    """Its agent's words that ranks are ready were unreadable: a hang must be noticed all the same.
+
+    A script whose silence says nothing stays a silent one, and nobody looks at it.
+    """
+
+    def come_up(self: Agent, command: StartAttempt) -> None:
+        number = self.attempt = self.newest = command.attempt
+        beat = {"step": 0, "phase": phase, "beat": 0.0, "alive": True, "printed": printed}
+        self.beats = tuple(RankBeat(rank=rank, **beat) for rank in command.ranks)
+        self.say(number, self.event(RanksStarted, number, ranks=command.ranks))
+
+    monkeypatch.setattr(Agent, "_train", come_up)
+    harness = Harness()
+    await harness.open()
+    await harness.submit(nodes=1)
+    attempts, passed = harness.controller.state.attempts, harness.clock.monotonic
+
+    def is_suspect() -> bool:
+        return "run-1" in attempts and attempts["run-1"].suspect is not None
+
+    await harness.until(lambda: is_suspect() or passed() > 2 * SILENT_SECONDS, ticks=100_000)
+    assert is_suspect() is reports
+    assert harness.controller.state.runs["run-1"].instrumented is reports
     await harness.kill()
 
 
