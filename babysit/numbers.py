@@ -12,11 +12,14 @@ LARGEST_STEP = 2**53
 def real(value: Any) -> float | None:
     """Convert to float whatever `float()` accepts: Python, numpy, torch (also bfloat16), text.
 
-    A GPU tensor synchronises. None stays None.
+    A GPU tensor synchronises. None stays None. A loss that still has its graph is taken as it is:
+    torch warns of such a conversion, in the log of every rank.
 
     Raises:
-        ValueError, TypeError, OverflowError, or what the value's own `__float__` raises.
+        ValueError, TypeError, OverflowError, or what the value's own code raises.
     """
+    if getattr(value, "requires_grad", False):
+        value = value.detach()
     return None if value is None else float(value)
 
 

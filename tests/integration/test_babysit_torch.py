@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from babysit import rng
 from babysit.data import Feed
 from babysit.errors import StateMismatchError
+from babysit.numbers import real
 from babysit.reporter import Reporter
 from babysit.run import Run
 from babysit.wire import Candidate, Plan, SavePolicy, Tier, step_directory
@@ -202,3 +204,15 @@ def test_an_optimizer_needs_its_module(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     with pytest.raises(StateMismatchError, match="both into the dict"):
         run.checkpoint(state, step=1)
+
+
+def test_a_loss_with_its_graph_is_a_number_without_a_warning() -> None:
+    loss = torch.tensor(1.5, requires_grad=True) * 2
+    torch.set_warn_always(True)  # by default only once per process, which others may have used up
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert real(loss) == 3.0
+    finally:
+        torch.set_warn_always(False)
+    assert loss.requires_grad, "the script's own loss is left as it was"
