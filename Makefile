@@ -8,7 +8,8 @@ DOCS_READY := $(VENV)/.docs-ready
 SEEDS ?= 0:100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench fuzz soak clean postgresql prometheus chromium kubernetes
+.PHONY: help setup demo test coverage lint docs bench fuzz soak clean
+.PHONY: postgresql prometheus chromium kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,8 +37,11 @@ demo: $(READY) ## Train a small GPT through five injected failures, without huma
 
 # Kubernetes' servers are built, once, beside the first tests; those that need them come late, and wait.
 # Where they cannot be built, these tests are skipped, and say so at the end.
-test: $(READY) postgresql prometheus chromium ## Run all tests; prints the coverage
-	@scripts/kubernetes & $(PYTHON) -m pytest --cov --cov-report=; code=$$?; wait; exit $$code
+test: $(READY) postgresql prometheus chromium ## Run all tests
+	@scripts/kubernetes & $(PYTHON) -m pytest $(COVERAGE); code=$$?; wait; exit $$code
+
+coverage: COVERAGE := --cov --cov-report=
+coverage: test ## Run all tests, more slowly, and print the coverage
 	@echo "coverage: $$($(PYTHON) -m coverage report --format=total) % of lines and branches"
 
 lint: $(READY) ## Check style, formatting, types and the import contracts

@@ -167,6 +167,7 @@ def test_make_says_what_it_can_do() -> None:
         "setup",
         "demo",
         "test",
+        "coverage",
         "lint",
         "docs",
         "bench",
