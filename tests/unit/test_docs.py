@@ -19,9 +19,10 @@ from orchestrator.alert_settings import AlertSettings
 from orchestrator.cli.main import app
 from orchestrator.core.model.vocabulary import NodeTrouble, SaveTrouble
 from orchestrator.settings import Settings
+from tests.trainer_pages import DIRECTORY, MARK, Script, scripts
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 RECOVERY = (ROOT / "docs" / "recovery.md").read_text()
 UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0, "%": 0.01}
 
@@ -84,19 +85,30 @@ def test_classes_are_charged_as_documented(cause: Cause) -> None:
     assert set(re.findall(r"`(\w+)`", row)) == {c.value for c in charged}
 
 
+def headings(page: Path) -> set[str]:
+    """Anchors of a page."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in found}
+
+
+def is_dead(page: Path, link: str) -> bool:
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    return not target.exists() or bool(anchor and anchor not in headings(target))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text())
-    headings = {
-        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    }
-    dead = [
-        link
-        for link in links
-        if (link[1:] not in headings if link[0] == "#" else not (page.parent / link).exists())
-    ]
-    assert dead == []
+    assert [link for link in links if is_dead(page, link)] == []
+
+
+def test_a_dead_link_is_found() -> None:
+    page = ROOT / "docs" / "getting-started.md"
+    assert not is_dead(page, "trainers/index.md#go-on")
+    assert is_dead(page, "trainers/index.md#go-off")
+    assert is_dead(page, "#nowhere")
+    assert is_dead(page, "nowhere.md")
 
 
 # What native readers stumble over; CONTRIBUTING.md, which forbids these phrases, quotes them.
@@ -176,3 +188,20 @@ def test_what_does_not_exist_is_found() -> None:
     assert unknown(["ls", "--colour"]) == "--colour of ls"
     assert unknown(["nodes", "drain", "node-1", "--reason", "disk"]) == ""
     assert len(list(commands(ROOT / "README.md"))) > 3
+
+
+@pytest.mark.parametrize("script", list(scripts()), ids=lambda script: script.name)
+def test_scripts_of_pages_do_without_babysit(script: Script) -> None:
+    """Only marked lines are there for babysit. tests/acceptance/test_trainer_pages.py runs them."""
+    compile(script.text, script.page, "exec")
+    compile(script.without, script.page, "exec")
+    assert "babysit" not in script.without
+    assert "babysit" in script.text
+
+
+def test_the_pages_of_trainers_say_how_many_lines_are_for_babysit() -> None:
+    table = dict(re.findall(r"\((\w+)\.md\) \| ([\d, ]+) \|", (DIRECTORY / "index.md").read_text()))
+    lines: dict[str, set[str]] = {page: set() for page in table}
+    for script in scripts():
+        lines[script.page].add(str(script.text.count(f"{MARK}\n")))
+    assert lines == {page: set(said.split(", ")) for page, said in table.items()}

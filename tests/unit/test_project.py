@@ -186,7 +186,8 @@ def test_the_site_is_built_strictly_and_says_what_is_wrong() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     """A page that is left out cannot be found on the site."""
     shown = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(shown) == sorted(file.name for file in (ROOT / "docs").glob("*.md"))
+    docs = ROOT / "docs"
+    assert sorted(shown) == sorted(str(file.relative_to(docs)) for file in docs.rglob("*.md"))
 
 
 @pytest.mark.parametrize(
