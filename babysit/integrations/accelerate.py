@@ -151,18 +151,24 @@ class Watch:
     def _prepared(self) -> Any:
         """All that was prepared, as a state."""
         accelerator = self._accelerator
+        parts = {
+            "scheduler": accelerator._schedulers,  # noqa: SLF001
+            "custom": accelerator._custom_objects,  # noqa: SLF001
+        }
         if self._is_deepspeed:
             from babysit.integrations.deepspeed import EngineState  # noqa: PLC0415  # if it is used
 
-            return EngineState(accelerator._models[0])  # noqa: SLF001
-        parts = {
+            return EngineState(accelerator._models[0], _numbered(parts))  # noqa: SLF001
+        optimizers = accelerator._optimizers  # noqa: SLF001
+        if str(accelerator.distributed_type).endswith("FSDP"):
+            # Sharded values load into parameters, which accelerate's wrapper hides.
+            optimizers = [each.optimizer for each in optimizers]
+        parts |= {
             "model": accelerator._models,  # noqa: SLF001
-            "optimizer": accelerator._optimizers,  # noqa: SLF001
-            "scheduler": accelerator._schedulers,  # noqa: SLF001
-            "custom": accelerator._custom_objects,  # noqa: SLF001
+            "optimizer": optimizers,
             "scaler": [accelerator.scaler] if accelerator.scaler is not None else [],
         }
-        return {f"{name}-{i}": part for name, all_ in parts.items() for i, part in enumerate(all_)}
+        return _numbered(parts)
 
     def end_step(self, *, left: bool = False) -> None:
         """The script has done with a batch: report and save the step, if that was its last one.
@@ -182,6 +188,10 @@ class Watch:
         self.run.checkpoint(self._state, step=self._step, now=stop)
         if stop:
             leave(self.run)
+
+
+def _numbered(parts: dict[str, Any]) -> dict[str, Any]:
+    return {f"{name}-{i}": part for name, all_ in parts.items() for i, part in enumerate(all_)}
 
 
 class _Passes:

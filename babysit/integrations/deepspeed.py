@@ -18,6 +18,7 @@ save; the error at another one says how to get DeepSpeed's universal format from
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from babysit.errors import StateMismatchError
 
 _TAG = "state"
 _RANKS_FILE = "ranks.json"
+_BESIDE = "babysit_beside"
 
 
 class EngineState:
@@ -33,23 +35,41 @@ class EngineState:
     A `PipelineEngine` is one too.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, beside: Mapping[str, Any] | None = None) -> None:
+        """Take the engine.
+
+        Args:
+            engine: The engine.
+            beside: Objects with `state_dict` and `load_state_dict` that belong to the state, such
+                as a scheduler that the engine does not know.
+        """
         self._engine = engine
+        self._beside = dict(beside or {})
 
     def save(self, directory: Path) -> None:
         """Let the engine write its state; a collective."""
-        write_engine(self._engine, directory, _TAG, {})
+        states = {name: each.state_dict() for name, each in self._beside.items()}
+        write_engine(self._engine, directory, _TAG, {_BESIDE: states})
 
     def load(self, directory: Path) -> None:
         """Let the engine read its state.
 
         Raises:
-            StateMismatchError: The directory holds no checkpoint that it can load.
+            StateMismatchError: The directory holds no checkpoint that it can load, or one of other
+                objects beside the engine.
         """
-        require_ranks(self._engine, directory, _TAG)
-        path, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        require_ranks(self._engine, directory, _TAG, directory.parent)
+        path, more = self._engine.load_checkpoint(str(directory), tag=_TAG)
         if path is None:
             raise StateMismatchError(f"DeepSpeed found no checkpoint it can load in {directory}")
+        saved = (more or {}).get(_BESIDE, {})
+        if set(saved) != set(self._beside):
+            raise StateMismatchError(
+                f"{directory} has {sorted(saved)} beside the engine, and the script has"
+                f" {sorted(self._beside)}: pass what was saved, or use another checkpoint directory"
+            )
+        for name, each in self._beside.items():
+            each.load_state_dict(saved[name])
 
 
 def write_engine(engine: Any, directory: Path, tag: str, more: dict[str, Any]) -> None:
@@ -62,21 +82,27 @@ def write_engine(engine: Any, directory: Path, tag: str, more: dict[str, Any]) -
     (directory / _RANKS_FILE).write_text(json.dumps(int(engine.world_size)))
 
 
-def require_ranks(engine: Any, directory: Path, tag: str) -> None:
+def require_ranks(ranks: Any, directory: Path, tag: str, step: Path) -> None:
     """Refuse a checkpoint of another world size: an engine would mix its shards up.
+
+    Args:
+        ranks: The engine, or anything with its `world_size`.
+        directory: The directory that has the files of this rank.
+        tag: The tag of the checkpoint.
+        step: The directory of all ranks.
 
     Raises:
         StateMismatchError: It was saved by another number of ranks; the message says what to do.
     """
     file = directory / _RANKS_FILE
-    saved = json.loads(file.read_text()) if file.exists() else engine.world_size
-    if saved == engine.world_size:
+    saved = json.loads(file.read_text()) if file.exists() else ranks.world_size
+    if saved == ranks.world_size:
         return
-    step = directory.parent
+    shards = "/".join(("rank-*", *directory.relative_to(step).parts[1:], tag))
     raise StateMismatchError(
         f"{step}: {saved} ranks saved it with DeepSpeed, and this attempt has"
-        f" {engine.world_size}. Give the run {saved} ranks again; or collect the shards (cp -rn"
-        f" {step}/rank-*/{tag} MERGED/), convert them (python -m"
+        f" {ranks.world_size}. Give the run {saved} ranks again; or collect the shards (cp -rn"
+        f" {step}/{shards} MERGED/), convert them (python -m"
         f" deepspeed.checkpoint.ds_to_universal --input_folder MERGED/{tag} --output_folder"
         " UNIVERSAL), and begin a new run that loads UNIVERSAL"
     )

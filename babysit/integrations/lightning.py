@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 import babysit
 from babysit import collective
 from babysit.errors import StateMismatchError
+from babysit.integrations.leaving import leave
 from babysit.integrations.lightning_data import TrainingData
 from babysit.integrations.lightning_state import TrainerState
 from babysit.numbers import said
@@ -135,9 +136,7 @@ class BabysitCallback(Callback):  # type: ignore[misc,unused-ignore]  # untyped 
     def _leave(self) -> None:
         """Save and end the process: what follows `trainer.fit()` must not see half a model."""
         self.run.checkpoint(self._state, now=True)
-        self.run.flush()
-        self._warn(f"leaving after step {self.run.step}, as requested; the process ends here")
-        raise SystemExit(0)
+        leave(self.run)
 
     def _loss_of(self, trainer: Any, outputs: Any) -> Any:
         try:

@@ -4,12 +4,13 @@
     trainer.train()
 
 Every optimizer step is reported, with its own loss, whatever `logging_steps` says. Saves follow the
-run's own policy, in both tiers, on one device or with DDP; with FSDP or DeepSpeed the Trainer saves
-to its `output_dir` when the policy says so, and those files are taken over. `train()` goes on from
-the run's checkpoint by itself; `resume_from` has its path for scripts that pass it on. The loader
-that the Trainer makes is a `run.loader()`: it goes on at the exact batch, and quarantined batches
-are passed over. When asked to leave, the process ends after the save, so that the rest of the
-script does not run on half a model. A failure in here is logged, and training goes on.
+run's own policy, in both tiers, on one device and with DDP, FSDP or DeepSpeed; with other sharded
+states the Trainer saves to its `output_dir` when the policy says so, and those files are taken
+over. `train()` goes on from the run's checkpoint by itself; `resume_from` has its path for scripts
+that pass it on. The loader that the Trainer makes is a `run.loader()`: it goes on at the exact
+batch, and quarantined batches are passed over. When asked to leave, the process ends after the
+save, so that the rest of the script does not run on half a model. A failure in here is logged, and
+training goes on.
 
 Not restored: what a trainer keeps outside its checkpoints, such as completions that GRPO has
 generated for later steps.
@@ -90,7 +91,7 @@ class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # u
         """Watch the parts that a callback does not see: losses, loader, the end of each step."""
         if self._files.trainer is trainer:
             return
-        self._files.trainer = trainer
+        self._files.attach(trainer)
         self._wrap(trainer, "training_step", self._keep_loss)
         self._wrap(trainer, "get_train_dataloader", self._own_loader)
         ends = trainer._maybe_log_save_evaluate  # noqa: SLF001
@@ -155,7 +156,7 @@ class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # u
         """Save if a save is due, and see whether this rank must leave; a collective."""
         self._report()
         trainer, run = self._files.trainer, self.run
-        if not self._files.is_whole:
+        if not self._files.by_rank:
             return  # see `on_step_end`
         step, control = self._state.global_step, trainer.control
         asked = run.should_stop and step < self._state.max_steps
@@ -200,10 +201,10 @@ class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # u
 
     @_quiet
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Without the Trainer itself, or with a sharded state: have it save; a collective."""
+        """Have the Trainer save, where ranks cannot do so by themselves; a collective."""
         run, step = self.run, state.global_step
         run.phase("train")
-        if self._files.is_whole:
+        if self._files.by_rank:
             return
         if self._files.trainer is None:
             run.report(step=step)
@@ -216,8 +217,8 @@ class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # u
 
     @_quiet
     def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Register the checkpoint of a sharded state that the Trainer has just written."""
-        if self._files.is_whole:
+        """Register the checkpoint that the Trainer had to write itself, and has just written."""
+        if self._files.by_rank:
             return  # it is the user's own
         collective.minimum(0)  # wait for all ranks' files
         written = self._files.written(state.global_step)

@@ -1,4 +1,8 @@
-"""A script of accelerate's, with one line of babysit in it."""
+"""A script of accelerate's, with one line of babysit in it.
+
+Words of the command line: `auto` for `babysit.auto()` in place of that line; `fsdp` for FSDP2 and
+`deepspeed` for ZeRO-2 in place of DDP.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader, Dataset
 
 import babysit
@@ -29,8 +34,23 @@ class Noisy(Dataset[torch.Tensor]):
         return torch.full((4,), index / 40) + 0.1 * torch.rand(4)
 
 
+def on_cpus() -> Accelerator:
+    """The accelerator, also of kinds that accelerate takes for those of GPUs."""
+    if "deepspeed" in sys.argv:
+        PartialState(cpu=True)
+        plugin = DeepSpeedPlugin(zero_stage=2, gradient_accumulation_steps=2)
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 2
+        plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
+        return Accelerator(deepspeed_plugin=plugin)
+    if "fsdp" in sys.argv:
+        PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU  # it asks for no more
+        sharded = FullyShardedDataParallelPlugin(fsdp_version=2)
+        return Accelerator(cpu=True, gradient_accumulation_steps=2, fsdp_plugin=sharded)
+    return Accelerator(cpu=True, gradient_accumulation_steps=2)
+
+
 torch.manual_seed(3)
-accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+accelerator = on_cpus()
 if "auto" not in sys.argv:
     from babysit.integrations.accelerate import watch
 

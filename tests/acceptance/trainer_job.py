@@ -1,7 +1,7 @@
 """A script that trains with the Trainer, or trl's, and knows one word of babysit.
 
 Words of the command line: `trl` for its SFTTrainer; `auto` for `babysit.auto()` in place of the
-callback.
+callback; `fsdp` for FSDP2 and `deepspeed` for ZeRO-2 in place of DDP.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -65,6 +67,21 @@ options: dict[str, Any] = {
     "logging_steps": 5,
     "seed": 1,
 }
+zero: dict[str, Any] = {"stage": 2, "offload_optimizer": {"device": "none"}}
+sharded: dict[str, dict[str, Any]] = {
+    "fsdp": {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "GPT2Block"}},
+    "deepspeed": {
+        "deepspeed": {
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+        }
+    },
+}
+kinds = sharded.keys() & set(sys.argv)
+for kind in kinds:
+    options |= sharded[kind] | {"eval_strategy": "steps", "eval_steps": 7}
 callbacks: list[TrainerCallback] = [Fault()]
 if "auto" not in sys.argv:
     from babysit.integrations.transformers import BabysitCallback
@@ -88,8 +105,11 @@ if "trl" in sys.argv:
         callbacks=callbacks,
     )
 else:
+    arguments = TrainingArguments(**options)
+    if kinds:
+        PartialState().distributed_type = DistributedType.MULTI_GPU  # it asks for no more
     trainer = Trainer(
-        model, TrainingArguments(**options), train_dataset=Tokens(), callbacks=callbacks
+        *(model, arguments), train_dataset=Tokens(), eval_dataset=Tokens(), callbacks=callbacks
     )
 trainer.train()
 Path(f"tail-{os.environ['RANK']}").touch()
