@@ -31,8 +31,6 @@ NEEDS = {
     "transformers": ("transformers", "accelerate"),
     "trl": ("trl", "datasets"),
 }
-AFTER_STEP = 105
-"""The first checkpoint of the pages is at step 100."""
 PATIENCE = 900.0
 """Most seconds to wait: DeepSpeed compiles at its first start."""
 # Lines that come only if the command looks at the right moment.
@@ -85,6 +83,11 @@ class Laptop:
         assert shown.get("state") not in {"failed", "cancelled"}, shown["reason"]
         return shown
 
+    @property
+    def has_saved(self) -> bool:
+        """True once there is a checkpoint; a look at it is quicker than a command."""
+        return any((self._root / "ck").glob("step-*"))
+
     def newest_rank(self) -> int:
         """What `pgrep -n -f fork_server.py` prints where no other run is."""
         run = self.shown["id"]
@@ -102,7 +105,7 @@ class Laptop:
         """Leave no process behind."""
         record = read_record(self._home / "server.json")
         if record is not None and is_alive(record):
-            self.said("cancel", self.name, "--yes", "--reason", "the test is over")
+            self.said("cancel", self.name, "--reason", "the test is over")
             self.said("server", "stop")
 
 
@@ -125,7 +128,7 @@ def laptop(tmp_path: Path, script: Script) -> Iterator[Laptop]:
 def _forms(text: str) -> set[str]:
     """Lines without figures, ids, the width of columns, and what the moment decides."""
     plain = re.sub(r"\b(\d+ min )?\d[\d.:%-]*( s| min| h| KiB| MiB)?\b%?", "#", text)
-    plain = re.sub(r"\b[0-9A-Z]{26}\b|\b\w{3}\.#\.#|\b\w{3}\.#", "ID", plain)
+    plain = re.sub(r"\b[0-9A-Z]{26}\b|\b\w+\.#", "ID", plain)
     plain = re.sub(r"(?m)^time: .*", "time:", plain)
     plain = re.sub(r"\b(verified|good)\b", "TRUST", plain)
     return {" ".join(line.split()) for line in plain.splitlines()}
@@ -134,7 +137,8 @@ def _forms(text: str) -> set[str]:
 @pytest.mark.parametrize("script", list(scripts()), ids=lambda script: script.name)
 def test_a_script_of_a_page_does_what_the_page_says(script: Script, laptop: Laptop) -> None:
     followed = laptop.start(*shlex.split(script.start)[1:])
-    _until(lambda: (laptop.shown.get("step") or 0) > AFTER_STEP, f"step {AFTER_STEP}")
+    _until(lambda: laptop.has_saved or followed.poll() is not None, "a checkpoint")
+    assert followed.poll() is None, followed.communicate()[0]
     os.kill(laptop.newest_rank(), signal.SIGKILL)
     _until(lambda: any(restart["recovered_at"] for restart in laptop.shown["restarts"]), "recovery")
     looked = {line: laptop.said(*line.split()[1:]) for line in script.session if _LOOK.match(line)}
@@ -146,4 +150,5 @@ def test_a_script_of_a_page_does_what_the_page_says(script: Script, laptop: Lapt
     told = _forms("\n".join(script.printed(script.start)))
     assert {line for line in told if not _PASSING.search(line)} - _forms(out) == set(), out
     restart = laptop.shown["restarts"][0]
-    assert (restart["class"], restart["resumed_step"]) == ("signal", 100)
+    assert restart["class"] == "signal"
+    assert restart["resumed_step"] > 0, "it goes on, and does not begin again"
