@@ -76,15 +76,19 @@ def run_named(session: Session, name: str) -> str:
 class TrainerRun:
     """A run: what its ranks wrote down, and what babysit says of it."""
 
-    def __init__(self, session: Session, root: Path) -> None:
+    def __init__(
+        self, session: Session, root: Path, environment: dict[str, str] | None = None
+    ) -> None:
         self._session = session
+        self._more = environment or {}
         self._notes = root / "notes"
         self._notes.mkdir(parents=True)
         self._root = root
         self.id = ""
 
     @property
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Variables of the ranks."""
         return {
             "PYTHONPATH": f"{ROOT}{os.pathsep}{SCRIPTS}",
             "TRAINERS_NOTES": str(self._notes),
@@ -97,16 +101,17 @@ class TrainerRun:
             "TORCH_EXTENSIONS_DIR": str(self._root.parent / "extensions"),
             # DeepSpeed looks for ninja there.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **self._more,
         }
 
-    def start(self, row: Row) -> None:
-        """Submit the script with its lines of babysit."""
+    def start(self, row: Row, **checkpoint: int) -> None:
+        """Submit the script with its lines of babysit; `checkpoint` has fields that differ."""
         spec = {
             "name": self._root.name,
             "command": [sys.executable, str(row.file), *row.arguments],
             "workdir": str(self._root),
             "priority": "low",
-            "env": self._environment,
+            "env": self.environment,
             "resources": {"nodes": RANKS},
             "preload": list(row.preload),
             "checkpoint": {
@@ -114,6 +119,7 @@ class TrainerRun:
                 "every_steps": 10,
                 "memory_every_steps": 1,
                 "good_after_steps": 10,
+                **checkpoint,
             },
         }
         self.id = submit_once(self._session, self._root, spec)
@@ -132,7 +138,7 @@ class TrainerRun:
             subprocess.Popen(
                 command,
                 cwd=self._root,
-                env={**os.environ, **self._environment, **home},
+                env={**os.environ, **self.environment, **home},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -150,6 +156,21 @@ class TrainerRun:
         found: dict[str, Any] = self._session.patient.get(path("runs", self.id))
         assert found["state"] not in {"failed", "cancelled"}, f"{found['state']}: {found['reason']}"
         return found
+
+    def start_alone(self, row: Row) -> subprocess.Popen[bytes]:
+        """Start the script without a line of babysit, and without babysit."""
+        script = self._root / row.script
+        script.write_text(row.unmodified)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        with (self._root / "out").open("wb") as out:
+            return subprocess.Popen(
+                [*launcher, "--nproc_per_node", str(RANKS), str(script), *row.arguments],
+                cwd=self._root,
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
 
     def hurry(self) -> None:
         """Let the steps be as quick as they can."""

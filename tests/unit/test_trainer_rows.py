@@ -25,7 +25,7 @@ def test_an_unmodified_script_is_whole_and_knows_no_babysit(row: Row) -> None:
 
 
 def test_every_script_has_a_row() -> None:
-    scripts = {file.name for file in SCRIPTS.glob("*.py")} - {"tiny.py"}
+    scripts = {file.name for file in SCRIPTS.glob("*.py")} - {"tiny.py", "turns.py"}
     assert scripts == {row.script for row in ROWS.values()}
 
 

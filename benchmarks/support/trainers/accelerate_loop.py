@@ -29,5 +29,5 @@ for _ in range(step // length, tiny.STEPS // length):
         optimizer.zero_grad()
         step += 1
         tiny.log(step, float(loss.detach()))
-        # without it: if step % 10 == 0: accelerator.save_state(f"out/checkpoint-{step}")
+        # without it: if tiny.is_due(step): accelerator.save_state(f"out/checkpoint-{step}")
 tiny.tail()

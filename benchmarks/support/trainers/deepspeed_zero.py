@@ -44,7 +44,7 @@ for step, batch in run.steps(loader, total=tiny.STEPS):  # babysit
     engine.backward(loss)
     engine.step()
     tiny.log(step, float(loss.detach()))
-    # without it: if step % 10 == 0: engine.save_checkpoint("out", f"checkpoint-{step}")
+    # without it: if tiny.is_due(step): engine.save_checkpoint("out", f"checkpoint-{step}")
     run.report(loss=loss.detach())  # babysit
     run.checkpoint(state)  # babysit
     if run.should_stop:  # babysit

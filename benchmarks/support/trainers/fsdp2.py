@@ -40,7 +40,7 @@ def load() -> int:
 
 
 def save(step: int) -> None:
-    if step % tiny.SAVE_EVERY == 0:
+    if tiny.is_due(step):
         parts = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
         checkpoint.save(parts, checkpoint_id=f"out/checkpoint-{step}")
 

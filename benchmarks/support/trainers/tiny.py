@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from turns import Turns
 
 ENV_NOTES = "TRAINERS_NOTES"
 WORDS, LENGTH, WIDTH = 64, 16, 32
@@ -27,7 +28,8 @@ SAMPLES, BATCH = 120, 2
 STEPS = int(os.environ.get("TRAINERS_STEPS", "300"))
 SPIKE = 40.0
 """Factor on what a damaged layer computes."""
-SAVE_EVERY = 10
+SAVE_EVERY = int(os.environ.get("TRAINERS_SAVE_EVERY", "10"))
+"""Steps between two checkpoints of the script's own."""
 
 
 def tokens_of(index: int) -> Tensor:
@@ -95,12 +97,15 @@ def witness(model: nn.Module, layer: nn.Module, *, scale: float = 1.0) -> None:
     `scale` is the factor from the loss that the model returns to the one that its trainer means.
     """
     seen = _Witness(Path(os.environ[ENV_NOTES]))
+    turns = Turns.from_environment()
 
     def after_pass(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if module.training and torch.is_grad_enabled():
             loss = output if isinstance(output, Tensor) else output["loss"]
             seen.note(kwargs["input_ids"] if kwargs else args[0], scale * float(loss.detach()))
             time.sleep(seen.pause)
+            if turns is not None:
+                turns.end_pass()
 
     def after_layer(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return output * SPIKE if seen.is_damaged else output
@@ -128,6 +133,11 @@ def step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.stem.rpartition("-")[2]) if checkpoint else 0
 
 
+def is_due(step: int) -> bool:
+    """True if a script saves after this step."""
+    return step % SAVE_EVERY == 0
+
+
 def load(state: dict[str, Any]) -> int:
     """Load the checkpoint after `--resume`; its step."""
     if found := resumed():
@@ -138,7 +148,7 @@ def load(state: dict[str, Any]) -> int:
 
 def save(state: dict[str, Any], step: int) -> None:
     """Save as many scripts do: rank 0 alone, now and then."""
-    if step % SAVE_EVERY == 0 and os.environ["RANK"] == "0":
+    if is_due(step) and os.environ["RANK"] == "0":
         Path("out").mkdir(exist_ok=True)
         saved = {name: part.state_dict() for name, part in state.items()}
         torch.save(saved, f"out/checkpoint-{step}.pt")
