@@ -71,5 +71,7 @@ class AgentConfig(BaseModel):
     checks: tuple[str, ...] = ()
     """Programs of :mod:`jobs.checks` that run before the worker joins. Where `run` is `checks`,
     the agent only checks its node, with these or, if there are none, with all."""
+    peer: str = ""
+    """`host:port` of the node to which a check measures the link; empty: this node listens."""
     orphan_seconds: float = 86400.0
     """The agent leaves after this time without ranks and without contact."""

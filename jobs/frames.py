@@ -1,8 +1,8 @@
 """Frames between agent and control plane: msgpack maps `{"type": …, "body": {…}}`.
 
-From the agent: `hello`, `report`, `heartbeat`, `ack_command`. From the control plane: `welcome`,
-`ack`, `command`, `refused`. Bodies are the models of :mod:`jobs.events` and :mod:`jobs.commands`.
-Frames about logs, either way: :mod:`jobs.log_messages`.
+From the agent: `hello`, `report`, `listening`, `heartbeat`, `ack_command`. From the control plane:
+`welcome`, `ack`, `command`, `refused`. Bodies are the models of :mod:`jobs.events` and
+:mod:`jobs.commands`. Frames about logs, either way: :mod:`jobs.log_messages`.
 Times are ISO 8601 strings, and NaN stays NaN, which JSON could not represent.
 """
 

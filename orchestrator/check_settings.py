@@ -24,7 +24,8 @@ class CheckSettings(BaseSettings):
         default=0.0,
         ge=0,
         le=24 * 365,
-        description="Idle nodes are checked when their last check is older, and nodes that the "
+        description="Idle nodes are checked, and the links between them measured, when the last "
+        "check is older, and nodes that the "
         "cluster gives back must pass one first. 0: never. 24 suits a cluster of GPU nodes.",
     )
     check_join_hours: float = Field(

@@ -11,6 +11,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+RATE, LATENCY = "link-rate", "link-latency"
+"""The figures of the link to another node: Gbit/s of the slower way, and microseconds there and
+back."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -26,6 +30,8 @@ class Task:
     """True: take seconds rather than tenths, for figures that vary less."""
     peer: str = ""
     """`host:port` of the other node of a pair; empty: this node listens."""
+    address: str = "127.0.0.1"
+    """Address of this node, on which it listens."""
     port: int = 0
     """Port to listen on."""
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from jobs.checks import gpu, processor, storage
+from jobs.checks import gpu, link, processor, storage
 from jobs.checks.measurement import Measurement, Task, printed, task_of
 
 PROGRAMS: Mapping[str, Callable[[Task], list[Measurement]]] = {
@@ -23,6 +23,7 @@ PROGRAMS: Mapping[str, Callable[[Task], list[Measurement]]] = {
     "gpu-memory": gpu.memory,
     "pcie": gpu.pcie,
     "nvlink": gpu.nvlink,
+    "link": link.link,
 }
 """Programs by name, in the order in which they run; one may measure several things."""
 _NICE = 10

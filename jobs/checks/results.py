@@ -15,7 +15,9 @@ CLOCK = "clock-skew"
 QUICK = ("gpu-count", "matmul", "memory", "disk", "tmpfs")
 """Programs before a worker joins: half a second of one core, unless the node has GPUs."""
 ALL = (*QUICK, "gpu-matmul", "gpu-memory", "pcie", "nvlink")
-"""All programs of :mod:`jobs.checks.program`, in the order in which they run."""
+"""All programs with which a node measures itself, in the order in which they run."""
+LINK = "link"
+"""The program that needs another node."""
 
 
 class Verdict(StrEnum):
@@ -43,6 +45,17 @@ class CheckResult(BaseModel):
     """Why it failed or was skipped, in one sentence."""
     device: str = Field(default="", max_length=200)
     """The measured device, such as `NVIDIA H100` or `CPU`; figures of others are not compared."""
+    peer: str = Field(default="", max_length=253)
+    """The node at the other end of a link; empty: the node was measured alone."""
+
+
+class Listening(BaseModel):
+    """The body of the frame by which an agent says that another node can connect to it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sequence: int
+    port: int = Field(gt=0, le=65535)
 
 
 class CheckReport(BaseModel):

@@ -7,6 +7,7 @@ Its report stays in the spool until the control plane has stored it.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 
 import structlog
@@ -14,10 +15,11 @@ import structlog
 from jobs import frames
 from jobs.agent.connection import Connection
 from jobs.agent.log_sender import LogSender
+from jobs.agent.network import free_port
 from jobs.agent.spool import Spool
 from jobs.agent.tasks import Tasks
 from jobs.checks.measurement import Task
-from jobs.checks.results import ALL, CLOCK, CheckReport, CheckResult
+from jobs.checks.results import ALL, CLOCK, LINK, CheckReport, CheckResult, Listening
 from jobs.checks.runner import PREFLIGHT_SECONDS, run_checks
 from jobs.clock import Clock
 from jobs.commands import Command
@@ -26,6 +28,8 @@ from jobs.events import Heartbeat, Hello
 
 LONGEST_SECONDS = 900.0
 """The agent leaves after this time, whether or not its report was taken: nobody waits longer."""
+LINK_SECONDS = 600.0
+"""Time of the measurement of a link, with the wait for its partner; its own limits are below."""
 _LOOK_SECONDS = 0.05
 
 
@@ -33,7 +37,7 @@ class CheckWorker:
     """Measures one node. `run` returns when the report is stored, or nobody wants it."""
 
     def __init__(self, config: AgentConfig, clock: Clock, chance: random.Random) -> None:
-        self._config, self._clock = config, clock
+        self._config, self._clock, self._chance = config, clock, chance
         self._log = structlog.get_logger(part="checks")
         self._spool = Spool(config.directory / "spool" / "reports")
         self.log_sender = LogSender(clock)
@@ -61,14 +65,28 @@ class CheckWorker:
 
     async def _measure(self) -> None:
         config = self._config
-        names = [name for name in config.checks or ALL if name != CLOCK]  # the server makes that
-        results = await run_checks(names, task_for(config, thorough=True))
+        if LINK in config.checks:
+            results = await self._measure_link()
+        else:
+            names = [name for name in config.checks or ALL if name != CLOCK]  # made by the server
+            results = await run_checks(names, task_for(config, thorough=True))
         report = CheckReport(sequence=self._spool.next_sequence, node=config.node, results=results)
         self._spool.append(frames.encode("report", report))
         self._connection.wake()
         while self._spool.first_sequence < self._spool.next_sequence:
             await self._clock.sleep(_LOOK_SECONDS)
         self.leave("the results are stored")
+
+    async def _measure_link(self) -> tuple[CheckResult, ...]:
+        """Connect to the peer, or say where to connect and wait for it."""
+        config = self._config
+        task = task_for(config, thorough=True)
+        if not config.peer:
+            task = dataclasses.replace(task, port=free_port(self._chance))
+            listening = Listening(sequence=self._spool.next_sequence, port=task.port)
+            self._spool.append(frames.encode("listening", listening))
+            self._connection.wake()
+        return await run_checks([LINK], task, LINK_SECONDS)
 
     async def _leave_in_time(self) -> None:
         await self._clock.sleep(LONGEST_SECONDS)
@@ -116,4 +134,6 @@ def task_for(config: AgentConfig, *, thorough: bool) -> Task:
         memory=str(config.memory_directory),
         gpus=config.spec.resources.gpus_per_node,
         thorough=thorough,
+        peer=config.peer,
+        address=config.address,
     )

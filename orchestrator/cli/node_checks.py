@@ -46,12 +46,14 @@ def check(
     """Check a node: what the control plane knows about it, and what it measures of itself.
 
     An agent is launched on the node for it, which takes some seconds. A node that a run uses is not
-    measured: the newest results are shown instead. Exit code 1 if a check fails.
+    measured: the newest results are shown instead. Exit code 1 if a check fails. `link` is measured
+    together with another idle node, and with no other check.
 
     For example:
 
         babysit nodes check node-2
         babysit nodes check node-2 --check matmul --check disk
+        babysit nodes check node-2 --check link
     """
     here = session(ctx)
     known = [] if checks else here.api.get(path("nodes", node, "check"))
@@ -59,7 +61,7 @@ def check(
     if not last:
         found = _measure(here, node, checks or [])
     measured = [row for row in found["results"] if not checks or _is_of(row["name"], checks)]
-    rows = [*map(_known, known), *map(_measured, measured)]
+    rows = [*map(_known, known), *map(_measured, measured), *_no_link(found, checks)]
     emit(rows, COLUMNS, form, name="name", empty=f"Nothing was measured on {node} yet.")
     if not all(row["ok"] for row in rows):
         raise typer.Exit(ExitCode.FAILED)
@@ -100,4 +102,15 @@ def _known(row: Row) -> dict[str, Any]:
 
 
 def _measured(row: Row) -> dict[str, Any]:
-    return {**row, "ok": row["verdict"] != "failed", "detail": row["reason"]}
+    peer = f"with {row['peer']}" if row.get("peer") else ""
+    return {**row, "ok": row["verdict"] != "failed", "detail": row["reason"] or peer}
+
+
+def _no_link(found: Row, checks: Sequence[str] | None) -> list[dict[str, Any]]:
+    """A row that says why there is no figure of the link to other nodes, if there is none."""
+    if any(row["name"].startswith("link-") for row in found["results"]):
+        return []
+    if checks and "link" not in checks:
+        return []
+    why = found.get("no_link") or "not measured yet: it takes another idle node (`--check link`)"
+    return [_known({"name": "link", "ok": True, "detail": why}) | {"verdict": "skipped"}]

@@ -33,7 +33,7 @@ class AgentAccess(NamedTuple):
 class WorkerLaunch(BaseModel):
     """Everything a cluster needs to start an agent.
 
-    A cluster passes `server_url`, `token`, `ca`, `bundle` and `checks` to the agent's
+    A cluster passes `server_url`, `token`, `ca`, `bundle`, `checks` and `peer` to the agent's
     :class:`jobs.config.AgentConfig`; it needs no other knowledge of the server.
     """
 
@@ -55,6 +55,8 @@ class WorkerLaunch(BaseModel):
     code is where `spec.workdir` says, as seen from the node."""
     checks: tuple[str, ...] = ()
     """For :class:`jobs.config.AgentConfig`: check programs that run before the worker joins."""
+    peer: str = ""
+    """For :class:`jobs.config.AgentConfig`: where the check of a link connects to."""
     spec: RunSpec
     environment: Environment | None = Field(default=Environment(), repr=False)
     """The environment that was submitted with the run, to be given to the agent without a trace in

@@ -29,6 +29,7 @@ def check_launch(order: CheckNode, access: AgentAccess) -> WorkerLaunch:
         node=order.node,
         spec=spec,
         checks=order.checks,
+        peer=order.peer,
         server_url=access.server_url,
         token=access.token,
         ca=access.ca,

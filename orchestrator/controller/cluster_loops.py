@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 
-from jobs.checks.results import CHECKS_RUN
+from jobs.checks.results import CHECKS_RUN, LINK
 from jobs.clock import Clock, wait_at_most
 from orchestrator.clusters.errors import ClusterError
 from orchestrator.clusters.port import (
@@ -29,6 +29,7 @@ from orchestrator.core.messages.check_events import CheckAsked, CheckEnded
 from orchestrator.core.messages.events import CapacityChanged, NodeInfo, WorkerLost
 from orchestrator.core.model.records import CLUSTER
 from orchestrator.core.model.states import NodeState
+from orchestrator.core.placement import link_pairs
 from orchestrator.core.requests import node_checks
 from orchestrator.errors import DatabaseUnavailableError, LeadershipLostError, NotLeaderError
 
@@ -136,6 +137,9 @@ class ClusterLoops:
             await self._queue.decide(CheckEnded, worker=worker, reason=why)
         for node in node_checks.due(self._live.state, now):
             await self._queue.decide(CheckAsked, node=node, actor=node_checks.SCHEDULE)
+        for node in link_pairs.due(self._live.state, now):
+            link = {"checks": (LINK,), "actor": node_checks.SCHEDULE}
+            await self._queue.decide(CheckAsked, node=node, **link)
 
     async def _keep_runs(self) -> None:
         while True:

@@ -39,7 +39,12 @@ from orchestrator.core.checkpoints import lifecycle as checkpoint_lifecycle
 from orchestrator.core.checkpoints import on_disk
 from orchestrator.core.checkpoints import trouble as checkpoint_trouble
 from orchestrator.core.messages.batching import as_gang
-from orchestrator.core.messages.check_events import CheckAsked, CheckEnded, NodeChecked
+from orchestrator.core.messages.check_events import (
+    CheckAsked,
+    CheckEnded,
+    LinkListening,
+    NodeChecked,
+)
 from orchestrator.core.messages.cluster_events import LaunchRefused, WorkerLeaving, WorkerStuck
 from orchestrator.core.messages.events import (
     CapacityChanged,
@@ -275,6 +280,7 @@ _HANDLERS: Mapping[type[Event], Handler] = {
     MaintenanceCancelled: cluster_requests.on_maintenance_cancelled,
     MaintenanceDue: cluster_requests.on_maintenance_due,
     CheckAsked: check_requests.on_asked,
+    LinkListening: check_requests.on_listening,
     NodeChecked: check_requests.on_checked,
     CheckEnded: check_requests.on_ended,
     WorkerJoined: assembly.on_joined,

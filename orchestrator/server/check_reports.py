@@ -1,4 +1,7 @@
-"""The conversation with an agent that only checks its node: heartbeats, one report, and its end."""
+"""The conversation with an agent that only checks its node: heartbeats, one report, and its end.
+
+An agent that waits for the other end of a link says where before its report.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from jobs.checks.results import CLOCK, CheckReport, CheckResult
+from jobs.checks.results import CLOCK, CheckReport, CheckResult, Listening
 from jobs.events import Hello
 from jobs.frames import FrameError, decode, encode
 from orchestrator.controller.check_launches import is_wanted
 from orchestrator.controller.controller import Controller
-from orchestrator.core.messages.check_events import NodeChecked
+from orchestrator.core.messages.check_events import LinkListening, NodeChecked
 from orchestrator.errors import NotFoundError, NotLeaderError
 
 
@@ -49,8 +52,28 @@ async def serve_check(socket: Socket, controller: Controller, hello: Hello) -> N
         elif kind == "report":
             await _take(controller, hello, body, skews)
             await socket.send(encode("ack", {"sequence": body["sequence"]}))
+        elif kind == "listening":
+            await _say_where(controller, hello, body)
+            await socket.send(encode("ack", {"sequence": body["sequence"]}))
         else:
             raise FrameError(f"unexpected frame {kind:.80} of the agent of a check")
+
+
+async def _say_where(controller: Controller, hello: Hello, body: dict[str, object]) -> None:
+    """Tell the core where the agent waits for the other end of its link."""
+    try:
+        listening = Listening.model_validate(body)
+    except ValidationError as error:
+        raise FrameError(f"{hello.worker} says no port: {error}") from error
+    event = controller.events.make(
+        LinkListening,
+        node=hello.node,
+        worker=hello.worker,
+        address=hello.address,
+        port=listening.port,
+        actor=f"worker:{hello.worker}",
+    )
+    await controller.submit(event)
 
 
 async def _take(

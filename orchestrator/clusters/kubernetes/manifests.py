@@ -131,6 +131,7 @@ def agent_config(launch: WorkerLaunch, settings: PodSettings) -> AgentConfig:
         token=launch.token,
         bundle=launch.bundle,
         checks=launch.checks,
+        peer=launch.peer,
         directory=home / "work",
         log_directory=home / "work" / "logs",
         memory_directory=SHARED_MEMORY / f"babysit-{launch.worker}",

@@ -252,6 +252,7 @@ class LocalCluster(OwnNodes):
             token=launch.token,
             bundle=launch.bundle,
             checks=launch.checks,
+            peer=launch.peer,
             directory=self._records.directory(launch.run, launch.worker),
             log_directory=self._records.logs(launch.run),
             memory_directory=self._records.memory(launch.run, launch.worker),

@@ -185,6 +185,7 @@ class RayCluster:
             token=launch.token,
             bundle=launch.bundle,
             checks=launch.checks,
+            peer=launch.peer,
             directory=_LATER,
             log_directory=_LATER,
             memory_directory=_LATER,

@@ -17,6 +17,16 @@ class CheckAsked(Event):
     """Names of check programs; empty: all."""
 
 
+class LinkListening(Event):
+    """The agent at one end of a link waits for the other."""
+
+    kind: Literal["link_listening"] = "link_listening"
+    node: str
+    worker: str
+    address: str
+    port: int
+
+
 class NodeChecked(Event):
     """The agent that was launched to check a node has measured it."""
 
@@ -34,5 +44,5 @@ class CheckEnded(Event):
     reason: str
 
 
-CheckEvent = CheckAsked | NodeChecked | CheckEnded
+CheckEvent = CheckAsked | LinkListening | NodeChecked | CheckEnded
 """All of them."""

@@ -58,6 +58,8 @@ class CheckNode(Instruction):
     """GPUs of the node: the agent gets all of them."""
     checks: tuple[str, ...] = ()
     """Names of check programs; empty: all."""
+    peer: str = ""
+    """`host:port` of the node to which a link is measured; empty: the node listens, or is alone."""
 
 
 class StopCheck(Instruction):

@@ -20,6 +20,7 @@ class CheckPurpose(StrEnum):
     IDLE = "idle"  # the schedule of idle nodes
     CONFIRM = "confirm"  # it was slower than its limit: once more, before anything is done
     RETURN = "return"  # it is cordoned; if it passes, it is taken back
+    LINK = "link"  # the link to another node is measured, together with that node
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,20 @@ class CheckUnderWay:
     purpose: CheckPurpose
     checks: tuple[str, ...] = ()
     """Names of check programs; empty: all."""
+    partner: str = ""
+    """The node at the other end of the link that is measured; empty: it measures itself."""
+    listens: bool = False
+    """True if this end of the link listens; the other connects, and has the results."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LinkTrial:
+    """One measurement of the link to another node, as far as it tells which of the two is bad."""
+
+    at: dt.datetime
+    partner: str
+    bad: str = ""
+    """The trouble of the link, with the figure; empty: there is none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +87,12 @@ class Measured:
     """When the last of them ended."""
     unchecked: str = ""
     """Why the last check had no results; empty: it had."""
+    links: tuple[LinkTrial, ...] = ()
+    """The newest trial with each partner, the newest last."""
+    link_at: dt.datetime | None = None
+    """When a link of the node last had results; None: never."""
+    link_tried_at: dt.datetime | None = None
+    """When the last measurement of a link ended without results."""
 
     def awaits(self, worker: str) -> bool:
         """True if this worker's check is the one under way."""

@@ -30,20 +30,20 @@ def judge(
     node: Node, results: Iterable[CheckResult], nodes: Iterable[Node]
 ) -> tuple[CheckResult, ...]:
     """The results with the limits of the fleet, and their verdict by these."""
-    like = [
-        other
-        for other in nodes
-        if other.machine != node.machine
-        and other.state is not NodeState.GONE
-        and (other.gpus, other.cpus) == (node.gpus, node.cpus)
-    ]
+    like = [other for other in nodes if other.machine != node.machine and is_like(other, node)]
     return tuple(_judged(result, like) for result in results)
+
+
+def is_like(other: Node, node: Node) -> bool:
+    """True if the figures of these two nodes can be compared."""
+    same = (other.gpus, other.cpus) == (node.gpus, node.cpus)
+    return same and other.state is not NodeState.GONE
 
 
 def _judged(result: CheckResult, like: list[Node]) -> CheckResult:
     if result.figure is None or result.verdict is not Verdict.PASSED:
         return result
-    others = _figures(result, like)
+    others = figures(result, like)
     if result.check in RATES:
         limit = _LIMITS.lower(others)
         beyond = limit is not None and result.figure < limit
@@ -61,8 +61,8 @@ def _judged(result: CheckResult, like: list[Node]) -> CheckResult:
     return result.model_copy(update={"limit": limit, "verdict": Verdict.FAILED, "reason": why})
 
 
-def _figures(result: CheckResult, like: list[Node]) -> list[float]:
-    """One figure for each other machine."""
+def figures(result: CheckResult, like: Iterable[Node]) -> list[float]:
+    """The newest figures of the same thing on these nodes, one for each machine."""
     found: dict[str, float] = {}
     for node in like:
         for checked in node.measured.results:

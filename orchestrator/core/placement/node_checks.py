@@ -22,7 +22,7 @@ from orchestrator.core.model.records import CLUSTER, FLAPPING
 from orchestrator.core.model.states import IncidentState, NodeState
 from orchestrator.core.model.vocabulary import NodeTrouble, Remedy
 from orchestrator.core.placement import check_verdicts
-from orchestrator.core.text import time_mark
+from orchestrator.core.text import named, time_mark
 from orchestrator.core.turn import Turn
 
 FLAPS = 3
@@ -42,7 +42,7 @@ def start(turn: Turn, node: Node, purpose: CheckPurpose, checks: tuple[str, ...]
         return
     worker = f"check-{node.id}-{time_mark(turn.now)}"
     under_way = CheckUnderWay(worker=worker, since=turn.now, purpose=purpose, checks=checks)
-    _note(turn, node, under_way=under_way)
+    note(turn, node, under_way=under_way)
     turn.emit(
         CheckNode,
         None,
@@ -71,19 +71,38 @@ def end(turn: Turn, node: Node, reason: str) -> Node:
     """End the check that is under way, with or without results."""
     if node.measured.under_way is not None:
         turn.emit(StopCheck, None, reason, worker=node.measured.under_way.worker, node=node.id)
-        node = _note(turn, node, under_way=None)
+        node = note(turn, node, under_way=None)
     return node
 
 
-def _note(turn: Turn, node: Node, **changes: Any) -> Node:
+def end_untried(turn: Turn, node: Node, reason: str) -> None:
+    """End the measurement of a link at both ends: it says nothing about either."""
+    under_way = node.measured.under_way
+    partner = turn.state.nodes.get(under_way.partner) if under_way is not None else None
+    both = [node]
+    if partner is not None and (other := partner.measured.under_way) is not None:
+        both += [partner] if other.partner == node.id else []
+    for each in both:
+        ended = end(turn, each, reason)
+        note(turn, ended, link_tried_at=turn.now, unchecked=reason)
+    turn.record(None, f"the link of {named([each.id for each in both])} was not measured: {reason}")
+
+
+def note(turn: Turn, node: Node, **changes: Any) -> Node:
+    """Change what was measured on a node."""
     return turn.change_node(node.id, measured=dataclasses.replace(node.measured, **changes))
 
 
 def give_way(turn: Turn, node_id: str) -> None:
     """A run gets the node: its check ends at once, and is made again when the node is idle."""
     node = turn.state.nodes.get(node_id)
-    if node is not None and node.measured.under_way is not None:
-        end(turn, node, f"the check of {node_id} gives way to a run")
+    if node is None or (under_way := node.measured.under_way) is None:
+        return
+    why = f"the check of {node_id} gives way to a run"
+    if under_way.partner:
+        end_untried(turn, node, why)
+    else:
+        end(turn, node, why)
 
 
 def on_results(
@@ -102,27 +121,36 @@ def on_results(
     failed = check_verdicts.failures(judged)
     kept = check_verdicts.merged(node.measured.results, judged, turn.now)
     at = node.measured.at if partly else turn.now
-    node = _note(turn, node, results=kept, at=at, tries=0, unchecked="")
+    node = note(turn, node, results=kept, at=at, tries=0, unchecked="")
     if not failed:
-        measured = any(result.verdict is Verdict.PASSED for result in judged)
-        cordoned = node.by == PREFLIGHT and node.state is NodeState.CORDONED
-        if measured and cordoned and not _has_failed(node):
-            take_back(turn, node, "its checks passed")
+        if any(result.verdict is Verdict.PASSED for result in judged):
+            return_if_sound(turn, node)
         return True
     if check_verdicts.only_slow(failed) and purpose is not CheckPurpose.CONFIRM:
         turn.record(None, f"{node.id}: {check_verdicts.sentence(failed)}; it is checked once more")
         if not _is_busy(turn, node):
             start(turn, node, CheckPurpose.CONFIRM)
         return True
-    return _failed(turn, node, check_verdicts.sentence(failed))
+    return fail(turn, node, check_verdicts.sentence(failed))
+
+
+def return_if_sound(turn: Turn, node: Node) -> None:
+    """Take back a node that was cordoned for a check, once nothing on it fails any more."""
+    cordoned = node.by == PREFLIGHT and node.state is NodeState.CORDONED
+    if cordoned and not _has_failed(node):
+        take_back(turn, node, "its checks passed")
 
 
 def _is_busy(turn: Turn, node: Node) -> bool:
     return bool(turn.state.workers_on(node.id))
 
 
-def _failed(turn: Turn, node: Node, why: str) -> bool:
-    """Cordon a node that failed, unless the policy or the other nodes speak against it."""
+def fail(turn: Turn, node: Node, why: str) -> bool:
+    """Cordon a node that failed, unless the policy or the other nodes speak against it.
+
+    Returns:
+        False if the node must not be used.
+    """
     action = turn.state.fleet.checks.action
     if action == "off":
         turn.record(None, f"{node.id} failed a check: {why}; nothing is done (checks are off)")
@@ -257,8 +285,11 @@ def ended(turn: Turn, node: Node, reason: str) -> None:
     """Note a check that ended without results: that says nothing about the node."""
     under_way = node.measured.under_way
     purpose = under_way.purpose if under_way is not None else CheckPurpose.ASKED
+    if purpose is CheckPurpose.LINK:
+        end_untried(turn, node, reason)
+        return
     node = end(turn, node, f"the check of {node.id} ended: {reason}")
-    node = _note(turn, node, tries=node.measured.tries + 1, tried_at=turn.now, unchecked=reason)
+    node = note(turn, node, tries=node.measured.tries + 1, tried_at=turn.now, unchecked=reason)
     turn.record(None, f"{node.id} was not checked: {reason}")
     if purpose is not CheckPurpose.RETURN or node.by != PREFLIGHT:
         return

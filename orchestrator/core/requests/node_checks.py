@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 
-from orchestrator.core.messages.check_events import CheckAsked, CheckEnded, NodeChecked
+from jobs.checks.results import LINK
+from orchestrator.core.messages.check_events import (
+    CheckAsked,
+    CheckEnded,
+    LinkListening,
+    NodeChecked,
+)
 from orchestrator.core.messages.events import LeadershipBegan
 from orchestrator.core.model.checking import PREFLIGHT, CheckPurpose
 from orchestrator.core.model.entities import Node
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState
-from orchestrator.core.placement import node_checks
+from orchestrator.core.placement import link_checks, link_pairs, node_checks
 from orchestrator.core.turn import Turn
-from orchestrator.errors import ConflictError, NotFoundError
+from orchestrator.errors import ConflictError, InvalidError, NotFoundError
 
 SCHEDULE = "schedule"
 """The actor of the checks of idle nodes."""
@@ -51,9 +57,41 @@ def on_asked(turn: Turn, event: CheckAsked) -> None:
         )
     if users:
         return
+    if LINK in event.checks:
+        _measure_link(turn, node, event, scheduled=scheduled)
+        return
     returning = node.by == PREFLIGHT and node.state is NodeState.CORDONED
     purpose = CheckPurpose.IDLE if scheduled else CheckPurpose.ASKED
     node_checks.start(turn, node, CheckPurpose.RETURN if returning else purpose, event.checks)
+
+
+def _measure_link(turn: Turn, node: Node, event: CheckAsked, *, scheduled: bool) -> None:
+    """Have the link of an idle node measured.
+
+    Raises:
+        InvalidError: Other checks are wanted at the same time.
+        ConflictError: There is no other node to measure it with.
+    """
+    if event.checks != (LINK,):
+        raise InvalidError("checks: link needs another node, so it is measured alone")
+    if node.measured.under_way is not None:
+        return
+    partner = link_pairs.partner_for(turn.state, node, turn.now, again=not scheduled)
+    if partner is not None:
+        link_checks.start(turn, node, turn.state.nodes[partner])
+    elif not scheduled:
+        busy = {worker.node for worker in turn.state.workers.values()}
+        why = link_pairs.why_not(node, turn.state.nodes.values(), busy)
+        raise ConflictError(f"the link of {node.id} cannot be measured: {why}")
+
+
+def on_listening(turn: Turn, event: LinkListening) -> None:
+    """Start the other end of a link, now that one end listens. A late word is ignored."""
+    node = turn.state.nodes.get(event.node)
+    if node is None or not node.measured.awaits(event.worker):
+        turn.record(None, f"{event.worker} listens for a check that is over: ignored")
+        return
+    link_checks.on_listening(turn, node, f"{event.address}:{event.port}")
 
 
 def on_checked(turn: Turn, event: NodeChecked) -> None:
@@ -62,6 +100,9 @@ def on_checked(turn: Turn, event: NodeChecked) -> None:
     under_way = None if node is None else node.measured.under_way
     if node is None or under_way is None or under_way.worker != event.worker:
         turn.record(None, f"results of {event.worker}, which checks no node: ignored")
+        return
+    if under_way.partner:
+        link_checks.on_results(turn, node, under_way, event.results)
         return
     node = node_checks.end(turn, node, f"the check of {node.id} is done")
     partly = bool(under_way.checks)

@@ -22,6 +22,7 @@ class CheckView(View):
     )
     reason: str = Field(description="Why it failed or was skipped.")
     device: str
+    peer: str = Field(description="The node at the other end of a link; empty: none.")
     at: dt.datetime
 
 
@@ -32,9 +33,12 @@ class NodeChecksView(View):
     under_way: str | None = Field(description="Id of the check that is under way; null: none is.")
     unchecked: str = Field(description="Why the last check had no results; empty: it had.")
     results: list[CheckView]
+    no_link: str = Field(
+        description="Why the link of the node to others is not measured now; empty: it can be."
+    )
 
 
-def node_checks_view(node: Node) -> NodeChecksView:
+def node_checks_view(node: Node, no_link: str) -> NodeChecksView:
     """The measurements on a node, and whether a check is under way."""
     return NodeChecksView(
         node=node.id,
@@ -48,4 +52,5 @@ def node_checks_view(node: Node) -> NodeChecksView:
             )
             for each in node.measured.results
         ],
+        no_link=no_link,
     )

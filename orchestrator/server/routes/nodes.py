@@ -12,10 +12,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from jobs.checks.results import ALL, CLOCK
+from jobs.checks.results import ALL, CLOCK, LINK
 from orchestrator.core.messages.check_events import CheckAsked
 from orchestrator.core.messages.events import MaintenanceCancelled, MaintenancePlanned, NodeChanged
 from orchestrator.core.model.entities import Node
+from orchestrator.core.placement import link_pairs
 from orchestrator.core.policy.lemons import lemons
 from orchestrator.core.views.build import check_node, node_view
 from orchestrator.core.views.models import NodeCheck, NodeView
@@ -115,7 +116,14 @@ class Measurements(BaseModel):
 @router.get("/{node}/checks")
 async def measured(node: str, here: HasContext, _: Viewer) -> NodeChecksView:
     """The newest measurements on a node, and whether a check is under way."""
-    return node_checks_view(await _node(here, node))
+    return await _measured(here, node)
+
+
+async def _measured(here: Context, name: str) -> NodeChecksView:
+    nodes = await all_nodes(here)
+    node = _named(nodes, name)
+    busy = {worker.node for worker in await live_workers(here)}
+    return node_checks_view(node, link_pairs.why_not(node, nodes.values(), busy))
 
 
 @router.post("/{node}/checks", status_code=202)
@@ -123,15 +131,16 @@ async def measure(
     node: str, body: Measurements, here: HasContext, caller: AnywhereOperator
 ) -> NodeChecksView:
     """Have an idle node measure itself, by an agent that is launched for it."""
-    if wrong := [name for name in body.checks if name not in {*ALL, CLOCK}]:
+    names = (*ALL, CLOCK, LINK)
+    if wrong := [name for name in body.checks if name not in names]:
         raise InvalidError(
-            f"checks: there is no {', '.join(wrong)}; expected some of {', '.join((*ALL, CLOCK))}"
+            f"checks: there is no {', '.join(wrong)}; expected some of {', '.join(names)}"
         )
     found = await _node(here, node)
     if not (here.controller.runs_here or here.controller.takes_bundles):
         raise ConflictError("the nodes of this cluster have no processes: nothing can be measured")
     await here.tell(caller, CheckAsked, node=found.id, checks=tuple(body.checks))
-    return node_checks_view(await _node(here, node))
+    return await _measured(here, node)
 
 
 class MonitorToken(BaseModel):
