@@ -134,16 +134,24 @@ class Invariants:
         """An agent has made a report, which must be stored once."""
         self._reports[worker, report.sequence] = report
 
+    def _is_of_another(self, attempt: Attempt, worker: str) -> bool:
+        """True if a worker runs another attempt of the same number, begun in what is lost.
+
+        The gang of an attempt that was taken over is not known until all of its agents are heard.
+        """
+        seated = any(seat.worker == worker for seat in attempt.seats)
+        return worker not in self.stored.workers or not (seated or attempt.guessed)
+
     def ranks_start(self, run: str, attempt: int, alive: Iterable[tuple[int, str]]) -> None:
         """Ranks of an attempt begin to live; so do those of others, which must be fenced.
 
         A restored database knows nothing of an attempt that began after the backup, and only the
-        agents of that attempt can tell; a user who had no answer asks for the same run once more,
-        and its attempts have their numbers twice. Of those that it knows, the invariant holds.
+        agents of that attempt can tell. Its number may be given twice, so that an attempt is known
+        by its seats too. Of those that the database knows, the invariant holds.
         """
         for other, worker in alive:
             entity = self._attempts.get((run, other))
-            if self.went_back and (entity is None or worker not in self.stored.workers):
+            if self.went_back and (entity is None or self._is_of_another(entity, worker)):
                 continue
             if entity is None or entity.state is not AttemptState.FENCED:
                 self.breaks(f"ranks of attempt {attempt} of {run} start; {other} is alive still")

@@ -183,6 +183,23 @@ def test_lost_reports_of_the_same_attempt_are_made_up_for() -> None:
     assert world.run().due(Timer.START) is None
 
 
+def test_ranks_of_an_older_attempt_are_stopped_beside_the_newer_one() -> None:
+    """A standby was told to start it in what is lost; meanwhile the run goes on elsewhere.
+
+    Two attempts would write their checkpoints into one directory.
+    """
+    world = trained(15, placement={"standbys": 1})
+    (standby,) = world.state.workers.keys() - seats(world).keys()
+    number = world.attempt().number
+    world.state.runs["run-1"] = dataclasses.replace(world.run(), attempt=number + 1)
+    world.state.attempts["run-1"] = dataclasses.replace(world.attempt(), number=number + 1)
+    world.carried.clear()
+    ahead(world, standby, attempt=number)
+    (stop,) = [i for i in world.carried if i == command(StopAttempt)]
+    assert (stop.worker, stop.command.attempt) == (standby, number)
+    assert world.attempt().state is AttemptState.RUNNING
+
+
 def test_an_order_to_stop_that_was_lost_ends_the_attempt_all_the_same() -> None:
     """It was given before the restore, and obeyed after it: no rank says its end."""
     world = trained(15)

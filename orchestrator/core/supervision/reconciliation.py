@@ -148,10 +148,15 @@ def on_agent_ahead(turn: Turn, event: AgentAhead) -> None:
     if event.attempt > run.attempt:
         _take_over(turn, run, event)
     attempt = turn.attempt(run.id)
-    if attempt is None or attempt.state not in LIVE_ATTEMPT_STATES:
-        assembly.start_if_whole(turn, run.id)  # its report that it has joined may be lost
-    elif event.attempt == attempt.number:
+    is_live = attempt is not None and attempt.state in LIVE_ATTEMPT_STATES
+    if attempt is not None and is_live and event.attempt == attempt.number:
         _seat(turn, worker, attempt)
+        return
+    if event.attempt:  # begun in what is lost: its ranks may be alive beside those of a newer one
+        reason = f"attempt {event.attempt} is over; {OLDER}"
+        turn.send_command(worker.id, StopAttempt, reason, attempt=event.attempt, reason=reason)
+    if not is_live:
+        assembly.start_if_whole(turn, run.id)  # its report that it has joined may be lost
 
 
 def _admit(turn: Turn, event: AgentAhead) -> Worker:
