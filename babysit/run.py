@@ -23,7 +23,7 @@ from babysit.ring import Record, wall_clock
 from babysit.run_loader import Loader
 from babysit.step_count import StepCount
 from babysit.step_times import PART_OF, StepTimes
-from babysit.wire import Note, Part, Phase, Plan
+from babysit.wire import Candidate, Note, Part, Phase, Plan
 
 Batch = TypeVar("Batch")
 
@@ -228,6 +228,13 @@ class Run:
         at = (self.step, self.batch)
         return self._fingerprints.take(at, model, optimizer, options) if ready else None
 
+    def watch(self, model: Any, optimizer: Any = None) -> None:
+        """Have hooks measure the parts of each step, by which slow ranks are found. Never raises.
+
+        Call it once, with the model as the loop calls it, and with one optimizer or several.
+        """
+        self._times.measure(model, optimizer, self._reporter.warn)
+
     def restore(self, state: dict[str, Any] | DirectoryState) -> int:
         """Load the checkpoint that the control plane chose; returns its step (0: no checkpoint).
 
@@ -247,15 +254,8 @@ class Run:
             self._saver.check(state)
             self.plan = restore.agreed(self.plan)
             choice = restore.choose(self.plan)
-            candidate = choice.candidate
-            if candidate is not None:
-                resumed = restore.load(state, candidate, self.rank)
-                self.step = self._ended = candidate.step
-                self.batch = resumed["batch"]
-                restore.resized(resumed, candidate, self.plan, self._reporter.warn)
-                self._count.resume(resumed.get("count"))
-                self._calls.restore(resumed)
-                rng.apply(resumed["rng"])
+            if (candidate := choice.candidate) is not None:
+                _resume(self, restore.load(state, candidate, self.rank), candidate)
             self._reporter.note(
                 Note.RESTORED,
                 step=self.step,
@@ -330,6 +330,16 @@ class Run:
     def _beat(self) -> None:
         """A sign of life."""
         self._reporter.progress(self._ended, self.batch, self._phase)
+
+
+def _resume(run: Run, resumed: dict[str, Any], candidate: Candidate) -> None:
+    """Go on as the checkpoint says: its step, batch, position in the data and random numbers."""
+    run.step = run._ended = candidate.step  # noqa: SLF001  # a part of Run
+    run.batch = resumed["batch"]
+    restore.resized(resumed, candidate, run.plan, run._reporter.warn)  # noqa: SLF001
+    run._count.resume(resumed.get("count"))  # noqa: SLF001
+    run._calls.restore(resumed)  # noqa: SLF001
+    rng.apply(resumed["rng"])
 
 
 def _position(run: Run) -> bytes:

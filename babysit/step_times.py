@@ -7,15 +7,17 @@ The design: a rank is in one part at a time, and each change of the part adds th
 change before. The sums are published at the end of a step, and the agent sends them with its
 heartbeats: a rank that never reports is measured too, and a lost heartbeat loses nothing.
 
-Limits: wall time of the thread that runs the loop. A GPU works on behind its host; see
-:mod:`babysit.watch`, which reads the time of the GPU instead.
+Limits: wall time of the thread that runs the loop. A GPU works on behind its host, and its time
+counts in the part in which the host waits for it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
+from babysit.numbers import said
 from babysit.reporter import Reporter
 from babysit.wire import Part, Phase
 
@@ -61,6 +63,15 @@ class StepTimes:
         self._sums[_PLACE[self.part]] += now - self._since
         self._since = now
         self.part = part
+
+    def measure(self, model: Any, optimizer: Any, warn: Callable[[str], None]) -> None:
+        """Have hooks on a model and its optimizers enter the parts; see :mod:`babysit.watch`."""
+        try:
+            from babysit.watch import Watch  # noqa: PLC0415  # imports torch
+
+            Watch(self, warn).add(model, optimizer)
+        except (ImportError, AttributeError) as error:
+            warn(f"run.watch measures nothing: {said(error)}")
 
     def publish(self, step: int, reporter: Reporter) -> None:
         """Publish the seconds so far, if another step has ended since the last time."""

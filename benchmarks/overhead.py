@@ -3,6 +3,7 @@
     python benchmarks/overhead.py
 
 * `run.report`: the call alone, in this process, into a real ring on tmpfs.
+* `run.watch`: CPU time of a step of two small layers, with hooks and without, by turns.
 * The memory checkpoint: the tiny GPT on two ranks (FSDP2) saves after every second step; the
   figures are the blocking time that rank 0 reports, as a share of a step, and the difference
   between steps with and without a save. Medians, after a warm-up that covers the imports of the
@@ -18,12 +19,16 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 import babysit
+from babysit.run import Run
 from babysit.wire import ENV_RANK_DIR, PLAN_FILE, Plan
 from benchmarks.support.harness import (
     control_plane,
@@ -38,7 +43,7 @@ from benchmarks.support.harness import (
 from orchestrator.cli.session import Session
 from orchestrator.database.sql_store import SqlStore
 
-REPORTS, BATCHES = 2000, 30
+REPORTS, WATCHED_STEPS, BATCHES = 2000, 200, 30
 GPT_STEPS, GPT_WARM_UP = 160, 30
 AGENT_SECONDS = 15.0
 TEMPLATE = Path(__file__).resolve().parents[1] / "jobs" / "templates" / "tiny_gpt"
@@ -52,14 +57,19 @@ for step, _ in run.steps(range(1_000_000), total=1_000_000):
 """
 
 
-def report_microseconds(directory: Path) -> list[float]:
-    """Microseconds of one `run.report`, one figure for each batch of calls."""
+def a_run(directory: Path) -> Run:
+    """A run of one rank in this process."""
     rank = directory / "rank"
     rank.mkdir()
     (rank / PLAN_FILE).write_text(Plan(run="bench", attempt=1, rank=0, world_size=1).to_json())
     os.environ[ENV_RANK_DIR] = str(rank)
     run = babysit.init()
     del os.environ[ENV_RANK_DIR]
+    return run
+
+
+def report_microseconds(run: Run) -> list[float]:
+    """Microseconds of one `run.report`, one figure for each batch of calls."""
     figures = []
     for _ in range(BATCHES):
         begun = time.perf_counter()
@@ -67,6 +77,37 @@ def report_microseconds(directory: Path) -> list[float]:
             run.report(loss=2.5, grad_norm=0.3, tokens=4096, learning_rate=1e-3, step=step)
         figures.append((time.perf_counter() - begun) / REPORTS * 1e6)
     return figures
+
+
+def watch_microseconds(run: Run) -> list[float]:
+    """CPU microseconds that `run.watch` adds to a step, one figure for each pair of batches."""
+    torch.set_num_threads(1)
+    figures = []
+    plain, watched = stepping(None), stepping(run)
+    for _ in range(BATCHES):
+        without, with_hooks = plain(), watched()
+        figures.append((with_hooks - without) * 1e6)
+    return figures
+
+
+def stepping(run: Run | None) -> Callable[[], float]:
+    """A function that trains `WATCHED_STEPS` steps, and gives the CPU seconds of one."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 1))
+    optimizer = torch.optim.AdamW(model.parameters())
+    data = torch.randn(32, 64)
+    if run is not None:
+        run.watch(model, optimizer)
+
+    def train() -> float:
+        begun = time.thread_time()
+        for _ in range(WATCHED_STEPS):
+            model(data).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return (time.thread_time() - begun) / WATCHED_STEPS
+
+    train()
+    return train
 
 
 def memory_checkpoint(session: Session, directory: Path) -> dict[str, float]:
@@ -167,7 +208,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     with workplace("overhead") as directory:
-        reports = report_microseconds(directory)
+        run = a_run(directory)
+        reports, watch = report_microseconds(run), watch_microseconds(run)
         with control_plane(directory) as session:
             save = memory_checkpoint(session, directory)
             agent = agent_share(session, directory)
@@ -177,6 +219,7 @@ def main() -> None:
         [
             ("run.report, median", median(reports), "µs"),
             ("run.report, slowest batch", max(reports), "µs"),
+            ("run.watch, a step, median", median(watch), "µs"),
             ("tiny GPT step without a save, median", save["without"] * 1e3, "ms"),
             ("tiny GPT step with a save to memory, median", save["with"] * 1e3, "ms"),
             ("blocked by a save, median", save["blocked"] * 1e3, "ms"),
@@ -188,6 +231,7 @@ def main() -> None:
         {
             "report_microseconds_median": median(reports),
             "report_microseconds_max": max(reports),
+            "watch_microseconds_median": median(watch),
             "memory_checkpoint_blocked_milliseconds_median": save["blocked"] * 1e3,
             "memory_checkpoint_step_ratio": save["blocked"] / save["without"],
             "memory_checkpoint_step_difference_ratio": difference / save["without"],

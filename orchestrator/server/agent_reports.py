@@ -5,7 +5,8 @@ older. A reader that refuses a report because of one field hears nothing of that
 since the agent sends the report again until it is acknowledged.
 
 The design: unknown fields are ignored. Each event is read alone. An event with an optional field
-that cannot be read is taken without that field. What still cannot be read, or names another worker,
+that cannot be read is taken without that field, unless its absence would say that all is well
+(:data:`_WORST`). What still cannot be read, or names another worker,
 becomes a `ReportUnreadable` in its place: stored in the journal, acknowledged, and judged by the
 core.
 
@@ -34,6 +35,7 @@ from jobs.events import (
     WorkerEvent,
 )
 from jobs.frames import FrameError
+from monitors.failures import Failure, FailureClass
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.core.messages.version_events import ReportUnreadable
 
@@ -190,14 +192,30 @@ _COLUMNS: Mapping[str, Any] = {
 """Columns of samples with what stands for a value that is missing."""
 
 
+_WORST: Mapping[str, Any] = {
+    "error": "what went wrong cannot be read",
+    "unreadable": True,  # and not damaged: that would condemn a checkpoint
+    "failure": Failure(
+        failure_class=FailureClass.UNKNOWN,
+        reason="a rank ended, and how cannot be read",
+        signature="unreadable exit",
+    ),
+}
+"""Values for fields that cannot be read, where their absence would say that all is well."""
+
+
 def _without_faults(
     given: Mapping[str, Any], error: ValidationError, origin: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The event without the fields that cannot be read; its origin is known anyway."""
+    """The event without the fields that cannot be read, or with the worst in their place.
+
+    Its origin is known anyway.
+    """
     # The first part of a place is the kind of the event, the second the field.
     faults = {fault["loc"][1] for fault in error.errors() if len(fault["loc"]) > 1}
+    known = {**_WORST, **origin}
     return {name: value for name, value in given.items() if name not in faults} | {
-        name: value for name, value in origin.items() if name in faults
+        name: value for name, value in known.items() if name in faults
     }
 
 

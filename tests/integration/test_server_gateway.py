@@ -292,6 +292,7 @@ FAILED = {"failure_class": "signal", "reason": "SIGKILL", "signature": "9"}
         ({"rank": 0, "code": -9, "failure": {**FAILED, "failure_class": "a new class"}}, True),
         ({"rank": "zero", "code": -9, "failure": FAILED}, True),
         ({"code": None}, True),
+        ({"rank": 0, "code": 0, "failure": {**FAILED, "failure_class": "a new class"}}, True),
         ({"rank": 0, "code": 1}, False),
         ({"rank": 0, "code": 1e30, "failure": FAILED, "at": "yesterday"}, True),
     ],
@@ -335,6 +336,35 @@ def test_the_id_of_an_event_is_the_readers_own() -> None:
     assert len(set(ids)) == 2
     assert all(each.startswith(f"{HELLO.worker}.7.") for each in ids)
     assert [event.id for event in again.events] == ids, "a report that is sent again is the same"
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        # What could not be deleted is there still: it would never be deleted.
+        (
+            {"kind": "checkpoint_deleted", "checkpoint": "c", "error": ["a list"]},
+            {"error": "what went wrong cannot be read"},
+        ),
+        # A disk that could not be looked at is not an empty one: the run would begin anew.
+        (
+            {"kind": "checkpoints_found", "error": 5},
+            {"error": "what went wrong cannot be read"},
+        ),
+        # What cannot be read now may be sound.
+        (
+            {"kind": "checkpoint_checked", "checkpoint": "c", "ok": False, "unreadable": "maybe"},
+            {"ok": False, "unreadable": True},
+        ),
+    ],
+)
+def test_what_cannot_be_read_never_says_that_all_is_well(
+    sent: dict[str, Any], read: dict[str, Any]
+) -> None:
+    reader = ReportReader(HELLO, EventFactory(ManualClock()), ManualClock())
+    kept, event = reader.report({"sequence": 7, "attempt": 1, "events": [sent]}).events
+    assert (kept.kind, event.kind) == ("report_unreadable", sent["kind"])
+    assert event.model_dump().items() >= read.items()
 
 
 def test_samples_of_another_version_are_read_with_the_columns_they_have() -> None:

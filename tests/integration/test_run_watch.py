@@ -1,0 +1,224 @@
+"""`run.watch`: torch's hooks say when the parts of a step begin and end.
+
+Time is virtual: a layer, a gradient, a callback of the autograd engine and an optimizer that take
+so many seconds say so to the clock.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from babysit.step_times import PARTS, StepTimes
+from babysit.watch import Watch
+from babysit.wire import Part
+
+FORWARD, BACKWARD, WAIT, OPTIMIZER, REST = 1.0, 2.0, 4.0, 8.0, 16.0
+
+
+class Time:
+    """Virtual seconds, and the parts that they were counted in."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.times = StepTimes(lambda: self.now)
+        self.times.enter(Part.OTHER)
+        self.warnings: list[str] = []
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+    def watch(self, model: Any, optimizer: Any = None) -> None:
+        Watch(self.times, self.warnings.append).add(model, optimizer)
+
+    @property
+    def parts(self) -> dict[Part, float]:
+        """The parts that have had any time."""
+        self.times.enter(self.times.part)
+        return {part: self.times._sums[place] for place, part in enumerate(PARTS)}
+
+
+class _Slow(torch.autograd.Function):
+    """The identity; its gradient takes a while and, as in DDP, asks for the end of the pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, time: Time) -> torch.Tensor:
+        ctx.time = time
+        time.spend(FORWARD)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
+        ctx.time.spend(BACKWARD)
+        queue = torch.autograd.Variable._execution_engine.queue_callback
+        queue(lambda: ctx.time.spend(WAIT))
+        return gradients[0], None
+
+
+class Model(torch.nn.Module):
+    def __init__(self, time: Time, wrap: Callable[[torch.Tensor], Any] = lambda y: y) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+        self._time, self._wrap = time, wrap
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._wrap(_Slow.apply(self.layer(x), self._time))
+
+    def __deepcopy__(self, memo: Any) -> Model:
+        raise AssertionError("only plain models are copied here")
+
+
+class Optimizer(torch.optim.SGD):
+    def __init__(self, model: Model, time: Time) -> None:
+        super().__init__(model.parameters(), lr=0.1)
+        self._time = time
+
+    def step(self, closure: Any = None) -> Any:
+        self._time.spend(OPTIMIZER)
+        return super().step(closure)
+
+
+def loss_of(output: Any) -> torch.Tensor:
+    while not isinstance(output, torch.Tensor):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output.sum()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda y: y, lambda y: (y, None), lambda y: {"loss": y, "more": [y.detach()]}],
+    ids=["a tensor", "a tuple", "a mapping"],
+)
+def test_each_second_is_counted_in_its_part(wrap: Callable[[torch.Tensor], Any]) -> None:
+    time = Time()
+    model = Model(time, wrap)
+    optimizer = Optimizer(model, time)
+    time.watch(model, optimizer)
+    for _ in range(3):
+        loss = loss_of(model(torch.ones(1, 2)))
+        loss.backward()
+        time.spend(REST)
+        optimizer.step()
+    assert time.parts == dict.fromkeys(PARTS, 0.0) | {
+        Part.FORWARD: 3 * FORWARD,
+        Part.BACKWARD: 3 * BACKWARD,
+        Part.WAIT: 3 * WAIT,
+        Part.OPTIMIZER: 3 * OPTIMIZER,
+        Part.OTHER: 3 * REST,
+    }
+    assert not time.warnings
+
+
+def test_a_backward_pass_that_fails_leaves_no_trace_in_the_next() -> None:
+    time = Time()
+    model = Model(time)
+    time.watch(model)
+    failing = model(torch.ones(1, 2))
+    failing.register_hook(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failing.sum().backward()
+    model(torch.ones(1, 2)).sum().backward()
+    assert time.parts[Part.WAIT] == WAIT
+
+
+def test_an_evaluation_counts_as_before() -> None:
+    """Neither without gradients, nor in the mode of an evaluation, nor in a pause."""
+    time = Time()
+    model = Model(time)
+    time.watch(model)
+    with torch.no_grad():
+        model(torch.ones(1, 2))
+    model.eval()
+    model(torch.ones(1, 2))
+    model.train()
+    time.times.enter(Part.PAUSED)
+    model(torch.ones(1, 2)).sum().backward()
+    assert {part for part, seconds in time.parts.items() if seconds} == {Part.OTHER, Part.PAUSED}
+
+
+def plain(time: Time | None) -> torch.nn.Sequential:
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    if time is not None:
+        time.watch(model)
+    return model
+
+
+def test_what_is_computed_stays_the_same_bit_for_bit() -> None:
+    gradients = []
+    for model in (plain(None), plain(Time())):
+        model(torch.ones(3, 4)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_a_copied_model_has_no_hooks_that_do_anything() -> None:
+    """Averaged weights are a deep copy; what the hooks belong to cannot be copied."""
+    time = Time()
+    copied = copy.deepcopy(plain(time))
+    time.spend(REST)
+    copied(torch.ones(1, 4)).sum().backward()
+    assert time.times.part is Part.OTHER
+    assert time.parts[Part.OTHER] == REST
+
+
+def test_a_model_that_was_saved_whole_loads_without_babysit(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    torch.save(plain(Time()), file)
+    code = (
+        "import sys, torch; sys.modules['babysit'] = None\n"
+        f"model = torch.load({str(file)!r}, weights_only=False)\n"
+        "print(model(torch.ones(1, 4)).shape)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert found.stdout.strip() == "torch.Size([1, 1])"
+
+
+def test_a_compiled_model_is_one_graph_still() -> None:
+    """With the hooks inside it is not measured; with them outside it is."""
+    time = Time()
+    inside = torch.compile(plain(time), backend="eager", fullgraph=True)
+    loss = inside(torch.ones(1, 4)).sum()
+    assert time.times.part is Part.OTHER
+    loss.backward()
+    compiled = torch.compile(plain(None), backend="eager", fullgraph=True)
+    time.watch(compiled)
+    compiled(torch.ones(1, 4))
+    assert time.times.part is Part.BACKWARD
+
+
+def test_a_wrapped_optimizer_is_watched_inside() -> None:
+    """accelerate's has the one that steps as `optimizer`, and no hooks of its own."""
+
+    class Wrapper:
+        def __init__(self, optimizer: Optimizer) -> None:
+            self.optimizer = optimizer
+
+    time = Time()
+    model = Model(time)
+    optimizer = Optimizer(model, time)
+    time.watch(model, [Wrapper(optimizer)])
+    optimizer.step()
+    assert (time.parts[Part.OPTIMIZER], time.warnings) == (OPTIMIZER, [])
+
+
+def test_what_cannot_have_hooks_is_left_out_with_a_word() -> None:
+    time = Time()
+    time.watch(print)
+    time.watch(plain(None), "adam")
+    assert len(time.warnings) == 2
+    assert all("leaves a model or optimizer out" in each for each in time.warnings)
+
+
+def test_a_model_can_be_pickled_to_memory() -> None:
+    torch.save(plain(Time()), io.BytesIO())
