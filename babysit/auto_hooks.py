@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from babysit.auto_values import Values
+from babysit.auto_values import Counts, Values
 from babysit.import_hooks import after_import
 from babysit.wire import ENV_RANK_DIR
 
@@ -159,19 +159,21 @@ def _lightnings(trainer: Any) -> Any:
 # --- loggers ------------------------------------------------------------------------------------
 
 
-def _take(values: dict[str, Any], step: Any) -> None:
+def _take(values: dict[str, Any], step: Any, *, more: bool = False) -> None:
     run = _Auto.run
     if run is None or _Auto.adapted or (_Auto.accelerated and _Auto.accelerated.has_begun):
         return
     if _Auto.values is None:
         _Auto.values = Values(run)
-    _Auto.values.take(values, step)
+    _Auto.values.take(values, step, more=more)
 
 
 def _wandb(module: ModuleType) -> None:
-    def logged(_run: Any, data: Any = None, step: Any = None, *_: Any, **__: Any) -> None:
+    def logged(
+        _run: Any, data: Any = None, step: Any = None, commit: Any = None, *_: Any, **__: Any
+    ) -> None:
         if isinstance(data, dict):
-            _take(data, step)
+            _take(data, step, more=commit is False)
 
     _after(module.Run, "log", logged, "reading W&B")
 
@@ -186,14 +188,18 @@ def _tensorboard(module: ModuleType) -> None:
 
 
 def _mlflow(module: ModuleType) -> None:
-    def one(
-        _: Any, _run: str, key: Any, value: Any, _time: Any = None, step: Any = None, **__: Any
-    ) -> None:
-        _take({key: value}, step)
+    counts = Counts()  # MLflow itself puts 0 where a script gives no step
 
-    def many(_: Any, _run: str, metrics: Any = (), *__: Any, **___: Any) -> None:
+    # MLflow itself passes these by position and by name.
+    def one(_: Any, run_id: Any, key: Any, value: Any, *more: Any, **named: Any) -> None:
+        del run_id
+        step = named.get("step", more[1] if len(more) > 1 else None)
+        _take({key: value}, counts.step(key, step))
+
+    def many(_: Any, run_id: Any, metrics: Any = (), **__: Any) -> None:
+        del run_id
         for metric in metrics or ():
-            _take({metric.key: metric.value}, metric.step)
+            _take({metric.key: metric.value}, counts.step(metric.key, metric.step))
 
     _after(module.MlflowClient, "log_metric", one, "reading MLflow")
     _after(module.MlflowClient, "log_batch", many, "reading MLflow")

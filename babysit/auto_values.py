@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,14 +18,25 @@ if TYPE_CHECKING:
 _OTHERS = {"val", "valid", "validation", "eval", "test", "dev"}
 _LOSS = {"loss", "train", "training", "trainer", "step", "batch", "iter", "total", "lm", "ce"}
 _RATE = {"lr", "learning", "rate", "train", "training", "optim", "optimizer"}
+_STEPS = {
+    "train/global_step",
+    "trainer/global_step",
+    "global_step",
+    "step",
+    "iteration",
+    "iter",
+    "num_updates",
+}
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def kind_of(name: str) -> str:
-    """The number that a logger's name stands for: `loss`, `grad_norm`, `learning_rate`, or none.
+    """The number that a name stands for: `step`, `loss`, `grad_norm`, `learning_rate`, or none.
 
     Names are compared by their words: `train/loss`, `Loss/train` and `train_loss_step` are one.
     """
+    if name.lower() in _STEPS:
+        return "step"
     words = {word.lower() for word in _WORDS.findall(name)}
     if words & _OTHERS:
         return "other"
@@ -37,6 +49,19 @@ def kind_of(name: str) -> str:
     return ""
 
 
+class Counts:
+    """Steps of numbers that come one by one, for a script that gives none."""
+
+    def __init__(self) -> None:
+        self._before: Counter[str] = Counter()
+
+    def step(self, name: str, given: Any) -> int:
+        """The step that is given; if that is 0 or none, how often the name came before."""
+        before = self._before[name]
+        self._before[name] += 1
+        return int(given or before)
+
+
 class Values:
     """Reports what a script logs, one step at a time."""
 
@@ -46,18 +71,26 @@ class Values:
         self._found: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
         self._calls = 0
+        self._named = False
+        """True once the script has logged the step itself, as a number with a name."""
         atexit.register(self.flush)
 
-    def take(self, values: dict[str, Any], step: Any = None) -> None:
-        """Take numbers of a step; None: the script does not count, and each call is a step."""
-        self._calls += 1
-        number = self._calls if step is None else int(step)
+    def take(self, values: dict[str, Any], step: Any = None, *, more: bool = False) -> None:
+        """Take numbers of a step.
+
+        Args:
+            values: The numbers by name; a step among them counts before `step`.
+            step: The step; None: the script does not count, and each call is a step.
+            more: True if the next call is of the same step, for a script that does not count.
+        """
+        number = self._calls + 1 if step is None else int(step)
+        self._calls += not more
         if self._step is not None and number != self._step:
             self.flush()
         self._step = number
         for name, value in values.items():
             kind = kind_of(str(name))
-            if kind in {"loss", "grad_norm", "learning_rate"}:
+            if kind in {"step", "loss", "grad_norm", "learning_rate"}:
                 self._found.setdefault(kind, value)
             elif not kind and isinstance(value, int | float):
                 self._metrics[str(name)] = value
@@ -66,5 +99,11 @@ class Values:
         """Report the step that is complete."""
         found, metrics = self._found, self._metrics
         self._found, self._metrics = {}, {}
-        if self._step is not None and (found or metrics):
-            self._run.report(step=self._step, **found, metrics=metrics or None)
+        step = found.pop("step", None)
+        self._named |= step is not None
+        if step is None:
+            step = self._step
+            if self._named:
+                return  # its step is not known
+        if step is not None and (found or metrics):
+            self._run.report(step=int(step), **found, metrics=metrics or None)

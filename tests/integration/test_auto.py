@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from babysit import auto_start, import_hooks
-from babysit.auto_values import Values, kind_of
+from babysit.auto_values import Counts, Values, kind_of
 from tests.launch import ROOT, Job
 
 LOGGER = """
@@ -47,6 +47,8 @@ writer.close()
         ("train/learning_rate", "learning_rate"),
         ("lr-Adam", ""),
         ("accuracy", ""),
+        ("train/global_step", "step"),
+        ("step_time", ""),
     ],
 )
 def test_a_name_is_understood_by_its_words(name: str, kind: str) -> None:
@@ -76,6 +78,28 @@ def test_calls_of_one_step_are_one_report() -> None:
     values.flush()
     values.flush()
     assert [report["step"] for report in run.reports] == [1, 2]
+
+
+def test_a_step_with_a_name_counts_before_the_number_of_calls() -> None:
+    run = Told()
+    values = Values(run)  # type: ignore[arg-type]  # all that it uses
+    for step in (10, 20):
+        values.take({"loss": 1.0 / step}, more=True)
+        values.take({"lr": 0.1, "global_step": step})
+        values.take({"eval/loss": 5.0, "global_step": step})
+        values.take({"gpu": 0.5})
+    values.flush()
+    assert run.reports == [
+        {"step": step, "loss": 1.0 / step, "learning_rate": 0.1, "metrics": None}
+        for step in (10, 20)
+    ]
+
+
+def test_numbers_without_a_step_are_counted_by_name() -> None:
+    counts = Counts()
+    assert [counts.step("loss", 0) for _ in range(3)] == [0, 1, 2]
+    assert counts.step("lr", None) == 0
+    assert counts.step("loss", 40) == 40
 
 
 def test_a_module_is_watched_after_its_import(
@@ -108,6 +132,48 @@ def test_numbers_for_tensorboard_are_steps(tmp_path: Path) -> None:
     rank = Job(tmp_path, 1, (str(script), "auto")).attempt()[0]
     assert rank.code == 0, rank.output
     assert rank.losses() == {step: 1.0 / step for step in range(1, 5)}
+
+
+WANDB = """
+import babysit
+babysit.auto()
+import wandb
+wandb.init(mode="offline", settings=wandb.Settings(silent=True))
+for step in range(1, 5):
+    BODY
+wandb.finish()
+"""
+MLFLOW = """
+import babysit
+babysit.auto()
+import mlflow
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+with mlflow.start_run():
+    for step in range(1, 5):
+        BODY
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "script", "body", "first"),
+    [
+        ("wandb", WANDB, "wandb.log({'train/loss': 1 / step, 'lr': 0.1}, step=step)", 1),
+        ("wandb", WANDB, "wandb.log({'loss': 1 / step}, commit=False); wandb.log({'lr': 0.1})", 1),
+        ("wandb", WANDB, "wandb.log({'loss': 1 / step, 'eval/loss': 9, 'global_step': step})", 1),
+        ("mlflow", MLFLOW, "mlflow.log_metric('loss', 1 / step, step=step)", 1),
+        ("mlflow", MLFLOW, "mlflow.log_metrics({'lr': 0.1, 'loss': 1 / step}, step=step)", 1),
+        ("mlflow", MLFLOW, "mlflow.log_metric('loss', 1 / step); mlflow.log_metric('lr', 1)", 0),
+    ],
+)
+def test_numbers_for_other_loggers_are_steps(
+    tmp_path: Path, library: str, script: str, body: str, first: int
+) -> None:
+    pytest.importorskip(library, exc_type=ImportError)
+    file = tmp_path / "logger.py"
+    file.write_text(script.replace("BODY", body))
+    rank = Job(tmp_path, 1, (str(file),)).attempt()[0]
+    assert rank.code == 0, rank.output
+    assert rank.losses() == {first + step: pytest.approx(1 / (step + 1)) for step in range(4)}
 
 
 def _python(environment: dict[str, str], code: str) -> str:
