@@ -76,14 +76,16 @@ def test_a_run_of_ones_own_misses_a_target_that_nothing_meets(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_built_in_job_meets_its_targets(tmp_path: Path) -> None:
-    """Exit code 0: an order to the script and a signal from outside."""
+    """Exit code 0: a signal from outside, and two orders to the script, which goes on with one."""
     pytest.importorskip("torch")
-    targets = ("--target", "kill=120", "--target", "raise=120")
-    code, found, said = drill(tmp_path / "out", "--faults", "kill,raise", *targets)
+    targets = ("--target", "kill=120", "--target", "slow=240", "--target", "raise=120")
+    code, found, said = drill(tmp_path / "out", "--faults", "kill,slow,raise", *targets)
     assert (code, found["ok"]) == (OK, True), said
     assert [(row["found_as"], row["ending"]) for row in found["faults"]] == [
         ("signal", "recovers"),
+        ("straggler", "goes on"),
         ("user_code", "stops"),
     ]
     assert {each["class"] for each in found["not_provoked"]} > {"hang", "27 many nodes at once"}
