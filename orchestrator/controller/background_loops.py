@@ -171,9 +171,9 @@ class BackgroundLoops:
                 or run.decision is not None
             ):
                 continue
-            # A script that does not report cannot be judged.
-            check = self._check_hang if is_reporting(run) else self._check_joined
-            await guarded(functools.partial(check, run.id, attempt))
+            if not is_reporting(run):
+                await guarded(functools.partial(self._check_joined, run.id, attempt))
+            await guarded(functools.partial(self._check_hang, run.id, attempt))
 
     async def _check_joined(self, run: str, attempt: Attempt) -> None:
         """Ranks whose heartbeats move report, also where the event that said so was unreadable."""

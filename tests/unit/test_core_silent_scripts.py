@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 
 from babysit.wire import Tier
-from jobs.events import CheckpointDeleted, Heartbeat, RankBeat, RankRestored, ShardWritten
+from jobs.events import (
+    CheckpointDeleted,
+    Heartbeat,
+    RankBeat,
+    RankRestored,
+    RankStack,
+    ShardWritten,
+)
 from jobs.spec import RunSpec
 from monitors.types import FindingKind
 from orchestrator.controller.sample_pipeline import RunSamplePipeline
@@ -13,6 +23,7 @@ from orchestrator.core.messages.events import StepReached
 from orchestrator.core.model.states import AttemptState, RunState, Trust
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Response
+from orchestrator.core.policy.silent_scripts import seconds_to_next_look
 from orchestrator.core.policy.time_limits import pause_limit
 from orchestrator.core.views.build import restart_view, run_detail
 from tests.world import World, spec
@@ -127,6 +138,89 @@ def test_silence_between_lines_proves_little(
         spec, longest=longest, starting=starting, longest_start=longest_start, printed=True
     )
     assert granted == limit
+
+
+def look_at(world: World, seconds: float) -> None:
+    """Time passes, and agents answer; no rank joins."""
+    for _ in range(int(seconds // 15)):
+        world.advance(15)
+        deliver(world)
+
+
+def mute(look: Callable[[int], RankStack]) -> World:
+    """A run that has said nothing for half a minute, as the hang monitor finds."""
+    world = World()
+    world.look = look
+    world.submit()
+    deliver(world)
+    world.find(FindingKind.HANG, onset=0, evidence={"starting": True})
+    deliver(world)
+    return world
+
+
+def stopped(rank: int) -> RankStack:
+    state = "T" if rank == 1 else "S"
+    return RankStack(rank=rank, process_state=state, frames=("main (train.py:3)",))
+
+
+def in_the_driver(rank: int) -> RankStack:
+    frames = ("forward (train.py:3)",)
+    return RankStack(rank=rank, process_state="D", wait_channel="uvm_wait", frames=frames)
+
+
+def without_its_first_thread(rank: int) -> RankStack:
+    return RankStack(rank=rank, process_state="Z")
+
+
+def in_one_collective(rank: int) -> RankStack:
+    frames = ("all_reduce (distributed_c10d.py:9)", "main (train.py:3)")
+    return RankStack(rank=rank, process_state="S", frames=frames)
+
+
+def test_a_rank_that_stands_still_ends_a_script_that_never_spoke() -> None:
+    world = mute(stopped)
+    assert world.attempt().number == 1, "a second look must say the same"
+    look_at(world, 15)
+    restart = world.attempt().restart
+    assert restart is not None
+    assert (world.attempt().number, restart.rank) == (2, 1)
+    assert "rank 1 is stopped" in restart.reason
+
+
+@pytest.mark.parametrize("look", [in_the_driver, without_its_first_thread, in_one_collective])
+def test_a_script_that_never_speaks_is_left_alone(look: Callable[[int], RankStack]) -> None:
+    """A healthy rank may be met there at every look; nobody hears of its silence."""
+    world = mute(look)
+    look_at(world, 3 * 3600)
+    assert world.attempt().number == 1
+    assert world.state.incidents_of("run-1") == []
+    assert world.run().state is RunState.RUNNING
+    shown = run_detail(world.run(), [world.attempt()], [], [], now=world.now)
+    assert shown.suspect is None
+
+
+def test_a_rank_that_was_met_at_rest_once_has_not_hung() -> None:
+    looks = itertools.count()
+    world = mute(lambda rank: stopped(rank) if next(looks) % 4 < 2 else in_one_collective(rank))
+    look_at(world, 3600)
+    assert world.attempt().number == 1
+
+
+def test_a_build_lock_is_shown_before_the_first_word() -> None:
+    lock = "a build lock of torch extensions, /x/lock, held by process 7"
+    frames = ("wait (file_baton.py:9)", "main (train.py:3)")
+    world = mute(
+        lambda rank: RankStack(rank=rank, process_state="S", frames=frames, waits_for=lock)
+    )
+    shown = run_detail(world.run(), [world.attempt()], [], [], now=world.now)
+    assert shown.suspect is not None
+    assert lock in shown.suspect.evidence
+
+
+def test_looks_at_a_script_that_never_speaks_grow_rare() -> None:
+    assert seconds_to_next_look(30) == 15
+    assert seconds_to_next_look(1000) == 100
+    assert seconds_to_next_look(1e6) == 600
 
 
 def test_what_is_printed_does_not_make_a_script_one_that_reports() -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import math
 from typing import Any
 
 from babysit.wire import Phase
@@ -27,11 +28,12 @@ from monitors.types import Finding, FindingKind, Severity
 from orchestrator.core.messages.events import FindingRaised, ProgressSeen
 from orchestrator.core.messages.gang_events import GangStacks
 from orchestrator.core.model import time_ledger
+from orchestrator.core.model.derived import is_reporting
 from orchestrator.core.model.entities import Attempt, EndedPause, Incident, Run, Suspicion
 from orchestrator.core.model.states import RUNNABLE_ATTEMPT_STATES, IncidentState
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Remedy, Timer
-from orchestrator.core.policy import remedies, time_limits
+from orchestrator.core.policy import remedies, silent_scripts, time_limits
 from orchestrator.core.supervision import findings
 from orchestrator.core.turn import Turn
 
@@ -98,6 +100,8 @@ def conclude(turn: Turn, run_id: str) -> None:
         _look(turn, run_id, attempt.suspect.finding.reason)
         return
     verdict = _with_records(judge(attempt.stacks, _scene(attempt, attempt.suspect)), attempt)
+    if not is_reporting(run):
+        verdict = silent_scripts.certain(verdict, attempt.suspect.sentence)
     # The look at a run that stays silent counts from the first step that did not come.
     limit = _limit(run, attempt.suspect, verdict)
     silent = (turn.now - attempt.suspect.since).total_seconds()
@@ -146,6 +150,8 @@ def _place(verdict: Verdict, suspect: Suspicion) -> str:
 
 def _limit(run: Run, suspect: Suspicion, verdict: Verdict) -> float:
     """Seconds of silence that a run without proof against it is granted."""
+    if not is_reporting(run):
+        return math.inf
     evidence = suspect.finding.evidence
     if (
         _lingers(suspect) and not verdict.raised
@@ -183,6 +189,10 @@ def _wait(turn: Turn, run: Run, attempt: Attempt, verdict: Verdict, limit: float
     suspect = attempt.suspect
     assert suspect is not None  # noqa: S101 (`conclude` has looked)
     silent = (turn.now - suspect.since).total_seconds()
+    if math.isinf(limit):
+        turn.change_attempt(run.id, suspect=dataclasses.replace(suspect, sentence=verdict.sentence))
+        turn.set_timer(run.id, Timer.SUSPECT, silent_scripts.seconds_to_next_look(silent))
+        return
     finding = suspect.finding
     incident = suspect.incident
     if incident is None and not (run.engine and finding.evidence.get("starting")):

@@ -79,7 +79,7 @@ def run_detail(
         restarts=[restart_view(restart) for restart in restarts],
         incidents=[incident_view(incident) for incident in incidents],
         checkpoint=newest_checkpoint(checkpoints, now),
-        suspect=_suspect_view(attempts[-1].suspect) if attempts and not run.ended_at else None,
+        suspect=_suspect_view(run, attempts[-1].suspect) if attempts else None,
         seconds=time_ledger.totals(run.ledger, run.ended_at or now),
         node_names=[seat.node for seat in attempts[-1].seats] if attempts else [],
         skip_batches=list(run.skip_batches),
@@ -89,8 +89,18 @@ def run_detail(
     )
 
 
-def _suspect_view(suspect: Suspicion | None) -> SuspectView | None:
-    if suspect is None:
+_BUILD_LOCK = "a build lock of torch extensions"
+"""In the sentence of a look, as `jobs.agent.build_locks.waited_for` writes it."""
+
+
+def _suspect_view(run: Run, suspect: Suspicion | None) -> SuspectView | None:
+    """A silence that people should know of.
+
+    That of a script that has never said anything is normal, unless it waits for a lock of a build.
+    """
+    if suspect is None or run.ended_at:
+        return None
+    if not is_reporting(run) and _BUILD_LOCK not in suspect.sentence:
         return None
     return SuspectView(
         since=suspect.since,
