@@ -20,19 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.support.trainer_rows import Row
-from benchmarks.support.trainer_run import RANKS, TrainerRun
+from benchmarks.support.trainer_run import RANKS, TrainerRun, until
 from orchestrator.cli.session import Session
 
-STEPS = 1000
+STEPS = 600
 MEMORY_EVERY, DIRECTORY_EVERY = 100, 140
-"""Steps between saves. Both are due at step 700, which counts for neither."""
+"""Steps between saves. A step at which both are due counts for neither."""
 FIRST_STEP = 70
 """Steps before are a warm-up: programs compile, connections are made."""
 SETTLED = 2
 """Steps at the beginning of a turn that are left out: caches are the other job's."""
 AFTER_SAVE = 10
 """Steps of a turn from a save on: all that are left of it."""
-START_SECONDS = 1200.0
+SECONDS = 1800.0
+"""Most seconds for both scripts: DeepSpeed compiles."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +94,15 @@ def measure(session: Session, row: Row, directory: Path) -> Cost | None:
         job.hurry()
     jobs[1].start(row, every_steps=DIRECTORY_EVERY, memory_every_steps=MEMORY_EVERY)
     alone = jobs[0].start_alone(row)
+
+    def both_have_ended() -> bool:
+        if alone.poll():
+            log = directory / f"{row.name}-without" / "torchrun.out"
+            raise RuntimeError(log.read_text()[-3000:])
+        return bool(jobs[1].shown["state"] == "succeeded") and alone.poll() == 0
+
     try:
-        jobs[1].trained(1, FIRST_STEP)
-        jobs[1].succeeded()
-        if alone.wait(timeout=START_SECONDS):
-            raise RuntimeError((directory / f"{row.name}-without" / "out").read_text()[-3000:])
+        until(both_have_ended, f"{STEPS} steps of both", SECONDS)
     finally:
         jobs[1].end()
         if alone.poll() is None:

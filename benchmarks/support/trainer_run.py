@@ -162,7 +162,7 @@ class TrainerRun:
         script = self._root / row.script
         script.write_text(row.unmodified)
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        with (self._root / "out").open("wb") as out:
+        with (self._root / "torchrun.out").open("wb") as out:
             return subprocess.Popen(
                 [*launcher, "--nproc_per_node", str(RANKS), str(script), *row.arguments],
                 cwd=self._root,
