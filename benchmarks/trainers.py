@@ -1,7 +1,7 @@
 """Which trainers start, recover, and are seen under babysit: real scripts, faults, and ranks.
 
     python benchmarks/trainers.py [--unmodified] [--trainers sdk,fsdp2] [--keep DIRECTORY]
-    python benchmarks/trainers.py --overhead [--trainers sdk,fsdp2]
+    python benchmarks/trainers.py --overhead [--steps N] [--trainers sdk,fsdp2]
 
 Two ranks on two virtual nodes of one core, models of a few thousand parameters, no GPU. Each
 trainer has a run that is left alone, and one that is killed, stopped, preempted and spoiled
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -56,6 +57,8 @@ def main() -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--unmodified", action="store_true", help="without a line of babysit")
     how.add_argument("--overhead", action="store_true", help="what a step and a save cost")
+    steps = trainer_overhead.STEPS
+    parser.add_argument("--steps", type=int, default=steps, help="of --overhead: steps of a script")
     options = parser.parse_args()
     story = trainer_unmodified if options.unmodified else trainer_story
     names = options.trainers.split(",")
@@ -64,7 +67,9 @@ def main() -> None:
     os.environ["BABYSIT_LOCAL_CPUS_PER_NODE"] = "1"
     keep = options.keep and options.keep.absolute()
     kept = contextlib.nullcontext(keep) if keep else workplace("trainers")
-    measure = trainer_overhead.measure if options.overhead else story.judge
+    measure = functools.partial(trainer_overhead.measure, steps=options.steps)
+    if not options.overhead:
+        measure = story.judge
     found: dict[str, Any] = {}
     with (
         kept as directory,

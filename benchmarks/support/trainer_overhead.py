@@ -72,7 +72,7 @@ class Cost:
         return {**dataclasses.asdict(self), "ratio": self.ratio}
 
 
-def measure(session: Session, row: Row, directory: Path) -> Cost | None:
+def measure(session: Session, row: Row, directory: Path, *, steps: int = STEPS) -> Cost | None:
     """Train with and without babysit, in turns. None if a library is not installed.
 
     Raises:
@@ -83,7 +83,7 @@ def measure(session: Session, row: Row, directory: Path) -> Cost | None:
     turns = directory / f"{row.name}-turns"
     turns.mkdir()
     (turns / "passes").write_bytes(bytes(2 * RANKS * 8))
-    common = {"TRAINERS_STEPS": str(STEPS), "TRAINERS_SAVE_EVERY": str(10 * STEPS)}
+    common = {"TRAINERS_STEPS": str(steps), "TRAINERS_SAVE_EVERY": str(10 * steps)}
     jobs = [
         TrainerRun(
             session, directory / f"{row.name}-{name}", common | {"TRAINERS_TURNS": f"{turns}:{job}"}
@@ -102,7 +102,7 @@ def measure(session: Session, row: Row, directory: Path) -> Cost | None:
         return bool(jobs[1].shown["state"] == "succeeded") and alone.poll() == 0
 
     try:
-        until(both_have_ended, f"{STEPS} steps of both", SECONDS)
+        until(both_have_ended, f"{steps} steps of both", SECONDS)
     finally:
         jobs[1].end()
         if alone.poll() is None:
