@@ -70,9 +70,9 @@ class Row:
 _PRINTS = {"step": r"step (\d+) loss ", "loss": r"step \d+ loss ([\d.]+)"}
 
 
-def _trainer(name: str, script: str, *needs: str) -> Row:
+def _trainer(name: str, script: str, *needs: str, arguments: tuple[str, ...] = ()) -> Row:
     return Row(
-        *(name, script),
+        *(name, script, arguments),
         needs=needs,
         preload=("torch", *needs),
         complete="trainer_state.json",
@@ -80,11 +80,27 @@ def _trainer(name: str, script: str, *needs: str) -> Row:
     )
 
 
-def _lightning(name: str, *arguments: str) -> Row:
+def _accelerate(name: str, *arguments: str) -> Row:
+    return Row(
+        *(name, "accelerate_loop.py", arguments, ("accelerate",)),
+        preload=("torch", "accelerate"),
+        most_lines=WITH_A_LOOP,
+        launcher=("accelerate", "launch", "--cpu", "--num_processes", "2"),
+        watch=_PRINTS,
+    )
+
+
+def _sharded(kind: str, *needs: str) -> Row:
+    needs = ("transformers", "accelerate", *needs)
+    return _trainer(f"transformers-{kind}", "transformers_trainer.py", *needs, arguments=(kind,))
+
+
+def _lightning(name: str, *arguments: str, complete: str | None = None) -> Row:
     return Row(
         *(name, "lightning_trainer.py", arguments, ("lightning",)),
         preload=("torch", "lightning"),
         checkpoints="out/step={step}.ckpt",
+        complete=complete,
         most_lines=WITH_A_LOOP,
     )
 
@@ -111,15 +127,13 @@ ROWS = {
         ),
         _trainer("transformers", "transformers_trainer.py", "transformers", "accelerate"),
         _trainer("trl", "trl_sft.py", "trl", "transformers", "datasets"),
-        Row(
-            *("accelerate", "accelerate_loop.py", (), ("accelerate",)),
-            preload=("torch", "accelerate"),
-            most_lines=WITH_A_LOOP,
-            launcher=("accelerate", "launch", "--cpu", "--num_processes", "2"),
-            watch=_PRINTS,
-        ),
+        _sharded("fsdp"),
+        _sharded("deepspeed", "deepspeed"),
+        _accelerate("accelerate"),
+        _accelerate("accelerate-fsdp", "fsdp"),
         _lightning("lightning-automatic"),
         _lightning("lightning-manual", "manual"),
+        _lightning("lightning-fsdp", "fsdp", complete="meta.pt"),
         _deepspeed("2"),
         _deepspeed("3"),
     )

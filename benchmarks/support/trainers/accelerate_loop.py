@@ -1,17 +1,23 @@
-"""A loop with accelerate's Accelerator."""
+"""A loop with accelerate's Accelerator; the argument `fsdp`: FSDP2 in place of DDP."""
 
 from __future__ import annotations
 
+import sys
+
 import tiny
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType, set_seed
 from torch.utils.data import DataLoader
 
 from babysit.integrations.accelerate import watch  # babysit
 
 set_seed(3)
-accelerator = Accelerator(cpu=True)
+sharded = None
+if "fsdp" in sys.argv:
+    PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU  # it asks for no more
+    sharded = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+accelerator = Accelerator(cpu=True, fsdp_plugin=sharded)
 watch(accelerator)  # babysit
 model = tiny.Model()
 tiny.witness(model, model.head)

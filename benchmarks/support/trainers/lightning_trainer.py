@@ -1,4 +1,4 @@
-"""Lightning's Trainer with DDP; `manual` as an argument: manual optimization."""
+"""Lightning's Trainer with DDP; `manual`: manual optimization; `fsdp`: its strategy for FSDP."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import lightning
 import tiny
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.strategies import FSDPStrategy
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
 import babysit  # babysit
@@ -42,11 +44,23 @@ class Module(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
+class OnCPUs(FSDPStrategy):
+    """FSDP on CPUs, which Lightning and torch take only if the device is named."""
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        cpu = torch.device("cpu")
+        wrapped: torch.nn.Module = super()._setup_model(
+            FullyShardedDataParallel(model, device_id=cpu, **self.kwargs)
+        )
+        return wrapped
+
+
 lightning.seed_everything(3)
 trainer = lightning.Trainer(
     accelerator="cpu",
     devices=2,
-    strategy="ddp",
+    # To gather the state ends with SIGSEGV in torch 2.13 on CPUs.
+    strategy=OnCPUs(state_dict_type="sharded") if "fsdp" in sys.argv else "ddp",
     max_steps=tiny.STEPS,
     logger=False,
     enable_model_summary=False,
