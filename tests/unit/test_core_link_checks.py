@@ -27,7 +27,7 @@ from orchestrator.core.messages.instructions import CheckNode, Instruction, Noti
 from orchestrator.core.model.checking import PREFLIGHT, CheckPolicy
 from orchestrator.core.model.entities import Node
 from orchestrator.core.model.states import NodeState
-from orchestrator.core.placement import link_pairs
+from orchestrator.core.placement import link_pairs, link_verdicts
 from orchestrator.core.requests import node_checks
 from orchestrator.errors import ConflictError, InvalidError
 from tests.world import World, reloaded, spec
@@ -248,6 +248,24 @@ def test_nodes_of_another_kind_are_not_compared() -> None:
         look(made)
         made.advance(24 * 3600)
     assert cordoned(made) == set()
+
+
+def test_partners_that_die_during_their_measurements_prove_nothing() -> None:
+    made = world(6)
+    look(made)
+    infos = [NodeInfo(id=name, cpus=1) for name in names(6)]
+    made.link = lambda _: broken("the exchange stalled")
+    for _ in range(2):  # the report comes before the cluster says that the machine is away
+        ask(made, "node-1")
+        (partner,) = made.pairs[-1] - {"node-1"}
+        infos = [info for info in infos if info.id != partner]
+        made.do(made.event(CapacityChanged, nodes=tuple(infos)))
+        assert node(made, partner).state is NodeState.GONE
+    assert cordoned(made) == set()
+    made.link = lambda _: figures()
+    look(made)
+    assert cordoned(made) == set()
+    assert not link_verdicts.bad_trials(node(made, "node-1"), made.now)
 
 
 def under_way(made: LinkWorld, name: str) -> str:

@@ -127,10 +127,14 @@ def is_away(node: Node) -> bool:
 
 
 def evidence(node: Node, nodes: Mapping[str, Node], now: dt.datetime) -> list[LinkTrial]:
-    """The trials that prove that a node is to blame; empty: nothing proves it."""
+    """The trials that prove that a node is to blame; empty: nothing proves it.
+
+    A partner that has gone or was taken away since may have been the cause, good as it was before.
+    """
     found: dict[str, LinkTrial] = {}
     for trial in bad_trials(node, now):
         partner = nodes.get(trial.partner)
-        if partner is not None and is_good(partner, now, without=node.id):
+        takes_work = partner is not None and partner.state is NodeState.READY
+        if partner is not None and takes_work and is_good(partner, now, without=node.id):
             found[partner.machine] = trial
     return [*found.values()] if len(found) >= PARTNERS else []
