@@ -81,22 +81,32 @@ def diverged(place: Place, splits: Sequence[Split]) -> Finding:
 
 def replayed(case: Case, verdict: Verdict, place: Place) -> Finding:
     """The steps of a disagreement were computed again."""
+    return _replay((case.attempt, case.onset_step, case.step), verdict, place)
+
+
+def computed_again(spike: Finding, verdict: Verdict, place: Place) -> Finding:
+    """The steps of a spike were computed again."""
+    return _replay((spike.attempt, spike.onset_step, spike.detected_step), verdict, place)
+
+
+def _replay(of: tuple[int, int, int], verdict: Verdict, place: Place) -> Finding:
+    attempt, onset, step = of
     named = f": {_ranks(verdict.ranks)}" if verdict.ranks else ""
     return Finding(
         kind=FindingKind.REPLAY,
         severity=Severity.INFO,
         attempt=place.attempt,
         rank=None,
-        onset_step=case.onset_step,
+        onset_step=onset,
         detected_step=place.step,
         onset_time=place.time,
         detected_time=place.time,
-        reason=f"step {case.step} was computed again: {verdict.outcome}{named} ({verdict.why})",
+        reason=f"step {step} was computed again: {verdict.outcome}{named} ({verdict.why})",
         evidence={
             "outcome": verdict.outcome.value,
             "ranks": list(verdict.ranks),
-            "of_attempt": case.attempt,
-            "of_step": case.step,
+            "of_attempt": attempt,
+            "of_step": step,
         },
     )
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from monitors.hang import HangMonitor, HangSettings
 from monitors.loss import LossSettings
 from monitors.loss_memory import LossMemory
+from monitors.loss_replay import LossReplay
 from monitors.rank_losses import RankLosses
 from monitors.replicas import ReplicaMonitor
 from monitors.save_stalls import SavedShard
@@ -45,6 +46,7 @@ class RunMonitors:
     ) -> None:
         self._settings = settings or MonitorSettings()
         self._losses = RankLosses(self._settings.loss, learned)
+        self._replay = LossReplay()
         self._hang = HangMonitor(self._settings.hang, known)
         self._replicas = ReplicaMonitor(learned.replicas if learned else None)
         self._stragglers = StragglerMonitor(self._settings.straggler)
@@ -140,6 +142,7 @@ class RunMonitors:
             return
         self._attempt = attempt
         self._losses.restart(attempt, step)
+        self._replay.restart(step)
         self._hang.restart(attempt)
         self._replicas.restart(attempt, step)
         self._stragglers.restart(attempt)
@@ -154,4 +157,7 @@ class RunMonitors:
             self._pace_rank = sample.rank
             self._hang.observe(sample)
             found = self._slowdowns.observe(sample, straggles=self._stragglers.knows_one)
-        return self._losses.observe(sample) + found
+        # A spike that comes again is judged before it rolls the run back again.
+        again, spikes = self._replay.observe(sample), self._losses.observe(sample)
+        self._replay.found(spikes)
+        return again + spikes + found
