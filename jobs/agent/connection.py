@@ -98,6 +98,10 @@ class Connection:
                 reason = "; ".join(
                     str(error) or type(error).__name__ for error in _flattened(group)
                 )
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                # Before Python 3.13 a task group loses a cancellation that meets an error of one of
+                # its tasks, and the agent would never end.
+                raise asyncio.CancelledError
             self._failed(reason)
             await self._clock.sleep(self._pause())
 
