@@ -102,6 +102,8 @@ def test_no_second_run_is_preempted_while_the_first_still_saves() -> None:
     found = explain(world.state, "high", world.now)
     assert found.starts_at == world.now + dt.timedelta(seconds=300)
     assert "They have 300 s to save and stop." in found.sentences
+    [going] = [each for each in snapshot(world.state, world.now).holdings if each.leaving]
+    assert going.overdue_at == world.now + dt.timedelta(seconds=300.0 + OVERDUE_SECONDS)
     [worker] = world.state.workers_of("low")
     for passed, hung in ((300.0, False), (300.0 + OVERDUE_SECONDS, True)):
         at = world.now + dt.timedelta(seconds=passed)

@@ -345,3 +345,14 @@ def test_standbys_come_with_the_gang() -> None:
     assert len(outcome.placements["a"]) == 2
     assert len(outcome.growth["a"]) == 1
     assert not set(outcome.growth["a"]) & set(outcome.placements["a"])
+
+
+def test_a_run_that_is_preempted_does_not_grow_in_the_same_pass() -> None:
+    """It would get agents on nodes that it does not need any more."""
+    sizes = {"large": 16, "small-1": 8, "small-2": 8}
+    given = NodeTable(NodeCapacity(node=name, gpus=gpus, cpus=64) for name, gpus in sizes.items())
+    wide = holding("wide", "large", wants=1)
+    urgent = demand("urgent", gpus=16, priority=Priority.HIGH)
+    outcome = placed(given, urgent, holdings=[wide])
+    assert [each.run for each in outcome.evictions] == ["wide"]
+    assert outcome.growth == {}

@@ -234,3 +234,14 @@ def test_a_node_that_is_away_is_reserved_but_not_used() -> None:
     assert outcome.placements.keys() == {"short"}  # the nodes are lent meanwhile
     low = [holding("low", "n03", priority=LOW)]
     assert not placed(given, demand("h", priority=HIGH, nodes=4), holdings=low).evictions
+
+
+def test_a_pass_looks_again_when_nodes_should_have_been_left() -> None:
+    """From then on nobody counts on them, and a run behind the one that did may have others."""
+    late = NOW + dt.timedelta(seconds=5)
+    hung = holding("hung", "n00", leaving=True, movable=False, priority=LOW, overdue_at=late)
+    held = [hung, holding("x", "n01")]
+    outcome = placed(table(2), demand("behind", nodes=2), holdings=held)
+    at = outcome.waits["behind"].recheck_at
+    assert at is not None
+    assert late <= at <= late + dt.timedelta(seconds=0.1)

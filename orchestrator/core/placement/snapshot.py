@@ -235,8 +235,17 @@ def _held(state: State, run: Run, workers: list[Worker], now: dt.datetime) -> li
     if going:  # these nodes are free soon, so a pass may count on them
         nodes = tuple(worker.node for worker in going)
         counted = -min(missing, len(nodes))
+        late = min((at for each in going if (at := overdue_at(run, each))), default=None)
         found.append(
-            _holding(run, nodes, leaving=True, movable=False, ends_at=now, missing=counted)
+            _holding(
+                run,
+                nodes,
+                leaving=True,
+                movable=False,
+                ends_at=now,
+                overdue_at=late,
+                missing=counted,
+            )
         )
     if staying:
         found.append(
@@ -281,13 +290,19 @@ def leaving(run: Run, workers: Iterable[Worker]) -> list[Worker]:
     return [w for w in workers if w.state is WorkerState.STOPPING or w.node in left]
 
 
-def overdue(run: Run, worker: Worker, now: dt.datetime) -> bool:
-    """True if a worker should have left its node long ago: its agent or its host hangs."""
+def overdue_at(run: Run, worker: Worker) -> dt.datetime | None:
+    """When a worker that leaves should have left long ago; None: it does not leave."""
     since = worker.stopping_at
     if since is None and isinstance(run.decision, Vacate) and leaving(run, [worker]):
         since = run.decision.restart.failed_at
     limit = time_limits.grace_seconds(run) + OVERDUE_SECONDS
-    return since is not None and (now - since).total_seconds() >= limit
+    return None if since is None else since + dt.timedelta(seconds=limit)
+
+
+def overdue(run: Run, worker: Worker, now: dt.datetime) -> bool:
+    """True if a worker should have left its node long ago: its agent or its host hangs."""
+    at = overdue_at(run, worker)
+    return at is not None and at <= now
 
 
 def _holding(run: Run, nodes: tuple[str, ...], **facts: object) -> Holding:

@@ -58,11 +58,11 @@ class Blocked:
         claims = sum(demand.reserved for demand in snapshot.demands)
         self._table, self._eligible, self._now = free.table, eligible, now
         self._forecast = Forecast(free, departures, eligible, now)
-        safe = (holding.safe_until for holding in snapshot.holdings)
-        self._evictable_at = min(
-            (until.timestamp() for until in safe if until and until > now), default=math.inf
+        times = (at for each in snapshot.holdings for at in (each.safe_until, each.overdue_at))
+        self._changes_at = min(
+            (at.timestamp() for at in times if at and at > now), default=math.inf
         )
-        """Unix time at which the next run may be preempted again."""
+        """Unix time at which the next run may be preempted again, or is overdue to leave."""
         self._pools: set[Pool] = set()
         """Kinds of nodes that a run with a reservation could use."""
         self._new = MAX_RESERVATIONS - claims
@@ -164,6 +164,6 @@ class Blocked:
         return self._soonest()
 
     def _soonest(self, *times: float) -> dt.datetime | None:
-        later = [at - self._now.timestamp() for at in (self._table.away_until, self._evictable_at)]
+        later = [at - self._now.timestamp() for at in (self._table.away_until, self._changes_at)]
         ahead = [*times, *(seconds for seconds in later if 0 < seconds < math.inf)]
         return self._now + dt.timedelta(seconds=min(ahead) + 0.001) if ahead else None

@@ -135,8 +135,8 @@ class Pass:
         for demand in in_order(rest, self._shares, self._now):
             self._schedule(demand)
         # Growth has the lowest rank: it must not take nodes that a waiting run may get.
-        wanting = [h for h in self._holdings if h.wants > 0]
-        growing = [h for h in wanting if not self._quota_line.closed(h.queue)]
+        stays = preemption.spared(self._holdings, self._plan.evictions)
+        growing = [h for h in stays if h.wants > 0 and not self._quota_line.closed(h.queue)]
         parts = self._free, self._eligible, self._quotas, self._shares, growing
         self._plan.growth.update(grow(*parts, self._blocked.wanted()))
         return self._plan

@@ -16,7 +16,7 @@ from enum import Enum
 
 from orchestrator.core.scheduling.free_resources import count_nodes
 from orchestrator.core.scheduling.node_table import Indices
-from orchestrator.core.scheduling.types import Demand, Eviction
+from orchestrator.core.scheduling.types import Demand, Eviction, Holding
 from orchestrator.core.scheduling.victim_problem import Problem, Situation
 from orchestrator.core.scheduling.victim_search import ground_for, search
 from orchestrator.core.scheduling.victims import REASONS, Options, Victims
@@ -132,6 +132,12 @@ def waiting_is_cheaper(
     if lost == 0.0 or seconds > WAIT_SECONDS:
         return False
     return seconds <= grace or seconds * demand.gpus <= lost
+
+
+def spared(holdings: Iterable[Holding], evictions: Iterable[Eviction]) -> list[Holding]:
+    """The holdings of runs that leave nothing."""
+    gone = {eviction.run for eviction in evictions}
+    return [holding for holding in holdings if holding.run not in gone]
 
 
 def merged(found: Iterable[Eviction]) -> list[Eviction]:

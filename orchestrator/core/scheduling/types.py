@@ -147,6 +147,8 @@ class Holding:
 
     No pass counts on them, and an eviction, which is one more order to leave, would win nothing.
     """
+    overdue_at: dt.datetime | None = None
+    """When the first of these nodes will be `overdue`; None: the run does not leave them."""
     missing: int = 0
     """Nodes that a recovery will ask for again, beside these: its queue's quota counts them, so
     that nobody gets its share meanwhile. Negative: that number of these nodes is counted there."""
