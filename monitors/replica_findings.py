@@ -86,7 +86,8 @@ def replayed(case: Case, verdict: Verdict, place: Place) -> Finding:
 
 def computed_again(spike: Finding, verdict: Verdict, place: Place) -> Finding:
     """The steps of a spike were computed again."""
-    return _replay((spike.attempt, spike.onset_step, spike.detected_step), verdict, place)
+    found = _replay((spike.attempt, spike.onset_step, spike.detected_step), verdict, place)
+    return found.model_copy(update={"evidence": {**found.evidence, "of_kind": spike.kind.value}})
 
 
 def _replay(of: tuple[int, int, int], verdict: Verdict, place: Place) -> Finding:

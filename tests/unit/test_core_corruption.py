@@ -24,8 +24,8 @@ def corrupted(world: World, *odd: int, onset: int = 41) -> str:
     return node
 
 
-def replayed(world: World, outcome: str, *ranks: int) -> None:
-    evidence = {"outcome": outcome, "ranks": list(ranks), "of_attempt": 1, "of_step": 44}
+def replayed(world: World, outcome: str, *ranks: int, **more: object) -> None:
+    evidence = {"outcome": outcome, "ranks": list(ranks), "of_attempt": 1, "of_step": 44, **more}
     world.find(FindingKind.REPLAY, onset=41, evidence=evidence)
 
 
@@ -77,6 +77,16 @@ def test_two_suspects_are_settled_by_the_replay() -> None:
         "hardware",
     )
     assert node not in seats(world), "the run saved, and went on elsewhere"
+
+
+def test_losses_of_a_spike_settle_no_disagreement_of_fingerprints() -> None:
+    """Both may be of one attempt; nobody acts on what the losses say."""
+    world = trained(45)
+    corrupted(world)
+    world.settle()
+    replayed(world, "hardware", 1, of_kind="loss_spike")
+    assert "replay" not in incident(world).evidence
+    assert all(node.state is NodeState.READY for node in world.state.nodes.values())
 
 
 def test_a_disagreement_that_follows_the_rank_gives_the_node_back() -> None:

@@ -78,6 +78,7 @@ def test_the_verdict(
     (replay,) = [each for each in found if each.kind is FindingKind.REPLAY]
     assert (replay.evidence["outcome"], replay.evidence["ranks"]) == (outcome, ranks)
     assert (replay.evidence["of_attempt"], replay.detected_step) == (1, detected)
+    assert replay.evidence["of_kind"] == "loss_spike"
     assert why in replay.reason
 
 

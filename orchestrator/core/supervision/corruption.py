@@ -99,12 +99,14 @@ def on_replay(turn: Turn, event: FindingRaised) -> None:
     """Steps were computed again: add the verdict to the incident, and settle whose node it was."""
     run, finding = turn.run(event.run), event.finding
     turn.record(run.id, finding.reason)
-    of_attempt = finding.evidence.get("of_attempt")
+    of_attempt, of_kind = finding.evidence.get("of_attempt"), finding.evidence.get("of_kind")
+    # Losses speak of their own incident only: they settle no disagreement of fingerprints.
+    kinds = {of_kind} if of_kind else remedies.SPOILING
     incident = next(
         (
             each
             for each in reversed(turn.state.incidents_of(run.id))
-            if each.attempt == of_attempt and each.kind in remedies.SPOILING
+            if each.attempt == of_attempt and each.kind in kinds
         ),
         None,
     )
