@@ -25,7 +25,11 @@ WITNESS_STEPS = 32
 
 
 class KeptSamples:
-    """Chooses the samples of one run that are stored. Hears of all of them first."""
+    """Chooses the samples of one run that are stored.
+
+    Hears first of all those that the database will take, which refuses samples of attempts that it
+    does not know.
+    """
 
     def __init__(self) -> None:
         self._attempt = 0

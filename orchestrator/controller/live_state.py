@@ -21,7 +21,8 @@ from orchestrator.controller.database_trouble import DatabaseTrouble
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_numbers import LiveNumbers
 from orchestrator.controller.sample_buffer import SampleBuffer
-from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents, may_end
+from orchestrator.controller.sample_events import SampleEvents
+from orchestrator.controller.sample_pipeline import RunSamplePipeline, may_end
 from orchestrator.core.messages.reconciliation_events import RanksSeen
 from orchestrator.core.model.entities import Entity, Run, Worker
 from orchestrator.core.model.state import State
@@ -120,10 +121,10 @@ class LiveState:
             else:
                 break
         for each in samples:
-            if each.run not in self.state.runs:
+            if (run := self.state.runs.get(each.run)) is None:
                 continue
             try:
-                self.pipeline(each.run).take_again(each.attempt, each.ranks)
+                self.pipeline(run.id).take_again(each.attempt, each.ranks, run.attempt)
             except Exception:  # noqa: BLE001 (it may be these samples that the monitors fail over)
                 _log.exception("monitors failed, samples left out", run=each.run)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -183,14 +182,16 @@ class RunSamplePipeline:
                 if attempt == live.number and sample.step > live.step:
                     self.note(sample)
 
-    def take_again(self, attempt: int, columns: Sequence[RankSamples]) -> None:
+    def take_again(self, attempt: int, columns: Sequence[RankSamples], newest: int) -> None:
         """Feed samples whose events another pipeline has made already; no event comes of it.
 
         For the report during which the core failed: the state was loaded again, this pipeline is
-        new, and the samples are not in the database yet.
+        new, and the samples are not in the database yet. `newest` is the newest attempt that the
+        state knows.
         """
         samples = sort_samples(attempt, columns)
-        self.kept.hear(attempt, columns)
+        if attempt <= newest:
+            self.kept.hear(attempt, columns)
         self.observe(samples)
         for sample in samples:
             self.note(sample)
@@ -336,60 +337,6 @@ class RunSamplePipeline:
     def moved_again(self) -> bool:
         """True if at the last tick ranks that had been found silent moved again."""
         return self._monitors.moved_again
-
-
-class SampleEvents:
-    """The core's events in the samples of one report: steps and findings, one at a time.
-
-    A finding comes before the step at which it was detected, since steps after an onset make no
-    checkpoint good. Whether a step is an event depends on the milestone, which the core moves as
-    it handles the event before. So this class cannot be iterated: each call is given the attempt
-    as it is now, and collecting all events ahead is not possible.
-
-    Keeps the pipeline it began with. Where the core fails in the middle, the state and its
-    pipelines are loaded again, and the new pipeline has seen the whole report (`take_again`).
-    """
-
-    def __init__(
-        self, run: str, pipeline: RunSamplePipeline, report: Report, make: MakeEvent
-    ) -> None:
-        self.run = run
-        self._pipeline, self._report, self._make = pipeline, report, make
-        self._findings: deque[Finding] | None = None
-        """None: the monitors have not seen the samples yet."""
-        self._steps: deque[Sample] = deque()
-
-    def next(self, attempt: Attempt | None) -> Event | None:
-        """The next event, given the newest attempt of the run as it is now; None: no more.
-
-        The first call feeds the monitors.
-        """
-        if self._findings is None:
-            samples = sort_samples(self._report.attempt, self._report.samples)
-            self._pipeline.kept.hear(self._report.attempt, self._report.samples)
-            found = [*self._pipeline.observe(samples), *self._pipeline.compare(self._report)]
-            self._findings = deque(sorted(found, key=lambda finding: finding.detected_step))
-            for finding in self._findings:
-                self._pipeline.kept.witness(finding.detected_step)
-            self._steps.extend(samples)
-        while self._steps:
-            if self._findings and self._findings[0].detected_step <= self._steps[0].step:
-                return self._raised(self._findings.popleft())
-            sample = self._steps.popleft()
-            progress = self._pipeline.note(sample)
-            if attempt and attempt.number == sample.attempt and sample.step >= attempt.milestone:
-                fields = self._pipeline.fields(progress)
-                return self._make(StepReached, run=self.run, attempt=progress.attempt, **fields)
-        return self._raised(self._findings.popleft()) if self._findings else None
-
-    def _raised(self, finding: Finding) -> Event:
-        return self._make(
-            FindingRaised,
-            run=self.run,
-            attempt=finding.attempt,
-            finding=finding,
-            actor=f"monitor:{finding.kind}",
-        )
 
 
 _NEWS_FACTOR = 1.2

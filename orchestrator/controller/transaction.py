@@ -31,7 +31,7 @@ from orchestrator.controller.journal_entries import (
     run_of,
 )
 from orchestrator.controller.live_state import LiveState
-from orchestrator.controller.sample_pipeline import SampleEvents
+from orchestrator.controller.sample_events import SampleEvents
 from orchestrator.controller.turn_queue import ReportRequest
 from orchestrator.core.machine import handle
 from orchestrator.core.messages.events import EventSetAside, FindingRaised, SchedulingPassDue

@@ -12,7 +12,8 @@ from babysit.wire import Phase
 from jobs.commands import StartAttempt
 from jobs.events import RankBeat, RankExited, RankReady, RankRestored, RanksStarted, Report
 from monitors.types import Finding, FindingKind, Sample, Severity
-from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents
+from orchestrator.controller.sample_events import SampleEvents
+from orchestrator.controller.sample_pipeline import RunSamplePipeline
 from orchestrator.core import machine
 from orchestrator.core.attempts.lifecycle import SILENT_SECONDS
 from orchestrator.core.messages.events import (
@@ -24,6 +25,7 @@ from orchestrator.core.messages.events import (
 from orchestrator.core.model.entities import Attempt
 from orchestrator.core.model.states import AttemptState, RunState
 from orchestrator.core.turn import Turn
+from orchestrator.database.port import WorkerSamples
 from orchestrator.errors import ConflictError
 from tests.controller_harness import STEPS, Agent, Harness, samples
 from tests.world import spec
@@ -219,6 +221,25 @@ async def test_which_step_is_an_event_depends_on_the_milestone_as_it_is_then() -
     assert [said(told.next(never)), told.next(never)] == [FindingRaised, None]
     ended = SampleEvents("run-1", RunSamplePipeline(spec()), report, harness.event)
     assert ended.next(None) is None, "a run without an attempt"
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_rank_whose_samples_the_database_refuses_does_not_speak(again: bool) -> None:
+    """A backup was restored: what agents say of an attempt before it is known is not stored."""
+    harness = Harness()
+    first = attempt(harness, milestone=100)
+    early, later = (samples(0, 1),), (samples(1, 1),)
+    pipeline = RunSamplePipeline(spec())
+    if again:
+        pipeline.take_again(2, early, first.number)
+    else:
+        report = Report(sequence=1, attempt=2, samples=early)
+        SampleEvents("run-1", pipeline, report, harness.event).next(first)
+    found = dataclasses.replace(first, number=2)
+    report = Report(sequence=1, attempt=2, samples=later)
+    SampleEvents("run-1", pipeline, report, harness.event).next(found)
+    stored = pipeline.kept.of(WorkerSamples(run="run-1", attempt=2, ranks=later))
+    assert [each.rank for each in stored.ranks] == [1]
 
 
 @pytest.mark.usefixtures("idle")

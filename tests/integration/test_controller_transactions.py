@@ -14,7 +14,8 @@ from orchestrator.clusters.port import WorkerLaunch
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.dispatcher import LAUNCH_TRIES
 from orchestrator.controller.leadership import Leadership
-from orchestrator.controller.sample_pipeline import RunSamplePipeline, SampleEvents
+from orchestrator.controller.sample_events import SampleEvents
+from orchestrator.controller.sample_pipeline import RunSamplePipeline
 from orchestrator.core import machine, timers
 from orchestrator.core.messages.events import (
     CapacityChanged,
