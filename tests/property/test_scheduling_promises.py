@@ -109,7 +109,6 @@ class Cluster:
         times = [holder.ends for holder in self.running.values()]
         times += [each[0] for each in self.leaving] + list(self.away.values())
         times += [w.recheck_at for w in self.outcome.waits.values() if w.recheck_at is not None]
-        times += [each[4] + dt.timedelta(seconds=OVERDUE) for each in self.leaving]
         return min((at for at in times if self.now < at <= end), default=None)
 
     def schedule(self) -> None:

@@ -145,10 +145,11 @@ class Blocked:
         """True if the runs preempted for a claim have taken longer than their grace."""
         return self._now - (claim.since or self._now) > self._grace
 
-    def late_at(self, claim: Claim) -> dt.datetime:
-        """When to look again at runs that were preempted for a claim."""
+    def late_at(self, claim: Claim, demand: Demand) -> dt.datetime:
+        """When to look again at a run for which others are preempted, and at those behind it."""
         late = (claim.since or self._now) + self._grace + _TICK
-        return late if late > self._now else self._now + self._grace
+        late = late if late > self._now else self._now + self._grace
+        return min(late, self.recheck_at(demand) or late)
 
     def recheck_at(self, demand: Demand) -> dt.datetime | None:
         """When time alone may change what the run, or those behind it, may have; None: never."""

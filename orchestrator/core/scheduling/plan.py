@@ -313,7 +313,7 @@ class Pass:
             demand,
             Pending.PREEMPTING,
             detail=", ".join(sorted(set(leaving))),
-            recheck_at=self._blocked.late_at(claim),
+            recheck_at=self._blocked.late_at(claim, demand),
         )
 
     def _preempt_for(self, demand: Demand, kind: Kind, key: Key) -> bool:
