@@ -192,16 +192,27 @@ _COLUMNS: Mapping[str, Any] = {
 """Columns of samples with what stands for a value that is missing."""
 
 
-_WORST: Mapping[str, Any] = {
-    "error": "what went wrong cannot be read",
-    "unreadable": True,  # and not damaged: that would condemn a checkpoint
-    "failure": Failure(
-        failure_class=FailureClass.UNKNOWN,
-        reason="a rank ended, and how cannot be read",
-        signature="unreadable exit",
-    ),
+_WRONG = {"error": "what went wrong cannot be read"}
+_EXIT = Failure(
+    failure_class=FailureClass.UNKNOWN,
+    reason="a rank ended, and how cannot be read",
+    signature="unreadable exit",
+)
+_WORST: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("rank_exited", "failure"): {"failure": _EXIT},
+    ("storage_trouble", "error"): _WRONG,
+    # Not damaged: that would condemn a checkpoint.
+    ("checkpoint_checked", "unreadable"): {"unreadable": True},
+    ("checkpoint_checked", "error"): _WRONG,
+    ("checkpoint_deleted", "error"): _WRONG,
+    ("checkpoints_found", "error"): _WRONG,
+    # No checkpoints would be an empty disk, and the run would begin anew.
+    ("checkpoints_found", "shards"): {"error": "the checkpoints that it found cannot be read"},
 }
-"""Values for fields that cannot be read, where their absence would say that all is well."""
+"""Kind of event and field that cannot be read → values in its place.
+
+For the fields whose absence would say that all is well. A test lists all others.
+"""
 
 
 def _without_faults(
@@ -212,11 +223,12 @@ def _without_faults(
     Its origin is known anyway.
     """
     # The first part of a place is the kind of the event, the second the field.
-    faults = {fault["loc"][1] for fault in error.errors() if len(fault["loc"]) > 1}
-    known = {**_WORST, **origin}
-    return {name: value for name, value in given.items() if name not in faults} | {
-        name: value for name, value in known.items() if name in faults
-    }
+    faults = {str(fault["loc"][1]) for fault in error.errors() if len(fault["loc"]) > 1}
+    less = {name: value for name, value in given.items() if name not in faults}
+    less |= {name: value for name, value in origin.items() if name in faults}
+    for name in faults:
+        less |= _WORST.get((str(given.get("kind")), name), {})
+    return less
 
 
 def _in_one_line(error: Exception) -> str:

@@ -351,6 +351,10 @@ def test_the_id_of_an_event_is_the_readers_own() -> None:
             {"kind": "checkpoints_found", "error": 5},
             {"error": "what went wrong cannot be read"},
         ),
+        (
+            {"kind": "checkpoints_found", "shards": [{"rank": "zero"}]},
+            {"error": "the checkpoints that it found cannot be read", "shards": ()},
+        ),
         # What cannot be read now may be sound.
         (
             {"kind": "checkpoint_checked", "checkpoint": "c", "ok": False, "unreadable": "maybe"},
