@@ -18,6 +18,8 @@ from orchestrator.fuzz.shrink import Shrinker, command
 from orchestrator.fuzz.simulation import Outcome, run_seed
 
 _LINES_SHOWN = 60
+_SEEDS_A_LINE = 500
+"""Seeds after which a line on stderr tells how far it is."""
 
 
 def main(arguments: Sequence[str] | None = None, clock: Clock | None = None) -> int:
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None, clock: Clock | None = None) -> 
         if outcome.broken:
             _report(seed, _smallest(seed, choice, outcome, clock, given.shrink), given.lines)
             return 1
+        if done % _SEEDS_A_LINE == 0:
+            sys.stderr.write(f"{done} of {len(given.seeds)} seeds, none broke an invariant\n")
         if clock.monotonic() - begun > given.seconds:
             break
     seconds = clock.monotonic() - begun

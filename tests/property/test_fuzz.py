@@ -28,6 +28,7 @@ from orchestrator.core.scheduling.quota import Quotas, QuotaStatus
 from orchestrator.core.scheduling.types import Demand
 from orchestrator.core.turn import Turn
 from orchestrator.database import commit
+from orchestrator.fuzz import __main__ as fuzz_command
 from orchestrator.fuzz.__main__ import main
 from orchestrator.fuzz.plan import FAULT_KINDS, Choice, Fault, parse_kinds
 from orchestrator.fuzz.shrink import command
@@ -215,9 +216,15 @@ def test_a_failure_is_made_small_and_can_be_shown_again(
     assert main(again[1].split()) == 0, "without the defect, the same run breaks nothing"
 
 
-def test_it_says_how_fast_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["3:5"]) == 0
-    assert re.search(r"2 in [0-9.]+ s, [0-9.]+ seeds per second", capsys.readouterr().out)
+def test_it_says_how_far_and_how_fast_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with mock.patch.object(fuzz_command, "_SEEDS_A_LINE", 1):
+        assert main(["3:5"]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"2 in [0-9.]+ s, [0-9.]+ seeds per second", told.out)
+    assert [line.split(",")[0] for line in told.err.splitlines()] == [
+        "1 of 2 seeds",
+        "2 of 2 seeds",
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["5:5"], ["0:1", "--faults", "earthquake"]])
