@@ -109,7 +109,7 @@ def doctor(
         babysit doctor
         babysit doctor run.yaml
     """
-    from orchestrator.cli import hardware_checks
+    from orchestrator.cli import hardware_checks, spare_check
 
     here = session(ctx)
     checks: dict[str, tuple[bool, Callable[[], Finding]]] = {
@@ -130,6 +130,7 @@ def doctor(
     if here.settings.oidc_issuer:
         checks["single sign-on"] = (True, lambda: _single_sign_on(here))
     rows = [_row(name, needed, check()) for name, (needed, check) in checks.items()]
+    rows += spare_check.rows(here)
     rows += hardware_checks.rows(here)
     rows += [] if spec is None else _of_spec(spec)
     emit(rows, CHECKS, form, name="name")

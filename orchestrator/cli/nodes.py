@@ -86,6 +86,7 @@ def columns(rows: list[dict[str, Any]]) -> list[Column]:
 SPARES = [
     Column("SPARES", text("spares")),
     Column("NODES NOW", text("nodes")),
+    Column("IDLE", text("idle")),
     Column("ADVISED", text("advised")),
     Column("WHY", text("why")),
 ]
@@ -288,7 +289,8 @@ def spares(
     """Reserve idle nodes for recoveries; new runs do not get them.
 
     With `auto`, the number that suffices for 99 % of repair times, given the failures seen on this
-    cluster; lemons count at their own rate. ADVISED is that number, WHY its figures.
+    cluster; lemons count at their own rate. ADVISED is that number, WHY its figures, IDLE the
+    nodes that a recovery could have now.
 
     For example:
 

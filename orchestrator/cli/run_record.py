@@ -50,6 +50,7 @@ def read(here: Session, run: str) -> RunRecord:
         incidents=[read_view(IncidentView, each) for each in reversed(incidents)],
         checkpoints=[read_view(CheckpointView, each) for each in checkpoints],
         nodes=_nodes(here),
+        spares=_spares(here),
         curve=_samples(here, detail.id, points=POINTS),
         undone=undone,
         story=[read_view(StoryView, line) for line in story],
@@ -58,6 +59,16 @@ def read(here: Session, run: str) -> RunRecord:
 
 def _samples(here: Session, run: str, **which: Any) -> SeriesView:
     return read_view(SeriesView, here.api.get(path("runs", run, "samples"), **which))
+
+
+def _spares(here: Session) -> str:
+    """The spares of the cluster; empty if this caller may not see them, or of an older server."""
+    try:
+        return str(here.api.get(path("spares")).get("standing", ""))
+    except CliError as error:
+        if error.code is ExitCode.NOT_ALLOWED:
+            return ""
+        raise
 
 
 def _nodes(here: Session) -> dict[str, NodeNow]:

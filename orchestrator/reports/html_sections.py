@@ -266,6 +266,7 @@ def nodes(report: Report) -> list[Child]:
             class_="key",
         ),
         _table(titles, map(_node, found.rows), "Nodes of the run; those with failures first"),
+        element("p", content.spares_in_words(report)),
     ]
 
 

@@ -138,7 +138,8 @@ def _nodes(report: Report) -> str:
         return "The run has had no node."
     left = f"{report.nodes.left_out:,} nodes are left out.\n\n" if report.nodes.left_out else ""
     rows = [(row.name, row.held, row.state or "-") for row in report.nodes.rows]
-    return left + table(("node", "held", "now"), rows)
+    spares = content.spares_in_words(report)
+    return left + table(("node", "held", "now"), rows) + (spares and f"\n{escaped(spares)}")
 
 
 def _logbook(report: Report) -> str:

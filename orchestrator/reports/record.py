@@ -46,6 +46,8 @@ class RunRecord:
     """Newest step first; without those that were deleted."""
     nodes: Mapping[str, NodeNow] = dataclasses.field(default_factory=dict)
     """Nodes as they are now, by name; empty if the reader may not see them."""
+    spares: str = ""
+    """The spares of the cluster, in words; empty if the reader may not see them."""
     curve: SeriesView = NOTHING
     """The losses that count: where steps repeat, those of the newest attempt."""
     undone: Mapping[int, SeriesView] = dataclasses.field(default_factory=dict)

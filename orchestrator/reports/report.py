@@ -123,6 +123,12 @@ def checkpoints_in_words(report: Report) -> str:
     return f"{counted(len(checkpoints), 'checkpoint')} stored: {said}.{newest}"
 
 
+def spares_in_words(report: Report) -> str:
+    """The spares of the cluster beside the number that its failures call for; empty: not known."""
+    spares = report.record.spares
+    return f"Spares of the cluster when this report was made: {spares}." if spares else ""
+
+
 def notes_of(checkpoint: CheckpointView) -> str:
     """Marks of a checkpoint, such as `pinned`; empty: none."""
     notes = [

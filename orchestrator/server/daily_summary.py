@@ -17,6 +17,7 @@ from orchestrator.controller.controller import Controller
 from orchestrator.core.messages.notice_events import SummaryDue
 from orchestrator.core.views import daily_summary
 from orchestrator.core.views.daily_summary import Story
+from orchestrator.core.views.spares import standing
 from orchestrator.errors import BabysitError
 
 _log = structlog.get_logger(__name__)
@@ -66,7 +67,8 @@ async def send(day: str, controller: Controller, clock: Clock) -> None:
         )
         for run in runs
     ]
-    text = daily_summary.text(day, stories, now)
+    spares = standing(controller.state, now)
+    text = daily_summary.text(day, stories, now, spares)
     await controller.submit(
         SummaryDue(id=str(ULID()), at=now, actor="controller", day=day, text=text)
     )

@@ -164,6 +164,22 @@ def test_spares_below_the_number_of_nodes_are_set() -> None:
     assert data("nodes", "spares", "0")["spares"] == 0
 
 
+def test_doctor_says_how_many_spares_there_are_and_should_be() -> None:
+    """Two nodes call for one spare; too few fail no check."""
+
+    def row() -> tuple[str, str]:
+        [found] = [each for each in data("doctor") if each["name"] == "spares"]
+        return found["result"], found["detail"]
+
+    result, detail = row()
+    assert result == "short"
+    assert detail.startswith("0 spares reserved, 1 advised (6.5 failures per 1,000 node-days); ")
+    assert "babysit nodes spares auto" in detail
+    data("nodes", "spares", "1")
+    assert row()[0] == "ok"
+    data("nodes", "spares", "0")
+
+
 def test_a_queue_is_set_shown_and_removed(tmp_path: Path) -> None:
     quota = ("--gpus", "8", "--cohort", "all", "--borrowing-limit", "2", "--weight", "llm=3")
     said = babysit("queues", "set", "research", *quota).stderr

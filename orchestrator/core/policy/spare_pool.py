@@ -20,6 +20,7 @@ from orchestrator.core.model.entities import Node
 from orchestrator.core.model.states import NodeState
 from orchestrator.core.policy.lemons import Lemon, lemons
 from orchestrator.core.scheduling.spares import REPAIR_SECONDS, failure_rate, pool_size
+from orchestrator.core.text import named
 
 FAULT_DAYS = 30.0
 """Days for which faults of usual nodes count in the failure rate."""
@@ -35,6 +36,8 @@ class Pool(NamedTuple):
     nodes: int
     why: str
     """The figures that it follows from, in a sentence."""
+    because: str
+    """These figures in a few words."""
 
 
 def sized(nodes: Collection[Node], now: dt.datetime) -> Pool:
@@ -52,13 +55,14 @@ def sized(nodes: Collection[Node], now: dt.datetime) -> Pool:
     rate = failure_rate(failures, days)
     rates = [_own_rate(lemon) for lemon in bad.values()]
     size = pool_size(len(usual), rate, lemons=rates)
+    because = f"{rate * 1000:.2g} failures per 1,000 node-days{_briefly(bad)}"
     why = (
         f"{failures} failures in {days:.0f} node-days, and the published rate while these are few,"
         f" make {rate * 1000:.2g} per 1,000 node-days for {len(usual)} nodes{_apart(bad)};"
         f" a repair takes {REPAIR_SECONDS / 3600:.0f} h, in 99 of 100 of which at most {size}"
         f" {'node fails' if size == 1 else 'nodes fail'}"
     )
-    return Pool(size, why)
+    return Pool(size, why, because)
 
 
 def _own_rate(lemon: Lemon) -> float:
@@ -70,7 +74,17 @@ def _apart(bad: dict[str, Lemon]) -> str:
     """The lemons, with their own rates."""
     if not bad:
         return ""
-    worst = sorted(bad.items(), key=lambda item: (-_own_rate(item[1]), item[0]))
-    named = ", ".join(f"{name} ({_own_rate(lemon):.2g} a day)" for name, lemon in worst[:_NAMED])
-    more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    return f"; lemons at their own rate: {named}{more}"
+    each = [f"{name} ({_own_rate(bad[name]):.2g} a day)" for name in _worst_first(bad)]
+    return f"; lemons at their own rate: {named(each, _NAMED)}"
+
+
+def _briefly(bad: dict[str, Lemon]) -> str:
+    """The lemons by name."""
+    if not bad:
+        return ""
+    names = named(_worst_first(bad), _NAMED)
+    return f"; {'a lemon' if len(bad) == 1 else f'{len(bad)} lemons'}: {names}"
+
+
+def _worst_first(bad: dict[str, Lemon]) -> list[str]:
+    return sorted(bad, key=lambda name: (-_own_rate(bad[name]), name))

@@ -13,6 +13,7 @@ from orchestrator.core.model.time_ledger import ettr
 from orchestrator.core.model.vocabulary import Response
 from orchestrator.core.text import counted, words
 from orchestrator.core.views.remedy_text import incident_remedy
+from orchestrator.core.views.spares import SpareStanding
 
 DAY = dt.timedelta(days=1)
 MOST = 2600
@@ -37,18 +38,22 @@ def concerns(run: Run, now: dt.datetime) -> bool:
     )
 
 
-def text(day: str, stories: Sequence[Story], now: dt.datetime) -> str:
+def text(
+    day: str, stories: Sequence[Story], now: dt.datetime, spares: SpareStanding | None = None
+) -> str:
     """The summary of the day that ends now: what is asked first, then the runs with most losses.
 
-    Runs that do not fit are counted.
+    Runs that do not fit are counted. Spares are left out where there are none, and none is advised.
     """
+    pool = [f"Spares: {spares}"] if spares and (spares.reserved or spares.advised) else []
     if not stories:
-        return f"Summary of {day}: no run was there in the last 24 hours."
+        return "\n".join([f"Summary of {day}: no run was there in the last 24 hours.", *pool])
     states = Counter(story.run.state.value for story in stories)
     lines = [f"Summary of {day}: " + ", ".join(f"{n} {state}" for state, n in states.items())]
     asked = [incident for story in stories for incident in story.incidents if _waits(incident)]
     names = {story.run.id: story.run.name for story in stories}
     lines += [f"Asked: {names[i.run]}: {incident_remedy(i)} ({i.reason})" for i in asked]
+    lines += pool
     queues: dict[str, list[Story]] = defaultdict(list)
     for story in stories:
         queues[story.run.spec.queue].append(story)

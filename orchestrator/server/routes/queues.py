@@ -13,11 +13,11 @@ from jobs.spec_types import MOST
 from orchestrator.core.messages.events import QueueChanged, QueueRemoved, SparesChanged
 from orchestrator.core.model.entities import Queue
 from orchestrator.core.model.states import NodeState
-from orchestrator.core.placement.snapshot import spare_pool
 from orchestrator.core.policy.spare_pool import sized
 from orchestrator.core.scheduling import Quota
 from orchestrator.core.views.build import queue_views
 from orchestrator.core.views.models import QueueView
+from orchestrator.core.views.spares import standing
 from orchestrator.errors import InvalidError
 from orchestrator.server.context import AnywhereOperator, Context, HasContext, Viewer
 from orchestrator.server.present import all_nodes, live_runs, live_workers
@@ -53,6 +53,12 @@ class Spares(SparesBody):
     """The number that `auto` comes to now."""
     why: str
     """The figures behind that number, in a sentence."""
+    idle: int
+    """Nodes that a recovery could have at once."""
+    standing: str
+    """The numbers above beside each other, in a sentence."""
+    remedy: str
+    """The steps that end a shortage; empty: there are enough spares."""
 
 
 async def _views(here: Context) -> list[QueueView]:
@@ -111,7 +117,13 @@ async def set_spares(body: SparesBody, here: HasContext, caller: AnywhereOperato
 
 def _spares(here: Context) -> Spares:
     state, now = here.controller.state, here.clock.now()
-    pool = sized(state.nodes.values(), now)
+    found = standing(state, now)
     return Spares(
-        spares=state.fleet.spares, nodes=spare_pool(state, now), advised=pool.nodes, why=pool.why
+        spares=state.fleet.spares,
+        nodes=found.reserved,
+        advised=found.advised,
+        why=sized(state.nodes.values(), now).why,
+        idle=found.idle,
+        standing=str(found),
+        remedy=found.remedy,
     )
