@@ -72,6 +72,14 @@ class LossSettings(BaseModel):
     """`off`: slow divergence is not looked for. `auto`: where the series allows it (see
     :mod:`monitors.drift`)."""
 
+    @property
+    def settled_steps(self) -> int:
+        """Steps of a series after which its window has none of the first warm-up any more.
+
+        Earlier, the fall of a loss from its start widens the band, and hides a rise back to it.
+        """
+        return self.warmup_steps + self.window
+
 
 class LossMonitor:
     """Watches the loss and gradient norm of one rank.

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 
 import jobs
+from jobs.spec import RunSpec
+from monitors.types import FindingKind
 from orchestrator.cli.drill_strikes import ALLOWED, StrikeError, Strikes
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.output import say
@@ -29,6 +31,7 @@ from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session
 from orchestrator.cli.submit import Given, from_file, send
 from orchestrator.cli.views import read as read_view
+from orchestrator.controller.sample_pipeline import monitor_settings
 from orchestrator.core.model.states import TERMINAL_RUN_STATES, RunState
 from orchestrator.core.views.models import IncidentView, RestartView, RunDetail
 from orchestrator.judgement.faults import Fault
@@ -37,11 +40,12 @@ from orchestrator.settings import Settings
 
 TEMPLATE = Path(jobs.__file__).parent / "templates" / "tiny_gpt"
 CALM_STEPS = 30
-"""Steps that a run trains before a fault: the loss monitor needs 20, a checkpoint 10 to be good."""
+"""Steps that a run trains before a fault: a checkpoint needs 10 to be good."""
 GOES_ON_STEPS = 20
 """Steps of the same attempt after a fault that show that the run goes on."""
 _POLL_SECONDS = 0.2
 _CALM_LIMIT_SECONDS = 180.0
+"""For each `CALM_STEPS` that the run trains before the fault."""
 _STOP_LIMIT_SECONDS = 90.0
 _EARLY_SECONDS = 0.5
 """Slack between the clock of a file system and that of the server."""
@@ -206,7 +210,7 @@ class Drill:
 
     def _one(self, fault: Fault) -> Outcome:
         try:
-            detail = self._calm()
+            detail = self._calm(fault)
             strikes = Strikes(self._here, detail, self._job.orders)
             before = _Seen.of(detail)
             struck = strikes.inject(fault)
@@ -224,33 +228,41 @@ class Drill:
         assert self._run is not None  # noqa: S101 (`_calm` has started it)
         return read_view(RunDetail, self._here.patient.get(path("runs", self._run)))
 
-    def _calm(self) -> RunDetail:
-        """The run once it trains calmly; a new run if the last one is over.
+    def _calm(self, fault: Fault) -> RunDetail:
+        """The run once it trains calmly and could show the fault; a new run if the last is over.
 
         Raises:
             StrikeError: It does not get there.
         """
         if self._run is None or self._detail().state in TERMINAL_RUN_STATES:
             self._submit()
-        deadline = self._here.clock.monotonic() + _CALM_LIMIT_SECONDS
+        detail = self._detail()
+        first = max(self._struck_at + CALM_STEPS, first_step(fault, detail.spec))
+        limit = _CALM_LIMIT_SECONDS * max(1.0, (first - self._struck_at) / CALM_STEPS)
+        deadline = self._here.clock.monotonic() + limit
         while True:
-            detail = self._detail()
             if detail.state in TERMINAL_RUN_STATES:
                 raise StrikeError(f"the run {detail.state} before the fault: {detail.reason}")
             trains = detail.state is RunState.RUNNING and detail.suspect is None
-            if trains and detail.step >= self._struck_at + CALM_STEPS and _checked(detail):
+            if trains and detail.step >= first and _checked(detail):
                 return detail
             if self._here.clock.monotonic() > deadline:
-                raise StrikeError(
-                    f"the run did not train calmly within {_CALM_LIMIT_SECONDS:.0f} s"
-                )
+                raise StrikeError(f"the run did not train calmly within {limit:.0f} s")
             self._here.wait(_POLL_SECONDS)
+            detail = self._detail()
 
     def _submit(self) -> None:
         shutil.rmtree(self._job.orders.parent, ignore_errors=True)
         self._run = send(self._here, self._job.given, with_shell=False)["id"]
         self.runs.append(str(self._run))
         self._struck_at = 0
+
+
+def first_step(fault: Fault, spec: RunSpec) -> int:
+    """The step of a run from which on its monitors are certain to see a fault; 0: any step."""
+    if FindingKind.LOSS_SPIKE in fault.found_as:
+        return monitor_settings(spec).loss.settled_steps
+    return 0
 
 
 def _checked(detail: RunDetail) -> bool:
