@@ -38,7 +38,7 @@ def test_a_script_that_never_reports_is_called_running_and_ends_by_its_exits() -
     assert world.run().state is RunState.STARTING
     world.advance(61)
     assert world.run().state is RunState.RUNNING
-    assert "does not call babysit.init()" in world.run().reason
+    assert "has not called babysit.init() yet" in world.run().reason
     world.end()
     assert world.run().state is RunState.SUCCEEDED
 

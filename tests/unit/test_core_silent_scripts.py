@@ -104,6 +104,33 @@ def test_a_run_without_a_step_does_not_claim_one() -> None:
     assert world.run().reason == "every rank ended well; no step is known"
 
 
+def test_a_script_that_starts_slowly_is_not_called_one_without_babysit() -> None:
+    """After a minute nobody knows whether it will call `babysit.init()`; the reason follows it."""
+    world = World()
+    world.submit()
+    late = []
+    while world.messages:
+        message = world.messages.pop(0)
+        if message.kind in {"rank_ready", "rank_restored"}:
+            late.append(message)
+        else:
+            world.do(message)
+    world.advance(61)
+    assert "has not called babysit.init() yet" in world.run().reason
+    for message in late:
+        world.do(message)
+    assert world.run().reason == "its ranks have called babysit.init(); no step has ended yet"
+    world.reach(1)
+    assert world.run().reason == "training, attempt 1 from the beginning"
+
+
+def test_a_first_step_after_the_silence_ends_its_reason() -> None:
+    world = silent()
+    world.advance(61)
+    printed(world, 1, 1)
+    assert world.run().reason == "training, attempt 1 from the beginning"
+
+
 def test_a_run_that_has_ended_is_not_suspect() -> None:
     """Its last line may be long before its end; the silence does not grow for ever."""
     world = silent()

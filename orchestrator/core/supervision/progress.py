@@ -38,6 +38,7 @@ def on_step(turn: Turn, event: StepReached) -> None:
         return
     run = turn.run(event.run)
     is_first = attempt.first_step_at is None or _counted_as_silent(turn, attempt)
+    begins = attempt.step <= attempt.start_step
     if is_first and (not attempt.restored_ranks or not run.instrumented):
         attempt = _resumed_by_itself(turn, attempt, event)
     run = turn.run(event.run)
@@ -54,7 +55,7 @@ def on_step(turn: Turn, event: StepReached) -> None:
     turn.change_run(run.id, best_step=best_step, pace=pace, learned=learned)
     rollback.settle_past(turn, run.id)
     if attempt.restart is None or event.step > attempt.restart.best_step:
-        _at_new_steps(turn, run.id, min(event.at, turn.now))
+        _at_new_steps(turn, run.id, min(event.at, turn.now), begins=begins)
     else:
         _at_old_steps(turn, run.id, attempt.restart.best_step, min(event.at, turn.now))
     hangs.on_step(turn, run.id, event.step)
@@ -113,9 +114,10 @@ def _counted_as_silent(turn: Turn, attempt: Attempt) -> bool:
 
 
 def on_silent(turn: Turn, run_id: str) -> None:
-    """A script that never calls `babysit.init()` counts as running; only its exits are watched.
+    """A script that has not called `babysit.init()` yet counts as running; its exits are watched.
 
-    Reached by the timer `silent`, `SILENT_SECONDS` after the last start of ranks.
+    Reached by the timer `silent`, `SILENT_SECONDS` after the last start of ranks. A script that
+    imports for longer may call it later, so its reason does not say that it never does.
     """
     attempt = turn.attempt(run_id)
     if attempt is None or attempt.state is not AttemptState.STARTING or attempt.ready_ranks:
@@ -124,14 +126,18 @@ def on_silent(turn: Turn, run_id: str) -> None:
     _at_new_steps(turn, run_id, turn.now)
     book = time_ledger.switch(turn.run(run_id).ledger, Bucket.UNKNOWN, turn.now)
     turn.change_run(run_id, ledger=book)
-    why = "its ranks run; no step is known: the script does not call babysit.init(), and its output"
-    why += " shows none"
+    why = "its ranks run; no step is known: the script has not called babysit.init() yet, and its"
+    why += " output shows none"
     if turn.run(run_id).state is not RunState.HELD:  # a hold keeps its own reason
         turn.change_run(run_id, reason=why)
 
 
-def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
-    """Past everything reached before: the recovery, if there was one, is over."""
+def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime, *, begins: bool = False) -> None:
+    """Past everything reached before: the recovery, if there was one, is over.
+
+    `begins`: the attempt's first step has ended. One that counted as silent runs already, with a
+    reason that is no longer true.
+    """
     run, attempt = turn.run(run_id), turn.state.attempts[run_id]
     restart = attempt.restart
     recovered = restart is not None and restart.recovered_at is None
@@ -146,7 +152,7 @@ def _at_new_steps(turn: Turn, run_id: str, at: dt.datetime) -> None:
                 _resolve(turn, other, restart.best_step)
     if run.ledger.bucket is not Bucket.PRODUCTIVE:
         turn.change_run(run_id, ledger=time_ledger.switch(run.ledger, Bucket.PRODUCTIVE, at))
-    if recovered or turn.run(run_id).state is not RunState.RUNNING:
+    if recovered or begins or turn.run(run_id).state is not RunState.RUNNING:
         since = (
             "from the beginning" if attempt.start_step == 0 else f"from step {attempt.start_step}"
         )

@@ -18,7 +18,7 @@ from orchestrator.core.messages.batching import gang_of
 from orchestrator.core.messages.gang_events import GangReady, GangRestored, GangStarted
 from orchestrator.core.model import time_ledger
 from orchestrator.core.model.derived import is_reporting
-from orchestrator.core.model.states import AttemptState, Trust
+from orchestrator.core.model.states import AttemptState, RunState, Trust
 from orchestrator.core.model.time_ledger import Bucket
 from orchestrator.core.model.vocabulary import Timer
 from orchestrator.core.policy import doubt
@@ -61,6 +61,10 @@ def on_ready(turn: Turn, event: GangReady) -> None:
             turn.change_attempt(
                 run.id, restart=dataclasses.replace(attempt.restart, ready_at=turn.now)
             )
+        counted_as_silent = attempt.state is AttemptState.RUNNING
+        if counted_as_silent and attempt.step == 0 and run.state is RunState.RUNNING:
+            late = "its ranks have called babysit.init(); no step has ended yet"
+            turn.change_run(run.id, reason=late)
 
 
 def restored(turn: Turn, run_id: str, ranks: Iterable[int], step: int, checkpoint: str) -> bool:
