@@ -32,12 +32,16 @@ _RUN = "BABYSIT_RUN"
 log = logging.getLogger("babysit")
 
 
-def auto() -> None:
-    """Watch the trainers that this script makes from now on; a second call changes nothing.
+def auto(*, parts: bool = True) -> None:
+    """Watch the trainers that this script makes from now on.
 
     Call it first in the script, or set `BABYSIT_AUTO=1`. Outside a run it does nothing. Never
-    raises.
+    raises. A second call changes nothing, but for `parts=False`.
+
+    Args:
+        parts: Have the adapters measure the parts of each step.
     """
+    _Auto.parts = _Auto.parts and parts
     if _Auto.installed or not (os.environ.get(ENV_RANK_DIR) or os.environ.get(_RUN)):
         return
     _Auto.installed = True
@@ -49,6 +53,8 @@ class _Auto:
     """The part of a process: its run, and whether an adapter reports to it."""
 
     installed = False
+    parts = True
+    """False if the adapters are not to measure the parts of each step."""
     run: Run | None = None
     refused = False
     """True if this process is not a rank, or cannot join."""
@@ -112,7 +118,7 @@ def _transformers(module: ModuleType) -> None:
             unwatch(accelerate)
         callbacks = trainer.callback_handler.callbacks
         if not any(isinstance(each, BabysitCallback) for each in callbacks):
-            trainer.add_callback(BabysitCallback(_joined()))
+            trainer.add_callback(BabysitCallback(_joined(), parts=_Auto.parts))
         _Auto.adapted = True
 
     _after(module.Trainer, "__init__", made, "watching a Trainer")
@@ -122,7 +128,7 @@ def _accelerate(module: ModuleType) -> None:
     def made(accelerator: Any, *_: Any, **__: Any) -> None:
         from babysit.integrations.accelerate import watch  # noqa: PLC0415
 
-        _Auto.accelerated = watch(accelerator, _joined())
+        _Auto.accelerated = watch(accelerator, _joined(), parts=_Auto.parts)
 
     _after(module.Accelerator, "__init__", made, "watching an Accelerator")
 
@@ -132,7 +138,7 @@ def _lightning(module: ModuleType) -> None:
         from babysit.integrations.lightning import BabysitCallback  # noqa: PLC0415
 
         if not any(isinstance(each, BabysitCallback) for each in trainer.callbacks):
-            trainer.callbacks.append(BabysitCallback(_joined()))
+            trainer.callbacks.append(BabysitCallback(_joined(), parts=_Auto.parts))
         _Auto.adapted = True
 
     _after(module.Trainer, "__init__", made, "watching a Lightning Trainer")

@@ -22,7 +22,7 @@ from babysit.reporter import Reporter
 from babysit.ring import Record, wall_clock
 from babysit.run_loader import Loader
 from babysit.step_count import StepCount
-from babysit.step_times import PART_OF, StepTimes
+from babysit.step_times import PART_OF, Hooks, StepTimes
 from babysit.wire import Candidate, Note, Part, Phase, Plan
 
 Batch = TypeVar("Batch")
@@ -228,12 +228,12 @@ class Run:
         at = (self.step, self.batch)
         return self._fingerprints.take(at, model, optimizer, options) if ready else None
 
-    def watch(self, model: Any, optimizer: Any = None) -> None:
+    def watch(self, model: Any, optimizer: Any = None) -> Hooks:
         """Have hooks measure the parts of each step, by which slow ranks are found. Never raises.
 
-        Call it once, with the model as the loop calls it, and with one optimizer or several.
+        Call it once: the model as the loop calls it, one optimizer or several. `remove()` ends it.
         """
-        self._times.measure(model, optimizer, self._reporter.warn)
+        return self._times.hooks(model, optimizer, self._reporter.warn)
 
     def restore(self, state: dict[str, Any] | DirectoryState) -> int:
         """Load the checkpoint that the control plane chose; returns its step (0: no checkpoint).

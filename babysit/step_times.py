@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from babysit.numbers import said
 from babysit.reporter import Reporter
 from babysit.wire import Part, Phase
+
+if TYPE_CHECKING:
+    from babysit.watch import Watch
 
 PARTS = tuple(Part)
 _PLACE = {part: place for place, part in enumerate(PARTS)}
@@ -45,6 +48,25 @@ PHASE_NAMES = {phase.value: phase for phase in Phase} | {
 """Names for `run.phase` that stand for a phase."""
 
 
+class Handle(Protocol):
+    """As torch returns one for each hook."""
+
+    def remove(self) -> object:
+        """Take the hook off."""
+
+
+class Hooks:
+    """The hooks that one call of `run.watch` has put on a model and its optimizers."""
+
+    def __init__(self) -> None:
+        self.handles: list[Handle] = []
+
+    def remove(self) -> None:
+        """Take them off; a second call does nothing."""
+        while self.handles:
+            self.handles.pop().remove()
+
+
 class StepTimes:
     """Sums up the seconds of each part. A call takes well below a microsecond."""
 
@@ -56,6 +78,7 @@ class StepTimes:
         """The last step whose times are published."""
         self.part = Part.PAUSED
         """The part that the rank is in."""
+        self._watch: Watch | None = None
 
     def enter(self, part: Part) -> None:
         """The rank is in another part from now on."""
@@ -64,14 +87,21 @@ class StepTimes:
         self._since = now
         self.part = part
 
-    def measure(self, model: Any, optimizer: Any, warn: Callable[[str], None]) -> None:
-        """Have hooks on a model and its optimizers enter the parts; see :mod:`babysit.watch`."""
-        try:
-            from babysit.watch import Watch  # noqa: PLC0415  # imports torch
+    def watch(self, warn: Callable[[str], None]) -> Watch | None:
+        """The hooks that enter the parts, the same for every call; None: this torch has none."""
+        if self._watch is None:
+            try:
+                from babysit.watch import Watch  # noqa: PLC0415  # imports torch
 
-            Watch(self, warn).add(model, optimizer)
-        except (ImportError, AttributeError) as error:
-            warn(f"run.watch measures nothing: {said(error)}")
+                self._watch = Watch(self, warn)
+            except (ImportError, AttributeError) as error:
+                warn(f"run.watch measures nothing: {said(error)}")
+        return self._watch
+
+    def hooks(self, model: Any, optimizer: Any, warn: Callable[[str], None]) -> Hooks:
+        """Put hooks on a model and its optimizers; see :mod:`babysit.watch`."""
+        watch = self.watch(warn)
+        return Hooks() if watch is None else watch.add(model, optimizer)
 
     def publish(self, step: int, reporter: Reporter) -> None:
         """Publish the seconds so far, if another step has ended since the last time."""

@@ -18,21 +18,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from babysit.numbers import said
-from babysit.step_times import StepTimes
+from babysit.step_times import Hooks, StepTimes
 from babysit.wire import Part
 
 _TENSORS = 8
 """Tensors of an output that get a hook, at most: the loss and the logits, say."""
+_WRAPPERS = 4
+"""Optimizers around torch's own, at most: accelerate's around DeepSpeed's, say."""
 
 
 class Watch:
-    """The hooks of one rank; they only read the clock.
+    """The hooks of one rank; they only read the clock, and a failure of theirs is only logged.
 
     Args:
         times: Where the parts are summed up.
@@ -45,24 +48,52 @@ class Watch:
         self._at_end = torch.autograd.Variable._execution_engine.queue_callback  # noqa: SLF001
         self._asked = False
         """True while the engine is to call back at the end of a backward pass."""
+        self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Models and optimizers that have hooks."""
+        self._model = 0
+        """Id of the model whose forward pass began last: others may run inside it."""
+        self._steps = False
+        """True inside the step of an optimizer, whose closure may have all of the other parts."""
+        self._on_gradient = self._hook(self._backward_begins)
+        self.forward_begins = self._hook(self._forward_begins)
+        """For adapters: call it with the model."""
+        self.forward_ended = self._hook(self._output)
+        """For adapters: call it with the output or the loss."""
 
-    def add(self, model: Any, optimizer: Any) -> None:
-        """Put hooks on a model, and on one or several optimizers (None: on none).
+    def _hook(self, call: Callable[..., None]) -> _Hook:
+        return _Hook(call, self._warn)
 
-        What cannot have hooks is left out, with a warning.
+    def add(self, model: Any, optimizer: Any) -> Hooks:
+        """Put hooks on a model (None: on none), and on one or several optimizers (None: on none).
+
+        An object that has hooks already is passed over. An object that cannot have hooks is left
+        out, with a warning.
         """
         several = optimizer if isinstance(optimizer, list | tuple) else (optimizer,)
+        hooks = Hooks()
         try:
-            model.register_forward_pre_hook(_Hook(self._forward_begins))
-            model.register_forward_hook(_Hook(self._forward_ended))
-            for each in several:
-                if each is not None:
-                    # accelerate wraps an optimizer in one that has no hooks.
-                    inner: Any = getattr(each, "optimizer", each)
-                    inner.register_step_pre_hook(_Hook(self._optimizer_begins))
-                    inner.register_step_post_hook(_Hook(self._optimizer_ended))
+            if self._is_new(model, hooks):
+                before = model.register_forward_pre_hook(self.forward_begins)
+                hooks.handles.append(before)
+                after = model.register_forward_hook(self._hook(self._forward_ended))
+                hooks.handles.append(after)
+            for each in map(_innermost, several):
+                if self._is_new(each, hooks):
+                    before = each.register_step_pre_hook(self._hook(self._optimizer_begins))
+                    hooks.handles.append(before)
+                    after = each.register_step_post_hook(self._hook(self._optimizer_ended))
+                    hooks.handles.append(after)
         except Exception as error:  # noqa: BLE001 (the script's own objects; training must go on)
             self._warn(f"run.watch leaves a model or optimizer out: {said(error)}")
+        return hooks
+
+    def _is_new(self, watched: Any, hooks: Hooks) -> bool:
+        """True if it has no hooks yet; it gets them now."""
+        if watched is None or watched in self._watched:
+            return False
+        self._watched.add(watched)
+        hooks.handles.append(_Forgotten(self._watched, watched))
+        return True
 
     def _enter(self, part: Part) -> None:
         """Another part begins, unless the rank saves, restores or evaluates."""
@@ -70,38 +101,59 @@ class Watch:
             self._times.enter(part)
 
     def _forward_begins(self, model: Any, *_: object) -> None:
-        if model.training and torch.is_grad_enabled():
+        inside = self._times.part is Part.FORWARD and self._model != id(model)
+        if model.training and torch.is_grad_enabled() and not inside:
+            self._model = id(model)
             self._asked = False  # also after a backward pass that failed
             self._enter(Part.FORWARD)
 
-    def _forward_ended(self, _model: Any, _arguments: object, output: object) -> None:
-        if self._times.part is not Part.FORWARD:
+    def _forward_ended(self, model: Any, _arguments: object, output: object) -> None:
+        if self._times.part is Part.FORWARD and self._model == id(model):
+            self._output(output)
+
+    def _output(self, output: object) -> None:
+        """A forward pass has ended with this output; its tensors lead to the backward pass."""
+        if self._times.part is Part.PAUSED:
             return
         tensors = list(itertools.islice(_differentiable(output), _TENSORS))
         for each in tensors:
-            each.register_hook(self._backward_begins)
+            each.register_hook(self._on_gradient)
         self._times.enter(Part.BACKWARD if tensors else Part.OTHER)
 
     def _backward_begins(self, _gradient: object) -> None:
         if not self._asked:
             self._asked = True
             self._enter(Part.BACKWARD)
-            self._at_end(self._backward_ended)
+            self._at_end(self._hook(self._backward_ended))
 
     def _backward_ended(self) -> None:
         """Every gradient of this rank is there. Callbacks that came after ours are called next."""
         self._enter(Part.WAIT)
-        self._at_end(self._waited)
+        self._at_end(self._hook(self._waited))
 
     def _waited(self) -> None:
         self._asked = False
-        self._enter(Part.OTHER)
+        self._enter(Part.OPTIMIZER if self._steps else Part.OTHER)
 
     def _optimizer_begins(self, *_: object) -> None:
-        self._enter(Part.OPTIMIZER)
+        self._steps = True
+        if self._times.part is not Part.FORWARD:  # which its closure goes on with
+            self._enter(Part.OPTIMIZER)
 
     def _optimizer_ended(self, *_: object) -> None:
+        self._steps = False
         self._enter(Part.OTHER)
+
+
+class _Forgotten:
+    """Takes an object off the watched ones, as a handle of torch takes off a hook."""
+
+    def __init__(self, watched: weakref.WeakSet[Any], each: Any) -> None:
+        self._watched, self._each = watched, weakref.ref(each)
+
+    def remove(self) -> None:
+        """Let it be watched anew."""
+        self._watched.discard(self._each())
 
 
 class _Hook:
@@ -110,16 +162,27 @@ class _Hook:
     Its owner cannot be copied, and steps do not run through a copy (of averaged weights, say).
     """
 
-    def __init__(self, call: Callable[..., None]) -> None:
-        self._call = call
+    def __init__(self, call: Callable[..., None], warn: Callable[[str], None]) -> None:
+        self._call, self._warn = call, warn
 
     def __call__(self, *arguments: Any) -> None:
-        if not torch.compiler.is_compiling():  # to read the clock would break the graph in two
+        if torch.compiler.is_compiling():  # to read the clock would break the graph in two
+            return
+        try:
             self._call(*arguments)
+        except Exception as error:  # noqa: BLE001 (training must go on)
+            self._warn(f"a hook of run.watch failed: {said(error)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a copy, a function that does nothing, and that is there without babysit too."""
         return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer of torch inside accelerate's and DeepSpeed's, which have no hooks."""
+    for _ in range(_WRAPPERS):
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+    return optimizer
 
 
 def _differentiable(output: object) -> Iterator[Any]:

@@ -33,6 +33,7 @@ from babysit.calls import numbers_of
 from babysit.integrations.leaving import leave
 from babysit.run import Run
 from babysit.run_loader import Loader
+from babysit.step_times import Hooks
 
 _MARK = "_babysit"
 _KEPT = 1024
@@ -40,11 +41,18 @@ _KEPT = 1024
 _END: Any = object()
 
 
-def watch(accelerator: Accelerator, run: Run | None = None) -> Watch:
-    """Watch what this accelerator prepares from now on; a second call changes nothing."""
+def watch(accelerator: Accelerator, run: Run | None = None, *, parts: bool = True) -> Watch:
+    """Watch what this accelerator prepares from now on; a second call changes nothing.
+
+    Args:
+        accelerator: The accelerator.
+        run: The run; None: that of `babysit.init()`.
+        parts: Measure the parts of each step with `run.watch`, in passes over a prepared loader.
+    """
     found = vars(accelerator).get(_MARK)
     if found is None:
-        found = vars(accelerator)[_MARK] = Watch(accelerator, run or babysit.init())
+        found = Watch(accelerator, run or babysit.init(), parts=parts)
+        vars(accelerator)[_MARK] = found
     watching: Watch = found
     return watching
 
@@ -59,9 +67,10 @@ def unwatch(accelerator: Accelerator) -> None:
 class Watch:
     """The run's part in the loop of one accelerator."""
 
-    def __init__(self, accelerator: Accelerator, run: Run) -> None:
+    def __init__(self, accelerator: Accelerator, run: Run, *, parts: bool = True) -> None:
         self.run = run
         self.active = True
+        self._parts = parts
         self._accelerator = accelerator
         self._state: Any = None
         """The state to save and restore; None: not restored yet."""
@@ -148,6 +157,14 @@ class Watch:
             self._state = self._prepared()
             self._step = self.run.restore(self._state)
 
+    def measure(self) -> list[Hooks]:
+        """Have the parts of each step measured, until the hooks are removed."""
+        accelerator = self._accelerator
+        if not self._parts:
+            return []
+        optimizers = self.run.watch(None, accelerator._optimizers)  # noqa: SLF001
+        return [optimizers, *map(self.run.watch, accelerator._models)]  # noqa: SLF001
+
     def _prepared(self) -> Any:
         """All that was prepared, as a state."""
         accelerator = self._accelerator
@@ -217,6 +234,7 @@ class _Passes:
             return
         watching.begin()
         rest = self._loader.draw(numbers)
+        measured = watching.measure()
         try:
             while (batch := self._next(rest)) is not _END:
                 yield batch
@@ -224,6 +242,9 @@ class _Passes:
         except GeneratorExit:
             watching.end_step(left=True)
             raise
+        finally:
+            for hooks in measured:
+                hooks.remove()
         watching.run.finish()
 
     def _next(self, rest: Iterator[Any]) -> Any:

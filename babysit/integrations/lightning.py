@@ -14,7 +14,7 @@ Random numbers that a validation draws are not drawn again, if the save was righ
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
@@ -26,6 +26,10 @@ from babysit.integrations.lightning_data import TrainingData
 from babysit.integrations.lightning_state import TrainerState
 from babysit.numbers import said
 from babysit.run import Run
+from babysit.step_times import Hooks
+
+if TYPE_CHECKING:
+    from babysit.watch import Watch
 
 _LOSSES = ("loss", "train_loss", "train/loss", "loss_step", "train_loss_step", "train/loss_step")
 """Names under which modules log the loss that `training_step` does not return."""
@@ -34,15 +38,22 @@ _LOSSES = ("loss", "train_loss", "train/loss", "loss_step", "train_loss_step", "
 class BabysitCallback(Callback):  # type: ignore[misc,unused-ignore]  # untyped base
     """Reports steps, saves when a save is due, and ends the process when requested."""
 
-    def __init__(self, run: Run | None = None, *, loss: str | None = None) -> None:
+    def __init__(
+        self, run: Run | None = None, *, loss: str | None = None, parts: bool = True
+    ) -> None:
         """Join the run.
 
         Args:
             run: The run; None: that of `babysit.init()`.
             loss: Name under which the module logs its loss; None: what `training_step` returns,
                 or else the logged "loss" or "train_loss", if there is one.
+            parts: Measure the parts of each step, as `run.watch` does.
         """
         self.run = run or babysit.init()
+        self._parts = parts
+        self._watch: Watch | None = None
+        """Measures the parts of each step while the Trainer trains."""
+        self._hooks = Hooks()
         self._loss = loss
         self._state = TrainerState()
         self._data = TrainingData(self.run)
@@ -95,10 +106,21 @@ class BabysitCallback(Callback):  # type: ignore[misc,unused-ignore]  # untyped 
             self._data.begin(trainer)
         except Exception as error:  # noqa: BLE001  # parts of Lightning that may change
             self._warn(f"the place in the data is left to Lightning: {said(error)}")
+        if self._parts:
+            # Lightning calls methods of its module, so that hooks on a model see no forward pass.
+            self._watch = self.run._times.watch(self._warn)  # noqa: SLF001  # a part of babysit
+            self._hooks = self.run.watch(None, trainer.optimizers)
 
-    def on_train_batch_start(self, _trainer: Any, _module: Any, _batch: Any, _index: int) -> None:
-        """Note which batch is trained on."""
+    def on_train_batch_start(self, _trainer: Any, module: Any, _batch: Any, _index: int) -> None:
+        """Note which batch is trained on; its forward pass begins."""
         self._data.batch()
+        if self._watch is not None:
+            self._watch.forward_begins(module)
+
+    def on_before_backward(self, _trainer: Any, _module: Any, loss: Any) -> None:
+        """The forward pass has ended."""
+        if self._watch is not None:
+            self._watch.forward_ended(loss)
 
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, _batch: Any, _index: int
@@ -130,6 +152,8 @@ class BabysitCallback(Callback):  # type: ignore[misc,unused-ignore]  # untyped 
 
     def on_train_end(self, _trainer: Any, _module: Any) -> None:
         """Save the last step and wait until it is written."""
+        self._watch = None
+        self._hooks.remove()
         self.run.checkpoint(self._state, now=True)
         self.run.finish()
 

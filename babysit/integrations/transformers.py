@@ -32,6 +32,7 @@ from babysit.integrations.trainer_files import TrainerFiles
 from babysit.numbers import said
 from babysit.run import Run
 from babysit.run_loader import Loader
+from babysit.step_times import Hooks
 
 _SHOWN_APART = {"loss", "grad_norm", "learning_rate", "epoch"}
 
@@ -54,8 +55,16 @@ def _quiet(method: Callable[..., None]) -> Callable[..., None]:
 class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # untyped base
     """Reports steps, saves when a save is due, resumes, and leaves when requested."""
 
-    def __init__(self, run: Run | None = None) -> None:
+    def __init__(self, run: Run | None = None, *, parts: bool = True) -> None:
+        """Join the run.
+
+        Args:
+            run: The run; None: that of `babysit.init()`.
+            parts: Measure the parts of each step with `run.watch`, while the Trainer trains.
+        """
         self.run = run or babysit.init()
+        self._parts = parts
+        self._hooks = Hooks()
         self._files = TrainerFiles()
         self._restored = False
         self._loader: Loader[Any] | None = None
@@ -107,6 +116,14 @@ class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # u
             return result
 
         trainer._maybe_log_save_evaluate = end_step  # noqa: SLF001
+        evaluate = trainer.evaluate
+
+        @functools.wraps(evaluate)
+        def evaluated(*args: Any, **kwargs: Any) -> Any:
+            with self.run.phase("evaluate"):  # its first batch is before any event
+                return evaluate(*args, **kwargs)
+
+        trainer.evaluate = evaluated
 
     @staticmethod
     def _wrap(trainer: Any, name: str, use: Callable[[Any], Any]) -> None:
@@ -184,6 +201,8 @@ class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # u
             )
         elif state.global_step and not self._files.found:
             self._start_at(args, state)
+        if self._parts and (trainer := self._files.trainer) is not None:
+            self._hooks = run.watch(trainer.model_wrapped, trainer.optimizer)
 
     def _start_at(self, args: Any, state: Any) -> None:
         """The script itself goes on from a checkpoint: its batches count as drawn."""
@@ -243,6 +262,7 @@ class BabysitCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]  # u
 
     def on_train_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         """Wait until the last save is written; leave if the Trainer was stopped for that."""
+        self._hooks.remove()
         if self._leaving:
             leave(self.run)
         self.run.finish()

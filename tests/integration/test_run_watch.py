@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from babysit.step_times import PARTS, StepTimes
-from babysit.watch import Watch
+from babysit.step_times import PARTS, Hooks, StepTimes
 from babysit.wire import Part
 
 FORWARD, BACKWARD, WAIT, OPTIMIZER, REST = 1.0, 2.0, 4.0, 8.0, 16.0
@@ -36,8 +35,10 @@ class Time:
     def spend(self, seconds: float) -> None:
         self.now += seconds
 
-    def watch(self, model: Any, optimizer: Any = None) -> None:
-        Watch(self.times, self.warnings.append).add(model, optimizer)
+    def watch(self, model: Any, optimizer: Any = None) -> Hooks:
+        watch = self.times.watch(self.warnings.append)
+        assert watch is not None
+        return watch.add(model, optimizer)
 
     @property
     def parts(self) -> dict[Part, float]:
@@ -198,7 +199,10 @@ def test_a_compiled_model_is_one_graph_still() -> None:
 
 
 def test_a_wrapped_optimizer_is_watched_inside() -> None:
-    """accelerate's has the one that steps as `optimizer`, and no hooks of its own."""
+    """accelerate's has the one that steps as `optimizer`, and no hooks of its own; around
+
+    DeepSpeed's, which does the same, there are two.
+    """
 
     class Wrapper:
         def __init__(self, optimizer: Optimizer) -> None:
@@ -207,9 +211,92 @@ def test_a_wrapped_optimizer_is_watched_inside() -> None:
     time = Time()
     model = Model(time)
     optimizer = Optimizer(model, time)
-    time.watch(model, [Wrapper(optimizer)])
+    time.watch(model, [Wrapper(Wrapper(optimizer))])
     optimizer.step()
     assert (time.parts[Part.OPTIMIZER], time.warnings) == (OPTIMIZER, [])
+
+
+def test_a_second_call_for_the_same_ones_changes_nothing() -> None:
+    time = Time()
+    model, other = plain(None), plain(None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = time.watch(model, optimizer)
+    second = time.watch(model, optimizer)
+    assert len(model._forward_hooks) == len(optimizer._optimizer_step_pre_hooks) == 1
+    second.remove()
+    assert len(model._forward_hooks) == 1, "it has put on none"
+    third = time.watch(other, optimizer)
+    first.remove()
+    first.remove()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert len(other._forward_hooks) == 1
+    third.remove()
+    time.watch(model)
+    assert len(model._forward_hooks) == 1, "it may be watched anew"
+
+
+def test_a_model_inside_another_is_a_part_of_its_forward_pass() -> None:
+    """A teacher without gradients, say, or a model and the DDP around it."""
+
+    class Outer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher, self.student = Model(time), Model(time)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                self.teacher(x)
+            y: torch.Tensor = self.student(x)
+            time.spend(FORWARD)
+            return y
+
+    time = Time()
+    outer = Outer()
+    for each in (outer.teacher, outer.student, outer):
+        time.watch(each)
+    for _ in range(2):
+        outer(torch.ones(1, 2)).sum().backward()
+    assert time.parts[Part.FORWARD] == 2 * 3 * FORWARD
+    assert (time.parts[Part.BACKWARD], time.parts[Part.WAIT]) == (2 * BACKWARD, 2 * WAIT)
+
+
+def test_a_closure_has_its_parts_inside_the_step_of_its_optimizer() -> None:
+    time = Time()
+    model = Model(time)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    time.watch(model, optimizer)
+
+    def closure() -> float:
+        time.spend(OPTIMIZER / 2)
+        loss = loss_of(model(torch.ones(1, 2)))
+        loss.backward()
+        time.spend(OPTIMIZER / 2)
+        return loss.item()
+
+    optimizer.step(closure)
+    time.spend(REST)
+    assert time.parts == dict.fromkeys(PARTS, 0.0) | {
+        Part.FORWARD: FORWARD,
+        Part.BACKWARD: BACKWARD,
+        Part.WAIT: WAIT,
+        Part.OPTIMIZER: OPTIMIZER,
+        Part.OTHER: REST,
+    }
+
+
+def test_a_hook_that_fails_is_logged_and_training_goes_on() -> None:
+    time = Time()
+    model = plain(time)
+    time.times.enter = None  # type: ignore[method-assign,assignment]  # called, it raises
+    model(torch.ones(1, 4)).sum().backward()
+    assert time.warnings
+    assert all(
+        each.startswith("a hook of run.watch failed: ") and "not callable" in each
+        for each in time.warnings
+    )
 
 
 def test_what_cannot_have_hooks_is_left_out_with_a_word() -> None:
