@@ -23,6 +23,7 @@ from babysit.ring import Record, wall_clock
 from babysit.run_loader import Loader
 from babysit.step_count import StepCount
 from babysit.step_times import PART_OF, Hooks, StepTimes
+from babysit.stop_agreement import StopAgreement
 from babysit.wire import Candidate, Note, Part, Phase, Plan
 
 Batch = TypeVar("Batch")
@@ -51,6 +52,7 @@ class Run:
         self._fingerprints = Fingerprints(plan, reporter)
         self._phase = Phase.STARTING
         self._times = StepTimes()
+        self._stop = StopAgreement(lambda: reporter.stop_requested, alone=plan.world_size == 1)
         self._feed: Feed | None = None
         self._total: int | None = None
         self._calls = Calls()
@@ -205,16 +207,11 @@ class Run:
     def should_stop(self) -> bool:
         """True if the script must save and exit: its node is needed or about to be drained.
 
-        A collective if torch.distributed is initialised: the answers of all ranks are combined, so
-        that all stop after the same step. Read it on every rank at the same place in the loop.
-        Between the batches of one optimizer step it is false.
+        A collective if torch.distributed is initialised: the answers of all ranks are combined
+        about once a second, so that all stop after the same step. Read it on every rank at the
+        same place in the loop. Between the batches of one optimizer step it is false.
         """
-        if not self.sync_gradients:  # on all ranks alike
-            return False
-        asked = self._reporter.stop_requested
-        if self.world_size == 1:
-            return asked
-        return collective.minimum(-int(asked))[0] < 0
+        return self.sync_gradients and self._stop.ask()  # the former on all ranks alike
 
     def fingerprint(
         self, model: Any, optimizer: Any = None, **options: Unpack[Options]
