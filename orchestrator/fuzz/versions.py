@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jobs.events import Report
+from jobs.events import Report, ShardWritten
 
 _NEWER = {"invented_later": 1, "also_new": {"deep": [1, 2]}}
 """Fields that this server does not know."""
@@ -33,25 +33,35 @@ class Hand:
     Attributes:
         another_version: True if it writes them as an agent of another version does.
         damages: Reports to come of which a part cannot be read.
-        unsaid: Directories of shards that were reported in words which nobody can read. What lies
-            there after a deletion is swept when ranks start next, and not before.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self.another_version, self.damages = False, 0
-        self.unsaid: set[str] = set()
         self._rng = rng
+        self._illegible: set[str] = set()
+        """Directories of shards that were reported in words which nobody can read."""
+        self._written: dict[str, int] = {}
+        """Directory of a shard → sequence of the last report of it."""
         self._damaged: dict[int, dict[str, Any]] = {}
         """Bodies of damaged reports, by sequence."""
 
     def write(self, report: Report) -> None:
         """Write a report, for good: a damaged one is the same however often it is sent."""
+        shards = (event.shard.path for event in report.events if isinstance(event, ShardWritten))
+        self._written |= dict.fromkeys(shards, report.sequence)
         if self.damages and report.events:
             self.damages -= 1
             body = report.model_dump(mode="json")
             damaged = self._damaged[report.sequence] = damage(body, self._rng)
             lost = [event for event in body["events"] if event not in damaged["events"]]
-            self.unsaid |= {event["shard"]["path"] for event in lost if "shard" in event}
+            self._illegible |= {event["shard"]["path"] for event in lost if "shard" in event}
+
+    def unsaid(self, taken: int) -> set[str]:
+        """Directories of shards of which nobody heard, where reports after `taken` never came.
+
+        What lies there after a deletion is swept when ranks start next, and not before.
+        """
+        return self._illegible | {path for path, at in self._written.items() if at > taken}
 
     def frame(self, kind: str, body: BaseModel) -> BaseModel | dict[str, Any]:
         """The body of a frame as it is sent."""

@@ -99,7 +99,10 @@ class World(Environment):
         Not of one that the control plane could not hear of. Nor of one that a person removed after
         the end of its run: the route of the API removes the files then, and it is not played.
         """
-        unheard = any(checkpoint.path in agent.hand.unsaid for agent in self.agents.values())
+        unheard = any(
+            checkpoint.path in agent.hand.unsaid(agent.acknowledged)
+            for agent in self.agents.values()
+        )
         ended, deleted = self.invariants.stored.runs[checkpoint.run].ended_at, checkpoint.deleted_at
         by_route = ended is not None and deleted is not None and deleted >= ended
         if unheard or by_route:
