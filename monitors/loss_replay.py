@@ -29,7 +29,8 @@ FEWEST = 8
 few may agree by chance: DistributedDataParallel sums in another order from its second step on."""
 _RANKS, _STEPS = 8, 1024
 """Ranks, and steps of each, of which losses are kept."""
-_SPIKES = frozenset({FindingKind.LOSS_SPIKE, FindingKind.NON_FINITE})
+SPIKES = frozenset({FindingKind.LOSS_SPIKE, FindingKind.NON_FINITE})
+"""Kinds of findings whose steps are compared with those that are computed again."""
 _Losses = Mapping[int, Mapping[int, tuple[int, float]]]
 """Batch and loss by rank and step."""
 
@@ -61,7 +62,7 @@ class LossReplay:
     def found(self, findings: Iterable[Finding]) -> None:
         """Take findings about the losses of this attempt: the first spike counts."""
         if self._spike is None:
-            self._spike = next((each for each in findings if each.kind in _SPIKES), None)
+            self._spike = next((each for each in findings if each.kind in SPIKES), None)
 
     def observe(self, sample: Sample) -> list[Finding]:
         """Take a sample of any rank; the verdict, once the lowest one is where the spike was."""

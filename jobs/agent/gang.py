@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from babysit import wire
+from jobs.agent import inventory
 from jobs.agent.build_locks import BuildLocks
 from jobs.agent.evidence import oom_kills
 from jobs.agent.fork_server import kill_group
@@ -123,8 +124,9 @@ class Gang:
         mine = files if files is not None and (rank == 0 or not files.is_sure) else None
         return LogMetrics(rank, spec, clock, mine)
 
-    def note_files(self) -> None:
-        """Remember what files of metrics hold before the ranks start. Blocks."""
+    def look_around(self) -> None:
+        """Before the ranks start: drop shards of other ranks, and note files of metrics. Blocks."""
+        inventory.drop_others(memory_checkpoints(self._config), self.ranks)
         for process in self.ranks.values():
             process.metrics.note_before()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 import structlog
@@ -24,6 +26,7 @@ _FOUND = 10_000
 """Shards of checkpoints on disk after which no older checkpoint is reported: some 3 MB."""
 HIDDEN = re.compile(r"\.rank-(?P<rank>\d+)\.(?P<run>.*)\.(?P<attempt>\d+)\.[0-9a-f]+")
 """Names of shards that are being written: :func:`babysit.checkpoint.shard.hidden_directory`."""
+_RANK = re.compile(r"\.?rank-(?P<rank>\d+)(\.|$)")
 _STEP_DIRECTORY = re.compile(r"step-\d+")
 _HASH_BYTES = 16
 _CHUNK_BYTES = 1 << 22
@@ -39,6 +42,22 @@ def memory_shards(root: Path) -> tuple[ShardReport, ...]:
             by_rank[shard.rank].append(shard)
     found = [shard for shards in by_rank.values() for shard in shards]
     return tuple(sorted(found, key=lambda shard: (-shard.step, shard.rank)))
+
+
+def drop_others(root: Path, ranks: Collection[int]) -> None:
+    """Delete the memory shards of all ranks but these. Blocks; errors are ignored.
+
+    A worker whose ranks have changed cannot use the shards of its former ranks: a memory checkpoint
+    serves a rank only where the rank saved it. They would fill the memory until the run is over.
+    """
+    for step in root.glob("step-*"):
+        for path in step.glob("*rank-*"):
+            found = _RANK.match(path.name)
+            if found is not None and int(found["rank"]) not in ranks:
+                (path / MANIFEST_FILE).unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # shards of these ranks are still there
+            step.rmdir()
 
 
 def whole_checkpoints(root: Path, run: str, attempt: int, above: int) -> tuple[ShardReport, ...]:

@@ -231,7 +231,7 @@ class Agent:
         self.log_sender.follow(gang.attempt, {p.rank: p.log for p in gang.ranks.values()})
         try:
             gang.prepare()
-            await asyncio.to_thread(gang.note_files)
+            await asyncio.to_thread(gang.look_around)
             resumption = await self._scripts.begin(command)
         except OSError as error:
             for rank in command.ranks:

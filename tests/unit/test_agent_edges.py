@@ -66,6 +66,15 @@ def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen(["sleep", "600"], start_new_session=True)
 
 
+def test_memory_of_ranks_that_have_moved_is_freed_before_the_ranks_start(tmp_path: Path) -> None:
+    step = tmp_path / "memory" / "checkpoints" / "step-000000005"
+    for rank in (0, 1):
+        (step / f"rank-{rank:05d}").mkdir(parents=True)
+    with gang_of(tmp_path, 1) as gang:
+        gang.look_around()
+    assert [path.name for path in step.iterdir()] == ["rank-00001"]
+
+
 def test_a_ring_of_another_version_is_a_clear_failure_and_logged_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

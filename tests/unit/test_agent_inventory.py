@@ -138,6 +138,22 @@ def test_inventory_keeps_the_newest_whole_shards_of_each_rank(tmp_path: Path):
     assert found == [(6, 0), (5, 1), (4, 1), (3, 0), (3, 1), (2, 0)]
 
 
+def test_shards_of_ranks_that_a_worker_has_no_more_are_dropped(tmp_path: Path):
+    for step in (1, 2):
+        for rank in (0, 1):
+            shard(tmp_path, step, rank)
+    shard(tmp_path, 3, 1)
+    for rank in (0, 1):  # left by a killed writer
+        (tmp_path / f"step-000000002/.rank-{rank:05d}.run.1.0a0b0c0d").mkdir()
+    (tmp_path / "step-000000001/notes").touch()
+    inventory.drop_others(tmp_path, (0,))
+    assert [(s.step, s.rank) for s in inventory.memory_shards(tmp_path)] == [(2, 0), (1, 0)]
+    left = {path.name for path in tmp_path.rglob("*rank-*")}
+    assert left == {"rank-00000", ".rank-00000.run.1.0a0b0c0d"}
+    assert not (tmp_path / "step-000000003").exists()
+    inventory.drop_others(tmp_path / "none", (0,))
+
+
 def test_inventory_says_where_shards_are_now(tmp_path: Path):
     shard(tmp_path / "old", 3)
     (tmp_path / "old").rename(tmp_path / "new")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.events import CheckpointsFound, WorkerJoined
 from orchestrator.core.attempts import lifecycle as attempt_lifecycle
-from orchestrator.core.attempts import preemption, rank_assignment
+from orchestrator.core.attempts import preemption, rank_assignment, replay_seats
 from orchestrator.core.checkpoints import on_disk
 from orchestrator.core.model.checking import CheckPurpose
 from orchestrator.core.model.entities import Run
@@ -122,6 +122,5 @@ def start_if_whole(turn: Turn, run_id: str) -> None:
     if run.look_at_disk:
         on_disk.look(turn, run, ready)
         return
-    attempt_lifecycle.start_attempt(
-        turn, run, rank_assignment.assign_ranks(turn, run, ready[:most])
-    )
+    seats = rank_assignment.assign_ranks(turn, run, ready[:most])
+    attempt_lifecycle.start_attempt(turn, run, replay_seats.seats_for_replay(turn, run, seats))

@@ -23,7 +23,7 @@ from orchestrator.core.model.entities import Attempt, Incident, Run
 from orchestrator.core.model.records import Cordon
 from orchestrator.core.model.states import IncidentState, NodeState, Trust, WorkerState
 from orchestrator.core.policy import remedies
-from orchestrator.core.supervision import node_faults
+from orchestrator.core.supervision import node_faults, spike_replays
 from orchestrator.core.turn import Turn
 
 BY = "babysit"
@@ -98,7 +98,6 @@ def _drain(turn: Turn, run: Run, incident: Incident, nodes: Iterable[str]) -> No
 def on_replay(turn: Turn, event: FindingRaised) -> None:
     """Steps were computed again: add the verdict to the incident, and settle whose node it was."""
     run, finding = turn.run(event.run), event.finding
-    turn.record(run.id, finding.reason)
     of_attempt, of_kind = finding.evidence.get("of_attempt"), finding.evidence.get("of_kind")
     # Losses speak of their own incident only: they settle no disagreement of fingerprints.
     kinds = {of_kind} if of_kind else remedies.SPOILING
@@ -110,9 +109,17 @@ def on_replay(turn: Turn, event: FindingRaised) -> None:
         ),
         None,
     )
+    place = spike_replays.where(incident, finding.evidence) if incident and of_kind else None
+    reason = f"{finding.reason}; {place.said}" if place and place.said else finding.reason
+    turn.record(run.id, reason)
     if incident is None:
         return
-    said = {**finding.evidence, "reason": finding.reason, "elsewhere": _moved(turn, incident, run)}
+    said = {
+        **finding.evidence,
+        "reason": reason,
+        "elsewhere": place.elsewhere if place else _moved(turn, incident, run),
+        **({"nodes": list(place.suspects)} if place else {}),
+    }
     incident = turn.change_incident(incident.id, evidence={**incident.evidence, "replay": said})
     outcome, homes = finding.evidence.get("outcome"), incident.evidence.get("nodes", {})
     if outcome == Outcome.SCRIPT:
