@@ -444,3 +444,51 @@ def test_after_a_bad_link_by_hand_the_second_round_follows_by_itself() -> None:
     ask(made, "node-1")
     look(made)
     assert cordoned(made) == {"node-1"}
+
+
+def ask_all(made: LinkWorld) -> None:
+    for name in names(len(made.state.nodes)):
+        ask(made, name)
+        made.advance(5)
+
+
+@pytest.mark.parametrize("count", [3, 4, 8, 12])
+def test_an_outage_of_the_network_cordons_nobody(count: int) -> None:
+    """The links of all nodes were good just before, and are so again just after."""
+    made = world(count)
+    look(made)
+    made.advance(600)
+    made.link = lambda _: broken()
+    ask_all(made)
+    look(made)
+    assert cordoned(made) == set()
+    made.link = lambda _: figures()
+    ask_all(made)
+    look(made)
+    assert cordoned(made) == set()
+    assert not any(link_verdicts.bad_trials(each, made.now) for each in made.state.nodes.values())
+
+
+@pytest.mark.parametrize("bad", [2, 3, 4, 6, 9])
+def test_an_outage_that_ends_between_two_measurements_cordons_nobody(bad: int) -> None:
+    for count in (3, 5, 8):
+        made = world(count)
+        look(made)
+        made.advance(24 * 3600)
+        outcomes = iter([broken()] * bad)
+        made.link = lambda _, left=outcomes: next(left, figures())  # type: ignore[misc]
+        look(made)
+        assert cordoned(made) == set()
+
+
+@pytest.mark.parametrize("count", [6, 8, 12, 24])
+@pytest.mark.parametrize("before", [False, True], ids=["from the first", "after a good day"])
+def test_a_network_in_two_parts_cordons_nobody(count: int, before: bool) -> None:
+    made = world(count)
+    if before:
+        look(made)
+        made.advance(24 * 3600)
+    left = set(names(count)[: count // 2])
+    made.link = lambda pair: broken() if len(pair & left) == 1 else figures()
+    look(made)
+    assert cordoned(made) == set()

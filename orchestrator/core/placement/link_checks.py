@@ -15,7 +15,7 @@ from jobs.checks.results import LINK, CheckResult, Verdict
 from orchestrator.core.messages.instructions import CheckNode
 from orchestrator.core.model.checking import CheckPurpose, CheckUnderWay, LinkTrial
 from orchestrator.core.model.entities import Node
-from orchestrator.core.placement import check_verdicts, link_verdicts, node_checks
+from orchestrator.core.placement import check_verdicts, link_pairs, link_verdicts, node_checks
 from orchestrator.core.text import time_mark
 from orchestrator.core.turn import Turn
 
@@ -126,6 +126,8 @@ def _look_for_culprits(turn: Turn, pair: tuple[str, str]) -> None:
     for name in names:
         node = turn.state.nodes.get(name)
         if node is None or turn.state.workers_on(name) or link_verdicts.has_failed(node):
+            continue
+        if link_pairs.has_another_try(turn.state, node, turn.now):
             continue
         if evidence := link_verdicts.evidence(node, turn.state.nodes, turn.now):
             _convict(turn, node, evidence)

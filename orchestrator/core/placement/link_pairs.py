@@ -1,8 +1,9 @@
 """The nodes whose links are measured now, and with which partner. Pure.
 
 Links are measured between idle nodes of different machines, on the schedule of their other checks.
-A node whose link was bad comes first, with a partner that it has not been tried with, one that is
-known to be good if there is one.
+A node whose link was bad comes first, with partners that it has not been tried with: one with which
+it was good before, if there is one, and then those that are good, but not with the bad ones only.
+Where the network has fallen apart, that finds a node on the same side.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection, Iterable
 
+from orchestrator.core.model.checking import LinkTrial
 from orchestrator.core.model.entities import Node
 from orchestrator.core.model.state import State
 from orchestrator.core.model.states import NodeState
@@ -37,8 +39,7 @@ def due(state: State, now: dt.datetime) -> list[str]:
     wanted = [
         (urgency, node.measured.link_at or _NEVER, node.id)
         for node in nodes
-        if (urgency := _urgency(node, policy.idle_seconds, now)) is not None
-        and is_free(state, node)
+        if (urgency := _urgency(state, node, now)) is not None and is_free(state, node)
     ]
     chosen: list[str] = []
     for _, _, name in sorted(wanted):
@@ -47,13 +48,13 @@ def due(state: State, now: dt.datetime) -> list[str]:
     return chosen
 
 
-def _urgency(node: Node, idle_seconds: float, now: dt.datetime) -> int | None:
+def _urgency(state: State, node: Node, now: dt.datetime) -> int | None:
     """0: in doubt; 1: bad, and perhaps repaired; 2: its time has come; None: not now."""
-    measured = node.measured
+    measured, idle_seconds = node.measured, state.fleet.checks.idle_seconds
     if measured.link_tried_at is not None and now - measured.link_tried_at < AGAIN:
         return None
     since = now - (measured.link_at or _NEVER)
-    if node.state is NodeState.READY and _is_suspect(node, now):
+    if node.state is NodeState.READY and _is_suspect(state, node, now):
         return 0
     if idle_seconds <= 0:
         return None
@@ -62,9 +63,15 @@ def _urgency(node: Node, idle_seconds: float, now: dt.datetime) -> int | None:
     return 1 if link_verdicts.is_away(node) and since >= AGAIN else None
 
 
-def _is_suspect(node: Node, now: dt.datetime) -> bool:
-    bad = link_verdicts.bad_trials(node, now)
-    return 0 < len(bad) < MOST_PARTNERS and not link_verdicts.has_failed(node)
+def _is_suspect(state: State, node: Node, now: dt.datetime) -> bool:
+    """True if one more trial may tell more about a node that is bad with some."""
+    if link_verdicts.has_failed(node):
+        return False
+    few = 0 < len(link_verdicts.bad_trials(node, now)) < MOST_PARTNERS
+    decides = has_another_try(state, node, now) or link_verdicts.proven_since(
+        node, state.nodes, now
+    )
+    return few or bool(decides)
 
 
 def is_free(state: State, node: Node) -> bool:
@@ -88,28 +95,62 @@ def partner_for(state: State, node: Node, now: dt.datetime, *, again: bool = Fal
         now: The time.
         again: True: one with which the link was bad will do, if there is no other.
     """
-    bad = {trial.partner for trial in link_verdicts.bad_trials(node, now)}
+    bad = link_verdicts.bad_trials(node, now)
     if link_verdicts.is_away(node):
-        bad = set()  # any partner can show that it is repaired
-    tried = {state.nodes[name].machine for name in bad if name in state.nodes}
+        bad = []  # any partner can show that it is repaired
+    tried = _machines(state, bad)
+    barred = tried - link_verdicts.proven_since(node, state.nodes, now)
     free = [
         other
         for other in _others(node, state.nodes.values())
-        if (again or other.machine not in tried) and is_free(state, other)
+        if (again or other.machine not in barred) and is_free(state, other)
     ]
     if not free:
         return None
     met = {trial.partner: trial.at for trial in node.measured.links}
     doubted = bool(bad) or link_verdicts.is_away(node)
 
-    def order(other: Node) -> tuple[bool, int, bool, dt.datetime, dt.datetime, str]:
+    friends = _friends(node) if doubted else set()
+    theirs = {
+        name
+        for each in bad
+        if each.partner in state.nodes
+        for name in _friends(state.nodes[each.partner])
+    }
+
+    def order(other: Node) -> tuple[bool, bool, int, bool, bool, dt.datetime, dt.datetime, str]:
         unlike = not check_verdicts.is_like(other, node)
         last = other.measured.link_at or _NEVER
         rank = _rank(other, now, doubted=doubted)
         old = met.get(other.id, _NEVER)
-        return other.machine in tried, rank, unlike, old, last, other.id
+        stranger = other.id not in friends
+        distant = other.id in theirs
+        return other.machine in tried, stranger, rank, distant, unlike, old, last, other.id
 
     return min(free, key=order).id
+
+
+def _friends(node: Node) -> set[str]:
+    """Nodes with which the newest trial of a node was good, however long ago."""
+    return {trial.partner for trial in node.measured.links if not trial.bad}
+
+
+def has_another_try(state: State, node: Node, now: dt.datetime) -> bool:
+    """True if a node that is bad with some is about to be tried with one that may be good with it.
+
+    Otherwise its partners would convict it that are cut off from it, as from all on its side.
+    """
+    bad = link_verdicts.bad_trials(node, now)
+    tried, friends = _machines(state, bad), _friends(node)
+    few = len(bad) < MOST_PARTNERS
+    return bool(bad) and any(
+        other.machine not in tried and (few or other.id in friends) and is_free(state, other)
+        for other in _others(node, state.nodes.values())
+    )
+
+
+def _machines(state: State, trials: Iterable[LinkTrial]) -> set[str]:
+    return {state.nodes[each.partner].machine for each in trials if each.partner in state.nodes}
 
 
 def _rank(other: Node, now: dt.datetime, *, doubted: bool) -> int:

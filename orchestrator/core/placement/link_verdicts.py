@@ -3,10 +3,12 @@
 The problem: a bad measurement of a link says that one of two nodes, or the way between them, is
 bad, and not which. The design is that of DLRover's network check: each end is tried again with
 another partner. A node is to blame if its links to two other machines are bad, and both of these
-are good with a third. A good link clears both of its ends.
+are good with a third, and were so while the node was bad: an outage of the network makes each link
+bad for a while, and figures from before it acquit nobody. A good link clears both of its ends.
 
-Limits: with two machines nobody is to blame, nor where no link of the fleet is good. A rate is
-judged only between two nodes alike, by the links of nodes like them.
+Limits: where a network falls apart, a node that meets only nodes of the other part looks bad. With
+two machines nobody is to blame, nor where no link of the fleet is good. A rate is judged only
+between two nodes alike, by the links of nodes like them.
 """
 
 from __future__ import annotations
@@ -102,14 +104,17 @@ def bad_trials(node: Node, now: dt.datetime) -> list[LinkTrial]:
     return found
 
 
-def is_good(node: Node, now: dt.datetime, without: str = "") -> bool:
-    """True if the newest trial of a node, with another machine than `without`, was good."""
-    lately = [
-        trial
-        for trial in node.measured.links
-        if now - trial.at <= WINDOW and trial.partner != without
-    ]
+def is_good(node: Node, now: dt.datetime) -> bool:
+    """True if the newest trial of a node was good."""
+    lately = [trial for trial in node.measured.links if now - trial.at <= WINDOW]
     return bool(lately) and not lately[-1].bad
+
+
+def _good_at(node: Node, without: str, since: dt.datetime) -> dt.datetime | None:
+    """When the newest trial of a node, with another one than `without`, was good; None: never."""
+    lately = [each for each in node.measured.links if each.partner != without]
+    good = bool(lately) and not lately[-1].bad and lately[-1].at >= since
+    return lately[-1].at if good else None
 
 
 def has_failed(node: Node) -> bool:
@@ -131,10 +136,37 @@ def evidence(node: Node, nodes: Mapping[str, Node], now: dt.datetime) -> list[Li
 
     A partner that has gone or was taken away since may have been the cause, good as it was before.
     """
-    found: dict[str, LinkTrial] = {}
-    for trial in bad_trials(node, now):
+    bad = bad_trials(node, now)
+    found, goods = _proven(node, bad, nodes, since=bad[0].at if bad else now)
+    if len(found) < PARTNERS or min(goods) > max(trial.at for trial in found):
+        return []  # no link is known to have been good before the newest bad one
+    return found
+
+
+def proven_since(node: Node, nodes: Mapping[str, Node], now: dt.datetime) -> set[str]:
+    """Machines with which a node was bad, and that were good later: one more trial decides.
+
+    Empty where it does not.
+    """
+    found = [
+        trial for trial in bad_trials(node, now) if _proven(node, [trial], nodes, since=trial.at)[0]
+    ]
+    machines = {nodes[trial.partner].machine for trial in found}
+    return machines if len(machines) >= PARTNERS else set()
+
+
+def _proven(
+    node: Node, bad: Iterable[LinkTrial], nodes: Mapping[str, Node], since: dt.datetime
+) -> tuple[list[LinkTrial], list[dt.datetime]]:
+    """The bad trials whose partners were good with others since; the newest of each machine.
+
+    And when these were.
+    """
+    found: dict[str, tuple[LinkTrial, dt.datetime]] = {}
+    for trial in bad:
         partner = nodes.get(trial.partner)
-        takes_work = partner is not None and partner.state is NodeState.READY
-        if partner is not None and takes_work and is_good(partner, now, without=node.id):
-            found[partner.machine] = trial
-    return [*found.values()] if len(found) >= PARTNERS else []
+        if partner is None or partner.state is not NodeState.READY:
+            continue
+        if (good_at := _good_at(partner, node.id, since)) is not None:
+            found[partner.machine] = (trial, good_at)
+    return [trial for trial, _ in found.values()], [at for _, at in found.values()]
