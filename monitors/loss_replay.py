@@ -89,7 +89,7 @@ def _by_step(kept: Mapping[int, Iterable[tuple[int, int, float]]]) -> _Losses:
 
 def _verdict(before: _Losses, now: _Losses, last: int) -> Verdict | None:
     """The verdict of two computations of the same steps; None: they share no step."""
-    same = 0
+    same = newest = 0
     for step in sorted({step for steps in now.values() for step in steps if step <= last}):
         pairs = {
             rank: (before[rank][step], steps[step])
@@ -101,11 +101,15 @@ def _verdict(before: _Losses, now: _Losses, last: int) -> Verdict | None:
         odd = sorted(rank for rank, (old, new) in pairs.items() if not _is_same(old[1], new[1]))
         if odd:
             return _of_difference(step, same, odd, len(pairs))
-        same += bool(pairs)
+        if pairs:
+            same, newest = same + 1, step
     if not same:
         return None
     if same < FEWEST:
         return Verdict(Outcome.UNKNOWN, f"only {same} steps could be compared")
+    if newest < last:  # a sample of the spike is lost, or the script reports other steps
+        why = f"the losses of {same} steps came back bit for bit; that of the spike is not known"
+        return Verdict(Outcome.UNKNOWN, why)
     why = f"the losses of {same} steps came back bit for bit, the spike too"
     return Verdict(Outcome.DATA, why)
 

@@ -82,6 +82,21 @@ def test_the_verdict(
     assert why in replay.reason
 
 
+def test_a_spike_whose_own_steps_were_not_compared_is_not_said_to_have_come_back() -> None:
+    """Their samples may be lost; or the script reports each tenth step from where it resumed."""
+    watch, detected = after_a_spike()
+    steps = [*range(BACK + 1, ONSET), detected + 1]
+    found = [
+        each
+        for step in steps
+        for rank in range(RANKS)
+        for each in watch.observe([sample(2, step, rank, loss(step, rank))])
+    ]
+    (replay,) = [each for each in found if each.kind is FindingKind.REPLAY]
+    assert replay.evidence["outcome"] == "unknown"
+    assert "20 steps came back bit for bit; that of the spike is not known" in replay.reason
+
+
 def test_a_spike_that_comes_again_is_judged_before_it_is_found_again() -> None:
     """Its finding rolls the run back once more, and the verdict would never come."""
     watch, _ = after_a_spike()
