@@ -186,9 +186,12 @@ def _innermost(optimizer: Any) -> Any:
 
 
 def _differentiable(output: object) -> Iterator[Any]:
-    """The tensors of an output from which a backward pass can begin."""
+    """The tensors of an output from which a backward pass can begin.
+
+    A parameter that a model returns is not among them: it would get one more hook in each step.
+    """
     if isinstance(output, torch.Tensor):
-        if output.requires_grad:
+        if output.requires_grad and not output.is_leaf:
             yield output
     elif isinstance(output, Mapping):
         for each in output.values():

@@ -287,6 +287,28 @@ def test_a_closure_has_its_parts_inside_the_step_of_its_optimizer() -> None:
     }
 
 
+class _WithItsScale(torch.nn.Linear):
+    """Returns a parameter beside its output, as models of images and texts do."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.scale, super().forward(x)
+
+
+def test_a_parameter_that_a_model_returns_collects_no_hooks() -> None:
+    time, model = Time(), _WithItsScale()
+    time.watch(model)
+    for _ in range(3):
+        scale, output = model(torch.ones(1, 2))
+        assert time.times.part is Part.BACKWARD
+        (scale * output).sum().backward()
+        assert time.times.part is Part.OTHER
+    assert not model.scale._backward_hooks
+
+
 def test_a_hook_that_fails_is_logged_and_training_goes_on() -> None:
     time = Time()
     model = plain(time)
