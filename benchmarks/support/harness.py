@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,24 +18,31 @@ from typing import Any
 import structlog
 from ruamel.yaml import YAML
 
+from benchmarks.support.leftovers import end_all, interruptible, uninterrupted
 from jobs.clock import SystemClock
 from orchestrator.cli import embedded
 from orchestrator.cli.client import Api
+from orchestrator.cli.errors import CliError
 from orchestrator.cli.paths import path
 from orchestrator.cli.session import Session
 from orchestrator.cli.submit import from_file, send
-from orchestrator.server.server_file import read_record
+from orchestrator.server.server_file import is_alive, read_record
 from orchestrator.settings import Settings
+
+_SECONDS_AT_THE_END, _SECONDS_IN_A_HURRY = 90.0, 5.0
+"""For the runs to end, and for the server: after a benchmark, and after one that has failed."""
 
 
 @contextlib.contextmanager
 def workplace(name: str) -> Iterator[Path]:
-    """A temporary directory."""
-    directory = Path(tempfile.mkdtemp(prefix=f"babysit-{name}-"))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    """A temporary directory, which is removed also if a signal ends the benchmark."""
+    with interruptible():
+        directory = Path(tempfile.mkdtemp(prefix=f"babysit-{name}-"))
+        try:
+            yield directory
+        finally:
+            with uninterrupted():
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -43,7 +51,8 @@ def control_plane(
 ) -> Iterator[Session]:
     """A separate embedded control plane; at the end its runs are cancelled, and it exits.
 
-    It also exits after `idle_seconds` without a run and a request, as an embedded one does.
+    It also exits after `idle_seconds` without a run and a request, as an embedded one does. If the
+    benchmark is interrupted or fails, no process of a local run is left either.
     """
     settings = Settings(
         home=directory / "home",
@@ -56,17 +65,46 @@ def control_plane(
     os.environ["BABYSIT_LOCAL_NODES"] = str(nodes)
     os.environ["BABYSIT_IDLE_EXIT_SECONDS"] = f"{idle_seconds:g}"
     session = Session(settings, SystemClock())
+    with interruptible():
+        try:
+            yield session
+        except BaseException:
+            with uninterrupted():
+                _end_in_a_hurry(session)
+            raise
+        with uninterrupted():
+            _end(session, _SECONDS_AT_THE_END)
+
+
+def _end(session: Session, seconds: float) -> None:
+    """Cancel all runs, then stop the server, each within `seconds`; kill what is left of them.
+
+    Raises:
+        CliError: The server does not answer.
+        TimeoutError: It took longer.
+    """
+    settings = session.settings
     try:
-        yield session
-    finally:
-        for run in session.api.get(path("runs")):
-            if run["ended_at"] is None:
+        if not gone(session):  # a question to a server that is gone would start another one
+            for run in _alive(session):
                 session.api.post(path("runs", run["id"], "cancel"), reason="the benchmark is over")
-        until(lambda: not _alive(session), "the end of all runs", seconds=90)
-        if record := read_record(settings.server_file):
+            until(lambda: not _alive(session), "the end of all runs", seconds=seconds)
+        record = read_record(settings.server_file)
+        if record is not None and is_alive(record):
             os.kill(record.pid, signal.SIGTERM)
         session.close()
-        until(lambda: gone(session), "the control plane to leave", seconds=90)
+        until(lambda: gone(session), "the control plane to leave", seconds=seconds)
+    finally:
+        session.close()
+        end_all(settings.home)
+
+
+def _end_in_a_hurry(session: Session) -> None:
+    """Do likewise after a failure or a signal, whose story must not be hidden by another one."""
+    try:
+        _end(session, _SECONDS_IN_A_HURRY)
+    except (CliError, OSError) as error:  # TimeoutError is an OSError
+        print(f"ended by SIGKILL: {error}", file=sys.stderr, flush=True)
 
 
 def _alive(session: Session) -> list[Any]:

@@ -12,10 +12,13 @@ on take longer than others do, so a copy in the background counts where it slows
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import statistics
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +96,6 @@ def measure(session: Session, row: Row, directory: Path, *, steps: int = STEPS) 
     for job in jobs:
         job.hurry()
     jobs[1].start(row, every_steps=DIRECTORY_EVERY, memory_every_steps=MEMORY_EVERY)
-    alone = jobs[0].start_alone(row)
 
     def both_have_ended() -> bool:
         if alone.poll():
@@ -101,14 +103,23 @@ def measure(session: Session, row: Row, directory: Path, *, steps: int = STEPS) 
             raise RuntimeError(log.read_text()[-3000:])
         return bool(jobs[1].shown["state"] == "succeeded") and alone.poll() == 0
 
-    try:
-        until(both_have_ended, f"{steps} steps of both", SECONDS)
-    finally:
-        jobs[1].end()
-        if alone.poll() is None:
-            alone.terminate()
-            alone.wait()
+    with _ended_in_any_case(jobs[0].start_alone(row)) as alone:
+        try:
+            until(both_have_ended, f"{steps} steps of both", SECONDS)
+        finally:
+            jobs[1].end()
     return cost(_turns(turns / "0.jsonl"), _turns(turns / f"{RANKS}.jsonl"), os.getloadavg()[0])
+
+
+@contextlib.contextmanager
+def _ended_in_any_case(launcher: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """End torchrun, which ends its ranks, if it still runs."""
+    try:
+        yield launcher
+    finally:
+        if launcher.poll() is None:
+            launcher.terminate()
+            launcher.wait()
 
 
 @dataclasses.dataclass(frozen=True)
