@@ -259,9 +259,11 @@ class Drill:
 
 
 def first_step(fault: Fault, spec: RunSpec) -> int:
-    """The step of a run from which on its monitors are certain to see a fault; 0: any step."""
+    """The step of a run from which on it is certain to see a fault and to outlive it; 0: any."""
     if FindingKind.LOSS_SPIKE in fault.found_as:
         return monitor_settings(spec).loss.settled_steps
+    if fault.saves:
+        return fault.saves * spec.checkpoint.every_steps + spec.checkpoint.good_after_steps
     return 0
 
 

@@ -43,6 +43,8 @@ class Fault:
     reference: str
     """Best published figure for the class; `-`: none."""
     in_steps: bool = False
+    saves: int = 0
+    """Good checkpoints in the directory that the run must have before: one may be destroyed."""
     action: str
     """The answer of babysit, in words."""
 
@@ -115,6 +117,7 @@ FAULTS: dict[str, Fault] = {
         _fault(
             *("corrupt", 17, "newest checkpoints cut in half, and a kill", FailureClass.SIGNAL),
             means="inside",
+            saves=2,
             target=10.0,
             reference="at save",
             action="fall back to an older one",

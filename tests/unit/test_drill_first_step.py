@@ -44,9 +44,14 @@ def test_a_strike_while_the_first_fall_is_in_the_window_may_be_missed() -> None:
     assert not all(found(losses(32, seed)) for seed in range(20))
 
 
-def test_the_step_follows_the_settings_of_the_run_and_only_that_of_the_spike() -> None:
+def test_a_checkpoint_is_destroyed_only_once_an_older_one_is_good() -> None:
+    saves = {"directory": "/checkpoints", "every_steps": 20, "good_after_steps": 10}
+    assert first_step(FAULTS["corrupt"], spec(checkpoint=saves)) == 50
+
+
+def test_the_step_follows_the_settings_of_the_run() -> None:
     assert first_step(FAULTS["spike"], spec()) == 84
     slower = spec(monitors={"loss_spike": {"warmup_steps": 200}})
     assert first_step(FAULTS["spike"], slower) == 264
-    others = {name: first_step(fault, spec()) for name, fault in FAULTS.items() if name != "spike"}
-    assert set(others.values()) == {0}
+    own = {"spike", "corrupt"}
+    assert {first_step(fault, spec()) for name, fault in FAULTS.items() if name not in own} == {0}
