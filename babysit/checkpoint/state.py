@@ -15,15 +15,13 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
 
-from babysit.checkpoint import objects, optimizers, values
+from babysit.checkpoint import flat_modules, objects, optimizers, values
 from babysit.checkpoint.values import Opaque, Path, Sizes, holds, refs_of, text_of
 from babysit.errors import StateMismatchError
 
@@ -90,9 +88,9 @@ class Parts:
                 packed = optimizers.pack(part.value, self._names)
                 return optimizers.split(packed, part.path, tensors)
             case Kind.MODULE:
-                packed = get_model_state_dict(part.value)
+                packed = flat_modules.model_state(part.value)
             case Kind.FLAT_OPTIMIZER:
-                packed = get_optimizer_state_dict(self._flat_module(part), part.value)
+                packed = flat_modules.optimizer_state(self._flat_module(part), part.value)
             case Kind.STATEFUL:
                 packed = part.value.state_dict()
                 if not holds(packed, lambda leaf: isinstance(leaf, DTensor)):
@@ -232,11 +230,7 @@ def _kind(value: Any) -> Kind | None:
     if isinstance(value, torch.optim.Optimizer):
         if not optimizers.is_standard(value):
             return Kind.STATEFUL
-        flat = any(
-            isinstance(parameter, torch.distributed.fsdp._flat_param.FlatParameter)  # noqa: SLF001
-            for group in value.param_groups
-            for parameter in group["params"]
-        )
+        flat = flat_modules.updates_pieces(value)
         return Kind.FLAT_OPTIMIZER if flat else Kind.OPTIMIZER
     own = not isinstance(value, type | torch.Tensor) and isinstance(value, Stateful)
     return Kind.STATEFUL if own else None

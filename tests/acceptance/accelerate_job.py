@@ -1,7 +1,7 @@
 """A script of accelerate's, with one line of babysit in it.
 
-Words of the command line: `auto` for `babysit.auto()` in place of that line; `fsdp` for FSDP2 and
-`deepspeed` for ZeRO-2 in place of DDP.
+Words of the command line: `auto` for `babysit.auto()` in place of that line; `fsdp` for FSDP2,
+`fsdp1` for FSDP 1, `deepspeed` for ZeRO-2 and `zero3` for ZeRO-3 in place of DDP.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ import babysit
 from babysit.ring import RingReader
 from babysit.wire import ENV_RANK_DIR, RING_FILE
 
+STAGES = {"deepspeed": 2, "zero3": 3}
+FSDP = {"fsdp": 2, "fsdp1": 1}
+
 if "auto" in sys.argv:
     babysit.auto()
 
@@ -36,15 +39,21 @@ class Noisy(Dataset[torch.Tensor]):
 
 def on_cpus() -> Accelerator:
     """The accelerator, also of kinds that accelerate takes for those of GPUs."""
-    if "deepspeed" in sys.argv:
+    if stage := STAGES.get(sys.argv[-1]):
         PartialState(cpu=True)
-        plugin = DeepSpeedPlugin(zero_stage=2, gradient_accumulation_steps=2)
+        plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=2)
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 2
         plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
+        if stage == 3:
+            plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return Accelerator(deepspeed_plugin=plugin)
-    if "fsdp" in sys.argv:
+    if version := FSDP.get(sys.argv[-1]):
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # not cpu:0, which FSDP 1 refuses
         PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU  # it asks for no more
-        sharded = FullyShardedDataParallelPlugin(fsdp_version=2)
+        # Without the original parameters, an optimizer that is made before would update none.
+        sharded = FullyShardedDataParallelPlugin(
+            fsdp_version=version, use_orig_params=version == 1 or None
+        )
         return Accelerator(cpu=True, gradient_accumulation_steps=2, fsdp_plugin=sharded)
     return Accelerator(cpu=True, gradient_accumulation_steps=2)
 

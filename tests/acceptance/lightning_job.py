@@ -1,7 +1,7 @@
 """A script of Lightning's with one word of babysit; the first argument is the strategy.
 
 `ddp`; `fsdp`: Lightning's strategy for FSDP, past its check for GPUs; `model-parallel`: FSDP2;
-`deepspeed`: ZeRO-2, past its check for GPUs.
+`deepspeed`, `zero3`: ZeRO-2 and ZeRO-3, past its check for GPUs.
 """
 
 from __future__ import annotations
@@ -116,6 +116,9 @@ elif sys.argv[1] == "model-parallel":
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
 elif sys.argv[1] == "deepspeed":
     strategy = Engine(stage=2)
+elif sys.argv[1] == "zero3":
+    strategy = Engine(stage=3)
+    strategy.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
 trainer = lightning.Trainer(
     accelerator="cpu",
     devices=1,

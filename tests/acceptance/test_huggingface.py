@@ -52,10 +52,10 @@ def test_auto_gives_a_trainer_its_adapter(tmp_path: Path) -> None:
         assert rank.note("left")["step"] == 2
 
 
-@pytest.fixture(params=["fsdp", "deepspeed"])
+@pytest.fixture(params=["fsdp", "fsdp1", "deepspeed", "zero3"])
 def kind(request: pytest.FixtureRequest) -> str:
     """A kind of training that shards the state; these scripts have it on CPUs."""
-    if request.param == "deepspeed":
+    if not request.param.startswith("fsdp"):
         pytest.importorskip("deepspeed", exc_type=ImportError)
     found: str = request.param
     return found
@@ -69,6 +69,15 @@ def test_a_loop_with_a_sharded_model_goes_on_bit_for_bit(tmp_path: Path, kind: s
 
 
 def test_a_trainer_with_a_sharded_model_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    a_sharded_trainer_goes_on(tmp_path, kind)
+
+
+def test_a_trainer_with_an_offloaded_model_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", exc_type=ImportError)
+    a_sharded_trainer_goes_on(tmp_path, "offload")
+
+
+def a_sharded_trainer_goes_on(tmp_path: Path, kind: str) -> None:
     straight = Attempts(tmp_path / "straight", "trainer_job.py", kind).attempt()
     assert [rank.code for rank in straight] == [0, 0], straight[0].output
     for rank in straight:

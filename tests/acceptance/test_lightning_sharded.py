@@ -16,9 +16,9 @@ pytest.importorskip("lightning", exc_type=ImportError)
 pytestmark = pytest.mark.timeout(1500)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "model-parallel", "deepspeed"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "model-parallel", "deepspeed", "zero3"])
 def test_a_strategy_goes_on_bit_for_bit(tmp_path: Path, strategy: str) -> None:
-    if strategy == "deepspeed":
+    if strategy in {"deepspeed", "zero3"}:
         pytest.importorskip("deepspeed", exc_type=ImportError)
     straight = Attempts(tmp_path / "straight", "lightning_job.py", strategy).attempt()
     assert [rank.code for rank in straight] == [0, 0], straight[0].output

@@ -1,7 +1,8 @@
 """A script that trains with the Trainer, or trl's, and knows one word of babysit.
 
 Words of the command line: `trl` for its SFTTrainer; `auto` for `babysit.auto()` in place of the
-callback; `fsdp` for FSDP2 and `deepspeed` for ZeRO-2 in place of DDP.
+callback; `fsdp` for FSDP2, `fsdp1` for FSDP 1, `deepspeed` for ZeRO-2, `zero3` for ZeRO-3 and
+`offload` for ZeRO-3 with parameters and optimizer offloaded, in place of DDP.
 """
 
 from __future__ import annotations
@@ -67,17 +68,35 @@ options: dict[str, Any] = {
     "logging_steps": 5,
     "seed": 1,
 }
-zero: dict[str, Any] = {"stage": 2, "offload_optimizer": {"device": "none"}}
-sharded: dict[str, dict[str, Any]] = {
-    "fsdp": {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "GPT2Block"}},
-    "deepspeed": {
-        "deepspeed": {
-            "zero_optimization": zero,
-            "zero_allow_untested_optimizer": True,
-            "train_micro_batch_size_per_gpu": "auto",
-            "gradient_accumulation_steps": "auto",
-        }
-    },
+on_cpu, kept = {"device": "cpu"}, {"device": "none"}
+
+
+def zero(stage: int, **options: Any) -> dict[str, Any]:
+    """DeepSpeed in place of DDP."""
+    config = {
+        "zero_optimization": {"stage": stage, "offload_optimizer": kept, **options},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+    }
+    return {"deepspeed": config}
+
+
+def fsdp(version: int) -> dict[str, Any]:
+    """FSDP in place of DDP."""
+    config = {"version": version, "transformer_layer_cls_to_wrap": "GPT2Block"}
+    config["sync_module_states"] = version == 2  # FSDP 1 does so on GPUs only
+    return {"fsdp": True, "fsdp_config": config}
+
+
+small = {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0}
+sharded = {
+    "fsdp": fsdp(2),
+    "fsdp1": fsdp(1),
+    "deepspeed": zero(2),
+    "zero3": zero(3, **small),
+    "offload": zero(3, **small | {"offload_optimizer": on_cpu, "offload_param": on_cpu}),
 }
 kinds = sharded.keys() & set(sys.argv)
 for kind in kinds:
@@ -105,6 +124,7 @@ if "trl" in sys.argv:
         callbacks=callbacks,
     )
 else:
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # not cpu:0, which FSDP 1 refuses
     arguments = TrainingArguments(**options)
     if kinds:
         PartialState().distributed_type = DistributedType.MULTI_GPU  # it asks for no more
