@@ -17,8 +17,10 @@ save; the error at another one says how to get DeepSpeed's universal format from
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ class EngineState:
                 objects beside the engine.
         """
         require_ranks(self._engine, directory, _TAG, directory.parent)
-        path, more = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        with _with_all_names(self._engine, directory) as place:
+            path, more = self._engine.load_checkpoint(str(place), tag=_TAG)
         if path is None:
             raise StateMismatchError(f"DeepSpeed found no checkpoint it can load in {directory}")
         saved = (more or {}).get(_BESIDE, {})
@@ -78,8 +81,44 @@ def write_engine(engine: Any, directory: Path, tag: str, more: dict[str, Any]) -
     # complete by itself, since other nodes' memory is unreachable at a load.
     engine.save_non_zero_checkpoint = True
     engine.save_checkpoint(str(directory), client_state=more, tag=tag, save_latest=False)
+    _write_layers(engine, directory / tag)
     (directory / "latest").write_text(tag)  # by which a load without a tag finds it
     (directory / _RANKS_FILE).write_text(json.dumps(int(engine.world_size)))
+
+
+def _write_layers(engine: Any, directory: Path) -> None:
+    """Have a stage of a pipeline write its layers, which only its first replica has done."""
+    grid = getattr(engine.module, "_grid", None)
+    if grid is None or (replica := grid.data_parallel_id) == 0:
+        return
+    grid.data_parallel_id = 0
+    try:
+        engine.module.save_state_dict(str(directory), engine.checkpoint_engine)
+    finally:
+        grid.data_parallel_id = replica
+
+
+@contextlib.contextmanager
+def _with_all_names(engine: Any, directory: Path) -> Iterator[Path]:
+    """A directory that has a file for each model-parallel rank: DeepSpeed counts them at a load.
+
+    It reads the one of its own rank, and the world size from the first. A pipeline's stages are
+    model-parallel ranks, and the files of the others lie with them.
+    """
+    names = [f"mp_rank_{rank:02d}_model_states.pt" for rank in range(engine.mp_world_size)]
+    own = next((name for name in names if (directory / _TAG / name).exists()), None)
+    if own is None or len(names) == 1:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="babysit-") as made:
+        place = Path(made)
+        (place / _TAG).mkdir()
+        for file in (directory / _TAG).iterdir():
+            (place / _TAG / file.name).symlink_to(file.absolute())
+        for name in names:
+            if not (place / _TAG / name).exists():
+                (place / _TAG / name).symlink_to((directory / _TAG / own).absolute())
+        yield place
 
 
 def require_ranks(ranks: Any, directory: Path, tag: str, step: Path) -> None:

@@ -17,8 +17,7 @@ from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader, Dataset
 
 import babysit
-from babysit.ring import RingReader
-from babysit.wire import ENV_RANK_DIR, RING_FILE
+from tests.acceptance.asked_to_leave import leave_now, meet_at_each_step
 
 STAGES = {"deepspeed": 2, "zero3": 3}
 FSDP = {"fsdp": 2, "fsdp1": 1}
@@ -58,6 +57,7 @@ def on_cpus() -> Accelerator:
     return Accelerator(cpu=True, gradient_accumulation_steps=2)
 
 
+meet_at_each_step()
 torch.manual_seed(3)
 accelerator = on_cpus()
 if "auto" not in sys.argv:
@@ -80,7 +80,7 @@ for epoch in range(3):
         if os.environ.get("KILL") == where:
             os.kill(os.getpid(), signal.SIGKILL)
         if os.environ.get("STOP") == where:
-            RingReader(Path(os.environ[ENV_RANK_DIR]) / RING_FILE).request_stop()
+            leave_now()
         with accelerator.accumulate(model):
             loss = (model(batch) - 1).square().mean()
             accelerator.backward(loss)

@@ -20,12 +20,12 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import DataLoader, Dataset
 
 import babysit
-from babysit.ring import RingReader
-from babysit.wire import ENV_RANK_DIR, RING_FILE
+from tests.acceptance.asked_to_leave import leave_now, meet_at_each_step
 
 # An agent sets these, and Lightning knows the ranks by them.
 os.environ |= {"GROUP_RANK": os.environ["RANK"], "TORCHELASTIC_RUN_ID": "job"}
 babysit.auto()
+meet_at_each_step()
 STEPS = 16
 
 
@@ -60,7 +60,7 @@ class Module(lightning.LightningModule):
         if os.environ.get("KILL") == where:
             os.kill(os.getpid(), signal.SIGKILL)
         if os.environ.get("STOP") == where:
-            RingReader(Path(os.environ[ENV_RANK_DIR]) / RING_FILE).request_stop()
+            leave_now()
         self.seen += 1
         return (self.layers(batch) - self.seen / STEPS).square().mean()
 

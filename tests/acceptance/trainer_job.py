@@ -20,8 +20,7 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 import babysit
-from babysit.ring import RingReader
-from babysit.wire import ENV_RANK_DIR, RING_FILE
+from tests.acceptance.asked_to_leave import leave_now, meet_at_each_step
 
 STEPS, LENGTH, BATCH = 16, 40, 2
 
@@ -51,7 +50,7 @@ class Fault(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if os.environ.get("STOP") == f"{os.environ['RANK']}:{state.global_step}":
-            RingReader(Path(os.environ[ENV_RANK_DIR]) / RING_FILE).request_stop()
+            leave_now()
 
 
 sizes = {"vocab_size": 64, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
@@ -131,5 +130,6 @@ else:
     trainer = Trainer(
         *(model, arguments), train_dataset=Tokens(), eval_dataset=Tokens(), callbacks=callbacks
     )
+meet_at_each_step()
 trainer.train()
 Path(f"tail-{os.environ['RANK']}").touch()
