@@ -105,6 +105,10 @@ class RunMonitors:
             self._losses.expect(step, until_step)
             self._slowdowns.expect(until_step)
 
+    def has_ranks(self, ranks: int) -> None:
+        """The present attempt has that many: for samples that are fed again, without beats."""
+        self._slowdowns.has_ranks(ranks)
+
     def saved(self, shards: Sequence[SavedShard]) -> list[Finding]:
         """Take shards that ranks have written. Those of other attempts are ignored."""
         return self._slowdowns.saved(shards)

@@ -5,8 +5,9 @@ recorded, with what they cost. What is true of all of them is here: the attempt,
 size, and announced changes, after which the past cannot be compared. One cause is one finding: a
 drop of the throughput that a stall, or a straggler, explains is not reported.
 
-Limits: the past does not outlive the control plane, but for the samples that are fed again. It
-outlives an attempt only if the next one has as many ranks.
+Limits: the past does not outlive the control plane, but for the samples that are fed again: the
+throughput, the seconds that saves block, and that a start has ended. It outlives an attempt only if
+the next one has as many ranks.
 """
 
 from __future__ import annotations
@@ -58,12 +59,20 @@ class SlowdownMonitors:
         """A new attempt. A second call for the same one changes nothing."""
         if attempt <= self._attempt:
             return
+        is_first = not self._attempt
         self._attempt, self._expected_until = attempt, 0
         for monitor in (self._data, self._saves, self._starts, self._throughput):
             monitor.restart()
         self._world_before, self._world = self._world, 0
-        if not self._world_before:
+        if not self._world_before and not is_first:  # before the first, only `known_start` is known
             self._forget_all()
+
+    def has_ranks(self, world: int) -> None:
+        """The present attempt has that many ranks; 0: not known. Later calls change nothing."""
+        if world and not self._world:
+            self._world = world
+            if self._world_before not in {0, world}:
+                self._forget_all()
 
     def _forget_all(self) -> None:
         for monitor in (self._data, self._saves, self._starts, self._throughput):
@@ -100,10 +109,7 @@ class SlowdownMonitors:
 
     def tick(self, now: float, beats: Sequence[Beat], *, world: int, wall: float) -> list[Finding]:
         """Look at the newest beats of all ranks in contact; `world`: ranks of the attempt."""
-        if world and not self._world:
-            self._world = world
-            if self._world_before not in {0, world}:
-                self._forget_all()
+        self.has_ranks(world)
         current = [beat for beat in beats if beat.attempt == self._attempt]
         self._throughput.pause(current)
         found = self._starts.tick(self._attempt, now, current, wall)

@@ -5,10 +5,13 @@ longest of the starts that ended before. The time in which ranks load a checkpoi
 since a first attempt loads none and a tier may be slow. The stall is found while it lasts, by the
 monitor's own clock, and is over with the first step.
 
-Limits: at least two starts of the run must have ended, and a new server knows none. A script that
-does not say that it restores (`run.restore`, `run.phase("restore")`) starts for longer when there
-is something to load, and one that reads its data again up to its step starts for longer each time:
-such starts are compared with each other from the second restart on.
+A start that ended before this monitor saw any beats, as with a new server, counts as one of the
+longest that is known.
+
+Limits: at least two starts of the run must have ended. A script that does not say that it restores
+(`run.restore`, `run.phase("restore")`) starts for longer when there is something to load, and one
+that reads its data again up to its step starts for longer each time: such starts are compared with
+each other from the second restart on.
 """
 
 from __future__ import annotations
@@ -63,6 +66,8 @@ class StartupStallMonitor:
 
     def restart(self) -> None:
         """A new attempt."""
+        if self._begun is None and self._stepped:
+            self._end_unseen()
         self._beats.clear()
         self._begun = None
         self._stepped = self._told = self._ended = False
@@ -84,6 +89,8 @@ class StartupStallMonitor:
         if self._ended:
             return []
         if self._begun is None:
+            if beats and self._stepped:
+                self._end_unseen()
             self._begun = wall if beats else None
             return []
         self._pass(min(max(spent, 0.0), _LONGEST_TICK_SECONDS), beats)
@@ -140,6 +147,12 @@ class StartupStallMonitor:
                 phase=phase,
             )
         ]
+
+    def _end_unseen(self) -> None:
+        """The start ended before any look at it: its time is not known."""
+        self._ended = True
+        if self._known:
+            self._starts.append(self._known)
 
     def _end(self, attempt: int, beats: Sequence[Beat], wall: float) -> list[Finding]:
         longest = max((*self._starts, self._known))

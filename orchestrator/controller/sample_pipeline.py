@@ -156,6 +156,7 @@ class RunSamplePipeline:
     def __init__(self, spec: RunSpec, known: Pace | None = None, learned: str = "") -> None:
         memory = LossMemory.read(learned)
         self._monitors = RunMonitors(monitor_settings(spec), known, memory)
+        self._is_elastic = spec.resources.min_nodes != spec.resources.max_nodes
         self._told_learned = memory.rises, memory.replicas
         """The knowledge of the monitors that the core has."""
         self._told = known or Pace()
@@ -178,6 +179,8 @@ class RunSamplePipeline:
             samples = list(unpack(attempt, columns))
             self.kept.hear(attempt, [columns])
             self._monitors.observe(samples)
+            if attempt == live.number or not self._is_elastic:  # else it is not known
+                self._monitors.has_ranks(live.world_size)
             for sample in samples:
                 if attempt == live.number and sample.step > live.step:
                     self.note(sample)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from babysit.wire import Phase
 from jobs.clock import ManualClock
-from jobs.events import Heartbeat, RankBeat
-from monitors.types import Pace
+from jobs.events import Heartbeat, RankBeat, RankSamples
+from jobs.spec import RunSpec
+from monitors.types import FindingKind, Pace
 from orchestrator.controller.event_factory import EventFactory
 from orchestrator.controller.live_state import LiveState
+from orchestrator.controller.sample_columns import unpack
 from orchestrator.controller.sample_pipeline import RunSamplePipeline
 from orchestrator.core.messages.events import StepReached
 from orchestrator.core.policy import usage_history
@@ -103,3 +107,35 @@ def test_the_first_step_is_that_of_the_samples_however_late_they_are() -> None:
     pipeline.note(sample(31))
     pipeline.note(sample(44))
     assert pipeline.fields(pipeline._progress)["first_step"] == 31
+
+
+def saving(steps: range, seconds: float) -> RankSamples:
+    """Reports of rank 0: each step is saved, which blocks training."""
+    rows = len(steps)
+    times = [1000.0 * step for step in steps]
+    return RankSamples(
+        rank=0,
+        step=[*steps],
+        batch=[*steps],
+        time=times,
+        loss=[1.0] * rows,
+        grad_norm=[1.0] * rows,
+        tokens=[1.0] * rows,
+        seconds=[1.0] * rows,
+        blocked_seconds=[seconds] * rows,
+        learning_rate=[0.1] * rows,
+    )
+
+
+@pytest.mark.parametrize("nodes", [2, {"min": 1, "max": 2}], ids=["fixed", "elastic"])
+def test_a_new_server_compares_with_attempts_that_had_as_many_ranks(nodes: object) -> None:
+    """The number of ranks of earlier attempts is not stored: only that of an elastic run varies."""
+    elastic = RunSpec.model_validate(
+        {"name": "a", "command": ["x"], "resources": {"nodes": nodes, "processes_per_node": 1}}
+    )
+    pipeline = RunSamplePipeline(elastic)
+    live = dataclasses.replace(trained(1).attempt(), number=2, world_size=2)
+    pipeline.rebuild([(1, saving(range(1, 21), 1.0)), (2, saving(range(21, 23), 1.0))], live)
+    found = pipeline.observe(list(unpack(2, saving(range(23, 27), 60.0))))
+    kinds = [each.kind for each in found]
+    assert kinds == ([FindingKind.CHECKPOINT_STALL] if nodes == 2 else [])

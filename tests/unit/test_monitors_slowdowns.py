@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks.support.slow_series import Play
+from monitors.run_monitors import MonitorSettings, RunMonitors
 from monitors.slowdown_findings import OVER
-from monitors.types import FindingKind, Severity
+from monitors.types import FindingKind, Pace, Severity
 
 
 def play(seed=0, **fields):
@@ -161,6 +162,70 @@ def test_the_past_outlives_an_attempt_of_the_same_size_only():
         run.begin(step=900)
         run.train(450, slow_loader)
         assert [each.kind for each in run.found] == expected
+
+
+def with_samples_kept(run):
+    """The run; its samples are in the list, with its attempts."""
+    kept = []
+    observe = run.monitors.observe
+
+    def keep(samples):
+        kept.extend(samples)
+        return observe(samples)
+
+    run.monitors.observe = keep
+    return kept
+
+
+def taken_over(run, kept, known=None):
+    """Another server: its monitors are fed the samples that are stored."""
+    run.monitors = RunMonitors(MonitorSettings(), known)
+    for attempt in sorted({sample.attempt for sample in kept}):
+        assert not run.monitors.observe([each for each in kept if each.attempt == attempt])
+        run.monitors.has_ranks(run.ranks)
+
+
+def test_the_past_of_all_attempts_outlives_the_server():
+    run = play()
+    kept = with_samples_kept(run)
+    run.train(1500, saving(100, 0.5, 0.0))
+    run.begin(step=1500)
+    run.train(30)
+    taken_over(run, kept)
+    run.train(600, lambda n, step: (saving(100, 40.0, 0.0)(n, step), setattr(step, "compute", 1.5)))
+    assert {each.kind for each in run.found} == {
+        FindingKind.CHECKPOINT_STALL,
+        FindingKind.THROUGHPUT_DROP,
+    }
+
+
+@pytest.mark.parametrize("known", [0.0, 60.0])
+def test_starts_before_a_new_server_count_with_the_longest_that_is_known(known):
+    """Without one, the time of no start is known, and nothing is compared with it."""
+    run = play()
+    kept = with_samples_kept(run)
+    run.train(50)
+    run.begin(start=40, step=50)
+    run.train(50)
+    taken_over(run, kept, Pace(start=known))
+    run.train(50)
+    run.begin(start=900, step=150)
+    if not known:
+        assert run.found == []
+        return
+    (stall,) = run.found
+    assert stall.kind is FindingKind.STARTUP_STALL
+    assert stall.evidence["longest_start_seconds"] == known
+    assert "the longest of 2 starts before took 60 s" in stall.reason
+
+
+def test_the_longest_start_of_earlier_runs_counts_from_the_first_attempt_on():
+    run = play(monitors=RunMonitors(MonitorSettings(), Pace(start=600.0)))
+    run.train(50)
+    run.begin(step=50)
+    run.train(50)
+    run.begin(start=900, step=100)
+    assert run.found == []
 
 
 # Healthy runs
