@@ -7,17 +7,22 @@ The design: torch's own hooks say so. The forward pass of a model in training is
 hooks. At its end a hook is put on the tensors that it returned, which the backward pass meets
 first; from there the autograd engine is asked to call back at its end. DistributedDataParallel
 waits for its collectives in such a callback too, and ours are before and after it: what lies
-between is waiting for other ranks.
+between is waiting for other ranks. FSDP, DeepSpeed and loops of one's own wait through
+`torch.distributed.Work.wait`, which is timed while a model is watched.
 
 Limits: the time is that of the host. A GPU works on behind it, and its time counts in the part in
-which the host waits for it. Other collectives (FSDP's gathers, a clipped norm) count as the part
-that they are in. A model that is compiled with its hooks inside is not measured.
+which the host waits for it; NCCL's collectives are waited for by the GPU, so the host sees no
+waiting there. Collectives that wait inside of torch (DDP's broadcast of buffers, those of DTensor)
+count as the part that they are in. A model that is compiled with its hooks inside is not measured.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -54,11 +59,14 @@ class Watch:
         """Id of the model whose forward pass began last: others may run inside it."""
         self._steps = False
         """True inside the step of an optimizer, whose closure may have all of the other parts."""
+        self._threads: set[int] = set()
+        """Threads that passes have run in; others save, load or talk beside the step."""
         self._on_gradient = self._hook(self._backward_begins)
         self.forward_begins = self._hook(self._forward_begins)
         """For adapters: call it with the model."""
         self.forward_ended = self._hook(self._output)
         """For adapters: call it with the output or the loss."""
+        _Waits.install(self)
 
     def _hook(self, call: Callable[..., None]) -> _Hook:
         return _Hook(call, self._warn)
@@ -103,6 +111,7 @@ class Watch:
     def _forward_begins(self, model: Any, *_: object) -> None:
         inside = self._times.part is Part.FORWARD and self._model != id(model)
         if model.training and torch.is_grad_enabled() and not inside:
+            self._threads.add(threading.get_ident())
             self._model = id(model)
             self._asked = False  # also after a backward pass that failed
             self._enter(Part.FORWARD)
@@ -123,6 +132,7 @@ class Watch:
     def _backward_begins(self, _gradient: object) -> None:
         if not self._asked:
             self._asked = True
+            self._threads.add(threading.get_ident())
             self._enter(Part.BACKWARD)
             self._at_end(self._hook(self._backward_ended))
 
@@ -143,6 +153,52 @@ class Watch:
     def _optimizer_ended(self, *_: object) -> None:
         self._steps = False
         self._enter(Part.OTHER)
+
+    def waiting_begins(self) -> Part | None:
+        """This thread begins to wait for a collective; the part to return to, None: to none."""
+        before = self._times.part
+        if before in {Part.PAUSED, Part.WAIT} or not self._watched:
+            return None
+        if threading.get_ident() not in self._threads:
+            return None
+        self._times.enter(Part.WAIT)
+        return before
+
+    def waiting_ended(self, before: Part | None) -> None:
+        """The collective is complete."""
+        if before is not None:
+            self._enter(before)
+
+
+class _Waits:
+    """Has `Work.wait` of torch.distributed report its time to the newest watch of the process."""
+
+    watch: weakref.ref[Watch] | None = None
+
+    @classmethod
+    def install(cls, watch: Watch) -> None:
+        """Report to this watch from now on. Without such a method, no waiting is seen."""
+        first, cls.watch = cls.watch is None, weakref.ref(watch)
+        work = getattr(torch.distributed, "Work", None)
+        if first and hasattr(work, "wait"):
+            work.wait = cls.timed(work.wait)  # type: ignore[union-attr]
+
+    @classmethod
+    def timed(cls, wait: Callable[..., Any]) -> Callable[..., Any]:
+        """The method, with its time counted as waiting."""
+
+        @functools.wraps(wait)
+        def timed(self: Any, *arguments: Any, **options: Any) -> Any:
+            watch = None if torch.compiler.is_compiling() or cls.watch is None else cls.watch()
+            if watch is None:
+                return wait(self, *arguments, **options)
+            before = watch.waiting_begins()
+            try:
+                return wait(self, *arguments, **options)
+            finally:
+                watch.waiting_ended(before)
+
+        return timed
 
 
 class _Forgotten:
@@ -199,3 +255,5 @@ def _differentiable(output: object) -> Iterator[Any]:
     elif isinstance(output, list | tuple):
         for each in output:
             yield from _differentiable(each)
+    elif dataclasses.is_dataclass(output):
+        yield from _differentiable(getattr(output, "__dict__", None))

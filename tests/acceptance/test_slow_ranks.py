@@ -42,13 +42,16 @@ def straggler_of(
     return incident
 
 
-@pytest.mark.parametrize("script", ["slow_rank_job.py", "watched_rank_job.py"])
+@pytest.mark.parametrize(
+    "script", ["slow_rank_job.py", "watched_rank_job.py", "sharded_slow_rank_job.py"]
+)
 def test_a_rank_whose_forward_pass_sleeps_is_named(
     plane: ControlPlane, tmp_path: Path, script: str
 ) -> None:
     """Three ranks in lockstep: all have the same step time, and rank 2 does not wait.
 
-    The first script says its parts, the second has them measured by hooks.
+    The first script says its parts. The others have them measured by hooks: with DDP, and with
+    FSDP2, where the ranks wait in forward and backward passes.
     """
     incident = straggler_of(plane, tmp_path, [str(HERE / script)], ranks=3)
     assert incident["subject"].startswith("rank 2 on ")

@@ -7,10 +7,12 @@ so many seconds say so to the clock.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import pytest
 import torch
 
 from babysit.step_times import PARTS, Hooks, StepTimes
+from babysit.watch import _Waits
 from babysit.wire import Part
+from tests.control_plane import until
 
 FORWARD, BACKWARD, WAIT, OPTIMIZER, REST = 1.0, 2.0, 4.0, 8.0, 16.0
 
@@ -64,6 +68,14 @@ class _Slow(torch.autograd.Function):
         return gradients[0], None
 
 
+@dataclasses.dataclass
+class Output:
+    """As DDP takes one too."""
+
+    loss: torch.Tensor
+    name: str = "output"
+
+
 class Model(torch.nn.Module):
     def __init__(self, time: Time, wrap: Callable[[torch.Tensor], Any] = lambda y: y) -> None:
         super().__init__()
@@ -89,14 +101,15 @@ class Optimizer(torch.optim.SGD):
 
 def loss_of(output: Any) -> torch.Tensor:
     while not isinstance(output, torch.Tensor):
+        output = vars(output) if isinstance(output, Output) else output
         output = next(iter(output.values())) if isinstance(output, dict) else output[0]
     return output.sum()
 
 
 @pytest.mark.parametrize(
     "wrap",
-    [lambda y: y, lambda y: (y, None), lambda y: {"loss": y, "more": [y.detach()]}],
-    ids=["a tensor", "a tuple", "a mapping"],
+    [lambda y: y, lambda y: (y, None), lambda y: {"loss": y, "more": [y.detach()]}, Output],
+    ids=["a tensor", "a tuple", "a mapping", "a dataclass"],
 )
 def test_each_second_is_counted_in_its_part(wrap: Callable[[torch.Tensor], Any]) -> None:
     time = Time()
@@ -319,6 +332,89 @@ def test_a_hook_that_fails_is_logged_and_training_goes_on() -> None:
         each.startswith("a hook of run.watch failed: ") and "not callable" in each
         for each in time.warnings
     )
+
+
+class Collectives:
+    """Two ranks of gloo in this process. The other one comes once this one waits."""
+
+    def __init__(self, time: Time) -> None:
+        store = torch.distributed.HashStore()
+        with ThreadPoolExecutor(2) as pool:
+            made = pool.map(lambda r: torch.distributed.ProcessGroupGloo(store, r, 2), range(2))
+            self._mine, self._others = made
+        self._time = time
+
+    def wait(self, expected: Part) -> None:
+        """Be in a collective for `WAIT` seconds; this rank is in `expected` then."""
+
+        def other() -> None:
+            until(lambda: self._time.times.part is expected, f"this rank is in {expected}")
+            self._time.spend(WAIT)
+            self._others.allreduce([torch.ones(1)]).wait()
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(other)
+            self._mine.allreduce([torch.ones(1)]).wait()
+            done.result()
+
+
+class Gathered(torch.nn.Module):
+    """A layer that has to wait for other ranks in its forward pass, as one of FSDP."""
+
+    def __init__(self, time: Time, collectives: Collectives) -> None:
+        super().__init__()
+        self.layer = Model(time)
+        self._collectives = collectives
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self._collectives.wait(Part.WAIT)
+        return self.layer(x)
+
+
+def test_waiting_for_a_collective_is_told_from_the_part_around_it() -> None:
+    time = Time()
+    collectives = Collectives(time)
+    model = Gathered(time, collectives)
+    optimizer = Optimizer(model.layer, time)
+    hooks = time.watch(model, optimizer)
+    model(torch.ones(1, 2)).sum().backward()
+    collectives.wait(Part.WAIT)
+    time.spend(REST)
+    assert time.parts == dict.fromkeys(PARTS, 0.0) | {
+        Part.FORWARD: FORWARD,
+        Part.BACKWARD: BACKWARD,
+        Part.WAIT: 3 * WAIT,
+        Part.OTHER: REST,
+    }
+    hooks.remove()
+    collectives.wait(Part.OTHER)
+    assert time.parts[Part.WAIT] == 3 * WAIT, "nothing is watched any more"
+
+
+def test_waiting_in_a_pause_or_in_a_thread_beside_the_step_is_none_of_the_step() -> None:
+    time = Time()
+    collectives = Collectives(time)
+    model = Model(time)
+    time.watch(model)
+    model(torch.ones(1, 2)).sum().backward()
+    with ThreadPoolExecutor(1) as pool:  # of a save, say
+        pool.submit(collectives.wait, Part.OTHER).result()
+    time.times.enter(Part.PAUSED)
+    collectives.wait(Part.PAUSED)
+    parts = time.parts
+    assert (parts[Part.WAIT], parts[Part.OTHER], parts[Part.PAUSED]) == (WAIT, WAIT, WAIT)
+
+
+def test_a_torch_without_such_a_class_has_no_waiting_and_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_Waits, "watch", None)
+    monkeypatch.delattr(torch.distributed, "Work")
+    time = Time()
+    model = Model(time)
+    time.watch(model)
+    model(torch.ones(1, 2)).sum().backward()
+    assert (time.parts[Part.BACKWARD], time.warnings) == (BACKWARD, [])
 
 
 def test_what_cannot_have_hooks_is_left_out_with_a_word() -> None:
