@@ -10,7 +10,10 @@ from __future__ import annotations
 import atexit
 import re
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
+
+from babysit.numbers import whole
 
 if TYPE_CHECKING:
     from babysit.run import Run
@@ -27,6 +30,7 @@ _STEPS = {
     "iter",
     "num_updates",
 }
+_TRAINING = frozenset({"loss", "grad_norm", "learning_rate"})
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -54,12 +58,20 @@ class Counts:
 
     def __init__(self) -> None:
         self._before: Counter[str] = Counter()
+        """How often each name came since a step was given."""
+        self._given = 0
+        """The newest step that was given, and is not 0."""
 
     def step(self, name: str, given: Any) -> int:
-        """The step that is given; if that is 0 or none, how often the name came before."""
-        before = self._before[name]
+        """The step that is given.
+
+        If that is 0 or none: the newest one that was given with any name, since an evaluation may
+        come without, and one more each time that the name comes again.
+        """
+        if given:
+            self._given, self._before = int(given), Counter()
         self._before[name] += 1
-        return int(given or before)
+        return self._given + self._before[name] - 1
 
 
 class Values:
@@ -71,8 +83,12 @@ class Values:
         self._found: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
         self._calls = 0
+        self._is_given = False
+        """True if the script gives steps; else its calls are counted."""
+        self._name: int | None = None
+        """The step by its name; of an evaluation, only where training names its steps too."""
         self._named = False
-        """True once the script has logged the step itself, as a number with a name."""
+        """True once training has named a step that is not the one that the script gives."""
         atexit.register(self.flush)
 
     def take(self, values: dict[str, Any], step: Any = None, *, more: bool = False) -> None:
@@ -80,30 +96,60 @@ class Values:
 
         Args:
             values: The numbers by name; a step among them counts before `step`.
-            step: The step; None: the script does not count, and each call is a step.
+            step: The step; None: that of the newest call with one. If no call has one, the script
+                does not count, and each call is a step.
             more: True if the next call is of the same step, for a script that does not count.
         """
-        number = self._calls + 1 if step is None else int(step)
+        kinds = [kind_of(str(name)) for name in values]
+        number = self._next(values, kinds) if step is None else int(step)
+        self._is_given |= step is not None
         self._calls += not more
         if self._step is not None and number != self._step:
             self.flush()
         self._step = number
-        for name, value in values.items():
-            kind = kind_of(str(name))
-            if kind in {"step", "loss", "grad_norm", "learning_rate"}:
+        for (name, value), kind in zip(values.items(), kinds, strict=True):
+            if kind in _TRAINING:
                 self._found.setdefault(kind, value)
+            elif kind == "step":
+                self._take_name(value, kinds)
             elif not kind and isinstance(value, int | float):
                 self._metrics[str(name)] = value
 
+    def _next(self, values: Collection[str], kinds: Collection[str]) -> int:
+        """The step of a call without one.
+
+        Among calls that have it, that is the newest one, until the same number comes again.
+        """
+        if not self._is_given or self._step is None:
+            return self._calls + 1
+        again = self._found.keys() & set(kinds) or self._metrics.keys() & set(values)
+        return self._step + bool(again)
+
+    def _take_name(self, value: Any, kinds: Collection[str]) -> None:
+        """Take a step by its name, unless an evaluation says it, which may count otherwise."""
+        step = _whole(value)
+        if step is None or ("other" in kinds and not _TRAINING.intersection(kinds)):
+            step = step if self._named else None
+        self._name = step if self._name is None else self._name
+
     def flush(self) -> None:
-        """Report the step that is complete."""
-        found, metrics = self._found, self._metrics
-        self._found, self._metrics = {}, {}
-        step = found.pop("step", None)
-        self._named |= step is not None
-        if step is None:
-            step = self._step
-            if self._named:
-                return  # its step is not known
-        if step is not None and (found or metrics):
-            self._run.report(step=int(step), **found, metrics=metrics or None)
+        """Report the step that is complete; one whose number is not known is a sign of life."""
+        found, metrics, name = self._found, self._metrics, self._name
+        self._found, self._metrics, self._name = {}, {}, None
+        if self._step is None or not (found or metrics):
+            return
+        if name is not None:
+            self._named |= not self._is_given or name != self._step
+        if name is None and self._named:
+            self._run._beat()  # noqa: SLF001  # whatever phase the script has declared
+        else:
+            step = self._step if name is None else name
+            self._run.report(step=step, **found, metrics=metrics or None)
+
+
+def _whole(value: Any) -> int | None:
+    """A number as a step; None: no step can be read from it."""
+    try:
+        return None if value is None else whole(value)
+    except Exception:  # noqa: BLE001 (the value's own code ran; the script must go on)
+        return None

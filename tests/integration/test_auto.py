@@ -61,8 +61,14 @@ class Told:
     def __init__(self) -> None:
         self.reports: list[dict[str, Any]] = []
 
+        self.signs = 0
+        """Signs of life without a step."""
+
     def report(self, **given: Any) -> None:
         self.reports.append(given)
+
+    def _beat(self) -> None:
+        self.signs += 1
 
 
 def test_calls_of_one_step_are_one_report() -> None:
@@ -95,11 +101,83 @@ def test_a_step_with_a_name_counts_before_the_number_of_calls() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        {"eval/loss": 5.0, "epoch": 1.0, "global_step": 30},
+        {"eval/loss": 5.0, "epoch": 1.0, "step": 3},
+        {"eval/loss": 5.0, "step": "third"},
+    ],
+)
+@pytest.mark.parametrize("gives", [True, False], ids=["gives steps", "gives none"])
+def test_an_evaluation_that_names_its_step_silences_no_training(
+    evaluation: dict[str, Any], gives: bool
+) -> None:
+    """A run whose steps are no longer heard of looks hung, and is restarted in the end."""
+    run = Told()
+    values = Values(run)  # type: ignore[arg-type]  # all that it uses
+    for step in range(1, 9):
+        values.take({"train/loss": 1.0 / step}, step if gives else None)
+        if step in {3, 6}:
+            values.take(evaluation, step if gives else None)
+    values.flush()
+    losses = [report["loss"] for report in run.reports if "loss" in report]
+    assert losses == [1.0 / step for step in range(1, 9)]
+    steps = [report["step"] for report in run.reports]
+    assert steps == sorted(steps)
+    assert steps[-1] == (8 if gives else 10)
+
+
+def test_an_evaluation_before_the_training_names_no_steps_for_it() -> None:
+    run = Told()
+    values = Values(run)  # type: ignore[arg-type]  # all that it uses
+    values.take({"eval/loss": 5.0, "epoch": 0, "step": 0})
+    for step in range(1, 4):
+        values.take({"loss": 1.0 / step})
+    values.flush()
+    assert [report.get("loss") for report in run.reports][1:] == [1.0, 1 / 2, 1 / 3]
+
+
+def test_a_loss_whose_step_is_not_known_is_a_sign_of_life() -> None:
+    run = Told()
+    values = Values(run)  # type: ignore[arg-type]  # all that it uses
+    values.take({"loss": 2.0, "iter": 100})
+    for _ in range(3):  # another stage of the same script
+        values.take({"loss": 1.0})
+    values.flush()
+    assert [report["step"] for report in run.reports] == [100]
+    assert run.signs == 3
+
+
 def test_numbers_without_a_step_are_counted_by_name() -> None:
     counts = Counts()
     assert [counts.step("loss", 0) for _ in range(3)] == [0, 1, 2]
     assert counts.step("lr", None) == 0
     assert counts.step("loss", 40) == 40
+    assert counts.step("accuracy", 0) == 40, "an evaluation without a step is of the newest one"
+    assert [counts.step("loss", given) for given in (50, 0, 0, 60)] == [50, 51, 52, 60]
+
+
+def test_an_evaluation_without_a_step_does_not_set_the_count_back() -> None:
+    """A count that goes back is continued from its end: each evaluation would double the steps."""
+    run = Told()
+    values = Values(run)  # type: ignore[arg-type]  # all that it uses
+    for step in (100, 200, 300):
+        values.take({"train/loss": 1.0}, step)
+        values.take({"eval/loss": 1.5, "epoch": step / 100})
+    values.flush()
+    assert [report["step"] for report in run.reports] == [100, 200, 300]
+
+
+@pytest.mark.parametrize("name", ["train/loss", "perplexity"])
+def test_a_script_that_gives_a_step_only_once_is_heard_of_afterwards(name: str) -> None:
+    run = Told()
+    values = Values(run)  # type: ignore[arg-type]  # all that it uses
+    values.take({"parameters": 7}, 0)
+    for _ in range(4):
+        values.take({name: 1.0})
+    values.flush()
+    assert [report["step"] for report in run.reports] == [0, 1, 2, 3]
 
 
 def test_a_module_is_watched_after_its_import(
