@@ -32,7 +32,7 @@ def take(model: Any, optimizers: Sequence[Any], ranks: int) -> dict[str, Any]:
     return {
         _RANKS: ranks,
         "parameters": {name: _copy(each) for name, each in model.named_parameters()},
-        "buffers": {name: _copy(each) for name, each in model.named_buffers()},
+        "buffers": {name: _copy(each) for name, each in _buffers(model).items()},
         "optimizers": [_copied(optimizer.state_dict()) for optimizer in optimizers],
     }
 
@@ -50,8 +50,10 @@ def put(
             f"{where}: {saved} ranks saved their pieces of the sharded model, and this attempt has"
             f" {ranks}: give the run as many ranks as before"
         )
-    parts = dict(model.named_parameters()), dict(model.named_buffers())
+    parts = dict(model.named_parameters()), _buffers(model)
     for kind, found in zip(("parameters", "buffers"), parts, strict=True):
+        if more := sorted(found.keys() - pieces[kind].keys()):
+            raise StateMismatchError(f"{where} has no {kind[:-1]} {more[0]}, which the model has")
         for name, tensor in pieces[kind].items():
             own = _local(found[name]) if name in found else None
             if own is None or own.shape != tensor.shape:
@@ -61,6 +63,17 @@ def put(
             own.copy_(tensor)
     for optimizer, state in zip(optimizers, pieces["optimizers"], strict=True):
         optimizer.load_state_dict(_placed(state, optimizer))
+
+
+def _buffers(model: Any) -> dict[str, Any]:
+    """The buffers that torch itself would save: the others may grow with the inputs of a model."""
+    passing = {
+        id(module._buffers[name])  # noqa: SLF001  # as `state_dict` does
+        for module in model.modules()
+        for name in module._non_persistent_buffers_set  # noqa: SLF001
+        if name in module._buffers  # noqa: SLF001
+    }
+    return {name: each for name, each in model.named_buffers() if id(each) not in passing}
 
 
 def _placed(state: dict[str, Any], optimizer: Any) -> dict[str, Any]:
