@@ -89,6 +89,8 @@ class Values:
         """The step by its name; of an evaluation, only where training names its steps too."""
         self._named = False
         """True once training has named a step that is not the one that the script gives."""
+        self._newest: int | None = None
+        """The step of the newest loss; other numbers may come by epoch, and set no count back."""
         atexit.register(self.flush)
 
     def take(self, values: dict[str, Any], step: Any = None, *, more: bool = False) -> None:
@@ -144,6 +146,10 @@ class Values:
             self._run._beat()  # noqa: SLF001  # whatever phase the script has declared
         else:
             step = self._step if name is None else name
+            if "loss" in found:
+                self._newest = step
+            elif self._newest is not None:
+                step = max(step, self._newest)
             self._run.report(step=step, **found, metrics=metrics or None)
 
 

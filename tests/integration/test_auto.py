@@ -169,6 +169,28 @@ def test_an_evaluation_without_a_step_does_not_set_the_count_back() -> None:
     assert [report["step"] for report in run.reports] == [100, 200, 300]
 
 
+@pytest.mark.parametrize("name", ["accuracy/train", "lr"])
+def test_numbers_by_epoch_do_not_set_the_count_of_steps_back(name: str) -> None:
+    run = Told()
+    values = Values(run)  # type: ignore[arg-type]  # all that it uses
+    for step in range(1, 7):
+        values.take({"train/loss": 1.0 / step}, step)
+        if step % 3 == 0:
+            values.take({name: 0.5}, step // 3)
+    values.flush()
+    assert [report["step"] for report in run.reports] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_losses_of_a_counter_within_the_epoch_are_given_as_they_are() -> None:
+    """The run continues such a counter by itself."""
+    run = Told()
+    values = Values(run)  # type: ignore[arg-type]  # all that it uses
+    for step in (1, 2, 1, 2):
+        values.take({"train/loss": 1.0, "lr": 0.1}, step)
+    values.flush()
+    assert [report["step"] for report in run.reports] == [1, 2, 1, 2]
+
+
 @pytest.mark.parametrize("name", ["train/loss", "perplexity"])
 def test_a_script_that_gives_a_step_only_once_is_heard_of_afterwards(name: str) -> None:
     run = Told()
