@@ -156,8 +156,14 @@ async def _dump(pid: int) -> tuple[bytes, str]:
     return output, ""
 
 
+_TIMER = "/babysit/watch.py"
+
+
 def frames(threads: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Frames of the main thread, innermost first, without those of the fork server."""
+    """Frames of the main thread, innermost first, without those of the fork server.
+
+    Nor those in which `run.watch` times a wait: the verdict goes by the call that waits.
+    """
     return tuple(
         f"{frame['name']} ({frame.get('short_filename') or frame['filename']}:{frame['line']})"
         for frame in _shown(threads)
@@ -168,7 +174,8 @@ def _shown(threads: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not threads:
         return []
     main = next((t for t in threads if t.get("thread_name") == "MainThread"), threads[0])
-    return [frame for frame in main["frames"] if frame["filename"] != fork_server.__file__]
+    own = [frame for frame in main["frames"] if frame["filename"] != fork_server.__file__]
+    return list(itertools.dropwhile(lambda frame: frame["filename"].endswith(_TIMER), own))
 
 
 def source_line(threads: list[dict[str, Any]]) -> str:

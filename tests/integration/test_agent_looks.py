@@ -107,6 +107,36 @@ async def test_the_line_at_which_a_process_stands(tmp_path: Path) -> None:
     assert seen.line == "lock.acquire()"
 
 
+WATCHED = """
+import os, sys, time, torch, torch.distributed as dist
+from babysit.step_times import StepTimes
+other = sys.argv[1:] == ["other"]
+if not other:
+    os.system(f"{sys.executable} {__file__} other &")  # not a child: it would be a helper
+store = f"file://{__file__}.store"
+dist.init_process_group("gloo", init_method=store, rank=int(other), world_size=2)
+if other:
+    time.sleep(1000)
+model = torch.nn.Linear(2, 2)
+watch = StepTimes().watch(print)
+watch.add(model, None)
+print("ready", flush=True)
+work = dist.all_reduce(torch.ones(4), async_op=True)
+WAIT
+"""
+
+
+@pytest.mark.parametrize("wait", ["work.wait()", "dist.barrier()"])
+async def test_a_watched_rank_that_waits_for_others_is_not_stuck(wait: str, tmp_path: Path) -> None:
+    """`run.watch` times such waits in a frame of its own, which must not pass for the script's."""
+    with process(WATCHED.replace("WAIT", wait), tmp_path) as pid:
+        for _ in range(5):  # on a busy machine it may not have come to where it waits
+            seen = await look(pid)
+            if _doing(seen, "training") is Doing.WAITING:
+                break
+    assert _doing(seen, "training") is Doing.WAITING, seen
+
+
 async def test_a_stopped_process_and_its_stopped_threads(tmp_path: Path) -> None:
     code = (
         "import threading, time\n"
