@@ -78,13 +78,15 @@ class RankRestored(WorkerEvent):
 
 
 class RankExited(WorkerEvent):
-    """A rank's process has ended. `failure` is None for exit code 0."""
+    """A rank's process has ended. `failure` is None if it ended well."""
 
     kind: Literal["rank_exited"] = "rank_exited"
     rank: int
     code: int
     """Exit code; negative: that signal killed it."""
     failure: Failure | None = None
+    remark: str = ""
+    """Why another exit code than 0 is a good end; empty for code 0, and for a failure."""
     last_step: int = 0
 
 

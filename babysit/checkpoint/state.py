@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import (
-    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
 
-from babysit.checkpoint import flat_modules, objects, optimizers, values
+from babysit.checkpoint import flat_modules, modules, objects, optimizers, values
 from babysit.checkpoint.values import Opaque, Path, Sizes, holds, refs_of, text_of
 from babysit.errors import StateMismatchError
 
@@ -88,7 +87,7 @@ class Parts:
                 packed = optimizers.pack(part.value, self._names)
                 return optimizers.split(packed, part.path, tensors)
             case Kind.MODULE:
-                packed = flat_modules.model_state(part.value)
+                packed = modules.state_of(part.value)
             case Kind.FLAT_OPTIMIZER:
                 packed = flat_modules.optimizer_state(self._flat_module(part), part.value)
             case Kind.STATEFUL:
@@ -202,7 +201,7 @@ class Parts:
     def _give(self, part: Part, loaded: Any) -> None:
         match part.kind:
             case Kind.MODULE:
-                set_model_state_dict(part.value, loaded)
+                modules.load(part.value, loaded)
             case Kind.OPTIMIZER:
                 optimizers.put_back(part.value, self._names, loaded)
             case Kind.FLAT_OPTIMIZER:
@@ -279,6 +278,8 @@ def _target(
 ) -> torch.Tensor:
     size, dtype = saved
     fits = mine is not None and (mine.shape, mine.dtype) == (size, dtype)
+    if mine is not None and not ref.sharded and not values.is_written_in_place(mine):
+        return torch.empty(size, dtype=dtype, device=mine.device)
     if mine is not None and fits and isinstance(mine, DTensor) == ref.sharded:
         return mine if part.kind is not Kind.STATEFUL or ref.sharded else torch.empty_like(mine)
     kept = part.kind in {Kind.MODULE, Kind.FLAT_OPTIMIZER} or ref.sharded

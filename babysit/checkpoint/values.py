@@ -101,6 +101,19 @@ _WHOLE_NUMBERS = {
 }
 
 
+def is_written_in_place(tensor: torch.Tensor) -> bool:
+    """True if other content can be copied into the tensor.
+
+    Elements of an expanded tensor share their memory, and torch protects tensors that were made in
+    `torch.inference_mode()`.
+    """
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if local.layout != torch.strided or local.is_nested:
+        return True
+    shared = any(n > 1 and step == 0 for n, step in zip(local.shape, local.stride(), strict=True))
+    return not shared and not local.is_inference()
+
+
 def split(value: Any, path: Path, tensors: dict[str, torch.Tensor]) -> Any:
     """Replace the tensors of a structure by :class:`Ref`, and add them to `tensors` by name.
 
@@ -213,8 +226,10 @@ def put_back(current: Any, loaded: Any) -> Any:
 
 def _put_tensor(current: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:
     loaded = loaded.to(current.device)
+    if current.is_nested or loaded.is_nested:  # such a tensor may have no shape
+        return loaded
     same = current.shape == loaded.shape and current.dtype == loaded.dtype
-    if not same or current.layout != loaded.layout:
+    if not same or current.layout != loaded.layout or current.is_inference():
         return loaded
     try:
         current.data = loaded.data  # also for sparse and quantised ones

@@ -3,6 +3,9 @@
 The exit code is that of the command, which may be a shell around the training (`python train.py |
 tee log`). So where the script joined with `babysit.init()`, its end counts only with its word: the
 loop of `steps()` ended, `finish()` was called, or the interpreter ended in good order.
+
+After that the libraries are torn down, which crashes often enough: the work is done then, and a
+restart would repeat it only to crash there again.
 """
 
 from __future__ import annotations
@@ -10,11 +13,18 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import signal
 
 from babysit.wire import Note
 from monitors.exit_rules import RuleSet
 from monitors.exits import classify, ends_in_traceback
 from monitors.failures import Evidence, Failure, FailureClass
+
+_CRASHES = {
+    each.value: each.name
+    for each in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+}
+"""Signals that a process gets for its own faults."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -79,6 +89,20 @@ class RankWords:
     def is_done(self) -> bool:
         """True if the training loop came to its end, and was not left before."""
         return self.finished and not self.left
+
+    def crash_after_end(self, code: int) -> str:
+        """Describes a crash when nothing was left to do; empty: it was another end.
+
+        The training loop had ended, and then the interpreter in good order, with code 0. A process
+        that is killed from outside is not meant.
+
+        Args:
+            code: The exit code of the command; 128 and more may be a shell's word for a signal.
+        """
+        crash = _crash(code)
+        if not crash or not self.is_done or self.error or self.code != 0:
+            return ""
+        return f"ended by {crash} after its script had ended"
 
     @property
     def raised(self) -> str:
@@ -147,6 +171,30 @@ def failure_behind_zero(
     if words.finished or not wrapped:
         return None  # its own `os._exit(0)` is its own word
     return _vanished(FailureClass.USER_CODE if words.left else FailureClass.UNKNOWN)
+
+
+def after_the_loop(words: RankWords, failure: Failure | None, code: int) -> Failure | None:
+    """The failure, as the script's own if the process crashed when its training loop had ended.
+
+    Nothing moves on then: each restart comes to the same place, and another node changes nothing.
+    """
+    crash = _crash(code)
+    if failure is None or failure.failure_class is not FailureClass.SIGNAL or not crash:
+        return failure
+    if not words.is_done:
+        return failure
+    return failure.model_copy(
+        update={
+            "failure_class": FailureClass.USER_CODE,
+            "reason": f"{failure.reason} after the training loop had ended",
+            "signature": f"{FailureClass.USER_CODE.value}:{crash} after the loop",
+        }
+    )
+
+
+def _crash(code: int) -> str:
+    """The signal of a crash that an exit code stands for; 128 and more are a shell's word."""
+    return _CRASHES.get(-code if code < 0 else code - 128, "")
 
 
 def _behind_zero(found: Failure) -> Failure:

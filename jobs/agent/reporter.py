@@ -15,7 +15,7 @@ from jobs.agent.gang import Gang, RankProcess
 from jobs.agent.log_pump import LogPump
 from jobs.agent.note_events import Author, translate
 from jobs.agent.outbox import Outbox
-from jobs.agent.rank_end import failure_behind_zero
+from jobs.agent.rank_end import after_the_loop, failure_behind_zero
 from jobs.checks.results import CheckResult
 from jobs.clock import Clock
 from jobs.config import AgentConfig
@@ -109,6 +109,7 @@ class Reporter:
             rank=process.rank,
             code=code,
             failure=failure,
+            remark="" if failure else process.words.crash_after_end(code),
             last_step=process.last_step,
             **self.fields(gang.attempt),
         )
@@ -120,6 +121,8 @@ class Reporter:
         log = log_tail(self._logs.tail(process.log))
         if (recorded := process.reader.exit_code) is not None:
             process.words.code = recorded
+        if process.words.crash_after_end(code):
+            return None
         if code != 0:
             process.words.read_error_file(process.reader.recorded_error)
         wrapped = process.python_pid != process.pid
@@ -136,6 +139,7 @@ class Reporter:
             own_code=process.words.is_own(code, wrapped=wrapped),
             rules=self.log_rules,
         )
+        failure = after_the_loop(process.words, failure, code)
         said = process.words.recorded
         if failure is None or not said or process.killed:
             return failure

@@ -248,6 +248,35 @@ def plain_values() -> Script:
     return state, step, own
 
 
+class Masked(nn.Linear):
+    """A mask whose elements share their memory, as models make it for a batch."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.register_buffer("mask", torch.ones(1).expand(8))
+
+
+def not_writable() -> Script:
+    """Tensors into which torch copies nothing, and a module that has no tensor."""
+    model, kept = Masked(), {"shared": torch.zeros(1).expand(3), "best": torch.zeros(8)}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+
+    def step(n: int) -> None:
+        update((model(inputs(n)) * model.mask).square().mean(), optimizer)
+        kept["shared"] = torch.tensor([float(n)]).expand(3)
+        with torch.inference_mode():
+            kept["best"] = model.bias.clone()
+        kept["ragged"] = torch.nested.nested_tensor([torch.ones(n), torch.ones(2)])
+
+    step(0)  # a script may have such tensors before it restores
+    state = {"model": model, "opt": optimizer, "loss": nn.CrossEntropyLoss(), "kept": kept}
+    own = lambda: [  # noqa: E731
+        *seen(*model.parameters(), model.mask, kept["shared"], kept["best"]),
+        *seen(*kept["ragged"].unbind()),
+    ]
+    return state, step, own
+
+
 class Meter:
     total = 0
 
@@ -265,6 +294,7 @@ SCRIPTS: dict[str, Callable[[], Script]] = {
     "L-BFGS": lbfgs,
     "optimizer state of another dtype": wide,
     "values and keys of all kinds": plain_values,
+    "tensors that cannot be written in place": not_writable,
 }
 
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from jobs.agent.rank_end import RankWords, failure_behind_zero
+from jobs.agent.rank_end import RankWords, after_the_loop, failure_behind_zero
+from monitors.exits import classify
 from monitors.failures import FailureClass
 
 CRASH = (
@@ -172,3 +173,48 @@ def test_an_exception_that_an_exit_hid_is_the_reason() -> None:
     assert failure is not None
     assert failure.failure_class is FailureClass.USER_CODE
     assert failure.reason == "ValueError: shard 3 is short (its command exited with code 0)"
+
+
+DONE = (STARTED, LOOPING, FINISHED, exiting())
+# Notes, exit code of the command, what is said of a crash that came after the end.
+CRASHES = {
+    "in a destructor": (words(*DONE), -11, "ended by SIGSEGV after its script had ended"),
+    "abort() inside a shell": (words(*DONE), 134, "ended by SIGABRT after its script had ended"),
+    "in an exit handler": (words(*DONE[:-1]), -11, ""),
+    "in the loop": (words(STARTED, LOOPING), -11, ""),
+    "in a loop after the first one": (words(*DONE[:-1], LOOPING), -11, ""),
+    "after a loop that was left": (words(STARTED, LOOPING, LEFT, exiting()), -11, ""),
+    "after an exception": (words(*DONE[:-1], exiting("ValueError", 1)), -11, ""),
+    "after sys.exit(3)": (words(*DONE[:-1], exiting(code=3)), -11, ""),
+    "killed": (words(*DONE), -9, ""),
+    "without babysit": (words(), -11, ""),
+    "an exit code": (words(*DONE), 1, ""),
+}
+
+
+@pytest.mark.parametrize(("said", "code", "remark"), CRASHES.values(), ids=CRASHES.keys())
+def test_a_crash_after_the_end_of_the_script_undoes_no_work(
+    said: RankWords, code: int, remark: str
+) -> None:
+    assert said.crash_after_end(code) == remark
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "failure_class"),
+    [
+        (words(STARTED, LOOPING, FINISHED), -11, FailureClass.USER_CODE),
+        (words(STARTED, LOOPING, FINISHED), 139, FailureClass.USER_CODE),
+        (words(STARTED, LOOPING, FINISHED), -9, FailureClass.SIGNAL),
+        (words(STARTED, LOOPING), -11, FailureClass.SIGNAL),
+        (words(STARTED, LOOPING, LEFT), -11, FailureClass.SIGNAL),
+    ],
+)
+def test_a_crash_between_the_loop_and_the_end_is_confirmed_once(
+    said: RankWords, code: int, failure_class: FailureClass
+) -> None:
+    """Fifty restarts would each repeat what is done, to crash at the same place."""
+    failure = after_the_loop(said, classify("step 20\n", code), code)
+    assert failure is not None
+    assert failure.failure_class is failure_class
+    ended = "after the training loop had ended" in failure.reason
+    assert ended is (failure_class is FailureClass.USER_CODE)

@@ -149,6 +149,10 @@ def test_ranks_that_finish_together_end_their_run_and_a_failed_one_stands_alone(
         }
     )
     assert coalesce([ends[0], died]) == [ends[0], died]
+    crashed = ends[1].model_copy(update={"code": -11, "remark": "ended by SIGSEGV late"})
+    [joined] = coalesce([ends[0], crashed])
+    assert isinstance(joined, GangFinished)
+    assert joined.remark == "rank 1 was ended by SIGSEGV late"
     others = [end.model_copy(update={"rank": end.rank + 2}) for end in ends]
     [joined] = coalesce([*ends, *others])
     assert isinstance(joined, GangFinished)

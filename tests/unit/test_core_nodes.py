@@ -190,6 +190,31 @@ def test_a_program_that_faults_on_two_machines_is_its_owners() -> None:
     assert not any(node.faults for node in world.state.nodes.values())
 
 
+def test_a_program_that_faults_after_the_same_step_is_its_owners_on_one_machine_too() -> None:
+    """An outage may kill attempts before their first step; none of them ends the run."""
+    world = World(nodes=1)
+    world.submit(spec(nodes=1))
+    world.trained_to(5)
+    for last_step in (5, 0, 0, 0, 0, 0, 5, 5):
+        world.die(failure=killed("SIGSEGV"), last_step=last_step)
+        world.settle()
+        world.advance(61)
+        world.settle()
+        assert world.run().state is not RunState.FAILED
+    restart = world.attempt().restart
+    assert restart is not None
+    assert "to confirm that the code is the cause" not in restart.reason
+    deaths = 2
+    while world.run().state is not RunState.FAILED:
+        deaths += 1
+        assert deaths < 6
+        world.die(failure=killed("SIGSEGV"), last_step=5)
+        world.settle()
+        world.advance(61)
+        world.settle()
+    assert deaths == 4, "three after one step, and once more to confirm"
+
+
 def test_a_hang_is_held_against_no_node() -> None:
     world = World(nodes=3)
     world.submit()

@@ -73,7 +73,7 @@ def gang_of(event: WorkerEvent) -> Any:
 def _succeeded(event: WorkerEvent) -> bool:
     match event:
         case RankExited():
-            return event.failure is None and event.code == 0
+            return event.failure is None and (event.code == 0 or event.remark != "")
         case RankRestored():
             return not event.rejected
         case CheckpointChecked():
@@ -159,6 +159,7 @@ _GANG_FORM: Mapping[type[Event], Callable[[Any], GangEvent]] = {
         group,
         ranks=tuple(event.rank for event in group),
         last_step=max(event.last_step for event in group),
+        remark="; ".join(f"rank {each.rank} was {each.remark}" for each in group if each.remark),
     ),
     RankRestored: _restored,
     ShardWritten: _saved,

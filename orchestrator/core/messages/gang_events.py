@@ -68,10 +68,12 @@ class GangRestored(_OfRanks):
 
 
 class GangFinished(_OfRanks):
-    """These ranks exited with code 0."""
+    """These ranks ended well."""
 
     kind: Literal["gang_finished"] = "gang_finished"
     last_step: int
+    remark: str = ""
+    """Ranks that ended well with another exit code than 0, and how."""
 
 
 class GangSaved(GangEvent):

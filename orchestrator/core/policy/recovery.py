@@ -119,7 +119,7 @@ def judge(run: Run, attempt: Attempt, case: Case, node: Node | None, now: dt.dat
     paid = budgets[cause.value]
     follows = _follows_the_run(failure, paid)
     elsewhere = follows and len(paid.hosts) >= FOLLOWED_NODES and remedies.is_own_making(failure)
-    if elsewhere or (paid.at_step >= SAME_STEP_DEATHS and remedies.is_hearsay(failure)):
+    if elsewhere or (paid.at_step >= SAME_STEP_DEATHS and _is_the_run_s(failure, attempt)):
         cause = Cause.USER
         budgets, count = _charge(run, budgets, cause.value, failure.signature)
     limit = remedies.budget_of(run.spec, cause)
@@ -231,6 +231,17 @@ def _charge(
 
 def _with(names: tuple[str, ...], name: str | None) -> tuple[str, ...]:
     return names if name is None or name in names else (*names, name)
+
+
+def _is_the_run_s(failure: Failure, attempt: Attempt) -> bool:
+    """True for a failure that is the program's own if it strikes after the same step every time.
+
+    A crash before the first new step may be of a storage or a node that is down for a while: only
+    one that comes after steps of the attempt's own is tied to its step.
+    """
+    if remedies.is_hearsay(failure):
+        return True
+    return remedies.is_own_making(failure) and attempt.step > attempt.start_step
 
 
 def _follows_the_run(failure: Failure, paid: Budget) -> bool:

@@ -38,7 +38,7 @@ from orchestrator.core.turn import Turn
 def on_rank_died(turn: Turn, event: RankExited) -> None:
     """A rank failed: the first of its attempt, which fails with it, or a later one.
 
-    A rank that exited with code 0 is part of a `GangFinished`. One with another code whose agent
+    A rank that ended well is part of a `GangFinished`. One with another code whose agent
     says nothing more has failed, too: a crash is never called a success.
     """
     run, attempt = turn.run(event.run), turn.state.attempts[event.run]
@@ -67,7 +67,7 @@ def _without_word(event: RankExited) -> Failure:
 
 
 def on_finished(turn: Turn, event: GangFinished) -> None:
-    """Ranks exited with code 0; with the last of its ranks the run has succeeded.
+    """Ranks ended well; with the last of its ranks the run has succeeded.
 
     Ranks that finish while the attempt is being stopped do not end the run: it was to go on.
     """
@@ -76,17 +76,24 @@ def on_finished(turn: Turn, event: GangFinished) -> None:
     done = attempt.done_ranks.union(event.ranks)
     step = max(attempt.step, event.last_step)
     turn.change_attempt(run.id, step=step, done_ranks=done)
-    finish_if_done(turn, run.id)
+    finish_if_done(turn, run.id, event.remark)
 
 
-def finish_if_done(turn: Turn, run_id: str) -> None:
-    """End a run whose ranks have all ended well, unless the attempt is being stopped."""
+def finish_if_done(turn: Turn, run_id: str, remark: str = "") -> None:
+    """End a run whose ranks have all ended well, unless the attempt is being stopped.
+
+    Args:
+        turn: The turn.
+        run_id: The run.
+        remark: What is odd about the end of the last ranks; empty: nothing is.
+    """
     attempt = turn.state.attempts[run_id]
     if len(attempt.done_ranks) == attempt.world_size and attempt.state is not AttemptState.STOPPING:
         turn.change_attempt(run_id, state=AttemptState.ENDED, ended_at=turn.now)
         reason = f"every rank ended well after step {attempt.step}"
         if not is_reporting(turn.run(run_id)):
             reason = "every rank ended well; no step is known"
+        reason = f"{reason} ({remark})" if remark else reason
         attempt_lifecycle.finish_run(turn, run_id, RunState.SUCCEEDED, reason)
 
 
