@@ -31,6 +31,9 @@ def _plain(value: object) -> str:
 def encode(kind: str, body: BaseModel | Mapping[str, Any]) -> bytes:
     """Encode one frame.
 
+    Texts with characters that UTF-8 does not have are written with escapes: Python reads file names
+    of other encodings so, and they come along in the messages of exceptions.
+
     Args:
         kind: Type of the frame, such as `report`.
         body: A model, or a mapping of plain values.
@@ -39,7 +42,9 @@ def encode(kind: str, body: BaseModel | Mapping[str, Any]) -> bytes:
         TypeError: The body contains a value of an unsupported type.
     """
     content = body.model_dump() if isinstance(body, BaseModel) else dict(body)
-    packed: bytes = msgpack.packb({"type": kind, "body": content}, default=_plain)
+    packed: bytes = msgpack.packb(
+        {"type": kind, "body": content}, default=_plain, unicode_errors="backslashreplace"
+    )
     return packed
 
 

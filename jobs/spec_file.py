@@ -90,6 +90,7 @@ _RUN_SPEC = FileKind(
     what="run spec",
     holds="run",
     hint=_STARTER,
+    texts=frozenset({"env"}),
     extensions=True,
 )
 

@@ -98,6 +98,8 @@ class FileKind(Generic[M]):
     """Appended to the message when there is nothing to read."""
     depth: int = 4
     """Depth of the deepest field."""
+    texts: frozenset[str] = frozenset()
+    """Mappings at the top whose numbers mean what was written: `1.10` is not `1.1` there."""
     extensions: bool = False
     """Keys at the top that begin with `x-` are ignored: a place for anchors."""
 
@@ -126,6 +128,9 @@ class FileKind(Generic[M]):
             message = f"its aliases (*) stand for more than {MAX_VALUES:,} values; write them out"
             raise SpecError([source.problem((), message)])
         plain: dict[Any, Any] = _plain(tree, {})
+        for field in self.texts.intersection(tree):
+            if isinstance(tree[field], CommentedMap):
+                plain[field] = {**plain[field], **_as_written(tree[field], text)}
         return plain, source
 
     def validate(self, raw: Mapping[Any, Any], source: Source) -> M:
@@ -311,6 +316,24 @@ def _unfolded(node: Any, known: dict[int, float]) -> float:
         values = node.values() if isinstance(node, CommentedMap) else node
         known[id(node)] = 1 + sum(_unfolded(value, known) for value in values)
     return known[id(node)]
+
+
+_WRITER = YAML(typ="rt")
+
+
+def _as_written(node: CommentedMap, text: str) -> dict[Any, str]:
+    """The numbers and truth values of a mapping, as its file has them."""
+    lines = text.splitlines()
+    found: dict[Any, str] = {}
+    for key, value in node.items():
+        if isinstance(value, bool):
+            line, column = (node.lc.data or {}).get(key, (0, 0, -1, -1))[2:]
+            word = re.match(r"\w+", lines[line][column:]) if 0 <= line < len(lines) else None
+            if word and word[0].lower() == str(value).lower():
+                found[key] = word[0]
+        elif isinstance(value, int | float):
+            found[key] = _WRITER.representer.represent_data(value).value
+    return found
 
 
 def _plain(node: Any, seen: dict[int, Any]) -> Any:

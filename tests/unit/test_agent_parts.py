@@ -323,3 +323,10 @@ def test_bad_settings_are_named_without_showing_the_token(tmp_path: Path):
     with pytest.raises(ConfigError, match="colour") as caught:
         read_config(file)
     assert "hush" not in str(caught.value)
+
+
+def test_a_text_that_utf_8_does_not_have_is_escaped() -> None:
+    """Such as the message of an exception about a file whose name is in another encoding."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    _, body = frames.decode(frames.encode("report", {"reason": f"no such file: {name}"}))
+    assert body == {"reason": r"no such file: caf\udce9.jpg"}

@@ -155,6 +155,19 @@ def test_units_and_plain_values_are_understood() -> None:
     assert spec.monitors.hang.after == 90
 
 
+def test_numbers_in_the_environment_are_as_they_were_written() -> None:
+    """Python's 12.1, 16 and 0.001 are other texts than CUDA's version 12.10, 0x10 and 1e-3."""
+    texts = "1.50 12.10 0x10 012 1e-3 1E5 1_000 .5 -1.50 5. 0o17 10000000000000000000000 7 -3"
+    more = "True false TRUE 2.0e-3 +5 007"
+    for text in [*texts.split(), *more.split()]:
+        assert loads(f"{GOOD}env: {{A: {text}}}").env["A"].lstrip("+") == text.lstrip("+")
+        assert loads(f"{GOOD}env:\n  B: x\n  A: {text} # why\n").env["A"] in (text, text[1:])
+    shared = (
+        "x-c: &c {A: 1.10, B: 1}\n" + GOOD + "env:\n  <<: *c\n  B: 2.0\n  C: &t True\n  D: *t\n"
+    )
+    assert loads(shared).env == {"A": "1.10", "B": "2.0", "C": "true", "D": "true"}
+
+
 def test_the_schema_and_the_reader_agree_on_numbers_as_text() -> None:
     """What an editor with the schema marks as wrong is refused, and nothing else is."""
     properties = {**run_schema()["properties"], **run_schema()["$defs"]["Checkpoint"]["properties"]}
