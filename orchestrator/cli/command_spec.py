@@ -57,6 +57,9 @@ def write(here: Session, command: tuple[str, ...], options: CommandOptions) -> W
     """
     if not command:
         raise CliError("expected a command after --", ExitCode.USAGE)
+    if odd := next((word for word in command if not _is_utf_8(word)), None):
+        message = f"{odd!a}: expected UTF-8, the encoding of run specs; rename the file"
+        raise CliError(message, ExitCode.USAGE)
     counts = _Counts(here)
     try:
         launch = understand(command, _surroundings(command, counts))
@@ -96,6 +99,11 @@ def _spec(launch: Launch, options: CommandOptions, counts: _Counts) -> dict[str,
     if options.checkpoints is not None:
         spec["checkpoint"] = {"directory": options.checkpoints}
     return spec
+
+
+def _is_utf_8(word: str) -> bool:
+    """False for a word that Python has read with bytes of another encoding in it."""
+    return word.encode(errors="ignore").decode() == word
 
 
 def _nodes(text: str) -> int | tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def test_who_gets_the_variables_of_torchrun() -> None:
         (["--set", "nonsense", "--", "true"], "expected FIELD=VALUE"),
         (["--nodes", "two", "--", "true"], "expected a number, or MIN:MAX"),
         (["--", "python", "nowhere.py"], "nowhere.py: no such file in"),
+        (["--", "true", os.fsdecode(b"caf\xe9")], r"'caf\udce9': expected UTF-8"),
     ],
 )
 def test_mistakes_are_usage(words: list[str], said: str) -> None:
