@@ -78,6 +78,7 @@ class Reading:
         self._rules = rules
         found = find_tracebacks(self._lines)
         self._deaths, self._source = found.deaths, found.source_lines
+        self._boxed = found.boxed_lines
         text = "\n".join(
             line.text for number, line in enumerate(self._lines) if number not in self._source
         )
@@ -115,7 +116,11 @@ class Reading:
         """
         if not self._deaths:
             return False
-        behind = self._lines[self._deaths[-1].end + 1 :]
+        behind = [
+            line
+            for number, line in enumerate(self._lines)
+            if number > self._deaths[-1].end and number not in self._source - self._boxed
+        ]
         return not any(
             any(c.isalnum() for c in line.text)
             and (line.level >= LogLevel.PLAIN or _is_own_info(line))
@@ -166,7 +171,7 @@ class Reading:
         kept = [
             line
             for number, line in [*enumerate(self._lines)][-_TELLING_LINES:]
-            if number not in self._source
+            if (number not in self._source or number in self._boxed)
             and any(c.isalnum() for c in line.text)
             and not line.is_progress
             and line.level >= LogLevel.PLAIN
@@ -175,7 +180,7 @@ class Reading:
         ]
         errors = [line for line in kept if looks_like_error(line)]
         chosen = errors or kept or [line for line in self._lines if line.is_progress]
-        return [line.text.strip() for line in chosen]
+        return [line.text.strip(" │┃") for line in chosen]
 
     # --- lines --------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 The problem: several tracebacks stand in one log. Some were survived, some are chained ("During
 handling of …", "… was the direct cause of …"), some are the members of an exception group, some
-belong to other ranks that died of the first. The design: each traceback is one `Raised` with the
+belong to other ranks that died of the first. Those that Python ignores (in a `__del__`, in an exit
+handler) come last and ended nothing. The design: each traceback is one `Raised` with the
 lines that belong to it; chained ones and members of a group form one `Death`. Limits: the messages
 of two ranks that were printed into each other without a prefix may be taken for one another.
 """
@@ -36,6 +37,7 @@ _HEADER = re.compile(r"Traceback \(most recent call last\)|Current thread 0x\w+ 
 _HEADER_GROUP = re.compile(r"Exception Group Traceback")
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+(?:,? in (?P<function>\S+))?')
 _BOX = re.compile(r"^\s*[│╭╰┃┏┗]")
+_INSIDE = re.compile(r"^\s*[│┃].*\w")
 _ARROW = re.compile(r"^\s*(?:-+>|❱)?\s*\d+\s|^-{20,}$")
 _MARKS = re.compile(r"^\s*[~^]+[~^ ]*$")
 _LIBRARY = re.compile(r"site-packages|dist-packages|/lib/python\d|<frozen|torch/")
@@ -50,6 +52,8 @@ _LOOSE = re.compile(
     r"^(?P<path>(?:[A-Za-z_]\w*\.)*)(?P<name>[A-Za-z_]\w*)(?:\((?P<inner>\w+)\))?(?::\s(?P<message>.*))?$"
 )
 """Inside a traceback any name may be an exception."""
+_IGNORED = re.compile(r"^(?:Exception ignored (?:in|on|while)\b|Error in atexit\._run_exitfuncs:)")
+"""Lines before an exception that ends no program."""
 _CONTINUED = re.compile(
     r"^(?:\s+\S|\.\.\.|nccl\w+Error|Last error|what\(\)"
     r"|Cannot access|ErrorCode|\t|Failed to bind|This is usually)"
@@ -105,7 +109,10 @@ class Tracebacks:
     deaths: tuple[Death, ...]
     """In the order in which they end."""
     source_lines: frozenset[int]
-    """Indices of frames, source lines and drawings: they hold no messages."""
+    """Indices of frames, source lines and drawings, and of exceptions that were ignored: they hold
+    no messages."""
+    boxed_lines: frozenset[int] = frozenset()
+    """Lines inside a box other than a traceback, such as the error of a command line."""
 
 
 def find_tracebacks(lines: Sequence[LogLine]) -> Tracebacks:
@@ -123,12 +130,15 @@ class _Finder:
         self._frame = ""
         self._link = ""
         self._in_group = False
+        self._boxed: set[int] = set()
+        self._ignores: int | None = None
+        """The line that says that the next exception is ignored, or the newest of its traceback."""
 
     def find(self) -> Tracebacks:
         index = 0
         while index < len(self._lines):
             index = self._read(index)
-        return Tracebacks(tuple(self._deaths), frozenset(self._source))
+        return Tracebacks(tuple(self._deaths), frozenset(self._source), frozenset(self._boxed))
 
     def _text(self, index: int) -> str:
         text = self._lines[index].text
@@ -139,6 +149,12 @@ class _Finder:
         text = self._text(index)
         bare = text.strip()
         located = _FRAME.match(text)
+        if _IGNORED.match(bare):
+            self._source.add(index)
+            self._open, self._ignores = None, index
+            return index + 1
+        if self._ignores is not None and self._open is None and index > self._ignores + 1:
+            self._ignores = None
         if _HEADER.search(text):
             self._begin(index, text)
         elif located is not None:
@@ -148,6 +164,8 @@ class _Finder:
             self._source.add(index)
         elif self._is_drawing(text):
             self._source.add(index)
+            if self._open is None and _INSIDE.match(text):
+                self._boxed.add(index)
         else:
             return self._maybe_raised(index, text)
         return index + 1
@@ -179,7 +197,8 @@ class _Finder:
             if self._open is not None and index - self._open > 200:
                 self._open = None
             return index + 1
-        if self._lines[index].level < LogLevel.PLAIN:
+        is_quiet = self._lines[index].level < LogLevel.PLAIN
+        if is_quiet and not found["name"].endswith("Warning"):  # one that was raised is an error
             return index + 1
         name = found["name"]
         if found["inner"] and name in WRAPPERS:
@@ -189,6 +208,10 @@ class _Finder:
         if len(members) > 1 and not found["message"]:
             head = f"{head.rstrip(': ')}: {self._text(members[1]).strip()}"
         start = self._open if self._open is not None else index
+        if self._ignores is not None:
+            self._source.update(members)
+            self._open = self._ignores = None
+            return members[-1] + 1
         raised = Raised(name, head, self._frame, tuple(members), start, self._lines[index].rank)
         self._add(raised)
         self._source.difference_update(members)

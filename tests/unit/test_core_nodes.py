@@ -174,7 +174,12 @@ def test_a_failure_that_follows_the_run_acquits_the_nodes() -> None:
     assert "no node is to blame" in restart.reason
 
 
-def test_a_program_that_faults_on_two_machines_is_its_owners() -> None:
+@pytest.mark.parametrize(
+    "words",
+    ["SIGSEGV", "Fatal Python error: Segmentation fault", "a.sh: line 3:  7 Aborted  python"],
+)
+def test_a_program_that_faults_on_two_machines_is_its_owners(words: str) -> None:
+    """Faulthandler and shells have words of their own for the signal."""
     world = World(nodes=4)
     world.submit(spec(nodes=1))
     world.trained_to(5)
@@ -182,7 +187,7 @@ def test_a_program_that_faults_on_two_machines_is_its_owners() -> None:
     while world.run().state is not RunState.FAILED:
         attempts += 1
         assert attempts < 6
-        world.die(failure=killed("SIGSEGV"), last_step=5)
+        world.die(failure=killed("SIGSEGV").model_copy(update={"reason": words}), last_step=5)
         world.settle()
         world.advance(61)
         world.settle()

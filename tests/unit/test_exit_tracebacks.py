@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from monitors.exits import classify
+from monitors.exits import classify, ends_in_traceback
 from monitors.failures import FailureClass as F
 
 STEPS = "".join(f"step {step} loss {3 - step / 50:.3f}\n" for step in range(10, 30))
@@ -168,3 +168,35 @@ def test_a_broken_gpu_explains_a_kernel_that_failed_on_it():
     assert why(illegal).failure_class is F.CUDA_USER_BUG
     assert why(xid + illegal).failure_class is F.GPU_HARDWARE
     assert why(xid + STEPS + illegal).failure_class is F.CUDA_USER_BUG
+
+
+IGNORED = "Exception ignored in: <function Pool.__del__ at 0x7f21>\n" + traceback(
+    "AttributeError: 'Pool' object has no attribute '_state'"
+)
+AT_EXIT = "Error in atexit._run_exitfuncs:\n" + traceback("OSError: handle is closed")
+PIPE = "Exception ignored in: <_io.TextIOWrapper name='<stdout>'>\nBrokenPipeError: [Errno 32] x\n"
+
+
+@pytest.mark.parametrize("behind", [IGNORED, AT_EXIT, PIPE, IGNORED + AT_EXIT])
+def test_an_exception_that_python_ignores_ends_no_program(behind):
+    """Destructors and exit handlers raise after the exception that counts, or after a good end."""
+    error = traceback("ValueError: shard 3 is short")
+    assert why(STEPS + error + behind).reason == "ValueError: shard 3 is short"
+    assert ends_in_traceback(STEPS + error + behind)
+    assert not ends_in_traceback(STEPS + behind)
+    assert why(STEPS + "config error: no such split\n" + behind).reason.endswith("no such split")
+    assert why(STEPS + behind + error).reason == "ValueError: shard 3 is short"
+
+
+def test_a_warning_that_is_raised_is_an_exception():
+    """`python -W error` and the settings of a test make exceptions of them."""
+    failure = why(STEPS + traceback("DeprecationWarning: np.bool is gone"))
+    assert failure.failure_class is F.USER_CODE
+    assert failure.reason == "DeprecationWarning: np.bool is gone"
+
+
+def test_the_error_of_a_command_line_in_a_box_is_read():
+    """As typer and tyro print it."""
+    box = "╭─ Error ─────────────────╮\n│ No such option: --foo   │\n╰─────────────────────────╯\n"
+    assert why("Usage: train.py [OPTIONS]\n" + box, 2).reason.endswith("No such option: --foo")
+    assert why(box, 2).reason.endswith("No such option: --foo")

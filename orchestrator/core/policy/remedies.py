@@ -186,8 +186,12 @@ def is_awaited(incident: Incident) -> bool:
     return incident.state is IncidentState.OPEN and incident.evidence.get("form") == AWAITED
 
 
-_OWN_SIGNALS = re.compile(r"\bSIG(?:SEGV|BUS|ILL|FPE|ABRT|TRAP|SYS)\b")
-"""Signals that a program earns by what it does; others are sent to it."""
+_OWN_SIGNALS = re.compile(
+    r"\bSIG(?:SEGV|BUS|ILL|FPE|ABRT|TRAP|SYS)\b|^Fatal Python error: "
+    r"|\b(?:Segmentation fault|Bus error|Aborted|Illegal instruction|Floating point exception)\b"
+)
+"""Signals that a program earns by what it does, also in the words of a shell or of Python's
+faulthandler; others are sent to it."""
 
 
 def is_own_making(failure: Failure) -> bool:
