@@ -14,9 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.tensor import DTensor
 
