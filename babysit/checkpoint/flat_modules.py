@@ -39,7 +39,7 @@ def model_state(module: torch.nn.Module) -> dict[str, Any]:
     for each in FullyShardedDataParallel.fsdp_modules(module):
         if each._device_mesh is None and each.sharding_strategy in _ONE_GROUP:  # noqa: SLF001
             group: Any = each.process_group
-            device = each.compute_device.type
+            device = (each.compute_device or torch.device("cpu")).type
             if id(group) not in meshes:
                 meshes[id(group)] = DeviceMesh.from_group(group, device)
             each._device_mesh = meshes[id(group)]  # noqa: SLF001  # torch has no public way
