@@ -11,8 +11,8 @@ ZeRO 1, 2 and 3, also with offload. `loader` may be the one that `deepspeed.init
 it goes on at the exact batch. DeepSpeed's own save has barriers, so it waits for every rank, unlike
 other saves of babysit; and it blocks training while it writes to the nearest tier.
 
-Each rank saves all that it needs, so both tiers serve. A checkpoint loads at the world size of its
-save; the error at another one says how to get DeepSpeed's universal format from it.
+Each rank saves all that it needs, so both tiers serve. Another number of ranks loads a checkpoint
+of the directory through DeepSpeed's universal format; one of a pipeline is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from babysit.errors import StateMismatchError
+from babysit.integrations import deepspeed_universal
 
 _TAG = "state"
 _RANKS_FILE = "ranks.json"
@@ -60,8 +61,7 @@ class EngineState:
             StateMismatchError: The directory holds no checkpoint that it can load, or one of other
                 objects beside the engine.
         """
-        require_ranks(self._engine, directory, _TAG, directory.parent)
-        with _with_all_names(self._engine, directory) as place:
+        with _loadable(self._engine, directory) as place:
             path, more = self._engine.load_checkpoint(str(place), tag=_TAG)
         if path is None:
             raise StateMismatchError(f"DeepSpeed found no checkpoint it can load in {directory}")
@@ -99,6 +99,26 @@ def _write_layers(engine: Any, directory: Path) -> None:
 
 
 @contextlib.contextmanager
+def _loadable(engine: Any, directory: Path) -> Iterator[Path]:
+    """A directory from which the engine can load what one rank, or all of them, have saved.
+
+    Raises:
+        StateMismatchError: Another number of ranks saved it, and it cannot be converted.
+    """
+    step = directory.parent
+    if saved_ranks(engine, directory) == engine.world_size or not engine.zero_optimization():
+        with _with_all_names(engine, directory) as place:
+            yield place
+        return
+    if engine.mp_world_size > 1:  # the stages of a pipeline
+        require_ranks(engine, directory, _TAG, step)
+    if why := deepspeed_universal.convert(engine, step, _TAG):
+        require_ranks(engine, directory, _TAG, step, why=f"It could not be converted: {why}. ")
+    with deepspeed_universal.loading(engine, step) as place:
+        yield place
+
+
+@contextlib.contextmanager
 def _with_all_names(engine: Any, directory: Path) -> Iterator[Path]:
     """A directory that has a file for each model-parallel rank: DeepSpeed counts them at a load.
 
@@ -121,7 +141,13 @@ def _with_all_names(engine: Any, directory: Path) -> Iterator[Path]:
         yield place
 
 
-def require_ranks(ranks: Any, directory: Path, tag: str, step: Path) -> None:
+def saved_ranks(ranks: Any, directory: Path) -> int:
+    """The number of ranks that saved a checkpoint; unknown: that of `ranks`."""
+    file = directory / _RANKS_FILE
+    return int(json.loads(file.read_text()) if file.exists() else ranks.world_size)
+
+
+def require_ranks(ranks: Any, directory: Path, tag: str, step: Path, *, why: str = "") -> None:
     """Refuse a checkpoint of another world size: an engine would mix its shards up.
 
     Args:
@@ -129,18 +155,18 @@ def require_ranks(ranks: Any, directory: Path, tag: str, step: Path) -> None:
         directory: The directory that has the files of this rank.
         tag: The tag of the checkpoint.
         step: The directory of all ranks.
+        why: A sentence for the message, with a space behind it.
 
     Raises:
         StateMismatchError: It was saved by another number of ranks; the message says what to do.
     """
-    file = directory / _RANKS_FILE
-    saved = json.loads(file.read_text()) if file.exists() else ranks.world_size
+    saved = saved_ranks(ranks, directory)
     if saved == ranks.world_size:
         return
     shards = "/".join(("rank-*", *directory.relative_to(step).parts[1:], tag))
     raise StateMismatchError(
         f"{step}: {saved} ranks saved it with DeepSpeed, and this attempt has"
-        f" {ranks.world_size}. Give the run {saved} ranks again; or collect the shards (cp -rn"
+        f" {ranks.world_size}. {why}Give the run {saved} ranks again; or collect the shards (cp -rn"
         f" {step}/{shards} MERGED/), convert them (python -m"
         f" deepspeed.checkpoint.ds_to_universal --input_folder MERGED/{tag} --output_folder"
         " UNIVERSAL), and begin a new run that loads UNIVERSAL"
