@@ -28,7 +28,10 @@ HARMLESS = {
         "seconds": "is a figure",
         "rejected": "no checkpoint is condemned; ranks at different steps are noticed",
     },
-    "rank_exited": {"last_step": "is a figure"},
+    "rank_exited": {
+        "remark": "without it, another code than 0 is a failure",
+        "last_step": "is a figure",
+    },
     "save_failed": {"full": "the save failed all the same"},
     "storage_trouble": {"full": "is trouble all the same", "over": "the trouble goes on"},
     "engine_saved": {"bytes": "is a figure", "gone": "a later look finds what is gone"},
