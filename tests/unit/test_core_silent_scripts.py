@@ -295,6 +295,22 @@ def given(world: World, step: int, checkpoint: str) -> None:
             )
 
 
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [
+        # Written again and again: the script opens it, and no agent need have seen it whole.
+        ("/out/ckpt.pt", "where its script resumes"),
+        # The script is given a path, and there is none yet.
+        ("/out/{step}", "the beginning"),
+    ],
+)
+def test_a_restart_says_what_the_script_starts_from(place: str, source: str) -> None:
+    world = own_checkpoints(args=["--resume"], checkpoints=place)
+    world.die()
+    deliver(world)
+    assert f"attempt 2 starts from {source} on " in world.run().reason
+
+
 def test_a_spike_sends_a_script_back_to_a_checkpoint_of_its_own() -> None:
     world = own_checkpoints()
     first = saved(world, 10)

@@ -85,8 +85,8 @@ def start_attempt(turn: Turn, run: Run, seats: tuple[Seat, ...]) -> None:
             grow_after=grow_after,
         )
     )
-    newest = f"step {candidates[0].step} ({candidates[0].tier})" if candidates else "the beginning"
-    reason = f"attempt {number} starts from {newest} on {named([seat.node for seat in seats])}"
+    source = _source(run, number, candidates)
+    reason = f"attempt {number} starts from {source} on {named([seat.node for seat in seats])}"
     state = RunState.STARTING if number == 1 else RunState.RECOVERING
     turn.change_run(
         run.id,
@@ -135,6 +135,15 @@ def _offer(checkpoint: Checkpoint) -> RestoreCandidate:
         world_size=checkpoint.world_size,
         attempt=checkpoint.attempt,
     )
+
+
+def _source(run: Run, number: int, candidates: list[Checkpoint]) -> str:
+    """The start of an attempt in words: a script may find its newest checkpoint itself."""
+    if candidates:
+        return f"step {candidates[0].step} ({candidates[0].tier})"
+    resume = run.spec.resume
+    finds = number > 1 and resume is not None and not resume.by_step
+    return "where its script resumes" if finds else "the beginning"
 
 
 def _candidates(turn: Turn, run: Run, seats: tuple[Seat, ...], world_size: int) -> list[Checkpoint]:
