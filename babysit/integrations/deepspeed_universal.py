@@ -46,16 +46,20 @@ def convert(engine: Any, step: Path, tag: str) -> str:
 
 @contextlib.contextmanager
 def loading(engine: Any, step: Path) -> Iterator[Path]:
-    """The directory from which the engine loads inside the block; then it is removed."""
+    """The directory from which the engine loads inside the block; then it is removed.
+
+    A rank whose load fails leaves at once: a collective of its own would meet those of the others'
+    load. The next conversion removes what is left then.
+    """
     config = engine._config  # noqa: SLF001  # it reads this file's setting only when it is made
     before, config.load_universal_checkpoint = config.load_universal_checkpoint, True
     try:
         yield step / _PLACE
     finally:
         config.load_universal_checkpoint = before
-        collective.minimum(0)  # all ranks have read it
-        if int(engine.global_rank) == 0:
-            shutil.rmtree(step / _PLACE, ignore_errors=True)
+    collective.minimum(0)  # all ranks have read it
+    if int(engine.global_rank) == 0:
+        shutil.rmtree(step / _PLACE, ignore_errors=True)
 
 
 def _convert(shards: list[Path], place: Path, tag: str) -> None:

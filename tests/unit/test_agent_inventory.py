@@ -154,6 +154,12 @@ def test_shards_of_ranks_that_a_worker_has_no_more_are_dropped(tmp_path: Path):
     inventory.drop_others(tmp_path / "none", (0,))
 
 
+def test_a_shard_that_cannot_be_deleted_keeps_no_attempt_from_starting(tmp_path: Path):
+    (tmp_path / "step-000000004/rank-00001" / inventory.MANIFEST_FILE).mkdir(parents=True)
+    inventory.drop_others(tmp_path, (0,))
+    assert not (tmp_path / "step-000000004").exists()
+
+
 def test_inventory_says_where_shards_are_now(tmp_path: Path):
     shard(tmp_path / "old", 3)
     (tmp_path / "old").rename(tmp_path / "new")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from babysit import collective
 from babysit.errors import StateMismatchError
 from babysit.integrations.deepspeed import EngineState
 
@@ -76,6 +77,29 @@ def test_the_shards_of_all_ranks_are_converted_and_loaded(step: Path) -> None:
     assert engine.universal
     assert not engine._config.load_universal_checkpoint, "its own checkpoints are of its own format"
     assert sorted(step.rglob("*")) == before, "what was converted is removed"
+
+
+@pytest.mark.usefixtures("converter")
+def test_a_rank_whose_load_fails_does_not_wait_for_the_others(
+    step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in a collective of their load: another one of this rank would be taken for it."""
+    met: list[tuple[int, ...]] = []
+
+    def minimum(*values: int) -> tuple[int, ...]:
+        met.append(values)
+        return values
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("another optimizer")
+
+    engine = Engine()
+    monkeypatch.setattr(collective, "minimum", minimum)
+    monkeypatch.setattr(engine, "load_checkpoint", fails)
+    with pytest.raises(RuntimeError, match="another optimizer"):
+        EngineState(engine).load(step / "rank-00000")
+    assert met == [(1,)], "after the conversion"
+    assert not engine._config.load_universal_checkpoint
 
 
 def test_a_conversion_that_fails_says_why_and_what_to_do(
